@@ -1,0 +1,132 @@
+"""Every error that featurestore foresees, in one tree.
+
+::
+
+    FeatureStoreError                  caught by the command line: one line, exit status 1
+    ├── InputError (ValueError)        what the caller gave cannot be used
+    │   ├── DatasetError               a folder, table or array that is no data set
+    │   ├── ImageError                 bytes that do not decode to an image
+    │   ├── BackboneError              an unknown model, or weights that do not fit
+    │   │   └── UnknownLayerError      no such layer in the backbone
+    │   ├── HeadError                  an unknown head or parameter, or labels it cannot learn from
+    │   └── SpecError                  a pipeline or sweep file with a mistake in it
+    ├── StoreError                     what is on disk is not what is needed
+    │   ├── StoreFormatError           not a store, or one of a newer format
+    │   ├── NotFoundError (LookupError)    no such features, data set or head
+    │   ├── IncompleteFeaturesError    some blocks were never extracted
+    │   └── DamagedError               stored bytes that fail their checksum
+    ├── ExtractionError                the forward pass, or what it read, went wrong
+    │   ├── SourceChangedError         an image no longer has the bytes that were scanned
+    │   └── ActivationError            a value that the stored type cannot hold, or NaN
+    └── PromotionError                 a head that cannot be fused
+        └── ParityError                the fused model disagrees with the cached head
+
+A message says what was found, what was expected, and how to mend it, in one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatureStoreError(Exception):
+    """Base of every error raised on purpose by featurestore."""
+
+
+class FeatureStoreWarning(UserWarning):
+    """Something worth knowing that stops nothing."""
+
+
+class InputError(FeatureStoreError, ValueError):
+    """What the caller gave cannot be used."""
+
+
+class DatasetError(InputError):
+    """A folder, table or array that is no data set."""
+
+
+class ImageError(InputError):
+    """Bytes that do not decode to an image; the message is the reason."""
+
+
+class BackboneError(InputError):
+    """An unknown model, or weights or preprocessing that do not fit it."""
+
+
+class UnknownLayerError(BackboneError):
+    """No such layer in the backbone."""
+
+
+class HeadError(InputError):
+    """An unknown head or parameter, or labels that it cannot learn from."""
+
+
+class SpecError(InputError):
+    """A pipeline or sweep file with a mistake in it."""
+
+
+class StoreError(FeatureStoreError):
+    """What is on disk is not what is needed."""
+
+
+class StoreFormatError(StoreError):
+    """Not a store, or a store of a newer format."""
+
+
+class NotFoundError(StoreError, LookupError):
+    """No such features, data set or head in the store."""
+
+
+class IncompleteFeaturesError(StoreError):
+    """Some blocks of a feature array were never extracted."""
+
+
+class DamagedError(StoreError):
+    """Stored bytes that fail their checksum or cannot be parsed."""
+
+
+class ExtractionError(FeatureStoreError):
+    """The forward pass, or what it read, went wrong."""
+
+
+class SourceChangedError(ExtractionError):
+    """An image no longer has the bytes that were scanned."""
+
+
+class ActivationError(ExtractionError):
+    """An activation that is not finite, or that the stored type cannot hold."""
+
+
+class PromotionError(FeatureStoreError):
+    """A head that cannot be fused onto its backbone."""
+
+
+class ParityError(PromotionError):
+    """The fused model disagrees with the head that was measured on the cache."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return a phrase that offers the known names nearest to ``name``.
+
+    Parameters
+    ----------
+    name : str
+        What was asked for.
+    known : iterable of str
+        What exists.
+    count : int
+        How many to offer.
+
+    Returns
+    -------
+    str
+        ``"did you mean 'block4_pool'?"``, or the first names where none is near.
+    """
+    names = list(known)
+    folded = {each.casefold(): each for each in reversed(names)}
+    close = difflib.get_close_matches(name.casefold(), folded, n=count, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(folded[each]) for each in close) + "?"
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    return f"known: {shown or 'none'}"
