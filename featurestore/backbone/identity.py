@@ -1,0 +1,198 @@
+"""The prefix digest: what decides the activation at a cut, and nothing else.
+
+Each node's digest is made of its own description and the digests of what it takes, so one sweep
+gives the digest of the graph *up to* every layer. Names, training settings, how the model was
+nested and what was built before in the process never enter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featurestore.backbone.graph import Graph, Node, one_line
+from featurestore.digests import digest_array, digest_fields
+from featurestore.errors import BackboneError
+
+# Settings that change how weights come about, or how a layer is called, but not what it computes.
+_IGNORED = {"name", "trainable", "seed", "build_config"}
+_IGNORED_ENDINGS = ("_initializer", "_regularizer", "_constraint", "regularizer", "_init")
+
+# Layers that hand on their input unchanged outside of training.
+_TRANSPARENT = {
+    "ActivityRegularization",
+    "AlphaDropout",
+    "Dropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "Identity",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+}
+
+
+def graph_digests(graph: Graph) -> list[str]:
+    """Return for every node the digest of the graph up to it.
+
+    Raises
+    ------
+    BackboneError
+        Where a layer has no canonical description (Lambda, unregistered custom layers).
+    """
+    digests = [digest_fields({"class": "image"})]
+    for node in graph.nodes[1:]:
+        inputs = [[digests[parent], output] for parent, output in node.inputs]
+        if _transparent(node):
+            digests.append(digests[node.inputs[0][0]])
+            continue
+        digests.append(digest_fields({**_description(node), "inputs": inputs}))
+    return digests
+
+
+def weight_digests(graph: Graph) -> list[str]:
+    """Return for every node the digest of all weights up to it. Each array is read once."""
+    own: dict[int, list[str]] = {}
+    digests = [digest_fields({"weights": [], "inputs": []})]
+    for node in graph.nodes[1:]:
+        if _transparent(node):
+            digests.append(digests[node.inputs[0][0]])
+            continue
+        key = id(node.operation)
+        if key not in own:
+            own[key] = [digest_array(array) for array in weight_arrays(node.operation)]
+        inputs = [digests[parent] for parent, _ in node.inputs]
+        digests.append(digest_fields({"weights": own[key], "inputs": inputs}))
+    return digests
+
+
+def precisions(graph: Graph) -> list[str]:
+    """Return for every node the types that were computed with up to it, as ``float32``."""
+    up_to: list[frozenset[str]] = [frozenset()]
+    for node in graph.nodes[1:]:
+        own = getattr(node.operation, "compute_dtype", None)
+        mine = frozenset([str(own)] if own and "float" in str(own) else [])
+        up_to.append(mine.union(*(up_to[parent] for parent, _ in node.inputs)))
+    return ["+".join(sorted(types)) or "float32" for types in up_to]
+
+
+def weight_arrays(operation: Any) -> list[Any]:
+    """Return a layer's weights as arrays, in its own order."""
+    import keras
+
+    weights = getattr(operation, "weights", None) or []
+    return [keras.ops.convert_to_numpy(weight) for weight in weights]
+
+
+def _transparent(node: Node) -> bool:
+    # One that sits right on the image still turns it into float, so it counts.
+    return node.kind in _TRANSPARENT and node.inputs[0][0] != 0
+
+
+def _description(node: Node) -> dict[str, Any]:
+    """Return a node's class, settings and constant arguments in canonical JSON form."""
+    import keras
+
+    operation = node.operation
+    if isinstance(operation, keras.layers.Lambda):
+        raise BackboneError(
+            f"layer {node.name!r} is a Lambda, whose code has no canonical form: replace it by a"
+            " stock layer or by keras.ops"
+        )
+    try:
+        serial = keras.saving.serialize_keras_object(operation)
+        _refuse_unregistered(node.name, serial)
+        return {
+            "class": serial.get("registered_name") or serial["class_name"],
+            "config": _canonical(serial["config"]),
+            "arguments": _arguments(node),
+        }
+    except BackboneError:
+        raise
+    except Exception as error:  # whatever get_config raises
+        raise BackboneError(
+            f"layer {node.name!r} ({node.kind}) has no canonical configuration: {one_line(error)}"
+        ) from error
+
+
+def _refuse_unregistered(name: str, value: Any) -> None:
+    """Refuse code of the user's that Keras could not find again by a registered name."""
+    if isinstance(value, Mapping):
+        module = value.get("module")
+        known = module is None or module == "builtins" or module.split(".")[0] == "keras"
+        registered = value.get("registered_name")
+        if not known and (registered is None or ">" not in registered):
+            raise BackboneError(
+                f"layer {name!r} uses {value.get('class_name')!r} of {module}, which Keras cannot"
+                " find by name: register it with keras.saving.register_keras_serializable"
+            )
+        if value.get("class_name") == "__lambda__":
+            raise BackboneError(f"layer {name!r} holds a lambda: use a named Keras function")
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            _refuse_unregistered(name, each)
+
+
+def _canonical(value: Any) -> Any:
+    """Return a serialized configuration without what does not decide the activation."""
+    if isinstance(value, Mapping):
+        if value.get("class_name") == "DTypePolicy":
+            return value["config"]["name"]
+        return {
+            str(key): _canonical(each)
+            for key, each in value.items()
+            # A setting that is None is one that an older Keras may not have had.
+            if each is not None
+            and key not in _IGNORED
+            and not str(key).endswith(_IGNORED_ENDINGS)
+        }
+    if isinstance(value, (list, tuple)):
+        return [_canonical(each) for each in value]
+    return _plain(value)
+
+
+def _arguments(node: Node) -> list[Any]:
+    args, kwargs = node.arguments
+    named = {
+        key: value
+        for key, value in kwargs.items()
+        if value is not None and key not in ("training", "mask")
+    }
+    return [_argument(args), _argument(named)]
+
+
+def _argument(value: Any) -> Any:
+    import keras
+
+    if isinstance(value, keras.KerasTensor):
+        return {"input": True}  # which one: "inputs" says, in the same order
+    if isinstance(value, slice):
+        return {"slice": [_argument(each) for each in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, Mapping):
+        return {str(key): _argument(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_argument(each) for each in value]
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    import keras
+    import numpy as np
+
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
+        return {"array": digest_array(np.asarray(keras.ops.convert_to_numpy(value)))}
+    if isinstance(value, np.dtype):
+        return value.name
+    raise BackboneError(f"a setting of type {type(value).__name__} has no canonical form")
+
+
+def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
+    """Return the fields in which two prefixes differ, to explain a miss."""
+    return [key for key in sorted({*mine, *other}) if mine.get(key) != other.get(key)]

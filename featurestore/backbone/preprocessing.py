@@ -1,0 +1,129 @@
+"""From a decoded image of any size to the numbers that a backbone takes: resize, then scale.
+
+Both are stock Keras layers, so that a promoted model carries the very same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from featurestore.errors import BackboneError, nearest
+from featurestore.images import DECODER
+
+RESIZES = ("stretch", "crop", "pad")
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos3", "lanczos5", "nearest")
+SCALINGS = ("none", "unit", "tf", "torch", "caffe")
+
+# The channel statistics of ImageNet that keras.applications.imagenet_utils uses, on 0 to 255.
+_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+_TORCH_MEAN = tuple(255.0 * mean for mean in (0.485, 0.456, 0.406))
+_TORCH_VARIANCE = tuple((255.0 * deviation) ** 2 for deviation in (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to a decoded image before the backbone's first layer.
+
+    Attributes
+    ----------
+    input_size : (int, int)
+        Height and width that the backbone sees.
+    resize : {"stretch", "crop", "pad"}
+        Ignore the aspect ratio; cut the longer side evenly; add black evenly to the shorter one.
+    interpolation : {"bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"}
+        Always antialiased, except "nearest", which knows no antialiasing.
+    scaling : {"none", "unit", "tf", "torch", "caffe"}
+        0 to 255 as it is (the network scales inside); 0 to 1; -1 to 1; ImageNet mean and
+        deviation; BGR less ImageNet mean.
+    decoder : str
+        Name of the rule by which files became pixels.
+    """
+
+    input_size: tuple[int, int]
+    resize: str = "stretch"
+    interpolation: str = "bilinear"
+    scaling: str = "none"
+    decoder: str = DECODER
+
+    def __post_init__(self) -> None:
+        _one_of("resize rule", self.resize, RESIZES)
+        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
+        _one_of("scaling", self.scaling, SCALINGS)
+        if min(self.input_size) < 1:
+            raise BackboneError(f"input size {self.input_size} is empty: expected at least 1")
+
+    def fields(self) -> dict[str, Any]:
+        """Return what enters a prefix digest, input size apart."""
+        return {
+            "antialias": self.interpolation != "nearest",
+            "decoder": self.decoder,
+            "interpolation": self.interpolation,
+            "resize": self.resize,
+            "scaling": self.scaling,
+        }
+
+    def resizing(self) -> Any:
+        """Return the layer: uint8 (batch, height, width, channel=3) of any size to the input size.
+
+        Its dtype is uint8: with the default one, Keras rounds in eager calls but hands on
+        unrounded float32 inside ``predict`` and ``fit``. A whole-number fill value, because a
+        float one cannot multiply uint8.
+        """
+        import keras
+
+        height, width = self.input_size
+        return keras.layers.Resizing(
+            height,
+            width,
+            interpolation=self.interpolation,
+            antialias=True,
+            crop_to_aspect_ratio=self.resize == "crop",
+            pad_to_aspect_ratio=self.resize == "pad",
+            fill_value=0,
+            data_format="channels_last",
+            dtype="uint8",
+            name="resizing",
+        )
+
+    def scale(self, images: Any) -> Any:
+        """Scale a uint8 tensor (batch, height, width, channel=3), real or symbolic, to float32."""
+        import keras
+
+        layers = keras.layers
+        if self.scaling == "caffe":
+            images = keras.ops.flip(images, axis=-1)
+            if isinstance(images, keras.KerasTensor):
+                images._keras_history.operation.name = "scaling_bgr"
+            layer = layers.Normalization(
+                mean=_CAFFE_MEAN_BGR, variance=(1.0, 1.0, 1.0), name="scaling", dtype="float32"
+            )
+        elif self.scaling == "torch":
+            layer = layers.Normalization(
+                mean=_TORCH_MEAN, variance=_TORCH_VARIANCE, name="scaling", dtype="float32"
+            )
+        else:
+            # "none" is a layer too: it makes float32 of uint8, exactly.
+            scale, offset = {
+                "none": (1.0, 0.0),
+                "unit": (1 / 255.0, 0.0),
+                "tf": (1 / 127.5, -1.0),
+            }[self.scaling]
+            layer = layers.Rescaling(scale, offset, name="scaling", dtype="float32")
+        return layer(images)
+
+
+def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) from one number or two."""
+    if isinstance(size, int):
+        return size, size
+    height, width = (int(side) for side in size)
+    return height, width
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise BackboneError(
+            f"unknown {what} {value!r}: expected one of {', '.join(allowed)};"
+            f" {nearest(str(value), allowed)}"
+        )

@@ -1,0 +1,49 @@
+"""``layers``: where a backbone can be cut."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from featurestore.cli.options import backbone_options, json_option
+from featurestore.cli.output import print_json, print_table, size
+
+
+@click.command("layers")
+@click.argument("model")
+@backbone_options
+@json_option
+def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
+    """List the layers of MODEL: where it can be cut, what a cut costs and gives.
+
+    MODEL is a keras.applications name (any case) or a .keras/.h5 file. Parameters and FLOPs are
+    those up to the layer, bytes those of one sample as float16; "tail" says whether the rest of
+    the network can be trained from the layer's stored activations.
+
+    \b
+    Example:
+      featurestore layers vgg16 --weights random
+    """
+    from featurestore.backbone import Backbone
+
+    infos = Backbone.open(model, **backbone).layers()
+    if as_json:
+        print_json([asdict(info) for info in infos])
+        return
+    rows = [
+        {**asdict(info), "gflops": info.flops / 1e9, "size": size(info.bytes)} for info in infos
+    ]
+    print_table(
+        rows,
+        {
+            "name": "layer",
+            "kind": "class",
+            "shape": "shape",
+            "parameters": "parameters",
+            "gflops": "GFLOPs",
+            "size": "bytes/sample",
+            "tail": "tail",
+        },
+    )

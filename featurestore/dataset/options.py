@@ -1,0 +1,97 @@
+"""How a data set was scanned: what is kept of it, and the command line that does it again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import Any
+
+from featurestore.dataset.source import is_text, is_uri, missing
+from featurestore.dataset.split import check
+from featurestore.dataset.table import SUFFIXES
+from featurestore.errors import DatasetError
+
+_DEFAULTS = {"val": 0.2, "test": 0.0, "seed": 0}
+
+
+def checked(val: Any, test: Any, seed: Any, **others: str | None) -> dict[str, Any]:
+    """Return the options of a scan as plain values, without those that were not given."""
+    fractions = dict(zip(_DEFAULTS, check(val, test, seed), strict=True))
+    return {**fractions, **{key: value for key, value in others.items() if value is not None}}
+
+
+def drawing(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the options that decide how splits are drawn."""
+    return {key: options[key] for key in _DEFAULTS}
+
+
+def checked_name(name: Any) -> str:
+    """Return the name of a data set, or raise where it could not be typed."""
+    if not isinstance(name, str) or not name.strip() or not is_text(name) or not name.isprintable():
+        raise DatasetError(f"data set name {name!r}, expected printable text: give a name (--name)")
+    return name
+
+
+def default_name(source: str) -> str:
+    """Return the name of a folder, or that of a table's file without its ending.
+
+    Examples
+    --------
+    >>> default_name("/data/photos.csv"), default_name("s3://bucket/photos.parquet?versionId=3")
+    ('photos', 'photos')
+    """
+    last = os.path.basename(source.rstrip("/" + os.sep))
+    return last if os.path.isdir(source) else os.path.splitext(last.partition("?")[0])[0]
+
+
+def command_line(source: str, name: str, options: dict[str, Any]) -> str:
+    """Return the command that scans a folder or table again, as it was scanned.
+
+    Examples
+    --------
+    >>> command_line("/data/my photos", "my photos", {"val": 0.1, "seed": 0, "group_by": "folder"})
+    "featurestore scan '/data/my photos' --val 0.1 --group-by folder"
+    """
+    words = ["featurestore", "scan", source]
+    if name != default_name(source):
+        words += ["--name", name]
+    chosen = dict(options)
+    chosen["group_by"] = chosen.get("group_column", chosen.get("group_by"))
+    for key in (*_DEFAULTS, "group_by"):
+        if chosen.get(key) not in (None, _DEFAULTS.get(key)):
+            words += [f"--{key.replace('_', '-')}", str(chosen[key])]
+    return shlex.join(words)
+
+
+def is_folder(source: str) -> bool:
+    """Tell a folder from a table, and raise where it is neither."""
+    if not is_uri(source) and not os.path.lexists(source):
+        raise missing(source, "a folder of images or a table")
+    if os.path.isdir(source):
+        return True
+    if source.partition("?")[0].lower().endswith(SUFFIXES):
+        return False
+    raise DatasetError(
+        f"{source!r} is neither a folder nor a table ({', '.join(SUFFIXES)}); for a single image, "
+        "name the folder that holds it"
+    )
+
+
+def for_folder(source: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, or raise where one is for tables."""
+    given = {key: value for key, value in options.items() if value is not None}
+    wrong = sorted(key for key in given if key.endswith("_column"))
+    if wrong:
+        raise DatasetError(
+            f"{source!r} is a folder, and {wrong[0]} is for tables; expected group_by, val, test "
+            "or seed"
+        )
+    return given
+
+
+def for_table(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given; ``group_by`` names the group column."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if "group_by" in given:
+        given["group_column"] = given.pop("group_by")
+    return given

@@ -1,0 +1,49 @@
+"""The bytes of one sample, checked against its digest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.dataset.source import UnreadableError, read
+from featurestore.digests import digest_array, digest_bytes
+from featurestore.errors import DatasetError, SourceChangedError
+
+if TYPE_CHECKING:
+    from featurestore.dataset.dataset import Dataset
+
+
+def read_sample(dataset: Dataset, row: int) -> bytes:
+    """Return the bytes of a row's file, or of its array's values."""
+    path = dataset.paths[row]
+    if path is None:
+        return array_sample(dataset, row).tobytes()
+    again = f"scan again: {dataset.scan_command}"
+    try:
+        data = read(path)
+    except UnreadableError as error:
+        raise DatasetError(f"{path!r}: {error}; {again}") from error
+    expected = dataset.sample_digests[row]
+    found = digest_bytes(data)
+    if found != expected:
+        raise SourceChangedError(
+            f"{path!r} has changed since it was scanned: {found}, expected {expected}; {again}"
+        )
+    return data
+
+
+def array_sample(dataset: Dataset, row: int) -> np.ndarray:
+    """Return a row's array, uint8 (height, width, channel=1 or 3)."""
+    if dataset.arrays is None:
+        raise DatasetError(
+            f"data set {dataset.name!r} was made from arrays, which a store does not keep: pass "
+            f"them again, Dataset.from_arrays(X, y, name={dataset.name!r})"
+        )
+    array = dataset.arrays[row]
+    if digest_array(array) != dataset.sample_digests[row]:
+        raise SourceChangedError(
+            f"the array behind row {row} of data set {dataset.name!r} was written to: make the "
+            "data set again"
+        )
+    return array

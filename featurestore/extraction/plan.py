@@ -1,0 +1,266 @@
+"""What is to be computed: decided here, purely, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.errors import InputError
+from featurestore.store import FeatureKey, FeatureStore, block_rows
+
+if TYPE_CHECKING:
+    from featurestore.backbone import Backbone, LayerRef
+    from featurestore.dataset import Dataset
+
+DTYPES = ("float16", "float32")
+# Batches of decoded images that may wait for the forward pass, the one it works on included.
+BATCHES_AHEAD = 3
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One feature array: where it goes and which of its blocks do not exist yet.
+
+    Attributes
+    ----------
+    ref : LayerRef
+        Layer and reduction.
+    key : FeatureKey
+        Where it is, or will be, stored; another model's key where that shares the prefix.
+    shape : tuple of int
+        ``(row, …)``.
+    dtype : str
+        Stored type.
+    block_rows : int
+        Rows of one block.
+    missing : tuple of int
+        Numbers of the blocks to compute, ascending.
+    replaces : bool
+        Whether what is stored under the key is float16 where float32 was asked for, and goes.
+    """
+
+    ref: LayerRef
+    key: FeatureKey
+    shape: tuple[int, ...]
+    dtype: str
+    block_rows: int
+    missing: tuple[int, ...]
+    replaces: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row as stored, before compression."""
+        return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+    @property
+    def rows_missing(self) -> int:
+        """Rows in the missing blocks."""
+        rows = self.shape[0]
+        return sum(
+            min((block + 1) * self.block_rows, rows) - block * self.block_rows
+            for block in self.missing
+        )
+
+
+@dataclass(frozen=True)
+class ExtractionPlan:
+    """The whole decision: layers, batches, and what they will cost.
+
+    Attributes
+    ----------
+    layers : tuple of LayerPlan
+        One for each asked layer ref, in the order asked.
+    rows : int
+        Samples in the data set.
+    batch_size : int
+        Samples in a batch. Batches start at multiples of it, whatever is missing, so that a
+        resumed extraction puts the same samples together as an uninterrupted one.
+    batches : tuple of int
+        Numbers of the batches that must go through the backbone, ascending.
+    input_size : tuple of int
+        ``(height, width)`` in pixels that the backbone takes.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    rows: int
+    batch_size: int
+    batches: tuple[int, ...]
+    input_size: tuple[int, int]
+
+    def window(self, batch: int) -> range:
+        """Rows of one batch."""
+        start = batch * self.batch_size
+        return range(start, min(start + self.batch_size, self.rows))
+
+    @property
+    def rows_to_compute(self) -> int:
+        """Samples that will go through the backbone."""
+        return sum(len(self.window(batch)) for batch in self.batches)
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes of the missing blocks before compression."""
+        return sum(layer.rows_missing * layer.row_bytes for layer in self.layers)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated peak of what extraction itself holds: it does not grow with the data set.
+
+        Decoded batches, one batch of float32 outputs, and for each layer the block being filled
+        and those being written. The network's weights and workspace come on top.
+        """
+        height, width = self.input_size
+        images = BATCHES_AHEAD * self.batch_size * height * width * 3
+        todo = [layer for layer in self.layers if layer.missing]
+        outputs = sum(self.batch_size * prod(layer.shape[1:]) * 4 for layer in todo)
+        blocks = sum(2 * layer.block_rows * layer.row_bytes for layer in todo)
+        return images + outputs + blocks
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values, as ``extract --dry-run --json`` prints them."""
+        return {
+            "rows": self.rows,
+            "rows_to_compute": self.rows_to_compute,
+            "bytes_to_write": self.bytes_to_write,
+            "peak_bytes": self.peak_bytes,
+            "batch_size": self.batch_size,
+            "features": {
+                str(layer.ref): {
+                    "key": str(layer.key),
+                    "shape": list(layer.shape),
+                    "dtype": layer.dtype,
+                    "bytes": layer.rows_missing * layer.row_bytes,
+                    "rows_to_compute": layer.rows_missing,
+                    "rows_reused": self.rows - layer.rows_missing,
+                    "blocks_missing": len(layer.missing),
+                }
+                for layer in self.layers
+            },
+        }
+
+
+def plan(
+    dataset: Dataset,
+    backbone: Backbone,
+    layers: Sequence[str],
+    store: FeatureStore,
+    *,
+    dtype: str = "float16",
+    batch_size: int = 32,
+) -> ExtractionPlan:
+    """Decide what an extraction must compute; write nothing.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The samples.
+    backbone : Backbone
+        The frozen model.
+    layers : sequence of str
+        Layer refs such as ``"block4_pool"`` or ``"block5_pool:avg"``.
+    store : FeatureStore
+        Where features are, and go.
+    dtype : {"float16", "float32"}
+        Stored type.
+    batch_size : int
+        Samples in a forward batch.
+
+    Returns
+    -------
+    ExtractionPlan
+
+    Raises
+    ------
+    UnknownLayerError
+        Where the backbone has no such layer.
+    InputError
+        For an unknown type, a batch size below 1 or an empty list of layers.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not stored here; expected {' or '.join(DTYPES)}")
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} is below 1")
+    refs = _parse(layers)
+    plans = tuple(_plan_layer(dataset, backbone, ref, store, dtype) for ref in refs)
+    wanted = {
+        row // batch_size
+        for layer in plans
+        for block in layer.missing
+        for row in _batch_starts(layer, block, batch_size)
+    }
+    return ExtractionPlan(
+        plans, len(dataset), batch_size, tuple(sorted(wanted)), backbone.input_size
+    )
+
+
+def _parse(layers: Sequence[str]) -> list[LayerRef]:
+    from featurestore.backbone import LayerRef
+
+    if isinstance(layers, str):
+        layers = [layers]
+    if not layers:
+        raise InputError("no layer was asked for; name at least one, see `featurestore layers`")
+    return list(dict.fromkeys(LayerRef.parse(layer) for layer in layers))
+
+
+def _batch_starts(layer: LayerPlan, block: int, batch_size: int) -> range:
+    first = block * layer.block_rows
+    stop = min(first + layer.block_rows, layer.shape[0])
+    return range(first - first % batch_size, stop, batch_size)
+
+
+def _plan_layer(
+    dataset: Dataset, backbone: Backbone, ref: LayerRef, store: FeatureStore, dtype: str
+) -> LayerPlan:
+    shape = (len(dataset), *backbone.shape(ref))
+    prefix = backbone.prefix_digest(ref.layer)
+    stored = store.find(prefix, str(ref), dataset.digest, backbone.name)
+    if stored is not None:
+        group = store.group(stored)
+        if dtype == str(group.dtype) or dtype == "float16":  # float32 serves those who ask for less
+            missing = tuple(group.missing())
+            return LayerPlan(ref, stored, shape, str(group.dtype), group.block_rows, missing)
+    key = stored or FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
+    rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
+    blocks = tuple(range(-(-len(dataset) // rows)))
+    return LayerPlan(ref, key, shape, dtype, rows, blocks, replaces=stored is not None)
+
+
+def explain_miss(layer: LayerPlan, backbone: Backbone, store: FeatureStore) -> str | None:
+    """Say which field differs from the nearest stored key of the same model and layer.
+
+    Returns
+    -------
+    str or None
+        For example ``"resize: stored stretch, asked crop"``; None where nothing is near.
+    """
+    asked = backbone.prefix_fields(layer.ref.layer)
+    near = [
+        key
+        for key in store.keys()
+        if key.model == layer.key.model
+        and key.ref == layer.key.ref
+        and key.prefix_digest != layer.key.prefix_digest
+    ]
+    differences = []
+    for key in near:
+        stored = store.group(key).provenance.get("prefix", {})
+        differences.append(_differences(stored, asked))
+    if not differences:
+        return None
+    return "; ".join(min(differences, key=len))
+
+
+def _differences(stored: dict[str, Any], asked: dict[str, Any], under: str = "") -> list[str]:
+    found = []
+    for name in sorted(stored.keys() | asked.keys()):
+        old, new = stored.get(name), asked.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{under}{name}.")
+        elif old != new:
+            found.append(f"{under}{name}: stored {old}, asked {new}")
+    return found

@@ -1,0 +1,322 @@
+"""`Features`: the rows of one layer with their labels and splits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.errors import DamagedError, DatasetError, StoreError, nearest
+from featurestore.features.feed import Feed
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+
+if TYPE_CHECKING:
+    import dask.array
+    import keras
+    import tensorflow as tf
+    import xarray
+
+    from featurestore.dataset import Dataset
+
+SPLITS = ("train", "val", "test")
+
+
+class Features:
+    """One feature array joined with its data set: row i of both is the same sample.
+
+    Parameters
+    ----------
+    group : FeatureGroup
+        The stored rows.
+    dataset : Dataset
+        Labels and splits. Any data set of the same samples will do, whatever its labels and
+        splits.
+    store : FeatureStore
+        Where the group is.
+
+    Raises
+    ------
+    StoreError
+        The features are those of other samples.
+    DamagedError
+        The stored row ids are not those of the data set.
+
+    Examples
+    --------
+    >>> X, y = features.arrays("train")  # doctest: +SKIP
+    """
+
+    def __init__(self, group: FeatureGroup, dataset: Dataset, store: FeatureStore) -> None:
+        if group.key.dataset_digest != dataset.digest:
+            raise StoreError(
+                f"{group.key} belongs to the samples {group.key.dataset_digest}, data set "
+                f"{dataset.name!r} has {dataset.digest}; run `featurestore extract` on it"
+            )
+        if not np.array_equal(group.samples, dataset.sample_ids):
+            raise DamagedError(
+                f"{group.key}: the stored row ids are not those of data set {dataset.name!r}; "
+                f"run `{group.repair_command}`"
+            )
+        self.group = group
+        self.dataset = dataset
+        self.store = store
+
+    def __repr__(self) -> str:
+        return f"Features({str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape})"
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def key(self) -> FeatureKey:
+        """Identity of the feature array."""
+        return self.group.key
+
+    @property
+    def ref(self) -> str:
+        """Text of the layer ref."""
+        return self.key.ref
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the feature array, (row, …)."""
+        return self.group.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The stored type."""
+        return self.group.dtype
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """Class names, sorted; empty unless the labels are classes."""
+        return self.dataset.classes
+
+    @property
+    def task(self) -> str | None:
+        """``"classification"``, ``"regression"``, or None for an unlabelled data set."""
+        return self.dataset.task
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block was extracted."""
+        return not self.group.missing()
+
+    def rows(self, split: str | None = None, *, labelled: bool = True) -> np.ndarray:
+        """Row numbers of a split, ascending: int64 (row,).
+
+        Parameters
+        ----------
+        split : {"train", "val", "test"}, optional
+            All by default.
+        labelled : bool
+            Leave out rows without a label.
+        """
+        if split is not None and split not in SPLITS:
+            raise DatasetError(f"no split {split!r}, {nearest(split, SPLITS)}")
+        if labelled and self.task is None:
+            raise DatasetError(
+                f"data set {self.dataset.name!r} has no labels; pass labelled=False, or scan a "
+                "folder with class sub-folders or a table with a column of labels"
+            )
+        return self.dataset.rows(split, labelled=labelled)
+
+    def labels(self, split: str | None = None, *, labelled: bool = True) -> np.ndarray | None:
+        """Labels of the rows of a split, in content order.
+
+        Returns
+        -------
+        numpy.ndarray of shape (row,) or None
+            Classes as they were given (str or int64), float64 for regression. Where rows without
+            a label are asked for too: None among classes (dtype object), NaN among numbers.
+            None for an unlabelled data set.
+        """
+        rows = self.rows(split, labelled=labelled)
+        if self.task is None:
+            return None
+        targets = self.dataset.targets[rows]
+        if self.task == "regression":
+            return targets
+        if (targets >= 0).all():
+            return np.asarray(self.classes)[targets]
+        # The code of a missing label, -1, picks the None at the end.
+        return np.array([*self.classes, None], dtype=object)[targets]
+
+    def arrays(
+        self, split: str | None = None, *, labelled: bool = True, dtype: Any = "float32"
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read features and labels into memory, aligned, in content order.
+
+        Parameters
+        ----------
+        split : {"train", "val", "test"}, optional
+            All rows by default.
+        labelled : bool
+            Leave out rows without a label. An unlabelled data set needs False.
+        dtype : numpy.dtype
+            Of the features.
+
+        Returns
+        -------
+        X : numpy.ndarray of shape (row, …)
+        y : numpy.ndarray of shape (row,) or None
+            As `labels`.
+
+        Raises
+        ------
+        IncompleteFeaturesError
+            Some of the rows were never extracted.
+        DamagedError
+        """
+        rows = self.rows(split, labelled=labelled)
+        return self.group.read(rows, dtype), self.labels(split, labelled=labelled)
+
+    def dask(self, split: str | None = None, *, labelled: bool = False) -> dask.array.Array:
+        """Return the features as a lazy dask array, a chunk for each block.
+
+        Parameters
+        ----------
+        split : {"train", "val", "test"}, optional
+            All rows by default.
+        labelled : bool
+            Leave out rows without a label.
+
+        Returns
+        -------
+        dask.array.Array of shape (row, …)
+            Of the stored type. `labels` with the same arguments gives its labels. Blocks that
+            are missing or damaged raise when computed.
+        """
+        import dask.array
+
+        rows = self.rows(split, labelled=labelled)
+        blocks, counts = np.unique(rows // self.group.block_rows, return_counts=True)
+        tail = self.shape[1:]
+        if not len(blocks):
+            return dask.array.zeros((0, *tail), dtype=self.dtype)
+        # Of whole blocks no row numbers need travel with the graph.
+        chosen = None if len(rows) == len(self) else np.split(rows, np.cumsum(counts)[:-1])
+        return dask.array.map_blocks(
+            _read_chunk,
+            group=self.group,
+            rows=chosen,
+            chunks=(tuple(counts.tolist()), *((size,) for size in tail)),
+            dtype=self.dtype,
+            meta=np.empty((0,) * len(self.shape), dtype=self.dtype),
+        )
+
+    def xarray(self) -> xarray.Dataset:
+        """Return ``features`` (row, …), lazy, with the coordinates of each row.
+
+        Returns
+        -------
+        xarray.Dataset
+            Coordinates along ``row``: ``sample`` (whole digest), ``split``, and where the data
+            set has them ``label`` and ``group``.
+        """
+        import xarray
+
+        dataset = self.dataset
+        coordinates = {
+            "sample": ("row", np.asarray(dataset.sample_digests, dtype=str)),
+            "split": ("row", np.asarray(dataset.splits, dtype=str)),
+        }
+        labels = self.labels(labelled=False)
+        if labels is not None:
+            coordinates["label"] = ("row", labels)
+        if dataset.groups is not None:
+            coordinates["group"] = ("row", np.asarray(dataset.groups))
+        features = (self.group.features.dimension_names, self.dask())
+        return xarray.Dataset({"features": features}, coordinates, attrs={"key": str(self.key)})
+
+    def tf_dataset(
+        self, split: str | None, *, batch_size: int = 256, shuffle: bool = False, seed: int = 0
+    ) -> tf.data.Dataset:
+        """Stream batches block by block as a `tf.data.Dataset`.
+
+        Parameters
+        ----------
+        split : {"train", "val", "test"} or None
+        batch_size : int
+        shuffle : bool
+            Shuffle blocks, and rows within a window of them: anew in each epoch, the same for the
+            same seed.
+        seed : int
+
+        Returns
+        -------
+        tf.data.Dataset
+            Of (x, y): x float32 (batch, …); y int32 codes into `classes` or float32. Of x alone
+            for an unlabelled data set.
+        """
+        import tensorflow as tf
+
+        feed = self.feed(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        epochs = itertools.count()
+
+        def batches() -> Iterator[Any]:
+            order = feed.order(next(epochs))
+            for index in range(len(feed)):
+                batch = feed.batch(order, index)
+                yield batch if feed.targets is not None else batch[0]
+
+        x = tf.TensorSpec((None, *self.shape[1:]), tf.float32)
+        signature: Any = x
+        if feed.targets is not None:
+            signature = (x, tf.TensorSpec((None,), tf.as_dtype(feed.targets.dtype)))
+        stream = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        counted = stream.apply(tf.data.experimental.assert_cardinality(len(feed)))
+        return counted.prefetch(tf.data.AUTOTUNE)
+
+    def py_dataset(
+        self,
+        split: str | None,
+        *,
+        batch_size: int = 256,
+        shuffle: bool = False,
+        seed: int = 0,
+        **options: Any,
+    ) -> keras.utils.PyDataset:
+        """Return batches as a `keras.utils.PyDataset`, for every Keras backend.
+
+        Parameters
+        ----------
+        split, batch_size, shuffle, seed
+            As in `tf_dataset`; the batches are the same.
+        **options
+            Of `keras.utils.PyDataset`, such as ``workers``.
+        """
+        from featurestore.features.keras_data import FeatureBatches
+
+        feed = self.feed(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        return FeatureBatches(feed, **options)
+
+    def feed(self, split: str | None, *, batch_size: int, shuffle: bool, seed: int) -> Feed:
+        """Return the batches of a split as numpy arrays; what `tf_dataset` and `py_dataset` wrap.
+
+        Raises
+        ------
+        IncompleteFeaturesError
+            Some of the rows were never extracted: told before an epoch begins.
+        """
+        labelled = self.task is not None
+        rows = self.rows(split, labelled=labelled)
+        self.group.require(np.unique(rows // self.group.block_rows).tolist())
+        targets = None
+        if labelled:
+            kind = np.int32 if self.task == "classification" else np.float32
+            targets = self.dataset.targets[rows].astype(kind)
+        return Feed(self.group, rows, targets, batch_size, shuffle, seed)
+
+
+def _read_chunk(
+    group: FeatureGroup, rows: list[np.ndarray] | None, block_id: tuple[int, ...]
+) -> np.ndarray:
+    """Read one chunk of a dask array: the block of this number, or the rows chosen for it."""
+    if rows is None:
+        return group.read_block(block_id[0])
+    chosen = rows[block_id[0]]
+    block = int(chosen[0]) // group.block_rows
+    return group.read_block(block)[chosen - block * group.block_rows]

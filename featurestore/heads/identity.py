@@ -1,0 +1,96 @@
+"""What makes a head the same head: its estimator and parameters in canonical form."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from featurestore.digests import digest_array
+from featurestore.errors import HeadError
+
+# They change how fast an estimator is fitted, not what it learns.
+WITHOUT_EFFECT = frozenset({"n_jobs", "verbose", "memory", "cache_size", "pre_dispatch"})
+
+
+def estimator_fields(estimator: Any) -> dict[str, Any]:
+    """Return an unfitted scikit-learn estimator as JSON values: its import path and parameters.
+
+    Raises
+    ------
+    HeadError
+        Where a parameter has no canonical form: a lambda, or a random generator with a state.
+    """
+    return {
+        "class": import_path(type(estimator)),
+        "params": {
+            name: canonical(value, name)
+            for name, value in sorted(estimator.get_params(deep=False).items())
+            if name not in WITHOUT_EFFECT
+        },
+    }
+
+
+def import_path(thing: Any) -> str:
+    """Return ``module.name`` of a class or function."""
+    module = getattr(thing, "__module__", None) or "numpy"
+    return f"{module}.{getattr(thing, '__qualname__', thing.__name__)}"
+
+
+def canonical(value: Any, name: str) -> Any:
+    """Return a parameter's value as JSON values that are the same in every process.
+
+    Parameters
+    ----------
+    value : object
+        A number, text, array, container, estimator, or importable class or function.
+    name : str
+        The parameter, for the message.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, np.generic):
+        return canonical(value.item(), name)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return canonical(value.tolist(), name) if value.size <= 8 else {"array": _digest(value)}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [canonical(each, name) for each in value]
+    if isinstance(value, set | frozenset):
+        return {"set": _sorted(canonical(each, name) for each in value)}
+    if isinstance(value, dict):
+        pairs = ([canonical(key, name), canonical(each, name)] for key, each in value.items())
+        return {"dict": _sorted(pairs)}
+    return _canonical_object(value, name)
+
+
+def _canonical_object(value: Any, name: str) -> Any:
+    if callable(value) and hasattr(value, "__name__"):
+        path = import_path(value)
+        if "<" not in path and not path.startswith("__main__."):
+            return {"import": path}
+    elif hasattr(value, "get_params"):
+        return estimator_fields(value)
+    elif type(value).__module__.startswith("sklearn."):
+        # Splitters and the like, whose attributes are their parameters.
+        return {"class": import_path(type(value)), "vars": canonical(vars(value), name)}
+    if isinstance(value, np.random.RandomState | np.random.Generator):
+        raise HeadError(
+            f"{name} is a random generator, whose state would make each head another; "
+            "give it an integer, or leave it out and pass seed"
+        )
+    raise HeadError(
+        f"{name}={value!r} cannot be part of a head's identity: expected a number, text, array, "
+        "scikit-learn object, or a function of an importable module"
+    )
+
+
+def _digest(array: np.ndarray) -> str:
+    return digest_array(array) if array.dtype.kind in "biuf" else digest_array(array.view(np.uint8))
+
+
+def _sorted(values: Any) -> list[Any]:
+    return sorted(values, key=lambda each: json.dumps(each, sort_keys=True))

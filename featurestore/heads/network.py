@@ -1,0 +1,342 @@
+"""Keras heads: the dense ones by their options, and models that a user brings."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from featurestore.digests import digest_array
+from featurestore.errors import HeadError
+
+if TYPE_CHECKING:
+    import keras
+
+    from featurestore.features import Features
+
+Ending = Literal["softmax", "linear"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a Keras head is built and trained.
+
+    Attributes
+    ----------
+    build : callable
+        Gives a new, uncompiled model. It takes the mean and the standard deviation of the
+        training labels, which a dense regression head scales its output by.
+    epochs, batch_size : int
+        As ``fit`` takes them.
+    learning_rate : float or None
+        Of Adam; None keeps what the user compiled.
+    compiled : dict or None
+        The user's own optimizer and loss, as Keras serializes them.
+    """
+
+    build: Callable[[float, float], keras.Model]
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    compiled: dict[str, Any] | None = None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let Keras layers that are made inside draw their seeds from ``seed``.
+
+    Keras takes the seeds of initializers and of dropout from Python's generator, whose state is
+    put back afterwards; no other global generator is touched.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def dense(options: Mapping[str, Any], features: Features) -> Network:
+    """Return a ready-made head: pooling, hidden layers, and logits before a separate softmax."""
+    shape, outputs = features.shape[1:], len(features.classes) or 1
+    classification = features.task == "classification"
+
+    def build(mean: float, deviation: float) -> keras.Model:
+        from keras import Input, Model, layers
+
+        inputs = x = Input(shape, name="features")
+        if len(shape) > 1:
+            x = _pooling(options["pool"], len(shape))(x)
+        for number, units in enumerate(options["units"]):
+            x = layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
+            if options["dropout"]:
+                x = layers.Dropout(options["dropout"], name=f"dropout_{number}")(x)
+        if classification:
+            x = layers.Dense(outputs, name="logits")(x)
+            return Model(inputs, layers.Softmax(name="probabilities")(x), name="head")
+        # Adam's steps have one size: labels in the thousands would take it thousands of steps.
+        x = layers.Dense(1, name="scaled")(x)
+        value = layers.Rescaling(deviation or 1.0, mean, name="value")(x)
+        return Model(inputs, value, name="head")
+
+    return Network(build, options["epochs"], options["batch_size"], options["learning_rate"])
+
+
+def _pooling(pool: str, rank: int) -> Any:
+    from keras import layers
+
+    if pool == "flatten" or rank > 4:
+        return layers.Flatten(name="flatten")
+    kind = "Average" if pool == "avg" else "Max"
+    return getattr(layers, f"Global{kind}Pooling{rank - 1}D")(name="pool")
+
+
+def adopt(
+    model: keras.Model, options: Mapping[str, Any], features: Features, seed: int
+) -> tuple[Network, dict[str, Any]]:
+    """Take a user's model as a head, without ever changing it.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Sequential or functional, of Keras' own layers. Not built: it gets the features' shape and
+        weights drawn from the seed. Built: its weights are where training starts.
+    options : mapping
+        ``epochs``, ``batch_size`` and ``learning_rate``, where given.
+    features : Features
+        What it must take and tell apart.
+    seed : int
+        For the weights of a model that is not built.
+
+    Returns
+    -------
+    network : Network
+    fields : dict
+        The model's identity: graph, settings, compilation, initial weights.
+
+    Raises
+    ------
+    HeadError
+        Where it cannot be stored, or does not fit the features or the labels.
+    """
+    config = _stock_config(model)
+    weights = model.get_weights() if model.built else None
+    built_for = _built(type(model), config, features.shape[1:], seed)
+    _check_shapes(built_for, features)
+    compiled = model.get_compile_config() if model.compiled else None
+    if compiled is not None:
+        _check_loss(compiled, built_for, features)
+
+    def build(mean: float, deviation: float) -> keras.Model:
+        copy = _built(type(model), config, features.shape[1:], seed)
+        if weights is not None:
+            copy.set_weights(weights)
+        return copy
+
+    network = Network(
+        build,
+        options.get("epochs", 10),
+        options.get("batch_size", 32),
+        options.get("learning_rate", None if compiled else 1e-3),
+        compiled,
+    )
+    fields = {
+        "class": type(model).__name__,
+        "config": _anonymous(config),
+        "weights": None if weights is None else [digest_array(each) for each in weights],
+        "compiled": compiled and {key: _anonymous(compiled[key]) for key in ("optimizer", "loss")},
+    }
+    return network, fields
+
+
+def _stock_config(model: keras.Model) -> dict[str, Any]:
+    """Return the configuration of a model that any Keras can load again."""
+    import keras
+
+    if type(model) not in (keras.Sequential, type(keras.Model(keras.Input((1,)), []))):
+        raise HeadError(
+            f"a model of class {type(model).__name__} cannot be a head: expected keras.Sequential "
+            "or a functional keras.Model"
+        )
+    config = json.loads(model.to_json())["config"]
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Lambda):
+            raise HeadError(
+                f"layer {layer.name!r} is a Lambda, whose code cannot be stored safely; "
+                "use a layer of Keras, or keras.ops on tensors"
+            )
+    _refuse_foreign(config)
+    return config
+
+
+def _refuse_foreign(value: Any) -> None:
+    if isinstance(value, dict):
+        module = value.get("module")
+        if module is not None and module.split(".")[0] != "keras":
+            what = value["config"] if value["class_name"] == "function" else value["class_name"]
+            raise HeadError(
+                f"the model uses {what!r}, which is not part of Keras, so that it could not be "
+                "loaded without your code; use layers, functions and losses of Keras"
+            )
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            _refuse_foreign(each)
+
+
+def _built(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int) -> keras.Model:
+    with seeded(seed):
+        model = kind.from_config(config)
+        if not model.built:
+            try:
+                model.build((None, *shape))
+            except Exception as error:  # whatever a layer raises that does not take the shape
+                text = " ".join(str(error).split())[:200]
+                raise HeadError(
+                    f"the model does not take features of shape {shape}: {text}"
+                ) from error
+    return model
+
+
+def _check_shapes(model: keras.Model, features: Features) -> None:
+    shape, classes = features.shape[1:], len(features.classes)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise HeadError(
+            f"the model has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
+            "a head has one of each"
+        )
+    takes = tuple(model.inputs[0].shape)[1:]
+    if len(takes) != len(shape) or any(
+        want not in (None, have) for want, have in zip(takes, shape, strict=True)
+    ):
+        raise HeadError(
+            f"the model takes {takes} and the features of {features.ref!r} are {shape}; make its "
+            "keras.Input of that shape, or leave it out"
+        )
+    gives = tuple(model.outputs[0].shape)[1:]
+    wanted = (1,) if features.task == "regression" else (classes,)
+    if gives != wanted:
+        what = "one value" if features.task == "regression" else f"{classes} classes"
+        raise HeadError(f"the model gives {gives} for each row; expected {wanted}: {what}")
+    if features.task == "classification":
+        ending(model)
+
+
+def _check_loss(compiled: Mapping[str, Any], model: keras.Model, features: Features) -> None:
+    _refuse_foreign(compiled["optimizer"])
+    _refuse_foreign(compiled["loss"])
+    name, from_logits = _loss(compiled)
+    if "crossentropy" not in name or features.task == "regression":
+        return
+    if from_logits != (ending(model) == "linear"):
+        raise HeadError(
+            f"the model ends {'in softmax' if from_logits else 'without softmax'} and its loss has "
+            f"from_logits={from_logits}; compile it with from_logits={not from_logits}, or leave "
+            "it uncompiled"
+        )
+
+
+def _loss(compiled: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the lower-case name of a compiled loss without underscores, and ``from_logits``."""
+    loss = compiled["loss"]
+    if isinstance(loss, list) and len(loss) == 1:
+        loss = loss[0]
+    if isinstance(loss, str):
+        return loss.lower().replace("_", ""), False
+    if isinstance(loss, dict) and "class_name" in loss:
+        settings = loss["config"] if isinstance(loss["config"], dict) else {}
+        return loss["class_name"].lower(), bool(settings.get("from_logits", False))
+    raise HeadError("the model is compiled with no single loss; expected one, or none at all")
+
+
+def takes_codes(network: Network) -> bool:
+    """Whether the network's loss wants class numbers in the place of one-hot rows."""
+    return network.compiled is not None and "sparse" in _loss(network.compiled)[0]
+
+
+def _anonymous(value: Any, names: Mapping[str, str] | None = None) -> Any:
+    """Return a serialized configuration without names, which depend on the process.
+
+    Layers are told apart by their place; what refers to a layer by name refers to its place.
+    """
+    if names is None:
+        names = {name: f"layer {place}" for place, name in enumerate(dict.fromkeys(_layers(value)))}
+    if isinstance(value, dict):
+        # The name of a dtype policy is what it is.
+        named = value.get("class_name") == "DTypePolicy"
+        return {
+            key: each if named and key == "config" else _anonymous(each, names)
+            for key, each in value.items()
+            if key not in ("name", "build_config")
+        }
+    if isinstance(value, list | tuple):
+        return [_anonymous(each, names) for each in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _layers(value: Any) -> Iterator[str]:
+    """Yield the names of layers in a serialized configuration, in order."""
+    if isinstance(value, dict):
+        if "inbound_nodes" in value:
+            yield value["name"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _layers(each)
+
+
+def _last(model: keras.Model) -> Any:
+    """Return the layer or operation that gives a model's output, looking into nested models."""
+    from featurestore.backbone.graph import as_functional
+
+    functional = as_functional(model)
+    output = functional.outputs[0]
+    for operation in reversed(functional.operations):
+        if operation.output is output:
+            return operation if as_functional(operation) is None else _last(operation)
+    raise HeadError(f"the output of model {model.name!r} is its input: there is nothing to train")
+
+
+def ending(model: keras.Model) -> Ending:
+    """Tell whether a classifier's output is probabilities or logits.
+
+    Raises
+    ------
+    HeadError
+        Where it is neither.
+    """
+    last = _last(model)
+    activation = getattr(last, "activation", None)
+    name = "softmax" if type(last).__name__ == "Softmax" else getattr(activation, "__name__", "")
+    if name not in ("softmax", "linear", ""):
+        raise HeadError(
+            f"the model ends in {name!r}; expected softmax (probabilities) or no activation "
+            "(logits), one for each class"
+        )
+    return "softmax" if name == "softmax" else "linear"
+
+
+def logits_model(model: keras.Model) -> keras.Model | None:
+    """Return a model of the logits that a classifier's softmax is taken of.
+
+    None where the softmax is inside a nested model; the logarithm of the probabilities then
+    differs from the logits by a constant of the row.
+    """
+    import keras
+
+    from featurestore.backbone.graph import as_functional
+
+    if ending(model) == "linear":
+        return model
+    functional, last = as_functional(model), _last(model)
+    if last not in functional.operations:
+        return None
+    if type(last).__name__ in ("Softmax", "Activation"):
+        return keras.Model(functional.inputs, last.input)
+    without = type(last).from_config({**last.get_config(), "activation": "linear"})
+    logits = without(last.input)
+    without.set_weights(last.get_weights())
+    return keras.Model(functional.inputs, logits)

@@ -1,0 +1,112 @@
+"""Promoted models as files: plain ``.keras`` archives with one more member, ``featurestore.json``.
+
+``keras.models.load_model`` ignores the member; it holds what a Keras model has no place for: the
+class names, the task, and where the head came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import keras
+
+MEMBER = "featurestore.json"
+
+
+def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -> None:
+    """Write a model and its metadata as one file, whole or not at all.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Of stock Keras layers.
+    path : path-like
+        Must end in ``.keras``.
+    metadata : dict of JSON values
+        ``classes``, ``task`` and the lineage.
+
+    Raises
+    ------
+    InputError
+        Where the path does not end in ``.keras``, or its folder does not exist.
+    """
+    path = check_target(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.keras")
+    try:
+        type(model).save(model, part)
+        with zipfile.ZipFile(part, "a") as archive:
+            archive.writestr(MEMBER, json.dumps(metadata, indent=2, ensure_ascii=False))
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_target(path: str | Path) -> Path:
+    """Return the path where it can be written to as a model file; see :func:`save_model`."""
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise InputError(f"a model is saved as a .keras file; got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {str(path.parent)!r} to write {path.name} into; make it first")
+    return path
+
+
+def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
+    """Load a promoted model, in Keras' safe mode, with its metadata.
+
+    Parameters
+    ----------
+    path : path-like
+        A file that :func:`save_model` wrote.
+
+    Returns
+    -------
+    model : keras.Model
+        Takes raw uint8 RGB images (batch, height, width, 3).
+    metadata : dict
+        ``classes``, ``task`` and the lineage.
+
+    Raises
+    ------
+    InputError
+        Where there is no such file, or it is no promoted model.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    import keras
+
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True), metadata
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load {path} as a Keras model: {reason}") from None
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of a promoted model without loading Keras."""
+    if not path.is_file():
+        known = [str(each) for each in path.parent.glob("*.keras")] if path.parent.is_dir() else []
+        raise InputError(f"no model file {str(path)!r}; {nearest(str(path), known)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found: dict[str, Any] = json.loads(archive.read(MEMBER))
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError):
+        raise InputError(
+            f"{path} is no promoted model (it has no {MEMBER}); make one with "
+            "`featurestore promote HEAD -o MODEL.keras`"
+        ) from None
+    if not isinstance(found.get("classes"), list) or found.get("task") not in (
+        "classification",
+        "regression",
+    ):
+        raise InputError(f"{path}: {MEMBER} lacks the classes or the task; promote the head again")
+    return found

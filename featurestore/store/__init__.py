@@ -1,0 +1,37 @@
+"""The store on disk: every path of it, and what makes its bytes sound.
+
+========== ==========================================================================
+module     what is there
+========== ==========================================================================
+store      `FeatureStore`, the way in
+key        `FeatureKey`, and names as path segments
+groups     where feature groups lie: create, open, list, find
+group      `FeatureGroup`: the rows of one layer over one data set
+blocks     a Zarr array in whole chunks: encoding, metadata
+strict     a Zarr store in which a missing chunk is an error
+manifests  data set manifests, and which one is current
+heads      fitted heads
+garbage    what nothing refers to
+files      whole files, written atomically, in a folder or behind a URL
+========== ==========================================================================
+
+docs/format.md specifies what is written.
+"""
+
+from featurestore.store.blocks import block_rows
+from featurestore.store.garbage import Garbage
+from featurestore.store.group import FeatureGroup
+from featurestore.store.groups import Damaged
+from featurestore.store.key import FeatureKey
+from featurestore.store.manifests import DatasetEntry
+from featurestore.store.store import FeatureStore
+
+__all__ = [
+    "Damaged",
+    "DatasetEntry",
+    "FeatureGroup",
+    "FeatureKey",
+    "FeatureStore",
+    "Garbage",
+    "block_rows",
+]

@@ -1,0 +1,171 @@
+"""What no manifest and no head refers to, and how it is removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from featurestore.digests import SHORT, short
+from featurestore.errors import DamagedError, StoreError
+from featurestore.store import groups, heads, manifests
+from featurestore.store.blocks import METADATA
+from featurestore.store.files import PARTIAL, Files
+from featurestore.store.group import FEATURES, SAMPLE
+from featurestore.store.key import KeyPath, encode_segment
+
+Kind = Literal["features", "manifest", "head"]
+
+_PARTIAL = rf"(\.[0-9a-f]{{32}}{re.escape(PARTIAL)})?"
+_METADATA = re.compile(rf"{re.escape(METADATA)}{_PARTIAL}")
+_GROUP = re.compile(
+    rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+)){_PARTIAL}"
+)
+_MANIFEST = re.compile(rf"[0-9a-f]{{{SHORT}}}{re.escape(manifests.SUFFIX)}")
+_HEAD = re.compile(rf"(head\.json|[a-z_]+\.(skops|keras|json|npz)){_PARTIAL}")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that can be removed.
+
+    Parameters
+    ----------
+    kind : {"features", "manifest", "head"}
+    name : str
+        Key of the features, name of the data set with its manifest, or id of the head.
+    path : str
+        Path in the store.
+    bytes : int
+    reason : str
+    """
+
+    kind: Kind
+    name: str
+    path: str
+    bytes: int
+    reason: str
+
+
+def collect(files: Files) -> list[Garbage]:
+    """List the garbage: a pure decision, nothing is removed."""
+    current = [manifests.entry(files, name) for name in manifests.names(files)]
+    metas, damaged = heads.survey(files)
+    if damaged:
+        raise DamagedError(
+            f"{damaged[0].reason}; until then gc cannot know what that head refers to"
+        )
+    referred = {text for meta in metas for text in _strings(meta)}
+    referred |= {entry.digest for entry in current}
+    referred |= {entry.manifest_digest for entry in current}
+    return [
+        *_features(files, referred),
+        *_manifests(files, {short(each) for each in referred if ":" in each}),
+        *_heads(files),
+    ]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value: a digest that a head mentions anywhere is in use."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)
+
+
+def _features(files: Files, referred: set[str]) -> Iterator[Garbage]:
+    known = {key.path: key for key in groups.keys(files)}
+    for path in groups.paths(files):
+        where = f"{groups.FOLDER}/{path}"
+        if not groups.created(files, path):
+            reason = "its creation was interrupted"
+        elif path in known and known[path].dataset_digest not in referred:
+            reason = "no data set has these samples"
+        else:
+            continue
+        inside = _ours(files, where, _GROUP)
+        if inside:
+            size = sum(inside.values())
+            yield Garbage("features", str(KeyPath.parse(path)), where, size, reason)
+
+
+def _manifests(files: Files, referred: set[str]) -> Iterator[Garbage]:
+    for name in manifests.names(files):
+        folder = f"{manifests.FOLDER}/{encode_segment(name)}"
+        for each in files.names(folder):
+            stem = each.removesuffix(manifests.SUFFIX)
+            if _MANIFEST.fullmatch(each) and stem not in referred:
+                path = f"{folder}/{each}"
+                size = sum(files.sizes(path).values())
+                reason = "replaced, and no head was fitted on it"
+                yield Garbage("manifest", f"{name}/{stem}", path, size, reason)
+
+
+def _heads(files: Files) -> Iterator[Garbage]:
+    committed = {heads.folder(head_id) for head_id in heads.ids(files)}
+    for each in files.names(heads.FOLDER):
+        path = f"{heads.FOLDER}/{each}"
+        inside = files.sizes(path)
+        ours = all(_HEAD.fullmatch(name.removeprefix(f"{path}/")) for name in inside)
+        if inside and ours and path not in committed and path not in inside:
+            reason = "its saving was interrupted"
+            yield Garbage("head", each, path, sum(inside.values()), reason)
+
+
+def remove(files: Files, items: Sequence[Garbage]) -> int:
+    """Remove what is still garbage; return the bytes freed."""
+    still = {item.path for item in collect(files)}
+    removers = {"features": remove_group, "manifest": _remove_file, "head": _remove_head}
+    return sum(removers[item.kind](files, item.path) for item in items if item.path in still)
+
+
+def _remove_file(files: Files, path: str) -> int:
+    size = sum(files.sizes(path).values())
+    files.remove(path)
+    return size
+
+
+def _ours(files: Files, folder: str, pattern: re.Pattern[str]) -> dict[str, int]:
+    """Bytes of the files below a folder whose names only this program gives, by path."""
+    start = len(folder) + 1
+    return {
+        path: size for path, size in files.sizes(folder).items() if pattern.fullmatch(path[start:])
+    }
+
+
+def _remove_ours(files: Files, folder: str, pattern: re.Pattern[str]) -> int:
+    """Remove what is ours in a folder, and the folder unless something else is in it."""
+    ours = _ours(files, folder, pattern)
+    for path in ours:
+        files.remove(path)
+    files.prune(folder)
+    return sum(ours.values())
+
+
+def remove_group(files: Files, path: str) -> int:
+    """Remove what is ours of a feature group, and the folders that are then empty."""
+    # Without the metadata of `features` the group does not exist: a removal that is
+    # interrupted leaves what the next gc lists as an interrupted creation.
+    freed = _remove_file(files, f"{path}/{FEATURES}/{METADATA}")
+    ours = _ours(files, path, _GROUP)
+    for each in ours:
+        files.remove(each)
+    for folder in (f"{path}/{FEATURES}", f"{path}/{SAMPLE}", path):
+        files.prune(folder)
+    freed += sum(ours.values())
+    layer = path.rpartition("/")[0]
+    for parent in (layer, layer.rpartition("/")[0]):
+        if set(files.names(parent)) <= {METADATA}:
+            freed += _remove_ours(files, parent, _METADATA)
+    return freed
+
+
+def _remove_head(files: Files, path: str) -> int:
+    if files.is_file(f"{path}/{heads.META}"):
+        raise StoreError(f"{files.location}/{path} was saved in the meantime; nothing is removed")
+    return _remove_ours(files, path, _HEAD)

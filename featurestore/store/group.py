@@ -1,0 +1,253 @@
+"""One feature group: the rows of one layer over one data set, block by block."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.digests import ROW_BYTES
+from featurestore.errors import DamagedError, IncompleteFeaturesError
+from featurestore.store.blocks import BlockArray
+from featurestore.store.key import FeatureKey
+
+if TYPE_CHECKING:
+    import zarr
+
+FEATURES = "features"
+SAMPLE = "sample"
+SAMPLE_ROWS = 65536
+
+
+@dataclass(frozen=True)
+class FeatureGroup:
+    """The features of one layer over one data set, opened.
+
+    Row i is the row i of the data set in content order. Blocks are the unit of work: one that
+    exists is done.
+
+    Parameters
+    ----------
+    key : FeatureKey
+    attrs : dict
+        Attributes of the Zarr group: whole digests, provenance, format version.
+    features : BlockArray of shape (row, …)
+    sample : BlockArray of shape (row, 16)
+    """
+
+    key: FeatureKey
+    attrs: dict[str, Any]
+    features: BlockArray
+    sample: BlockArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the feature array, (row, …)."""
+        return self.features.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The stored type."""
+        return self.features.dtype
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block; the last may have fewer."""
+        return self.features.block_rows
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks when complete."""
+        return self.features.count
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What was recorded when the group was created; no part of its identity."""
+        return dict(self.attrs.get("provenance", {}))
+
+    @property
+    def samples(self) -> np.ndarray:
+        """Row ids: uint8 (row, 16), the first bytes of each row's digest, ascending."""
+        found = np.empty((self.shape[0], ROW_BYTES), dtype=np.uint8)
+        for block in range(self.sample.count):
+            span = self.sample.span(block)
+            try:
+                found[span.start : span.stop] = self.sample.read(block)
+            except (FileNotFoundError, ValueError) as error:
+                raise DamagedError(
+                    f"{self.key}: the row ids (block {block} of `sample`) cannot be read: {error}; "
+                    f"run `{self.repair_command}`"
+                ) from error
+        return found
+
+    def missing(self) -> list[int]:
+        """Numbers of the blocks that do not exist, ascending, by one listing."""
+        existing = self.features.existing()
+        return [block for block in range(self.blocks) if block not in existing]
+
+    def write_block(self, block: int, rows: np.ndarray) -> None:
+        """Write one block whole, atomically.
+
+        Parameters
+        ----------
+        block : int
+        rows : numpy.ndarray of shape (row of the block, …)
+            Of the stored type.
+        """
+        self.features.write(block, rows)
+
+    def read_block(self, block: int) -> np.ndarray:
+        """Read one block.
+
+        Returns
+        -------
+        numpy.ndarray of shape (row of the block, …)
+            Of the stored type; not writeable.
+
+        Raises
+        ------
+        IncompleteFeaturesError
+            The block was never extracted.
+        DamagedError
+            Its bytes fail their checksum.
+        """
+        try:
+            return self.features.read(block)
+        except FileNotFoundError as error:
+            raise self.incomplete([block]) from error
+        except ValueError as error:
+            raise self.damaged(block, str(error)) from error
+
+    def drop_block(self, block: int) -> None:
+        """Remove a block, so that the next extraction computes it again."""
+        self.features.drop(block)
+
+    def read(self, rows: np.ndarray | None = None, dtype: Any = None) -> np.ndarray:
+        """Read rows, whole blocks at a time in a pool of threads.
+
+        Parameters
+        ----------
+        rows : numpy.ndarray of shape (row,), optional
+            Row numbers, strictly ascending; all of them by default.
+        dtype : numpy.dtype, optional
+            Type of the result; the stored one by default.
+
+        Returns
+        -------
+        numpy.ndarray of shape (row, …)
+            Memory peaks at the result and one block for each thread.
+
+        Raises
+        ------
+        IncompleteFeaturesError, DamagedError
+        """
+        wanted = np.arange(self.shape[0]) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(wanted) and (wanted[0] < 0 or wanted[-1] >= self.shape[0]):
+            raise IndexError(f"{self.key}: rows {wanted[0]}–{wanted[-1]} of {self.shape[0]}")
+        if np.any(np.diff(wanted) <= 0):
+            raise ValueError(f"{self.key}: row numbers must be strictly ascending")
+        home = wanted // self.block_rows
+        blocks, first = np.unique(home, return_index=True)
+        bounds = np.append(first, len(wanted))
+        self.require(blocks.tolist())
+        result = np.empty((len(wanted), *self.shape[1:]), dtype=dtype or self.dtype)
+
+        def fill(index: int) -> None:
+            start, stop = int(bounds[index]), int(bounds[index + 1])
+            block = int(blocks[index])
+            values = self.read_block(block)
+            if stop - start == len(values):
+                result[start:stop] = values
+            else:
+                result[start:stop] = values[wanted[start:stop] - block * self.block_rows]
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(fill, range(len(blocks))):
+                pass
+        return result
+
+    def require(self, blocks: list[int] | None = None) -> None:
+        """Raise IncompleteFeaturesError unless these blocks (by default all) exist."""
+        absent = self.missing()
+        if blocks is not None:
+            wanted = set(blocks)
+            absent = [block for block in absent if block in wanted]
+        if absent:
+            raise self.incomplete(absent)
+
+    def verify(self) -> list[tuple[int | None, str]]:
+        """Read everything; return what is missing or damaged, with the reason.
+
+        Returns
+        -------
+        list of (block, reason)
+            The block is None for the row ids.
+        """
+        problems: list[tuple[int | None, str]] = []
+        try:
+            ids = self.samples
+            # Big-endian words compare like the bytes; ids of one data set are never equal.
+            if len(ids) and not _ascending(ids):
+                problems.append((None, "the row ids are not in ascending order"))
+        except DamagedError as error:
+            problems.append((None, str(error)))
+        for block in range(self.blocks):
+            try:
+                self.features.read(block)
+            except FileNotFoundError:
+                problems.append((block, "never extracted"))
+            except ValueError as error:
+                problems.append((block, str(error)))
+        return problems
+
+    @property
+    def array(self) -> zarr.Array:
+        """The feature array for zarr's own indexing; absent and damaged blocks raise here too."""
+        import zarr
+
+        from featurestore.store.strict import StrictStore
+
+        return zarr.open_array(StrictStore(self), path=self.features.path, mode="r", zarr_format=3)
+
+    @property
+    def extract_command(self) -> str:
+        """The command that computes what is missing."""
+        recorded = self.provenance.get("command")
+        if recorded:
+            return str(recorded)
+        data = str(self.provenance.get("dataset", "DATA"))
+        words = ["featurestore", "extract", data, "--model", self.key.model]
+        return shlex.join([*words, "--layer", self.key.ref])
+
+    @property
+    def repair_command(self) -> str:
+        """The command that replaces damaged blocks."""
+        return shlex.join(["featurestore", "repair", str(self.key)])
+
+    def incomplete(self, blocks: list[int]) -> IncompleteFeaturesError:
+        """Return the error for blocks that do not exist."""
+        span = self.features.span(blocks[0])
+        which = "1 block was" if len(blocks) == 1 else f"{len(blocks)} blocks were"
+        return IncompleteFeaturesError(
+            f"{self.key}: {which} never extracted, of {self.blocks} (the first is block "
+            f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
+        )
+
+    def damaged(self, block: int, reason: str) -> DamagedError:
+        """Return the error for a block that fails its checksum."""
+        span = self.features.span(block)
+        return DamagedError(
+            f"{self.key}: block {block} (rows {span.start}–{span.stop - 1}) is damaged: {reason}; "
+            f"run `{self.repair_command}`"
+        )
+
+
+def _ascending(ids: np.ndarray) -> bool:
+    words = np.ascontiguousarray(ids).view(">u8")
+    high, low = words[:, 0], words[:, 1]
+    later = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
+    return bool(later.all())

@@ -1,0 +1,302 @@
+"""Where feature groups lie below ``features/``: create, open, list and find them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featurestore.digests import ROW_BYTES, short
+from featurestore.errors import (
+    DamagedError,
+    InputError,
+    NotFoundError,
+    StoreError,
+    StoreFormatError,
+    nearest,
+)
+from featurestore.store.blocks import (
+    METADATA,
+    block_rows,
+    create_array,
+    open_array,
+    read_json,
+    write_json,
+)
+from featurestore.store.files import Files
+from featurestore.store.group import FEATURES, SAMPLE, SAMPLE_ROWS, FeatureGroup
+from featurestore.store.key import FeatureKey, KeyPath
+
+FOLDER = "features"
+FORMAT = 1
+FORMAT_ATTRIBUTE = "featurestore_format"
+
+_DIMENSIONS = {
+    2: ("row", "channel"),
+    3: ("row", "token", "channel"),
+    4: ("row", "height", "width", "channel"),
+}
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """Something in the store that cannot be read and that listings therefore leave out.
+
+    Parameters
+    ----------
+    path : str
+        Path in the store.
+    reason : str
+    """
+
+    path: str
+    reason: str
+
+
+def dimension_names(dimensions: int) -> tuple[str, ...]:
+    """Names of a feature array's dimensions, the rows first."""
+    generic = ("row", *(f"axis_{axis}" for axis in range(1, dimensions)))
+    return _DIMENSIONS.get(dimensions, generic)
+
+
+def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a Zarr v3 group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+
+
+def check_format(attributes: Mapping[str, Any], where: str) -> None:
+    """Raise StoreFormatError unless this version of featurestore can read the format."""
+    found = attributes.get(FORMAT_ATTRIBUTE)
+    if not isinstance(found, int):
+        raise StoreFormatError(
+            f"{where} is a Zarr group but no feature store: it has no attribute "
+            f"`{FORMAT_ATTRIBUTE}`; give another folder"
+        )
+    if found > FORMAT:
+        raise StoreFormatError(
+            f"{where} has format {found}, this featurestore reads format {FORMAT}; "
+            "run `pip install --upgrade featurestore`"
+        )
+
+
+def create(
+    files: Files,
+    key: FeatureKey,
+    *,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sample_ids: np.ndarray,
+    provenance: Mapping[str, Any],
+) -> FeatureGroup:
+    """Create a group, or open the one that is there.
+
+    The metadata of `features` is written last: a group that has it is completely created.
+    """
+    path = f"{FOLDER}/{key.path}"
+    if sample_ids.shape != (shape[0], ROW_BYTES) or sample_ids.dtype != np.uint8:
+        raise ValueError(
+            f"sample_ids: expected uint8 {(shape[0], ROW_BYTES)}, "
+            f"found {sample_ids.dtype} {sample_ids.shape}"
+        )
+    if files.is_file(f"{path}/{FEATURES}/{METADATA}"):
+        return _reopen(open_group(files, key), shape, dtype, sample_ids)
+    model, layer, _ = key.path.split("/")
+    for parent in (f"{FOLDER}/{model}", f"{FOLDER}/{model}/{layer}"):
+        if not files.is_file(f"{parent}/{METADATA}"):
+            write_json(files, f"{parent}/{METADATA}", group_document({}))
+    attributes = {
+        FORMAT_ATTRIBUTE: FORMAT,
+        "model": key.model,
+        "layer": key.ref,
+        "prefix_digest": key.prefix_digest,
+        "dataset_digest": key.dataset_digest,
+        "provenance": dict(provenance),
+    }
+    write_json(files, f"{path}/{METADATA}", group_document(attributes))
+    sample = create_array(
+        files,
+        f"{path}/{SAMPLE}",
+        shape=sample_ids.shape,
+        dtype=np.dtype(np.uint8),
+        rows=SAMPLE_ROWS,
+        dimension_names=("row", "byte"),
+    )
+    for block in range(sample.count):
+        span = sample.span(block)
+        sample.write(block, sample_ids[span.start : span.stop])
+    row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+    features = create_array(
+        files,
+        f"{path}/{FEATURES}",
+        shape=shape,
+        dtype=dtype,
+        rows=block_rows(row_bytes),
+        dimension_names=dimension_names(len(shape)),
+    )
+    return FeatureGroup(key, attributes, features, sample)
+
+
+def _reopen(
+    group: FeatureGroup, shape: tuple[int, ...], dtype: np.dtype, sample_ids: np.ndarray
+) -> FeatureGroup:
+    if group.dtype != dtype:
+        raise StoreError(
+            f"{group.key} is stored as {group.dtype}, {dtype} was asked for; pass "
+            f"`--dtype {group.dtype}`, or remove {group.features.files.location}/{FOLDER}/"
+            f"{group.key.path} and extract again"
+        )
+    if group.shape != shape or not np.array_equal(group.samples, sample_ids):
+        raise DamagedError(
+            f"{group.key} holds {group.shape} over other row ids, expected {shape}; remove "
+            f"{group.features.files.location}/{FOLDER}/{group.key.path} and extract again"
+        )
+    return group
+
+
+def open_group(files: Files, key: FeatureKey) -> FeatureGroup:
+    """Open a group and compare the whole digests: NotFoundError, StoreError, DamagedError."""
+    group = _open_path(files, key.path)
+    if group is None:
+        known = [str(each) for each in keys(files)]
+        raise NotFoundError(
+            f"no features {str(key)!r} in {files.location}, {nearest(str(key), known)}; "
+            "list them with `featurestore ls`"
+        )
+    if group.key != key:
+        raise StoreError(
+            f"{files.location}/{FOLDER}/{key.path} belongs to {group.key.prefix_digest} over "
+            f"{group.key.dataset_digest}, expected {key.prefix_digest} over {key.dataset_digest}: "
+            "the short digests are the same and the whole ones are not; use another store"
+        )
+    return group
+
+
+def _open_path(files: Files, path: str) -> FeatureGroup | None:
+    """Open what lies at a path below ``features/``; None where no group was created."""
+    try:
+        key, attributes = _read_key(files, path)
+        features = open_array(files, f"{FOLDER}/{path}/{FEATURES}")
+        sample = open_array(files, f"{FOLDER}/{path}/{SAMPLE}")
+    except FileNotFoundError:
+        return None
+    if sample.shape != (features.shape[0], ROW_BYTES):
+        raise DamagedError(
+            f"{files.location}/{FOLDER}/{path}: `sample` has the shape {sample.shape} beside "
+            f"features of {features.shape}; remove the folder and extract again"
+        )
+    return FeatureGroup(key, attributes, features, sample)
+
+
+def _read_key(files: Files, path: str) -> tuple[FeatureKey, dict[str, Any]]:
+    where = f"{files.location}/{FOLDER}/{path}"
+    document = read_json(files, f"{FOLDER}/{path}/{METADATA}")
+    attributes = document.get("attributes") or {}
+    check_format(attributes, where)
+    try:
+        key = FeatureKey(
+            attributes["model"],
+            attributes["layer"],
+            attributes["prefix_digest"],
+            attributes["dataset_digest"],
+        )
+        agrees = key.path == path
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        raise DamagedError(
+            f"{where}/{METADATA} lacks {error}; remove the folder and extract again"
+        ) from error
+    if not agrees:
+        raise DamagedError(
+            f"{where}/{METADATA} names {key.path}: the folder was moved; move it back"
+        )
+    return key, attributes
+
+
+def paths(files: Files) -> Iterator[str]:
+    """Paths below ``features/`` that have the form of a feature group's, sorted."""
+    for model in files.names(FOLDER):
+        for layer in files.names(f"{FOLDER}/{model}"):
+            if KeyPath.parse(f"{model}/{layer}/{'0' * 12}") is None:
+                continue
+            for dataset in files.names(f"{FOLDER}/{model}/{layer}"):
+                path = f"{model}/{layer}/{dataset}"
+                if KeyPath.parse(path) is not None:
+                    yield path
+
+
+def created(files: Files, path: str) -> bool:
+    """Whether the creation of a group came to its end."""
+    return files.is_file(f"{FOLDER}/{path}/{FEATURES}/{METADATA}")
+
+
+def survey(files: Files) -> tuple[list[FeatureKey], list[Damaged]]:
+    """List the groups, those whose attributes cannot be read apart from the others."""
+    found, damaged = [], []
+    for path in paths(files):
+        if not created(files, path):
+            continue
+        try:
+            found.append(_read_key(files, path)[0])
+        except FileNotFoundError:
+            damaged.append(Damaged(f"{FOLDER}/{path}", f"{METADATA} is gone"))
+        except StoreError as error:
+            damaged.append(Damaged(f"{FOLDER}/{path}", str(error)))
+    return found, damaged
+
+
+def keys(files: Files) -> list[FeatureKey]:
+    """Keys of the groups that can be opened."""
+    return survey(files)[0]
+
+
+def find(
+    files: Files, prefix_digest: str, ref: str, dataset_digest: str, model: str | None
+) -> FeatureKey | None:
+    """Find features by what decides them, whatever the model is called.
+
+    The prefix digest ends at the layer, so only the reduction need be the same beside it: a
+    layer that has another name in another model is found too, after those of the same name.
+    """
+    reduction = ref.partition(":")[2]
+    candidates = []
+    for path in paths(files):
+        parts = KeyPath.parse(path)
+        assert parts is not None
+        wanted = (short(prefix_digest), short(dataset_digest), reduction)
+        if (parts.prefix, parts.dataset, parts.ref.partition(":")[2]) == wanted:
+            candidates.append((parts.model != model, parts.ref != ref, path))
+    for *_, path in sorted(candidates):
+        if not created(files, path):
+            continue
+        key = _read_key(files, path)[0]
+        if (key.prefix_digest, key.dataset_digest) == (prefix_digest, dataset_digest):
+            return key
+    return None
+
+
+def match(files: Files, text: str) -> FeatureKey:
+    """Find the one key that a text means: whole, or model and layer, or any part.
+
+    Raises
+    ------
+    NotFoundError
+        Where no key or more than one is meant.
+    """
+    known = keys(files)
+    tests = (
+        lambda key: text in (str(key), key.path),
+        lambda key: text in (f"{key.model}/{key.ref}", key.ref),
+        lambda key: text in str(key) or text in key.path,
+    )
+    for test in tests:
+        hits = [key for key in known if test(key)]
+        if len(hits) == 1:
+            return hits[0]
+        if hits:
+            shown = ", ".join(str(key) for key in hits[:4]) + (", …" if len(hits) > 4 else "")
+            raise NotFoundError(f"{text!r} means {len(hits)} keys: {shown}; give more of one")
+    raise NotFoundError(
+        f"no features {text!r} in {files.location}, {nearest(text, map(str, known))}; "
+        "list them with `featurestore ls`"
+    )

@@ -1,0 +1,100 @@
+"""Fitted heads: their files, and a JSON document whose presence commits them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from featurestore.digests import digest_bytes
+from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
+from featurestore.store.blocks import read_json, write_json
+from featurestore.store.files import Files
+from featurestore.store.groups import Damaged
+from featurestore.store.key import decode_segment, encode_segment
+
+FOLDER = "heads"
+META = "head.json"
+
+
+def folder(head_id: str) -> str:
+    """Path of a head in the store."""
+    return f"{FOLDER}/{encode_segment(head_id)}"
+
+
+def save(
+    files: Files, head_id: str, meta: Mapping[str, Any], contents: Mapping[str, bytes]
+) -> None:
+    """Write a head's files, then its JSON document, which commits it.
+
+    The document gets ``id`` and ``files``: bytes and digest of each file, checked at reading.
+    """
+    # A head saved again is first taken back, lest a kill leave its document with other files.
+    files.remove(f"{folder(head_id)}/{META}")
+    listing = {}
+    for name, data in contents.items():
+        if encode_segment(name) != name or name == META:
+            raise ValueError(f"{name!r} cannot name a file of a head")
+        files.write(f"{folder(head_id)}/{name}", data)
+        listing[name] = {"bytes": len(data), "digest": digest_bytes(data)}
+    document = {**meta, "id": head_id, "files": listing}
+    write_json(files, f"{folder(head_id)}/{META}", document)
+
+
+def exists(files: Files, head_id: str) -> bool:
+    """Whether a head of this id was committed."""
+    return files.is_file(f"{folder(head_id)}/{META}")
+
+
+def ids(files: Files) -> list[str]:
+    """Ids of the committed heads, sorted."""
+    found = files.names(FOLDER)
+    return sorted(
+        decode_segment(each) for each in found if files.is_file(f"{FOLDER}/{each}/{META}")
+    )
+
+
+def meta(files: Files, head_id: str) -> dict[str, Any]:
+    """Read a head's document: NotFoundError, DamagedError."""
+    try:
+        document = read_json(files, f"{folder(head_id)}/{META}")
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"no head {head_id!r} in {files.location}, {nearest(head_id, ids(files))}; "
+            "list them with `featurestore heads`"
+        ) from error
+    if document.get("id") != head_id or not isinstance(document.get("files"), dict):
+        raise DamagedError(
+            f"{files.location}/{folder(head_id)}/{META} is no document of the head {head_id!r}; "
+            "remove its folder and fit it again with `featurestore train`"
+        )
+    return document
+
+
+def file(files: Files, head_id: str, name: str) -> bytes:
+    """Read one of a head's files, checked against its digest: NotFoundError, DamagedError."""
+    listing = meta(files, head_id)["files"]
+    if name not in listing:
+        raise NotFoundError(f"head {head_id!r} has no file {name!r}, {nearest(name, listing)}")
+    path = f"{folder(head_id)}/{name}"
+    again = "fit the head again with `featurestore train`"
+    try:
+        data = files.read(path)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{files.location}/{path} is gone; {again}") from error
+    if digest_bytes(data) != listing[name]["digest"]:
+        raise DamagedError(
+            f"{files.location}/{path} has {len(data)} bytes that are not the "
+            f"{listing[name]['bytes']} written; {again}"
+        )
+    return data
+
+
+def survey(files: Files) -> tuple[list[dict[str, Any]], list[Damaged]]:
+    """Read the documents of all heads, those that cannot be read apart from the others."""
+    found, damaged = [], []
+    for head_id in ids(files):
+        try:
+            found.append(meta(files, head_id))
+        except StoreError as error:
+            damaged.append(Damaged(folder(head_id), str(error)))
+    return found, damaged

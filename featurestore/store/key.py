@@ -1,0 +1,147 @@
+"""The name of a feature array: which model, cut where, over which data set."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from featurestore.digests import SHORT, short
+from featurestore.errors import InputError
+
+# A file name may have 255 bytes on every file system in use; temporary files add a suffix.
+LONGEST_SEGMENT = 200
+
+# Windows gives these names to devices, whatever the extension.
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")
+_LAYER_FOLDER = re.compile(rf"(.+)-([0-9a-f]{{{SHORT}}})")
+_DATASET_FOLDER = re.compile(rf"[0-9a-f]{{{SHORT}}}")
+
+
+def encode_segment(text: str) -> str:
+    """Encode any name as one path segment that every file system and object store takes.
+
+    Characters outside ``[A-Za-z0-9._-]`` are percent-encoded as UTF-8; so are a dot at the end
+    (and thereby ``.`` and ``..``) and the first letter of the names that Windows reserves.
+
+    Parameters
+    ----------
+    text : str
+        Any name that is not empty.
+
+    Returns
+    -------
+    str
+        A segment without separators; `decode_segment` gives the name back.
+
+    Raises
+    ------
+    InputError
+        For an empty name, and for one whose segment would be too long for a file name.
+
+    Examples
+    --------
+    >>> encode_segment("block5_pool:avg")
+    'block5_pool%3Aavg'
+    >>> encode_segment("..")
+    '.%2E'
+    """
+    # quote() leaves "~" alone; Windows gives it a meaning in short names.
+    segment = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
+    if segment.endswith("."):
+        segment = segment[:-1] + "%2E"
+    if _RESERVED.match(segment):
+        segment = f"%{ord(segment[0]):02X}{segment[1:]}"
+    if not 0 < len(segment) <= LONGEST_SEGMENT:
+        raise InputError(
+            f"{text[:40]!r} cannot name a model, layer, data set or head: expected 1 to "
+            f"{LONGEST_SEGMENT} characters once encoded, found {len(segment)}"
+        )
+    return segment
+
+
+def decode_segment(segment: str) -> str:
+    """Return the name that `encode_segment` encoded."""
+    return unquote(segment, errors="surrogatepass")
+
+
+@dataclass(frozen=True)
+class KeyPath:
+    """What the path of a feature group tells: the names whole, the digests shortened.
+
+    Parameters
+    ----------
+    model : str
+        Name of the backbone.
+    ref : str
+        Layer ref, such as ``block5_pool:avg``.
+    prefix, dataset : str
+        First 12 hex digits of the prefix digest and of the dataset digest.
+    """
+
+    model: str
+    ref: str
+    prefix: str
+    dataset: str
+
+    @classmethod
+    def parse(cls, path: str) -> KeyPath | None:
+        """Read ``<model>/<layer ref>-<prefix>/<dataset>``; None for a path of another form."""
+        segments = path.split("/")
+        if len(segments) != 3:
+            return None
+        layer = _LAYER_FOLDER.fullmatch(segments[1])
+        if not layer or not segments[0] or not _DATASET_FOLDER.fullmatch(segments[2]):
+            return None
+        return cls(decode_segment(segments[0]), decode_segment(layer[1]), layer[2], segments[2])
+
+    def encode(self) -> str:
+        """Return the path, its segments percent-encoded."""
+        layer = encode_segment(f"{self.ref}-{self.prefix}")
+        return f"{encode_segment(self.model)}/{layer}/{self.dataset}"
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.ref}-{self.prefix}/{self.dataset}"
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """Identity of a feature array.
+
+    Parameters
+    ----------
+    model : str
+        Name of the backbone: part of the path, for people; the identity is the prefix digest.
+    ref : str
+        Text of the layer ref: ``block4_pool``, ``block5_pool:avg``.
+    prefix_digest : str
+        Whole digest of what decides the activation at the cut.
+    dataset_digest : str
+        Whole digest of the set of sample digests.
+
+    Examples
+    --------
+    >>> key = FeatureKey("vgg16", "block5_pool:avg", "blake2b:" + "3f" * 32, "blake2b:" + "9c" * 32)
+    >>> str(key)
+    'vgg16/block5_pool:avg-3f3f3f3f3f3f/9c9c9c9c9c9c'
+    >>> key.path
+    'vgg16/block5_pool%3Aavg-3f3f3f3f3f3f/9c9c9c9c9c9c'
+    """
+
+    model: str
+    ref: str
+    prefix_digest: str
+    dataset_digest: str
+
+    @property
+    def short(self) -> KeyPath:
+        """The key with its digests shortened, as paths and messages carry it."""
+        return KeyPath(self.model, self.ref, short(self.prefix_digest), short(self.dataset_digest))
+
+    @property
+    def path(self) -> str:
+        """Path of the group below ``features/``, percent-encoded."""
+        return self.short.encode()
+
+    def __str__(self) -> str:
+        return str(self.short)

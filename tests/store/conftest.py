@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from featurestore.digests import digest_bytes, digest_set, row_id
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+
+
+@pytest.fixture(params=["folder", "memory"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A place for a new store: a local folder, then a URL."""
+    if request.param == "folder":
+        yield str(tmp_path / "store")
+        return
+    url = f"memory://{uuid.uuid4().hex}/store"
+    yield url
+    files = fsspec.filesystem("memory")
+    root = url.removeprefix("memory:/").rpartition("/")[0]
+    if files.exists(root):
+        files.rm(root, recursive=True)
+
+
+@pytest.fixture
+def store(location: str) -> FeatureStore:
+    return FeatureStore(location)
+
+
+@pytest.fixture
+def folder_store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "store")
+
+
+def digests_of(count: int, salt: str = "") -> list[str]:
+    return sorted(digest_bytes(f"{salt}{index}".encode()) for index in range(count))
+
+
+def ids_of(digests: list[str]) -> np.ndarray:
+    joined = b"".join(row_id(each) for each in digests)
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, 16)
+
+
+def key_of(digests: list[str], ref: str = "block5_pool:avg", model: str = "vgg16") -> FeatureKey:
+    return FeatureKey(
+        model, ref, digest_bytes(f"{model} up to {ref}".encode()), digest_set(digests)
+    )
+
+
+def rows_of(digests: list[str], tail: tuple[int, ...], dtype: str = "float16") -> np.ndarray:
+    """Features that tell which sample they belong to: the row id, repeated over the shape."""
+    size = int(np.prod(tail))
+    repeats = -(-size // 16)
+    values = np.tile(ids_of(digests), (1, repeats))[:, :size].astype(dtype)
+    return values.reshape(len(digests), *tail)
+
+
+def filled(
+    store: FeatureStore,
+    count: int = 10,
+    tail: tuple[int, ...] = (512, 512, 1),
+    *,
+    ref: str = "block4_pool",
+    dtype: str = "float16",
+    salt: str = "",
+    skip: tuple[int, ...] = (),
+) -> FeatureGroup:
+    """A group with its blocks written; at (512, 512, 1) and float16 a block has 8 rows."""
+    digests = digests_of(count, salt)
+    group = store.create(
+        key_of(digests, ref),
+        shape=(count, *tail),
+        dtype=dtype,
+        sample_ids=ids_of(digests),
+        provenance={"dataset": "flowers"},
+    )
+    rows = rows_of(digests, tail, dtype)
+    for block in group.missing():
+        if block not in skip:
+            span = group.features.span(block)
+            group.write_block(block, rows[span.start : span.stop])
+    return group

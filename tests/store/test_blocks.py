@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from featurestore.errors import DamagedError, StoreFormatError
+from featurestore.store.blocks import block_rows, create_array, decode, encode, open_array
+from featurestore.store.files import LocalFiles
+
+
+@given(st.integers(1, 2**34))
+def test_block_rows_is_a_power_of_two_of_about_four_megabytes(row_bytes: int) -> None:
+    rows = block_rows(row_bytes)
+    assert rows.bit_count() == 1
+    assert 1 <= rows <= 1024
+    assert rows == 1 or rows * row_bytes <= 4 * 2**20
+    assert rows == 1024 or 2 * rows * row_bytes > 4 * 2**20
+
+
+@given(st.integers(1, 2**24), st.integers(1, 2**24))
+def test_blocks_of_two_layers_nest(one: int, other: int) -> None:
+    small, large = sorted((block_rows(one), block_rows(other)))
+    assert large % small == 0
+
+
+values = hnp.arrays(
+    st.sampled_from(["<f2", "<f4", "u1"]), hnp.array_shapes(max_dims=4), elements=st.integers(0, 9)
+)
+
+
+@given(values)
+def test_chunk_round_trip(rows: np.ndarray) -> None:
+    assert np.array_equal(decode(encode(rows), rows.shape, rows.dtype), rows)
+
+
+@given(values, st.data())
+def test_any_flipped_bit_or_cut_is_found(rows: np.ndarray, data: st.DataObject) -> None:
+    whole = bytearray(encode(rows))
+    position = data.draw(st.integers(0, len(whole) - 1))
+    cut = bytes(whole[:position])
+    whole[position] ^= 1 << data.draw(st.integers(0, 7))
+    for broken in (bytes(whole), cut):
+        with pytest.raises(ValueError, match=r"checksum|the file has \d bytes"):
+            decode(broken, rows.shape, rows.dtype)
+
+
+def test_a_sound_chunk_of_another_shape_is_found() -> None:
+    data = encode(np.zeros((2, 3), np.float16))
+    with pytest.raises(ValueError, match="12 bytes found, 24 expected"):
+        decode(data, (4, 3), np.dtype(np.float16))
+
+
+def test_a_sound_checksum_over_something_else_is_found() -> None:
+    import google_crc32c
+
+    data = b"not zstd at all"
+    with pytest.raises(ValueError, match=r"(?i)zstd"):
+        decode(data + google_crc32c.value(data).to_bytes(4, "little"), (1,), np.dtype(np.float16))
+
+
+@pytest.fixture
+def files(tmp_path) -> LocalFiles:
+    return LocalFiles(str(tmp_path))
+
+
+def make(files: LocalFiles, shape: tuple[int, ...] = (5, 3), rows: int = 2):
+    names = ["row", "channel"]
+    dtype = np.dtype(np.float16)
+    return create_array(files, "a", shape=shape, dtype=dtype, rows=rows, dimension_names=names)
+
+
+def test_opened_as_created(files: LocalFiles) -> None:
+    made = make(files)
+    assert open_array(files, "a") == made
+
+
+def test_zero_blocks_and_the_last_short_block_are_written(files: LocalFiles) -> None:
+    array = make(files)
+    assert array.existing() == set()
+    for block in range(array.count):
+        array.write(block, np.zeros((len(array.span(block)), 3), np.float16))
+    assert array.existing() == {0, 1, 2}
+    assert [array.read(block).shape for block in range(3)] == [(2, 3), (2, 3), (1, 3)]
+    array.drop(1)
+    assert array.existing() == {0, 2}
+
+
+def test_only_whole_blocks_count(files: LocalFiles) -> None:
+    array = make(files)
+    for name in ["c.0.0.5f1e.partial", "c.1.1", "c.x.0", "c..0", "c.7.0", "c.-1.0", "c.².0", "1.0"]:
+        files.write(f"a/{name}", b"x")
+    assert array.existing() == set()
+
+
+@pytest.mark.parametrize(
+    ("block", "rows"),
+    [
+        (3, np.zeros((1, 3), np.float16)),
+        (-1, np.zeros((2, 3), np.float16)),
+        (0, np.zeros((1, 3), np.float16)),
+        (2, np.zeros((2, 3), np.float16)),
+        (0, np.zeros((2, 4), np.float16)),
+        (0, np.zeros((2, 3), np.float32)),
+    ],
+)
+def test_what_is_no_block_of_the_array_is_not_written(
+    files: LocalFiles, block: int, rows: np.ndarray
+) -> None:
+    array = make(files)
+    with pytest.raises(ValueError, match="block"):
+        array.write(block, rows)
+    assert array.existing() == set()
+
+
+def test_foreign_layout_is_refused(files: LocalFiles) -> None:
+    import zarr
+
+    zarr.create_array(f"{files.location}/a", shape=(5, 3), chunks=(2, 3), dtype="float16")
+    with pytest.raises((StoreFormatError, DamagedError)):
+        open_array(files, "a")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b'{"shape": 3}', b"\xff"])
+def test_metadata_that_cannot_be_parsed_is_named(files: LocalFiles, text: bytes) -> None:
+    files.write("a/zarr.json", text)
+    with pytest.raises(DamagedError, match=r"a/zarr\.json"):
+        open_array(files, "a")

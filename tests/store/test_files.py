@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from featurestore.errors import StoreError
+from featurestore.store.files import LocalFiles, RemoteFiles, open_files
+
+
+def test_write_read_list_remove(location: str) -> None:
+    files = open_files(location)
+    assert files.names("") == []
+    files.write("a/b/one", b"1")
+    files.write("a/two", b"22")
+    files.write("a/two", b"2")
+    assert files.read("a/two") == b"2"
+    assert files.names("a") == ["b", "two"]
+    assert files.names("nothing") == files.names("a/two/below") == []
+    assert files.is_file("a/two")
+    assert not files.is_file("a")
+    assert not files.is_file("nothing")
+    assert files.sizes("a") == {"a/b/one": 1, "a/two": 1}
+    assert files.sizes("a/two") == {"a/two": 1}
+    assert files.sizes("nothing") == {}
+    assert not files.prune("a")
+    files.remove("a/two")
+    files.remove("a/two")
+    files.remove("a/b/one")
+    assert files.prune("a/b")
+    assert files.prune("a")
+    assert files.names("") == []
+
+
+@pytest.mark.parametrize("path", ["nothing", "folder", "folder/file/below"])
+def test_reading_what_is_no_file(location: str, path: str) -> None:
+    files = open_files(location)
+    files.write("folder/file", b"")
+    with pytest.raises(FileNotFoundError):
+        files.read(path)
+
+
+def test_survives_pickling(location: str) -> None:
+    files = open_files(location)
+    files.write("a", b"1")
+    assert pickle.loads(pickle.dumps(files)).read("a") == b"1"
+
+
+def test_local_urls_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_files("./store").location == str(tmp_path / "store")
+    assert open_files(f"file://{tmp_path}/store").location == str(tmp_path / "store")
+    assert isinstance(open_files("memory://x"), RemoteFiles)
+
+
+def test_an_unknown_protocol() -> None:
+    with pytest.raises(StoreError, match="cannot open nosuch://x/y"):
+        open_files("nosuch://x/y")
+
+
+def test_a_failed_write_leaves_the_old_bytes_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = LocalFiles(str(tmp_path))
+    files.write("a", b"old")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match=r"cannot write .*a: No space left on device"):
+        files.write("a", b"new")
+    assert files.names("") == ["a"]
+    assert files.read("a") == b"old"
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    files = LocalFiles(str(tmp_path))
+    files.write("a", b"")
+    with pytest.raises(StoreError, match="cannot write"):
+        files.write("a/b", b"")

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+
+from featurestore.errors import DamagedError
+from featurestore.store import FeatureStore
+from featurestore.store.files import open_files
+from tests.store.conftest import filled, ids_of, key_of
+from tests.store.test_manifests import shapes
+
+
+def named(store: FeatureStore) -> dict[str, str]:
+    return {item.name: item.kind for item in store.garbage()}
+
+
+def features_of(store: FeatureStore, dataset, ref: str = "pool"):
+    key = key_of(dataset.sample_digests, ref)
+    rows = len(dataset)
+    return store.create(key, shape=(rows, 4), sample_ids=ids_of(dataset.sample_digests))
+
+
+def test_what_is_in_use_is_no_garbage(store: FeatureStore) -> None:
+    former, current = shapes(), shapes(labels="bbabab", count=5)
+    store.add_dataset(former)
+    features_of(store, former)
+    store.save_head("h", {"lineage": {"manifest": [former.manifest_digest, former.digest]}}, {})
+    store.add_dataset(current)
+    features_of(store, current)
+    assert store.garbage() == []
+    assert store.gc([]) == 0
+
+
+def test_features_of_no_data_set(store: FeatureStore, location: str) -> None:
+    dataset = shapes()
+    store.add_dataset(dataset)
+    kept = features_of(store, dataset).key
+    group = filled(store)
+    (item,) = store.garbage()
+    assert (item.kind, item.name) == ("features", str(group.key))
+    assert item.bytes == store.describe(group.key)["bytes"]
+    assert store.gc([item]) >= item.bytes
+    assert store.keys() == [kept]
+    assert store.garbage() == []
+    assert store.dataset("shapes").digest == dataset.digest
+
+
+def test_features_go_when_their_data_set_is_replaced(store: FeatureStore) -> None:
+    store.add_dataset(shapes())
+    key = features_of(store, shapes()).key
+    store.add_dataset(shapes(labels="bbbaaa"))
+    assert set(named(store).values()) == {"manifest"}
+    store.add_dataset(shapes(count=4))
+    assert named(store)[str(key)] == "features"
+
+
+def test_former_manifests(store: FeatureStore, location: str) -> None:
+    for labels in ("ababab", "bbabab", "bbbbab"):
+        store.add_dataset(shapes(labels=labels))
+    kept = shapes(labels="bbabab").manifest_digest
+    store.save_head("h", {"deep": [{"inside": kept}]}, {})
+    (item,) = store.garbage()
+    assert item.kind == "manifest"
+    assert store.gc([item]) == item.bytes > 0
+    assert store.dataset("shapes", kept).manifest_digest == kept
+    assert len(open_files(location).names("datasets/shapes")) == 3
+
+
+def test_what_was_interrupted(store: FeatureStore, location: str) -> None:
+    files = open_files(location)
+    group = filled(store)
+    files.remove(f"{group.features.path}/zarr.json")
+    files.write("heads/ridge-2/model.skops", b"123")
+    files.write(f"heads/ridge-3/model.keras.{'0' * 32}.partial", b"1")
+    assert named(store) == {str(group.key): "features", "ridge-2": "head", "ridge-3": "head"}
+    freed = store.gc(store.garbage())
+    assert freed > 4
+    assert files.names("features") == ["zarr.json"]
+    assert files.names("heads") == []
+
+
+def test_foreign_files_are_never_touched(store: FeatureStore, location: str) -> None:
+    files = open_files(location)
+    group = filled(store)
+    store.add_dataset(shapes())
+    store.add_dataset(shapes(labels="bbabab"))
+    path = f"features/{group.key.path}"
+    foreign = {
+        "notes.txt", "features/notes.txt", "features/vgg16/notes.txt", f"{path}/notes.txt",
+        f"{path}/features/notes.txt", f"{path}/features/c.txt", f"{path}/more/zarr.json",
+        "datasets/shapes/notes.parquet", "datasets/other/0123456789ab.parquet",
+        "heads/notes.txt", "heads/mine/model.skops", "heads/mine/notes.txt",
+        "heads/deep/er/model.skops",
+    }  # fmt: skip
+    for name in foreign:
+        files.write(name, b"x")
+    assert sorted(item.kind for item in store.garbage()) == ["features", "manifest"]
+    store.gc(store.garbage())
+    assert store.keys() == []
+    assert foreign <= set(files.sizes(""))
+    assert not [name for name in files.sizes(f"{path}/features") if "/c.0" in name]
+    assert [item.kind for item in store.garbage()] == []
+
+
+def test_what_came_into_use_meanwhile_stays(store: FeatureStore) -> None:
+    dataset = shapes()
+    key = features_of(store, dataset).key
+    items = store.garbage()
+    assert [item.name for item in items] == [str(key)]
+    store.add_dataset(dataset)
+    assert store.gc(items) == 0
+    assert store.keys() == [key]
+
+
+def test_damage_stops_gc(store: FeatureStore, location: str) -> None:
+    filled(store)
+    store.save_head("h", {}, {})
+    open_files(location).write("heads/h/head.json", b"{")
+    with pytest.raises(DamagedError, match=r"heads/h/head.json.*gc cannot know"):
+        store.garbage()

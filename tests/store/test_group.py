@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from featurestore.errors import DamagedError, IncompleteFeaturesError
+from featurestore.store import FeatureGroup, FeatureStore
+from featurestore.store.files import LocalFiles
+from tests.store.conftest import digests_of, filled, ids_of, rows_of
+
+TAIL = (512, 512, 1)
+BLOCK = 8
+
+
+def chunk(group: FeatureGroup, block: int) -> str:
+    return group.features.file(block)
+
+
+def overwrite(group: FeatureGroup, path: str, data: bytes) -> None:
+    group.features.files.write(path, data)
+
+
+def flip(group: FeatureGroup, path: str) -> None:
+    data = bytearray(group.features.files.read(path))
+    data[len(data) // 2] ^= 1
+    overwrite(group, path, bytes(data))
+
+
+def test_rows_come_back(store: FeatureStore) -> None:
+    group = filled(store, 19)
+    expected = rows_of(digests_of(19), TAIL)
+    assert (group.shape, group.dtype, group.block_rows, group.blocks) == ((19, *TAIL), "f2", 8, 3)
+    assert group.missing() == []
+    assert group.verify() == []
+    assert np.array_equal(group.samples, ids_of(digests_of(19)))
+    assert np.array_equal(group.read_block(2), expected[16:])
+    assert np.array_equal(group.read(), expected)
+    rows = np.array([0, 5, 7, 8, 18])
+    read = group.read(rows, "float32")
+    assert read.dtype == np.float32
+    assert np.array_equal(read, expected[rows])
+    assert group.read(np.array([], dtype=int)).shape == (0, *TAIL)
+    assert np.array_equal(group.array[3:18], expected[3:18])
+
+
+def test_a_zero_block_is_data(store: FeatureStore) -> None:
+    group = filled(store, 8, skip=(0,))
+    assert group.missing() == [0]
+    group.write_block(0, np.zeros((8, *TAIL), np.float16))
+    assert group.missing() == []
+    assert not group.read().any()
+
+
+@pytest.mark.parametrize("rows", [[0, 19], [-1, 3]])
+def test_rows_outside(folder_store: FeatureStore, rows: list[int]) -> None:
+    with pytest.raises(IndexError):
+        filled(folder_store, 19).read(np.array(rows))
+
+
+@pytest.mark.parametrize("rows", [[3, 2], [2, 2]])
+def test_rows_out_of_order(folder_store: FeatureStore, rows: list[int]) -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        filled(folder_store, 19).read(np.array(rows))
+
+
+def test_missing_blocks_raise_wherever_they_are_read(store: FeatureStore) -> None:
+    group = filled(store, 30, skip=(1, 3))
+    assert group.missing() == [1, 3]
+    assert np.array_equal(group.read(np.arange(8)), rows_of(digests_of(30), TAIL)[:8])
+    one = r"1 block was never extracted, of 4 \(the first is block 1, rows 8–15\); run "
+    command = r"`featurestore extract flowers --model vgg16 --layer block4_pool`"
+    for read in (
+        lambda: group.read_block(1),
+        lambda: group.read(np.array([0, 9])),
+        lambda: group.array[0:16],
+        lambda: group.array.get_basic_selection((9,)),
+        lambda: group.array.oindex[[0, 9]],
+        lambda: np.asarray(group.array[9]),
+    ):
+        with pytest.raises(IncompleteFeaturesError, match=str(group.key) + ": " + one + command):
+            read()
+    with pytest.raises(IncompleteFeaturesError, match=r"2 blocks were never .*block 1, rows 8–15"):
+        group.read()
+    assert group.verify() == [(1, "never extracted"), (3, "never extracted")]
+
+
+def test_a_recorded_command_is_the_one_offered(folder_store: FeatureStore) -> None:
+    group = filled(folder_store, skip=(0,))
+    group.attrs["provenance"]["command"] = "featurestore extract x --model Y --weights z.h5"
+    with pytest.raises(IncompleteFeaturesError, match=r"`featurestore extract x .*z\.h5`"):
+        group.read()
+
+
+@pytest.mark.parametrize("harm", ["flip", "empty", "cut", "other"])
+def test_damaged_blocks_raise_wherever_they_are_read(store: FeatureStore, harm: str) -> None:
+    group = filled(store, 30)
+    path = chunk(group, 3)
+    whole = group.features.files.read(path)
+    if harm == "flip":
+        flip(group, path)
+    else:
+        overwrite(group, path, {"empty": b"", "cut": whole[:-1], "other": b"foreign" * 9}[harm])
+    assert group.missing() == []
+    where = str(group.key) + r": block 3 \(rows 24–29\) is damaged: .*; run `featurestore repair "
+    for read in (
+        lambda: group.read_block(3),
+        lambda: group.read(),
+        lambda: group.read(np.array([29])),
+        lambda: group.array[:],
+        lambda: group.array[29],
+    ):
+        with pytest.raises(DamagedError, match=where + str(group.key) + "`"):
+            read()
+    assert [block for block, _ in group.verify()] == [3]
+    group.drop_block(3)
+    assert group.missing() == [3]
+
+
+@pytest.mark.parametrize("harm", ["flip", "gone"])
+def test_damaged_row_ids(store: FeatureStore, harm: str) -> None:
+    group = filled(store)
+    if harm == "flip":
+        flip(group, group.sample.file(0))
+    else:
+        group.sample.drop(0)
+    with pytest.raises(DamagedError, match=r"row ids .* cannot be read.*featurestore repair"):
+        _ = group.samples
+    assert [block for block, _ in group.verify()] == [None]
+
+
+def test_row_ids_out_of_order_are_found(folder_store: FeatureStore) -> None:
+    group = filled(folder_store)
+    ids = group.samples.copy()
+    ids[[3, 4]] = ids[[4, 3]]
+    group.sample.write(0, ids)
+    assert group.verify() == [(None, "the row ids are not in ascending order")]
+
+
+def test_leftovers_of_a_killed_write_are_no_blocks(tmp_path) -> None:
+    group = filled(FeatureStore(tmp_path / "store"), 30, skip=(1,))
+    files = group.features.files
+    assert isinstance(files, LocalFiles)
+    files.write(f"{chunk(group, 1)}.{'0' * 32}.partial", b"half a ch")
+    files.write(f"{group.features.path}/.DS_Store", b"")
+    assert group.missing() == [1]
+    with pytest.raises(IncompleteFeaturesError):
+        group.read()
+
+
+def test_many_row_id_blocks(folder_store: FeatureStore) -> None:
+    count = 65536 + 3
+    ids = np.zeros((count, 16), np.uint8)
+    ids[:, :4] = np.arange(count, dtype=">u4").view(np.uint8).reshape(count, 4)
+    from tests.store.conftest import key_of
+
+    key = key_of(["blake2b:" + "00" * 32])
+    group = folder_store.create(key, shape=(count, 1), sample_ids=ids)
+    assert group.sample.count == 2
+    assert np.array_equal(folder_store.group(key).samples, ids)
+
+
+def test_a_group_travels_to_another_process(store: FeatureStore) -> None:
+    group = filled(store)
+    assert np.array_equal(pickle.loads(pickle.dumps(group)).read(), group.read())

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from featurestore.errors import DamagedError, NotFoundError
+from featurestore.store import FeatureStore
+from featurestore.store.files import open_files
+
+META = {"name": "logistic", "metrics": {"val": {"accuracy": 0.9}}}
+
+
+def test_a_head_comes_back(store: FeatureStore) -> None:
+    assert not store.has_head("logistic-1")
+    store.save_head("logistic-1", META, {"model.skops": b"fitted"})
+    assert store.has_head("logistic-1")
+    meta = store.head_meta("logistic-1")
+    assert meta["metrics"] == META["metrics"]
+    assert meta["files"]["model.skops"]["bytes"] == 6
+    assert store.head_file("logistic-1", "model.skops") == b"fitted"
+    assert store.heads() == [meta]
+    with pytest.raises(NotFoundError, match=r"no file 'model\.keras', .*model\.skops"):
+        store.head_file("logistic-1", "model.keras")
+
+
+def test_an_unknown_head(store: FeatureStore) -> None:
+    store.save_head("logistic-1", META, {})
+    with pytest.raises(NotFoundError, match=r"did you mean 'logistic-1'.*`featurestore heads`"):
+        store.head_meta("logistc-1")
+
+
+def test_the_document_commits(store: FeatureStore, location: str) -> None:
+    open_files(location).write("heads/ridge-2/model.skops", b"x")
+    assert not store.has_head("ridge-2")
+    assert store.heads() == store.damaged() == []
+
+
+def test_saving_again_replaces(store: FeatureStore) -> None:
+    store.save_head("h", META, {"model.skops": b"one"})
+    store.save_head("h", {**META, "name": "two"}, {"model.skops": b"two"})
+    assert store.head_meta("h")["name"] == "two"
+    assert store.head_file("h", "model.skops") == b"two"
+
+
+def test_a_save_that_fails_leaves_no_head(store: FeatureStore) -> None:
+    store.save_head("h", META, {"model.skops": b"one"})
+    with pytest.raises(ValueError, match="JSON"):
+        store.save_head("h", {"metrics": float("nan")}, {"model.skops": b"two"})
+    assert not store.has_head("h")
+    for name in ("../x", "head.json", "a/b"):
+        with pytest.raises(ValueError, match="cannot name a file"):
+            store.save_head("i", META, {name: b""})
+
+
+def test_damage_in_one_head_hides_no_other(store: FeatureStore, location: str) -> None:
+    for head_id in ("sound", "cut", "foreign", "file"):
+        store.save_head(head_id, META, {"model.skops": b"fitted"})
+    files = open_files(location)
+    files.write("heads/cut/head.json", b'{"id": "cu')
+    files.write("heads/foreign/head.json", b'{"id": "other", "files": {}}')
+    files.write("heads/file/model.skops", b"fittEd")
+    assert [meta["id"] for meta in store.heads()] == ["file", "sound"]
+    assert [each.path for each in store.damaged()] == ["heads/cut", "heads/foreign"]
+    with pytest.raises(DamagedError, match=r"heads/file/model.skops.*`featurestore train`"):
+        store.head_file("file", "model.skops")
+    files.remove("heads/file/model.skops")
+    with pytest.raises(DamagedError, match="is gone"):
+        store.head_file("file", "model.skops")
+
+
+@pytest.mark.parametrize("head_id", ["../x", "a/b", "..", "größe"])
+def test_hostile_ids_stay_inside(store: FeatureStore, location: str, head_id: str) -> None:
+    store.save_head(head_id, META, {"model.skops": b"x"})
+    assert [meta["id"] for meta in store.heads()] == [head_id]
+    assert open_files(location).names("") == ["features", "heads"]
+    assert len(open_files(location).names("heads")) == 1

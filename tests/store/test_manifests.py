@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurestore.dataset import Dataset
+from featurestore.errors import DamagedError, NotFoundError
+from featurestore.store import FeatureStore
+from featurestore.store.files import open_files
+from featurestore.store.manifests import manifest_path
+from tests.store.conftest import filled, ids_of, key_of
+
+IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
+
+
+def shapes(name: str = "shapes", labels: str = "ababab", count: int = 6) -> Dataset:
+    return Dataset.from_arrays(IMAGES[:count], list(labels[:count]), name=name)
+
+
+def test_a_data_set_comes_back(store: FeatureStore) -> None:
+    given = shapes("größe/..")
+    entry = store.add_dataset(given)
+    assert store.datasets() == [entry]
+    assert (entry.rows, entry.digest, entry.source) == (6, given.digest, None)
+    assert store.has_dataset("größe/..")
+    assert not store.has_dataset("other")
+    found = store.dataset("größe/..")
+    assert found.sample_digests == given.sample_digests
+    assert found.manifest_digest == given.manifest_digest
+
+
+def test_a_new_state_becomes_current_and_the_former_stays(store: FeatureStore) -> None:
+    former, new = shapes(), shapes(labels="bbabab")
+    store.add_dataset(former)
+    store.add_dataset(new)
+    assert [each.manifest_digest for each in store.datasets()] == [new.manifest_digest]
+    assert store.dataset("shapes").manifest_digest == new.manifest_digest
+    again = store.dataset("shapes", former.manifest_digest)
+    assert again.manifest_digest == former.manifest_digest
+    store.add_dataset(former)
+    assert store.dataset("shapes").manifest_digest == former.manifest_digest
+
+
+def scanned(folder: Path, name: str) -> Dataset:
+    from PIL import Image
+
+    (folder / "a").mkdir(parents=True, exist_ok=True)
+    for index in range(3):
+        Image.fromarray(IMAGES[index]).save(folder / "a" / f"{index}.png")
+    return Dataset.from_folder(folder, name=name)
+
+
+def test_found_by_the_path_that_was_scanned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURESTORE_CACHE", str(tmp_path / "cache"))
+    store = FeatureStore(tmp_path / "store")
+    folder = tmp_path / "photos"
+    given = scanned(folder, "holiday")
+    store.add_dataset(given)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for path in (folder, str(folder), "photos", "./photos/", "link"):
+        assert store.dataset(path).name == "holiday"
+    assert store.dataset_at("photos").manifest_digest == given.manifest_digest
+    assert store.dataset_at("holiday") is None
+    # Moved, and scanned again under the same name: the paths are the new ones.
+    store.add_dataset(scanned(tmp_path / "moved", "holiday"))
+    assert len(open_files(store.location).names("datasets/holiday")) == 2
+    assert store.dataset("holiday").paths[0].startswith(str(tmp_path / "moved"))
+    with pytest.raises(NotFoundError):
+        store.dataset(folder)
+
+
+def test_a_path_means_the_set_that_was_added_last(store: FeatureStore, location: str) -> None:
+    files = open_files(location)
+    for name, added in (("b", "2024-01-02"), ("a", "2024-01-03"), ("c", "2024-01-01")):
+        store.add_dataset(shapes(name))
+        document = json.loads(files.read(f"datasets/{name}/current.json"))
+        document |= {"source": "/photos", "added": added}
+        files.write(f"datasets/{name}/current.json", json.dumps(document).encode())
+    assert store.dataset("/photos").name == "a"
+    store.add_dataset(shapes("/photos"))
+    assert store.dataset("/photos").name == "/photos"
+
+
+def test_an_unknown_data_set(store: FeatureStore) -> None:
+    store.add_dataset(shapes())
+    with pytest.raises(NotFoundError, match=r"did you mean 'shapes'\?.*`featurestore scan shaeps`"):
+        store.dataset("shaeps")
+    with pytest.raises(NotFoundError, match="a manifest of 'shapes', does not exist"):
+        store.dataset("shapes", "blake2b:" + "0" * 64)
+
+
+def test_a_digest_that_only_begins_the_same(store: FeatureStore) -> None:
+    digest = store.add_dataset(shapes()).manifest_digest
+    with pytest.raises(DamagedError, match="expected blake2b"):
+        store.dataset("shapes", digest[:-1] + ("0" if digest[-1] != "0" else "1"))
+
+
+@pytest.mark.parametrize("document", [b"", b"{}", b'{"name": "x"}', b"[]"])
+def test_a_damaged_pointer_is_named(store: FeatureStore, location: str, document: bytes) -> None:
+    store.add_dataset(shapes())
+    open_files(location).write("datasets/shapes/current.json", document)
+    for read in (lambda: store.dataset("shapes"), store.datasets, store.garbage):
+        with pytest.raises(DamagedError, match=r"datasets/shapes/current\.json"):
+            read()
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_damaged_manifest_is_named(store: FeatureStore, location: str, keep: int) -> None:
+    entry = store.add_dataset(shapes())
+    path = manifest_path("shapes", entry.manifest_digest)
+    files = open_files(location)
+    files.write(path, files.read(path)[:keep])
+    with pytest.raises(DamagedError, match=r"datasets/shapes/[0-9a-f]{12}\.parquet"):
+        store.dataset("shapes")
+
+
+def test_keys_of_a_data_set(store: FeatureStore) -> None:
+    other = filled(store).key
+    dataset = shapes()
+    store.add_dataset(dataset)
+    key = key_of(dataset.sample_digests)
+    store.create(key, shape=(6, 4), sample_ids=ids_of(dataset.sample_digests))
+    assert store.keys("shapes") == [key]
+    assert set(store.keys()) == {key, other}
+    assert store.describe(key)["datasets"] == ["shapes"]

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from featurestore.digests import digest_bytes
+from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
+from featurestore.store import FeatureStore
+from featurestore.store.files import open_files
+from tests.store.conftest import digests_of, filled, ids_of, key_of
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+# Where the store is
+
+
+def test_the_place_comes_from_the_argument_then_the_environment_then_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEATURESTORE_STORE", raising=False)
+    assert FeatureStore().location == str(tmp_path / "store")
+    monkeypatch.setenv("FEATURESTORE_STORE", str(tmp_path / "other"))
+    assert FeatureStore().location == str(tmp_path / "other")
+    assert FeatureStore("third").location == str(tmp_path / "third")
+    assert files_below(tmp_path) == [f"{s}/features/zarr.json" for s in ("other", "store", "third")]
+
+
+def test_a_new_store_opens_again(location: str) -> None:
+    with pytest.raises(
+        NotFoundError, match=r"no store at .*; make one with `featurestore extract`"
+    ):
+        FeatureStore(location, create=False)
+    assert open_files(location).names("") == []
+    made = FeatureStore(location)
+    assert made.keys() == made.datasets() == made.heads() == made.garbage() == made.damaged() == []
+    assert FeatureStore(location, create=False).location == made.location
+
+
+def test_an_empty_folder_and_an_interrupted_beginning_become_a_store(tmp_path: Path) -> None:
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / f"zarr.json.{'0' * 32}.partial").write_bytes(b"{")
+    assert FeatureStore(tmp_path).keys() == []
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    for create in (True, False):
+        with pytest.raises(StoreFormatError, match="is a file, expected a folder"):
+            FeatureStore(tmp_path / "file", create=create)
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "features/photo.jpg", "datasets/x"])
+def test_a_foreign_folder_is_left_alone(location: str, name: str) -> None:
+    files = open_files(location)
+    files.write(name, b"x")
+    for create in (True, False):
+        with pytest.raises(StoreFormatError, match="not empty and no store"):
+            FeatureStore(location, create=create)
+    assert files.sizes("") == {name: 1}
+
+
+@pytest.mark.parametrize(
+    ("document", "error", "message"),
+    [
+        (b"", DamagedError, r"features/zarr\.json cannot be parsed"),
+        (b"[1]", DamagedError, r"features/zarr\.json holds no JSON object"),
+        (b'{"zarr_format": 3, "node_type": "group"}', StoreFormatError, "no feature store"),
+        (b'{"attributes": {"featurestore_format": 2}}', StoreFormatError, "format 2.*--upgrade"),
+        (b'{"attributes": {"featurestore_format": "1"}}', StoreFormatError, "no feature store"),
+    ],
+)
+def test_a_store_that_cannot_be_understood(
+    location: str, document: bytes, error: type[Exception], message: str
+) -> None:
+    files = open_files(location)
+    files.write("features/zarr.json", document)
+    with pytest.raises(error, match=message):
+        FeatureStore(location)
+    assert files.read("features/zarr.json") == document
+
+
+# Feature groups
+
+
+def test_create_opens_what_is_there(store: FeatureStore) -> None:
+    group = filled(store)
+    again = filled(store)
+    assert again == group
+    assert again.missing() == []
+    assert store.group(group.key) == group
+    assert store.keys() == [group.key]
+    assert store.has(group.key)
+
+
+def test_another_dtype_is_refused(store: FeatureStore) -> None:
+    filled(store)
+    with pytest.raises(StoreError, match=r"stored as float16, float32 was asked.*--dtype float16"):
+        filled(store, dtype="float32")
+
+
+def test_other_row_ids_are_refused(store: FeatureStore) -> None:
+    group = filled(store)
+    ids = group.samples.copy()
+    ids[0, 0] ^= 1
+    with pytest.raises(DamagedError, match="other row ids"):
+        store.create(group.key, shape=group.shape, sample_ids=ids)
+    with pytest.raises(ValueError, match="sample_ids"):
+        store.create(group.key, shape=group.shape, sample_ids=ids[:-1])
+
+
+def test_an_interrupted_creation_is_completed(store: FeatureStore, location: str) -> None:
+    group = filled(store)
+    files = open_files(location)
+    files.remove(f"features/{group.key.path}/features/zarr.json")
+    assert store.keys() == []
+    assert not store.has(group.key)
+    with pytest.raises(NotFoundError):
+        store.group(group.key)
+    assert filled(store).missing() == []
+
+
+def test_the_whole_digests_are_compared(store: FeatureStore) -> None:
+    key = filled(store).key
+    for field in ("prefix_digest", "dataset_digest"):
+        digest = getattr(key, field)
+        other = replace(key, **{field: digest[:-1] + ("0" if digest[-1] != "0" else "1")})
+        assert other.path == key.path
+        with pytest.raises(StoreError, match="short digests are the same and the whole ones"):
+            store.group(other)
+        with pytest.raises(StoreError, match="short digests are the same"):
+            store.create(other, shape=(10, 512, 512, 1), sample_ids=ids_of(digests_of(10)))
+        assert store.find(other.prefix_digest, key.ref, other.dataset_digest) is None
+
+
+def test_hostile_names_stay_inside(store: FeatureStore, location: str) -> None:
+    digests = digests_of(3)
+    for model in ("..", "../../x", "/etc", "CON", "größe", "a b", "C:\\x"):
+        key = key_of(digests, ref="../up:avg", model=model)
+        store.create(key, shape=(3, 4), sample_ids=ids_of(digests))
+        assert store.keys().count(key) == 1
+        assert store.match(str(key)) == key
+    assert open_files(location).names("") == ["features"]
+    assert len(open_files(location.rpartition("/")[0]).names("")) == 1
+
+
+def test_damage_in_one_group_hides_no_other(store: FeatureStore, location: str) -> None:
+    sound = filled(store, ref="sound").key
+    files = open_files(location)
+    bad = {name: filled(store, ref=name).key for name in ("cut", "moved", "newer", "gone")}
+    attributes = json.loads(files.read(f"features/{bad['newer'].path}/zarr.json"))
+    attributes["attributes"]["featurestore_format"] = 2
+    files.write(f"features/{bad['cut'].path}/zarr.json", b"{")
+    files.write(f"features/{bad['newer'].path}/zarr.json", json.dumps(attributes).encode())
+    moved = files.read(f"features/{sound.path}/zarr.json")
+    files.write(f"features/{bad['moved'].path}/zarr.json", moved)
+    files.remove(f"features/{bad['gone'].path}/zarr.json")
+    assert store.keys() == [sound]
+    reasons = {each.path.removeprefix("features/"): each.reason for each in store.damaged()}
+    assert set(reasons) == {key.path for key in bad.values()}
+    assert "cannot be parsed" in reasons[bad["cut"].path]
+    assert "the folder was moved" in reasons[bad["moved"].path]
+    assert "format 2" in reasons[bad["newer"].path]
+    with pytest.raises(DamagedError, match="cannot be parsed"):
+        store.group(bad["cut"])
+
+
+def test_foreign_files_are_no_groups(store: FeatureStore, location: str) -> None:
+    key = filled(store).key
+    files = open_files(location)
+    for name in (
+        "README",
+        "vgg16/notes.txt",
+        f"vgg16/{key.path.split('/')[1]}/x",
+        "x/y/z/zarr.json",
+    ):
+        files.write(f"features/{name}", b"x")
+    assert store.keys() == [key]
+    assert store.damaged() == []
+
+
+def test_find_goes_by_content(store: FeatureStore) -> None:
+    digests = digests_of(3)
+    own = key_of(digests)
+    others = [replace(own, model="a_copy"), replace(own, model="z", ref="renamed:avg")]
+    ids = ids_of(digests)
+
+    def find(**asked: str) -> object:
+        fields = {"prefix_digest": own.prefix_digest, "ref": own.ref, "model": own.model,
+                  "dataset_digest": own.dataset_digest, **asked}  # fmt: skip
+        return store.find(**fields)
+
+    assert find() is None
+    for key in [others[1], others[0], own]:
+        store.create(key, shape=(3, 4), sample_ids=ids)
+        assert find() == key
+    assert find(model="a_copy") == others[0]
+    assert find(model="elsewhere") == others[0]
+    assert find(ref="renamed:avg", model="new") == others[1]
+    assert find(ref="block5_pool") is None
+    assert find(ref="block5_pool:max") is None
+    assert find(prefix_digest=digest_bytes(b"else")) is None
+    assert find(dataset_digest=digest_bytes(b"else")) is None
+
+
+def test_match_finds_the_one_that_is_meant(store: FeatureStore) -> None:
+    plain, pooled = filled(store, ref="block5_pool").key, filled(store, ref="block5_pool:avg").key
+    for text in (str(pooled), pooled.path, "block5_pool:avg", "vgg16/block5_pool:avg", ":avg"):
+        assert store.match(text) == pooled
+    for text in ("block5_pool", "vgg16/block5_pool", plain.prefix_digest[8:16]):
+        assert store.match(text) == plain
+    with pytest.raises(NotFoundError, match=r"'vgg16' means 2 keys: .*give more"):
+        store.match("vgg16")
+    with pytest.raises(NotFoundError, match=r"no features 'blok5_pool'.*featurestore ls"):
+        store.match("blok5_pool")
+
+
+def test_describe(store: FeatureStore) -> None:
+    group = filled(store, 19, skip=(1,))
+    told = store.describe(group.key)
+    assert json.loads(json.dumps(told)) == told
+    assert told["key"] == str(group.key)
+    assert (told["shape"], told["dtype"]) == ([19, 512, 512, 1], "float16")
+    assert (told["block_rows"], told["blocks"], told["blocks_done"]) == (8, 3, 2)
+    assert 0 < told["bytes"] < told["bytes_uncompressed"] == 19 * 512 * 512 * 2
+    assert told["provenance"] == {"dataset": "flowers"}
+
+
+def test_remove(store: FeatureStore, location: str) -> None:
+    kept, gone = filled(store, ref="kept").key, filled(store, ref="gone").key
+    size = store.describe(gone)["bytes"]
+    assert store.remove(gone) >= size
+    assert store.keys() == [kept]
+    files = open_files(location)
+    assert files.names("features/vgg16") == [kept.path.split("/")[1], "zarr.json"]
+    store.remove(kept)
+    assert files.names("features") == ["zarr.json"]
+    with pytest.raises(NotFoundError, match="featurestore ls"):
+        store.group(kept)
+
+
+def test_importing_and_listing_load_nothing_heavy(tmp_path: Path) -> None:
+    filled(FeatureStore(tmp_path / "store"))
+    script = (
+        "import sys; from featurestore.store import FeatureStore\n"
+        f"store = FeatureStore({str(tmp_path / 'store')!r}, create=False)\n"
+        "store.keys(); store.heads(); store.datasets(); store.damaged()\n"
+        "heavy = {'zarr', 'tensorflow', 'keras', 'sklearn', 'pandas', 'pyarrow', 'fsspec'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
