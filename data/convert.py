@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from catalog import FetchError
+
 if TYPE_CHECKING:
     import numpy as np
 
 Members = Mapping[str, bytes]
 
 
-class ConversionError(Exception):
+class ConversionError(FetchError):
     """The bytes are the pinned ones, yet they do not fit the model they are meant for."""
 
 
@@ -32,7 +34,7 @@ def copy(members: Members, out: Path) -> None:
 
 
 def stamps(members: Members, out: Path) -> None:
-    """Flatten ``…/stamps/<class>/<kind>/<name>.png`` to ``<class>/<kind>-<name>.png``, bytes as they are.
+    """Flatten ``…/stamps/<class>/<kind>/<name>.png`` to ``<class>/<kind>-<name>.png``, unchanged.
 
     The kind stays in the name because names repeat between kinds (a photographed and a drawn lion).
     """
@@ -227,7 +229,11 @@ def _mobilenet_weights(layer: str, read: Callable[[str], np.ndarray]) -> list[np
     if found is None:
         raise ConversionError(f"keras.applications.MobileNet has a layer {layer!r} unknown here")
     kind, number, norm = found.groups()
-    name = {None: "Conv2d_0", "dw": f"Conv2d_{number}_depthwise", "pw": f"Conv2d_{number}_pointwise"}
+    name = {
+        None: "Conv2d_0",
+        "dw": f"Conv2d_{number}_depthwise",
+        "pw": f"Conv2d_{number}_pointwise",
+    }
     if norm:
         parts = ("gamma", "beta", "moving_mean", "moving_variance")
         return [read(f"{name[kind]}/BatchNorm/{part}") for part in parts]

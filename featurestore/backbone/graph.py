@@ -170,7 +170,7 @@ class Graph:
 
 
 def flatten(model: Any) -> Graph:
-    """Dissolve a functional model, and all models nested in it, into one graph.
+    """Dissolve a functional model of images, and all models nested in it, into one graph.
 
     The model is only read.
 
@@ -179,6 +179,18 @@ def flatten(model: Any) -> Graph:
     BackboneError
         Where it is not functional, or does not take one image.
     """
+    graph = dissolve(model)
+    shape = tuple(graph.nodes[0].outputs[0].shape)
+    if len(shape) != 4 or shape[3] != 3:
+        raise BackboneError(
+            f"model {model.name!r} takes an input of shape {shape}; expected an RGB image:"
+            " (None, height, width, 3)"
+        )
+    return graph
+
+
+def dissolve(model: Any) -> Graph:
+    """Dissolve a functional model of one input, whatever its shape; see :func:`flatten`."""
     functional = as_functional(model)
     if functional is None:
         raise BackboneError(
@@ -187,13 +199,7 @@ def flatten(model: Any) -> Graph:
         )
     if len(functional.inputs) != 1:
         raise BackboneError(
-            f"model {model.name!r} takes {len(functional.inputs)} inputs; expected one: an image"
-        )
-    shape = tuple(functional.inputs[0].shape)
-    if len(shape) != 4 or shape[3] != 3:
-        raise BackboneError(
-            f"model {model.name!r} takes an input of shape {shape}; expected an RGB image:"
-            " (None, height, width, 3)"
+            f"model {model.name!r} takes {len(functional.inputs)} inputs; expected one"
         )
     flattener = _Flattener(functional.inputs[0])
     outputs = flattener.dissolve(functional, [(0, 0)], ())
@@ -222,11 +228,6 @@ class _Flattener:
         edges = {id(tensor): edge for tensor, edge in zip(model.inputs, inputs, strict=True)}
         for call in _calls(model):
             taken = [edges[id(tensor)] for tensor in call.arguments.keras_tensors]
-            if call.arguments.kwargs.get("training") is True:
-                raise BackboneError(
-                    f"layer {call.operation.name!r} is called with training=True: its output"
-                    " would not depend on the image alone; build the model without it"
-                )
             inner = as_functional(call.operation)
             if inner is None:
                 given = self._append(call, taken, path)
@@ -237,7 +238,10 @@ class _Flattener:
 
     def _append(self, call: Any, taken: list[Edge], path: tuple[str, ...]) -> list[Edge]:
         number = len(self.nodes)
-        arguments = (call.arguments.args, call.arguments.kwargs)
+        kwargs = dict(call.arguments.kwargs)
+        # Some layers record their default, True, there. ``predict`` overrides it, and so do we.
+        kwargs.pop("training", None)
+        arguments = (call.arguments.args, kwargs)
         self.nodes.append(
             Node("", call.operation, arguments, tuple(taken), tuple(call.outputs), path)
         )
@@ -308,8 +312,8 @@ def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "")
     ----------
     graph : Graph
         What to copy.
-    inputs : keras.KerasTensor (batch, height, width, channel=3)
-        What the copy is built on.
+    inputs : keras.KerasTensor
+        What the copy is built on, in the place of the graph's input.
     wanted : sequence of int
         Numbers of the nodes whose outputs to return; each must have one.
     prefix : str
@@ -333,6 +337,27 @@ def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "")
     for key, copy in copies.items():
         _copy_weights(originals[key], copy)
     return [outputs[0] for outputs in tensors]
+
+
+def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
+    """Build a functional model of one input and one output anew on a symbolic tensor.
+
+    Parameters
+    ----------
+    model : keras.Model
+        What to copy, nested models dissolved; it is only read.
+    tensor : keras.KerasTensor (batch, …)
+        Of the shape of the model's input.
+    prefix : str
+        Put before every canonical name.
+
+    Returns
+    -------
+    keras.KerasTensor
+        The model's output.
+    """
+    graph = dissolve(model)
+    return clone(graph, tensor, [number for number, _ in graph.outputs], prefix)[0]
 
 
 def _copy(operation: Any, name: str) -> Any:

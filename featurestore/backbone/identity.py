@@ -7,7 +7,7 @@ nested and what was built before in the process never enter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from featurestore.backbone.graph import Graph, Node, one_line
@@ -16,7 +16,7 @@ from featurestore.errors import BackboneError
 
 # Settings that change how weights come about, or how a layer is called, but not what it computes.
 _IGNORED = {"name", "trainable", "seed", "build_config"}
-_IGNORED_ENDINGS = ("_initializer", "_regularizer", "_constraint", "regularizer", "_init")
+_IGNORED_ENDINGS = ("initializer", "regularizer", "constraint")
 
 # Layers that hand on their input unchanged outside of training.
 _TRANSPARENT = {
@@ -143,9 +143,7 @@ def _canonical(value: Any) -> Any:
             str(key): _canonical(each)
             for key, each in value.items()
             # A setting that is None is one that an older Keras may not have had.
-            if each is not None
-            and key not in _IGNORED
-            and not str(key).endswith(_IGNORED_ENDINGS)
+            if each is not None and key not in _IGNORED and not str(key).endswith(_IGNORED_ENDINGS)
         }
     if isinstance(value, (list, tuple)):
         return [_canonical(each) for each in value]
@@ -154,11 +152,7 @@ def _canonical(value: Any) -> Any:
 
 def _arguments(node: Node) -> list[Any]:
     args, kwargs = node.arguments
-    named = {
-        key: value
-        for key, value in kwargs.items()
-        if value is not None and key not in ("training", "mask")
-    }
+    named = {key: value for key, value in kwargs.items() if value is not None and key != "mask"}
     return [_argument(args), _argument(named)]
 
 
@@ -191,8 +185,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.dtype):
         return value.name
     raise BackboneError(f"a setting of type {type(value).__name__} has no canonical form")
-
-
-def difference(mine: Mapping[str, Any], other: Mapping[str, Any]) -> Sequence[str]:
-    """Return the fields in which two prefixes differ, to explain a miss."""
-    return [key for key in sorted({*mine, *other}) if mine.get(key) != other.get(key)]

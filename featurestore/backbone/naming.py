@@ -12,6 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+# The names that the layers around a backbone have in a cut or promoted model.
+RESERVED = ("image", "resizing", "scaling_bgr", "scaling", "reduction")
+
 
 def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[str]:
     """Name every layer and operation of a flat graph.
@@ -25,7 +28,8 @@ def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[s
     -------
     list of str
         Unique. Names that were given by hand stay; where two nested models give the same one,
-        the later carries the name of its model before it: ``classifier.dense_in``.
+        the later carries the name of its model before it: ``classifier.dense_in``. A name that
+        a cut model uses itself (``resizing``) gets a number: ``resizing_2``.
     """
     ranked: dict[str, list[tuple[int, int]]] = defaultdict(list)
     names: list[str] = []
@@ -37,7 +41,7 @@ def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[s
     for stem, members in ranked.items():
         for rank, (_, position) in enumerate(sorted(members)):
             names[position] = f"{stem}_{rank}" if rank else stem
-    taken: set[str] = set()
+    taken = set(RESERVED)
     for position, (_, path) in enumerate(operations):
         names[position] = _free_name(names[position], path, taken)
         taken.add(names[position])

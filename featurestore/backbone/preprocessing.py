@@ -11,6 +11,8 @@ from typing import Any
 from featurestore.errors import BackboneError, nearest
 from featurestore.images import DECODER
 
+Size = int | tuple[int, int]  # side, or height and width
+
 RESIZES = ("stretch", "crop", "pad")
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos3", "lanczos5", "nearest")
 SCALINGS = ("none", "unit", "tf", "torch", "caffe")
@@ -113,7 +115,7 @@ class Preprocessing:
         return layer(images)
 
 
-def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def size_pair(size: Size) -> tuple[int, int]:
     """Return (height, width) from one number or two."""
     if isinstance(size, int):
         return size, size

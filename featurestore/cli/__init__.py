@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from featurestore.cli.quiet import quiet_tensorflow
 from featurestore.errors import FeatureStoreError
 
 # command -> module of featurestore.cli that defines it: `--help` imports none but the one asked.
@@ -71,7 +72,7 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a foreseen error, 2 usage, 130 interrupted."""
-    _quiet_tensorflow()
+    quiet_tensorflow()
     sys.exit(_status(sys.argv[1:] if args is None else args))
 
 
@@ -108,9 +109,3 @@ def _os_error(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{text}; make it writable, or name another store with `--store`"
     return text
-
-
-def _quiet_tensorflow() -> None:
-    # Set before TensorFlow is loaded: its start-up notes would drown what the command says.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

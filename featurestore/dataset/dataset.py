@@ -40,7 +40,7 @@ from featurestore.digests import (
     digest_set,
     row_id,
 )
-from featurestore.errors import DamagedError, DatasetError, nearest
+from featurestore.errors import DatasetError, nearest
 
 OnEvent = Callable[[Scanned], None]
 
@@ -68,7 +68,8 @@ class Dataset:
     splits : numpy.ndarray of str, (row,)
         ``train``, ``val`` or ``test``.
     groups : numpy.ndarray or None, (row,)
-        Objects of type str, None where a sample is in no group.
+        Objects of type str; a sample without group is one of its own, named by its digest. None
+        where no sample has a group.
     problems : tuple of Problem
         Sorted.
     arrays : list of numpy.ndarray, (row,), or None
@@ -296,7 +297,7 @@ class Dataset:
             paths=paths,
             labels=labelling.column(rows.labels),
             splits=np.array(rows.splits, "<U5"),
-            groups=_group_column(rows.groups),
+            groups=_group_column(rows.groups, rows.digests),
             problems=tuple(rows.problems),
             arrays=arrays,
         )
@@ -324,12 +325,12 @@ class Dataset:
                 paths=columns["path"],
                 labels=labelling.column(columns["label"]),
                 splits=np.array(columns["split"], "<U5"),
-                groups=_group_column(columns["group"]),
+                groups=_group_column(columns["group"], columns["digest"]),
                 problems=tuple(Problem(**each) for each in fields["problems"]),
             )
             manifest.compare(found, fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedError(f"the data set manifest is damaged: {error}; scan again") from error
+            raise manifest.damaged(str(error)) from error
         return found
 
     def to_parquet(self) -> bytes:
@@ -453,13 +454,15 @@ class Dataset:
         return [None if each != each else each for each in self.labels.tolist()]
 
     def plain_groups(self) -> list[str | None]:
-        """Return the groups as text, None where a sample is in none."""
+        """Return the groups as text; all None where there are none."""
         return [None] * len(self) if self.groups is None else self.groups.tolist()
 
 
-def _group_column(groups: list[str | None]) -> np.ndarray | None:
+def _group_column(groups: list[str | None], digests: list[str]) -> np.ndarray | None:
     if all(each is None for each in groups):
         return None
     column = np.empty(len(groups), object)
-    column[:] = groups
+    column[:] = [
+        digest if each is None else each for each, digest in zip(groups, digests, strict=True)
+    ]
     return column

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from featurestore.dataset.labels import Label
-from featurestore.dataset.source import absolute, portable
+from featurestore.dataset.source import native, portable
 from featurestore.digests import digest_fields
 from featurestore.errors import DamagedError, StoreFormatError
 
@@ -42,8 +42,7 @@ def write(dataset: Dataset) -> bytes:
         "name": dataset.name,
         "source": dataset.source,
         "options": dataset.options,
-        "digest": dataset.digest,
-        "manifest_digest": dataset.manifest_digest,
+        **_digests(dataset),
         "problems": [asdict(each) for each in dataset.problems],
     }
     # the footer has no checksum of its own, as the pages do
@@ -77,37 +76,43 @@ def read(data: bytes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
             thrift_string_size_limit=limit,
             thrift_container_size_limit=limit,
         )
-        metadata = table.schema.metadata or {}
-        text = metadata.get(_KEY)
-        fields = None if text is None else json.loads(text)
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DamagedError(f"the data set manifest is damaged: {reason}; scan again") from error
-    if fields is None:
-        raise StoreFormatError("a Parquet file that is no data set manifest of featurestore")
-    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
-        raise DamagedError("the data set manifest is damaged: no format version; scan again")
-    if fields["format"] > FORMAT:
-        raise StoreFormatError(
-            f"a data set manifest of format {fields['format']}, this featurestore reads up to "
-            f"{FORMAT}: install a newer featurestore"
-        )
-    kept = {key: value for key, value in fields.items() if key != "check"}
-    if fields.get("check") != digest_fields(kept) or tuple(table.column_names) != _COLUMNS:
-        raise DamagedError("the data set manifest is damaged: its metadata fail their checksum")
-    try:
+        text = (table.schema.metadata or {}).get(_KEY)
+        if text is None:
+            raise StoreFormatError("a Parquet file that is no data set manifest of featurestore")
+        fields = json.loads(text)
+        if int(fields["format"]) > FORMAT:
+            raise StoreFormatError(
+                f"a data set manifest of format {fields['format']}, this featurestore reads up to "
+                f"{FORMAT}: install a newer featurestore"
+            )
         columns = {name: table.column(name).to_pylist() for name in _COLUMNS}
-    except (pa.ArrowException, ValueError) as error:
-        raise DamagedError(f"the data set manifest is damaged: {error}; scan again") from error
-    columns["path"] = [each and absolute(each) for each in columns["path"]]
+        columns["path"] = [each and native(each) for each in columns["path"]]
+    # a damaged file makes pyarrow raise about anything
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
+        raise damaged(" ".join(str(error).split())[:200]) from error
+    kept = {key: value for key, value in fields.items() if key != "check"}
+    if fields.get("check") != digest_fields(kept):
+        raise damaged("its metadata do not have the digest written beside them")
     return columns, kept
 
 
 def compare(dataset: Dataset, fields: dict[str, Any]) -> None:
     """Raise where a data set that was read does not have the digests that were written."""
-    whole = (dataset.digest, dataset.manifest_digest)
-    if whole != (fields["digest"], fields["manifest_digest"]):
-        raise DamagedError("the data set manifest is damaged: its digests differ; scan again")
+    if any(fields[name] != digest for name, digest in _digests(dataset).items()):
+        raise damaged("its rows do not have the digests written beside them")
+
+
+def damaged(reason: str) -> DamagedError:
+    """Return the error for a manifest that cannot be trusted."""
+    return DamagedError(f"the data set manifest is damaged: {reason}; scan the data set again")
+
+
+def _digests(dataset: Dataset) -> dict[str, str]:
+    return {
+        "digest": dataset.digest,
+        "manifest_digest": dataset.manifest_digest,
+        "paths_digest": digest_fields({"paths": dataset.paths}),
+    }
 
 
 def _type(labels: list[Label]) -> Any:

@@ -104,7 +104,7 @@ def merge(
     if not copies:
         first = rows.problems[0]
         raise DatasetError(
-            f"none of {len(entries)} files is an image: {first.path!r}: {first.reason}"
+            f"no image among the files listed ({len(entries)}): {first.path!r}: {first.reason}"
         )
     given: list[str | None] = []
     for digest in sorted(copies):

@@ -39,9 +39,7 @@ def is_uri(source: str) -> bool:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """Return a path as an absolute one, and a URI as it is; ``file://`` becomes a path."""
-    text = os.fsdecode(path)
-    if text.startswith("file://"):
-        return os.fsdecode(unquote_to_bytes(text.removeprefix("file://")))
+    text = native(os.fsdecode(path))
     return text if is_uri(text) else os.path.abspath(text)
 
 
@@ -67,6 +65,13 @@ def portable(path: str | None) -> str | None:
     if path is None or is_text(path):
         return path
     return "file://" + quote_from_bytes(os.fsencode(path))
+
+
+def native(path: str) -> str:
+    """Undo :func:`portable`: a ``file://`` URI becomes a path, all else stays as it is."""
+    if path.startswith("file://"):
+        return os.fsdecode(unquote_to_bytes(path.removeprefix("file://")))
+    return path
 
 
 def is_text(value: str) -> bool:

@@ -171,6 +171,7 @@ class Features:
         DamagedError
         """
         rows = self.rows(split, labelled=labelled)
+        self.group.require(rows)
         return self.group.read(rows, dtype), self.labels(split, labelled=labelled)
 
     def dask(self, split: str | None = None, *, labelled: bool = False) -> dask.array.Array:
@@ -195,7 +196,7 @@ class Features:
         blocks, counts = np.unique(rows // self.group.block_rows, return_counts=True)
         tail = self.shape[1:]
         if not len(blocks):
-            return dask.array.zeros((0, *tail), dtype=self.dtype)
+            return dask.array.from_array(np.empty((0, *tail), self.dtype), chunks=(0, *tail))
         # Of whole blocks no row numbers need travel with the graph.
         chosen = None if len(rows) == len(self) else np.split(rows, np.cumsum(counts)[:-1])
         return dask.array.map_blocks(
@@ -242,7 +243,7 @@ class Features:
         batch_size : int
         shuffle : bool
             Shuffle blocks, and rows within a window of them: anew in each epoch, the same for the
-            same seed.
+            same seed. See `Feed`.
         seed : int
 
         Returns
@@ -254,20 +255,23 @@ class Features:
         import tensorflow as tf
 
         feed = self.feed(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        epochs = itertools.count()
+        numbers = itertools.count()
 
-        def batches() -> Iterator[Any]:
-            order = feed.order(next(epochs))
-            for index in range(len(feed)):
-                batch = feed.batch(order, index)
-                yield batch if feed.targets is not None else batch[0]
+        def windows() -> Iterator[Any]:
+            for x, y in feed.epoch(next(numbers)).windows():
+                yield x if y is None else (x, y)
 
-        x = tf.TensorSpec((None, *self.shape[1:]), tf.float32)
-        signature: Any = x
+        def widen(x: tf.Tensor, *y: tf.Tensor) -> Any:
+            return (tf.cast(x, tf.float32), *y) if y else tf.cast(x, tf.float32)
+
+        signature: Any = tf.TensorSpec((None, *self.shape[1:]), tf.as_dtype(self.dtype))
         if feed.targets is not None:
-            signature = (x, tf.TensorSpec((None,), tf.as_dtype(feed.targets.dtype)))
-        stream = tf.data.Dataset.from_generator(batches, output_signature=signature)
-        counted = stream.apply(tf.data.experimental.assert_cardinality(len(feed)))
+            signature = (signature, tf.TensorSpec((None,), tf.as_dtype(feed.targets.dtype)))
+        # Whole windows cross from Python to TensorFlow, which cuts and widens them: a batch at
+        # a time would take three times as long.
+        stream = tf.data.Dataset.from_generator(windows, output_signature=signature)
+        batches = stream.rebatch(batch_size).map(widen, num_parallel_calls=tf.data.AUTOTUNE)
+        counted = batches.apply(tf.data.experimental.assert_cardinality(len(feed)))
         return counted.prefetch(tf.data.AUTOTUNE)
 
     def py_dataset(
@@ -303,7 +307,7 @@ class Features:
         """
         labelled = self.task is not None
         rows = self.rows(split, labelled=labelled)
-        self.group.require(np.unique(rows // self.group.block_rows).tolist())
+        self.group.require(rows)
         targets = None
         if labelled:
             kind = np.int32 if self.task == "classification" else np.float32

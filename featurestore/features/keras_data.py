@@ -23,16 +23,16 @@ class FeatureBatches(keras.utils.PyDataset):
     def __init__(self, feed: Feed, **options: Any) -> None:
         super().__init__(**options)
         self._feed = feed
-        self._epoch = 0
-        self._order = feed.order(0)
+        self._number = 0
+        self._epoch = feed.epoch(0)
 
     def __len__(self) -> int:
         return len(self._feed)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        return self._feed.batch(self._order, index)
+        return self._epoch.batch(index)
 
     def on_epoch_end(self) -> None:
         """Take the next epoch's order."""
-        self._epoch += 1
-        self._order = self._feed.order(self._epoch)
+        self._number += 1
+        self._epoch = self._feed.epoch(self._number)

@@ -133,7 +133,7 @@ def adopt(
     def build(mean: float, deviation: float) -> keras.Model:
         copy = _built(type(model), config, features.shape[1:], seed)
         if weights is not None:
-            copy.set_weights(weights)
+            set_weights(copy, weights)
         return copy
 
     network = Network(
@@ -156,10 +156,12 @@ def _stock_config(model: keras.Model) -> dict[str, Any]:
     """Return the configuration of a model that any Keras can load again."""
     import keras
 
-    if type(model) not in (keras.Sequential, type(keras.Model(keras.Input((1,)), []))):
+    kind = type(model)
+    stock = kind.__module__.startswith("keras.") and kind.__name__ in ("Sequential", "Functional")
+    if not stock:
         raise HeadError(
-            f"a model of class {type(model).__name__} cannot be a head: expected keras.Sequential "
-            "or a functional keras.Model"
+            f"a model of class {kind.__name__} cannot be a head: expected keras.Sequential or a "
+            "functional keras.Model"
         )
     config = json.loads(model.to_json())["config"]
     for layer in model._flatten_layers():
@@ -199,6 +201,15 @@ def _built(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int)
                     f"the model does not take features of shape {shape}: {text}"
                 ) from error
     return model
+
+
+def set_weights(model: keras.Model, weights: list[Any]) -> None:
+    """Give a model the weights of another of the same configuration."""
+    model.set_weights(weights)
+    for layer in model._flatten_layers():
+        if hasattr(layer, "finalize_state"):
+            # Normalization computes with a copy of its weights, which set_weights leaves alone.
+            layer.finalize_state()
 
 
 def _check_shapes(model: keras.Model, features: Features) -> None:
@@ -292,7 +303,7 @@ def _last(model: keras.Model) -> Any:
     """Return the layer or operation that gives a model's output, looking into nested models."""
     from featurestore.backbone.graph import as_functional
 
-    functional = as_functional(model)
+    functional: Any = as_functional(model)
     output = functional.outputs[0]
     for operation in reversed(functional.operations):
         if operation.output is output:
@@ -331,7 +342,8 @@ def logits_model(model: keras.Model) -> keras.Model | None:
 
     if ending(model) == "linear":
         return model
-    functional, last = as_functional(model), _last(model)
+    functional: Any = as_functional(model)
+    last = _last(model)
     if last not in functional.operations:
         return None
     if type(last).__name__ in ("Softmax", "Activation"):

@@ -182,12 +182,8 @@ def _find_class(name: str) -> type:
 
     known = dict(all_estimators())
     if name not in known:
-        # Ready-made names first: where one is near, it is meant.
-        offer = nearest(name, READY)
-        if offer.startswith("known"):
-            offer = nearest(name, [*READY, *known])
         raise HeadError(
-            f"unknown head {name!r}; {offer} (or any scikit-learn class, by its name or import "
+            f"unknown head {name!r}; {nearest(name, [*READY, *known])} (or any scikit-learn class, by its name or import "
             "path; see docs/heads.md)"
         )
     return known[name]

@@ -34,6 +34,8 @@ def fault(estimator: Any) -> str | None:
         check = _CHECKS.get(type(found).__name__)
         if check is not None and not check(found, width):
             return f"a {type(found).__name__} with indices out of range"
+        if _is_forest(found) and not _members_fit(found):
+            return f"a {type(found).__name__} whose trees take other rows than it does"
         waiting.extend(_parts(found, width))
     return None
 
@@ -50,11 +52,6 @@ def _parts(found: Any, width: int | None) -> list[tuple[Any, int | None]]:
     if not own:
         return []
     features = own.get("n_features_in_", width)
-    # A forest hands its own rows to its trees, whatever they say that they take.
-    if _is_forest(found) and any(
-        getattr(each, "n_features_in_", None) != features for each in _members(own)
-    ):
-        features = -1
     return [(each, features) for each in own.values()]
 
 
@@ -62,9 +59,11 @@ def _is_forest(found: Any) -> bool:
     return type(found).__module__ in ("sklearn.ensemble._forest", "sklearn.ensemble._gb")
 
 
-def _members(own: dict[str, Any]) -> list[Any]:
-    members = own.get("estimators_", [])
-    return list(members.flat) if isinstance(members, np.ndarray) else list(members)
+def _members_fit(forest: Any) -> bool:
+    """Whether all trees take what the forest takes: it hands its rows to them unchecked."""
+    members = np.asarray(vars(forest).get("estimators_", []), dtype=object).ravel()
+    width = vars(forest).get("n_features_in_")
+    return all(vars(each).get("n_features_in_") == width for each in members)
 
 
 def _decision_tree(tree: Any, width: int | None) -> bool:

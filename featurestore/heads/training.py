@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from featurestore.errors import HeadError
-from featurestore.heads.network import Network, seeded, takes_codes
+from featurestore.heads.network import Network, ending, seeded, set_weights, takes_codes
 from featurestore.heads.rows import Rows
 
 # Steps that TensorFlow runs in one call: halves the time of a small head, same result.
@@ -69,7 +69,7 @@ def train(
                 " (`--param learning_rate=…`), or take another layer"
             )
         plain = network.build(mean, deviation)
-    plain.set_weights(model.get_weights())
+    set_weights(plain, model.get_weights())
     history = {key: [float(each) for each in values] for key, values in fitted.history.items()}
     return plain, history
 
@@ -87,8 +87,6 @@ def _compile(model: keras.Model, network: Network, steps: int, task: str) -> Non
     if task == "regression":
         model.compile(optimizer, "mse", **speed)
         return
-    from featurestore.heads.network import ending
-
     loss = keras.losses.CategoricalCrossentropy(from_logits=ending(model) == "linear")
     model.compile(optimizer, loss, metrics=["accuracy"], **speed)
 
@@ -113,9 +111,7 @@ def _batches(
         x, targets = rows.arrays(split)
         return _FromMemory(x, encode(targets), batch_size, seed)
     shuffle = seed is not None
-    source = rows.features.py_dataset(
-        split, batch_size=batch_size, shuffle=shuffle, seed=seed or 0
-    )
+    source = rows.features.py_dataset(split, batch_size=batch_size, shuffle=shuffle, seed=seed or 0)
     return _FromStore(source, encode)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from featurestore.errors import ParityError
 
-# Draws of the rounding; the largest movement among them is taken eight-fold, because the real
-# rounding can be less lucky than any draw.
+# Draws of the rounding; the largest movement among them is taken twice, because the real rounding
+# can be less lucky than any draw.
 DRAWS = 4
-SAFETY = 8.0
+SAFETY = 2.0
 # What float32 arithmetic in another order adds, relative to the largest score.
 FLOAT32 = 2e-4
 
@@ -77,12 +77,13 @@ def storage_tolerance(
         Largest explicable difference of one score.
     """
     base = scores(rows)
-    half = 0.5 * float(np.finfo(dtype).eps)
+    # Half the distance to the next number that the type holds.
+    half = np.spacing(np.abs(rows.astype(dtype))).astype(np.float32) / 2
     generator = np.random.default_rng(0)
     moved = 0.0
     for _ in range(DRAWS):
-        sign = generator.choice(np.float32([-half, half]), size=rows.shape)
-        moved = max(moved, float(np.abs(scores(rows * (1 + sign)) - base).max()))
+        direction = generator.integers(0, 2, size=rows.shape, dtype=np.int8) * 2 - 1
+        moved = max(moved, float(np.abs(scores(rows + half * direction) - base).max()))
     return SAFETY * moved + FLOAT32 * max(1.0, float(np.abs(base).max()))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+
+from featurestore.backbone.graph import flatten
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -15,27 +17,29 @@ if TYPE_CHECKING:
 HEAD_FACTOR = 10.0
 
 
-class LayerwiseAdam(keras.optimizers.Adam):
-    """Adam whose step is multiplied by a rate of its own for each variable.
+class TwoRateAdam(keras.optimizers.Adam):
+    """Adam that takes a smaller step for some variables.
 
-    Scaling gradients would not do: Adam divides by their magnitude.
+    Scaling their gradients would not do: Adam divides by their magnitude.
 
     Parameters
     ----------
-    rates : dict of str to float
-        Multiplier by variable path; 1 where absent.
+    slow : iterable of keras.Variable
+        Variables whose step is ``factor`` times the learning rate.
+    factor : float
     **kwargs
         As :class:`keras.optimizers.Adam`.
     """
 
-    def __init__(self, rates: dict[str, float], **kwargs: Any) -> None:
+    def __init__(self, slow: Iterable[Any], factor: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._rates = rates
+        self._slow = {self._var_key(variable) for variable in slow}
+        self._factor = factor
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable, at its own rate."""
-        rate = self._rates.get(variable.path, 1.0)
-        super().update_step(gradient, variable, learning_rate * rate)
+        factor = self._factor if self._var_key(variable) in self._slow else 1.0
+        super().update_step(gradient, variable, learning_rate * factor)
 
 
 class LabelledImages(keras.utils.PyDataset):
@@ -45,8 +49,8 @@ class LabelledImages(keras.utils.PyDataset):
     ----------
     dataset : Dataset
         The samples.
-    rows : numpy.ndarray (row,)
-        Which of them.
+    split : str
+        Which of them: the labelled ones of this split.
     resize : callable
         From uint8 (height, width, 3) to the model's size.
     batch_size : int
@@ -60,7 +64,7 @@ class LabelledImages(keras.utils.PyDataset):
     def __init__(
         self,
         dataset: Dataset,
-        rows: np.ndarray,
+        split: str,
         resize: Callable[[np.ndarray], np.ndarray],
         batch_size: int,
         *,
@@ -69,10 +73,11 @@ class LabelledImages(keras.utils.PyDataset):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._dataset, self._rows, self._resize = dataset, rows, resize
+        self._dataset, self._resize = dataset, resize
+        self._rows = dataset.rows(split, labelled=True)
         self._batch_size, self._shuffle = batch_size, shuffle
         self._generator = np.random.default_rng(seed)
-        self._order = rows
+        self._order = self._rows
         self.on_epoch_begin()
 
     def __len__(self) -> int:
@@ -81,10 +86,7 @@ class LabelledImages(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         images = np.stack([self._resize(self._dataset.image(int(row))) for row in rows])
-        targets = self._dataset.targets[rows]
-        if self._dataset.task == "classification":
-            return images, np.eye(len(self._dataset.classes), dtype="float32")[targets]
-        return images, targets.astype("float32")[:, None]
+        return images, self._dataset.targets[rows]
 
     def on_epoch_begin(self) -> None:
         """Draw the order of the next epoch."""
@@ -113,11 +115,42 @@ def freeze(model: keras.Model, backbone_layers: Sequence[str], unfrozen: Sequenc
         layer.trainable = not still and layer.name not in frozen
 
 
+def boundary(model: keras.Model, backbone_layers: Sequence[str]) -> tuple[str, Any] | None:
+    """Find the last tensor that all paths lead through and before which all is frozen.
+
+    It never changes while the model is tuned, so that it can be read from the store instead of
+    being computed again in every epoch.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Fused, with what shall not move frozen.
+    backbone_layers : sequence of str
+        Names of its layers that come from the backbone.
+
+    Returns
+    -------
+    name : str
+        Of the layer that gives the tensor.
+    tensor : keras.KerasTensor
+        None is returned for both where no layer of the backbone is such.
+    """
+    graph = flatten(model)
+    found = None
+    for node, through in zip(graph.nodes[1:], graph.bottlenecks()[1:], strict=True):
+        layer = node.operation
+        if layer.name not in backbone_layers or getattr(layer, "trainable_variables", None):
+            break
+        if through:
+            found = layer.name, node.outputs[0]
+    return found
+
+
 def fine_tune(
     model: keras.Model,
-    backbone_layers: Sequence[str],
-    train: LabelledImages,
-    validation: LabelledImages | None,
+    slow_layers: Sequence[str],
+    train: keras.utils.PyDataset,
+    validation: keras.utils.PyDataset | None,
     *,
     epochs: int,
     learning_rate: float,
@@ -128,11 +161,11 @@ def fine_tune(
     Parameters
     ----------
     model : keras.Model
-        Fused, with what shall not move frozen.
-    backbone_layers : sequence of str
+        A fused model, or what comes after its boundary; with what shall not move frozen.
+    slow_layers : sequence of str
         Names of the layers that learn at ``learning_rate``; the others, the head's, at ten times.
-    train, validation : LabelledImages
-        Batches.
+    train, validation : keras.utils.PyDataset
+        Batches of inputs and targets: codes of classes, or values.
     epochs : int
         Passes over the training rows.
     learning_rate : float
@@ -140,20 +173,23 @@ def fine_tune(
     on_epoch : callable
         Receives the number of the epoch, from 1, and its measures.
     """
-    slow = {
-        variable.path: 1.0 / HEAD_FACTOR
-        for name in backbone_layers
-        for variable in model.get_layer(name).trainable_variables
-    }
+    slow = [
+        variable
+        for layer in model.layers
+        if layer.name in slow_layers
+        for variable in layer.trainable_variables
+    ]
     classify = model.output_shape[-1] > 1
     model.compile(
-        LayerwiseAdam(slow, learning_rate=HEAD_FACTOR * learning_rate),
-        loss="categorical_crossentropy" if classify else "mean_squared_error",
+        TwoRateAdam(slow, 1 / HEAD_FACTOR, learning_rate=HEAD_FACTOR * learning_rate),
+        loss="sparse_categorical_crossentropy" if classify else "mean_squared_error",
         metrics=["accuracy"] if classify else [],
         # XLA is many times slower for depthwise networks on a CPU.
         jit_compile=False,
     )
-    told = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1, {k: float(v) for k, v in logs.items()})
-    )
+
+    def ended(epoch: int, logs: dict[str, Any]) -> None:
+        on_epoch(epoch + 1, {name: float(value) for name, value in logs.items()})
+
+    told = keras.callbacks.LambdaCallback(on_epoch_end=ended)
     model.fit(train, validation_data=validation, epochs=epochs, verbose=0, callbacks=[told])

@@ -12,7 +12,7 @@ import numpy as np
 
 from featurestore.digests import ROW_BYTES
 from featurestore.errors import DamagedError, IncompleteFeaturesError
-from featurestore.store.blocks import BlockArray
+from featurestore.store.blocks import BlockArray, convert
 from featurestore.store.key import FeatureKey
 
 if TYPE_CHECKING:
@@ -132,49 +132,49 @@ class FeatureGroup:
         Parameters
         ----------
         rows : numpy.ndarray of shape (row,), optional
-            Row numbers, strictly ascending; all of them by default.
+            Row numbers in any order; all rows by default.
         dtype : numpy.dtype, optional
             Type of the result; the stored one by default.
 
         Returns
         -------
         numpy.ndarray of shape (row, …)
-            Memory peaks at the result and one block for each thread.
+            In the order asked. Memory peaks at the result and a block for each thread.
 
         Raises
         ------
         IncompleteFeaturesError, DamagedError
         """
         wanted = np.arange(self.shape[0]) if rows is None else np.asarray(rows, dtype=np.int64)
-        if len(wanted) and (wanted[0] < 0 or wanted[-1] >= self.shape[0]):
-            raise IndexError(f"{self.key}: rows {wanted[0]}–{wanted[-1]} of {self.shape[0]}")
-        if np.any(np.diff(wanted) <= 0):
-            raise ValueError(f"{self.key}: row numbers must be strictly ascending")
-        home = wanted // self.block_rows
-        blocks, first = np.unique(home, return_index=True)
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.shape[0]:
+            raise IndexError(f"{self.key}: rows {wanted.min()} to {wanted.max()}")
+        order = np.argsort(wanted, kind="stable")
+        ascending = bool((np.diff(order) == 1).all())
+        blocks, first = np.unique(wanted[order] // self.block_rows, return_index=True)
         bounds = np.append(first, len(wanted))
-        self.require(blocks.tolist())
         result = np.empty((len(wanted), *self.shape[1:]), dtype=dtype or self.dtype)
 
         def fill(index: int) -> None:
-            start, stop = int(bounds[index]), int(bounds[index + 1])
+            here = slice(int(bounds[index]), int(bounds[index + 1]))
             block = int(blocks[index])
             values = self.read_block(block)
-            if stop - start == len(values):
-                result[start:stop] = values
+            chosen = wanted[order[here]] - block * self.block_rows
+            whole = len(chosen) == len(values)
+            if ascending:
+                convert(values if whole else values[chosen], out=result[here])
             else:
-                result[start:stop] = values[wanted[start:stop] - block * self.block_rows]
+                result[order[here]] = values[chosen]
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for _ in pool.map(fill, range(len(blocks))):
                 pass
         return result
 
-    def require(self, blocks: list[int] | None = None) -> None:
-        """Raise IncompleteFeaturesError unless these blocks (by default all) exist."""
+    def require(self, rows: np.ndarray | None = None) -> None:
+        """Raise IncompleteFeaturesError unless the blocks of these rows, or all, exist."""
         absent = self.missing()
-        if blocks is not None:
-            wanted = set(blocks)
+        if rows is not None:
+            wanted = set((rows // self.block_rows).tolist())
             absent = [block for block in absent if block in wanted]
         if absent:
             raise self.incomplete(absent)
@@ -190,7 +190,6 @@ class FeatureGroup:
         problems: list[tuple[int | None, str]] = []
         try:
             ids = self.samples
-            # Big-endian words compare like the bytes; ids of one data set are never equal.
             if len(ids) and not _ascending(ids):
                 problems.append((None, "the row ids are not in ascending order"))
         except DamagedError as error:
@@ -247,6 +246,7 @@ class FeatureGroup:
 
 
 def _ascending(ids: np.ndarray) -> bool:
+    # Big-endian words compare like the bytes; ids of one data set are never equal.
     words = np.ascontiguousarray(ids).view(">u8")
     high, low = words[:, 0], words[:, 1]
     later = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))

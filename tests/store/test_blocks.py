@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from featurestore.errors import DamagedError, StoreFormatError
-from featurestore.store.blocks import block_rows, create_array, decode, encode, open_array
+from featurestore.store.blocks import block_rows, convert, create_array, decode, encode, open_array
 from featurestore.store.files import LocalFiles
 
 
@@ -34,6 +34,20 @@ values = hnp.arrays(
 @given(values)
 def test_chunk_round_trip(rows: np.ndarray) -> None:
     assert np.array_equal(decode(encode(rows), rows.shape, rows.dtype), rows)
+
+
+@given(values, st.sampled_from(["float16", "float32", "float64"]))
+def test_convert(rows: np.ndarray, dtype: str) -> None:
+    out = np.empty(rows.shape, dtype)
+    convert(rows, out)
+    assert np.array_equal(out, rows)
+
+
+def test_convert_every_half() -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    out = np.empty(2**16, np.float32)
+    convert(halves, out)
+    assert np.array_equal(out.view(np.uint32), halves.astype(np.float32).view(np.uint32))
 
 
 @given(values, st.data())

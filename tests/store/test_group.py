@@ -4,6 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from featurestore.errors import DamagedError, IncompleteFeaturesError
 from featurestore.store import FeatureGroup, FeatureStore
@@ -59,10 +61,16 @@ def test_rows_outside(folder_store: FeatureStore, rows: list[int]) -> None:
         filled(folder_store, 19).read(np.array(rows))
 
 
-@pytest.mark.parametrize("rows", [[3, 2], [2, 2]])
-def test_rows_out_of_order(folder_store: FeatureStore, rows: list[int]) -> None:
-    with pytest.raises(ValueError, match="ascending"):
-        filled(folder_store, 19).read(np.array(rows))
+@given(st.lists(st.integers(0, 18)), st.sampled_from([None, "float16", "float32", "float64"]))
+def test_rows_in_any_order(nineteen: FeatureGroup, rows: list[int], dtype: str | None) -> None:
+    read = nineteen.read(np.array(rows, dtype=int), dtype)
+    assert read.dtype == (dtype or "float16")
+    assert np.array_equal(read, rows_of(digests_of(19), TAIL)[rows])
+
+
+@pytest.fixture(scope="module")
+def nineteen(tmp_path_factory: pytest.TempPathFactory) -> FeatureGroup:
+    return filled(FeatureStore(tmp_path_factory.mktemp("nineteen")), 19)
 
 
 def test_missing_blocks_raise_wherever_they_are_read(store: FeatureStore) -> None:
@@ -82,7 +90,10 @@ def test_missing_blocks_raise_wherever_they_are_read(store: FeatureStore) -> Non
         with pytest.raises(IncompleteFeaturesError, match=str(group.key) + ": " + one + command):
             read()
     with pytest.raises(IncompleteFeaturesError, match=r"2 blocks were never .*block 1, rows 8–15"):
-        group.read()
+        group.require()
+    with pytest.raises(IncompleteFeaturesError, match=r"1 block was never .*block 3, rows 24–29"):
+        group.require(np.array([0, 29]))
+    group.require(np.array([0, 16]))
     assert group.verify() == [(1, "never extracted"), (3, "never extracted")]
 
 

@@ -1,0 +1,84 @@
+"""The one interface to what only TensorFlow can do; other Keras backends take the plain way.
+
+With TensorFlow, a forward pass is traced once and frozen: weights become constants, so that
+BatchNorm folds into convolutions and no variable is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+# A frozen graph is written as one protocol buffer on the way, which ends at 2 GB.
+MOST_CONSTANT_BYTES = 1_800_000_000
+
+Compute = Callable[[Any], list[Any]]
+
+
+def compiled(
+    compute: Compute, sample_shape: Sequence[int | None], weight_bytes: int
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Return a quick function of uint8 images that gives float32 arrays.
+
+    Parameters
+    ----------
+    compute : callable
+        From a uint8 tensor, real or symbolic, to a list of float32 tensors. Holds the weights
+        that ``weight_bytes`` counts.
+    sample_shape : sequence of int
+        (height, width, channel) of an image; the batch may be of any size.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        image = keras.Input(tuple(sample_shape), dtype="uint8")
+        model = keras.Model(image, compute(image))
+        return lambda images: [np.asarray(each) for each in model.predict_on_batch(images)]
+    function = _frozen(compute, (None, *sample_shape), freeze=weight_bytes < MOST_CONSTANT_BYTES)
+
+    def forward(images: np.ndarray) -> list[np.ndarray]:
+        import tensorflow as tf
+
+        return [each.numpy() for each in function(tf.constant(images))]
+
+    return forward
+
+
+def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that resizes one uint8 image (height, width, channel=3) on the CPU.
+
+    Traced once for images of every size. It may be called from many threads.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+
+        def resize_plainly(image: np.ndarray) -> np.ndarray:
+            with keras.device("cpu"):
+                return keras.ops.convert_to_numpy(layer(image[None]))[0]
+
+        return resize_plainly
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        specification = tf.TensorSpec((1, None, None, 3), tf.uint8)
+        function = tf.function(layer, autograph=False).get_concrete_function(specification)
+
+    def resize(image: np.ndarray) -> np.ndarray:
+        with tf.device("CPU:0"):
+            return function(tf.constant(image[None])).numpy()[0]
+
+    return resize
+
+
+def _frozen(compute: Compute, shape: Sequence[int | None], freeze: bool) -> Callable:
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    specification = tf.TensorSpec(shape, tf.uint8)
+    traced = tf.function(compute, autograph=False).get_concrete_function(specification)
+    if not freeze:
+        return traced
+    return convert_variables_to_constants_v2(traced)

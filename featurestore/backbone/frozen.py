@@ -1,0 +1,447 @@
+"""The backbone: a frozen Keras model with its own preprocessing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurestore.backbone import forward, identity, measures, recognition, sources
+from featurestore.backbone.families import application, known_application
+from featurestore.backbone.graph import Graph, Node, clone, flatten
+from featurestore.backbone.measures import LayerInfo
+from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
+from featurestore.backbone.refs import LayerRef
+from featurestore.digests import digest_fields
+from featurestore.errors import BackboneError, UnknownLayerError, nearest
+
+
+class Backbone:
+    """A frozen Keras model with its own preprocessing. Make one with a ``from_…`` method.
+
+    Attributes
+    ----------
+    name : str
+        In feature keys: the application's or the file's.
+    spec : dict
+        JSON values that :meth:`from_spec` builds the same backbone from.
+    preprocessing : Preprocessing
+        How a decoded image becomes what the first layer takes.
+    """
+
+    def __init__(
+        self, name: str, graph: Graph, preprocessing: Preprocessing, spec: dict[str, Any]
+    ) -> None:
+        self.name = name
+        self.preprocessing = preprocessing
+        self.spec = spec
+        self._graph = graph
+        self._shapes = graph.shapes(preprocessing.input_size)
+        self._resize: Callable[[np.ndarray], np.ndarray] | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        height, width = self.input_size
+        return f"Backbone({self.name!r}, {height}×{width}, {len(self.layer_names)} layers)"
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def from_application(
+        cls,
+        name: str,
+        weights: str | Path = "imagenet",
+        input_size: Size | None = None,
+        *,
+        include_top: bool = False,
+        resize: str = "stretch",
+        interpolation: str = "bilinear",
+    ) -> Backbone:
+        """Build a network of ``keras.applications``.
+
+        Parameters
+        ----------
+        name : str
+            The constructor's name, in any case.
+        weights : str or path
+            ``imagenet`` (downloaded once by Keras), ``random`` (the same ones every time), or a
+            weights file.
+        input_size : int or (int, int), optional
+            Side, or height and width; by default what the network was trained on.
+        include_top : bool
+            Keep the ImageNet classifier; with ``imagenet`` weights it fixes the input size.
+        resize, interpolation : str
+            See :class:`Preprocessing`.
+
+        Raises
+        ------
+        BackboneError
+            No such network, no such weights, or weights of another network.
+        """
+        network = known_application(name)
+        size = size_pair(input_size or network.size)
+        preprocessing = Preprocessing(size, resize, interpolation, network.scaling)
+        chosen = str(weights)
+        if chosen not in ("imagenet", "random"):
+            chosen = str(Path(weights).absolute())
+        spec = {
+            "source": "application",
+            "name": network.name,
+            "weights": chosen,
+            "input_size": list(size),
+            "include_top": include_top,
+            "resize": resize,
+            "interpolation": interpolation,
+        }
+        model = sources.build_application(network, chosen, size, include_top)
+        return cls(network.name, flatten(model), preprocessing, spec)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        weights: str | Path | None = None,
+        input_size: Size | None = None,
+        scaling: str | None = None,
+        resize: str = "stretch",
+        interpolation: str = "bilinear",
+        name: str | None = None,
+    ) -> Backbone:
+        """Load a functional ``.keras`` or ``.h5`` model, in safe mode.
+
+        Parameters
+        ----------
+        path : str or path
+            The model file.
+        weights : str or path, optional
+            A weights file to load over the model's own.
+        input_size : int or (int, int), optional
+            Needed where the model leaves it open; must match where it does not.
+        scaling : {"none", "unit", "tf", "torch", "caffe"}, optional
+            Needed where the model does not show it, by scaling in its graph or by being a
+            network of ``keras.applications``.
+        name : str, optional
+            By default the file's, without its ending.
+        """
+        model = sources.load_model(path)
+        if weights is not None:
+            sources.load_weights(model, weights)
+        graph, found = flatten(model), Path(path)
+        preprocessing = recognition.settle(
+            graph, model.name, input_size, scaling, resize, interpolation
+        )
+        spec = {
+            "source": "file",
+            "path": str(found.absolute()),
+            "weights": None if weights is None else str(Path(weights).absolute()),
+            "input_size": list(preprocessing.input_size),
+            "scaling": preprocessing.scaling,
+            "resize": resize,
+            "interpolation": interpolation,
+            "name": name or found.stem,
+        }
+        return cls(name or found.stem, graph, preprocessing, spec)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: Any,
+        *,
+        name: str,
+        scaling: str | None = None,
+        input_size: Size | None = None,
+        resize: str = "stretch",
+        interpolation: str = "bilinear",
+    ) -> Backbone:
+        """Take a copy of a functional Keras model, as it is now.
+
+        The model is not changed, and training it later does not change the backbone. Parameters
+        are those of :meth:`from_file`.
+        """
+        given = flatten(model)
+        preprocessing = recognition.settle(
+            given, model.name, input_size, scaling, resize, interpolation
+        )
+        spec = {
+            "source": "model",
+            "input_size": list(preprocessing.input_size),
+            "scaling": preprocessing.scaling,
+            "resize": resize,
+            "interpolation": interpolation,
+            "name": name,
+        }
+        return cls(name, sources.copied(given), preprocessing, spec)
+
+    @classmethod
+    def pixels(
+        cls, input_size: Size = 32, *, resize: str = "stretch", interpolation: str = "bilinear"
+    ) -> Backbone:
+        """Return the backbone without a network: its one layer ``pixels`` gives 0 to 1.
+
+        The baseline that cached features have to beat goes the same way as they do.
+        """
+        import keras
+
+        size = size_pair(input_size)
+        image = keras.Input((*size, 3), name="image")
+        layer = keras.layers.Rescaling(1 / 255.0, name="pixels", dtype="float32")
+        model = keras.Model(image, layer(image), name="pixels")
+        spec = {
+            "source": "pixels",
+            "input_size": list(size),
+            "resize": resize,
+            "interpolation": interpolation,
+        }
+        return cls("pixels", flatten(model), Preprocessing(size, resize, interpolation), spec)
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        weights: str | Path | None = None,
+        input_size: Size | None = None,
+        scaling: str | None = None,
+        resize: str = "stretch",
+        interpolation: str = "bilinear",
+    ) -> Backbone:
+        """Make a backbone of what the command line takes as MODEL.
+
+        Parameters
+        ----------
+        model : str or path
+            A ``keras.applications`` name in any case, a ``.keras`` or ``.h5`` file, or ``pixels``.
+        """
+        options: dict[str, Any] = {"resize": resize, "interpolation": interpolation}
+        text = str(model)
+        if text.casefold() == "pixels":
+            return cls.pixels(input_size or 32, **options)
+        if application(text) is None and (Path(text).is_file() or Path(text).suffix):
+            return cls.from_file(
+                text, weights=weights, input_size=input_size, scaling=scaling, **options
+            )
+        network = known_application(text)
+        if scaling not in (None, network.scaling):
+            raise BackboneError(
+                f"{network.constructor} has scaling {network.scaling!r}; found --scaling"
+                f" {scaling!r}, which is for model files"
+            )
+        return cls.from_application(text, weights or "imagenet", input_size, **options)
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Backbone:
+        """Build the backbone that a ``spec`` describes."""
+        options = {key: value for key, value in spec.items() if key != "source"}
+        if options.get("input_size") is not None:
+            options["input_size"] = size_pair(tuple(options["input_size"]))
+        makers: dict[str, Callable[..., Backbone]] = {
+            "application": cls.from_application,
+            "file": lambda path, **rest: cls.from_file(path, **rest),
+            "pixels": cls.pixels,
+        }
+        maker = makers.get(spec["source"])
+        if maker is None:
+            raise BackboneError(
+                f"backbone {spec.get('name')!r} was made of a Keras model object, which only the"
+                " caller has: pass Backbone.from_model(…), or save the model and use its file"
+            )
+        return maker(**options)
+
+    # ------------------------------------------------------------------ looking at it
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width that the first layer sees."""
+        return self.preprocessing.input_size
+
+    @cached_property
+    def layer_names(self) -> list[str]:
+        """Names of the layers where it can be cut, in order."""
+        return [self._graph.nodes[number].name for number in self._cuts]
+
+    def layers(self) -> list[LayerInfo]:
+        """Return every place where it can be cut, in order."""
+        return measures.table(self._graph, self._shapes, self._cuts)
+
+    def shape(self, ref: LayerRef | str) -> tuple[int, ...]:
+        """Return the shape of one sample's activation at a ref, reduced as it says."""
+        ref = LayerRef.parse(ref)
+        shape = self._shapes[self._number(ref.layer)][0][1:]
+        if ref.reduction is None:
+            return shape
+        if len(shape) < 2:
+            raise BackboneError(
+                f"layer {ref.layer!r} gives one vector a sample already (shape {shape}): expected"
+                f" {ref.layer} without :{ref.reduction}"
+            )
+        return shape[-1:]
+
+    # ------------------------------------------------------------------ identity
+
+    def prefix_digest(self, layer: str) -> str:
+        """Return the digest of all that decides the activation of a layer."""
+        return digest_fields(self.prefix_fields(layer))
+
+    def prefix_fields(self, layer: str) -> dict[str, Any]:
+        """Return the fields behind a prefix digest, to be kept so that a miss can be explained."""
+        number = self._number(layer)
+        graphs, weights, precisions = self._digests
+        return {
+            "graph": graphs[number],
+            "weights": weights[number],
+            "preprocessing": self.preprocessing.fields(),
+            "input_size": list(self.input_size),
+            "precision": precisions[number],
+        }
+
+    # ------------------------------------------------------------------ computing
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Resize one decoded image, by the layer that a cut model carries too.
+
+        Parameters
+        ----------
+        image : numpy.ndarray of uint8, (height, width, channel=3)
+
+        Returns
+        -------
+        numpy.ndarray of uint8, (height, width, channel=3)
+            Of the backbone's input size. May be called from many threads.
+        """
+        with self._lock:  # many threads may ask for the first image at once
+            if self._resize is None:
+                self._resize = forward.compiled_resize(self.preprocessing.resizing())
+        return self._resize(image)
+
+    def forward(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
+        """Compile one pass that gives the activations at several refs.
+
+        Parameters
+        ----------
+        refs : sequence of LayerRef or str
+            Where to cut; several reductions of one layer too.
+
+        Returns
+        -------
+        callable
+            From images, uint8 (batch, height, width, channel=3) of the input size, to a float32
+            array (batch, …) for each ref. Any batch size. Compile once, call often.
+        """
+        parsed = [LayerRef.parse(ref) for ref in refs]
+        for ref in parsed:
+            self.shape(ref)
+        numbers = [self._number(ref.layer) for ref in parsed]
+        reductions = [self._reduction(ref) for ref in parsed]
+
+        def compute(images: Any) -> list[Any]:
+            import keras
+
+            scaled = self.preprocessing.scale(images)
+            outputs = self._graph.run(scaled, numbers, _at_inference)
+            floats = [keras.ops.cast(each[0], "float32") for each in outputs]
+            return [
+                each if reduce is None else reduce(each)
+                for each, reduce in zip(floats, reductions, strict=True)
+            ]
+
+        held = sum(
+            array.nbytes
+            for number in self._graph.ancestors(numbers)
+            for array in identity.weight_arrays(self._graph.nodes[number].operation)
+        )
+        return forward.compiled(compute, (*self.input_size, 3), held)
+
+    def cut(self, ref: LayerRef | str, *, layer_prefix: str = "") -> Any:
+        """Build a new plain model from raw images to the activation at a ref.
+
+        Parameters
+        ----------
+        ref : LayerRef or str
+            Where to cut.
+        layer_prefix : str
+            Put before the canonical names of the backbone's layers.
+
+        Returns
+        -------
+        keras.Model
+            Flat: ``image``, uint8 (batch, height, width, channel=3) of any size, ``resizing``,
+            ``scaling``, copies of the layers under their canonical names, and ``reduction``
+            where the ref has one. Training it leaves the backbone as it is.
+        """
+        import keras
+
+        ref = LayerRef.parse(ref)
+        self.shape(ref)
+        with sources.own_randomness():
+            image = keras.Input((None, None, 3), dtype="uint8", name="image")
+            scaled = self.preprocessing.scale(self.preprocessing.resizing()(image))
+            output = clone(self._graph, scaled, [self._number(ref.layer)], layer_prefix)[0]
+            reduction = self._reduction(ref)
+            if reduction is not None:
+                output = reduction(output)
+            return keras.Model(image, output, name=_model_name(self.name))
+
+    # ------------------------------------------------------------------ inside
+
+    @cached_property
+    def _digests(self) -> tuple[list[str], list[str], list[str]]:
+        graph = self._graph
+        return (
+            identity.graph_digests(graph),
+            identity.weight_digests(graph),
+            identity.precisions(graph),
+        )
+
+    @cached_property
+    def _cuts(self) -> list[int]:
+        return [
+            number
+            for number in range(1, len(self._graph.nodes))
+            if measures.why_no_cut(self._shapes[number]) is None
+        ]
+
+    def _number(self, layer: str) -> int:
+        number = self._graph.by_name.get(layer)
+        if number is None:
+            own = [
+                node.name
+                for node in self._graph.nodes[1:]
+                if node.operation.name == layer and node.name != layer
+            ]
+            hint = (
+                f"the layer that the model itself calls so is {own[0]!r} here"
+                if own
+                else nearest(layer, self.layer_names)
+            )
+            raise UnknownLayerError(f"no layer {layer!r} in {self.name}; {hint}")
+        reason = measures.why_no_cut(self._shapes[number])
+        if reason is not None:
+            raise BackboneError(f"cannot cut {self.name} at {layer!r}: it {reason}")
+        return number
+
+    def _reduction(self, ref: LayerRef) -> Any:
+        """Return the layer that reduces a ref's activation, or None."""
+        import keras
+
+        if ref.reduction is None:
+            return None
+        rank = len(self._shapes[self._number(ref.layer)][0]) - 2
+        kind = {"avg": "Average", "max": "Max"}[ref.reduction]
+        layer = getattr(keras.layers, f"Global{kind}Pooling{rank}D")
+        return layer(name="reduction", dtype="float32", data_format="channels_last")
+
+
+def _at_inference(node: Node) -> Callable:
+    operation = node.operation
+    if not getattr(operation, "_call_has_training_arg", False):
+        return operation
+    return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
+
+
+def _model_name(name: str) -> str:
+    return "".join(each if each.isalnum() or each in "-_." else "_" for each in name)

@@ -1,0 +1,225 @@
+"""Where Keras models come from: ``keras.applications``, files, weights files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from featurestore.backbone.families import Application
+from featurestore.backbone.graph import Graph, clone, flatten, one_line
+from featurestore.backbone.identity import weight_arrays
+from featurestore.errors import BackboneError
+
+RANDOM_SEED = 0
+
+
+@contextlib.contextmanager
+def own_randomness() -> Iterator[None]:
+    """Draw initial weights from a fixed seed, and leave the process's random state as it was.
+
+    Keras seeds every initializer from Python's generator and draws the values without state.
+    """
+    state = random.getstate()
+    random.seed(RANDOM_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def build_application(
+    network: Application, weights: str, input_size: tuple[int, int], include_top: bool
+) -> Any:
+    """Build a network of ``keras.applications`` for one input size.
+
+    Parameters
+    ----------
+    weights : str
+        ``imagenet``, ``random``, or the path of a weights file.
+    """
+    import keras
+
+    if min(input_size) < network.least:
+        raise BackboneError(
+            f"{network.constructor} takes images of at least {network.least}×{network.least};"
+            f" found --input-size {input_size[0]}×{input_size[1]}"
+        )
+    constructor = getattr(keras.applications, network.constructor)
+    options = {"include_top": include_top, "input_shape": (*input_size, 3)}
+    if weights == "imagenet":
+        return _with_imagenet(network, constructor, options)
+    try:
+        with own_randomness():
+            model = constructor(weights=None, **options)
+    except ValueError as error:
+        raise BackboneError(f"cannot build {network.constructor}: {one_line(error)}") from error
+    if weights != "random":
+        load_weights(model, weights)
+        _mend_efficientnet(network, model)
+    return model
+
+
+def load_weights(model: Any, path: str | Path) -> None:
+    """Load a weights file into a model, all of it or an error.
+
+    Raises
+    ------
+    BackboneError
+        Where the file is missing, is none, or was saved from another network.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise BackboneError(
+            f"no weights file {str(path)!r}: expected imagenet, random or the path of a"
+            " .weights.h5, .h5 or .keras file"
+        )
+    if not file.name.endswith((".h5", ".hdf5", ".keras")):
+        raise BackboneError(
+            f"weights file {file.name!r} has an unknown ending: expected .weights.h5, .h5 or .keras"
+        )
+    _blank(model)
+    try:
+        with warnings.catch_warnings():
+            # Keras warns of each group that it skips; what was skipped is checked below instead.
+            warnings.simplefilter("ignore")
+            model.load_weights(str(file))
+        reason = _blanks_left(model)
+    except Exception as error:  # h5py and Keras raise a dozen kinds
+        reason = one_line(error)
+    if reason:
+        raise BackboneError(
+            f"weights file {file.name!r} does not fit {model.name!r}: {reason}; expected a file"
+            " saved from the same network, with its top where this has one, without where not"
+        )
+
+
+def load_model(path: str | Path) -> Any:
+    """Load a ``.keras`` or ``.h5`` model in safe mode, uncompiled.
+
+    Raises
+    ------
+    BackboneError
+        Where the file is missing, is no model, or would run code of its own.
+    """
+    import keras
+
+    file = Path(path)
+    if not file.is_file():
+        raise BackboneError(f"no model file {str(path)!r}: expected a .keras or .h5 file")
+    if file.suffix in (".h5", ".hdf5"):
+        _check_hdf5(file)
+    elif file.suffix != ".keras":
+        raise BackboneError(
+            f"model file {file.name!r} has an unknown ending: expected .keras or .h5"
+        )
+    try:
+        with own_randomness():
+            return keras.models.load_model(str(file), compile=False, safe_mode=True)
+    except Exception as error:  # zipfile, h5py, JSON and Keras raise a dozen kinds
+        raise BackboneError(
+            f"{file.name!r} does not load as a Keras model: {one_line(error)}"
+        ) from error
+
+
+def copied(graph: Graph) -> Graph:
+    """Return the same graph made of new layers, so that nobody else can change its weights."""
+    import keras
+
+    given = graph.nodes[0].outputs[0]
+    with own_randomness():
+        image = keras.Input(batch_shape=(None, *given.shape[1:]), dtype=given.dtype, name="image")
+        ends = [number for number, _ in graph.outputs]
+        return flatten(keras.Model(image, clone(graph, image, ends)))
+
+
+def _with_imagenet(network: Application, constructor: Any, options: dict[str, Any]) -> Any:
+    try:
+        # Keras draws its download bar on stdout, which belongs to the command's answer.
+        with own_randomness(), contextlib.redirect_stdout(sys.stderr):
+            return constructor(weights="imagenet", **options)
+    except ValueError as error:
+        raise BackboneError(
+            f"cannot build {network.constructor} with imagenet weights: {one_line(error)}"
+        ) from error
+    except Exception as error:  # get_file raises a bare Exception where the download fails
+        raise BackboneError(
+            f"cannot get the imagenet weights of {network.constructor}: {one_line(error)};"
+            " pass --weights FILE, or --weights random"
+        ) from error
+
+
+def _mend_efficientnet(network: Application, model: Any) -> None:
+    """Make a published EfficientNet weights file mean what ``weights="imagenet"`` means.
+
+    Its Normalization holds the deviation where the variance belongs, which Keras mends with an
+    extra layer in the network that it builds for ``imagenet`` only.
+    """
+    import numpy as np
+
+    if network.module != "efficientnet":
+        return
+    for layer in model.layers[:4]:
+        if type(layer).__name__ == "Normalization":
+            mean, variance, count = layer.get_weights()
+            if np.allclose(variance, (0.229, 0.224, 0.225), atol=1e-4):
+                layer.set_weights([mean, np.square(variance), count])
+                layer.finalize_state()
+
+
+def _check_hdf5(file: Path) -> None:
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as content:
+            config = content.attrs.get("model_config")
+    except OSError as error:
+        raise BackboneError(f"{file.name!r} is no HDF5 file: {one_line(error)}") from error
+    if config is None:
+        raise BackboneError(
+            f"{file.name!r} holds weights but no model: pass it as --weights, with --model NAME"
+        )
+    # Keras before 3.11 runs the code of a Lambda in this format even in safe mode.
+    text = config.decode() if isinstance(config, bytes) else str(config)
+    if _has_lambda(json.loads(text)):
+        raise BackboneError(
+            f"{file.name!r} has a Lambda layer, whose code would run on loading: save the model"
+            " without it"
+        )
+
+
+def _has_lambda(value: Any) -> bool:
+    if isinstance(value, dict):
+        return value.get("class_name") == "Lambda" or any(map(_has_lambda, value.values()))
+    return isinstance(value, list) and any(map(_has_lambda, value))
+
+
+def _blank(model: Any) -> None:
+    """Fill all weights with NaN: Keras leaves those out silently that a file does not have."""
+    import numpy as np
+
+    for weight in model.weights:
+        if "float" in str(weight.dtype):
+            weight.assign(np.full(weight.shape, np.nan, dtype="float32"))
+
+
+def _blanks_left(model: Any) -> str | None:
+    import numpy as np
+
+    blank = [
+        layer.name
+        for layer in model.layers
+        if any(
+            np.isnan(np.asarray(array, dtype="float32")).any()
+            for array in weight_arrays(layer)
+            if "float" in str(array.dtype)
+        )
+    ]
+    if not blank:
+        return None
+    return f"it has no (finite) weights for {len(blank)} layers, {blank[0]!r} for one"

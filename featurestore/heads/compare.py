@@ -1,0 +1,153 @@
+"""Which head is best: heads listed best first, the best of some, grids of parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import HeadError, NotFoundError, nearest
+from featurestore.heads import metrics
+from featurestore.heads.head import Head
+
+if TYPE_CHECKING:
+    from featurestore.store import FeatureStore
+
+SPLITS = ("val", "test", "train")
+METRICS = (*metrics.CLASSIFICATION, *metrics.REGRESSION)
+
+
+def expand(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return every combination of a parameter grid, the last parameter changing quickest.
+
+    Examples
+    --------
+    >>> expand({"C": [0.1, 1], "penalty": ["l1", "l2"]})[1]
+    {'C': 0.1, 'penalty': 'l2'}
+    >>> expand({})
+    [{}]
+    """
+    for name, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise HeadError(f"grid of {name!r} is {values!r}; expected a list of values")
+    return [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
+
+
+def parse_metric(text: str | None, task: str) -> tuple[str, str]:
+    """Read ``METRIC`` (on the validation split) or ``SPLIT.METRIC``.
+
+    Examples
+    --------
+    >>> parse_metric("test.macro_f1", "classification"), parse_metric(None, "regression")
+    (('test', 'macro_f1'), ('val', 'r2'))
+    """
+    split, _, metric = (text or metrics.primary(task)).rpartition(".")
+    split = split or "val"
+    if split not in SPLITS:
+        raise HeadError(f"no split {split!r} in {text!r}; {nearest(split, SPLITS)}")
+    if metric not in METRICS:
+        raise HeadError(f"no metric {metric!r}; {nearest(metric, METRICS)}")
+    return split, metric
+
+
+def sort_key(value: float | None, metric: str) -> tuple[bool, float]:
+    """Sort key: best first, without a value last."""
+    if value is None:
+        return True, 0.0
+    return False, value if metric in metrics.LESS_IS_BETTER else -value
+
+
+def best(heads: Sequence[Head], metric: str | None = None) -> Head:
+    """Return the best of some heads; the first of equals.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+        Of one task.
+    metric : str, optional
+        ``"accuracy"`` or ``"test.macro_f1"``, say; accuracy or R² on the validation split by
+        default.
+
+    Raises
+    ------
+    HeadError
+        Where no head has the metric, as without rows in the split.
+    """
+    if not heads:
+        raise HeadError("there are no heads to choose from; fit some with `featurestore train`")
+    split, name = parse_metric(metric, heads[0].task)
+    values = [head.metrics.get(split, {}).get(name) for head in heads]
+    if all(value is None for value in values):
+        dataset = heads[0].lineage["dataset"]["name"]
+        raise HeadError(
+            f"no head on data set {dataset!r} has {name!r} on the {split} split, to choose by; "
+            f"give the data set such rows with `featurestore scan --{split} F`, or choose by "
+            "another metric"
+        )
+    order = sorted(range(len(heads)), key=lambda index: sort_key(values[index], name))
+    return heads[order[0]]
+
+
+def heads(
+    store: FeatureStore, dataset: str | None = None, sort_metric: str | None = None
+) -> list[dict[str, Any]]:
+    """List the heads of a store, best first. Loads neither scikit-learn nor Keras.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    dataset : str, optional
+        Only those fitted on this data set: a name, or a path that was scanned.
+    sort_metric : str, optional
+        As in `best`. Heads without it come last.
+
+    Returns
+    -------
+    list of dict
+        ``head`` (id), ``dataset``, ``model``, ``layer``, ``name``, ``kind``, ``params``,
+        ``val_accuracy`` and ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such
+        rows), what is sorted by, ``metrics`` by split and ``created``.
+    """
+    if dataset is not None:
+        dataset = _dataset_name(store, dataset)
+    if sort_metric is not None:
+        parse_metric(sort_metric, "")
+    keyed = []
+    for meta in store.heads():
+        if dataset is not None and meta["lineage"]["dataset"]["name"] != dataset:
+            continue
+        split, metric = parse_metric(sort_metric, meta["task"])
+        row = _row(meta, split, metric)
+        keyed.append((sort_key(row[f"{split}_{metric}"], metric), row["created"], row["head"], row))
+    return [row for *_, row in sorted(keyed, key=lambda each: each[:3])]
+
+
+def _row(meta: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
+    usual = metrics.primary(meta["task"])
+    columns = dict.fromkeys([("val", usual), ("test", usual), (split, metric)])
+    origin = meta["lineage"]
+    return {
+        "head": meta["id"],
+        "dataset": origin["dataset"]["name"],
+        "model": origin["features"]["model"],
+        "layer": origin["features"]["ref"],
+        "name": meta["name"],
+        "kind": meta["kind"],
+        "params": meta["params"],
+        **{f"{part}_{each}": meta["metrics"].get(part, {}).get(each) for part, each in columns},
+        "metrics": meta["metrics"],
+        "created": origin["created"],
+    }
+
+
+def _dataset_name(store: FeatureStore, text: str) -> str:
+    known = {meta["lineage"]["dataset"]["name"] for meta in store.heads()}
+    if text in known:
+        return text
+    try:
+        return store.dataset(text).name
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"no data set {text!r} in {store.location}; "
+            f"{nearest(text, [entry.name for entry in store.datasets()])}"
+        ) from error

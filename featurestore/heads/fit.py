@@ -1,0 +1,316 @@
+"""Fitting heads on stored features: check, decide, read once, fit, measure, keep."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.errors import DamagedError, HeadError
+from featurestore.heads import metrics
+from featurestore.heads.candidate import Candidate, candidate
+from featurestore.heads.events import (
+    EpochEnded,
+    HeadEvent,
+    HeadFitted,
+    HeadReused,
+    HeadStarted,
+    HeadWarned,
+    OnEvent,
+)
+from featurestore.heads.head import Head
+from featurestore.heads.rows import SPLITS, Rows
+
+if TYPE_CHECKING:
+    from featurestore.features import Features
+
+# What to fit: a name, estimator or model, and its parameters.
+Wanted = tuple[Any, Mapping[str, Any] | None]
+
+
+def fit_head(
+    features: Features,
+    estimator: Any,
+    params: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    save: bool = True,
+    on_event: OnEvent | None = None,
+) -> Head:
+    """Fit a head on the training rows of stored features, and measure it on every split.
+
+    The same head on the same features, labels and splits is fitted once: asked for again, it is
+    loaded from the store.
+
+    Parameters
+    ----------
+    features : Features
+        Of a labelled data set.
+    estimator : str, scikit-learn estimator or keras.Model
+        A ready-made name (see `featurestore.heads.READY`); the class name or import path of a
+        scikit-learn estimator, several joined by ``+`` for a pipeline; an estimator or pipeline;
+        or a Keras model of Keras' own layers that gives (row, class), built or not, compiled or
+        not. What is passed is not changed.
+    params : mapping, optional
+        Parameters of the estimator; of the last step of a pipeline, or ``step__parameter`` of
+        any. A Keras model takes ``epochs``, ``batch_size`` and ``learning_rate``.
+    seed : int
+        Of everything random: ``random_state`` where it is None, initial weights, dropout, order.
+    epochs, batch_size : int, optional
+        Of a Keras head; the same as in ``params``.
+    save : bool
+        Whether to keep the head in the features' store.
+    on_event : callable, optional
+        Receives each `HeadEvent`.
+
+    Returns
+    -------
+    Head
+
+    Raises
+    ------
+    HeadError
+        For an unknown head or parameter; for labels that nothing can be learnt from; for an
+        estimator that cannot be stored without pickle.
+    IncompleteFeaturesError, DamagedError
+        Where rows were never extracted, or cannot be read.
+
+    Examples
+    --------
+    >>> head = fit_head(pooled, "logistic", {"C": 0.1})  # doctest: +SKIP
+    >>> head.metrics["val"]["accuracy"]  # doctest: +SKIP
+    0.93
+    """
+    given = {"epochs": epochs, "batch_size": batch_size}
+    params = {**(params or {}), **{key: each for key, each in given.items() if each is not None}}
+    return fit_heads(features, [(estimator, params)], seed=seed, save=save, on_event=on_event)[0]
+
+
+def fit_heads(
+    features: Features,
+    wanted: Sequence[Wanted],
+    *,
+    seed: int = 0,
+    save: bool = True,
+    on_event: OnEvent | None = None,
+) -> list[Head]:
+    """Fit several heads on one layer's features, which are read once.
+
+    Parameters
+    ----------
+    features : Features
+        Of a labelled data set.
+    wanted : sequence of (estimator, params)
+        As `fit_head` takes them. All are checked before the first is fitted.
+    seed, save, on_event
+        As in `fit_head`.
+
+    Returns
+    -------
+    list of Head
+        In the order of ``wanted``.
+    """
+    check_labels(features)
+    tell = on_event or _ignore
+    candidates = [candidate(each, params or {}, features, seed) for each, params in wanted]
+    rows = Rows(features)
+    heads: dict[str, Head] = {}
+    for each in candidates:
+        if each.id in heads:
+            continue
+        head = _stored(each, features)
+        if head is not None:
+            tell(HeadReused(head.id))
+        else:
+            head = _fit(each, rows, seed, tell)
+            if save:
+                head.save(features.store)
+        heads[each.id] = head
+    return [heads[each.id] for each in candidates]
+
+
+def _ignore(event: HeadEvent) -> None:
+    pass
+
+
+def check_labels(features: Features) -> None:
+    """Raise HeadError where no head can be learnt from the labels of a data set."""
+    dataset = features.dataset
+    again = "`featurestore scan`"
+    if features.task is None:
+        raise HeadError(
+            f"data set {dataset.name!r} has no labels, which heads learn from; scan a folder with "
+            f"a sub-folder for each class, or a table with a column of labels, with {again}"
+        )
+    train = dataset.rows("train", labelled=True)
+    if not len(train):
+        raise HeadError(
+            f"data set {dataset.name!r} has no labelled rows in its train split; "
+            f"split it anew with {again} --val F --test F"
+        )
+    if features.task == "regression":
+        return
+    counts = np.bincount(dataset.targets[dataset.rows(labelled=True)])
+    lone = [str(name) for name, count in zip(dataset.classes, counts, strict=True) if count < 2]
+    if len(dataset.classes) > 1 and lone:
+        raise HeadError(
+            f"data set {dataset.name!r} has a single sample of class {', '.join(lone)}; a class "
+            "needs two, one to learn from and one to be measured on: add samples or remove the "
+            f"class, then run {again}"
+        )
+    seen = np.unique(dataset.targets[train])
+    if len(seen) < 2:
+        only = dataset.classes[int(seen[0])]
+        raise HeadError(
+            f"the train split of data set {dataset.name!r} has one class, {str(only)!r}; a head "
+            f"needs two to tell apart: add samples, or split anew with {again} --val F --seed N"
+        )
+
+
+def _stored(each: Candidate, features: Features) -> Head | None:
+    if not features.store.has_head(each.id):
+        return None
+    try:
+        return Head.load(features.store, each.id)
+    except DamagedError:
+        # Fitting is the way out that the error would name.
+        return None
+
+
+def _fit(each: Candidate, rows: Rows, seed: int, tell: OnEvent) -> Head:
+    started = time.perf_counter()
+    tell(HeadStarted(each.id, rows.count("train")))
+    problems: list[str] = _unseen(rows)
+    history: dict[str, list[float]] = {}
+    if each.kind == "keras":
+        estimator, history = _fit_keras(each, rows, seed, tell)
+        classes = tuple(rows.features.classes)
+    else:
+        estimator = _fit_sklearn(each, rows, problems)
+        classes = () if rows.task == "regression" else tuple(estimator.classes_.tolist())
+    for text in problems:
+        tell(HeadWarned(each.id, text))
+    head = Head(
+        id=each.id,
+        name=each.name,
+        kind=each.kind,
+        estimator=estimator,
+        task=rows.task,
+        classes=classes,
+        shape=rows.features.shape[1:],
+        params=each.params,
+        seed=seed,
+        metrics={},
+        history=history,
+        problems=tuple(problems),
+        lineage=lineage(rows.features, each),
+        store=rows.features.store,
+    )
+    head.metrics.update(measure(head, rows))
+    seconds = time.perf_counter() - started
+    head.lineage["seconds"] = round(seconds, 3)
+    tell(HeadFitted(head.id, head.metrics, seconds))
+    return head
+
+
+def _unseen(rows: Rows) -> list[str]:
+    classes = rows.features.classes
+    if not classes:
+        return []
+    lacking = sorted(set(range(len(classes))) - set(np.unique(rows.targets("train")).tolist()))
+    if not lacking:
+        return []
+    names = ", ".join(str(classes[code]) for code in lacking)
+    return [f"the train split has no sample of class {names}, which will never be predicted"]
+
+
+def _fit_keras(
+    each: Candidate, rows: Rows, seed: int, tell: OnEvent
+) -> tuple[Any, dict[str, list[float]]]:
+    from featurestore.heads.training import train
+
+    epochs = each.template.epochs
+
+    def on_epoch(epoch: int, logs: dict[str, float]) -> None:
+        tell(EpochEnded(each.id, epoch, epochs, logs))
+
+    return train(each.template, rows, seed=seed, on_epoch=on_epoch)
+
+
+def _fit_sklearn(each: Candidate, rows: Rows, problems: list[str]) -> Any:
+    from sklearn.base import clone
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            estimator = clone(each.template).fit(rows.flat("train"), rows.labels("train"))
+            # Some mistakes, such as more neighbours than rows, show at the first prediction.
+            estimator.predict(rows.flat("train")[:1])
+        except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise HeadError(f"head {each.name!r} cannot be fitted: {text[:300]}") from error
+    texts = [" ".join(str(warning.message).split()) for warning in caught]
+    problems.extend(text[:300] for text in dict.fromkeys(texts))
+    return estimator
+
+
+def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
+    """Measure a head on every split that has labelled rows: metrics by split."""
+    found = {}
+    for split in SPLITS:
+        if not rows.count(split):
+            continue
+        parts = [_predicted(head, part) for part in rows.parts(split)]
+        predicted = np.concatenate([part for part, _ in parts])
+        truth = rows.labels(split)
+        if head.task == "regression":
+            found[split] = metrics.regression(truth, predicted)
+            continue
+        columns = [part for _, part in parts if part is not None]
+        probabilities = np.concatenate(columns) if columns else None
+        found[split] = metrics.classification(
+            truth, predicted, probabilities, head.classes, rows.features.classes
+        )
+    return found
+
+
+def _predicted(head: Head, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    if head.kind == "keras" and head.task == "classification":
+        probabilities = head.predict_proba(features)
+        assert probabilities is not None
+        return np.asarray(head.classes)[probabilities.argmax(axis=1)], probabilities
+    return head.predict(features), head.predict_proba(features)
+
+
+def lineage(features: Features, each: Candidate) -> dict[str, Any]:
+    """Return where a head comes from, as JSON values."""
+    from featurestore import versions
+
+    key, dataset, provenance = features.key, features.dataset, features.group.provenance
+    return {
+        "features": {
+            "key": str(key),
+            "model": key.model,
+            "ref": key.ref,
+            "prefix_digest": key.prefix_digest,
+            "dataset_digest": key.dataset_digest,
+            "dtype": str(features.dtype),
+        },
+        "dataset": {
+            "name": dataset.name,
+            "digest": dataset.digest,
+            "manifest_digest": dataset.manifest_digest,
+            "rows": len(dataset),
+        },
+        "backbone": provenance.get("backbone"),
+        "prefix": provenance.get("prefix"),
+        "estimator": each.fields,
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

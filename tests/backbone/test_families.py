@@ -1,0 +1,140 @@
+"""All 40 networks of keras.applications: named, scaled and recognised right."""
+
+import gc
+import inspect
+
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.backbone.families import APPLICATIONS, application, known_application
+from featurestore.backbone.graph import flatten
+from featurestore.backbone.recognition import scaling_of
+from featurestore.errors import BackboneError
+
+SMALL = ["mobilenet", "mobilenetv2", "mobilenetv3small", "resnet50", "resnet50v2", "vgg16"]
+SMALL += ["densenet121", "efficientnetb0", "efficientnetv2b0", "convnexttiny", "xception"]
+
+
+def test_every_constructor_of_keras_is_there():
+    constructors = {
+        name
+        for name, each in vars(keras.applications).items()
+        if inspect.isfunction(each) and name[0].isupper()
+    }
+    assert {each.constructor for each in APPLICATIONS.values()} == constructors
+    assert len(APPLICATIONS) == 40
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_scaling_equals_preprocess_input(name):
+    network = APPLICATIONS[name]
+    images = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
+    module = getattr(keras.applications, network.module)
+    assert hasattr(module, network.constructor)
+    preprocessing = Backbone.pixels(9).preprocessing.__class__((9, 9), scaling=network.scaling)
+    np.testing.assert_allclose(
+        preprocessing.scale(images), module.preprocess_input(images.astype("float32")), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_the_default_size_is_that_of_the_constructor(name):
+    network = APPLICATIONS[name]
+    config = inspect.getsource(getattr(keras.applications, network.module))
+    assert str(network.size) in config
+
+
+def check_network(name):
+    network = APPLICATIONS[name]
+    backbone = Backbone.from_application(name, "random", max(network.least, 64))
+    names = backbone.layer_names
+    assert len(set(names)) == len(names) > 10
+    first = backbone.layers()[0].kind
+    assert network.scales_inside == (first in ("Rescaling", "Normalization"))
+    if network.scales_inside:
+        assert scaling_of(backbone._graph, "unknown") == ("none", [])
+    assert backbone.preprocessing.scaling == network.scaling
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_builds_and_scales_where_it_says(name):
+    check_network(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [each for each in APPLICATIONS if each not in SMALL])
+def test_every_other_network_builds_and_scales_where_it_says(name):
+    check_network(name)
+    gc.collect()  # ConvNeXtXLarge alone holds 1.4 GB
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", "VGG16", "ConvNeXtTiny"])
+def test_scaling_and_network_together_equal_keras(name):
+    """From raw pixels to the last layer, in the same process and the user's way."""
+    network = application(name)
+    backbone = Backbone.from_application(name, "random", 64)
+    images = np.random.default_rng(2).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    ours = backbone.forward([backbone.layer_names[-1]])(images)[0]
+    theirs = getattr(keras.applications, name)(
+        weights=None, include_top=False, input_shape=(64, 64, 3)
+    )
+    theirs.set_weights(backbone.cut(backbone.layer_names[-1]).get_weights())
+    for layer in theirs.layers:
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+    module = getattr(keras.applications, network.module)
+    want = theirs.predict(module.preprocess_input(images.astype("float32")), verbose=0)
+    assert np.abs(ours - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("name", ["VGG16", "vgg16", "Vgg-16", "ResNet50V2", "resnet50_v2"])
+def test_names_in_any_case(name):
+    assert known_application(name).name in ("vgg16", "resnet50v2")
+
+
+def test_an_unknown_name_offers_the_nearest():
+    with pytest.raises(BackboneError, match="did you mean 'MobileNet"):
+        known_application("mobilnet_v2")
+
+
+def built(name):
+    return getattr(keras.applications, name)(
+        weights=None, include_top=False, input_shape=(96, 96, 3)
+    )
+
+
+RECOGNISED = ["VGG16", "VGG19", "ResNet50", "ResNet50V2", "MobileNet", "MobileNetV2", "Xception"]
+RECOGNISED += ["DenseNet121", "InceptionV3"]
+RECOGNISED_SLOWLY = ["InceptionResNetV2", "NASNetMobile"]
+
+
+def check_recognition(name):
+    model = built(name)
+    want = application(name).scaling
+    anonymous = keras.Model(model.input, model.output, name="anonymous")
+    image = keras.Input((96, 96, 3))
+    augmented = keras.layers.RandomFlip()(keras.layers.RandomRotation(0.1)(image))
+    nested = keras.Model(image, keras.layers.Flatten()(model(augmented, training=False)))
+    for each in (model, anonymous, nested):
+        assert scaling_of(flatten(each), each.name)[0] == want
+    image = keras.Input((96, 96, 3))
+    module = getattr(keras.applications, application(name).module)
+    inside = keras.Model(image, model(module.preprocess_input(image)))
+    assert scaling_of(flatten(inside), inside.name) == ("none", [])
+    image = keras.Input((96, 96, 3))
+    adapted = keras.Model(image, model(keras.layers.Conv2D(3, 1, name="adapter")(image)))
+    with pytest.raises(BackboneError, match="--scaling none|unit|tf|torch|caffe"):
+        scaling_of(flatten(adapted), adapted.name)
+
+
+@pytest.mark.parametrize("name", RECOGNISED)
+def test_a_saved_network_is_recognised_flat_renamed_or_nested(name):
+    check_recognition(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECOGNISED_SLOWLY)
+def test_a_large_saved_network_is_recognised(name):
+    check_recognition(name)

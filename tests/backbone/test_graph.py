@@ -1,0 +1,187 @@
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone.graph import clone, flatten
+from featurestore.errors import BackboneError
+
+layers = keras.layers
+
+
+def run_whole(graph, images):
+    numbers = [number for number, _ in graph.outputs]
+    return np.asarray(graph.run(images, numbers, lambda node: node.operation)[0][0])
+
+
+def nested(base, size=16):
+    image = keras.Input((size, size, 3))
+    x = base(image, training=False)
+    return keras.Model(image, layers.Dense(2, name="top")(x))
+
+
+def test_a_flat_model_keeps_the_order_of_keras(tiny):
+    model = tiny()
+    assert [node.operation for node in flatten(model).nodes[1:]] == model.operations[1:]
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "InceptionV3", "ResNet50"])
+def test_real_networks_keep_the_order_of_keras(name):
+    model = getattr(keras.applications, name)(
+        weights=None, include_top=False, input_shape=(96, 96, 3)
+    )
+    assert [node.operation for node in flatten(model).nodes[1:]] == model.operations[1:]
+
+
+def test_a_graph_computes_what_the_model_computes(tiny, batch):
+    model = tiny()
+    images = batch.astype("float32")
+    np.testing.assert_array_equal(run_whole(flatten(model), images), model(images))
+
+
+def test_nested_models_dissolve(tiny, batch):
+    base = tiny()
+    outer = nested(keras.Sequential([keras.Input((16, 16, 3)), base, layers.ReLU()]))
+    graph = flatten(outer)
+    assert not any(isinstance(node.operation, keras.Model) for node in graph.nodes)
+    assert [node.name for node in graph.nodes[-3:]] == ["logits", "re_lu", "top"]
+    images = batch.astype("float32")
+    np.testing.assert_allclose(run_whole(graph, images), outer(images), rtol=1e-6)
+
+
+def test_a_nested_model_called_twice_is_there_twice(tiny, batch):
+    base = tiny()
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, base(image) + base(image[:, ::-1]))
+    graph = flatten(model)
+    assert {"left", "left@2", "pool", "pool@2"} <= set(graph.by_name)
+    images = batch.astype("float32")
+    np.testing.assert_allclose(run_whole(graph, images), model(images), rtol=1e-6)
+
+
+def test_names_do_not_depend_on_what_was_built_before(tiny):
+    first = [node.name for node in flatten(tiny()).nodes]
+    for _ in range(3):
+        layers.Conv2D(1, 1)
+    assert [node.name for node in flatten(tiny()).nodes] == first
+    assert first == [
+        "image",
+        "rescaling",
+        "conv2d",
+        "left",
+        "batch_normalization",
+        "add",
+        "pool",
+        "multiply",
+        "conv2d_1",
+        "global_average_pooling2d",
+        "logits",
+    ]
+
+
+def bottlenecks_by_removal(graph):
+    """Which nodes, taken away, leave no way from the image to an output."""
+    verdicts = []
+    for removed in range(len(graph.nodes)):
+        reached = set() if removed == 0 else {0}
+        for number, node in enumerate(graph.nodes):
+            if number != removed and any(parent in reached for parent, _ in node.inputs):
+                reached.add(number)
+        verdicts.append(not any(number in reached for number, _ in graph.outputs))
+    return verdicts
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "NASNetMobile"])
+def test_bottlenecks_are_what_no_way_goes_around(name):
+    model = getattr(keras.applications, name)(
+        weights=None, include_top=False, input_shape=(64, 64, 3)
+    )
+    graph = flatten(model)
+    assert graph.bottlenecks() == bottlenecks_by_removal(graph)
+
+
+def test_with_two_outputs_a_bottleneck_leads_to_both():
+    image = keras.Input((8, 8, 3))
+    stem = layers.Conv2D(2, 3, name="stem")(image)
+    first, second = layers.Flatten(name="a")(stem), layers.ReLU(name="b")(stem)
+    graph = flatten(keras.Model(image, [first, second]))
+    verdicts = dict(zip([node.name for node in graph.nodes], graph.bottlenecks(), strict=True))
+    assert verdicts == {"image": True, "stem": True, "a": False, "b": False}
+
+
+def test_shapes_of_an_open_input_size(tiny):
+    graph = flatten(tiny(size=None))
+    shapes = graph.shapes((32, 24))
+    assert shapes[graph.by_name["pool"]] == [(None, 16, 12, 4)]
+    assert len(graph.nodes[1].operation._inbound_nodes) == 1, "asking must not extend the model"
+
+
+def test_an_impossible_input_size_is_one_line():
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, layers.Conv2D(2, 9)(image))
+    with pytest.raises(BackboneError, match="does not take images of 4×4") as caught:
+        flatten(model).shapes((4, 4))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_clone_has_its_own_layers_and_the_same_weights(tiny, batch):
+    model = tiny()
+    graph = flatten(model)
+    image = keras.Input((16, 16, 3))
+    copy = keras.Model(image, clone(graph, image, [len(graph.nodes) - 1], "base_"))
+    assert not {id(layer) for layer in copy.layers} & {id(layer) for layer in model.layers}
+    assert [layer.name for layer in copy.layers[1:3]] == ["base_rescaling", "base_conv2d"]
+    images = batch.astype("float32")
+    np.testing.assert_array_equal(copy(images), model(images))
+
+
+def test_a_clone_of_an_adapted_normalization_normalizes(batch):
+    layer = layers.Normalization()
+    layer.adapt(batch.astype("float32"))
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, layer(image))
+    copy = keras.Model(image, clone(flatten(model), image, [1]))
+    images = batch.astype("float32")
+    np.testing.assert_array_equal(copy(images), model(images))
+    assert abs(float(np.mean(copy(images)))) < 1e-4
+
+
+def test_a_shared_layer_stays_shared_in_a_clone():
+    image = keras.Input((8, 8, 3))
+    shared = layers.Conv2D(3, 3, padding="same", name="shared")
+    model = keras.Model(image, shared(shared(image)))
+    graph = flatten(model)
+    fresh = keras.Input((8, 8, 3))
+    copy = keras.Model(fresh, clone(graph, fresh, [graph.by_name["shared@2"]]))
+    assert len(copy.weights) == 2
+    assert [layer.name for layer in copy.layers[1:]] == ["shared"]
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+def two_inputs():
+    left, right = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    return keras.Model([left, right], layers.Add()([left, right]))
+
+
+def on_input(*shape):
+    image = keras.Input(shape)
+    return keras.Model(image, layers.ReLU()(image))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Subclassed, "subclass of keras.Model"),
+        (lambda: keras.Sequential([layers.Dense(2)]), "never built"),
+        (two_inputs, "takes 2 inputs"),
+        (lambda: on_input(8, 8, 1), "RGB image"),
+        (lambda: on_input(20), "RGB image"),
+    ],
+)
+def test_models_that_are_no_backbone(model, message):
+    with pytest.raises(BackboneError, match=message) as caught:
+        flatten(model())
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,96 @@
+"""How a model that was handed in wants its pixels: shown, or asked for; never guessed."""
+
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone.graph import flatten
+from featurestore.backbone.recognition import scaling_of, settle
+from featurestore.errors import BackboneError
+
+layers = keras.layers
+
+
+def beginning_with(*steps, size=16):
+    image = keras.Input((size, size, 3))
+    x = image
+    for step in steps:
+        x = step(x)
+    return flatten(keras.Model(image, layers.Conv2D(2, 3)(x)))
+
+
+def adapted_on(scale):
+    layer = layers.Normalization()
+    layer.adapt(np.random.default_rng(0).uniform(0, scale, (4, 8, 8, 3)))
+    return layer
+
+
+SHOWN = {
+    "rescaling": lambda: [layers.Rescaling(1 / 127.5, -1)],
+    "augmentation first": lambda: [layers.RandomFlip(), layers.Rescaling(1 / 255)],
+    "normalization": lambda: [layers.Normalization(mean=[123.0] * 3, variance=[3000.0] * 3)],
+    "adapted": lambda: [adapted_on(255)],
+    "division": lambda: [lambda x: x / 255.0],
+    "division and difference": lambda: [lambda x: x / 127.5 - 1.0],
+    "factor": lambda: [lambda x: x * (1 / 255)],
+    "mean": lambda: [lambda x: x[..., ::-1] - np.array([103.9, 116.8, 123.7], "float32")],
+}
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_a_graph_that_scales_bytes_needs_no_more(case):
+    assert scaling_of(beginning_with(*SHOWN[case]()), "own") == ("none", [])
+
+
+UNCLEAR = {
+    "nothing": lambda: [],
+    "rescaling of 0 to 1": lambda: [layers.Rescaling(2.0, -1.0)],
+    "normalization of 0 to 1": lambda: [layers.Normalization(mean=[0.5] * 3, variance=[0.1] * 3)],
+    "adapted to 0 to 1": lambda: [adapted_on(1)],
+    "difference of 0 to 1": lambda: [lambda x: x - 0.5],
+    "sum with itself": lambda: [lambda x: x + x[:, ::-1]],
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_anything_else_is_asked_for(case):
+    with pytest.raises(BackboneError, match="none|unit|tf|torch|caffe") as caught:
+        scaling_of(beginning_with(*UNCLEAR[case]()), "own")
+    assert "--scaling" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def settled(graph, **options):
+    chosen = {"input_size": None, "scaling": "none", **options}
+    return settle(graph, "own", resize="stretch", interpolation="bilinear", **chosen)
+
+
+def test_a_fixed_input_size_is_taken_and_must_match():
+    graph = beginning_with()
+    assert settled(graph).input_size == (16, 16)
+    assert settled(graph, input_size=16).input_size == (16, 16)
+    with pytest.raises(BackboneError, match="takes images of 16×16; found --input-size 32×16"):
+        settled(graph, input_size=(32, 16))
+
+
+def test_an_open_input_size_must_be_said():
+    graph = beginning_with(size=None)
+    assert settled(graph, input_size=(20, 30)).input_size == (20, 30)
+    with pytest.raises(BackboneError, match="--input-size N"):
+        settled(graph)
+
+
+def test_a_model_that_resizes_says_its_size():
+    graph = beginning_with(layers.Resizing(24, 40, dtype="uint8"), size=None)
+    assert settled(graph).input_size == (24, 40)
+
+
+def test_a_recognised_network_says_its_size():
+    model = keras.applications.VGG16(weights=None, include_top=False)
+    preprocessing = settle(flatten(model), model.name, None, None, "stretch", "bilinear")
+    assert (preprocessing.input_size, preprocessing.scaling) == ((224, 224), "caffe")
+
+
+def test_what_is_said_wins():
+    graph = beginning_with(layers.Rescaling(2.0, -1.0))
+    assert settled(graph, scaling="unit").scaling == "unit"

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin, is_regressor
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
+from sklearn.discriminant_analysis import (
+    LinearDiscriminantAnalysis,
+    QuadraticDiscriminantAnalysis,
+)
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    BaggingClassifier,
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.feature_selection import SelectKBest
+from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, Matern, WhiteKernel
+from sklearn.linear_model import (
+    Lasso,
+    LogisticRegressionCV,
+    Perceptron,
+    PoissonRegressor,
+    RidgeClassifierCV,
+    SGDClassifier,
+    TweedieRegressor,
+)
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, StratifiedKFold
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import (
+    KNeighborsClassifier,
+    NearestCentroid,
+    NeighborhoodComponentsAnalysis,
+    RadiusNeighborsClassifier,
+)
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MinMaxScaler,
+    Normalizer,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+from sklearn.svm import SVC, SVR, LinearSVC, NuSVC
+from sklearn.tree import DecisionTreeClassifier
+
+from featurestore.errors import DamagedError, HeadError
+from featurestore.heads.persist import dump_sklearn, load_sklearn
+
+SPREAD: list[Any] = [
+    AdaBoostClassifier(n_estimators=3),
+    BaggingClassifier(DecisionTreeClassifier(), n_estimators=3, max_features=0.5),
+    CalibratedClassifierCV(LinearSVC(), cv=2),
+    CalibratedClassifierCV(LinearSVC(), cv=2, method="isotonic"),
+    DecisionTreeClassifier(),
+    ExtraTreesClassifier(5),
+    GaussianNB(),
+    GaussianProcessClassifier(1.0 * RBF()),
+    GaussianProcessRegressor(Matern() + WhiteKernel()),
+    GradientBoostingClassifier(n_estimators=3),
+    GradientBoostingRegressor(n_estimators=3),
+    GridSearchCV(SVC(), {"C": [0.1, 1]}, cv=StratifiedKFold(2)),
+    GridSearchCV(make_pipeline(StandardScaler(), LinearSVC()), {"linearsvc__C": [0.1, 1]}, cv=2),
+    HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=5),
+    HistGradientBoostingRegressor(max_iter=3, min_samples_leaf=5),
+    KNeighborsClassifier(algorithm="ball_tree", metric="manhattan"),
+    KNeighborsClassifier(algorithm="kd_tree", leaf_size=5),
+    KNeighborsClassifier(metric="cosine"),
+    Lasso(),
+    LinearDiscriminantAnalysis(),
+    LogisticRegressionCV(Cs=2, cv=2),
+    MLPClassifier((5,), max_iter=5),
+    MLPClassifier((5,), max_iter=5, early_stopping=True),
+    MLPClassifier((5,), max_iter=5, solver="sgd"),
+    MLPClassifier((5,), max_iter=5, solver="lbfgs"),
+    MLPRegressor(hidden_layer_sizes=(5,), max_iter=5),
+    NearestCentroid(),
+    NuSVC(nu=0.2),
+    OneVsRestClassifier(SVC()),
+    Perceptron(),
+    PoissonRegressor(),
+    QuadraticDiscriminantAnalysis(reg_param=0.1),
+    RadiusNeighborsClassifier(radius=100),
+    RandomForestClassifier(5),
+    RandomForestRegressor(5),
+    RandomizedSearchCV(SVC(), {"C": [0.1, 1]}, n_iter=2, cv=2),
+    RidgeClassifierCV(),
+    SGDClassifier(loss="log_loss"),
+    SVC(probability=False),
+    SVR(),
+    StackingClassifier([("nb", GaussianNB()), ("svc", LinearSVC())], cv=2),
+    TweedieRegressor(power=1.5),
+    VotingClassifier([("nb", GaussianNB()), ("svc", LinearSVC())]),
+    make_pipeline(FunctionTransformer(np.tanh), MinMaxScaler(), SVC()),
+    make_pipeline(KernelPCA(3), SVC()),
+    make_pipeline(NeighborhoodComponentsAnalysis(2, max_iter=3), KNeighborsClassifier()),
+    make_pipeline(Normalizer(), TruncatedSVD(3), SVC()),
+    make_pipeline(PowerTransformer(), QuantileTransformer(n_quantiles=10), GaussianNB()),
+    make_pipeline(RobustScaler(), PCA(3, whiten=True), SVC(kernel="poly")),
+    make_pipeline(SelectKBest(k=3), LinearSVC()),
+    make_pipeline(make_union(PCA(2), StandardScaler()), LinearSVC()),
+]
+
+
+def fitted(estimator: Any) -> tuple[Any, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 6)).astype(np.float32)
+    y = np.array(["a", "b", "c"])[np.clip(np.round(X[:, 0]), -1, 1).astype(int) + 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        estimator.fit(X, np.abs(X[:, 0]) + 0.1 if is_regressor(estimator) else y)
+    return estimator, X
+
+
+@pytest.mark.parametrize("estimator", SPREAD, ids=lambda each: repr(each)[:40])
+def test_scikit_learn_comes_back_the_same(estimator: Any) -> None:
+    dump_sklearn(estimator, "unfitted")
+    estimator, X = fitted(estimator)
+    again = load_sklearn(dump_sklearn(estimator, "fitted"), "head")
+    assert np.array_equal(again.predict(X), estimator.predict(X))
+    for method in ("decision_function", "predict_proba"):
+        if hasattr(estimator, method):
+            assert np.array_equal(getattr(again, method)(X), getattr(estimator, method)(X))
+
+
+class Foreign(ClassifierMixin, BaseEstimator):
+    def fit(self, X: Any, y: Any) -> Foreign:
+        return self
+
+
+def test_foreign_code_is_refused() -> None:
+    for estimator in (Foreign(), make_pipeline(FunctionTransformer(fitted), SVC())):
+        with pytest.raises(HeadError, match="trusted; use scikit-learn's own"):
+            dump_sklearn(estimator, "mine")
+
+
+def test_a_file_of_foreign_code_is_not_loaded(tmp_path: Path) -> None:
+    import skops.io
+
+    with pytest.raises(DamagedError, match=r"Foreign.*featurestore train"):
+        load_sklearn(skops.io.dumps(Foreign()), "head")
+
+
+def test_a_pickle_is_not_loaded() -> None:
+    import pickle
+
+    with pytest.raises(DamagedError):
+        load_sklearn(pickle.dumps(SVC()), "head")
+
+
+def _forged(estimator: Any, alter: Any) -> bytes:
+    """Dump an estimator some of whose trees were altered in memory."""
+    alter(estimator)
+    return dump_sklearn(estimator, "forged")
+
+
+def _tree(value: int, field: str) -> Any:
+    def alter(forest: Any) -> None:
+        tree = forest.estimators_[1].tree_
+        state = tree.__getstate__()
+        state["nodes"][field][0] = value
+        new = type(tree)(tree.n_features, np.array([3], dtype=np.intp), 1)
+        new.__setstate__(state)
+        forest.estimators_[1].tree_ = new
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("left_child", 10**6), ("left_child", 0), ("right_child", -7), ("feature", 6)],
+)
+def test_trees_that_lead_out_of_bounds_are_not_loaded(field: str, value: int) -> None:
+    forest, _ = fitted(RandomForestClassifier(3, random_state=0))
+    with pytest.raises(DamagedError, match="indices out of range"):
+        load_sklearn(_forged(forest, _tree(value, field)), "head")
+
+
+def test_a_forest_whose_trees_take_other_rows_is_not_loaded() -> None:
+    forest, X = fitted(RandomForestClassifier(3, random_state=0))
+    wide, _ = fitted(DecisionTreeClassifier())
+    wide.fit(np.hstack([X, X]), forest.predict(X))
+    forest.estimators_[0] = wide
+    with pytest.raises(DamagedError, match="trees take other rows"):
+        load_sklearn(dump_sklearn(forest, "forged"), "head")
+
+
+def test_boosted_trees_out_of_bounds_are_not_loaded() -> None:
+    boosted, _ = fitted(HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=5))
+    boosted._predictors[0][0].nodes["feature_idx"][0] = 99
+    with pytest.raises(DamagedError, match="TreePredictor with indices out of range"):
+        load_sklearn(dump_sklearn(boosted, "forged"), "head")
+
+
+def test_neighbour_trees_out_of_bounds_are_not_loaded() -> None:
+    nearest, _ = fitted(KNeighborsClassifier(algorithm="kd_tree", leaf_size=5))
+    state = list(nearest._tree.__getstate__())
+    state[1] = np.array(state[1])
+    state[1][0] = 10**6
+    nearest._tree.__setstate__(tuple(state))
+    with pytest.raises(DamagedError, match="KDTree with indices out of range"):
+        load_sklearn(dump_sklearn(nearest, "forged"), "head")
+
+
+def test_no_file_of_a_head_is_a_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "head.skops"
+    path.write_bytes(dump_sklearn(fitted(RandomForestClassifier(3))[0], "forest"))
+    with zipfile.ZipFile(path) as archive:
+        assert {Path(name).suffix for name in archive.namelist()} <= {".json", ".npy"}

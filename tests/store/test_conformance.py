@@ -1,0 +1,108 @@
+"""What was written is read by plain zarr, dask and xarray, without this project."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurestore.store import FeatureStore
+from tests.store.conftest import digests_of, filled, ids_of, rows_of
+
+SCRIPT = """
+import sys, warnings
+warnings.simplefilter("error")
+import numpy as np
+import zarr, dask.array, xarray
+
+store, path, expected = sys.argv[1:]
+rows = np.load(expected)["rows"]
+ids = np.load(expected)["ids"]
+
+root = zarr.open_group(f"{store}/features", mode="r")
+assert root.attrs["featurestore_format"] == 1
+assert path in dict(root.groups())["vgg16"].name + path
+group = root[path]
+assert group.attrs["layer"] == "block4_pool"
+assert group.attrs["prefix_digest"].startswith("blake2b:")
+features = group["features"]
+assert features.metadata.dimension_names == ("row", "height", "width", "channel")
+assert features.chunks == (8, 512, 512, 1)
+assert features.dtype == np.float16
+codecs = [codec.to_dict()["name"] for codec in features.metadata.codecs]
+assert codecs == ["bytes", "zstd", "crc32c"]
+assert np.array_equal(features[:], rows)
+assert np.array_equal(group["sample"][:], ids)
+
+lazy = dask.array.from_zarr(f"{store}/features/{path}/features")
+assert np.array_equal(lazy.compute(), rows)
+
+dataset = xarray.open_zarr(f"{store}/features/{path}", consolidated=False)
+assert dataset["features"].dims == ("row", "height", "width", "channel")
+assert np.array_equal(dataset["features"].values, rows)
+assert np.array_equal(dataset["sample"].values, ids)
+
+members = [name for name, _ in zarr.open_group(f"{store}/features").members(max_depth=None)]
+assert f"{path}/features" in members
+assert not [name for name in sys.modules if name.startswith("featurestore")]
+"""
+
+
+def test_plain_readers(folder_store: FeatureStore, tmp_path: Path) -> None:
+    group = filled(folder_store, 19)
+    expected = tmp_path / "expected.npz"
+    digests = digests_of(19)
+    np.savez(expected, rows=rows_of(digests, (512, 512, 1)), ids=ids_of(digests))
+    arguments = [folder_store.location, group.key.path, str(expected)]
+    elsewhere = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], check=True, cwd=tmp_path, env=elsewhere
+    )
+
+
+def test_plain_zarr_sees_damage(folder_store: FeatureStore) -> None:
+    import zarr
+
+    group = filled(folder_store, 19)
+    path = Path(folder_store.location, group.features.file(1))
+    data = bytearray(path.read_bytes())
+    array = zarr.open_array(f"{folder_store.location}/{group.features.path}", mode="r")
+    data[7] ^= 1
+    for broken in (bytes(data), b""):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="checksum"):
+            array[:]
+
+
+@pytest.mark.parametrize(
+    ("tail", "names"),
+    [
+        ((3,), ("row", "channel")),
+        ((2, 3), ("row", "token", "channel")),
+        ((2, 2, 3), ("row", "height", "width", "channel")),
+        ((2, 2, 2, 3), ("row", "axis_1", "axis_2", "axis_3", "axis_4")),
+        ((), ("row",)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_zarr_writes_is_read_and_the_other_way(
+    folder_store: FeatureStore, tail: tuple[int, ...], names: tuple[str, ...], dtype: str
+) -> None:
+    import zarr
+
+    group = filled(folder_store, 5, tail, dtype=dtype, skip=(0,))
+    where = f"{folder_store.location}/{group.features.path}"
+    array = zarr.open_array(where, mode="r+", config={"write_empty_chunks": True})
+    rows = rows_of(digests_of(5), tail, dtype)
+    assert array.metadata.dimension_names == names
+    array[:] = rows
+    assert np.array_equal(folder_store.group(group.key).read(), rows)
+    written = group.features.files.read(group.features.file(0))
+    group.drop_block(0)
+    group.write_block(0, rows)
+    assert group.features.files.read(group.features.file(0)) == written
+    assert np.array_equal(array[:], rows)

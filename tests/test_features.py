@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import itertools
+import pickle
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurestore.dataset import Dataset
+from featurestore.errors import DamagedError, DatasetError, IncompleteFeaturesError, StoreError
+from featurestore.features import Features
+from featurestore.features import feed as feeding
+from featurestore.features.feed import Feed
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+
+# Rows of 512 KiB, so that a block has 8 of them.
+TAIL = (512, 512, 1)
+
+
+def images(count: int) -> np.ndarray:
+    ramp = np.arange(count, dtype=np.uint32).view(np.uint8).reshape(count, 2, 2)
+    return ramp.copy()
+
+
+def labels_of(X: np.ndarray, kind: str) -> list | None:
+    """Labels that follow from the pixels, every seventh missing."""
+    numbers = [int(x.reshape(4).view("<u4")[0]) for x in X]
+    if kind == "none":
+        return None
+    form = {"str": lambda n: "abc"[n % 3], "int": lambda n: 10 + n % 3, "float": lambda n: n / 2}
+    return [None if n % 7 == 6 else form[kind](n) for n in numbers]
+
+
+def stored(
+    location: str | Path,
+    dataset: Dataset,
+    tail: tuple[int, ...] = TAIL,
+    *,
+    skip: tuple[int, ...] = (),
+) -> Features:
+    """Features that begin with bytes of their sample's digest: what is misaligned is seen."""
+    store = FeatureStore(location)
+    prefix = "blake2b:" + "3f" * 32
+    key = FeatureKey("net", "pool", prefix, dataset.digest)
+    shape = (len(dataset), *tail)
+    group = store.create(key, shape=shape, sample_ids=dataset.sample_ids)
+    size = int(np.prod(tail))
+    values = np.zeros((len(dataset), size), np.float16)
+    values[:, :4] = dataset.sample_ids[:, :4]
+    rows = values.reshape(shape)
+    for block in set(group.missing()) - set(skip):
+        span = group.features.span(block)
+        group.write_block(block, rows[span.start : span.stop])
+    return Features(group, dataset, store)
+
+
+def made(count: int = 60, kind: str = "str", **options) -> Dataset:
+    X = images(count)
+    return Dataset.from_arrays(X, labels_of(X, kind), name="ramp", **options)
+
+
+def ids_in(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x)
+    return x.reshape(len(x), np.prod(x.shape[1:], dtype=int))[:, :4].astype(np.uint8)
+
+
+def expected_rows(dataset: Dataset, split: str | None, labelled: bool) -> list[int]:
+    found = []
+    for row in range(len(dataset)):
+        value = None if dataset.labels is None else dataset.labels[row]
+        has_label = value is not None and value == value
+        if (split is None or dataset.splits[row] == split) and (has_label or not labelled):
+            found.append(row)
+    return found
+
+
+@pytest.fixture(scope="module")
+def places() -> Iterator[str]:
+    numbers = itertools.count()
+    return (f"memory://features-{next(numbers)}/store" for _ in itertools.count())
+
+
+kinds = st.sampled_from(["str", "int", "float", "none"])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    count=st.integers(1, 40),
+    kind=kinds,
+    split=st.sampled_from([None, "train", "val", "test"]),
+    order=st.randoms(use_true_random=False),
+    seed=st.integers(0, 9),
+)
+def test_rows_stay_with_their_labels(places, count, kind, split, order, seed) -> None:
+    X = images(count)
+    order.shuffle(shuffled := list(range(count)))
+    X = X[shuffled]
+    y = labels_of(X, kind)
+    if y is not None and all(each is None for each in y):
+        return
+    dataset = Dataset.from_arrays(X, y, name="ramp", val=0.3, test=0.2, seed=seed)
+    features = stored(next(places), dataset)
+    labelled = kind != "none"
+    rows = expected_rows(dataset, split, labelled)
+    X_read, y_read = features.arrays(split, labelled=labelled)
+    assert X_read.dtype == np.float32
+    assert np.array_equal(ids_in(X_read), dataset.sample_ids[rows][:, :4])
+    if kind == "none":
+        assert y_read is None
+        return
+    of_image = dict(zip(dataset.sample_digests, dataset.labels, strict=True))
+    assert y_read.tolist() == [of_image[dataset.sample_digests[row]] for row in rows]
+    assert y_read.dtype.kind == {"str": "U", "int": "i", "float": "f"}[kind] or not len(rows)
+    lazy = features.dask(split, labelled=True).compute(scheduler="synchronous")
+    assert np.array_equal(ids_in(lazy), ids_in(X_read))
+    feed = features.feed(split, batch_size=7, shuffle=True, seed=seed)
+    if len(rows):
+        seen = list(epoch(feed, 0))
+        assert sorted(ids_in(np.concatenate([x for x, _ in seen])).tolist()) == sorted(
+            ids_in(X_read).tolist()
+        )
+        target = dict(zip(map(tuple, ids_in(X_read).tolist()), y_read.tolist(), strict=True))
+        for x, codes in seen:
+            for row, code in zip(ids_in(x).tolist(), codes.tolist(), strict=True):
+                value = features.classes[code] if features.classes else code
+                assert value == target[tuple(row)]
+
+
+def epoch(feed: Feed, number: int) -> Iterator[tuple[np.ndarray, ...]]:
+    batches = feed.epoch(number)
+    return (batches.batch(index) for index in range(len(feed)))
+
+
+def test_labels_with_gaps(tmp_path: Path) -> None:
+    for kind in ("str", "int"):
+        dataset = made(kind=kind)
+        features = stored(tmp_path / kind, dataset)
+        y = features.labels(labelled=False)
+        assert y.dtype == object
+        assert y.tolist() == dataset.labels.tolist()
+        assert None not in features.labels().tolist()
+    dataset = made(kind="float")
+    y = stored(tmp_path / "float", dataset).labels(labelled=False)
+    assert np.array_equal(y, dataset.labels, equal_nan=True)
+    assert np.isnan(y).any()
+
+
+def test_what_it_tells(tmp_path: Path) -> None:
+    dataset = made()
+    features = stored(tmp_path / "s", dataset)
+    assert (len(features), features.shape, features.dtype) == (60, (60, *TAIL), "float16")
+    assert (features.ref, features.task, features.classes) == (
+        "pool",
+        "classification",
+        ("a", "b", "c"),
+    )
+    assert features.complete
+    assert repr(features) == f"Features('{features.key}', 'ramp', float16 (60, 512, 512, 1))"
+
+
+def test_the_same_samples_with_other_labels_and_splits(tmp_path: Path) -> None:
+    first = stored(tmp_path / "s", made())
+    other = made(kind="int", val=0.5, seed=3)
+    assert other.manifest_digest != first.dataset.manifest_digest
+    features = Features(first.group, other, first.store)
+    X, y = features.arrays("val")
+    rows = expected_rows(other, "val", True)
+    assert np.array_equal(ids_in(X), other.sample_ids[rows][:, :4])
+    assert y.tolist() == other.labels[rows].tolist()
+
+
+def test_other_samples_are_refused(tmp_path: Path) -> None:
+    features = stored(tmp_path / "s", made())
+    with pytest.raises(StoreError, match=r"belongs to the samples .*`featurestore extract`"):
+        Features(features.group, made(59), features.store)
+    ids = features.group.samples.copy()
+    ids[[0, 1]] = ids[[1, 0]]
+    features.group.sample.write(0, ids)
+    with pytest.raises(DamagedError, match="row ids are not those of data set 'ramp'"):
+        Features(features.group, features.dataset, features.store)
+
+
+def test_what_cannot_be_asked(tmp_path: Path) -> None:
+    features = stored(tmp_path / "s", made(kind="none"))
+    with pytest.raises(DatasetError, match="has no labels; pass labelled=False"):
+        features.arrays("train")
+    with pytest.raises(DatasetError, match="no split 'training', did you mean 'train'"):
+        features.arrays("training", labelled=False)
+    X, y = features.arrays(labelled=False)
+    assert len(X) == 60
+    assert y is None
+
+
+# In every form, a missing or damaged block raises.
+
+
+def ways(features: Features) -> dict:
+    def tensors() -> None:
+        for _ in features.tf_dataset(None):
+            pass
+
+    def py() -> None:
+        batches = features.py_dataset(None)
+        for index in range(len(batches)):
+            batches[index]
+
+    return {
+        "arrays": lambda: features.arrays(),
+        "dask": lambda: features.dask().sum().compute(scheduler="synchronous"),
+        "dask split": lambda: features.dask("train").sum().compute(),
+        "xarray": lambda: features.xarray()["features"].sum().compute(),
+        "tf": tensors,
+        "py": py,
+    }
+
+
+@pytest.mark.parametrize("way", ["arrays", "dask", "dask split", "xarray", "tf", "py"])
+def test_a_missing_block_is_never_zeros(tmp_path: Path, way: str) -> None:
+    features = stored(tmp_path / "s", made(), skip=(3,))
+    assert not features.complete
+    with pytest.raises(IncompleteFeaturesError, match=r"block 3, rows 24–31\); run `featurestore"):
+        ways(features)[way]()
+
+
+@pytest.mark.parametrize("way", ["arrays", "dask", "xarray", "py"])
+@pytest.mark.parametrize("keep", [0, 20])
+def test_a_damaged_block_is_never_read(tmp_path: Path, way: str, keep: int) -> None:
+    features = stored(tmp_path / "s", made())
+    block = tmp_path / "s" / features.group.features.file(3)
+    block.write_bytes(block.read_bytes()[:keep])
+    with pytest.raises(
+        DamagedError, match=r"block 3 \(rows 24–31\) is damaged.*featurestore repair"
+    ):
+        ways(features)[way]()
+
+
+def test_a_damaged_block_stops_a_tf_epoch(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    features = stored(tmp_path / "s", made())
+    block = tmp_path / "s" / features.group.features.file(3)
+    block.write_bytes(b"")
+    with pytest.raises(tf.errors.OpError, match=r"block 3 \(rows 24–31\) is damaged"):
+        ways(features)["tf"]()
+
+
+def test_rows_that_exist_can_be_read_while_others_are_missing(tmp_path: Path) -> None:
+    splits = ["val" if index < 30 else "train" for index in range(60)]
+    dataset = made(splits=splits)
+    val = set(dataset.rows("val") // 8)
+    absent = tuple(set(range(8)) - val)
+    features = stored(tmp_path / "s", dataset, skip=absent)
+    if absent:
+        assert len(features.arrays("val")[0]) == len(dataset.rows("val", labelled=True))
+
+
+# dask and xarray
+
+
+def test_dask_is_lazy_and_chunked_by_block(tmp_path: Path) -> None:
+    import dask.array
+
+    features = stored(tmp_path / "s", made())
+    whole = features.dask()
+    assert isinstance(whole, dask.array.Array)
+    assert whole.chunks[0] == (8,) * 7 + (4,)
+    assert whole.dtype == features.dtype
+    assert np.array_equal(ids_in(whole), features.dataset.sample_ids[:, :4])
+    for split in ("train", "val"):
+        rows = features.dataset.rows(split)
+        assert np.array_equal(
+            ids_in(features.dask(split)), features.dataset.sample_ids[rows][:, :4]
+        )
+    assert features.dask("test").shape == (0, *TAIL)
+    assert np.asarray(features.dask("test")).shape == (0, *TAIL)
+
+
+def test_xarray_joins_the_coordinates(tmp_path: Path) -> None:
+    dataset = made(groups=[f"g{index // 5}" for index in range(60)])
+    joined = stored(tmp_path / "s", dataset).xarray()
+    assert joined["features"].dims == ("row", "height", "width", "channel")
+    assert joined["sample"].values.tolist() == dataset.sample_digests
+    told = [each if isinstance(each, str) else None for each in joined["label"].values]
+    assert told == dataset.labels.tolist()
+    assert joined["group"].values.tolist() == dataset.groups.tolist()
+    train = joined.where(joined["split"] == "train", drop=True)
+    rows = dataset.rows("train")
+    assert np.array_equal(ids_in(train["features"].values), dataset.sample_ids[rows][:, :4])
+    assert "label" not in stored(tmp_path / "t", made(kind="none")).xarray().coords
+
+
+# tf.data and PyDataset
+
+
+def flat(batches) -> list[tuple]:
+    return [tuple(row) for batch in batches for row in ids_in(batch[0]).tolist()]
+
+
+def test_tf_dataset_streams_the_split(tmp_path: Path) -> None:
+    features = stored(tmp_path / "s", made())
+    stream = features.tf_dataset("train", batch_size=7)
+    X, y = features.arrays("train")
+    assert int(stream.cardinality()) == -(-len(X) // 7)
+    batches = list(stream.as_numpy_iterator())
+    assert {(x.dtype.name, codes.dtype.name) for x, codes in batches} == {("float32", "int32")}
+    assert np.array_equal(np.concatenate([x for x, _ in batches]), X)
+    codes = np.concatenate([codes for _, codes in batches])
+    assert np.array_equal(np.array(features.classes)[codes], y)
+    unlabelled = stored(tmp_path / "t", made(kind="none")).tf_dataset(None, batch_size=60)
+    (x,) = unlabelled.as_numpy_iterator()
+    assert x.shape == (60, *TAIL)
+    (_, y), *_ = stored(tmp_path / "u", made(kind="float")).tf_dataset(None).as_numpy_iterator()
+    assert y.dtype == np.float32
+
+
+def test_shuffling_is_repeatable_and_differs_between_epochs(tmp_path: Path) -> None:
+    features = stored(tmp_path / "s", made())
+
+    def epochs(seed: int) -> list[list[tuple]]:
+        stream = features.tf_dataset("train", batch_size=7, shuffle=True, seed=seed)
+        return [flat(stream.as_numpy_iterator()) for _ in range(2)]
+
+    first, second = epochs(0)
+    assert [first, second] == epochs(0)
+    assert first != second
+    assert first != epochs(1)[0]
+    assert sorted(first) == sorted(second) == sorted(flat([features.arrays("train")]))
+    batches = features.py_dataset("train", batch_size=7, shuffle=True)
+    for expected in (first, second):
+        assert flat(batches[index] for index in range(len(batches))) == expected
+        batches.on_epoch_end()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_keras_fits_from_a_py_dataset(tmp_path: Path, workers: int) -> None:
+    import keras
+
+    features = stored(tmp_path / "s", made(kind="float"), (4,))
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(1e-7), "mse")
+    batches = features.py_dataset("train", batch_size=7, shuffle=True, workers=workers)
+    X, _ = features.arrays("train")
+    model.fit(batches, epochs=2, verbose=0)
+    ordered = features.py_dataset("train", batch_size=7, workers=workers)
+    predicted = model.predict(ordered, verbose=0)
+    assert np.allclose(predicted, model.predict(X, verbose=0), rtol=1e-4)
+
+
+class Counted(FeatureGroup):
+    """A group that notes which blocks are read, slowly."""
+
+    def read_block(self, block: int) -> np.ndarray:
+        self.attrs["read"].append(block)
+        time.sleep(0.01)
+        return super().read_block(block)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_reads_each_block_once_however_many_threads_ask(
+    tmp_path: Path, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "WINDOW_BYTES", 0)
+    group = stored(tmp_path / "s", made(200)).group
+    counted = Counted(group.key, {"read": []}, group.features, group.sample)
+    feed = Feed(counted, np.arange(200), None, 7, shuffle, seed=0)
+    epoch = feed.epoch(0)
+    with ThreadPoolExecutor(4) as pool:
+        batches = list(pool.map(epoch.batch, range(len(feed))))
+    assert sorted(counted.attrs["read"]) == list(range(25))
+    whole = np.concatenate([x for (x,) in batches])
+    assert np.array_equal(ids_in(whole), group.samples[epoch.order][:, :4])
+    assert np.array_equal(whole, np.concatenate([x for x, _ in feed.epoch(0).windows()]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+def test_batches_across_windows(
+    tmp_path: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "WINDOW_BYTES", 0)
+    features = stored(tmp_path / "s", made(100))
+    feed = features.feed("train", batch_size=batch_size, shuffle=True, seed=0)
+    epoch = pickle.loads(pickle.dumps(feed.epoch(5)))
+    batches = [epoch.batch(index) for index in range(len(feed))]
+    assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(feed) - 1)
+    whole = np.concatenate([x for x, _ in batches])
+    assert np.array_equal(ids_in(whole), features.group.samples[feed.rows[epoch.order]][:, :4])
+    assert np.concatenate([y for _, y in batches]).tolist() == feed.targets[epoch.order].tolist()
+
+
+@pytest.fixture(scope="module")
+def bare_group() -> FeatureGroup:
+    """Without blocks, each of which would have one row."""
+    key = FeatureKey("net", "pool", "blake2b:" + "3f" * 32, "blake2b:" + "9c" * 32)
+    ids = np.zeros((500, 16), np.uint8)
+    return FeatureStore("memory://bare/store").create(key, shape=(500, 2**21), sample_ids=ids)
+
+
+@given(rows=st.integers(1, 500), seed=st.integers(0, 2**31), number=st.integers(0, 99))
+def test_an_epoch_is_a_permutation_that_holds_few_blocks(bare_group, rows, seed, number) -> None:
+    chosen = np.random.default_rng(seed).choice(500, rows, replace=False)
+    feed = Feed(bare_group, np.sort(chosen), None, 64, True, seed)
+    order = feed.epoch(number).order
+    assert np.array_equal(np.sort(order), np.arange(rows))
+    assert np.array_equal(order, feed.epoch(number).order)
+    windows = [set(order[at : at + feed.window]) for at in range(0, rows, feed.window)]
+    assert sum(map(len, windows)) == rows
+    assert not np.array_equal(order, feed.epoch(number + 1).order) or rows < 5
