@@ -11,6 +11,7 @@
     events      what fitting tells                 search_trees  bounds of a file's trees
 """
 
+from featurestore.heads.candidate import check_named
 from featurestore.heads.compare import best, expand, heads
 from featurestore.heads.events import (
     EpochEnded,
@@ -39,6 +40,7 @@ __all__ = [
     "LayerRanked",
     "ReadyHead",
     "best",
+    "check_named",
     "expand",
     "fit_head",
     "fit_heads",

@@ -99,6 +99,36 @@ def candidate(
     return _sklearn(built, name, shown, features, seed)
 
 
+def check_named(name: str, params: Mapping[str, Any], task: ready.Task | None = None) -> None:
+    """Check a head's name and parameters before there are features to fit it on.
+
+    Parameters
+    ----------
+    name : str
+        As `fit_head` takes it.
+    params : mapping
+    task : {"classification", "regression"}, optional
+        By default either will do.
+
+    Raises
+    ------
+    HeadError
+        For an unknown name or parameter, or a head for the other task alone.
+    """
+    if name in ready.READY and ready.READY[name].kind == "keras":
+        ready.dense_options(name, params)
+        return
+    tasks: list[ready.Task] = [task] if task else ["classification", "regression"]
+    errors = []
+    for each in tasks:
+        try:
+            ready.sklearn_head(name, params, each, 0)
+            return
+        except HeadError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def _is_keras(estimator: Any) -> bool:
     # Asked by name, so that a scikit-learn head loads no TensorFlow.
     return any(

@@ -347,8 +347,8 @@ def logits_model(model: keras.Model) -> keras.Model | None:
     if last not in functional.operations:
         return None
     if type(last).__name__ in ("Softmax", "Activation"):
-        return keras.Model(functional.inputs, last.input)
+        return keras.Model(functional.input, last.input)
     without = type(last).from_config({**last.get_config(), "activation": "linear"})
     logits = without(last.input)
     without.set_weights(last.get_weights())
-    return keras.Model(functional.inputs, logits)
+    return keras.Model(functional.input, logits)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -52,9 +55,9 @@ class BackboneSpec(Part):
     model: str
     weights: str | None = None
     input_size: Annotated[int, Field(gt=0)] | None = None
-    scaling: Literal["none", "tf", "torch", "caffe"] | None = None
+    scaling: Literal["none", "unit", "tf", "torch", "caffe"] | None = None
     resize: Literal["stretch", "crop", "pad"] = "stretch"
-    interpolation: Literal["bilinear", "bicubic", "lanczos3", "lanczos5"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"] = "bilinear"
 
 
 class ExtractSpec(Part):
@@ -130,24 +133,50 @@ class SweepSpec(Part):
 AnySpec = TypeVar("AnySpec", bound=Part)
 
 
-def read_spec(path: str | Path, kind: type[AnySpec]) -> AnySpec:
+@dataclass(frozen=True)
+class SpecFile(Generic[AnySpec]):
+    """A spec with the file it came from.
+
+    Attributes
+    ----------
+    path : Path
+        The YAML file.
+    spec : PipelineSpec or SweepSpec
+        What it says.
+    """
+
+    path: Path
+    spec: AnySpec
+    _root: yaml.Node
+
+    def mistake(self, where: Sequence[str | int], message: str) -> SpecError:
+        """Return the error for a field whose value turns out to be wrong, with its line."""
+        field = ".".join(str(step) for step in where)
+        return SpecError(f"{self.path}:{_line(self._root, where)}: {field}: {message}")
+
+    def resolve(self, path: str) -> Path:
+        """Return a path in the file, taken from the file's folder where it is relative."""
+        return Path(os.path.normpath(self.path.parent.absolute() / Path(path).expanduser()))
+
+
+def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
     """Read a YAML file into a spec.
 
     Parameters
     ----------
     path : path-like
-        The file. Relative paths in it are the caller's to resolve.
+        The file.
     kind : type
         :class:`PipelineSpec` or :class:`SweepSpec`.
 
     Returns
     -------
-    PipelineSpec or SweepSpec
+    SpecFile
 
     Raises
     ------
     SpecError
-        One line for each mistake: file, line, field, what was found, what is allowed.
+        A line for each mistake: file, line, field, what was found, what is allowed.
     """
     path = Path(path)
     text = _read(path)
@@ -159,11 +188,11 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> AnySpec:
         raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
+    if root is None or not isinstance(value, dict):
         fields = ", ".join(kind.model_fields)
         raise SpecError(f"{path}:1: expected a mapping with the fields {fields}")
     try:
-        return kind.model_validate(value)
+        return SpecFile(path, kind.model_validate(value), root)
     except ValidationError as error:
         mistakes = [_mistake(path, kind, root, each) for each in error.errors()]
         raise SpecError("\n".join(dict.fromkeys(mistakes))) from None
@@ -222,7 +251,7 @@ def _part_of(annotation: Any) -> Any:
     return None
 
 
-def _line(node: yaml.Node | None, where: list[Any]) -> int:
+def _line(node: yaml.Node | None, where: Sequence[str | int]) -> int:
     """Line of the deepest node on the way to a field, counted from 1."""
     line = node.start_mark.line if node else 0
     for step in where:
@@ -234,6 +263,7 @@ def _line(node: yaml.Node | None, where: list[Any]) -> int:
             line = key.start_mark.line
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
             node = node.value[step]
+            assert node is not None
             line = node.start_mark.line
         else:
             break

@@ -10,6 +10,7 @@
 
 from featurestore.promotion.apply import evaluate, predict
 from featurestore.promotion.events import PromotionEvent, Proved, TuningEpochEnded
+from featurestore.promotion.fuse import promotable
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.promote import Promotion, carry_out, promote
 from featurestore.promotion.saved import check_target, load_model, save_model
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "predict",
+    "promotable",
     "promote",
     "save_model",
 ]

@@ -53,6 +53,12 @@ def scores_tensor(estimator: Any, x: Any) -> Any:
     return x
 
 
+def require_convertible(estimator: Any) -> None:
+    """Raise PromotionError where a step of a fitted estimator has no Keras form."""
+    for step in _steps(estimator):
+        _converter(step)
+
+
 def _steps(estimator: Any) -> list[Any]:
     if hasattr(estimator, "best_estimator_"):
         return _steps(estimator.best_estimator_)

@@ -10,7 +10,9 @@ import keras
 from featurestore.backbone import LayerRef
 from featurestore.backbone.graph import clone_onto
 from featurestore.errors import PromotionError
-from featurestore.promotion.convert import scores_tensor
+from featurestore.promotion.convert import require_convertible, scores_tensor
+
+from featurestore.heads.network import ending
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -70,6 +72,17 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     return Fused(model, keras.Model(base.inputs, scores, name="scores"), layers)
 
 
+def promotable(head: Head) -> bool:
+    """Whether a head has a Keras form."""
+    if head.kind == "keras":
+        return True
+    try:
+        require_convertible(head.estimator)
+    except PromotionError:
+        return False
+    return True
+
+
 def check_origin(head: Head, backbone: Backbone) -> LayerRef:
     """Return the layer ref of a head's features, where the backbone is the one they came from."""
     ref = LayerRef.parse(head.key.ref)
@@ -98,6 +111,6 @@ def _keras_head(head: Head, x: Any) -> tuple[Any, Any]:
         isinstance(last, keras.layers.Activation) and last.activation is keras.activations.softmax
     ):
         return last.input, output
-    if head.task == "classification" and not head.probabilities:
-        return output, _probabilities(output)
-    return output, output
+    if head.task == "regression" or ending(head.estimator) == "softmax":
+        return output, output
+    return output, _probabilities(output)

@@ -183,6 +183,12 @@ class BlockArray:
             rows = whole
         self.files.write(self.file(block), encode(rows))
 
+    def write_all(self, rows: np.ndarray) -> None:
+        """Write every block."""
+        for block in range(self.count):
+            span = self.span(block)
+            self.write(block, rows[span.start : span.stop])
+
     def read(self, block: int) -> np.ndarray:
         """Read one block: FileNotFoundError where it does not exist, ValueError where damaged.
 

@@ -84,6 +84,16 @@ class FeatureGroup:
                 ) from error
         return found
 
+    def write_samples(self, sample_ids: np.ndarray) -> None:
+        """Write the row ids: at creation, and again where they are damaged.
+
+        Parameters
+        ----------
+        sample_ids : numpy.ndarray of uint8, shape (row, 16)
+            Of a data set with the key's dataset digest.
+        """
+        self.sample.write_all(sample_ids)
+
     def missing(self) -> list[int]:
         """Numbers of the blocks that do not exist, ascending, by one listing."""
         existing = self.features.existing()

@@ -102,10 +102,6 @@ def create(
         )
     if files.is_file(f"{path}/{FEATURES}/{METADATA}"):
         return _reopen(open_group(files, key), shape, dtype, sample_ids)
-    model, layer, _ = key.path.split("/")
-    for parent in (f"{FOLDER}/{model}", f"{FOLDER}/{model}/{layer}"):
-        if not files.is_file(f"{parent}/{METADATA}"):
-            write_json(files, f"{parent}/{METADATA}", group_document({}))
     attributes = {
         FORMAT_ATTRIBUTE: FORMAT,
         "model": key.model,
@@ -114,28 +110,34 @@ def create(
         "dataset_digest": key.dataset_digest,
         "provenance": dict(provenance),
     }
-    write_json(files, f"{path}/{METADATA}", group_document(attributes))
+    _write_groups(files, key, attributes)
     sample = create_array(
         files,
         f"{path}/{SAMPLE}",
         shape=sample_ids.shape,
-        dtype=np.dtype(np.uint8),
+        dtype=sample_ids.dtype,
         rows=SAMPLE_ROWS,
         dimension_names=("row", "byte"),
     )
-    for block in range(sample.count):
-        span = sample.span(block)
-        sample.write(block, sample_ids[span.start : span.stop])
-    row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+    sample.write_all(sample_ids)
     features = create_array(
         files,
         f"{path}/{FEATURES}",
         shape=shape,
         dtype=dtype,
-        rows=block_rows(row_bytes),
+        rows=block_rows(int(np.prod(shape[1:])) * dtype.itemsize),
         dimension_names=dimension_names(len(shape)),
     )
     return FeatureGroup(key, attributes, features, sample)
+
+
+def _write_groups(files: Files, key: FeatureKey, attributes: Mapping[str, Any]) -> None:
+    """Write the metadata of a group and of those above it: Zarr v3 has no implicit groups."""
+    model, layer, _ = key.path.split("/")
+    for parent in (f"{FOLDER}/{model}", f"{FOLDER}/{model}/{layer}"):
+        if not files.is_file(f"{parent}/{METADATA}"):
+            write_json(files, f"{parent}/{METADATA}", group_document({}))
+    write_json(files, f"{FOLDER}/{key.path}/{METADATA}", group_document(attributes))
 
 
 def _reopen(

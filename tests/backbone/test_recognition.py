@@ -54,7 +54,7 @@ UNCLEAR = {
 
 @pytest.mark.parametrize("case", UNCLEAR)
 def test_anything_else_is_asked_for(case):
-    with pytest.raises(BackboneError, match="none|unit|tf|torch|caffe") as caught:
+    with pytest.raises(BackboneError, match=r"none\|unit\|tf\|torch\|caffe") as caught:
         scaling_of(beginning_with(*UNCLEAR[case]()), "own")
     assert "--scaling" in str(caught.value)
     assert "\n" not in str(caught.value)

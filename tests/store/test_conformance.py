@@ -64,6 +64,15 @@ def test_plain_readers(folder_store: FeatureStore, tmp_path: Path) -> None:
     )
 
 
+def test_plain_zarr_counts_what_is_there(folder_store: FeatureStore) -> None:
+    import zarr
+
+    group = filled(folder_store, 30, skip=(1, 2))
+    group.features.files.write(f"{group.features.file(1)}.{'0' * 32}.partial", b"x")
+    array = zarr.open_array(f"{folder_store.location}/{group.features.path}", mode="r")
+    assert (array.nchunks_initialized, array.nchunks) == (2, 4)
+
+
 def test_plain_zarr_sees_damage(folder_store: FeatureStore) -> None:
     import zarr
 

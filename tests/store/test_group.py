@@ -139,6 +139,8 @@ def test_damaged_row_ids(store: FeatureStore, harm: str) -> None:
     with pytest.raises(DamagedError, match=r"row ids .* cannot be read.*featurestore repair"):
         _ = group.samples
     assert [block for block, _ in group.verify()] == [None]
+    group.write_samples(ids_of(digests_of(10)))
+    assert group.verify() == []
 
 
 def test_row_ids_out_of_order_are_found(folder_store: FeatureStore) -> None:

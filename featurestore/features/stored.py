@@ -1,0 +1,89 @@
+"""Finding stored features by what people call them: data set, model, layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featurestore.digests import short
+from featurestore.errors import NotFoundError, nearest
+from featurestore.features.joined import Features
+from featurestore.store import FeatureKey, FeatureStore
+
+
+def stored(
+    store: FeatureStore, dataset: str, *, model: str | None = None, layer: str | None = None
+) -> list[Features]:
+    """Return the stored features of a data set, of one model and one layer where these are given.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    dataset : str
+        A name, or a path that was scanned.
+    model : str, optional
+        A backbone's name in any case, or the model file that it was made of.
+    layer : str, optional
+        A layer ref; with ``-`` and the first digits of its prefix digest, as ``featurestore ls``
+        shows it, where several prefixes are stored.
+
+    Returns
+    -------
+    list of Features
+        At least one.
+
+    Raises
+    ------
+    NotFoundError
+        Where there are none; names what there is.
+    """
+    loaded = store.dataset(dataset)
+    keys = store.keys(dataset)
+    command = f"`featurestore extract {loaded.name} --model {model or 'M'} --layer {layer or 'L'}`"
+    if not keys:
+        raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run {command}")
+    if model is not None:
+        names = {key.model for key in keys}
+        keys = [key for key in keys if key.model.casefold() in _model_names(model)]
+        if not keys:
+            raise NotFoundError(
+                f"no features of {loaded.name!r} by model {model!r}; "
+                f"{nearest(model, sorted(names))}, or run {command}"
+            )
+    if layer is not None:
+        refs = {key.ref for key in keys}
+        keys = [key for key in keys if _is_layer(key, layer)]
+        if not keys:
+            raise NotFoundError(
+                f"no features of {loaded.name!r} at layer {layer!r}; "
+                f"{nearest(layer, sorted(refs))}, or run {command}"
+            )
+    return [Features(store.group(key), loaded, store) for key in keys]
+
+
+def one_stored(store: FeatureStore, dataset: str, *, model: str, layer: str) -> Features:
+    """Return the one feature array of a data set, model and layer; as :func:`stored`.
+
+    Raises
+    ------
+    NotFoundError
+        Where there are none, or several: of other weights, input sizes or resize rules.
+    """
+    found = stored(store, dataset, model=model, layer=layer)
+    if len(found) > 1:
+        choices = ", ".join(f"{each.ref}-{short(each.key.prefix_digest)}" for each in found)
+        raise NotFoundError(
+            f"{len(found)} feature arrays of {dataset!r} are layer {layer!r} of {model}: give "
+            f"--layer as one of {choices}; `featurestore show` tells how they differ"
+        )
+    return found[0]
+
+
+def _model_names(model: str) -> set[str]:
+    return {model.casefold(), Path(model).stem.casefold()}
+
+
+def _is_layer(key: FeatureKey, layer: str) -> bool:
+    return key.ref == layer or (
+        layer.startswith(f"{key.ref}-")
+        and f"{key.ref}-{short(key.prefix_digest)}".startswith(layer)
+    )

@@ -1,0 +1,18 @@
+"""Pipelines and sweeps: files that say what to do, and what does it, stage by stage."""
+
+from featurestore.pipeline.events import PipelineEvent, StageSkipped, StageStarted
+from featurestore.pipeline.run import run_pipeline
+from featurestore.pipeline.spec import PipelineSpec, SpecFile, SweepSpec, read_spec
+from featurestore.pipeline.sweep import run_sweep
+
+__all__ = [
+    "PipelineEvent",
+    "PipelineSpec",
+    "SpecFile",
+    "StageSkipped",
+    "StageStarted",
+    "SweepSpec",
+    "read_spec",
+    "run_pipeline",
+    "run_sweep",
+]
