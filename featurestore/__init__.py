@@ -49,27 +49,6 @@ __all__ = [
 ]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that results depend on, as provenance records them."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in (
-        "featurestore",
-        "keras",
-        "numpy",
-        "pillow",
-        "scikit-learn",
-        "tensorflow",
-        "zarr",
-    ):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:

@@ -86,7 +86,7 @@ def short(digest: str) -> str:
 
 
 def row_id(digest: str) -> bytes:
-    """Return the first 16 bytes of a digest, as the ``sample`` array of a feature group holds them."""
+    """Return the first 16 bytes of a digest, as ``sample`` arrays hold them."""
     return bytes.fromhex(digest.partition(":")[2][: 2 * ROW_BYTES])
 
 

@@ -319,6 +319,14 @@ def test_tf_dataset_streams_the_split(tmp_path: Path) -> None:
     assert y.dtype == np.float32
 
 
+def test_a_split_without_rows(tmp_path: Path) -> None:
+    features = stored(tmp_path / "s", made())
+    assert list(features.tf_dataset("test", shuffle=True)) == []
+    assert len(features.py_dataset("test", shuffle=True)) == 0
+    X, y = features.arrays("test")
+    assert (X.shape, y.shape) == ((0, *TAIL), (0,))
+
+
 def test_shuffling_is_repeatable_and_differs_between_epochs(tmp_path: Path) -> None:
     features = stored(tmp_path / "s", made())
 

@@ -78,10 +78,7 @@ def precisions(graph: Graph) -> list[str]:
 
 def weight_arrays(operation: Any) -> list[Any]:
     """Return a layer's weights as arrays, in its own order."""
-    import keras
-
-    weights = getattr(operation, "weights", None) or []
-    return [keras.ops.convert_to_numpy(weight) for weight in weights]
+    return operation.get_weights() if getattr(operation, "weights", None) else []
 
 
 def _transparent(node: Node) -> bool:
@@ -118,20 +115,28 @@ def _description(node: Node) -> dict[str, Any]:
 def _refuse_unregistered(name: str, value: Any) -> None:
     """Refuse code of the user's that Keras could not find again by a registered name."""
     if isinstance(value, Mapping):
-        module = value.get("module")
-        known = module is None or module == "builtins" or module.split(".")[0] == "keras"
-        registered = value.get("registered_name")
-        if not known and (registered is None or ">" not in registered):
+        code, known = _code(value)
+        if not known:
             raise BackboneError(
-                f"layer {name!r} uses {value.get('class_name')!r} of {module}, which Keras cannot"
-                " find by name: register it with keras.saving.register_keras_serializable"
+                f"layer {name!r} uses {code!r}, which Keras cannot find by name: decorate it with"
+                " keras.saving.register_keras_serializable, or use a stock one"
             )
-        if value.get("class_name") == "__lambda__":
-            raise BackboneError(f"layer {name!r} holds a lambda: use a named Keras function")
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for each in value:
             _refuse_unregistered(name, each)
+
+
+def _code(serial: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the name of the code behind a part of a configuration, and if Keras finds it by it."""
+    kind = serial.get("class_name")
+    if kind == "__lambda__":
+        return "a lambda", False
+    if kind == "function":
+        return str(serial.get("config")), ">" in str(serial.get("config"))
+    module, registered = serial.get("module"), serial.get("registered_name")
+    stock = module is None or module.split(".")[0] in ("builtins", "keras")
+    return str(kind), stock or (registered is not None and ">" in registered)
 
 
 def _canonical(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from featurestore.backbone.families import Application
 from featurestore.backbone.graph import Graph, clone, flatten, one_line
-from featurestore.backbone.identity import weight_arrays
+from featurestore.backbone.identity import graph_digests, weight_arrays
 from featurestore.errors import BackboneError
 
 RANDOM_SEED = 0
@@ -131,6 +131,7 @@ def copied(graph: Graph) -> Graph:
     """Return the same graph made of new layers, so that nobody else can change its weights."""
     import keras
 
+    graph_digests(graph)  # refuses by name what cannot be copied
     given = graph.nodes[0].outputs[0]
     with own_randomness():
         image = keras.Input(batch_shape=(None, *given.shape[1:]), dtype=given.dtype, name="image")

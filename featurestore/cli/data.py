@@ -36,6 +36,16 @@ def open_data(data: str, store: FeatureStore, progress: Progress, **asked: Any) 
     return Dataset.open(data, on_event=progress, **{**options, **asked})
 
 
+def open_known(data: str, store: str, progress: Progress) -> Dataset:
+    """Open data that needs no store: a folder or table anew, or a name in the store there is."""
+    from featurestore.dataset import Dataset
+    from featurestore.store import FeatureStore
+
+    if Path(data).exists() or "://" in data:
+        return Dataset.open(data, on_event=progress)
+    return FeatureStore(store, create=False).dataset(data)
+
+
 @click.command("scan")
 @click.argument("data")
 @split_options
@@ -81,7 +91,7 @@ def print_problems(dataset: Dataset, most: int = 10) -> None:
         kinds.setdefault(problem.kind, []).append(problem)
     for kind, problems in kinds.items():
         for problem in problems[:most]:
-            click.echo(f"{kind}: {problem.path}: {problem.reason}", err=True)
+            click.echo(str(problem), err=True)
         if len(problems) > most:
             click.echo(f"{kind}: and {len(problems) - most} more; see `--json`", err=True)
 

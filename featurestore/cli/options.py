@@ -63,7 +63,7 @@ backbone_options = together(
     ),
     click.option(
         "--scaling",
-        type=click.Choice(["none", "tf", "torch", "caffe"]),
+        type=click.Choice(["none", "unit", "tf", "torch", "caffe"]),
         help="Pixel scaling of a model file; known for applications.",
     ),
     click.option(
@@ -75,7 +75,7 @@ backbone_options = together(
     ),
     click.option(
         "--interpolation",
-        type=click.Choice(["bilinear", "bicubic", "lanczos3", "lanczos5"]),
+        type=click.Choice(["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"]),
         default="bilinear",
         show_default=True,
         help="Filter of the resize.",

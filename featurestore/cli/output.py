@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from typing import Any
 
 import click
@@ -34,8 +35,13 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
         )
     for row in rows:
         table.add_row(*(Text(cell(row.get(field))) for field in columns))
-    wide = None if sys.stdout.isatty() else 10_000
-    Console(width=wide, highlight=False, soft_wrap=False).print(table)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    text = StringIO()
+    Console(file=text, width=10_000, highlight=False).print(table)
+    for line in text.getvalue().splitlines():
+        click.echo(line.rstrip())
 
 
 def cell(value: Any) -> str:

@@ -55,11 +55,12 @@ class Progress:
     def _rows_computed(self, event: Any) -> None:
         self._bar(self._extracting, event.done, event.total, "img/s")
 
-    def _head_started(self, event: Any) -> None:
-        self._say(f"fit: {event.head} on {event.rows:,} rows")
-
-    def _head_reused(self, event: Any) -> None:
-        self._say(f"fit: {event.head} is stored already")
+    def _head_fitted(self, event: Any) -> None:
+        split = next((each for each in ("val", "test", "train") if each in event.metrics), None)
+        measured = event.metrics.get(split, {})
+        name = next((each for each in ("accuracy", "r2") if each in measured), None)
+        score = f"{split} {name} {measured[name]:.3f}, " if name and measured[name] else ""
+        self._say(f"fit: {event.head}: {score}{event.seconds:.1f} s")
 
     def _head_warned(self, event: Any) -> None:
         self._say(f"fit: {event.head}: {event.text}")
@@ -101,8 +102,7 @@ class Progress:
 _DRAWINGS = {
     "EpochEnded": Progress._epoch_ended,
     "ExtractionStarted": Progress._extraction_started,
-    "HeadReused": Progress._head_reused,
-    "HeadStarted": Progress._head_started,
+    "HeadFitted": Progress._head_fitted,
     "HeadWarned": Progress._head_warned,
     "LayerRanked": Progress._layer_ranked,
     "Proved": Progress._proved,

@@ -6,8 +6,8 @@ from featurestore.extraction.events import (
     ExtractionStarted,
     RowsComputed,
 )
-from featurestore.extraction.extract import Extraction, LayerReport, extract
-from featurestore.extraction.plan import ExtractionPlan, LayerPlan, explain_miss, plan
+from featurestore.extraction.plan import ExtractionPlan, LayerPlan, plan
+from featurestore.extraction.run import Extraction, LayerReport, extract
 from featurestore.extraction.soundness import Damage, repair, verify
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "LayerPlan",
     "LayerReport",
     "RowsComputed",
-    "explain_miss",
     "extract",
     "plan",
     "repair",

@@ -41,6 +41,8 @@ class LayerPlan:
         Numbers of the blocks to compute, ascending.
     replaces : bool
         Whether what is stored under the key is float16 where float32 was asked for, and goes.
+    why : str or None
+        What differs from the nearest features that are stored, where these are not.
     """
 
     ref: LayerRef
@@ -50,6 +52,7 @@ class LayerPlan:
     block_rows: int
     missing: tuple[int, ...]
     replaces: bool = False
+    why: str | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -137,6 +140,7 @@ class ExtractionPlan:
                     "rows_to_compute": layer.rows_missing,
                     "rows_reused": self.rows - layer.rows_missing,
                     "blocks_missing": len(layer.missing),
+                    "why": layer.why,
                 }
                 for layer in self.layers
             },
@@ -227,32 +231,29 @@ def _plan_layer(
     key = stored or FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
     rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
     blocks = tuple(range(-(-len(dataset) // rows)))
-    return LayerPlan(ref, key, shape, dtype, rows, blocks, replaces=stored is not None)
+    if stored is not None:
+        return LayerPlan(ref, key, shape, dtype, rows, blocks, True, "stored as float16")
+    why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
+    return LayerPlan(ref, key, shape, dtype, rows, blocks, False, why)
 
 
-def explain_miss(layer: LayerPlan, backbone: Backbone, store: FeatureStore) -> str | None:
-    """Say which field differs from the nearest stored key of the same model and layer.
+def _why(
+    key: FeatureKey, fields: dict[str, Any], dataset: Dataset, store: FeatureStore
+) -> str | None:
+    """Say what differs from the nearest stored key of the same model and layer.
 
-    Returns
-    -------
-    str or None
-        For example ``"resize: stored stretch, asked crop"``; None where nothing is near.
+    For example ``"preprocessing.resize: stored stretch, asked crop"``; None where nothing is near.
     """
-    asked = backbone.prefix_fields(layer.ref.layer)
-    near = [
-        key
-        for key in store.keys()
-        if key.model == layer.key.model
-        and key.ref == layer.key.ref
-        and key.prefix_digest != layer.key.prefix_digest
-    ]
-    differences = []
-    for key in near:
-        stored = store.group(key).provenance.get("prefix", {})
-        differences.append(_differences(stored, asked))
-    if not differences:
-        return None
-    return "; ".join(min(differences, key=len))
+    near = []
+    for other in store.keys():
+        if (other.model, other.ref) == (key.model, key.ref):
+            stored = store.group(other).provenance.get("prefix", {})
+            differences = _differences(stored, fields)
+            if other.dataset_digest != dataset.digest:
+                differences.append(f"samples: stored others, asked those of {dataset.name}")
+            near.append(differences)
+    near.sort(key=len)
+    return "; ".join(near[0]) if near else None
 
 
 def _differences(stored: dict[str, Any], asked: dict[str, Any], under: str = "") -> list[str]:

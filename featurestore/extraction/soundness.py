@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from featurestore.errors import DamagedError, ExtractionError, StoreError
 from featurestore.extraction.events import OnEvent
-from featurestore.extraction.extract import extract
+from featurestore.extraction.run import extract
 from featurestore.store import FeatureKey, FeatureStore
 
 

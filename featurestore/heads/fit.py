@@ -290,7 +290,7 @@ def _predicted(head: Head, features: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def lineage(features: Features, each: Candidate) -> dict[str, Any]:
     """Return where a head comes from, as JSON values."""
-    from featurestore import versions
+    from featurestore.versions import versions
 
     key, dataset, provenance = features.key, features.dataset, features.group.provenance
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -131,10 +132,10 @@ def adopt(
         _check_loss(compiled, built_for, features)
 
     def build(mean: float, deviation: float) -> keras.Model:
-        copy = _built(type(model), config, features.shape[1:], seed)
+        built = _built(type(model), config, features.shape[1:], seed)
         if weights is not None:
-            set_weights(copy, weights)
-        return copy
+            set_weights(built, weights)
+        return built
 
     network = Network(
         build,
@@ -191,7 +192,8 @@ def _refuse_foreign(value: Any) -> None:
 
 def _built(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int) -> keras.Model:
     with seeded(seed):
-        model = kind.from_config(config)
+        # A copy: Keras takes apart what it is given.
+        model = kind.from_config(copy.deepcopy(config))
         if not model.built:
             try:
                 model.build((None, *shape))

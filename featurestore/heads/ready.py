@@ -183,8 +183,8 @@ def _find_class(name: str) -> type:
     known = dict(all_estimators())
     if name not in known:
         raise HeadError(
-            f"unknown head {name!r}; {nearest(name, [*READY, *known])} (or any scikit-learn class, by its name or import "
-            "path; see docs/heads.md)"
+            f"unknown head {name!r}; {nearest(name, [*READY, *known])} (or any scikit-learn class, "
+            "by its name or import path; see docs/heads.md)"
         )
     return known[name]
 

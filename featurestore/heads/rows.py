@@ -86,6 +86,6 @@ class Rows:
             yield self.arrays(split)[0]
             return
         feed = self.features.feed(split, batch_size=STREAMED_ROWS, shuffle=False, seed=0)
-        order = feed.order(0)
+        epoch = feed.epoch(0)
         for index in range(len(feed)):
-            yield feed.batch(order, index)[0]
+            yield epoch.batch(index)[0]

@@ -4,7 +4,7 @@
 
     convert    scikit-learn estimators as Keras layers     fuse       head and backbone as one model
     parity     how far two predictors may differ           tune       fine-tuning end to end
-    promote    the whole of it                             predictor  quick predictions from images
+    run        the whole of it                             predictor  quick predictions from images
     saved      model files with class names                apply      evaluate and predict with them
 """
 
@@ -12,7 +12,7 @@ from featurestore.promotion.apply import evaluate, predict
 from featurestore.promotion.events import PromotionEvent, Proved, TuningEpochEnded
 from featurestore.promotion.fuse import promotable
 from featurestore.promotion.parity import Parity
-from featurestore.promotion.promote import Promotion, carry_out, promote
+from featurestore.promotion.run import Promotion, carry_out, promote
 from featurestore.promotion.saved import check_target, load_model, save_model
 
 __all__ = [

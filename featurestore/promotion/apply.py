@@ -12,7 +12,7 @@ import numpy as np
 from featurestore.errors import DatasetError, ImageError, InputError
 from featurestore.images import decode
 from featurestore.promotion.predictor import Predictor
-from featurestore.promotion.promote import measured
+from featurestore.promotion.run import measured
 from featurestore.promotion.saved import load_model
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ def _affine(x: Any, mean: Any, scale: Any, name: str) -> Any:
 
 
 def _dense(x: Any, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None) -> Any:
-    """x @ kernel + bias, through an activation."""
+    """X @ kernel + bias, through an activation."""
     import keras
 
     layer = keras.layers.Dense(kernel.shape[1], activation=activation, name=name)

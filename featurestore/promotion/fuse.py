@@ -10,9 +10,8 @@ import keras
 from featurestore.backbone import LayerRef
 from featurestore.backbone.graph import clone_onto
 from featurestore.errors import PromotionError
-from featurestore.promotion.convert import require_convertible, scores_tensor
-
 from featurestore.heads.network import ending
+from featurestore.promotion.convert import require_convertible, scores_tensor
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone

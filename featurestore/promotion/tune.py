@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: some layers unfrozen, BatchNorm at rest, the backbone slower than the head."""
+"""Fine-tuning end to end: BatchNorm at rest, the backbone slower than the head."""
 
 from __future__ import annotations
 

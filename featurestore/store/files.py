@@ -59,14 +59,14 @@ def open_files(location: str) -> Files:
 
 
 @contextmanager
-def _explained(verb: str, what: str) -> Iterator[None]:
-    """Turn what the operating system refuses into one line that names the file."""
+def _explained(verb: str, what: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """Turn what the place refuses into one line that names the file."""
     try:
         yield
     except (FileNotFoundError, StoreError):
         raise
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+    except kind as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise StoreError(
             f"cannot {verb} {what}: {reason}; make room or give access, then run the command again"
         ) from error
@@ -123,8 +123,14 @@ class LocalFiles:
         top = self._root / path
         if top.is_file():
             return {path: top.stat().st_size}
-        found = (each for each in top.rglob("*") if each.is_file())
-        return {each.relative_to(self._root).as_posix(): each.stat().st_size for each in found}
+        sizes = {}
+        for each in top.rglob("*"):
+            try:
+                if each.is_file():
+                    sizes[each.relative_to(self._root).as_posix()] = each.stat().st_size
+            except FileNotFoundError:
+                continue  # Renamed or removed meanwhile: another process writes.
+        return sizes
 
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens where there is none."""
@@ -176,9 +182,11 @@ class RemoteFiles:
             raise StoreError(f"cannot open {url}: {error}; expected a folder or a URL") from error
         self._root = root.rstrip("/")
 
+    # Each kind of URL has a driver with errors of its own, hence Exception below.
+
     def read(self, path: str) -> bytes:
         """Return a file's bytes; FileNotFoundError where there is none."""
-        with _explained("read", self._shown(path)):
+        with _explained("read", self._shown(path), Exception):
             try:
                 return bytes(self._fs.cat_file(self._full(path)))
             except (IsADirectoryError, NotADirectoryError) as error:
@@ -187,14 +195,14 @@ class RemoteFiles:
     def write(self, path: str, data: bytes) -> None:
         """Write a file with one PUT."""
         full = self._full(path)
-        with _explained("write", self._shown(path)):
+        with _explained("write", self._shown(path), Exception):
             self._fs.makedirs(full.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(full, data)
 
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; ``[]`` where there is none."""
         full = self._full(path)
-        with _explained("list", self._shown(path)):
+        with _explained("list", self._shown(path), Exception):
             try:
                 found = self._fs.ls(full, detail=False)
             except (FileNotFoundError, NotADirectoryError):
@@ -217,7 +225,7 @@ class RemoteFiles:
 
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens where there is none."""
-        with _explained("remove", self._shown(path)):
+        with _explained("remove", self._shown(path), Exception):
             try:
                 self._fs.rm_file(self._full(path))
             except FileNotFoundError:

@@ -50,12 +50,10 @@ class Garbage:
 
 def collect(files: Files) -> list[Garbage]:
     """List the garbage: a pure decision, nothing is removed."""
-    current = [manifests.entry(files, name) for name in manifests.names(files)]
-    metas, damaged = heads.survey(files)
-    if damaged:
-        raise DamagedError(
-            f"{damaged[0].reason}; until then gc cannot know what that head refers to"
-        )
+    current, damaged = manifests.survey(files)
+    metas, damaged_heads = heads.survey(files)
+    for each in damaged + damaged_heads:
+        raise DamagedError(f"{each.reason}; until then gc cannot know what is in use")
     referred = {text for meta in metas for text in _strings(meta)}
     referred |= {entry.digest for entry in current}
     referred |= {entry.manifest_digest for entry in current}

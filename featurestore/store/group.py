@@ -169,8 +169,8 @@ class FeatureGroup:
             block = int(blocks[index])
             values = self.read_block(block)
             chosen = wanted[order[here]] - block * self.block_rows
-            whole = len(chosen) == len(values)
             if ascending:
+                whole = np.array_equal(chosen, np.arange(len(values)))
                 convert(values if whole else values[chosen], out=result[here])
             else:
                 result[order[here]] = values[chosen]

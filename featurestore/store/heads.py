@@ -10,7 +10,7 @@ from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
 from featurestore.store.blocks import read_json, write_json
 from featurestore.store.files import Files
 from featurestore.store.groups import Damaged
-from featurestore.store.key import decode_segment, encode_segment
+from featurestore.store.key import encode_segment, name_of
 
 FOLDER = "heads"
 META = "head.json"
@@ -47,10 +47,8 @@ def exists(files: Files, head_id: str) -> bool:
 
 def ids(files: Files) -> list[str]:
     """Ids of the committed heads, sorted."""
-    found = files.names(FOLDER)
-    return sorted(
-        decode_segment(each) for each in found if files.is_file(f"{FOLDER}/{each}/{META}")
-    )
+    found = ((name_of(each), each) for each in files.names(FOLDER))
+    return sorted(name for name, each in found if name and files.is_file(f"{FOLDER}/{each}/{META}"))
 
 
 def meta(files: Files, head_id: str) -> dict[str, Any]:

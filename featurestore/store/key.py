@@ -65,6 +65,15 @@ def decode_segment(segment: str) -> str:
     return unquote(segment, errors="surrogatepass")
 
 
+def name_of(segment: str) -> str | None:
+    """Return the name that a segment stands for; None where no writer would have made it."""
+    name = decode_segment(segment)
+    try:
+        return name if encode_segment(name) == segment else None
+    except InputError:
+        return None
+
+
 @dataclass(frozen=True)
 class KeyPath:
     """What the path of a feature group tells: the names whole, the digests shortened.

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurestore.digests import short
-from featurestore.errors import DamagedError, NotFoundError, StoreFormatError, nearest
+from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError, nearest
 from featurestore.store.blocks import read_json, write_json
 from featurestore.store.files import Files
-from featurestore.store.key import decode_segment, encode_segment
+from featurestore.store.groups import Damaged
+from featurestore.store.key import encode_segment, name_of
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -75,9 +76,9 @@ def add(files: Files, dataset: Dataset) -> DatasetEntry:
 
 def names(files: Files) -> list[str]:
     """Names of the data sets, sorted."""
-    folders = files.names(FOLDER)
+    found = ((name_of(each), each) for each in files.names(FOLDER))
     return sorted(
-        decode_segment(each) for each in folders if files.is_file(f"{FOLDER}/{each}/{CURRENT}")
+        name for name, each in found if name and files.is_file(f"{FOLDER}/{each}/{CURRENT}")
     )
 
 
@@ -105,11 +106,22 @@ def entry(files: Files, name: str) -> DatasetEntry:
     return found
 
 
+def survey(files: Files) -> tuple[list[DatasetEntry], list[Damaged]]:
+    """Read the current state of all data sets, those that cannot be read apart."""
+    found, damaged = [], []
+    for name in names(files):
+        try:
+            found.append(entry(files, name))
+        except StoreError as error:
+            damaged.append(Damaged(f"{FOLDER}/{encode_segment(name)}", str(error)))
+    return found, damaged
+
+
 def at(files: Files, path: str | Path) -> DatasetEntry | None:
     """Find the data set that was scanned from a path; of several names, the latest."""
     text = str(path)
     forms = {text, os.path.abspath(os.path.expanduser(text)), os.path.realpath(text)}
-    found = [each for name in names(files) if (each := entry(files, name)).source in forms]
+    found = [each for each in survey(files)[0] if each.source in forms]
     return max(found, key=lambda each: each.added, default=None)
 
 

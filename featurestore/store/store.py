@@ -115,8 +115,12 @@ class FeatureStore:
         return [key for key in found if key.dataset_digest == digest]
 
     def damaged(self) -> list[Damaged]:
-        """Return the features and heads that listings leave out: their metadata is damaged."""
-        return groups.survey(self._files)[1] + heads.survey(self._files)[1]
+        """Return what listings leave out, because its metadata cannot be read."""
+        return [
+            *groups.survey(self._files)[1],
+            *manifests.survey(self._files)[1],
+            *heads.survey(self._files)[1],
+        ]
 
     def group(self, key: FeatureKey) -> FeatureGroup:
         """Open a feature group.
@@ -207,14 +211,15 @@ class FeatureStore:
         group = self.group(key)
         done = group.blocks - len(group.missing())
         stored = self._files.sizes(f"{groups.FOLDER}/{key.path}")
-        current = (manifests.entry(self._files, name) for name in manifests.names(self._files))
         return {
             "key": str(key),
             "model": key.model,
             "layer": key.ref,
             "prefix_digest": key.prefix_digest,
             "dataset_digest": key.dataset_digest,
-            "datasets": [each.name for each in current if each.digest == key.dataset_digest],
+            "datasets": [
+                each.name for each in self.datasets() if each.digest == key.dataset_digest
+            ],
             "shape": list(group.shape),
             "dtype": str(group.dtype),
             "block_rows": group.block_rows,
@@ -266,8 +271,8 @@ class FeatureStore:
         return manifests.load(self._files, entry.name, entry.manifest_digest)
 
     def datasets(self) -> list[DatasetEntry]:
-        """Return the current state of each data set, by name."""
-        return [manifests.entry(self._files, name) for name in manifests.names(self._files)]
+        """Return the current state of each data set, by name; damaged ones are in `damaged`."""
+        return manifests.survey(self._files)[0]
 
     # Heads
 

@@ -12,7 +12,7 @@ SIZE = 16
 
 
 def tiny_network(
-    *, size: int | None = SIZE, seed: int = 0, name: str = "tiny", scaled: bool = True
+    *, size: int | None = SIZE, seed: int = 0, name: str = "tiny", operation: bool = True
 ) -> Any:
     """A branching functional network, most of its layers without names of their own."""
     import keras
@@ -20,13 +20,13 @@ def tiny_network(
     layers = keras.layers
     keras.utils.set_random_seed(seed)
     image = keras.Input((size, size, 3))
-    x = layers.Rescaling(1 / 255)(image) if scaled else image
+    x = layers.Rescaling(1 / 255)(image)
     x = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
     left = layers.Conv2D(4, 3, padding="same", name="left")(x)
     left = layers.BatchNormalization()(left)
     x = layers.Add()([x, left])
     x = layers.MaxPooling2D(name="pool")(x)
-    x = x * 2.0
+    x = x * 2.0 if operation else x
     x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu")(x)
     x = layers.GlobalAveragePooling2D()(x)
     model = keras.Model(image, layers.Dense(5, name="logits")(x), name=name)

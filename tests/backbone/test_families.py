@@ -13,8 +13,7 @@ from featurestore.backbone.graph import flatten
 from featurestore.backbone.recognition import scaling_of
 from featurestore.errors import BackboneError
 
-SMALL = ["mobilenet", "mobilenetv2", "mobilenetv3small", "resnet50", "resnet50v2", "vgg16"]
-SMALL += ["densenet121", "efficientnetb0", "efficientnetv2b0", "convnexttiny", "xception"]
+SMALL = ["convnexttiny", "efficientnetb0", "mobilenetv2", "mobilenetv3small", "vgg16"]
 
 
 def test_every_constructor_of_keras_is_there():
@@ -71,7 +70,16 @@ def test_every_other_network_builds_and_scales_where_it_says(name):
     gc.collect()  # ConvNeXtXLarge alone holds 1.4 GB
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", "VGG16", "ConvNeXtTiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MobileNetV2",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("EfficientNetB0", "VGG16", "ConvNeXtTiny", "DenseNet121")
+        ),
+    ],
+)
 def test_scaling_and_network_together_equal_keras(name):
     """From raw pixels to the last layer, in the same process and the user's way."""
     network = application(name)
@@ -106,9 +114,9 @@ def built(name):
     )
 
 
-RECOGNISED = ["VGG16", "VGG19", "ResNet50", "ResNet50V2", "MobileNet", "MobileNetV2", "Xception"]
-RECOGNISED += ["DenseNet121", "InceptionV3"]
-RECOGNISED_SLOWLY = ["InceptionResNetV2", "NASNetMobile"]
+RECOGNISED = ["VGG16", "VGG19", "MobileNet", "MobileNetV2", "Xception"]
+RECOGNISED_SLOWLY = ["ResNet50", "ResNet50V2", "DenseNet121", "InceptionV3"]
+RECOGNISED_SLOWLY += ["InceptionResNetV2", "NASNetMobile"]
 
 
 def check_recognition(name):

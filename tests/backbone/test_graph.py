@@ -24,7 +24,7 @@ def test_a_flat_model_keeps_the_order_of_keras(tiny):
     assert [node.operation for node in flatten(model).nodes[1:]] == model.operations[1:]
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "InceptionV3", "ResNet50"])
+@pytest.mark.parametrize("name", ["MobileNetV2", "InceptionV3"])
 def test_real_networks_keep_the_order_of_keras(name):
     model = getattr(keras.applications, name)(
         weights=None, include_top=False, input_shape=(96, 96, 3)
@@ -90,7 +90,9 @@ def bottlenecks_by_removal(graph):
     return verdicts
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "NASNetMobile"])
+@pytest.mark.parametrize(
+    "name", ["MobileNetV2", pytest.param("NASNetMobile", marks=pytest.mark.slow)]
+)
 def test_bottlenecks_are_what_no_way_goes_around(name):
     model = getattr(keras.applications, name)(
         weights=None, include_top=False, input_shape=(64, 64, 3)

@@ -53,8 +53,8 @@ def test_any_weight_changes_exactly_what_comes_after_it(data):
     before = {name: made.prefix_digest(name) for name in made.layer_names}
     number = data.draw(st.integers(0, len(model.weights) - 1))
     weight = model.weights[number]
-    array = np.array(weight)
-    array.reshape(-1)[data.draw(st.integers(0, array.size - 1))] += 0.5
+    array = weight.numpy()
+    array.flat[data.draw(st.integers(0, array.size - 1))] += 0.5
     weight.assign(array)
     graph = made._graph
     owner = next(
@@ -280,5 +280,12 @@ def test_code_without_a_canonical_form_is_refused(layer, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_registered_layer_is_taken():
+@keras.saving.register_keras_serializable("tests")
+def registered_activation(x):
+    return x * 2
+
+
+def test_registered_code_is_taken():
     assert digests(with_layer(Registered(name="own")))["own"]
+    layer = layers.Conv2D(1, 1, activation=registered_activation, name="own")
+    assert digests(with_layer(layer))["own"]

@@ -143,7 +143,7 @@ np.save("features.npy", model.predict(np.load("photo.npy")[None], verbose=0))
 assert not any(name.startswith("featurestore") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), features, rtol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), features, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,11 @@ from featurestore.store import FeatureStore
 MakeFeatures = Callable[..., Features]
 
 
-@given(st.dictionaries(st.text(max_size=3), st.lists(st.integers(), min_size=1, max_size=3)))
+@given(
+    st.dictionaries(
+        st.text(max_size=3), st.lists(st.integers(), min_size=1, max_size=3), max_size=4
+    )
+)
 def test_a_grid_has_every_combination_once(grid: dict[str, list[int]]) -> None:
     found = expand(grid)
     assert len(found) == np.prod([len(values) for values in grid.values()], dtype=int)
@@ -121,9 +125,7 @@ def test_rotation_does_not_change_the_probe() -> None:
     assert np.allclose(found, expected, atol=1e-3)
 
 
-def test_constant_features_are_ranked_too(
-    make_features: MakeFeatures, store: FeatureStore
-) -> None:
+def test_constant_features_are_ranked_too(make_features: MakeFeatures, store: FeatureStore) -> None:
     make_features(["a", "b"] * 20, (3,), values=np.zeros((40, 3)))
     make_features(["a", "b"] * 20, (300,), values=np.zeros((40, 300)), ref="wide:avg")
     assert all(0.2 < row["score"] < 0.8 for row in rank(store, "toys"))

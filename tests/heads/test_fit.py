@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -315,7 +316,7 @@ def test_features_that_are_not_complete(three: Features) -> None:
 
 def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) -> None:
     head = fit_head(three, "ridge")
-    (folder,) = [path for path in (_root(store) / "heads").iterdir()]
+    (folder,) = (Path(store.location) / "heads").iterdir()
     (folder / "model.skops").write_bytes(b"torn")
     with pytest.raises(FeatureStoreError, match="featurestore train"):
         Head.load(store, head.id)
@@ -323,9 +324,3 @@ def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) ->
     fit_head(three, "ridge", on_event=events.append)
     assert isinstance(events[-1], HeadFitted)
     assert Head.load(store, head.id).metrics == head.metrics
-
-
-def _root(store: FeatureStore) -> Any:
-    from pathlib import Path
-
-    return Path(store.location)

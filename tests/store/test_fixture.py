@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,19 @@ def test_garbage(old: FeatureStore) -> None:
     (item,) = old.garbage()
     assert item.kind == "manifest"
     assert old.gc([item]) == item.bytes
+
+
+def test_the_example_in_the_specification(
+    old: FeatureStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (FIXTURES.parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(Path(old.location).parent)
+    Path("store").symlink_to("old")
+    exec(example, {})
+    told = capsys.readouterr().out
+    assert "/features (20, 48) 1 of 1 chunks" in told
+    assert "/features (20, 64, 64, 128) 4 of 5 chunks" in told
 
 
 def test_the_script_writes_what_is_kept(tmp_path: Path) -> None:

@@ -117,3 +117,9 @@ def test_damage_stops_gc(store: FeatureStore, location: str) -> None:
     open_files(location).write("heads/h/head.json", b"{")
     with pytest.raises(DamagedError, match=r"heads/h/head.json.*gc cannot know"):
         store.garbage()
+    open_files(location).remove("heads/h/head.json")
+    (item,) = store.garbage()
+    store.add_dataset(shapes())
+    open_files(location).write("datasets/shapes/current.json", b"{")
+    with pytest.raises(DamagedError, match=r"datasets/shapes/current.json.*gc cannot know"):
+        store.gc([item])

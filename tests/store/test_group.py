@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import DamagedError, IncompleteFeaturesError
@@ -47,6 +49,17 @@ def test_rows_come_back(store: FeatureStore) -> None:
     assert np.array_equal(group.array[3:18], expected[3:18])
 
 
+def test_memory_is_the_result_and_a_few_blocks(folder_store: FeatureStore) -> None:
+    group = filled(folder_store, 40 * BLOCK)
+    block_bytes = 4 * 2**20
+    tracemalloc.start()
+    read = group.read(np.arange(0, 40 * BLOCK, BLOCK))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    threads = min(8, os.cpu_count() or 1)
+    assert peak < read.nbytes + (threads + 1) * 2 * block_bytes
+
+
 def test_a_zero_block_is_data(store: FeatureStore) -> None:
     group = filled(store, 8, skip=(0,))
     assert group.missing() == [0]
@@ -61,7 +74,12 @@ def test_rows_outside(folder_store: FeatureStore, rows: list[int]) -> None:
         filled(folder_store, 19).read(np.array(rows))
 
 
-@given(st.lists(st.integers(0, 18)), st.sampled_from([None, "float16", "float32", "float64"]))
+@settings(deadline=None)
+@example([16, 16, 16], None)
+@given(
+    st.lists(st.integers(0, 18), max_size=12),
+    st.sampled_from([None, "float16", "float32", "float64"]),
+)
 def test_rows_in_any_order(nineteen: FeatureGroup, rows: list[int], dtype: str | None) -> None:
     read = nineteen.read(np.array(rows, dtype=int), dtype)
     assert read.dtype == (dtype or "float16")

@@ -104,10 +104,19 @@ def test_a_digest_that_only_begins_the_same(store: FeatureStore) -> None:
 @pytest.mark.parametrize("document", [b"", b"{}", b'{"name": "x"}', b"[]"])
 def test_a_damaged_pointer_is_named(store: FeatureStore, location: str, document: bytes) -> None:
     store.add_dataset(shapes())
+    store.add_dataset(shapes("sound"))
     open_files(location).write("datasets/shapes/current.json", document)
-    for read in (lambda: store.dataset("shapes"), store.datasets, store.garbage):
+    for read in (lambda: store.dataset("shapes"), store.garbage):
         with pytest.raises(DamagedError, match=r"datasets/shapes/current\.json"):
             read()
+    assert [entry.name for entry in store.datasets()] == ["sound"]
+    assert [each.path for each in store.damaged()] == ["datasets/shapes"]
+
+
+def test_foreign_folders_are_no_data_sets(store: FeatureStore, location: str) -> None:
+    for name in ("a b", "%61", "x."):
+        open_files(location).write(f"datasets/{name}/current.json", b"{}")
+    assert store.datasets() == store.damaged() == []
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])

@@ -197,7 +197,7 @@ def provenance(backbone: Backbone, layer: str) -> dict[str, Any]:
     """Return what a feature group records of its origin: the backbone's spec, and versions."""
     import keras
 
-    from featurestore import versions
+    from featurestore.versions import versions
 
     return {
         "backbone": backbone.spec,

@@ -17,7 +17,7 @@ from featurestore.extraction import extract
 from featurestore.heads import metrics
 from featurestore.heads.network import seeded
 from featurestore.promotion.events import OnEvent, Proved, TuningEpochEnded
-from featurestore.promotion.fuse import Fused, check_origin, fuse
+from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.parity import Parity, compare, require, storage_tolerance
 from featurestore.promotion.predictor import Predictor
 from featurestore.promotion.saved import load_model, save_model
@@ -205,7 +205,7 @@ def _free_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
 
 
 def _metadata(head: Head, data: Dataset, unfreeze: Any, epochs: int) -> dict[str, Any]:
-    from featurestore import versions
+    from featurestore.versions import versions
 
     return {
         "featurestore_model": FORMAT,
@@ -257,13 +257,13 @@ def evaluate_splits(model: keras.Model, data: Dataset, columns: Sequence[Any]) -
 
     The training split is left out, unless there is no other.
     """
+    labels = data.labels
+    assert labels is not None, "a head is fitted on labels"
     labelled = {split: data.rows(split, labelled=True) for split in ("val", "test", "train")}
     held_out = {split: rows for split, rows in labelled.items() if len(rows) and split != "train"}
     predictor = Predictor(model)
     return {
-        split: measured(
-            predictor(data.image, rows.tolist()), data.labels[rows], columns, data.classes
-        )
+        split: measured(predictor(data.image, rows.tolist()), labels[rows], columns, data.classes)
         for split, rows in (held_out or {"train": labelled["train"]}).items()
     }
 

@@ -1,0 +1,202 @@
+"""``rank``, ``train``, ``sweep`` and ``heads``: everything that is done from the cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import yaml
+
+from featurestore.cli.options import json_option, store_option
+from featurestore.cli.output import plural, print_json, print_table, size
+from featurestore.cli.progress import Progress
+from featurestore.store import FeatureStore
+
+
+@click.command("rank")
+@click.argument("dataset")
+@click.option("--model", metavar="M", help="Only layers of this model.")
+@store_option
+@json_option
+def rank_command(dataset: str, model: str | None, store: str, as_json: bool) -> None:
+    """Rank the stored layers of DATASET by a quick cross-validated linear probe.
+
+    \b
+    Example:
+      featurestore rank photos --model vgg16
+    """
+    from featurestore.heads import rank
+
+    opened = FeatureStore(store, create=False)
+    with Progress() as progress:
+        rows = rank(opened, dataset, model, on_event=progress)
+    if as_json:
+        print_json(rows)
+        return
+    shown = [{**row, "size": size(row["bytes"])} for row in rows]
+    metric = rows[0]["metric"]
+    print_table(
+        shown,
+        {
+            "model": "model",
+            "layer": "layer",
+            "score": metric,
+            "spread": "spread",
+            "rows": "rows",
+            "shape": "shape",
+            "size": "bytes/sample",
+        },
+    )
+
+
+@click.command("train")
+@click.argument("dataset")
+@click.option("--model", required=True, metavar="M", help="Name of the model, or its file.")
+@click.option("--layer", required=True, metavar="L", help="A stored layer, as extracted.")
+@click.option(
+    "--head",
+    required=True,
+    metavar="H",
+    help="logistic, ridge, linear-svm, knn, forest, dense, …, or an import path.",
+)
+@click.option(
+    "--param",
+    "params",
+    multiple=True,
+    metavar="k=v",
+    help="A parameter of the head; may be repeated.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@store_option
+@json_option
+def train_command(
+    dataset: str,
+    model: str,
+    layer: str,
+    head: str,
+    params: tuple[str, ...],
+    seed: int,
+    store: str,
+    as_json: bool,
+) -> None:
+    """Train one head on the stored features of DATASET, and measure it on every split.
+
+    \b
+    Example:
+      featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
+    """
+    from featurestore.features import one_stored
+    from featurestore.heads import fit_head
+
+    opened = FeatureStore(store, create=False)
+    features = one_stored(opened, dataset, model=model, layer=layer)
+    with Progress() as progress:
+        fitted = fit_head(features, head, parse_params(params), seed=seed, on_event=progress)
+    if as_json:
+        print_json({"head": fitted.id, "metrics": fitted.metrics})
+        return
+    print_metrics(fitted.metrics)
+    click.echo(f"head: {fitted.id}")
+
+
+def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
+    """Read ``k=v`` pairs; a value is read as in YAML, so that 0.1, true and [64, 32] are meant."""
+    found = {}
+    for pair in params:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"{pair!r} is not k=v", param_hint="--param")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[name] = value
+        if isinstance(found[name], str):
+            found[name] = _number(found[name])
+    return found
+
+
+def _number(text: str) -> str | float:
+    # YAML 1.1 reads 1e-3 as a string.
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:
+    """Print metrics, a row for each split."""
+    rows = [{"split": split, **each} for split, each in metrics.items()]
+    names = [name for name in rows[0] if name not in ("split", "confusion")]
+    print_table(rows, {"split": "split", **{name: name.replace("_", " ") for name in names}})
+
+
+@click.command("sweep")
+@click.argument("sweep", metavar="SWEEP.yaml")
+@store_option
+@json_option
+def sweep_command(sweep: str, store: str, as_json: bool) -> None:
+    """Train every head that SWEEP.yaml lists on the stored features it names.
+
+    \b
+    The file:
+      dataset: photos
+      model: vgg16
+      layers: [block4_pool:avg, block5_pool:avg]
+      heads:
+        - knn
+        - head: logistic
+          grid: {C: [0.01, 0.1, 1]}
+    \b
+    Example:
+      featurestore sweep sweep.yaml
+    """
+    from featurestore.heads import heads
+    from featurestore.pipeline import run_sweep
+
+    opened = FeatureStore(store, create=False)
+    with Progress() as progress:
+        fitted = {head.id for head in run_sweep(sweep, opened, on_event=progress)}
+    rows = [row for row in heads(opened) if row["head"] in fitted]
+    print_json(rows) if as_json else print_heads(rows)
+
+
+@click.command("heads")
+@click.argument("dataset", required=False)
+@click.option(
+    "--sort",
+    metavar="METRIC",
+    help="accuracy, macro_f1, log_loss, r2, …, or SPLIT.METRIC such as test.accuracy.",
+)
+@store_option
+@json_option
+def heads_command(dataset: str | None, sort: str | None, store: str, as_json: bool) -> None:
+    """List the trained heads, of DATASET or all, best first.
+
+    \b
+    Example:
+      featurestore heads photos
+    """
+    from featurestore.heads import heads
+
+    opened = FeatureStore(store, create=False)
+    rows = heads(opened, dataset, sort)
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_heads(rows)
+    else:
+        click.echo("no heads yet; `featurestore train` adds one")
+    for damaged in opened.damaged():
+        click.echo(f"damaged: {damaged.path}: {damaged.reason}", err=True)
+
+
+def print_heads(rows: list[dict[str, Any]]) -> None:
+    """Print heads as a table."""
+    fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
+    measured = dict.fromkeys(name for row in rows for name in row if name not in fixed)
+    columns = {"name": "head", "params": "parameters", "model": "model", "layer": "layer"}
+    if len({row["dataset"] for row in rows}) > 1:
+        columns = {"dataset": "data set", **columns}
+    columns |= {name: name.replace("_", " ", 1).replace("_", " ") for name in measured}
+    print_table(rows, {**columns, "head": "id"})
+    click.echo(plural(len(rows), "head"))

@@ -1,0 +1,141 @@
+"""One compiled pass: as exact as the model, for any batch, without leaks."""
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import psutil
+import pytest
+
+from featurestore.backbone import Backbone, forward
+from featurestore.errors import BackboneError
+
+layers = keras.layers
+REFS = ["conv2d", "pool", "pool:avg", "pool:max", "multiply", "logits"]
+
+
+@pytest.fixture
+def backbone(tiny):
+    return Backbone.from_model(tiny(), name="tiny")
+
+
+def relative(found, wanted):
+    return np.abs(found - wanted).max() / np.abs(wanted).max()
+
+
+def by_keras(backbone, ref, images):
+    return backbone.cut(ref).predict(images, verbose=0)
+
+
+def test_every_ref_of_one_pass_equals_keras(backbone, batch):
+    outputs = backbone.forward(REFS)(batch)
+    assert len(outputs) == len(REFS)
+    for ref, found in zip(REFS, outputs, strict=True):
+        assert found.dtype == np.float32
+        assert found.shape == (3, *backbone.shape(ref))
+        assert relative(found, by_keras(backbone, ref, batch)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV3Small"])
+def test_real_networks_equal_keras(name):
+    backbone = Backbone.from_application(name, "random", 64)
+    images = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    refs = [backbone.layer_names[len(backbone.layer_names) // 2], backbone.layer_names[-1]]
+    for ref, found in zip(refs, backbone.forward(refs)(images), strict=True):
+        assert relative(found, by_keras(backbone, ref, images)) < 1e-5
+
+
+def test_any_batch_size_gives_the_same_rows(backbone, batch):
+    compute = backbone.forward(["pool", "logits"])
+    whole = compute(batch)
+    for found, row in zip(compute(batch[1:2]), (each[1:2] for each in whole), strict=True):
+        np.testing.assert_allclose(found, row, atol=1e-6)
+    assert [each.shape[0] for each in compute(batch[:0])] == [0, 0]
+    assert [each.shape[0] for each in compute(np.repeat(batch, 11, axis=0))] == [33, 33]
+
+
+def test_reductions_are_over_all_axes_but_sample_and_channel(backbone, batch):
+    whole, mean, largest = backbone.forward(["pool", "pool:avg", "pool:max"])(batch)
+    np.testing.assert_allclose(mean, whole.mean(axis=(1, 2)), atol=1e-6)
+    np.testing.assert_array_equal(largest, whole.max(axis=(1, 2)))
+
+
+def test_tokens_are_reduced_too(batch):
+    image = keras.Input((16, 16, 3))
+    tokens = layers.Reshape((64, 12), name="tokens")(layers.Rescaling(1 / 255)(image))
+    backbone = Backbone.from_model(keras.Model(image, tokens), name="m")
+    whole, mean = backbone.forward(["tokens", "tokens:avg"])(batch)
+    assert backbone.shape("tokens:avg") == (12,)
+    np.testing.assert_allclose(mean, whole.mean(axis=1), atol=1e-6)
+
+
+def test_a_vector_cannot_be_reduced(backbone):
+    for use in (backbone.shape, lambda ref: backbone.forward([ref]), backbone.cut):
+        with pytest.raises(BackboneError, match="one vector a sample already"):
+            use("logits:avg")
+
+
+def test_half_precision_comes_out_as_float32(batch):
+    image = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 255)(image)
+    x = layers.Conv2D(4, 3, name="conv", dtype="mixed_float16")(x)
+    backbone = Backbone.from_model(keras.Model(image, x), name="m")
+    assert [each.dtype for each in backbone.forward(["conv", "conv:avg"])(batch)] == [
+        np.float32
+    ] * 2
+
+
+def test_augmentation_and_dropout_are_off(batch):
+    image = keras.Input((16, 16, 3))
+    x = layers.RandomFlip()(image)
+    x = layers.Rescaling(1 / 255)(x)
+    x = layers.Dropout(0.5)(x, training=True)
+    model = keras.Model(image, layers.GaussianNoise(1.0, name="end")(x))
+    compute = Backbone.from_model(model, name="m").forward(["end"])
+    np.testing.assert_allclose(compute(batch)[0], batch / 255, atol=1e-6)
+
+
+def test_weights_too_large_for_one_buffer_are_not_frozen(backbone, batch, monkeypatch):
+    frozen = backbone.forward(["pool", "logits"])(batch)
+    monkeypatch.setattr(forward, "MOST_CONSTANT_BYTES", 1)
+    for found, want in zip(backbone.forward(["pool", "logits"])(batch), frozen, strict=True):
+        np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_a_pass_among_busy_threads(backbone, batch, photo):
+    compute = backbone.forward(["pool"])
+    want, stop = compute(batch)[0], threading.Event()
+
+    def resize_on() -> None:
+        while not stop.is_set():
+            backbone.resize(photo)
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in range(15):
+            pool.submit(resize_on)
+        try:
+            for _ in range(30):
+                np.testing.assert_allclose(compute(batch)[0], want, atol=1e-6)
+        finally:
+            stop.set()
+
+
+def test_many_passes_leave_no_memory_behind(batch):
+    """Thirty frozen copies of 8 MB of weights would be 240 MB."""
+    image = keras.Input((16, 16, 3))
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, layers.Dense(2600, name="wide")(x))
+    backbone = Backbone.from_model(model, name="m")
+
+    def build_and_drop() -> None:
+        backbone.forward(["wide"])(batch)
+        gc.collect()
+
+    for _ in range(5):
+        build_and_drop()
+    before = psutil.Process().memory_info().rss
+    for _ in range(30):
+        build_and_drop()
+    assert psutil.Process().memory_info().rss - before < 60e6

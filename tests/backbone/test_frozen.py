@@ -1,0 +1,228 @@
+"""The backbone as its users see it: made, listed, cut."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone import Backbone, LayerRef, unfrozen
+from featurestore.errors import BackboneError, UnknownLayerError
+
+layers = keras.layers
+
+
+@pytest.fixture
+def backbone(tiny):
+    return Backbone.from_model(tiny(), name="tiny")
+
+
+def test_a_cut_is_one_flat_plain_model(tiny, photo):
+    image = keras.Input((16, 16, 3))
+    outer = keras.Model(image, layers.Dense(3, name="top")(tiny()(image)))
+    backbone = Backbone.from_model(outer, name="my model!", scaling="caffe")
+    cut = backbone.cut("pool:avg")
+    assert type(cut).__name__ == "Functional"
+    assert [each.name for each in cut.operations] == [
+        "image",
+        "resizing",
+        "scaling_bgr",
+        "scaling",
+        "rescaling",
+        "conv2d",
+        "left",
+        "batch_normalization",
+        "add",
+        "pool",
+        "reduction",
+    ]
+    assert not any(isinstance(each, keras.Model) for each in cut.layers)
+    assert cut.input.dtype == "uint8"
+    assert cut.input_shape == (None, None, None, 3)
+    assert cut.predict(photo[None], verbose=0).shape == (1, 4)
+
+
+def test_layers_of_a_cut_can_be_prefixed(backbone):
+    names = [each.name for each in backbone.cut("conv2d", layer_prefix="base_").layers]
+    assert names == ["image", "resizing", "scaling", "base_rescaling", "base_conv2d"]
+
+
+def test_training_a_cut_leaves_the_backbone_as_it_is(backbone, batch):
+    before = backbone.forward(["pool"])(batch)[0]
+    digest = backbone.prefix_digest("pool")
+    cut = backbone.cut("pool:avg")
+    cut.compile("sgd", "mse")
+    cut.fit(batch, np.ones((3, 4)), verbose=0)
+    assert backbone.prefix_digest("pool") == digest
+    np.testing.assert_array_equal(backbone.forward(["pool"])(batch)[0], before)
+    assert not np.allclose(cut.predict(batch, verbose=0), before.mean(axis=(1, 2)), atol=1e-5)
+
+
+def test_training_the_model_leaves_the_backbone_as_it_is(tiny, batch):
+    model = tiny()
+    backbone = Backbone.from_model(model, name="tiny")
+    before = backbone.forward(["pool"])(batch)[0]
+    model.compile("sgd", "mse")
+    model.fit(batch, np.ones((3, 5)), verbose=0)
+    np.testing.assert_array_equal(backbone.forward(["pool"])(batch)[0], before)
+    fresh = Backbone.from_model(tiny(), name="tiny")
+    assert backbone.prefix_digest("logits") == fresh.prefix_digest("logits")
+
+
+def test_the_model_is_not_changed(tiny):
+    model = tiny()
+    names = [each.name for each in model.operations]
+    config, weights = json.dumps(model.get_config(), default=str), model.get_weights()
+    nodes = [len(each._inbound_nodes) for each in model.operations]
+    backbone = Backbone.from_model(model, name="tiny")
+    backbone.layers()
+    backbone.forward(["pool"])
+    backbone.cut("pool")
+    backbone.prefix_digest("pool")
+    assert [each.name for each in model.operations] == names
+    assert [len(each._inbound_nodes) for each in model.operations] == nodes
+    assert json.dumps(model.get_config(), default=str) == config
+    for found, want in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(found, want)
+
+
+def test_an_unknown_layer_offers_the_nearest(backbone):
+    for use in (backbone.prefix_digest, backbone.shape, backbone.cut):
+        with pytest.raises(UnknownLayerError, match="did you mean 'logits'"):
+            use("logit")
+    with pytest.raises(UnknownLayerError):
+        backbone.forward(["pool", "nothing"])
+
+
+def test_a_name_of_the_models_own_counting_is_explained(tiny):
+    for _ in range(20):
+        layers.Conv2D(1, 1)
+    model = tiny()
+    own = [each.name for each in model.layers if each.name.startswith("conv2d")]
+    with pytest.raises(UnknownLayerError, match="calls so is 'conv2d_1' here"):
+        Backbone.from_model(model, name="tiny").cut(own[1])
+
+
+def odd_outputs():
+    image = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 255, name="scaled")(image)
+    parts = keras.ops.split(x, 2, axis=1)
+    video = layers.Reshape((2, 8, 16, 3), name="video")(x)
+    total = keras.ops.sum(x, axis=(1, 2, 3))
+    return keras.Model(image, [parts[0], video, total, layers.Flatten(name="flat")(x)])
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [("split", "has 2 outputs"), ("video", r"gives \(None, 2, 8"), ("sum", r"gives \(None,\)")],
+)
+def test_what_is_no_activation_of_a_sample_cannot_be_cut(layer, message):
+    backbone = Backbone.from_model(odd_outputs(), name="odd")
+    assert backbone.layer_names == ["scaled", "flat"]
+    with pytest.raises(BackboneError, match=message):
+        backbone.cut(layer)
+
+
+def test_layers_named_as_a_cut_names_its_own(batch):
+    image = keras.Input((16, 16, 3), name="picture")
+    x = layers.Rescaling(1 / 255, name="scaling")(image)
+    x = layers.Conv2D(2, 3, name="reduction")(x)
+    backbone = Backbone.from_model(keras.Model(image, x), name="m")
+    assert backbone.layer_names == ["scaling_2", "reduction_2"]
+    found = backbone.forward(["reduction_2:avg"])(batch)[0]
+    np.testing.assert_allclose(
+        backbone.cut("reduction_2:avg").predict(batch, verbose=0), found, atol=1e-6
+    )
+
+
+def test_a_cut_model_serves_as_a_backbone_again(backbone, photo, tmp_path):
+    backbone.cut("pool").save(tmp_path / "promoted.keras")
+    again = Backbone.from_file(tmp_path / "promoted.keras")
+    assert (again.input_size, again.preprocessing.scaling) == ((16, 16), "none")
+    resized = backbone.resize(photo)[None]
+    np.testing.assert_allclose(
+        again.forward(["pool"])(resized)[0], backbone.forward(["pool"])(resized)[0], atol=1e-6
+    )
+    again.cut("pool").save(tmp_path / "twice.keras")
+    model = keras.models.load_model(tmp_path / "twice.keras")
+    np.testing.assert_allclose(
+        model.predict(photo[None], verbose=0), backbone.forward(["pool"])(resized)[0], atol=1e-6
+    )
+
+
+def test_pixels_are_the_resized_image(photo):
+    backbone = Backbone.pixels(8)
+    assert (backbone.name, backbone.layer_names) == ("pixels", ["pixels"])
+    resized = backbone.resize(photo)
+    found = backbone.forward(["pixels"])(resized[None])[0]
+    np.testing.assert_allclose(found[0], resized / 255, atol=1e-7)
+    assert backbone.layers()[0].parameters == backbone.layers()[0].flops == 0
+
+
+def specs(tmp_path, tiny):
+    tiny(size=None).save(tmp_path / "net.keras")
+    return [
+        Backbone.pixels((8, 9), resize="pad"),
+        Backbone.from_application("mobilenetv2", "random", 32, interpolation="bicubic"),
+        Backbone.from_file(tmp_path / "net.keras", input_size=(16, 24), resize="crop", name="n"),
+    ]
+
+
+def test_a_spec_is_json_that_builds_the_same_backbone(tmp_path, tiny):
+    for backbone in specs(tmp_path, tiny):
+        again = Backbone.from_spec(json.loads(json.dumps(backbone.spec)))
+        assert again.spec == backbone.spec
+        assert again.name == backbone.name
+        assert again.preprocessing == backbone.preprocessing
+        last = backbone.layer_names[-1]
+        assert again.prefix_digest(last) == backbone.prefix_digest(last)
+
+
+def test_a_spec_of_a_model_object_asks_for_the_object(backbone):
+    with pytest.raises(BackboneError, match="only the caller has"):
+        Backbone.from_spec(backbone.spec)
+
+
+def test_open_takes_a_name_a_file_or_pixels(tmp_path, tiny):
+    tiny().save(tmp_path / "net.keras")
+    assert Backbone.open("Pixels").input_size == (32, 32)
+    assert Backbone.open(str(tmp_path / "net.keras")).name == "net"
+    assert Backbone.open("MobileNetV2", weights="random", input_size=32).name == "mobilenetv2"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("vgg61", {}, "did you mean 'VGG1"),
+        ("nothing/here.keras", {}, "no model file"),
+        ("here.onnx", {}, "no model file"),
+        ("vgg16", {"scaling": "tf", "weights": "random"}, "VGG16 has scaling 'caffe'"),
+    ],
+)
+def test_open_explains_what_it_cannot_take(model, options, message):
+    with pytest.raises(BackboneError, match=message) as caught:
+        Backbone.open(model, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_last_layers_are_counted_as_keras_counts_them():
+    backbone = Backbone.from_application("vgg16", "random", 32)
+    cut = backbone.cut("block5_pool")
+    names = [each.name for each in cut.layers if each.name in backbone.layer_names]
+    assert unfrozen(names, 3) == ["block5_conv2", "block5_conv3", "block5_pool"]
+    assert unfrozen(names, "block5")[0] == "block5_conv1"
+    assert names == backbone.layer_names
+
+
+def test_refs_may_be_text_or_refs(backbone, batch):
+    found = backbone.forward([LayerRef("pool", "avg"), "pool:avg"])(batch)
+    np.testing.assert_array_equal(*found)
+    assert backbone.shape(LayerRef("pool", "max")) == backbone.shape("pool:max") == (4,)
+
+
+def test_importing_the_package_imports_no_tensorflow():
+    code = "import featurestore.backbone, sys; print({'tensorflow', 'keras'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
