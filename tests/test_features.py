@@ -409,6 +409,7 @@ def bare_group() -> FeatureGroup:
     return FeatureStore("memory://bare/store").create(key, shape=(500, 2**21), sample_ids=ids)
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 500), seed=st.integers(0, 2**31), number=st.integers(0, 99))
 def test_an_epoch_is_a_permutation_that_holds_few_blocks(bare_group, rows, seed, number) -> None:
     chosen = np.random.default_rng(seed).choice(500, rows, replace=False)

@@ -408,13 +408,9 @@ class Backbone:
     def _number(self, layer: str) -> int:
         number = self._graph.by_name.get(layer)
         if number is None:
-            own = [
-                node.name
-                for node in self._graph.nodes[1:]
-                if node.operation.name == layer and node.name != layer
-            ]
+            own = self._graph.own_names.get(layer)
             hint = (
-                f"the layer that the model itself calls so is {own[0]!r} here"
+                f"the layer that the model itself calls so is {own!r} here"
                 if own
                 else nearest(layer, self.layer_names)
             )

@@ -7,7 +7,7 @@ only one that reads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -61,11 +61,16 @@ class Graph:
         The input first; each after all that it takes.
     outputs : sequence of (int, int)
         The model's outputs.
+    own_names : mapping of str to str
+        Canonical name of each layer that the model itself calls differently, by that name.
     """
 
-    def __init__(self, nodes: Sequence[Node], outputs: Sequence[Edge]) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], outputs: Sequence[Edge], own_names: Mapping[str, str]
+    ) -> None:
         self.nodes = tuple(nodes)
         self.outputs = tuple(outputs)
+        self.own_names = dict(own_names)
 
     @cached_property
     def by_name(self) -> dict[str, int]:
@@ -265,7 +270,8 @@ class _Flattener:
             named.append(
                 Node(name, node.operation, node.arguments, inputs, node.outputs, node.path)
             )
-        return Graph(named, [(place[number], output) for number, output in outputs])
+        own = {node.operation.name: node.name for node in reversed(named[1:])}
+        return Graph(named, [(place[number], output) for number, output in outputs], own)
 
 
 def _calls(model: Any) -> list[Any]:

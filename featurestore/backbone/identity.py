@@ -130,8 +130,8 @@ def _refuse_unregistered(name: str, value: Any) -> None:
 def _code(serial: Mapping[str, Any]) -> tuple[str, bool]:
     """Return the name of the code behind a part of a configuration, and if Keras finds it by it."""
     kind = serial.get("class_name")
-    if kind == "__lambda__":
-        return "a lambda", False
+    if kind == "__lambda__" or (set(serial) == {"value"} and isinstance(serial["value"], tuple)):
+        return "lambda", False  # bare or not, its byte code
     if kind == "function":
         return str(serial.get("config")), ">" in str(serial.get("config"))
     module, registered = serial.get("module"), serial.get("registered_name")

@@ -95,6 +95,8 @@ def scaling_of(graph: Graph, model_name: str) -> tuple[str, list[Application]]:
     BackboneError
         Where the model does not show it.
     """
+    if "int" in str(graph.nodes[0].outputs[0].dtype):
+        return "none", []  # whole numbers are pixels as they come
     first = _first_nodes(graph)
     changes = [node for node in first if _changes_range(node)]
     if changes:
@@ -141,11 +143,17 @@ def _first_nodes(graph: Graph) -> list[Node]:
                 continue
             seen.add(number)
             node = graph.nodes[number]
-            if node.kind in _KEEPS_RANGE:
+            if node.kind in _KEEPS_RANGE or _only_casts(node):
                 waiting.append(number)
             else:
                 found.append(node)
     return found
+
+
+def _only_casts(node: Node) -> bool:
+    if node.kind != "Rescaling":
+        return False
+    return node.operation.scale == 1.0 and node.operation.offset == 0.0
 
 
 def _changes_range(node: Node) -> bool:

@@ -136,7 +136,8 @@ def copied(graph: Graph) -> Graph:
     with own_randomness():
         image = keras.Input(batch_shape=(None, *given.shape[1:]), dtype=given.dtype, name="image")
         ends = [number for number, _ in graph.outputs]
-        return flatten(keras.Model(image, clone(graph, image, ends)))
+        copy = flatten(keras.Model(image, clone(graph, image, ends)))
+    return Graph(copy.nodes, copy.outputs, graph.own_names)
 
 
 def _with_imagenet(network: Application, constructor: Any, options: dict[str, Any]) -> Any:

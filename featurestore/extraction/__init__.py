@@ -6,7 +6,7 @@ from featurestore.extraction.events import (
     ExtractionStarted,
     RowsComputed,
 )
-from featurestore.extraction.plan import ExtractionPlan, LayerPlan, plan
+from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
 from featurestore.extraction.run import Extraction, LayerReport, extract
 from featurestore.extraction.soundness import Damage, repair, verify
 

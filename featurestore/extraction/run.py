@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from featurestore.extraction.events import (
     OnEvent,
     RowsComputed,
 )
-from featurestore.extraction.plan import BATCHES_AHEAD, ExtractionPlan, LayerPlan, plan
+from featurestore.extraction.planning import BATCHES_AHEAD, ExtractionPlan, LayerPlan, plan
 from featurestore.features import Features
 
 if TYPE_CHECKING:
@@ -188,9 +189,30 @@ def _open(
             shape=layer.shape,
             dtype=layer.dtype,
             sample_ids=dataset.sample_ids,
-            provenance={"dataset": dataset.name, **provenance(backbone, layer.ref.layer)},
+            provenance={
+                "command": command(dataset, backbone, str(layer.ref)),
+                **provenance(backbone, layer.ref.layer),
+            },
         )
     return store.group(layer.key)
+
+
+def command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
+    """Return the command line that extracts these features, as errors offer it."""
+    spec = backbone.spec
+    height, width = backbone.input_size
+    words = ["featurestore", "extract", dataset.name]
+    words += ["--model", spec.get("path") or backbone.name, "--layer", ref]
+    if spec.get("weights") not in (None, "imagenet"):
+        words += ["--weights", spec["weights"]]
+    if height == width:
+        words += ["--input-size", str(height)]
+    for option, usual in (("resize", "stretch"), ("interpolation", "bilinear")):
+        if spec.get(option, usual) != usual:
+            words += [f"--{option}", spec[option]]
+    if spec["source"] == "file":
+        words += ["--scaling", spec["scaling"]]
+    return shlex.join(words)
 
 
 def provenance(backbone: Backbone, layer: str) -> dict[str, Any]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from featurestore.errors import DamagedError, ExtractionError, StoreError
+from featurestore.errors import ExtractionError, StoreError
 from featurestore.extraction.events import OnEvent
 from featurestore.extraction.run import extract
-from featurestore.store import FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+
+if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One damaged block; ``block`` is None where the group as a whole cannot be read."""
+    """One damaged block; ``block`` is None where the row ids, or the whole group, are damaged."""
 
     key: str
     block: int | None
@@ -37,14 +41,26 @@ def verify(store: FeatureStore, keys: Iterable[FeatureKey]) -> list[Damage]:
     found = []
     for key in keys:
         try:
-            damages = store.group(key).verify()
+            damages = _damages(store.group(key))
         except StoreError as error:
             damages = [(None, str(error))]
         found += [Damage(str(key), block, reason) for block, reason in damages]
     return found
 
 
-def repair(store: FeatureStore, key: FeatureKey, *, on_event: OnEvent | None = None) -> list[int]:
+def _damages(group: FeatureGroup) -> list[tuple[int | None, str]]:
+    """Return what is damaged; a block that was never extracted is not."""
+    missing = set(group.missing())
+    return [(block, reason) for block, reason in group.verify() if block not in missing]
+
+
+def repair(
+    store: FeatureStore,
+    key: FeatureKey,
+    *,
+    backbone: Backbone | None = None,
+    on_event: OnEvent | None = None,
+) -> list[int]:
     """Compute the damaged blocks of one feature array again, and those alone.
 
     Parameters
@@ -52,6 +68,8 @@ def repair(store: FeatureStore, key: FeatureKey, *, on_event: OnEvent | None = N
     store : FeatureStore
     key : FeatureKey
         What to repair.
+    backbone : Backbone, optional
+        By default built again as it was for the extraction.
     on_event : callable, optional
         Receives the events of the extraction.
 
@@ -68,34 +86,32 @@ def repair(store: FeatureStore, key: FeatureKey, *, on_event: OnEvent | None = N
     from featurestore.backbone import Backbone
 
     group = store.group(key)
-    damages = group.verify()
-    blocks = [block for block, _ in damages if block is not None]
-    if len(blocks) < len(damages):
-        raise DamagedError(
-            f"{key}: more than blocks is damaged ({damages[0][1]}); remove the group and run "
-            "`featurestore extract` again"
-        )
-    if not blocks:
+    damages = _damages(group)
+    if not damages:
         return []
     entry = next((each for each in store.datasets() if each.digest == key.dataset_digest), None)
     spec = group.provenance.get("backbone")
-    if entry is None or spec is None:
+    if entry is None or (backbone is None and spec is None):
         missing = "its data set" if entry is None else "how to build its backbone"
         raise ExtractionError(
             f"{key} cannot be computed again: the store no longer knows {missing}; run "
             "`featurestore extract` on the images"
         )
-    backbone = Backbone.from_spec(spec)
+    backbone = backbone or Backbone.from_spec(spec or {})
     layer = key.ref.partition(":")[0]
     if backbone.prefix_digest(layer) != key.prefix_digest:
         raise ExtractionError(
             f"{key} cannot be computed again: {backbone.name} is no longer the model it came from; "
             "bring its former weights back, or run `featurestore extract` with the new ones"
         )
+    dataset = store.dataset(entry.name)
+    blocks = [block for block, _ in damages if block is not None]
     for block in blocks:
         group.drop_block(block)
+    if len(blocks) < len(damages):
+        group.write_samples(dataset.sample_ids)
     extract(
-        store.dataset(entry.name),
+        dataset,
         backbone,
         [key.ref],
         store,

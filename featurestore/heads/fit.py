@@ -156,7 +156,8 @@ def check_labels(features: Features) -> None:
         )
     if features.task == "regression":
         return
-    counts = np.bincount(dataset.targets[dataset.rows(labelled=True)])
+    targets = dataset.targets[dataset.rows(labelled=True)]
+    counts = np.bincount(targets, minlength=len(dataset.classes))
     lone = [str(name) for name, count in zip(dataset.classes, counts, strict=True) if count < 2]
     if len(dataset.classes) > 1 and lone:
         raise HeadError(
@@ -193,7 +194,7 @@ def _fit(each: Candidate, rows: Rows, seed: int, tell: OnEvent) -> Head:
         classes = tuple(rows.features.classes)
     else:
         estimator = _fit_sklearn(each, rows, problems)
-        classes = () if rows.task == "regression" else tuple(estimator.classes_.tolist())
+        classes = () if rows.task == "regression" else _columns(estimator, rows)
     for text in problems:
         tell(HeadWarned(each.id, text))
     head = Head(
@@ -217,6 +218,13 @@ def _fit(each: Candidate, rows: Rows, seed: int, tell: OnEvent) -> Head:
     head.lineage["seconds"] = round(seconds, 3)
     tell(HeadFitted(head.id, head.metrics, seconds))
     return head
+
+
+def _columns(estimator: Any, rows: Rows) -> tuple[Any, ...]:
+    """Return what the columns of a fitted classifier's scores stand for."""
+    classes = getattr(estimator, "classes_", None)
+    seen = np.unique(rows.labels("train")) if classes is None else np.asarray(classes)
+    return tuple(seen.tolist())
 
 
 def _unseen(rows: Rows) -> list[str]:
@@ -252,7 +260,7 @@ def _fit_sklearn(each: Candidate, rows: Rows, problems: list[str]) -> Any:
             estimator = clone(each.template).fit(rows.flat("train"), rows.labels("train"))
             # Some mistakes, such as more neighbours than rows, show at the first prediction.
             estimator.predict(rows.flat("train")[:1])
-        except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        except (ArithmeticError, AttributeError, MemoryError, TypeError, ValueError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise HeadError(f"head {each.name!r} cannot be fitted: {text[:300]}") from error
     texts = [" ".join(str(warning.message).split()) for warning in caught]

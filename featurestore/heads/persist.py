@@ -50,7 +50,8 @@ TRUSTED = (
         )
     ),
     *(
-        f"sklearn._loss.loss.{name}"
+        f"sklearn._loss.{module}{name}"
+        for module in ("loss.", "_loss.Cy")
         for name in (
             "AbsoluteError",
             "ExponentialLoss",

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from featurestore.backbone import INTERPOLATIONS, RESIZES, SCALINGS, Backbone, Preprocessing
 from featurestore.errors import BackboneError
@@ -22,24 +23,24 @@ def rules():
     }
 
 
-def as_pixels(features):
-    return np.round(features * 255).astype(np.uint8)
-
-
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_a_resized_image_is_the_one_inside_a_cut_bit_for_bit(rules, rule, photo, tmp_path):
     backbone = rules[rule]
     cut = backbone.cut("pixels")
     cut.save(tmp_path / "cut.keras")
     loaded = keras.models.load_model(tmp_path / "cut.keras")
+    forward = backbone.forward(["pixels"])
     for image in (photo, photo[:13, :29], photo[:, :7], photo[:24, :20]):
         alone = backbone.resize(image)
         assert (alone.dtype, alone.shape) == (np.uint8, (24, 20, 3))
-        forward = backbone.forward(["pixels"])(alone[None])[0]
-        for model in (cut, loaded):
-            for features in (model.predict(image[None], verbose=0), np.asarray(model(image[None]))):
-                np.testing.assert_array_equal(as_pixels(features)[0], alone)
-                np.testing.assert_allclose(features, forward, rtol=1e-6)
+        features = forward(alone[None])[0]
+        # Called directly, and as ``predict`` and ``fit`` do, inside a graph.
+        models = [cut, loaded, tf.function(cut, reduce_retracing=True)]
+        models += [loaded.predict_on_batch] if image is photo else []
+        for model in models:
+            inside = np.asarray(model(image[None]))
+            np.testing.assert_array_equal(np.round(inside * 255).astype(np.uint8)[0], alone)
+            np.testing.assert_allclose(inside, features, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rule", EVERY_RULE)

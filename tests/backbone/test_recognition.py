@@ -33,6 +33,7 @@ SHOWN = {
     "division": lambda: [lambda x: x / 255.0],
     "division and difference": lambda: [lambda x: x / 127.5 - 1.0],
     "factor": lambda: [lambda x: x * (1 / 255)],
+    "cast first": lambda: [layers.Rescaling(1.0), layers.Rescaling(1 / 255)],
     "mean": lambda: [lambda x: x[..., ::-1] - np.array([103.9, 116.8, 123.7], "float32")],
 }
 
@@ -40,6 +41,12 @@ SHOWN = {
 @pytest.mark.parametrize("case", SHOWN)
 def test_a_graph_that_scales_bytes_needs_no_more(case):
     assert scaling_of(beginning_with(*SHOWN[case]()), "own") == ("none", [])
+
+
+def test_an_input_of_whole_numbers_needs_no_more():
+    image = keras.Input((None, None, 3), dtype="uint8")
+    model = keras.Model(image, layers.Conv2D(2, 3)(layers.Rescaling(2.0)(image)))
+    assert scaling_of(flatten(model), "own") == ("none", [])
 
 
 UNCLEAR = {

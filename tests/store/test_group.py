@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from featurestore.errors import DamagedError, IncompleteFeaturesError
@@ -74,7 +74,6 @@ def test_rows_outside(folder_store: FeatureStore, rows: list[int]) -> None:
         filled(folder_store, 19).read(np.array(rows))
 
 
-@settings(deadline=None)
 @example([16, 16, 16], None)
 @given(
     st.lists(st.integers(0, 18), max_size=12),

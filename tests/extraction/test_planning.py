@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.errors import InputError, UnknownLayerError
+from featurestore.extraction import extract, plan
+
+
+def test_plan_writes_nothing(dataset, backbone, store, tmp_path):
+    before = sorted(path for path in tmp_path.rglob("*"))
+    decided = plan(dataset, backbone, ["pool_a", "pool_a:avg"], store)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    assert decided.rows_to_compute == 45
+    assert decided.bytes_to_write == 45 * (8 * 8 * 8 + 8) * 2
+    assert json.loads(json.dumps(decided.to_dict()))["rows"] == 45
+
+
+def test_batches_start_at_multiples_whatever_is_missing(dataset, backbone, store):
+    extract(dataset, backbone, ["pool_a"], store)
+    (layer,) = plan(dataset, backbone, ["pool_a"], store).layers
+    assert layer.missing == ()
+    store.group(layer.key).drop_block(0)
+    decided = plan(dataset, backbone, ["pool_a"], store, batch_size=7)
+    assert decided.layers[0].missing == (0,)
+    assert [decided.window(batch).start % 7 for batch in decided.batches] == [0] * 7
+    assert decided.window(6) == range(42, 45)
+
+
+def test_peak_memory_does_not_depend_on_the_number_of_rows(dataset, backbone, store, monkeypatch):
+    small = plan(dataset, backbone, ["relu_a"], store).peak_bytes
+    monkeypatch.setattr(type(dataset), "__len__", lambda self: 45_000)
+    large = plan(dataset, backbone, ["relu_a"], store)
+    assert large.rows == 45_000
+    assert large.peak_bytes == small
+
+
+def test_same_layer_twice_is_one(dataset, backbone, store):
+    decided = plan(dataset, backbone, ["gap", "gap"], store)
+    assert [str(layer.ref) for layer in decided.layers] == ["gap"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float64"}, "float16 or float32"),
+        ({"batch_size": 0}, "below 1"),
+        ({"layers": []}, "featurestore layers"),
+    ],
+)
+def test_bad_arguments(dataset, backbone, store, change, message):
+    arguments = {"layers": ["gap"], **change}
+    with pytest.raises(InputError, match=message):
+        plan(dataset, backbone, store=store, **arguments)
+
+
+def test_unknown_layer_offers_the_nearest(dataset, backbone, store):
+    with pytest.raises(UnknownLayerError, match="pool_a"):
+        plan(dataset, backbone, ["pol_a"], store)
+
+
+def test_a_miss_is_explained_by_the_field_that_differs(dataset, store):
+    stretched = Backbone.pixels(8)
+    cropped = Backbone.pixels(8, resize="crop")
+    larger = Backbone.pixels(12)
+    assert plan(dataset, stretched, ["pixels"], store).layers[0].why is None
+    extract(dataset, stretched, ["pixels"], store)
+    why = plan(dataset, cropped, ["pixels"], store).layers[0].why
+    assert why == "preprocessing.resize: stored stretch, asked crop"
+    assert "input_size: stored [8, 8], asked [12, 12]" in str(
+        plan(dataset, larger, ["pixels"], store).layers[0].why
+    )
+
+
+def test_features_of_another_model_with_the_same_prefix_are_found(dataset, store):
+    import keras
+
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(4, 3, name="shared")(image)
+    short = keras.Model(image, x)
+    long = keras.Model(image, keras.layers.Conv2D(4, 3, name="more")(x))
+    first = Backbone.from_model(short, name="first", scaling="none")
+    second = Backbone.from_model(long, name="second", scaling="none")
+    extract(dataset, first, ["shared"], store)
+    (layer,) = plan(dataset, second, ["shared"], store).layers
+    assert layer.missing == ()
+    assert layer.key.model == "first"
