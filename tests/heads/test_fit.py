@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,11 @@ from featurestore.heads import (
     HeadReused,
     HeadStarted,
     HeadWarned,
+    check_named,
     fit_head,
     fit_heads,
 )
+from featurestore.heads.candidate import candidate
 from featurestore.store import FeatureStore
 
 SKLEARN = [name for name, ready in READY.items() if ready.kind == "sklearn"]
@@ -324,3 +329,41 @@ def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) ->
     fit_head(three, "ridge", on_event=events.append)
     assert isinstance(events[-1], HeadFitted)
     assert Head.load(store, head.id).metrics == head.metrics
+
+
+def test_names_are_checked_without_features() -> None:
+    check_named("logistic", {"C": 1})
+    check_named("PCA+ridge", {"alpha": 2})
+    check_named("dense", {"units": [8]})
+    for name, params in (("nope", {}), ("dense", {"unit": 1}), ("ridge", {"alfa": 1})):
+        with pytest.raises(HeadError, match=r"did you mean|known"):
+            check_named(name, params)
+    with pytest.raises(HeadError, match="does not predict numbers"):
+        check_named("logistic", {}, "regression")
+
+
+def test_another_process_finds_the_same_heads_and_loads_no_tensorflow(three: Features) -> None:
+    wanted = "[('forest', {'n_estimators': 3, 'class_weight': {'ant': 1, 'bee': 2, 'cat': 1}})]"
+    code = (
+        "import sys\n"
+        "from featurestore.features import Features\n"
+        "from featurestore.heads import fit_heads\n"
+        "from featurestore.heads.candidate import candidate\n"
+        "from featurestore.store import FeatureStore\n"
+        f"store = FeatureStore({three.store.location!r})\n"
+        "features = Features(store.group(store.keys()[0]), store.dataset('toys'), store)\n"
+        f"told = []\nfit_heads(features, {wanted}, on_event=told.append)\n"
+        "print(type(told[0]).__name__, candidate('dense', {}, features, 0).id)\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    fit_heads(three, eval(wanted))
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert found.stdout.split() == ["HeadReused", candidate("dense", {}, three, 0).id]
