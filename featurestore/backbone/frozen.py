@@ -128,6 +128,11 @@ class Backbone:
         name : str, optional
             By default the file's, without its ending.
         """
+        if str(weights) in ("imagenet", "random"):
+            raise BackboneError(
+                f"{str(path)!r} is a model file, which has its own weights: found --weights"
+                f" {weights}, expected none or a weights file"
+            )
         model = sources.load_model(path)
         if weights is not None:
             sources.load_weights(model, weights)
@@ -349,12 +354,9 @@ class Backbone:
                 for each, reduce in zip(floats, reductions, strict=True)
             ]
 
-        held = sum(
-            array.nbytes
-            for number in self._graph.ancestors(numbers)
-            for array in identity.weight_arrays(self._graph.nodes[number].operation)
-        )
-        return forward.compiled(compute, (*self.input_size, 3), held)
+        parameters = measures.parameters(self._graph)
+        held = sum(parameters[number] for number in self._graph.ancestors(numbers))
+        return forward.compiled(compute, (*self.input_size, 3), weight_bytes=4 * held)
 
     def cut(self, ref: LayerRef | str, *, layer_prefix: str = "") -> Any:
         """Build a new plain model from raw images to the activation at a ref.

@@ -198,6 +198,7 @@ def test_open_takes_a_name_a_file_or_pixels(tmp_path, tiny):
         ("vgg61", {}, "did you mean 'VGG1"),
         ("nothing/here.keras", {}, "no model file"),
         ("here.onnx", {}, "no model file"),
+        ("here.keras", {"weights": "random"}, "has its own weights"),
         ("vgg16", {"scaling": "tf", "weights": "random"}, "VGG16 has scaling 'caffe'"),
     ],
 )

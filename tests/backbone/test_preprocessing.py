@@ -12,7 +12,12 @@ import tensorflow as tf
 from featurestore.backbone import INTERPOLATIONS, RESIZES, SCALINGS, Backbone, Preprocessing
 from featurestore.errors import BackboneError
 
+QUICK = {("stretch", "bicubic"), ("crop", "lanczos3"), ("pad", "nearest")}
 EVERY_RULE = [(resize, each) for resize in RESIZES for each in INTERPOLATIONS]
+PARAMETERS = [
+    rule if rule in QUICK or rule[1] == "bilinear" else pytest.param(rule, marks=pytest.mark.slow)
+    for rule in EVERY_RULE
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +28,7 @@ def rules():
     }
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", PARAMETERS)
 def test_a_resized_image_is_the_one_inside_a_cut_bit_for_bit(rules, rule, photo, tmp_path):
     backbone = rules[rule]
     cut = backbone.cut("pixels")
@@ -43,7 +48,7 @@ def test_a_resized_image_is_the_one_inside_a_cut_bit_for_bit(rules, rule, photo,
             np.testing.assert_allclose(inside, features, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize("rule", PARAMETERS)
 def test_resizing_what_has_the_size_already_changes_nothing(rules, rule, photo):
     backbone = rules[rule]
     once = backbone.resize(photo)
