@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import shlex
+import signal
 import sys
 from typing import Any
 
 import click
 
-from featurestore.cli.quiet import quiet_tensorflow
-from featurestore.errors import FeatureStoreError
+from featurestore.cli.output import printable
+from featurestore.cli.quiet import quiet_libraries
+from featurestore.errors import FeatureStoreError, SpecError, nearest
 
-# command -> module of featurestore.cli that defines it: `--help` imports none but the one asked.
+# command -> module of featurestore.cli that defines it, and its line in `featurestore --help`,
+# which so imports none of them.
 _COMMANDS = {
-    "layers": "backbones",
-    "scan": "data",
-    "extract": "data",
-    "ls": "stored",
-    "show": "stored",
-    "verify": "stored",
-    "repair": "stored",
-    "gc": "stored",
-    "rank": "heads",
-    "train": "heads",
-    "sweep": "heads",
-    "heads": "heads",
-    "promote": "models",
-    "evaluate": "models",
-    "predict": "models",
-    "run": "run",
+    "layers": ("backbones", "Where a backbone can be cut, what a cut costs and gives."),
+    "scan": ("data", "Record the samples, labels and splits of a folder or table."),
+    "extract": ("data", "Compute features at the asked layers; reuse what is stored."),
+    "ls": ("stored", "List the stored features."),
+    "show": ("stored", "Show one feature array, and where it came from."),
+    "verify": ("stored", "Check the stored blocks."),
+    "repair": ("stored", "Compute damaged blocks again."),
+    "gc": ("stored", "Remove what no data set and no head refers to."),
+    "rank": ("heads", "Rank the stored layers by a quick linear probe."),
+    "train": ("heads", "Train one head on stored features."),
+    "sweep": ("heads", "Train the many heads that a file lists."),
+    "heads": ("heads", "List the trained heads, best first."),
+    "promote": ("models", "Make one Keras model of a head and its backbone."),
+    "evaluate": ("models", "Measure a promoted model on labelled images."),
+    "predict": ("models", "Predict image files with a promoted model."),
+    "run": ("run", "Run a pipeline file, from images to a promoted model."),
 }
 
 
@@ -44,14 +46,16 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"featurestore.cli.{_COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"featurestore.cli.{_COMMANDS[cmd_name][0]}")
         return getattr(module, f"{cmd_name}_command")
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from featurestore.errors import nearest
-
         if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
             ctx.fail(f"no command {args[0]!r}; {nearest(args[0], _COMMANDS)}")
         return super().resolve_command(ctx, args)
@@ -72,8 +76,15 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a foreseen error, 2 usage, 130 interrupted."""
-    quiet_tensorflow()
+    quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks is no reason to fail.
+        getattr(stream, "reconfigure", _ignore)(errors="backslashreplace")
     sys.exit(_status(sys.argv[1:] if args is None else args))
+
+
+def _ignore(**options: Any) -> None:
+    pass
 
 
 def _status(args: list[str]) -> int:
@@ -83,16 +94,18 @@ def _status(args: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        command = shlex.join(["featurestore", *args])
-        click.echo(f"interrupted; what is committed is kept, and this resumes: {command}", err=True)
-        return 130
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):
+            # click takes a file's unexpected end for that of the answers on a terminal.
+            raise error.__cause__ from None
+        command = printable(shlex.join(["featurestore", *args]))
+        click.echo(f"interrupted; what is stored is kept, and this resumes: {command}", err=True)
+        return 128 + signal.SIGINT
     except FeatureStoreError as error:
-        click.echo(f"error: {error}", err=True)
-        return 1
-    except BrokenPipeError:
-        # The reader of a pipe went away: nothing more can be said to it, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A file with several mistakes has a line for each.
+        lines = str(error).splitlines() if isinstance(error, SpecError) else [_one_line(error)]
+        for line in lines:
+            click.echo(f"error: {printable(line)}", err=True)
         return 1
     except OSError as error:
         if error.errno is None:
@@ -101,11 +114,18 @@ def _status(args: list[str]) -> int:
         return 1
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _os_error(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.ENOENT and not error.filename:
+        # What os.getcwd says.
+        return "the current folder does not exist any more; change to another one"
+    where = f" ({printable(str(error.filename))})" if error.filename else ""
     text = f"{error.strerror}{where}"
     if error.errno == errno.ENOSPC:
         return f"{text}; free some space and run the same command again: it resumes"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{text}; make it writable, or name another store with `--store`"
+        return f"{text}; give access to it, or name another place"
     return text

@@ -9,6 +9,7 @@ import click
 
 from featurestore.cli.options import backbone_options, json_option
 from featurestore.cli.output import print_json, print_table, size
+from featurestore.cli.progress import Progress
 
 
 @click.command("layers")
@@ -26,14 +27,16 @@ def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
     Example:
       featurestore layers vgg16 --weights random
     """
-    from featurestore.backbone import Backbone
+    with Progress() as progress, progress.busy(f"load {model}"):
+        from featurestore.backbone import Backbone
 
-    infos = Backbone.open(model, **backbone).layers()
+        infos = Backbone.open(model, **backbone).layers()
     if as_json:
         print_json([asdict(info) for info in infos])
         return
     rows = [
-        {**asdict(info), "gflops": info.flops / 1e9, "size": size(info.bytes)} for info in infos
+        {**asdict(info), "operations": size(info.flops, "FLOP"), "size": size(info.bytes)}
+        for info in infos
     ]
     print_table(
         rows,
@@ -42,7 +45,7 @@ def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
             "kind": "class",
             "shape": "shape",
             "parameters": "parameters",
-            "gflops": "GFLOPs",
+            "operations": "FLOPs",
             "size": "bytes/sample",
             "tail": "tail",
         },

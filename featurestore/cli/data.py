@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from featurestore.cli.options import (
     split_options,
     store_option,
 )
-from featurestore.cli.output import plural, print_json, print_table, size
+from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
+from featurestore.errors import DamagedError, DatasetError, NotFoundError, StoreError
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -22,28 +24,105 @@ if TYPE_CHECKING:
     from featurestore.store import FeatureStore
 
 
-def open_data(data: str, store: FeatureStore, progress: Progress, **asked: Any) -> Dataset:
-    """Open a name; or scan a folder or table, as it was scanned before unless asked otherwise."""
-    from featurestore.dataset import Dataset
-
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if not Path(data).exists() and "://" not in data and store.has_dataset(data):
-        return store.dataset(data)
-    known = store.dataset_at(data)
-    options = known.options if known is not None else {}
-    if known is not None:
-        asked.setdefault("name", known.name)
-    return Dataset.open(data, on_event=progress, **{**options, **asked})
+def is_place(data: str) -> bool:
+    """Whether DATA is a folder, a file or a URI, and so no name."""
+    return Path(data).exists() or "://" in data
 
 
-def open_known(data: str, store: str, progress: Progress) -> Dataset:
-    """Open data that needs no store: a folder or table anew, or a name in the store there is."""
+def open_store(location: str, data: str, *, write: bool = True) -> FeatureStore:
+    """Open the store for work on DATA; a new one is made only where there is such data."""
     from featurestore.dataset import Dataset
     from featurestore.store import FeatureStore
 
-    if Path(data).exists() or "://" in data:
+    place = is_place(data)
+    try:
+        store = FeatureStore(location, create=write and place)
+    except NotFoundError:
+        store = FeatureStore("memory://nothing-stored-yet")
+    if not place and not store.has_dataset(data):
+        Dataset.open(data)  # says that there is no such place, and what is near
+    return store
+
+
+def open_data(
+    data: str, store: FeatureStore, progress: Progress, *, again: bool = False, **asked: Any
+) -> Dataset:
+    """Open a name; or scan a folder or table, as it was scanned before unless asked otherwise.
+
+    Parameters
+    ----------
+    data : str
+        As on the command line.
+    store : FeatureStore
+        Knows the names, and how their data were scanned.
+    progress : Progress
+    again : bool
+        Whether a name is scanned again even if nothing is asked for.
+    **asked
+        Options of the scan; None where they were not given.
+    """
+    from featurestore.dataset import Dataset
+
+    asked = {name: value for name, value in asked.items() if value is not None}
+    try:
+        known = _known(data, store, asked.get("name"))
+    except DamagedError as error:
+        if not is_place(data):
+            raise
+        progress.say(f"note: how {data} was scanned before is lost ({error})")
+        known = None
+    source = data
+    if known is not None and not is_place(data):
+        if not (again or asked):
+            return known
+        if known.source is None:
+            raise DatasetError(
+                f"data set {data!r} came from arrays, which no store keeps; scan it anew in Python "
+                "with Dataset.from_arrays"
+            )
+        source = known.source
+    if known is not None:
+        asked = {"name": known.name, **known.options, **asked}
+    dataset = Dataset.open(source, on_event=progress, **asked)
+    if known is None and "name" not in asked:
+        _note_replaced(dataset, store, progress)
+    return dataset
+
+
+def _known(data: str, store: FeatureStore, name: str | None) -> Dataset | None:
+    if not is_place(data):
+        return store.dataset(data) if store.has_dataset(data) else None
+    if name is None:
+        return store.dataset_at(data)
+    if not store.has_dataset(name):
+        return None
+    named = store.dataset(name)
+    moved = named.source is not None and not os.path.exists(named.source)
+    return named if moved or named.source == os.path.abspath(data) else None
+
+
+def _note_replaced(dataset: Dataset, store: FeatureStore, progress: Progress) -> None:
+    for entry in store.datasets():
+        replaced = entry.name == dataset.name and entry.source != dataset.source
+        if replaced and entry.digest != dataset.digest:
+            progress.say(
+                f"note: {dataset.name!r} was {entry.source or 'arrays'} so far and is "
+                f"{dataset.source} now; --name keeps both"
+            )
+
+
+def open_known(data: str, store: str, progress: Progress) -> Dataset:
+    """Open data that needs no store: a name, or a folder or table, split as the store knows it."""
+    from featurestore.dataset import Dataset
+    from featurestore.store import FeatureStore
+
+    try:
+        opened = FeatureStore(store, create=False)
+    except StoreError as error:
+        if not is_place(data) and not isinstance(error, NotFoundError):
+            raise
         return Dataset.open(data, on_event=progress)
-    return FeatureStore(store, create=False).dataset(data)
+    return open_data(data, opened, progress)
 
 
 @click.command("scan")
@@ -54,18 +133,17 @@ def open_known(data: str, store: str, progress: Progress) -> Dataset:
 def scan_command(data: str, store: str, as_json: bool, **asked: Any) -> None:
     """Record the samples, labels and splits of DATA under a name.
 
-    DATA is a folder (class sub-folders, or flat), or a CSV or Parquet table with the columns path
-    and label, optionally split. Nothing is computed; what was recorded before is replaced.
+    DATA is a folder (class sub-folders, or flat), a CSV or Parquet table with the columns path and
+    label, optionally split, or a name that was given to one of these. No feature is computed; what
+    was recorded under the name before is replaced.
 
     \b
     Example:
       featurestore scan photos/ --val 0.2 --test 0.1
     """
-    from featurestore.store import FeatureStore
-
-    opened = FeatureStore(store)
+    opened = open_store(store, data)
     with Progress() as progress:
-        dataset = open_data(data, opened, progress, **asked)
+        dataset = open_data(data, opened, progress, again=True, **asked)
     opened.add_dataset(dataset)
     if as_json:
         print_json(dataset.summary())
@@ -77,10 +155,17 @@ def print_dataset(dataset: Dataset) -> None:
     """Print a data set: rows by class and split, then what was found wrong."""
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')}, {dataset.digest[:20]}")
     summary = dataset.summary()
-    rows = [{"class": name, **counts} for name, counts in summary["classes"].items()]
-    if rows:
-        splits = [split for split in ("train", "val", "test") if any(split in row for row in rows)]
-        print_table(rows, {"class": "class", **{split: split for split in splits}})
+    columns = {split: split for split in summary["splits"]}
+    if summary["classes"]:
+        rows = [{"class": name, **counts} for name, counts in summary["classes"].items()]
+        print_table(rows, {"class": "class", **columns})
+    elif summary["targets"]:
+        rows = [{"split": split, **target} for split, target in summary["targets"].items()]
+        print_table(rows, {name: name for name in ("split", "rows", "min", "mean", "max")})
+    else:
+        print_table([summary["splits"]], columns)
+    if summary["task"] and summary["unlabelled"]:
+        click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
     print_problems(dataset)
 
 
@@ -91,7 +176,7 @@ def print_problems(dataset: Dataset, most: int = 10) -> None:
         kinds.setdefault(problem.kind, []).append(problem)
     for kind, problems in kinds.items():
         for problem in problems[:most]:
-            click.echo(str(problem), err=True)
+            click.echo(printable(str(problem)), err=True)
         if len(problems) > most:
             click.echo(f"{kind}: and {len(problems) - most} more; see `--json`", err=True)
 
@@ -140,19 +225,23 @@ def extract_command(
 ) -> None:
     """Compute the features of DATA at the asked layers, in one pass; reuse what is stored.
 
+    DATA is a folder, a table or a name, as for `featurestore scan`.
+
     \b
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
     """
-    from featurestore.backbone import Backbone
-    from featurestore.extraction import extract, plan
-    from featurestore.store import FeatureStore
-
     splits = {name: options.pop(name) for name in ("name", "val", "test", "seed", "group_by")}
-    opened = FeatureStore(store)
+    opened = open_store(store, data, write=not dry_run)
     with Progress() as progress:
+        with progress.busy(f"load {model}"):
+            from featurestore.backbone import Backbone, LayerRef
+            from featurestore.extraction import extract, plan
+
+            backbone = Backbone.open(model, **options)
+            for layer in layers:
+                backbone.shape(LayerRef.parse(layer))  # unknown ones before a long scan
         dataset = open_data(data, opened, progress, **splits)
-        backbone = Backbone.open(model, **options)
         settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
         if dry_run:
             decided = plan(dataset, backbone, layers, opened, **settings)

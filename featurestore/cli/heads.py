@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import yaml
 
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import plural, print_json, print_table, size
 from featurestore.cli.progress import Progress
+from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
 
 
@@ -66,7 +66,14 @@ def rank_command(dataset: str, model: str | None, store: str, as_json: bool) -> 
     metavar="k=v",
     help="A parameter of the head; may be repeated.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of everything random in the head.",
+)
 @store_option
 @json_option
 def train_command(
@@ -101,26 +108,15 @@ def train_command(
 
 def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
     """Read ``k=v`` pairs; a value is read as in YAML, so that 0.1, true and [64, 32] are meant."""
+    from featurestore.pipeline import parse_value
+
     found = {}
     for pair in params:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise click.BadParameter(f"{pair!r} is not k=v", param_hint="--param")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            found[name] = value
-        if isinstance(found[name], str):
-            found[name] = _number(found[name])
+        found[name] = parse_value(value)
     return found
-
-
-def _number(text: str) -> str | float:
-    # YAML 1.1 reads 1e-3 as a string.
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:
@@ -146,6 +142,7 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
         - knn
         - head: logistic
           grid: {C: [0.01, 0.1, 1]}
+
     \b
     Example:
       featurestore sweep sweep.yaml
@@ -186,8 +183,7 @@ def heads_command(dataset: str | None, sort: str | None, store: str, as_json: bo
         print_heads(rows)
     else:
         click.echo("no heads yet; `featurestore train` adds one")
-    for damaged in opened.damaged():
-        click.echo(f"damaged: {damaged.path}: {damaged.reason}", err=True)
+    print_damaged(opened)
 
 
 def print_heads(rows: list[dict[str, Any]]) -> None:

@@ -36,7 +36,14 @@ from featurestore.errors import PromotionError
     metavar="X",
     help="Adam's step for the backbone; the head's is ten times that.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Images in a training batch.",
+)
 @click.option("-o", "--output", required=True, metavar="MODEL.keras", help="The file to write.")
 @store_option
 @json_option
@@ -58,22 +65,27 @@ def promote_command(
     Example:
       featurestore promote logistic-3fa9 --unfreeze block5 --epochs 3 -o flowers.keras
     """
-    from featurestore.backbone import Backbone
     from featurestore.heads import Head
-    from featurestore.promotion import carry_out, check_target
     from featurestore.store import FeatureStore
 
-    check_target(output)
     opened = FeatureStore(store, create=False)
-    fitted = Head.load(opened, head)
-    origin = fitted.lineage["dataset"]
-    data = opened.dataset(origin["name"], origin["manifest_digest"])
-    if fitted.lineage["backbone"] is None:
-        raise PromotionError(f"{fitted.id} does not record its backbone; use promote() in Python")
     with Progress() as progress:
+        with progress.busy(f"load {head}"):
+            from featurestore.backbone import Backbone
+            from featurestore.promotion import carry_out, check_target
+
+            check_target(output)
+            fitted = Head.load(opened, head)
+            origin = fitted.lineage["dataset"]
+            data = opened.dataset(origin["name"], origin["manifest_digest"])
+            if fitted.lineage["backbone"] is None:
+                raise PromotionError(
+                    f"{fitted.id} does not record its backbone; use promote() in Python"
+                )
+            backbone = Backbone.from_spec(fitted.lineage["backbone"])
         promotion = carry_out(
             fitted,
-            Backbone.from_spec(fitted.lineage["backbone"]),
+            backbone,
             data=data,
             unfreeze=unfreeze,
             epochs=epochs,
@@ -111,15 +123,23 @@ def promote_command(
 def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
     """Measure a promoted model on the labelled images of DATA, split by split.
 
+    DATA is a folder, a table or a name, as for `featurestore scan`.
+
     \b
     Example:
       featurestore evaluate flowers.keras photos/
     """
     from featurestore.cli.data import open_known
-    from featurestore.promotion import evaluate
 
     with Progress() as progress:
-        metrics = evaluate(model, open_known(data, store, progress))
+        with progress.busy(f"load {model}"):
+            from featurestore.promotion import evaluate
+            from featurestore.promotion.saved import read_metadata
+
+            read_metadata(Path(model))  # what is no model, before a long scan
+        dataset = open_known(data, store, progress)
+        with progress.busy(f"evaluate {model}"):
+            metrics = evaluate(model, dataset)
     print_json(metrics) if as_json else print_metrics(metrics)
 
 
@@ -134,9 +154,10 @@ def predict_command(model: str, images: tuple[str, ...], as_json: bool) -> None:
     Example:
       featurestore predict flowers.keras rose.jpg tulip.png
     """
-    from featurestore.promotion import predict
+    with Progress() as progress, progress.busy(f"predict with {model}"):
+        from featurestore.promotion import predict
 
-    predictions = predict(model, images)
+        predictions = predict(model, images)
     if as_json:
         print_json([asdict(each) for each in predictions])
         return

@@ -12,8 +12,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 store_option = click.option(
     "--store",
     envvar="FEATURESTORE_STORE",
-    default="store",
-    show_default="./store",
+    default="./store",
+    show_default=True,
     metavar="PATH|URL",
     help="The store; FEATURESTORE_STORE sets it too.",
 )
@@ -34,22 +34,32 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 
 split_options = together(
-    click.option("--name", help="Name of the data set; by default the folder's or file's."),
+    click.option(
+        "--name", metavar="N", help="Name of the data set; by default the folder's or file's."
+    ),
     click.option(
         "--val",
         type=click.FloatRange(0, 1, max_open=True),
+        metavar="F",
         help="Fraction for validation, by digest.  [default: as scanned before, or 0.2]",
     ),
     click.option(
         "--test",
         type=click.FloatRange(0, 1, max_open=True),
+        metavar="F",
         help="Fraction for the test split.  [default: as scanned before, or 0]",
     ),
-    click.option("--seed", type=int, help="Seed of the splits.  [default: as before, or 0]"),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="Seed of the splits.  [default: as scanned before, or 0]",
+    ),
     click.option(
         "--group-by",
         metavar="COL",
-        help="Column of a table whose equal values never straddle two splits.",
+        help="What never straddles two splits: equal values in a column of a table; for a folder "
+        "of images, `folder` (each sub-folder) or what a regular expression finds in the paths.",
     ),
 )
 

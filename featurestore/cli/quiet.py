@@ -1,11 +1,13 @@
-"""TensorFlow's start-up notes kept off stderr, where they would drown what a command says."""
+"""What libraries say of themselves kept off stderr, where it would drown what a command says."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
@@ -13,11 +15,37 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from featurestore.errors import FeatureStoreWarning
 
-def quiet_tensorflow() -> None:
-    """Silence TensorFlow's notes, those too that it writes before its log levels count."""
+
+def quiet_libraries() -> None:
+    """Silence TensorFlow's notes and the warnings of other libraries; our own take one line.
+
+    ``python -W …`` and PYTHONWARNINGS show the warnings all the same.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.meta_path.insert(0, _QuietImport())
+    if "tensorflow" not in sys.modules and not any(
+        isinstance(finder, _QuietImport) for finder in sys.meta_path
+    ):
+        sys.meta_path.insert(0, _QuietImport())
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", FeatureStoreWarning)
+    warnings.showwarning = _show
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    where = "" if issubclass(category, FeatureStoreWarning) else f" ({filename}:{lineno})"
+    print(f"warning: {' '.join(str(message).split())}{where}", file=file or sys.stderr)
 
 
 class _QuietImport(MetaPathFinder):
@@ -28,6 +56,7 @@ class _QuietImport(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != "tensorflow":
             return None
+        # TensorFlow writes some notes before its log levels count.
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
@@ -51,9 +80,10 @@ def _no_descriptor_2() -> Iterator[None]:
         os.dup2(notes.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             notes.seek(0)
-            os.write(kept, notes.read())
+            if isinstance(error, Exception):
+                os.write(kept, notes.read())
             raise
         finally:
             os.dup2(kept, 2)

@@ -15,8 +15,8 @@ from featurestore.cli.progress import Progress
 @click.argument("pipeline", metavar="PIPELINE.yaml")
 @click.option(
     "--runs",
-    default="runs",
-    show_default="./runs",
+    default="./runs",
+    show_default=True,
     metavar="DIR",
     help="Folder that each run leaves its results in.",
 )
@@ -25,13 +25,16 @@ from featurestore.cli.progress import Progress
 def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
     """Run a pipeline: data, extract, heads, promote; stages that are up to date are skipped.
 
+    The fields of the file are in docs/pipelines.md.
+
     \b
     Example:
       featurestore run pipelines/quickstart.yaml
     """
-    from featurestore.pipeline import run_pipeline
+    from featurestore.pipeline import PipelineSpec, read_spec, run_pipeline
     from featurestore.store import FeatureStore
 
+    read_spec(pipeline, PipelineSpec)  # a mistake in it makes no store
     with Progress() as progress:
         manifest = run_pipeline(pipeline, FeatureStore(store), runs=runs, on_event=progress)
     if as_json:
@@ -44,71 +47,57 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
 
 def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     """Print the heads of a run, best first, each beside the same head on raw pixels."""
-    metric = _metric(manifest)
-    pixels = {
-        (row["name"], str(row["params"])): row for row in manifest["heads"] if row["on"] == "pixels"
-    }
-    rows = []
-    for row in manifest["heads"]:
-        if row["on"] == "pixels":
-            continue
-        plain = pixels.get((row["name"], str(row["params"])))
-        rows.append(
-            {
-                **row,
-                "val": _value(row, "val", metric),
-                "test": _value(row, "test", metric),
-                "pixels": plain
-                and _value(plain, "test" if "test" in plain["metrics"] else "val", metric),
-                "chosen": "*" if row["head"] == manifest["selected"] else " ",
-            }
-        )
-    rows.sort(key=lambda row: -(row["val"] if row["val"] is not None else float("-inf")))
-    columns = {
-        "chosen": "",
-        "name": "head",
-        "params": "parameters",
-        "layer": "layer",
-        "val": f"val {metric}",
-        "test": f"test {metric}",
-        "seconds": "seconds",
-        "head": "id",
-    }
-    if pixels:
-        columns = {
-            **dict(list(columns.items())[:6]),
-            "pixels": "on pixels",
-            **dict(list(columns.items())[6:]),
+    from featurestore.heads.compare import sort_key
+
+    split, metric = manifest["selection"]["split"], manifest["selection"]["metric"]
+    held_out = next(
+        each for each in ("test", "val", "train") if each in manifest["heads"][0]["metrics"]
+    )
+    pixels = {_asked(row): row for row in manifest["heads"] if row["on"] == "pixels"}
+    rows = [
+        {
+            **row,
+            **{each: _value(row, each, metric) for each in (split, held_out)},
+            "pixels": _value(pixels.get(_asked(row)), held_out, metric),
+            "chosen": "*" if row["head"] == manifest["selected"] else " ",
         }
-    print_table(rows[:most], columns)
+        for row in manifest["heads"]
+        if row["on"] == "features"
+    ]
+    rows.sort(key=lambda row: sort_key(row[split], metric))
+    name = metric.replace("_", " ")
+    columns = {"chosen": "", "name": "head", "params": "parameters", "layer": "layer"}
+    columns |= {each: f"{each} {name}" for each in (split, held_out)}
+    columns |= {"pixels": f"{held_out} on pixels"} if pixels else {}
+    print_table(rows[:most], {**columns, "seconds": "seconds", "head": "id"})
     if len(rows) > most:
         click.echo(f"and {len(rows) - most} more; `featurestore heads` lists them")
 
 
+def _asked(row: dict[str, Any]) -> tuple[str, str]:
+    return row["name"], str(row["params"])
+
+
+def _value(row: dict[str, Any] | None, split: str, metric: str) -> float | None:
+    return None if row is None else row["metrics"].get(split, {}).get(metric)
+
+
 def print_promotion(manifest: dict[str, Any]) -> None:
     """Print what promotion gave."""
-    promotion = manifest["promotion"]
+    promotion, metric = manifest["promotion"], manifest["selection"]["metric"]
     if promotion is None:
         return
-    metric = _metric(manifest)
     parity = promotion["parity"]
     click.echo(
         f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
         f"(scores within {parity['max_abs_diff']:.2g})"
     )
     for split, before in promotion["before"].items():
-        after = promotion["after"][split]
-        click.echo(
-            f"  {split} {metric}: {before[metric]:.3f} fused, {after[metric]:.3f} fine-tuned"
-            if promotion["history"]
-            else f"  {split} {metric}: {before[metric]:.3f}"
-        )
+        texts = [_text(before[metric])]
+        if promotion["history"]:
+            texts = [f"{texts[0]} fused", f"{_text(promotion['after'][split][metric])} fine-tuned"]
+        click.echo(f"  {split} {metric.replace('_', ' ')}: {', '.join(texts)}")
 
 
-def _metric(manifest: dict[str, Any]) -> str:
-    metrics = next(iter(manifest["heads"][0]["metrics"].values()))
-    return "accuracy" if "accuracy" in metrics else "r2"
-
-
-def _value(row: dict[str, Any], split: str, metric: str) -> float | None:
-    return row["metrics"].get(split, {}).get(metric)
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

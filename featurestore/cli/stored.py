@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from featurestore.cli.options import json_option, store_option
-from featurestore.cli.output import plural, print_json, print_table, size
+from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
+from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureKey, FeatureStore
 
 
@@ -17,7 +19,7 @@ from featurestore.store import FeatureKey, FeatureStore
 @store_option
 @json_option
 def ls_command(store: str, as_json: bool) -> None:
-    """List the stored features and data sets.
+    """List the stored features, and the data sets that have none yet.
 
     \b
     Example:
@@ -27,7 +29,15 @@ def ls_command(store: str, as_json: bool) -> None:
     rows = [_row(opened.describe(key)) for key in opened.keys()]
     if as_json:
         print_json(rows)
-    elif rows:
+    else:
+        print_features(rows)
+        _print_bare_datasets(opened, {name for row in rows for name in row["datasets"]})
+    print_damaged(opened)
+
+
+def print_features(rows: list[dict[str, Any]]) -> None:
+    """Print feature arrays as a table."""
+    if rows:
         shown = [
             {**row, "size": size(row["bytes"]), "datasets": ", ".join(row["datasets"])}
             for row in rows
@@ -46,9 +56,19 @@ def ls_command(store: str, as_json: bool) -> None:
             },
         )
     else:
-        click.echo(f"{opened.location} holds no features yet; `featurestore extract` adds some")
-    for damaged in opened.damaged():
-        click.echo(f"damaged: {damaged.path}: {damaged.reason}", err=True)
+        click.echo("no features yet; `featurestore extract` adds some")
+
+
+def _print_bare_datasets(store: FeatureStore, with_features: set[str]) -> None:
+    for entry in store.datasets():
+        if entry.name not in with_features:
+            click.echo(f"data set {entry.name}: {plural(entry.rows, 'sample')}, no features yet")
+
+
+def print_damaged(store: FeatureStore) -> None:
+    """Print on stderr what listings leave out, because it cannot be read."""
+    for damaged in store.damaged():
+        click.echo(printable(f"damaged: {damaged.path}: {damaged.reason}"), err=True)
 
 
 def _row(described: dict[str, Any]) -> dict[str, Any]:
@@ -76,8 +96,10 @@ def show_command(key: str, store: str, as_json: bool) -> None:
     if as_json:
         print_json(described)
         return
-    for name, value in _flat(described):
-        click.echo(f"{name:<28} {value}")
+    rows = _flat(described)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {printable(str(value))}")
 
 
 def _flat(value: dict[str, Any], under: str = "") -> list[tuple[str, Any]]:
@@ -113,16 +135,21 @@ def verify_command(key: str | None, store: str, as_json: bool) -> None:
 
     opened = FeatureStore(store, create=False)
     keys = _keys(opened, key)
-    damaged = [asdict(each) for each in verify(opened, keys)]
+    damaged = []
+    with Progress() as progress:
+        for done, each in enumerate(keys, 1):
+            damaged += [asdict(damage) for damage in verify(opened, [each])]
+            progress.count("verify", done, len(keys), "array")
     if as_json:
         print_json({"checked": len(keys), "damaged": damaged})
     else:
         if damaged:
-            print_table(damaged, {"key": "key", "block": "block", "reason": "reason"})
-        click.echo(f"{plural(len(keys), 'feature array')} checked, {len(damaged)} damages")
+            print_table(damaged, {"block": "block", "reason": "reason", "key": "key"})
+        click.echo(f"{plural(len(keys), 'feature array')} checked")
     if damaged:
-        click.echo("error: damaged blocks; `featurestore repair` computes them again", err=True)
-        raise SystemExit(1)
+        raise DamagedError(
+            f"{plural(len(damaged), 'block')} damaged; `featurestore repair` computes such again"
+        )
 
 
 @click.command("repair")
@@ -175,6 +202,8 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
             {"kind": "kind", "name": "name", "size": "on disk", "reason": "why"},
         )
     if items and not yes and not as_json:
+        if not sys.stdin.isatty():
+            raise InputError("nothing is removed, for nobody can be asked here; give --yes")
         yes = click.confirm(f"remove {plural(len(items), 'item')}, {size(total)}?", err=True)
     freed = opened.gc(items) if items and yes else 0
     if as_json:

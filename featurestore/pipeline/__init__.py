@@ -1,5 +1,6 @@
 """Pipelines and sweeps: files that say what to do, and what does it, stage by stage."""
 
+from featurestore.pipeline.document import parse_value
 from featurestore.pipeline.events import PipelineEvent, StageSkipped, StageStarted
 from featurestore.pipeline.run import run_pipeline
 from featurestore.pipeline.spec import PipelineSpec, SpecFile, SweepSpec, read_spec
@@ -12,6 +13,7 @@ __all__ = [
     "StageSkipped",
     "StageStarted",
     "SweepSpec",
+    "parse_value",
     "read_spec",
     "run_pipeline",
     "run_sweep",

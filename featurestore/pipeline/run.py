@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import digest_bytes, digest_fields, short
-from featurestore.errors import FeatureStoreError, SpecError
+from featurestore.errors import DatasetError, InputError
+from featurestore.pipeline.check import check, check_data
 from featurestore.pipeline.events import StageSkipped, StageStarted
-from featurestore.pipeline.spec import PipelineSpec, SpecFile, read_spec
-from featurestore.pipeline.sweep import check_heads, fit_all
+from featurestore.pipeline.spec import HeadSpec, PipelineSpec, SpecFile, read_spec
+from featurestore.pipeline.sweep import fit_all
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
     from featurestore.extraction import Extraction
+    from featurestore.features import Features
     from featurestore.heads import Head
     from featurestore.store import FeatureStore
 
@@ -87,13 +90,15 @@ class _Run:
     def carry_out(self) -> dict[str, Any]:
         began = datetime.now(UTC).isoformat(timespec="seconds")
         clock = time.perf_counter()
-        backbone = self._check()
+        backbone = check(self.file)
+        _make_folder(self.runs)
         dataset = self._data()
+        selection = check_data(self.file, dataset)
         folder = self._folder(dataset, backbone)
+        _write(folder / SPEC, self.file.text.encode())
         extraction, pixels = self._extract(dataset, backbone)
-        heads, baseline = self._heads(extraction, pixels)
-        self._write(folder / SPEC, self.file.path.read_bytes())
-        chosen = self._choose(heads)
+        heads, baseline = self._heads(extraction, pixels, selection)
+        chosen = self._choose(heads, selection)
         promotion = self._promote(chosen, backbone, dataset, folder)
         manifest = {
             "format": FORMAT,
@@ -105,78 +110,16 @@ class _Run:
             "features": {ref: str(each.key) for ref, each in extraction.items()},
             "heads": [_row(head, "features") for head in heads]
             + [_row(head, "pixels") for head in baseline],
+            "selection": selection,
             "selected": chosen.id,
             "promotion": promotion,
             "versions": _versions(),
         }
+        # A loss that is no number is null in JSON.
+        manifest = json.loads(json.dumps(manifest), parse_constant=lambda name: None)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        self._write(folder / MANIFEST, text.encode())
+        _write(folder / MANIFEST, text.encode("utf-8", "backslashreplace"))
         return {"folder": str(folder), **manifest}
-
-    # ------------------------------------------------------------------ before any work
-
-    def _check(self) -> Backbone:
-        """Find the mistakes that reading the file alone does not show."""
-        check_heads(self.file, self.spec.heads)
-        data = self.spec.data.path
-        if "://" not in data and not self.file.resolve(data).exists():
-            raise self.file.mistake(
-                ["data", "path"], f"nothing at {self.file.resolve(data)}; {_fetch_hint(data)}"
-            )
-        backbone = self._backbone()
-        for number, layer in enumerate(self.spec.layers):
-            self._check_layer(backbone, ["layers", number], layer)
-        for number, head in enumerate(self.spec.heads):
-            for place, layer in enumerate(head.layers or []):
-                if layer not in self.spec.layers:
-                    known = ", ".join(self.spec.layers)
-                    raise self.file.mistake(
-                        ["heads", number, "layers", place],
-                        f"found {layer!r}; expected one of `layers`: {known}",
-                    )
-        self._check_unfreeze(backbone)
-        return backbone
-
-    def _check_layer(self, backbone: Backbone, where: list[str | int], layer: str) -> None:
-        from featurestore.backbone import LayerRef
-
-        try:
-            backbone.shape(LayerRef.parse(layer))
-        except FeatureStoreError as error:
-            raise self.file.mistake(where, str(error)) from None
-
-    def _check_unfreeze(self, backbone: Backbone) -> None:
-        from featurestore.backbone import unfrozen
-
-        promote = self.spec.promote
-        if promote is None or promote.unfreeze is None:
-            return
-        try:
-            unfrozen(backbone.layer_names, promote.unfreeze)
-        except FeatureStoreError as error:
-            raise self.file.mistake(["promote", "unfreeze"], str(error)) from None
-
-    def _backbone(self) -> Backbone:
-        from featurestore.backbone import Backbone
-
-        options = self.spec.backbone.model_dump()
-        model, weights = options.pop("model"), options.pop("weights")
-        if Path(model).suffix:
-            model = str(self._existing(["backbone", "model"], model))
-        if weights is not None and weights not in ("imagenet", "random"):
-            weights = str(self._existing(["backbone", "weights"], weights))
-        try:
-            return Backbone.open(model, weights=weights, **options)
-        except FeatureStoreError as error:
-            raise self.file.mistake(["backbone", "model"], str(error)) from None
-
-    def _existing(self, where: list[str | int], path: str) -> Path:
-        found = self.file.resolve(path)
-        if not found.is_file():
-            raise self.file.mistake(where, f"no file {found}; {_fetch_hint(path)}")
-        return found
-
-    # ------------------------------------------------------------------ the stages
 
     def _data(self) -> Dataset:
         from featurestore.dataset import Dataset
@@ -186,7 +129,10 @@ class _Run:
         path = self.spec.data.path
         location = path if "://" in path else str(self.file.resolve(path))
         self.tell(StageStarted("data", location))
-        dataset = Dataset.open(location, on_event=self.tell, **options)
+        try:
+            dataset = Dataset.open(location, on_event=self.tell, **options)
+        except DatasetError as error:
+            raise self.file.mistake(["data"], str(error)) from error
         known = [entry.manifest_digest for entry in self.store.datasets()]
         self.store.add_dataset(dataset)
         fresh = dataset.manifest_digest not in known
@@ -202,7 +148,7 @@ class _Run:
         from featurestore.extraction import extract
 
         started = time.perf_counter()
-        self.tell(StageStarted("extract", f"{', '.join(self.spec.layers)} of {backbone.name}"))
+        self.tell(StageStarted("extract", f"features of {dataset.name} by {backbone.name}"))
         options = {**self.spec.extract.model_dump(), "on_event": self.tell}
         extraction = extract(dataset, backbone, self.spec.layers, self.store, **options)
         pixels = None
@@ -213,47 +159,56 @@ class _Run:
         fresh = any(report.rows_computed for report in reports)
         self.stages.record("extract", started, fresh)
         if not fresh:
-            self.tell(StageSkipped("extract", f"{len(reports)} feature arrays"))
+            self.tell(StageSkipped("extract", "all features are stored"))
         return extraction, pixels
 
     def _heads(
-        self, extraction: Extraction, pixels: Extraction | None
+        self, extraction: Extraction, pixels: Extraction | None, selection: dict[str, str]
     ) -> tuple[list[Head], list[Head]]:
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads()}
-        self.tell(StageStarted("heads", f"on {len(extraction)} layers"))
-        heads = [
-            head
-            for features in extraction.values()
-            for head in fit_all(features, self.spec.heads, self.tell)
-        ]
+        self.tell(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
+        heads = [head for each in extraction.values() for head in self._fit(each, self.spec.heads)]
         baseline: list[Head] = []
         if pixels is not None:
             everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
-            baseline = fit_all(pixels["pixels"], everywhere, self.tell)
+            baseline = self._fit(pixels["pixels"], everywhere)
         fresh = any(head.id not in before for head in (*heads, *baseline))
         self.stages.record("heads", started, fresh)
         if not fresh:
-            self.tell(StageSkipped("heads", f"{len(heads) + len(baseline)} heads"))
+            self.tell(StageSkipped("heads", "all heads are stored"))
         return heads, baseline
 
-    def _choose(self, heads: list[Head]) -> Head:
+    def _fit(self, features: Features, heads: Sequence[HeadSpec]) -> list[Head]:
+        """Fit heads on one layer, which is named once something is to be fitted on it."""
+        from featurestore.heads import HeadStarted
+
+        named = False
+
+        def tell(event: Any) -> None:
+            nonlocal named
+            if isinstance(event, HeadStarted) and not named:
+                named = True
+                self.tell(StageStarted("heads", f"{features.key.model} {features.ref}"))
+            self.tell(event)
+
+        return fit_all(features, heads, tell)
+
+    def _choose(self, heads: list[Head], selection: dict[str, str]) -> Head:
         """Return the best head; where one is to be promoted, the best of those that can be."""
         from featurestore.heads import best
 
-        select = self.spec.select
-        metric = None if select.metric is None else f"{select.split}.{select.metric}"
-        if metric is None and select.split != "val":
-            metric = f"{select.split}.{'r2' if heads[0].task == 'regression' else 'accuracy'}"
+        metric = "{split}.{metric}".format(**selection)
         if self.spec.promote is None:
             return best(heads, metric)
         from featurestore.promotion import promotable
 
         can = [head for head in heads if promotable(head)]
         if not can:
-            raise SpecError(
-                f"{self.file.path}: none of the heads can be promoted; add one that can, such as "
-                "logistic, ridge or dense, or leave out `promote`"
+            raise self.file.mistake(
+                ["promote"],
+                "none of the heads can be promoted; add one that can, such as logistic, ridge or "
+                "dense, or leave out `promote`",
             )
         return best(can, metric)
 
@@ -263,7 +218,7 @@ class _Run:
         if self.spec.promote is None:
             return None
         started = time.perf_counter()
-        self.tell(StageStarted("promote", head.id))
+        self.tell(StageStarted("promote", f"{head.id} on {head.key.ref}"))
         digest = digest_fields({"head": head.id, **self.spec.promote.model_dump()})
         done = _promoted(folder, digest)
         if done is not None:
@@ -284,26 +239,39 @@ class _Run:
             **promotion.to_dict(),
         }
 
-    # ------------------------------------------------------------------ the run's folder
-
     def _folder(self, dataset: Dataset, backbone: Backbone) -> Path:
         from featurestore.backbone import LayerRef
 
         layers = [LayerRef.parse(layer).layer for layer in self.spec.layers]
         identity = {
-            "spec": self.spec.model_dump(mode="json", exclude={"data": {"path"}}),
+            # The digests stand for what is found at the paths.
+            "spec": self.spec.model_dump(
+                mode="json", exclude={"data": {"path"}, "backbone": {"model", "weights"}}
+            ),
             "dataset": dataset.manifest_digest,
             "prefixes": [backbone.prefix_digest(layer) for layer in layers],
         }
-        folder = self.runs / self.spec.name / short(digest_fields(identity))
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return _make_folder(self.runs / self.spec.name / short(digest_fields(identity)))
 
-    @staticmethod
-    def _write(path: Path, data: bytes) -> None:
-        part = path.with_name(f".{path.name}.{os.getpid()}")
+
+def _make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {str(folder)!r} for the results: {error.strerror}; name "
+            "another with --runs"
+        ) from None
+    return folder
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
         part.write_bytes(data)
         os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _promoted(folder: Path, digest: str) -> dict[str, Any] | None:
@@ -347,11 +315,3 @@ def _versions() -> dict[str, str]:
     from featurestore.versions import versions
 
     return versions()
-
-
-def _fetch_hint(path: str) -> str:
-    parts = Path(path).parts
-    if "data" in parts[:-1]:
-        name = parts[parts.index("data") + 1]
-        return f"`python data/fetch.py {name}` brings it, where it is one of the project's assets"
-    return "paths are taken from the folder of the pipeline file"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,29 +12,28 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from featurestore.errors import SpecError, nearest
+from featurestore.pipeline.document import Document, read_document
 
-MAX_BYTES = 1_000_000
+# More lines than this help nobody.
+MOST_MISTAKES = 20
+LONGEST_VALUE = 60
+
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "r2", "rmse"]
 Split = Literal["train", "val", "test"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Scalar = str | int | float | bool | None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-5`` as a string, which nobody who writes a learning rate means."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+Count = Annotated[int, Field(gt=0)]
 
 
 class Part(BaseModel):
     """A part of a file: unknown fields are mistakes, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError("is empty; give its fields, or {} for the defaults, or leave it out")
+    return value
 
 
 class DataSpec(Part):
@@ -54,7 +52,7 @@ class BackboneSpec(Part):
 
     model: str
     weights: str | None = None
-    input_size: Annotated[int, Field(gt=0)] | None = None
+    input_size: Count | None = None
     scaling: Literal["none", "unit", "tf", "torch", "caffe"] | None = None
     resize: Literal["stretch", "crop", "pad"] = "stretch"
     interpolation: Literal["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"] = "bilinear"
@@ -64,13 +62,16 @@ class ExtractSpec(Part):
     """How features are computed and stored."""
 
     dtype: Literal["float16", "float32"] = "float16"
-    batch_size: Annotated[int, Field(gt=0)] = 32
+    batch_size: Count = 32
 
 
 class BaselineSpec(Part):
     """The same heads on raw pixels, resized to a square of this many pixels a side."""
 
-    input_size: Annotated[int, Field(gt=0)] = 32
+    input_size: Count = 32
+
+
+Layers = Annotated[list[str], Field(min_length=1)]
 
 
 class HeadSpec(Part):
@@ -79,8 +80,8 @@ class HeadSpec(Part):
     head: str
     params: dict[str, Any] = {}
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    layers: list[str] | None = None
-    seed: int = 0
+    layers: Layers | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 def _head(value: Any) -> Any:
@@ -88,7 +89,6 @@ def _head(value: Any) -> Any:
 
 
 Heads = Annotated[list[Annotated[HeadSpec, BeforeValidator(_head)]], Field(min_length=1)]
-Layers = Annotated[list[str], Field(min_length=1)]
 
 
 class SelectSpec(Part):
@@ -104,21 +104,21 @@ class PromoteSpec(Part):
     unfreeze: int | str | None = None
     epochs: Annotated[int, Field(ge=0)] = 0
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    batch_size: Annotated[int, Field(gt=0)] = 32
+    batch_size: Count = 32
 
 
 class PipelineSpec(Part):
     """A pipeline: data, backbone, layers, heads, selection and promotion."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     data: DataSpec
     backbone: BackboneSpec
     layers: Layers
     extract: ExtractSpec = ExtractSpec()
-    baseline: BaselineSpec | None = None
+    baseline: Annotated[BaselineSpec | None, BeforeValidator(_given)] = None
     heads: Heads
     select: SelectSpec = SelectSpec()
-    promote: PromoteSpec | None = None
+    promote: Annotated[PromoteSpec | None, BeforeValidator(_given)] = None
 
 
 class SweepSpec(Part):
@@ -143,10 +143,13 @@ class SpecFile(Generic[AnySpec]):
         The YAML file.
     spec : PipelineSpec or SweepSpec
         What it says.
+    text : str
+        The file's own words.
     """
 
     path: Path
     spec: AnySpec
+    text: str
     _root: yaml.Node
 
     def mistake(self, where: Sequence[str | int], message: str) -> SpecError:
@@ -178,49 +181,51 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
     SpecError
         A line for each mistake: file, line, field, what was found, what is allowed.
     """
-    path = Path(path)
-    text = _read(path)
-    try:
-        root = yaml.compose(text, Loader=_Loader)
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if root is None or not isinstance(value, dict):
+    document = read_document(path)
+    if not isinstance(document.value, dict):
         fields = ", ".join(kind.model_fields)
-        raise SpecError(f"{path}:1: expected a mapping with the fields {fields}")
+        found = "nothing" if document.value is None else f"a {type(document.value).__name__}"
+        raise SpecError(
+            f"{document.path}:1: found {found}, expected a mapping with the fields {fields}"
+        )
     try:
-        return SpecFile(path, kind.model_validate(value), root)
+        spec = kind.model_validate(document.value)
     except ValidationError as error:
-        mistakes = [_mistake(path, kind, root, each) for each in error.errors()]
-        raise SpecError("\n".join(dict.fromkeys(mistakes))) from None
+        raise _mistakes(document, kind, error) from None
+    return SpecFile(document.path, spec, document.text, document.root)
 
 
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise SpecError(f"{path} has over {MAX_BYTES:,} bytes; expected a pipeline file")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        known = [str(each) for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise SpecError(f"no file {path}; {nearest(str(path), known)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"cannot read {path}: {error}") from None
+def _mistakes(document: Document, kind: type[Part], error: ValidationError) -> SpecError:
+    found: dict[tuple[int, str], str] = {}
+    for each in error.errors():
+        where = [step for step in each["loc"] if not _is_branch(step)]
+        field = ".".join(str(step) for step in where) or "the file"
+        line = _line(document.root, where)
+        # Of the branches of a union the first speaks for all.
+        found.setdefault((line, field), f"{document.path}:{line}: {field}: {_said(kind, each)}")
+    lines = [found[at] for at in sorted(found)]
+    more = len(lines) - MOST_MISTAKES
+    return SpecError(
+        "\n".join(lines[:MOST_MISTAKES] + ([f"and {more} more mistakes"] if more > 0 else []))
+    )
 
 
-def _mistake(path: Path, kind: type[Part], root: yaml.Node | None, error: Any) -> str:
+def _said(kind: type[Part], error: Any) -> str:
     where = [step for step in error["loc"] if not _is_branch(step)]
-    field = ".".join(str(step) for step in where)
-    message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        message = f"unknown field; {nearest(str(where[-1]), _siblings(kind, where[:-1]))}"
-    elif error["type"] == "missing":
-        message = "is missing"
-    else:
-        message = f"found {error['input']!r}; {message[0].lower()}{message[1:]}"
-    return f"{path}:{_line(root, where)}: {field}: {message}"
+        return f"unknown field; {nearest(str(where[-1]), _fields(kind, where[:-1]))}"
+    if error["type"] == "missing":
+        return "is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    if error["type"] in ("model_type", "dict_type"):
+        fields = ", ".join(_fields(kind, where))
+        message = f"expected a mapping with the fields {fields}" if fields else "expected a mapping"
+    found = repr(error["input"])
+    if len(found) > LONGEST_VALUE:
+        found = f"{found[:LONGEST_VALUE]}…"
+    return f"found {found}; {message[0].lower()}{message[1:]}"
 
 
 def _is_branch(step: Any) -> bool:
@@ -228,27 +233,21 @@ def _is_branch(step: Any) -> bool:
     return isinstance(step, str) and (step in ("int", "str", "float") or "[" in step)
 
 
-def _siblings(kind: type[Part], where: list[Any]) -> list[str]:
-    fields: Any = kind
+def _fields(kind: type[Part], where: Sequence[Any]) -> list[str]:
+    """Return the fields that a part of the file may have; none where it is no part."""
+    part: Any = kind
     for step in where:
-        if isinstance(step, int):
-            continue
-        fields = _part_of(fields.model_fields[step].annotation) if _is_part(fields) else fields
-    return list(fields.model_fields) if _is_part(fields) else []
+        if isinstance(step, str) and part is not None:
+            field = part.model_fields.get(step)
+            part = field and _part_of(field.annotation)
+    return list(part.model_fields) if part else []
 
 
-def _is_part(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Part)
-
-
-def _part_of(annotation: Any) -> Any:
-    if _is_part(annotation):
+def _part_of(annotation: Any) -> type[Part] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
         return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _part_of(inner)
-        if found is not None:
-            return found
-    return None
+    found = (_part_of(inner) for inner in getattr(annotation, "__args__", ()))
+    return next((part for part in found if part is not None), None)
 
 
 def _line(node: yaml.Node | None, where: Sequence[str | int]) -> int:
@@ -257,14 +256,13 @@ def _line(node: yaml.Node | None, where: Sequence[str | int]) -> int:
     for step in where:
         if isinstance(node, yaml.MappingNode):
             pairs = {key.value: (key, value) for key, value in node.value}
-            if step not in pairs:
+            if str(step) not in pairs:
                 break
-            key, node = pairs[step]
+            key, node = pairs[str(step)]
             line = key.start_mark.line
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
             node = node.value[step]
-            assert node is not None
-            line = node.start_mark.line
+            line = node.start_mark.line if node else line
         else:
             break
     return line + 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featurestore.errors import HeadError
+from featurestore.errors import HeadError, NotFoundError
 from featurestore.features import Features, stored
 from featurestore.heads import Head, check_named, expand, fit_heads
 from featurestore.pipeline.spec import HeadSpec, SpecFile, SweepSpec, read_spec
@@ -37,25 +38,62 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
         Where the features are not in the store.
     """
     file = read_spec(path, SweepSpec)
-    check_heads(file, file.spec.heads)
+    check_heads(file)
+    found = _features(file, store)
+    check_layers(file, list(dict.fromkeys(features.ref for features in found)))
+    return [head for each in found for head in fit_all(each, file.spec.heads, on_event)]
+
+
+def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
     spec = file.spec
-    layers: Sequence[str | None] = spec.layers or [None]
-    found = [
-        features
-        for layer in layers
-        for features in stored(store, spec.dataset, model=spec.model, layer=layer)
-    ]
-    return [head for each in found for head in fit_all(each, spec.heads, on_event)]
+    dataset, place = spec.dataset, file.resolve(spec.dataset)
+    if not store.has_dataset(dataset) and place.exists():
+        dataset = str(place)
+    where: list[str | int] = ["dataset"]
+    try:
+        store.dataset(dataset)
+        where = ["model" if spec.model is not None else "dataset"]
+        found = stored(store, dataset, model=spec.model)
+        if spec.layers is None:
+            return found
+        found = []
+        for number, layer in enumerate(spec.layers):
+            where = ["layers", number]
+            found += stored(store, dataset, model=spec.model, layer=layer)
+        return found
+    except NotFoundError as error:
+        raise file.mistake(where, str(error)) from error
 
 
-def check_heads(file: SpecFile, heads: Sequence[HeadSpec]) -> None:
+def check_heads(file: SpecFile[Any]) -> None:
     """Raise SpecError, with its line, for a head or a parameter that does not exist."""
-    for number, head in enumerate(heads):
+    for number, head in enumerate(file.spec.heads):
         for params in combinations(head):
             try:
                 check_named(head.head, params)
             except HeadError as error:
-                raise file.mistake(["heads", number, "head"], str(error)) from None
+                field = _field(head, str(error))
+                raise file.mistake(["heads", number, *field], str(error)) from None
+
+
+def _field(head: HeadSpec, message: str) -> list[str]:
+    """Return which field of a head a message is about: a parameter that it names, or the head."""
+    for part, params in (("params", head.params), ("grid", head.grid)):
+        for name in params:
+            if re.search(rf"\b{re.escape(name)}\b", message):
+                return [part, name]
+    return ["head"]
+
+
+def check_layers(file: SpecFile[Any], layers: Sequence[str]) -> None:
+    """Raise SpecError, with its line, for a head that asks for a layer which is not there."""
+    for number, head in enumerate(file.spec.heads):
+        for place, layer in enumerate(head.layers or []):
+            if layer not in layers:
+                raise file.mistake(
+                    ["heads", number, "layers", place],
+                    f"found {layer!r}; expected one of the layers {', '.join(layers)}",
+                )
 
 
 def combinations(head: HeadSpec) -> list[dict[str, Any]]:

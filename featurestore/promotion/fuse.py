@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,12 @@ import keras
 from featurestore.backbone import LayerRef
 from featurestore.backbone.graph import clone_onto
 from featurestore.errors import PromotionError
-from featurestore.heads.network import ending
-from featurestore.promotion.convert import require_convertible, scores_tensor
+from featurestore.heads.network import logits_model
+from featurestore.promotion.convert import (
+    probabilities_tensor,
+    require_convertible,
+    scores_tensor,
+)
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -27,15 +32,16 @@ class Fused:
     model : keras.Model
         From uint8 RGB images (batch, height, width, channel=3) to class probabilities
         (batch, class), or to the predicted value (batch, 1) of a regressor.
-    scores : keras.Model
-        The same layers up to the scores that the cached head gives: logits, decision values,
-        or predicted values, (batch, class).
+    scores : str
+        Name of the layer in ``model`` that gives what the cached head decides by: logits,
+        decision values, or predicted values, (batch, class).
     backbone_layers : tuple of str
-        Names of the layers in ``model`` that come from the backbone, in order.
+        Names of the layers and operations in ``model`` that come from the backbone, its
+        preprocessing included, in order.
     """
 
     model: keras.Model
-    scores: keras.Model
+    scores: str
     backbone_layers: tuple[str, ...]
 
 
@@ -59,16 +65,31 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
         Where the head has no Keras form, or the backbone is not the one of its features.
     """
     ref = check_origin(head, backbone)
+    if head.kind == "sklearn":
+        require_convertible(head.estimator)
     base = backbone.cut(ref)
+    names = tuple(operation.name for operation in base.operations)
+    prefix = _free_prefix(names)
     x = base.outputs[0]
     if head.kind == "sklearn":
-        scores = scores_tensor(head.estimator, _flat(x))
-        output = _probabilities(scores) if head.task == "classification" else scores
+        scores = scores_tensor(head.estimator, _flat(x, prefix), prefix)
     else:
-        scores, output = _keras_head(head, x)
+        scores = clone_onto(_without_softmax(head), x, prefix)
+    output = scores
+    if head.task == "classification":
+        softmax = f"{prefix}probabilities" if "probabilities" in names else "probabilities"
+        if head.kind == "sklearn":
+            output = probabilities_tensor(head.estimator, scores, prefix, softmax)
+        else:
+            output = keras.layers.Softmax(name=softmax)(scores)
     model = keras.Model(base.inputs, output, name="promoted")
-    layers = tuple(layer.name for layer in base.layers)
-    return Fused(model, keras.Model(base.inputs, scores, name="scores"), layers)
+    return Fused(model, scores._keras_history.operation.name, names)
+
+
+def with_scores(model: keras.Model, scores: str) -> keras.Model:
+    """Return a promoted model that gives its scores too: (scores, output)."""
+    tensor = next(each.output for each in model.operations if each.name == scores)
+    return keras.Model(model.inputs, [tensor, model.outputs[0]])
 
 
 def promotable(head: Head) -> bool:
@@ -94,22 +115,25 @@ def check_origin(head: Head, backbone: Backbone) -> LayerRef:
     return ref
 
 
-def _flat(x: Any) -> Any:
-    return x if len(x.shape) == 2 else keras.layers.Flatten(name="head_flatten")(x)
+def _free_prefix(names: Collection[str]) -> str:
+    """Return a prefix for the head's layers that no layer of the backbone has."""
+    prefix, count = "head_", 1
+    while any(name.startswith(prefix) for name in names):
+        count += 1
+        prefix = f"head{count}_"
+    return prefix
 
 
-def _probabilities(scores: Any) -> Any:
-    return keras.layers.Softmax(name="probabilities")(scores)
+def _flat(x: Any, prefix: str) -> Any:
+    return x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
 
 
-def _keras_head(head: Head, x: Any) -> tuple[Any, Any]:
-    """Clone a Keras head onto the features; its scores are what comes before a last softmax."""
-    output = clone_onto(head.estimator, x, prefix="head_")
-    last = output._keras_history.operation
-    if isinstance(last, keras.layers.Softmax) or (
-        isinstance(last, keras.layers.Activation) and last.activation is keras.activations.softmax
-    ):
-        return last.input, output
-    if head.task == "regression" or ending(head.estimator) == "softmax":
-        return output, output
-    return output, _probabilities(output)
+def _without_softmax(head: Head) -> keras.Model:
+    """Return a Keras head, nested models dissolved, up to its logits or predicted value."""
+    features = keras.Input(head.shape)
+    flat = keras.Model(features, clone_onto(head.estimator, features))
+    if head.task == "regression":
+        return flat
+    logits = logits_model(flat)
+    assert logits is not None, "only a nested softmax has no logits"
+    return logits

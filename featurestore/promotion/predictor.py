@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import keras
 
 BATCH = 32
+# Decoded while the one before them is computed.
+BATCHES_AHEAD = 2
 
 
 class Predictor:
@@ -36,8 +39,9 @@ class Predictor:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        self.resize = resizing(model)
-        layer = model.get_layer("resizing")
+        layer = _resizing(model)
+        self.resize = compiled_resize(layer)
+        self._columns = model.output_shape[-1]
         weight_bytes = sum(int(np.prod(each.shape)) * 4 for each in model.weights)
         self._forward = compiled(
             lambda images: [model(images, training=False)],
@@ -59,22 +63,37 @@ class Predictor:
         -------
         numpy.ndarray of float32, (item, class) or (item, 1)
         """
-        parts = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts: list[np.ndarray] = []
+        waiting: deque[list[Future[np.ndarray]]] = deque()
+
+        def predict_next() -> None:
+            images = [future.result() for future in waiting.popleft()]
+            parts.append(self._forward(np.stack(images))[0])
+
+        pool = ThreadPoolExecutor(os.cpu_count(), "decode")
+        try:
             for start in range(0, len(items), BATCH):
                 batch = items[start : start + BATCH]
-                images = list(pool.map(lambda item: self.resize(read(item)), batch))
-                parts.append(self._forward(np.stack(images))[0])
-        return np.concatenate(parts)
+                waiting.append([pool.submit(self._prepared, read, item) for item in batch])
+                if len(waiting) > BATCHES_AHEAD:
+                    predict_next()
+            while waiting:
+                predict_next()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        return np.concatenate(parts) if parts else np.zeros((0, self._columns), np.float32)
+
+    def _prepared(self, read: Callable[[Any], np.ndarray], item: Any) -> np.ndarray:
+        return self.resize(read(item))
 
 
-def resizing(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the resizing of a promoted model: uint8 (height, width, 3) of any size to its own."""
-    try:
-        layer = model.get_layer("resizing")
-    except ValueError:
+def _resizing(model: keras.Model) -> keras.layers.Resizing:
+    import keras
+
+    layers = [each for each in model.layers if each.name == "resizing"]
+    if not layers or not isinstance(layers[0], keras.layers.Resizing):
         raise InputError(
             f"model {model.name!r} has no layer 'resizing', and so was not promoted from a head; "
             "make one with `featurestore promote HEAD -o MODEL.keras`"
-        ) from None
-    return compiled_resize(layer)
+        )
+    return layers[0]

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from featurestore.backbone import unfrozen
-from featurestore.errors import ActivationError, PromotionError
+from featurestore.backbone import LayerRef, unfrozen
+from featurestore.backbone.naming import RESERVED
+from featurestore.errors import ActivationError, InputError, PromotionError
 from featurestore.extraction import extract
 from featurestore.heads import metrics
 from featurestore.heads.network import seeded
-from featurestore.promotion.events import OnEvent, Proved, TuningEpochEnded
+from featurestore.promotion.events import OnEvent, TuningEpochEnded
 from featurestore.promotion.fuse import Fused, fuse
-from featurestore.promotion.parity import Parity, compare, require, storage_tolerance
+from featurestore.promotion.parity import Parity
 from featurestore.promotion.predictor import Predictor
-from featurestore.promotion.saved import load_model, save_model
+from featurestore.promotion.proof import prove
+from featurestore.promotion.saved import save_model
 from featurestore.promotion.tune import LabelledImages, boundary, fine_tune, freeze
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.features import Features
     from featurestore.heads import Head
-    from featurestore.store import FeatureGroup
 
 FORMAT = 1
-PROOF_ROWS = 128
 DEFAULT_EPOCHS = 3
 DEFAULT_RATE = 1e-5
 
@@ -155,26 +154,44 @@ def carry_out(
     on_event: OnEvent | None = None,
 ) -> Promotion:
     """Promote a head and return the report with the model; parameters as :func:`promote`."""
-    tell = on_event or _ignore
     epochs = (DEFAULT_EPOCHS if unfreeze is not None else 0) if epochs is None else epochs
-    group = _check_data(head, data)
+    _check_options(epochs, learning_rate, batch_size)
+    _check_data(head, data)
+    if epochs:
+        _check_trainable(head, data)
+    tuning = _Tuning(unfreeze, epochs, learning_rate, batch_size, seed)
+    # All that is drawn for new layers, dropout too; the process's own generator stays as it was.
     with seeded(seed):
-        fused = fuse(head, backbone)
-    free = _free_layers(fused, unfreeze)
-    metadata = _metadata(head, data, unfreeze, epochs)
-    parity = _prove(head, fused, group, data, metadata, tell)
-    before = evaluate_splits(fused.model, data, head.classes)
+        return _carry_out(head, backbone, data, tuning, on_event or _ignore)
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    unfreeze: str | int | None
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    seed: int
+
+
+def _carry_out(
+    head: Head, backbone: Backbone, data: Dataset, tuning: _Tuning, tell: OnEvent
+) -> Promotion:
+    fused = fuse(head, backbone)
+    free = _free_layers(fused, tuning.unfreeze)
+    metadata = _metadata(head, data, tuning)
+    precision = backbone.prefix_fields(LayerRef.parse(head.key.ref).layer)["precision"]
+    group = head.store.group(head.key)
+    parity = prove(head, fused, data, group, precision, metadata, tell)
+    before = evaluate_splits(fused.model, data, head)
     history: list[dict[str, float]] = []
     after = before
-    if epochs:
-        _check_classes(head, data)
-        history = _tune(
-            head, backbone, fused, data, free, epochs, learning_rate, batch_size, seed, tell
-        )
-        after = evaluate_splits(fused.model, data, head.classes)
+    if tuning.epochs:
+        history = _tune(head, backbone, fused, data, free, tuning, tell)
+        after = evaluate_splits(fused.model, data, head)
     # A fresh model around the same layers leaves the optimizer behind.
-    model = keras.Model(fused.model.inputs, fused.model.outputs, name="promoted")
-    report = {"parity": parity.to_dict(), "before": before, "after": after}
+    model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
+    report = {"parity": parity.to_dict(), "before": _brief(before), "after": _brief(after)}
     return Promotion(model, parity, before, after, history, {**metadata, **report})
 
 
@@ -182,29 +199,52 @@ def _ignore(event: object) -> None:
     pass
 
 
-def _check_data(head: Head, data: Dataset) -> FeatureGroup:
+def _check_options(epochs: int, learning_rate: float, batch_size: int) -> None:
+    if epochs < 0:
+        raise InputError(f"epochs is {epochs!r}; expected a whole number of at least 0")
+    if not 0 < learning_rate < float("inf"):
+        raise InputError(f"learning_rate is {learning_rate!r}; expected a number above 0")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+
+
+def _check_data(head: Head, data: Dataset) -> None:
     if data.digest != head.key.dataset_digest:
         raise PromotionError(
             f"{head.id} was fitted on other samples than {data.name} holds now; open the data set "
             "as it was, or train the head again on the present one with `featurestore train`"
         )
-    return head.store.group(head.key)
 
 
-def _check_classes(head: Head, data: Dataset) -> None:
-    if head.task != data.task or list(head.classes) != list(data.classes):
+def _check_trainable(head: Head, data: Dataset) -> None:
+    again = "split anew with `featurestore scan`, then `featurestore train`"
+    if head.task != data.task:
+        found = f"labels for {data.task}" if data.task else "no labels"
+        raise PromotionError(
+            f"{head.id} was fitted for {head.task}, and {data.name} has {found}; to fine-tune, "
+            "give the data set that the head was fitted on"
+        )
+    odd = sorted(set(map(str, head.classes)) ^ set(map(str, data.classes)))
+    if list(head.classes) != list(data.classes):
         raise PromotionError(
             f"{head.id} tells {len(head.classes)} classes apart, and {data.name} has "
-            f"{len(data.classes)} now; to fine-tune, each needs training rows and the head to be "
-            "trained on them: split anew with `featurestore scan`, then `featurestore train`"
+            f"{len(data.classes)} ({', '.join(odd[:5]) or 'of another type'}: in one of them "
+            f"only); to fine-tune, each class needs training rows and a head trained on them: "
+            f"{again}"
         )
+    if not len(data.rows("train", labelled=True)):
+        raise PromotionError(f"{data.name} has no labelled rows in its train split; {again}")
 
 
 def _free_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
-    return [] if unfreeze is None else unfrozen(fused.backbone_layers, unfreeze)
+    """Return the names of the backbone's own layers that are set free."""
+    if unfreeze is None:
+        return []
+    names = set(fused.backbone_layers) - set(RESERVED)
+    return unfrozen([each.name for each in fused.model.layers if each.name in names], unfreeze)
 
 
-def _metadata(head: Head, data: Dataset, unfreeze: Any, epochs: int) -> dict[str, Any]:
+def _metadata(head: Head, data: Dataset, tuning: _Tuning) -> dict[str, Any]:
     from featurestore.versions import versions
 
     return {
@@ -215,56 +255,35 @@ def _metadata(head: Head, data: Dataset, unfreeze: Any, epochs: int) -> dict[str
         "features": str(head.key),
         "backbone": head.lineage["backbone"],
         "dataset": {"name": data.name, "manifest": data.manifest_digest},
-        "fine_tuning": {"unfreeze": unfreeze, "epochs": epochs},
+        "fine_tuning": asdict(tuning),
         "versions": versions(),
     }
 
 
-def _prove(
-    head: Head,
-    fused: Fused,
-    group: FeatureGroup,
-    data: Dataset,
-    metadata: dict[str, Any],
-    tell: OnEvent,
-) -> Parity:
-    """Compare from the image files: the fused model, then its file loaded anew."""
-    # Content order is a fair shuffle: its first rows are a random sample.
-    rows = np.arange(min(PROOF_ROWS, len(data)))
-    stored = group.read(rows, dtype="float32")
-    expected = head.scores(stored)
-    tolerance = storage_tolerance(head.scores, stored, group.dtype)
-    parity = compare(expected, _raw_scores(fused.scores, data, rows), tolerance)
-    require(parity, "the fused model")
-    tell(Proved("the fused model", parity))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        save_model(fused.scores, path, metadata)
-        loaded, _ = load_model(path)
-    reloaded = compare(expected, _raw_scores(loaded, data, rows), tolerance)
-    require(reloaded, "the saved file, loaded anew,")
-    tell(Proved("the saved file, loaded anew,", reloaded))
-    return parity
+def evaluate_splits(model: keras.Model, data: Dataset, head: Head) -> dict[str, Any]:
+    """Measure a model, whose output has a head's columns, on each split that has labels.
 
-
-def _raw_scores(model: keras.Model, data: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Predict as a user would: whole images of their own sizes, one by one, by Keras itself."""
-    return np.concatenate([model.predict_on_batch(data.image(int(row))[None]) for row in rows])
-
-
-def evaluate_splits(model: keras.Model, data: Dataset, columns: Sequence[Any]) -> dict[str, Any]:
-    """Measure a model, whose output has these columns, on each split that has labels.
-
-    The training split is left out, unless there is no other.
+    The training split is left out, unless there is no other. Empty where the data set has no
+    labels of the kind that the head predicts.
     """
-    labels = data.labels
-    assert labels is not None, "a head is fitted on labels"
+    if data.labels is None or data.task != head.task:
+        return {}
+    labels, columns = data.labels, head.classes
     labelled = {split: data.rows(split, labelled=True) for split in ("val", "test", "train")}
-    held_out = {split: rows for split, rows in labelled.items() if len(rows) and split != "train"}
+    filled = {split: rows for split, rows in labelled.items() if len(rows)}
+    held_out = {split: rows for split, rows in filled.items() if split != "train"}
     predictor = Predictor(model)
     return {
         split: measured(predictor(data.image, rows.tolist()), labels[rows], columns, data.classes)
-        for split, rows in (held_out or {"train": labelled["train"]}).items()
+        for split, rows in (held_out or filled).items()
+    }
+
+
+def _brief(metrics_of: dict[str, Any]) -> dict[str, Any]:
+    # With a thousand classes, a confusion matrix is a megabyte.
+    return {
+        split: {name: value for name, value in each.items() if name != "confusion"}
+        for split, each in metrics_of.items()
     }
 
 
@@ -301,47 +320,53 @@ def _tune(
     fused: Fused,
     data: Dataset,
     free: list[str],
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    seed: int,
+    tuning: _Tuning,
     tell: OnEvent,
 ) -> list[dict[str, float]]:
     history: list[dict[str, float]] = []
 
     def ended(epoch: int, logs: dict[str, float]) -> None:
         history.append(logs)
-        tell(TuningEpochEnded(head.id, epoch, epochs, logs))
+        tell(TuningEpochEnded(head.id, epoch, tuning.epochs, logs))
 
+    size = tuning.batch_size
+    order: dict[str, Any] = {"shuffle": True, "seed": tuning.seed}
     freeze(fused.model, fused.backbone_layers, free)
-    found = boundary(fused.model, fused.backbone_layers)
-    ref = found and _stored_ref(found[0], head, backbone)
-    if found and ref:
-        model = keras.Model(found[1], fused.model.outputs)
+    found = boundary(fused.model, fused.backbone_layers, _stored_refs(head, backbone))
+    if found is not None:
+        ref, tensor = found
+        model = keras.Model(tensor, fused.model.outputs[0])
         features = _boundary_features(data, backbone, ref, head, tell)
-        train = features.py_dataset("train", batch_size=batch_size, shuffle=True, seed=seed)
-        watched = features.py_dataset("val", batch_size=batch_size)
+        train = features.py_dataset("train", batch_size=size, **order)
+        watched = features.py_dataset("val", batch_size=size)
     else:
         model, resize = fused.model, backbone.resize
-        train = LabelledImages(data, "train", resize, batch_size, shuffle=True, seed=seed)
-        watched = LabelledImages(data, "val", resize, batch_size)
+        train = LabelledImages(data, "train", resize, size, **order)
+        watched = LabelledImages(data, "val", resize, size)
     fine_tune(
         model,
         fused.backbone_layers,
         train,
         watched if len(watched) else None,
-        epochs=epochs,
-        learning_rate=learning_rate,
+        epochs=tuning.epochs,
+        learning_rate=tuning.learning_rate,
         on_epoch=ended,
     )
     return history
 
 
-def _stored_ref(layer: str, head: Head, backbone: Backbone) -> str | None:
-    """Return the layer ref that stores what a layer of the fused model gives, if one does."""
-    if layer == "reduction":
-        return head.key.ref
-    return layer if layer in backbone.layer_names else None
+def _stored_refs(head: Head, backbone: Backbone) -> dict[str, str]:
+    """Return the layer ref that stores what a layer of the fused model gives, by its name."""
+    names = set(backbone.layer_names)
+    refs = {
+        info.name: info.name
+        for info in backbone.layers()
+        # Scaled images are no work saved; of a layer that is called twice, the name alone does
+        # not tell which call.
+        if info.flops > 0 and f"{info.name}@2" not in names
+    }
+    own = LayerRef.parse(head.key.ref)
+    return {**refs, "reduction" if own.reduction else own.layer: head.key.ref}
 
 
 def _boundary_features(

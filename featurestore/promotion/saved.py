@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurestore.backbone.graph import one_line
 from featurestore.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -
     Raises
     ------
     InputError
-        Where the path does not end in ``.keras``, or its folder does not exist.
+        Where the path does not end in ``.keras``, its folder does not exist, or it cannot be
+        written to. What was there before is left as it was.
     """
     path = check_target(path)
     part = path.with_name(f".{path.stem}.{os.getpid()}.keras")
@@ -46,6 +48,10 @@ def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {str(path)!r}: {error.strerror or one_line(error)}"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -71,7 +77,7 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     Returns
     -------
     model : keras.Model
-        Takes raw uint8 RGB images (batch, height, width, 3).
+        Takes raw uint8 RGB images (batch, height, width, channel=3).
     metadata : dict
         ``classes``, ``task`` and the lineage.
 
@@ -85,10 +91,16 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     import keras
 
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True), metadata
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load {path} as a Keras model: {reason}") from None
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # zipfile, h5py, JSON and Keras raise a dozen kinds
+        raise InputError(f"cannot load {path} as a Keras model: {one_line(error)}") from error
+    columns = len(metadata["classes"]) or 1
+    if model.output_shape != (None, columns):
+        raise InputError(
+            f"{path} gives {model.output_shape}, and its {MEMBER} names {columns} columns; "
+            "promote the head again"
+        )
+    return model, metadata
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -98,15 +110,27 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise InputError(f"no model file {str(path)!r}; {nearest(str(path), known)}")
     try:
         with zipfile.ZipFile(path) as archive:
-            found: dict[str, Any] = json.loads(archive.read(MEMBER))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError):
+            found = json.loads(archive.read(MEMBER))
+    except Exception as error:  # zipfile, zlib and JSON raise a dozen kinds
         raise InputError(
-            f"{path} is no promoted model (it has no {MEMBER}); make one with "
+            f"{path} is no promoted model (it has no {MEMBER} that can be read); make one with "
             "`featurestore promote HEAD -o MODEL.keras`"
-        ) from None
-    if not isinstance(found.get("classes"), list) or found.get("task") not in (
-        "classification",
-        "regression",
-    ):
+        ) from error
+    if not _is_metadata(found):
         raise InputError(f"{path}: {MEMBER} lacks the classes or the task; promote the head again")
     return found
+
+
+def _is_metadata(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("classes"), list):
+        return False
+    classes = found["classes"]
+    if found.get("task") == "regression":
+        return not classes
+    kind = type(classes[0]) if classes else None
+    return (
+        found.get("task") == "classification"
+        and kind in (str, int)
+        and all(type(each) is kind for each in classes)
+        and len(set(classes)) == len(classes)
+    )

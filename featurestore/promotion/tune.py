@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -115,7 +115,9 @@ def freeze(model: keras.Model, backbone_layers: Sequence[str], unfrozen: Sequenc
         layer.trainable = not still and layer.name not in frozen
 
 
-def boundary(model: keras.Model, backbone_layers: Sequence[str]) -> tuple[str, Any] | None:
+def boundary(
+    model: keras.Model, backbone_layers: Collection[str], stored: Mapping[str, str]
+) -> tuple[str, Any] | None:
     """Find the last tensor that all paths lead through and before which all is frozen.
 
     It never changes while the model is tuned, so that it can be read from the store instead of
@@ -125,15 +127,15 @@ def boundary(model: keras.Model, backbone_layers: Sequence[str]) -> tuple[str, A
     ----------
     model : keras.Model
         Fused, with what shall not move frozen.
-    backbone_layers : sequence of str
-        Names of its layers that come from the backbone.
+    backbone_layers : collection of str
+        Names of its layers and operations that come from the backbone.
+    stored : mapping of str to str
+        The layer ref that stores what a layer gives, by the layer's name.
 
     Returns
     -------
-    name : str
-        Of the layer that gives the tensor.
-    tensor : keras.KerasTensor
-        None is returned for both where no layer of the backbone is such.
+    (ref, tensor) or None
+        None where there is no such tensor.
     """
     graph = flatten(model)
     found = None
@@ -141,8 +143,8 @@ def boundary(model: keras.Model, backbone_layers: Sequence[str]) -> tuple[str, A
         layer = node.operation
         if layer.name not in backbone_layers or getattr(layer, "trainable_variables", None):
             break
-        if through:
-            found = layer.name, node.outputs[0]
+        if through and layer.name in stored:
+            found = stored[layer.name], node.outputs[0]
     return found
 
 
@@ -192,4 +194,12 @@ def fine_tune(
         on_epoch(epoch + 1, {name: float(value) for name, value in logs.items()})
 
     told = keras.callbacks.LambdaCallback(on_epoch_end=ended)
-    model.fit(train, validation_data=validation, epochs=epochs, verbose=0, callbacks=[told])
+    model.fit(
+        train,
+        validation_data=validation,
+        epochs=epochs,
+        # Keras would shuffle the batches once more, by no seed of ours.
+        shuffle=False,
+        verbose=0,
+        callbacks=[told],
+    )

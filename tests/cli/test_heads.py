@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from featurestore.cli.heads import parse_params
+from tests.cli.conftest import Place
+from tests.toys import featurestore
+
+TRAIN = ["train", "photos", "--model", "tiny", "--layer", "conv_b:avg", "--head"]
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("C=0.1", 0.1),
+        ("C=1e-3", 0.001),
+        ("C=1E5", 100000.0),
+        ("n=10", 10),
+        ("fit_intercept=false", False),
+        ("weights=distance", "distance"),
+        ("units=[64, 32]", [64, 32]),
+        ("class_weight={red: 2}", {"red": 2}),
+        ("max_features=null", None),
+        ("name=a=b", "a=b"),
+        ("name='1'", "1"),
+        ("name=", None),
+        ("broken=[1", "[1"),
+        ("day=2026-99-99", "2026-99-99"),
+    ],
+)
+def test_parameters_are_read_as_yaml_means_them(pair: str, value: Any) -> None:
+    (found,) = parse_params((pair,)).values()
+
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("pair", ["C", "=1", ""])
+def test_what_is_no_parameter_is_refused(pair: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not k=v"):
+        parse_params((pair,))
+
+
+def test_the_last_of_equal_parameters_counts() -> None:
+    assert parse_params(("C=1", "C=2")) == {"C": 2}
+
+
+def test_train_gives_metrics_of_each_split(place: Place) -> None:
+    result = featurestore(*TRAIN, "logistic", "--param", "C=0.5", "--json")
+    again = featurestore(*TRAIN, "logistic", "--param", "C=0.5")
+
+    assert set(result.json) == {"head", "metrics"}
+    assert set(result.json["metrics"]) == {"train", "val"}
+    assert {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "confusion"} < set(
+        result.json["metrics"]["val"]
+    )
+    assert result.err.startswith(f"fit: {result.json['head']}: val accuracy ")
+    assert again.out.splitlines()[-1] == f"head: {result.json['head']}"
+    assert again.err == "fit: 1 head taken from the store\n"
+
+
+def test_a_seed_is_part_of_a_head(place: Place) -> None:
+    first, second = (
+        featurestore(*TRAIN, "forest", "--seed", seed, "--json").json["head"] for seed in "12"
+    )
+
+    assert first != second
+
+
+def test_a_warning_of_the_estimator_reaches_the_user(place: Place) -> None:
+    result = featurestore(*TRAIN, "logistic", "--param", "max_iter=1")
+
+    assert result.status == 0
+    assert "converge" in result.err
+
+
+def test_the_model_may_be_named_by_its_file(place: Place) -> None:
+    by_file = ["train", "photos", "--model", "tiny.keras", "--layer", "conv_b:avg"]
+
+    assert featurestore(*by_file, "--head", "knn").status == 0
+
+
+def test_heads_are_listed_best_first(place: Place) -> None:
+    rows = featurestore("heads", "photos", "--json").json
+    by_loss = featurestore("heads", "--sort", "train.log_loss", "--json").json
+    shown = featurestore("heads").out
+
+    assert {row["name"] for row in rows} == {"logistic", "knn"}
+    assert rows[0]["val_accuracy"] >= rows[1]["val_accuracy"]
+    assert by_loss[0]["train_log_loss"] <= by_loss[1]["train_log_loss"]
+    assert shown.splitlines()[0].split() == (
+        "head parameters model layer val accuracy test accuracy id"
+    ).split()
+    assert shown.splitlines()[-1] == "2 heads"
+
+
+def test_no_heads_yet(place: Place) -> None:
+    featurestore("scan", "photos", "--store", "new")
+
+    assert featurestore("heads", "--store", "new").out == "no heads yet; `featurestore train` adds one\n"
+    assert featurestore("heads", "--store", "new", "--json").json == []
+
+
+def test_rank_gives_a_row_for_each_layer(place: Place) -> None:
+    rows = featurestore("rank", "photos", "--model", "tiny", "--json").json
+    shown = featurestore("rank", "photos").out.splitlines()
+
+    assert {row["layer"] for row in rows} == {"conv_a", "conv_b:avg"}
+    assert rows[0]["score"] >= rows[1]["score"]
+    assert shown[0].split() == "model layer accuracy spread rows shape bytes/sample".split()
+
+
+SWEEP = """
+dataset: photos
+layers: ["conv_b:avg"]
+heads:
+  - knn
+  - head: logistic
+    grid: {C: [0.01, 1]}
+"""
+
+
+def test_sweep_lists_its_heads_best_first(place: Place) -> None:
+    Path("sweep.yaml").write_text(SWEEP)
+
+    rows = featurestore("sweep", "sweep.yaml", "--json")
+    again = featurestore("sweep", "sweep.yaml")
+
+    assert [row["name"] for row in rows.json].count("logistic") == 2
+    assert len(rows.json) == 3
+    assert "taken from the store" in rows.err
+    assert again.out.splitlines()[-1] == "3 heads"
+    assert again.err == "fit: 3 heads taken from the store\n"

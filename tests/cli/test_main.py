@@ -1,0 +1,242 @@
+"""The command line as a whole: statuses, one line for an error, help that is quick and true."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import featurestore.cli as cli_package
+from featurestore.cli import cli
+from featurestore.errors import FeatureStoreError, SpecError
+from tests.cli.conftest import Place
+from tests.toys import featurestore, featurestore_process
+
+COMMANDS = cli.list_commands(click.Context(cli))
+HEAVY = ("tensorflow", "keras", "sklearn", "pandas", "dask", "xarray", "rich.progress")
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
+    """Run a command whose work raises; what main makes of errors does not depend on the work."""
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli_package.cli, "main", fail)
+    return featurestore("ls", "--store", "my store")
+
+
+def test_the_verbs_are_those_of_the_design() -> None:
+    assert COMMANDS == (
+        "layers scan extract ls show verify repair gc rank train sweep heads promote evaluate "
+        "predict run"
+    ).split()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_of_itself(name: str) -> None:
+    result = featurestore(name, "--help")
+
+    assert result.status == 0
+    assert f"Example:\n    featurestore {name}" in result.out
+    assert re.search(rf"^Usage: featurestore {name} ", result.out)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+
+    assert command is not None
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert option.metavar or option.is_flag or isinstance(option.type, click.Choice)
+
+
+def test_the_lines_of_the_commands_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = featurestore("--help").out.partition("Commands:\n")[2].splitlines()
+
+    assert [line.split()[0] for line in lines] == COMMANDS
+    assert not any("..." in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["extract", "--help"], ["ls"], ["heads"], ["show", "conv_a"]],
+)
+def test_what_only_reads_loads_no_tensorflow_and_answers_at_once(
+    place: Place, arguments: list[str]
+) -> None:
+    program = (
+        "import sys\nfrom featurestore.cli import main\n"
+        f"try: main({arguments!r})\n"
+        f"finally: print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        )
+        seconds.append(time.perf_counter() - started)
+        assert (done.returncode, done.stderr.strip()) == (0, "")
+        assert done.stdout
+        if seconds[-1] < 0.5:
+            break
+    # 0.2 s where nothing else runs; a loaded machine is no failure of ours.
+    assert min(seconds) < 2
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, featurestore, featurestore.cli\n"
+        f"print([name for name in {(*HEAVY, 'numpy', 'rich')} if name in sys.modules])"
+    )
+
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def test_an_unknown_command_is_a_usage_error_that_offers_the_nearest() -> None:
+    result = featurestore("extrct")
+
+    assert result.status == 2
+    assert "no command 'extrct'; did you mean 'extract'?" in result.err
+
+
+def test_no_command_shows_the_help() -> None:
+    result = featurestore()
+
+    assert result.status == 2
+    assert "Commands:" in result.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", "--bogus"],
+        ["train", "photos"],
+        ["predict", "model.keras"],
+        ["extract", "photos", "--model", "m", "--layer", "l", "--dtype", "int8"],
+        ["extract", "photos", "--model", "m", "--layer", "l", "--batch-size", "0"],
+        ["scan", "photos", "--val", "1.5"],
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_expected(arguments: list[str]) -> None:
+    result = featurestore(*arguments)
+
+    assert result.status == 2
+    assert result.out == ""
+    assert "Error: " in result.err
+
+
+def test_a_foreseen_error_is_one_line_whatever_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = raising(monkeypatch, FeatureStoreError("in two\n  lines, \x1b[31mred\x07"))
+
+    assert result.error == r"in two lines, \x1b[31mred\x07"
+    assert result.out == ""
+
+
+def test_each_mistake_in_a_file_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = raising(monkeypatch, SpecError("a.yaml:1: this\na.yaml:2: that"))
+
+    assert (result.status, result.err) == (
+        1,
+        "error: a.yaml:1: this\nerror: a.yaml:2: that\n",
+    )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_an_interrupt_prints_the_command_that_resumes(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    result = raising(monkeypatch, error)
+
+    assert result.status == 130
+    assert result.err.endswith("this resumes: featurestore ls --store 'my store'\n")
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/s/x"), "free some space"),
+        (OSError(errno.EACCES, "Permission denied", "/s/x"), "give access to it"),
+        (OSError(errno.EROFS, "Read-only file system", "/s/x"), "give access to it"),
+        (OSError(errno.EIO, "Input/output error", "/s/x"), "Input/output error (/s/x)"),
+        (OSError(errno.ENOENT, "No such file or directory"), "current folder does not exist"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, expected: str
+) -> None:
+    assert expected in raising(monkeypatch, error).error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("without a number")])
+def test_what_nobody_foresaw_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with pytest.raises(type(error)):
+        raising(monkeypatch, error)
+
+
+def test_the_unexpected_end_of_a_file_is_no_interrupt(
+    monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
+    def fail(*args: Any) -> None:
+        raise EOFError("a torn file")
+
+    monkeypatch.setattr("featurestore.store.FeatureStore.keys", fail)
+
+    with pytest.raises(EOFError):
+        featurestore("ls")
+
+
+def test_a_folder_that_was_removed_under_the_command(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = place.folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    for command in (["ls"], ["scan", "photos"], ["run", "a.yaml"]):
+        assert featurestore(*command).error
+    assert featurestore("ls", "--store", place.store).status == 0
+
+
+def test_a_reader_that_goes_away_is_no_error(place: Place) -> None:
+    pipe = f"{sys.executable} -c 'from featurestore.cli import main; main()' show conv_a | head -1"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, check=False)
+
+    assert done.stdout.startswith("key ")
+    assert done.stderr == ""
+
+
+def test_names_that_the_encoding_lacks_are_escaped(place: Place) -> None:
+    assert featurestore("scan", "photos", "--name", "日本").status == 0
+
+    result = featurestore_process("ls", PYTHONIOENCODING="latin-1")
+
+    assert result.status == 0
+    assert r"\u65e5\u672c" in result.out
+
+
+def test_the_store_comes_from_the_environment(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FEATURESTORE_STORE", str(place.store))
+    monkeypatch.chdir(place.photos)
+
+    assert "conv_a" in featurestore("ls").out
+    assert featurestore("ls", "--store", "none").status == 1
+    assert "none" not in os.listdir()

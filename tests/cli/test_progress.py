@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from featurestore.cli import progress
+from featurestore.cli.progress import Progress
+from featurestore.dataset.scan import Scanned
+from featurestore.extraction import (
+    ExtractionEvent,
+    ExtractionFinished,
+    ExtractionStarted,
+    RowsComputed,
+)
+from featurestore.heads import EpochEnded, HeadEvent, HeadFitted, HeadReused, HeadWarned
+from featurestore.pipeline import PipelineEvent, StageSkipped, StageStarted
+from featurestore.promotion import PromotionEvent, Proved, TuningEpochEnded
+
+
+@dataclass
+class Parity:
+    rows: int = 1
+    agreement: float = 1.0
+    ties: int = 0
+    max_abs_diff: float = 0.001
+    tolerance: float = 0.01
+
+
+EVENTS: list[tuple[Any, str]] = [
+    (Scanned(1, 10), ""),
+    (ExtractionStarted("vgg16", ("a", "b:avg"), 1), "extract: 1 image through vgg16 to a, b:avg\n"),
+    (RowsComputed(32, 1000), ""),
+    (ExtractionFinished(1000, 4.0), "extract: 1,000 images in 4.0 s, 250 img/s\n"),
+    (
+        HeadFitted("knn-1", {"train": {}, "val": {"accuracy": 0.9}}, 2.0),
+        "fit: knn-1: val accuracy 0.900, 2.0 s\n",
+    ),
+    (HeadFitted("knn-1", {"test": {"r2": 0.0}}, 2.0), "fit: knn-1: test r2 0.000, 2.0 s\n"),
+    (HeadFitted("knn-1", {"val": {"r2": None}}, 2.0), "fit: knn-1: 2.0 s\n"),
+    (HeadWarned("knn-1", "has not\nconverged"), "fit: knn-1: has not\\nconverged\n"),
+    (EpochEnded("dense-1", 1, 10, {}), ""),
+    (
+        TuningEpochEnded("dense-1", 1, 3, {"loss": 0.5, "val_accuracy": 1.0}),
+        "fine-tune: epoch 1 of 3: loss 0.500, val_accuracy 1.000\n",
+    ),
+    (
+        Proved("the fused model", Parity()),  # type: ignore[arg-type]
+        "proof: the fused model agrees with the cached head on 1 row: classes 100% (0 ties left "
+        "out), scores within 0.001 of 0.01 allowed\n",
+    ),
+    (StageStarted("data", "photos"), "[data] photos\n"),
+    (StageSkipped("data", "36 samples"), "[data] up to date: 36 samples\n"),
+]
+
+
+@pytest.mark.parametrize(("event", "line"), EVENTS)
+def test_without_a_terminal_events_are_lines_or_nothing(
+    event: Any, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress() as drawn:
+        drawn(event)
+
+    assert capsys.readouterr() == ("", line)
+
+
+def test_every_event_of_the_library_is_drawn() -> None:
+    unions = (ExtractionEvent, HeadEvent, PipelineEvent, PromotionEvent)
+    names = {each.__name__ for union in unions for each in union.__args__} | {"Scanned"}
+
+    # What a started head is for is drawn as soon as it is known: by its epochs, or its end.
+    assert names - set(progress._DRAWINGS) == {"HeadStarted"}
+    assert set(progress._DRAWINGS) <= names
+
+
+def test_heads_from_the_store_are_counted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as drawn:
+        drawn(HeadReused("knn-1"))
+        drawn(HeadReused("knn-2"))
+
+    assert capsys.readouterr().err == "fit: 2 heads taken from the store\n"
+
+
+def test_a_log_hears_now_and_then_of_long_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("featurestore.cli.progress.time.monotonic", lambda: now)
+    with Progress() as drawn:
+        for minute in range(6):
+            now = 30.0 * minute
+            drawn.count("extract vgg16", 1000 * minute, 5000, "img")
+
+    assert capsys.readouterr().err.splitlines() == [
+        "extract vgg16: 2,000 of 5,000, 33.3 img/s, about 2 min left",
+        "extract vgg16: 4,000 of 5,000, 33.3 img/s, about 0 min left",
+    ]
+
+
+def test_busy_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as drawn, drawn.busy("load vgg16"):
+        pass
+
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import logging, warnings
+from featurestore.cli.quiet import quiet_libraries
+quiet_libraries()
+quiet_libraries()
+from featurestore.errors import FeatureStoreWarning
+warnings.warn("a library's own", UserWarning)
+warnings.warn("soon gone", DeprecationWarning)
+warnings.warn("ours, in two\\n lines", FeatureStoreWarning)
+"""
+TENSORFLOW = """
+import sys, logging
+import tensorflow as tf
+tf.get_logger().warning("5 out of the last 5 calls triggered retracing")
+logging.getLogger("absl").warning("compiled metrics")
+import keras
+keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).predict([[1.0, 2.0]], verbose=0)
+print("done")
+"""
+
+
+def run(program: str, *options: str) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, *options, "-c", program], capture_output=True, text=True, check=True
+    )
+    return done.stdout, done.stderr
+
+
+def test_warnings_of_libraries_are_silent_and_ours_take_a_line() -> None:
+    assert run(PROGRAM) == ("", "warning: ours, in two lines\n")
+
+
+def test_whoever_asks_python_for_warnings_gets_them() -> None:
+    lines = run(PROGRAM, "-W", "default")[1].splitlines()
+
+    assert [line.partition(" (")[0] for line in lines] == [
+        "warning: a library's own",
+        "warning: soon gone",
+        "warning: ours, in two lines",
+    ]
+
+
+@pytest.mark.slow
+def test_tensorflow_says_nothing() -> None:
+    assert run(PROGRAM + TENSORFLOW) == ("done\n", "warning: ours, in two lines\n")
+
+
+def test_what_a_failing_import_wrote_is_not_lost() -> None:
+    program = (
+        "import os, pytest\nfrom featurestore.cli.quiet import _no_descriptor_2\n"
+        "with pytest.raises(ImportError), _no_descriptor_2():\n"
+        "    os.write(2, b'no such library')\n"
+        "    raise ImportError\n"
+        "with _no_descriptor_2():\n"
+        "    os.write(2, b'a note')\n"
+    )
+
+    assert run(program) == ("", "no such library")

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Place
+from tests.toys import featurestore, tree
+
+
+def damage(place: Place) -> None:
+    chunk = next(place.store.glob("features/tiny/conv_a-*/*/features/c.0*"))
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 255
+    chunk.write_bytes(data)
+
+
+def test_ls_lists_features(place: Place) -> None:
+    rows = featurestore("ls", "--json").json
+    shown = featurestore("ls").out
+
+    assert [(row["model"], row["layer"], row["state"]) for row in rows] == [
+        ("tiny", "conv_a", "complete"),
+        ("tiny", "conv_b:avg", "complete"),
+    ]
+    assert rows[0]["datasets"] == ["photos"]
+    assert rows[0]["shape"] == [36, 16, 16, 8]
+    assert rows[0]["key"] in shown
+
+
+def test_ls_names_data_sets_without_features(place: Place) -> None:
+    featurestore("scan", "photos/red", "--store", "new")
+
+    assert featurestore("ls", "--store", "new").out == (
+        "no features yet; `featurestore extract` adds some\n"
+        "data set red: 12 samples, no features yet\n"
+    )
+    assert featurestore("ls", "--store", "new", "--json").json == []
+
+
+def test_ls_tells_what_cannot_be_read(place: Place) -> None:
+    Path(next(place.store.glob("heads/knn-*/head.json"))).write_text("{")
+
+    result = featurestore("ls", "--json")
+
+    assert len(result.json) == 2
+    assert result.err.startswith("damaged: heads/knn-")
+
+
+def test_show_tells_where_features_come_from(place: Place) -> None:
+    shown = featurestore("show", "conv_a").out.splitlines()
+    described = featurestore("show", "tiny/conv_a", "--json").json
+
+    starts = {line.index(line.split(maxsplit=1)[1]) for line in shown}
+    assert len(starts) == 1
+    assert described["layer"] == "conv_a"
+    assert described["prefix_digest"].startswith("blake2b:")
+    assert described["provenance"]["backbone"]["path"].endswith("tiny.keras")
+
+
+def test_verify_finds_and_repair_mends(place: Place) -> None:
+    sound = tree(place.store)
+    assert featurestore("verify", "--json").json == {"checked": 2, "damaged": []}
+    damage(place)
+
+    shown = featurestore("verify")
+    report = featurestore("verify", "conv_a", "--json")
+    assert "1 block damaged; `featurestore repair`" in shown.error
+    assert report.status == 1
+    assert report.json["checked"] == 1
+    (found,) = report.json["damaged"]
+    assert found["key"].startswith("tiny/conv_a-")
+    assert found["block"] == 0
+    assert "checksum" in found["reason"]
+
+    assert featurestore("repair", "conv_b", "--json").json[0]["blocks"] == []
+    repaired = featurestore("repair", "--json").json
+    assert [row["blocks"] for row in repaired] == [[0], []]
+    assert featurestore("verify").out == "2 feature arrays checked\n"
+    features = {path: digest for path, digest in sound.items() if path.startswith("features/")}
+    assert features.items() <= tree(place.store).items()
+    assert featurestore("repair").out == "2 feature arrays checked, 0 blocks repaired\n"
+
+
+@pytest.fixture
+def littered(place: Place) -> Place:
+    """A store with a manifest that was replaced and that no head was fitted on."""
+    for seed in ("5", "6"):
+        assert featurestore("scan", "photos", "--name", "spare", "--seed", seed).status == 0
+    return place
+
+
+def test_gc_only_lists_without_consent(littered: Place) -> None:
+    before = tree(littered.store)
+
+    report = featurestore("gc", "--json").json
+    refused = featurestore("gc")
+
+    assert report["bytes_freed"] == 0
+    assert [item["kind"] for item in report["items"]] == ["manifest"]
+    assert "give --yes" in refused.error
+    assert "spare/" in refused.out
+    assert tree(littered.store) == before
+
+
+def test_gc_removes_with_consent(littered: Place) -> None:
+    report = featurestore("gc", "--yes", "--json").json
+
+    assert report["bytes_freed"] == report["items"][0]["bytes"] > 0
+    assert featurestore("gc").out == "nothing removed\n"
+    assert featurestore("verify").status == 0
+
+
+def test_gc_asks_on_a_terminal(littered: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = os.openpty()
+    with os.fdopen(follower) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        os.write(leader, b"n\n")
+        refused = featurestore("gc")
+        os.write(leader, b"y\n")
+        agreed = featurestore("gc")
+    os.close(leader)
+
+    assert refused.out.endswith("nothing removed\n")
+    assert agreed.out.endswith(" freed\n")
+    assert "remove 1 item" in agreed.err

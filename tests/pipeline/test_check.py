@@ -1,0 +1,132 @@
+"""Mistakes that reading the file does not show, found before any work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.errors import InputError, SpecError
+from tests.pipeline.conftest import PIPELINE, Pipeline
+from tests.toys import tree
+
+
+def data(**changes: Any) -> dict[str, Any]:
+    return {"data": {**PIPELINE["data"], **changes}}
+
+
+def backbone(**changes: Any) -> dict[str, Any]:
+    return {"backbone": {**PIPELINE["backbone"], **changes}}
+
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("data", data(path="foto"), r":3: data.path: nothing at '.*/foto'; paths are taken from the f"),
+    ("an asset", data(path="../data/textures/t.csv"), r":3: .*`python data/fetch.py textures` brin"),
+    ("a model file", backbone(model="tony.keras"), r":7: backbone.model: no file '.*/tony.keras'; "),
+    ("a model", backbone(model="vgg61"), r":6: backbone: no keras.applications .*did you mean 'VGG"),
+    ("weights", backbone(weights="w.h5"), r":8: backbone.weights: no file '.*/w.h5'; paths are "),
+    ("weights of others", backbone(weights="photos.h5"), r":6: backbone: weights file .* does not "),
+    ("an input size", backbone(input_size=99), r":6: backbone: model 'tiny' takes images of 16×16"),
+    ("a layer", {"layers": ["conv_b", "conv_c"]}, r":10: layers.1: no layer 'conv_c' .*'conv_b'"),
+    ("a reduction", {"layers": ["conv_b:sum"]}, r":9: layers.0: 'conv_b:sum' is no layer ref"),
+    ("a head", {"heads": ["knn", "logistc"]}, r":13: heads.1.head: unknown head 'logistc'; did"),
+    (
+        "a parameter",
+        {"heads": [{"head": "knn", "params": {"p": 1, "neighbors": 2}}]},
+        r":15: heads.0.params.neighbors: head 'knn' has no parameter 'neighbors'; did you mean ",
+    ),
+    (
+        "a parameter of a grid",
+        {"heads": [{"head": "logistic", "grid": {"c": [1]}}]},
+        r":14: heads.0.grid.c: head 'logistic' has no parameter 'c'; did you mean 'C'",
+    ),
+    (
+        "a value of a Keras head",
+        {"heads": [{"head": "dense", "grid": {"units": [8, "many"]}}]},
+        r":14: heads.0.grid.units: head 'dense': units is 'many'; expected a whole number",
+    ),
+    (
+        "a head's layer",
+        {"heads": [{"head": "knn", "layers": ["conv_a:avg", "conv_a"]}]},
+        r":15: heads.0.layers.1: found 'conv_a'; expected one of the layers conv_a:avg, conv_b:avg",
+    ),
+    ("a layer to unfreeze", {"promote": {"unfreeze": "block5"}}, r":21: promote.unfreeze: no layer"),
+    ("layers to unfreeze", {"promote": {"unfreeze": 99}}, r":21: promote.unfreeze: cannot unfreeze"),
+    (
+        "what no cut leaves",
+        {"layers": ["conv_a"], "promote": {"unfreeze": "conv_b"}},
+        r":20: promote.unfreeze: no layer to unfreeze from: no name up to the cut begins with 'conv_b",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG]
+)
+def test_mistakes_are_found_before_any_work(
+    pipeline: Pipeline, changes: dict[str, Any], expected: str
+) -> None:
+    (pipeline.folder / "photos.h5").write_bytes(b"no HDF5")
+    pipeline.store.keys()
+    before = tree(pipeline.folder / "store")
+
+    with pytest.raises(SpecError) as caught:
+        pipeline.run(**changes)
+
+    assert re.match(re.escape(str(pipeline.file)) + expected, str(caught.value)), caught.value
+    assert "\n" not in str(caught.value)
+    assert tree(pipeline.folder / "store") == before
+    assert not pipeline.runs.exists()
+    assert pipeline.events == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (data(path="photos/red"), "data.path: .* has no labels, which heads learn from; expected"),
+        (data(path="empty"), "data: no files in "),
+        (data(path="tiny.keras"), "data: .* is neither a folder nor a table"),
+        (data(val=0.9, test=0.9), "data: val=0.9 and test=0.9 leave nothing to train on"),
+        (
+            {"select": {"metric": "r2"}},
+            "select.metric: found 'r2', and the labels are classes; expected one of accuracy",
+        ),
+        (
+            {**data(test=0.0), "select": {"split": "test"}},
+            "select.split: no labelled sample is in the test split, to choose heads by; give it",
+        ),
+        (data(val=0.0), "select.split: no labelled sample is in the val split"),
+    ],
+)
+def test_what_the_data_lack_is_found_before_features_are_computed(
+    pipeline: Pipeline, changes: dict[str, Any], expected: str
+) -> None:
+    (pipeline.folder / "empty").mkdir()
+
+    with pytest.raises(SpecError) as caught:
+        pipeline.run(**changes)
+
+    start = rf"{re.escape(str(pipeline.file))}:\d+: {expected}"
+    assert re.match(start, str(caught.value)), caught.value
+    assert pipeline.store.keys() == []
+
+
+def test_a_place_for_results_that_cannot_be_made(pipeline: Pipeline) -> None:
+    pipeline.runs.write_text("a file")
+
+    with pytest.raises(InputError, match=r"cannot make the folder .*; name another with --runs"):
+        pipeline.run()
+
+    assert pipeline.events == []
+
+
+def test_a_data_set_may_be_a_table(pipeline: Pipeline) -> None:
+    rows = [f"{path.relative_to(pipeline.folder)},{path.parent.name}" for path in
+            sorted(Path(pipeline.folder).glob("photos/*/*.png"))]  # fmt: skip
+    (pipeline.folder / "table.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+
+    manifest = pipeline.run(**data(path="table.csv"), promote=None, baseline=None)
+
+    assert manifest["inputs"]["dataset"]["rows"] == 36

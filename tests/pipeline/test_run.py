@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.errors import SpecError
+from tests.pipeline.conftest import PIPELINE, Pipeline
+from tests.toys import tree
+
+STAGES = ["data", "extract", "heads", "promote"]
+SIMPLE: dict[str, Any] = {"promote": None, "baseline": None}
+
+
+def status(manifest: dict[str, Any]) -> dict[str, str]:
+    return {stage: record["status"] for stage, record in manifest["stages"].items()}
+
+
+def skipped(pipeline: Pipeline) -> list[str]:
+    return [event.stage for event in pipeline.told("StageSkipped")]
+
+
+@pytest.fixture(scope="module")
+def ran(new_pipeline: Callable[[], Pipeline]) -> tuple[Pipeline, dict[str, Any]]:
+    """A pipeline that ran once; tests that change its folder use a copy."""
+    pipeline = new_pipeline()
+    return pipeline, pipeline.run()
+
+
+@pytest.fixture
+def again(ran: tuple[Pipeline, dict[str, Any]]) -> tuple[Pipeline, dict[str, Any]]:
+    """The same; the test may run it again."""
+    pipeline, manifest = ran
+    return pipeline, manifest
+
+
+# ---------------------------------------------------------------------- a first run
+
+
+def test_the_stages_follow_each_other(ran: tuple[Pipeline, dict[str, Any]]) -> None:
+    _, manifest = ran
+
+    assert status(manifest) == dict.fromkeys(STAGES, "done")
+    assert all(record["seconds"] >= 0 for record in manifest["stages"].values())
+
+
+def test_the_run_leaves_a_folder(ran: tuple[Pipeline, dict[str, Any]]) -> None:
+    pipeline, manifest = ran
+    folder = Path(manifest["folder"])
+
+    assert folder.parent == pipeline.runs / "flowers"
+    assert {each.name for each in folder.iterdir()} == {"manifest.json", "model.keras", "spec.yaml"}
+    assert (folder / "spec.yaml").exists()
+    recorded = json.loads((folder / "manifest.json").read_bytes())
+    assert {"folder": str(folder), **recorded} == manifest
+
+
+def test_the_manifest_tells_inputs_outputs_and_versions(
+    ran: tuple[Pipeline, dict[str, Any]],
+) -> None:
+    pipeline, manifest = ran
+
+    assert set(manifest) == {
+        *("folder", "format", "pipeline", "began", "seconds", "stages", "inputs", "features"),
+        *("heads", "selection", "selected", "promotion", "versions"),
+    }
+    dataset = manifest["inputs"]["dataset"]
+    assert (dataset["name"], dataset["rows"], dataset["problems"]) == ("photos", 36, 0)
+    assert manifest["inputs"]["backbone"]["path"].endswith("tiny.keras")
+    keys = {str(key) for key in pipeline.store.keys()}
+    assert set(manifest["features"].values()) <= keys
+    ids = {meta["id"] for meta in pipeline.store.heads()}
+    assert {row["head"] for row in manifest["heads"]} == ids
+    assert {"featurestore", "keras", "python"} <= set(manifest["versions"])
+    promotion = manifest["promotion"]
+    assert promotion["head"] == manifest["selected"]
+    assert promotion["parity"]["agreement"] == 1
+    assert len(promotion["history"]) == 1
+
+
+def test_heads_are_fitted_on_each_layer_and_on_pixels(
+    ran: tuple[Pipeline, dict[str, Any]],
+) -> None:
+    _, manifest = ran
+
+    assert [(row["on"], row["layer"], row["name"], row["params"]) for row in manifest["heads"]] == [
+        (on, layer, name, params)
+        for on, layer in (
+            ("features", "conv_a:avg"),
+            ("features", "conv_b:avg"),
+            ("pixels", "pixels"),
+        )
+        for name, params in (("logistic", {"C": 0.1}), ("logistic", {"C": 1}), ("knn", {}))
+    ]
+
+
+def test_the_best_head_that_can_be_promoted_is_promoted(
+    ran: tuple[Pipeline, dict[str, Any]],
+) -> None:
+    _, manifest = ran
+    can = [row for row in manifest["heads"] if row["on"] == "features" and row["name"] != "knn"]
+
+    best = max(can, key=lambda row: row["metrics"]["val"]["accuracy"])
+    assert manifest["selection"] == {"split": "val", "metric": "accuracy"}
+    chosen = next(row for row in can if row["head"] == manifest["selected"])
+    assert chosen["metrics"]["val"]["accuracy"] == best["metrics"]["val"]["accuracy"]
+
+
+def test_the_promoted_model_is_plain_keras(ran: tuple[Pipeline, dict[str, Any]]) -> None:
+    import keras
+    import numpy as np
+
+    from featurestore.promotion import load_model
+
+    pipeline, manifest = ran
+    path = Path(manifest["folder"]) / "model.keras"
+    model = keras.models.load_model(path)
+
+    assert model.predict_on_batch(np.zeros((1, 30, 40, 3), np.uint8)).shape == (1, 3)
+    assert load_model(path)[1]["classes"] == ["blue", "green", "red"]
+    assert str(pipeline.folder) in load_model(path)[1]["backbone"]["path"]
+
+
+# ---------------------------------------------------------------------- a second run
+
+
+def test_what_is_up_to_date_is_skipped(again: tuple[Pipeline, dict[str, Any]]) -> None:
+    pipeline, before = again
+    files = tree(pipeline.folder / "store" / "features")
+
+    manifest = pipeline.run()
+
+    assert status(manifest) == dict.fromkeys(STAGES, "up to date")
+    assert skipped(pipeline) == STAGES
+    assert not pipeline.told("RowsComputed")
+    assert not pipeline.told("HeadFitted")
+    assert not pipeline.told("Proved")
+    assert manifest["folder"] == before["folder"]
+    assert manifest["promotion"] == before["promotion"]
+    assert manifest["heads"] == before["heads"]
+    assert tree(pipeline.folder / "store" / "features") == files
+
+
+def test_a_file_elsewhere_with_the_same_content_is_the_same_run(
+    again: tuple[Pipeline, dict[str, Any]], tmp_path: Path
+) -> None:
+    pipeline, before = again
+    moved = Pipeline(tmp_path / "moved")
+    moved.folder.mkdir()
+    shutil.copytree(pipeline.folder / "photos", moved.folder / "pictures")
+    shutil.copy(pipeline.folder / "tiny.keras", moved.folder / "tiny.keras")
+    shutil.copytree(pipeline.folder / "store", moved.folder / "store")
+    shutil.copytree(pipeline.runs, moved.runs)
+
+    manifest = moved.run(data={**PIPELINE["data"], "path": "pictures"})
+
+    assert Path(manifest["folder"]).name == Path(before["folder"]).name
+    assert status(manifest)["extract"] == "up to date"
+    assert status(manifest)["promote"] == "up to date"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"select": {"metric": "macro_f1"}},
+        {"layers": ["conv_b:avg"]},
+        {"heads": ["logistic"]},
+        {"data": {**PIPELINE["data"], "seed": 1}},
+        {"extract": {"batch_size": 8}},
+        {"promote": {}},
+    ],
+)
+def test_another_spec_is_another_folder_over_the_same_features(
+    again: tuple[Pipeline, dict[str, Any]], changes: dict[str, Any]
+) -> None:
+    pipeline, before = again
+
+    manifest = pipeline.run(**{"promote": None, **changes})
+
+    assert manifest["folder"] != before["folder"]
+    assert status(manifest)["extract"] == "up to date"
+    assert not pipeline.told("RowsComputed")
+
+
+def test_a_broken_model_is_promoted_again(again: tuple[Pipeline, dict[str, Any]]) -> None:
+    pipeline, before = again
+    model = Path(before["folder"]) / "model.keras"
+    intact = model.read_bytes()
+    for broken in (intact[:-100], b"", None):
+        model.unlink() if broken is None else model.write_bytes(broken)
+
+        manifest = pipeline.run()
+
+        assert status(manifest)["promote"] == "done"
+        assert status(manifest)["heads"] == "up to date"
+        assert manifest["promotion"]["parity"] == before["promotion"]["parity"]
+    assert status(pipeline.run()) == dict.fromkeys(STAGES, "up to date")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"promotion": null}', '{"promotion": 3}'])
+def test_a_broken_manifest_is_written_again(
+    again: tuple[Pipeline, dict[str, Any]], text: str
+) -> None:
+    pipeline, before = again
+    pipeline.run(promote={})
+    (Path(pipeline.run(promote={})["folder"]) / "manifest.json").write_text(text)
+
+    manifest = pipeline.run(promote={})
+
+    assert status(manifest)["promote"] == "done"
+    assert manifest["versions"] == before["versions"]
+
+
+# ---------------------------------------------------------------------- changed data
+
+
+def test_other_labels_refit_heads_on_the_same_features(pipeline: Pipeline) -> None:
+    before = pipeline.run(**SIMPLE)
+    moved = pipeline.folder / "photos" / "red" / "00.png"
+    moved.rename(pipeline.folder / "photos" / "blue" / "red.png")
+
+    manifest = pipeline.run(**SIMPLE)
+
+    assert status(manifest) == {"data": "done", "extract": "up to date", "heads": "done"}
+    assert manifest["folder"] != before["folder"]
+    assert manifest["features"] == before["features"]
+    old, new = ({row["head"] for row in each["heads"]} for each in (before, manifest))
+    assert not old & new
+
+
+def test_more_images_are_other_features(pipeline: Pipeline) -> None:
+    before = pipeline.run(**SIMPLE)
+    (pipeline.folder / "photos" / "red" / "00.png").unlink()
+
+    manifest = pipeline.run(**SIMPLE)
+
+    assert set(status(manifest).values()) == {"done"}
+    assert manifest["features"] != before["features"]
+
+
+def test_other_weights_are_another_run(pipeline: Pipeline) -> None:
+    from tests.toys import build_network
+
+    before = pipeline.run(**SIMPLE)
+    build_network(pipeline.folder / "tiny.keras", seed=4)
+
+    manifest = pipeline.run(**SIMPLE)
+
+    assert status(manifest)["data"] == "up to date"
+    assert status(manifest)["extract"] == "done"
+    assert manifest["folder"] != before["folder"]
+
+
+# ---------------------------------------------------------------------- what is chosen
+
+
+def test_a_pipeline_without_promotion_chooses_among_all(pipeline: Pipeline) -> None:
+    manifest = pipeline.run(**SIMPLE, heads=["knn", "forest"])
+
+    assert manifest["promotion"] is None
+    assert manifest["selected"].startswith(("knn", "forest"))
+    assert set(manifest["stages"]) == {"data", "extract", "heads"}
+    assert not (Path(manifest["folder"]) / "model.keras").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "metric", "least"),
+    [("val", "log_loss", True), ("test", "accuracy", False), ("train", "macro_f1", False)],
+)
+def test_the_metric_and_the_split_decide(
+    again: tuple[Pipeline, dict[str, Any]], split: str, metric: str, least: bool
+) -> None:
+    pipeline, _ = again
+
+    manifest = pipeline.run(**SIMPLE, select={"split": split, "metric": metric})
+
+    values = {row["head"]: row["metrics"][split][metric] for row in manifest["heads"]}
+    wanted = (min if least else max)(values.values())
+    assert values[manifest["selected"]] == wanted
+    assert manifest["selection"] == {"split": split, "metric": metric}
+
+
+def test_no_head_can_be_promoted(again: tuple[Pipeline, dict[str, Any]]) -> None:
+    pipeline, _ = again
+
+    with pytest.raises(SpecError, match=r":\d+: promote: none of the heads can be promoted; add"):
+        pipeline.run(heads=["knn", "forest"])
+
+
+def test_heads_can_be_restricted_to_layers(again: tuple[Pipeline, dict[str, Any]]) -> None:
+    pipeline, _ = again
+
+    manifest = pipeline.run(heads=["knn", {"head": "forest", "layers": ["conv_b:avg"]}], promote=None)
+
+    assert [(row["name"], row["layer"]) for row in manifest["heads"]] == [
+        ("knn", "conv_a:avg"),
+        ("knn", "conv_b:avg"),
+        ("forest", "conv_b:avg"),
+        # On pixels, which are no layer, all of them.
+        ("knn", "pixels"),
+        ("forest", "pixels"),
+    ]
+
+
+def test_seeds_make_different_heads(again: tuple[Pipeline, dict[str, Any]]) -> None:
+    pipeline, _ = again
+    heads = [{"head": "forest", "seed": seed, "layers": ["conv_a:avg"]} for seed in (0, 1)]
+
+    manifest = pipeline.run(**SIMPLE, heads=heads)
+
+    assert len({row["head"] for row in manifest["heads"]}) == 2
+
+
+def test_numbers_are_learnt_too(pipeline: Pipeline) -> None:
+    rows = "".join(
+        f"photos/{name}/{number:02}.png,{hue + number / 100}\n"
+        for hue, name in enumerate(("blue", "green", "red"))
+        for number in range(12)
+    )
+    (pipeline.folder / "hues.csv").write_text(f"path,label\n{rows}")
+
+    manifest = pipeline.run(data={"path": "hues.csv", "val": 0.3}, heads=["ridge", "knn"])
+
+    assert manifest["selection"] == {"split": "val", "metric": "r2"}
+    assert manifest["selected"].startswith("ridge")
+    assert {"r2", "rmse"} <= set(manifest["promotion"]["after"]["val"])
+
+
+def test_a_loss_that_is_no_number_is_null_in_the_manifest(pipeline: Pipeline) -> None:
+    manifest = pipeline.run(
+        heads=["dense"], baseline=None, promote={"epochs": 1, "learning_rate": 1e30}
+    )
+
+    text = (Path(manifest["folder"]) / "manifest.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -1,0 +1,151 @@
+"""What a promoted file is for: measuring other data, predicting images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import DatasetError, ImageError, InputError
+from featurestore.features import Features
+from featurestore.heads import fit_head
+from featurestore.promotion import Promotion, carry_out, evaluate, predict
+from tests.promotion.conftest import pictures
+
+MakeFeatures = Callable[..., Features]
+
+
+@pytest.fixture(scope="module")
+def promotion(pooled: Features, flowers: Dataset, backbone: Backbone) -> Promotion:
+    return carry_out(fit_head(pooled, "logistic"), backbone, data=flowers)
+
+
+@pytest.fixture(scope="module")
+def model(promotion: Promotion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "flowers.keras"
+    promotion.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def values_model(
+    make_features: MakeFeatures, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    features = make_features([number % 3 + 0.5 for number in range(30)])
+    path = tmp_path_factory.mktemp("models") / "values.keras"
+    carry_out(fit_head(features, "ridge"), backbone, data=features.dataset).save(path)
+    return path
+
+
+def test_evaluate_is_what_promotion_reported(
+    model: Path, promotion: Promotion, flowers: Dataset
+) -> None:
+    found = evaluate(model, flowers)
+    assert set(found) == {"train", "val"}
+    for name, value in promotion.after["val"].items():
+        assert found["val"][name] == (value if name == "confusion" else pytest.approx(value))
+    assert sum(each["rows"] for each in found.values()) == 45
+
+
+def labelled(labels: list[Any] | None, **options: Any) -> Dataset:
+    images = pictures(12, 3, [(40, 30), (9, 200)])
+    return Dataset.from_arrays(images, labels, name="others", **{"val": 0.0, **options})
+
+
+def test_evaluate_on_classes_that_it_knows_in_part(model: Path) -> None:
+    some = evaluate(model, labelled(["ant", "bee", "dog"] * 4))["train"]
+    assert some["rows"] == 12
+    assert some["accuracy"] <= 2 / 3
+    assert some["confusion"]["classes"] == ["ant", "bee", "cat", "dog"]
+    assert some["log_loss"] > 5
+    one = evaluate(model, labelled(["ant", None, None] * 4))["train"]
+    assert one["rows"] == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (None, "has no labels; give data that is labelled alike, or use `featurestore predict`"),
+        ([0.5, 1.5, 2.5] * 4, "labels for regression"),
+        ([0, 1, 2] * 4, r"knows the classes ant, bee, cat, and none of them .* \(0, 1, 2\)"),
+        (["dog", "elk", "fox"] * 4, "none of them is a label in others"),
+    ],
+)
+def test_evaluate_on_labels_of_another_kind(model: Path, labels: Any, says: str) -> None:
+    with pytest.raises(DatasetError, match=says) as caught:
+        evaluate(model, labelled(labels))
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluate_values(values_model: Path) -> None:
+    found = evaluate(values_model, labelled([0.5, 1.5, 2.5] * 4))["train"]
+    assert set(found) == {"rows", "r2", "rmse"}
+    with pytest.raises(DatasetError, match="trained for regression"):
+        evaluate(values_model, labelled(["ant", "bee", "cat"] * 4))
+
+
+def test_predict_images_of_any_size_and_mode(model: Path, tmp_path: Path) -> None:
+    files = []
+    for number, array in enumerate(pictures(9, 3, [(300, 200), (5, 7), (64, 64)])):
+        mode = ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16", "LA", "RGB"][number]
+        image = Image.fromarray(array)
+        if mode == "I;16":
+            grey = np.asarray(image.convert("L"), np.uint16) * 257
+            image = Image.fromarray(grey)
+        else:
+            image = image.convert(mode)
+        suffix = "tif" if mode == "CMYK" else "png"
+        files.append(tmp_path / f"{number}.{suffix}")
+        image.save(files[-1])
+    found = predict(model, [str(files[0]), *files[1:]])
+    assert [each.path for each in found] == [str(each) for each in files]
+    for each in found:
+        assert list(each.probabilities) == ["ant", "bee", "cat"]
+        assert sum(each.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert each.label == max(each.probabilities, key=each.probabilities.__getitem__)
+    # The same image anew, and alone, is the same prediction.
+    assert predict(model, files[:1])[0].probabilities == pytest.approx(
+        found[0].probabilities, abs=1e-6
+    )
+    assert predict(model, []) == []
+
+
+def test_predict_values_and_numbered_classes(
+    values_model: Path, make_features: MakeFeatures, backbone: Backbone, tmp_path: Path
+) -> None:
+    Image.fromarray(pictures(1, 3)[0]).save(tmp_path / "one.png")
+    found = predict(values_model, [tmp_path / "one.png"])[0]
+    assert isinstance(found.label, float)
+    assert found.probabilities == {}
+    features = make_features([30, 10, 20] * 8)
+    promotion = carry_out(fit_head(features, "ridge"), backbone, data=features.dataset)
+    promotion.save(tmp_path / "numbered.keras")
+    found = predict(tmp_path / "numbered.keras", [tmp_path / "one.png"])[0]
+    assert found.label in (10, 20, 30)
+    assert isinstance(found.label, int)
+    assert list(found.probabilities) == ["10", "20", "30"]
+
+
+def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good.png"
+    Image.fromarray(pictures(1, 3)[0]).save(good)
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "torn.png").write_bytes(good.read_bytes()[:60])
+    (tmp_path / "folder.png").mkdir()
+    for name, error, says in (
+        ("text.png", ImageError, "cannot decode .*text.png"),
+        ("torn.png", ImageError, "cannot decode .*torn.png"),
+        ("folder.png", InputError, "cannot read .*folder.png.*: Is a directory"),
+        ("missing.png", InputError, "cannot read .*missing.png.*: No such file"),
+    ):
+        with pytest.raises(error, match=says) as caught:
+            predict(model, [good, tmp_path / name, good])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="no model file"):
+        predict(tmp_path / "missing.keras", [good])

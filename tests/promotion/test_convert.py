@@ -1,0 +1,291 @@
+"""Every scikit-learn head that has a Keras form, against scikit-learn; the others by name."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from sklearn import discriminant_analysis, ensemble, linear_model, neighbors, svm
+from sklearn.base import clone
+from sklearn.decomposition import PCA, IncrementalPCA, KernelPCA, TruncatedSVD
+from sklearn.feature_selection import RFE, SelectKBest, SelectPercentile, VarianceThreshold
+from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    PowerTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+
+from featurestore.errors import PromotionError
+from featurestore.heads.head import _decision
+from featurestore.promotion.convert import (
+    probabilities_tensor,
+    require_convertible,
+    scores_tensor,
+)
+
+ROWS, WIDTH = 90, 7
+
+CLASSIFIERS = [
+    linear_model.LogisticRegression(max_iter=40),
+    linear_model.LogisticRegression(solver="saga", l1_ratio=1, max_iter=40),
+    linear_model.LogisticRegressionCV(
+        Cs=3, cv=2, l1_ratios=(0,), use_legacy_attributes=False, max_iter=40
+    ),
+    linear_model.RidgeClassifier(fit_intercept=False),
+    linear_model.RidgeClassifierCV(),
+    linear_model.SGDClassifier(random_state=0),
+    linear_model.SGDClassifier(loss="log_loss", average=True, random_state=0),
+    linear_model.Perceptron(random_state=0),
+    svm.LinearSVC(random_state=0),
+    discriminant_analysis.LinearDiscriminantAnalysis(),
+    discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
+    *(
+        MLPClassifier((6, 4), activation=activation, max_iter=20, random_state=0)
+        for activation in ("identity", "logistic", "tanh", "relu")
+    ),
+    MLPClassifier((), max_iter=20, random_state=0),
+]
+REGRESSORS = [
+    linear_model.LinearRegression(),
+    linear_model.LinearRegression(fit_intercept=False, positive=True),
+    linear_model.Ridge(),
+    linear_model.RidgeCV(),
+    linear_model.Lasso(0.01),
+    linear_model.LassoCV(cv=2),
+    linear_model.LassoLars(0.01),
+    linear_model.LassoLarsIC(),
+    linear_model.ElasticNet(0.01),
+    linear_model.ElasticNetCV(cv=2),
+    linear_model.Lars(),
+    linear_model.OrthogonalMatchingPursuit(),
+    linear_model.OrthogonalMatchingPursuitCV(cv=2),
+    linear_model.BayesianRidge(),
+    linear_model.ARDRegression(),
+    linear_model.HuberRegressor(),
+    linear_model.TheilSenRegressor(random_state=0, max_subpopulation=200),
+    linear_model.QuantileRegressor(alpha=0.01),
+    linear_model.SGDRegressor(random_state=0),
+    svm.LinearSVR(random_state=0),
+    MLPRegressor(hidden_layer_sizes=(6,), max_iter=40, random_state=0),
+    MLPRegressor(hidden_layer_sizes=(6,), activation="tanh", max_iter=40, random_state=0),
+]
+TRANSFORMERS = [
+    StandardScaler(),
+    StandardScaler(with_mean=False),
+    StandardScaler(with_std=False),
+    MinMaxScaler(),
+    MinMaxScaler((-3, 5)),
+    MaxAbsScaler(),
+    RobustScaler(),
+    RobustScaler(with_centering=False, unit_variance=True),
+    RobustScaler(with_scaling=False),
+    Normalizer(),
+    PCA(3),
+    PCA(3, whiten=True),
+    IncrementalPCA(2, whiten=True),
+    TruncatedSVD(3),
+    SelectKBest(k=3),
+    SelectPercentile(percentile=50),
+    VarianceThreshold(1e-6),
+    RFE(linear_model.RidgeClassifier(), n_features_to_select=3),
+    make_pipeline(StandardScaler(), make_pipeline(PCA(4), "passthrough"), MinMaxScaler()),
+    make_pipeline(VarianceThreshold(), SelectKBest(k=4), Normalizer()),
+]
+
+
+def name_of(estimator: Any) -> str:
+    return " ".join(str(estimator).split())
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    """Features as layers give them: sparse, of unlike sizes, one constant, one always zero."""
+    random = np.random.default_rng(5)
+    x = np.maximum(random.normal(0.3, 1, (ROWS, WIDTH)), 0) * [1, 30, 0.01, 5, 1, 1, 1]
+    x[:, 4] += x[:, 0] + np.arange(ROWS) % 3
+    x[:, 5], x[:, 6] = 2.5, 0.0
+    return x.astype(np.float16).astype(np.float32)
+
+
+def convert(estimator: Any, rows: np.ndarray, classes: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of the Keras form, and its probabilities (scores again without classes)."""
+    x = keras.Input(rows.shape[1:])
+    scores = scores_tensor(estimator, x)
+    likely = probabilities_tensor(estimator, scores, "head_", "likely") if classes else scores
+    found = keras.Model(x, [scores, likely])(rows)
+    return keras.ops.convert_to_numpy(found[0]), keras.ops.convert_to_numpy(found[1])
+
+
+def fit(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return clone(estimator).fit(rows, labels)
+
+
+def check_classifier(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> None:
+    fitted = fit(estimator, rows, labels)
+    expected = np.asarray(_decision(fitted, rows), np.float64)
+    if expected.ndim == 1:
+        expected = np.stack([np.zeros(len(rows)), expected], axis=1)
+    scores, likely = convert(fitted, rows, len(fitted.classes_))
+    size = np.abs(expected).max()
+    assert np.abs(scores - expected).max() <= 1e-4 * size, name_of(estimator)
+    margin = np.sort(expected, axis=1)
+    clear = margin[:, -1] - margin[:, -2] > 1e-3 * size
+    predicted = fitted.classes_[scores.argmax(axis=1)]
+    assert (predicted == fitted.predict(rows))[clear].all(), name_of(estimator)
+    assert np.allclose(likely.sum(axis=1), 1, atol=1e-5)
+    if hasattr(fitted, "predict_proba"):
+        # Where all its sigmoids underflow, scikit-learn calls the classes equally likely.
+        sure = expected.max(axis=1) > -80
+        error = np.abs(likely - fitted.predict_proba(rows))[sure]
+        assert error.max() < 1e-4, name_of(estimator)
+
+
+@pytest.mark.parametrize("kind", ["two", "three", "numbered"])
+def test_classifiers(rows: np.ndarray, kind: str) -> None:
+    codes = (rows[:, 0] + rows[:, 3] > 3).astype(int) + (rows[:, 4] > 2)
+    labels = {
+        "two": np.array(["no", "yes"])[np.minimum(codes, 1)],
+        "three": np.array(["ant", "bee", "cat"])[codes],
+        "numbered": np.array([30, 10, 20])[codes],
+    }[kind]
+    for estimator in CLASSIFIERS:
+        check_classifier(estimator, rows, labels)
+
+
+def test_regressors(rows: np.ndarray) -> None:
+    values = 1900 + rows @ np.array([3, -0.1, 50, 0.2, 2, 0, 0]) + np.sin(np.arange(ROWS))
+    for estimator in REGRESSORS:
+        # Far from zero, nothing that takes small steps would learn a thing.
+        labels = values - 1900 if "SGD" in str(estimator) or "MLP" in str(estimator) else values
+        fitted = fit(estimator, rows, labels)
+        expected = fitted.predict(rows)[:, None]
+        scores, _ = convert(fitted, rows)
+        assert scores.shape == expected.shape
+        size = np.ptp(expected) or 1
+        assert np.abs(scores - expected).max() <= 1e-4 * size + 1e-6 * 1900, name_of(estimator)
+
+
+def test_steps_before_the_last(rows: np.ndarray) -> None:
+    labels = np.array(["ant", "bee", "cat"])[np.arange(ROWS) % 3]
+    for transformer in TRANSFORMERS:
+        for predictor in (
+            linear_model.LogisticRegression(C=10, max_iter=15),
+            MLPClassifier((5,), max_iter=5, random_state=0),
+        ):
+            check_classifier(make_pipeline(transformer, predictor), rows, labels)
+
+
+def test_a_search_is_its_best_pipeline(rows: np.ndarray) -> None:
+    labels = np.arange(ROWS) % 3
+    inner = make_pipeline(StandardScaler(), linear_model.LogisticRegression(max_iter=40))
+    search = GridSearchCV(inner, {"logisticregression__C": [0.1, 10]}, cv=2)
+    check_classifier(search, rows, labels)
+    check_classifier(make_pipeline(MaxAbsScaler(), search), rows, labels)
+
+
+def test_scales_below_what_keras_divides_by() -> None:
+    """Class probabilities as features deviate by 1e-9; Keras' Normalization stops at 1e-7."""
+    random = np.random.default_rng(0)
+    rows = (random.exponential(1, (60, 5)) * [1e-9, 1e-7, 1e-4, 1, 100]).astype(np.float32)
+    labels = (rows[:, 0] > 1e-9).astype(int) + (rows[:, 3] > 1)
+    for scaler in (StandardScaler(), MinMaxScaler(), RobustScaler()):
+        head = make_pipeline(scaler, linear_model.LogisticRegression(C=100, max_iter=60))
+        check_classifier(head, rows, labels)
+
+
+def test_many_features_make_no_large_model(tmp_path: Any) -> None:
+    """Scaling and selection of a flattened layer: no square matrix, no numbers as text."""
+    random = np.random.default_rng(0)
+    rows, labels = random.normal(size=(30, 20_000)).astype(np.float32), np.arange(30) % 3
+    head = make_pipeline(
+        StandardScaler(), VarianceThreshold(), SelectKBest(k=1000), linear_model.RidgeClassifier()
+    )
+    fitted = fit(head, rows, labels)
+    x = keras.Input(rows.shape[1:])
+    model = keras.Model(x, scores_tensor(fitted, x))
+    assert model.count_params() < 3 * 20_000
+    model.save(tmp_path / "model.keras")
+    assert (tmp_path / "model.keras").stat().st_size < 700_000
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    found = model.predict_on_batch(rows)
+    assert np.array_equal(loaded.predict_on_batch(rows), found)
+    assert np.allclose(found, fitted.decision_function(rows), atol=1e-4)
+
+
+class Outside(linear_model.LogisticRegression):
+    """Linear, but nobody knows what it predicts."""
+
+
+LOGISTIC = linear_model.LogisticRegression(max_iter=5)
+REFUSED: list[tuple[Any, str, str]] = [
+    (ensemble.RandomForestClassifier(3), "RandomForestClassifier", "linear classifiers"),
+    (neighbors.KNeighborsClassifier(), "KNeighborsClassifier", "MLPClassifier"),
+    (GaussianNB(), "GaussianNB", "featurestore train"),
+    (svm.SVC(), "SVC", "linear-svm"),
+    (svm.SVC(kernel="linear"), "SVC", "linear-svm"),
+    (
+        discriminant_analysis.QuadraticDiscriminantAnalysis(reg_param=0.1),
+        "QuadraticDisc",
+        "Keras heads",
+    ),
+    (Outside(max_iter=5), "Outside", "what can be"),
+    (make_pipeline(PowerTransformer(), LOGISTIC), "PowerTransformer before another", "scalers"),
+    (make_pipeline(KernelPCA(2), LOGISTIC), "KernelPCA before another step", "PCA"),
+    (
+        make_pipeline(StandardScaler(), RFE(linear_model.Perceptron())),
+        "RFE as the last step",
+        "selection",
+    ),
+    (
+        make_pipeline(discriminant_analysis.LinearDiscriminantAnalysis(), LOGISTIC),
+        "LinearDiscriminantAnalysis before another step",
+        "what can be",
+    ),
+    (make_pipeline(MinMaxScaler(clip=True), LOGISTIC), "MinMaxScaler", "clip=False"),
+    (make_pipeline(Normalizer("l1"), LOGISTIC), "Normalizer", "norm='l2'"),
+    (linear_model.SGDClassifier(loss="modified_huber"), "SGDClassifier", "'log_loss'"),
+    (linear_model.PoissonRegressor(max_iter=1), "PoissonRegressor", "Lasso"),
+    (linear_model.GammaRegressor(max_iter=1), "GammaRegressor", "Lasso"),
+    (linear_model.TweedieRegressor(max_iter=1), "TweedieRegressor", "Lasso"),
+    (linear_model.RANSACRegressor(random_state=0), "RANSACRegressor", "Lasso"),
+    (ensemble.HistGradientBoostingRegressor(max_iter=3), "HistGradientBoosting", "Lasso"),
+]
+
+
+@pytest.mark.parametrize(("estimator", "name", "way"), REFUSED, ids=[each[1] for each in REFUSED])
+def test_what_has_no_keras_form_is_refused_by_name(
+    rows: np.ndarray, estimator: Any, name: str, way: str
+) -> None:
+    regression = "Regressor" in type(estimator).__name__
+    labels = 1 + rows[:, 0] if regression else np.arange(ROWS) % 3
+    fitted = fit(estimator, rows, labels)
+    with pytest.raises(PromotionError, match=name) as caught:
+        require_convertible(fitted)
+    assert way in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PromotionError):
+        scores_tensor(fitted, keras.Input((WIDTH,)))
+
+
+def test_several_outputs_are_refused(rows: np.ndarray) -> None:
+    several = fit(MLPClassifier((3,), max_iter=5), rows, np.eye(3)[np.arange(ROWS) % 3])
+    with pytest.raises(PromotionError, match="several labels"):
+        require_convertible(several)
+
+
+def test_a_regressor_of_counts_is_refused(rows: np.ndarray) -> None:
+    counts = fit(MLPRegressor("poisson", hidden_layer_sizes=(3,), max_iter=5), rows, rows[:, 0] + 1)
+    with pytest.raises(PromotionError, match="squared_error"):
+        require_convertible(counts)

@@ -1,0 +1,265 @@
+"""The proof holds for what is right, and stops what is wrong before anything is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from featurestore.backbone import Backbone
+from featurestore.errors import IncompleteFeaturesError, NotFoundError, ParityError, PromotionError
+from featurestore.features import Features
+from featurestore.heads import Head, fit_head
+from featurestore.promotion import Parity, Proved, carry_out
+from featurestore.promotion.fuse import Fused, fuse
+from featurestore.promotion.proof import PROOF_BLOCKS, PROOF_ROWS, proof_rows, prove
+from featurestore.store import FeatureKey, FeatureStore
+
+MakeFeatures = Callable[..., Features]
+CLASSES = ["ant", "bee", "cat"]
+
+
+def proven(
+    head: Head, backbone: Backbone, features: Features, fused: Fused | None = None
+) -> tuple[Parity, list[Proved]]:
+    told: list[Proved] = []
+    metadata = {"task": head.task, "classes": list(head.classes)}
+    fused = fused or fuse(head, backbone)
+    group = features.store.group(features.key)
+    parity = prove(head, fused, features.dataset, group, "float32", metadata, told.append)
+    return parity, told
+
+
+SKLEARN = [
+    LogisticRegression(max_iter=50),
+    make_pipeline(
+        StandardScaler(), SelectKBest(k=30), PCA(8, whiten=True), SGDClassifier("log_loss")
+    ),
+    GridSearchCV(make_pipeline(StandardScaler(), MLPClassifier((8,), max_iter=20)), {}, cv=2),
+]
+
+
+@pytest.mark.parametrize("estimator", SKLEARN, ids=["one", "pipeline", "search"])
+def test_from_image_files_to_the_saved_file(
+    maps: Features, backbone: Backbone, estimator: Any
+) -> None:
+    """Images of three sizes and three modes, decoded, resized and scaled by the model itself."""
+    head = fit_head(maps, estimator, save=False)
+    parity, told = proven(head, backbone, maps)
+    assert parity.holds
+    assert parity.rows == 45
+    assert parity.agreement == 1.0
+    assert parity.ties < 5
+    assert 0 < parity.max_abs_diff <= parity.tolerance
+    scores = head.scores(maps.group.read(np.arange(45), np.float32))
+    assert parity.tolerance < np.ptp(scores, axis=0).max() / 50
+    assert [each.what for each in told] == ["the fused model", "the saved file, loaded anew,"]
+    assert told[0].parity == parity
+    assert told[1].parity.holds
+
+
+def test_a_keras_head_whose_softmax_is_nested(maps: Features, backbone: Backbone) -> None:
+    layers = keras.layers
+    inner = keras.Sequential([layers.Dense(8, "relu"), layers.Dense(3, "softmax")])
+    whole = keras.Sequential([layers.Flatten(), layers.Dropout(0.5), inner])
+    # Large weights: probabilities down to the smallest that float32 holds.
+    head = fit_head(maps, whole, {"epochs": 2, "learning_rate": 0.1}, save=False)
+    assert proven(head, backbone, maps)[0].holds
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_two_classes_and_both_types(
+    make_features: MakeFeatures, backbone: Backbone, dtype: str
+) -> None:
+    features = make_features([0, 1] * 20, dtype=dtype, kinds=2)
+    for name in ("logistic", "linear-svm"):
+        parity = proven(fit_head(features, name, save=False), backbone, features)[0]
+        assert parity.holds
+        assert parity.ties == 0
+        limit = 1e-2 if dtype == "float16" else 1e-3
+        assert parity.tolerance < limit * 10
+
+
+def test_values(make_features: MakeFeatures, backbone: Backbone) -> None:
+    features = make_features([2000 + number % 3 + number / 50 for number in range(40)])
+    for estimator in (Ridge(), "dense"):
+        parity = proven(fit_head(features, estimator, save=False), backbone, features)[0]
+        assert parity.holds
+        assert (parity.agreement, parity.ties) == (1.0, 0)
+        # Two classes of colour lie 1 apart: the proof sees far less.
+        assert parity.tolerance < 0.05
+
+
+@pytest.fixture(scope="module")
+def toys(make_features: MakeFeatures) -> Features:
+    return make_features(CLASSES * 14)
+
+
+@pytest.fixture(scope="module")
+def head(toys: Features) -> Head:
+    return fit_head(toys, "logistic")
+
+
+def scaled(by: float, place: int = 0) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+    return lambda weights: [
+        array * by if number == place else array for number, array in enumerate(weights)
+    ]
+
+
+def swapped(weights: list[np.ndarray]) -> list[np.ndarray]:
+    return [array[..., [1, 0, *range(2, array.shape[-1])]] for array in weights]
+
+
+@pytest.mark.parametrize(
+    ("layer", "change"),
+    [
+        ("head_1_logisticregression", scaled(1.01)),
+        ("head_1_logisticregression", swapped),
+        ("head_0_standardscaler", scaled(1.02)),
+        ("block1_conv", scaled(1.005)),
+        ("block2_bn", scaled(1.02, place=3)),
+        ("block3_conv", swapped),
+    ],
+)
+def test_a_wrong_weight_anywhere_stops(
+    toys: Features, backbone: Backbone, head: Head, layer: str, change: Callable
+) -> None:
+    fused = fuse(head, backbone)
+    wrong = fused.model.get_layer(layer)
+    wrong.set_weights(change(wrong.get_weights()))
+    if hasattr(wrong, "finalize_state"):
+        wrong.finalize_state()
+    told: list[Proved] = []
+    with pytest.raises(ParityError, match="the fused model disagrees") as caught:
+        told += proven(head, backbone, toys, fused)[1]
+    assert not told
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_probabilities_of_right_scores_stop(
+    toys: Features, backbone: Backbone, head: Head
+) -> None:
+    fused = fuse(head, backbone)
+    scores = next(each.output for each in fused.model.layers if each.name == fused.scores)
+    doubled = keras.layers.Softmax(name="probabilities")(scores * 2.0)
+    wrong = replace(fused, model=keras.Model(fused.model.inputs, doubled))
+    with pytest.raises(ParityError, match="the probability by the fused model"):
+        proven(head, backbone, toys, wrong)
+
+
+def reversed_rows(rows: np.ndarray) -> np.ndarray:
+    return rows[::-1]
+
+
+def two_swapped(rows: np.ndarray) -> np.ndarray:
+    rows = rows.copy()
+    rows[[3, 4]] = rows[[4, 3]]
+    return rows
+
+
+def one_noisy(rows: np.ndarray) -> np.ndarray:
+    rows = rows.copy()
+    rows[5] = rows[5] * np.float16(1.1)
+    return rows
+
+
+@pytest.mark.parametrize("change", [reversed_rows, two_swapped, one_noisy])
+def test_stored_rows_that_are_not_the_images_stop(
+    make_features: MakeFeatures, backbone: Backbone, change: Callable, tmp_path: Any
+) -> None:
+    """Blocks that pass their checksum, but hold something else."""
+    features = make_features(CLASSES * 14)
+    head = fit_head(features, "logistic")
+    features.group.write_block(0, change(features.group.read_block(0)))
+    events: list[Any] = []
+    with pytest.raises(ParityError, match="featurestore verify"):
+        carry_out(head, backbone, data=features.dataset, epochs=1, on_event=events.append)
+    assert not events
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_whose_weights_moved_under_it_stops(
+    make_features: MakeFeatures, network: keras.Model
+) -> None:
+    """The digest was taken before; the proof does not rely on it."""
+    backbone = Backbone.from_model(network, name="moving")
+    features = make_features(CLASSES * 14, model=backbone)
+    head = fit_head(features, "logistic")
+    backbone.prefix_digest("block3_relu")
+    number = backbone._graph.by_name["block2_conv"]
+    kernel = backbone._graph.nodes[number].operation.kernel
+    kernel.assign(kernel * 1.02)
+    with pytest.raises(ParityError):
+        carry_out(head, backbone, data=features.dataset)
+
+
+def test_a_network_of_half_precision(make_features: MakeFeatures) -> None:
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2, activation="relu", dtype="mixed_float16")(image)
+    x = keras.layers.Conv2D(8, 3, activation="relu", dtype="mixed_float16", name="last")(x)
+    backbone = Backbone.from_model(keras.Model(image, x), name="half", scaling="unit")
+    for ref in ("last", "last:avg"):
+        features = make_features(CLASSES * 10, ref, model=backbone)
+        head = fit_head(features, "logistic", save=False)
+        promotion = carry_out(head, backbone, data=features.dataset)
+        assert promotion.parity.holds
+        assert promotion.model.output.dtype == "float32"
+
+
+def test_other_samples_are_refused(toys: Features, backbone: Backbone, head: Head) -> None:
+    other = type(toys.dataset).from_arrays(
+        np.zeros((4, 16, 16, 3), np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None],
+        ["ant", "bee", "ant", "bee"],
+        name="others",
+    )
+    with pytest.raises(PromotionError, match="other samples than others holds") as caught:
+        carry_out(head, backbone, data=other)
+    assert "\n" not in str(caught.value)
+
+
+def test_features_that_are_gone(make_features: MakeFeatures, backbone: Backbone) -> None:
+    features = make_features(CLASSES * 5)
+    head = fit_head(features, "ridge")
+    features.group.drop_block(0)
+    with pytest.raises(IncompleteFeaturesError):
+        carry_out(head, backbone, data=features.dataset)
+    features.store.remove(features.key)
+    with pytest.raises(NotFoundError) as caught:
+        carry_out(head, backbone, data=features.dataset)
+    assert "\n" not in str(caught.value)
+
+
+def rows_of(store: FeatureStore, count: int, values: int) -> tuple[np.ndarray, int]:
+    digest = f"blake2b:{count:032x}{values:032x}"
+    key = FeatureKey("any", "layer", digest, digest)
+    ids = np.arange(count, dtype=">u8").view(np.uint8).reshape(count, 8)
+    ids = np.concatenate([np.zeros((count, 8), np.uint8), ids], axis=1)
+    group = store.create(key, shape=(count, values), dtype="float16", sample_ids=ids, provenance={})
+    return proof_rows(group), group.block_rows
+
+
+@pytest.mark.parametrize("count", [1, 3, 127, 128, 129, 1000, 5000])
+@pytest.mark.parametrize("values", [12, 100_000, 4_000_000])
+def test_rows_are_taken_from_blocks_spread_over_all(tmp_path: Any, count: int, values: int) -> None:
+    rows, size = rows_of(FeatureStore(tmp_path / "store"), count, values)
+    assert np.array_equal(rows, np.unique(rows))
+    assert rows[0] == 0
+    assert rows[-1] < count
+    assert len(rows) <= PROOF_ROWS + PROOF_BLOCKS
+    blocks = np.unique(rows // size)
+    total = -(-count // size)
+    assert len(blocks) == min(total, PROOF_BLOCKS)
+    assert blocks[-1] == total - 1
+    if size >= 128 and count >= 128 * PROOF_BLOCKS:
+        assert len(rows) >= PROOF_ROWS - PROOF_ROWS // PROOF_BLOCKS

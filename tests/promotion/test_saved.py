@@ -1,0 +1,235 @@
+"""A model file: whole or not there, plain for Keras, and nothing in it is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import InputError
+from featurestore.features import Features
+from featurestore.heads import fit_head
+from featurestore.promotion import Promotion, carry_out, check_target, load_model, save_model
+from featurestore.promotion.saved import MEMBER, read_metadata
+
+METADATA = {"task": "classification", "classes": ["a", "b"]}
+
+
+@pytest.fixture(scope="module")
+def promotion(pooled: Features, flowers: Dataset, backbone: Backbone) -> Promotion:
+    return carry_out(fit_head(pooled, "logistic"), backbone, data=flowers)
+
+
+def tiny(outputs: int = 2) -> keras.Model:
+    x = keras.Input((None, None, 3), dtype="uint8")
+    y = keras.layers.Resizing(2, 2, name="resizing")(x)
+    y = keras.layers.Dense(outputs, "softmax")(keras.layers.Flatten()(y))
+    return keras.Model(x, y)
+
+
+PLAIN_KERAS = """
+import sys
+sys.modules["featurestore"] = None
+import keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+images = np.load(sys.argv[2])
+for name in images.files:
+    np.save(f"{name}.npy", model.predict(images[name], verbose=0))
+print(model.input_shape, model.inputs[0].dtype, model.output_shape)
+"""
+
+
+def test_plain_keras_reads_it_in_another_process(
+    promotion: Promotion, flowers: Dataset, tmp_path: Path
+) -> None:
+    """No import of this project; raw uint8 images of any size; the same probabilities."""
+    promotion.save(tmp_path / "flowers.keras")
+    pictures = {f"row{row}": flowers.image(row)[None] for row in range(4)}
+    assert len({each.shape for each in pictures.values()}) > 1
+    same_size = [flowers.image(row) for row in range(45) if flowers.image(row).shape[0] == 16]
+    pictures["batch"] = np.stack(same_size[:5])
+    np.savez(tmp_path / "images.npz", **pictures)
+    ended = subprocess.run(
+        [sys.executable, "-c", PLAIN_KERAS, "flowers.keras", "images.npz"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "(None, None, None, 3) uint8 (None, 3)"
+    for name, images in pictures.items():
+        found = np.load(tmp_path / f"{name}.npy")
+        assert np.allclose(found, promotion.model.predict_on_batch(images), atol=1e-6)
+
+
+def test_it_holds_what_a_model_has_no_place_for(promotion: Promotion, tmp_path: Path) -> None:
+    path = tmp_path / "flowers.keras"
+    promotion.save(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["flowers.keras"]
+    metadata = read_metadata(path)
+    assert metadata == json.loads(json.dumps(promotion.metadata))
+    assert metadata["classes"] == ["ant", "bee", "cat"]
+    assert {"task", "head", "features", "backbone", "dataset", "versions", "parity"} <= set(
+        metadata
+    )
+    # Written over, whole.
+    promotion.save(str(path))
+    assert load_model(path)[1] == metadata
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.h5", "saved as a .keras file; got"),
+        ("model", "saved as a .keras file; got"),
+        ("missing/model.keras", "no folder"),
+        ("file.txt/model.keras", "no folder"),
+    ],
+)
+def test_where_it_cannot_go(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    for attempt in (check_target, lambda path: save_model(tiny(), path, METADATA)):
+        with pytest.raises(InputError, match=says) as caught:
+            attempt(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "model.keras").mkdir()
+    with pytest.raises(InputError, match="cannot write"):
+        save_model(tiny(), tmp_path / "model.keras", METADATA)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_what_fails_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.keras"
+    save_model(tiny(), path, METADATA)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_model(tiny(), path, {**METADATA, "no JSON": object()})
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"cannot write .* No space left on device") as caught:
+        save_model(tiny(), path, METADATA)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["model.keras"]
+
+
+# ------------------------------------------------------------------ reading what others wrote
+
+
+def one_line(path: Path, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def rewritten(source: Path, target: Path, member: str, data: bytes) -> Path:
+    """Copy an archive with one member replaced."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            if name != member:
+                new.writestr(name, old.read(name))
+        new.writestr(member, data)
+    return target
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    save_model(tiny(), path, METADATA)
+    return path
+
+
+def test_no_file_names_the_nearest(saved: Path, tmp_path: Path) -> None:
+    one_line(saved.with_name("modle.keras"), "no model file .* did you mean .*model.keras")
+    one_line(tmp_path, "no model file")
+    one_line(tmp_path / "no" / "where.keras", "no model file")
+
+
+def test_files_that_are_no_promoted_model(saved: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.keras"
+    tiny().save(plain)
+    one_line(plain, "no promoted model .*featurestore promote")
+    text = tmp_path / "text.keras"
+    text.write_text("no archive")
+    one_line(text, "no promoted model")
+    torn = tmp_path / "torn.keras"
+    torn.write_bytes(saved.read_bytes()[:-200])
+    one_line(torn, "no promoted model")
+    empty = tmp_path / "empty.keras"
+    empty.write_bytes(b"")
+    one_line(empty, "no promoted model")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        "7",
+        "{}",
+        "{",
+        "[" * 100_000,
+        b"\xff\xfe\x00",
+        '{"task": "classification"}',
+        '{"task": "classification", "classes": []}',
+        '{"task": "classification", "classes": "ab"}',
+        '{"task": "classification", "classes": {"a": 1, "b": 2}}',
+        '{"task": "classification", "classes": ["a", 2]}',
+        '{"task": "classification", "classes": [true, false]}',
+        '{"task": "classification", "classes": [["a"], ["b"]]}',
+        '{"task": "classification", "classes": ["a", "a"]}',
+        '{"task": ["classification"], "classes": ["a", "b"]}',
+        '{"task": "detection", "classes": ["a", "b"]}',
+        '{"task": "regression", "classes": ["a", "b"]}',
+    ],
+)
+def test_metadata_of_another_kind(saved: Path, tmp_path: Path, text: str | bytes) -> None:
+    data = text if isinstance(text, bytes) else text.encode()
+    one_line(rewritten(saved, tmp_path / "odd.keras", MEMBER, data), "featurestore.json|promoted")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"task": "classification", "classes": ["a", "b", "c"]}',
+        '{"task": "regression", "classes": []}',
+    ],
+)
+def test_metadata_of_another_model(saved: Path, tmp_path: Path, text: str) -> None:
+    path = rewritten(saved, tmp_path / "odd.keras", MEMBER, text.encode())
+    one_line(path, r"gives \(None, 2\), and its featurestore.json names")
+
+
+@pytest.mark.parametrize("member", ["config.json", "model.weights.h5"])
+def test_a_model_inside_that_is_damaged(saved: Path, tmp_path: Path, member: str) -> None:
+    one_line(rewritten(saved, tmp_path / "odd.keras", member, b"{"), "cannot load .* Keras model")
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    x = keras.Input((None, None, 3), dtype="uint8")
+    y = keras.layers.Resizing(2, 2, name="resizing")(x)
+    y = keras.layers.Lambda(lambda z: z * 2, output_shape=(2, 2, 3))(y)
+    y = keras.layers.Dense(2, "softmax")(keras.layers.Flatten()(y))
+    path = tmp_path / "hostile.keras"
+    save_model(keras.Model(x, y), path, METADATA)
+    one_line(path, r"cannot load .*[Ll]ambda")

@@ -1,0 +1,280 @@
+"""The pages and the help texts are tests: what they show runs, and what there is they show.
+
+Pages are run as users read them: in a folder that has ``photos/`` and ``my_model.keras``, with
+ImageNet weights of MobileNetV2 at hand (random ones, where Keras keeps what it has downloaded).
+A block that needs a real download stands under ``<!-- not run: needs the ImageNet weights -->``.
+A YAML block whose first line is ``# NAME.yaml`` is the file of that name.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from featurestore.cli import cli
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*dict.fromkeys([*PAGES, *sorted(ROOT.glob("*/README.md")), ROOT / "CONTRIBUTING.md"])]
+MODULES = sorted((ROOT / "featurestore").rglob("*.py"))
+# Pages whose command lines run too, in their place among the Python blocks.
+RUN_COMMANDS = ("quickstart.md", "extraction.md")
+# Pages that make their own photos, or look at a store that is there already.
+OWN_PHOTOS = ("datasets.md",)
+READY_STORE = ("format.md",)
+
+FENCE = re.compile(
+    r"(?P<skip><!-- not run: .* -->\n+)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMANDS = click.Context(cli)
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+    runs: bool
+
+    def compiled(self) -> Any:
+        # Blank lines before it, so that a traceback shows the line of the page.
+        return compile("\n" * self.line + self.text, str(self.page), "exec")
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start("text"))
+        block = Block(page, line, match["language"], match["text"], match["skip"] is None)
+        if not languages or block.language in languages:
+            found.append(block)
+    return found
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Command lines of featurestore in a shell block: the words after the program's name."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|\||;", line.removeprefix("$ ")):
+            words = shlex.split(part, comments=True)
+            if words and Path(words[0]).name == "featurestore":
+                yield words[1:]
+
+
+def parse(words: list[str]) -> None:
+    """Let click read a command line without running it; raises for what it does not know."""
+    command = cli.get_command(COMMANDS, words[0])
+    assert command is not None, f"no command {words[0]!r}"
+    command.make_context(words[0], words[1:])
+
+
+def named(pages: list[Path]) -> list[Any]:
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
+
+
+# ---------------------------------------------------------------------------- what pages find
+
+
+def write_photos(folder: Path) -> None:
+    """Write 18 photos in three classes that differ in colour, brightness and noise.
+
+    Under their names they are bitmaps, whose bytes no codec's version changes: the splits follow
+    from them.
+    """
+    generator = np.random.default_rng(0)
+    for kind, colour in {"cat": (60, 90, 160), "dog": (130, 120, 60), "fox": (190, 90, 40)}.items():
+        (folder / kind).mkdir(parents=True)
+        for number in range(1, 7):
+            pixels = generator.normal(colour, 20, (48, 64, 3))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / kind / f"{number:03}.jpg", "BMP")
+
+
+def small_model() -> Any:
+    """Build a small functional model that scales its input itself."""
+    import keras
+
+    image = keras.Input((32, 32, 3))
+    x = keras.layers.Rescaling(1 / 255.0)(image)
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="conv")(x)
+    x = keras.layers.MaxPooling2D(name="pool")(x)
+    return keras.Model(image, keras.layers.Conv2D(16, 3, activation="relu", name="top")(x))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``my_model.keras``, and ``keras/models`` as Keras keeps its downloads."""
+    folder = tmp_path_factory.mktemp("models")
+    small_model().save(folder / "my_model.keras")
+    kept = folder / "keras" / "models"
+    kept.mkdir(parents=True)
+    name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_160_no_top.h5"
+    network_of_random_weights().save(kept / name)
+    return folder
+
+
+def network_of_random_weights() -> Any:
+    """Build a MobileNetV2 whose activations keep their size from layer to layer.
+
+    As it is drawn they fade to nothing, which float16 cannot hold apart.
+    """
+    import keras
+
+    keras.utils.set_random_seed(0)
+    network = keras.applications.MobileNetV2(
+        weights=None, include_top=False, input_shape=(160, 160, 3)
+    )
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    noise = np.random.default_rng(0).uniform(-1, 1, (8, 160, 160, 3))
+    network(noise.astype(np.float32), training=True)
+    return network
+
+
+@pytest.fixture
+def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that a page runs in."""
+    from keras.src.backend import config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEATURESTORE_STORE", raising=False)
+    monkeypatch.setenv("FEATURESTORE_CACHE", str(tmp_path / ".cache"))
+    # KERAS_HOME counts only before Keras is imported.
+    monkeypatch.setattr(config, "_KERAS_DIR", str(models / "keras"))
+    shutil.copy(models / "my_model.keras", tmp_path)
+    return tmp_path
+
+
+def fill_store(place: Path) -> None:
+    import featurestore as fs
+
+    photos = fs.Dataset.from_folder(place / "photos")
+    backbone = fs.Backbone.from_file(place / "my_model.keras")
+    fs.extract(photos, backbone, ["pool", "top:avg"], fs.FeatureStore(place / "store"))
+
+
+# ---------------------------------------------------------------------------- pages
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_a_page_runs(page: Path, place: Path) -> None:
+    if page.name not in OWN_PHOTOS:
+        write_photos(place / "photos")
+    if page.name in READY_STORE:
+        fill_store(place)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "yaml" and (file := re.match(r"# (\S+\.yaml)\n", block.text)):
+            (place / file[1]).write_text(block.text, encoding="utf-8")
+        elif block.language == "python" and block.runs:
+            exec(block.compiled(), names)
+        elif block.language == "python":
+            block.compiled()
+        elif block.language == "sh" and block.runs and page.name in RUN_COMMANDS:
+            for words in commands(block.text):
+                result = CliRunner().invoke(cli, words, catch_exceptions=False)
+                assert result.exit_code == 0, (words, result.output)
+
+
+@pytest.mark.parametrize("page", named(LINKED))
+def test_the_command_lines_of_a_page_parse(page: Path) -> None:
+    for block in blocks(page, "sh", "console", "bash"):
+        for words in commands(block.text):
+            parse(words)
+
+
+@pytest.mark.parametrize("page", named(LINKED))
+def test_the_commands_that_a_sentence_names_exist(page: Path) -> None:
+    for text in re.findall(r"`featurestore ([a-z][^`]*)`", page.read_text(encoding="utf-8")):
+        words = text.split()
+        command = cli.get_command(COMMANDS, words[0])
+        assert command is not None, text
+        known = {name for param in command.params for name in param.opts}
+        options = {word.strip("[]").partition("=")[0] for word in words[1:] if "--" in word}
+        assert options <= {*known, "--help"}, text
+
+
+@pytest.mark.parametrize("page", named(LINKED))
+def test_the_links_of_a_page_resolve(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link in LINK.findall(text):
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if heading:
+            assert heading in headings(target), link
+
+
+def headings(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_the_readme_begins_with_two_commands_that_work() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    runs, tests = (line for line in lines[:25] if line.startswith("python3 -m venv"))
+    assert "pip install -e . " in runs
+    assert "data/fetch.py textures mobilenetv2" in runs
+    assert list(commands(runs)) == [["run", "pipelines/quickstart.yaml"]]
+    assert (ROOT / "pipelines" / "quickstart.yaml").is_file()
+    assert 'pip install -e ".[dev]"' in tests
+    assert tests.endswith("python -m pytest")
+
+
+def test_the_index_names_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = set(LINK.findall(index.read_text(encoding="utf-8")))
+    assert {page.name for page in PAGES if page.parent == index.parent} - {index.name} <= linked
+
+
+# ---------------------------------------------------------------------------- help texts
+
+
+@pytest.mark.parametrize("name", cli.list_commands(COMMANDS))
+def test_a_command_has_help_with_an_example_and_a_place_in_the_pages(name: str) -> None:
+    command = cli.get_command(COMMANDS, name)
+    assert command is not None
+    assert command.help
+    _, found, example = command.help.partition("Example:")
+    assert found, f"{name} --help has no example"
+    lines = list(commands(example))
+    assert lines
+    assert all(words[0] == name for words in lines)
+    for words in lines:
+        parse(words)
+    undescribed = [
+        param.name for param in command.params if isinstance(param, click.Option) and not param.help
+    ]
+    assert not undescribed
+    docs = [page for page in PAGES if page != README]
+    assert any(f"featurestore {name}" in page.read_text(encoding="utf-8") for page in docs)
+
+
+@pytest.mark.parametrize("file", named(MODULES))
+def test_the_examples_of_a_module(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    module = importlib.import_module(".".join(part for part in parts if part != "__init__"))
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0

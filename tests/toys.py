@@ -1,0 +1,105 @@
+"""Small real things that the tests of commands and pipelines share: photographs and a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featurestore.cli import main
+
+COLOURS = {"blue": (60, 60, 180), "green": (60, 180, 60), "red": (180, 60, 60)}
+
+
+def take_photos(folder: Path, each: int = 12, colours: dict[str, Any] = COLOURS) -> Path:
+    """Fill a folder with a sub-folder of noisy images for each colour."""
+    generator = np.random.default_rng(0)
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(each):
+            pixels = generator.normal(colour, 60, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def build_network(path: Path, *, size: int = 16, channels: int = 8, seed: int = 3) -> Path:
+    """Save a network of two convolutions whose weights vary, and which scales inside."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((size, size, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1, name="scale")(image)
+    x = keras.layers.Conv2D(channels, 3, padding="same", activation="relu", name="conv_a")(x)
+    x = keras.layers.MaxPooling2D(name="pool_a")(x)
+    x = keras.layers.Conv2D(12, 3, padding="same", activation="relu", name="conv_b")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="gap")(x)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keras.Model(image, x, name="tiny").save(path)
+    return path
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder, by path: what must not change is compared by it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command gave."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one line that a foreseen error is."""
+        assert self.status == 1, self
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        assert self.err.endswith(f"{lines[0]}\n")
+        assert "Traceback" not in self.err
+        return lines[0].removeprefix("error: ")
+
+
+def featurestore(*args: Any) -> Result:
+    """Run a command in this process, so that TensorFlow is loaded once for all of them."""
+    out, err = StringIO(), StringIO()
+    status: Any = None
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main([str(each) for each in args])
+        except SystemExit as leave:
+            status = leave.code
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def featurestore_process(*args: Any, **environment: str) -> Result:
+    """Run a command as a user does, in a process of its own."""
+    command = [sys.executable, "-c", "from featurestore.cli import main; main()"]
+    done = subprocess.run(
+        [*command, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
