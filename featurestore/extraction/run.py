@@ -338,12 +338,20 @@ class _BlockWriter:
         self._block = None
 
     def _stored(self, activations: np.ndarray) -> np.ndarray:
-        limit = float(np.finfo(self._layer.dtype).max)
+        limits = np.finfo(self._layer.dtype)
+        largest, tiny = float(limits.max), float(limits.tiny)
         # One pass decides for nearly all batches: NaN and infinity make the extremes not finite.
         low, high = float(activations.min()), float(activations.max())
-        if np.isfinite(low) and np.isfinite(high) and max(-low, high) <= limit:
-            return activations.astype(self._layer.dtype)
-        raise self._refusal(activations, limit)
+        peak = max(-low, high)
+        if not (np.isfinite(low) and np.isfinite(high)) or peak > largest:
+            raise self._refusal(activations, largest)
+        if 0 < peak < tiny:
+            raise ActivationError(
+                f"layer {str(self._layer.ref)!r} gave no activation above {peak:.3g} in a batch, "
+                f"where {self._layer.dtype} loses its precision (below {tiny:.3g}); extract "
+                "with `--dtype float32`"
+            )
+        return activations.astype(self._layer.dtype)
 
     def _refusal(self, activations: np.ndarray, limit: float) -> FeatureStoreError:
         ref, dtype = self._layer.ref, self._layer.dtype

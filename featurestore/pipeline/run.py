@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import digest_bytes, digest_fields, short
-from featurestore.errors import DatasetError, InputError
+from featurestore.errors import BackboneError, DatasetError, InputError
 from featurestore.pipeline.check import check, check_data
 from featurestore.pipeline.events import StageSkipped, StageStarted
-from featurestore.pipeline.spec import HeadSpec, PipelineSpec, SpecFile, read_spec
+from featurestore.pipeline.spec import HeadSpec, PipelineSpec, PromoteSpec, SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
 
 if TYPE_CHECKING:
@@ -218,7 +218,13 @@ class _Run:
         if self.spec.promote is None:
             return None
         started = time.perf_counter()
-        self.tell(StageStarted("promote", f"{head.id} on {head.key.ref}"))
+        options = self.spec.promote.model_dump()
+        options["unfreeze"] = _unfreeze(self.spec.promote, head, backbone)
+        idle = self.spec.promote.unfreeze is not None and options["unfreeze"] is None
+        note = (
+            f" ({self.spec.promote.unfreeze} lies behind it: nothing to unfreeze)" if idle else ""
+        )
+        self.tell(StageStarted("promote", f"{head.id} on {head.key.ref}{note}"))
         digest = digest_fields({"head": head.id, **self.spec.promote.model_dump()})
         done = _promoted(folder, digest)
         if done is not None:
@@ -227,7 +233,6 @@ class _Run:
             return done
         from featurestore.promotion import carry_out
 
-        options = self.spec.promote.model_dump()
         promotion = carry_out(head, backbone, data=dataset, on_event=self.tell, **options)
         promotion.save(folder / MODEL)
         self.stages.record("promote", started, fresh=True)
@@ -272,6 +277,21 @@ def _write(path: Path, data: bytes) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _unfreeze(promote: PromoteSpec, head: Head, backbone: Backbone) -> str | int | None:
+    """Return what is unfrozen of a promoted head; None where its layer lies before all that."""
+    from featurestore.backbone import LayerRef, unfrozen
+
+    if promote.unfreeze is None:
+        return None
+    names = backbone.layer_names
+    cut = names.index(LayerRef.parse(head.key.ref).layer)
+    try:
+        unfrozen(names[: cut + 1], promote.unfreeze)
+    except BackboneError:
+        return None
+    return promote.unfreeze
 
 
 def _promoted(folder: Path, digest: str) -> dict[str, Any] | None:

@@ -184,7 +184,10 @@ def test_labels_that_teach_nothing(place: Place, name: str, expected: str) -> No
     assert featurestore("extract", name, *MODEL, "--layer", "gap").status == 0
     before = tree(place.store)
 
-    for command in (["train", name, "--model", "tiny", "--layer", "gap", "--head", "knn"], ["rank", name]):
+    for command in (
+        ["train", name, "--model", "tiny", "--layer", "gap", "--head", "knn"],
+        ["rank", name],
+    ):
         error = featurestore(*command).error
         assert expected in error
         assert "featurestore scan" in error

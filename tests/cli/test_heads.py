@@ -92,16 +92,20 @@ def test_heads_are_listed_best_first(place: Place) -> None:
     assert {row["name"] for row in rows} == {"logistic", "knn"}
     assert rows[0]["val_accuracy"] >= rows[1]["val_accuracy"]
     assert by_loss[0]["train_log_loss"] <= by_loss[1]["train_log_loss"]
-    assert shown.splitlines()[0].split() == (
-        "head parameters model layer val accuracy test accuracy id"
-    ).split()
+    assert (
+        shown.splitlines()[0].split()
+        == ("head parameters model layer val accuracy test accuracy id").split()
+    )
     assert shown.splitlines()[-1] == "2 heads"
 
 
 def test_no_heads_yet(place: Place) -> None:
     featurestore("scan", "photos", "--store", "new")
 
-    assert featurestore("heads", "--store", "new").out == "no heads yet; `featurestore train` adds one\n"
+    assert (
+        featurestore("heads", "--store", "new").out
+        == "no heads yet; `featurestore train` adds one\n"
+    )
     assert featurestore("heads", "--store", "new", "--json").json == []
 
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.cli.output import cell, plural, print_json, print_table, printable, size, table_lines
+from featurestore.cli.output import (
+    cell,
+    plural,
+    print_json,
+    print_table,
+    printable,
+    size,
+    table_lines,
+)
 
 ROWS: list[dict[str, Any]] = [
     {"name": "logistic", "params": {"C": 1e-5, "units": [64, 32]}, "score": 0.5, "id": "x-123"},

@@ -21,7 +21,7 @@ import tensorflow as tf
 tf.get_logger().warning("5 out of the last 5 calls triggered retracing")
 logging.getLogger("absl").warning("compiled metrics")
 import keras
-keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).predict([[1.0, 2.0]], verbose=0)
+keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).predict(tf.ones((1, 2)), verbose=0)
 print("done")
 """
 

@@ -164,6 +164,14 @@ def test_overflow_names_layer_value_and_way_out(dataset, store):
     assert features.group.read().max() > 65504
 
 
+def test_activations_too_small_for_the_type_are_refused(dataset, store):
+    backbone = scaled_model(1e-8)
+    with pytest.raises(ActivationError, match=r"'huge'.*--dtype float32"):
+        extract(dataset, backbone, ["huge"], store)
+    features = extract(dataset, backbone, ["huge"], store, dtype="float32")["huge"]
+    assert features.group.read().max() > 0
+
+
 def test_not_a_number_is_refused_in_either_type(dataset, store):
     backbone = scaled_model(3e38)
     for dtype in ("float16", "float32"):

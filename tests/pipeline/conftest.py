@@ -73,9 +73,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_pipeline(
-    tmp_path_factory: pytest.TempPathFactory, network: Path
-) -> Callable[[], Pipeline]:
+def new_pipeline(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Callable[[], Pipeline]:
     """Make a folder with photographs, the network and a pipeline file."""
 
     def new() -> Pipeline:

@@ -23,11 +23,27 @@ def backbone(**changes: Any) -> dict[str, Any]:
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("data", data(path="foto"), r":3: data.path: nothing at '.*/foto'; paths are taken from the f"),
-    ("an asset", data(path="../data/textures/t.csv"), r":3: .*`python data/fetch.py textures` brin"),
-    ("a model file", backbone(model="tony.keras"), r":7: backbone.model: no file '.*/tony.keras'; "),
-    ("a model", backbone(model="vgg61"), r":6: backbone: no keras.applications .*did you mean 'VGG"),
+    (
+        "an asset",
+        data(path="../data/textures/t.csv"),
+        r":3: .*`python data/fetch.py textures` brin",
+    ),
+    (
+        "a model file",
+        backbone(model="tony.keras"),
+        r":7: backbone.model: no file '.*/tony.keras'; ",
+    ),
+    (
+        "a model",
+        backbone(model="vgg61"),
+        r":6: backbone: no keras.applications .*did you mean 'VGG",
+    ),
     ("weights", backbone(weights="w.h5"), r":8: backbone.weights: no file '.*/w.h5'; paths are "),
-    ("weights of others", backbone(weights="photos.h5"), r":6: backbone: weights file .* does not "),
+    (
+        "weights of others",
+        backbone(weights="photos.h5"),
+        r":6: backbone: weights file .* does not ",
+    ),
     ("an input size", backbone(input_size=99), r":6: backbone: model 'tiny' takes images of 16×16"),
     ("a layer", {"layers": ["conv_b", "conv_c"]}, r":10: layers.1: no layer 'conv_c' .*'conv_b'"),
     ("a reduction", {"layers": ["conv_b:sum"]}, r":9: layers.0: 'conv_b:sum' is no layer ref"),
@@ -52,8 +68,16 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"heads": [{"head": "knn", "layers": ["conv_a:avg", "conv_a"]}]},
         r":15: heads.0.layers.1: found 'conv_a'; expected one of the layers conv_a:avg, conv_b:avg",
     ),
-    ("a layer to unfreeze", {"promote": {"unfreeze": "block5"}}, r":21: promote.unfreeze: no layer"),
-    ("layers to unfreeze", {"promote": {"unfreeze": 99}}, r":21: promote.unfreeze: cannot unfreeze"),
+    (
+        "a layer to unfreeze",
+        {"promote": {"unfreeze": "block5"}},
+        r":21: promote.unfreeze: no layer",
+    ),
+    (
+        "layers to unfreeze",
+        {"promote": {"unfreeze": 99}},
+        r":21: promote.unfreeze: cannot unfreeze",
+    ),
     (
         "what no cut leaves",
         {"layers": ["conv_a"], "promote": {"unfreeze": "conv_b"}},

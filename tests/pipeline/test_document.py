@@ -75,7 +75,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_other_editors_write_is_read(tmp_path: Path) -> None:
-    for data in (b"\xef\xbb\xbfa: 1\r\nb: gr\xc3\xbcn\r\n", b"--- # one\na: 1\nb: gr\xc3\xbcn\n...\n"):
+    for data in (
+        b"\xef\xbb\xbfa: 1\r\nb: gr\xc3\xbcn\r\n",
+        b"--- # one\na: 1\nb: gr\xc3\xbcn\n...\n",
+    ):
         (tmp_path / "a.yaml").write_bytes(data)
         assert read_document(tmp_path / "a.yaml").value == {"a": 1, "b": "grün"}
 

@@ -33,7 +33,9 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
     """What is said of a file, without its path."""
     with pytest.raises(SpecError) as caught:
         spec(tmp_path, text)
-    return [line.removeprefix(f"{tmp_path}/pipeline.yaml") for line in str(caught.value).split("\n")]
+    return [
+        line.removeprefix(f"{tmp_path}/pipeline.yaml") for line in str(caught.value).split("\n")
+    ]
 
 
 @pytest.mark.parametrize(

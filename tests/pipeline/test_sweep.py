@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("photos", "others"):
-            take_photos(Path(name), 8)
+        for name, each in (("photos", 8), ("others", 9)):
+            take_photos(Path(name), each)
             layers = ["--layer", "conv_a:avg", "--layer", "conv_b:avg"]
             model = ["--model", network, "--val", "0.25"]
             assert featurestore("extract", name, *model, *layers).status == 0
@@ -44,7 +43,9 @@ def asked(heads: list[Head]) -> list[tuple[str, str, dict[str, Any], int]]:
 
 
 def test_a_grid_stands_for_every_combination() -> None:
-    head = HeadSpec(head="knn", params={"p": 1}, grid={"n_neighbors": [1, 3], "weights": ["u", "d"]})
+    head = HeadSpec(
+        head="knn", params={"p": 1}, grid={"n_neighbors": [1, 3], "weights": ["u", "d"]}
+    )
 
     assert combinations(head) == [
         {"p": 1, "n_neighbors": 1, "weights": "u"},
@@ -92,7 +93,10 @@ def test_a_data_set_may_be_a_path_beside_the_file(
     ("changes", "expected"),
     [
         ({"dataset": "foto"}, ":1: dataset: no data set 'foto' .*did you mean 'photos'"),
-        ({"model": "tony"}, ":4: model: no features of 'photos' by model 'tony'; did you mean 'tin"),
+        (
+            {"model": "tony"},
+            ":4: model: no features of 'photos' by model 'tony'; did you mean 'tin",
+        ),
         ({"layers": ["conv_a:avg", "conv_a"]}, ":6: layers.1: no features .* at layer 'conv_a'; "),
         ({"heads": ["knn", "kn"]}, ":4: heads.1.head: unknown head 'kn'; did you mean 'knn'"),
         (
@@ -113,6 +117,7 @@ def test_a_data_set_without_features(place: Path) -> None:
         patch.chdir(place)
         assert featurestore("scan", "photos/red", "--name", "bare").status == 0
 
-    with pytest.raises(SpecError, match=r":1: dataset: no features of 'bare' .*featurestore extract"):
+    with pytest.raises(
+        SpecError, match=r":1: dataset: no features of 'bare' .*featurestore extract"
+    ):
         sweep(place, dataset="bare")
-    assert os.listdir(place)

@@ -24,6 +24,12 @@ from tests.promotion.conftest import pictures
 MakeFeatures = Callable[..., Features]
 CLASSES = ["ant", "bee", "cat"]
 RATE = 1e-3
+TUNING: dict[str, Any] = {
+    "unfreeze": "block3",
+    "epochs": 3,
+    "learning_rate": RATE,
+    "batch_size": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +40,7 @@ def head(maps: Features) -> Head:
 @pytest.fixture(scope="module")
 def tuned(head: Head, flowers: Dataset, backbone: Backbone) -> tuple[Promotion, list[Any]]:
     events: list[Any] = []
-    promotion = carry_out(
-        head,
-        backbone,
-        data=flowers,
-        unfreeze="block3",
-        epochs=3,
-        learning_rate=RATE,
-        batch_size=8,
-        on_event=events.append,
-    )
+    promotion = carry_out(head, backbone, data=flowers, on_event=events.append, **TUNING)
     return promotion, events
 
 
@@ -108,9 +105,7 @@ def test_the_model_is_plain_and_not_compiled(
     assert "confusion" in promotion.after["val"]
 
 
-def weights_after(head: Head, data: Dataset, backbone: Backbone, **options: Any) -> np.ndarray:
-    options = {"unfreeze": "block3", "epochs": 2, "learning_rate": RATE, **options}
-    model = fs.promote(head, backbone, data=data, batch_size=8, **options)
+def weights(model: keras.Model) -> np.ndarray:
     return np.concatenate([each.ravel() for each in model.get_weights()])
 
 
@@ -118,15 +113,14 @@ def test_the_seed_decides(
     tuned: tuple[Promotion, list[Any]], head: Head, flowers: Dataset, backbone: Backbone
 ) -> None:
     """Order, dropout and all; whatever the process drew before. No global generator moves."""
-    first = weights_after(head, flowers, backbone)
     random.seed(1)
     np.random.seed(1)
     states = random.getstate(), np.random.get_state()[1].tolist()
-    again = weights_after(head, flowers, backbone)
+    again = fs.promote(head, backbone, data=flowers, **TUNING)
     assert states == (random.getstate(), np.random.get_state()[1].tolist())
-    assert np.allclose(first, again, atol=1e-6)
-    other = weights_after(head, flowers, backbone, seed=1)
-    assert np.abs(first - other).max() > RATE
+    assert np.allclose(weights(tuned[0].model), weights(again), atol=1e-6)
+    other = fs.promote(head, backbone, data=flowers, seed=1, **{**TUNING, "epochs": 1})
+    assert np.abs(weights(other) - weights(again)).max() > RATE
 
 
 def test_the_head_alone_learns_without_unfreezing(
