@@ -3,9 +3,10 @@
 ::
 
     convert    scikit-learn estimators as Keras layers     fuse       head and backbone as one model
-    parity     how far two predictors may differ           tune       fine-tuning end to end
-    run        the whole of it                             predictor  quick predictions from images
-    saved      model files with class names                apply      evaluate and predict with them
+    parity     how far two predictors may differ           proof      that they are one predictor
+    tune       fine-tuning end to end                      run        the whole of it
+    saved      model files with class names                predictor  quick predictions from images
+    apply      evaluate and predict with them
 """
 
 from featurestore.promotion.apply import evaluate, predict

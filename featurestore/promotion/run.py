@@ -224,13 +224,12 @@ def _check_trainable(head: Head, data: Dataset) -> None:
             f"{head.id} was fitted for {head.task}, and {data.name} has {found}; to fine-tune, "
             "give the data set that the head was fitted on"
         )
-    odd = sorted(set(map(str, head.classes)) ^ set(map(str, data.classes)))
     if list(head.classes) != list(data.classes):
+        odd = sorted(set(map(repr, head.classes)) ^ set(map(repr, data.classes)))
         raise PromotionError(
             f"{head.id} tells {len(head.classes)} classes apart, and {data.name} has "
-            f"{len(data.classes)} ({', '.join(odd[:5]) or 'of another type'}: in one of them "
-            f"only); to fine-tune, each class needs training rows and a head trained on them: "
-            f"{again}"
+            f"{len(data.classes)}; not in both: {', '.join(odd[:5])}. To fine-tune, each class "
+            f"needs training rows and a head trained on them: {again}"
         )
     if not len(data.rows("train", labelled=True)):
         raise PromotionError(f"{data.name} has no labelled rows in its train split; {again}")

@@ -92,9 +92,8 @@ def test_heads_are_listed_best_first(place: Place) -> None:
     assert {row["name"] for row in rows} == {"logistic", "knn"}
     assert rows[0]["val_accuracy"] >= rows[1]["val_accuracy"]
     assert by_loss[0]["train_log_loss"] <= by_loss[1]["train_log_loss"]
-    assert (
-        shown.splitlines()[0].split()
-        == ("head parameters model layer val accuracy test accuracy id").split()
+    assert " ".join(shown.splitlines()[0].split()) == (
+        "head parameters model layer val accuracy test accuracy id"
     )
     assert shown.splitlines()[-1] == "2 heads"
 
@@ -115,7 +114,7 @@ def test_rank_gives_a_row_for_each_layer(place: Place) -> None:
 
     assert {row["layer"] for row in rows} == {"conv_a", "conv_b:avg"}
     assert rows[0]["score"] >= rows[1]["score"]
-    assert shown[0].split() == "model layer accuracy spread rows shape bytes/sample".split()
+    assert " ".join(shown[0].split()) == "model layer accuracy spread rows shape bytes/sample"
 
 
 SWEEP = """
