@@ -77,6 +77,8 @@ def _frozen(compute: Compute, shape: Sequence[int | None], freeze: bool) -> Call
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+    # TensorFlow would round float32 convolutions to 10 bits on newer GPUs, under the same key.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     specification = tf.TensorSpec(shape, tf.uint8)
     traced = tf.function(compute, autograph=False).get_concrete_function(specification)
     if not freeze:

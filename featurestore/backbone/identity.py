@@ -82,8 +82,15 @@ def weight_arrays(operation: Any) -> list[Any]:
 
 
 def _transparent(node: Node) -> bool:
-    # One that sits right on the image still turns it into float, so it counts.
-    return node.kind in _TRANSPARENT and node.inputs[0][0] != 0
+    """Whether a node hands on its input as it is: Keras' own dropout and the like."""
+    # One that sits right on the image still turns it into float, so it counts; so does one on a
+    # later output of a node, whose digest stands for the first.
+    return (
+        node.kind in _TRANSPARENT
+        and type(node.operation).__module__.partition(".")[0] == "keras"
+        and node.inputs[0][0] != 0
+        and node.inputs[0][1] == 0
+    )
 
 
 def _description(node: Node) -> dict[str, Any]:
@@ -157,7 +164,7 @@ def _canonical(value: Any) -> Any:
 
 def _arguments(node: Node) -> list[Any]:
     args, kwargs = node.arguments
-    named = {key: value for key, value in kwargs.items() if value is not None and key != "mask"}
+    named = {key: value for key, value in kwargs.items() if value is not None}
     return [_argument(args), _argument(named)]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import InputError
+from featurestore.errors import InputError, StoreError
 from featurestore.store import FeatureKey, FeatureStore, block_rows
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class LayerPlan:
     ref : LayerRef
         Layer and reduction.
     key : FeatureKey
-        Where it is, or will be, stored; another model's key where that shares the prefix.
+        Where it is, or will be, stored.
     shape : tuple of int
         ``(row, …)``.
     dtype : str
@@ -39,6 +39,9 @@ class LayerPlan:
         Rows of one block.
     missing : tuple of int
         Numbers of the blocks to compute, ascending.
+    source : FeatureKey or None
+        Features of another model that shares the prefix: the blocks that are not missing are
+        copied from there.
     replaces : bool
         Whether what is stored under the key is float16 where float32 was asked for, and goes.
     why : str or None
@@ -51,6 +54,7 @@ class LayerPlan:
     dtype: str
     block_rows: int
     missing: tuple[int, ...]
+    source: FeatureKey | None = None
     replaces: bool = False
     why: str | None = None
 
@@ -187,18 +191,23 @@ def plan(
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not stored here; expected {' or '.join(DTYPES)}")
     if batch_size < 1:
-        raise InputError(f"batch size {batch_size} is below 1")
+        raise InputError(f"batch size {batch_size}; expected 1 or more, such as `--batch-size 32`")
     refs = _parse(layers)
     plans = tuple(_plan_layer(dataset, backbone, ref, store, dtype) for ref in refs)
+    return plan_batches(plans, len(dataset), batch_size, backbone.input_size)
+
+
+def plan_batches(
+    layers: tuple[LayerPlan, ...], rows: int, batch_size: int, input_size: tuple[int, int]
+) -> ExtractionPlan:
+    """Return the plan of the batches that the missing blocks of some layers need."""
     wanted = {
         row // batch_size
-        for layer in plans
+        for layer in layers
         for block in layer.missing
         for row in _batch_starts(layer, block, batch_size)
     }
-    return ExtractionPlan(
-        plans, len(dataset), batch_size, tuple(sorted(wanted)), backbone.input_size
-    )
+    return ExtractionPlan(layers, rows, batch_size, tuple(sorted(wanted)), input_size)
 
 
 def _parse(layers: Sequence[str]) -> list[LayerRef]:
@@ -222,19 +231,21 @@ def _plan_layer(
 ) -> LayerPlan:
     shape = (len(dataset), *backbone.shape(ref))
     prefix = backbone.prefix_digest(ref.layer)
-    stored = store.find(prefix, str(ref), dataset.digest, backbone.name)
-    if stored is not None:
-        group = store.group(stored)
-        if dtype == str(group.dtype) or dtype == "float16":  # float32 serves those who ask for less
-            missing = tuple(group.missing())
-            return LayerPlan(ref, stored, shape, str(group.dtype), group.block_rows, missing)
-    key = stored or FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
+    key = FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
+    found = key if store.has(key) else store.find(prefix, str(ref), dataset.digest)
+    if found is not None:
+        group = store.group(found)
+        held = str(group.dtype)
+        if dtype in (held, "float16"):  # float32 serves those who ask for less
+            missing, source = tuple(group.missing()), None if found == key else found
+            return LayerPlan(ref, key, shape, held, group.block_rows, missing, source)
     rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
     blocks = tuple(range(-(-len(dataset) // rows)))
-    if stored is not None:
-        return LayerPlan(ref, key, shape, dtype, rows, blocks, True, "stored as float16")
-    why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
-    return LayerPlan(ref, key, shape, dtype, rows, blocks, False, why)
+    if found == key:
+        why: str | None = "stored as float16"
+    else:
+        why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
+    return LayerPlan(ref, key, shape, dtype, rows, blocks, None, found == key, why)
 
 
 def _why(
@@ -247,7 +258,10 @@ def _why(
     near = []
     for other in store.keys():
         if (other.model, other.ref) == (key.model, key.ref):
-            stored = store.group(other).provenance.get("prefix", {})
+            try:
+                stored = store.group(other).provenance.get("prefix", {})
+            except StoreError:  # damaged: no explanation, and none of this extraction's business
+                continue
             differences = _differences(stored, fields)
             if other.dataset_digest != dataset.digest:
                 differences.append(f"samples: stored others, asked those of {dataset.name}")

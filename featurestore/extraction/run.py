@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import ActivationError, FeatureStoreError
+from featurestore.errors import ActivationError, FeatureStoreError, NotFoundError, nearest
 from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
@@ -86,7 +86,12 @@ class Extraction(Mapping[str, Features]):
         self.seconds = seconds
 
     def __getitem__(self, ref: str) -> Features:
+        if ref not in self._features:
+            raise NotFoundError(f"layer {ref!r} was not asked for; {nearest(ref, self._features)}")
         return self._features[ref]
+
+    def __contains__(self, ref: object) -> bool:
+        return ref in self._features
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._features)
@@ -166,16 +171,15 @@ def extract(
     started = time.perf_counter()
     decided = plan(dataset, backbone, layers, store, dtype=dtype, batch_size=batch_size)
     store.add_dataset(dataset)
+    if any(layer.replaces for layer in decided.layers):
+        # What is stored goes only where its images are at hand.
+        dataset.image(decided.window(decided.batches[0]).start)
     groups = {str(layer.ref): _open(layer, dataset, backbone, store) for layer in decided.layers}
     if decided.batches:
-        _run(decided, dataset, backbone, groups, on_event or _ignore, started)
+        compute(decided, dataset, backbone, groups, on_event)
     features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
     reports = {str(layer.ref): _report(layer, store) for layer in decided.layers}
     return Extraction(features, reports, dataset, time.perf_counter() - started)
-
-
-def _ignore(event: object) -> None:
-    pass
 
 
 def _open(
@@ -183,30 +187,36 @@ def _open(
 ) -> FeatureGroup:
     if layer.replaces:
         store.remove(layer.key)
-    if not store.has(layer.key):
-        store.create(
-            layer.key,
-            shape=layer.shape,
-            dtype=layer.dtype,
-            sample_ids=dataset.sample_ids,
-            provenance={
-                "command": command(dataset, backbone, str(layer.ref)),
-                **provenance(backbone, layer.ref.layer),
-            },
-        )
-    return store.group(layer.key)
+    if store.has(layer.key):
+        return store.group(layer.key)
+    group = store.create(
+        layer.key,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        sample_ids=dataset.sample_ids,
+        provenance={
+            "command": command(dataset, backbone, str(layer.ref)),
+            **provenance(backbone, layer.ref.layer),
+        },
+    )
+    if layer.source is not None:
+        source = store.group(layer.source)
+        for block in sorted(set(range(group.blocks)) - set(layer.missing)):
+            group.write_block(block, source.read_block(block))
+    return group
 
 
 def command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
-    """Return the command line that extracts these features, as errors offer it."""
+    """Return what extracts these features, as errors offer it: a command line, else Python."""
     spec = backbone.spec
     height, width = backbone.input_size
+    if spec["source"] == "model" or spec.get("include_top") or height != width:
+        return f"featurestore.extract(dataset, backbone, [{ref!r}], store)"
     words = ["featurestore", "extract", dataset.name]
     words += ["--model", spec.get("path") or backbone.name, "--layer", ref]
     if spec.get("weights") not in (None, "imagenet"):
         words += ["--weights", spec["weights"]]
-    if height == width:
-        words += ["--input-size", str(height)]
+    words += ["--input-size", str(height)]
     for option, usual in (("resize", "stretch"), ("interpolation", "bilinear")):
         if spec.get(option, usual) != usual:
             words += [f"--{option}", spec[option]]
@@ -241,17 +251,19 @@ def _report(layer: LayerPlan, store: FeatureStore) -> LayerReport:
     )
 
 
-def _run(
+def compute(
     decided: ExtractionPlan,
     dataset: Dataset,
     backbone: Backbone,
     groups: Mapping[str, FeatureGroup],
-    on_event: OnEvent,
-    started: float,
+    on_event: OnEvent | None,
 ) -> None:
+    """Compute the missing blocks of a plan and write them into their groups, by layer ref."""
+    started = time.perf_counter()
+    tell = on_event or (lambda event: None)
     todo = [layer for layer in decided.layers if layer.missing]
     total = decided.rows_to_compute
-    on_event(ExtractionStarted(backbone.name, tuple(str(layer.ref) for layer in todo), total))
+    tell(ExtractionStarted(backbone.name, tuple(str(layer.ref) for layer in todo), total))
     forward = backbone.forward([layer.ref for layer in todo])
     done = 0
     with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
@@ -260,10 +272,10 @@ def _run(
             for writer, activations in zip(writers, forward(images), strict=True):
                 writer.add(rows, activations)
             done += len(rows)
-            on_event(RowsComputed(done, total))
+            tell(RowsComputed(done, total))
         for writer in writers:
             writer.finish()
-    on_event(ExtractionFinished(done, time.perf_counter() - started))
+    tell(ExtractionFinished(done, time.perf_counter() - started))
 
 
 def _decoded(
@@ -305,6 +317,7 @@ class _BlockWriter:
         self._pool = pool
         self._missing = frozenset(layer.missing)
         self._block: np.ndarray | None = None
+        self._peak = 0.0
         self._writing: Future[None] | None = None
 
     def add(self, rows: range, activations: np.ndarray) -> None:
@@ -332,26 +345,29 @@ class _BlockWriter:
             self._writing.result()
 
     def _commit(self, block: int) -> None:
+        self._check_precision()
         self.finish()
         assert self._block is not None
         self._writing = self._pool.submit(self._group.write_block, block, self._block)
-        self._block = None
+        self._block, self._peak = None, 0.0
 
     def _stored(self, activations: np.ndarray) -> np.ndarray:
-        limits = np.finfo(self._layer.dtype)
-        largest, tiny = float(limits.max), float(limits.tiny)
+        largest = float(np.finfo(self._layer.dtype).max)
         # One pass decides for nearly all batches: NaN and infinity make the extremes not finite.
         low, high = float(activations.min()), float(activations.max())
-        peak = max(-low, high)
-        if not (np.isfinite(low) and np.isfinite(high)) or peak > largest:
+        self._peak = max(self._peak, -low, high)
+        if not (np.isfinite(low) and np.isfinite(high)) or max(-low, high) > largest:
             raise self._refusal(activations, largest)
-        if 0 < peak < tiny:
+        return activations.astype(self._layer.dtype)
+
+    def _check_precision(self) -> None:
+        tiny = float(np.finfo(self._layer.dtype).tiny)
+        if 0 < self._peak < tiny:
             raise ActivationError(
-                f"layer {str(self._layer.ref)!r} gave no activation above {peak:.3g} in a batch, "
-                f"where {self._layer.dtype} loses its precision (below {tiny:.3g}); extract "
+                f"layer {str(self._layer.ref)!r} gave no activation above {self._peak:.3g} in a "
+                f"block, where {self._layer.dtype} loses its precision (below {tiny:.3g}); extract "
                 "with `--dtype float32`"
             )
-        return activations.astype(self._layer.dtype)
 
     def _refusal(self, activations: np.ndarray, limit: float) -> FeatureStoreError:
         ref, dtype = self._layer.ref, self._layer.dtype

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 from featurestore.errors import ExtractionError, StoreError
 from featurestore.extraction.events import OnEvent
-from featurestore.extraction.run import extract
+from featurestore.extraction.planning import LayerPlan, plan_batches
+from featurestore.extraction.run import compute
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
+
+# As `extract` takes it by default; it decides nothing about the values.
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def repair(
     ExtractionError
         Where the images or the model are no longer at hand; nothing is removed then.
     """
-    from featurestore.backbone import Backbone
+    from featurestore.backbone import Backbone, LayerRef
 
     group = store.group(key)
     damages = _damages(group)
@@ -98,24 +102,18 @@ def repair(
             "`featurestore extract` on the images"
         )
     backbone = backbone or Backbone.from_spec(spec or {})
-    layer = key.ref.partition(":")[0]
-    if backbone.prefix_digest(layer) != key.prefix_digest:
+    if backbone.prefix_digest(LayerRef.parse(key.ref).layer) != key.prefix_digest:
         raise ExtractionError(
             f"{key} cannot be computed again: {backbone.name} is no longer the model it came from; "
             "bring its former weights back, or run `featurestore extract` with the new ones"
         )
     dataset = store.dataset(entry.name)
     blocks = [block for block, _ in damages if block is not None]
-    for block in blocks:
-        group.drop_block(block)
     if len(blocks) < len(damages):
         group.write_samples(dataset.sample_ids)
-    extract(
-        dataset,
-        backbone,
-        [key.ref],
-        store,
-        dtype=str(group.dtype),
-        on_event=on_event,
-    )
+    ref = LayerRef.parse(key.ref)
+    layer = LayerPlan(ref, key, group.shape, str(group.dtype), group.block_rows, tuple(blocks))
+    decided = plan_batches((layer,), len(dataset), BATCH, backbone.input_size)
+    if blocks:
+        compute(decided, dataset, backbone, {key.ref: group}, on_event)
     return blocks

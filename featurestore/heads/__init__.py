@@ -22,7 +22,7 @@ from featurestore.heads.events import (
     HeadWarned,
     LayerRanked,
 )
-from featurestore.heads.fit import fit_head, fit_heads
+from featurestore.heads.fit import check_labels, fit_head, fit_heads
 from featurestore.heads.head import Head
 from featurestore.heads.probe import rank
 from featurestore.heads.ready import DENSE, READY, ReadyHead
@@ -40,6 +40,7 @@ __all__ = [
     "LayerRanked",
     "ReadyHead",
     "best",
+    "check_labels",
     "check_named",
     "expand",
     "fit_head",

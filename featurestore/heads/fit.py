@@ -26,6 +26,7 @@ from featurestore.heads.head import Head
 from featurestore.heads.rows import SPLITS, Rows
 
 if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
     from featurestore.features import Features
 
 # What to fit: a name, estimator or model, and its parameters.
@@ -116,7 +117,7 @@ def fit_heads(
     list of Head
         In the order of ``wanted``.
     """
-    check_labels(features)
+    check_labels(features.dataset)
     tell = on_event or _ignore
     candidates = [candidate(each, params or {}, features, seed) for each, params in wanted]
     rows = Rows(features)
@@ -139,11 +140,10 @@ def _ignore(event: HeadEvent) -> None:
     pass
 
 
-def check_labels(features: Features) -> None:
+def check_labels(dataset: Dataset) -> None:
     """Raise HeadError where no head can be learnt from the labels of a data set."""
-    dataset = features.dataset
     again = "`featurestore scan`"
-    if features.task is None:
+    if dataset.task is None:
         raise HeadError(
             f"data set {dataset.name!r} has no labels, which heads learn from; scan a folder with "
             f"a sub-folder for each class, or a table with a column of labels, with {again}"
@@ -154,7 +154,7 @@ def check_labels(features: Features) -> None:
             f"data set {dataset.name!r} has no labelled rows in its train split; "
             f"split it anew with {again} --val F --test F"
         )
-    if features.task == "regression":
+    if dataset.task == "regression":
         return
     targets = dataset.targets[dataset.rows(labelled=True)]
     counts = np.bincount(targets, minlength=len(dataset.classes))

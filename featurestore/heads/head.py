@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest
+from featurestore.errors import (
+    DamagedError,
+    HeadError,
+    NotFoundError,
+    StoreFormatError,
+    nearest,
+)
 from featurestore.heads import persist
 from featurestore.store import FeatureKey, FeatureStore
 
@@ -199,7 +205,7 @@ class Head:
         import json
 
         if meta["format"] > FORMAT:
-            raise DamagedError(
+            raise StoreFormatError(
                 f"head {head_id!r} has format {meta['format']}, and this featurestore reads up to "
                 f"{FORMAT}; upgrade it, or fit the head again with `featurestore train`"
             )

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import NotFoundError, nearest
+from featurestore.errors import NotFoundError
+from featurestore.features import Features, stored
 from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
 from featurestore.heads.events import LayerRanked, OnEvent
 from featurestore.heads.fit import check_labels
 
 if TYPE_CHECKING:
-    from featurestore.features import Features
     from featurestore.store import FeatureStore
 
 PROBE_ROWS = 2000
@@ -72,28 +72,15 @@ def rank(
     NotFoundError
         Where the store has no complete features of the data set, or of the model.
     """
-    from featurestore.features import Features
-
-    loaded = store.dataset(dataset)
-    keys = store.keys(loaded.name)
-    if model is not None:
-        models = sorted({key.model for key in keys})
-        keys = [key for key in keys if key.model == model]
-        if models and not keys:
-            raise NotFoundError(
-                f"no features of model {model!r} for data set {loaded.name!r}; "
-                f"{nearest(model, models)}"
-            )
-    found = [Features(store.group(key), loaded, store) for key in keys]
-    found = [features for features in found if features.complete]
+    found = [each for each in stored(store, dataset, model=model) if each.complete]
     if not found:
         raise NotFoundError(
-            f"no complete features of data set {loaded.name!r} in {store.location}; "
-            f"run `featurestore extract {loaded.name} --model M --layer L`"
+            f"no complete features of data set {dataset!r} in {store.location}; "
+            f"run `featurestore extract {dataset} --model M --layer L`"
         )
     table = []
     for done, features in enumerate(found, 1):
-        check_labels(features)
+        check_labels(features.dataset)
         table.append(_probe(features, rows, folds, seed))
         if on_event is not None:
             on_event(LayerRanked(str(features.key), done, len(found)))

@@ -51,9 +51,10 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
     Raises
     ------
     SpecError
-        Where there are no labels, none in the split, or labels of which there is no such metric.
+        Where there are no labels, none in the split, labels that nothing can be learnt from, or
+        labels of which there is no such metric or head.
     """
-    from featurestore.heads import metrics
+    from featurestore.heads import check_labels, metrics
 
     split, metric = file.spec.select.split, file.spec.select.metric
     if dataset.task is None:
@@ -76,6 +77,11 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
             f"no labelled sample is in the {split} split, to choose heads by; give it a share in "
             "`data`, or choose by another split",
         )
+    try:
+        check_labels(dataset)
+    except FeatureStoreError as error:
+        raise file.mistake(["data", "path"], str(error)) from error
+    check_heads(file, dataset.task)
     return {"split": split, "metric": metric or metrics.primary(dataset.task)}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from featurestore.errors import HeadError, NotFoundError
 from featurestore.features import Features, stored
 from featurestore.heads import Head, check_named, expand, fit_heads
+from featurestore.heads.ready import Task
 from featurestore.pipeline.spec import HeadSpec, SpecFile, SweepSpec, read_spec
 from featurestore.store import FeatureStore
 
@@ -65,12 +66,12 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
         raise file.mistake(where, str(error)) from error
 
 
-def check_heads(file: SpecFile[Any]) -> None:
-    """Raise SpecError, with its line, for a head or a parameter that does not exist."""
+def check_heads(file: SpecFile[Any], task: Task | None = None) -> None:
+    """Raise SpecError, with its line, for a head or parameter that does not exist, or suit."""
     for number, head in enumerate(file.spec.heads):
         for params in combinations(head):
             try:
-                check_named(head.head, params)
+                check_named(head.head, params, task)
             except HeadError as error:
                 field = _field(head, str(error))
                 raise file.mistake(["heads", number, *field], str(error)) from None

@@ -110,6 +110,9 @@ def create(
         "dataset_digest": key.dataset_digest,
         "provenance": dict(provenance),
     }
+    # Blocks that an interrupted removal left would count as done, and may be of another type.
+    for each in files.sizes(f"{path}/{FEATURES}"):
+        files.remove(each)
     _write_groups(files, key, attributes)
     sample = create_array(
         files,
@@ -239,7 +242,9 @@ def survey(files: Files) -> tuple[list[FeatureKey], list[Damaged]]:
         if not created(files, path):
             continue
         try:
-            found.append(_read_key(files, path)[0])
+            key = _read_key(files, path)[0]
+            open_group(files, key)
+            found.append(key)
         except FileNotFoundError:
             damaged.append(Damaged(f"{FOLDER}/{path}", f"{METADATA} is gone"))
         except StoreError as error:

@@ -159,6 +159,34 @@ def test_dropout_hands_on_the_digest():
     np.testing.assert_array_equal(model(images), network()(images))
 
 
+def test_dropout_on_each_half_of_a_split_has_a_digest_of_its_own():
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3)(image)
+    first, second = keras.ops.split(x, 2, axis=-1)
+    ends = [
+        layers.Dropout(0.5, name="first")(first),
+        layers.Dropout(0.5, name="second")(second),
+    ]
+    backbone = Backbone.from_model(
+        keras.Model(image, layers.Add()(ends)), name="halves", scaling="none"
+    )
+    assert backbone.prefix_digest("first") != backbone.prefix_digest("second")
+
+
+def test_a_layer_that_is_only_called_dropout_is_described():
+    @keras.saving.register_keras_serializable("mine")
+    class Dropout(keras.layers.Layer):
+        def call(self, x):
+            return 3.0 * x
+
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, name="conv")(image)
+    backbone = Backbone.from_model(
+        keras.Model(image, Dropout(name="triple")(x)), name="mine", scaling="none"
+    )
+    assert backbone.prefix_digest("triple") != backbone.prefix_digest("conv")
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,10 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.errors import InputError, UnknownLayerError
 from featurestore.extraction import extract, plan
+from featurestore.features import one_stored
 
 
 def test_plan_writes_nothing(dataset, backbone, store, tmp_path):
@@ -44,7 +46,7 @@ def test_same_layer_twice_is_one(dataset, backbone, store):
     ("change", "message"),
     [
         ({"dtype": "float64"}, "float16 or float32"),
-        ({"batch_size": 0}, "below 1"),
+        ({"batch_size": 0}, "expected 1 or more"),
         ({"layers": []}, "featurestore layers"),
     ],
 )
@@ -72,16 +74,23 @@ def test_a_miss_is_explained_by_the_field_that_differs(dataset, store):
     )
 
 
-def test_features_of_another_model_with_the_same_prefix_are_found(dataset, store):
+def test_features_of_another_model_with_the_same_prefix_are_copied(dataset, store):
     import keras
 
     image = keras.Input((16, 16, 3))
     x = keras.layers.Conv2D(4, 3, name="shared")(image)
     short = keras.Model(image, x)
-    long = keras.Model(image, keras.layers.Conv2D(4, 3, name="more")(x))
     first = Backbone.from_model(short, name="first", scaling="none")
+    same = keras.layers.Conv2D(4, 3, name="renamed")
+    y = same(image)
+    same.set_weights(short.get_layer("shared").get_weights())
+    long = keras.Model(image, keras.layers.Conv2D(4, 3, name="more")(y))
     second = Backbone.from_model(long, name="second", scaling="none")
-    extract(dataset, first, ["shared"], store)
-    (layer,) = plan(dataset, second, ["shared"], store).layers
-    assert layer.missing == ()
-    assert layer.key.model == "first"
+    stored_first = extract(dataset, first, ["shared:avg"], store)["shared:avg"]
+    (layer,) = plan(dataset, second, ["renamed:avg"], store).layers
+    assert (layer.missing, layer.source) == ((), stored_first.key)
+    extraction = extract(dataset, second, ["renamed:avg"], store)
+    assert extraction.reports["renamed:avg"].rows_reused == 45
+    found = one_stored(store, dataset.name, model="second", layer="renamed:avg")
+    assert (found.key.model, found.ref) == ("second", "renamed:avg")
+    np.testing.assert_array_equal(found.group.read(), stored_first.group.read())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import ActivationError, SourceChangedError
+from featurestore.errors import ActivationError, NotFoundError, SourceChangedError
 from featurestore.extraction import (
     ExtractionFinished,
     ExtractionStarted,
@@ -185,6 +185,29 @@ def test_float32_serves_float16_and_replaces_it(dataset, backbone, store):
     assert (report.dtype, report.rows_computed) == ("float32", 45)
     report = extract(dataset, backbone, ["gap"], store).reports["gap"]
     assert (report.dtype, report.rows_computed) == ("float32", 0)
+
+
+def test_asking_for_more_precision_keeps_what_is_stored_where_images_are_gone(
+    tmp_path, photos, backbone, store
+):
+    import shutil
+
+    from featurestore.errors import FeatureStoreError
+
+    copy = tmp_path / "copy"
+    shutil.copytree(photos, copy)
+    dataset = Dataset.from_folder(copy)
+    extract(dataset, backbone, ["gap"], store)
+    before = stored_bytes(store)
+    shutil.rmtree(copy)
+    with pytest.raises(FeatureStoreError):
+        extract(dataset, backbone, ["gap"], store, dtype="float32")
+    assert stored_bytes(store) == before
+
+
+def test_a_layer_not_asked_for_offers_the_nearest(dataset, backbone, store):
+    with pytest.raises(NotFoundError, match="'gap'"):
+        extract(dataset, backbone, ["gap"], store)["gapp"]
 
 
 def test_changed_image_is_noticed_and_never_stored(tmp_path, photos, backbone, store):

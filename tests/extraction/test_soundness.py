@@ -60,3 +60,20 @@ def test_damaged_row_ids_are_restored(store, pixels):
     assert found.block is None
     repair(store, pixels.key)
     assert path.read_bytes() == good
+
+
+def test_images_gone_leave_the_damaged_block_as_it_is(store, photos, tmp_path):
+    import shutil
+
+    from featurestore.dataset import Dataset
+    from featurestore.errors import FeatureStoreError
+
+    copy = tmp_path / "copy"
+    shutil.copytree(photos, copy)
+    features = extract(Dataset.from_folder(copy), Backbone.pixels(8), ["pixels"], store)["pixels"]
+    path = chunk(store, features)
+    path.write_bytes(b"damaged")
+    shutil.rmtree(copy)
+    with pytest.raises(FeatureStoreError, match="featurestore scan"):
+        repair(store, features.key)
+    assert path.read_bytes() == b"damaged"

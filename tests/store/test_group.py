@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,3 +195,15 @@ def test_many_row_id_blocks(folder_store: FeatureStore) -> None:
 def test_a_group_travels_to_another_process(store: FeatureStore) -> None:
     group = filled(store)
     assert np.array_equal(pickle.loads(pickle.dumps(group)).read(), group.read())
+
+
+def test_blocks_that_an_interrupted_removal_left_are_not_taken_for_done(
+    folder_store: FeatureStore,
+) -> None:
+    group = filled(folder_store)
+    metadata = Path(folder_store.location, "features", group.key.path, "features", "zarr.json")
+    metadata.unlink()
+    again = folder_store.create(
+        group.key, shape=group.shape, dtype="float32", sample_ids=group.samples
+    )
+    assert again.missing() == list(range(again.blocks))
