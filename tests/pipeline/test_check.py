@@ -10,7 +10,7 @@ import pytest
 
 from featurestore.errors import InputError, SpecError
 from tests.pipeline.conftest import PIPELINE, Pipeline
-from tests.toys import tree
+from tests.toys import take_photos, tree
 
 
 def data(**changes: Any) -> dict[str, Any]:
@@ -122,12 +122,20 @@ def test_mistakes_are_found_before_any_work(
             "select.split: no labelled sample is in the test split, to choose heads by; give it",
         ),
         (data(val=0.0), "select.split: no labelled sample is in the val split"),
+        (data(path="one"), "data.path: .* one class, 'red'; a head needs two to tell apart"),
+        (
+            {**data(path="hues.csv"), "heads": ["knn", "logistic"]},
+            "heads.1.head: head 'logistic' does not predict numbers",
+        ),
     ],
 )
 def test_what_the_data_lack_is_found_before_features_are_computed(
     pipeline: Pipeline, changes: dict[str, Any], expected: str
 ) -> None:
     (pipeline.folder / "empty").mkdir()
+    take_photos(pipeline.folder / "one", 12, {"red": (180, 60, 60)})
+    rows = "".join(f"photos/red/{number:02}.png,{number / 8}\n" for number in range(12))
+    (pipeline.folder / "hues.csv").write_text(f"path,label\n{rows}")
 
     with pytest.raises(SpecError) as caught:
         pipeline.run(**changes)

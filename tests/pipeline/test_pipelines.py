@@ -20,8 +20,7 @@ RECIPES = {
 }
 
 
-def run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str] | None = None) -> Any:
-    """Run a pipeline of the project; without what it needs, say so."""
+def run(name: str, tmp_path: Path) -> dict[str, Any]:
     file = FOLDER / f"{name}.yaml"
     return run_pipeline(file, FeatureStore(tmp_path / "store"), runs=tmp_path / "runs")
 
@@ -74,7 +73,7 @@ def test_the_quickstart_shows_that_layers_and_heads_differ(tmp_path: Path) -> No
 def test_the_recipes_run(name: str, tmp_path: Path) -> None:
     manifest = run(name, tmp_path)
 
-    # Five classes: chance is 0.2. A dense layer on 100,000 numbers has too few stamps to learn from.
+    # Of five classes. On 100,000 numbers a row a dense layer has too few stamps to learn from.
     assert manifest["heads"][0]["metrics"]["val"]["accuracy"] > (0.6 if "-2-" in name else 0.8)
     assert manifest["promotion"]["parity"]["agreement"] == 1
     assert len(manifest["promotion"]["history"]) == (0 if name.startswith("recipe-2") else 10)
