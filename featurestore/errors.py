@@ -124,9 +124,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         ``"did you mean 'block4_pool'?"``, or the first names where none is near.
     """
     names = list(known)
-    folded = {each.casefold(): each for each in reversed(names)}
+    # Keys and ids are long: a name may also be near to how one begins.
+    folded = {each[: len(name)].casefold(): each for each in reversed(names)}
+    folded |= {each.casefold(): each for each in reversed(names)}
     close = difflib.get_close_matches(name.casefold(), folded, n=count, cutoff=0.5)
     if close:
-        return "did you mean " + " or ".join(repr(folded[each]) for each in close) + "?"
+        offered = dict.fromkeys(repr(folded[each]) for each in close)
+        return "did you mean " + " or ".join(offered) + "?"
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     return f"known: {shown or 'none'}"
