@@ -72,3 +72,16 @@ def run(script: str, *arguments: str, cache: str) -> dict[str, float]:
 def spread(values: list[float]) -> str:
     """Write repeated measurements as ``median (least to most)``."""
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def write_fashion(folder: Path, count: int) -> None:
+    """Write the first images of Fashion-MNIST as PNG files, a sub-folder for each class."""
+    import numpy as np
+    from PIL import Image
+
+    with np.load(DATA / "fashion-mnist" / "fashion-mnist.npz") as arrays:
+        images, names = arrays["X"][:count], arrays["y"][:count]
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        place = folder / str(name).replace("/", "-")
+        place.mkdir(exist_ok=True)
+        Image.fromarray(image).save(place / f"{number:05}.png")

@@ -10,29 +10,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.measure import DATA, machine, run
+from benchmarks.measure import MOBILENETV2, machine, run, write_fashion
 
 SMALL = 1_000
-
-
-def write_images(folder: Path, count: int) -> None:
-    from PIL import Image
-
-    with np.load(DATA / "fashion-mnist" / "fashion-mnist.npz") as arrays:
-        images, names = arrays["X"][:count], arrays["y"][:count]
-    for number, (image, name) in enumerate(zip(images, names, strict=True)):
-        place = folder / str(name).replace("/", "-")
-        place.mkdir(exist_ok=True)
-        Image.fromarray(image).save(place / f"{number:05}.png")
 
 
 def extract(folder: str) -> None:
     import featurestore as fs
 
     data = fs.Dataset.from_folder(folder)
-    backbone = fs.Backbone.from_application("mobilenetv2", weights="random", input_size=64)
+    backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=64)
     with tempfile.TemporaryDirectory() as store:
         layers = ["block_6_expand_relu", "out_relu:avg"]
         fs.extract(data, backbone, layers, fs.FeatureStore(store + "/store"))
@@ -45,7 +32,7 @@ def main() -> None:
     first = None
     for count in (SMALL, 10 * SMALL):
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
-            write_images(Path(folder), count)
+            write_fashion(Path(folder), count)
             found = run(__file__, folder, cache=cache)
         first = first or found["peak_bytes"]
         megabytes = count * (8 * 8 * 192 + 1280) * 2 / 1e6

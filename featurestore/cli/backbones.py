@@ -21,15 +21,19 @@ def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
 
     MODEL is a keras.applications name (any case) or a .keras/.h5 file. Parameters and FLOPs are
     those up to the layer, bytes those of one sample as float16; "tail" says whether the rest of
-    the network can be trained from the layer's stored activations.
+    the network can be trained from the layer's stored activations. None of this depends on the
+    weights of an application: none are downloaded unless asked for.
 
     \b
     Example:
-      featurestore layers vgg16 --weights random
+      featurestore layers vgg16
     """
     with Progress() as progress, progress.busy(f"load {model}"):
         from featurestore.backbone import Backbone
+        from featurestore.backbone.families import application
 
+        if backbone["weights"] is None and application(model) is not None:
+            backbone["weights"] = "random"
         infos = Backbone.open(model, **backbone).layers()
     if as_json:
         print_json([asdict(info) for info in infos])
