@@ -64,8 +64,8 @@ def check_target(path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"no folder {str(path.parent)!r} to write {path.name} into; make it first")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        what = "is a folder" if path.is_dir() else "is in a folder that cannot be written to"
-        raise InputError(f"{str(path)!r} {what}; give another file, ending in .keras")
+        why = "it is a folder" if path.is_dir() else "Read-only folder"
+        raise InputError(f"cannot write {str(path)!r}: {why}; give another file, ending in .keras")
     return path
 
 
