@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -73,27 +72,18 @@ def test_the_lines_of_the_commands_are_whole(monkeypatch: pytest.MonkeyPatch) ->
     "arguments",
     [["--help"], ["--version"], ["extract", "--help"], ["ls"], ["heads"], ["show", "conv_a"]],
 )
-def test_what_only_reads_loads_no_tensorflow_and_answers_at_once(
-    place: Place, arguments: list[str]
-) -> None:
+def test_what_only_reads_loads_no_tensorflow(place: Place, arguments: list[str]) -> None:
     program = (
         "import sys\nfrom featurestore.cli import main\n"
         f"try: main({arguments!r})\n"
         f"finally: print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=False
-        )
-        seconds.append(time.perf_counter() - started)
-        assert (done.returncode, done.stderr.strip()) == (0, "")
-        assert done.stdout
-        if seconds[-1] < 0.5:
-            break
-    # 0.2 s where nothing else runs; a loaded machine is no failure of ours.
-    assert min(seconds) < 2
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    assert done.stdout
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
