@@ -379,7 +379,7 @@ class Backbone:
 
         ref = LayerRef.parse(ref)
         self.shape(ref)
-        with sources.own_randomness():
+        with sources.seeded():
             image = keras.Input((None, None, 3), dtype="uint8", name="image")
             scaled = self.preprocessing.scale(self.preprocessing.resizing()(image))
             output = clone(self._graph, scaled, [self._number(ref.layer)], layer_prefix)[0]

@@ -20,13 +20,14 @@ RANDOM_SEED = 0
 
 
 @contextlib.contextmanager
-def own_randomness() -> Iterator[None]:
-    """Draw initial weights from a fixed seed, and leave the process's random state as it was.
+def seeded(seed: int = RANDOM_SEED) -> Iterator[None]:
+    """Let Keras layers that are made inside draw their seeds from ``seed``.
 
-    Keras seeds every initializer from Python's generator and draws the values without state.
+    Keras takes the seeds of initializers and of dropout from Python's generator, whose state is
+    put back afterwards; no other global generator is touched.
     """
     state = random.getstate()
-    random.seed(RANDOM_SEED)
+    random.seed(seed)
     try:
         yield
     finally:
@@ -55,7 +56,7 @@ def build_application(
     if weights == "imagenet":
         return _with_imagenet(network, constructor, options)
     try:
-        with own_randomness():
+        with seeded():
             model = constructor(weights=None, **options)
     except ValueError as error:
         raise BackboneError(f"cannot build {network.constructor}: {one_line(error)}") from error
@@ -119,7 +120,7 @@ def load_model(path: str | Path) -> Any:
             f"model file {file.name!r} has an unknown ending: expected .keras or .h5"
         )
     try:
-        with own_randomness():
+        with seeded():
             return keras.models.load_model(str(file), compile=False, safe_mode=True)
     except Exception as error:  # zipfile, h5py, JSON and Keras raise a dozen kinds
         raise BackboneError(
@@ -133,7 +134,7 @@ def copied(graph: Graph) -> Graph:
 
     graph_digests(graph)  # refuses by name what cannot be copied
     given = graph.nodes[0].outputs[0]
-    with own_randomness():
+    with seeded():
         image = keras.Input(batch_shape=(None, *given.shape[1:]), dtype=given.dtype, name="image")
         ends = [number for number, _ in graph.outputs]
         copy = flatten(keras.Model(image, clone(graph, image, ends)))
@@ -143,7 +144,7 @@ def copied(graph: Graph) -> Graph:
 def _with_imagenet(network: Application, constructor: Any, options: dict[str, Any]) -> Any:
     try:
         # Keras draws its download bar on stdout, which belongs to the command's answer.
-        with own_randomness(), contextlib.redirect_stdout(sys.stderr):
+        with seeded(), contextlib.redirect_stdout(sys.stderr):
             return constructor(weights="imagenet", **options)
     except ValueError as error:
         raise BackboneError(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from featurestore.backbone.sources import seeded
 from featurestore.digests import digest_array
 from featurestore.errors import HeadError
 
@@ -43,21 +42,6 @@ class Network:
     batch_size: int
     learning_rate: float | None
     compiled: dict[str, Any] | None = None
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Let Keras layers that are made inside draw their seeds from ``seed``.
-
-    Keras takes the seeds of initializers and of dropout from Python's generator, whose state is
-    put back afterwards; no other global generator is touched.
-    """
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
 
 
 def dense(options: Mapping[str, Any], features: Features) -> Network:

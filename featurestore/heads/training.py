@@ -12,8 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from featurestore.backbone.sources import seeded
 from featurestore.errors import HeadError
-from featurestore.heads.network import Network, ending, seeded, set_weights, takes_codes
+from featurestore.heads.network import Network, ending, set_weights, takes_codes
 from featurestore.heads.rows import Rows
 
 # Steps that TensorFlow runs in one call: halves the time of a small head, same result.

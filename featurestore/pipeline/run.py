@@ -17,6 +17,7 @@ from featurestore.pipeline.check import check, check_data
 from featurestore.pipeline.events import StageSkipped, StageStarted
 from featurestore.pipeline.spec import HeadSpec, PipelineSpec, PromoteSpec, SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
+from featurestore.versions import versions
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -113,7 +114,7 @@ class _Run:
             "selection": selection,
             "selected": chosen.id,
             "promotion": promotion,
-            "versions": _versions(),
+            "versions": versions(),
         }
         # A loss that is no number is null in JSON.
         manifest = json.loads(json.dumps(manifest), parse_constant=lambda name: None)
@@ -329,9 +330,3 @@ def _dataset_fields(dataset: Dataset) -> dict[str, Any]:
         "rows": len(dataset),
         "problems": len(dataset.problems),
     }
-
-
-def _versions() -> dict[str, str]:
-    from featurestore.versions import versions
-
-    return versions()

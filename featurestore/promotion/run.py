@@ -12,10 +12,10 @@ import numpy as np
 
 from featurestore.backbone import LayerRef, unfrozen
 from featurestore.backbone.naming import RESERVED
+from featurestore.backbone.sources import seeded
 from featurestore.errors import ActivationError, InputError, PromotionError
 from featurestore.extraction import extract
 from featurestore.heads import metrics
-from featurestore.heads.network import seeded
 from featurestore.promotion.events import OnEvent, TuningEpochEnded
 from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.parity import Parity
