@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ ALGORITHM = "blake2b"
 DIGEST_BYTES = 32
 ROW_BYTES = 16
 SHORT = 12
+
+UNSEALED = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"
+_DIGEST = re.compile(rf"{ALGORITHM}:[0-9a-f]{{{2 * DIGEST_BYTES}}}")
+_SEAL = re.compile(rb'"check": ?"blake2b:([0-9a-f]{64})"')
 
 
 def _text(state: hashlib.blake2b) -> str:
@@ -72,12 +77,62 @@ def digest_array(array: np.ndarray) -> str:
     return _text(state)
 
 
+def seal(data: bytes) -> bytes:
+    """Write a file's own digest into it, so that any changed bit can be found.
+
+    Parameters
+    ----------
+    data : bytes
+        A file that holds ``"check": "blake2b:000…"`` (`UNSEALED`).
+
+    Returns
+    -------
+    bytes
+        The same with the digest of ``data`` in the place of the zeros.
+
+    Examples
+    --------
+    >>> document = json.dumps({"rows": 3, "check": UNSEALED}).encode()
+    >>> is_sealed(seal(document))
+    True
+    >>> is_sealed(seal(document).replace(b"3", b"2", 1))
+    False
+    """
+    start, stop = _check(data)
+    digits = digest_bytes(data).partition(":")[2].encode("ascii")
+    return data[:start] + digits + data[stop:]
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether a file's bytes are those that `seal` wrote."""
+    try:
+        start, stop = _check(data)
+    except ValueError:
+        return False
+    return seal(data[:start] + b"0" * (stop - start) + data[stop:]) == data
+
+
+def _check(data: bytes) -> tuple[int, int]:
+    """Return where the digits of the last check in a file begin and end."""
+    found = None
+    for found in _SEAL.finditer(data):  # noqa: B007
+        pass
+    if found is None:
+        raise ValueError("no check")
+    return found.span(1)
+
+
 def digest_set(digests: Iterable[str]) -> str:
     """Digest of a *set* of digests: neither order nor repetition matters."""
     state = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for each in sorted(set(digests)):
         state.update(each.encode("ascii") + b"\n")
     return _text(state)
+
+
+def is_digest(text: Any) -> bool:
+    """Whether a value that was read has the form of a digest, so that a path may carry it."""
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def short(digest: str) -> str:

@@ -117,6 +117,9 @@ class Progress:
     def _rows_computed(self, event: Any) -> None:
         self.count(self._extracting, event.done, event.total, "img")
 
+    def _waiting_for_others(self, event: Any) -> None:
+        self.say(f"extract: {plural(event.rows, 'image')} left, which other processes compute")
+
     def _extraction_finished(self, event: Any) -> None:
         speed = _speed(event.rows / max(event.seconds, 1e-9), "img")
         self.say(f"extract: {plural(event.rows, 'image')} in {event.seconds:.1f} s, {speed}")
@@ -176,6 +179,7 @@ _DRAWINGS = {
     "StageSkipped": Progress._stage_skipped,
     "StageStarted": Progress._stage_started,
     "TuningEpochEnded": Progress._tuning_epoch_ended,
+    "WaitingForOthers": Progress._waiting_for_others,
 }
 
 

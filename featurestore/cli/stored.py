@@ -12,7 +12,7 @@ from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
 from featurestore.errors import DamagedError, InputError
-from featurestore.store import FeatureKey, FeatureStore
+from featurestore.store import FeatureStore, Place
 
 
 @click.command("ls")
@@ -114,42 +114,51 @@ def _flat(value: dict[str, Any], under: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _keys(store: FeatureStore, text: str | None) -> list[FeatureKey]:
-    return store.keys() if text is None else [store.match(text)]
-
-
 @click.command("verify")
 @click.argument("key", required=False)
 @store_option
 @json_option
 def verify_command(key: str | None, store: str, as_json: bool) -> None:
-    """Read every stored block of KEY, or of all keys, and check it; exit 1 where one is damaged.
+    """Read all that is stored, or the features KEY, against checksums; exit 1 for damage.
 
-    Blocks that were never extracted are not damaged: `featurestore ls` shows them.
+    Every byte counts: blocks, metadata, manifests, heads. Blocks that were never extracted are
+    not damaged: `featurestore ls` shows them.
 
     \b
     Example:
       featurestore verify
     """
-    from featurestore.extraction import verify
-
     opened = FeatureStore(store, create=False)
-    keys = _keys(opened, key)
+    places = opened.places(key)
     damaged = []
     with Progress() as progress:
-        for done, each in enumerate(keys, 1):
-            damaged += [asdict(damage) for damage in verify(opened, [each])]
-            progress.count("verify", done, len(keys), "array")
+        for done, place in enumerate(places, 1):
+            damaged += [asdict(damage) for damage in opened.check(place)]
+            progress.count("verify", done, len(places), "place")
     if as_json:
-        print_json({"checked": len(keys), "damaged": damaged})
+        print_json({"checked": len(places), "damaged": damaged})
     else:
         if damaged:
-            print_table(damaged, {"block": "block", "reason": "reason", "key": "key"})
-        click.echo(f"{plural(len(keys), 'feature array')} checked")
+            print_table([_shown(each) for each in damaged], _DAMAGE_COLUMNS)
+        click.echo(f"{_counted(places)} checked")
     if damaged:
         raise DamagedError(
-            f"{plural(len(damaged), 'block')} damaged; `featurestore repair` computes such again"
+            f"{plural(len(damaged), 'file')} damaged; `featurestore repair` mends what can be"
         )
+
+
+_DAMAGE_COLUMNS = {"key": "key", "block": "block", "rows": "rows", "reason": "reason"}
+
+
+def _shown(damage: dict[str, Any]) -> dict[str, Any]:
+    rows = damage["rows"]
+    return {**damage, "rows": "{}–{}".format(*rows) if rows else None}
+
+
+def _counted(places: list[Place]) -> str:
+    names = {"features": "feature array", "dataset": "data set", "head": "head"}
+    counts = {kind: sum(place.kind == kind for place in places) for kind in names}
+    return ", ".join(plural(count, names[kind]) for kind, count in counts.items())
 
 
 @click.command("repair")
@@ -157,7 +166,10 @@ def verify_command(key: str | None, store: str, as_json: bool) -> None:
 @store_option
 @json_option
 def repair_command(key: str | None, store: str, as_json: bool) -> None:
-    """Compute the damaged blocks of KEY, or of all keys, again from their images.
+    """Compute the damaged blocks of KEY, or all that is damaged, again from the images.
+
+    Metadata are written anew from what else is kept, a manifest from a new scan. What cannot be
+    repaired is named with what is missing, and the exit status is then 1.
 
     \b
     Example:
@@ -167,17 +179,21 @@ def repair_command(key: str | None, store: str, as_json: bool) -> None:
 
     opened = FeatureStore(store, create=False)
     with Progress() as progress:
-        repaired = [
-            {"key": str(each), "blocks": repair(opened, each, on_event=progress)}
-            for each in _keys(opened, key)
-        ]
+        found = repair(opened, key, on_event=progress)
+    rows = [{**asdict(each.damage), "needs": each.needs} for each in found]
+    left = [row for row in rows if row["needs"]]
     if as_json:
-        print_json(repaired)
-        return
-    count = sum(len(row["blocks"]) for row in repaired)
-    click.echo(
-        f"{plural(len(repaired), 'feature array')} checked, {plural(count, 'block')} repaired"
-    )
+        print_json(rows)
+    else:
+        if rows:
+            shown = [
+                {**_shown(row), "state": f"left: {row['needs']}" if row["needs"] else "repaired"}
+                for row in rows
+            ]
+            print_table(shown, {**_DAMAGE_COLUMNS, "reason": "was", "state": "now"})
+        click.echo(f"{plural(len(rows) - len(left), 'file')} repaired, {len(left)} left")
+    if left:
+        raise DamagedError(f"{plural(len(left), 'file')} cannot be repaired: {left[0]['needs']}")
 
 
 @click.command("gc")

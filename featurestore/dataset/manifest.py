@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.dataset.labels import Label
 from featurestore.dataset.source import native, portable
-from featurestore.digests import digest_fields
+from featurestore.digests import UNSEALED, digest_fields, is_sealed, seal
 from featurestore.errors import DamagedError, StoreFormatError
 
 if TYPE_CHECKING:
@@ -45,14 +45,11 @@ def write(dataset: Dataset) -> bytes:
         **_digests(dataset),
         "problems": [asdict(each) for each in dataset.problems],
     }
-    # the footer has no checksum of its own, as the pages do
-    text = json.dumps({**kept, "check": digest_fields(kept)})
+    text = json.dumps({**kept, "check": UNSEALED})
     schema = pa.schema([pa.field(name, types[name]) for name in _COLUMNS], {_KEY: text.encode()})
     buffer = pa.BufferOutputStream()
-    pq.write_table(
-        pa.table(columns, schema=schema), buffer, compression="zstd", write_page_checksum=True
-    )
-    return buffer.getvalue().to_pybytes()
+    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
+    return seal(buffer.getvalue().to_pybytes())
 
 
 def read(data: bytes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
@@ -68,11 +65,12 @@ def read(data: bytes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not is_sealed(data):
+        raise damaged("its bytes do not have the digest written in them")
     limit = 2**31 - 1
     try:
         table = pq.read_table(
             pa.BufferReader(data),
-            page_checksum_verification=True,
             thrift_string_size_limit=limit,
             thrift_container_size_limit=limit,
         )
@@ -90,10 +88,7 @@ def read(data: bytes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     # a damaged file makes pyarrow raise about anything
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
         raise damaged(" ".join(str(error).split())[:200]) from error
-    kept = {key: value for key, value in fields.items() if key != "check"}
-    if fields.get("check") != digest_fields(kept):
-        raise damaged("its metadata do not have the digest written beside them")
-    return columns, kept
+    return columns, {key: value for key, value in fields.items() if key != "check"}
 
 
 def compare(dataset: Dataset, fields: dict[str, Any]) -> None:

@@ -5,13 +5,13 @@ from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
     RowsComputed,
+    WaitingForOthers,
 )
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
 from featurestore.extraction.run import Extraction, LayerReport, extract
-from featurestore.extraction.soundness import Damage, repair, verify
+from featurestore.extraction.soundness import Repair, repair
 
 __all__ = [
-    "Damage",
     "Extraction",
     "ExtractionEvent",
     "ExtractionFinished",
@@ -19,9 +19,10 @@ __all__ = [
     "ExtractionStarted",
     "LayerPlan",
     "LayerReport",
+    "Repair",
     "RowsComputed",
+    "WaitingForOthers",
     "extract",
     "plan",
     "repair",
-    "verify",
 ]

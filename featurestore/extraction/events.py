@@ -34,6 +34,13 @@ class RowsComputed:
 
 
 @dataclass(frozen=True)
+class WaitingForOthers:
+    """All that is left is being computed by other processes: ``rows`` samples, at most."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
 class ExtractionFinished:
     """Every block is stored; ``seconds`` is the wall time since the start."""
 
@@ -41,5 +48,5 @@ class ExtractionFinished:
     seconds: float
 
 
-ExtractionEvent = ExtractionStarted | RowsComputed | ExtractionFinished
+ExtractionEvent = ExtractionStarted | RowsComputed | WaitingForOthers | ExtractionFinished
 OnEvent = Callable[[ExtractionEvent], None]

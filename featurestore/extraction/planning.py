@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ class LayerPlan:
     replaces: bool = False
     why: str | None = None
 
+    def span(self, block: int) -> range:
+        """Rows of one block."""
+        first = block * self.block_rows
+        return range(first, min(first + self.block_rows, self.shape[0]))
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one row as stored, before compression."""
@@ -66,11 +71,23 @@ class LayerPlan:
     @property
     def rows_missing(self) -> int:
         """Rows in the missing blocks."""
-        rows = self.shape[0]
-        return sum(
-            min((block + 1) * self.block_rows, rows) - block * self.block_rows
-            for block in self.missing
-        )
+        return sum(len(self.span(block)) for block in self.missing)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows that one process computes: whole blocks of every layer, and whole batches.
+
+    Attributes
+    ----------
+    number : int
+        The unit starts at row ``number × unit_rows``.
+    blocks : tuple of (int, int)
+        Which layer of the plan, and which of its blocks, for each block to compute.
+    """
+
+    number: int
+    blocks: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -84,10 +101,9 @@ class ExtractionPlan:
     rows : int
         Samples in the data set.
     batch_size : int
-        Samples in a batch. Batches start at multiples of it, whatever is missing, so that a
-        resumed extraction puts the same samples together as an uninterrupted one.
-    batches : tuple of int
-        Numbers of the batches that must go through the backbone, ascending.
+        Most samples in a batch.
+    units : tuple of Unit
+        Those with blocks to compute, ascending.
     input_size : tuple of int
         ``(height, width)`` in pixels that the backbone takes.
     """
@@ -95,18 +111,36 @@ class ExtractionPlan:
     layers: tuple[LayerPlan, ...]
     rows: int
     batch_size: int
-    batches: tuple[int, ...]
+    units: tuple[Unit, ...]
     input_size: tuple[int, int]
 
-    def window(self, batch: int) -> range:
-        """Rows of one batch."""
-        start = batch * self.batch_size
-        return range(start, min(start + self.batch_size, self.rows))
+    @property
+    def unit_rows(self) -> int:
+        """Rows of a unit: the largest block, or as many of them as go into a batch."""
+        block = max(layer.block_rows for layer in self.layers)
+        return max(1, self.batch_size // block) * block
+
+    def windows(self, unit: Unit) -> list[range]:
+        """Rows of the batches that the blocks of a unit need.
+
+        A unit is cut into batches of one size, whatever is missing in it, so that a resumed
+        extraction puts the same samples together as an uninterrupted one.
+        """
+        start = unit.number * self.unit_rows
+        stop = min(start + self.unit_rows, self.rows)
+        size = -(-self.unit_rows // -(-self.unit_rows // self.batch_size))
+        spans = [self.layers[layer].span(block) for layer, block in unit.blocks]
+        all_windows = (range(row, min(row + size, stop)) for row in range(start, stop, size))
+        return [
+            window
+            for window in all_windows
+            if any(span.start < window.stop and window.start < span.stop for span in spans)
+        ]
 
     @property
     def rows_to_compute(self) -> int:
         """Samples that will go through the backbone."""
-        return sum(len(self.window(batch)) for batch in self.batches)
+        return sum(len(window) for unit in self.units for window in self.windows(unit))
 
     @property
     def bytes_to_write(self) -> int:
@@ -194,20 +228,21 @@ def plan(
         raise InputError(f"batch size {batch_size}; expected 1 or more, such as `--batch-size 32`")
     refs = _parse(layers)
     plans = tuple(_plan_layer(dataset, backbone, ref, store, dtype) for ref in refs)
-    return plan_batches(plans, len(dataset), batch_size, backbone.input_size)
+    return plan_units(plans, len(dataset), batch_size, backbone.input_size)
 
 
-def plan_batches(
+def plan_units(
     layers: tuple[LayerPlan, ...], rows: int, batch_size: int, input_size: tuple[int, int]
 ) -> ExtractionPlan:
-    """Return the plan of the batches that the missing blocks of some layers need."""
-    wanted = {
-        row // batch_size
-        for layer in layers
-        for block in layer.missing
-        for row in _batch_starts(layer, block, batch_size)
-    }
-    return ExtractionPlan(layers, rows, batch_size, tuple(sorted(wanted)), input_size)
+    """Return the plan that computes the missing blocks of some layers."""
+    decided = ExtractionPlan(layers, rows, batch_size, (), input_size)
+    blocks: dict[int, list[tuple[int, int]]] = {}
+    for number, layer in enumerate(layers):
+        for block in layer.missing:
+            unit = block * layer.block_rows // decided.unit_rows
+            blocks.setdefault(unit, []).append((number, block))
+    units = tuple(Unit(unit, tuple(blocks[unit])) for unit in sorted(blocks))
+    return replace(decided, units=units)
 
 
 def _parse(layers: Sequence[str]) -> list[LayerRef]:
@@ -218,12 +253,6 @@ def _parse(layers: Sequence[str]) -> list[LayerRef]:
     if not layers:
         raise InputError("no layer was asked for; name at least one, see `featurestore layers`")
     return list(dict.fromkeys(LayerRef.parse(layer) for layer in layers))
-
-
-def _batch_starts(layer: LayerPlan, block: int, batch_size: int) -> range:
-    first = block * layer.block_rows
-    stop = min(first + layer.block_rows, layer.shape[0])
-    return range(first - first % batch_size, stop, batch_size)
 
 
 def _plan_layer(

@@ -1,26 +1,18 @@
-"""Acting on a plan: decode, forward, write, in three overlapping stages of bounded memory."""
+"""From a request to stored features and a report of what was done."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from featurestore.errors import ActivationError, FeatureStoreError, NotFoundError, nearest
-from featurestore.extraction.events import (
-    ExtractionFinished,
-    ExtractionStarted,
-    OnEvent,
-    RowsComputed,
-)
-from featurestore.extraction.planning import BATCHES_AHEAD, ExtractionPlan, LayerPlan, plan
+from featurestore.errors import DamagedError, IncompleteFeaturesError, NotFoundError, nearest
+from featurestore.extraction.events import OnEvent
+from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
+from featurestore.extraction.work import compute
 from featurestore.features import Features
 
 if TYPE_CHECKING:
@@ -169,24 +161,39 @@ def extract(
     (3670, 512)
     """
     started = time.perf_counter()
-    decided = plan(dataset, backbone, layers, store, dtype=dtype, batch_size=batch_size)
-    store.add_dataset(dataset)
-    if any(layer.replaces for layer in decided.layers):
-        # What is stored goes only where its images are at hand.
-        dataset.image(decided.window(decided.batches[0]).start)
-    groups = {str(layer.ref): _open(layer, dataset, backbone, store) for layer in decided.layers}
-    if decided.batches:
-        compute(decided, dataset, backbone, groups, on_event)
+    settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
+    asked = plan(dataset, backbone, layers, store, **settings)
+    _replace(asked, dataset, store)
+    sources = [layer.source for layer in asked.layers if layer.source is not None]
+    with store.using([*(layer.key for layer in asked.layers), *sources]):
+        # In use and in a manifest from here on: no gc takes it.
+        store.add_dataset(dataset)
+        groups = {
+            str(layer.ref): _open(layer, dataset, backbone, store, batch_size)
+            for layer in asked.layers
+        }
+        decided = plan(dataset, backbone, layers, store, **settings)
+        counts = compute(decided, dataset, backbone, groups, store, on_event)
     features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
-    reports = {str(layer.ref): _report(layer, store) for layer in decided.layers}
+    reports = {
+        str(layer.ref): _report(layer, counts[str(layer.ref)], store) for layer in decided.layers
+    }
     return Extraction(features, reports, dataset, time.perf_counter() - started)
 
 
+def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> None:
+    """Remove the float16 features in whose place float32 ones are asked for."""
+    replaced = [layer.key for layer in asked.layers if layer.replaces]
+    if replaced:
+        # What is stored goes only where its images are at hand.
+        dataset.image(asked.windows(asked.units[0])[0].start)
+    for key in replaced:
+        store.remove(key)
+
+
 def _open(
-    layer: LayerPlan, dataset: Dataset, backbone: Backbone, store: FeatureStore
+    layer: LayerPlan, dataset: Dataset, backbone: Backbone, store: FeatureStore, batch_size: int
 ) -> FeatureGroup:
-    if layer.replaces:
-        store.remove(layer.key)
     if store.has(layer.key):
         return store.group(layer.key)
     group = store.create(
@@ -196,14 +203,20 @@ def _open(
         sample_ids=dataset.sample_ids,
         provenance={
             "command": command(dataset, backbone, str(layer.ref)),
+            "batch_size": batch_size,
             **provenance(backbone, layer.ref.layer),
         },
     )
     if layer.source is not None:
-        source = store.group(layer.source)
-        for block in sorted(set(range(group.blocks)) - set(layer.missing)):
-            group.write_block(block, source.read_block(block))
+        _copy(store.group(layer.source), group)
     return group
+
+
+def _copy(source: FeatureGroup, group: FeatureGroup) -> None:
+    """Copy the blocks that can be read; what cannot is computed."""
+    for block in group.missing():
+        with suppress(IncompleteFeaturesError, DamagedError):
+            group.write_block(block, source.read_block(block))
 
 
 def command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
@@ -239,8 +252,7 @@ def provenance(backbone: Backbone, layer: str) -> dict[str, Any]:
     }
 
 
-def _report(layer: LayerPlan, store: FeatureStore) -> LayerReport:
-    computed = layer.rows_missing
+def _report(layer: LayerPlan, computed: int, store: FeatureStore) -> LayerReport:
     return LayerReport(
         key=str(layer.key),
         shape=layer.shape,
@@ -249,136 +261,3 @@ def _report(layer: LayerPlan, store: FeatureStore) -> LayerReport:
         rows_computed=computed,
         rows_reused=layer.shape[0] - computed,
     )
-
-
-def compute(
-    decided: ExtractionPlan,
-    dataset: Dataset,
-    backbone: Backbone,
-    groups: Mapping[str, FeatureGroup],
-    on_event: OnEvent | None,
-) -> None:
-    """Compute the missing blocks of a plan and write them into their groups, by layer ref."""
-    started = time.perf_counter()
-    tell = on_event or (lambda event: None)
-    todo = [layer for layer in decided.layers if layer.missing]
-    total = decided.rows_to_compute
-    tell(ExtractionStarted(backbone.name, tuple(str(layer.ref) for layer in todo), total))
-    forward = backbone.forward([layer.ref for layer in todo])
-    done = 0
-    with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
-        writers = [_BlockWriter(layer, groups[str(layer.ref)], pool) for layer in todo]
-        for rows, images in _decoded(decided, dataset, backbone):
-            for writer, activations in zip(writers, forward(images), strict=True):
-                writer.add(rows, activations)
-            done += len(rows)
-            tell(RowsComputed(done, total))
-        for writer in writers:
-            writer.finish()
-    tell(ExtractionFinished(done, time.perf_counter() - started))
-
-
-def _decoded(
-    decided: ExtractionPlan, dataset: Dataset, backbone: Backbone
-) -> Iterator[tuple[range, np.ndarray]]:
-    """Yield batches of resized images, decoded ahead in threads, a bounded number at a time."""
-
-    def one(row: int) -> np.ndarray:
-        return backbone.resize(dataset.image(row))
-
-    waiting: deque[tuple[range, list[Future[np.ndarray]]]] = deque()
-    pool = ThreadPoolExecutor(os.cpu_count(), "decode")
-    try:
-        for batch in decided.batches:
-            window = decided.window(batch)
-            waiting.append((window, [pool.submit(one, row) for row in window]))
-            if len(waiting) == BATCHES_AHEAD:
-                yield _gather(waiting.popleft())
-        while waiting:
-            yield _gather(waiting.popleft())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _gather(batch: tuple[range, list[Future[np.ndarray]]]) -> tuple[range, np.ndarray]:
-    rows, futures = batch
-    return rows, np.stack([future.result() for future in futures])
-
-
-class _BlockWriter:
-    """Collects the rows of one layer into blocks and commits each as it fills.
-
-    Rows arrive in ascending order, so at most one block is open; at most one more is being written.
-    """
-
-    def __init__(self, layer: LayerPlan, group: FeatureGroup, pool: ThreadPoolExecutor) -> None:
-        self._layer = layer
-        self._group = group
-        self._pool = pool
-        self._missing = frozenset(layer.missing)
-        self._block: np.ndarray | None = None
-        self._peak = 0.0
-        self._writing: Future[None] | None = None
-
-    def add(self, rows: range, activations: np.ndarray) -> None:
-        """Take the activations (row, …) float32 of consecutive rows."""
-        size, total = self._layer.block_rows, self._layer.shape[0]
-        row = rows.start
-        while row < rows.stop:
-            block = row // size
-            start, stop = block * size, min((block + 1) * size, total)
-            upto = min(stop, rows.stop)
-            if block in self._missing:
-                if self._block is None:
-                    self._block = np.empty(
-                        (stop - start, *self._layer.shape[1:]), self._layer.dtype
-                    )
-                part = activations[row - rows.start : upto - rows.start]
-                self._block[row - start : upto - start] = self._stored(part)
-                if upto == stop:
-                    self._commit(block)
-            row = upto
-
-    def finish(self) -> None:
-        """Wait for the last write; raise what went wrong in it."""
-        if self._writing is not None:
-            self._writing.result()
-
-    def _commit(self, block: int) -> None:
-        self._check_precision()
-        self.finish()
-        assert self._block is not None
-        self._writing = self._pool.submit(self._group.write_block, block, self._block)
-        self._block, self._peak = None, 0.0
-
-    def _stored(self, activations: np.ndarray) -> np.ndarray:
-        largest = float(np.finfo(self._layer.dtype).max)
-        # One pass decides for nearly all batches: NaN and infinity make the extremes not finite.
-        low, high = float(activations.min()), float(activations.max())
-        self._peak = max(self._peak, -low, high)
-        if not (np.isfinite(low) and np.isfinite(high)) or max(-low, high) > largest:
-            raise self._refusal(activations, largest)
-        return activations.astype(self._layer.dtype)
-
-    def _check_precision(self) -> None:
-        tiny = float(np.finfo(self._layer.dtype).tiny)
-        if 0 < self._peak < tiny:
-            raise ActivationError(
-                f"layer {str(self._layer.ref)!r} gave no activation above {self._peak:.3g} in a "
-                f"block, where {self._layer.dtype} loses its precision (below {tiny:.3g}); extract "
-                "with `--dtype float32`"
-            )
-
-    def _refusal(self, activations: np.ndarray, limit: float) -> FeatureStoreError:
-        ref, dtype = self._layer.ref, self._layer.dtype
-        broken = int(np.count_nonzero(~np.isfinite(activations)))
-        if broken:
-            return ActivationError(
-                f"layer {str(ref)!r} gave {broken} activations that are NaN or infinite; the "
-                "backbone's weights or its scaling are wrong, see `featurestore layers`"
-            )
-        value = float(np.abs(activations).max())
-        return ActivationError(
-            f"layer {str(ref)!r} gave an activation of {value:.6g}, and {dtype} holds at most "
-            f"{limit:.6g}; extract with `--dtype float32`"
-        )

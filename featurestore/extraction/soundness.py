@@ -1,119 +1,211 @@
-"""Checking stored blocks, and computing damaged ones again."""
+"""Computing again what is damaged, and that alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from featurestore.errors import ExtractionError, StoreError
+from featurestore.errors import DamagedError, ExtractionError, FeatureStoreError
 from featurestore.extraction.events import OnEvent
-from featurestore.extraction.planning import LayerPlan, plan_batches
-from featurestore.extraction.run import compute
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.extraction.planning import ExtractionPlan, LayerPlan, Unit, plan_units
+from featurestore.extraction.work import compute
+from featurestore.store import Damage, FeatureGroup, FeatureStore, Place
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
+    from featurestore.dataset import Dataset
 
-# As `extract` takes it by default; it decides nothing about the values.
+# As `extract` takes it by default; a group records which it had.
 BATCH = 32
 
 
 @dataclass(frozen=True)
-class Damage:
-    """One damaged block; ``block`` is None where the row ids, or the whole group, are damaged."""
+class Repair:
+    """What became of one damage.
 
-    key: str
-    block: int | None
-    reason: str
-
-
-def verify(store: FeatureStore, keys: Iterable[FeatureKey]) -> list[Damage]:
-    """Read every block that exists and check it against its checksum.
-
-    Parameters
+    Attributes
     ----------
-    store : FeatureStore
-    keys : iterable of FeatureKey
-        What to check.
-
-    Returns
-    -------
-    list of Damage
-        Empty where all is sound.
+    damage : Damage
+    needs : str or None
+        What is missing to repair it; None where it is repaired.
     """
-    found = []
-    for key in keys:
-        try:
-            damages = _damages(store.group(key))
-        except StoreError as error:
-            damages = [(None, str(error))]
-        found += [Damage(str(key), block, reason) for block, reason in damages]
-    return found
 
-
-def _damages(group: FeatureGroup) -> list[tuple[int | None, str]]:
-    """Return what is damaged; a block that was never extracted is not."""
-    missing = set(group.missing())
-    return [(block, reason) for block, reason in group.verify() if block not in missing]
+    damage: Damage
+    needs: str | None = None
 
 
 def repair(
     store: FeatureStore,
-    key: FeatureKey,
+    key: str | None = None,
     *,
     backbone: Backbone | None = None,
     on_event: OnEvent | None = None,
-) -> list[int]:
-    """Compute the damaged blocks of one feature array again, and those alone.
+) -> list[Repair]:
+    """Compute what is damaged again, and that alone: in place, so that nothing is lost on the way.
+
+    Metadata are written anew from what else is kept, blocks and row ids from the images, a
+    manifest from a new scan. A head is not: the command that fitted it fits it again.
 
     Parameters
     ----------
     store : FeatureStore
-    key : FeatureKey
-        What to repair.
+    key : str, optional
+        Feature key, or a part of one: only that feature array. All that is kept by default.
     backbone : Backbone, optional
         By default built again as it was for the extraction.
     on_event : callable, optional
-        Receives the events of the extraction.
+        Receives the events of the extractions.
 
     Returns
     -------
-    list of int
-        Numbers of the repaired blocks.
-
-    Raises
-    ------
-    ExtractionError
-        Where the images or the model are no longer at hand; nothing is removed then.
+    list of Repair
+        One for each damage that was found.
     """
-    from featurestore.backbone import Backbone, LayerRef
+    found = []
+    # Data sets before the features that need them.
+    for place in sorted(store.places(key), key=lambda each: each.kind == "features"):
+        damages = store.check(place)
+        if not damages:
+            continue
+        needs = _mend(store, place)
+        left = store.check(place)
+        if place.kind == "features" and left:
+            needs |= _Group(store, place, backbone).repair(left, on_event)
+        elif place.kind == "dataset" and left:
+            needs |= _rescan(store, place, left)
+        still = {damage.path for damage in store.check(place)}
+        for damage in damages:
+            why = needs.get(damage.path) or needs.get("") or _HELP[place.kind]
+            found.append(Repair(damage, why if damage.path in still else None))
+    return found
 
-    group = store.group(key)
-    damages = _damages(group)
-    if not damages:
-        return []
-    entry = next((each for each in store.datasets() if each.digest == key.dataset_digest), None)
+
+_HELP = {
+    "store": "move the file away and run `featurestore repair` again",
+    "features": "run `featurestore extract` on the images",
+    "dataset": "run `featurestore scan` on the images",
+    "head": "fit it again with the `featurestore train`, `sweep` or `run` that made it",
+}
+
+
+def _mend(store: FeatureStore, place: Place) -> dict[str, str]:
+    """Mend metadata; return what is missing, for any file of the place under ``""``."""
+    try:
+        store.mend(place)
+    except DamagedError as error:
+        return {"": str(error)}
+    return {}
+
+
+def _rescan(store: FeatureStore, place: Place, damages: Sequence[Damage]) -> dict[str, str]:
+    """Write the current manifest of a data set anew, where a scan gives the very same."""
+    from featurestore.dataset import Dataset
+
+    name = place.name.partition("/")[2]
+    entry = next((each for each in store.datasets() if each.name == name), None)
+    if entry is None or entry.source is None:
+        return {}
+    try:
+        dataset = Dataset.open(entry.source, **{**entry.options, "name": name})
+    except FeatureStoreError as error:
+        return {"": f"it cannot be scanned again: {error}"}
+    if dataset.manifest_digest != entry.manifest_digest:
+        return {"": f"{entry.source} has changed since; run `featurestore scan {name}`"}
+    store.add_dataset(dataset)
+    return {}
+
+
+class _Group:
+    """The repair of one feature group, whose metadata are sound."""
+
+    def __init__(self, store: FeatureStore, place: Place, backbone: Backbone | None) -> None:
+        self._store = store
+        self._place = place
+        self._backbone = backbone
+
+    def repair(self, damages: Sequence[Damage], on_event: OnEvent | None) -> dict[str, str]:
+        """Repair row ids, then blocks; return what is missing, by damaged file."""
+        blocks = {each.block: each.path for each in damages if each.block is not None}
+        try:
+            group = self._store.group(self._store.match(self._place.name))
+            dataset = self._samples(group)
+            if len(blocks) < len(damages):
+                group.write_samples(dataset.sample_ids)
+            return self._compute(group, dataset, blocks, on_event) if blocks else {}
+        except FeatureStoreError as error:
+            return {"": str(error)}
+
+    def _samples(self, group: FeatureGroup) -> Dataset:
+        dataset = self._store.dataset_of(group.key.dataset_digest)
+        if dataset is None:
+            raise ExtractionError(
+                "no manifest is left of the data set; run `featurestore scan` on the images"
+            )
+        return dataset
+
+    def _compute(
+        self,
+        group: FeatureGroup,
+        dataset: Dataset,
+        blocks: dict[int, str],
+        on_event: OnEvent | None,
+    ) -> dict[str, str]:
+        from featurestore.backbone import LayerRef
+
+        backbone = self._backbone or _backbone(group)
+        ref = LayerRef.parse(group.key.ref)
+        if backbone.prefix_digest(ref.layer) != group.key.prefix_digest:
+            raise ExtractionError(
+                f"{backbone.name} is no longer the model that the features came from; bring its "
+                "former weights back"
+            )
+        layer = LayerPlan(
+            ref, group.key, group.shape, str(group.dtype), group.block_rows, tuple(sorted(blocks))
+        )
+        batch_size = int(group.provenance.get("batch_size", BATCH))
+        decided = plan_units((layer,), len(dataset), batch_size, backbone.input_size)
+        needs: dict[str, str] = {}
+        for unit in decided.units:
+            reason = _unreadable(decided, unit, dataset)
+            if reason:
+                needs |= {blocks[block]: reason for _, block in unit.blocks}
+        at_hand = tuple(block for block in layer.missing if blocks[block] not in needs)
+        if at_hand:
+            layer = replace(layer, missing=at_hand)
+            decided = plan_units((layer,), len(dataset), batch_size, backbone.input_size)
+            with self._store.using([group.key]):
+                compute(
+                    decided,
+                    dataset,
+                    backbone,
+                    {group.key.ref: group},
+                    self._store,
+                    on_event,
+                    lacks=_is_damaged,
+                )
+        return needs
+
+
+def _is_damaged(group: FeatureGroup, block: int) -> bool:
+    return group.features.damage(block) is not None
+
+
+def _backbone(group: FeatureGroup) -> Backbone:
+    from featurestore.backbone import Backbone
+
     spec = group.provenance.get("backbone")
-    if entry is None or (backbone is None and spec is None):
-        missing = "its data set" if entry is None else "how to build its backbone"
-        raise ExtractionError(
-            f"{key} cannot be computed again: the store no longer knows {missing}; run "
-            "`featurestore extract` on the images"
-        )
-    backbone = backbone or Backbone.from_spec(spec or {})
-    if backbone.prefix_digest(LayerRef.parse(key.ref).layer) != key.prefix_digest:
-        raise ExtractionError(
-            f"{key} cannot be computed again: {backbone.name} is no longer the model it came from; "
-            "bring its former weights back, or run `featurestore extract` with the new ones"
-        )
-    dataset = store.dataset(entry.name)
-    blocks = [block for block, _ in damages if block is not None]
-    if len(blocks) < len(damages):
-        group.write_samples(dataset.sample_ids)
-    ref = LayerRef.parse(key.ref)
-    layer = LayerPlan(ref, key, group.shape, str(group.dtype), group.block_rows, tuple(blocks))
-    decided = plan_batches((layer,), len(dataset), BATCH, backbone.input_size)
-    if blocks:
-        compute(decided, dataset, backbone, {key.ref: group}, on_event)
-    return blocks
+    if spec is None:
+        raise ExtractionError("it is not recorded how to build its backbone; pass it in Python")
+    return Backbone.from_spec(spec)
+
+
+def _unreadable(decided: ExtractionPlan, unit: Unit, dataset: Dataset) -> str | None:
+    """Tell which image of a unit's batches is not at hand; None where all are."""
+    try:
+        for window in decided.windows(unit):
+            for row in window:
+                dataset.image(row)
+    except FeatureStoreError as error:
+        return str(error)
+    return None

@@ -122,18 +122,34 @@ def fit_heads(
     candidates = [candidate(each, params or {}, features, seed) for each, params in wanted]
     rows = Rows(features)
     heads: dict[str, Head] = {}
-    for each in candidates:
-        if each.id in heads:
-            continue
-        head = _stored(each, features)
-        if head is not None:
-            tell(HeadReused(head.id))
-        else:
-            head = _fit(each, rows, seed, tell)
-            if save:
-                head.save(features.store)
-        heads[each.id] = head
+    left = list({each.id: each for each in candidates}.values())
+    dataset, store = features.dataset, features.store
+    with store.fitting_on(features.key, dataset.name, dataset.manifest_digest):
+        # Other processes may fit some of them: those come last, and are then stored.
+        while left:
+            others = []
+            for each in left:
+                with store.claim_head(each.id) as mine:
+                    if mine:
+                        heads[each.id] = _stored_or_fitted(each, rows, seed, save, tell)
+                    else:
+                        others.append(each)
+            if others:
+                with store.claim_head(others[0].id, wait=True):
+                    pass
+            left = others
     return [heads[each.id] for each in candidates]
+
+
+def _stored_or_fitted(each: Candidate, rows: Rows, seed: int, save: bool, tell: OnEvent) -> Head:
+    head = _stored(each, rows.features)
+    if head is not None:
+        tell(HeadReused(head.id))
+        return head
+    head = _fit(each, rows, seed, tell)
+    if save:
+        head.save(rows.features.store)
+    return head
 
 
 def _ignore(event: HeadEvent) -> None:

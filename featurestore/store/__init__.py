@@ -11,7 +11,9 @@ blocks     a Zarr array in whole chunks: encoding, metadata
 strict     a Zarr store in which a missing chunk is an error
 manifests  data set manifests, and which one is current
 heads      fitted heads
+places     all that is kept, each checked byte by byte, and metadata written anew
 garbage    what nothing refers to
+locks      locks between processes that no death leaves behind
 files      whole files, written atomically, in a folder or behind a URL
 ========== ==========================================================================
 
@@ -24,14 +26,17 @@ from featurestore.store.group import FeatureGroup
 from featurestore.store.groups import Damaged
 from featurestore.store.key import FeatureKey
 from featurestore.store.manifests import DatasetEntry
+from featurestore.store.places import Damage, Place
 from featurestore.store.store import FeatureStore
 
 __all__ = [
+    "Damage",
     "Damaged",
     "DatasetEntry",
     "FeatureGroup",
     "FeatureKey",
     "FeatureStore",
     "Garbage",
+    "Place",
     "block_rows",
 ]

@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from featurestore.errors import DamagedError, StoreFormatError
+from featurestore.digests import UNSEALED, is_sealed, seal
+from featurestore.errors import DamagedError, StoreError, StoreFormatError
 from featurestore.store.files import Files
 
 METADATA = "zarr.json"
 BLOCK_BYTES = 4 * 2**20
 MOST_ROWS = 1024
 ZSTD_LEVEL = 1
+ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 CHECKSUM_BYTES = 4
+# A document is read whole; the largest are heads with a confusion matrix of a thousand classes.
+DOCUMENT_BYTES = 64 * 2**20
+CHECK = "check"
+# Larger than any network's row and any data set, and small enough that no number read from a
+# file makes a reader allocate or loop without end.
+MOST_BLOCK_BYTES = 2**30
+MOST_BYTES = 2**45
+MEND = "run `featurestore repair`"
 
 
 def block_rows(row_bytes: int) -> int:
@@ -78,14 +88,29 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """
     from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
+    packed = unwrap(data)
+    found, expected = _frame_size(packed), math.prod(shape) * dtype.itemsize
+    if found is None:
+        raise ValueError("no Zstandard frame that tells its size")
+    if found != expected:  # before anything is allocated: a frame may claim any size
+        raise ValueError(f"{found} bytes found, {expected} expected")
     try:
-        values = Zstd().decode(unwrap(data))
+        values = Zstd().decode(packed)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    expected = math.prod(shape) * dtype.itemsize
-    if len(values) != expected:
-        raise ValueError(f"{len(values)} bytes found, {expected} expected")
     return np.frombuffer(values, dtype=dtype).reshape(shape)
+
+
+def _frame_size(packed: np.ndarray) -> int | None:
+    """Return the bytes that a Zstandard frame says it holds (RFC 8878, section 3.1.1.1)."""
+    header = packed[:18].tobytes()
+    if header[:4] != ZSTD_MAGIC or len(header) < 5:
+        return None
+    single_segment = header[4] >> 5 & 1
+    width = (single_segment, 2, 4, 8)[header[4] >> 6]
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[header[4] & 3]
+    size = int.from_bytes(header[start : start + width], "little") + 256 * (width == 2)
+    return size if width else None
 
 
 @cache
@@ -146,6 +171,10 @@ class BlockArray:
         """Path of a block's file: ``c.<block>.0.0…``, all in one folder."""
         return f"{self.path}/c.{block}" + ".0" * (len(self.shape) - 1)
 
+    def exists(self, block: int) -> bool:
+        """Whether a block's file exists."""
+        return self.files.is_file(self.file(block))
+
     def existing(self) -> set[int]:
         """Numbers of the blocks that exist, by one listing.
 
@@ -183,12 +212,6 @@ class BlockArray:
             rows = whole
         self.files.write(self.file(block), encode(rows))
 
-    def write_all(self, rows: np.ndarray) -> None:
-        """Write every block."""
-        for block in range(self.count):
-            span = self.span(block)
-            self.write(block, rows[span.start : span.stop])
-
     def read(self, block: int) -> np.ndarray:
         """Read one block: FileNotFoundError where it does not exist, ValueError where damaged.
 
@@ -201,41 +224,44 @@ class BlockArray:
         whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype)
         return whole[: len(self.span(block))]
 
+    def damage(self, block: int) -> str | None:
+        """Read a block and tell why it cannot be trusted; None where it can, or does not exist."""
+        try:
+            self.read(block)
+        except FileNotFoundError:
+            return None
+        except (ValueError, StoreError) as error:
+            return str(error)
+        return None
+
     def drop(self, block: int) -> None:
         """Remove a block's file."""
         self.files.remove(self.file(block))
 
 
-def create_array(
-    files: Files,
-    path: str,
-    *,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    rows: int,
-    dimension_names: Sequence[str],
-) -> BlockArray:
-    """Write the metadata of an array and return it; its blocks do not exist yet."""
+def write_array(array: BlockArray, attributes: Mapping[str, Any]) -> None:
+    """Write the metadata of an array, its folder first; its blocks are left as they are."""
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
     documents: dict[str, Any] = {}
     zarr.create_array(
         documents,
-        shape=shape,
-        chunks=(rows, *shape[1:]),
-        dtype=dtype,
+        shape=array.shape,
+        chunks=(array.block_rows, *array.shape[1:]),
+        dtype=array.dtype,
         fill_value=0,
         compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=dimension_names,
+        dimension_names=array.dimension_names,
     )
-    files.write(f"{path}/{METADATA}", documents[METADATA].to_bytes())
-    return BlockArray(files, path, shape, dtype, rows, tuple(dimension_names))
+    document = json.loads(documents[METADATA].to_bytes())
+    array.files.make_folder(array.path)
+    write_json(array.files, f"{array.path}/{METADATA}", {**document, "attributes": attributes})
 
 
-def open_array(files: Files, path: str) -> BlockArray:
-    """Open an array by its metadata.
+def open_array(files: Files, path: str) -> tuple[BlockArray, dict[str, Any]]:
+    """Open an array by its metadata; return it with its attributes.
 
     Raises
     ------
@@ -252,13 +278,14 @@ def open_array(files: Files, path: str) -> BlockArray:
         chunk = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
         encoding = metadata["chunk_key_encoding"]
         codecs = [codec["name"] for codec in metadata["codecs"]]
+        attributes = dict(metadata["attributes"])
         separator = encoding["configuration"]["separator"]
         dtype = np.dtype(metadata["data_type"])
         dimensions = tuple(str(each) for each in metadata["dimension_names"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DamagedError(
             f"{files.location}/{path}/{METADATA} is no metadata of a Zarr v3 array ({error!r}); "
-            "move its folder away and extract again"
+            f"{MEND}"
         ) from error
     layout = (codecs, encoding["name"], separator, chunk[1:])
     if layout != (["bytes", "zstd", "crc32c"], "default", ".", shape[1:]):
@@ -266,25 +293,72 @@ def open_array(files: Files, path: str) -> BlockArray:
             f"{files.location}/{path} has the layout {layout}; expected whole rows, keys with '.', "
             "and the codecs bytes, zstd, crc32c (docs/format.md)"
         )
-    return BlockArray(files, path, shape, dtype, chunk[0], dimensions)
+    array = BlockArray(files, path, shape, dtype, chunk[0], dimensions)
+    _check_sizes(array)
+    return array, attributes
+
+
+def _check_sizes(array: BlockArray) -> None:
+    """Refuse what no writer would have made, before something of that size is allocated."""
+    rows, row_bytes = array.block_rows, math.prod(array.shape[1:]) * array.dtype.itemsize
+    sound = (
+        min(array.shape) > 0
+        and isinstance(rows, int)
+        and rows > 0
+        and rows & (rows - 1) == 0
+        and rows * row_bytes <= MOST_BLOCK_BYTES
+        and array.shape[0] * row_bytes <= MOST_BYTES
+    )
+    if not sound:
+        raise StoreFormatError(
+            f"{array.files.location}/{array.path} has the shape {array.shape} in chunks of {rows} "
+            f"rows; expected a power of two of rows, at most {MOST_BLOCK_BYTES:,} bytes a chunk "
+            f"and {MOST_BYTES:,} in all (docs/format.md)"
+        )
 
 
 def read_json(files: Files, path: str) -> dict[str, Any]:
-    """Read a JSON object: FileNotFoundError where absent, DamagedError where unparsable."""
-    data = files.read(path)
+    """Read a sealed JSON object.
+
+    Returns
+    -------
+    dict
+        As it was given to `write_json`.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is none.
+    DamagedError
+        For bytes that are not those that were written.
+    """
+    data = files.read(path, limit=DOCUMENT_BYTES)
+    where = f"{files.location}/{path}"
     try:
         document = json.loads(data)
-    except ValueError as error:
-        raise DamagedError(
-            f"{files.location}/{path} cannot be parsed as JSON ({error}); "
-            "restore it from a copy or move it away"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where} cannot be parsed as JSON ({error}); {MEND}") from error
     if not isinstance(document, dict):
-        raise DamagedError(f"{files.location}/{path} holds no JSON object; move it away")
+        raise DamagedError(f"{where} holds no JSON object; {MEND}")
+    if not is_sealed(data):
+        raise DamagedError(f"{where} does not have the digest that is written in it; {MEND}")
+    _sealed_part(document).pop(CHECK, None)
     return document
 
 
-def write_json(files: Files, path: str, document: dict[str, Any]) -> None:
-    """Write a JSON object; NaN has no form in JSON and is an error of the caller."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    files.write(path, text.encode("utf-8") + b"\n")
+def write_json(files: Files, path: str, document: Mapping[str, Any]) -> None:
+    """Write a JSON object, sealed with its digest: among the attributes of Zarr's metadata.
+
+    NaN has no form in JSON and is an error of the caller.
+    """
+    whole = dict(document)
+    if "attributes" in whole:
+        whole["attributes"] = dict(whole["attributes"])
+    _sealed_part(whole)[CHECK] = UNSEALED
+    text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
+    files.write(path, seal(text.encode("utf-8") + b"\n"))
+
+
+def _sealed_part(document: dict[str, Any]) -> dict[str, Any]:
+    attributes = document.get("attributes")
+    return attributes if isinstance(attributes, dict) else document

@@ -6,19 +6,26 @@ decides what a finished write is.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featurestore.errors import StoreError
+from featurestore.errors import DamagedError, StoreError
+from featurestore.store.locks import Locks
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
 PARTIAL = ".partial"
+LOCK = "lock"
+
+# What a file system answers that cannot flush a folder: nothing is left to be done there.
+_NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 class Files(Protocol):
@@ -26,11 +33,17 @@ class Files(Protocol):
 
     location: str
 
-    def read(self, path: str) -> bytes:
-        """Return a file's bytes; FileNotFoundError where there is none."""
+    def read(self, path: str, limit: int | None = None) -> bytes:
+        """Return a file's bytes: FileNotFoundError; DamagedError beyond ``limit`` bytes."""
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whole: a reader sees the old bytes or the new ones, never a part."""
+        """Write a file whole, into a folder that exists: durable when this returns.
+
+        A reader sees the old bytes or the new ones, never a part.
+        """
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder, and those above it, where there is none; durable when this returns."""
 
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; ``[]`` where there is none."""
@@ -46,6 +59,15 @@ class Files(Protocol):
 
     def prune(self, path: str) -> bool:
         """Remove a folder if it is empty; return whether it is gone."""
+
+    @property
+    def locking(self) -> bool:
+        """Whether `hold` keeps other processes out."""
+
+    def hold(
+        self, names: Sequence[str], *, shared: bool = False, wait: bool = True
+    ) -> AbstractContextManager[bool]:
+        """Hold locks on names among all processes; gives whether they are held."""
 
     def zarr(self) -> ZarrStore:
         """Return a read-only Zarr store of the same root."""
@@ -67,9 +89,69 @@ def _explained(verb: str, what: str, kind: type[Exception] = OSError) -> Iterato
         raise
     except kind as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        mend = _MEND.get(getattr(error, "errno", None) or 0, "give access to it")
         raise StoreError(
-            f"cannot {verb} {what}: {reason}; make room or give access, then run the command again"
+            f"cannot {verb} {what}: {reason}; {mend}, then run the command again: it resumes"
         ) from error
+
+
+_MEND = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EIO: "check the disk",
+    errno.EROFS: "make it writable",
+    errno.ENAMETOOLONG: "choose a shorter path with --store",
+}
+
+
+def commit(partial: str | Path, final: str | Path) -> None:
+    """Give a finished file its name: all of it is on disk, and under that name, or nothing is.
+
+    A rename alone may survive a power cut as an empty file.
+
+    Parameters
+    ----------
+    partial : path
+        What was written, in the folder of ``final``.
+    final : path
+        Replaced if it exists.
+    """
+    descriptor = os.open(partial, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(partial, final)
+    _flush_folder(Path(final).parent)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a new file and flush it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make what a folder lists durable."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 class LocalFiles:
@@ -84,27 +166,93 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self.location = os.path.abspath(os.path.expanduser(root))
         self._root = Path(self.location)
+        self._real = os.path.realpath(self.location)
+        self._mounted = self._identity()
+        self._locks = Locks(self._root / LOCK)
 
-    def read(self, path: str) -> bytes:
-        """Return a file's bytes; FileNotFoundError where there is none."""
+    def read(self, path: str, limit: int | None = None) -> bytes:
+        """Return a file's bytes: FileNotFoundError; DamagedError beyond ``limit`` bytes."""
         with _explained("read", self._shown(path)):
             try:
-                return (self._root / path).read_bytes()
+                return self._read(path, limit)
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise FileNotFoundError(path) from error
 
+    def _read(self, path: str, limit: int | None) -> bytes:
+        # Not blocking, lest a named pipe in the place of a file be waited for.
+        flags = os.O_RDONLY | _BINARY | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(self._root / path, flags)
+        with os.fdopen(descriptor, "rb", closefd=True) as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise FileNotFoundError(path)
+            if limit is not None and found.st_size > limit:
+                raise DamagedError(
+                    f"{self._shown(path)} has {found.st_size:,} bytes, expected at most {limit:,}; "
+                    "move it away"
+                )
+            return file.read()
+
     def write(self, path: str, data: bytes) -> None:
-        """Write a file whole, by a temporary file beside it and a rename."""
+        """Write a file whole, by a temporary file beside it, flushed and renamed."""
         final = self._root / path
         partial = final.with_name(f"{final.name}.{uuid.uuid4().hex}{PARTIAL}")
         with _explained("write", self._shown(path)):
-            final.parent.mkdir(parents=True, exist_ok=True)
+            self._check_inside(final.parent)
             try:
-                partial.write_bytes(data)
+                _write(partial, data)
                 os.replace(partial, final)
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"cannot write {self._shown(path)}: its folder is gone; bring the disk or the "
+                    "folder back, then run the command again: it resumes"
+                ) from error
             except BaseException:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):
+                    os.unlink(partial)
                 raise
+            _flush_folder(final.parent)
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder, and those above it, where there is none."""
+        folder = self._root / path
+        with _explained("make", self._shown(path)):
+            if self._mounted is None:
+                self._make(folder)
+                self._mounted = self._identity()
+                return
+            if self._identity() != self._mounted:
+                raise StoreError(
+                    f"{self.location} is no longer the folder that was opened; bring its disk "
+                    "back, then run the command again: it resumes"
+                )
+            self._check_inside(folder)
+            self._make(folder)
+
+    def _make(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self._make(folder.parent)
+        with suppress(FileExistsError):
+            os.mkdir(folder)
+        _flush_folder(folder.parent)
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Tell the root from another folder of its path, such as that of a disk that is gone."""
+        try:
+            found = os.stat(self.location)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _check_inside(self, folder: Path) -> None:
+        """Refuse a link that leads out: the files there are not the store's to change."""
+        expected = os.path.join(self._real, os.path.relpath(folder, self._root))
+        if os.path.realpath(folder) != os.path.normpath(expected):
+            raise StoreError(
+                f"{folder} leads out of the store, to {os.path.realpath(folder)}; replace the link "
+                "by the folder itself"
+            )
 
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; ``[]`` where there is none."""
@@ -119,33 +267,46 @@ class LocalFiles:
         return (self._root / path).is_file()
 
     def sizes(self, path: str) -> dict[str, int]:
-        """Bytes of every file below a path (or of the file itself), by path."""
+        """Bytes of every file below a path (or of the file itself), by path; links not followed."""
         top = self._root / path
         if top.is_file():
             return {path: top.stat().st_size}
         sizes = {}
-        for each in top.rglob("*"):
-            try:
-                if each.is_file():
-                    sizes[each.relative_to(self._root).as_posix()] = each.stat().st_size
-            except FileNotFoundError:
-                continue  # Renamed or removed meanwhile: another process writes.
+        for folder, _, names in os.walk(top):
+            for name in names:
+                each = Path(folder, name)
+                with suppress(FileNotFoundError):  # Another process renamed or removed it.
+                    sizes[each.relative_to(self._root).as_posix()] = each.lstat().st_size
         return sizes
 
     def remove(self, path: str) -> None:
         """Remove a file; nothing happens where there is none."""
+        file = self._root / path
         with _explained("remove", self._shown(path)):
-            (self._root / path).unlink(missing_ok=True)
+            self._check_inside(file.parent)
+            with suppress(FileNotFoundError):
+                os.unlink(file)
 
     def prune(self, path: str) -> bool:
         """Remove a folder if it is empty; return whether it is gone."""
         try:
-            (self._root / path).rmdir()
+            os.rmdir(self._root / path)
         except FileNotFoundError:
             return True
         except OSError:
             return False
         return True
+
+    @property
+    def locking(self) -> bool:
+        """Whether `hold` keeps other processes out."""
+        return self._locks.available
+
+    def hold(
+        self, names: Sequence[str], *, shared: bool = False, wait: bool = True
+    ) -> AbstractContextManager[bool]:
+        """Hold locks on names among all processes; gives whether they are held."""
+        return self._locks.hold(names, shared=shared, wait=wait)
 
     def zarr(self) -> ZarrStore:
         """Return a read-only Zarr store of the same root."""
@@ -184,20 +345,30 @@ class RemoteFiles:
 
     # Each kind of URL has a driver with errors of its own, hence Exception below.
 
-    def read(self, path: str) -> bytes:
-        """Return a file's bytes; FileNotFoundError where there is none."""
+    def read(self, path: str, limit: int | None = None) -> bytes:
+        """Return a file's bytes: FileNotFoundError; DamagedError beyond ``limit`` bytes."""
         with _explained("read", self._shown(path), Exception):
             try:
-                return bytes(self._fs.cat_file(self._full(path)))
+                end = None if limit is None else limit + 1
+                data = bytes(self._fs.cat_file(self._full(path), end=end))
             except (IsADirectoryError, NotADirectoryError) as error:
                 raise FileNotFoundError(path) from error
+        if limit is not None and len(data) > limit:
+            raise DamagedError(
+                f"{self._shown(path)} has more than the {limit:,} bytes expected; move it away"
+            )
+        return data
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file with one PUT."""
         full = self._full(path)
         with _explained("write", self._shown(path), Exception):
-            self._fs.makedirs(full.rpartition("/")[0], exist_ok=True)
             self._fs.pipe_file(full, data)
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder where the place has such."""
+        with _explained("make", self._shown(path), Exception):
+            self._fs.makedirs(self._full(path), exist_ok=True)
 
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; ``[]`` where there is none."""
@@ -241,6 +412,17 @@ class RemoteFiles:
             # Object stores have no folders: without files there is nothing to remove.
             return True
         return True
+
+    @property
+    def locking(self) -> bool:
+        """Whether `hold` keeps other processes out: an object store has nothing for that."""
+        return False
+
+    def hold(
+        self, names: Sequence[str], *, shared: bool = False, wait: bool = True
+    ) -> AbstractContextManager[bool]:
+        """Give True: nothing is held behind a URL."""
+        return nullcontext(True)
 
     def zarr(self) -> ZarrStore:
         """Return a read-only Zarr store of the same root."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from featurestore.digests import SHORT, short
+from featurestore.digests import short
 from featurestore.errors import DamagedError, StoreError
 from featurestore.store import groups, heads, manifests
 from featurestore.store.blocks import METADATA
@@ -15,14 +16,16 @@ from featurestore.store.files import PARTIAL, Files
 from featurestore.store.group import FEATURES, SAMPLE
 from featurestore.store.key import KeyPath, encode_segment
 
-Kind = Literal["features", "manifest", "head"]
+Kind = Literal["features", "manifest", "head", "leftover"]
 
+# Of so many at a time locks are held, each by an open file.
+_AT_ONCE = 100
+_LEFTOVER = re.compile(rf".+\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
 _PARTIAL = rf"(\.[0-9a-f]{{32}}{re.escape(PARTIAL)})?"
 _METADATA = re.compile(rf"{re.escape(METADATA)}{_PARTIAL}")
 _GROUP = re.compile(
     rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+)){_PARTIAL}"
 )
-_MANIFEST = re.compile(rf"[0-9a-f]{{{SHORT}}}{re.escape(manifests.SUFFIX)}")
 _HEAD = re.compile(rf"(head\.json|[a-z_]+\.(skops|keras|json|npz)){_PARTIAL}")
 
 
@@ -32,9 +35,10 @@ class Garbage:
 
     Parameters
     ----------
-    kind : {"features", "manifest", "head"}
+    kind : {"features", "manifest", "head", "leftover"}
     name : str
-        Key of the features, name of the data set with its manifest, or id of the head.
+        Key of the features, name of the data set with its manifest, id of the head, or path of
+        the temporary file that an interrupted write left.
     path : str
         Path in the store.
     bytes : int
@@ -57,11 +61,12 @@ def collect(files: Files) -> list[Garbage]:
     referred = {text for meta in metas for text in _strings(meta)}
     referred |= {entry.digest for entry in current}
     referred |= {entry.manifest_digest for entry in current}
-    return [
+    found = [
         *_features(files, referred),
         *_manifests(files, {short(each) for each in referred if ":" in each}),
         *_heads(files),
     ]
+    return found + list(_leftovers(files, {each.path for each in found}))
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -95,9 +100,9 @@ def _features(files: Files, referred: set[str]) -> Iterator[Garbage]:
 def _manifests(files: Files, referred: set[str]) -> Iterator[Garbage]:
     for name in manifests.names(files):
         folder = f"{manifests.FOLDER}/{encode_segment(name)}"
-        for each in files.names(folder):
+        for each in manifests.stored(files, name):
             stem = each.removesuffix(manifests.SUFFIX)
-            if _MANIFEST.fullmatch(each) and stem not in referred:
+            if stem not in referred:
                 path = f"{folder}/{each}"
                 size = sum(files.sizes(path).values())
                 reason = "replaced, and no head was fitted on it"
@@ -115,11 +120,46 @@ def _heads(files: Files) -> Iterator[Garbage]:
             yield Garbage("head", each, path, sum(inside.values()), reason)
 
 
+def _leftovers(files: Files, listed: set[str]) -> Iterator[Garbage]:
+    """List the temporary files of writes that were killed, outside of what is listed whole."""
+    for folder in (groups.FOLDER, manifests.FOLDER, heads.FOLDER):
+        for path, size in files.sizes(folder).items():
+            if _LEFTOVER.fullmatch(path) and not any(
+                path.startswith(f"{each}/") for each in listed
+            ):
+                yield Garbage("leftover", path, path, size, "its writing was interrupted")
+
+
+def _lock(item: Garbage) -> str:
+    """Name of the lock that whoever writes there holds."""
+    if item.kind != "leftover":
+        return item.path
+    top, *rest = item.path.split("/")
+    depth = 3 if top == groups.FOLDER else 1
+    return "/".join([top, *rest[:depth]]) if len(rest) > depth else groups.FOLDER
+
+
 def remove(files: Files, items: Sequence[Garbage]) -> int:
-    """Remove what is still garbage; return the bytes freed."""
-    still = {item.path for item in collect(files)}
-    removers = {"features": remove_group, "manifest": _remove_file, "head": _remove_head}
-    return sum(removers[item.kind](files, item.path) for item in items if item.path in still)
+    """Remove what is still garbage and what nobody works on; return the bytes freed."""
+    return sum(
+        _remove(files, items[start : start + _AT_ONCE]) for start in range(0, len(items), _AT_ONCE)
+    )
+
+
+def _remove(files: Files, items: Sequence[Garbage]) -> int:
+    removers = {
+        "features": remove_group,
+        "manifest": _remove_file,
+        "head": _remove_head,
+        "leftover": _remove_file,
+    }
+    with ExitStack() as held:
+        names = {_lock(item) for item in items}
+        got = {name for name in names if held.enter_context(files.hold([name], wait=False))}
+        free = [item for item in items if _lock(item) in got]
+        # Looked at again now that nobody can begin to use it.
+        still = {item.path for item in collect(files)}
+        return sum(removers[item.kind](files, item.path) for item in free if item.path in still)
 
 
 def _remove_file(files: Files, path: str) -> int:

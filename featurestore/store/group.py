@@ -79,8 +79,8 @@ class FeatureGroup:
                 found[span.start : span.stop] = self.sample.read(block)
             except (FileNotFoundError, ValueError) as error:
                 raise DamagedError(
-                    f"{self.key}: the row ids (block {block} of `sample`) cannot be read: {error}; "
-                    f"run `{self.repair_command}`"
+                    f"{self.key}: the row ids {span.start}–{span.stop - 1} (block {block} of "
+                    f"`sample`) cannot be read: {error}; run `{self.repair_command}`"
                 ) from error
         return found
 
@@ -92,12 +92,18 @@ class FeatureGroup:
         sample_ids : numpy.ndarray of uint8, shape (row, 16)
             Of a data set with the key's dataset digest.
         """
-        self.sample.write_all(sample_ids)
+        for block in range(self.sample.count):
+            span = self.sample.span(block)
+            self.sample.write(block, sample_ids[span.start : span.stop])
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that do not exist, ascending, by one listing."""
         existing = self.features.existing()
         return [block for block in range(self.blocks) if block not in existing]
+
+    def lacks(self, block: int) -> bool:
+        """Whether a block does not exist."""
+        return not self.features.exists(block)
 
     def write_block(self, block: int, rows: np.ndarray) -> None:
         """Write one block whole, atomically.
@@ -189,30 +195,6 @@ class FeatureGroup:
         if absent:
             raise self.incomplete(absent)
 
-    def verify(self) -> list[tuple[int | None, str]]:
-        """Read everything; return what is missing or damaged, with the reason.
-
-        Returns
-        -------
-        list of (block, reason)
-            The block is None for the row ids.
-        """
-        problems: list[tuple[int | None, str]] = []
-        try:
-            ids = self.samples
-            if len(ids) and not _ascending(ids):
-                problems.append((None, "the row ids are not in ascending order"))
-        except DamagedError as error:
-            problems.append((None, str(error)))
-        for block in range(self.blocks):
-            try:
-                self.features.read(block)
-            except FileNotFoundError:
-                problems.append((block, "never extracted"))
-            except ValueError as error:
-                problems.append((block, str(error)))
-        return problems
-
     @property
     def array(self) -> zarr.Array:
         """The feature array for zarr's own indexing; absent and damaged blocks raise here too."""
@@ -255,7 +237,8 @@ class FeatureGroup:
         )
 
 
-def _ascending(ids: np.ndarray) -> bool:
+def is_ascending(ids: np.ndarray) -> bool:
+    """Whether row ids (row, 16) ascend, as the content order has them."""
     # Big-endian words compare like the bytes; ids of one data set are never equal.
     words = np.ascontiguousarray(ids).view(">u8")
     high, low = words[:, 0], words[:, 1]

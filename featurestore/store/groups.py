@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,13 @@ from featurestore.errors import (
     nearest,
 )
 from featurestore.store.blocks import (
+    MEND,
     METADATA,
+    BlockArray,
     block_rows,
-    create_array,
     open_array,
     read_json,
+    write_array,
     write_json,
 )
 from featurestore.store.files import Files
@@ -100,46 +103,58 @@ def create(
             f"sample_ids: expected uint8 {(shape[0], ROW_BYTES)}, "
             f"found {sample_ids.dtype} {sample_ids.shape}"
         )
-    if files.is_file(f"{path}/{FEATURES}/{METADATA}"):
-        return _reopen(open_group(files, key), shape, dtype, sample_ids)
-    attributes = {
-        FORMAT_ATTRIBUTE: FORMAT,
-        "model": key.model,
-        "layer": key.ref,
-        "prefix_digest": key.prefix_digest,
-        "dataset_digest": key.dataset_digest,
-        "provenance": dict(provenance),
+    commit = f"{path}/{FEATURES}/{METADATA}"
+    with files.hold([path], shared=True), files.hold([commit]):
+        if created(files, key.path):
+            return _reopen(open_group(files, key), shape, dtype, sample_ids)
+        rows = block_rows(int(np.prod(shape[1:])) * dtype.itemsize)
+        features = BlockArray(
+            files, f"{path}/{FEATURES}", shape, dtype, rows, dimension_names(len(shape))
+        )
+        attributes = {
+            FORMAT_ATTRIBUTE: FORMAT,
+            "model": key.model,
+            "layer": key.ref,
+            "prefix_digest": key.prefix_digest,
+            "dataset_digest": key.dataset_digest,
+            "features": _layout(features),
+            "provenance": dict(provenance),
+        }
+        group = FeatureGroup(key, attributes, features, _sample_array(files, path, shape[0]))
+        # Blocks that an interrupted removal left would count as done, and may be of another type.
+        for each in files.sizes(features.path):
+            files.remove(each)
+        _write_groups(files, key, attributes)
+        write_array(group.sample, {})
+        group.write_samples(sample_ids)
+        write_array(features, attributes)
+    return group
+
+
+def _layout(features: BlockArray) -> dict[str, Any]:
+    """Return what a group tells of its array, so that each can be written anew from the other."""
+    return {
+        "shape": list(features.shape),
+        "dtype": str(features.dtype),
+        "block_rows": features.block_rows,
     }
-    # Blocks that an interrupted removal left would count as done, and may be of another type.
-    for each in files.sizes(f"{path}/{FEATURES}"):
-        files.remove(each)
-    _write_groups(files, key, attributes)
-    sample = create_array(
-        files,
-        f"{path}/{SAMPLE}",
-        shape=sample_ids.shape,
-        dtype=sample_ids.dtype,
-        rows=SAMPLE_ROWS,
-        dimension_names=("row", "byte"),
+
+
+def _sample_array(files: Files, path: str, rows: int) -> BlockArray:
+    ids = (rows, ROW_BYTES)
+    return BlockArray(
+        files, f"{path}/{SAMPLE}", ids, np.dtype(np.uint8), SAMPLE_ROWS, ("row", "byte")
     )
-    sample.write_all(sample_ids)
-    features = create_array(
-        files,
-        f"{path}/{FEATURES}",
-        shape=shape,
-        dtype=dtype,
-        rows=block_rows(int(np.prod(shape[1:])) * dtype.itemsize),
-        dimension_names=dimension_names(len(shape)),
-    )
-    return FeatureGroup(key, attributes, features, sample)
 
 
 def _write_groups(files: Files, key: FeatureKey, attributes: Mapping[str, Any]) -> None:
     """Write the metadata of a group and of those above it: Zarr v3 has no implicit groups."""
     model, layer, _ = key.path.split("/")
-    for parent in (f"{FOLDER}/{model}", f"{FOLDER}/{model}/{layer}"):
-        if not files.is_file(f"{parent}/{METADATA}"):
-            write_json(files, f"{parent}/{METADATA}", group_document({}))
+    with files.hold([FOLDER]):
+        files.make_folder(f"{FOLDER}/{key.path}")
+        for parent in (f"{FOLDER}/{model}", f"{FOLDER}/{model}/{layer}"):
+            if not files.is_file(f"{parent}/{METADATA}"):
+                write_json(files, f"{parent}/{METADATA}", group_document({}))
     write_json(files, f"{FOLDER}/{key.path}/{METADATA}", group_document(attributes))
 
 
@@ -162,7 +177,7 @@ def _reopen(
 
 def open_group(files: Files, key: FeatureKey) -> FeatureGroup:
     """Open a group and compare the whole digests: NotFoundError, StoreError, DamagedError."""
-    group = _open_path(files, key.path)
+    group = open_path(files, key.path)
     if group is None:
         known = [str(each) for each in keys(files)]
         raise NotFoundError(
@@ -178,26 +193,44 @@ def open_group(files: Files, key: FeatureKey) -> FeatureGroup:
     return group
 
 
-def _open_path(files: Files, path: str) -> FeatureGroup | None:
+def open_path(files: Files, path: str) -> FeatureGroup | None:
     """Open what lies at a path below ``features/``; None where no group was created."""
     try:
-        key, attributes = _read_key(files, path)
-        features = open_array(files, f"{FOLDER}/{path}/{FEATURES}")
-        sample = open_array(files, f"{FOLDER}/{path}/{SAMPLE}")
+        features, _ = open_array(files, f"{FOLDER}/{path}/{FEATURES}")
     except FileNotFoundError:
         return None
-    if sample.shape != (features.shape[0], ROW_BYTES):
+    try:
+        attributes = _read(files, path)
+        key = _key(attributes, path, f"{files.location}/{FOLDER}/{path}")
+        sample, _ = open_array(files, f"{FOLDER}/{path}/{SAMPLE}")
+    except FileNotFoundError as error:
+        raise DamagedError(
+            f"{files.location}/{FOLDER}/{path} lacks a {METADATA}; {MEND}"
+        ) from error
+    if sample != _sample_array(files, f"{FOLDER}/{path}", features.shape[0]):
         raise DamagedError(
             f"{files.location}/{FOLDER}/{path}: `sample` has the shape {sample.shape} beside "
-            f"features of {features.shape}; remove the folder and extract again"
+            f"features of {features.shape}; {MEND}"
+        )
+    if attributes.get("features") != _layout(features):
+        raise DamagedError(
+            f"{files.location}/{FOLDER}/{path}: the group tells of {attributes.get('features')}, "
+            f"its array is {_layout(features)}; move the folder away and extract again"
         )
     return FeatureGroup(key, attributes, features, sample)
 
 
-def _read_key(files: Files, path: str) -> tuple[FeatureKey, dict[str, Any]]:
-    where = f"{files.location}/{FOLDER}/{path}"
-    document = read_json(files, f"{FOLDER}/{path}/{METADATA}")
-    attributes = document.get("attributes") or {}
+def read_key(files: Files, path: str) -> FeatureKey:
+    """Read the key of the group at a path below ``features/``."""
+    return _key(_read(files, path), path, f"{files.location}/{FOLDER}/{path}")
+
+
+def _read(files: Files, path: str) -> dict[str, Any]:
+    """Read the attributes of a group: FileNotFoundError, DamagedError."""
+    return dict(read_json(files, f"{FOLDER}/{path}/{METADATA}").get("attributes") or {})
+
+
+def _key(attributes: Mapping[str, Any], path: str, where: str) -> FeatureKey:
     check_format(attributes, where)
     try:
         key = FeatureKey(
@@ -209,13 +242,13 @@ def _read_key(files: Files, path: str) -> tuple[FeatureKey, dict[str, Any]]:
         agrees = key.path == path
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise DamagedError(
-            f"{where}/{METADATA} lacks {error}; remove the folder and extract again"
+            f"{where}/{METADATA} lacks {error}; move the folder away and extract again"
         ) from error
     if not agrees:
         raise DamagedError(
             f"{where}/{METADATA} names {key.path}: the folder was moved; move it back"
         )
-    return key, attributes
+    return key
 
 
 def paths(files: Files) -> Iterator[str]:
@@ -242,13 +275,11 @@ def survey(files: Files) -> tuple[list[FeatureKey], list[Damaged]]:
         if not created(files, path):
             continue
         try:
-            key = _read_key(files, path)[0]
-            open_group(files, key)
-            found.append(key)
-        except FileNotFoundError:
-            damaged.append(Damaged(f"{FOLDER}/{path}", f"{METADATA} is gone"))
+            group = open_path(files, path)
         except StoreError as error:
             damaged.append(Damaged(f"{FOLDER}/{path}", str(error)))
+        else:
+            found += [group.key] if group is not None else []
     return found, damaged
 
 
@@ -276,34 +307,103 @@ def find(
     for *_, path in sorted(candidates):
         if not created(files, path):
             continue
-        key = _read_key(files, path)[0]
+        try:
+            key = read_key(files, path)
+        except (FileNotFoundError, StoreError):
+            continue  # Damaged: no help to others, and no hindrance.
         if (key.prefix_digest, key.dataset_digest) == (prefix_digest, dataset_digest):
             return key
     return None
 
 
-def match(files: Files, text: str) -> FeatureKey:
-    """Find the one key that a text means: whole, or model and layer, or any part.
+def match(files: Files, text: str) -> str:
+    """Find the path of the one group that a text means, damaged or not.
+
+    The text is a whole key, or model and layer, or any part of a key.
 
     Raises
     ------
     NotFoundError
         Where no key or more than one is meant.
     """
-    known = keys(files)
+    known = {path: KeyPath.parse(path) for path in paths(files) if created(files, path)}
+    names = {
+        path: (str(key), f"{key.model}/{key.ref}", key.ref) for path, key in known.items() if key
+    }
     tests = (
-        lambda key: text in (str(key), key.path),
-        lambda key: text in (f"{key.model}/{key.ref}", key.ref),
-        lambda key: text in str(key) or text in key.path,
+        lambda path: text in (names[path][0], path),
+        lambda path: text in names[path][1:],
+        lambda path: text in names[path][0] or text in path,
     )
     for test in tests:
-        hits = [key for key in known if test(key)]
+        hits = [path for path in names if test(path)]
         if len(hits) == 1:
             return hits[0]
         if hits:
-            shown = ", ".join(str(key) for key in hits[:4]) + (", …" if len(hits) > 4 else "")
-            raise NotFoundError(f"{text!r} means {len(hits)} keys: {shown}; give more of one")
+            shown = ", ".join(names[path][0] for path in hits[:4])
+            more = ", …" if len(hits) > 4 else ""
+            raise NotFoundError(f"{text!r} means {len(hits)} keys: {shown}{more}; give more of one")
+    whole = [each[0] for each in names.values()]
     raise NotFoundError(
-        f"no features {text!r} in {files.location}, {nearest(text, map(str, known))}; "
+        f"no features {text!r} in {files.location}, {nearest(text, whole)}; "
         "list them with `featurestore ls`"
     )
+
+
+def mend(files: Files, path: str) -> None:
+    """Write the damaged metadata of a group anew, each from what the others tell.
+
+    Raises
+    ------
+    DamagedError
+        Where too much of it is damaged.
+    """
+    where = f"{FOLDER}/{path}"
+    array: BlockArray | None = None
+    attributes: dict[str, Any] | None = None
+    with suppress(StoreError, FileNotFoundError):
+        array, attributes = open_array(files, f"{where}/{FEATURES}")
+    with suppress(StoreError, FileNotFoundError):
+        attributes = _read(files, path)
+    if attributes is None:
+        raise DamagedError(
+            f"{files.location}/{where}: the metadata of the group and of its features are both "
+            "damaged; move the folder away and run `featurestore extract`"
+        )
+    _key(attributes, path, f"{files.location}/{where}")
+    if array is None:
+        layout = attributes["features"]
+        shape = tuple(layout["shape"])
+        array = BlockArray(
+            files,
+            f"{where}/{FEATURES}",
+            shape,
+            np.dtype(layout["dtype"]),
+            layout["block_rows"],
+            dimension_names(len(shape)),
+        )
+    with files.hold([f"{where}/{FEATURES}/{METADATA}"]):
+        if _damaged(lambda: read_key(files, path)):
+            write_json(files, f"{where}/{METADATA}", group_document(attributes))
+        if _damaged(lambda: open_array(files, f"{where}/{SAMPLE}")):
+            write_array(_sample_array(files, where, array.shape[0]), {})
+        if _damaged(lambda: open_array(files, array.path)):
+            write_array(array, attributes)
+
+
+def _damaged(read: Callable[[], Any]) -> bool:
+    try:
+        read()
+    except (FileNotFoundError, StoreError):
+        return True
+    return False
+
+
+def documents_above(files: Files) -> dict[str, dict[str, Any]]:
+    """Return the metadata of the groups above the feature groups, as they must be, by path."""
+    found = {f"{FOLDER}/{METADATA}": group_document({FORMAT_ATTRIBUTE: FORMAT})}
+    for path in paths(files):
+        model, layer, _ = path.split("/")
+        for parent in (f"{FOLDER}/{model}", f"{FOLDER}/{model}/{layer}"):
+            found[f"{parent}/{METADATA}"] = group_document({})
+    return found

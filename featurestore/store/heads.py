@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from featurestore.digests import digest_bytes
+from featurestore.digests import digest_bytes, is_digest
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
 from featurestore.store.blocks import read_json, write_json
 from featurestore.store.files import Files
@@ -24,20 +24,29 @@ def folder(head_id: str) -> str:
 def save(
     files: Files, head_id: str, meta: Mapping[str, Any], contents: Mapping[str, bytes]
 ) -> None:
-    """Write a head's files, then its JSON document, which commits it.
+    """Write a head's files, then its JSON document, which commits it; a sound head stays as it is.
 
     The document gets ``id`` and ``files``: bytes and digest of each file, checked at reading.
     """
-    # A head saved again is first taken back, lest a kill leave its document with other files.
-    files.remove(f"{folder(head_id)}/{META}")
-    listing = {}
-    for name, data in contents.items():
-        if encode_segment(name) != name or name == META:
-            raise ValueError(f"{name!r} cannot name a file of a head")
-        files.write(f"{folder(head_id)}/{name}", data)
-        listing[name] = {"bytes": len(data), "digest": digest_bytes(data)}
-    document = {**meta, "id": head_id, "files": listing}
-    write_json(files, f"{folder(head_id)}/{META}", document)
+    place = folder(head_id)
+    with files.hold([place]):
+        if exists(files, head_id):
+            if not list(check(files, head_id)):
+                return
+            # Taken back first, lest a kill leave the document with other files.
+            files.remove(f"{place}/{META}")
+        files.make_folder(place)
+        listing = {}
+        for name, data in contents.items():
+            if not _is_file_name(name):
+                raise ValueError(f"{name!r} cannot name a file of a head")
+            files.write(f"{place}/{name}", data)
+            listing[name] = {"bytes": len(data), "digest": digest_bytes(data)}
+        write_json(files, f"{place}/{META}", {**meta, "id": head_id, "files": listing})
+
+
+def _is_file_name(name: str) -> bool:
+    return name_of(name) == name and name != META
 
 
 def exists(files: Files, head_id: str) -> bool:
@@ -60,12 +69,35 @@ def meta(files: Files, head_id: str) -> dict[str, Any]:
             f"no head {head_id!r} in {files.location}, {nearest(head_id, ids(files))}; "
             "list them with `featurestore heads`"
         ) from error
-    if document.get("id") != head_id or not isinstance(document.get("files"), dict):
+    listing = document.get("files")
+    if document.get("id") != head_id or not _is_listing(listing):
         raise DamagedError(
             f"{files.location}/{folder(head_id)}/{META} is no document of the head {head_id!r}; "
-            "remove its folder and fit it again with `featurestore train`"
+            "move its folder away and fit it again with `featurestore train`"
         )
     return document
+
+
+def _is_listing(listing: Any) -> bool:
+    return isinstance(listing, dict) and all(
+        _is_file_name(name) and isinstance(each, dict) and is_digest(each.get("digest"))
+        for name, each in listing.items()
+    )
+
+
+def check(files: Files, head_id: str) -> Iterator[tuple[str, str]]:
+    """Read all that is kept of a head; yield each damaged file with the reason."""
+    place = folder(head_id)
+    try:
+        listing = meta(files, head_id)["files"]
+    except StoreError as error:
+        yield f"{place}/{META}", str(error)
+        return
+    for name in listing:
+        try:
+            file(files, head_id, name)
+        except StoreError as error:
+            yield f"{place}/{name}", str(error)
 
 
 def file(files: Files, head_id: str, name: str) -> bytes:
@@ -82,7 +114,7 @@ def file(files: Files, head_id: str, name: str) -> bytes:
     if digest_bytes(data) != listing[name]["digest"]:
         raise DamagedError(
             f"{files.location}/{path} has {len(data)} bytes that are not the "
-            f"{listing[name]['bytes']} written; {again}"
+            f"{listing[name].get('bytes')} written; {again}"
         )
     return data
 

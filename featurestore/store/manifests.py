@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from featurestore.digests import short
+from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError, nearest
 from featurestore.store.blocks import read_json, write_json
 from featurestore.store.files import Files
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 FOLDER = "datasets"
 CURRENT = "current.json"
 SUFFIX = ".parquet"
+_MANIFEST = re.compile(rf"[0-9a-f]{{{SHORT}}}{re.escape(SUFFIX)}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class DatasetEntry:
         Digest of samples, labels, splits and groups.
     added : str
         When it became current, ISO 8601 in UTC.
+    options : dict
+        How it was scanned: `Dataset.options`.
     """
 
     name: str
@@ -48,6 +54,7 @@ class DatasetEntry:
     digest: str
     manifest_digest: str
     added: str
+    options: dict[str, Any]
 
 
 def manifest_path(name: str, manifest_digest: str) -> str:
@@ -68,9 +75,14 @@ def add(files: Files, dataset: Dataset) -> DatasetEntry:
         digest=dataset.digest,
         manifest_digest=dataset.manifest_digest,
         added=datetime.now(UTC).isoformat(timespec="seconds"),
+        options=dataset.options,
     )
-    files.write(manifest_path(entry.name, entry.manifest_digest), dataset.to_parquet())
-    write_json(files, f"{FOLDER}/{encode_segment(entry.name)}/{CURRENT}", asdict(entry))
+    folder = f"{FOLDER}/{encode_segment(entry.name)}"
+    path = manifest_path(entry.name, entry.manifest_digest)
+    with files.hold([folder, path]):
+        files.make_folder(folder)
+        files.write(path, dataset.to_parquet())
+        write_json(files, f"{folder}/{CURRENT}", asdict(entry))
     return entry
 
 
@@ -87,23 +99,30 @@ def entry(files: Files, name: str) -> DatasetEntry:
     path = f"{FOLDER}/{encode_segment(name)}/{CURRENT}"
     try:
         document = read_json(files, path)
-        found = DatasetEntry(**document)
     except FileNotFoundError as error:
         raise NotFoundError(
             f"no data set {name!r} in {files.location}, {nearest(name, names(files))}; "
             "add it with `featurestore scan DATA --name NAME`"
         ) from error
-    except TypeError as error:
+    if not _is_entry(document, name):
         raise DamagedError(
-            f"{files.location}/{path} lacks what it should say ({error}); "
-            f"run `featurestore scan` on {name!r} again"
-        ) from error
-    if found.name != name:
-        raise DamagedError(
-            f"{files.location}/{path} is about {found.name!r}, expected {name!r}; "
+            f"{files.location}/{path} does not say what it should of {name!r}; "
             f"run `featurestore scan` on {name!r} again"
         )
-    return found
+    return DatasetEntry(**document)
+
+
+def _is_entry(document: dict[str, Any], name: str) -> bool:
+    return (
+        document.keys() == {each.name for each in fields(DatasetEntry)}
+        and document["name"] == name
+        and isinstance(document["source"], str | None)
+        and isinstance(document["rows"], int)
+        and is_digest(document["digest"])
+        and is_digest(document["manifest_digest"])
+        and isinstance(document["added"], str)
+        and isinstance(document["options"], dict)
+    )
 
 
 def survey(files: Files) -> tuple[list[DatasetEntry], list[Damaged]]:
@@ -144,6 +163,8 @@ def load(files: Files, name: str, manifest_digest: str) -> Dataset:
     """Read a manifest: NotFoundError, DamagedError."""
     from featurestore.dataset import Dataset
 
+    if not is_digest(manifest_digest):
+        raise DamagedError(f"{manifest_digest!r} is no digest of a manifest of {name!r}")
     path = manifest_path(name, manifest_digest)
     again = f"run `featurestore scan` on {name!r} again"
     try:
@@ -162,3 +183,69 @@ def load(files: Files, name: str, manifest_digest: str) -> Dataset:
             f"{manifest_digest}; {again}"
         )
     return dataset
+
+
+def stored(files: Files, name: str) -> list[str]:
+    """Names of the manifest files of a data set, sorted."""
+    each = files.names(f"{FOLDER}/{encode_segment(name)}")
+    return [file for file in each if _MANIFEST.fullmatch(file)]
+
+
+def check(files: Files, name: str) -> Iterator[tuple[str, str]]:
+    """Read all that is kept of a data set; yield each damaged file with the reason."""
+    folder = f"{FOLDER}/{encode_segment(name)}"
+    needed: set[str] = set()
+    try:
+        current = entry(files, name)
+        needed = {manifest_path(name, current.manifest_digest).rpartition("/")[2]}
+    except StoreError as error:
+        yield f"{folder}/{CURRENT}", str(error)
+    for file in sorted(needed | set(stored(files, name))):
+        try:
+            _load_file(files, f"{folder}/{file}")
+        except FileNotFoundError:
+            yield f"{folder}/{file}", "the current manifest does not exist"
+        except StoreError as error:
+            yield f"{folder}/{file}", str(error)
+
+
+def _load_file(files: Files, path: str) -> Dataset:
+    from featurestore.dataset import Dataset
+
+    dataset = Dataset.from_parquet(files.read(path))
+    if manifest_path(dataset.name, dataset.manifest_digest) != path:
+        raise DamagedError(f"it is a manifest of {dataset.name!r}, {dataset.manifest_digest}")
+    return dataset
+
+
+def of(files: Files, digest: str) -> Dataset | None:
+    """Load a data set of these samples: a current one, else any manifest that is kept."""
+    for found in survey(files)[0]:
+        if found.digest == digest:
+            with suppress(StoreError):
+                return load(files, found.name, found.manifest_digest)
+    for name in names(files):
+        for file in stored(files, name):
+            with suppress(StoreError, FileNotFoundError):
+                dataset = _load_file(files, f"{FOLDER}/{encode_segment(name)}/{file}")
+                if dataset.digest == digest:
+                    return dataset
+    return None
+
+
+def mend(files: Files, name: str) -> None:
+    """Make the one manifest that is kept the current one, where nothing else says which is.
+
+    Raises
+    ------
+    DamagedError
+        Where several are kept, or none is sound.
+    """
+    try:
+        entry(files, name)
+        return
+    except DamagedError:
+        found = stored(files, name)
+        if len(found) != 1:
+            raise
+    add(files, _load_file(files, f"{FOLDER}/{encode_segment(name)}/{found[0]}"))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import NotFoundError, StoreFormatError
-from featurestore.store import garbage, groups, heads, manifests
-from featurestore.store.blocks import METADATA, read_json, write_json
-from featurestore.store.files import PARTIAL, Files, open_files
+from featurestore.errors import DamagedError, NotFoundError, StoreFormatError
+from featurestore.store import garbage, groups, heads, manifests, places
+from featurestore.store.blocks import CHECK, METADATA, read_json, write_json
+from featurestore.store.files import LOCK, PARTIAL, Files, open_files
 from featurestore.store.garbage import Garbage
 from featurestore.store.group import FeatureGroup
 from featurestore.store.groups import Damaged
 from featurestore.store.key import FeatureKey
 from featurestore.store.manifests import DatasetEntry
+from featurestore.store.places import Damage, Place
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -68,10 +71,25 @@ class FeatureStore:
                 raise NotFoundError(
                     f"no store at {self.location}; make one with `featurestore extract`"
                 ) from None
-            attributes = {groups.FORMAT_ATTRIBUTE: groups.FORMAT}
-            write_json(self._files, root, groups.group_document(attributes))
+            self._files.make_folder(groups.FOLDER)
+            with self._files.hold([groups.FOLDER]):
+                write_json(self._files, root, groups.documents_above(self._files)[root])
+        except DamagedError:
+            self._refuse_other_zarr(root)
+            if not groups.keys(self._files):
+                raise
+            # Each group tells its own format: one damaged file does not take all away.
         else:
             groups.check_format(document.get("attributes") or {}, self.location)
+
+    def _refuse_other_zarr(self, root: str) -> None:
+        """Refuse a Zarr hierarchy that is none of a feature store, rather than call it damaged."""
+        with suppress(ValueError):
+            document = json.loads(self._files.read(root))
+            if isinstance(document, dict) and "node_type" in document:
+                attributes = document.get("attributes") or {}
+                if CHECK not in attributes:
+                    groups.check_format({}, self.location)
 
     def _refuse_foreign(self) -> None:
         if self._files.is_file(""):
@@ -79,7 +97,7 @@ class FeatureStore:
                 f"{self.location} is a file, expected a folder or URL of a store; "
                 "give another with --store"
             )
-        names = set(self._files.names(""))
+        names = set(self._files.names("")) - {LOCK}
         if all(name.endswith(PARTIAL) for name in self._files.names(groups.FOLDER)):
             # What a first write that was killed leaves behind.
             names.discard(groups.FOLDER)
@@ -114,6 +132,34 @@ class FeatureStore:
         digest = manifests.resolve(self._files, dataset).digest
         return [key for key in found if key.dataset_digest == digest]
 
+    # Soundness
+
+    def places(self, text: str | None = None) -> list[Place]:
+        """List all that is kept, sound or not, or the one feature group that a text means.
+
+        Raises
+        ------
+        NotFoundError
+            As in `match`.
+        """
+        if text is None:
+            return places.places(self._files)
+        return [places.features_place(groups.match(self._files, text))]
+
+    def check(self, place: Place) -> list[Damage]:
+        """Read every byte of a place against its checksums; return what is damaged."""
+        return places.check(self._files, place)
+
+    def mend(self, place: Place) -> None:
+        """Write damaged metadata anew from what else is kept; nothing is computed.
+
+        Raises
+        ------
+        DamagedError
+            Where that does not tell enough.
+        """
+        places.mend(self._files, place)
+
     def damaged(self) -> list[Damaged]:
         """Return what listings leave out, because its metadata cannot be read."""
         return [
@@ -139,7 +185,41 @@ class FeatureStore:
 
     def remove(self, key: FeatureKey) -> int:
         """Remove a feature group; return the bytes freed."""
-        return garbage.remove_group(self._files, f"{groups.FOLDER}/{key.path}")
+        path = f"{groups.FOLDER}/{key.path}"
+        with self._files.hold([path]):
+            return garbage.remove_group(self._files, path)
+
+    @contextmanager
+    def using(self, keys: Iterable[FeatureKey]) -> Iterator[None]:
+        """Keep feature groups from being removed by another process while they are worked on."""
+        names = [f"{groups.FOLDER}/{key.path}" for key in keys]
+        with self._files.hold(names, shared=True):
+            yield
+
+    @property
+    def shares_work(self) -> bool:
+        """Whether `claim` keeps other processes out; behind URLs it does not."""
+        return self._files.locking
+
+    def claim(
+        self, blocks: Iterable[tuple[FeatureGroup, int]], *, wait: bool = False
+    ) -> AbstractContextManager[bool]:
+        """Take blocks to compute, so that no other process computes them too.
+
+        What a process has taken is free again when it ends, however it ends.
+
+        Parameters
+        ----------
+        blocks : iterable of (FeatureGroup, int)
+        wait : bool
+            Whether to wait for who has one of them.
+
+        Returns
+        -------
+        context manager that gives a bool
+            Whether all are taken; none is where another process has one.
+        """
+        return self._files.hold([each.features.file(block) for each, block in blocks], wait=wait)
 
     def create(
         self,
@@ -204,7 +284,9 @@ class FeatureStore:
         NotFoundError
             Where no key or more than one is meant.
         """
-        return groups.match(self._files, text)
+        key = groups.read_key(self._files, groups.match(self._files, text))
+        self.group(key)
+        return key
 
     def describe(self, key: FeatureKey) -> dict[str, Any]:
         """Return what ``featurestore show`` tells of a feature array, as JSON values."""
@@ -259,6 +341,10 @@ class FeatureStore:
         entry = manifests.resolve(self._files, name_or_path)
         return manifests.load(self._files, entry.name, entry.manifest_digest)
 
+    def dataset_of(self, digest: str) -> Dataset | None:
+        """Load a data set by the digest of its samples: a current one, else any that is kept."""
+        return manifests.of(self._files, digest)
+
     def has_dataset(self, name: str) -> bool:
         """Whether a data set of this name was added."""
         return name in manifests.names(self._files)
@@ -299,6 +385,17 @@ class FeatureStore:
     def head_file(self, head_id: str, name: str) -> bytes:
         """Read one of a head's files, checked against its digest: NotFoundError, DamagedError."""
         return heads.file(self._files, head_id, name)
+
+    def claim_head(self, head_id: str, *, wait: bool = False) -> AbstractContextManager[bool]:
+        """Take a head to fit, so that no other process fits it too; as `claim`."""
+        return self._files.hold([f"{heads.folder(head_id)}/fit"], wait=wait)
+
+    @contextmanager
+    def fitting_on(self, key: FeatureKey, name: str, manifest_digest: str) -> Iterator[None]:
+        """Keep features and a manifest from being removed while heads are fitted on them."""
+        names = [f"{groups.FOLDER}/{key.path}", manifests.manifest_path(name, manifest_digest)]
+        with self._files.hold(names, shared=True):
+            yield
 
     def heads(self) -> list[dict[str, Any]]:
         """Documents of the heads, by id; damaged ones are in `damaged`."""

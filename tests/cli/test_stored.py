@@ -61,12 +61,14 @@ def test_show_tells_where_features_come_from(place: Place) -> None:
 
 def test_verify_finds_and_repair_mends(place: Place) -> None:
     sound = tree(place.store)
-    assert featurestore("verify", "--json").json == {"checked": 2, "damaged": []}
+    everything = featurestore("verify", "--json").json
+    assert everything["damaged"] == []
+    assert everything["checked"] > 3
     damage(place)
 
     shown = featurestore("verify")
     report = featurestore("verify", "conv_a", "--json")
-    assert "1 block damaged; `featurestore repair`" in shown.error
+    assert "1 file damaged; `featurestore repair`" in shown.error
     assert report.status == 1
     assert report.json["checked"] == 1
     (found,) = report.json["damaged"]
@@ -74,13 +76,16 @@ def test_verify_finds_and_repair_mends(place: Place) -> None:
     assert found["block"] == 0
     assert "checksum" in found["reason"]
 
-    assert featurestore("repair", "conv_b", "--json").json[0]["blocks"] == []
-    repaired = featurestore("repair", "--json").json
-    assert [row["blocks"] for row in repaired] == [[0], []]
-    assert featurestore("verify").out == "2 feature arrays checked\n"
+    assert found["rows"] == [0, 35]
+    assert found["path"].endswith("/features/c.0.0.0.0")
+
+    assert featurestore("repair", "conv_b", "--json").json == []
+    (repaired,) = featurestore("repair", "--json").json
+    assert repaired == {**found, "needs": None}
+    assert featurestore("verify").out.startswith("2 feature arrays, 1 data set, ")
     features = {path: digest for path, digest in sound.items() if path.startswith("features/")}
     assert features.items() <= tree(place.store).items()
-    assert featurestore("repair").out == "2 feature arrays checked, 0 blocks repaired\n"
+    assert featurestore("repair").out == "0 files repaired, 0 left\n"
 
 
 @pytest.fixture

@@ -18,15 +18,22 @@ def test_plan_writes_nothing(dataset, backbone, store, tmp_path):
     assert json.loads(json.dumps(decided.to_dict()))["rows"] == 45
 
 
-def test_batches_start_at_multiples_whatever_is_missing(dataset, backbone, store):
-    extract(dataset, backbone, ["pool_a"], store)
-    (layer,) = plan(dataset, backbone, ["pool_a"], store).layers
-    assert layer.missing == ()
-    store.group(layer.key).drop_block(0)
-    decided = plan(dataset, backbone, ["pool_a"], store, batch_size=7)
-    assert decided.layers[0].missing == (0,)
-    assert [decided.window(batch).start % 7 for batch in decided.batches] == [0] * 7
-    assert decided.window(6) == range(42, 45)
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(7, [7] * 6 + [3]), (16, [16, 16, 13]), (100, [45])]
+)
+def test_batches_are_the_same_whatever_is_missing(dataset, backbone, store, batch_size, sizes):
+    refs = ["pool_a", "gap"]
+    whole = plan(dataset, backbone, refs, store, batch_size=batch_size)
+    extract(dataset, backbone, refs, store, batch_size=batch_size)
+    group = store.group(whole.layers[0].key)
+    group.drop_block(0)
+    again = plan(dataset, backbone, refs, store, batch_size=batch_size)
+    assert [layer.missing for layer in again.layers] == [(0,), ()]
+    for decided in (whole, again):
+        windows = [window for unit in decided.units for window in decided.windows(unit)]
+        assert [row for window in windows for row in window] == list(range(45))
+        assert max(map(len, windows)) <= batch_size
+    assert [len(window) for window in windows] == sizes
 
 
 def test_peak_memory_does_not_depend_on_the_number_of_rows(dataset, backbone, store, monkeypatch):

@@ -1,13 +1,17 @@
 import pytest
 
 from featurestore.backbone import Backbone
-from featurestore.errors import BackboneError, DamagedError
-from featurestore.extraction import extract, repair, verify
+from featurestore.errors import DamagedError
+from featurestore.extraction import extract, repair
 
 
 @pytest.fixture
 def pixels(dataset, store):
     return extract(dataset, Backbone.pixels(8), ["pixels"], store)["pixels"]
+
+
+def verify(store):
+    return [damage for place in store.places() for damage in store.check(place)]
 
 
 def chunk(store, features, block=0):
@@ -17,7 +21,7 @@ def chunk(store, features, block=0):
 
 
 def test_sound_store_has_no_damage(store, pixels):
-    assert verify(store, store.keys()) == []
+    assert verify(store) == []
 
 
 @pytest.mark.parametrize("damage", [b"", None])
@@ -26,39 +30,41 @@ def test_damaged_block_is_found_raises_and_is_repaired(store, pixels, damage):
     good = path.read_bytes()
     flipped = bytes([good[0] ^ 1]) + good[1:]
     path.write_bytes(flipped if damage is None else damage)
-    (found,) = verify(store, store.keys())
+    (found,) = verify(store)
     assert (found.key, found.block) == (str(pixels.key), 0)
     with pytest.raises(DamagedError, match="featurestore repair"):
         pixels.group.read()
-    assert repair(store, pixels.key) == [0]
+    (done,) = repair(store, str(pixels.key))
+    assert (done.damage, done.needs) == (found, None)
     assert path.read_bytes() == good
-    assert verify(store, store.keys()) == []
+    assert verify(store) == []
 
 
 def test_block_never_extracted_is_no_damage(store, pixels):
     pixels.group.drop_block(0)
-    assert verify(store, store.keys()) == []
-    assert repair(store, pixels.key) == []
+    assert verify(store) == []
+    assert repair(store, str(pixels.key)) == []
 
 
 def test_repair_says_what_is_missing_and_removes_nothing(store, dataset, backbone):
     features = extract(dataset, backbone, ["gap"], store)["gap"]
     path = next(chunk(store, features).parent.glob("c.*"))
     path.write_bytes(b"")
-    with pytest.raises(BackboneError, match="from_model"):
-        repair(store, features.key)
+    (left,) = repair(store)
+    assert "from_model" in left.needs
     assert path.exists()
-    assert repair(store, features.key, backbone=backbone) == [0]
-    assert verify(store, store.keys()) == []
+    (done,) = repair(store, backbone=backbone)
+    assert done.needs is None
+    assert verify(store) == []
 
 
 def test_damaged_row_ids_are_restored(store, pixels):
     path = chunk(store, pixels).parent.parent / "sample" / "c.0.0"
     good = path.read_bytes()
     path.write_bytes(good[:-1])
-    (found,) = verify(store, store.keys())
+    (found,) = verify(store)
     assert found.block is None
-    repair(store, pixels.key)
+    repair(store)
     assert path.read_bytes() == good
 
 
@@ -66,7 +72,6 @@ def test_images_gone_leave_the_damaged_block_as_it_is(store, photos, tmp_path):
     import shutil
 
     from featurestore.dataset import Dataset
-    from featurestore.errors import FeatureStoreError
 
     copy = tmp_path / "copy"
     shutil.copytree(photos, copy)
@@ -74,6 +79,6 @@ def test_images_gone_leave_the_damaged_block_as_it_is(store, photos, tmp_path):
     path = chunk(store, features)
     path.write_bytes(b"damaged")
     shutil.rmtree(copy)
-    with pytest.raises(FeatureStoreError, match="featurestore scan"):
-        repair(store, features.key)
+    (left,) = repair(store)
+    assert "featurestore scan" in left.needs
     assert path.read_bytes() == b"damaged"

@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from featurestore.digests import digest_bytes, digest_set, row_id
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.store.files import Files
 
 # These tests write files, on machines that others use.
 settings.register_profile("store", deadline=None)
@@ -39,6 +40,18 @@ def store(location: str) -> FeatureStore:
 @pytest.fixture
 def folder_store(tmp_path: Path) -> FeatureStore:
     return FeatureStore(tmp_path / "store")
+
+
+def put(files: Files, path: str, data: bytes) -> None:
+    """Write a file, its folder first."""
+    files.make_folder(path.rpartition("/")[0])
+    files.write(path, data)
+
+
+def reasons(store: FeatureStore, group: FeatureGroup) -> list[tuple[int | None, str]]:
+    """What `check` finds in a group: block and reason."""
+    (place,) = store.places(str(group.key))
+    return [(damage.block, damage.reason) for damage in store.check(place)]
 
 
 def digests_of(count: int, salt: str = "") -> list[str]:

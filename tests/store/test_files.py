@@ -14,6 +14,7 @@ from featurestore.store.files import LocalFiles, RemoteFiles, open_files
 def test_write_read_list_remove(location: str) -> None:
     files = open_files(location)
     assert files.names("") == []
+    files.make_folder("a/b")
     files.write("a/b/one", b"1")
     files.write("a/two", b"22")
     files.write("a/two", b"2")
@@ -38,6 +39,7 @@ def test_write_read_list_remove(location: str) -> None:
 @pytest.mark.parametrize("path", ["nothing", "folder", "folder/file/below"])
 def test_reading_what_is_no_file(location: str, path: str) -> None:
     files = open_files(location)
+    files.make_folder("folder")
     files.write("folder/file", b"")
     with pytest.raises(FileNotFoundError):
         files.read(path)
@@ -45,6 +47,7 @@ def test_reading_what_is_no_file(location: str, path: str) -> None:
 
 def test_survives_pickling(location: str) -> None:
     files = open_files(location)
+    files.make_folder("")
     files.write("a", b"1")
     assert pickle.loads(pickle.dumps(files)).read("a") == b"1"
 
@@ -67,10 +70,10 @@ def test_a_failed_write_leaves_the_old_bytes_and_says_why(
     files = LocalFiles(str(tmp_path))
     files.write("a", b"old")
 
-    def full(self: Path, data: bytes) -> int:
+    def full(descriptor: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(StoreError, match=r"cannot write .*a: No space left on device"):
         files.write("a", b"new")
     assert files.names("") == ["a"]
@@ -80,5 +83,7 @@ def test_a_failed_write_leaves_the_old_bytes_and_says_why(
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     files = LocalFiles(str(tmp_path))
     files.write("a", b"")
+    with pytest.raises(StoreError, match="cannot make"):
+        files.make_folder("a/b")
     with pytest.raises(StoreError, match="cannot write"):
         files.write("a/b", b"")

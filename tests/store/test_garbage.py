@@ -5,7 +5,7 @@ import pytest
 from featurestore.errors import DamagedError
 from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
-from tests.store.conftest import filled, ids_of, key_of
+from tests.store.conftest import filled, ids_of, key_of, put
 from tests.store.test_manifests import shapes
 
 
@@ -69,8 +69,8 @@ def test_what_was_interrupted(store: FeatureStore, location: str) -> None:
     files = open_files(location)
     group = filled(store)
     files.remove(f"{group.features.path}/zarr.json")
-    files.write("heads/ridge-2/model.skops", b"123")
-    files.write(f"heads/ridge-3/model.keras.{'0' * 32}.partial", b"1")
+    put(files, "heads/ridge-2/model.skops", b"123")
+    put(files, f"heads/ridge-3/model.keras.{'0' * 32}.partial", b"1")
     assert named(store) == {str(group.key): "features", "ridge-2": "head", "ridge-3": "head"}
     freed = store.gc(store.garbage())
     assert freed > 4
@@ -92,7 +92,7 @@ def test_foreign_files_are_never_touched(store: FeatureStore, location: str) -> 
         "heads/deep/er/model.skops",
     }  # fmt: skip
     for name in foreign:
-        files.write(name, b"x")
+        put(files, name, b"x")
     assert sorted(item.kind for item in store.garbage()) == ["features", "manifest"]
     store.gc(store.garbage())
     assert store.keys() == []
@@ -114,12 +114,12 @@ def test_what_came_into_use_meanwhile_stays(store: FeatureStore) -> None:
 def test_damage_stops_gc(store: FeatureStore, location: str) -> None:
     filled(store)
     store.save_head("h", {}, {})
-    open_files(location).write("heads/h/head.json", b"{")
+    put(open_files(location), "heads/h/head.json", b"{")
     with pytest.raises(DamagedError, match=r"heads/h/head.json.*gc cannot know"):
         store.garbage()
     open_files(location).remove("heads/h/head.json")
     (item,) = store.garbage()
     store.add_dataset(shapes())
-    open_files(location).write("datasets/shapes/current.json", b"{")
+    put(open_files(location), "datasets/shapes/current.json", b"{")
     with pytest.raises(DamagedError, match=r"datasets/shapes/current.json.*gc cannot know"):
         store.gc([item])

@@ -5,6 +5,7 @@ import pytest
 from featurestore.errors import DamagedError, NotFoundError
 from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
+from tests.store.conftest import put
 
 META = {"name": "logistic", "metrics": {"val": {"accuracy": 0.9}}}
 
@@ -29,20 +30,24 @@ def test_an_unknown_head(store: FeatureStore) -> None:
 
 
 def test_the_document_commits(store: FeatureStore, location: str) -> None:
-    open_files(location).write("heads/ridge-2/model.skops", b"x")
+    put(open_files(location), "heads/ridge-2/model.skops", b"x")
     assert not store.has_head("ridge-2")
     assert store.heads() == store.damaged() == []
 
 
-def test_saving_again_replaces(store: FeatureStore) -> None:
+def test_saving_again_replaces_what_is_damaged_and_nothing_else(
+    store: FeatureStore, location: str
+) -> None:
     store.save_head("h", META, {"model.skops": b"one"})
+    store.save_head("h", {**META, "name": "two"}, {"model.skops": b"two"})
+    assert store.head_meta("h")["name"] == META["name"]
+    put(open_files(location), "heads/h/model.skops", b"onE")
     store.save_head("h", {**META, "name": "two"}, {"model.skops": b"two"})
     assert store.head_meta("h")["name"] == "two"
     assert store.head_file("h", "model.skops") == b"two"
 
 
 def test_a_save_that_fails_leaves_no_head(store: FeatureStore) -> None:
-    store.save_head("h", META, {"model.skops": b"one"})
     with pytest.raises(ValueError, match="JSON"):
         store.save_head("h", {"metrics": float("nan")}, {"model.skops": b"two"})
     assert not store.has_head("h")
@@ -55,9 +60,9 @@ def test_damage_in_one_head_hides_no_other(store: FeatureStore, location: str) -
     for head_id in ("sound", "cut", "foreign", "file"):
         store.save_head(head_id, META, {"model.skops": b"fitted"})
     files = open_files(location)
-    files.write("heads/cut/head.json", b'{"id": "cu')
-    files.write("heads/foreign/head.json", b'{"id": "other", "files": {}}')
-    files.write("heads/file/model.skops", b"fittEd")
+    put(files, "heads/cut/head.json", b'{"id": "cu')
+    put(files, "heads/foreign/head.json", b'{"id": "other", "files": {}}')
+    put(files, "heads/file/model.skops", b"fittEd")
     assert [meta["id"] for meta in store.heads()] == ["file", "sound"]
     assert [each.path for each in store.damaged()] == ["heads/cut", "heads/foreign"]
     with pytest.raises(DamagedError, match=r"heads/file/model.skops.*`featurestore train`"):
@@ -71,5 +76,5 @@ def test_damage_in_one_head_hides_no_other(store: FeatureStore, location: str) -
 def test_hostile_ids_stay_inside(store: FeatureStore, location: str, head_id: str) -> None:
     store.save_head(head_id, META, {"model.skops": b"x"})
     assert [meta["id"] for meta in store.heads()] == [head_id]
-    assert open_files(location).names("") == ["features", "heads"]
+    assert set(open_files(location).names("")) - {"lock"} == {"features", "heads"}
     assert len(open_files(location).names("heads")) == 1

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,10 @@ import pytest
 from featurestore.dataset import Dataset
 from featurestore.errors import DamagedError, NotFoundError
 from featurestore.store import FeatureStore
+from featurestore.store.blocks import read_json, write_json
 from featurestore.store.files import open_files
 from featurestore.store.manifests import manifest_path
-from tests.store.conftest import filled, ids_of, key_of
+from tests.store.conftest import filled, ids_of, key_of, put
 
 IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
 
@@ -79,9 +79,9 @@ def test_a_path_means_the_set_that_was_added_last(store: FeatureStore, location:
     files = open_files(location)
     for name, added in (("b", "2024-01-02"), ("a", "2024-01-03"), ("c", "2024-01-01")):
         store.add_dataset(shapes(name))
-        document = json.loads(files.read(f"datasets/{name}/current.json"))
+        document = read_json(files, f"datasets/{name}/current.json")
         document |= {"source": "/photos", "added": added}
-        files.write(f"datasets/{name}/current.json", json.dumps(document).encode())
+        write_json(files, f"datasets/{name}/current.json", document)
     assert store.dataset("/photos").name == "a"
     store.add_dataset(shapes("/photos"))
     assert store.dataset("/photos").name == "/photos"
@@ -105,7 +105,7 @@ def test_a_digest_that_only_begins_the_same(store: FeatureStore) -> None:
 def test_a_damaged_pointer_is_named(store: FeatureStore, location: str, document: bytes) -> None:
     store.add_dataset(shapes())
     store.add_dataset(shapes("sound"))
-    open_files(location).write("datasets/shapes/current.json", document)
+    put(open_files(location), "datasets/shapes/current.json", document)
     for read in (lambda: store.dataset("shapes"), store.garbage):
         with pytest.raises(DamagedError, match=r"datasets/shapes/current\.json"):
             read()
@@ -115,7 +115,7 @@ def test_a_damaged_pointer_is_named(store: FeatureStore, location: str, document
 
 def test_foreign_folders_are_no_data_sets(store: FeatureStore, location: str) -> None:
     for name in ("a b", "%61", "x."):
-        open_files(location).write(f"datasets/{name}/current.json", b"{}")
+        put(open_files(location), f"datasets/{name}/current.json", b"{}")
     assert store.datasets() == store.damaged() == []
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_manifest_is_named(store: FeatureStore, location: str, keep: i
     entry = store.add_dataset(shapes())
     path = manifest_path("shapes", entry.manifest_digest)
     files = open_files(location)
-    files.write(path, files.read(path)[:keep])
+    put(files, path, files.read(path)[:keep])
     with pytest.raises(DamagedError, match=r"datasets/shapes/[0-9a-f]{12}\.parquet"):
         store.dataset("shapes")
 

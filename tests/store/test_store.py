@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.digests import digest_bytes
+from featurestore.digests import UNSEALED, digest_bytes, seal
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
 from featurestore.store import FeatureStore
+from featurestore.store.blocks import read_json, write_json
 from featurestore.store.files import open_files
-from tests.store.conftest import digests_of, filled, ids_of, key_of
+from tests.store.conftest import digests_of, filled, ids_of, key_of, put
 
 
 def files_below(folder: Path) -> list[str]:
@@ -31,7 +32,10 @@ def test_the_place_comes_from_the_argument_then_the_environment_then_the_folder(
     monkeypatch.setenv("FEATURESTORE_STORE", str(tmp_path / "other"))
     assert FeatureStore().location == str(tmp_path / "other")
     assert FeatureStore("third").location == str(tmp_path / "third")
-    assert files_below(tmp_path) == [f"{s}/features/zarr.json" for s in ("other", "store", "third")]
+    stores = ("other", "store", "third")
+    assert files_below(tmp_path) == [
+        f"{store}/{name}" for store in stores for name in ("features/zarr.json", "lock")
+    ]
 
 
 def test_a_new_store_opens_again(location: str) -> None:
@@ -61,11 +65,15 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["photo.jpg", "features/photo.jpg", "datasets/x"])
 def test_a_foreign_folder_is_left_alone(location: str, name: str) -> None:
     files = open_files(location)
-    files.write(name, b"x")
+    put(files, name, b"x")
     for create in (True, False):
         with pytest.raises(StoreFormatError, match="not empty and no store"):
             FeatureStore(location, create=create)
     assert files.sizes("") == {name: 1}
+
+
+def sealed(attributes: dict[str, object]) -> bytes:
+    return seal(json.dumps({"attributes": {**attributes, "check": UNSEALED}}).encode())
 
 
 @pytest.mark.parametrize(
@@ -74,15 +82,17 @@ def test_a_foreign_folder_is_left_alone(location: str, name: str) -> None:
         (b"", DamagedError, r"features/zarr\.json cannot be parsed"),
         (b"[1]", DamagedError, r"features/zarr\.json holds no JSON object"),
         (b'{"zarr_format": 3, "node_type": "group"}', StoreFormatError, "no feature store"),
-        (b'{"attributes": {"featurestore_format": 2}}', StoreFormatError, "format 2.*--upgrade"),
-        (b'{"attributes": {"featurestore_format": "1"}}', StoreFormatError, "no feature store"),
+        (sealed({}), StoreFormatError, "no feature store"),
+        (sealed({"featurestore_format": 2}), StoreFormatError, "format 2.*--upgrade"),
+        (sealed({"featurestore_format": "1"}), StoreFormatError, "no feature store"),
+        (sealed({"featurestore_format": 1}) + b" ", DamagedError, "digest that is written in it"),
     ],
 )
 def test_a_store_that_cannot_be_understood(
     location: str, document: bytes, error: type[Exception], message: str
 ) -> None:
     files = open_files(location)
-    files.write("features/zarr.json", document)
+    put(files, "features/zarr.json", document)
     with pytest.raises(error, match=message):
         FeatureStore(location)
     assert files.read("features/zarr.json") == document
@@ -148,7 +158,7 @@ def test_hostile_names_stay_inside(store: FeatureStore, location: str) -> None:
         store.create(key, shape=(3, 4), sample_ids=ids_of(digests))
         assert store.keys().count(key) == 1
         assert store.match(str(key)) == key
-    assert open_files(location).names("") == ["features"]
+    assert set(open_files(location).names("")) - {"lock"} == {"features"}
     assert len(open_files(location.rpartition("/")[0]).names("")) == 1
 
 
@@ -156,12 +166,12 @@ def test_damage_in_one_group_hides_no_other(store: FeatureStore, location: str) 
     sound = filled(store, ref="sound").key
     files = open_files(location)
     bad = {name: filled(store, ref=name).key for name in ("cut", "moved", "newer", "gone")}
-    attributes = json.loads(files.read(f"features/{bad['newer'].path}/zarr.json"))
-    attributes["attributes"]["featurestore_format"] = 2
-    files.write(f"features/{bad['cut'].path}/zarr.json", b"{")
-    files.write(f"features/{bad['newer'].path}/zarr.json", json.dumps(attributes).encode())
+    newer = read_json(files, f"features/{bad['newer'].path}/zarr.json")
+    newer["attributes"]["featurestore_format"] = 2
+    write_json(files, f"features/{bad['newer'].path}/zarr.json", newer)
+    put(files, f"features/{bad['cut'].path}/zarr.json", b"{")
     moved = files.read(f"features/{sound.path}/zarr.json")
-    files.write(f"features/{bad['moved'].path}/zarr.json", moved)
+    put(files, f"features/{bad['moved'].path}/zarr.json", moved)
     files.remove(f"features/{bad['gone'].path}/zarr.json")
     assert store.keys() == [sound]
     reasons = {each.path.removeprefix("features/"): each.reason for each in store.damaged()}
@@ -182,7 +192,7 @@ def test_foreign_files_are_no_groups(store: FeatureStore, location: str) -> None
         f"vgg16/{key.path.split('/')[1]}/x",
         "x/y/z/zarr.json",
     ):
-        files.write(f"features/{name}", b"x")
+        put(files, f"features/{name}", b"x")
     assert store.keys() == [key]
     assert store.damaged() == []
 
