@@ -86,6 +86,18 @@ def add(files: Files, dataset: Dataset) -> DatasetEntry:
     return entry
 
 
+def restore(files: Files, dataset: Dataset) -> bool:
+    """Write the manifest of a state that was kept again; return whether it was."""
+    path = manifest_path(dataset.name, dataset.manifest_digest)
+    with files.hold([f"{FOLDER}/{encode_segment(dataset.name)}", path]):
+        known = path.rpartition("/")[2] in stored(files, dataset.name)
+        with suppress(StoreError):
+            known = known or entry(files, dataset.name).manifest_digest == dataset.manifest_digest
+        if known:
+            files.write(path, dataset.to_parquet())
+    return known
+
+
 def names(files: Files) -> list[str]:
     """Names of the data sets, sorted."""
     found = ((name_of(each), each) for each in files.names(FOLDER))

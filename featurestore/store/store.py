@@ -74,11 +74,15 @@ class FeatureStore:
             self._files.make_folder(groups.FOLDER)
             with self._files.hold([groups.FOLDER]):
                 write_json(self._files, root, groups.documents_above(self._files)[root])
-        except DamagedError:
+        except DamagedError as error:
             self._refuse_other_zarr(root)
-            if not groups.keys(self._files):
-                raise
-            # Each group tells its own format: one damaged file does not take all away.
+            # What is sound tells its own format: one damaged file does not take all away.
+            if not (self.keys() or self.datasets() or self.heads()):
+                found = str(error).rpartition(";")[0]
+                raise DamagedError(
+                    f"{found}, and nothing else there is sound; bring back a copy, or move "
+                    f"{self.location} away"
+                ) from error
         else:
             groups.check_format(document.get("attributes") or {}, self.location)
 
@@ -162,7 +166,9 @@ class FeatureStore:
 
     def damaged(self) -> list[Damaged]:
         """Return what listings leave out, because its metadata cannot be read."""
+        above = self.check(places.places(self._files)[0])
         return [
+            *(Damaged(each.path, each.reason) for each in above),
             *groups.survey(self._files)[1],
             *manifests.survey(self._files)[1],
             *heads.survey(self._files)[1],

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from featurestore.store.blocks import write_json
+from featurestore.store.files import open_files
 from tests.cli.conftest import Place
 from tests.toys import featurestore, take_photos, tree
 
@@ -133,14 +135,11 @@ def bad(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = keras.models.load_model(folder / "other.keras")
     other.save_weights(folder / "other.weights.h5")
     shutil.copy(folder / "other.weights.h5", folder / "other.h5")
-    for name, root in (("newer", '{"attributes": {"featurestore_format": 99}}'), ("torn", "{")):
-        shutil.copytree(folder / "store", folder / name)
-        document = folder / name / "features" / "zarr.json"
-        document.write_text(
-            json.dumps({**json.loads(document.read_text()), **json.loads(root)})
-            if root != "{"
-            else root
-        )
+    shutil.copytree(folder / "store", folder / "newer")
+    newer = {"zarr_format": 3, "node_type": "group", "attributes": {"featurestore_format": 99}}
+    write_json(open_files(str(folder / "newer")), "features/zarr.json", newer)
+    (folder / "torn" / "features").mkdir(parents=True)
+    (folder / "torn" / "features" / "zarr.json").write_text("{")
     (folder / "sweep.yaml").write_text("dataset: photos\nmodels: tiny\nheads: [knn]\n")
     return folder
 

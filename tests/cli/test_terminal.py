@@ -97,15 +97,16 @@ def test_a_bar_goes_away_when_all_is_done(place: Place) -> None:
     status, text = on_terminal("verify")
 
     assert status == 0
-    assert [line for line in lines_of(text) if line][-1] == "2 feature arrays checked"
-    assert text.rstrip().endswith("2 feature arrays checked")
+    checked = "2 feature arrays, 1 data set, 2 heads checked"
+    assert [line for line in lines_of(text) if line][-1] == checked
+    assert text.rstrip().endswith(checked)
 
 
 def test_a_terminal_that_cannot_redraw_gets_plain_lines(place: Place) -> None:
     status, text = on_terminal("verify", TERM="dumb")
 
     assert status == 0
-    assert text == "2 feature arrays checked\r\n"
+    assert text == "2 feature arrays, 1 data set, 2 heads checked\r\n"
 
 
 def test_a_terminal_of_a_few_columns_breaks_nothing(place: Place) -> None:
