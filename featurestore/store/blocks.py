@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.digests import UNSEALED, is_sealed, seal
+from featurestore.digests import UNSEALED, digest_bytes, is_sealed, row_id, seal
 from featurestore.errors import DamagedError, StoreError, StoreFormatError
 from featurestore.store.files import Files
 
@@ -25,6 +25,7 @@ BLOCK_BYTES = 4 * 2**20
 MOST_ROWS = 1024
 ZSTD_LEVEL = 1
 ZSTD_MAGIC = bytes.fromhex("28b52ffd")
+ADDRESS_MAGIC = bytes.fromhex("512a4d18")
 CHECKSUM_BYTES = 4
 # A document is read whole; the largest are heads with a confusion matrix of a thousand classes.
 DOCUMENT_BYTES = 64 * 2**20
@@ -55,18 +56,33 @@ def block_rows(row_bytes: int) -> int:
     return int(min(MOST_ROWS, 2 ** math.floor(math.log2(fitting))))
 
 
-def encode(rows: np.ndarray) -> bytes:
-    """Encode a chunk: little-endian values, zstd, and the CRC-32C of the compressed bytes."""
+def encode(rows: np.ndarray, path: str) -> bytes:
+    """Encode a chunk: little-endian values in zstd, where it belongs, and the CRC-32C of both."""
     import google_crc32c
     from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
-    packed = Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(rows))
+    packed = bytes(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(rows))) + _address(path)
     checksum: int = google_crc32c.value(packed)
-    return bytes(packed) + checksum.to_bytes(CHECKSUM_BYTES, "little")
+    return packed + checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
-def unwrap(data: bytes) -> np.ndarray:
-    """Check a chunk's checksum and return what it covers; ValueError with the reason."""
+def _address(path: str) -> bytes:
+    """Return a frame that decoders skip (RFC 8878, section 3.1.2), with a digest of the path.
+
+    A sound chunk in the place of another is found by it: a misdirected write, a copied file.
+    """
+    content = row_id(digest_bytes(path.encode()))
+    return ADDRESS_MAGIC + len(content).to_bytes(4, "little") + content
+
+
+def unwrap(data: bytes, path: str) -> np.ndarray:
+    """Check that a chunk is as written, and there; return its zstd frames.
+
+    Raises
+    ------
+    ValueError
+        With the reason.
+    """
     import google_crc32c
 
     if len(data) <= CHECKSUM_BYTES:
@@ -75,10 +91,14 @@ def unwrap(data: bytes) -> np.ndarray:
     found = int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
     if found != stored:
         raise ValueError(f"checksum {found.hex()} found, {stored.hex()} expected")
+    address = _address(path)
+    tail = packed[-len(address) :].tobytes()
+    if tail[: len(ADDRESS_MAGIC)] == ADDRESS_MAGIC and tail != address:
+        raise ValueError("it is another array's or another place's chunk")
     return packed
 
 
-def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, path: str) -> np.ndarray:
     """Decode a chunk; ValueError with the reason where the bytes are not those written.
 
     Returns
@@ -88,7 +108,7 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """
     from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
-    packed = unwrap(data)
+    packed = unwrap(data, path)
     found, expected = _frame_size(packed), math.prod(shape) * dtype.itemsize
     if found is None:
         raise ValueError("no Zstandard frame that tells its size")
@@ -210,7 +230,7 @@ class BlockArray:
             whole = np.zeros((self.block_rows, *self.shape[1:]), dtype=self.dtype)
             whole[: len(rows)] = rows
             rows = whole
-        self.files.write(self.file(block), encode(rows))
+        self.files.write(self.file(block), encode(rows, self.file(block)))
 
     def read(self, block: int) -> np.ndarray:
         """Read one block: FileNotFoundError where it does not exist, ValueError where damaged.
@@ -221,7 +241,7 @@ class BlockArray:
             Not writeable.
         """
         data = self.files.read(self.file(block))
-        whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype)
+        whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self.file(block))
         return whole[: len(self.span(block))]
 
     def damage(self, block: int) -> str | None:

@@ -68,6 +68,15 @@ def add(files: Files, dataset: Dataset) -> DatasetEntry:
     A manifest that is there already is written again, for the paths in it may have changed:
     they are no part of its digest.
     """
+    folder = f"{FOLDER}/{encode_segment(dataset.name)}"
+    path = manifest_path(dataset.name, dataset.manifest_digest)
+    with files.hold([folder, path]):
+        files.make_folder(folder)
+        files.write(path, dataset.to_parquet())
+        return _make_current(files, dataset)
+
+
+def _make_current(files: Files, dataset: Dataset) -> DatasetEntry:
     entry = DatasetEntry(
         name=dataset.name,
         source=dataset.source,
@@ -77,25 +86,33 @@ def add(files: Files, dataset: Dataset) -> DatasetEntry:
         added=datetime.now(UTC).isoformat(timespec="seconds"),
         options=dataset.options,
     )
-    folder = f"{FOLDER}/{encode_segment(entry.name)}"
-    path = manifest_path(entry.name, entry.manifest_digest)
-    with files.hold([folder, path]):
-        files.make_folder(folder)
-        files.write(path, dataset.to_parquet())
-        write_json(files, f"{folder}/{CURRENT}", asdict(entry))
+    write_json(files, f"{FOLDER}/{encode_segment(dataset.name)}/{CURRENT}", asdict(entry))
     return entry
 
 
 def restore(files: Files, dataset: Dataset) -> bool:
-    """Write the manifest of a state that was kept again; return whether it was."""
+    """Write anew what is damaged of the current state, where this is it; return whether it is."""
     path = manifest_path(dataset.name, dataset.manifest_digest)
     with files.hold([f"{FOLDER}/{encode_segment(dataset.name)}", path]):
-        known = path.rpartition("/")[2] in stored(files, dataset.name)
-        with suppress(StoreError):
-            known = known or entry(files, dataset.name).manifest_digest == dataset.manifest_digest
-        if known:
+        try:
+            pointer = entry(files, dataset.name)
+            known = pointer.manifest_digest == dataset.manifest_digest
+        except StoreError:
+            # Which was current is lost; a state that was kept and that the images have is as good.
+            pointer, known = None, path.rpartition("/")[2] in stored(files, dataset.name)
+        if known and not _is_sound(files, path):
             files.write(path, dataset.to_parquet())
+        if known and pointer is None:
+            _make_current(files, dataset)
     return known
+
+
+def _is_sound(files: Files, path: str) -> bool:
+    try:
+        _load_file(files, path)
+    except (FileNotFoundError, StoreError):
+        return False
+    return True
 
 
 def names(files: Files) -> list[str]:
@@ -221,6 +238,15 @@ def check(files: Files, name: str) -> Iterator[tuple[str, str]]:
             yield f"{folder}/{file}", str(error)
 
 
+def states(files: Files, name: str) -> list[Dataset]:
+    """Load the manifests that are kept of a data set, but for the damaged ones."""
+    found = []
+    for file in stored(files, name):
+        with suppress(StoreError, FileNotFoundError):
+            found.append(_load_file(files, f"{FOLDER}/{encode_segment(name)}/{file}"))
+    return found
+
+
 def _load_file(files: Files, path: str) -> Dataset:
     from featurestore.dataset import Dataset
 
@@ -237,11 +263,9 @@ def of(files: Files, digest: str) -> Dataset | None:
             with suppress(StoreError):
                 return load(files, found.name, found.manifest_digest)
     for name in names(files):
-        for file in stored(files, name):
-            with suppress(StoreError, FileNotFoundError):
-                dataset = _load_file(files, f"{FOLDER}/{encode_segment(name)}/{file}")
-                if dataset.digest == digest:
-                    return dataset
+        for dataset in states(files, name):
+            if dataset.digest == digest:
+                return dataset
     return None
 
 
@@ -250,14 +274,14 @@ def mend(files: Files, name: str) -> None:
 
     Raises
     ------
-    DamagedError
+    StoreError
         Where several are kept, or none is sound.
     """
     try:
         entry(files, name)
         return
-    except DamagedError:
+    except StoreError:
         found = stored(files, name)
         if len(found) != 1:
             raise
-    add(files, _load_file(files, f"{FOLDER}/{encode_segment(name)}/{found[0]}"))
+    restore(files, _load_file(files, f"{FOLDER}/{encode_segment(name)}/{found[0]}"))

