@@ -23,6 +23,7 @@ from featurestore.store.files import Files
 METADATA = "zarr.json"
 BLOCK_BYTES = 4 * 2**20
 MOST_ROWS = 1024
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float16", "float32")}
 ZSTD_LEVEL = 1
 ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 ADDRESS_MAGIC = bytes.fromhex("512a4d18")
@@ -300,7 +301,7 @@ def open_array(files: Files, path: str) -> tuple[BlockArray, dict[str, Any]]:
         codecs = [codec["name"] for codec in metadata["codecs"]]
         attributes = dict(metadata["attributes"])
         separator = encoding["configuration"]["separator"]
-        dtype = np.dtype(metadata["data_type"])
+        dtype = DTYPES[metadata["data_type"]]
         dimensions = tuple(str(each) for each in metadata["dimension_names"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DamagedError(

@@ -17,11 +17,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featurestore.digests import digest_bytes
+from featurestore.errors import StoreError
 
 # Locks of an open file, not of a process: threads of one process exclude each other too.
 _OPEN_FILE_LOCKS = sys.platform == "linux"
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _TAKEN = (errno.EAGAIN, errno.EACCES)
+_DENIED = (errno.EACCES, errno.EPERM)
+_NO_FILE = (*_DENIED, errno.EROFS, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
+
+# Open files whose locks are held. A fork shares them, and would keep the locks while it lives.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 class Locks:
@@ -57,7 +73,7 @@ class Locks:
             Whether all are held. None is where another holds one and ``wait`` is False. True
             where this system or file system has no such locks: work is then not shared out.
         """
-        descriptor = self._open()
+        descriptor = self._open(shared)
         if descriptor is None:
             yield True
             return
@@ -68,16 +84,28 @@ class Locks:
                 for offset in sorted(map(_offset, set(names)))
             )
         finally:
-            os.close(descriptor)
+            if descriptor in _held:  # Not in a fork.
+                _held.remove(descriptor)
+                os.close(descriptor)
 
-    def _open(self) -> int | None:
+    def _open(self, shared: bool) -> int | None:
         if not self.available:
             return None
         try:
-            return os.open(self._path, _FLAGS, 0o666)
-        except OSError:
-            # A store that cannot be written to says so at the first write.
-            return None
+            descriptor = os.open(self._path, _FLAGS, 0o666)
+        except OSError as error:
+            if shared and os.access(self._path, os.R_OK):
+                descriptor = os.open(self._path, os.O_RDONLY)
+            elif error.errno in _NO_FILE and not (error.errno in _DENIED and self._path.exists()):
+                # Nothing else can be written either, and that write says so.
+                return None
+            else:
+                raise StoreError(
+                    f"cannot open {self._path}: {error.strerror}; give access to it, then run the "
+                    "command again: it resumes"
+                ) from error
+        _held.add(descriptor)
+        return descriptor
 
     def _lock(self, descriptor: int, offset: int, shared: bool, wait: bool) -> bool:
         import fcntl
