@@ -203,7 +203,8 @@ def repair_command(key: str | None, store: str, as_json: bool) -> None:
 def gc_command(yes: bool, store: str, as_json: bool) -> None:
     """Remove what no data set and no head refers to, after asking.
 
-    With --json and without --yes it only lists.
+    What another process is writing or fitting heads on stays. With --json and without --yes it
+    only lists.
 
     \b
     Example:
@@ -224,5 +225,7 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
     freed = opened.gc(items) if items and yes else 0
     if as_json:
         print_json({"items": [asdict(item) for item in items], "bytes_freed": freed})
-    else:
-        click.echo(f"{size(freed)} freed" if freed else "nothing removed")
+        return
+    click.echo(f"{size(freed)} freed" if freed else "nothing removed")
+    if yes and freed < total:
+        click.echo("the rest is in use by now; run `featurestore gc` later", err=True)
