@@ -17,7 +17,7 @@
     │   └── DamagedError               stored bytes that fail their checksum
     ├── ExtractionError                the forward pass, or what it read, went wrong
     │   ├── SourceChangedError         an image no longer has the bytes that were scanned
-    │   └── ActivationError            a value that the stored type cannot hold, or NaN
+    │   └── ActivationError            NaN, a value that the stored type cannot hold, or a wrong one
     └── PromotionError                 a head that cannot be fused
         └── ParityError                the fused model disagrees with the cached head
 
@@ -95,7 +95,7 @@ class SourceChangedError(ExtractionError):
 
 
 class ActivationError(ExtractionError):
-    """An activation that is not finite, or that the stored type cannot hold."""
+    """An activation that is not finite, too large for the stored type, or computed wrongly."""
 
 
 class PromotionError(FeatureStoreError):

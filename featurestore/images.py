@@ -2,8 +2,9 @@
 
 The rule, named :data:`DECODER` and part of every prefix digest:
 
-- Pillow decodes, whatever it opens by itself. Formats that need an outside program (EPS, WMF) or a
-  loader that Pillow does not bring (BUFR, GRIB, HDF5, MPEG) are refused.
+- Pillow decodes, in the formats that it opens by itself. Refused are those that need an outside
+  program (EPS, WMF) or a loader that Pillow does not bring (BUFR, GRIB, HDF5, MPEG), and rare ones
+  that it decodes a pixel at a time or that nobody tests much (DDS, FITS, XPM, …).
 - The first frame of an animation, the first page of a TIFF, the largest picture of an icon.
 - Greyscale and 1-bit pixels are replicated to three channels. 16-bit pixels give their high byte.
   32-bit integer pixels are taken as 16-bit ones where all lie in 0..65535, and refused otherwise.
@@ -11,18 +12,25 @@ The rule, named :data:`DECODER` and part of every prefix digest:
 - CMYK and YCbCr are converted as Pillow does it; embedded colour profiles are ignored.
 - The EXIF (or XMP) orientation is applied, last. A damaged EXIF block counts as none.
 - Refused: floating point pixels (no fixed range), Lab pixels (no conversion without a profile),
-  files cut off, more than :data:`MAX_PIXELS` pixels.
+  files cut off, more than :data:`MAX_PIXELS` pixels, more than :data:`MAX_SIDE` a side.
+
+Nothing in a file makes decoding take more time or memory than its bytes and pixels explain: what
+would (scans over scans, a million empty chunks, tiles beyond the picture) is refused, and huge
+images wait for each other.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import PIL
-from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from featurestore.digests import digest_fields, short
 from featurestore.errors import ImageError, InputError
@@ -30,9 +38,13 @@ from featurestore.errors import ImageError, InputError
 DECODER = "pillow-rgb-1"
 # Pillow's own limit, written down here: its global may be changed by anyone in the process.
 MAX_PIXELS = 89_478_485
+# The most that a JPEG can have; TensorFlow resizes longer ones slowly, or not at all.
+MAX_SIDE = 65_535
 
 _FIRST = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-_REFUSED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+_NEED_MORE = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
+_RARE = {"BLP", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "ICNS", "IM", "IMT", "IPTC", "MCIDAS"}
+_RARE |= {"MSP", "PCD", "PIXAR", "SPIDER", "XBM", "XPM", "XVTHUMB"}
 _PLAIN = {"1", "L", "RGB", "RGBA", "LA", "CMYK", "YCbCr"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,19 +56,69 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Pixels that may be in work at once in all threads: with their resizing some 4 GB at most.
+_AT_ONCE = 2 * MAX_PIXELS
+# Each scan of a progressive JPEG goes over all its pixels; encoders write 3 to 15 of them.
+_MOST_SCANS = 100
+# Pillow reads these one by one; files of many gigabytes have fewer.
+_MOST_PARTS = 100_000
+_MOST_EXIF = 2**20
+_MOST_ICON = 2**24
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+# Markers in the head of a JPEG that no length follows.
+_BARE = {0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)}
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 
-def decode(data: bytes) -> np.ndarray:
+Made = TypeVar("Made")
+
+
+class _Room:
+    """Lets threads in while their pixels fit together, so that huge images wait for each other."""
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: pixels <= self._free)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room(_AT_ONCE)
+
+
+@overload
+def decode(data: bytes, then: None = None) -> np.ndarray: ...
+
+
+@overload
+def decode(data: bytes, then: Callable[[np.ndarray], Made]) -> Made: ...
+
+
+def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
     """Decode the bytes of an image file by the one rule.
 
     Parameters
     ----------
     data : bytes
         The whole file.
+    then : callable, optional
+        What to make of the pixels. In several threads, huge images are then decoded and made
+        smaller a few at a time, so that memory does not grow with the number of threads.
 
     Returns
     -------
     numpy.ndarray of uint8, shape (height, width, channel=3)
-        Read-only: a copy would double the time that a small photograph takes.
+        Read-only: a copy would double the time that a small photograph takes. Or what ``then``
+        made of it.
 
     Raises
     ------
@@ -72,16 +134,12 @@ def decode(data: bytes) -> np.ndarray:
     >>> decode(buffer.getvalue()).shape
     (2, 4, 3)
     """
-    try:
+    with _explained():
         image = _open(data)
-        image.load()
-        rgb = _rgb(image)
-        turn = _TURNS.get(_orientation(image))
-        return np.asarray(rgb if turn is None else rgb.transpose(turn))
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise any type on damaged input
-        raise ImageError(_reason(error)) from error
+    with _ROOM.taken(image.width * image.height):
+        with _explained():
+            pixels = _pixels(image)
+        return pixels if then is None else then(pixels)
 
 
 def check(data: bytes) -> str | None:
@@ -105,20 +163,42 @@ def check(data: bytes) -> str | None:
         Where the process tells Pillow to accept truncated images.
     """
     try:
-        image = _open(data)
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            width, height = image.size
-            image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
+        with _explained():
+            _check(_open(data))
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+def _check(image: ImageFile.ImageFile) -> None:
+    pixels = image.width * image.height
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        # Of a progressive one all coefficients are held, whatever is computed of them.
+        pixels //= 2 if image.info.get("progressive") else 32
+        image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
+    with _ROOM.taken(pixels):
         image.load()
         if image.mode not in _PLAIN or "transparency" in image.info:
             _rgb(image)
-    except ImageError as error:
-        return str(error)
+
+
+def _pixels(image: ImageFile.ImageFile) -> np.ndarray:
+    image.load()
+    rgb = _rgb(image)
+    turn = _TURNS.get(_orientation(image))
+    pixels = np.asarray(rgb if turn is None else rgb.transpose(turn))
+    image.close()  # it has a copy of the pixels
+    return pixels
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:
-        return _reason(error)
-    return None
+    except Exception as error:  # Pillow's plugins raise any type on damaged input
+        raise ImageError(_reason(error)) from error
 
 
 def reader() -> str:
@@ -137,7 +217,7 @@ def reader() -> str:
 def _formats() -> list[str]:
     # In a fixed order: Pillow's own depends on what was opened before in the process.
     Image.init()
-    others = sorted(set(Image.ID) - set(_FIRST) - _REFUSED)
+    others = sorted(set(Image.ID) - set(_FIRST) - _NEED_MORE - _RARE)
     return [each for each in _FIRST if each in Image.ID] + others
 
 
@@ -149,19 +229,78 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         )
     if not data:
         raise ImageError("empty file")
+    _check_parts(data)
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
         # Pillow's message carries a memory address.
-        raise ImageError("not an image of a format that Pillow reads") from None
+        raise ImageError("not an image of a format that is read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, the limit for one image") from None
-    width, height = image.size
+    _check_size(*image.size)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # libtiff holds a whole tile, however little of it the picture covers
+        tile = [int(image.tag_v2.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+        if tile[0] * tile[1] > MAX_PIXELS:
+            raise ImageError(f"tiles of {tile[0]} × {tile[1]} pixels, beyond the limit")
+    return image
+
+
+def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, the limit for one image")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{width} × {height} pixels; a side may have {MAX_SIDE:,}")
     if width < 1 or height < 1:
         raise ImageError(f"no pixels: {width} × {height}")
-    return image
+
+
+def _check_parts(data: bytes) -> None:
+    """Refuse, before Pillow reads it, what it would read for hours or hold many times over."""
+    if data.startswith(b"\xff\xd8\xff"):
+        _check_jpeg(data)
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        _check_png(data)
+    elif data.startswith((b"\0\0\1\0", b"\0\0\2\0")):
+        if len(data) > _MOST_ICON:
+            raise ImageError(f"an icon of more than {_MOST_ICON:,} bytes")
+        # Pillow holds pictures inside an icon to the limit of the process, not to ours
+        for found in re.finditer(rb"IHDR(.{4})(.{4})", data, re.DOTALL):
+            _check_size(*(int.from_bytes(side, "big") for side in found.groups()))
+
+
+def _check_jpeg(data: bytes) -> None:
+    at, parts, exif, scans = 2, 0, 0, 0
+    while (found := _MARKER.search(data, at)) and parts <= _MOST_PARTS:
+        marker, end = found[1][0], found.end()
+        if marker == 0xD9 and scans:  # the end of the image
+            break
+        parts += 1 + (end - at - 2 if scans == 0 else 0)
+        at = end if marker in _BARE else end + int.from_bytes(data[end : end + 2], "big")
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", end + 2):
+            exif += at - end
+        if marker == 0xDA:
+            # Inside a scan these two bytes cannot stand: few of them are few scans.
+            if scans == 0 and data.count(b"\xff\xda", at) < _MOST_SCANS:
+                break
+            scans += 1
+    if parts > _MOST_PARTS:
+        raise ImageError(f"more than {_MOST_PARTS:,} segments or bytes between them")
+    if exif > _MOST_EXIF:
+        raise ImageError(f"more than {_MOST_EXIF:,} bytes of EXIF")
+    if scans > _MOST_SCANS:
+        raise ImageError(f"more than {_MOST_SCANS} scans")
+
+
+def _check_png(data: bytes) -> None:
+    at, parts = 8, 0
+    # a chunk that is well filled is worth the time to read it
+    most = _MOST_PARTS + len(data) // 1024
+    while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
+        parts += 1
+        if parts > most:
+            raise ImageError(f"more than {most:,} chunks in {len(data):,} bytes")
+        at += int.from_bytes(data[at : at + 4], "big") + 12
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -201,6 +340,8 @@ def _high_byte(values: np.ndarray, key: int | None) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Any:
+    if len(image.info.get("exif", b"")) > _MOST_EXIF:
+        return 1
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # any type, as in decode(): viewers show such a file upright, and so do we

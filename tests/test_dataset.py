@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,6 @@ def png(number: int) -> bytes:
 def put(path: Path, number: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png(number))
-    # old enough for the scan index, which distrusts what was written just now
     os.utime(path, (LONG_AGO, LONG_AGO))
     return path
 
@@ -165,7 +165,7 @@ def test_what_does_not_decode_is_quarantined_and_the_rest_goes_on(tmp_path: Path
     assert "symbolic links" in reasons.pop("round.png")
     assert reasons == {
         "empty.png": "empty file",
-        "notes.txt": "not an image of a format that Pillow reads",
+        "notes.txt": "not an image of a format that is read",
         "gone.png": "a broken link",
         "pipe.png": "not a regular file",
     }
@@ -788,6 +788,13 @@ def test_groups_by_folder_and_by_pattern(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the scan index
 
 
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scan a minute after the files were written; no file's change time can be set back."""
+    true_time = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: true_time() + 60_000_000_000)
+
+
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     true_read = scan.read_file
@@ -800,6 +807,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.usefixtures("later")
 def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder(tmp_path / "pets", cat=5, dog=5)
     junk = root / "cat" / "junk.png"
@@ -831,24 +839,63 @@ def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.M
 def test_files_written_just_now_are_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # an old modification time says nothing: a copying tool may have set it
     path = put(tmp_path / "cat" / "a.png", 1)
-    os.utime(path)
     seen = reads(monkeypatch)
     Dataset.from_folder(tmp_path)
     Dataset.from_folder(tmp_path)
     assert seen == [str(path)] * 2
 
 
+def in_place(path: Path, number: int) -> None:
+    path.write_bytes(png(number))
+
+
+def renamed_over(path: Path, number: int) -> None:
+    other = path.with_name(".other")
+    other.write_bytes(png(number))
+    other.replace(path)
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("write", [in_place, renamed_over])
+def test_a_file_rewritten_with_the_size_and_time_it_had_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    path, same = put(tmp_path / "cat" / "a.png", 1), put(tmp_path / "cat" / "b.png", 2)
+    first, before = Dataset.from_folder(tmp_path), path.stat()
+    write(path, 3)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    seen = reads(monkeypatch)
+    found = Dataset.from_folder(tmp_path)
+    assert seen == [str(path)]
+    assert set(found.sample_digests) == {digest_bytes(png(3)), digest_bytes(same.read_bytes())}
+    assert found.digest != first.digest
+
+
+@pytest.mark.usefixtures("later")
 def test_the_index_is_no_identity(tmp_path: Path, cache: Path) -> None:
     put(tmp_path / "cat" / "a.png", 1)
-    first = Dataset.from_folder(tmp_path)
-    path = put(tmp_path / "cat" / "a.png", 2)
-    assert path.stat().st_size == len(png(1))
-    # same size and time stamp: the index is deceived, reading is not
-    with pytest.raises(SourceChangedError):
+    Dataset.from_folder(tmp_path)
+    # the index is deceived, as by a file system that keeps no change times; reading is not
+    with sqlite3.connect(cache / "scan.sqlite") as connection:
+        connection.execute("UPDATE scan_2 SET digest = ?", [digest_bytes(png(2))])
+    with pytest.raises(SourceChangedError, match="featurestore scan"):
         Dataset.from_folder(tmp_path).read(0)
-    (cache / "scan.sqlite").unlink()
-    assert Dataset.from_folder(tmp_path).digest != first.digest
+    # what the message says helps: the wrong entry is gone
+    assert Dataset.from_folder(tmp_path).read(0) == png(1)
+
+
+@pytest.mark.usefixtures("later")
+def test_a_damaged_digest_in_the_index_is_no_sample(tmp_path: Path, cache: Path) -> None:
+    put(tmp_path / "cat" / "a.png", 1)
+    Dataset.from_folder(tmp_path)
+    for damaged in (digest_bytes(png(1))[:-1] + "g", digest_bytes(png(1))[:-1], "", None, 7):
+        with sqlite3.connect(cache / "scan.sqlite") as connection:
+            connection.execute("UPDATE scan_2 SET digest = ?", [damaged])
+        assert Dataset.from_folder(tmp_path).sample_digests == [digest_bytes(png(1))]
 
 
 def test_without_a_cache_folder(
@@ -880,6 +927,7 @@ def test_progress(tmp_path: Path) -> None:
     assert len(events) > 2
 
 
+@pytest.mark.usefixtures("later")
 def test_an_interrupted_scan_keeps_what_it_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
@@ -894,7 +942,7 @@ def test_an_interrupted_scan_keeps_what_it_read(
     with pytest.raises(KeyboardInterrupt):
         Dataset.from_folder(tmp_path, on_event=stop)
     with sqlite3.connect(cache / "scan.sqlite") as connection:
-        assert connection.execute("SELECT count(*) FROM scan_1").fetchone() == (40,)
+        assert connection.execute("SELECT count(*) FROM scan_2").fetchone() == (40,)
     seen = reads(monkeypatch)
     assert len(Dataset.from_folder(tmp_path)) == 100
     assert len(seen) == 60

@@ -260,6 +260,76 @@ def test_rows_that_exist_can_be_read_while_others_are_missing(tmp_path: Path) ->
         assert len(features.arrays("val")[0]) == len(dataset.rows("val", labelled=True))
 
 
+# What there is, taken explicitly.
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    kind=kinds,
+    skip=st.sets(st.integers(0, 4)),
+    split=st.sampled_from([None, "train", "val", "test"]),
+)
+def test_completed_takes_the_rows_that_exist(places, kind, skip, split) -> None:
+    dataset = made(40, kind, val=0.3, test=0.2, groups=[f"g{index // 5}" for index in range(40)])
+    features = stored(next(places), dataset, skip=tuple(skip))
+    taken = features.completed()
+    assert features.blocks is None
+    assert taken is (taken if skip else features)
+    labelled = kind != "none"
+    there = [row for row in expected_rows(dataset, split, labelled) if row // 8 not in skip]
+    assert taken.rows(split, labelled=labelled).tolist() == there
+    X, y = taken.arrays(split, labelled=labelled)
+    ids = dataset.sample_ids[there][:, :4]
+    assert np.array_equal(ids_in(X), ids)
+    if labelled:
+        assert y.tolist() == dataset.labels[there].tolist()
+        assert np.array_equal(y, taken.labels(split))
+    lazy = taken.dask(split, labelled=labelled)
+    assert lazy.shape == X.shape
+    assert np.array_equal(ids_in(lazy.compute(scheduler="synchronous")), ids)
+    feed = taken.feed(split, batch_size=7, shuffle=False, seed=0)
+    assert sorted(flat(epoch(feed, 0))) == sorted(map(tuple, ids.tolist()))
+    everything = [row for row in range(40) if row // 8 not in skip]
+    joined, whole = taken.xarray(), features.xarray().isel(row=everything)
+    assert set(joined.coords) == {"sample", "split", "group", *(["label"] if labelled else [])}
+    assert all(joined[name].equals(whole[name]) for name in joined.coords)
+    assert joined["sample"].values.tolist() == [dataset.sample_digests[row] for row in everything]
+    assert np.array_equal(ids_in(joined["features"].values), dataset.sample_ids[everything][:, :4])
+    assert len(taken) == taken.shape[0] == len(everything)
+    assert taken.complete == (not skip)
+
+
+def test_completed_features_stream(tmp_path: Path) -> None:
+    taken = stored(tmp_path / "s", made(), skip=(0, 3)).completed()
+    X, y = taken.arrays("train")
+    keras_batches = taken.py_dataset("train", batch_size=7)
+    streams = (
+        taken.tf_dataset("train", batch_size=7).as_numpy_iterator(),
+        (keras_batches[index] for index in range(len(keras_batches))),
+    )
+    for stream in streams:
+        read = list(stream)
+        assert np.array_equal(np.concatenate([x for x, _ in read]), X)
+        codes = np.concatenate([codes for _, codes in read])
+        assert np.array_equal(np.array(taken.classes)[codes], y)
+
+
+def test_completed_is_what_existed_then(tmp_path: Path) -> None:
+    features = stored(tmp_path / "s", made(), skip=(0, 3))
+    taken = features.completed()
+    assert taken.blocks == (1, 2, 4, 5, 6, 7)
+    features.group.write_block(3, np.zeros((8, *TAIL), np.float16))
+    assert len(taken) == 44
+    assert not taken.complete
+    assert len(taken.completed()) == len(features.completed()) == 52
+    features.group.write_block(0, np.zeros((8, *TAIL), np.float16))
+    assert taken.completed().blocks is None
+    assert features.complete
+    features.group.drop_block(1)
+    with pytest.raises(IncompleteFeaturesError, match="block 1, rows 8"):
+        taken.arrays()
+
+
 # dask and xarray
 
 

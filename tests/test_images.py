@@ -238,10 +238,10 @@ def test_the_limit_does_not_depend_on_the_process(monkeypatch: pytest.MonkeyPatc
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (b"not an image", "not an image of a format that Pillow reads"),
-        (b"\x89PNG\r\n\x1a\n", "not an image of a format that Pillow reads"),
+        (b"not an image", "not an image of a format that is read"),
+        (b"\x89PNG\r\n\x1a\n", "not an image of a format that is read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a format"),
-        (b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "not an image of a format that Pillow reads"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "not an image of a format that is read"),
     ],
 )
 def test_what_is_no_image(data: bytes, reason: str) -> None:

@@ -46,6 +46,34 @@ def compiled(
     return forward
 
 
+def plain(compute: Compute) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Return a slow function of uint8 images that gives float32 arrays: each layer by itself.
+
+    Nothing is traced, frozen or fused, and the CPU computes it whatever else there is.
+    """
+    import keras
+
+    def reference(images: np.ndarray) -> list[np.ndarray]:
+        with keras.device("cpu:0"):
+            activations = compute(keras.ops.convert_to_tensor(images))
+            return [keras.ops.convert_to_numpy(each) for each in activations]
+
+    return reference
+
+
+def another_way() -> str:
+    """Say how else a pass can be computed that is wrong here."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return "compute with KERAS_BACKEND=tensorflow"
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return "compute on the CPU (CUDA_VISIBLE_DEVICES=-1), or with other drivers"
+    return "compute with TF_ENABLE_ONEDNN_OPTS=0, or with another release of TensorFlow"
+
+
 def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that resizes one uint8 image (height, width, channel=3) on the CPU.
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.backbone import forward, identity, measures, recognition, sources
+from featurestore.backbone import agreement, forward, identity, measures, recognition, sources
 from featurestore.backbone.families import application, known_application
+from featurestore.backbone.forward import Compute
 from featurestore.backbone.graph import Graph, Node, clone, flatten
 from featurestore.backbone.measures import LayerInfo
 from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
@@ -336,27 +337,56 @@ class Backbone:
         callable
             From images, uint8 (batch, height, width, channel=3) of the input size, to a float32
             array (batch, …) for each ref. Any batch size. Compile once, call often.
+
+        Raises
+        ------
+        BackboneError
+            Where a weight that is needed is NaN.
+        """
+        parameters = measures.parameters(self._graph)
+        needed = self._graph.ancestors(self._number(LayerRef.parse(ref).layer) for ref in refs)
+        identity.refuse_nan(self._graph, needed)
+        held = sum(parameters[number] for number in needed)
+        return forward.compiled(
+            self._computation(refs), (*self.input_size, 3), weight_bytes=4 * held
+        )
+
+    def reference(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
+        """Return what :meth:`forward` must equal: each layer by itself, on the CPU. Slow.
+
+        Parameters and the callable that is returned are those of :meth:`forward`.
+        """
+        return forward.plain(self._computation(refs))
+
+    def check_forward(
+        self, refs: Sequence[LayerRef | str], images: np.ndarray, activations: Sequence[np.ndarray]
+    ) -> None:
+        """Check what :meth:`forward` gave for a batch against :meth:`reference`, on a few rows.
+
+        Parameters
+        ----------
+        refs : sequence of LayerRef or str
+            What the pass was compiled for.
+        images : numpy.ndarray of uint8, (batch, height, width, channel=3)
+            What it was given.
+        activations : sequence of numpy.ndarray of float32, (batch, …)
+            What it gave, one for each ref.
+
+        Raises
+        ------
+        ActivationError
+            Where a layer differs by more than the tolerance of its precision: 3e-4 of its largest
+            activation for float32.
         """
         parsed = [LayerRef.parse(ref) for ref in refs]
-        for ref in parsed:
-            self.shape(ref)
-        numbers = [self._number(ref.layer) for ref in parsed]
-        reductions = [self._reduction(ref) for ref in parsed]
-
-        def compute(images: Any) -> list[Any]:
-            import keras
-
-            scaled = self.preprocessing.scale(images)
-            outputs = self._graph.run(scaled, numbers, _at_inference)
-            floats = [keras.ops.cast(each[0], "float32") for each in outputs]
-            return [
-                each if reduce is None else reduce(each)
-                for each, reduce in zip(floats, reductions, strict=True)
-            ]
-
-        parameters = measures.parameters(self._graph)
-        held = sum(parameters[number] for number in self._graph.ancestors(numbers))
-        return forward.compiled(compute, (*self.input_size, 3), weight_bytes=4 * held)
+        rows = agreement.sampled(len(images))
+        precisions = identity.precisions(self._graph)
+        agreement.check(
+            [str(ref) for ref in parsed],
+            [each[rows] for each in activations],
+            self.reference(parsed)(images[rows]),
+            [precisions[self._number(ref.layer)] for ref in parsed],
+        )
 
     def cut(self, ref: LayerRef | str, *, layer_prefix: str = "") -> Any:
         """Build a new plain model from raw images to the activation at a ref.
@@ -389,6 +419,27 @@ class Backbone:
             return keras.Model(image, output, name=_model_name(self.name))
 
     # ------------------------------------------------------------------ inside
+
+    def _computation(self, refs: Sequence[LayerRef | str]) -> Compute:
+        """Return the function from a uint8 tensor to the activations at several refs."""
+        parsed = [LayerRef.parse(ref) for ref in refs]
+        for ref in parsed:
+            self.shape(ref)
+        numbers = [self._number(ref.layer) for ref in parsed]
+        reductions = [self._reduction(ref) for ref in parsed]
+
+        def compute(images: Any) -> list[Any]:
+            import keras
+
+            scaled = self.preprocessing.scale(images)
+            outputs = self._graph.run(scaled, numbers, _at_inference)
+            floats = [keras.ops.cast(each[0], "float32") for each in outputs]
+            return [
+                each if reduce is None else _reduced(each, reduce)
+                for each, reduce in zip(floats, reductions, strict=True)
+            ]
+
+        return compute
 
     @cached_property
     def _digests(self) -> tuple[list[str], list[str], list[str]]:
@@ -439,6 +490,19 @@ def _at_inference(node: Node) -> Callable:
     if not getattr(operation, "_call_has_training_arg", False):
         return operation
     return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
+
+
+def _reduced(activation: Any, reduce: Any) -> Any:
+    """Reduce an activation, keeping what is NaN."""
+    import keras
+
+    reduced = reduce(activation)
+    if not type(reduce).__name__.startswith("GlobalMax"):
+        return reduced
+    # A compiler that takes max(sqrt(x)) for sqrt(max(x)), as TensorFlow's does, passes NaN over.
+    axes = tuple(range(1, len(activation.shape) - 1))
+    lost = keras.ops.any(keras.ops.isnan(activation), axis=axes)
+    return keras.ops.where(lost, float("nan"), reduced)
 
 
 def _model_name(name: str) -> str:

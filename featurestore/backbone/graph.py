@@ -137,7 +137,9 @@ class Graph:
         import keras
 
         values: dict[int, list[Tensor]] = {0: [inputs]}
-        for number in self.ancestors(wanted):
+        needed = self.ancestors(wanted)
+        last_use = {parent: number for number in needed for parent, _ in self.nodes[number].inputs}
+        for number in needed:
             if number == 0:
                 continue
             node = self.nodes[number]
@@ -149,6 +151,10 @@ class Graph:
                 node.arguments,
             )
             values[number] = keras.tree.flatten(call(node)(*args, **kwargs))
+            # Real tensors of a deep network would fill the memory.
+            for parent, _ in node.inputs:
+                if last_use[parent] == number and parent not in wanted:
+                    values.pop(parent, None)
         return [values[number] for number in wanted]
 
     def shapes(self, input_size: tuple[int, int]) -> list[list[tuple]]:

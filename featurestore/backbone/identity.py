@@ -7,7 +7,7 @@ nested and what was built before in the process never enter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from featurestore.backbone.graph import Graph, Node, one_line
@@ -74,6 +74,24 @@ def precisions(graph: Graph) -> list[str]:
         mine = frozenset([str(own)] if own and "float" in str(own) else [])
         up_to.append(mine.union(*(up_to[parent] for parent, _ in node.inputs)))
     return ["+".join(sorted(types)) or "float32" for types in up_to]
+
+
+def refuse_nan(graph: Graph, numbers: Iterable[int]) -> None:
+    """Raise where a weight of some nodes is NaN, which later layers may hide.
+
+    TensorFlow's max-pooling, for one, passes NaN over.
+    """
+    import numpy as np
+
+    for number in numbers:
+        node = graph.nodes[number]
+        for array in map(np.asarray, weight_arrays(node.operation)):
+            # By name: bfloat16 and the like are no floating types to NumPy.
+            if "float" in array.dtype.name and np.isnan(array).any():
+                raise BackboneError(
+                    f"layer {node.name!r} has weights that are NaN, expected numbers: use weights"
+                    " from before the training diverged, or a sound file"
+                )
 
 
 def weight_arrays(operation: Any) -> list[Any]:

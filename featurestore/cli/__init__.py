@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib
-import shlex
-import signal
 import sys
 from typing import Any
 
 import click
 
+from featurestore.cli.interrupts import Interrupts
 from featurestore.cli.output import printable
 from featurestore.cli.quiet import quiet_libraries
 from featurestore.errors import FeatureStoreError, SpecError, nearest
@@ -75,43 +74,65 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a foreseen error, 2 usage, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 a foreseen error, 2 usage, 130 or 143 interrupted.
+
+    Parameters
+    ----------
+    args : list of str, optional
+        By default those of the process, which then ends.
+    """
     quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks is no reason to fail.
         getattr(stream, "reconfigure", _ignore)(errors="backslashreplace")
-    sys.exit(_status(sys.argv[1:] if args is None else args))
+    asked = sys.argv[1:] if args is None else args
+    with Interrupts(asked, last=args is None) as interrupts:
+        status = _status(asked, interrupts)
+    sys.exit(status)
 
 
 def _ignore(**options: Any) -> None:
     pass
 
 
-def _status(args: list[str]) -> int:
+def _status(args: list[str], interrupts: Interrupts) -> int:
     try:
-        result: Any = cli.main(args, prog_name="featurestore", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt) as error:
+        return _work(args, interrupts)
+    except BaseException as error:
+        # Whichever code a signal came upon may have made another error of it.
+        if not interrupts.struck and not isinstance(error, click.Abort | KeyboardInterrupt):
+            return _failed(error)
         if isinstance(error.__cause__, EOFError):
             # click takes a file's unexpected end for that of the answers on a terminal.
             raise error.__cause__ from None
-        command = printable(shlex.join(["featurestore", *args]))
-        click.echo(f"interrupted; what is stored is kept, and this resumes: {command}", err=True)
-        return 128 + signal.SIGINT
-    except FeatureStoreError as error:
+    interrupts.tell()
+    return interrupts.status
+
+
+def _work(args: list[str], interrupts: Interrupts) -> int:
+    try:
+        interrupts.working = True
+        result: Any = cli.main(args, prog_name="featurestore", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    finally:
+        interrupts.working = False
+
+
+def _failed(error: BaseException) -> int:
+    """Say what was foreseen; raise what was not."""
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, FeatureStoreError):
         # A file with several mistakes has a line for each.
         lines = str(error).splitlines() if isinstance(error, SpecError) else [_one_line(error)]
-        for line in lines:
-            click.echo(f"error: {printable(line)}", err=True)
-        return 1
-    except OSError as error:
-        if error.errno is None:
-            raise
-        click.echo(f"error: {_os_error(error)}", err=True)
-        return 1
+    elif isinstance(error, OSError) and error.errno is not None:
+        lines = [_os_error(error)]
+    else:
+        raise error
+    for line in lines:
+        click.echo(f"error: {printable(line)}", err=True)
+    return 1
 
 
 def _one_line(error: Exception) -> str:

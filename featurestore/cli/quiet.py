@@ -63,8 +63,13 @@ class _QuietImport(MetaPathFinder):
             load = spec.loader.exec_module
 
             def quietly(module: ModuleType) -> None:
-                with _no_descriptor_2():
-                    load(module)
+                try:
+                    with _no_descriptor_2():
+                        load(module)
+                except BaseException:
+                    # Keras tries again what an interrupt cut short.
+                    sys.meta_path.insert(0, self)
+                    raise
 
             loader: Any = spec.loader
             loader.exec_module = quietly

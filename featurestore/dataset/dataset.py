@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -333,9 +333,15 @@ class Dataset:
             raise manifest.damaged(str(error)) from error
         return found
 
-    def to_parquet(self) -> bytes:
-        """Write the data set as a manifest: a Parquet table with a row for each sample."""
-        return manifest.write(self)
+    def to_parquet(self, added: str | None = None) -> bytes:
+        """Write the data set as a manifest: a Parquet table with a row for each sample.
+
+        Parameters
+        ----------
+        added : str, optional
+            When a store made it its current state, ISO 8601.
+        """
+        return manifest.write(self, added)
 
     @cached_property
     def digest(self) -> str:
@@ -422,11 +428,26 @@ class Dataset:
         """
         return read_sample(self, row)
 
-    def image(self, row: int) -> np.ndarray:
-        """Return a sample decoded, uint8 (height, width, channel=3), checked as by :meth:`read`."""
-        if self.paths[row] is None:
-            return replicate(array_sample(self, row))
-        return images.decode(read_sample(self, row))
+    @overload
+    def image(self, row: int) -> np.ndarray: ...
+
+    @overload
+    def image(self, row: int, then: Callable[[np.ndarray], images.Made]) -> images.Made: ...
+
+    def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
+        """Return a sample decoded, uint8 (height, width, channel=3), checked as by :meth:`read`.
+
+        Parameters
+        ----------
+        row : int
+        then : callable, optional
+            What to make of the image and return instead, such as a smaller one: see
+            :func:`featurestore.images.decode`.
+        """
+        if self.paths[row] is not None:
+            return images.decode(read_sample(self, row), then)
+        pixels = replicate(array_sample(self, row))
+        return pixels if then is None else then(pixels)
 
     def summary(self) -> dict[str, Any]:
         """Return what ``featurestore scan`` reports, as JSON values.

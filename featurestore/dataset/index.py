@@ -1,39 +1,40 @@
 """What was found in files read before, so that scanning again reads only what changed.
 
 A cache for speed and never an identity: a wrong entry is found out when the sample is read, whose
-bytes are checked against its digest. The file may be deleted at any time.
+bytes are checked against its digest, and is forgotten then, so that the next scan reads the file.
+The index may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.digests import ALGORITHM, DIGEST_BYTES
 from featurestore.errors import FeatureStoreWarning
 from featurestore.images import DECODER
 
 _CREATE = """
-CREATE TABLE IF NOT EXISTS scan_1 (
-    path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER,
-    digest TEXT, reason TEXT, decoder TEXT, reader TEXT
+CREATE TABLE IF NOT EXISTS scan_2 (
+    path BLOB PRIMARY KEY, stamp TEXT, digest TEXT, reason TEXT, decoder TEXT, reader TEXT
 ) WITHOUT ROWID
 """
 _AT_ONCE = 500
+_DIGEST = re.compile(rf"{ALGORITHM}:[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What was found in a file of this size and modification time.
+    """What was found in a file while it had this stamp.
 
     Attributes
     ----------
-    path : str
-    size, mtime_ns : int
-    digest : str
+    path, stamp, digest : str
     reason : str or None
         Why it does not decode.
     reader : str
@@ -41,11 +42,26 @@ class Known:
     """
 
     path: str
-    size: int
-    mtime_ns: int
+    stamp: str
     digest: str
     reason: str | None
     reader: str
+
+
+def stamp(status: os.stat_result) -> str:
+    """Return what no write leaves as it was: size, both times of change, and which file it is.
+
+    Copying tools and archives set a file's modification time back; nobody can so set the time of
+    change of its entry (``ctime``), and a file that takes another one's place has another number.
+    """
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def forget(path: str) -> None:
+    """Make the next scan read a file, whatever is known of it."""
+    index = ScanIndex()
+    index.forget(path)
+    index.close()
 
 
 class ScanIndex:
@@ -79,13 +95,19 @@ class ScanIndex:
     def record(self, found: Iterable[Known]) -> None:
         """Remember what was found, on disk when this returns."""
         rows = [
-            (os.fsencode(k.path), k.size, k.mtime_ns, k.digest, k.reason, DECODER, k.reader)
-            for k in found
+            (os.fsencode(k.path), k.stamp, k.digest, k.reason, DECODER, k.reader) for k in found
         ]
         if rows and self._connection is not None:
             connection = self._connection
-            insert = "INSERT OR REPLACE INTO scan_1 VALUES (?, ?, ?, ?, ?, ?, ?)"
+            insert = "INSERT OR REPLACE INTO scan_2 VALUES (?, ?, ?, ?, ?, ?)"
             self._run(lambda: connection.executemany(insert, rows))
+            self._run(connection.commit)
+
+    def forget(self, path: str) -> None:
+        """Drop what is known of a path, on disk when this returns."""
+        if self._connection is not None:
+            connection, key = self._connection, os.fsencode(path)
+            self._run(lambda: connection.execute("DELETE FROM scan_2 WHERE path = ?", [key]))
             self._run(connection.commit)
 
     def close(self) -> None:
@@ -98,11 +120,13 @@ class ScanIndex:
         assert self._connection is not None
         marks = ",".join("?" * len(keys))
         rows = self._connection.execute(
-            "SELECT path, size, mtime_ns, digest, reason, reader FROM scan_1 "
+            "SELECT path, stamp, digest, reason, reader FROM scan_2 "
             f"WHERE decoder = ? AND path IN ({marks})",
             [DECODER, *keys],
         )
-        return {os.fsdecode(path): Known(os.fsdecode(path), *rest) for path, *rest in rows}
+        known = (Known(os.fsdecode(path), *rest) for path, *rest in rows)
+        # SQLite has no checksums: a damaged digest that is none must not become a row's identity.
+        return {each.path: each for each in known if _DIGEST.fullmatch(str(each.digest))}
 
     def _run(self, act: object) -> None:
         """Do something with the file; after the first failure go on without it."""

@@ -14,7 +14,8 @@ from featurestore.errors import DatasetError
 Label = str | int | float | None
 Task = Literal["classification", "regression"]
 
-_INTEGER = re.compile(r"[+-]?[0-9]+")
+# Python takes the square of their number to read so many digits.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 _NUMBER = re.compile(
     r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity)", re.IGNORECASE
 )

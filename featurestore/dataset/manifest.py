@@ -23,8 +23,8 @@ _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
 
 
-def write(dataset: Dataset) -> bytes:
-    """Write a data set as a manifest."""
+def write(dataset: Dataset, added: str | None = None) -> bytes:
+    """Write a data set as a manifest; ``added`` tells when it became current."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -44,6 +44,7 @@ def write(dataset: Dataset) -> bytes:
         "options": dataset.options,
         **_digests(dataset),
         "problems": [asdict(each) for each in dataset.problems],
+        "added": added,
     }
     text = json.dumps({**kept, "check": UNSEALED})
     schema = pa.schema([pa.field(name, types[name]) for name in _COLUMNS], {_KEY: text.encode()})

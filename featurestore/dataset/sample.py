@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.dataset.source import UnreadableError, read
+from featurestore.dataset.index import forget
+from featurestore.dataset.source import UnreadableError, is_uri, read
 from featurestore.digests import digest_array, digest_bytes
 from featurestore.errors import DatasetError, SourceChangedError
 
@@ -27,6 +28,8 @@ def read_sample(dataset: Dataset, row: int) -> bytes:
     expected = dataset.sample_digests[row]
     found = digest_bytes(data)
     if found != expected:
+        if not is_uri(path):
+            forget(path)
         raise SourceChangedError(
             f"{path!r} has changed since it was scanned: {found}, expected {expected}; {again}"
         )

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from featurestore import images
-from featurestore.dataset.index import Known, ScanIndex
+from featurestore.dataset.index import Known, ScanIndex, stamp
 from featurestore.dataset.source import (
     UnreadableError,
     is_uri,
@@ -26,7 +26,7 @@ _BATCH = 32
 _REMOTE_WORKERS = 16
 # Entries that are written to the index at a time; a scan that is stopped loses no more.
 _RECORDS = 2048
-# A file written to within this time could change again without its time stamp changing.
+# A file written to within this time could change again without its time stamps changing.
 _RACY_NS = 2_000_000_000
 
 
@@ -152,8 +152,8 @@ def _file(path: str, known: Known | None, reader: str) -> tuple[Verdict, Known |
     now = time.time_ns()
     digest, reason = digest_bytes(data), images.check(data)
     news = None
-    if steady and status.st_mtime_ns < now - _RACY_NS:
-        news = Known(path, status.st_size, status.st_mtime_ns, digest, reason, reader)
+    if steady and max(status.st_mtime_ns, status.st_ctime_ns) < now - _RACY_NS:
+        news = Known(path, stamp(status), digest, reason, reader)
     return Verdict(digest, reason), news
 
 
@@ -162,10 +162,9 @@ def _still(known: Known, reader: str) -> bool:
     if known.reason is not None and known.reader != reader:
         return False
     try:
-        status = os.stat(known.path)
+        return stamp(os.stat(known.path)) == known.stamp
     except OSError:
         return False
-    return (status.st_size, status.st_mtime_ns) == (known.size, known.mtime_ns)
 
 
 def _processors() -> int:

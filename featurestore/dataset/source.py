@@ -13,6 +13,9 @@ from featurestore.errors import DatasetError, nearest
 # A file is held whole while it is decoded; a larger one than this is a video or an archive.
 MAX_BYTES = 2**30
 
+# What fsspec knows beside these is a place of its own; they lead to files of this machine unchecked,
+# or to wherever a file says.
+_INDIRECT = {"asynclocal", "dir", "dvc", "generic", "git", "local", "reference"}
 _KINDS = {
     stat.S_IFDIR: "a folder, not a file",
     stat.S_IFIFO: "not a regular file: a named pipe",
@@ -120,14 +123,14 @@ def read_file(path: str) -> tuple[bytes, os.stat_result, bool]:
         with os.fdopen(os.open(path, flags), "rb") as file:
             before = os.fstat(file.fileno())
             _only_regular(before)
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAX_BYTES + 1) or b""  # None where the system would have to wait
             after = os.fstat(file.fileno())
     except (OSError, ValueError) as error:
         raise UnreadableError(_reason(path, error)) from error
     if len(data) > MAX_BYTES:
         raise UnreadableError(f"larger than {MAX_BYTES:,} bytes")
-    steady = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    return data, before, steady and len(data) == before.st_size
+    steady = (before.st_mtime_ns, before.st_ctime_ns) == (after.st_mtime_ns, after.st_ctime_ns)
+    return data, before, steady and len(data) == before.st_size == after.st_size
 
 
 def read(source: str) -> bytes:
@@ -156,7 +159,11 @@ def need_protocol(uri: str) -> None:
     """Raise where the library for a URI's protocol is not installed, or no such protocol exists."""
     import fsspec
 
-    protocol = uri.partition("://")[0].rpartition("::")[2]
+    protocol = uri.partition("://")[0]
+    if "::" in uri or protocol in _INDIRECT:
+        raise DatasetError(
+            f"{uri!r} leads through another place, expected a path or the URI of a place itself"
+        )
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 
 from featurestore.dataset.labels import Label, from_text, uniform
 from featurestore.dataset.merge import Entry
+from featurestore.dataset.parquet import MOST_ROWS, ParquetColumns, ParquetError
 from featurestore.dataset.source import (
     UnreadableError,
     beside,
@@ -26,6 +27,8 @@ from featurestore.dataset.split import named
 from featurestore.errors import DatasetError, nearest
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+# Names of columns in a message, and letters of each.
+_SHOWN = 40
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ class Columns:
         """Return the values of a column that must be there."""
         if self.names.count(name) != 1:
             found = "no column" if name not in self.names else "more than one column"
+            shown = [each[:_SHOWN] for each in self.names[:_SHOWN]]
+            more = ", …" if len(self.names) > _SHOWN else ""
             raise DatasetError(
                 f"table {self.location!r} has {found} {name!r} for the {purpose}; its columns: "
-                f"{', '.join(map(repr, self.names))}; {nearest(name, self.names)}"
+                f"{', '.join(map(repr, shown))}{more}; {nearest(name, shown)}"
             )
         return self.read(self.names.index(name))
 
@@ -176,10 +181,12 @@ def _open(location: str) -> Columns:
 
 def _csv(location: str, data: bytes, delimiter: str) -> Columns:
     rows: list[list[str]] = []
+    text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
+    lines = csv.reader(text, delimiter=delimiter, strict=True)
     try:
-        text = io.StringIO(data.decode("utf-8-sig"), newline="")
-        lines = csv.reader(text, delimiter=delimiter, strict=True)
         for cells in lines:
+            if len(rows) > MOST_ROWS:
+                raise DatasetError(f"table {location!r} has more than {MOST_ROWS:,} rows")
             if rows and cells and len(cells) != len(rows[0]):
                 raise DatasetError(
                     f"table {location!r}, line {lines.line_num}: {len(cells)} cells, expected "
@@ -189,7 +196,7 @@ def _csv(location: str, data: bytes, delimiter: str) -> Columns:
                 rows.append(cells)
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"table {location!r} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+            f"table {location!r} is not UTF-8 text (line {lines.line_num + 1}): save it as UTF-8"
         ) from error
     except csv.Error as error:
         raise DatasetError(
@@ -201,22 +208,15 @@ def _csv(location: str, data: bytes, delimiter: str) -> Columns:
 
 
 def _parquet(location: str, data: bytes) -> Columns:
-    import pyarrow
-    import pyarrow.parquet
-
     try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DatasetError(f"table {location!r} is no Parquet file: {_line(error)}") from error
+        file = ParquetColumns(data)
+    except ParquetError as error:
+        raise DatasetError(f"table {location!r} is no Parquet file of paths: {error}") from error
 
     def values(at: int) -> list[Any]:
         try:
-            return file.read(columns=[file.schema_arrow.names[at]]).column(0).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DatasetError(f"table {location!r} is damaged: {_line(error)}") from error
+            return file.read(at)
+        except ParquetError as error:
+            raise DatasetError(f"table {location!r} cannot be read: {error}") from error
 
-    return Columns(location, list(file.schema_arrow.names), values, False, 1)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return Columns(location, file.names, values, False, 1)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import InputError, StoreError
-from featurestore.store import FeatureKey, FeatureStore, block_rows
+from featurestore.errors import InputError, NotFoundError, StoreError
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, block_rows
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
@@ -262,19 +262,32 @@ def _plan_layer(
     prefix = backbone.prefix_digest(ref.layer)
     key = FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
     found = key if store.has(key) else store.find(prefix, str(ref), dataset.digest)
-    if found is not None:
-        group = store.group(found)
+    group = _opened(store, found, key)
+    if group is not None:
         held = str(group.dtype)
         if dtype in (held, "float16"):  # float32 serves those who ask for less
             missing, source = tuple(group.missing()), None if found == key else found
             return LayerPlan(ref, key, shape, held, group.block_rows, missing, source)
     rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
     blocks = tuple(range(-(-len(dataset) // rows)))
-    if found == key:
+    replaces = group is not None and found == key
+    if replaces:
         why: str | None = "stored as float16"
     else:
         why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
-    return LayerPlan(ref, key, shape, dtype, rows, blocks, None, found == key, why)
+    return LayerPlan(ref, key, shape, dtype, rows, blocks, None, replaces, why)
+
+
+def _opened(store: FeatureStore, found: FeatureKey | None, key: FeatureKey) -> FeatureGroup | None:
+    """Open features that were found; None where others' are damaged, or gc was quicker."""
+    try:
+        return None if found is None else store.group(found)
+    except NotFoundError:
+        return None
+    except StoreError:
+        if found == key:
+            raise
+        return None
 
 
 def _why(

@@ -9,7 +9,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import DamagedError, IncompleteFeaturesError, NotFoundError, nearest
+from featurestore.errors import (
+    DamagedError,
+    IncompleteFeaturesError,
+    NotFoundError,
+    StoreError,
+    nearest,
+)
 from featurestore.extraction.events import OnEvent
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
 from featurestore.extraction.work import compute
@@ -162,18 +168,24 @@ def extract(
     """
     started = time.perf_counter()
     settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
-    asked = plan(dataset, backbone, layers, store, **settings)
-    _replace(asked, dataset, store)
-    sources = [layer.source for layer in asked.layers if layer.source is not None]
-    with store.using([*(layer.key for layer in asked.layers), *sources]):
-        # In use and in a manifest from here on: no gc takes it.
-        store.add_dataset(dataset)
-        groups = {
-            str(layer.ref): _open(layer, dataset, backbone, store, batch_size)
-            for layer in asked.layers
-        }
-        decided = plan(dataset, backbone, layers, store, **settings)
-        counts = compute(decided, dataset, backbone, groups, store, on_event)
+    while True:
+        asked = plan(dataset, backbone, layers, store, **settings)
+        _replace(asked, dataset, store)
+        sources = [layer.source for layer in asked.layers if layer.source is not None]
+        with store.using([*(layer.key for layer in asked.layers), *sources]):
+            # In use and in a manifest from here on: no gc takes it.
+            store.add_dataset(dataset)
+            groups = {
+                str(layer.ref): _open(layer, dataset, backbone, store, batch_size)
+                for layer in asked.layers
+            }
+            decided = plan(dataset, backbone, layers, store, **settings)
+            if any(layer.replaces for layer in decided.layers):
+                continue  # Another process was quicker to make them, as float16.
+            counts = compute(decided, dataset, backbone, groups, store, on_event)
+            for layer in decided.layers:
+                store.settle(layer.key)
+        break
     features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
     reports = {
         str(layer.ref): _report(layer, counts[str(layer.ref)], store) for layer in decided.layers
@@ -196,19 +208,26 @@ def _open(
 ) -> FeatureGroup:
     if store.has(layer.key):
         return store.group(layer.key)
-    group = store.create(
-        layer.key,
-        shape=layer.shape,
-        dtype=layer.dtype,
-        sample_ids=dataset.sample_ids,
-        provenance={
-            "command": command(dataset, backbone, str(layer.ref)),
-            "batch_size": batch_size,
-            **provenance(backbone, layer.ref.layer),
-        },
-    )
+    try:
+        group = store.create(
+            layer.key,
+            shape=layer.shape,
+            dtype=layer.dtype,
+            sample_ids=dataset.sample_ids,
+            provenance={
+                "command": command(dataset, backbone, str(layer.ref)),
+                "batch_size": batch_size,
+                **provenance(backbone, layer.ref.layer),
+            },
+        )
+    except StoreError:
+        if not store.has(layer.key):
+            raise
+        # Another process has just made it, as another type.
+        return store.group(layer.key)
     if layer.source is not None:
-        _copy(store.group(layer.source), group)
+        with suppress(NotFoundError):  # Removed in the meantime.
+            _copy(store.group(layer.source), group)
     return group
 
 
@@ -223,7 +242,8 @@ def command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     """Return what extracts these features, as errors offer it: a command line, else Python."""
     spec = backbone.spec
     height, width = backbone.input_size
-    if spec["source"] == "model" or spec.get("include_top") or height != width:
+    only_here = dataset.source is None or spec["source"] == "model"
+    if only_here or spec.get("include_top") or height != width:
         return f"featurestore.extract(dataset, backbone, [{ref!r}], store)"
     words = ["featurestore", "extract", dataset.name]
     words += ["--model", spec.get("path") or backbone.name, "--layer", ref]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from featurestore.errors import DamagedError, ExtractionError, FeatureStoreError
+from featurestore.digests import short
+from featurestore.errors import ExtractionError, FeatureStoreError, StoreError
 from featurestore.extraction.events import OnEvent
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, Unit, plan_units
 from featurestore.extraction.work import compute
-from featurestore.store import Damage, FeatureGroup, FeatureStore, Place
+from featurestore.store import Damage, DatasetEntry, FeatureGroup, FeatureStore, Place
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -70,8 +72,10 @@ def repair(
             continue
         needs = _mend(store, place)
         left = store.check(place)
-        if place.kind == "features" and left:
-            needs |= _Group(store, place, backbone).repair(left, on_event)
+        # With its metadata mended, more may show.
+        damages += [each for each in left if each.path not in {every.path for every in damages}]
+        if place.kind == "features" and left and not needs:
+            needs = _Group(store, place, backbone).repair(left, on_event)
         elif place.kind == "dataset" and left:
             needs |= _rescan(store, place, left)
         still = {damage.path for damage in store.check(place)}
@@ -93,27 +97,49 @@ def _mend(store: FeatureStore, place: Place) -> dict[str, str]:
     """Mend metadata; return what is missing, for any file of the place under ``""``."""
     try:
         store.mend(place)
-    except DamagedError as error:
+    except StoreError as error:
         return {"": str(error)}
     return {}
 
 
 def _rescan(store: FeatureStore, place: Place, damages: Sequence[Damage]) -> dict[str, str]:
     """Write the current manifest of a data set anew, where a scan gives the very same."""
-    from featurestore.dataset import Dataset
-
     name = place.name.partition("/")[2]
     entry = next((each for each in store.datasets() if each.name == name), None)
-    if entry is None or entry.source is None:
+    if entry is None:
         return {}
+    needs = {}
+    for damage in damages:
+        if short(entry.manifest_digest) in damage.path:
+            needs[damage.path] = _restore(store, entry)
+        else:
+            needs[damage.path] = _former(store, damage.path)
+    return needs
+
+
+def _restore(store: FeatureStore, entry: DatasetEntry) -> str:
+    """Scan a data set as it was scanned; tell what is missing where that does not restore it."""
+    from featurestore.dataset import Dataset
+
+    if entry.source is None:
+        return "it was made from arrays; make it of them again, and `FeatureStore.add_dataset`"
     try:
-        dataset = Dataset.open(entry.source, **{**entry.options, "name": name})
+        dataset = Dataset.open(entry.source, **{**entry.options, "name": entry.name})
+        store.restore_dataset(dataset)
     except FeatureStoreError as error:
-        return {"": f"it cannot be scanned again: {error}"}
-    if dataset.manifest_digest != entry.manifest_digest:
-        return {"": f"{entry.source} has changed since; run `featurestore scan {name}`"}
-    store.add_dataset(dataset)
-    return {}
+        return f"it cannot be scanned again: {error}"
+    return f"{entry.source} has changed since; run `{dataset.scan_command}`"
+
+
+def _former(store: FeatureStore, path: str) -> str:
+    """Tell what becomes of a damaged manifest of a former state, which nothing gives again."""
+    with suppress(StoreError):
+        if path in [each.path for each in store.garbage()]:
+            return "no head was fitted on this former state: `featurestore gc` removes it"
+    return (
+        "heads may have been fitted on this former state of the data set; scan it as it was then, "
+        "or move the file away and go without"
+    )
 
 
 class _Group:

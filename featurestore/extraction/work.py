@@ -100,6 +100,7 @@ class _Work:
         refs = [self._plan.layers[number].ref for number in todo]
         names = tuple(str(ref) for ref in refs)
         self._tell(ExtractionStarted(self._backbone.name, names, self._total))
+        self._refs, self._checked = refs, False
         self._forward = self._backbone.forward(refs)
         with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
             self._writers = {
@@ -140,9 +141,8 @@ class _Work:
             windows = self._windows(units, claims, others)
             with closing(_decoded(windows, self._dataset, self._backbone)) as batches:
                 for window, images, claim in batches:
-                    for writer, activations in zip(
-                        self._writers.values(), self._forward(images), strict=True
-                    ):
+                    computed = self._compute(images)
+                    for writer, activations in zip(self._writers.values(), computed, strict=True):
                         writer.add(window, activations)
                     self._advance(len(window))
                     if claim is not None:
@@ -153,6 +153,14 @@ class _Work:
             for writer in self._writers.values():
                 writer.finish()
         return others
+
+    def _compute(self, images: np.ndarray) -> list[np.ndarray]:
+        activations = self._forward(images)
+        if not self._checked:
+            # Before anything is stored: a device that computes wrongly shows it on its first batch.
+            self._backbone.check_forward(self._refs, images, activations)
+            self._checked = True
+        return activations
 
     def _windows(
         self, units: list[Unit], claims: ExitStack, others: list[Unit]
@@ -197,7 +205,7 @@ def _decoded(
     """Yield batches of resized images, decoded ahead in threads, a bounded number at a time."""
 
     def one(row: int) -> np.ndarray:
-        return backbone.resize(dataset.image(row))
+        return dataset.image(row, backbone.resize)
 
     waiting: deque[tuple[range, list[Future[np.ndarray]], ExitStack | None]] = deque()
     pool = ThreadPoolExecutor(os.cpu_count(), "decode")

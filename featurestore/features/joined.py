@@ -36,6 +36,11 @@ class Features:
     store : FeatureStore
         Where the group is.
 
+    Attributes
+    ----------
+    blocks : tuple of int or None
+        The blocks whose rows these are, of `completed` features; None where they are all rows.
+
     Raises
     ------
     StoreError
@@ -62,6 +67,34 @@ class Features:
         self.group = group
         self.dataset = dataset
         self.store = store
+        self.blocks: tuple[int, ...] | None = None
+
+    def completed(self) -> Features:
+        """Return the features of the rows that exist now: the explicit way to go without the rest.
+
+        Labels and splits are those of the same samples, and row numbers stay those of the whole
+        array. Content order being a fair shuffle, what exists is a fair sample of the data set.
+
+        A head that is fitted on them is not the head on all rows: it has an id of its own, its
+        lineage and its problems tell on how many rows it was fitted and measured, and it is
+        never found in the place of the other.
+
+        Returns
+        -------
+        Features
+            Itself where every block exists. Blocks that are extracted later do not join it.
+
+        Examples
+        --------
+        >>> X, y = features.completed().arrays("train")  # doctest: +SKIP
+        """
+        missing = set(self.group.missing())
+        if not missing and self.blocks is None:
+            return self
+        found = Features(self.group, self.dataset, self.store)
+        if missing:
+            found.blocks = tuple(each for each in range(self.group.blocks) if each not in missing)
+        return found
 
     def __repr__(self) -> str:
         return f"Features({str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape})"
@@ -81,8 +114,10 @@ class Features:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the feature array, (row, …)."""
-        return self.group.shape
+        """Shape of the features, (row, …)."""
+        if self.blocks is None:
+            return self.group.shape
+        return len(self.rows(labelled=False)), *self.group.shape[1:]
 
     @property
     def dtype(self) -> np.dtype:
@@ -101,8 +136,8 @@ class Features:
 
     @property
     def complete(self) -> bool:
-        """Whether every block was extracted."""
-        return not self.group.missing()
+        """Whether these are all rows, and every block was extracted."""
+        return self.blocks is None and not self.group.missing()
 
     def rows(self, split: str | None = None, *, labelled: bool = True) -> np.ndarray:
         """Row numbers of a split, ascending: int64 (row,).
@@ -121,7 +156,10 @@ class Features:
                 f"data set {self.dataset.name!r} has no labels; pass labelled=False, or scan a "
                 "folder with class sub-folders or a table with a column of labels"
             )
-        return self.dataset.rows(split, labelled=labelled)
+        rows = self.dataset.rows(split, labelled=labelled)
+        if self.blocks is None:
+            return rows
+        return rows[np.isin(rows // self.group.block_rows, self.blocks)]
 
     def labels(self, split: str | None = None, *, labelled: bool = True) -> np.ndarray | None:
         """Labels of the rows of a split, in content order.
@@ -198,7 +236,9 @@ class Features:
         if not len(blocks):
             return dask.array.from_array(np.empty((0, *tail), self.dtype), chunks=(0, *tail))
         # Of whole blocks no row numbers need travel with the graph.
-        chosen = None if len(rows) == len(self) else np.split(rows, np.cumsum(counts)[:-1])
+        chosen = (
+            None if len(rows) == self.group.shape[0] else np.split(rows, np.cumsum(counts)[:-1])
+        )
         return dask.array.map_blocks(
             _read_chunk,
             group=self.group,
@@ -219,16 +259,16 @@ class Features:
         """
         import xarray
 
-        dataset = self.dataset
+        dataset, rows = self.dataset, self.rows(labelled=False)
         coordinates = {
-            "sample": ("row", np.asarray(dataset.sample_digests, dtype=str)),
-            "split": ("row", np.asarray(dataset.splits, dtype=str)),
+            "sample": ("row", np.asarray(dataset.sample_digests, dtype=str)[rows]),
+            "split": ("row", np.asarray(dataset.splits, dtype=str)[rows]),
         }
         labels = self.labels(labelled=False)
         if labels is not None:
             coordinates["label"] = ("row", labels)
         if dataset.groups is not None:
-            coordinates["group"] = ("row", np.asarray(dataset.groups))
+            coordinates["group"] = ("row", np.asarray(dataset.groups)[rows])
         features = (self.group.features.dimension_names, self.dask())
         return xarray.Dataset({"features": features}, coordinates, attrs={"key": str(self.key)})
 

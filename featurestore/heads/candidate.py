@@ -200,6 +200,8 @@ def _candidate(
         "dataset": key.dataset_digest,
         "manifest": features.dataset.manifest_digest,
     }
+    if features.blocks is not None:  # a head on some of the rows is another head
+        identity["blocks"] = list(features.blocks)
     shown = {param: canonical(value, param) for param, value in params.items()}
     head_id = f"{name[:LONGEST_NAME]}-{short(digest_fields(identity))}"
     return Candidate(head_id, name, kind, template, shown, fields)

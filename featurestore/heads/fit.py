@@ -121,9 +121,12 @@ def fit_heads(
     tell = on_event or _ignore
     candidates = [candidate(each, params or {}, features, seed) for each, params in wanted]
     rows = Rows(features)
+    _check_completed(rows)
     heads: dict[str, Head] = {}
     left = list({each.id: each for each in candidates}.values())
     dataset, store = features.dataset, features.store
+    if save and not all(store.has_head(each.id) for each in left):
+        store.check_writable()
     with store.fitting_on(features.key, dataset.name, dataset.manifest_digest):
         # Other processes may fit some of them: those come last, and are then stored.
         while left:
@@ -144,6 +147,8 @@ def fit_heads(
 def _stored_or_fitted(each: Candidate, rows: Rows, seed: int, save: bool, tell: OnEvent) -> Head:
     head = _stored(each, rows.features)
     if head is not None:
+        if save:
+            rows.features.store.settle_head(head.id)
         tell(HeadReused(head.id))
         return head
     head = _fit(each, rows, seed, tell)
@@ -190,6 +195,17 @@ def check_labels(dataset: Dataset) -> None:
         )
 
 
+def _check_completed(rows: Rows) -> None:
+    """Raise HeadError where the rows that exist are too few to learn from."""
+    features = rows.features
+    learnt = len(np.unique(rows.targets("train")))
+    if features.blocks is not None and learnt < (2 if rows.task == "classification" else 1):
+        raise HeadError(
+            f"{features.key}: of {features.group.shape[0]} rows {len(features)} exist, and their "
+            f"training labels are too few to learn from; run `{features.group.extract_command}`"
+        )
+
+
 def _stored(each: Candidate, features: Features) -> Head | None:
     if not features.store.has_head(each.id):
         return None
@@ -203,7 +219,7 @@ def _stored(each: Candidate, features: Features) -> Head | None:
 def _fit(each: Candidate, rows: Rows, seed: int, tell: OnEvent) -> Head:
     started = time.perf_counter()
     tell(HeadStarted(each.id, rows.count("train")))
-    problems: list[str] = _unseen(rows)
+    problems: list[str] = _completed(rows.features) + _unseen(rows)
     history: dict[str, list[float]] = {}
     if each.kind == "keras":
         estimator, history = _fit_keras(each, rows, seed, tell)
@@ -241,6 +257,14 @@ def _columns(estimator: Any, rows: Rows) -> tuple[Any, ...]:
     classes = getattr(estimator, "classes_", None)
     seen = np.unique(rows.labels("train")) if classes is None else np.asarray(classes)
     return tuple(seen.tolist())
+
+
+def _completed(features: Features) -> list[str]:
+    if features.blocks is None:
+        return []
+    return [
+        f"fitted and measured on the {len(features)} of {features.group.shape[0]} rows that existed"
+    ]
 
 
 def _unseen(rows: Rows) -> list[str]:
@@ -317,6 +341,7 @@ def lineage(features: Features, each: Candidate) -> dict[str, Any]:
     from featurestore.versions import versions
 
     key, dataset, provenance = features.key, features.dataset, features.group.provenance
+    partly = {} if features.blocks is None else {"rows": len(features)}
     return {
         "features": {
             "key": str(key),
@@ -325,6 +350,7 @@ def lineage(features: Features, each: Candidate) -> dict[str, Any]:
             "prefix_digest": key.prefix_digest,
             "dataset_digest": key.dataset_digest,
             "dtype": str(features.dtype),
+            **partly,
         },
         "dataset": {
             "name": dataset.name,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import NotFoundError
 from featurestore.features import Features, stored
 from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
@@ -70,14 +69,14 @@ def rank(
     HeadError
         Where the labels teach nothing.
     NotFoundError
-        Where the store has no complete features of the data set, or of the model.
+        Where the store has no features of the data set, or of the model.
+    IncompleteFeaturesError
+        Where none of them are complete; else those that are not are left out.
     """
-    found = [each for each in stored(store, dataset, model=model) if each.complete]
+    asked = stored(store, dataset, model=model)
+    found = [each for each in asked if each.complete]
     if not found:
-        raise NotFoundError(
-            f"no complete features of data set {dataset!r} in {store.location}; "
-            f"run `featurestore extract {dataset} --model M --layer L`"
-        )
+        asked[0].group.require()
     table = []
     for done, features in enumerate(found, 1):
         check_labels(features.dataset)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from featurestore.pipeline.check import check, check_data
 from featurestore.pipeline.events import StageSkipped, StageStarted
 from featurestore.pipeline.spec import HeadSpec, PipelineSpec, PromoteSpec, SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
+from featurestore.scratch import scratch
+from featurestore.store.files import LocalFiles, commit
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -257,7 +258,10 @@ class _Run:
             "dataset": dataset.manifest_digest,
             "prefixes": [backbone.prefix_digest(layer) for layer in layers],
         }
-        return _make_folder(self.runs / self.spec.name / short(digest_fields(identity)))
+        name = Path(self.spec.name, short(digest_fields(identity)))
+        folder = _make_folder(self.runs / name)
+        LocalFiles(str(self.runs)).settle(str(name))
+        return folder
 
 
 def _make_folder(folder: Path) -> Path:
@@ -272,12 +276,10 @@ def _make_folder(folder: Path) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with scratch(beside=path.parent) as folder:
+        part = folder / path.name
         part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        commit(part, path)
 
 
 def _unfreeze(promote: PromoteSpec, head: Head, backbone: Backbone) -> str | int | None:

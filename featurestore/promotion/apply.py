@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.dataset.source import UnreadableError, read_file
 from featurestore.errors import DatasetError, ImageError, InputError
 from featurestore.images import decode
 from featurestore.promotion.predictor import Predictor
@@ -116,10 +117,10 @@ def _prediction(path: str, row: np.ndarray, classes: list[Any]) -> Prediction:
     return Prediction(path, classes[int(row.argmax())], probabilities)
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        return decode(read_file(str(path))[0], then)
+    except UnreadableError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error}") from None
     except ImageError as error:
         raise ImageError(f"cannot decode {str(path)!r}: {error}") from None

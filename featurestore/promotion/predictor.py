@@ -49,13 +49,14 @@ class Predictor:
             weight_bytes,
         )
 
-    def __call__(self, read: Callable[[Any], np.ndarray], items: Any) -> np.ndarray:
+    def __call__(self, read: Callable[[Any, Any], np.ndarray], items: Any) -> np.ndarray:
         """Predict for each item.
 
         Parameters
         ----------
         read : callable
-            From an item to its decoded image, uint8 (height, width, 3); called in threads.
+            From an item, and a function to apply to its decoded image (height, width, 3), to what
+            that gives; called in threads. Such as :meth:`Dataset.image`.
         items : sequence
             Such as row numbers.
 
@@ -74,7 +75,7 @@ class Predictor:
         try:
             for start in range(0, len(items), BATCH):
                 batch = items[start : start + BATCH]
-                waiting.append([pool.submit(self._prepared, read, item) for item in batch])
+                waiting.append([pool.submit(read, item, self.resize) for item in batch])
                 if len(waiting) > BATCHES_AHEAD:
                     predict_next()
             while waiting:
@@ -82,9 +83,6 @@ class Predictor:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         return np.concatenate(parts) if parts else np.zeros((0, self._columns), np.float32)
-
-    def _prepared(self, read: Callable[[Any], np.ndarray], item: Any) -> np.ndarray:
-        return self.resize(read(item))
 
 
 def _resizing(model: keras.Model) -> keras.layers.Resizing:

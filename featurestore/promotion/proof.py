@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from featurestore.promotion.events import OnEvent, Proved
 from featurestore.promotion.fuse import Fused, with_scores
 from featurestore.promotion.parity import Parity, compare, require, storage_tolerance
 from featurestore.promotion.saved import load_model, save_model
+from featurestore.scratch import scratch
 
 if TYPE_CHECKING:
     import keras
@@ -92,8 +91,8 @@ def prove(
         return parity
 
     parity = check(fused.model, "the fused model")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
+    with scratch() as folder:
+        path = folder / "model.keras"
         save_model(fused.model, path, metadata)
         check(load_model(path)[0], "the saved file, loaded anew,")
     return parity

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone.graph import one_line
 from featurestore.errors import InputError, nearest
+from featurestore.scratch import scratch
+from featurestore.store.files import commit
 
 if TYPE_CHECKING:
     import keras
@@ -40,20 +42,17 @@ def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -
         written to. What was there before is left as it was.
     """
     path = check_target(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.keras")
     try:
-        type(model).save(model, part)
-        with zipfile.ZipFile(part, "a") as archive:
-            archive.writestr(MEMBER, json.dumps(metadata, indent=2, ensure_ascii=False))
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with scratch(beside=path.parent) as folder:
+            part = folder / path.name
+            type(model).save(model, part)
+            with zipfile.ZipFile(part, "a") as archive:
+                archive.writestr(MEMBER, json.dumps(metadata, indent=2, ensure_ascii=False))
+            commit(part, path)
     except OSError as error:
         raise InputError(
             f"cannot write {str(path)!r}: {error.strerror or one_line(error)}"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_target(path: str | Path) -> Path:

@@ -85,7 +85,7 @@ class LabelledImages(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        images = np.stack([self._resize(self._dataset.image(int(row))) for row in rows])
+        images = np.stack([self._dataset.image(int(row), self._resize) for row in rows])
         return images, self._dataset.targets[rows]
 
     def on_epoch_begin(self) -> None:

@@ -57,26 +57,26 @@ def block_rows(row_bytes: int) -> int:
     return int(min(MOST_ROWS, 2 ** math.floor(math.log2(fitting))))
 
 
-def encode(rows: np.ndarray, path: str) -> bytes:
+def encode(rows: np.ndarray, address: str) -> bytes:
     """Encode a chunk: little-endian values in zstd, where it belongs, and the CRC-32C of both."""
     import google_crc32c
     from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
-    packed = bytes(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(rows))) + _address(path)
+    packed = bytes(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(rows))) + _frame(address)
     checksum: int = google_crc32c.value(packed)
     return packed + checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
-def _address(path: str) -> bytes:
-    """Return a frame that decoders skip (RFC 8878, section 3.1.2), with a digest of the path.
+def _frame(address: str) -> bytes:
+    """Return a frame that decoders skip (RFC 8878, section 3.1.2), with a digest of the address.
 
     A sound chunk in the place of another is found by it: a misdirected write, a copied file.
     """
-    content = row_id(digest_bytes(path.encode()))
+    content = row_id(digest_bytes(address.encode()))
     return ADDRESS_MAGIC + len(content).to_bytes(4, "little") + content
 
 
-def unwrap(data: bytes, path: str) -> np.ndarray:
+def unwrap(data: bytes, address: str) -> np.ndarray:
     """Check that a chunk is as written, and there; return its zstd frames.
 
     Raises
@@ -92,14 +92,14 @@ def unwrap(data: bytes, path: str) -> np.ndarray:
     found = int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
     if found != stored:
         raise ValueError(f"checksum {found.hex()} found, {stored.hex()} expected")
-    address = _address(path)
-    tail = packed[-len(address) :].tobytes()
-    if tail[: len(ADDRESS_MAGIC)] == ADDRESS_MAGIC and tail != address:
+    frame = _frame(address)
+    tail = packed[-len(frame) :].tobytes()
+    if tail[: len(ADDRESS_MAGIC)] == ADDRESS_MAGIC and tail != frame:
         raise ValueError("it is another array's or another place's chunk")
     return packed
 
 
-def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, path: str) -> np.ndarray:
+def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, address: str) -> np.ndarray:
     """Decode a chunk; ValueError with the reason where the bytes are not those written.
 
     Returns
@@ -109,7 +109,7 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, path: str) -> n
     """
     from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
-    packed = unwrap(data, path)
+    packed = unwrap(data, address)
     found, expected = _frame_size(packed), math.prod(shape) * dtype.itemsize
     if found is None:
         raise ValueError("no Zstandard frame that tells its size")
@@ -192,6 +192,13 @@ class BlockArray:
         """Path of a block's file: ``c.<block>.0.0…``, all in one folder."""
         return f"{self.path}/c.{block}" + ".0" * (len(self.shape) - 1)
 
+    def address(self, block: int) -> str:
+        """Return what a block is marked with: its place, and its type.
+
+        Where float32 features replace float16 ones, blocks of both have the same places and sizes.
+        """
+        return f"{self.file(block)} {self.dtype}"
+
     def exists(self, block: int) -> bool:
         """Whether a block's file exists."""
         return self.files.is_file(self.file(block))
@@ -231,7 +238,7 @@ class BlockArray:
             whole = np.zeros((self.block_rows, *self.shape[1:]), dtype=self.dtype)
             whole[: len(rows)] = rows
             rows = whole
-        self.files.write(self.file(block), encode(rows, self.file(block)))
+        self.files.write(self.file(block), encode(rows, self.address(block)))
 
     def read(self, block: int) -> np.ndarray:
         """Read one block: FileNotFoundError where it does not exist, ValueError where damaged.
@@ -242,7 +249,7 @@ class BlockArray:
             Not writeable.
         """
         data = self.files.read(self.file(block))
-        whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self.file(block))
+        whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self.address(block))
         return whole[: len(self.span(block))]
 
     def damage(self, block: int) -> str | None:
@@ -315,11 +322,11 @@ def open_array(files: Files, path: str) -> tuple[BlockArray, dict[str, Any]]:
             "and the codecs bytes, zstd, crc32c (docs/format.md)"
         )
     array = BlockArray(files, path, shape, dtype, chunk[0], dimensions)
-    _check_sizes(array)
+    check_sizes(array)
     return array, attributes
 
 
-def _check_sizes(array: BlockArray) -> None:
+def check_sizes(array: BlockArray) -> None:
     """Refuse what no writer would have made, before something of that size is allocated."""
     rows, row_bytes = array.block_rows, math.prod(array.shape[1:]) * array.dtype.itemsize
     sound = (

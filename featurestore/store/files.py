@@ -25,7 +25,7 @@ PARTIAL = ".partial"
 LOCK = "lock"
 
 # What a file system answers that cannot flush a folder: nothing is left to be done there.
-_NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+_NO_FOLDER_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS)
 
 
 class Files(Protocol):
@@ -44,6 +44,9 @@ class Files(Protocol):
 
     def make_folder(self, path: str) -> None:
         """Make a folder, and those above it, where there is none; durable when this returns."""
+
+    def settle(self, path: str) -> None:
+        """Make what a folder and those above it list durable, whoever wrote it."""
 
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; ``[]`` where there is none."""
@@ -100,6 +103,11 @@ _MEND = {
     errno.EDQUOT: "make room",
     errno.EIO: "check the disk",
     errno.EROFS: "make it writable",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EMFILE: "raise the limit on open files",
+    errno.ENODEV: "bring its disk back",
+    errno.ENXIO: "bring its disk back",
+    errno.ESTALE: "bring its disk back",
     errno.ENAMETOOLONG: "choose a shorter path with --store",
 }
 
@@ -138,13 +146,22 @@ def _write(path: Path, data: bytes) -> None:
 
 
 _BINARY = getattr(os, "O_BINARY", 0)
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def _unless_gone(error: OSError) -> None:
+    if error.errno not in _NO_SUCH_FILE:
+        raise error
 
 
 def _flush_folder(folder: Path) -> None:
     """Make what a folder lists durable."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # One may write to a folder that one may not list.
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -202,14 +219,11 @@ class LocalFiles:
             try:
                 _write(partial, data)
                 os.replace(partial, final)
-            except FileNotFoundError as error:
-                raise StoreError(
-                    f"cannot write {self._shown(path)}: its folder is gone; bring the disk or the "
-                    "folder back, then run the command again: it resumes"
-                ) from error
-            except BaseException:
+            except BaseException as error:
                 with suppress(OSError):
                     os.unlink(partial)
+                if isinstance(error, FileNotFoundError):
+                    raise self._gone("write", path) from error
                 raise
             _flush_folder(final.parent)
 
@@ -217,24 +231,39 @@ class LocalFiles:
         """Make a folder, and those above it, where there is none."""
         folder = self._root / path
         with _explained("make", self._shown(path)):
-            if self._mounted is None:
+            if self._mounted is not None:
+                self._check_mounted()
+                self._check_inside(folder)
+            try:
                 self._make(folder)
-                self._mounted = self._identity()
-                return
-            if self._identity() != self._mounted:
-                raise StoreError(
-                    f"{self.location} is no longer the folder that was opened; bring its disk "
-                    "back, then run the command again: it resumes"
-                )
-            self._check_inside(folder)
-            self._make(folder)
+            except FileNotFoundError as error:
+                raise self._gone("make", path) from error
+            self._mounted = self._mounted or self._identity()
+
+    def settle(self, path: str) -> None:
+        """Make what a folder and those above it list durable, whoever wrote it."""
+        folder = self._root / path
+        with _explained("flush", self._shown(path)):
+            for each in (folder, *folder.parents):
+                _flush_folder(each)
+                if each == self._root.parent:
+                    return
+
+    def _gone(self, verb: str, path: str) -> StoreError:
+        return StoreError(
+            f"cannot {verb} {self._shown(path)}: its folder is gone; bring the disk or the folder "
+            "back, then run the command again: it resumes"
+        )
 
     def _make(self, folder: Path) -> None:
-        if folder.is_dir():
+        there = folder.is_dir()
+        if there and folder != self._root and self._root not in folder.parents:
             return
         self._make(folder.parent)
-        with suppress(FileExistsError):
-            os.mkdir(folder)
+        if not there:
+            with suppress(FileExistsError):
+                os.mkdir(folder)
+        # Flushed in any case: who made it may have been killed before.
         _flush_folder(folder.parent)
 
     def _identity(self) -> tuple[int, int] | None:
@@ -244,6 +273,13 @@ class LocalFiles:
         except OSError:
             return None
         return found.st_dev, found.st_ino
+
+    def _check_mounted(self) -> None:
+        if self._mounted is not None and self._identity() != self._mounted:
+            raise StoreError(
+                f"{self.location} is no longer the folder that was opened; bring its disk back, "
+                "then run the command again: it resumes"
+            )
 
     def _check_inside(self, folder: Path) -> None:
         """Refuse a link that leads out: the files there are not the store's to change."""
@@ -264,19 +300,30 @@ class LocalFiles:
 
     def is_file(self, path: str) -> bool:
         """Whether a file of this path exists."""
-        return (self._root / path).is_file()
+        return self._file_size(path) is not None
+
+    def _file_size(self, path: str) -> int | None:
+        with _explained("look at", self._shown(path)):
+            try:
+                found = os.stat(self._root / path)
+            except OSError as error:
+                if error.errno in _NO_SUCH_FILE:
+                    return None
+                raise
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a path (or of the file itself), by path; links not followed."""
-        top = self._root / path
-        if top.is_file():
-            return {path: top.stat().st_size}
+        own = self._file_size(path)
+        if own is not None:
+            return {path: own}
         sizes = {}
-        for folder, _, names in os.walk(top):
-            for name in names:
-                each = Path(folder, name)
-                with suppress(FileNotFoundError):  # Another process renamed or removed it.
-                    sizes[each.relative_to(self._root).as_posix()] = each.lstat().st_size
+        with _explained("list", self._shown(path)):
+            for folder, _, names in os.walk(self._root / path, onerror=_unless_gone):
+                for name in names:
+                    each = Path(folder, name)
+                    with suppress(FileNotFoundError):  # Another process renamed or removed it.
+                        sizes[each.relative_to(self._root).as_posix()] = os.lstat(each).st_size
         return sizes
 
     def remove(self, path: str) -> None:
@@ -306,6 +353,7 @@ class LocalFiles:
         self, names: Sequence[str], *, shared: bool = False, wait: bool = True
     ) -> AbstractContextManager[bool]:
         """Hold locks on names among all processes; gives whether they are held."""
+        self._check_mounted()
         return self._locks.hold(names, shared=shared, wait=wait)
 
     def zarr(self) -> ZarrStore:
@@ -369,6 +417,9 @@ class RemoteFiles:
         """Make a folder where the place has such."""
         with _explained("make", self._shown(path), Exception):
             self._fs.makedirs(self._full(path), exist_ok=True)
+
+    def settle(self, path: str) -> None:
+        """Do nothing: what was PUT is there."""
 
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; ``[]`` where there is none."""

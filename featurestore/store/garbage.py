@@ -141,9 +141,11 @@ def _lock(item: Garbage) -> str:
 
 def remove(files: Files, items: Sequence[Garbage]) -> int:
     """Remove what is still garbage and what nobody works on; return the bytes freed."""
-    return sum(
-        _remove(files, items[start : start + _AT_ONCE]) for start in range(0, len(items), _AT_ONCE)
-    )
+    # Last, and apart: removing a group takes the lock of the folders above it for itself.
+    above = [item for item in items if _lock(item) == groups.FOLDER]
+    rest = [item for item in items if item not in above]
+    parts = [rest[start : start + _AT_ONCE] for start in range(0, len(rest), _AT_ONCE)]
+    return sum(_remove(files, part) for part in [*parts, above] if part)
 
 
 def _remove(files: Files, items: Sequence[Garbage]) -> int:
@@ -197,9 +199,11 @@ def remove_group(files: Files, path: str) -> int:
         files.prune(folder)
     freed += sum(ours.values())
     layer = path.rpartition("/")[0]
-    for parent in (layer, layer.rpartition("/")[0]):
-        if set(files.names(parent)) <= {METADATA}:
-            freed += _remove_ours(files, parent, _METADATA)
+    # Lest a group be created below them at this moment.
+    with files.hold([groups.FOLDER]):
+        for parent in (layer, layer.rpartition("/")[0]):
+            if set(files.names(parent)) <= {METADATA}:
+                freed += _remove_ours(files, parent, _METADATA)
     return freed
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from featurestore.store.blocks import (
     METADATA,
     BlockArray,
     block_rows,
+    check_sizes,
     open_array,
     read_json,
     write_array,
@@ -195,29 +195,82 @@ def open_group(files: Files, key: FeatureKey) -> FeatureGroup:
 
 def open_path(files: Files, path: str) -> FeatureGroup | None:
     """Open what lies at a path below ``features/``; None where no group was created."""
-    try:
-        features, _ = open_array(files, f"{FOLDER}/{path}/{FEATURES}")
-    except FileNotFoundError:
+    if not created(files, path):
         return None
+    group, wrong = documents(files, path)
+    for error in wrong.values():
+        if not created(files, path):
+            return None  # Removed in the meantime.
+        raise error
+    return group
+
+
+def documents(files: Files, path: str) -> tuple[FeatureGroup | None, dict[str, StoreError]]:
+    """Read the three documents of a group, each of which the others can give again.
+
+    Returns
+    -------
+    group : FeatureGroup or None
+        As its sound documents tell of it; None where they do not.
+    wrong : dict of str to StoreError
+        What is wrong with a document, by its path.
+    """
+    told: list[FeatureGroup] = []
+    wrong: dict[str, StoreError] = {}
+
+    def attempt(document: str, read: Callable[[], FeatureGroup]) -> None:
+        try:
+            told.append(read())
+        except FileNotFoundError:
+            wrong[document] = DamagedError(f"{files.location}/{document} does not exist; {MEND}")
+        except StoreError as error:
+            wrong[document] = error
+
+    def of_array() -> FeatureGroup:
+        array, attributes = open_array(files, f"{where}/{FEATURES}")
+        return _agreeing(_described(files, path, attributes), array)
+
+    def of_sample() -> FeatureGroup:
+        return _agreeing(told[0], open_array(files, f"{where}/{SAMPLE}")[0])
+
+    def of_group() -> FeatureGroup:
+        group = _described(files, path, _read(files, path))
+        return _agreeing(group, told[0].features) if told else group
+
+    where = f"{FOLDER}/{path}"
+    attempt(f"{where}/{FEATURES}/{METADATA}", of_array)
+    attempt(f"{where}/{METADATA}", of_group)
+    if told:
+        attempt(f"{where}/{SAMPLE}/{METADATA}", of_sample)
+    return told[0] if told else None, wrong
+
+
+def _described(files: Files, path: str, attributes: dict[str, Any]) -> FeatureGroup:
+    """Return the group that attributes tell of: StoreFormatError, DamagedError."""
+    where = f"{FOLDER}/{path}"
+    key = _key(attributes, path, f"{files.location}/{where}")
     try:
-        attributes = _read(files, path)
-        key = _key(attributes, path, f"{files.location}/{FOLDER}/{path}")
-        sample, _ = open_array(files, f"{FOLDER}/{path}/{SAMPLE}")
-    except FileNotFoundError as error:
+        layout = attributes["features"]
+        shape, dtype = tuple(layout["shape"]), np.dtype(layout["dtype"])
+        rows, names = layout["block_rows"], dimension_names(len(shape))
+        features = BlockArray(files, f"{where}/{FEATURES}", shape, dtype, rows, names)
+        check_sizes(features)
+    except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(
-            f"{files.location}/{FOLDER}/{path} lacks a {METADATA}; {MEND}"
+            f"{files.location}/{where}/{METADATA} tells of no array ({error!r}); {MEND}"
         ) from error
-    if sample != _sample_array(files, f"{FOLDER}/{path}", features.shape[0]):
+    return FeatureGroup(key, attributes, features, _sample_array(files, where, shape[0]))
+
+
+def _agreeing(group: FeatureGroup, array: BlockArray) -> FeatureGroup:
+    """Return a group that has this array; DamagedError where it has another."""
+    expected = group.features if array.path == group.features.path else group.sample
+    if array != expected:
         raise DamagedError(
-            f"{files.location}/{FOLDER}/{path}: `sample` has the shape {sample.shape} beside "
-            f"features of {features.shape}; {MEND}"
+            f"{array.files.location}/{array.path} has the layout {_layout(array)}, its group tells "
+            f"of {_layout(expected)}; {MEND}"
         )
-    if attributes.get("features") != _layout(features):
-        raise DamagedError(
-            f"{files.location}/{FOLDER}/{path}: the group tells of {attributes.get('features')}, "
-            f"its array is {_layout(features)}; move the folder away and extract again"
-        )
-    return FeatureGroup(key, attributes, features, sample)
+    return group
 
 
 def read_key(files: Files, path: str) -> FeatureKey:
@@ -359,44 +412,19 @@ def mend(files: Files, path: str) -> None:
         Where too much of it is damaged.
     """
     where = f"{FOLDER}/{path}"
-    array: BlockArray | None = None
-    attributes: dict[str, Any] | None = None
-    with suppress(StoreError, FileNotFoundError):
-        array, attributes = open_array(files, f"{where}/{FEATURES}")
-    with suppress(StoreError, FileNotFoundError):
-        attributes = _read(files, path)
-    if attributes is None:
-        raise DamagedError(
-            f"{files.location}/{where}: the metadata of the group and of its features are both "
-            "damaged; move the folder away and run `featurestore extract`"
-        )
-    _key(attributes, path, f"{files.location}/{where}")
-    if array is None:
-        layout = attributes["features"]
-        shape = tuple(layout["shape"])
-        array = BlockArray(
-            files,
-            f"{where}/{FEATURES}",
-            shape,
-            np.dtype(layout["dtype"]),
-            layout["block_rows"],
-            dimension_names(len(shape)),
-        )
-    with files.hold([f"{where}/{FEATURES}/{METADATA}"]):
-        if _damaged(lambda: read_key(files, path)):
-            write_json(files, f"{where}/{METADATA}", group_document(attributes))
-        if _damaged(lambda: open_array(files, f"{where}/{SAMPLE}")):
-            write_array(_sample_array(files, where, array.shape[0]), {})
-        if _damaged(lambda: open_array(files, array.path)):
-            write_array(array, attributes)
-
-
-def _damaged(read: Callable[[], Any]) -> bool:
-    try:
-        read()
-    except (FileNotFoundError, StoreError):
-        return True
-    return False
+    with files.hold([where], shared=True), files.hold([f"{where}/{FEATURES}/{METADATA}"]):
+        group, wrong = documents(files, path)
+        if group is None:
+            raise DamagedError(
+                f"{files.location}/{where}: the metadata of the group and of its features are both "
+                "damaged; move the folder away and run `featurestore extract`"
+            )
+        if f"{where}/{METADATA}" in wrong:
+            write_json(files, f"{where}/{METADATA}", group_document(group.attrs))
+        if f"{group.sample.path}/{METADATA}" in wrong:
+            write_array(group.sample, {})
+        if f"{group.features.path}/{METADATA}" in wrong:
+            write_array(group.features, group.attrs)
 
 
 def documents_above(files: Files) -> dict[str, dict[str, Any]]:

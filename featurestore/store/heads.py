@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from featurestore.digests import digest_bytes, is_digest
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
 from featurestore.store.blocks import read_json, write_json
-from featurestore.store.files import Files
+from featurestore.store.files import PARTIAL, Files
+from featurestore.store.groups import FOLDER as GROUPS
 from featurestore.store.groups import Damaged
 from featurestore.store.key import encode_segment, name_of
 
@@ -32,6 +34,7 @@ def save(
     with files.hold([place]):
         if exists(files, head_id):
             if not list(check(files, head_id)):
+                files.settle(place)
                 return
             # Taken back first, lest a kill leave the document with other files.
             files.remove(f"{place}/{META}")
@@ -43,6 +46,15 @@ def save(
             files.write(f"{place}/{name}", data)
             listing[name] = {"bytes": len(data), "digest": digest_bytes(data)}
         write_json(files, f"{place}/{META}", {**meta, "id": head_id, "files": listing})
+
+
+def check_writable(files: Files) -> None:
+    """Write a block of a disk and remove it: StoreError where that cannot be."""
+    probe = f"{FOLDER}/probe.{uuid.uuid4().hex}{PARTIAL}"
+    with files.hold([GROUPS], shared=True):  # Lest gc take it for what a kill left.
+        files.make_folder(FOLDER)
+        files.write(probe, bytes(4096))
+        files.remove(probe)
 
 
 def _is_file_name(name: str) -> bool:

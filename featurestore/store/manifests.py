@@ -65,54 +65,70 @@ def manifest_path(name: str, manifest_digest: str) -> str:
 def add(files: Files, dataset: Dataset) -> DatasetEntry:
     """Write a manifest and make it the current one of its name.
 
-    A manifest that is there already is written again, for the paths in it may have changed:
-    they are no part of its digest.
+    A manifest that is there already is written again if the paths in it have changed: they are no
+    part of its digest. Where nothing at all has, nothing is written, so that a store that is
+    read-only will do.
     """
     folder = f"{FOLDER}/{encode_segment(dataset.name)}"
+    current = _unchanged(files, dataset)
+    if current is not None:
+        files.settle(folder)
+        return current
     path = manifest_path(dataset.name, dataset.manifest_digest)
-    with files.hold([folder, path]):
+    added = _now()
+    # Others may fit heads on this manifest, and only a removal would harm them.
+    with files.hold([folder]), files.hold([path], shared=True):
         files.make_folder(folder)
-        files.write(path, dataset.to_parquet())
-        return _make_current(files, dataset)
+        files.write(path, dataset.to_parquet(added))
+        return _make_current(files, dataset, added)
 
 
-def _make_current(files: Files, dataset: Dataset) -> DatasetEntry:
-    entry = DatasetEntry(
+def _unchanged(files: Files, dataset: Dataset) -> DatasetEntry | None:
+    """Return the entry of a data set that is current as it is, the last added of its source."""
+    with suppress(StoreError, FileNotFoundError):
+        current = entry(files, dataset.name)
+        path = manifest_path(dataset.name, dataset.manifest_digest)
+        if (
+            current == _entry(dataset, current.added)
+            and (current.source is None or at(files, current.source) == current)
+            and files.read(path) == dataset.to_parquet(current.added)
+        ):
+            return current
+    return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _entry(dataset: Dataset, added: str) -> DatasetEntry:
+    return DatasetEntry(
         name=dataset.name,
         source=dataset.source,
         rows=len(dataset),
         digest=dataset.digest,
         manifest_digest=dataset.manifest_digest,
-        added=datetime.now(UTC).isoformat(timespec="seconds"),
+        added=added,
         options=dataset.options,
     )
+
+
+def _make_current(files: Files, dataset: Dataset, added: str) -> DatasetEntry:
+    entry = _entry(dataset, added)
     write_json(files, f"{FOLDER}/{encode_segment(dataset.name)}/{CURRENT}", asdict(entry))
     return entry
 
 
 def restore(files: Files, dataset: Dataset) -> bool:
-    """Write anew what is damaged of the current state, where this is it; return whether it is."""
+    """Write a data set's current manifest anew, if this is it; return whether it is."""
     path = manifest_path(dataset.name, dataset.manifest_digest)
-    with files.hold([f"{FOLDER}/{encode_segment(dataset.name)}", path]):
-        try:
-            pointer = entry(files, dataset.name)
-            known = pointer.manifest_digest == dataset.manifest_digest
-        except StoreError:
-            # Which was current is lost; a state that was kept and that the images have is as good.
-            pointer, known = None, path.rpartition("/")[2] in stored(files, dataset.name)
-        if known and not _is_sound(files, path):
-            files.write(path, dataset.to_parquet())
-        if known and pointer is None:
-            _make_current(files, dataset)
-    return known
-
-
-def _is_sound(files: Files, path: str) -> bool:
-    try:
-        _load_file(files, path)
-    except (FileNotFoundError, StoreError):
-        return False
-    return True
+    folder = f"{FOLDER}/{encode_segment(dataset.name)}"
+    with files.hold([folder]), files.hold([path], shared=True):
+        current = entry(files, dataset.name)
+        same = current.manifest_digest == dataset.manifest_digest
+        if same:
+            files.write(path, dataset.to_parquet(current.added))
+    return same
 
 
 def names(files: Files) -> list[str]:
@@ -238,15 +254,6 @@ def check(files: Files, name: str) -> Iterator[tuple[str, str]]:
             yield f"{folder}/{file}", str(error)
 
 
-def states(files: Files, name: str) -> list[Dataset]:
-    """Load the manifests that are kept of a data set, but for the damaged ones."""
-    found = []
-    for file in stored(files, name):
-        with suppress(StoreError, FileNotFoundError):
-            found.append(_load_file(files, f"{FOLDER}/{encode_segment(name)}/{file}"))
-    return found
-
-
 def _load_file(files: Files, path: str) -> Dataset:
     from featurestore.dataset import Dataset
 
@@ -263,25 +270,42 @@ def of(files: Files, digest: str) -> Dataset | None:
             with suppress(StoreError):
                 return load(files, found.name, found.manifest_digest)
     for name in names(files):
-        for dataset in states(files, name):
-            if dataset.digest == digest:
-                return dataset
+        for file in stored(files, name):
+            with suppress(StoreError, FileNotFoundError):
+                dataset = _load_file(files, f"{FOLDER}/{encode_segment(name)}/{file}")
+                if dataset.digest == digest:
+                    return dataset
     return None
 
 
 def mend(files: Files, name: str) -> None:
-    """Make the one manifest that is kept the current one, where nothing else says which is.
+    """Make the manifest that was added last the current one, where nothing else says which is.
 
     Raises
     ------
-    StoreError
-        Where several are kept, or none is sound.
+    DamagedError
+        Where a manifest is damaged, for it may be that one, or where they do not tell.
     """
-    try:
-        entry(files, name)
-        return
-    except StoreError:
-        found = stored(files, name)
-        if len(found) != 1:
-            raise
-    restore(files, _load_file(files, f"{FOLDER}/{encode_segment(name)}/{found[0]}"))
+    folder = f"{FOLDER}/{encode_segment(name)}"
+    with files.hold([folder]):
+        try:
+            entry(files, name)
+            return
+        except StoreError as error:
+            paths = [f"{folder}/{file}" for file in stored(files, name)]
+            kept = {_added(files, path): path for path in paths}
+            if len(kept) < len(paths) or not kept:
+                raise DamagedError(
+                    f"which of {len(paths)} manifests of {name!r} is current is not known any "
+                    "more; run `featurestore scan` on the images"
+                ) from error
+        added, path = max(kept.items())
+        _make_current(files, _load_file(files, path), added or _now())
+
+
+def _added(files: Files, path: str) -> str:
+    """Tell when a manifest was added last; ``""`` where it does not say."""
+    from featurestore.dataset import manifest
+
+    _load_file(files, path)
+    return str(manifest.read(files.read(path))[1].get("added") or "")

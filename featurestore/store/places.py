@@ -8,9 +8,9 @@ from typing import Literal
 
 from featurestore.errors import StoreError
 from featurestore.store import groups, heads, manifests
-from featurestore.store.blocks import METADATA, BlockArray, open_array, read_json, write_json
+from featurestore.store.blocks import BlockArray, read_json, write_json
 from featurestore.store.files import Files
-from featurestore.store.group import FEATURES, SAMPLE, is_ascending
+from featurestore.store.group import is_ascending
 from featurestore.store.key import KeyPath, encode_segment
 
 Kind = Literal["store", "features", "dataset", "head"]
@@ -111,28 +111,19 @@ def _documents(files: Files) -> Iterator[tuple[str, str]]:
 
 def _features(files: Files, place: Place) -> Iterator[Damage]:
     """Check a feature group, what is sound of it even where some of its metadata is not."""
-    arrays: dict[str, BlockArray] = {}
-    for name in (FEATURES, SAMPLE):
-        path = f"{place.path}/{name}"
-        try:
-            arrays[name] = open_array(files, path)[0]
-        except (FileNotFoundError, StoreError) as error:
-            yield Damage(place.name, f"{path}/{METADATA}", _reason(error))
-    try:
-        if len(arrays) == 2:
-            groups.open_path(files, place.path.partition("/")[2])
-        else:
-            read_json(files, f"{place.path}/{METADATA}")
-    except (FileNotFoundError, StoreError) as error:
-        yield Damage(place.name, f"{place.path}/{METADATA}", _reason(error))
-    for name, array in arrays.items():
+    group, wrong = groups.documents(files, place.path.partition("/")[2])
+    for path, error in wrong.items():
+        yield Damage(place.name, path, _reason(error))
+    if group is None:
+        return
+    for array in (group.features, group.sample):
         for block in range(array.count):
             reason = array.damage(block)
-            if reason is None and name == SAMPLE:
+            if reason is None and array is group.sample:
                 reason = _sample_reason(array, block)
             if reason:
                 span = array.span(block)
-                number = block if name == FEATURES else None
+                number = block if array is group.features else None
                 rows = (span.start, span.stop - 1)
                 yield Damage(place.name, array.file(block), reason, number, rows)
 
@@ -158,8 +149,9 @@ def mend(files: Files, place: Place) -> None:
     if place.kind == "features":
         groups.mend(files, place.path.partition("/")[2])
     elif place.kind == "store":
-        for path, document in groups.documents_above(files).items():
-            if path in dict(_documents(files)):
-                write_json(files, path, document)
+        with files.hold([groups.FOLDER]):
+            for path, document in groups.documents_above(files).items():
+                if path in dict(_documents(files)):
+                    write_json(files, path, document)
     elif place.kind == "dataset":
         manifests.mend(files, place.name.partition("/")[2])

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DamagedError, NotFoundError, StoreFormatError
+from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
 from featurestore.store import garbage, groups, heads, manifests, places
 from featurestore.store.blocks import CHECK, METADATA, read_json, write_json
 from featurestore.store.files import LOCK, PARTIAL, Files, open_files
 from featurestore.store.garbage import Garbage
-from featurestore.store.group import FeatureGroup
+from featurestore.store.group import FEATURES, SAMPLE, FeatureGroup
 from featurestore.store.groups import Damaged
 from featurestore.store.key import FeatureKey
 from featurestore.store.manifests import DatasetEntry
@@ -66,6 +66,8 @@ class FeatureStore:
         try:
             document = read_json(self._files, root)
         except FileNotFoundError:
+            if self._holds_anything():
+                return
             self._refuse_foreign()
             if not create:
                 raise NotFoundError(
@@ -74,26 +76,33 @@ class FeatureStore:
             self._files.make_folder(groups.FOLDER)
             with self._files.hold([groups.FOLDER]):
                 write_json(self._files, root, groups.documents_above(self._files)[root])
-        except DamagedError as error:
+        except StoreError as error:
             self._refuse_other_zarr(root)
-            # What is sound tells its own format: one damaged file does not take all away.
-            if not (self.keys() or self.datasets() or self.heads()):
+            if self._holds_anything():
+                return
+            if isinstance(error, DamagedError):
                 found = str(error).rpartition(";")[0]
                 raise DamagedError(
                     f"{found}, and nothing else there is sound; bring back a copy, or move "
                     f"{self.location} away"
                 ) from error
+            raise
         else:
             groups.check_format(document.get("attributes") or {}, self.location)
 
+    def _holds_anything(self) -> bool:
+        """Whether anything is sound: it tells its own format, so that no root takes all away."""
+        return bool(self.keys() or self.datasets() or self.heads())
+
     def _refuse_other_zarr(self, root: str) -> None:
         """Refuse a Zarr hierarchy that is none of a feature store, rather than call it damaged."""
-        with suppress(ValueError):
+        document = None
+        with suppress(ValueError, StoreError):
             document = json.loads(self._files.read(root))
-            if isinstance(document, dict) and "node_type" in document:
-                attributes = document.get("attributes") or {}
-                if CHECK not in attributes:
-                    groups.check_format({}, self.location)
+        if isinstance(document, dict) and "node_type" in document:
+            attributes = document.get("attributes") or {}
+            if CHECK not in attributes:
+                groups.check_format({}, self.location)
 
     def _refuse_foreign(self) -> None:
         if self._files.is_file(""):
@@ -105,7 +114,8 @@ class FeatureStore:
         if all(name.endswith(PARTIAL) for name in self._files.names(groups.FOLDER)):
             # What a first write that was killed leaves behind.
             names.discard(groups.FOLDER)
-        if names:
+        # Another process may just have made the store.
+        if names and not self._files.is_file(f"{groups.FOLDER}/{METADATA}"):
             shown = ", ".join(sorted(names)[:3])
             raise StoreFormatError(
                 f"{self.location} is not empty and no store (it holds {shown}, and no "
@@ -201,6 +211,11 @@ class FeatureStore:
         names = [f"{groups.FOLDER}/{key.path}" for key in keys]
         with self._files.hold(names, shared=True):
             yield
+
+    def settle(self, key: FeatureKey) -> None:
+        """Make a feature group durable whoever wrote it: its writer may have died before it did."""
+        for name in (SAMPLE, FEATURES):
+            self._files.settle(f"{groups.FOLDER}/{key.path}/{name}")
 
     @property
     def shares_work(self) -> bool:
@@ -351,18 +366,8 @@ class FeatureStore:
         """Load a data set by the digest of its samples: a current one, else any that is kept."""
         return manifests.of(self._files, digest)
 
-    def states(self, name: str) -> list[Dataset]:
-        """Load what is kept of a data set, current and former states, but for damaged ones."""
-        return manifests.states(self._files, name)
-
     def restore_dataset(self, dataset: Dataset) -> bool:
-        """Write anew what is damaged of a data set's current state, where this is that state.
-
-        Returns
-        -------
-        bool
-            Whether it is.
-        """
+        """Write a data set's current manifest anew, if this is it; return whether it is."""
         return manifests.restore(self._files, dataset)
 
     def has_dataset(self, name: str) -> bool:
@@ -405,6 +410,14 @@ class FeatureStore:
     def head_file(self, head_id: str, name: str) -> bytes:
         """Read one of a head's files, checked against its digest: NotFoundError, DamagedError."""
         return heads.file(self._files, head_id, name)
+
+    def settle_head(self, head_id: str) -> None:
+        """Make a head durable whoever wrote it; as `settle`."""
+        self._files.settle(heads.folder(head_id))
+
+    def check_writable(self) -> None:
+        """Raise StoreError where no head could be saved, before one is fitted."""
+        heads.check_writable(self._files)
 
     def claim_head(self, head_id: str, *, wait: bool = False) -> AbstractContextManager[bool]:
         """Take a head to fit, so that no other process fits it too; as `claim`."""

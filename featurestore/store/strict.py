@@ -37,7 +37,7 @@ class StrictStore(WrapperStore[Any]):
             if value is None:
                 raise self._group.incomplete([block])
             try:
-                unwrap(value.to_bytes(), key)
+                unwrap(value.to_bytes(), self._group.features.address(block))
             except ValueError as error:
                 raise self._group.damaged(block, str(error)) from error
         return value

@@ -63,6 +63,22 @@ def test_reductions_are_over_all_axes_but_sample_and_channel(backbone, batch):
     np.testing.assert_array_equal(largest, whole.max(axis=(1, 2)))
 
 
+@pytest.mark.parametrize("refs", [["root:max"], ["root:avg"], ["root", "root:avg", "root:max"]])
+def test_a_reduction_keeps_nan(batch, refs):
+    """TensorFlow compiles max(sqrt(x)) to sqrt(max(x)), where the NaN of -1 would be lost."""
+    images = np.minimum(batch, 250)
+    images[1, 2, 3, 0] = 255
+    image = keras.Input((16, 16, 3))
+    root = layers.Identity(name="root")(keras.ops.sqrt(254.0 - image))
+    backbone = Backbone.from_model(keras.Model(image, root), name="m", scaling="none")
+    for compute in (backbone.forward(refs), backbone.reference(refs)):
+        for found in compute(images):
+            assert np.isnan(found).sum() == 1
+            assert np.isnan(found[1, ..., 0]).any()
+    for found in backbone.forward(refs)(np.minimum(images, 250)):
+        assert np.isfinite(found).all()
+
+
 def test_tokens_are_reduced_too(batch):
     image = keras.Input((16, 16, 3))
     tokens = layers.Reshape((64, 12), name="tokens")(layers.Rescaling(1 / 255)(image))
@@ -86,6 +102,22 @@ def test_half_precision_comes_out_as_float32(batch):
     assert [each.dtype for each in backbone.forward(["conv", "conv:avg"])(batch)] == [
         np.float32
     ] * 2
+
+
+@pytest.mark.parametrize("policy", ["float32", "bfloat16"])
+def test_weights_that_are_nan_are_refused_where_they_are_needed(batch, policy):
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, name="sound")(layers.Rescaling(1 / 255)(image))
+    diverged = layers.Conv2D(4, 3, name="diverged", dtype=policy)
+    x = layers.MaxPooling2D(name="pool")(diverged(x))
+    kernel = np.full(diverged.kernel.shape, 0.1)
+    kernel[0, 0, 0, 0] = np.nan
+    diverged.kernel.assign(kernel)
+    backbone = Backbone.from_model(keras.Model(image, x), name="m")
+    assert np.isfinite(backbone.forward(["sound"])(batch)[0]).all()
+    for ref in ("diverged", "pool", "pool:max"):
+        with pytest.raises(BackboneError, match="'diverged' has weights that are NaN"):
+            backbone.forward([ref])
 
 
 def test_augmentation_and_dropout_are_off(batch):

@@ -81,7 +81,8 @@ def test_a_killed_pipeline_goes_on(wide: Pipeline, monkeypatch: pytest.MonkeyPat
 
     # Between two heads: a system that shuts down.
     done = killed(wide, "HeadFitted", 2, signal.SIGTERM)
-    assert done.returncode == -signal.SIGTERM
+    assert done.returncode == 143
+    assert f"this resumes: featurestore run {wide.file}" in done.stderr
     assert states(wide)["conv_a"] == (all_blocks, all_blocks)
     assert first.items() <= tree(wide.folder / "store" / "features").items()
     (fitted,) = (meta["id"] for meta in wide.store.heads())
@@ -127,7 +128,7 @@ def test_a_file_of_the_run_is_written_whole_or_not_at_all(
     def full(source: Any, target: Any) -> None:
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("featurestore.pipeline.run.os.replace", full)
+    monkeypatch.setattr("featurestore.store.files.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         _write(path, b"new")
 

@@ -138,11 +138,15 @@ def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "torn.png").write_bytes(good.read_bytes()[:60])
     (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
     for name, error, says in (
         ("text.png", ImageError, "cannot decode .*text.png"),
         ("torn.png", ImageError, "cannot decode .*torn.png"),
-        ("folder.png", InputError, "cannot read .*folder.png.*: Is a directory"),
-        ("missing.png", InputError, "cannot read .*missing.png.*: No such file"),
+        ("folder.png", InputError, "cannot read .*folder.png.*: a folder, not a file"),
+        ("missing.png", InputError, "cannot read .*missing.png.*: no such file"),
+        ("pipe.png", InputError, "cannot read .*pipe.png.*: not a regular file: a named pipe"),
+        ("zeros.png", InputError, "cannot read .*zeros.png.*: not a regular file: a device"),
     ):
         with pytest.raises(error, match=says) as caught:
             predict(model, [good, tmp_path / name, good])

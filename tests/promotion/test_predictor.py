@@ -44,17 +44,17 @@ def test_resizing_twice_is_resizing_once(resize: str, interpolation: str) -> Non
 
 
 def test_nothing_to_predict(model: keras.Model) -> None:
-    assert Predictor(model)(lambda item: item, []).shape == (0, 3)
+    assert Predictor(model)(lambda item, then: then(item), []).shape == (0, 3)
 
 
 def test_it_has_the_weights_of_now(model: keras.Model, pooled: Features) -> None:
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     image = pooled.dataset.image(0)
-    first = Predictor(copy)(lambda _: image, [0])
+    first = Predictor(copy)(lambda _, then: then(image), [0])
     bias = copy.layers[-2].bias
     bias.assign(bias + np.array([0, 50, 0], np.float32))
-    second = Predictor(copy)(lambda _: image, [0])
+    second = Predictor(copy)(lambda _, then: then(image), [0])
     assert second[0, 1] > 0.99 > first[0, 1]
 
 
@@ -63,10 +63,10 @@ def test_images_are_read_ahead_but_few(model: keras.Model, monkeypatch: Any) -> 
     image = np.zeros((16, 16, 3), np.uint8)
     lock, read, ahead = threading.Lock(), [], []
 
-    def one(item: int) -> np.ndarray:
+    def one(item: int, then: Any) -> np.ndarray:
         with lock:
             read.append(item)
-        return image
+        return then(image)
 
     predictor = Predictor(model)
     forward = predictor._forward
@@ -86,10 +86,10 @@ def test_images_are_read_ahead_but_few(model: keras.Model, monkeypatch: Any) -> 
 
 
 def test_one_that_cannot_be_read_ends_it(model: keras.Model) -> None:
-    def one(item: int) -> np.ndarray:
+    def one(item: int, then: Any) -> np.ndarray:
         if item == 40:
             raise InputError("no such image")
-        return np.zeros((16, 16, 3), np.uint8)
+        return then(np.zeros((16, 16, 3), np.uint8))
 
     with pytest.raises(InputError, match="no such image"):
         Predictor(model)(one, list(range(100)))

@@ -1,0 +1,250 @@
+"""The compiled pass against the plain layers: what is wrong is found, what is right passes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from featurestore.backbone import Backbone, agreement
+from featurestore.errors import ActivationError
+
+layers = keras.layers
+REFS = ["conv2d", "pool", "pool:avg", "logits"]
+DATA = Path(__file__).parents[2] / "data"
+
+
+@pytest.fixture
+def backbone(tiny):
+    return Backbone.from_model(tiny(), name="tiny")
+
+
+@keras.saving.register_keras_serializable("agreement")
+class Odd(layers.Layer):
+    """Computes one thing when it is called plainly, and another where it is traced."""
+
+    def __init__(self, factor=1.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, x):
+        return x if tf.executing_eagerly() else x * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
+
+
+def odd(factor):
+    image = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 255, name="plain")(image)
+    return Backbone.from_model(keras.Model(image, Odd(factor, name="odd")(x)), name="odd")
+
+
+def layer_of(backbone, name):
+    return backbone._graph.nodes[backbone._graph.by_name[name]].operation
+
+
+def rounded(array, bits):
+    """Return float32 numbers with so many bits after the leading one."""
+    dropped = 23 - bits
+    bytes_ = np.asarray(array, "float32").view("uint32")
+    return ((bytes_ + (1 << (dropped - 1))) & ~np.uint32((1 << dropped) - 1)).view("float32")
+
+
+def test_a_sound_pass_is_accepted(backbone, batch):
+    backbone.check_forward(REFS, batch, backbone.forward(REFS)(batch))
+    for size in (1, 2, 5, 33):
+        images = np.resize(batch, (size, *batch.shape[1:]))
+        backbone.check_forward(REFS, images, backbone.forward(REFS)(images))
+
+
+def test_the_reference_equals_the_pass_closely(backbone, batch):
+    pairs = zip(backbone.forward(REFS)(batch), backbone.reference(REFS)(batch), strict=True)
+    for found, wanted in pairs:
+        assert wanted.dtype == np.float32
+        assert agreement.distance(found, wanted) < 1e-5
+
+
+PROGRAM = """
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from featurestore.backbone import Backbone
+seen = []
+
+@keras.saving.register_keras_serializable("agreement")
+class Witness(keras.layers.Layer):
+    def call(self, x):
+        if not isinstance(x, keras.KerasTensor):
+            seen.append((tf.executing_eagerly(), x.device.rpartition("/")[2]))
+        return x
+
+image = keras.Input((16, 16, 3))
+model = keras.Model(image, Witness(name="end")(keras.layers.Rescaling(1 / 255)(image)))
+backbone = Backbone.from_model(model, name="witness")
+seen.clear()
+with tf.device("CPU:1"):
+    assert (tf.zeros(1) + 1).device.endswith("CPU:1")
+    backbone.reference(["end"])(np.zeros((3, 16, 16, 3), np.uint8))
+print(seen)
+"""
+
+
+def test_the_reference_is_traced_nowhere_and_leaves_the_device_in_use():
+    """A second CPU stands for the device that is not to be trusted."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == "[(True, 'device:CPU:0')]", done.stderr
+
+
+def test_pixels_agree():
+    backbone = Backbone.pixels(8)
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    found = backbone.forward(["pixels", "pixels:max"])(images)
+    backbone.check_forward(["pixels", "pixels:max"], images, found)
+    with pytest.raises(ActivationError, match="'pixels'"):
+        backbone.check_forward(["pixels"], images, [found[0] * np.float32(1.001)])
+
+
+def test_black_images_agree(backbone):
+    images = np.zeros((4, 16, 16, 3), np.uint8)
+    backbone.check_forward(REFS, images, backbone.forward(REFS)(images))
+    pixels, black = Backbone.pixels(16), np.zeros((4, 16, 16, 3), np.float32)
+    pixels.check_forward(["pixels"], images, [black])
+    with pytest.raises(ActivationError, match="differs by inf"):
+        pixels.check_forward(["pixels"], images, [black + np.float32(1e-6)])
+
+
+def test_weights_changed_behind_the_compiled_pass_are_found(backbone, batch):
+    compiled = backbone.forward(REFS)
+    kernel, bias = layer_of(backbone, "left").get_weights()
+    layer_of(backbone, "left").set_weights([kernel * 1.002, bias])
+    with pytest.raises(ActivationError, match="'pool") as caught:
+        backbone.check_forward(REFS, batch, compiled(batch))
+    assert "\n" not in str(caught.value)
+    # What comes before the changed layer is right.
+    backbone.check_forward(["conv2d"], batch, compiled(batch)[:1])
+
+
+def test_a_layer_that_is_another_where_it_is_traced_is_found(batch):
+    backbone = odd(1.001)
+    with pytest.raises(ActivationError, match=r"layer 'odd' differs by 0\.001 of its largest"):
+        backbone.check_forward(["plain", "odd"], batch, backbone.forward(["plain", "odd"])(batch))
+    same = odd(1.0)
+    same.check_forward(["odd"], batch, same.forward(["odd"])(batch))
+
+
+@pytest.mark.parametrize("bits", [10, 7])
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "VGG16"])
+def test_arithmetic_of_fewer_bits_is_found(name, bits):
+    """TF32 multiplies with 10 bits after the leading one, bfloat16 with 7: both what a convolution
+    takes and its kernel are rounded."""
+    backbone = Backbone.from_application(name, "random", 64)
+    images = np.random.default_rng(3).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    last = backbone.layer_names[-1]
+
+    def coarse(node):
+        operation = node.operation
+        if not isinstance(operation, (layers.Conv2D, layers.DepthwiseConv2D)):
+            return lambda *args, **kwargs: operation(*args, **kwargs)
+
+        def call(x):
+            exact = operation.get_weights()
+            operation.set_weights([rounded(each, bits) for each in exact])
+            try:
+                return operation(rounded(x, bits))
+            finally:
+                operation.set_weights(exact)
+
+        return call
+
+    scaled = backbone.preprocessing.scale(images)
+    found = np.asarray(backbone._graph.run(scaled, [backbone._number(last)], coarse)[0][0])
+    with pytest.raises(ActivationError, match=r"expected at most 0\.0003"):
+        backbone.check_forward([last], images, [found])
+    backbone.check_forward([last], images, backbone.forward([last])(images))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_on_one_side_is_found(backbone, batch, value):
+    found = backbone.forward(["pool"])(batch)
+    found[0] = found[0].copy()
+    found[0][2, 3, 4, 1] = value
+    with pytest.raises(ActivationError, match="'pool' differs by inf"):
+        backbone.check_forward(["pool"], batch, found)
+
+
+def test_what_is_not_finite_on_both_sides_agrees(batch):
+    # It is refused by its own reason, which says more.
+    backbone = Backbone.from_model(
+        keras.Model(
+            image := keras.Input((16, 16, 3)), layers.Rescaling(3e38, -3e38, name="huge")(image)
+        ),
+        name="huge",
+        scaling="none",
+    )
+    found = backbone.forward(["huge"])(batch)
+    assert not np.isfinite(found[0]).all()
+    backbone.check_forward(["huge"], batch, found)
+
+
+def test_rows_in_the_wrong_order_are_found(backbone, batch):
+    found = [np.roll(each, 1, axis=0) for each in backbone.forward(REFS)(batch)]
+    with pytest.raises(ActivationError):
+        backbone.check_forward(REFS, batch, found)
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_the_first_and_the_last_row_are_among_those_compared(backbone, batch, row):
+    images = np.resize(batch, (32, *batch.shape[1:]))
+    found = backbone.forward(["pool"])(images)[0].copy()
+    found[row] *= 1.01
+    with pytest.raises(ActivationError, match="'pool'"):
+        backbone.check_forward(["pool"], images, [found])
+
+
+def test_the_message_gives_layer_difference_tolerance_and_the_way_out(backbone, batch):
+    found = backbone.forward(REFS)(batch)
+    found[3] = found[3] * np.float32(1.5)
+    with pytest.raises(ActivationError) as caught:
+        backbone.check_forward(REFS, batch, found)
+    message = str(caught.value)
+    assert message.startswith("layer 'logits' differs by 0.5 of its largest activation from ")
+    assert "expected at most 0.0003" in message
+    assert "TF_ENABLE_ONEDNN_OPTS=0" in message or "CUDA_VISIBLE_DEVICES=-1" in message
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_layers_of_low_precision_are_held_to_what_they_can_keep(batch, policy):
+    image = keras.Input((16, 16, 3))
+    x = layers.Rescaling(1 / 255, name="exact")(image)
+    x = layers.Conv2D(8, 3, dtype=policy, name="coarse")(x)
+    model = keras.Model(image, layers.BatchNormalization(dtype=policy, name="norm")(x))
+    backbone = Backbone.from_model(model, name="mixed")
+    refs = ["exact", "coarse", "norm", "norm:avg"]
+    found = backbone.forward(refs)(batch)
+    backbone.check_forward(refs, batch, found)
+    found[2] = -found[2]
+    with pytest.raises(ActivationError, match=r"'norm' .* expected at most 0\.25"):
+        backbone.check_forward(refs, batch, found)
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize(
+    ("name", "file", "size", "refs"),
+    [
+        ("mobilenetv2", "mobilenetv2_notop", 160, ["block_3_expand_relu", "out_relu:avg"]),
+        ("mobilenetv2", "mobilenetv2_notop", 160, ["out_relu"]),
+        ("vgg16", "vgg16_notop", 224, ["block1_pool", "block4_pool", "block5_pool:avg"]),
+    ],
+)
+def test_trained_networks_agree(name, file, size, refs):
+    backbone = Backbone.from_application(name, DATA / name / f"{file}.weights.h5", size)
+    noise = np.random.default_rng(1)
+    coarse = [noise.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (1, 3, 9, size)]
+    images = np.stack([backbone.resize(each) for each in coarse])
+    backbone.check_forward(refs, images, backbone.forward(refs)(images))
