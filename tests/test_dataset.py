@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featurestore.dataset import Dataset, Problem, Scanned, manifest, scan
-from featurestore.digests import digest_bytes, digest_set
+from featurestore.digests import UNSEALED, digest_bytes, digest_set, seal
 from featurestore.errors import (
     DamagedError,
     DatasetError,
@@ -512,7 +512,9 @@ def test_bad_parquet(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     with pytest.raises(DatasetError, match="row 1: path 1, expected"):
         Dataset.from_table(path)
     pd.DataFrame({"path": ["img/0.png"], "label": [[1, 2]]}).to_parquet(path)
-    with pytest.raises(DatasetError, match=r"label '\[1, 2\]' of type list, expected one"):
+    with pytest.raises(
+        DatasetError, match="column 'label' is of type list<element: int64>, no text"
+    ):
         Dataset.from_table(path)
 
 
@@ -1007,24 +1009,91 @@ def test_newer_and_foreign_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = pq.read_table(pa.BufferReader(newer))
     metadata = rows.schema.metadata
     rows = rows.rename_columns(["a", "b", "c", "d", "e"]).replace_schema_metadata(metadata)
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer)
     with pytest.raises(StoreFormatError, match="of format 2"):
-        Dataset.from_parquet(buffer.getvalue())
-    buffer = io.BytesIO()
-    pd.DataFrame({"digest": ["x"]}).to_parquet(buffer)
+        Dataset.from_parquet(sealed_again(rows))
+    foreign = rows.replace_schema_metadata({"note": f'"check": "{UNSEALED}"'})
     with pytest.raises(StoreFormatError, match="no data set manifest"):
-        Dataset.from_parquet(buffer.getvalue())
+        Dataset.from_parquet(sealed_again(foreign))
 
 
 def test_a_manifest_whose_rows_were_edited(tmp_path: Path) -> None:
     pets = example(tmp_path)
     rows = pq.read_table(pa.BufferReader(pets.to_parquet()))
     splits = pa.array(["train"] * len(pets), pa.string())
-    buffer = io.BytesIO()
-    pq.write_table(rows.set_column(3, "split", splits), buffer)
     with pytest.raises(DamagedError, match="its rows do not have the digests"):
-        Dataset.from_parquet(buffer.getvalue())
+        Dataset.from_parquet(sealed_again(rows.set_column(3, "split", splits)))
+
+
+def edited(pets: Dataset, **columns: Any) -> bytes:
+    """A manifest with other columns, or other fields beside them, whose seal is right."""
+    rows = pq.read_table(pa.BufferReader(pets.to_parquet()))
+    fields = json.loads(rows.schema.metadata[b"featurestore"])
+    for name, values in columns.items():
+        if name in rows.column_names:
+            array = values if isinstance(values, pa.Array) else pa.array(values)
+            rows = rows.set_column(rows.column_names.index(name), name, array)
+        else:
+            fields[name] = values
+    return sealed_again(rows.replace_schema_metadata({"featurestore": json.dumps(fields)}))
+
+
+def sealed_again(rows: pa.Table) -> bytes:
+    metadata = {
+        key: re.sub(rb"blake2b:[0-9a-f]{64}(?=\"}?$)", UNSEALED.encode(), value)
+        for key, value in rows.schema.metadata.items()
+    }
+    buffer = io.BytesIO()
+    pq.write_table(rows.replace_schema_metadata(metadata), buffer)
+    return seal(buffer.getvalue())
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "no name": ({"name": None}, "not of its kind"),
+    "a name of a number": ({"name": 7}, "not of its kind"),
+    "a name that moves the cursor": ({"name": "a\x1b[2J"}, "not of its kind"),
+    "options that are none": ({"options": [1]}, "not of its kind"),
+    "an option of a list": ({"options": {"val": [0.2]}}, "not of its kind"),
+    "problems that are none": ({"problems": {"a": 1}}, "not of its kind"),
+    "a problem of a number": ({"problems": [{"kind": 1, "path": "a", "reason": "b"}]}, "kind"),
+    "a problem that lacks its path": ({"problems": [{"kind": "a", "reason": "b"}]}, "kind"),
+    "a source of a list": ({"source": ["/etc"]}, "not of its kind"),
+    "a format of text": ({"format": "1"}, "names no format"),
+    "a format that is no number": ({"format": float("inf")}, "names no format"),
+    "digests of numbers": ({"digest": list(range(11))}, "its columns are"),
+    "digests of any text": ({"digest": ["../../x"] * 11}, "a row has no digest"),
+    "no digests": ({"digest": pa.nulls(11, pa.string())}, "a row has no digest"),
+    "one digest for all rows": ({"digest": ["blake2b:" + "0" * 64] * 11}, "content order"),
+    "a split nobody knows": ({"split": ["trainx"] * 11}, "in no split"),
+    "paths of bytes": ({"path": [b"a"] * 11}, "its columns are"),
+    "labels of lists": ({"label": [[1]] * 11}, "its columns are"),
+    "labels that are infinite": ({"label": [float("inf")] * 11}, "damaged"),
+    "labels that are truths": ({"label": [True] * 11}, "its columns are"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_manifest_that_somebody_made_up(tmp_path: Path, name: str) -> None:
+    columns, message = HOSTILE[name]
+    with pytest.raises(DamagedError, match=message) as caught:
+        Dataset.from_parquet(edited(example(tmp_path), **columns))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_nested_too_deeply(tmp_path: Path) -> None:
+    rows = pq.read_table(pa.BufferReader(example(tmp_path).to_parquet()))
+    text = '{"options": ' + "[" * 100_000 + "]" * 100_000 + f', "check": "{UNSEALED}"}}'
+    with pytest.raises(DamagedError, match="no JSON"):
+        Dataset.from_parquet(sealed_again(rows.replace_schema_metadata({"featurestore": text})))
+
+
+def test_a_manifest_that_claims_more_rows_than_it_can_hold(tmp_path: Path) -> None:
+    rows = pq.read_table(pa.BufferReader(example(tmp_path).to_parquet()))
+    many = 2**20
+    bomb = pa.table({name: ["a"] * many for name in rows.column_names}, metadata=None)
+    data = sealed_again(bomb.replace_schema_metadata(rows.schema.metadata))
+    assert len(data) < many
+    with pytest.raises(DamagedError, match=r"1,048,576 rows, more than"):
+        Dataset.from_parquet(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"junk" * 100, b"PAR1" + b"\xff" * 40 + b"PAR1"])

@@ -256,7 +256,10 @@ class Backbone:
                 f"backbone {spec.get('name')!r} was made of a Keras model object, which only the"
                 " caller has: pass Backbone.from_model(…), or save the model and use its file"
             )
-        return maker(**options)
+        try:
+            return maker(**options)
+        except TypeError as error:  # what somebody wrote who does not know the options
+            raise BackboneError(f"no backbone can be built from {spec}: {error}") from error
 
     # ------------------------------------------------------------------ looking at it
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import sys
 import warnings
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.backbone.families import Application
+from featurestore.backbone.files import hdf5_config, model_fault
 from featurestore.backbone.graph import Graph, clone, flatten, one_line
 from featurestore.backbone.identity import graph_digests, weight_arrays
 from featurestore.errors import BackboneError
@@ -119,6 +119,9 @@ def load_model(path: str | Path) -> Any:
         raise BackboneError(
             f"model file {file.name!r} has an unknown ending: expected .keras or .h5"
         )
+    fault = model_fault(file)
+    if fault:
+        raise BackboneError(f"{file.name!r} does not load as a Keras model: {fault}")
     try:
         with seeded():
             return keras.models.load_model(str(file), compile=False, safe_mode=True)
@@ -176,30 +179,14 @@ def _mend_efficientnet(network: Application, model: Any) -> None:
 
 
 def _check_hdf5(file: Path) -> None:
-    import h5py
-
     try:
-        with h5py.File(file, "r") as content:
-            config = content.attrs.get("model_config")
+        config = hdf5_config(file)
     except OSError as error:
         raise BackboneError(f"{file.name!r} is no HDF5 file: {one_line(error)}") from error
     if config is None:
         raise BackboneError(
             f"{file.name!r} holds weights but no model: pass it as --weights, with --model NAME"
         )
-    # Keras before 3.11 runs the code of a Lambda in this format even in safe mode.
-    text = config.decode() if isinstance(config, bytes) else str(config)
-    if _has_lambda(json.loads(text)):
-        raise BackboneError(
-            f"{file.name!r} has a Lambda layer, whose code would run on loading: save the model"
-            " without it"
-        )
-
-
-def _has_lambda(value: Any) -> bool:
-    if isinstance(value, dict):
-        return value.get("class_name") == "Lambda" or any(map(_has_lambda, value.values()))
-    return isinstance(value, list) and any(map(_has_lambda, value))
 
 
 def _blank(model: Any) -> None:

@@ -52,7 +52,8 @@ class Interrupts:
                 # Work in the background of a shell, or under nohup, goes on ignoring them.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._strike)
-            sys.unraisablehook = self._strike_later
+            if hasattr(signal, "pthread_kill"):
+                sys.unraisablehook = self._strike_later
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -100,7 +101,8 @@ class Interrupts:
             self._unraisable(lost)
             return
         self._count = 0
-        threading.Timer(0.01, signal.raise_signal, [self._number]).start()
+        main = threading.main_thread().ident
+        threading.Timer(0.01, signal.pthread_kill, [main, self._number]).start()
 
 
 def quote(word: str) -> str:

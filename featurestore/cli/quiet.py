@@ -79,9 +79,14 @@ class _QuietImport(MetaPathFinder):
 @contextmanager
 def _no_descriptor_2() -> Iterator[None]:
     """Redirect what is written to descriptor 2; give it out after all where an error leaves."""
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError:  # No room for notes: they may as well be seen.
+        yield
+        return
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
+    with file as notes:
         os.dup2(notes.fileno(), 2)
         try:
             yield

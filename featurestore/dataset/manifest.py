@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from featurestore.dataset.labels import Label
+from featurestore.dataset.options import is_name
+from featurestore.dataset.parquet import ParquetColumns, ParquetError
 from featurestore.dataset.source import native, portable
-from featurestore.digests import UNSEALED, digest_fields, is_sealed, seal
+from featurestore.dataset.split import SPLITS
+from featurestore.digests import UNSEALED, digest_fields, is_digest, is_sealed, seal
 from featurestore.errors import DamagedError, StoreFormatError
 
 if TYPE_CHECKING:
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
+_LABELS = ("string", "int64", "double")
+# A digest cannot be compressed below its 32 bytes: more rows are not in a file, whatever it claims.
+_LEAST_ROW_BYTES = 32
+_MOST_TEXT = 2**28
 
 
 def write(dataset: Dataset, added: str | None = None) -> bytes:
@@ -63,33 +71,74 @@ def read(data: bytes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     StoreFormatError
         Where they are another table, or a manifest of a newer format.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not is_sealed(data):
         raise damaged("its bytes do not have the digest written in them")
-    limit = 2**31 - 1
     try:
-        table = pq.read_table(
-            pa.BufferReader(data),
-            thrift_string_size_limit=limit,
-            thrift_container_size_limit=limit,
-        )
-        text = (table.schema.metadata or {}).get(_KEY)
-        if text is None:
-            raise StoreFormatError("a Parquet file that is no data set manifest of featurestore")
-        fields = json.loads(text)
-        if int(fields["format"]) > FORMAT:
-            raise StoreFormatError(
-                f"a data set manifest of format {fields['format']}, this featurestore reads up to "
-                f"{FORMAT}: install a newer featurestore"
-            )
-        columns = {name: table.column(name).to_pylist() for name in _COLUMNS}
-        columns["path"] = [each and native(each) for each in columns["path"]]
-    # a damaged file makes pyarrow raise about anything
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
-        raise damaged(" ".join(str(error).split())[:200]) from error
+        file = ParquetColumns(data, most_rows=len(data) // _LEAST_ROW_BYTES)
+        fields = _fields((file.schema.metadata or {}).get(_KEY))
+        kinds = {each.name: str(each.type) for each in file.schema}
+        text = all(kinds.get(name) == "string" for name in _COLUMNS if name != "label")
+        if list(kinds) != list(_COLUMNS) or not text or kinds["label"] not in _LABELS:
+            raise damaged(f"its columns are {', '.join(map(str, kinds.items()))[:200]}")
+        columns = {name: file.read(at) for at, name in enumerate(file.names)}
+    except ParquetError as error:
+        raise damaged(str(error)) from error
+    fault = _fault(columns, fields)
+    if fault:
+        raise damaged(fault)
+    columns["path"] = [each and native(each) for each in columns["path"]]
     return columns, {key: value for key, value in fields.items() if key != "check"}
+
+
+def _fields(text: bytes | None) -> dict[str, Any]:
+    """Read what stands beside the rows, of this format or an older one."""
+    if text is None:
+        raise StoreFormatError("a Parquet file that is no data set manifest of featurestore")
+    if len(text) > _MOST_TEXT:
+        raise damaged(f"{len(text):,} bytes beside its rows, more than {_MOST_TEXT:,}")
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise damaged(f"what stands beside its rows is no JSON: {error}") from error
+    found = fields.get("format") if isinstance(fields, dict) else None
+    if not isinstance(found, int):
+        raise damaged("what stands beside its rows names no format")
+    if found > FORMAT:
+        raise StoreFormatError(
+            f"a data set manifest of format {found}, this featurestore reads up to {FORMAT}: "
+            "install a newer featurestore"
+        )
+    return fields
+
+
+def _fault(columns: dict[str, list[Any]], fields: dict[str, Any]) -> str | None:
+    """Find what is not of its kind: whoever wrote a seal may have written anything beneath it."""
+    digests = columns["digest"]
+    if not all(is_digest(each) for each in digests):
+        return "a row has no digest"
+    if any(later <= sooner for sooner, later in pairwise(digests)):
+        return "its rows are not in content order"
+    if not set(columns["split"]) <= set(SPLITS):
+        return "a row is in no split"
+    options, problems = fields.get("options"), fields.get("problems")
+    sound = (
+        is_name(fields.get("name"))
+        and isinstance(fields.get("source"), str | None)
+        and isinstance(fields.get("added"), str | None)
+        and isinstance(options, dict)
+        and all(isinstance(each, str | int | float) for each in options.values())
+        and isinstance(problems, list)
+        and all(_is_problem(each) for each in problems)
+    )
+    return None if sound else "what stands beside its rows is not of its kind"
+
+
+def _is_problem(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and set(found) == {"kind", "path", "reason"}
+        and all(isinstance(each, str) for each in found.values())
+    )
 
 
 def compare(dataset: Dataset, fields: dict[str, Any]) -> None:

@@ -25,9 +25,14 @@ def drawing(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in _DEFAULTS}
 
 
+def is_name(name: Any) -> bool:
+    """Whether this is a name that can be typed."""
+    return isinstance(name, str) and bool(name.strip()) and is_text(name) and name.isprintable()
+
+
 def checked_name(name: Any) -> str:
     """Return the name of a data set, or raise where it could not be typed."""
-    if not isinstance(name, str) or not name.strip() or not is_text(name) or not name.isprintable():
+    if not is_name(name):
         raise DatasetError(f"data set name {name!r}, expected printable text: give a name (--name)")
     return name
 

@@ -9,6 +9,7 @@ import numpy as np
 # Runs and dictionaries make a billion equal rows of a few bytes.
 MOST_ROWS = 2**24
 MOST_BYTES = 2**31
+MOST_ROW_BYTES = 256
 
 
 class ParquetError(Exception):
@@ -22,6 +23,8 @@ class ParquetColumns:
     ----------
     data : bytes
         The whole file.
+    most_rows : int
+        Where it has more, it is not read.
 
     Raises
     ------
@@ -29,7 +32,7 @@ class ParquetColumns:
         Where it is no Parquet file, or has too many rows.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, most_rows: int = MOST_ROWS) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -43,8 +46,8 @@ class ParquetColumns:
             self.rows = int(self._file.metadata.num_rows)
         except Exception as error:  # a damaged file makes pyarrow raise about anything
             raise ParquetError(_line(error)) from error
-        if self.rows > MOST_ROWS:
-            raise ParquetError(f"{self.rows:,} rows, more than {MOST_ROWS:,}")
+        if self.rows > most_rows:
+            raise ParquetError(f"{self.rows:,} rows, more than {most_rows:,}")
 
     @property
     def names(self) -> list[str]:
@@ -57,20 +60,21 @@ class ParquetColumns:
         Raises
         ------
         ParquetError
-            Where it is damaged, of lists or the like, or larger than :data:`MOST_BYTES`.
+            Where it is damaged, of lists or the like, or larger than :data:`MOST_BYTES` and
+            :data:`MOST_ROW_BYTES` a row.
         """
         field = self.schema.field(at)
         if not _is_plain(field.type):
             raise ParquetError(f"column {field.name!r} is of type {field.type}, no text or numbers")
         found: list[Any] = []
-        size = 0
+        size, most = 0, max(MOST_BYTES, MOST_ROW_BYTES * self.rows)
         try:
             for group in range(self._file.num_row_groups):
                 table = self._file.read_row_group(group, columns=[field.name])
                 for chunk in table[field.name].chunks:
                     size += _size(chunk)
-                    if size > MOST_BYTES:
-                        raise ParquetError(f"column {field.name!r} holds over {MOST_BYTES:,} bytes")
+                    if size > most:
+                        raise ParquetError(f"column {field.name!r} holds over {most:,} bytes")
                     found += _values(chunk)
         except ParquetError:
             raise

@@ -13,9 +13,9 @@ from featurestore.errors import DatasetError, nearest
 # A file is held whole while it is decoded; a larger one than this is a video or an archive.
 MAX_BYTES = 2**30
 
-# What fsspec knows beside these is a place of its own; they lead to files of this machine unchecked,
-# or to wherever a file says.
+# These lead to this machine's files, past the checks above, or to wherever another file says.
 _INDIRECT = {"asynclocal", "dir", "dvc", "generic", "git", "local", "reference"}
+_INDIRECTLY = "leads through another place; expected a path, or the URI of the place itself"
 _KINDS = {
     stat.S_IFDIR: "a folder, not a file",
     stat.S_IFIFO: "not a regular file: a named pipe",
@@ -143,6 +143,8 @@ def read(source: str) -> bytes:
     """
     if not is_uri(source):
         return read_file(source)[0]
+    if _leads_on(source):
+        raise UnreadableError(_INDIRECTLY)
     import fsspec
 
     try:
@@ -159,15 +161,16 @@ def need_protocol(uri: str) -> None:
     """Raise where the library for a URI's protocol is not installed, or no such protocol exists."""
     import fsspec
 
-    protocol = uri.partition("://")[0]
-    if "::" in uri or protocol in _INDIRECT:
-        raise DatasetError(
-            f"{uri!r} leads through another place, expected a path or the URI of a place itself"
-        )
+    if _leads_on(uri):
+        raise DatasetError(f"{uri!r} {_INDIRECTLY}")
     try:
-        fsspec.get_filesystem_class(protocol)
+        fsspec.get_filesystem_class(uri.partition("://")[0])
     except (ImportError, ValueError) as error:
         raise DatasetError(f"{uri!r} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _leads_on(uri: str) -> bool:
+    return "::" in uri or uri.partition("://")[0].lower() in _INDIRECT
 
 
 def _only_regular(status: os.stat_result) -> None:

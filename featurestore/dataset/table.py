@@ -196,7 +196,7 @@ def _csv(location: str, data: bytes, delimiter: str) -> Columns:
                 rows.append(cells)
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"table {location!r} is not UTF-8 text (line {lines.line_num + 1}): save it as UTF-8"
+            f"table {location!r} is not UTF-8 text (byte {_place(data)}): save it as UTF-8"
         ) from error
     except csv.Error as error:
         raise DatasetError(
@@ -205,6 +205,15 @@ def _csv(location: str, data: bytes, delimiter: str) -> Columns:
     if not rows:
         raise DatasetError(f"table {location!r} is empty, expected a header line")
     return Columns(location, rows[0], lambda at: [row[at] for row in rows[1:]], True, 2)
+
+
+def _place(data: bytes) -> int | None:
+    """Return where bytes stop being UTF-8; an error of a reader counts from its last piece."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
 
 
 def _parquet(location: str, data: bytes) -> Columns:

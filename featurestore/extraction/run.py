@@ -185,12 +185,12 @@ def extract(
             counts = compute(decided, dataset, backbone, groups, store, on_event)
             for layer in decided.layers:
                 store.settle(layer.key)
-        break
-    features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
-    reports = {
-        str(layer.ref): _report(layer, counts[str(layer.ref)], store) for layer in decided.layers
-    }
-    return Extraction(features, reports, dataset, time.perf_counter() - started)
+            features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
+            reports = {
+                str(layer.ref): _report(layer, counts[str(layer.ref)], store)
+                for layer in decided.layers
+            }
+        return Extraction(features, reports, dataset, time.perf_counter() - started)
 
 
 def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featurestore.digests import short
-from featurestore.errors import NotFoundError, nearest
+from featurestore.errors import DamagedError, NotFoundError, nearest
 from featurestore.features.joined import Features
 from featurestore.store import FeatureKey, FeatureStore
+from featurestore.store.key import KeyPath
+
+if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
 
 
 def stored(
@@ -37,7 +42,18 @@ def stored(
         Where there are none; names what there is.
     """
     loaded = store.dataset(dataset)
-    keys = store.keys(dataset)
+    try:
+        keys = _found(store, loaded, model, layer)
+    except NotFoundError:
+        _refuse_damaged(store, loaded, model, layer)
+        raise
+    return [Features(store.group(key), loaded, store) for key in keys]
+
+
+def _found(
+    store: FeatureStore, loaded: Dataset, model: str | None, layer: str | None
+) -> list[FeatureKey]:
+    keys = [key for key in store.keys() if key.dataset_digest == loaded.digest]
     command = f"`featurestore extract {loaded.name} --model {model or 'M'} --layer {layer or 'L'}`"
     if not keys:
         raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run {command}")
@@ -51,13 +67,28 @@ def stored(
             )
     if layer is not None:
         refs = {key.ref for key in keys}
-        keys = [key for key in keys if _is_layer(key, layer)]
+        keys = [key for key in keys if _is_layer(key.short, layer)]
         if not keys:
             raise NotFoundError(
                 f"no features of {loaded.name!r} at layer {layer!r}; "
                 f"{nearest(layer, sorted(refs))}, or run {command}"
             )
-    return [Features(store.group(key), loaded, store) for key in keys]
+    return keys
+
+
+def _refuse_damaged(
+    store: FeatureStore, loaded: Dataset, model: str | None, layer: str | None
+) -> None:
+    """Say what is wrong with the features that are asked for, where they are there unreadable."""
+    for damaged in store.damaged():
+        parts = KeyPath.parse(damaged.path.partition("/")[2])
+        if (
+            parts is not None
+            and parts.dataset == short(loaded.digest)
+            and (model is None or parts.model.casefold() in _model_names(model))
+            and (layer is None or _is_layer(parts, layer))
+        ):
+            raise DamagedError(damaged.reason)
 
 
 def one_stored(store: FeatureStore, dataset: str, *, model: str, layer: str) -> Features:
@@ -82,8 +113,7 @@ def _model_names(model: str) -> set[str]:
     return {model.casefold(), Path(model).stem.casefold()}
 
 
-def _is_layer(key: FeatureKey, layer: str) -> bool:
+def _is_layer(key: KeyPath, layer: str) -> bool:
     return key.ref == layer or (
-        layer.startswith(f"{key.ref}-")
-        and f"{key.ref}-{short(key.prefix_digest)}".startswith(layer)
+        layer.startswith(f"{key.ref}-") and f"{key.ref}-{key.prefix}".startswith(layer)
     )

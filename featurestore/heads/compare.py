@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import HeadError, NotFoundError, nearest
+from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError, nearest
 from featurestore.heads import metrics
+from featurestore.heads.document import fault
 from featurestore.heads.head import Head
 
 if TYPE_CHECKING:
@@ -113,13 +115,29 @@ def heads(
     if sort_metric is not None:
         parse_metric(sort_metric, "")
     keyed = []
-    for meta in store.heads():
+    for meta in documents(store):
         if dataset is not None and meta["lineage"]["dataset"]["name"] != dataset:
             continue
         split, metric = parse_metric(sort_metric, meta["task"])
         row = _row(meta, split, metric)
         keyed.append((sort_key(row[f"{split}_{metric}"], metric), row["created"], row["head"], row))
     return [row for *_, row in sorted(keyed, key=lambda each: each[:3])]
+
+
+def documents(store: FeatureStore) -> list[dict[str, Any]]:
+    """Return the documents of the heads; warn of those that are none, and leave them out."""
+    found = []
+    for meta in store.heads():
+        wrong = fault(meta)
+        if wrong is None:
+            found.append(meta)
+        else:
+            warnings.warn(
+                f"head {meta['id']!r} is left out: {wrong}; fit it again with `featurestore train`",
+                FeatureStoreWarning,
+                stacklevel=2,
+            )
+    return found
 
 
 def _row(meta: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
@@ -141,7 +159,7 @@ def _row(meta: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
 
 
 def _dataset_name(store: FeatureStore, text: str) -> str:
-    known = {meta["lineage"]["dataset"]["name"] for meta in store.heads()}
+    known = {meta["lineage"]["dataset"]["name"] for meta in documents(store)}
     if text in known:
         return text
     try:

@@ -17,6 +17,7 @@ from featurestore.errors import (
     nearest,
 )
 from featurestore.heads import persist
+from featurestore.heads.document import fault
 from featurestore.store import FeatureKey, FeatureStore
 
 CONFUSION_FILE = "confusion.json"
@@ -194,7 +195,7 @@ class Head:
         meta = store.head_meta(head_id)
         try:
             return cls._from_meta(store, head_id, meta)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DamagedError(
                 f"the document of head {head_id!r} lacks what a head has ({error!r}); "
                 "fit it again with `featurestore train`"
@@ -204,11 +205,15 @@ class Head:
     def _from_meta(cls, store: FeatureStore, head_id: str, meta: dict[str, Any]) -> Head:
         import json
 
-        if meta["format"] > FORMAT:
+        found = meta.get("format")
+        if isinstance(found, int) and found > FORMAT:
             raise StoreFormatError(
                 f"head {head_id!r} has format {meta['format']}, and this featurestore reads up to "
                 f"{FORMAT}; upgrade it, or fit the head again with `featurestore train`"
             )
+        wrong = fault(meta)
+        if wrong:
+            raise ValueError(wrong)
         file = partial(store.head_file, head_id)
         metrics = meta["metrics"]
         if meta["task"] == "classification":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-import zipfile
-from pathlib import Path
+import io
 from typing import Any
 
+from featurestore.backbone.files import archive_fault, model_fault
 from featurestore.errors import DamagedError, HeadError
 from featurestore.heads import search_trees
+from featurestore.scratch import scratch
 
 SKLEARN_FILE = "model.skops"
 KERAS_FILE = "model.keras"
@@ -137,10 +137,11 @@ def load_sklearn(data: bytes, head_id: str) -> Any:
     import skops.io
 
     try:
-        estimator = skops.io.loads(data, trusted=list(TRUSTED))
+        fault = archive_fault(io.BytesIO(data))
+        estimator = None if fault else skops.io.loads(data, trusted=list(TRUSTED))
     except Exception as error:  # a forged or foreign file can raise anything
         raise _damaged(head_id, SKLEARN_FILE, _line(error)) from error
-    fault = search_trees.fault(estimator)
+    fault = fault or search_trees.fault(estimator)
     if fault:
         raise _damaged(head_id, SKLEARN_FILE, fault)
     return estimator
@@ -148,8 +149,8 @@ def load_sklearn(data: bytes, head_id: str) -> Any:
 
 def dump_keras(model: Any) -> bytes:
     """Write a Keras model in the ``.keras`` format."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / KERAS_FILE
+    with scratch() as folder:
+        path = folder / KERAS_FILE
         model.save(path)
         return path.read_bytes()
 
@@ -164,11 +165,12 @@ def load_keras(data: bytes, head_id: str) -> Any:
     """
     import keras
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / KERAS_FILE
+    with scratch() as folder:
+        path = folder / KERAS_FILE
         path.write_bytes(data)
-        if not zipfile.is_zipfile(path):
-            raise _damaged(head_id, KERAS_FILE, "no zip archive")
+        fault = model_fault(path)
+        if fault:
+            raise _damaged(head_id, KERAS_FILE, fault)
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # a forged or foreign file can raise anything

@@ -136,12 +136,18 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
         task.
     """
     parts = [part.strip() for part in name.split("+")]
-    if len(parts) == 1:
-        return with_params(_one(name, params, task), params, name, seed)
-    from sklearn.pipeline import make_pipeline
+    try:
+        if len(parts) == 1:
+            return with_params(_one(name, params, task), params, name, seed)
+        from sklearn.pipeline import make_pipeline
 
-    steps = [step for part in parts for step in _steps(_one(part, {}, task))]
-    return with_params(make_pipeline(*steps), params, name, seed)
+        steps = [step for part in parts for step in _steps(_one(part, {}, task))]
+        return with_params(make_pipeline(*steps), params, name, seed)
+    except HeadError:
+        raise
+    except Exception as error:  # whatever a class raises that does not take its parameters
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise HeadError(f"head {name!r} does not take these parameters: {reason}") from error
 
 
 def _one(name: str, params: Mapping[str, Any], task: Task) -> Any:
@@ -191,6 +197,12 @@ def _find_class(name: str) -> type:
 
 def _import(path: str) -> type:
     module_name, _, attribute = path.rpartition(".")
+    if (
+        module_name.partition(".")[0] != "sklearn"
+        or not module_name.replace(".", "").isidentifier()
+    ):
+        # Importing a module runs it: a name in a file must not choose which.
+        raise _no_estimator(path)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -200,10 +212,14 @@ def _import(path: str) -> type:
         classes = [each for each in dir(module) if inspect.isclass(getattr(module, each))]
         raise HeadError(f"{module_name} has no {attribute!r}; {nearest(attribute, classes)}")
     if not (inspect.isclass(found) and hasattr(found, "fit") and hasattr(found, "get_params")):
-        raise HeadError(
-            f"{path!r} is no scikit-learn estimator: expected a class such as 'sklearn.svm.SVC'"
-        )
+        raise _no_estimator(path)
     return found
+
+
+def _no_estimator(path: str) -> HeadError:
+    return HeadError(
+        f"{path!r} is no scikit-learn estimator: expected a class such as 'sklearn.svm.SVC'"
+    )
 
 
 def _instance(found: type, params: Mapping[str, Any], name: str) -> Any:
@@ -238,6 +254,12 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int)
         chosen[full] = value
     if chosen:
         estimator.set_params(**chosen)
+    for param, value in estimator.get_params(deep=True).items():
+        if value is not None and (param == "memory" or param.endswith("__memory")):
+            raise HeadError(
+                f"head {name!r}: {param}={value!r} would keep pickles there and load them; "
+                "leave it out"
+            )
     seeds = {
         param: seed
         for param, value in estimator.get_params(deep=True).items()

@@ -1,7 +1,8 @@
-"""Bounds of the trees inside a loaded estimator, which compiled code follows without checking them.
+"""Bounds of what is inside a loaded estimator, which compiled code follows without checking them.
 
-scikit-learn walks decision trees and neighbour trees in C by the indices stored in them. An index
-out of range, in a file that came from elsewhere, would read foreign memory or end the process.
+scikit-learn walks decision trees, neighbour trees and support vectors in C by the indices and
+sizes stored in them. One out of range, in a file from elsewhere, would read or write foreign memory
+or end the process.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 
 def fault(estimator: Any) -> str | None:
-    """Find a tree whose indices lead out of its arrays.
+    """Find what leads out of its arrays.
 
     Parameters
     ----------
@@ -22,9 +23,17 @@ def fault(estimator: Any) -> str | None:
     Returns
     -------
     str or None
-        What is wrong; None where every tree is sound.
+        What is wrong; None where all is sound.
     """
+    try:
+        return _fault(estimator)
+    except Exception as error:  # what is not of the form that scikit-learn gives it
+        return f"an estimator of another form than its own ({' '.join(str(error).split())[:100]})"
+
+
+def _fault(estimator: Any) -> str | None:
     seen: set[int] = set()
+    boosted = []
     waiting: list[tuple[Any, int | None]] = [(estimator, None)]
     while waiting:
         found, width = waiting.pop()
@@ -36,7 +45,13 @@ def fault(estimator: Any) -> str | None:
             return f"a {type(found).__name__} with indices out of range"
         if _is_forest(found) and not _members_fit(found):
             return f"a {type(found).__name__} whose trees take other rows than it does"
+        if type(found).__module__ == "sklearn.ensemble._gb":
+            boosted.append(found)
         waiting.extend(_parts(found, width))
+    for each in boosted:
+        # Only when all that it is made of is sound: this asks it for its first guess.
+        if vars(each).get("estimators_") is not None and not _columns_fit(each):
+            return f"a {type(each).__name__} whose trees give other columns than it has"
     return None
 
 
@@ -53,6 +68,13 @@ def _parts(found: Any, width: int | None) -> list[tuple[Any, int | None]]:
         return []
     features = own.get("n_features_in_", width)
     return [(each, features) for each in own.values()]
+
+
+def _columns_fit(boosted: Any) -> bool:
+    """Whether the trees of an iteration add to as many columns as there are."""
+    row = np.zeros((1, boosted.n_features_in_), np.float32)
+    columns = boosted._raw_predict_init(row).shape[1]
+    return bool(columns == boosted.estimators_.shape[1] == boosted.n_trees_per_iteration_)
 
 
 def _is_forest(found: Any) -> bool:
@@ -110,6 +132,36 @@ def _neighbour_tree(tree: Any, width: int | None) -> bool:
     )
 
 
+def _support_vectors(machine: Any, width: int | None) -> bool:
+    own = vars(machine)
+    if "support_vectors_" not in own:
+        return True  # not fitted
+    classifies = machine._impl in ("c_svc", "nu_svc")
+    classes = len(own["_n_support"]) if classifies else 2
+    vectors, pairs = own["support_vectors_"], classes * (classes - 1) // 2
+    # Features are rows of numbers: neither sparse, nor distances to what it was fitted on.
+    return (
+        not own["_sparse"]
+        and isinstance(machine.kernel, str)
+        and machine.kernel != "precomputed"
+        and classes >= 2
+        and vectors.shape == (len(own["support_"]), own["n_features_in_"])
+        and own["_dual_coef_"].shape == (classes - 1, len(vectors))
+        and own["_intercept_"].shape == (pairs,)
+        and all(own[name].shape in ((0,), (pairs,)) for name in ("_probA", "_probB"))
+        and len(own["_n_support"]) >= 1
+        and bool((own["_n_support"] >= 0).all())
+        and (not classifies or int(own["_n_support"].sum()) == len(vectors))
+    )
+
+
+def _bins(mapper: Any, width: int | None) -> bool:
+    own = vars(mapper)
+    if "bin_thresholds_" not in own:
+        return True  # not fitted
+    return len(own["bin_thresholds_"]) == len(own["is_categorical_"]) == width
+
+
 def _ahead(children: np.ndarray, inner: np.ndarray) -> bool:
     """Whether each inner node's child comes after it, so that a walk ends, and exists."""
     number = np.flatnonzero(inner)
@@ -126,4 +178,6 @@ _CHECKS = {
     "TreePredictor": _boosted_tree,
     "KDTree": _neighbour_tree,
     "BallTree": _neighbour_tree,
+    "_BinMapper": _bins,
+    **dict.fromkeys(("SVC", "NuSVC", "SVR", "NuSVR", "OneClassSVM"), _support_vectors),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ def check(file: File) -> Backbone:
     check_heads(file)
     check_layers(file, spec.layers)
     data = spec.data.path
-    if "://" not in data and not file.resolve(data).exists():
+    if "://" not in data and not os.path.exists(file.resolve(data)):
         raise file.mistake(
             ["data", "path"], f"nothing at {str(file.resolve(data))!r}; {_fetch_hint(data)}"
         )
@@ -102,7 +103,7 @@ def _backbone(file: File) -> Backbone:
 
 def _existing(file: File, field: str, path: str) -> str:
     found = file.resolve(path)
-    if not found.is_file():
+    if not os.path.isfile(found):
         raise file.mistake(["backbone", field], f"no file {str(found)!r}; {_fetch_hint(path)}")
     return str(found)
 

@@ -11,16 +11,29 @@ import yaml
 
 from featurestore.errors import SpecError, nearest
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 250_000
 # Aliases of aliases make a billion values of a few lines.
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 MAX_DEPTH = 50
+# Python takes the square of their number to read or write so many digits.
+MAX_DIGITS = 100
+
+_YAML = "tag:yaml.org,2002:"
+# What JSON has too; the rest of YAML's kinds (dates, sets, bytes) mean nothing in a pipeline.
+_KINDS = {_YAML + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-5`` as a string, which nobody who writes a learning rate means."""
+    """YAML 1.1 reads ``1e-5`` as a string, which nobody who writes a learning rate means.
+
+    Dates are text here.
+    """
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] in _KINDS]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -38,7 +51,7 @@ def parse_value(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # PyYAML raises any type on a value that is not of its tag
         return text
 
 
@@ -77,6 +90,8 @@ def read_document(path: str | Path) -> Document:
         root = yaml.compose(text, Loader=_Loader)
         _check(path, root)
         value = yaml.load(text, Loader=_Loader)
+    except SpecError:
+        raise
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}") from None
@@ -84,24 +99,30 @@ def read_document(path: str | Path) -> Document:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise SpecError(f"{path} is nested too deeply; expected a pipeline file") from None
-    except ValueError as error:
-        # Such as 2026-13-45, which has the form of a date.
-        raise SpecError(f"{path}: a value is not valid: {error}; put text in quotes") from None
+    except Exception as error:  # PyYAML raises any type on a value that is not of its tag
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SpecError(f"{path}: a value is not valid: {reason}; put text in quotes") from None
     return Document(path, text, value, root)
 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        # Not asked for its size first: a pipe has none.
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
             raise SpecError(f"{path} has over {MAX_BYTES:,} bytes; expected a pipeline file")
-        return path.read_text(encoding="utf-8")
+        return data.decode("utf-8")
     except FileNotFoundError:
         known = [str(each) for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise SpecError(f"no file {str(path)!r}; {nearest(str(path), known)}") from None
     except UnicodeDecodeError:
         raise SpecError(f"{path} is no text in UTF-8; expected a pipeline file") from None
-    except OSError as error:
-        raise SpecError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except SpecError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(f"cannot read {str(path)!r}: {reason}") from None
 
 
 def _check(path: Path, root: yaml.Node | None) -> None:
@@ -117,11 +138,24 @@ def _check(path: Path, root: yaml.Node | None) -> None:
                 f"{path}:{line}: holds too much, over {MAX_VALUES:,} values or {MAX_DEPTH} levels; "
                 "expected a pipeline file"
             )
-        if isinstance(node, yaml.MappingNode):
+        if node.tag not in _KINDS:
+            raise SpecError(f"{path}:{line}: found {node.tag[:60]!r}, no kind of value known here")
+        if isinstance(node, yaml.ScalarNode):
+            _check_scalar(path, line, node)
+        elif isinstance(node, yaml.MappingNode):
             _check_keys(path, node)
-            waiting += [(each, depth + 1) for _, each in node.value]
+            waiting += [(each, depth + 1) for pair in node.value for each in pair]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(each, depth + 1) for each in node.value]
+
+
+def _check_scalar(path: Path, line: int, node: yaml.ScalarNode) -> None:
+    if node.tag == _YAML + "int" and len(node.value) > MAX_DIGITS:
+        raise SpecError(f"{path}:{line}: a number of {len(node.value):,} digits")
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        raise SpecError(f"{path}:{line}: found {node.value[:60]!r}, which is no text") from None
 
 
 def _check_keys(path: Path, node: yaml.MappingNode) -> None:
@@ -132,6 +166,6 @@ def _check_keys(path: Path, node: yaml.MappingNode) -> None:
             raise SpecError(f"{path}:{line}: the name of a field is a list or mapping")
         if key.value in lines:
             raise SpecError(
-                f"{path}:{line}: {key.value}: is given twice, in line {lines[key.value]} too"
+                f"{path}:{line}: {key.value[:60]}: is given twice, in line {lines[key.value]} too"
             )
         lines[key.value] = line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +10,23 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from featurestore.errors import SpecError, nearest
+from featurestore.images import MAX_SIDE
 from featurestore.pipeline.document import Document, read_document
 
 # More lines than this help nobody.
 MOST_MISTAKES = 20
+# Lists that are multiplied soon stand for more heads than memory holds.
+MOST_HEADS = 10_000
 LONGEST_VALUE = 60
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss", "r2", "rmse"]
 Split = Literal["train", "val", "test"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
 class Part(BaseModel):
@@ -43,7 +48,7 @@ class DataSpec(Part):
     name: str | None = None
     val: Fraction = 0.2
     test: Fraction = 0.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     group_by: str | None = None
 
 
@@ -52,7 +57,7 @@ class BackboneSpec(Part):
 
     model: str
     weights: str | None = None
-    input_size: Count | None = None
+    input_size: Side | None = None
     scaling: Literal["none", "unit", "tf", "torch", "caffe"] | None = None
     resize: Literal["stretch", "crop", "pad"] = "stretch"
     interpolation: Literal["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"] = "bilinear"
@@ -68,7 +73,7 @@ class ExtractSpec(Part):
 class BaselineSpec(Part):
     """The same heads on raw pixels, resized to a square of this many pixels a side."""
 
-    input_size: Count = 32
+    input_size: Side = 32
 
 
 Layers = Annotated[list[str], Field(min_length=1)]
@@ -82,6 +87,14 @@ class HeadSpec(Part):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     layers: Layers | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("grid")
+    @classmethod
+    def _few(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        count = math.prod(map(len, grid.values()))
+        if count > MOST_HEADS:
+            raise ValueError(f"stands for {count:,} heads; expected at most {MOST_HEADS:,}")
+        return grid
 
 
 def _head(value: Any) -> Any:
@@ -102,7 +115,7 @@ class PromoteSpec(Part):
     """How the best head becomes a model: 0 epochs fuse it without fine-tuning."""
 
     unfreeze: int | str | None = None
-    epochs: Annotated[int, Field(ge=0)] = 0
+    epochs: Annotated[int, Field(ge=0, lt=2**31)] = 0
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     batch_size: Count = 32
 
@@ -159,7 +172,7 @@ class SpecFile(Generic[AnySpec]):
 
     def resolve(self, path: str) -> Path:
         """Return a path in the file, taken from the file's folder where it is relative."""
-        return Path(os.path.normpath(self.path.parent.absolute() / Path(path).expanduser()))
+        return Path(os.path.normpath(self.path.parent.absolute() / os.path.expanduser(path)))
 
 
 def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
@@ -197,21 +210,24 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
 
 def _mistakes(document: Document, kind: type[Part], error: ValidationError) -> SpecError:
     found: dict[tuple[int, str], str] = {}
-    for each in error.errors():
-        where = [step for step in each["loc"] if not _is_branch(step)]
-        field = ".".join(str(step) for step in where) or "the file"
+    # A file may have thousands, each of which costs a search for what was meant.
+    most = 10 * MOST_MISTAKES
+    for each in error.errors(include_url=False)[:most]:
+        where = _where(each)
+        field = ".".join(str(step)[:LONGEST_VALUE] for step in where) or "the file"
         line = _line(document.root, where)
         # Of the branches of a union the first speaks for all.
         found.setdefault((line, field), f"{document.path}:{line}: {field}: {_said(kind, each)}")
     lines = [found[at] for at in sorted(found)]
-    more = len(lines) - MOST_MISTAKES
+    count = error.error_count()
+    more = (count if count > most else len(lines)) - MOST_MISTAKES
     return SpecError(
         "\n".join(lines[:MOST_MISTAKES] + ([f"and {more} more mistakes"] if more > 0 else []))
     )
 
 
 def _said(kind: type[Part], error: Any) -> str:
-    where = [step for step in error["loc"] if not _is_branch(step)]
+    where = _where(error)
     if error["type"] == "extra_forbidden":
         return f"unknown field; {nearest(str(where[-1]), _fields(kind, where[:-1]))}"
     if error["type"] == "missing":
@@ -226,6 +242,13 @@ def _said(kind: type[Part], error: Any) -> str:
     if len(found) > LONGEST_VALUE:
         found = f"{found[:LONGEST_VALUE]}…"
     return f"found {found}; {message[0].lower()}{message[1:]}"
+
+
+def _where(error: Any) -> list[str | int]:
+    """Return the way to a field; an unknown field is named in the file, whatever it looks like."""
+    named = len(error["loc"]) - 1 if error["type"] == "extra_forbidden" else None
+    steps = enumerate(error["loc"])
+    return [step for place, step in steps if place == named or not _is_branch(step)]
 
 
 def _is_branch(step: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
 def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
     spec = file.spec
     dataset, place = spec.dataset, file.resolve(spec.dataset)
-    if not store.has_dataset(dataset) and place.exists():
+    if not store.has_dataset(dataset) and os.path.exists(place):
         dataset = str(place)
     where: list[str | int] = ["dataset"]
     try:

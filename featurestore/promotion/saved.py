@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurestore.backbone.files import archive_fault, model_fault
 from featurestore.backbone.graph import one_line
 from featurestore.errors import InputError, nearest
 from featurestore.scratch import scratch
@@ -51,7 +52,8 @@ def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -
             commit(part, path)
     except OSError as error:
         raise InputError(
-            f"cannot write {str(path)!r}: {error.strerror or one_line(error)}"
+            f"cannot write {str(path)!r}: {error.strerror or one_line(error)}; make room, or give "
+            "another file"
         ) from error
 
 
@@ -90,6 +92,9 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     """
     path = Path(path)
     metadata = read_metadata(path)
+    fault = model_fault(path)
+    if fault:
+        raise InputError(f"cannot load {path} as a Keras model: {fault}")
     import keras
 
     try:
@@ -112,7 +117,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise InputError(f"no model file {str(path)!r}; {nearest(str(path), known)}")
     try:
         with zipfile.ZipFile(path) as archive:
+            fault = archive_fault(archive)
+            if fault:
+                raise InputError(f"cannot load {path} as a Keras model: {fault}")
             found = json.loads(archive.read(MEMBER))
+    except InputError:
+        raise
     except Exception as error:  # zipfile, zlib and JSON raise a dozen kinds
         raise InputError(
             f"{path} is no promoted model (it has no {MEMBER} that can be read); make one with "

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -60,11 +62,29 @@ def block_rows(row_bytes: int) -> int:
 def encode(rows: np.ndarray, address: str) -> bytes:
     """Encode a chunk: little-endian values in zstd, where it belongs, and the CRC-32C of both."""
     import google_crc32c
-    from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
 
-    packed = bytes(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(rows))) + _frame(address)
+    packed = bytes(_zstd().encode(np.ascontiguousarray(rows))) + _frame(address)
     checksum: int = google_crc32c.value(packed)
     return packed + checksum.to_bytes(CHECKSUM_BYTES, "little")
+
+
+@cache
+def _zstd() -> Any:
+    """Return the codec, bound to the library that it brings.
+
+    On Linux, TensorFlow imposes its own copy of zstd, of another version, on what is loaded after
+    it: the same rows would give other bytes in one process than in another.
+    """
+    own = getattr(os, "RTLD_DEEPBIND", 0)
+    if own:
+        flags = sys.getdlopenflags()
+        sys.setdlopenflags(flags | own)
+    try:
+        from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+    finally:
+        if own:
+            sys.setdlopenflags(flags)
+    return Zstd(level=ZSTD_LEVEL)
 
 
 def _frame(address: str) -> bytes:
@@ -107,8 +127,6 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, address: str) -
     numpy.ndarray of the given shape and dtype
         Not writeable.
     """
-    from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
-
     packed = unwrap(data, address)
     found, expected = _frame_size(packed), math.prod(shape) * dtype.itemsize
     if found is None:
@@ -116,7 +134,7 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, address: str) -
     if found != expected:  # before anything is allocated: a frame may claim any size
         raise ValueError(f"{found} bytes found, {expected} expected")
     try:
-        values = Zstd().decode(packed)
+        values = _zstd().decode(packed)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
     return np.frombuffer(values, dtype=dtype).reshape(shape)
@@ -269,6 +287,7 @@ class BlockArray:
 
 def write_array(array: BlockArray, attributes: Mapping[str, Any]) -> None:
     """Write the metadata of an array, its folder first; its blocks are left as they are."""
+    _zstd()  # before zarr loads it
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -304,10 +323,10 @@ def open_array(files: Files, path: str) -> tuple[BlockArray, dict[str, Any]]:
     try:
         shape = tuple(int(size) for size in metadata["shape"])
         chunk = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-        encoding = metadata["chunk_key_encoding"]
+        rows, encoding = chunk[0], metadata["chunk_key_encoding"]
         codecs = [codec["name"] for codec in metadata["codecs"]]
         attributes = dict(metadata["attributes"])
-        separator = encoding["configuration"]["separator"]
+        named, separator = encoding["name"], encoding["configuration"]["separator"]
         dtype = DTYPES[metadata["data_type"]]
         dimensions = tuple(str(each) for each in metadata["dimension_names"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -315,13 +334,13 @@ def open_array(files: Files, path: str) -> tuple[BlockArray, dict[str, Any]]:
             f"{files.location}/{path}/{METADATA} is no metadata of a Zarr v3 array ({error!r}); "
             f"{MEND}"
         ) from error
-    layout = (codecs, encoding["name"], separator, chunk[1:])
+    layout = (codecs, named, separator, chunk[1:])
     if layout != (["bytes", "zstd", "crc32c"], "default", ".", shape[1:]):
         raise StoreFormatError(
             f"{files.location}/{path} has the layout {layout}; expected whole rows, keys with '.', "
             "and the codecs bytes, zstd, crc32c (docs/format.md)"
         )
-    array = BlockArray(files, path, shape, dtype, chunk[0], dimensions)
+    array = BlockArray(files, path, shape, dtype, rows, dimensions)
     check_sizes(array)
     return array, attributes
 

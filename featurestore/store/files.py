@@ -112,6 +112,19 @@ _MEND = {
 }
 
 
+@contextmanager
+def _changing(verb: str, what: str) -> Iterator[None]:
+    """Explain as well that what is to be changed is not there any more."""
+    with _explained(verb, what):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"cannot {verb} {what}: its folder is gone; bring the disk or the folder back, "
+                "then run the command again: it resumes"
+            ) from error
+
+
 def commit(partial: str | Path, final: str | Path) -> None:
     """Give a finished file its name: all of it is on disk, and under that name, or nothing is.
 
@@ -214,46 +227,35 @@ class LocalFiles:
         """Write a file whole, by a temporary file beside it, flushed and renamed."""
         final = self._root / path
         partial = final.with_name(f"{final.name}.{uuid.uuid4().hex}{PARTIAL}")
-        with _explained("write", self._shown(path)):
+        with _changing("write", self._shown(path)):
             self._check_inside(final.parent)
             try:
                 _write(partial, data)
                 os.replace(partial, final)
-            except BaseException as error:
+            except BaseException:
                 with suppress(OSError):
                     os.unlink(partial)
-                if isinstance(error, FileNotFoundError):
-                    raise self._gone("write", path) from error
                 raise
             _flush_folder(final.parent)
 
     def make_folder(self, path: str) -> None:
         """Make a folder, and those above it, where there is none."""
         folder = self._root / path
-        with _explained("make", self._shown(path)):
+        with _changing("make", self._shown(path)):
             if self._mounted is not None:
                 self._check_mounted()
                 self._check_inside(folder)
-            try:
-                self._make(folder)
-            except FileNotFoundError as error:
-                raise self._gone("make", path) from error
+            self._make(folder)
             self._mounted = self._mounted or self._identity()
 
     def settle(self, path: str) -> None:
         """Make what a folder and those above it list durable, whoever wrote it."""
         folder = self._root / path
-        with _explained("flush", self._shown(path)):
+        with _changing("flush", self._shown(path)):
             for each in (folder, *folder.parents):
                 _flush_folder(each)
                 if each == self._root.parent:
-                    return
-
-    def _gone(self, verb: str, path: str) -> StoreError:
-        return StoreError(
-            f"cannot {verb} {self._shown(path)}: its folder is gone; bring the disk or the folder "
-            "back, then run the command again: it resumes"
-        )
+                    break
 
     def _make(self, folder: Path) -> None:
         there = folder.is_dir()

@@ -14,7 +14,7 @@ from featurestore.store import groups, heads, manifests
 from featurestore.store.blocks import METADATA
 from featurestore.store.files import PARTIAL, Files
 from featurestore.store.group import FEATURES, SAMPLE
-from featurestore.store.key import KeyPath, encode_segment
+from featurestore.store.key import KeyPath, name_of
 
 Kind = Literal["features", "manifest", "head", "leftover"]
 
@@ -98,14 +98,19 @@ def _features(files: Files, referred: set[str]) -> Iterator[Garbage]:
 
 
 def _manifests(files: Files, referred: set[str]) -> Iterator[Garbage]:
-    for name in manifests.names(files):
-        folder = f"{manifests.FOLDER}/{encode_segment(name)}"
+    added = manifests.names(files)
+    for folder in files.names(manifests.FOLDER):
+        name = name_of(folder)
+        if name is None:
+            continue
         for each in manifests.stored(files, name):
             stem = each.removesuffix(manifests.SUFFIX)
-            if stem not in referred:
-                path = f"{folder}/{each}"
+            path = f"{manifests.FOLDER}/{folder}/{each}"
+            # Beside no current one, only what can be read is certainly a manifest.
+            if stem not in referred and (name in added or manifests.is_sound(files, path)):
                 size = sum(files.sizes(path).values())
-                reason = "replaced, and no head was fitted on it"
+                how = "replaced" if name in added else "never made current"
+                reason = f"{how}, and no head was fitted on it"
                 yield Garbage("manifest", f"{name}/{stem}", path, size, reason)
 
 
@@ -192,6 +197,9 @@ def remove_group(files: Files, path: str) -> int:
     # Without the metadata of `features` the group does not exist: a removal that is
     # interrupted leaves what the next gc lists as an interrupted creation.
     freed = _remove_file(files, f"{path}/{FEATURES}/{METADATA}")
+    # Gone for good before the rest goes: back after a power cut, it would promise the rest.
+    if FEATURES in files.names(path):
+        files.settle(f"{path}/{FEATURES}")
     ours = _ours(files, path, _GROUP)
     for each in ours:
         files.remove(each)

@@ -124,6 +124,9 @@ def create(
         # Blocks that an interrupted removal left would count as done, and may be of another type.
         for each in files.sizes(features.path):
             files.remove(each)
+        if FEATURES in files.names(path):
+            # Lest a power cut bring back what they and their metadata were.
+            files.settle(features.path)
         _write_groups(files, key, attributes)
         write_array(group.sample, {})
         group.write_samples(sample_ids)
@@ -431,6 +434,8 @@ def documents_above(files: Files) -> dict[str, dict[str, Any]]:
     """Return the metadata of the groups above the feature groups, as they must be, by path."""
     found = {f"{FOLDER}/{METADATA}": group_document({FORMAT_ATTRIBUTE: FORMAT})}
     for path in paths(files):
+        if not created(files, path):
+            continue  # A creation that was interrupted may lack them.
         model, layer, _ = path.split("/")
         for parent in (f"{FOLDER}/{model}", f"{FOLDER}/{model}/{layer}"):
             found[f"{parent}/{METADATA}"] = group_document({})

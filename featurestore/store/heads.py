@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from featurestore.digests import digest_bytes, is_digest
@@ -53,7 +54,12 @@ def check_writable(files: Files) -> None:
     probe = f"{FOLDER}/probe.{uuid.uuid4().hex}{PARTIAL}"
     with files.hold([GROUPS], shared=True):  # Lest gc take it for what a kill left.
         files.make_folder(FOLDER)
-        files.write(probe, bytes(4096))
+        try:
+            files.write(probe, bytes(4096))
+        except BaseException:
+            with suppress(StoreError):
+                files.remove(probe)
+            raise
         files.remove(probe)
 
 

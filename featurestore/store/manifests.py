@@ -263,6 +263,15 @@ def _load_file(files: Files, path: str) -> Dataset:
     return dataset
 
 
+def is_sound(files: Files, path: str) -> bool:
+    """Whether a file is a manifest that belongs there."""
+    try:
+        _load_file(files, path)
+    except (FileNotFoundError, StoreError):
+        return False
+    return True
+
+
 def of(files: Files, digest: str) -> Dataset | None:
     """Load a data set of these samples: a current one, else any manifest that is kept."""
     for found in survey(files)[0]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.errors import HeadError, NotFoundError
+from featurestore.errors import HeadError, IncompleteFeaturesError, NotFoundError
 from featurestore.features import Features
 from featurestore.heads import best, expand, fit_head, fit_heads, heads, rank
 from featurestore.store import FeatureStore
@@ -134,7 +134,7 @@ def test_constant_features_are_ranked_too(make_features: MakeFeatures, store: Fe
 def test_nothing_stored_to_rank(make_features: MakeFeatures, store: FeatureStore) -> None:
     features = make_features(["a", "b"] * 10)
     features.group.drop_block(0)
-    with pytest.raises(NotFoundError, match="featurestore extract"):
+    with pytest.raises(IncompleteFeaturesError, match=r"never extracted.*`featurestore extract"):
         rank(store, "toys")
 
 

@@ -259,6 +259,9 @@ def test_an_unsaved_head_leaves_no_trace(three: Features) -> None:
         ("LogisticRegresion", {}, "did you mean 'LogisticRegression'"),
         ("sklearn.svm.SVCC", {}, "'SVC'"),
         ("sklearn.nothing.SVC", {}, "cannot be imported"),
+        ("..svm.SVC", {}, "no scikit-learn estimator"),
+        ("sklearn.pipeline.Pipeline", {"steps": []}, "does not take these parameters"),
+        ("StandardScaler+ridge", {"memory": "cache"}, "keep pickles there and load them"),
         ("sklearn.base.clone", {}, "no scikit-learn estimator"),
         ("logistic", {"c": 1}, "did you mean 'C'"),
         ("forest", {"n_estimator": 1}, "did you mean 'n_estimators'"),
@@ -367,3 +370,12 @@ def test_another_process_finds_the_same_heads_and_loads_no_tensorflow(three: Fea
             text=True,
         )
         assert found.stdout.split() == ["HeadReused", candidate("dense", {}, three, 0).id]
+
+
+def test_a_name_imports_nothing_but_scikit_learn(
+    three: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lurking.py").write_text("raise SystemExit('this ran')\nclass Head: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(HeadError, match=r"'lurking\.Head' is no scikit-learn estimator"):
+        fit_head(three, "lurking.Head")

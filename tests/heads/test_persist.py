@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import warnings
 import zipfile
 from pathlib import Path
@@ -218,6 +219,49 @@ def test_neighbour_trees_out_of_bounds_are_not_loaded() -> None:
     nearest._tree.__setstate__(tuple(state))
     with pytest.raises(DamagedError, match="KDTree with indices out of range"):
         load_sklearn(dump_sklearn(nearest, "forged"), "head")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_n_support", np.array([10**6] * 3, np.int32)),
+        ("_n_support", np.array([-1, 1, 1], np.int32)),
+        ("_dual_coef_", np.zeros((1, 1))),
+        ("_intercept_", np.zeros(0)),
+        ("support_vectors_", np.zeros((1, 6))),
+        ("support_vectors_", None),
+        ("_probA", np.zeros(2)),
+        ("_sparse", True),
+        ("kernel", "precomputed"),
+    ],
+)
+def test_support_vectors_out_of_bounds_are_not_loaded(name: str, value: Any) -> None:
+    machine, _ = fitted(SVC())
+    setattr(machine, name, value)
+    with pytest.raises(DamagedError, match=r"SVC with indices out of range|another form"):
+        load_sklearn(dump_sklearn(machine, "forged"), "head")
+
+
+def test_boosted_trees_for_other_columns_are_not_loaded() -> None:
+    boosted, X = fitted(GradientBoostingClassifier(n_estimators=3))
+    two = GradientBoostingClassifier(n_estimators=3).fit(X, X[:, 0] > 0)
+    two.estimators_ = boosted.estimators_
+    with pytest.raises(DamagedError, match="give other columns"):
+        load_sklearn(dump_sklearn(two, "forged"), "head")
+
+
+def test_archives_that_lead_outside_or_swell_are_not_loaded() -> None:
+    sound = dump_sklearn(fitted(SVC())[0], "sound")
+    for name, data, says in (
+        ("../../evil.npy", b"x", "'../../evil.npy' lies outside"),
+        ("/tmp/evil.npy", b"x", "lies outside"),
+        ("bomb.npy", bytes(2**26), "has 67,108,864 bytes, packed into"),
+    ):
+        archive = io.BytesIO(sound)
+        with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as opened:
+            opened.writestr(name, data)
+        with pytest.raises(DamagedError, match=says):
+            load_sklearn(archive.getvalue(), "head")
 
 
 def test_no_file_of_a_head_is_a_pickle(tmp_path: Path) -> None:

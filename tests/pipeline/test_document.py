@@ -28,9 +28,24 @@ WRONG: list[tuple[str, str, str]] = [
     ("a field twice", "a: 1\nb: 2\na: 3\n", ":3: a: is given twice, in line 1 too"),
     ("a nested field twice", "a:\n  b: 1\n  b: 1\n", ":3: b: is given twice, in line 2 too"),
     ("two documents", "a: 1\n---\nb: 2\n", ":2: not valid YAML: but found another document"),
-    ("a Python object", "a: !!python/object/apply:os.getcwd []\n", ":1: not valid YAML: could not"),
+    (
+        "a Python object",
+        "a: !!python/object/apply:os.getcwd []\n",
+        ":1: found 'tag:yaml.org,2002:py",
+    ),
+    (
+        "a set",
+        "a: !!set {b, c}\n",
+        ":1: found 'tag:yaml.org,2002:set', no kind of value known here",
+    ),
+    ("bytes", "a:\n- !!binary aGVsbG8=\n", ":2: found 'tag:yaml.org,2002:binary', no kind"),
+    ("a tag of its own", "%TAG ! tag:evil,2000:\n---\na: !x b\n", ":3: found 'tag:evil,2000:x'"),
+    ("a value that is not of its tag", "a: !!bool maybe\n", ": a value is not valid: 'maybe'"),
     ("a list as a field", "? [a, b]\n: 1\n", ":1: the name of a field is a list or mapping"),
-    ("no day of any year", "a: 2026-13-45\n", ": a value is not valid: month must be in 1..12"),
+    ("a long number", "a: " + "1" * 5000, ":1: a number of 5,000 digits"),
+    ("a long number of letters", "a: 0x" + "f" * 5000, ":1: a number of 5,002 digits"),
+    ("a long number of base 60", "? 1" + ":1" * 5000 + "\n: a", ":1: a number of 10,001 digits"),
+    ("half a character", 'a: "\\ud800"', ":1: found '\\ud800', which is no text"),
     ("a control character", "a: b\x00c\n", ": not valid YAML: unacceptable character #x0000"),
     ("a value that holds itself", "a: &a [*a]\n", ":1: holds too much"),
     ("a billion values", BOMB, ": holds too much"),
@@ -62,11 +77,14 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("binary.yaml").write_bytes(b"\x89PNG\r\n\xff\xfe")
     Path("huge.yaml").write_text(" " * (MAX_BYTES + 1))
     Path("folder.yaml").mkdir()
+    Path("zeros.yaml").symlink_to("/dev/zero")
     for name, expected in {
         "pipelin.yaml": "no file 'pipelin.yaml'; did you mean 'pipeline.yaml'",
         "no/x.yaml": "no file 'no/x.yaml'; known: none",
         "binary.yaml": "binary.yaml is no text in UTF-8; expected a pipeline file",
-        "huge.yaml": "huge.yaml has over 1,000,000 bytes; expected a pipeline file",
+        "huge.yaml": "huge.yaml has over 250,000 bytes; expected a pipeline file",
+        "zeros.yaml": "zeros.yaml has over 250,000 bytes; expected a pipeline file",
+        "a\0.yaml": "cannot read 'a\\x00.yaml': embedded null byte",
         "folder.yaml": "cannot read 'folder.yaml': Is a directory",
     }.items():
         with pytest.raises(SpecError) as caught:
@@ -118,6 +136,10 @@ def test_a_pipe_can_be_read(tmp_path: Path) -> None:
         ("[1", "[1"),
         ("*x", "*x"),
         ("'1'", "1"),
+        ("2026-13-45", "2026-13-45"),
+        ("2026-01-02", "2026-01-02"),
+        ("!!bool x", "!!bool x"),
+        ("1" * 5000, "1" * 5000),
     ],
 )
 def test_single_values(text: str, value: Any) -> None:

@@ -104,6 +104,8 @@ WRONG: list[tuple[str, str, list[str]]] = [
     ("a word", "flowers", [":1: found a str, expected a mapping"]),
     ("an unknown field", LEAST + "promot: {}\n",
      [":8: promot: unknown field; did you mean 'promote'?"]),
+    ("an unknown field that looks like a type", LEAST + "'a[b]': 1\nint: 2\n",
+     [":8: a[b]: unknown field; ", ":9: int: unknown field; "]),
     ("an unknown field of a part", LEAST.replace("  path: photos", "  path: photos\n  vall: 0.1"),
      [":4: data.vall: unknown field; did you mean 'val'?"]),
     ("an unknown field of a head",
@@ -170,6 +172,13 @@ WRONG: list[tuple[str, str, list[str]]] = [
     ("endless learning", LEAST + "promote: {learning_rate: .inf}\n",
      [":8: promote.learning_rate: found inf; input should be a finite number"]),
     ("epochs below zero", LEAST + "promote: {epochs: -1}\n", [":8: promote.epochs: found -1; "]),
+    ("a grid of a billion", LEAST.replace("[logistic]", f"""
+  - head: forest
+    grid: {{a: {list(range(1000))}, b: {list(range(1000))}, c: {list(range(1000))}}}"""),
+     [":9: heads.0.grid: stands for 1,000,000,000 heads; expected at most 10,000"]),
+    ("images as large as a house", LEAST + "baseline: {input_size: 1000000}\n",
+     [":8: baseline.input_size: found 1000000; input should be less than or equal to 65535"]),
+    ("a long field", LEAST + f"? {'x' * 5000}\n: 1\n", [f":8: {'x' * 60}: unknown field; known: "]),
     ("a long value", LEAST.replace("[block5_pool:avg]", "x" * 500),
      [f":6: layers: found '{'x' * 59}…; input should be a valid list"]),
 ]  # fmt: skip
@@ -199,6 +208,11 @@ def test_very_many_mistakes_are_cut_short(tmp_path: Path) -> None:
 
     assert len(found) == MOST_MISTAKES + 1
     assert found[-1] == f"and {100 - MOST_MISTAKES} more mistakes"
+
+    found = mistakes(tmp_path, LEAST + "".join(f"x{number}: 1\n" for number in range(2000)))
+
+    assert len(found) == MOST_MISTAKES + 1
+    assert found[-1] == f"and {2000 - MOST_MISTAKES} more mistakes"
 
 
 def test_a_mistake_found_later_has_its_line_too(tmp_path: Path) -> None:

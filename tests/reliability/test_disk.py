@@ -5,170 +5,40 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import re
+import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
-from featurestore.backbone import Backbone
-from featurestore.dataset import Dataset
+from featurestore.cli.quiet import _no_descriptor_2
 from featurestore.errors import FeatureStoreError, StoreError
-from featurestore.extraction import RowsComputed, extract, repair
-from featurestore.features import one_stored
-from featurestore.heads import fit_head
+from featurestore.extraction import RowsComputed, extract
 from featurestore.store import FeatureStore
-from tests.reliability.faults import STEPS, Disk, Step, failing
-from tests.toys import Result, build_network, featurestore, take_photos, tree
+from tests.reliability.acts import (
+    ACTS,
+    LAYERS,
+    Act,
+    Made,
+    blocks,
+    content,
+    damages,
+    link,
+    temporary,
+)
+from tests.reliability.faults import STEPS, failing
+from tests.reliability.processes import Commands
+from tests.toys import Result, featurestore, tree
 
-# Blocks of 4 rows and of 1024, so 4 blocks and 1.
-LAYERS = ["conv_a", "gap"]
 FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.ENOENT]
 # What cannot be read: a bad sector, a lost right, a server that is gone.
 UNREADABLE = [errno.EIO, errno.EACCES, errno.ESTALE]
 READS = ("look", "read", "list")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEATURESTORE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("FEATURESTORE_STORE", raising=False)
-        yield
-
-
-@dataclass(frozen=True)
-class Made:
-    """Photographs, a network, and the store that an undisturbed extraction of them gives."""
-
-    folder: Path
-    backbone: Backbone
-    dataset: Dataset
-
-    @property
-    def store(self) -> Path:
-        return self.folder / "store"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "tiny.keras"
-
-    @property
-    def photos(self) -> Path:
-        return self.folder / "photos"
-
-    def command(self, *layers: str) -> list[str]:
-        words = ["extract", str(self.photos), "--model", str(self.model)]
-        return words + [word for layer in layers or LAYERS for word in ("--layer", layer)]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("made")
-    take_photos(folder / "photos", 5)
-    build_network(folder / "tiny.keras", size=64, channels=128)
-    backbone = Backbone.open(str(folder / "tiny.keras"))
-    dataset = Dataset.from_folder(folder / "photos", val=0.3)
-    extract(dataset, backbone, LAYERS, FeatureStore(folder / "store"))
-    return Made(folder, backbone, dataset)
-
-
-# ---------------------------------------------------------------- what is done to a store
-
-
-@dataclass(frozen=True)
-class Act:
-    """Something that writes, and the store that it finds."""
-
-    do: Callable[[Made, FeatureStore], object]
-    prepare: Callable[[Made, FeatureStore], object]
-    starts_empty: bool = False
-    # Whether what goes wrong stops it, rather than being told of each file.
-    stops: bool = True
-
-
-def extraction(made: Made, store: FeatureStore) -> None:
-    extract(made.dataset, made.backbone, LAYERS, store)
-
-
-def nothing(made: Made, store: FeatureStore) -> None:
-    pass
-
-
-def half_of_the_blocks(made: Made, store: FeatureStore) -> None:
-    for key in store.keys():
-        group = store.group(key)
-        for block in range(0, group.blocks, 2):
-            group.drop_block(block)
-
-
-def copies(made: Made, store: FeatureStore) -> None:
-    """The same network under another name finds the features of the first."""
-    shutil.copy(made.model, made.folder / "twin.keras")
-    extract(made.dataset, Backbone.open(str(made.folder / "twin.keras")), LAYERS, store)
-
-
-def head(made: Made, store: FeatureStore) -> None:
-    fit_head(one_stored(store, "photos", model="tiny", layer="gap"), "knn", {"n_neighbors": 2})
-
-
-def another_scan(made: Made, store: FeatureStore) -> None:
-    store.add_dataset(Dataset.from_folder(made.photos, test=0.4, seed=1))
-
-
-def collection(made: Made, store: FeatureStore) -> None:
-    store.gc(store.garbage())
-
-
-def litter(made: Made, store: FeatureStore) -> None:
-    """Features and a manifest that nothing refers to, a head half saved, a temporary file."""
-    fewer = Dataset.from_folder(made.photos / "red", name="photos")
-    extract(fewer, made.backbone, LAYERS, store)
-    head_folder = Path(store.location, "heads", "knn-000000000000")
-    head_folder.mkdir(parents=True)
-    (head_folder / "model.skops").write_bytes(b"half")
-    Path(store.location, f"features/zarr.json.{'0' * 32}.partial").write_bytes(b"half")
-
-
-def mending(made: Made, store: FeatureStore) -> None:
-    left = [each.needs for each in repair(store, backbone=made.backbone) if each.needs]
-    if left:
-        # What could not be mended is told, file by file, and the rest is mended all the same.
-        raise StoreError(left[0])
-
-
-def damage(made: Made, store: FeatureStore) -> None:
-    """A block, the row ids, two documents and the manifest, a bit of each."""
-    root = Path(store.location)
-    for pattern in (
-        "features/*/conv_a-*/*/features/c.2.*",
-        "features/*/gap-*/*/sample/c.0.0",
-        "features/*/conv_a-*/*/zarr.json",
-        "features/*/gap-*/zarr.json",
-        "datasets/photos/*.parquet",
-    ):
-        (path,) = root.glob(pattern)
-        whole = bytearray(path.read_bytes())
-        whole[len(whole) // 2] ^= 4
-        path.unlink()  # It may be a link to the one that was made.
-        path.write_bytes(whole)
-
-
-ACTS = {
-    "extraction": Act(extraction, nothing, starts_empty=True),
-    "resumed extraction": Act(extraction, half_of_the_blocks),
-    "copying": Act(copies, nothing),
-    "head": Act(head, nothing),
-    "scan": Act(another_scan, nothing),
-    "gc": Act(collection, litter),
-    "repair": Act(mending, damage, stops=False),
-}
 
 
 class Trial:
@@ -181,7 +51,7 @@ class Trial:
         if act.starts_empty:
             start.mkdir()
         else:
-            _link(made.store, start)
+            link(made.store, start)
             act.prepare(made, FeatureStore(start))
         self._start = start
         store = self._begin()
@@ -191,12 +61,12 @@ class Trial:
         with failing(calls=READS) as disk:
             act.do(made, FeatureStore(self._begin()))
         self.reads = list(disk.steps)
-        self._end = _content(store)
+        self._end = content(store)
         assert not damages(store)
 
     def _begin(self) -> Path:
         store = self._folder / f"store-{next(self._numbers)}"
-        _link(self._start, store)
+        link(self._start, store)
         return store
 
     def go_wrong(
@@ -204,7 +74,7 @@ class Trial:
     ) -> str:
         """Let these steps fail, then do it all again without; return what was said."""
         store = self._begin()
-        before = _content(store)
+        before = content(store)
         said = ""
         with failing(fault, at=steps, calls=calls, half=half) as disk:
             try:
@@ -215,41 +85,19 @@ class Trial:
         if said and self._act.stops:
             assert_clear(said, store, fault)
         if "unlink" not in [step.call for step in failed]:
-            assert _temporary(store) <= _temporary(self._start)
+            assert temporary(store) <= temporary(self._start)
         for path, digest in blocks(store).items():
             assert digest in (before.get(path), self._end.get(path)), (fault, failed)
         lasting = before.items() & self._end.items()
         assert {path for path, _ in lasting} <= tree(store).keys(), (fault, failed)
-        self._act.do(self._made, FeatureStore(store))
-        assert _content(store) == self._end, (fault, failed, said)
+        again = FeatureStore(store)
+        self._act.do(self._made, again)
+        # What the disk did not let it remove, gc finds.
+        again.gc([item for item in again.garbage() if item.kind == "leftover"])
+        assert content(store) == self._end, (fault, failed, said)
         assert not damages(store)
         shutil.rmtree(store)
         return said
-
-
-def _temporary(store: Path) -> set[str]:
-    return {path for path in tree(store) if path.endswith(".partial")}
-
-
-def _link(source: Path, target: Path) -> None:
-    """Copy a store by hard links: nothing in it is ever written in place."""
-    shutil.copytree(source, target, copy_function=os.link)
-
-
-def blocks(store: Path) -> dict[str, str]:
-    chunk = re.compile(r".+/c(\.\d+)+")
-    return {path: digest for path, digest in tree(store).items() if chunk.fullmatch(path)}
-
-
-def _content(store: Path) -> dict[str, str]:
-    """What an undisturbed run and a resumed one must have alike: all files but for their times."""
-    timed = re.compile(r"datasets/|heads/|^lock$")
-    return {path: "" if timed.match(path) else digest for path, digest in tree(store).items()}
-
-
-def damages(store: Path) -> list[object]:
-    opened = FeatureStore(store)
-    return [damage for place in opened.places() for damage in opened.check(place)]
 
 
 def assert_clear(said: str, store: Path, *faults: int) -> None:
@@ -395,7 +243,7 @@ def test_a_small_disk_is_full_and_then_is_larger(
     assert "make room" in error
     kept = blocks(store)
     assert kept.items() < blocks(made.store).items()
-    assert not _temporary(store)
+    assert not temporary(store)
     state = featurestore("ls", "--store", store, "--json").json
     assert f"{sum('conv_a' in path and '/features/c.' in path for path in kept)} of 4 blocks" in [
         each["state"] for each in state
@@ -431,7 +279,7 @@ def test_a_disk_that_others_fill_and_empty(
     ):
         error = featurestore(*command, "--store", store).error
         assert_clear(error, store, errno.ENOSPC)
-        assert not _temporary(store)
+        assert not temporary(store)
         assert before.items() <= tree(store).items()
     filler.unlink()
     resumes(made, store)
@@ -500,7 +348,7 @@ def test_a_disk_that_is_pulled_out(made: Made, new_disk: Callable[[], RealDisk])
         if isinstance(event, RowsComputed) and event.done == 4:
             disk.pull()
 
-    with pytest.raises(StoreError, match="gone|no longer.*bring .*disk.*run the command again"):
+    with pytest.raises(StoreError, match=r"gone|no longer.*bring .*disk.*run the command again"):
         extract(
             made.dataset, made.backbone, LAYERS, FeatureStore(store), batch_size=4, on_event=then
         )
@@ -529,3 +377,188 @@ def test_a_folder_that_may_not_be_changed(
     assert_clear(error, store, errno.EPERM)
     assert "give access" in error
     assert featurestore(*words, "--store", store).status == 0
+
+
+# ---------------------------------------------------------------- a store that one may only read
+
+
+def test_what_needs_no_write_works_on_a_read_only_disk(
+    made: Made, new_disk: Callable[[], RealDisk], tmp_path: Path
+) -> None:
+    disk = new_disk().tmpfs("size=64m")
+    store = disk.path / "store"
+    shutil.copytree(made.store, store)
+    disk.again("ro")
+    before = tree(store)
+
+    for command in reading(made):
+        result = featurestore(*command, "--store", store)
+        assert result.status == 0, (command, result.err)
+    again = featurestore(*made.command(), "--store", store, "--json").json["features"]
+    assert [each["rows_computed"] for each in again.values()] == [0, 0]
+    for command in writing(made):
+        result = featurestore(*command, "--store", store)
+        assert_clear(result.error, store, errno.EROFS)
+        assert "make it writable" in result.error
+        assert "fitted" not in result.err
+    assert tree(store) == before
+
+
+def reading(made: Made) -> list[list[str]]:
+    """What writes nothing into the store."""
+    return [
+        ["ls"],
+        ["show", "conv_a"],
+        ["verify"],
+        ["gc"],
+        ["heads"],
+        ["rank", "photos"],
+        [*made.command(), "--dry-run"],
+        ["scan", "photos"],
+        made.command(),
+        ["train", "photos", "--model", "tiny", "--layer", "gap", "--head", "logistic"],
+        ["promote", "logistic", "-o", str(made.folder / "again.keras")],
+    ]
+
+
+def writing(made: Made) -> list[list[str]]:
+    return [
+        ["scan", "photos", "--test", "0.3"],
+        made.command("conv_b:avg"),
+        ["train", "photos", "--model", "tiny", "--layer", "gap", "--head", "forest"],
+    ]
+
+
+def test_a_store_of_another_user(made: Made, commands: Commands) -> None:
+    """Modes do not stop root, so that the commands are those of nobody."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        store = folder / "store"
+        shutil.copytree(made.store, store)
+        shutil.copy(made.model, folder)
+        shutil.copytree(made.photos, folder / "photos")
+        # The data set is where it was scanned; nobody may go there.
+        places = ["--model", folder / "tiny.keras", "--store", store, "--json"]
+        (folder / "lock").unlink(missing_ok=True)
+        assert featurestore("scan", folder / "photos", "--val", "0.3", "--store", store).status == 0
+        for each in [folder, *folder.rglob("*")]:
+            each.chmod(each.stat().st_mode & ~0o222)
+        before = tree(store)
+        options = {
+            "user": 65534 if os.getuid() == 0 else None,
+            "FEATURESTORE_CACHE": "/proc/nowhere",
+            "HOME": "/proc/nowhere",
+        }
+        asked = [
+            ["verify", "--store", store, "--json"],
+            ["extract", folder / "photos", "--layer", "conv_a", *places],
+            ["extract", folder / "photos", "--layer", "conv_b:avg", *places],
+            ["train", "photos", "--model", "tiny", "--layer", "gap", "--head", "knn", *places[2:]],
+            ["scan", folder / "photos", "--store", folder / "new"],
+        ]
+        running = [commands.start(folder, *each, **options) for each in asked]
+        verify, complete, missing, train, scan = [each.wait() for each in running]
+
+        assert verify.status == 0, verify.err
+        assert complete.status == 0, complete.err
+        assert complete.json["features"]["conv_a"]["rows_computed"] == 0
+        for result, place in ((missing, store), (train, store), (scan, folder / "new")):
+            assert_clear(result.error, place, errno.EACCES)
+            assert "give access" in result.error
+        assert "fitted" not in train.err
+        assert tree(store) == before
+        for each in [folder, *folder.rglob("*")]:
+            each.chmod(each.stat().st_mode | 0o700)
+
+
+# ---------------------------------------------------------------- other places than the store
+
+
+@contextmanager
+def no_room(most: int = 0) -> Iterator[None]:
+    """Let no file grow beyond so many bytes, wherever it is, as on a machine of one full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_only_reads_needs_no_room_anywhere(
+    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image = str(next(made.photos.glob("red/*")))
+    promoted = str(made.promoted)
+    store = ["--store", str(made.store)]
+    monkeypatch.setattr(tempfile, "tempdir", None)  # found once, and remembered
+    monkeypatch.setenv("FEATURESTORE_CACHE", str(tmp_path / "cache"))
+    before = tree(made.store)
+
+    with no_room():
+        for command in reading(made)[:-1]:
+            result = featurestore(*command, *store)
+            assert result.status == 0, (command, result.err)
+        # Keras unpacks a model to load it.
+        error = featurestore("predict", promoted, image).error
+
+    assert "No usable temporary directory" in error
+    assert tree(made.store) == before
+
+
+def test_loading_tensorflow_needs_no_room_for_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    done = []
+    with no_room(), _no_descriptor_2():
+        done.append("loaded")
+    assert done == ["loaded"]
+
+
+def test_a_model_for_which_there_is_no_room(
+    made: Made, new_disk: Callable[[], RealDisk], tmp_path: Path
+) -> None:
+    disk = new_disk().tmpfs("size=8k")
+    (disk.path / "here.keras").write_bytes(b"what was there")
+    before = tree(disk.path)
+
+    for name in ("here.keras", "new.keras"):
+        error = featurestore(
+            "promote", "logistic", "-o", disk.path / name, "--store", made.store
+        ).error
+        assert "No space left on device" in error
+        assert name in error
+        assert "make room" in error
+    assert tree(disk.path) == before
+    disk.again("size=8m")
+    assert (
+        featurestore(
+            "promote", "logistic", "-o", disk.path / "here.keras", "--store", made.store
+        ).status
+        == 0
+    )
+    assert featurestore("predict", disk.path / "here.keras", *made.photos.glob("red/*")).status == 0
+
+
+def test_a_run_whose_folder_is_full(
+    made: Made, new_disk: Callable[[], RealDisk], tmp_path: Path
+) -> None:
+    disk = new_disk().tmpfs("size=8k")
+    spec = {
+        "name": "flowers",
+        "data": {"path": str(made.photos), "val": 0.3},
+        "backbone": {"model": str(made.model)},
+        "layers": ["gap"],
+        "heads": ["logistic"],
+        "promote": {"epochs": 0},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
+    run = ["run", tmp_path / "run.yaml", "--store", tmp_path / "store", "--runs", disk.path]
+
+    error = featurestore(*run).error
+
+    assert "No space left on device" in error
+    assert str(disk.path) in error
+    assert not list(disk.path.rglob("*.partial"))
+    disk.again("size=8m")
+    assert featurestore(*run).status == 0

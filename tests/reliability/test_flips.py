@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -515,6 +516,18 @@ def test_without_the_model_all_else_is_repaired(kept: Kept, what: str) -> None:
     assert kept.now(block) == kept.files[block]
 
 
+@pytest.mark.parametrize("part", ["zarr", "features/zarr", "sample/zarr", "sample/c", "features/c"])
+def test_damage_is_no_hindrance_to_a_model_that_would_share(kept: Kept, part: str) -> None:
+    """Features of a model with the same layers would be copied; what is damaged is computed."""
+    wrecked(kept, rf"pool_a-.*/{kept.photos[8:20]}/{part}")
+    twin = Backbone.from_file(kept.network, name="twin")
+    photos = kept.states["photos"][0]
+    features = extract(photos, twin, ["pool_a"], kept.store, batch_size=8)["pool_a"]
+    key = replace(features.key, model="net")
+    assert np.array_equal(features.group.read(), kept.values[key])
+    kept.store.remove(features.key)
+
+
 # What is needed, done.
 
 
@@ -548,6 +561,22 @@ def test_which_state_was_current_is_never_guessed(kept: Kept) -> None:
     needs = needs_after_repair(kept)
     assert "damaged" in str(needs[manifest])
     assert kept.now(pointer) == kept.now(manifest) == b""
+
+
+def test_manifests_that_do_not_tell_when_they_were_added(kept: Kept) -> None:
+    """Those of the first writers; one alone is current, of several none is guessed."""
+    for states in kept.states.values():
+        for state in states:
+            file = f"datasets/{state.name}/{state.manifest_digest[8:20]}.parquet"
+            kept.put(file, state.to_parquet())
+    several, one = wrecked(kept, r"photos/current\.json", r"others/current\.json")
+    needs = needs_after_repair(kept)
+    assert "which of 3 manifests of 'photos' is current is not known any more" in str(
+        needs[several]
+    )
+    assert kept.now(several) == b""
+    assert needs[one] is None
+    kept.read_others([several], heads=False)
 
 
 def test_commands_tell_and_repair_what_is_damaged(kept: Kept) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -68,6 +71,27 @@ def test_any_flipped_bit_or_cut_is_found(rows: np.ndarray, data: st.DataObject) 
     for broken in (bytes(whole), cut):
         with pytest.raises(ValueError, match=r"checksum|the file has \d bytes"):
             decode(broken, rows.shape, rows.dtype, "a")
+
+
+ENCODES = """
+import sys
+{first}
+import numpy as np
+from featurestore.store.blocks import encode
+
+rows = np.zeros((1024, 16, 16, 8), np.float16)
+rows[:36] = np.random.default_rng(0).normal(0, 0.3, (36, 16, 16, 8)).clip(0)
+sys.stdout.buffer.write(encode(rows, "place"))
+"""
+
+
+def test_a_chunk_has_the_same_bytes_whatever_was_loaded_before() -> None:
+    alone, after = (
+        subprocess.check_output([sys.executable, "-c", ENCODES.format(first=first)])
+        for first in ("", "import tensorflow")
+    )
+
+    assert alone == after
 
 
 def test_a_sound_chunk_of_another_shape_is_found() -> None:

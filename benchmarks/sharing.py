@@ -1,0 +1,87 @@
+"""How processes that start the same extraction together share it, and how much is done twice.
+
+Each process opens the store, waits until all are ready, and extracts. All of them end with complete
+features; the rows that each of them wrote are added up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measure import MOBILENETV2, ROOT, machine, write_fashion
+
+IMAGES = 4_000
+LAYERS = ["block_6_expand_relu", "out_relu:avg"]
+
+
+def extract(folder: str, store: str, start: str, threads: str) -> None:
+    import tensorflow as tf
+
+    import featurestore as fs
+
+    tf.config.threading.set_intra_op_parallelism_threads(int(threads))
+    data = fs.Dataset.from_folder(folder)
+    backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=64)
+    opened = fs.FeatureStore(store)
+    print("ready", flush=True)
+    while not os.path.exists(start):
+        time.sleep(0.01)
+    done = fs.extract(data, backbone, LAYERS, opened)
+    rows = {layer: report.rows_computed for layer, report in done.reports.items()}
+    assert not any(each.group.missing() for each in done.values())
+    print(json.dumps({"samples": len(data), "rows": rows, "seconds": done.seconds}))
+
+
+def together(count: int, folder: str, cache: str) -> tuple[int, dict[str, int], float]:
+    """Return the samples, the rows that all wrote, by layer, and the seconds until all ended."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "benchmarks.sharing", folder, f"{place}/store"]
+        command += [f"{place}/start", str(max(1, (os.cpu_count() or 1) // count))]
+        environment = {**os.environ, "FEATURESTORE_CACHE": cache, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        with open(f"{place}/stderr", "w") as notes:
+            processes = [
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    cwd=ROOT,
+                    stdout=subprocess.PIPE,
+                    stderr=notes,
+                    text=True,
+                )
+                for _ in range(count)
+            ]
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        Path(place, "start").touch()
+        printed = [process.communicate()[0] for process in processes]
+        if any(process.returncode for process in processes):
+            sys.exit(Path(place, "stderr").read_text()[-3000:])
+    found = [json.loads(text) for text in printed]
+    rows = {layer: sum(each["rows"][layer] for each in found) for layer in LAYERS}
+    return found[0]["samples"], rows, max(each["seconds"] for each in found)
+
+
+def main() -> None:
+    print(f"`python -m benchmarks.sharing` — {machine()}\n")
+    print("| processes | rows | written, whole layer | written, pooled layer | twice | seconds |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        write_fashion(Path(folder), IMAGES)
+        for count in (1, 2, 4, 8):
+            samples, rows, seconds = together(count, folder, cache)
+            whole, pooled = (rows[layer] for layer in LAYERS)
+            twice = (whole + pooled) / (2 * samples) - 1
+            print(
+                f"| {count} | {samples:,} | {whole:,} | {pooled:,} | {twice:.1%} | {seconds:.1f} |"
+            )
+
+
+if __name__ == "__main__":
+    extract(*sys.argv[1:]) if len(sys.argv) > 1 else main()

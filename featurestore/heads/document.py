@@ -1,0 +1,74 @@
+"""Whether a head's JSON document is one, before anything in it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from featurestore.heads import metrics
+
+_NUMBERS = {*metrics.CLASSIFICATION, *metrics.REGRESSION}
+_KINDS: Mapping[str, Any] = {
+    "format": int,
+    "name": str,
+    "kind": str,
+    "task": str,
+    "classes": list,
+    "shape": list,
+    "params": dict,
+    "seed": int,
+    "metrics": dict,
+    "history": dict,
+    "problems": list,
+    "lineage": dict,
+}
+_FEATURES = ("model", "ref", "prefix_digest", "dataset_digest")
+
+
+def fault(meta: Mapping[str, Any]) -> str | None:
+    """Tell what is wrong with a document: whoever wrote it may have written anything.
+
+    Parameters
+    ----------
+    meta : mapping
+        As the store gives it.
+
+    Returns
+    -------
+    str or None
+        One line; None where it has all that a head has.
+    """
+    for name, kind in _KINDS.items():
+        if not isinstance(meta.get(name), kind):
+            return f"its {name!r} is no {kind.__name__}"
+    if meta["kind"] not in ("sklearn", "keras"):
+        return f"its kind is {meta['kind'][:40]!r}"
+    if meta["task"] not in ("classification", "regression"):
+        return f"its task is {meta['task'][:40]!r}"
+    if not all(isinstance(each, str | int) for each in meta["classes"]):
+        return "a class is no text or number"
+    if not all(isinstance(size, int) and size > 0 for size in meta["shape"]):
+        return "its shape is none"
+    if not all(_is_measured(each) for each in meta["metrics"].values()):
+        return "its metrics are no numbers"
+    return None if _is_lineage(meta["lineage"]) else "where it comes from is not told"
+
+
+def _is_measured(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        value is None or isinstance(value, int | float)
+        for name, value in found.items()
+        if name in _NUMBERS
+    )
+
+
+def _is_lineage(found: Mapping[str, Any]) -> bool:
+    dataset, features = found.get("dataset"), found.get("features")
+    return (
+        isinstance(dataset, dict)
+        and isinstance(dataset.get("name"), str)
+        and isinstance(features, dict)
+        and all(isinstance(features.get(name), str) for name in _FEATURES)
+        and isinstance(found.get("backbone"), dict | None)
+        and isinstance(found.get("created"), str)
+    )

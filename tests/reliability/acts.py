@@ -1,0 +1,186 @@
+"""What is done to stores while disks fail and power is lost, and what an undisturbed run gives."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import StoreError
+from featurestore.extraction import extract, repair
+from featurestore.features import one_stored
+from featurestore.heads import fit_head
+from featurestore.store import FeatureStore
+from tests.toys import build_network, featurestore, take_photos, tree
+
+# Blocks of 4 rows and of 1024, so 4 blocks and 1.
+LAYERS = ["conv_a", "gap"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Photographs, a network, and the store that an undisturbed extraction of them gives."""
+
+    folder: Path
+    backbone: Backbone
+    dataset: Dataset
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "tiny.keras"
+
+    @property
+    def photos(self) -> Path:
+        return self.folder / "photos"
+
+    @cached_property
+    def promoted(self) -> Path:
+        path = self.folder / "flowers.keras"
+        result = featurestore("promote", "logistic", "-o", path, "--store", self.store)
+        assert result.status == 0, result.err
+        return path
+
+    def command(self, *layers: str) -> list[str]:
+        words = ["extract", str(self.photos), "--model", str(self.model)]
+        return words + [word for layer in layers or LAYERS for word in ("--layer", layer)]
+
+
+def make(folder: Path) -> Made:
+    take_photos(folder / "photos", 5)
+    build_network(folder / "tiny.keras", size=64, channels=128)
+    backbone = Backbone.open(str(folder / "tiny.keras"))
+    dataset = Dataset.from_folder(folder / "photos", val=0.3)
+    store = FeatureStore(folder / "store")
+    extract(dataset, backbone, LAYERS, store)
+    fit_head(one_stored(store, "photos", model="tiny", layer="gap"), "logistic")
+    return Made(folder, backbone, dataset)
+
+
+# ---------------------------------------------------------------- what is done to a store
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something that writes, and the store that it finds."""
+
+    do: Callable[[Made, FeatureStore], object]
+    prepare: Callable[[Made, FeatureStore], object]
+    starts_empty: bool = False
+    # Whether what goes wrong stops it, rather than being told of each file.
+    stops: bool = True
+
+
+def extraction(made: Made, store: FeatureStore) -> None:
+    extract(made.dataset, made.backbone, LAYERS, store)
+
+
+def nothing(made: Made, store: FeatureStore) -> None:
+    pass
+
+
+def half_of_the_blocks(made: Made, store: FeatureStore) -> None:
+    for key in store.keys():
+        group = store.group(key)
+        for block in range(0, group.blocks, 2):
+            group.drop_block(block)
+
+
+def copies(made: Made, store: FeatureStore) -> None:
+    """The same network under another name finds the features of the first."""
+    shutil.copy(made.model, made.folder / "twin.keras")
+    extract(made.dataset, Backbone.open(str(made.folder / "twin.keras")), LAYERS, store)
+
+
+def head(made: Made, store: FeatureStore) -> None:
+    fit_head(one_stored(store, "photos", model="tiny", layer="gap"), "knn", {"n_neighbors": 2})
+
+
+def another_scan(made: Made, store: FeatureStore) -> None:
+    store.add_dataset(Dataset.from_folder(made.photos, test=0.4, seed=1))
+
+
+def collection(made: Made, store: FeatureStore) -> None:
+    store.gc(store.garbage())
+
+
+def litter(made: Made, store: FeatureStore) -> None:
+    """Features and a manifest that nothing refers to, a head half saved, a temporary file."""
+    extract(Dataset.from_folder(made.photos / "red", name="of late"), made.backbone, LAYERS, store)
+    store.add_dataset(Dataset.from_folder(made.photos / "blue", name="of late"))
+    head_folder = Path(store.location, "heads", "knn-000000000000")
+    head_folder.mkdir(parents=True)
+    (head_folder / "model.skops").write_bytes(b"half")
+    Path(store.location, f"features/zarr.json.{'0' * 32}.partial").write_bytes(b"half")
+
+
+def mending(made: Made, store: FeatureStore) -> None:
+    left = [each.needs for each in repair(store, backbone=made.backbone) if each.needs]
+    if left:
+        # What could not be mended is told, file by file, and the rest is mended all the same.
+        raise StoreError(left[0])
+
+
+def damage(made: Made, store: FeatureStore) -> None:
+    """A block, the row ids, two documents and the manifest, a bit of each."""
+    root = Path(store.location)
+    for pattern in (
+        "features/*/conv_a-*/*/features/c.2.*",
+        "features/*/gap-*/*/sample/c.0.0",
+        "features/*/conv_a-*/*/zarr.json",
+        "features/*/gap-*/zarr.json",
+        "datasets/photos/*.parquet",
+    ):
+        (path,) = root.glob(pattern)
+        whole = bytearray(path.read_bytes())
+        whole[len(whole) // 2] ^= 4
+        path.unlink()  # It may be a link to the one that was made.
+        path.write_bytes(whole)
+
+
+ACTS = {
+    "extraction": Act(extraction, nothing, starts_empty=True),
+    "resumed extraction": Act(extraction, half_of_the_blocks),
+    "copying": Act(copies, nothing),
+    "head": Act(head, nothing),
+    "scan": Act(another_scan, nothing),
+    "gc": Act(collection, litter),
+    "repair": Act(mending, damage, stops=False),
+}
+
+
+# ---------------------------------------------------------------- what is there afterwards
+
+
+def temporary(store: Path) -> set[str]:
+    return {path for path in tree(store) if path.endswith(".partial")}
+
+
+def link(source: Path, target: Path) -> None:
+    """Copy a store by hard links: nothing in it is ever written in place."""
+    shutil.copytree(source, target, copy_function=os.link)
+
+
+def blocks(store: Path) -> dict[str, str]:
+    chunk = re.compile(r".+/c(\.\d+)+")
+    return {path: digest for path, digest in tree(store).items() if chunk.fullmatch(path)}
+
+
+def content(store: Path) -> dict[str, str]:
+    """What an undisturbed run and a resumed one must have alike: all files but for their times."""
+    timed = re.compile(r"datasets/|heads/|^lock$")
+    return {path: "" if timed.match(path) else digest for path, digest in tree(store).items()}
+
+
+def damages(store: Path) -> list[object]:
+    opened = FeatureStore(store)
+    return [damage for place in opened.places() for damage in opened.check(place)]

@@ -1,0 +1,38 @@
+"""One server of commands, and two benches, for all that kills and interrupts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.reliability.acts import Made, make
+from tests.reliability.bench import Bench
+from tests.reliability.processes import Commands
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    with Commands() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def narrow(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """One block for each layer."""
+    return Bench(commands, tmp_path_factory.mktemp("narrow"), each=12, size=16, channels=8)
+
+
+@pytest.fixture(scope="session")
+def wide(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Several blocks for each layer: 8 and 32 rows in a block."""
+    return Bench(commands, tmp_path_factory.mktemp("wide"), each=12, size=64, channels=64)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """Photographs, a network, features and a head, made in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATURESTORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("FEATURESTORE_STORE", raising=False)
+        yield make(tmp_path_factory.mktemp("made"))

@@ -1,0 +1,247 @@
+"""Ctrl-C and SIGTERM: the work stops in good order, and one line says how to go on."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from featurestore.cli.interrupts import quote
+from tests.reliability.bench import EXTRACT, VERBS, Bench
+from tests.reliability.outcomes import blocks, leftovers
+from tests.reliability.processes import HANGS_AFTER, Strike
+from tests.toys import Result
+
+SAYS = "interrupted; what is stored is kept, and this resumes: "
+PROGRAM = [sys.executable, "-m", "featurestore"]
+
+
+def check(bench: Bench, result: Result, number: int, command: tuple[str, ...]) -> str:
+    """A command that was interrupted in good order; return the line that resumes it."""
+    status = 128 - result.status if result.status < 0 else result.status  # as a shell tells it
+    assert status == 128 + number, result
+    assert "Traceback" not in result.err
+    assert "Error" not in result.err
+    assert "Exception" not in result.err
+    last = result.err.splitlines()[-1]
+    assert last == SAYS + shlex.join(["featurestore", *command])
+    assert leftovers(bench.place) == []
+    return last.removeprefix(SAYS)
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "at", "number"),
+    [
+        ("scan", "Scanned", 2, signal.SIGINT),
+        ("extract", "RowsComputed", 2, signal.SIGTERM),
+        ("sweep", "EpochEnded", 2, signal.SIGINT),
+        ("promote", "TuningEpochEnded", 1, signal.SIGTERM),
+        ("run", "StageStarted", 3, signal.SIGTERM),
+    ],
+)
+def test_at_a_chosen_moment(wide: Bench, name: str, event: str, at: int, number: int) -> None:
+    command = VERBS[name].command
+    wide.put(VERBS[name].before)
+    running = wide.start(*command, strike=Strike(number, at, event=event))
+
+    line = check(wide, running.wait(), number, command)
+
+    assert running.survivors() == []
+    _, *again = shlex.split(line)
+    wide.done(*again)
+
+
+def test_while_another_process_has_the_work(wide: Bench) -> None:
+    wide.put("fresh")
+    other = wide.start(*EXTRACT, strike=Strike(signal.SIGSTOP, 1, event="RowsComputed"))
+    until(lambda: psutil.Process(other.pid).status() == psutil.STATUS_STOPPED)
+    waiting = wide.start(*EXTRACT)
+    until(lambda: "which other processes compute" in waiting.err)
+    time.sleep(0.2)
+    found = blocks(wide.place)
+    waiting.signal(signal.SIGINT)
+
+    check(wide, waiting.wait(), signal.SIGINT, EXTRACT)
+
+    other.signal(signal.SIGCONT)
+    assert other.wait().status == 0
+    assert found.items() <= blocks(wide.place).items()
+
+
+def test_at_each_write(narrow: Bench) -> None:
+    name, step = "extract one layer", 0
+    while interrupted_at(narrow, name, step := step + 3):
+        pass
+
+
+def interrupted_at(bench: Bench, name: str, step: int) -> bool:
+    """Interrupt a command at a write; return whether it has so many."""
+    bench.put(VERBS[name].before)
+    result = bench.run(*VERBS[name].command, strike=Strike(signal.SIGINT, step, half=True))
+    if result.status == 0:
+        return False
+    check(bench, result, signal.SIGINT, VERBS[name].command)
+    return True
+
+
+def test_workers_of_an_estimator_end_with_it(narrow: Bench) -> None:
+    command = ("train", "photos", "--model", "tiny", "--layer", "pool_a")
+    command += ("--head", "sklearn.linear_model.LogisticRegressionCV", "--param", "n_jobs=2")
+    command += ("--param", "Cs=200", "--param", "cv=5")
+    narrow.put("extracted")
+    running = narrow.start(*command)
+    until(lambda: len(running.survivors()) > 2)
+    time.sleep(1)
+    running.signal(signal.SIGINT)
+
+    check(narrow, running.wait(), signal.SIGINT, command)
+
+    until(lambda: running.survivors() == [])
+
+
+def test_in_the_import_of_tensorflow_and_on_in_a_shell(narrow: Bench) -> None:
+    narrow.put("fresh")
+    process = subprocess.Popen(
+        [*PROGRAM, *EXTRACT],
+        cwd=narrow.place,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until(lambda: "libtensorflow" in Path(f"/proc/{process.pid}/maps").read_text())
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=HANGS_AFTER)
+
+    line = check(narrow, Result(process.returncode, "", err), signal.SIGINT, EXTRACT)
+
+    shell = f'featurestore() {{ {shlex.join(PROGRAM)} "$@"; }}; {line}'
+    subprocess.run(["bash", "-c", shell], cwd=narrow.place, check=True, capture_output=True)
+    assert len(blocks(narrow.place)) == 4  # for each layer, features and row ids
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + HANGS_AFTER
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# What becomes of the signals themselves, in a program of a few lines.
+
+INTERRUPTED = """
+import os, signal, sys, time
+from featurestore.cli.interrupts import Interrupts
+
+def strike(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+
+with Interrupts(sys.argv[1:], last=True) as interrupts:
+    try:
+        interrupts.working = True
+        {work}
+    except KeyboardInterrupt:
+        {after}
+        interrupts.tell()
+        sys.exit(interrupts.status)
+"""
+
+
+def interrupted(work: str, after: str = "pass", **options: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(work=work, after=after), "my photos"],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=HANGS_AFTER,
+        **options,  # type: ignore[call-overload]
+    )
+    return done.returncode, done.stderr
+
+
+LINE = f"{SAYS}featurestore 'my photos'\n"
+
+
+def test_a_second_signal_does_not_cut_short_what_cleans_up() -> None:
+    after = "strike(); print('clean', file=sys.stderr)"
+
+    assert interrupted("strike()", after) == (130, f"clean\n{LINE}")
+
+
+def test_a_third_leaves_at_once() -> None:
+    after = "strike(); strike(); print('not reached', file=sys.stderr)"
+
+    assert interrupted("strike(signal.SIGTERM)", after) == (143, f"\n{LINE}")
+
+
+def test_one_that_comes_after_the_work_changes_nothing() -> None:
+    assert interrupted("interrupts.working = False; strike()") == (0, "")
+
+
+def test_one_that_meets_code_which_cannot_pass_it_on_comes_again() -> None:
+    work = "D = type('D', (), {'__del__': lambda self: strike()}); D(); time.sleep(60)"
+
+    assert interrupted(work) == (130, LINE)
+
+
+def test_who_ignores_the_signal_goes_on_ignoring_it() -> None:
+    work = "strike(); print('done', file=sys.stderr)"
+    ignores = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+
+    assert interrupted(work, **ignores) == (0, "done\n")
+
+
+@pytest.mark.parametrize("word", ["a b", "it's", "two\nlines", "\x1b[31mred", "-o", "größe\t1", ""])
+def test_a_shell_reads_the_words_of_the_line(word: str) -> None:
+    shell = subprocess.check_output(["bash", "-c", f"printf '%s' {quote(word)}"])
+
+    assert os.fsdecode(shell) == word
+    assert quote(word).isprintable()
+
+
+def test_a_name_that_is_no_text_comes_back_as_its_bytes() -> None:
+    word = os.fsdecode(b"caf\xe9 \xff0")
+
+    assert subprocess.check_output(["bash", "-c", f"printf '%s' {quote(word)}"]) == b"caf\xe9 \xff0"
+
+
+@pytest.mark.soak
+def test_interrupts_by_the_hundred(wide: Bench, narrow: Bench) -> None:
+    chance, counts = random.Random(), Counter[str]()
+    for name, verb in VERBS.items():
+        wide.put(verb.before)
+        started = time.monotonic()
+        wide.done(*verb.command)
+        seconds = time.monotonic() - started
+        for _ in range(15):
+            wide.put(verb.before)
+            running = wide.start(*verb.command)
+            time.sleep(chance.uniform(0, seconds))
+            number = chance.choice([signal.SIGINT, signal.SIGTERM])
+            for _ in range(chance.choice([1, 2])):
+                running.signal(number)
+                time.sleep(chance.choice([0, 0.01, 0.2]))
+            result = running.wait()
+            if result.status == 0:
+                counts["too late"] += 1
+                continue
+            check(wide, result, number, verb.command)
+            assert running.survivors() == []
+            wide.done(*verb.command)
+            counts[name] += 1
+    for name in VERBS:
+        step = 0
+        while interrupted_at(narrow, name, step := step + 1):
+            counts["at a write"] += 1
+    kinds = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print(f"\ninterrupts: {counts.total()} ({kinds}), all in good order")

@@ -1,0 +1,513 @@
+"""Processes that begin together: they share the work, and none harms what another does."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import StoreError
+from featurestore.extraction import extract
+from featurestore.features import one_stored
+from featurestore.store import FeatureGroup, FeatureStore
+from tests.reliability.acts import blocks, damages, temporary
+from tests.reliability.processes import Commands, Running, Strike
+from tests.toys import Result, build_network, featurestore, take_photos, tree
+
+ROWS = 60
+# Rows of a block: 4 at conv_a, so 15 blocks, 16 at pool_a, and all at the pooled layer.
+WHOLE, HALVED, POOLED = "conv_a", "pool_a", "conv_b:avg"
+SWEEP = {
+    "dataset": "photos",
+    "model": "tiny",
+    "layers": [POOLED],
+    "heads": ["knn", "ridge", {"head": "logistic", "grid": {"C": [0.01, 0.1, 1]}}],
+}
+HEADS = 5
+
+
+class Arena:
+    """Photographs and a network, where commands run side by side on one store."""
+
+    def __init__(self, commands: Commands, folder: Path) -> None:
+        self._commands = commands
+        self.folder = folder
+        take_photos(folder / "photos", ROWS // 3)
+        # Half of the samples of `photos`, and some of its own.
+        shutil.copytree(folder / "photos" / "red", folder / "others" / "red")
+        take_photos(folder / "others", 8, {"grey": (120, 120, 120)})
+        build_network(folder / "tiny.keras", size=64, channels=128)
+        (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+        self._count = 0
+        self._alone: dict[tuple[str, ...], dict[str, str]] = {}
+
+    def new_store(self, like: Path | None = None) -> Path:
+        self._count += 1
+        store = self.folder / f"store-{self._count}"
+        if like is not None:
+            shutil.copytree(like, store, copy_function=os.link)
+        return store
+
+    def start(self, store: Path, *command: Any, **options: Any) -> Running:
+        return self._commands.start(
+            self.folder,
+            *command,
+            *("--store", store),
+            FEATURESTORE_CACHE=self.folder / "cache",
+            **options,
+        )
+
+    def run(self, store: Path, *command: Any) -> Result:
+        return self.start(store, *command).wait()
+
+    def alone(self, *commands: tuple[str, ...]) -> dict[str, str]:
+        """The blocks that single processes give, one after the other, undisturbed."""
+        found: dict[str, str] = {}
+        for command in commands:
+            if command not in self._alone:
+                store = self.new_store()
+                assert self.run(store, *command).status == 0
+                self._alone[command] = blocks(store)
+                shutil.rmtree(store)
+            found |= self._alone[command]
+        return found
+
+
+def extraction(*layers: str, data: str = "photos", **options: Any) -> tuple[str, ...]:
+    words = ["extract", data, "--model", "tiny.keras", "--json"]
+    words += [word for layer in layers or (WHOLE,) for word in ("--layer", layer)]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return tuple(words)
+
+
+def written(results: list[Result], layer: str = WHOLE) -> int:
+    """Rows that processes computed, all together."""
+    return sum(result.json["features"][layer]["rows_computed"] for result in results)
+
+
+def all_well(running: list[Running]) -> list[Result]:
+    results = [each.wait() for each in running]
+    for result in results:
+        assert result.status == 0, result.err
+        assert "Traceback" not in result.err
+    return results
+
+
+def assert_whole(store: Path, expected: dict[str, str]) -> None:
+    """All blocks are there, byte for byte, and nothing is left behind."""
+    assert blocks(store) == expected
+    assert not temporary(store)
+    assert not damages(store)
+    assert not FeatureStore(store).garbage()
+
+
+@pytest.fixture(scope="module")
+def arena(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    return Arena(commands, tmp_path_factory.mktemp("arena"))
+
+
+@pytest.fixture(scope="module")
+def extracted(arena: Arena) -> Path:
+    """A store with the features of all layers, a data set, and no head."""
+    store = arena.new_store()
+    all_well([arena.start(store, *extraction(WHOLE, HALVED, POOLED, val=0.3))])
+    return store
+
+
+# ---------------------------------------------------------------- one extraction, many processes
+
+
+def share(arena: Arena, count: int, chance: random.Random | None = None) -> float:
+    """Start the same extraction several times; return the part of the work done twice."""
+    store = arena.new_store()
+    running = []
+    for _ in range(count):
+        running.append(arena.start(store, *extraction(), **{}))
+        if chance is not None:
+            time.sleep(chance.uniform(0, 0.3))
+    results = all_well(running)
+    assert_whole(store, arena.alone(extraction()))
+    for result in results:
+        report = result.json["features"][WHOLE]
+        assert report["rows_computed"] + report["rows_reused"] == ROWS
+    shutil.rmtree(store)
+    return written(results) / ROWS - 1
+
+
+def test_processes_that_begin_together_compute_each_block_once(arena: Arena) -> None:
+    assert share(arena, 4) == 0
+
+
+def kill_one(arena: Arena, count: int, at: int) -> None:
+    store = arena.new_store()
+    doomed = arena.start(store, *extraction(), strike=Strike(signal.SIGKILL, at=at))
+    others = [arena.start(store, *extraction()) for _ in range(count - 1)]
+    assert doomed.wait().status in (-signal.SIGKILL, 0)  # 0 where the others left it nothing.
+    results = all_well(others)
+    leftovers = FeatureStore(store)
+    leftovers.gc(leftovers.garbage())
+    assert_whole(store, arena.alone(extraction()))
+    assert written(results) <= ROWS
+    shutil.rmtree(store)
+
+
+def test_what_a_killed_process_had_taken_the_others_do(arena: Arena) -> None:
+    kill_one(arena, 3, at=80)
+
+
+def mix(arena: Arena, *asked: tuple[str, ...]) -> None:
+    """Different extractions into one store, together."""
+    store = arena.new_store()
+    all_well([arena.start(store, *command) for command in asked])
+    assert_whole(store, arena.alone(*asked))
+    shutil.rmtree(store)
+
+
+def test_layers_of_one_backbone_and_data_sets_that_share_samples(arena: Arena) -> None:
+    mix(
+        arena,
+        extraction(WHOLE),
+        extraction(HALVED),
+        extraction(HALVED, POOLED),
+        extraction(HALVED, data="others"),
+    )
+
+
+def batches(arena: Arena, sizes: list[int]) -> None:
+    """Batch sizes decide which rows a process takes at a time, and hardly a number."""
+    store = arena.new_store()
+    asked = [{"batch-size": size} for size in sizes]
+    results = all_well([arena.start(store, *extraction(**each)) for each in asked])
+    assert written(results) == ROWS
+    assert not damages(store)
+    assert not temporary(store)
+    alone = arena.new_store()
+    all_well([arena.start(alone, *extraction())])
+    ours, theirs = (
+        one_stored(FeatureStore(each), "photos", model="tiny", layer=WHOLE).group.read()
+        for each in (store, alone)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    shutil.rmtree(store)
+    shutil.rmtree(alone)
+
+
+def test_different_batch_sizes(arena: Arena) -> None:
+    batches(arena, [3, 8, 32])
+
+
+def test_a_store_that_several_processes_begin(arena: Arena) -> None:
+    store = arena.new_store()
+    names = [f"name-{number}" for number in range(6)]
+    all_well([arena.start(store, "scan", "photos", "--name", name) for name in names])
+    assert [entry.name for entry in FeatureStore(store).datasets()] == names
+    assert_whole(store, {})
+
+
+# ---------------------------------------------------------------- one data set, many scans
+
+
+def scans(arena: Arena, store: Path, options: list[list[str]]) -> None:
+    """One of the states wins whole; the others are kept until gc."""
+    running = [arena.start(store, "scan", "photos", "--name", "x", *each) for each in options]
+    all_well(running)
+    opened = FeatureStore(store)
+    (entry,) = (entry for entry in opened.datasets() if entry.name == "x")
+    expected = {
+        Dataset.from_folder(
+            arena.folder / "photos", name="x", **{"val": 0.0, "test": 0.0, **_numbers(each)}
+        ).manifest_digest
+        for each in options
+    }
+    assert entry.manifest_digest in expected
+    for digest in expected:
+        assert opened.dataset("x", digest).manifest_digest == digest
+    assert not damages(store)
+    assert not temporary(store)
+
+
+def _numbers(options: list[str]) -> dict[str, float]:
+    values = {options[at].lstrip("-"): float(options[at + 1]) for at in range(0, len(options), 2)}
+    return {name: int(value) if name == "seed" else value for name, value in values.items()}
+
+
+SCANS = [["--val", f"0.{number}", "--test", "0.1"] for number in range(1, 6)]
+
+
+def test_one_of_several_scans_of_a_name_wins_whole(arena: Arena) -> None:
+    scans(arena, arena.new_store(), SCANS[:4])
+
+
+# ---------------------------------------------------------------- gc beside all others
+
+
+def abandon(store: Path) -> None:
+    """Make garbage of the features of `photos`, in part, as if its folder held others now."""
+    opened = FeatureStore(store)
+    for key in opened.keys():
+        group = opened.group(key)
+        for block in range(0, group.blocks, 3):
+            group.drop_block(block)
+    images = np.arange(8 * 16, dtype=np.uint8).reshape(8, 4, 4)
+    opened.add_dataset(Dataset.from_arrays(images, list("abababab"), name="photos"))
+    assert {item.kind for item in opened.garbage()} >= {"features", "manifest"}
+
+
+def beside_gc(arena: Arena, store: Path, *commands: tuple[str, ...], gcs: int) -> list[Result]:
+    """Run commands while gc is run again and again."""
+    running = [arena.start(store, *command) for command in commands]
+    collecting = []
+    for _ in range(gcs):
+        collecting.append(arena.start(store, "gc", "--yes"))
+        time.sleep(0.1)
+    results = all_well(running)
+    all_well(collecting)
+    assert not damages(store)
+    return results
+
+
+def revive(arena: Arena, extracted: Path, gcs: int) -> None:
+    """Extract a data set whose features were garbage a moment before."""
+    store = arena.new_store(like=extracted)
+    abandon(store)
+    asked = extraction(WHOLE, HALVED, POOLED, val=0.3)
+    beside_gc(arena, store, asked, asked, gcs=gcs)
+    assert blocks(store) == blocks(extracted)
+    opened = FeatureStore(store)
+    opened.gc(opened.garbage())
+    assert_whole(store, blocks(extracted))
+    shutil.rmtree(store)
+
+
+def test_gc_leaves_what_is_extracted(arena: Arena, extracted: Path) -> None:
+    revive(arena, extracted, gcs=4)
+
+
+TRAIN = ("train", "photos", "--model", "tiny", "--layer", POOLED, "--head")
+
+
+def replace_and_train(arena: Arena, extracted: Path, gcs: int) -> None:
+    """Heads are fitted, on one state of the labels or another, while scans replace it."""
+    store = arena.new_store(like=extracted)
+    results = beside_gc(
+        arena,
+        store,
+        ("scan", "photos", "--val", "0.2"),
+        (*TRAIN, "logistic", "--json"),
+        ("sweep", "sweep.yaml", "--json"),
+        ("scan", "photos", "--val", "0.5"),
+        gcs=gcs,
+    )
+    assert results[1].json["head"].startswith("logistic-")
+    assert len(results[2].json) == HEADS
+    opened = FeatureStore(store)
+    for head in opened.heads():
+        # Each head's own state of the data set is kept for it.
+        origin = head["lineage"]["dataset"]
+        opened.dataset(origin["name"], origin["manifest_digest"])
+    assert blocks(store) == blocks(extracted)
+    shutil.rmtree(store)
+
+
+def test_gc_leaves_what_heads_are_fitted_on(arena: Arena, extracted: Path) -> None:
+    replace_and_train(arena, extracted, gcs=4)
+
+
+def spoil(store: Path, chance: random.Random, count: int) -> None:
+    """Change bytes in several files: blocks, metadata, manifests."""
+    names = [name for name in tree(store) if name != "lock" and not name.startswith("heads/")]
+    for name in chance.sample(sorted(names), count):
+        data = bytearray((store / name).read_bytes())
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        (store / name).unlink()
+        (store / name).write_bytes(data)
+
+
+def repairs(arena: Arena, extracted: Path, chance: random.Random, count: int, gcs: int) -> None:
+    store = arena.new_store(like=extracted)
+    spoil(store, chance, 6)
+    command = ("repair", "--json")
+    results = beside_gc(arena, store, *[command] * count, gcs=gcs)
+    assert not any(row["needs"] for result in results for row in result.json)
+    assert blocks(store) == blocks(extracted)
+    assert not temporary(store)
+    shutil.rmtree(store)
+
+
+def test_two_repairs_at_once(arena: Arena, extracted: Path) -> None:
+    repairs(arena, extracted, random.Random(0), count=2, gcs=0)
+
+
+# ---------------------------------------------------------------- heads and models
+
+
+def sweeps(arena: Arena, extracted: Path, count: int) -> None:
+    store = arena.new_store(like=extracted)
+    results = all_well([arena.start(store, "sweep", "sweep.yaml") for _ in range(count)])
+    taken = [re.search(r"fit: (\d+) heads? taken", result.err) for result in results]
+    assert sum(int(each.group(1)) for each in taken if each) == (count - 1) * HEADS
+    assert len(FeatureStore(store).heads()) == HEADS
+    assert not temporary(store)
+    assert not damages(store)
+    shutil.rmtree(store)
+
+
+def test_a_sweep_that_several_run_fits_each_head_once(arena: Arena, extracted: Path) -> None:
+    sweeps(arena, extracted, 3)
+
+
+def promotions(arena: Arena, extracted: Path, count: int) -> None:
+    store = arena.new_store(like=extracted)
+    all_well([arena.start(store, *TRAIN, "logistic")])
+    model = arena.folder / "model.keras"
+    all_well([arena.start(store, "promote", "logistic", "-o", model) for _ in range(count)])
+    beside = {each.name for each in arena.folder.iterdir() if "partial" in each.name}
+    assert beside == set()
+    images = sorted((arena.folder / "photos" / "red").iterdir())[:3]
+    assert featurestore("predict", model, *images, "--json").status == 0
+    model.unlink()
+    shutil.rmtree(store)
+
+
+def test_two_promotions_to_one_file(arena: Arena, extracted: Path) -> None:
+    promotions(arena, extracted, 2)
+
+
+# ---------------------------------------------------------------- float32 in the place of float16
+
+
+def replace_type(arena: Arena, extracted: Path, others: list[tuple[str, ...]]) -> set[str]:
+    """Replace features while they are read and extracted; return what reading gave."""
+    store = arena.new_store(like=extracted)
+    former = one_stored(FeatureStore(store), "photos", model="tiny", layer=WHOLE).group
+    expected = former.read()
+    running = [arena.start(store, *extraction(WHOLE, dtype="float32"))]
+    running += [arena.start(store, *command) for command in others]
+    outcomes = set()
+    ended = threading.Event()
+
+    def wait() -> None:
+        all_well(running)
+        ended.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not ended.is_set() and waiting.is_alive():
+        outcomes |= {_read(former, block, expected) for block in range(former.blocks)}
+    waiting.join()
+    assert ended.is_set()
+    outcomes |= {_read(former, block, expected) for block in range(former.blocks)}
+    after = one_stored(FeatureStore(store), "photos", model="tiny", layer=WHOLE)
+    assert after.dtype == np.float32
+    np.testing.assert_allclose(after.group.read(), expected, rtol=1e-3, atol=1e-4)
+    assert not damages(store)
+    assert not temporary(store)
+    shutil.rmtree(store)
+    return outcomes
+
+
+def _read(group: FeatureGroup, block: int, expected: np.ndarray) -> str:
+    span = group.features.span(block)
+    try:
+        found = group.read_block(block)
+    except StoreError as error:
+        return type(error).__name__
+    np.testing.assert_array_equal(found, expected[span.start : span.stop])
+    return "right"
+
+
+def test_a_reader_of_features_that_are_replaced_gets_them_or_an_error(
+    arena: Arena, extracted: Path
+) -> None:
+    outcomes = replace_type(arena, extracted, [extraction(WHOLE)])
+    # In the end the blocks of the other type have the same names, and the same sizes.
+    assert "DamagedError" in outcomes
+    assert outcomes <= {"right", "DamagedError", "IncompleteFeaturesError"}
+
+
+# ---------------------------------------------------------------- one process
+
+
+def test_two_threads_share_an_extraction(arena: Arena, tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store")
+    dataset = Dataset.from_folder(arena.folder / "photos")
+    backbone = Backbone.open(str(arena.folder / "tiny.keras"))
+    done: list[Any] = []
+
+    def work() -> None:
+        done.append(extract(dataset, backbone, [WHOLE], store, batch_size=4))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sum(each.reports[WHOLE].rows_computed for each in done) == ROWS
+    assert not damages(tmp_path / "store")
+    assert np.array_equal(done[0][WHOLE].group.read(), done[1][WHOLE].group.read())
+
+
+HOLDER = """
+import os, sys, time
+from featurestore.store.files import LocalFiles
+files = LocalFiles(sys.argv[1])
+with files.hold(["work"]):
+    child = os.fork()
+    if not child:
+        if sys.argv[2] == "leaves":
+            sys.exit()  # by way of what the parent was in the middle of
+        time.sleep(600)
+    if sys.argv[2] == "leaves":
+        os.waitpid(child, 0)
+    print(child, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Any, int]]:
+    """A process that holds a lock and has forked, and its child."""
+    (tmp_path / "store").mkdir()
+    command = [sys.executable, "-c", HOLDER, tmp_path / "store", request.param]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        yield parent, child
+        parent.kill()
+        if request.param == "stays":
+            os.kill(child, signal.SIGKILL)
+
+
+def _free(tmp_path: Path) -> bool:
+    store = FeatureStore(tmp_path / "store")
+    with store._files.hold(["work"], wait=False) as held:
+        return held
+
+
+@pytest.mark.parametrize("holder", ["stays"], indirect=True)
+def test_a_fork_that_lives_on_keeps_no_lock(holder: tuple[Any, int], tmp_path: Path) -> None:
+    parent, _ = holder
+    assert not _free(tmp_path)
+    parent.kill()
+    parent.wait()
+    assert _free(tmp_path)
+
+
+@pytest.mark.parametrize("holder", ["leaves"], indirect=True)
+def test_a_fork_that_ends_frees_no_lock(holder: tuple[Any, int], tmp_path: Path) -> None:
+    assert not _free(tmp_path)
