@@ -1,64 +1,87 @@
 """What it costs an extraction to flush each file before it gets its name, and each folder after.
 
-The same extraction with the flushes and with the system call for them left out, in turns, each a
-process of its own that scans a folder of images and extracts a pooled layer and a whole one.
+The same extraction with the flushes and with the system call for them left out, in turns, in one
+process. Only the extraction is timed; what it has written is brought to the disk between the turns.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measure import MOBILENETV2, ROOT, machine, run, spread, write_fashion
+from benchmarks.measure import MOBILENETV2, ROOT, machine, spread, write_fashion
 
 IMAGES = 2_000
-TURNS = 5
+TURNS = 7
+POOLED = "out_relu:avg"
+LAYERS = ("block_6_expand_relu", "block_3_expand_relu")
 
 
-class Unflushed:
-    """The module ``os`` without `os.fsync`."""
+class Counting:
+    """The module ``os`` with its flushes counted, and done or not."""
+
+    def __init__(self, done: bool) -> None:
+        self._done, self.count = done, 0
 
     def __getattr__(self, name: str) -> Any:
-        return (lambda descriptor: None) if name == "fsync" else getattr(os, name)
+        return getattr(os, name)
+
+    def fsync(self, descriptor: int) -> None:
+        self.count += 1
+        if self._done:
+            os.fsync(descriptor)
 
 
-def extract(folder: str, flushes: str) -> None:
-    import featurestore as fs
+@contextmanager
+def flushes(done: bool) -> Any:
     from featurestore.store import files
 
-    if flushes == "without":
-        files.os = Unflushed()
-    data = fs.Dataset.from_folder(folder)
-    backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=96)
-    # Beside the project: a temporary folder may be in memory, where a flush costs nothing.
-    with tempfile.TemporaryDirectory(dir=ROOT / "data") as store:
-        layers = ["block_3_expand_relu", "out_relu:avg"]
-        done = fs.extract(data, backbone, layers, fs.FeatureStore(store + "/store"))
-        blocks = sum(done[layer].group.blocks for layer in layers)
-        stored = sum(report.bytes for report in done.reports.values())
-    print(f"{blocks} blocks, {stored / 1e6:.0f} MB, {done.seconds:.2f} s", file=sys.stderr)
+    files.os = Counting(done)
+    try:
+        yield files.os
+    finally:
+        files.os = os
 
 
 def main() -> None:
+    import featurestore as fs
+
     print(f"`python -m benchmarks.durability` — {machine()}\n")
-    seconds: dict[str, list[float]] = {"with": [], "without": []}
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+    print("| layers | written | flushes | without, s | with, s | ratio | load |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
         write_fashion(Path(folder), IMAGES)
-        run(__file__, folder, "with", cache=cache)
-        for turn in range(TURNS):
-            for flushes in ("with", "without") if turn % 2 else ("without", "with"):
-                seconds[flushes].append(run(__file__, folder, flushes, cache=cache)["seconds"])
-    print("| images | without flushes, s | with, s | ratio |")
-    print("| --- | --- | --- | --- |")
-    ratio = median(seconds["with"]) / median(seconds["without"])
-    print(
-        f"| {IMAGES:,} | {spread(seconds['without'])} | {spread(seconds['with'])} | {ratio:.3f} |"
-    )
+        data = fs.Dataset.from_folder(folder)
+        backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=96)
+        for layer in LAYERS:
+            seconds: dict[bool, list[float]] = {True: [], False: []}
+            written, counted = 0, 0
+            for turn in range(-1, TURNS):
+                for done in (True, False) if turn % 2 else (False, True):
+                    # Beside the project: a temporary folder may be in memory, where a flush costs
+                    # nothing.
+                    os.sync()
+                    with (
+                        tempfile.TemporaryDirectory(dir=ROOT / "data") as place,
+                        flushes(done) as it,
+                    ):
+                        store = fs.FeatureStore(f"{place}/store")
+                        found = fs.extract(data, backbone, [layer, POOLED], store)
+                    if turn >= 0:  # The first compiles.
+                        seconds[done].append(found.seconds)
+                    written = sum(report.bytes for report in found.reports.values())
+                    counted = it.count
+            ratio = median(seconds[True]) / median(seconds[False])
+            print(
+                f"| {layer}, {POOLED} | {written / 1e6:.0f} MB | {counted} "
+                f"| {spread(seconds[False])} | {spread(seconds[True])} | {ratio:.3f} "
+                f"| {os.getloadavg()[0]:.1f} |"
+            )
 
 
 if __name__ == "__main__":
-    extract(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    main()

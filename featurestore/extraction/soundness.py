@@ -154,11 +154,13 @@ class _Group:
         """Repair row ids, then blocks; return what is missing, by damaged file."""
         blocks = {each.block: each.path for each in damages if each.block is not None}
         try:
-            group = self._store.group(self._store.match(self._place.name))
-            dataset = self._samples(group)
-            if len(blocks) < len(damages):
-                group.write_samples(dataset.sample_ids)
-            return self._compute(group, dataset, blocks, on_event) if blocks else {}
+            key = self._store.match(self._place.name)
+            with self._store.using([key]):
+                group = self._store.group(key)
+                dataset = self._samples(group)
+                if len(blocks) < len(damages):
+                    group.write_samples(dataset.sample_ids)
+                return self._compute(group, dataset, blocks, on_event) if blocks else {}
         except FeatureStoreError as error:
             return {"": str(error)}
 
@@ -200,16 +202,15 @@ class _Group:
         if at_hand:
             layer = replace(layer, missing=at_hand)
             decided = plan_units((layer,), len(dataset), batch_size, backbone.input_size)
-            with self._store.using([group.key]):
-                compute(
-                    decided,
-                    dataset,
-                    backbone,
-                    {group.key.ref: group},
-                    self._store,
-                    on_event,
-                    lacks=_is_damaged,
-                )
+            compute(
+                decided,
+                dataset,
+                backbone,
+                {group.key.ref: group},
+                self._store,
+                on_event,
+                lacks=_is_damaged,
+            )
         return needs
 
 

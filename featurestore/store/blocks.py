@@ -329,7 +329,7 @@ def open_array(files: Files, path: str) -> tuple[BlockArray, dict[str, Any]]:
         named, separator = encoding["name"], encoding["configuration"]["separator"]
         dtype = DTYPES[metadata["data_type"]]
         dimensions = tuple(str(each) for each in metadata["dimension_names"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DamagedError(
             f"{files.location}/{path}/{METADATA} is no metadata of a Zarr v3 array ({error!r}); "
             f"{MEND}"
@@ -387,6 +387,8 @@ def read_json(files: Files, path: str) -> dict[str, Any]:
         raise DamagedError(f"{where} cannot be parsed as JSON ({error}); {MEND}") from error
     if not isinstance(document, dict):
         raise DamagedError(f"{where} holds no JSON object; {MEND}")
+    if not isinstance(document.get("attributes", {}), dict):
+        raise DamagedError(f"{where} has attributes that are no object; {MEND}")
     if not is_sealed(data):
         raise DamagedError(f"{where} does not have the digest that is written in it; {MEND}")
     _sealed_part(document).pop(CHECK, None)

@@ -296,6 +296,8 @@ def _key(attributes: Mapping[str, Any], path: str, where: str) -> FeatureKey:
             attributes["dataset_digest"],
         )
         agrees = key.path == path
+        if not isinstance(attributes.get("provenance", {}), dict):
+            raise TypeError("a provenance that is an object")
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise DamagedError(
             f"{where}/{METADATA} lacks {error}; move the folder away and extract again"

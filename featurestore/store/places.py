@@ -90,6 +90,17 @@ def check(files: Files, place: Place) -> list[Damage]:
 
     A block that was never extracted is not.
     """
+    found = _check(files, place)
+    if found:
+        # It may just have been removed or replaced: looked at again while nobody can do that.
+        with files.hold([place.path], shared=True):
+            found = _check(files, place)
+    return found
+
+
+def _check(files: Files, place: Place) -> list[Damage]:
+    if place.kind == "features" and not groups.created(files, place.path.partition("/")[2]):
+        return []
     if place.kind == "features":
         return list(_features(files, place))
     if place.kind == "store":

@@ -13,7 +13,7 @@ import numpy as np
 
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
 from featurestore.store import garbage, groups, heads, manifests, places
-from featurestore.store.blocks import CHECK, METADATA, read_json, write_json
+from featurestore.store.blocks import CHECK, DOCUMENT_BYTES, METADATA, read_json, write_json
 from featurestore.store.files import LOCK, PARTIAL, Files, open_files
 from featurestore.store.garbage import Garbage
 from featurestore.store.group import FEATURES, SAMPLE, FeatureGroup
@@ -97,11 +97,11 @@ class FeatureStore:
     def _refuse_other_zarr(self, root: str) -> None:
         """Refuse a Zarr hierarchy that is none of a feature store, rather than call it damaged."""
         document = None
-        with suppress(ValueError, StoreError):
-            document = json.loads(self._files.read(root))
+        with suppress(ValueError, RecursionError, StoreError):
+            document = json.loads(self._files.read(root, limit=DOCUMENT_BYTES))
         if isinstance(document, dict) and "node_type" in document:
             attributes = document.get("attributes") or {}
-            if CHECK not in attributes:
+            if not isinstance(attributes, dict) or CHECK not in attributes:
                 groups.check_format({}, self.location)
 
     def _refuse_foreign(self) -> None:

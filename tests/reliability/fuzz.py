@@ -11,6 +11,7 @@ featurestore; anything else is a finding, and is kept in a folder to be replayed
 from __future__ import annotations
 
 import argparse
+import copy
 import faulthandler
 import io
 import json
@@ -165,9 +166,9 @@ def _odd(document: Any, chance: random.Random) -> Any:
         if isinstance(holder, dict) and chance.random() < 0.2:
             holder.pop(key)
             if chance.random() < 0.5:
-                holder[chance.choice(("a", "", "../x", "name"))] = chance.choice(ODD)
+                holder[chance.choice(("a", "../x", "name"))] = copy.deepcopy(chance.choice(ODD))
             continue
-        holder[key] = chance.choice(ODD)
+        holder[key] = copy.deepcopy(chance.choice(ODD))
     return whole[0]
 
 

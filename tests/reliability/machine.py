@@ -157,6 +157,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.current: dict[str, Dataset] = {}
         self.tables: dict[str, Dataset] = {}
         self.begun: dict[str, list[Dataset]] = {name: [] for name in NAMES}
+        self.pointers: dict[str, bytes] = {}
         self.settled_states: set[str] = set()
         self.settled_current: dict[str, Dataset] = {}
         # Features; and those whose removal was killed, so that a power cut may undo it.
@@ -275,7 +276,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.states[state.manifest_digest] = state
         self.settled_states.add(state.manifest_digest)
         self.current[state.name] = self.settled_current[state.name] = state
-        self.begun[state.name].clear()
+        pointer = self.path(f"datasets/{state.name}/current.json").read_bytes()
+        if pointer != self.pointers.get(state.name):
+            # It was added now, after all that were begun; else it was as it is.
+            self.begun[state.name].clear()
+            self.pointers[state.name] = pointer
 
     @initialize(seed=st.integers(0, 3))
     def begin(self, seed: int) -> None:

@@ -480,7 +480,10 @@ def resealed(path: Path, change: Callable[[Any], Any]) -> None:
     made = change(document)
     document = made if isinstance(made, dict) else document
     part = document.get("attributes", document)
-    part["check"] = UNSEALED
+    if isinstance(part, dict):
+        part["check"] = UNSEALED
+    else:
+        document["check"] = UNSEALED
     path.write_bytes(seal(json.dumps(document).encode()))
 
 
@@ -540,6 +543,9 @@ ZARR: dict[str, Callable[[Any], Any]] = {
         it["chunk_grid"]["configuration"].__setitem__("chunk_shape", []),
     ),
     "attributes that are none": lambda it: it["attributes"].clear(),
+    "attributes that are a list": lambda it: {**it, "attributes": [UNSEALED]},
+    "a provenance of text": lambda it: it["attributes"].update(provenance="x"),
+    "an endless shape": lambda it: it["shape"].__setitem__(0, float("inf")),
     "another's name": lambda it: it["attributes"].update(model="../../outside"),
 }  # fmt: skip
 
