@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from featurestore.cli.output import printable
 from featurestore.errors import FeatureStoreWarning
 
 
@@ -30,6 +31,8 @@ def quiet_libraries() -> None:
         sys.meta_path.insert(0, _QuietImport())
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It logs what it raises, too.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", FeatureStoreWarning)
@@ -45,7 +48,7 @@ def _show(
     line: str | None = None,
 ) -> None:
     where = "" if issubclass(category, FeatureStoreWarning) else f" ({filename}:{lineno})"
-    print(f"warning: {' '.join(str(message).split())}{where}", file=file or sys.stderr)
+    print(f"warning: {printable(' '.join(str(message).split()))}{where}", file=file or sys.stderr)
 
 
 class _QuietImport(MetaPathFinder):

@@ -69,6 +69,8 @@ def repair(
     for place in sorted(store.places(key), key=lambda each: each.kind == "features"):
         damages = store.check(place)
         if not damages:
+            # A repair that was killed may have left it so.
+            store.settle_place(place)
             continue
         needs = _mend(store, place)
         left = store.check(place)

@@ -253,7 +253,11 @@ class LocalFiles:
         folder = self._root / path
         with _changing("flush", self._shown(path)):
             for each in (folder, *folder.parents):
-                _flush_folder(each)
+                try:
+                    _flush_folder(each)
+                except FileNotFoundError:
+                    if self._root not in each.parents:
+                        raise  # Else gc has just removed it.
                 if each == self._root.parent:
                     break
 

@@ -10,7 +10,7 @@ from featurestore.errors import StoreError
 from featurestore.store import groups, heads, manifests
 from featurestore.store.blocks import BlockArray, read_json, write_json
 from featurestore.store.files import Files
-from featurestore.store.group import is_ascending
+from featurestore.store.group import FEATURES, SAMPLE, is_ascending
 from featurestore.store.key import KeyPath, encode_segment
 
 Kind = Literal["store", "features", "dataset", "head"]
@@ -166,3 +166,15 @@ def mend(files: Files, place: Place) -> None:
                     write_json(files, path, document)
     elif place.kind == "dataset":
         manifests.mend(files, place.name.partition("/")[2])
+
+
+def settle(files: Files, place: Place) -> None:
+    """Make all that is kept in a place durable, whoever wrote it."""
+    if place.kind == "features":
+        folders = {f"{place.path}/{name}" for name in (FEATURES, SAMPLE)}
+    elif place.kind == "store":
+        folders = {path.rpartition("/")[0] for path in groups.documents_above(files)}
+    else:
+        folders = {place.path}
+    for folder in sorted(folders):
+        files.settle(folder)

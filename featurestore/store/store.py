@@ -16,7 +16,7 @@ from featurestore.store import garbage, groups, heads, manifests, places
 from featurestore.store.blocks import CHECK, DOCUMENT_BYTES, METADATA, read_json, write_json
 from featurestore.store.files import LOCK, PARTIAL, Files, open_files
 from featurestore.store.garbage import Garbage
-from featurestore.store.group import FEATURES, SAMPLE, FeatureGroup
+from featurestore.store.group import FeatureGroup
 from featurestore.store.groups import Damaged
 from featurestore.store.key import FeatureKey
 from featurestore.store.manifests import DatasetEntry
@@ -214,8 +214,11 @@ class FeatureStore:
 
     def settle(self, key: FeatureKey) -> None:
         """Make a feature group durable whoever wrote it: its writer may have died before it did."""
-        for name in (SAMPLE, FEATURES):
-            self._files.settle(f"{groups.FOLDER}/{key.path}/{name}")
+        self.settle_place(places.features_place(key.path))
+
+    def settle_place(self, place: Place) -> None:
+        """Make all that is kept in a place durable; as `settle`."""
+        places.settle(self._files, place)
 
     @property
     def shares_work(self) -> bool:

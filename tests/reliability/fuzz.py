@@ -383,6 +383,7 @@ def small_store(folder: Path) -> Any:
 
 def _document_target(folder: Path) -> Target:
     from featurestore.heads import Head
+    from featurestore.heads import heads as list_heads
     from featurestore.store import FeatureStore
 
     store = small_store(folder)
@@ -398,6 +399,11 @@ def _document_target(folder: Path) -> Target:
             try:
                 opened = FeatureStore(root, create=False)
                 refusals = [*map(str, opened.damaged())]
+                for place in opened.places():
+                    refusals += map(str, opened.check(place))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of heads that are left out
+                    list_heads(opened)
                 for key in opened.keys():
                     opened.describe(key)
                     opened.group(key).read()
