@@ -128,6 +128,8 @@ def fit_heads(
     if save and not all(store.has_head(each.id) for each in left):
         store.check_writable()
     with store.fitting_on(features.key, dataset.name, dataset.manifest_digest):
+        if save:
+            store.keep_manifest(dataset)  # Never added, or gc was quicker.
         # Other processes may fit some of them: those come last, and are then stored.
         while left:
             others = []

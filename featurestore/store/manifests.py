@@ -119,6 +119,16 @@ def _make_current(files: Files, dataset: Dataset, added: str) -> DatasetEntry:
     return entry
 
 
+def keep(files: Files, dataset: Dataset) -> None:
+    """Write a manifest that heads will refer to, unless it is there; which is current stays."""
+    folder = f"{FOLDER}/{encode_segment(dataset.name)}"
+    path = manifest_path(dataset.name, dataset.manifest_digest)
+    if not files.is_file(path):
+        with files.hold([folder]), files.hold([path], shared=True):
+            files.make_folder(folder)
+            files.write(path, dataset.to_parquet(_now()))
+
+
 def restore(files: Files, dataset: Dataset) -> bool:
     """Write a data set's current manifest anew, if this is it; return whether it is."""
     path = manifest_path(dataset.name, dataset.manifest_digest)

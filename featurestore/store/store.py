@@ -346,6 +346,10 @@ class FeatureStore:
         """
         return manifests.add(self._files, dataset)
 
+    def keep_manifest(self, dataset: Dataset) -> None:
+        """Keep the state of a data set that heads are fitted on, current or not."""
+        manifests.keep(self._files, dataset)
+
     def dataset(self, name_or_path: str | Path, manifest_digest: str | None = None) -> Dataset:
         """Load a data set.
 
