@@ -407,6 +407,7 @@ def replace_type(arena: Arena, extracted: Path, others: list[tuple[str, ...]]) -
     waiting.start()
     while not ended.is_set() and waiting.is_alive():
         outcomes |= {_read(former, block, expected) for block in range(former.blocks)}
+        time.sleep(0.05)  # The processes need the cores.
     waiting.join()
     assert ended.is_set()
     outcomes |= {_read(former, block, expected) for block in range(former.blocks)}
