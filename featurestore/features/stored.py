@@ -46,7 +46,8 @@ def stored(
         keys = _found(store, loaded, model, layer)
     except NotFoundError:
         _refuse_damaged(store, loaded, model, layer)
-        raise
+        # What could not be read a moment ago may be there now.
+        keys = _found(store, loaded, model, layer)
     return [Features(store.group(key), loaded, store) for key in keys]
 
 

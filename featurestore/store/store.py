@@ -97,7 +97,7 @@ class FeatureStore:
     def _refuse_other_zarr(self, root: str) -> None:
         """Refuse a Zarr hierarchy that is none of a feature store, rather than call it damaged."""
         document = None
-        with suppress(ValueError, RecursionError, StoreError):
+        with suppress(ValueError, RecursionError, StoreError, FileNotFoundError):
             document = json.loads(self._files.read(root, limit=DOCUMENT_BYTES))
         if isinstance(document, dict) and "node_type" in document:
             attributes = document.get("attributes") or {}

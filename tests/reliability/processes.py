@@ -32,6 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import PIL.Image
 import psutil
 
 from tests.toys import Result
@@ -199,6 +200,8 @@ def _serve() -> None:
     for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    # Loaded late otherwise, by another user perhaps, who may not read where libraries lie.
+    PIL.Image.init()
     gc.freeze()
     for line in sys.stdin.buffer:
         request = json.loads(line)
