@@ -72,7 +72,7 @@ def promote_command(
     with Progress() as progress:
         with progress.busy(f"load {head}"):
             from featurestore.backbone import Backbone
-            from featurestore.promotion import carry_out, check_target
+            from featurestore.promotion import check_target, promote
 
             check_target(output)
             fitted = Head.load(opened, head)
@@ -83,7 +83,7 @@ def promote_command(
                     f"{fitted.id} does not record its backbone; use promote() in Python"
                 )
             backbone = Backbone.from_spec(fitted.lineage["backbone"])
-        promotion = carry_out(
+        promotion = promote(
             fitted,
             backbone,
             data=data,
@@ -94,7 +94,7 @@ def promote_command(
             on_event=progress,
         )
     promotion.save(output)
-    report = promotion.to_dict()
+    report = promotion.report
     if as_json:
         print_json({"model": str(Path(output)), **report})
         return

@@ -233,9 +233,9 @@ class _Run:
             self.stages.record("promote", started, fresh=False)
             self.tell(StageSkipped("promote", str(folder / MODEL)))
             return done
-        from featurestore.promotion import carry_out
+        from featurestore.promotion import promote
 
-        promotion = carry_out(head, backbone, data=dataset, on_event=self.tell, **options)
+        promotion = promote(head, backbone, data=dataset, on_event=self.tell, **options)
         promotion.save(folder / MODEL)
         self.stages.record("promote", started, fresh=True)
         return {
@@ -243,7 +243,7 @@ class _Run:
             "digest": digest,
             "model": MODEL,
             "model_digest": digest_bytes((folder / MODEL).read_bytes()),
-            **promotion.to_dict(),
+            **promotion.report,
         }
 
     def _folder(self, dataset: Dataset, backbone: Backbone) -> Path:

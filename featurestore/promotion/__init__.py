@@ -13,7 +13,7 @@ from featurestore.promotion.apply import evaluate, predict
 from featurestore.promotion.events import PromotionEvent, Proved, TuningEpochEnded
 from featurestore.promotion.fuse import promotable
 from featurestore.promotion.parity import Parity
-from featurestore.promotion.run import Promotion, carry_out, promote
+from featurestore.promotion.run import Promotion, promote
 from featurestore.promotion.saved import check_target, load_model, save_model
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "PromotionEvent",
     "Proved",
     "TuningEpochEnded",
-    "carry_out",
     "check_target",
     "evaluate",
     "load_model",

@@ -37,21 +37,22 @@ DEFAULT_RATE = 1e-5
 
 @dataclass(frozen=True)
 class Promotion:
-    """A promoted model, and what is known of it.
+    """A promoted model, with the proof and the measurements behind it.
 
     Attributes
     ----------
     model : keras.Model
-        From uint8 RGB images (batch, height, width, channel=3) to class probabilities
-        (batch, class), or predicted values (batch, 1).
+        A plain Keras model, from uint8 RGB images (batch, height, width, channel=3) to class
+        probabilities (batch, class), or predicted values (batch, 1). Train, nest, export or save
+        it like any other; :meth:`save` also writes the class names and the lineage.
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
         Metrics on each held-out split before and after fine-tuning; equal where there was none.
     history : list of dict
-        Loss and measures of each epoch.
+        Loss and metrics of each epoch.
     metadata : dict
-        What is saved with the model: classes, task, lineage.
+        What :meth:`save` writes beside the model: classes, task, lineage.
     """
 
     model: keras.Model
@@ -62,11 +63,18 @@ class Promotion:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write the model with its metadata as one ``.keras`` file; see :func:`save_model`."""
+        """Write the model, as it is now, with its metadata as one ``.keras`` file.
+
+        Raises
+        ------
+        InputError
+            If the path does not end in ``.keras`` or cannot be written to.
+        """
         save_model(self.model, path, self.metadata)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values, the model left out."""
+    @property
+    def report(self) -> dict[str, Any]:
+        """Proof, metrics before and after, and history, as JSON values."""
         return {
             "parity": self.parity.to_dict(),
             "before": self.before,
@@ -86,7 +94,7 @@ def promote(
     batch_size: int = 32,
     seed: int = 0,
     on_event: OnEvent | None = None,
-) -> keras.Model:
+) -> Promotion:
     """Fuse a head onto its backbone, prove that they are one predictor, and fine-tune end to end.
 
     Parameters
@@ -113,47 +121,17 @@ def promote(
 
     Returns
     -------
-    keras.Model
-        Plain: its file needs no import of this project. ``model.save(path)`` writes the class
-        names and the lineage beside the weights, for ``featurestore evaluate`` and ``predict``.
+    Promotion
+        ``model`` is a plain Keras model, ``save(path)`` writes it with its class names and
+        lineage, ``report`` has the proof and the metrics.
 
     Raises
     ------
     PromotionError
-        Where the head has no Keras form, or backbone or data are not those of the head.
+        If the head has no Keras form, or backbone or data are not those of the head.
     ParityError
-        Where the fused model, or its saved file, disagrees with the cached head.
+        If the fused model, or its saved file, disagrees with the cached head.
     """
-    promotion = carry_out(
-        head,
-        backbone,
-        data=data,
-        unfreeze=unfreeze,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        seed=seed,
-        on_event=on_event,
-    )
-    model = promotion.model
-    # Keras has no place for class names: the file gets them, whoever saves the model.
-    object.__setattr__(model, "save", promotion.save)
-    return model
-
-
-def carry_out(
-    head: Head,
-    backbone: Backbone,
-    *,
-    data: Dataset,
-    unfreeze: str | int | None = None,
-    epochs: int | None = None,
-    learning_rate: float = DEFAULT_RATE,
-    batch_size: int = 32,
-    seed: int = 0,
-    on_event: OnEvent | None = None,
-) -> Promotion:
-    """Promote a head and return the report with the model; parameters as :func:`promote`."""
     epochs = (DEFAULT_EPOCHS if unfreeze is not None else 0) if epochs is None else epochs
     _check_options(epochs, learning_rate, batch_size)
     _check_data(head, data)
@@ -162,7 +140,7 @@ def carry_out(
     tuning = _Tuning(unfreeze, epochs, learning_rate, batch_size, seed)
     # All that is drawn for new layers, dropout too; the process's own generator stays as it was.
     with seeded(seed):
-        return _carry_out(head, backbone, data, tuning, on_event or _ignore)
+        return _promote(head, backbone, data, tuning, on_event or _ignore)
 
 
 @dataclass(frozen=True)
@@ -174,7 +152,7 @@ class _Tuning:
     seed: int
 
 
-def _carry_out(
+def _promote(
     head: Head, backbone: Backbone, data: Dataset, tuning: _Tuning, tell: OnEvent
 ) -> Promotion:
     fused = fuse(head, backbone)

@@ -16,7 +16,7 @@ from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, ImageError, InputError
 from featurestore.features import Features
 from featurestore.heads import fit_head
-from featurestore.promotion import Promotion, carry_out, evaluate, predict
+from featurestore.promotion import Promotion, evaluate, predict, promote
 from tests.promotion.conftest import pictures
 
 MakeFeatures = Callable[..., Features]
@@ -24,7 +24,7 @@ MakeFeatures = Callable[..., Features]
 
 @pytest.fixture(scope="module")
 def promotion(pooled: Features, flowers: Dataset, backbone: Backbone) -> Promotion:
-    return carry_out(fit_head(pooled, "logistic"), backbone, data=flowers)
+    return promote(fit_head(pooled, "logistic"), backbone, data=flowers)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def values_model(
 ) -> Path:
     features = make_features([number % 3 + 0.5 for number in range(30)])
     path = tmp_path_factory.mktemp("models") / "values.keras"
-    carry_out(fit_head(features, "ridge"), backbone, data=features.dataset).save(path)
+    promote(fit_head(features, "ridge"), backbone, data=features.dataset).save(path)
     return path
 
 
@@ -125,7 +125,7 @@ def test_predict_values_and_numbered_classes(
     assert isinstance(found.label, float)
     assert found.probabilities == {}
     features = make_features([30, 10, 20] * 8)
-    promotion = carry_out(fit_head(features, "ridge"), backbone, data=features.dataset)
+    promotion = promote(fit_head(features, "ridge"), backbone, data=features.dataset)
     promotion.save(tmp_path / "numbered.keras")
     found = predict(tmp_path / "numbered.keras", [tmp_path / "one.png"])[0]
     assert found.label in (10, 20, 30)

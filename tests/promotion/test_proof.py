@@ -21,7 +21,7 @@ from featurestore.backbone import Backbone
 from featurestore.errors import IncompleteFeaturesError, NotFoundError, ParityError, PromotionError
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
-from featurestore.promotion import Parity, Proved, carry_out
+from featurestore.promotion import Parity, Proved, promote
 from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.proof import PROOF_BLOCKS, PROOF_ROWS, proof_rows, prove
 from featurestore.store import FeatureKey, FeatureStore
@@ -188,7 +188,7 @@ def test_stored_rows_that_are_not_the_images_stop(
     features.group.write_block(0, change(features.group.read_block(0)))
     events: list[Any] = []
     with pytest.raises(ParityError, match="featurestore verify"):
-        carry_out(head, backbone, data=features.dataset, epochs=1, on_event=events.append)
+        promote(head, backbone, data=features.dataset, epochs=1, on_event=events.append)
     assert not events
     assert not list(tmp_path.iterdir())
 
@@ -205,7 +205,7 @@ def test_a_backbone_whose_weights_moved_under_it_stops(
     kernel = backbone._graph.nodes[number].operation.kernel
     kernel.assign(kernel * 1.02)
     with pytest.raises(ParityError):
-        carry_out(head, backbone, data=features.dataset)
+        promote(head, backbone, data=features.dataset)
 
 
 def test_a_network_of_half_precision(make_features: MakeFeatures) -> None:
@@ -216,7 +216,7 @@ def test_a_network_of_half_precision(make_features: MakeFeatures) -> None:
     for ref in ("last", "last:avg"):
         features = make_features(CLASSES * 10, ref, model=backbone)
         head = fit_head(features, "logistic", save=False)
-        promotion = carry_out(head, backbone, data=features.dataset)
+        promotion = promote(head, backbone, data=features.dataset)
         assert promotion.parity.holds
         assert promotion.model.output.dtype == "float32"
 
@@ -228,7 +228,7 @@ def test_other_samples_are_refused(toys: Features, backbone: Backbone, head: Hea
         name="others",
     )
     with pytest.raises(PromotionError, match="other samples than others holds") as caught:
-        carry_out(head, backbone, data=other)
+        promote(head, backbone, data=other)
     assert "\n" not in str(caught.value)
 
 
@@ -237,10 +237,10 @@ def test_features_that_are_gone(make_features: MakeFeatures, backbone: Backbone)
     head = fit_head(features, "ridge")
     features.group.drop_block(0)
     with pytest.raises(IncompleteFeaturesError):
-        carry_out(head, backbone, data=features.dataset)
+        promote(head, backbone, data=features.dataset)
     features.store.remove(features.key)
     with pytest.raises(NotFoundError) as caught:
-        carry_out(head, backbone, data=features.dataset)
+        promote(head, backbone, data=features.dataset)
     assert "\n" not in str(caught.value)
 
 

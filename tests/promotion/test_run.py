@@ -17,7 +17,7 @@ from featurestore.dataset import Dataset
 from featurestore.errors import BackboneError, InputError, PromotionError, UnknownLayerError
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
-from featurestore.promotion import Promotion, Proved, TuningEpochEnded, carry_out, load_model
+from featurestore.promotion import Promotion, Proved, TuningEpochEnded, load_model, promote
 from featurestore.promotion.fuse import fuse
 from tests.promotion.conftest import pictures
 
@@ -40,7 +40,7 @@ def head(maps: Features) -> Head:
 @pytest.fixture(scope="module")
 def tuned(head: Head, flowers: Dataset, backbone: Backbone) -> tuple[Promotion, list[Any]]:
     events: list[Any] = []
-    promotion = carry_out(head, backbone, data=flowers, on_event=events.append, **TUNING)
+    promotion = promote(head, backbone, data=flowers, on_event=events.append, **TUNING)
     return promotion, events
 
 
@@ -83,7 +83,7 @@ def test_what_it_tells(tuned: tuple[Promotion, list[Any]], head: Head) -> None:
         head.metrics["val"]["log_loss"], rel=1e-3
     )
     assert promotion.after["val"]["log_loss"] < promotion.before["val"]["log_loss"]
-    report = promotion.to_dict()
+    report = promotion.report
     assert set(report) == {"parity", "before", "after", "history"}
     assert {"rows", "max_abs_diff", "agreement"} <= set(report["parity"])
 
@@ -118,9 +118,9 @@ def test_the_seed_decides(
     states = random.getstate(), np.random.get_state()[1].tolist()
     again = fs.promote(head, backbone, data=flowers, **TUNING)
     assert states == (random.getstate(), np.random.get_state()[1].tolist())
-    assert np.allclose(weights(tuned[0].model), weights(again), atol=1e-6)
+    assert np.allclose(weights(tuned[0].model), weights(again.model), atol=1e-6)
     other = fs.promote(head, backbone, data=flowers, seed=1, **{**TUNING, "epochs": 1})
-    assert np.abs(weights(other) - weights(again)).max() > RATE
+    assert np.abs(weights(other.model) - weights(again.model)).max() > RATE
 
 
 def test_the_head_alone_learns_without_unfreezing(
@@ -129,7 +129,7 @@ def test_the_head_alone_learns_without_unfreezing(
     head = fit_head(pooled, "logistic")
     before = fuse(head, backbone)
     keys = set(pooled.store.keys())
-    promotion = carry_out(head, backbone, data=flowers, epochs=1, learning_rate=RATE)
+    promotion = promote(head, backbone, data=flowers, epochs=1, learning_rate=RATE)
     # From the features it was fitted on: nothing was extracted.
     assert set(pooled.store.keys()) == keys
     moved = [
@@ -151,7 +151,7 @@ def test_from_the_images_where_the_first_layer_is_set_free(
 ) -> None:
     features = make_features([number % 2 + 0.1 for number in range(24)], kinds=2)
     head = fit_head(features, "ridge")
-    promotion = carry_out(
+    promotion = promote(
         head, backbone, data=features.dataset, unfreeze="block1", epochs=1, learning_rate=RATE
     )
     start = fuse(head, backbone).model.get_layer("block1_conv").get_weights()[0]
@@ -166,7 +166,7 @@ def test_unfreezing_for_no_epochs_changes_nothing(
     pooled: Features, flowers: Dataset, backbone: Backbone
 ) -> None:
     head = fit_head(pooled, "logistic")
-    promotion = carry_out(head, backbone, data=flowers, unfreeze=3, epochs=0)
+    promotion = promote(head, backbone, data=flowers, unfreeze=3, epochs=0)
     assert promotion.history == []
     assert promotion.before == promotion.after
     start = fuse(head, backbone).model.get_weights()
@@ -177,13 +177,27 @@ def test_promote_saves_what_the_file_needs(
     pooled: Features, flowers: Dataset, backbone: Backbone, tmp_path: Path
 ) -> None:
     head = fit_head(pooled, "logistic")
-    model = fs.promote(head, backbone, data=flowers)
-    assert isinstance(model, keras.Model)
-    model.save(tmp_path / "flowers.keras")
+    promotion = promote(head, backbone, data=flowers)
+    assert type(promotion.model) is type(keras.Model(*([keras.Input((1,))] * 2)))
+    promotion.save(tmp_path / "flowers.keras")
     metadata = load_model(tmp_path / "flowers.keras")[1]
     assert metadata["classes"] == CLASSES
     assert metadata["head"] == head.id
     assert metadata["features"] == str(pooled.key)
+
+
+def test_the_model_is_a_plain_one(
+    pooled: Features, flowers: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    """Nothing of it is replaced: the user's own callbacks save it, with Keras' own ``save``."""
+    model = promote(fit_head(pooled, "logistic"), backbone, data=flowers).model
+    assert "save" not in vars(model)
+    images = np.stack([flowers.image(row, backbone.resize) for row in range(8)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "each.keras")
+    model.fit(images, flowers.targets[:8], verbose=0, callbacks=[checkpoint])
+    reloaded = keras.models.load_model(tmp_path / "each.keras")
+    assert np.array_equal(model.predict(images, verbose=0), reloaded.predict(images, verbose=0))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +223,7 @@ def test_options_that_make_no_sense(
 ) -> None:
     events: list[Any] = []
     with pytest.raises(error, match=says) as caught:
-        carry_out(head, backbone, data=flowers, on_event=events.append, **options)
+        promote(head, backbone, data=flowers, on_event=events.append, **options)
     assert not events
     assert "\n" not in str(caught.value)
 
@@ -246,7 +260,7 @@ def test_labels_that_the_head_cannot_be_tuned_on(
     """The same samples, so the proof holds: it can be promoted, but not trained."""
     head, data = fit_head(toys, "logistic"), again(toys, labels, **options)
     with pytest.raises(PromotionError, match=says) as caught:
-        carry_out(head, backbone, data=data, unfreeze="block3")
+        promote(head, backbone, data=data, unfreeze="block3")
     assert "\n" not in str(caught.value)
 
 
@@ -255,7 +269,7 @@ def test_labels_may_have_changed_where_nothing_is_trained(
 ) -> None:
     head = fit_head(toys, "logistic")
     for labels, splits in ((None, set()), ([0.5, 1.5] * 15, set()), ([7, 8, 9] * 10, {"val"})):
-        promotion = carry_out(head, backbone, data=again(toys, labels))
+        promotion = promote(head, backbone, data=again(toys, labels))
         assert promotion.parity.holds
         assert set(promotion.before) == splits
 
@@ -264,18 +278,18 @@ def test_a_class_that_was_not_in_train(make_features: MakeFeatures, backbone: Ba
     splits = ["val" if number % 3 == 2 else "train" for number in range(30)]
     features = make_features(CLASSES * 10, splits=splits)
     head = fit_head(features, "logistic")
-    promotion = carry_out(head, backbone, data=features.dataset)
+    promotion = promote(head, backbone, data=features.dataset)
     assert promotion.model.output_shape == (None, 2)
     assert promotion.metadata["classes"] == ["ant", "bee"]
     assert promotion.before["val"]["accuracy"] == 0.0
     with pytest.raises(PromotionError, match="2 classes apart, and toys has 3; not in both: 'cat'"):
-        carry_out(head, backbone, data=features.dataset, epochs=1)
+        promote(head, backbone, data=features.dataset, epochs=1)
 
 
 def test_without_held_out_rows_train_is_measured(
     make_features: MakeFeatures, backbone: Backbone
 ) -> None:
     features = make_features(CLASSES * 8, val=0.0)
-    promotion = carry_out(fit_head(features, "logistic"), backbone, data=features.dataset, epochs=1)
+    promotion = promote(fit_head(features, "logistic"), backbone, data=features.dataset, epochs=1)
     assert set(promotion.after) == {"train"}
     assert "val_loss" not in promotion.history[0]

@@ -19,7 +19,7 @@ from featurestore.dataset import Dataset
 from featurestore.errors import InputError
 from featurestore.features import Features
 from featurestore.heads import fit_head
-from featurestore.promotion import Promotion, carry_out, check_target, load_model, save_model
+from featurestore.promotion import Promotion, check_target, load_model, promote, save_model
 from featurestore.promotion.saved import MEMBER, read_metadata
 
 METADATA = {"task": "classification", "classes": ["a", "b"]}
@@ -27,7 +27,7 @@ METADATA = {"task": "classification", "classes": ["a", "b"]}
 
 @pytest.fixture(scope="module")
 def promotion(pooled: Features, flowers: Dataset, backbone: Backbone) -> Promotion:
-    return carry_out(fit_head(pooled, "logistic"), backbone, data=flowers)
+    return promote(fit_head(pooled, "logistic"), backbone, data=flowers)
 
 
 def tiny(outputs: int = 2) -> keras.Model:

@@ -249,8 +249,8 @@ def test_a_head_on_what_there_is_is_another_head(torn: Torn) -> None:
     # The view is of what existed then, and its head is still found.
     assert fit_head(part, "ridge").id == on_part.id
     assert Head.load(torn.store, on_part.id).problems == on_part.problems
-    model = promote(on_part, torn.backbone, data=torn.photos)
-    assert model.output_shape == (None, 3)
+    promotion = promote(on_part, torn.backbone, data=torn.photos)
+    assert promotion.model.output_shape == (None, 3)
     for each in (on_part, smaller, whole):
         torn.store.head_meta(each.id)
 
