@@ -142,7 +142,7 @@ def test_files_beside_class_folders_are_reported(tmp_path: Path) -> None:
     stray = put(tmp_path / "stray.png", 9)
     pets = Dataset.from_folder(tmp_path)
     assert [each.path for each in of_kind(pets, "unlabelled")] == [str(stray)]
-    assert (len(pets.rows()), len(pets.rows(labelled=True))) == (3, 2)
+    assert (len(pets.rows(labelled=False)), len(pets.rows(labelled=True))) == (3, 2)
 
 
 def test_what_does_not_decode_is_quarantined_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -186,15 +186,33 @@ def test_other_samples_are_refused(tmp_path: Path) -> None:
         Features(features.group, features.dataset, features.store)
 
 
-def test_what_cannot_be_asked(tmp_path: Path) -> None:
-    features = stored(tmp_path / "s", made(kind="none"))
-    with pytest.raises(DatasetError, match="has no labels; pass labelled=False"):
-        features.arrays("train")
-    with pytest.raises(DatasetError, match="no split 'training', did you mean 'train'"):
-        features.arrays("training", labelled=False)
-    X, y = features.arrays(labelled=False)
-    assert len(X) == 60
-    assert y is None
+def test_a_split_that_there_is_not(tmp_path: Path) -> None:
+    features = stored(tmp_path / "s", made())
+    with pytest.raises(DatasetError, match="no split 'training': did you mean 'train'"):
+        features.arrays("training")
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    kind=kinds,
+    split=st.sampled_from([None, "train", "val", "test"]),
+    labelled=st.sampled_from([None, True, False]),
+)
+def test_the_same_arguments_give_the_same_rows(places, kind, split, labelled) -> None:
+    dataset = made(20, kind, val=0.3, test=0.2)
+    features = stored(next(places), dataset)
+    given_labels = {} if labelled is None else {"labelled": labelled}
+    wanted = expected_rows(dataset, split, kind != "none" if labelled is None else labelled)
+    X, y = features.arrays(split, **given_labels)
+    assert features.rows(split, **given_labels).tolist() == wanted
+    assert dataset.rows(split, **given_labels).tolist() == wanted
+    assert np.array_equal(ids_in(X), dataset.sample_ids[wanted][:, :4])
+    lazy = features.dask(split, **given_labels)
+    assert np.array_equal(ids_in(lazy.compute(scheduler="synchronous")), ids_in(X))
+    assert str(y) == str(features.labels(split, **given_labels))  # NaN does not equal itself
+    assert (y is None) if kind == "none" else (len(y) == len(lazy) == len(X))
+    if labelled is None:
+        assert len(features.feed(split, batch_size=1, shuffle=False, seed=0)) == len(wanted)
 
 
 # In every form, a missing or damaged block raises.
@@ -337,7 +355,7 @@ def test_dask_is_lazy_and_chunked_by_block(tmp_path: Path) -> None:
     import dask.array
 
     features = stored(tmp_path / "s", made())
-    whole = features.dask()
+    whole = features.dask(labelled=False)
     assert isinstance(whole, dask.array.Array)
     assert whole.chunks[0] == (8,) * 7 + (4,)
     assert whole.dtype == features.dtype
@@ -360,7 +378,7 @@ def test_xarray_joins_the_coordinates(tmp_path: Path) -> None:
     assert told == dataset.labels.tolist()
     assert joined["group"].values.tolist() == dataset.groups.tolist()
     train = joined.where(joined["split"] == "train", drop=True)
-    rows = dataset.rows("train")
+    rows = dataset.rows("train", labelled=False)
     assert np.array_equal(ids_in(train["features"].values), dataset.sample_ids[rows][:, :4])
     assert "label" not in stored(tmp_path / "t", made(kind="none")).xarray().coords
 

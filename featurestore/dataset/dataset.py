@@ -397,20 +397,21 @@ class Dataset:
             f"classes={len(self.classes)}, problems={len(self.problems)})"
         )
 
-    def rows(self, split: str | None = None, labelled: bool = False) -> np.ndarray:
+    def rows(self, split: str | None = None, labelled: bool | None = None) -> np.ndarray:
         """Return row numbers, int64 (row,), ascending.
 
         Parameters
         ----------
         split : str, optional
             ``train``, ``val`` or ``test``; by default all.
-        labelled : bool
-            Leave out rows without label.
+        labelled : bool, optional
+            True leaves out the rows without a label, False keeps them. By default they are left
+            out where the data set has labels; `Features` follows the same rule.
         """
         if split is not None and split not in SPLITS:
             raise DatasetError(f"no split {split!r}: {nearest(split, SPLITS)}")
         kept = np.ones(len(self), bool) if split is None else self.splits == split
-        if labelled:
+        if labelled or (labelled is None and self.task is not None):
             kept = kept & self._labelled()
         return np.flatnonzero(kept)
 

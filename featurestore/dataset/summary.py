@@ -23,7 +23,7 @@ def summarise(dataset: Dataset) -> dict[str, Any]:
         "manifest_digest": dataset.manifest_digest,
         "rows": len(dataset),
         "task": dataset.task,
-        "splits": {split: len(dataset.rows(split)) for split in SPLITS},
+        "splits": {split: len(dataset.rows(split, labelled=False)) for split in SPLITS},
         "classes": _class_counts(dataset),
         "targets": _target_ranges(dataset),
         "unlabelled": len(dataset) - len(dataset.rows(labelled=True)),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DamagedError, DatasetError, StoreError, nearest
+from featurestore.errors import DamagedError, StoreError
 from featurestore.features.feed import Feed
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import xarray
 
     from featurestore.dataset import Dataset
-
-SPLITS = ("train", "val", "test")
 
 
 class Features:
@@ -139,30 +137,32 @@ class Features:
         """Whether these are all rows, and every block was extracted."""
         return self.blocks is None and not self.group.missing()
 
-    def rows(self, split: str | None = None, *, labelled: bool = True) -> np.ndarray:
+    def rows(self, split: str | None = None, *, labelled: bool | None = None) -> np.ndarray:
         """Row numbers of a split, ascending: int64 (row,).
 
         Parameters
         ----------
         split : {"train", "val", "test"}, optional
             All by default.
-        labelled : bool
-            Leave out rows without a label.
+        labelled : bool, optional
+            True leaves out the rows without a label, False keeps them; as in `Dataset.rows`. By
+            default they are left out where the data set has labels. The same rule holds for
+            `labels`, `arrays` and `dask`: the same arguments give the same rows.
         """
-        if split is not None and split not in SPLITS:
-            raise DatasetError(f"no split {split!r}, {nearest(split, SPLITS)}")
-        if labelled and self.task is None:
-            raise DatasetError(
-                f"data set {self.dataset.name!r} has no labels; pass labelled=False, or scan a "
-                "folder with class sub-folders or a table with a column of labels"
-            )
         rows = self.dataset.rows(split, labelled=labelled)
         if self.blocks is None:
             return rows
         return rows[np.isin(rows // self.group.block_rows, self.blocks)]
 
-    def labels(self, split: str | None = None, *, labelled: bool = True) -> np.ndarray | None:
+    def labels(
+        self, split: str | None = None, *, labelled: bool | None = None
+    ) -> np.ndarray | None:
         """Labels of the rows of a split, in content order.
+
+        Parameters
+        ----------
+        split, labelled
+            As in `rows`.
 
         Returns
         -------
@@ -183,16 +183,14 @@ class Features:
         return np.array([*self.classes, None], dtype=object)[targets]
 
     def arrays(
-        self, split: str | None = None, *, labelled: bool = True, dtype: Any = "float32"
+        self, split: str | None = None, *, labelled: bool | None = None, dtype: Any = "float32"
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read features and labels into memory, aligned, in content order.
 
         Parameters
         ----------
-        split : {"train", "val", "test"}, optional
-            All rows by default.
-        labelled : bool
-            Leave out rows without a label. An unlabelled data set needs False.
+        split, labelled
+            As in `rows`.
         dtype : numpy.dtype
             Of the features.
 
@@ -212,15 +210,13 @@ class Features:
         self.group.require(rows)
         return self.group.read(rows, dtype), self.labels(split, labelled=labelled)
 
-    def dask(self, split: str | None = None, *, labelled: bool = False) -> dask.array.Array:
+    def dask(self, split: str | None = None, *, labelled: bool | None = None) -> dask.array.Array:
         """Return the features as a lazy dask array, a chunk for each block.
 
         Parameters
         ----------
-        split : {"train", "val", "test"}, optional
-            All rows by default.
-        labelled : bool
-            Leave out rows without a label.
+        split, labelled
+            As in `rows`.
 
         Returns
         -------
@@ -249,7 +245,7 @@ class Features:
         )
 
     def xarray(self) -> xarray.Dataset:
-        """Return ``features`` (row, …), lazy, with the coordinates of each row.
+        """Return ``features`` (row, …), lazy, with the coordinates of every row, labelled or not.
 
         Returns
         -------
@@ -269,7 +265,7 @@ class Features:
             coordinates["label"] = ("row", labels)
         if dataset.groups is not None:
             coordinates["group"] = ("row", np.asarray(dataset.groups)[rows])
-        features = (self.group.features.dimension_names, self.dask())
+        features = (self.group.features.dimension_names, self.dask(labelled=False))
         return xarray.Dataset({"features": features}, coordinates, attrs={"key": str(self.key)})
 
     def tf_dataset(
@@ -280,6 +276,7 @@ class Features:
         Parameters
         ----------
         split : {"train", "val", "test"} or None
+            Rows as `rows` gives them.
         batch_size : int
         shuffle : bool
             Shuffle blocks, and rows within a window of them: anew in each epoch, the same for the
@@ -345,11 +342,10 @@ class Features:
         IncompleteFeaturesError
             Some of the rows were never extracted: told before an epoch begins.
         """
-        labelled = self.task is not None
-        rows = self.rows(split, labelled=labelled)
+        rows = self.rows(split)
         self.group.require(rows)
         targets = None
-        if labelled:
+        if self.task is not None:
             kind = np.int32 if self.task == "classification" else np.float32
             targets = self.dataset.targets[rows].astype(kind)
         return Feed(self.group, rows, targets, batch_size, shuffle, seed)
