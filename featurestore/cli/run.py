@@ -66,7 +66,9 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     ]
     rows.sort(key=lambda row: sort_key(row[split], metric))
     name = metric.replace("_", " ")
-    columns = {"chosen": "", "name": "head", "params": "parameters", "layer": "layer"}
+    columns = {"chosen": "", "name": "head", "params": "parameters"}
+    columns |= {"seed": "seed"} if len({row["seed"] for row in rows}) > 1 else {}
+    columns |= {"layer": "layer"}
     columns |= {each: f"{each} {name}" for each in (split, held_out)}
     columns |= {"pixels": f"{held_out} on pixels"} if pixels else {}
     print_table(rows[:most], {**columns, "seconds": "seconds", "head": "id"})
@@ -74,8 +76,8 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
         click.echo(f"and {len(rows) - most} more; `featurestore heads` lists them")
 
 
-def _asked(row: dict[str, Any]) -> tuple[str, str]:
-    return row["name"], str(row["params"])
+def _asked(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["name"], str(row["params"]), row["seed"]
 
 
 def _value(row: dict[str, Any] | None, split: str, metric: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -231,7 +232,7 @@ def _fit(each: Candidate, rows: Rows, seed: int, tell: OnEvent) -> Head:
         classes = () if rows.task == "regression" else _columns(estimator, rows)
     for text in problems:
         tell(HeadWarned(each.id, text))
-    head = Head(
+    unmeasured = Head(
         id=each.id,
         name=each.name,
         kind=each.kind,
@@ -247,9 +248,10 @@ def _fit(each: Candidate, rows: Rows, seed: int, tell: OnEvent) -> Head:
         lineage=lineage(rows.features, each),
         store=rows.features.store,
     )
-    head.metrics.update(measure(head, rows))
+    measured = measure(unmeasured, rows)
     seconds = time.perf_counter() - started
-    head.lineage["seconds"] = round(seconds, 3)
+    origin = {**unmeasured.lineage, "seconds": round(seconds, 3)}
+    head = replace(unmeasured, metrics=measured, lineage=origin)
     tell(HeadFitted(head.id, head.metrics, seconds))
     return head
 

@@ -315,6 +315,7 @@ def _row(head: Head, on: str) -> dict[str, Any]:
         "name": head.name,
         "layer": head.key.ref,
         "params": head.params,
+        "seed": head.seed,
         "seconds": head.lineage["seconds"],
         "metrics": {
             split: {name: value for name, value in each.items() if name != "confusion"}

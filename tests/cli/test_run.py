@@ -68,7 +68,7 @@ def test_a_mistake_makes_no_store(pipeline: Path) -> None:
 def test_the_table_of_heads_is_sorted_by_what_decides(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"head": f"h-{loss}", "on": "features", "name": "h", "layer": "l", "params": {"C": loss},
-         "seconds": 1.0, "metrics": {"val": {"log_loss": loss, "accuracy": loss}}}
+         "seed": 0, "seconds": 1.0, "metrics": {"val": {"log_loss": loss, "accuracy": loss}}}
         for loss in (0.5, 0.25, None)
     ]  # fmt: skip
     selection = {"split": "val", "metric": "log_loss"}
@@ -84,7 +84,7 @@ def test_the_table_of_heads_is_sorted_by_what_decides(capsys: pytest.CaptureFixt
 def test_many_heads_are_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         {"head": f"h-{number}", "on": "features", "name": "h", "layer": "l", "params": {},
-         "seconds": 1.0, "metrics": {"val": {"r2": number / 100}}}
+         "seed": 0, "seconds": 1.0, "metrics": {"val": {"r2": number / 100}}}
         for number in range(40)
     ]  # fmt: skip
 
@@ -95,3 +95,24 @@ def test_many_heads_are_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert lines[-1] == "and 37 more; `featurestore heads` lists them"
+
+
+def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [
+        {"head": f"{on}-{seed}", "on": on, "name": "forest", "layer": "l", "params": {},
+         "seed": seed, "seconds": 1.0, "metrics": {"val": {"accuracy": value + seed / 100}}}
+        for on, value in (("features", 0.9), ("pixels", 0.5))
+        for seed in (3, 7)
+    ]  # fmt: skip
+    selection = {"split": "val", "metric": "accuracy"}
+
+    print_heads({"heads": rows, "selection": selection, "selected": "features-7"})
+
+    head, *body = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert head == "head parameters seed layer val accuracy val on pixels seconds id"
+    assert body == [
+        "* forest - 7 l 0.970 0.570 1.000 features-7",
+        "forest - 3 l 0.930 0.530 1.000 features-3",
+    ]

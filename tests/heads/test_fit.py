@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -379,3 +380,21 @@ def test_a_name_imports_nothing_but_scikit_learn(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(HeadError, match=r"'lurking\.Head' is no scikit-learn estimator"):
         fit_head(three, "lurking.Head")
+
+
+def test_a_head_is_whole_from_the_start(three: Features, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a head is made with stays: measuring it changes no frozen object."""
+    made: list[tuple[Head, dict[str, Any], dict[str, Any]]] = []
+    first = Head.__init__
+
+    def recorded(self: Head, **given: Any) -> None:
+        first(self, **given)
+        made.append((self, copy.deepcopy(self.metrics), copy.deepcopy(self.lineage)))
+
+    monkeypatch.setattr(Head, "__init__", recorded)
+    head = fit_head(three, "ridge")
+    assert head.metrics["val"]
+    assert head.lineage["seconds"] >= 0
+    assert made[-1][0] is head
+    assert all(each.metrics == metrics for each, metrics, _ in made)
+    assert all(each.lineage == lineage for each, _, lineage in made)
