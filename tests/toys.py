@@ -32,7 +32,7 @@ def take_photos(folder: Path, each: int = 12, colours: dict[str, Any] = COLOURS)
     return folder
 
 
-def build_network(path: Path, *, size: int = 16, channels: int = 8, seed: int = 3) -> Path:
+def build_network(path: Path, *, size: int | None = 16, channels: int = 8, seed: int = 3) -> Path:
     """Save a network of two convolutions whose weights vary, and which scales inside."""
     import keras
 

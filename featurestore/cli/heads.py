@@ -6,20 +6,26 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import json_option, store_option
+from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import plural, print_json, print_table, size
 from featurestore.cli.progress import Progress
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
+from featurestore.store.variants import FIELDS, tell_apart
 
 
 @click.command("rank")
 @click.argument("dataset")
 @click.option("--model", metavar="M", help="Only layers of this model.")
+@variant_options
 @store_option
 @json_option
-def rank_command(dataset: str, model: str | None, store: str, as_json: bool) -> None:
+def rank_command(
+    dataset: str, model: str | None, variant: dict[str, Any], store: str, as_json: bool
+) -> None:
     """Rank the stored layers of DATASET by a quick cross-validated linear probe.
+
+    The options of a backbone, such as --input-size, leave out the variants of other values.
 
     \b
     Example:
@@ -29,16 +35,17 @@ def rank_command(dataset: str, model: str | None, store: str, as_json: bool) -> 
 
     opened = FeatureStore(store, create=False)
     with Progress() as progress:
-        rows = rank(opened, dataset, model, on_event=progress)
+        rows = rank(opened, dataset, model, on_event=progress, **variant)
     if as_json:
         print_json(rows)
         return
-    shown = [{**row, "size": size(row["bytes"])} for row in rows]
+    shown, variants = tell_apart(rows)
     metric = rows[0]["metric"]
     print_table(
-        shown,
+        [{**row, "size": size(row["bytes"])} for row in shown],
         {
             "model": "model",
+            **variants,
             "layer": "layer",
             "score": metric,
             "spread": "spread",
@@ -53,6 +60,7 @@ def rank_command(dataset: str, model: str | None, store: str, as_json: bool) -> 
 @click.argument("dataset")
 @click.option("--model", required=True, metavar="M", help="Name of the model, or its file.")
 @click.option("--layer", required=True, metavar="L", help="A stored layer, as extracted.")
+@variant_options
 @click.option(
     "--head",
     required=True,
@@ -83,10 +91,14 @@ def train_command(
     head: str,
     params: tuple[str, ...],
     seed: int,
+    variant: dict[str, Any],
     store: str,
     as_json: bool,
 ) -> None:
     """Train one head on the stored features of DATASET, and measure it on every split.
+
+    Where several variants of a layer are stored, the options of a backbone, such as --input-size,
+    pick one.
 
     \b
     Example:
@@ -96,7 +108,7 @@ def train_command(
     from featurestore.heads import fit_head
 
     opened = FeatureStore(store, create=False)
-    features = one_stored(opened, dataset, model=model, layer=layer)
+    features = one_stored(opened, dataset, model=model, layer=layer, **variant)
     with Progress() as progress:
         fitted = fit_head(features, head, parse_params(params), seed=seed, on_event=progress)
     if as_json:
@@ -189,8 +201,11 @@ def heads_command(dataset: str | None, sort: str | None, store: str, as_json: bo
 def print_heads(rows: list[dict[str, Any]]) -> None:
     """Print heads as a table."""
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
-    measured = dict.fromkeys(name for row in rows for name in row if name not in fixed)
-    columns = {"name": "head", "params": "parameters", "model": "model", "layer": "layer"}
+    known = (*fixed, "prefix", *FIELDS)
+    measured = dict.fromkeys(name for row in rows for name in row if name not in known)
+    rows, variants = tell_apart(rows)
+    columns = {"name": "head", "params": "parameters", "model": "model", **variants}
+    columns["layer"] = "layer"
     if len({row["dataset"] for row in rows}) > 1:
         columns = {"dataset": "data set", **columns}
     columns |= {name: name.replace("_", " ", 1).replace("_", " ") for name in measured}

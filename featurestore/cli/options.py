@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -63,31 +64,54 @@ split_options = together(
     ),
 )
 
+_BACKBONE: dict[str, dict[str, Any]] = {
+    "weights": {"metavar": "W", "help": "imagenet, random, or a weights file."},
+    "input-size": {
+        "type": click.IntRange(1),
+        "metavar": "N",
+        "help": "Side of the square that images are resized to, in pixels.",
+    },
+    "scaling": {
+        "type": click.Choice(["none", "unit", "tf", "torch", "caffe"]),
+        "help": "Pixel scaling of a model file; known for applications.",
+    },
+    "resize": {
+        "type": click.Choice(["stretch", "crop", "pad"]),
+        "help": "How another aspect ratio becomes a square.",
+    },
+    "interpolation": {
+        "type": click.Choice(["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"]),
+        "help": "Filter of the resize.",
+    },
+}
+_DEFAULTS = {"resize": "stretch", "interpolation": "bilinear"}
+_SHOWN_DEFAULTS = {"weights": "imagenet for an application", **_DEFAULTS}
+
 backbone_options = together(
-    click.option("--weights", metavar="W", help="imagenet (default), random, or a weights file."),
-    click.option(
-        "--input-size",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Side of the square that images are resized to, in pixels.",
-    ),
-    click.option(
-        "--scaling",
-        type=click.Choice(["none", "unit", "tf", "torch", "caffe"]),
-        help="Pixel scaling of a model file; known for applications.",
-    ),
-    click.option(
-        "--resize",
-        type=click.Choice(["stretch", "crop", "pad"]),
-        default="stretch",
-        show_default=True,
-        help="How another aspect ratio becomes a square.",
-    ),
-    click.option(
-        "--interpolation",
-        type=click.Choice(["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"]),
-        default="bilinear",
-        show_default=True,
-        help="Filter of the resize.",
-    ),
+    *(
+        click.option(
+            f"--{name}",
+            **how,
+            default=_DEFAULTS.get(name),
+            show_default=_SHOWN_DEFAULTS.get(name, False),
+        )
+        for name, how in _BACKBONE.items()
+    )
 )
+
+
+def variant_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a backbone, as what picks one of several stored variants of a layer.
+
+    The command receives those that were given as ``variant``.
+    """
+    fields = {**_BACKBONE, "precision": {"metavar": "P", "help": "float32, bfloat16 or float16."}}
+    names = [name.replace("-", "_") for name in fields]
+
+    @functools.wraps(command)
+    def call(**options: Any) -> Any:
+        given = {name: options.pop(name) for name in names}
+        variant = {name: value for name, value in given.items() if value is not None}
+        return command(variant=variant, **options)
+
+    return together(*(click.option(f"--{name}", **how) for name, how in fields.items()))(call)

@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import json_option, store_option
+from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
+from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Place
+from featurestore.store.variants import Variant, tell_apart
 
 
 @click.command("ls")
@@ -38,14 +40,16 @@ def ls_command(store: str, as_json: bool) -> None:
 def print_features(rows: list[dict[str, Any]]) -> None:
     """Print feature arrays as a table."""
     if rows:
-        shown = [
-            {**row, "size": size(row["bytes"]), "datasets": ", ".join(row["datasets"])}
-            for row in rows
-        ]
+        shown, variants = tell_apart(rows)
+        variants.pop("prefix", None)  # the key has it
         print_table(
-            shown,
+            [
+                {**row, "size": size(row["bytes"]), "datasets": ", ".join(row["datasets"])}
+                for row in shown
+            ],
             {
                 "model": "model",
+                **variants,
                 "layer": "layer",
                 "datasets": "data set",
                 "shape": "shape",
@@ -75,24 +79,31 @@ def _row(described: dict[str, Any]) -> dict[str, Any]:
     done, blocks = described["blocks_done"], described["blocks"]
     kept = ("key", "model", "layer", "datasets", "shape", "dtype", "bytes")
     state = "complete" if done == blocks else f"{done} of {blocks} blocks"
-    return {**{name: described[name] for name in kept}, "state": state}
+    return {
+        **{name: described[name] for name in kept},
+        "state": state,
+        "prefix": short(described["prefix_digest"]),
+        **Variant.of(described["provenance"]).to_dict(),
+    }
 
 
 @click.command("show")
 @click.argument("key")
+@variant_options
 @store_option
 @json_option
-def show_command(key: str, store: str, as_json: bool) -> None:
+def show_command(key: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
     """Show one feature array: its size, whole digests, and where it came from.
 
-    KEY is a key that `featurestore ls` lists, or any part of one that no other has.
+    KEY is a key that `featurestore ls` lists, or any part of one that no other has; the options of
+    a backbone, such as --input-size, pick one of several variants.
 
     \b
     Example:
       featurestore show vgg16/block5_pool:avg
     """
     opened = FeatureStore(store, create=False)
-    described = opened.describe(opened.match(key))
+    described = opened.describe(opened.match(key, **variant))
     if as_json:
         print_json(described)
         return
@@ -116,9 +127,10 @@ def _flat(value: dict[str, Any], under: str = "") -> list[tuple[str, Any]]:
 
 @click.command("verify")
 @click.argument("key", required=False)
+@variant_options
 @store_option
 @json_option
-def verify_command(key: str | None, store: str, as_json: bool) -> None:
+def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
     """Read all that is stored, or the features KEY, against checksums; exit 1 for damage.
 
     Every byte counts: blocks, metadata, manifests, heads. Blocks that were never extracted are
@@ -129,7 +141,7 @@ def verify_command(key: str | None, store: str, as_json: bool) -> None:
       featurestore verify
     """
     opened = FeatureStore(store, create=False)
-    places = opened.places(key)
+    places = opened.places(key, **variant)
     damaged = []
     with Progress() as progress:
         for done, place in enumerate(places, 1):
@@ -163,9 +175,10 @@ def _counted(places: list[Place]) -> str:
 
 @click.command("repair")
 @click.argument("key", required=False)
+@variant_options
 @store_option
 @json_option
-def repair_command(key: str | None, store: str, as_json: bool) -> None:
+def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
     """Compute the damaged blocks of KEY, or all that is damaged, again from the images.
 
     Metadata are written anew from what else is kept, a manifest from a new scan. What cannot be
@@ -179,7 +192,7 @@ def repair_command(key: str | None, store: str, as_json: bool) -> None:
 
     opened = FeatureStore(store, create=False)
     with Progress() as progress:
-        found = repair(opened, key, on_event=progress)
+        found = repair(opened, key, on_event=progress, **variant)
     rows = [{**asdict(each.damage), "needs": each.needs} for each in found]
     left = [row for row in rows if row["needs"]]
     if as_json:

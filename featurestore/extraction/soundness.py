@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import ExtractionError, FeatureStoreError, StoreError
@@ -43,6 +43,7 @@ def repair(
     *,
     backbone: Backbone | None = None,
     on_event: OnEvent | None = None,
+    **variant: Any,
 ) -> list[Repair]:
     """Compute what is damaged again, and that alone: in place, so that nothing is lost on the way.
 
@@ -58,6 +59,9 @@ def repair(
         By default built again as it was for the extraction.
     on_event : callable, optional
         Receives the events of the extractions.
+    **variant
+        Only that of ``key`` with this ``input_size``, ``resize``, ``weights``, …: as in
+        `FeatureStore.match`.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def repair(
     """
     found = []
     # Data sets before the features that need them.
-    for place in sorted(store.places(key), key=lambda each: each.kind == "features"):
+    for place in sorted(store.places(key, **variant), key=lambda each: each.kind == "features"):
         damages = store.check(place)
         if not damages:
             # A repair that was killed may have left it so.

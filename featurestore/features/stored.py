@@ -1,71 +1,83 @@
-"""Finding stored features by what people call them: data set, model, layer."""
+"""Finding stored features by what people call them: data set, model, layer, variant."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import DamagedError, NotFoundError, nearest
 from featurestore.features.joined import Features
-from featurestore.store import FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.store.key import KeyPath
+from featurestore.store.variants import Variant, choices
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
 
 def stored(
-    store: FeatureStore, dataset: str, *, model: str | None = None, layer: str | None = None
+    store: FeatureStore,
+    dataset: str,
+    *,
+    model: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    **variant: Any,
 ) -> list[Features]:
-    """Return the stored features of a data set, of one model and one layer where these are given.
+    """Return the stored features of a data set: of one model, layer and variant where given.
 
     Parameters
     ----------
     store : FeatureStore
     dataset : str
         A name, or a path that was scanned.
-    model : str, optional
-        A backbone's name in any case, or the model file that it was made of.
+    model : str or sequence of str, optional
+        A backbone's name in any case, or the model file that it was made of; or several.
     layer : str, optional
-        A layer ref; with ``-`` and the first digits of its prefix digest, as ``featurestore ls``
-        shows it, where several prefixes are stored.
+        A layer ref; with ``-`` and the first digits of its prefix digest for one variant.
+    **variant
+        ``input_size``, ``resize``, ``interpolation``, ``scaling``, ``weights`` and ``precision``:
+        see `Variant`. A list stands for any of its values.
 
     Returns
     -------
     list of Features
-        At least one.
+        At least one of each model and each value that is asked for.
 
     Raises
     ------
     NotFoundError
         Where there are none; names what there is.
     """
+    asked = Variant(**variant)
+    models = [model] if isinstance(model, str) else list(model or ())
     loaded = store.dataset(dataset)
     try:
-        keys = _found(store, loaded, model, layer)
+        groups = _found(store, loaded, models, layer, asked)
     except NotFoundError:
-        _refuse_damaged(store, loaded, model, layer)
+        _refuse_damaged(store, loaded, models, layer)
         # What could not be read a moment ago may be there now.
-        keys = _found(store, loaded, model, layer)
-    return [Features(store.group(key), loaded, store) for key in keys]
+        groups = _found(store, loaded, models, layer, asked)
+    return [Features(group, loaded, store) for group in groups]
 
 
 def _found(
-    store: FeatureStore, loaded: Dataset, model: str | None, layer: str | None
-) -> list[FeatureKey]:
+    store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None, asked: Variant
+) -> list[FeatureGroup]:
     keys = [key for key in store.keys() if key.dataset_digest == loaded.digest]
+    model = models[0] if models else None
     command = f"`featurestore extract {loaded.name} --model {model or 'M'} --layer {layer or 'L'}`"
     if not keys:
         raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run {command}")
-    if model is not None:
-        names = {key.model for key in keys}
-        keys = [key for key in keys if key.model.casefold() in _model_names(model)]
-        if not keys:
+    names = {key.model for key in keys}
+    for model in models:
+        if not any(_is_model(name, [model]) for name in names):
             raise NotFoundError(
                 f"no features of {loaded.name!r} by model {model!r}; "
                 f"{nearest(model, sorted(names))}, or run {command}"
             )
+    keys = [key for key in keys if _is_model(key.model, models)]
     if layer is not None:
         refs = {key.ref for key in keys}
         keys = [key for key in keys if _is_layer(key.short, layer)]
@@ -74,11 +86,28 @@ def _found(
                 f"no features of {loaded.name!r} at layer {layer!r}; "
                 f"{nearest(layer, sorted(refs))}, or run {command}"
             )
-    return keys
+    found = [store.group(key) for key in keys]
+    for name, values in asked.asked().items():
+        wanted = [Variant(**{name: value}) for value in values]
+        held = [Variant.of(group.provenance) for group in found]
+        for each in wanted:
+            if not any(variant.fits(each) for variant in held):
+                ordered = sorted(held, key=lambda variant: variant.order)
+                known = dict.fromkeys(variant.options([name]) for variant in ordered)
+                where = f" at layer {layer!r}" if layer else ""
+                asks = each.options()
+                hint = f", or run {command[:-1]} {asks}`" if name != "precision" else ""
+                raise NotFoundError(
+                    f"no features of {loaded.name!r}{where} with {asks}; "
+                    f"stored: {', '.join(filter(None, known)) or 'none that record it'}{hint}"
+                )
+        pairs = zip(found, held, strict=True)
+        found = [group for group, variant in pairs if any(map(variant.fits, wanted))]
+    return found
 
 
 def _refuse_damaged(
-    store: FeatureStore, loaded: Dataset, model: str | None, layer: str | None
+    store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None
 ) -> None:
     """Say what is wrong with the features that are asked for, where they are there unreadable."""
     for damaged in store.damaged():
@@ -86,32 +115,40 @@ def _refuse_damaged(
         if (
             parts is not None
             and parts.dataset == short(loaded.digest)
-            and (model is None or parts.model.casefold() in _model_names(model))
+            and _is_model(parts.model, models)
             and (layer is None or _is_layer(parts, layer))
         ):
             raise DamagedError(damaged.reason)
 
 
-def one_stored(store: FeatureStore, dataset: str, *, model: str, layer: str) -> Features:
-    """Return the one feature array of a data set, model and layer; as :func:`stored`.
+def one_stored(
+    store: FeatureStore, dataset: str, *, model: str, layer: str, **variant: Any
+) -> Features:
+    """Return the one feature array of a data set, model, layer and variant; as :func:`stored`.
 
     Raises
     ------
     NotFoundError
-        Where there are none, or several: of other weights, input sizes or resize rules.
+        Where there are none, or several: names what they differ in and what picks each.
     """
-    found = stored(store, dataset, model=model, layer=layer)
+    found = stored(store, dataset, model=model, layer=layer, **variant)
     if len(found) > 1:
-        choices = ", ".join(f"{each.ref}-{short(each.key.prefix_digest)}" for each in found)
+        known = [(Variant.of(each.group.provenance), each.key) for each in found]
+        known.sort(key=lambda each: each[0].order)
+        differing, options = choices([each for each, _ in known])
+        options = options or [f"--layer {key.ref}-{key.short.prefix}" for _, key in known]
         raise NotFoundError(
-            f"{len(found)} feature arrays of {dataset!r} are layer {layer!r} of {model}: give "
-            f"--layer as one of {choices}; `featurestore show` tells how they differ"
+            f"{len(found)} variants of {layer} by {model} are stored for {dataset!r}, which differ "
+            f"in {' and '.join(differing) or 'weights or graph'}: {' or '.join(options)}"
         )
     return found[0]
 
 
-def _model_names(model: str) -> set[str]:
-    return {model.casefold(), Path(model).stem.casefold()}
+def _is_model(name: str, models: list[str]) -> bool:
+    """Whether a backbone's name is one of those asked for, any if none are: names or files."""
+    return not models or any(
+        name.casefold() in (model.casefold(), Path(model).stem.casefold()) for model in models
+    )
 
 
 def _is_layer(key: KeyPath, layer: str) -> bool:

@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from featurestore.digests import short
 from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError, nearest
 from featurestore.heads import metrics
 from featurestore.heads.document import fault
 from featurestore.heads.head import Head
+from featurestore.store.variants import Variant
 
 if TYPE_CHECKING:
     from featurestore.store import FeatureStore
@@ -108,7 +110,9 @@ def heads(
     list of dict
         ``head`` (id), ``dataset``, ``model``, ``layer``, ``name``, ``kind``, ``params``,
         ``val_accuracy`` and ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such
-        rows), what is sorted by, ``metrics`` by split and ``created``.
+        rows), what is sorted by, ``metrics`` by split, ``prefix`` (first digits of the prefix
+        digest), the fields of `Variant` (``input_size``, ``resize``, ``weights``, …) and
+        ``created``.
     """
     if dataset is not None:
         dataset = _dataset_name(store, dataset)
@@ -154,6 +158,8 @@ def _row(meta: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
         "params": meta["params"],
         **{f"{part}_{each}": meta["metrics"].get(part, {}).get(each) for part, each in columns},
         "metrics": meta["metrics"],
+        "prefix": short(origin["features"]["prefix_digest"]),
+        **Variant.of(origin).to_dict(),
         "created": origin["created"],
     }
 

@@ -12,6 +12,7 @@ from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
 from featurestore.heads.events import LayerRanked, OnEvent
 from featurestore.heads.fit import check_labels
+from featurestore.store.variants import Variant
 
 if TYPE_CHECKING:
     from featurestore.store import FeatureStore
@@ -35,6 +36,7 @@ def rank(
     folds: int = PROBE_FOLDS,
     seed: int = 0,
     on_event: OnEvent | None = None,
+    **variant: Any,
 ) -> list[dict[str, Any]]:
     """Rank the stored layers of a data set by how well a quick linear probe does on each.
 
@@ -56,13 +58,16 @@ def rank(
         Of the folds.
     on_event : callable, optional
         Receives `LayerRanked` after each.
+    **variant
+        Only layers of this ``input_size``, ``resize``, ``weights``, …: as in `stored`.
 
     Returns
     -------
     list of dict
         Best first: ``key``, ``model``, ``layer``, ``metric`` ("accuracy" or "r2"), ``score``,
         ``spread`` (standard deviation over folds), ``rows``, ``dims`` (numbers a row), ``bytes``
-        (stored, a row, uncompressed), ``shape`` (of a row).
+        (stored, a row, uncompressed), ``shape`` (of a row), ``prefix`` (first digits of the
+        prefix digest) and the fields of `Variant`: ``input_size``, ``resize``, ``weights``, ….
 
     Raises
     ------
@@ -73,7 +78,7 @@ def rank(
     IncompleteFeaturesError
         Where none of them are complete; else those that are not are left out.
     """
-    asked = stored(store, dataset, model=model)
+    asked = stored(store, dataset, model=model, **variant)
     found = [each for each in asked if each.complete]
     if not found:
         asked[0].group.require()
@@ -106,6 +111,8 @@ def _probe(features: Features, rows: int, folds: int, seed: int) -> dict[str, An
         "dims": dims,
         "bytes": dims * features.dtype.itemsize,
         "shape": list(features.shape[1:]),
+        "prefix": features.key.short.prefix,
+        **Variant.of(features.group.provenance).to_dict(),
     }
 
 

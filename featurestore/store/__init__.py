@@ -5,6 +5,7 @@ module     what is there
 ========== ==========================================================================
 store      `FeatureStore`, the way in
 key        `FeatureKey`, and names as path segments
+variants   what tells variants of a layer apart, and picks one
 groups     where feature groups lie: create, open, list, find
 group      `FeatureGroup`: the rows of one layer over one data set
 blocks     a Zarr array in whole chunks: encoding, metadata

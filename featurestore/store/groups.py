@@ -31,6 +31,7 @@ from featurestore.store.blocks import (
 from featurestore.store.files import Files
 from featurestore.store.group import FEATURES, SAMPLE, SAMPLE_ROWS, FeatureGroup
 from featurestore.store.key import FeatureKey, KeyPath
+from featurestore.store.variants import Variant, choices
 
 FOLDER = "features"
 FORMAT = 1
@@ -374,10 +375,11 @@ def find(
     return None
 
 
-def match(files: Files, text: str) -> str:
+def match(files: Files, text: str, asked: Variant) -> str:
     """Find the path of the one group that a text means, damaged or not.
 
-    The text is a whole key, or model and layer, or any part of a key.
+    The text is a whole key, or model and layer, or any part of a key. Where a variant is asked
+    for, only groups of it that can be read count.
 
     Raises
     ------
@@ -385,6 +387,8 @@ def match(files: Files, text: str) -> str:
         Where no key or more than one is meant.
     """
     known = {path: KeyPath.parse(path) for path in paths(files) if created(files, path)}
+    if asked.asked():
+        known = {path: key for path, key in known.items() if _variant(files, path).fits(asked)}
     names = {
         path: (str(key), f"{key.model}/{key.ref}", key.ref) for path, key in known.items() if key
     }
@@ -400,12 +404,25 @@ def match(files: Files, text: str) -> str:
         if hits:
             shown = ", ".join(names[path][0] for path in hits[:4])
             more = ", …" if len(hits) > 4 else ""
-            raise NotFoundError(f"{text!r} means {len(hits)} keys: {shown}{more}; give more of one")
+            _, options = choices([_variant(files, path) for path in hits])
+            raise NotFoundError(
+                f"{text!r} means {len(hits)} keys: {shown}{more}; give "
+                f"{' or '.join(options) or 'more of one'}"
+            )
     whole = [each[0] for each in names.values()]
+    options_text = f" with {asked.options()}" if asked.asked() else ""
     raise NotFoundError(
-        f"no features {text!r} in {files.location}, {nearest(text, whole)}; "
+        f"no features {text!r}{options_text} in {files.location}, {nearest(text, whole)}; "
         "list them with `featurestore ls`"
     )
+
+
+def _variant(files: Files, path: str) -> Variant:
+    try:
+        group = open_path(files, path)
+    except StoreError:
+        group = None
+    return Variant() if group is None else Variant.of(group.provenance)
 
 
 def mend(files: Files, path: str) -> None:

@@ -21,6 +21,7 @@ from featurestore.store.groups import Damaged
 from featurestore.store.key import FeatureKey
 from featurestore.store.manifests import DatasetEntry
 from featurestore.store.places import Damage, Place
+from featurestore.store.variants import Variant
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -148,17 +149,20 @@ class FeatureStore:
 
     # Soundness
 
-    def places(self, text: str | None = None) -> list[Place]:
+    def places(self, text: str | None = None, **variant: Any) -> list[Place]:
         """List all that is kept, sound or not, or the one feature group that a text means.
+
+        Parameters are those of `match`.
 
         Raises
         ------
         NotFoundError
             As in `match`.
         """
-        if text is None:
+        if text is None and not variant:
             return places.places(self._files)
-        return [places.features_place(groups.match(self._files, text))]
+        path = groups.match(self._files, text or "", Variant(**variant))
+        return [places.features_place(path)]
 
     def check(self, place: Place) -> list[Damage]:
         """Read every byte of a place against its checksums; return what is damaged."""
@@ -300,15 +304,21 @@ class FeatureStore:
         """
         return groups.find(self._files, prefix_digest, ref, dataset_digest, model)
 
-    def match(self, text: str) -> FeatureKey:
+    def match(self, text: str, **variant: Any) -> FeatureKey:
         """Find the one key that a text means: whole, or model and layer, or any part of it.
+
+        Parameters
+        ----------
+        text : str
+        **variant
+            Only keys of this ``input_size``, ``resize``, ``weights``, …: fields of `Variant`.
 
         Raises
         ------
         NotFoundError
             Where no key or more than one is meant.
         """
-        key = groups.read_key(self._files, groups.match(self._files, text))
+        key = groups.read_key(self._files, groups.match(self._files, text, Variant(**variant)))
         self.group(key)
         return key
 

@@ -1,0 +1,197 @@
+"""What tells variants of a stored layer apart: input size, resize, weights, precision."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the backbone of some features was fed and filled; None where that was not recorded.
+
+    It is also how features are asked for: then None stands for any value, and a list for any of
+    its values.
+
+    Attributes
+    ----------
+    input_size : int or (int, int)
+        Side of the square that images were resized to, or height and width, in pixels.
+    resize, interpolation, scaling : str
+        As in `Preprocessing`.
+    weights : str
+        ``imagenet``, ``random``, or a weights file: its path, or the end of it. Of a model file
+        with its own weights, the model file.
+    precision : str
+        Of the forward pass: ``float32``, ``bfloat16`` or ``float16``.
+
+    Examples
+    --------
+    >>> small = Variant(input_size=96, weights="/home/me/nets/birds.weights.h5")
+    >>> small.fits(Variant(weights="birds.weights.h5")), small.fits(Variant(input_size=160))
+    (True, False)
+    """
+
+    input_size: Any = None
+    resize: Any = None
+    interpolation: Any = None
+    scaling: Any = None
+    weights: Any = None
+    precision: Any = None
+
+    @classmethod
+    def of(cls, origin: Mapping[str, Any]) -> Variant:
+        """Return the variant that the provenance of features, or the lineage of a head, records."""
+        backbone, prefix = _mapping(origin, "backbone"), _mapping(origin, "prefix")
+        preprocessing = _mapping(prefix, "preprocessing")
+        return cls(
+            input_size=_size(prefix.get("input_size")),
+            **{name: _text(preprocessing.get(name)) for name in _PREPROCESSING},
+            weights=_text(backbone.get("weights")) or _text(backbone.get("path")),
+            precision=_text(prefix.get("precision")),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values, for the rows of a listing."""
+        return asdict(self)
+
+    def asked(self) -> dict[str, list[Any]]:
+        """Return the values that are asked for, of each field that has any."""
+        found = {name: value for name, value in self.to_dict().items() if value is not None}
+        return {name: each if isinstance(each, list) else [each] for name, each in found.items()}
+
+    def fits(self, asked: Variant) -> bool:
+        """Whether this is what is asked for."""
+        return all(
+            any(_is(name, getattr(self, name), value) for value in values)
+            for name, values in asked.asked().items()
+        )
+
+    @property
+    def order(self) -> tuple[tuple[int, str], ...]:
+        """Sort key: numbers by size, then text."""
+        values = self.to_dict().values()
+        return tuple((each if isinstance(each, int) else 0, str(each)) for each in values)
+
+    def options(self, names: Iterable[str] | None = None) -> str:
+        """Return the command-line options that ask for this.
+
+        Examples
+        --------
+        >>> Variant(input_size=96, resize="crop").options()
+        '--input-size 96 --resize crop'
+        """
+        return " ".join(
+            f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
+            for name, value in self.to_dict().items()
+            if value is not None and (names is None or name in names)
+        )
+
+
+ANY = Variant()
+FIELDS = tuple(field.name for field in fields(Variant))
+_PREPROCESSING = ("resize", "interpolation", "scaling")
+
+
+def choices(variants: Sequence[Variant]) -> tuple[list[str], list[str]]:
+    """Return the fields in which variants of one layer differ, and the options that pick each.
+
+    The options are none where no options can.
+    """
+    known = _with_short_weights([each.to_dict() for each in variants])
+    values = {name: [str(each[name]) for each in known] for name in FIELDS}
+    differing = [name for name in FIELDS if len(set(values[name])) > 1]
+    # One field that tells all of them apart is enough.
+    enough = [name for name in differing if len(set(values[name])) == len(known)][:1] or differing
+    options = [Variant(**each).options(enough) for each in known]
+    oblong = "input_size" in enough and any(isinstance(each.input_size, tuple) for each in variants)
+    if oblong or "" in options or len(set(options)) < len(options):
+        options = []
+    return [name.replace("_", " ") for name in differing], options
+
+
+def tell_apart(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return what a table shows of variants.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        With ``model``, ``layer``, ``prefix`` and the fields of `Variant`.
+
+    Returns
+    -------
+    rows : list of dict
+        The same, weights files by as much of their path as tells them apart.
+    columns : dict of str to str
+        Heading of each field that differs. Scaling, which follows from the model, and weights
+        files count where they differ within a model; ``prefix`` where nothing else differs.
+    """
+    columns = {name: name.replace("_", " ") for name in FIELDS if _differ(name, rows)}
+    prefixes: dict[Any, set[str]] = {}
+    for row in rows:
+        known = (row["model"], row["layer"], *(str(row[name]) for name in columns))
+        prefixes.setdefault(known, set()).add(row["prefix"])
+    if any(len(each) > 1 for each in prefixes.values()):
+        columns["prefix"] = "prefix"
+    return _with_short_weights(rows), columns
+
+
+def _differ(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    within: dict[str, set[Any]] = {}
+    across = set()
+    for row in rows:
+        value = row[name]
+        if value is not None:
+            within.setdefault(row["model"], set()).add(value)
+            across.add("file" if name == "weights" and _is_file(value) else value)
+    return any(len(each) > 1 for each in within.values()) or (name != "scaling" and len(across) > 1)
+
+
+def _with_short_weights(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Shorten paths of weights files to the least number of last parts that keeps them apart."""
+    paths = {row["weights"] for row in rows if _is_file(row["weights"])}
+    count = 1
+    while len({_tail(path, count) for path in paths}) < len(paths):
+        count += 1
+    return [
+        {**row, "weights": _tail(row["weights"], count)} if row["weights"] in paths else dict(row)
+        for row in rows
+    ]
+
+
+def _tail(path: str, count: int) -> str:
+    return str(Path(*Path(path).parts[-count:]))
+
+
+def _is_file(weights: str | None) -> bool:
+    return weights not in (None, "imagenet", "random")
+
+
+def _is(name: str, value: Any, asked: Any) -> bool:
+    """Whether a recorded value is the one that is asked for."""
+    if name == "input_size":
+        return value is not None and value == _size(asked if isinstance(asked, tuple) else [asked])
+    if name != "weights" or not (_is_file(value) and _is_file(str(asked))):
+        return value == asked
+    parts = Path(asked).parts
+    return Path(value).parts[-len(parts) :] == parts or Path(value) == Path(asked).absolute()
+
+
+def _size(value: Any) -> int | tuple[int, int] | None:
+    """Return one number for a square, else height and width; None for what is neither."""
+    if not isinstance(value, list | tuple) or not all(type(side) is int for side in value):
+        return None
+    sides = tuple(value)
+    return sides[0] if len(set(sides)) == 1 else sides if len(sides) == 2 else None
+
+
+def _mapping(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = value.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
