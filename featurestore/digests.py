@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -58,6 +59,17 @@ def digest_fields(fields: Mapping[str, Any]) -> str:
         fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
     return digest_bytes(canonical.encode("ascii"))
+
+
+def canonical_number(value: float) -> float | dict[str, str]:
+    """Return a number as JSON has it, with a form for infinity and NaN, which JSON does not have.
+
+    Examples
+    --------
+    >>> canonical_number(2.5), canonical_number(float("-inf"))
+    (2.5, {'float': '-inf'})
+    """
+    return value if math.isfinite(value) else {"float": str(float(value))}
 
 
 def digest_array(array: np.ndarray) -> str:

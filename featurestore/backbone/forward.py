@@ -6,7 +6,9 @@ BatchNorm folds into convolutions and no variable is read again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,43 @@ import numpy as np
 MOST_CONSTANT_BYTES = 1_800_000_000
 
 Compute = Callable[[Any], list[Any]]
+
+_exact_lock = threading.Lock()
+# Passes that compute now, and what the process had before the first of them.
+_exact_passes, _usual = 0, True
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Compute float32 as float32 inside, with TensorFlow; leave the process as it was.
+
+    On newer GPUs TensorFlow rounds what matrix products and convolutions take to 10 bits (TF32),
+    under the same key. The switch is the whole process's: it goes back when the last of several
+    threads has left.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    from tensorflow.config.experimental import (
+        enable_tensor_float_32_execution,
+        tensor_float_32_execution_enabled,
+    )
+
+    global _exact_passes, _usual
+    with _exact_lock:
+        if not _exact_passes:
+            _usual = tensor_float_32_execution_enabled()
+            enable_tensor_float_32_execution(False)
+        _exact_passes += 1
+    try:
+        yield
+    finally:
+        with _exact_lock:
+            _exact_passes -= 1
+            if not _exact_passes:
+                enable_tensor_float_32_execution(_usual)
 
 
 def compiled(
@@ -36,12 +75,15 @@ def compiled(
         image = keras.Input(tuple(sample_shape), dtype="uint8")
         model = keras.Model(image, compute(image))
         return lambda images: [np.asarray(each) for each in model.predict_on_batch(images)]
-    function = _frozen(compute, (None, *sample_shape), freeze=weight_bytes < MOST_CONSTANT_BYTES)
+    with exact():
+        freeze = weight_bytes < MOST_CONSTANT_BYTES
+        function = _frozen(compute, (None, *sample_shape), freeze)
 
     def forward(images: np.ndarray) -> list[np.ndarray]:
         import tensorflow as tf
 
-        return [each.numpy() for each in function(tf.constant(images))]
+        with exact():
+            return [each.numpy() for each in function(tf.constant(images))]
 
     return forward
 
@@ -105,8 +147,6 @@ def _frozen(compute: Compute, shape: Sequence[int | None], freeze: bool) -> Call
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    # TensorFlow would round float32 convolutions to 10 bits on newer GPUs, under the same key.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
     specification = tf.TensorSpec(shape, tf.uint8)
     traced = tf.function(compute, autograph=False).get_concrete_function(specification)
     if not freeze:

@@ -41,6 +41,8 @@ class Backbone:
         self.preprocessing = preprocessing
         self.spec = spec
         self._graph = graph
+        # At once: code of the user's may be another by the time that a key is asked for.
+        self._graph_digests = identity.graph_digests(graph)
         self._shapes = graph.shapes(preprocessing.input_size)
         self._resize: Callable[[np.ndarray], np.ndarray] | None = None
         self._lock = threading.Lock()
@@ -299,9 +301,9 @@ class Backbone:
     def prefix_fields(self, layer: str) -> dict[str, Any]:
         """Return the fields behind a prefix digest, to be kept so that a miss can be explained."""
         number = self._number(layer)
-        graphs, weights, precisions = self._digests
+        weights, precisions = self._digests
         return {
-            "graph": graphs[number],
+            "graph": self._graph_digests[number],
             "weights": weights[number],
             "preprocessing": self.preprocessing.fields(),
             "input_size": list(self.input_size),
@@ -445,13 +447,8 @@ class Backbone:
         return compute
 
     @cached_property
-    def _digests(self) -> tuple[list[str], list[str], list[str]]:
-        graph = self._graph
-        return (
-            identity.graph_digests(graph),
-            identity.weight_digests(graph),
-            identity.precisions(graph),
-        )
+    def _digests(self) -> tuple[list[str], list[str]]:
+        return identity.weight_digests(self._graph), identity.precisions(self._graph)
 
     @cached_property
     def _cuts(self) -> list[int]:

@@ -188,9 +188,16 @@ def flatten(model: Any) -> Graph:
     Raises
     ------
     BackboneError
-        Where it is not functional, or does not take one image.
+        Where it is not functional, does not take one image, or remembers what it computed before.
     """
     graph = dissolve(model)
+    for node in graph.nodes[1:]:
+        layers = getattr(node.operation, "_flatten_layers", lambda: ())()
+        if any(getattr(layer, "stateful", False) for layer in layers):
+            raise BackboneError(
+                f"layer {node.name!r} ({node.kind}) is stateful: what it gives for an image depends"
+                " on the images before it; build it with stateful=False"
+            )
     shape = tuple(graph.nodes[0].outputs[0].shape)
     if len(shape) != 4 or shape[3] != 3:
         raise BackboneError(
@@ -387,7 +394,12 @@ def _copy(operation: Any, name: str) -> Any:
 def _copy_weights(source: Any, copy: Any) -> None:
     if not getattr(source, "weights", None):
         return
-    copy.set_weights(source.get_weights())
+    # Layers that were quantized hold their weights in another order.
+    names = [weight.name for weight in source.weights]
+    arrays = dict(zip(names, source.get_weights(), strict=True))
+    wanted = [weight.name for weight in copy.weights]
+    same = len(arrays) == len(names) and set(arrays) == set(wanted)
+    copy.set_weights([arrays[name] for name in wanted] if same else source.get_weights())
     if hasattr(copy, "finalize_state"):
         # Normalization computes with a copy of its weights, which set_weights leaves as it was.
         copy.finalize_state()

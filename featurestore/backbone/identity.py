@@ -8,10 +8,12 @@ nested and what was built before in the process never enter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
+from featurestore.backbone.code import code_digest, is_keras
 from featurestore.backbone.graph import Graph, Node, one_line
-from featurestore.digests import digest_array, digest_fields
+from featurestore.digests import canonical_number, digest_array, digest_fields
 from featurestore.errors import BackboneError
 
 # Settings that change how weights come about, or how a layer is called, but not what it computes.
@@ -38,7 +40,7 @@ def graph_digests(graph: Graph) -> list[str]:
     Raises
     ------
     BackboneError
-        Where a layer has no canonical description (Lambda, unregistered custom layers).
+        Where a layer has no canonical description (Lambda, unregistered code of the user's).
     """
     digests = [digest_fields({"class": "image"})]
     for node in graph.nodes[1:]:
@@ -105,7 +107,7 @@ def _transparent(node: Node) -> bool:
     # later output of a node, whose digest stands for the first.
     return (
         node.kind in _TRANSPARENT
-        and type(node.operation).__module__.partition(".")[0] == "keras"
+        and is_keras(type(node.operation))
         and node.inputs[0][0] != 0
         and node.inputs[0][1] == 0
     )
@@ -122,46 +124,66 @@ def _description(node: Node) -> dict[str, Any]:
             " stock layer or by keras.ops"
         )
     try:
+        _refuse_hidden_functions(operation)
         serial = keras.saving.serialize_keras_object(operation)
-        _refuse_unregistered(node.name, serial)
-        return {
+        description = {
             "class": serial.get("registered_name") or serial["class_name"],
             "config": _canonical(serial["config"]),
             "arguments": _arguments(node),
         }
-    except BackboneError:
-        raise
+        if not is_keras(type(operation)):
+            _registered(serial)
+            description["code"] = code_digest(type(operation))
+        return description
+    except BackboneError as error:
+        raise BackboneError(f"layer {node.name!r} ({node.kind}) {error}") from None
     except Exception as error:  # whatever get_config raises
         raise BackboneError(
             f"layer {node.name!r} ({node.kind}) has no canonical configuration: {one_line(error)}"
         ) from error
 
 
-def _refuse_unregistered(name: str, value: Any) -> None:
-    """Refuse code of the user's that Keras could not find again by a registered name."""
-    if isinstance(value, Mapping):
-        code, known = _code(value)
-        if not known:
-            raise BackboneError(
-                f"layer {name!r} uses {code!r}, which Keras cannot find by name: decorate it with"
-                " keras.saving.register_keras_serializable, or use a stock one"
-            )
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for each in value:
-            _refuse_unregistered(name, each)
+def _refuse_hidden_functions(operation: Any) -> None:
+    """Refuse functions of the user's that Keras would write down as its own of the same name."""
+    import keras
+
+    for layer in getattr(operation, "_flatten_layers", lambda: [operation])():
+        for value in vars(layer).values() if is_keras(type(layer)) else ():
+            if not isinstance(value, FunctionType) or is_keras(value):
+                continue
+            if isinstance(keras.activations.serialize(value), str):
+                raise BackboneError(
+                    f"uses a function {value.__name__!r} that is not Keras' own of that name: give"
+                    " it another name and decorate it with"
+                    " keras.saving.register_keras_serializable"
+                )
 
 
-def _code(serial: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return the name of the code behind a part of a configuration, and if Keras finds it by it."""
-    kind = serial.get("class_name")
-    if kind == "__lambda__" or (set(serial) == {"value"} and isinstance(serial["value"], tuple)):
-        return "lambda", False  # bare or not, its byte code
+def _registered(serial: Mapping[str, Any]) -> Any:
+    """Return the class or function of the user's behind a part of a configuration.
+
+    Raises
+    ------
+    BackboneError
+        Where Keras could not find it again by a registered name.
+    """
+    import keras
+
+    kind, name = serial["class_name"], serial.get("registered_name")
     if kind == "function":
-        return str(serial.get("config")), ">" in str(serial.get("config"))
-    module, registered = serial.get("module"), serial.get("registered_name")
-    stock = module is None or module.split(".")[0] in ("builtins", "keras")
-    return str(kind), stock or (registered is not None and ">" in registered)
+        kind = name = serial["config"]
+    found = keras.saving.get_registered_object(name) if ">" in str(name) else None
+    if found is None:
+        raise BackboneError(
+            f"uses {kind!r}, which Keras cannot find by name: decorate it with"
+            " keras.saving.register_keras_serializable, or use a stock one"
+        )
+    return found
+
+
+def _is_stock(serial: Mapping[str, Any]) -> bool:
+    package = (serial.get("module") or "").partition(".")[0]
+    return package == "keras" or (package == "builtins" and serial["class_name"] != "function")
 
 
 def _canonical(value: Any) -> Any:
@@ -169,12 +191,19 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
         if value.get("class_name") == "DTypePolicy":
             return value["config"]["name"]
-        return {
+        lambda_ = set(value) == {"value"} and isinstance(value["value"], tuple)
+        if lambda_ or value.get("class_name") == "__lambda__":
+            raise BackboneError("uses a lambda, which has no canonical form: use keras.ops")
+        plain = {
             str(key): _canonical(each)
             for key, each in value.items()
             # A setting that is None is one that an older Keras may not have had.
             if each is not None and key not in _IGNORED and not str(key).endswith(_IGNORED_ENDINGS)
         }
+        # Anything but this is a mapping of the layer's own.
+        if {"class_name", "config", "registered_name"} <= set(value) and not _is_stock(value):
+            plain["code"] = code_digest(_registered(value))
+        return plain
     if isinstance(value, (list, tuple)):
         return [_canonical(each) for each in value]
     return _plain(value)
@@ -206,12 +235,14 @@ def _plain(value: Any) -> Any:
     import keras
     import numpy as np
 
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, np.generic):
-        return value.item()
+        return _plain(value.item())
+    if isinstance(value, float):
+        return canonical_number(value)
     if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
         return {"array": digest_array(np.asarray(keras.ops.convert_to_numpy(value)))}
     if isinstance(value, np.dtype):
         return value.name
-    raise BackboneError(f"a setting of type {type(value).__name__} has no canonical form")
+    raise BackboneError(f"has a setting of type {type(value).__name__}: no canonical form")

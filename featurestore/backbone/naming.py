@@ -29,7 +29,8 @@ def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[s
     list of str
         Unique. Names that were given by hand stay; where two nested models give the same one,
         the later carries the name of its model before it: ``classifier.dense_in``. A name that
-        a cut model uses itself (``resizing``) gets a number: ``resizing_2``.
+        a cut model uses itself (``resizing``) gets a number: ``resizing_2``. A colon, which stands
+        before the reduction in a layer ref, becomes an underscore.
     """
     ranked: dict[str, list[tuple[int, int]]] = defaultdict(list)
     names: list[str] = []
@@ -43,7 +44,7 @@ def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[s
             names[position] = f"{stem}_{rank}" if rank else stem
     taken = set(RESERVED)
     for position, (_, path) in enumerate(operations):
-        names[position] = _free_name(names[position], path, taken)
+        names[position] = _free_name(names[position].replace(":", "_"), path, taken)
         taken.add(names[position])
     return names
 

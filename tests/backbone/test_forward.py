@@ -130,6 +130,50 @@ def test_augmentation_and_dropout_are_off(batch):
     np.testing.assert_allclose(compute(batch)[0], batch / 255, atol=1e-6)
 
 
+def test_tf32_is_off_in_our_passes_and_left_as_it_was(batch):
+    """A layer of the user's sees what is set while it is traced and while it runs."""
+    import tensorflow as tf
+
+    execution = tf.config.experimental
+    seen = []
+
+    @keras.saving.register_keras_serializable("tf32")
+    class Witness(layers.Layer):
+        def call(self, x):
+            if isinstance(x, keras.KerasTensor):
+                return x
+
+            def look(values):
+                seen.append(execution.tensor_float_32_execution_enabled())
+                return values
+
+            look(None)
+            return tf.ensure_shape(tf.numpy_function(look, [x], tf.float32), x.shape)
+
+    image = keras.Input((16, 16, 3))
+    backbone = Backbone.from_model(
+        keras.Model(image, Witness(name="end")(image)), name="m", scaling="none"
+    )
+    seen.clear()
+    before = execution.tensor_float_32_execution_enabled()
+    try:
+        for usual in (True, False):
+            execution.enable_tensor_float_32_execution(usual)
+            compute = backbone.forward(["end"])
+            assert execution.tensor_float_32_execution_enabled() is usual
+            with ThreadPoolExecutor(4) as pool:
+                for found in pool.map(compute, [batch] * 8):
+                    np.testing.assert_array_equal(found[0], batch)
+            assert execution.tensor_float_32_execution_enabled() is usual
+        assert len(seen) == 2 * 9
+        assert not any(seen)
+        with pytest.raises(ZeroDivisionError), forward.exact():
+            1 / 0  # noqa: B018
+        assert execution.tensor_float_32_execution_enabled() is False
+    finally:
+        execution.enable_tensor_float_32_execution(before)
+
+
 def test_weights_too_large_for_one_buffer_are_not_frozen(backbone, batch, monkeypatch):
     frozen = backbone.forward(["pool", "logits"])(batch)
     monkeypatch.setattr(forward, "MOST_CONSTANT_BYTES", 1)

@@ -227,3 +227,13 @@ def test_importing_the_package_imports_no_tensorflow():
     code = "import featurestore.backbone, sys; print({'tensorflow', 'keras'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_colon_in_a_name_is_no_reduction(batch):
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(3, 3, name="a")(layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, layers.ReLU(name="a:avg")(x))
+    backbone = Backbone.from_model(model, name="m")
+    assert backbone.layer_names == ["rescaling", "a", "a_avg"]
+    assert backbone.forward(["a_avg", "a_avg:max"])(batch)[1].shape == (3, 3)
+    assert backbone.cut("a_avg").predict(batch, verbose=0).shape == (3, 14, 14, 3)

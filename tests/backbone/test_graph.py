@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from featurestore.backbone import Backbone
 from featurestore.backbone.graph import clone, flatten
 from featurestore.errors import BackboneError
 
@@ -145,6 +146,32 @@ def test_a_clone_of_an_adapted_normalization_normalizes(batch):
     images = batch.astype("float32")
     np.testing.assert_array_equal(copy(images), model(images))
     assert abs(float(np.mean(copy(images)))) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("mode", ["float8", "int8"])
+def test_a_quantized_model_computes_what_it_computes(mode, batch):
+    image = keras.Input((16, 16, 3))
+    x = layers.Dense(12, activation="relu")(layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, layers.Dense(4, name="end")(layers.Flatten()(x)))
+    model.quantize(mode)
+    backbone = Backbone.from_model(model, name="quantized")
+    want = model.predict(batch, verbose=0)
+    np.testing.assert_array_equal(backbone.reference(["end"])(batch)[0], want)
+    np.testing.assert_array_equal(backbone.cut("end").predict(batch, verbose=0), want)
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, layers.Bidirectional])
+def test_a_layer_that_remembers_is_refused(wrap):
+    image = keras.Input(batch_shape=(1, 16, 16, 3))
+    steps = layers.Reshape((16, 48))(image)
+    layer = wrap(layers.LSTM(4, stateful=True))
+    layer.name = "memory"
+    with pytest.raises(
+        BackboneError, match=r"'memory' .* is stateful: .* stateful=False"
+    ) as caught:
+        flatten(keras.Model(image, layer(steps)))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_shared_layer_stays_shared_in_a_clone():

@@ -125,6 +125,24 @@ def test_constant_arguments_and_edges_matter():
     assert len(set(ends)) == len(ends)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, limit: keras.ops.clip(x, 0, limit),
+        lambda x, limit: layers.ReLU(max_value=limit)(x),
+        lambda x, limit: keras.ops.where(x > 1, x, np.float32(limit)),
+    ],
+)
+def test_infinite_constants_are_taken(make):
+    def network(limit):
+        image = keras.Input((16, 16, 3))
+        end = layers.Identity(name="end")(make(layers.Rescaling(1 / 255)(image), limit))
+        return keras.Model(image, end)
+
+    ends = [digests(network(limit))["end"] for limit in (float("inf"), float("inf"), 1e9)]
+    assert ends[0] == ends[1] != ends[2]
+
+
 def test_nesting_does_not_matter(tmp_path):
     model = tiny_network()
     image = keras.Input((16, 16, 3))

@@ -1,0 +1,285 @@
+"""Code of the user's: changed code is a changed key, the same code is the same key."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.backbone.code import code_digest
+from featurestore.errors import BackboneError
+
+layers = keras.layers
+
+LAYER = """
+import numpy as np
+import keras
+from helpers import {helper}
+import settings
+
+FACTOR = {factor}
+
+def outer(x):
+    return {helper}(x) + FACTOR
+
+class Base(keras.layers.Layer):
+    shift = {shift}
+
+    def within(self, x):
+        return x{within}
+
+@keras.saving.register_keras_serializable("mine")
+class Mine(Base):
+    '''{comment}'''
+
+    def call(self, x):
+        # {comment}
+        return self.within(outer(x)) + self.shift + settings.depth.VALUE
+"""
+USUAL = {"helper": "double", "factor": 1, "shift": 0, "within": "", "comment": "one"}
+
+SCRIPT = """
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.extraction import extract
+from featurestore.store import FeatureStore
+
+image = keras.Input((4, 4, 3))
+model = keras.Model(image, Mine(name="mine")(keras.layers.Rescaling(1.0, name="plain")(image)))
+backbone = Backbone.from_model(model, name="m", scaling="none")
+print(backbone.prefix_digest("plain"), backbone.prefix_digest("mine"))
+if {extract}:
+    images = np.arange(3 * 48, dtype=np.uint8).reshape(3, 4, 4, 3)
+    data = Dataset.from_arrays(images, ["a", "b", "a"], name="three")
+    found = extract(data, backbone, ["mine"], FeatureStore("store"), dtype="float32")["mine"]
+    print(found.arrays()[0].sum())
+"""
+
+
+def write(folder, double="2 * x", value="0", **changes):
+    (folder / "settings").mkdir(exist_ok=True)
+    (folder / "settings/__init__.py").write_text("from settings import depth\n")
+    (folder / "settings/depth.py").write_text(f"VALUE = {value}\n")
+    (folder / "helpers.py").write_text(
+        f"def double(x):\n    return {double}\ndef unused(x):\n    return {double!r}\n"
+    )
+    return LAYER.format(**{**USUAL, **changes})
+
+
+def run(folder, *codes):
+    """Run a script of the user's, whose layer is one of ``__main__``; extract with the last."""
+    path, last = folder / "script.py", len(codes) - 1
+    parts = [code + SCRIPT.format(extract=place == last) for place, code in enumerate(codes)]
+    path.write_text("\n".join(parts))
+    done = subprocess.run(
+        [sys.executable, "-B", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "random"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_script_that_changed_is_never_served_the_former_features(tmp_path):
+    code, changed = write(tmp_path), write(tmp_path, within=" * 3")
+    plain, mine, total = run(tmp_path, code)
+    found = run(tmp_path, code.replace("# one", "# two\n"), changed)
+    # A comment and another process change nothing.
+    assert found[:2] == [plain, mine]
+    assert found[2] == plain
+    assert found[3] != mine
+    assert float(found[4]) == 3 * float(total)
+
+
+def module(name, code):
+    """Run code as a module would, in this process."""
+    import types
+
+    made = types.ModuleType(name)
+    sys.modules[name] = made
+    exec(compile(code, name, "exec"), made.__dict__)
+    return made
+
+
+def digest(code, name="Mine"):
+    return code_digest(getattr(module("users", textwrap.dedent(code)), name))
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def made(**changes):
+        for name in ("settings", "settings.depth", "helpers"):
+            sys.modules.pop(name, None)
+        code = write(tmp_path, **changes)
+        for path in tmp_path.rglob("*.pyc"):
+            path.unlink()
+        return digest(code)
+
+    yield made
+    for name in ("settings", "settings.depth", "helpers", "users"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"helper": "unused"},
+        {"factor": 2},
+        {"factor": "float('inf')"},
+        {"factor": "np.array([1.0])"},
+        {"shift": 1},
+        {"within": " - 1"},
+        {"double": "x + x"},
+        {"value": 7},
+    ],
+    ids=str,
+)
+def test_whatever_the_layer_computes_with_is_in_its_digest(mine, change):
+    assert mine() == mine(comment="two") == mine()
+    assert mine(**change) != mine()
+
+
+WRAPPED = """
+import functools
+def wrap(g):
+  @functools.wraps(g)
+  def inner(x): return g(x)
+  return inner
+@wrap
+def f(x): return x + N
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(x, a=N): return x * a",
+        "def f(x, *, a=N): return x * a",
+        "def g(k): return lambda x: x * k\nf = g(N)",
+        "T = {'a': N}\ndef f(x): return x * T['a']",
+        "import functools as t\ng = t.partial(pow, N)\ndef f(x): return g(x)",
+        "class O:\n def __init__(s): s.v = N\no = O()\ndef f(x): return x * o.v",
+        "import tensorflow as tf\n@tf.function\ndef g(x): return x + N\ndef f(x): return g(x)",
+        "def f(x): return x in {N, 'a', 'b'}",
+        "def f(x): return [y + N for y in x]",
+        WRAPPED,
+    ],
+)
+def test_two_functions_that_differ_in_a_number(code):
+    first, again, second = (digest(code.replace("N", each), "f") for each in "112")
+    assert first == again != second
+
+
+def test_recursion_ends():
+    code = "def f(x): return g(x)\ndef g(x): return f(x - 1) if x else L\nL = []\nL.append(L)"
+    assert digest(code, "f") == digest(code, "f")
+
+
+def test_locks_and_loggers_do_not_matter():
+    code = "import logging\nL = logging.getLogger('a')\ndef f(x):\n  L.info(x)\n  return x"
+    assert digest(code, "f") == digest(code, "f")
+
+
+def test_what_has_no_canonical_form_is_refused_by_name():
+    code = "import random\nDICE = random.Random(1)\ndef f(x): return x * DICE.random()"
+    with pytest.raises(BackboneError, match="it reads 'DICE', an object of type Random") as caught:
+        digest(code, "f")
+    assert "\n" not in str(caught.value)
+
+
+class Nested(keras.Model):
+    """A subclassed model that is nowhere registered."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense = layers.Dense(2)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def relu(x):
+    return 3 * x
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: Nested(name="odd"), "'Nested'"),
+        (lambda: layers.TimeDistributed(Nested(), name="odd"), "'Nested'"),
+        (lambda: layers.Dense(2, activation=relu, name="odd"), "function 'relu' .* another name"),
+        (
+            lambda: layers.TimeDistributed(layers.Dense(2, activation=relu), name="odd"),
+            "function 'relu'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["__main__", "users.module"])
+def test_code_that_keras_does_not_find_by_name_is_refused(layer, message, name, monkeypatch):
+    monkeypatch.setattr(Nested, "__module__", name)
+    monkeypatch.setattr(relu, "__module__", name)
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, layer()(image))
+    with pytest.raises(BackboneError, match=message) as caught:
+        Backbone.from_model(model, name="m", scaling="none")
+    assert "'odd'" in str(caught.value)
+    assert "register_keras_serializable" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Changing(layers.Layer):
+    factor = 2.0
+
+    def call(self, x):
+        return x * self.factor
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@keras.saving.register_keras_serializable("tests")
+def changing(x):
+    return x * 2.0
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_registered_class_that_changes_is_another_wherever_it_stands(nested, monkeypatch):
+    def made():
+        image = keras.Input((16, 16, 3))
+        layer = layers.TimeDistributed(Changing()) if nested else Changing()
+        end = layers.Dense(2, activation=changing, name="end", kernel_initializer="ones")
+        return Backbone.from_model(keras.Model(image, end(layer(image))), name="m", scaling="none")
+
+    before, again = made(), made()
+    monkeypatch.setattr(Changing, "factor", 3.0)
+    after = made()
+    last = before.layer_names[-2:]
+    assert [before.prefix_digest(each) for each in last] == [
+        again.prefix_digest(each) for each in last
+    ]
+    for each in last:
+        assert before.prefix_digest(each) != after.prefix_digest(each)
+    monkeypatch.setattr(Changing, "factor", 2.0)
+    monkeypatch.setattr(changing, "__code__", (lambda x: x * 5.0).__code__)
+    other = made()
+    assert before.prefix_digest(last[0]) == other.prefix_digest(last[0])
+    assert before.prefix_digest("end") != other.prefix_digest("end")
+    # What was made before keeps the identity of what it was made of.
+    assert before.prefix_digest("end") == again.prefix_digest("end")
+    np.testing.assert_equal(before.shape("end"), (16, 16, 2))
