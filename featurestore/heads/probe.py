@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 2000
 PROBE_FOLDS = 5
-# A probe reads at most this many numbers: the rows of very wide layers are fewer, to this floor.
+# A probe reads at most this many numbers of a layer: where one is very wide, all are probed on
+# fewer rows, down to this floor.
 PROBE_VALUES = 200_000_000
 FEWEST_PROBE_ROWS = 200
 COLUMNS_AT_ONCE = 4096
 # Shares of the mean squared length of a row; the probe takes the best by leave-one-out.
 PROBE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+Folds = list[tuple[np.ndarray, np.ndarray]]
 
 
 def rank(
@@ -41,8 +44,9 @@ def rank(
     """Rank the stored layers of a data set by how well a quick linear probe does on each.
 
     The probe is ridge on standardized features, its penalty chosen by leave-one-out, measured by
-    cross-validation on training rows alone (by group, where there are groups). The first rows of
-    content order are a fair sample, so that no more is read than is used.
+    cross-validation on training rows alone (by group, where there are groups). Means, deviations
+    and penalty are those of a fold's training rows. All layers are probed on the same rows and
+    folds. The first rows of content order are a fair sample, so that no more is read than is used.
 
     Parameters
     ----------
@@ -52,7 +56,7 @@ def rank(
     model : str, optional
         Only layers of this backbone.
     rows : int
-        Most training rows to use; very wide layers are probed on fewer, and say so.
+        Most training rows to use; fewer are used where one of the layers is very wide.
     folds : int
     seed : int
         Of the folds.
@@ -82,104 +86,147 @@ def rank(
     found = [each for each in asked if each.complete]
     if not found:
         asked[0].group.require()
+    samples = found[0].dataset
+    check_labels(samples)
+    widest = max(_dims(each) for each in found)
+    limit = min(rows, max(FEWEST_PROBE_ROWS, PROBE_VALUES // widest))
+    chosen = samples.rows("train", labelled=True)[:limit]
+    groups = None if samples.groups is None else samples.groups[chosen]
+    y = samples.targets[chosen]
+    parts = _folds(y, groups, folds, seed)
     table = []
     for done, features in enumerate(found, 1):
-        check_labels(features.dataset)
-        table.append(_probe(features, rows, folds, seed))
+        table.append(_probe(features, chosen, y, parts))
         if on_event is not None:
             on_event(LayerRanked(str(features.key), done, len(found)))
     return sorted(table, key=lambda row: (sort_key(row["score"], row["metric"]), row["dims"]))
 
 
-def _probe(features: Features, rows: int, folds: int, seed: int) -> dict[str, Any]:
-    dims = int(np.prod(features.shape[1:]))
-    metric = metrics.primary(str(features.task))
-    limit = min(rows, max(FEWEST_PROBE_ROWS, PROBE_VALUES // dims))
-    chosen = features.rows("train")[:limit]
-    X = _standardized(features.group.read(chosen).reshape(len(chosen), -1))
-    y = features.dataset.targets[chosen]
-    groups = None if features.dataset.groups is None else features.dataset.groups[chosen]
-    scores = _cross_validate(X, y, groups, folds, seed)
+def _dims(features: Features) -> int:
+    return int(np.prod(features.shape[1:]))
+
+
+def _probe(features: Features, chosen: np.ndarray, y: np.ndarray, folds: Folds) -> dict[str, Any]:
+    X = features.group.read(chosen).reshape(len(chosen), -1)
+    scores = _scores(X, y, folds)
     return {
         "key": str(features.key),
         "model": features.key.model,
         "layer": features.ref,
-        "metric": metric,
-        "score": float(np.mean(scores)) if len(scores) else None,
-        "spread": float(np.std(scores)) if len(scores) else None,
+        "metric": metrics.primary(str(features.task)),
+        "score": float(np.mean(scores)) if scores else None,
+        "spread": float(np.std(scores)) if scores else None,
         "rows": len(chosen),
-        "dims": dims,
-        "bytes": dims * features.dtype.itemsize,
+        "dims": _dims(features),
+        "bytes": _dims(features) * features.dtype.itemsize,
         "shape": list(features.shape[1:]),
         "prefix": features.key.short.prefix,
         **Variant.of(features.group.provenance).to_dict(),
     }
 
 
-def _standardized(X: np.ndarray) -> np.ndarray:
-    """Standardize features (row, feature); rotate those wider than the rows are many.
+def _scores(X: np.ndarray, y: np.ndarray, folds: Folds) -> list[float]:
+    """Fit ridge on the training rows of each fold; score it on the others, where that can be."""
+    scores: list[float | None] = []
+    for (train, held_out), rotated in zip(folds, _rotated(X, folds), strict=True):
+        truth = y[held_out]
+        if y.dtype.kind == "f":
+            predicted = _ridge(*rotated, y[train][:, None])[:, 0]
+            scores.append(metrics.regression(truth, predicted)["r2"])
+            continue
+        classes, codes = np.unique(y[train], return_inverse=True)
+        if len(classes) > 1:
+            values = _ridge(*rotated, 2.0 * np.eye(len(classes))[codes] - 1)
+            scores.append(float((classes[values.argmax(axis=1)] == truth).mean()))
+    return [score for score in scores if score is not None]
 
-    Ridge does not change when rows are rotated, and n rows lie in n dimensions: the probe then
-    costs the same for the widest layer.
 
-    Returns
-    -------
-    numpy.ndarray (row, component)
-        float64, at most as many components as rows or features.
+def _rotated(X: np.ndarray, folds: Folds) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Standardize by the training rows of each fold, and rotate so that these do not correlate.
+
+    Ridge does not change when rows are rotated, and n rows lie in n dimensions: beyond one product
+    of the rows with themselves, the probe costs the same for the widest layer.
+
+    Parameters
+    ----------
+    X : numpy.ndarray (row, feature)
+    folds : list of (train, held_out)
+
+    Yields
+    ------
+    train, held_out : numpy.ndarray (row, axis)
+        float64, at most as many axes as training rows or features.
     """
     rows, width = X.shape
-    gram = np.zeros((rows, rows))
+    if width <= min(rows, COLUMNS_AT_ONCE):
+        part, scales = _scaled(X, folds)
+        for (train, held_out), scale in zip(folds, scales, strict=True):
+            Z = part.astype(np.float64) * scale
+            Z -= Z[train].mean(axis=0)
+            axes = np.linalg.eigh(Z[train].T @ Z[train])[1]
+            yield Z[train] @ axes, Z[held_out] @ axes
+        return
+    grams = [np.zeros((rows, rows)) for _ in folds]
     for at in range(0, width, COLUMNS_AT_ONCE):
-        part = X[:, at : at + COLUMNS_AT_ONCE].astype(np.float32)
-        part -= part.mean(axis=0)
-        deviation = part.std(axis=0)
-        part /= np.where(deviation > 0, deviation, 1)
-        if width <= min(rows, COLUMNS_AT_ONCE):
-            return part.astype(np.float64)
-        gram += part @ part.T
-    lengths, axes = np.linalg.eigh(gram)
-    kept = lengths > 1e-9 * lengths[-1]
-    if not kept.any():
-        return np.zeros((rows, 1))
-    return axes[:, kept] * np.sqrt(lengths[kept])
+        part, scales = _scaled(X[:, at : at + COLUMNS_AT_ONCE], folds)
+        for gram, scale in zip(grams, scales, strict=True):
+            Z = part * scale
+            gram += Z @ Z.T
+    for (train, held_out), gram in zip(folds, grams, strict=True):
+        from_mean = gram[:, train].mean(axis=1)
+        gram -= from_mean[:, None] + from_mean - from_mean[train].mean()
+        lengths, axes = np.linalg.eigh(gram[np.ix_(train, train)])
+        kept = lengths > 1e-9 * lengths[-1]
+        axes, roots = axes[:, kept], np.sqrt(lengths[kept])
+        yield axes * roots, gram[np.ix_(held_out, train)] @ axes / roots
 
 
-def _cross_validate(
-    X: np.ndarray, y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int
-) -> list[float]:
-    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+def _scaled(X: np.ndarray, folds: Folds) -> tuple[np.ndarray, np.ndarray]:
+    """Return features float32 (row, feature) near zero, and what scales them (fold, feature).
 
-    penalties = np.array(PROBE_PENALTIES) * (np.square(X).sum(axis=1).mean() or 1.0)
-    ridge = RidgeCV if y.dtype.kind == "f" else RidgeClassifierCV
-    scores = []
-    for train, held_out in _folds(y, groups, folds, seed):
-        if y.dtype.kind == "i" and len(np.unique(y[train])) < 2:
-            continue
-        probe = ridge(alphas=penalties).fit(X[train], y[train])
-        predicted = probe.predict(X[held_out])
-        if y.dtype.kind == "i":
-            scores.append(float((predicted == y[held_out]).mean()))
-        else:
-            value = metrics.regression(y[held_out], predicted)["r2"]
-            scores.extend([] if value is None else [value])
-    return scores
+    The scale is 1 / standard deviation over the training rows of the fold, and 0 for a feature
+    that is constant there.
+    """
+    part = X.astype(np.float32)
+    part -= part.mean(axis=0)  # of no effect but on rounding: each fold takes its own mean away
+    shares = np.zeros((len(folds), len(X)), np.float32)
+    for share, (train, _) in zip(shares, folds, strict=True):
+        share[train] = 1 / len(train)
+    squares = shares @ np.square(part)
+    variances = squares - np.square(shares @ part)
+    varies = variances > 1e-5 * squares
+    return part, np.where(varies, 1 / np.sqrt(np.where(varies, variances, 1)), 0)
 
 
-def _folds(
-    y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _ridge(train: np.ndarray, held_out: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Predict held-out rows (row, target) by ridge with the penalty of the best leave-one-out.
+
+    The axes of the training rows do not correlate, so that each coefficient stands alone.
+    """
+    lengths = np.square(train).sum(axis=0)
+    mean = y.mean(axis=0)
+    found = []
+    for penalty in np.array(PROBE_PENALTIES) * (lengths.sum() / len(train) or 1.0):
+        coefficients = train.T @ (y - mean) / (lengths + penalty)[:, None]
+        leverage = 1 / len(train) + (np.square(train) / (lengths + penalty)).sum(axis=1)
+        left_out = (y - mean - train @ coefficients) / (1 - leverage)[:, None]
+        found.append((float(np.square(left_out).mean()), coefficients))
+    return held_out @ min(found, key=lambda each: each[0])[1] + mean
+
+
+def _folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Folds:
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     classes = y.dtype.kind == "i"
     if groups is not None:
         folds = min(folds, len(np.unique(groups)))
         if folds < 2:
-            return iter(())
+            return []
         splitter = StratifiedGroupKFold if classes else GroupKFold
-        return splitter(folds, shuffle=True, random_state=seed).split(y, y, groups)
+        return list(splitter(folds, shuffle=True, random_state=seed).split(y, y, groups))
     folds = min(folds, len(y))
     if folds < 2:
-        return iter(())
+        return []
     smallest = int(np.unique(y, return_counts=True)[1].min()) if classes else 0
     splitter = StratifiedKFold if smallest >= folds else KFold
-    return splitter(folds, shuffle=True, random_state=seed).split(y, y)
+    return list(splitter(folds, shuffle=True, random_state=seed).split(y, y))

@@ -109,20 +109,62 @@ def test_a_probe_of_numbers_and_groups(
     assert row["rows"] == 40
 
 
-def test_rotation_does_not_change_the_probe() -> None:
-    """A wide layer is probed on rotated rows; ridge on the plain ones predicts the same."""
-    from sklearn.linear_model import Ridge
+@pytest.mark.parametrize("width", [3, 30, 9000])
+@pytest.mark.parametrize("classes", [0, 2, 3])
+def test_the_probe_is_scikit_learn_fitted_on_each_folds_training_rows(
+    width: int, classes: int
+) -> None:
+    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     from featurestore.heads import probe
 
     rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(40, 9000)).astype("f4"), rng.normal(size=40)
-    plain, rotated = StandardScaler().fit_transform(X), probe._standardized(X)
-    assert rotated.shape[1] <= 40
-    expected = Ridge(50.0).fit(plain[:30], y[:30]).predict(plain[30:])
-    found = Ridge(50.0).fit(rotated[:30], y[:30]).predict(rotated[30:])
-    assert np.allclose(found, expected, atol=1e-3)
+    X = rng.normal(size=(40, width)).astype("f2")
+    X[:20] *= 30  # the scale of the held-out rows is another
+    y = (np.arange(40) % classes).astype("i4") if classes else rng.normal(size=40)
+    X[:, 0] += y
+    held_out, train = np.arange(10), np.arange(10, 40)
+    plain = StandardScaler().fit(X[train])
+    scale = np.square(plain.transform(X[train].astype("f8"))).sum(axis=1).mean()
+    ridge = RidgeClassifierCV if classes else RidgeCV
+    pipeline = make_pipeline(plain, ridge(alphas=np.array(probe.PROBE_PENALTIES) * scale))
+    pipeline.fit(X[train].astype("f8"), y[train])
+    (found,) = probe._scores(X, y, [(train, held_out)])
+    if classes:
+        assert found == (pipeline.predict(X[held_out].astype("f8")) == y[held_out]).mean()
+    else:
+        assert found == pytest.approx(pipeline.score(X[held_out].astype("f8"), y[held_out]), 1e-3)
+
+
+def test_what_is_held_out_does_not_reach_the_probe(
+    make_features: MakeFeatures, store: FeatureStore
+) -> None:
+    """The features of held-out rows leave the training rows as they are."""
+    from featurestore.heads import probe
+
+    rng = np.random.default_rng(0)
+    for width in (4, 300):
+        X = rng.normal(size=(50, width)).astype("f4")
+        train, held_out = np.arange(40), np.arange(40, 50)
+        far = X.copy()
+        far[held_out] *= 100
+        ((near, _),) = probe._rotated(X, [(train, held_out)])
+        ((same, _),) = probe._rotated(far, [(train, held_out)])
+        assert np.allclose(near @ near.T, same @ same.T, atol=1e-3 * width)
+
+
+def test_layers_are_ranked_on_the_same_rows(
+    make_features: MakeFeatures, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featurestore.heads import probe
+
+    monkeypatch.setattr(probe, "PROBE_VALUES", 3000)
+    monkeypatch.setattr(probe, "FEWEST_PROBE_ROWS", 20)
+    make_features(["a", "b", "c"] * 40, ref="narrow:avg")
+    make_features(["a", "b", "c"] * 40, (10, 10), ref="wide")
+    assert [row["rows"] for row in rank(store, "toys")] == [30, 30]
 
 
 def test_constant_features_are_ranked_too(make_features: MakeFeatures, store: FeatureStore) -> None:
