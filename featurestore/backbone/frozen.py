@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.backbone import agreement, forward, identity, measures, recognition, sources
+from featurestore.backbone import (
+    agreement,
+    forward,
+    identity,
+    measures,
+    recognition,
+    reduction,
+    sources,
+)
 from featurestore.backbone.families import application, known_application
 from featurestore.backbone.forward import Compute
 from featurestore.backbone.graph import Graph, Node, clone, flatten
@@ -282,15 +290,11 @@ class Backbone:
     def shape(self, ref: LayerRef | str) -> tuple[int, ...]:
         """Return the shape of one sample's activation at a ref, reduced as it says."""
         ref = LayerRef.parse(ref)
-        shape = self._shapes[self._number(ref.layer)][0][1:]
+        number = self._number(ref.layer)
+        shape = self._shapes[number][0][1:]
         if ref.reduction is None:
             return shape
-        if len(shape) < 2:
-            raise BackboneError(
-                f"layer {ref.layer!r} gives one vector a sample already (shape {shape}): expected"
-                f" {ref.layer} without :{ref.reduction}"
-            )
-        return shape[-1:]
+        return reduction.reduced_shape(ref, self._graph.nodes[number], shape, self._layouts[number])
 
     # ------------------------------------------------------------------ identity
 
@@ -408,7 +412,8 @@ class Backbone:
         keras.Model
             Flat: ``image``, uint8 (batch, height, width, channel=3) of any size, ``resizing``,
             ``scaling``, copies of the layers under their canonical names, and ``reduction``
-            where the ref has one. Training it leaves the backbone as it is.
+            where the ref has one, or where it takes a mask off, which stored features do not
+            have. Training it leaves the backbone as it is.
         """
         import keras
 
@@ -418,9 +423,11 @@ class Backbone:
             image = keras.Input((None, None, 3), dtype="uint8", name="image")
             scaled = self.preprocessing.scale(self.preprocessing.resizing()(image))
             output = clone(self._graph, scaled, [self._number(ref.layer)], layer_prefix)[0]
-            reduction = self._reduction(ref)
-            if reduction is not None:
-                output = reduction(output)
+            reducing = self._reduction(ref)
+            if reducing is not None:
+                output = reducing(output)
+            elif reduction.is_masked(self._graph.nodes[self._number(ref.layer)]):
+                output = reduction.unmasked(output)
             return keras.Model(image, output, name=_model_name(self.name))
 
     # ------------------------------------------------------------------ inside
@@ -434,14 +441,11 @@ class Backbone:
         reductions = [self._reduction(ref) for ref in parsed]
 
         def compute(images: Any) -> list[Any]:
-            import keras
-
             scaled = self.preprocessing.scale(images)
             outputs = self._graph.run(scaled, numbers, _at_inference)
-            floats = [keras.ops.cast(each[0], "float32") for each in outputs]
             return [
-                each if reduce is None else _reduced(each, reduce)
-                for each, reduce in zip(floats, reductions, strict=True)
+                reduction.reduce(each[0], reduce)
+                for each, reduce in zip(outputs, reductions, strict=True)
             ]
 
         return compute
@@ -473,16 +477,14 @@ class Backbone:
             raise BackboneError(f"cannot cut {self.name} at {layer!r}: it {reason}")
         return number
 
+    @cached_property
+    def _layouts(self) -> list[str | None]:
+        return reduction.layouts(self._graph)
+
     def _reduction(self, ref: LayerRef) -> Any:
         """Return the layer that reduces a ref's activation, or None."""
-        import keras
-
-        if ref.reduction is None:
-            return None
-        rank = len(self._shapes[self._number(ref.layer)][0]) - 2
-        kind = {"avg": "Average", "max": "Max"}[ref.reduction]
-        layer = getattr(keras.layers, f"Global{kind}Pooling{rank}D")
-        return layer(name="reduction", dtype="float32", data_format="channels_last")
+        number = self._number(ref.layer)
+        return reduction.reduction(ref, len(self._shapes[number][0]), self._layouts[number])
 
 
 def _at_inference(node: Node) -> Callable:
@@ -490,19 +492,6 @@ def _at_inference(node: Node) -> Callable:
     if not getattr(operation, "_call_has_training_arg", False):
         return operation
     return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
-
-
-def _reduced(activation: Any, reduce: Any) -> Any:
-    """Reduce an activation, keeping what is NaN."""
-    import keras
-
-    reduced = reduce(activation)
-    if not type(reduce).__name__.startswith("GlobalMax"):
-        return reduced
-    # A compiler that takes max(sqrt(x)) for sqrt(max(x)), as TensorFlow's does, passes NaN over.
-    axes = tuple(range(1, len(activation.shape) - 1))
-    lost = keras.ops.any(keras.ops.isnan(activation), axis=axes)
-    return keras.ops.where(lost, float("nan"), reduced)
 
 
 def _model_name(name: str) -> str:

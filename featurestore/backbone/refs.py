@@ -21,7 +21,8 @@ class LayerRef:
     layer : str
         Canonical name of a layer, as ``featurestore layers`` shows it.
     reduction : {"avg", "max"} or None
-        Mean or maximum over every axis but sample and channel; None keeps the activation whole.
+        Mean or maximum over every axis but sample and channel, masked steps left out; None keeps
+        the activation whole.
 
     Examples
     --------
