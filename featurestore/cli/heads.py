@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurestore.cli.options import json_option, store_option, variant_options
-from featurestore.cli.output import plural, print_json, print_table, size
+from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
@@ -164,8 +164,14 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
 
     opened = FeatureStore(store, create=False)
     with Progress() as progress:
-        fitted = {head.id for head in run_sweep(sweep, opened, on_event=progress)}
-    rows = [row for row in heads(opened) if row["head"] in fitted]
+        found = run_sweep(sweep, opened, on_event=progress)
+    fitted = {head.id for head in found}
+    rows = [
+        row
+        for name in {head.lineage["dataset"]["name"] for head in found}
+        for row in heads(opened, name)
+        if row["head"] in fitted
+    ]
     print_json(rows) if as_json else print_heads(rows)
 
 
@@ -180,6 +186,9 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
 @json_option
 def heads_command(dataset: str | None, sort: str | None, store: str, as_json: bool) -> None:
     """List the trained heads, of DATASET or all, best first.
+
+    Each data set has a table of its own. Stale heads, which were fitted on other samples, labels or
+    splits than it has now, stand apart: their metrics cannot be compared with the others.
 
     \b
     Example:
@@ -199,15 +208,31 @@ def heads_command(dataset: str | None, sort: str | None, store: str, as_json: bo
 
 
 def print_heads(rows: list[dict[str, Any]]) -> None:
-    """Print heads as a table."""
+    """Print heads: a table for each data set, its stale heads in another."""
+    names = list(dict.fromkeys(row["dataset"] for row in rows))
+    for number, name in enumerate(names):
+        if len(names) > 1:
+            click.echo(("\n" if number else "") + printable(f"data set {name}"))
+        mine = [row for row in rows if row["dataset"] == name]
+        fresh, former = (
+            [row for row in mine if bool(row["stale"]) == old] for old in (False, True)
+        )
+        if fresh:
+            _print_heads(fresh, {})
+        click.echo(plural(len(fresh), "head"))
+        if former:
+            click.echo(
+                f"\n{plural(len(former), 'stale head')}, measured on other samples, labels or splits:"
+            )
+            _print_heads(former, {"stale": "differs in"})
+
+
+def _print_heads(rows: list[dict[str, Any]], more: dict[str, str]) -> None:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
-    known = (*fixed, "prefix", *FIELDS)
+    known = (*fixed, "manifest", "stale", "prefix", *FIELDS)
     measured = dict.fromkeys(name for row in rows for name in row if name not in known)
     rows, variants = tell_apart(rows)
     columns = {"name": "head", "params": "parameters", "model": "model", **variants}
     columns["layer"] = "layer"
-    if len({row["dataset"] for row in rows}) > 1:
-        columns = {"dataset": "data set", **columns}
     columns |= {name: name.replace("_", " ", 1).replace("_", " ") for name in measured}
-    print_table(rows, {**columns, "head": "id"})
-    click.echo(plural(len(rows), "head"))
+    print_table(rows, {**columns, **more, "head": "id"})

@@ -8,7 +8,8 @@
     rows        what heads learn from, read once   head          a fitted head: predict, save, load
     metrics     how good predictions are           persist       files without pickle
     compare     heads best first, grids            probe         layers ranked
-    events      what fitting tells                 search_trees  bounds of a file's trees
+    stale       heads on a former state of data    search_trees  bounds of a file's trees
+    events      what fitting tells
 """
 
 from featurestore.heads.candidate import check_named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
@@ -12,6 +12,7 @@ from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError, n
 from featurestore.heads import metrics
 from featurestore.heads.document import fault
 from featurestore.heads.head import Head
+from featurestore.heads.stale import stale, state
 from featurestore.store.variants import Variant
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     Parameters
     ----------
     heads : sequence of Head
-        Of one task.
+        Fitted on one state of one data set: on the same rows, labels and splits.
     metric : str, optional
         ``"accuracy"`` or ``"test.macro_f1"``, say; accuracy or R² on the validation split by
         default.
@@ -75,10 +76,18 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     Raises
     ------
     HeadError
-        Where no head has the metric, as without rows in the split.
+        Where no head has the metric, as without rows in the split; where the heads were fitted on
+        different data, so that their metrics cannot be compared.
     """
     if not heads:
         raise HeadError("there are no heads to choose from; fit some with `featurestore train`")
+    states = {state(head.lineage): head.lineage["dataset"]["name"] for head in heads}
+    if len(states) > 1:
+        raise HeadError(
+            f"the heads were fitted on {len(states)} states of {_names(states.values())}, whose "
+            "metrics cannot be compared; choose among those of one (`featurestore heads` marks "
+            "the stale ones)"
+        )
     split, name = parse_metric(metric, heads[0].task)
     values = [head.metrics.get(split, {}).get(name) for head in heads]
     if all(value is None for value in values):
@@ -95,7 +104,11 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
 def heads(
     store: FeatureStore, dataset: str | None = None, sort_metric: str | None = None
 ) -> list[dict[str, Any]]:
-    """List the heads of a store, best first. Loads neither scikit-learn nor Keras.
+    """List the heads of a store by data set, best first. Loads neither scikit-learn nor Keras.
+
+    Only like is ranked with like: heads that were fitted on the present state of one data set
+    (`FeatureStore.datasets`). After them come its stale heads, newest first: fitted on other
+    samples, labels or splits, or on part of the rows, their metrics cannot be compared.
 
     Parameters
     ----------
@@ -103,29 +116,37 @@ def heads(
     dataset : str, optional
         Only those fitted on this data set: a name, or a path that was scanned.
     sort_metric : str, optional
-        As in `best`. Heads without it come last.
+        As in `best`. Heads without it come last, before the stale ones.
 
     Returns
     -------
     list of dict
-        ``head`` (id), ``dataset``, ``model``, ``layer``, ``name``, ``kind``, ``params``,
-        ``val_accuracy`` and ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such
-        rows), what is sorted by, ``metrics`` by split, ``prefix`` (first digits of the prefix
-        digest), the fields of `Variant` (``input_size``, ``resize``, ``weights``, …) and
-        ``created``.
+        ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
+        ``stale`` (None, or what differs from the present state: ``"labels (5), splits (12)"``),
+        ``model``, ``layer``, ``name``, ``kind``, ``params``, ``val_accuracy`` and
+        ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such rows), what is sorted
+        by, ``metrics`` by split, ``prefix`` (first digits of the prefix digest), the fields of
+        `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
     """
     if dataset is not None:
         dataset = _dataset_name(store, dataset)
     if sort_metric is not None:
         parse_metric(sort_metric, "")
-    keyed = []
-    for meta in documents(store):
-        if dataset is not None and meta["lineage"]["dataset"]["name"] != dataset:
-            continue
+    metas = [
+        meta
+        for meta in documents(store)
+        if dataset is None or meta["lineage"]["dataset"]["name"] == dataset
+    ]
+    rows, order = [], {}
+    for meta, differs in zip(metas, stale(store, metas), strict=True):
         split, metric = parse_metric(sort_metric, meta["task"])
-        row = _row(meta, split, metric)
-        keyed.append((sort_key(row[f"{split}_{metric}"], metric), row["created"], row["head"], row))
-    return [row for *_, row in sorted(keyed, key=lambda each: each[:3])]
+        rows.append({**_row(meta, split, metric), "stale": differs})
+        order[meta["id"]] = sort_key(rows[-1][f"{split}_{metric}"], metric)
+    rows.sort(key=lambda row: (row["created"], row["head"]))
+    former = [row for row in reversed(rows) if row["stale"]]
+    fresh = [row for row in rows if not row["stale"]]
+    fresh.sort(key=lambda row: order[row["head"]])
+    return sorted([*fresh, *former], key=lambda row: str(row["dataset"]))
 
 
 def documents(store: FeatureStore) -> list[dict[str, Any]]:
@@ -151,6 +172,7 @@ def _row(meta: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
     return {
         "head": meta["id"],
         "dataset": origin["dataset"]["name"],
+        "manifest": origin["dataset"]["manifest_digest"],
         "model": origin["features"]["model"],
         "layer": origin["features"]["ref"],
         "name": meta["name"],
@@ -162,6 +184,11 @@ def _row(meta: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
         **Variant.of(origin).to_dict(),
         "created": origin["created"],
     }
+
+
+def _names(names: Iterable[str]) -> str:
+    found = sorted({repr(name) for name in names})
+    return f"data set{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 
 def _dataset_name(store: FeatureStore, text: str) -> str:

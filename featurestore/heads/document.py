@@ -67,6 +67,7 @@ def _is_lineage(found: Mapping[str, Any]) -> bool:
     return (
         isinstance(dataset, dict)
         and isinstance(dataset.get("name"), str)
+        and isinstance(dataset.get("manifest_digest"), str)
         and isinstance(features, dict)
         and all(isinstance(features.get(name), str) for name in _FEATURES)
         and isinstance(found.get("backbone"), dict | None)

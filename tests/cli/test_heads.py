@@ -98,6 +98,46 @@ def test_heads_are_listed_best_first(place: Place) -> None:
     assert shown.splitlines()[-1] == "2 heads"
 
 
+def test_stale_heads_stand_apart(place: Place) -> None:
+    before = featurestore("heads", "photos", "--json").json
+    featurestore("scan", "photos", "--val", "0.5")
+    new = featurestore(*TRAIN, "ridge", "--json").json["head"]
+
+    rows = featurestore("heads", "photos", "--json").json
+    lines = [" ".join(line.split()) for line in featurestore("heads").out.splitlines()]
+
+    assert [row["stale"] for row in before] == [None, None]
+    assert [row["head"] for row in rows if row["stale"] is None] == [new] == [rows[0]["head"]]
+    assert all(row["stale"].startswith("splits (") for row in rows[1:])
+    assert len({row["manifest"] for row in rows}) == 2
+    assert lines[1].endswith(new)
+    assert lines[2:5] == [
+        "1 head",
+        "",
+        "2 stale heads, measured on other samples, labels or splits:",
+    ]
+    assert lines[5].endswith("val accuracy test accuracy differs in id")
+    assert "splits (" in lines[6]
+
+
+def test_each_data_set_has_a_table_of_its_own(place: Place) -> None:
+    featurestore("extract", "photos", "--name", "others", "--model", "tiny.keras",
+                 "--layer", "conv_b:avg", "--val", "0.4")  # fmt: skip
+    featurestore("train", "others", *TRAIN[2:], "ridge")
+
+    lines = featurestore("heads").out.splitlines()
+
+    assert [line for line in lines if line.startswith("data set")] == [
+        "data set others",
+        "data set photos",
+    ]
+    assert lines.count("1 head") == lines.count("2 heads") == 1
+    assert [row["dataset"] for row in featurestore("heads", "--json").json] == [
+        *["others"],
+        *["photos"] * 2,
+    ]
+
+
 def test_no_heads_yet(place: Place) -> None:
     featurestore("scan", "photos", "--store", "new")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from featurestore.errors import HeadError, IncompleteFeaturesError, NotFoundErro
 from featurestore.features import Features
 from featurestore.heads import best, expand, fit_head, fit_heads, heads, rank
 from featurestore.store import FeatureStore
+from featurestore.store.manifests import manifest_path
+from tests.heads.conftest import samples
 
 MakeFeatures = Callable[..., Features]
 
@@ -45,13 +48,14 @@ def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> N
     unmeasured = fit_head(other, "ridge")
 
     table = heads(store)
-    assert len(table) == 5
-    assert table[-1]["head"] == unmeasured.id
-    assert table[-1]["val_accuracy"] is None
+    assert [row["dataset"] for row in table] == ["others"] + ["toys"] * 4
+    assert table.pop(0)["head"] == unmeasured.id
     assert [row["layer"] for row in table[:2]] == ["good:avg"] * 2
-    scores = [row["val_accuracy"] for row in table[:4]]
+    scores = [row["val_accuracy"] for row in table]
     assert scores == sorted(scores, reverse=True)
     assert {"head", "dataset", "model", "layer", "name", "params", "created"} <= set(table[0])
+    assert {row["manifest"] for row in table} == {good.dataset.manifest_digest}
+    assert {row["stale"] for row in table} == {None}
 
     assert [row["dataset"] for row in heads(store, "others")] == ["others"]
     losses = [row["test_log_loss"] for row in heads(store, "toys", "test.log_loss")]
@@ -71,6 +75,60 @@ def test_the_best_of_some_heads(three: Features) -> None:
     assert best(found, "log_loss") is found[1]
     with pytest.raises(HeadError, match="no heads"):
         best([])
+
+
+def test_heads_on_a_former_state_are_stale_and_apart(
+    make_features: MakeFeatures, store: FeatureStore
+) -> None:
+    labels = ["a", "b", "c"] * 20
+    first = make_features(labels, noise=0.1, val=0.3)
+    old = fit_head(first, "ridge")
+    relabelled = make_features(["b", "b", "b", *labels[3:]], noise=0.1, val=0.3, ref="other:avg")
+    new = fit_head(relabelled, "ridge")
+    split_again = Features(first.group, samples(labels, 60, "toys", val=0.3, seed=1), store)
+    never_added = fit_head(split_again, "ridge")
+
+    table = heads(store, "toys")
+    assert [row["head"] for row in table[:1]] == [new.id]
+    assert old.id != new.id
+    found = {row["head"]: row["stale"] for row in table}
+    assert found[new.id] is None
+    assert found[old.id] == "labels (2)"
+    assert found[never_added.id].startswith("labels (2), splits (")
+    with pytest.raises(HeadError, match=r"on 2 states of data set 'toys', whose metrics cannot"):
+        best([old, new])
+
+    make_features(labels + ["a"] * 6, noise=0.1, val=0.3)
+    found = {row["head"]: row["stale"] for row in heads(store)}
+    assert found[old.id] == "samples (6 added, 0 removed)"
+    assert found[new.id] == "samples (6 added, 0 removed), labels (2)"
+
+    store.add_dataset(first.dataset)
+    assert heads(store)[0]["head"] == old.id
+
+
+def test_a_former_manifest_that_is_gone(
+    make_features: MakeFeatures, store: FeatureStore, tmp_path: Path
+) -> None:
+    old = fit_head(make_features(["a", "b"] * 20, val=0.3), "ridge")
+    make_features(["a", "b"] * 20, val=0.4)
+    path = manifest_path("toys", old.lineage["dataset"]["manifest_digest"])
+    (tmp_path / "store" / path).write_bytes(b"torn")
+    assert heads(store)[0]["stale"] == "not known (a manifest is damaged)"
+    (tmp_path / "store" / path).unlink()
+    assert heads(store)[0]["stale"] == "not known (its manifest is gone)"
+
+
+def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
+    make_features: MakeFeatures, store: FeatureStore
+) -> None:
+    features = make_features(["a", "b"] * 1500, (20_000,), val=0.3)
+    assert features.group.blocks > 1
+    features.group.drop_block(0)
+    part = fit_head(features.completed(), "ridge")
+    (row,) = heads(store)
+    assert row["stale"] == f"rows ({len(features.completed())} of 3000)"
+    assert best([part]) is part
 
 
 def test_without_validation_rows_there_is_no_best(make_features: MakeFeatures) -> None:

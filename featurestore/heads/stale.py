@@ -1,0 +1,95 @@
+"""Which heads are stale: fitted on another state of their data set than the present one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import NotFoundError, StoreError
+
+if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
+    from featurestore.store import FeatureStore
+
+
+def stale(store: FeatureStore, documents: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """Return for each head what differs from the present state of its data set; None for nothing.
+
+    The present state is the one that the store holds under the name; where it holds none, that of
+    the newest head. Manifests are read only where digests differ.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    documents : sequence of mapping
+        Documents of heads.
+
+    Returns
+    -------
+    list of str or None
+        Such as ``"labels (5), splits (12)"``, or ``"rows (32 of 64)"`` for a head fitted on part
+        of the features.
+    """
+    origins = [each["lineage"] for each in documents]
+    newest = sorted(origins, key=lambda each: each["created"])
+    present = {
+        **{each["dataset"]["name"]: each["dataset"]["manifest_digest"] for each in newest},
+        **{entry.name: entry.manifest_digest for entry in store.datasets()},
+    }
+    differs = cache(partial(_differs, cache(store.dataset)))
+    found = []
+    for origin in origins:
+        name, digest = origin["dataset"]["name"], origin["dataset"]["manifest_digest"]
+        same = digest == present[name]
+        found.append(_partly(origin) if same else differs(name, digest, present[name]))
+    return found
+
+
+def _differs(load: Callable[[str, str], Dataset], name: str, former: str, present: str) -> str:
+    try:
+        return differences(load(name, former), load(name, present))
+    except NotFoundError:
+        return "not known (its manifest is gone)"
+    except StoreError:
+        return "not known (a manifest is damaged)"
+
+
+def _partly(origin: Mapping[str, Any]) -> str | None:
+    rows = origin["features"].get("rows")
+    return None if rows is None else f"rows ({rows} of {origin['dataset'].get('rows')})"
+
+
+def state(origin: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Return what heads must share for their metrics to be compared: manifest and rows used."""
+    return origin["dataset"]["manifest_digest"], origin["features"].get("rows")
+
+
+def differences(former: Dataset, present: Dataset) -> str:
+    """Say in what two states of a data set differ, and in how many samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featurestore.dataset import Dataset
+    >>> X = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
+    >>> one = Dataset.from_arrays(X, ["a", "b", "a", "b"], name="tiny", val=0)
+    >>> other = Dataset.from_arrays(X[:3], ["a", "b", "b"], name="tiny", val=0)
+    >>> differences(one, other)
+    'samples (0 added, 1 removed), labels (1)'
+    """
+    was, now = _rows(former), _rows(present)
+    both = was.keys() & now.keys()
+    added, removed = len(now) - len(both), len(was) - len(both)
+    found = [f"samples ({added:,} added, {removed:,} removed)"] if added or removed else []
+    for at, what in enumerate(("labels", "splits", "groups")):
+        changed = sum(was[each][at] != now[each][at] for each in both)
+        found += [f"{what} ({changed:,})"] if changed else []
+    return ", ".join(found)
+
+
+def _rows(dataset: Dataset) -> dict[str, tuple[Any, ...]]:
+    # The integer 1 is a class and the float 1.0 a number, though they are equal.
+    labels = [None if each is None else (dataset.task, each) for each in dataset.plain_labels()]
+    columns = (labels, dataset.splits.tolist(), dataset.plain_groups())
+    return dict(zip(dataset.sample_digests, zip(*columns, strict=True), strict=True))
