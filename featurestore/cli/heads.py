@@ -221,9 +221,8 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
             _print_heads(fresh, {})
         click.echo(plural(len(fresh), "head"))
         if former:
-            click.echo(
-                f"\n{plural(len(former), 'stale head')}, measured on other samples, labels or splits:"
-            )
+            count = plural(len(former), "stale head")
+            click.echo(f"\n{count}, measured on other samples, labels or splits:")
             _print_heads(former, {"stale": "differs in"})
 
 
