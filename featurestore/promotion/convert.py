@@ -2,12 +2,16 @@
 
 What converts: linear classifiers and regressors, ``MLPClassifier`` and ``MLPRegressor``, alone or
 behind scalers, PCA and feature selection in a ``Pipeline``, or inside a fitted search.
+
+Scalers and selections become part of the kernel and bias of the ``Dense`` layer that follows, so
+that all that a head has learned is in ordinary weights, which ``set_weights`` and every exporter
+carry.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +23,82 @@ PROMOTABLE = (
     "LinearDiscriminantAnalysis, SGDClassifier, Lasso, …); MLPClassifier and MLPRegressor; each "
     "also behind scalers, PCA or feature selection"
 )
-# Keras' Normalization divides by 1e-7 where the deviation is smaller; kept well away from that.
-SMALLEST_SCALE = 2.0**-20
 
-# (fitted step, KerasTensor (row, feature), layer name) -> KerasTensor
-Convert = Callable[[Any, Any, str], Any]
+
+@dataclass(frozen=True)
+class Flow:
+    """Features on their way through a head's steps.
+
+    What the next step takes is ``(x[:, index] - center) / spread``.
+
+    Attributes
+    ----------
+    x : KerasTensor (row, feature)
+    index : numpy.ndarray of int, (selected,)
+        Selected features.
+    center, spread : numpy.ndarray of float64, (selected,)
+    """
+
+    x: Any
+    index: np.ndarray
+    center: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def of(cls, x: Any) -> Flow:
+        """Start at a tensor, as it is."""
+        width = int(x.shape[-1])
+        return cls(x, np.arange(width), np.zeros(width), np.ones(width))
+
+    def scaled(self, center: Any, spread: Any) -> Flow:
+        """Return the flow after ``(features - center) / spread``."""
+        center = np.asarray(center, "float64") * self.spread + self.center
+        return Flow(self.x, self.index, center, self.spread * np.asarray(spread, "float64"))
+
+    def selected(self, support: np.ndarray) -> Flow:
+        """Return the flow of some of the features, by their positions."""
+        return Flow(self.x, self.index[support], self.center[support], self.spread[support])
+
+    def dense(
+        self, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None
+    ) -> Flow:
+        """Return the flow after a Dense layer: ``features @ kernel + bias``, and an activation.
+
+        The bias is made for the kernel as float32 rounds it, so that rounding does not shift
+        features that are far from zero.
+        """
+        import keras
+
+        full = np.zeros((int(self.x.shape[-1]), kernel.shape[1]), "float32")
+        full[self.index] = kernel / self.spread[:, None]
+        layer = keras.layers.Dense(kernel.shape[1], activation=activation, name=name)
+        result = layer(self.x)
+        bias = np.broadcast_to(np.asarray(bias, "float64"), kernel.shape[1])
+        bias = bias - self.center @ full[self.index].astype("float64")
+        layer.set_weights([full, bias.astype("float32")])
+        return Flow.of(result)
+
+    def tensor(self, name: str) -> Any:
+        """Return the features as a tensor, for a step that is not linear."""
+        import keras
+
+        x = self.x
+        if len(self.index) < int(x.shape[-1]):
+            # A product with zeros and ones would be as large as the features squared.
+            x = keras.ops.take(x, self.index.tolist(), axis=1)
+            x._keras_history.operation.name = f"{name}_selected"
+        if self.center.any() or (self.spread != 1).any():
+            layer = keras.layers.EinsumDense(
+                "rf,f->rf", len(self.index), bias_axes="f", name=f"{name}_scaled", trainable=False
+            )
+            x = layer(x)
+            factor = (1 / self.spread).astype("float32")
+            layer.set_weights([factor, (-self.center * factor).astype("float32")])
+        return x
+
+
+# (fitted step, flow, layer name) -> flow
+Convert = Callable[[Any, Flow, str], Flow]
 
 
 def scores_tensor(estimator: Any, x: Any, prefix: str = "head_") -> Any:
@@ -47,11 +122,12 @@ def scores_tensor(estimator: Any, x: Any, prefix: str = "head_") -> Any:
     Raises
     ------
     PromotionError
-        Where a step has no Keras form; names it, and what can be promoted instead.
+        If a step has no Keras form; names it, and what can be promoted instead.
     """
+    flow = Flow.of(x)
     for number, (step, convert) in enumerate(_conversions(estimator)):
-        x = convert(step, x, f"{prefix}{number}_{type(step).__name__.lower()}")
-    return x
+        flow = convert(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
+    return flow.x
 
 
 def probabilities_tensor(estimator: Any, scores: Any, prefix: str, name: str) -> Any:
@@ -141,7 +217,7 @@ def _refusal(step: Any) -> str | None:
 
 
 def _is_one_versus_rest(step: Any) -> bool:
-    if len(step.classes_) < 3:
+    if len(step.classes_) < 3 or not hasattr(step, "predict_proba"):
         return False
     if type(step).__name__ == "SGDClassifier":
         return step.loss == "log_loss"
@@ -153,90 +229,53 @@ def _is_one_versus_rest(step: Any) -> bool:
 _LINKED = {"PoissonRegressor", "GammaRegressor", "TweedieRegressor"}
 
 
-def _affine(x: Any, mean: Any, scale: Any, name: str) -> Any:
-    """(x - mean) / scale, feature by feature."""
-    import keras
-
-    width = int(x.shape[-1])
-    mean = np.broadcast_to(np.asarray(mean, "float64"), width)
-    scale = np.broadcast_to(np.asarray(scale, "float64"), width)
-    smallest = float(scale.min())
-    if 0 < smallest < SMALLEST_SCALE:
-        # By a power of two, which rounds nothing.
-        factor = 2.0 ** math.ceil(math.log2(SMALLEST_SCALE / smallest))
-        x = keras.layers.Rescaling(factor, name=f"{name}_rescaling")(x)
-        mean, scale = mean * factor, scale * factor
-    layer = keras.layers.Normalization(axis=-1, name=name)
-    layer.build(x.shape)
-    # As weights: in the layer's configuration, a hundred thousand numbers would be text.
-    layer.set_weights([mean.astype("float32"), np.square(scale).astype("float32"), np.array(0)])
-    layer.finalize_state()
-    return layer(x)
-
-
-def _dense(x: Any, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None) -> Any:
-    """X @ kernel + bias, through an activation."""
-    import keras
-
-    layer = keras.layers.Dense(kernel.shape[1], activation=activation, name=name)
-    result = layer(x)
-    bias = np.broadcast_to(np.asarray(bias), kernel.shape[1])
-    layer.set_weights([kernel.astype("float32"), bias.astype("float32")])
-    return result
-
-
-def _standard_scaler(step: Any, x: Any, name: str) -> Any:
+def _standard_scaler(step: Any, flow: Flow, name: str) -> Flow:
     mean = step.mean_ if step.with_mean else 0.0
-    return _affine(x, mean, step.scale_ if step.with_std else 1.0, name)
+    return flow.scaled(mean, step.scale_ if step.with_std else 1.0)
 
 
-def _min_max_scaler(step: Any, x: Any, name: str) -> Any:
-    return _affine(x, -step.min_ / step.scale_, 1.0 / step.scale_, name)
+def _min_max_scaler(step: Any, flow: Flow, name: str) -> Flow:
+    return flow.scaled(-step.min_ / step.scale_, 1.0 / step.scale_)
 
 
-def _max_abs_scaler(step: Any, x: Any, name: str) -> Any:
-    return _affine(x, 0.0, step.scale_, name)
+def _max_abs_scaler(step: Any, flow: Flow, name: str) -> Flow:
+    return flow.scaled(0.0, step.scale_)
 
 
-def _robust_scaler(step: Any, x: Any, name: str) -> Any:
+def _robust_scaler(step: Any, flow: Flow, name: str) -> Flow:
     center = step.center_ if step.with_centering else 0.0
-    return _affine(x, center, step.scale_ if step.with_scaling else 1.0, name)
+    return flow.scaled(center, step.scale_ if step.with_scaling else 1.0)
 
 
-def _normalizer(step: Any, x: Any, name: str) -> Any:
+def _normalizer(step: Any, flow: Flow, name: str) -> Flow:
     import keras
 
-    return keras.layers.UnitNormalization(axis=-1, name=name)(x)
+    return Flow.of(keras.layers.UnitNormalization(axis=-1, name=name)(flow.tensor(name)))
 
 
-def _pca(step: Any, x: Any, name: str) -> Any:
+def _pca(step: Any, flow: Flow, name: str) -> Flow:
     kernel = step.components_.astype("float64").T
     if step.whiten:
         # As scikit-learn does, where components of no variance were kept.
         deviation = np.sqrt(step.explained_variance_)
         kernel = kernel / np.maximum(deviation, np.finfo(deviation.dtype).eps)
-    return _dense(x, kernel, -step.mean_ @ kernel, name)
+    return flow.scaled(step.mean_, 1.0).dense(kernel, 0.0, name)
 
 
-def _truncated_svd(step: Any, x: Any, name: str) -> Any:
-    return _dense(x, step.components_.T, 0.0, name)
+def _truncated_svd(step: Any, flow: Flow, name: str) -> Flow:
+    return flow.dense(step.components_.T, 0.0, name)
 
 
-def _selection(step: Any, x: Any, name: str) -> Any:
-    import keras
-
-    # A product with zeros and ones would be as large as the features squared.
-    x = keras.ops.take(x, step.get_support(indices=True).tolist(), axis=1)
-    x._keras_history.operation.name = name
-    return x
+def _selection(step: Any, flow: Flow, name: str) -> Flow:
+    return flow.selected(step.get_support(indices=True))
 
 
-def _linear(step: Any, x: Any, name: str) -> Any:
+def _linear(step: Any, flow: Flow, name: str) -> Flow:
     kernel = np.atleast_2d(np.asarray(step.coef_, "float64")).T
     bias = np.broadcast_to(np.asarray(step.intercept_, "float64"), kernel.shape[1])
     if hasattr(step, "classes_") and kernel.shape[1] == 1:
         kernel, bias = _two_classes(kernel, bias)
-    return _dense(x, kernel, bias, name)
+    return flow.dense(kernel, bias, name)
 
 
 def _two_classes(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,15 +284,15 @@ def _two_classes(kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.n
     return np.concatenate([zero, kernel], axis=1), np.concatenate([[0.0], bias])
 
 
-def _multilayer_perceptron(step: Any, x: Any, name: str) -> Any:
+def _multilayer_perceptron(step: Any, flow: Flow, name: str) -> Flow:
     activation = {"identity": None, "logistic": "sigmoid"}.get(step.activation, step.activation)
     layers = list(zip(step.coefs_, step.intercepts_, strict=True))
     for number, (kernel, bias) in enumerate(layers[:-1]):
-        x = _dense(x, kernel, bias, f"{name}_hidden_{number}", activation)
+        flow = flow.dense(kernel, bias, f"{name}_hidden_{number}", activation)
     kernel, bias = layers[-1]
     if step.out_activation_ == "logistic":
         kernel, bias = _two_classes(kernel, bias)
-    return _dense(x, kernel, bias, name)
+    return flow.dense(kernel, bias, name)
 
 
 _TRANSFORMERS: dict[str, Convert] = {

