@@ -21,7 +21,7 @@ from featurestore.backbone import (
 )
 from featurestore.backbone.families import application, known_application
 from featurestore.backbone.forward import Compute
-from featurestore.backbone.graph import Graph, Node, clone, flatten
+from featurestore.backbone.graph import Graph, Node, at_rest, clone, flatten
 from featurestore.backbone.measures import LayerInfo
 from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
 from featurestore.backbone.refs import LayerRef
@@ -421,7 +421,8 @@ class Backbone:
         self.shape(ref)
         with sources.seeded():
             image = keras.Input((None, None, 3), dtype="uint8", name="image")
-            scaled = self.preprocessing.scale(self.preprocessing.resizing()(image))
+            resized = at_rest(self.preprocessing.resizing())(image)
+            scaled = self.preprocessing.scale(resized)
             output = clone(self._graph, scaled, [self._number(ref.layer)], layer_prefix)[0]
             reducing = self._reduction(ref)
             if reducing is not None:

@@ -7,6 +7,7 @@ only one that reads them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -349,7 +350,7 @@ def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "")
         if key not in copies:
             name = prefix + graph.layer_names[key]
             copies[key] = _copy(node.operation, name)
-        return copies[key]
+        return at_rest(copies[key])
 
     tensors = graph.run(inputs, wanted, copied)
     originals = {id(node.operation): node.operation for node in graph.nodes[1:]}
@@ -377,6 +378,19 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     """
     graph = dissolve(model)
     return clone(graph, tensor, [number for number, _ in graph.outputs], prefix)[0]
+
+
+def at_rest(layer: Any) -> Callable:
+    """Return the call of a layer that is not in training mode unless the model is told to train.
+
+    Preprocessing layers have ``training=True`` as their default. Keras hands the mode of one layer
+    on to all that are called after it without a mode, so that one ``Resizing`` would put every
+    BatchNorm of the model in training mode.
+    """
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    if parameter is None or parameter.default in (None, False, parameter.empty):
+        return layer
+    return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": False})
 
 
 def _copy(operation: Any, name: str) -> Any:
