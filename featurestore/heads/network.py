@@ -316,22 +316,20 @@ def ending(model: keras.Model) -> Ending:
     return "softmax" if name == "softmax" else "linear"
 
 
-def logits_model(model: keras.Model) -> keras.Model | None:
-    """Return a model of the logits that a classifier's softmax is taken of.
-
-    None where the softmax is inside a nested model; the logarithm of the probabilities then
-    differs from the logits by a constant of the row.
-    """
+def logits_model(model: keras.Model) -> keras.Model:
+    """Return a model of the logits that a classifier's softmax is taken of."""
     import keras
 
-    from featurestore.backbone.graph import as_functional
+    from featurestore.backbone.graph import as_functional, clone_onto
 
     if ending(model) == "linear":
         return model
     functional: Any = as_functional(model)
     last = _last(model)
     if last not in functional.operations:
-        return None
+        # The softmax is inside a nested model: dissolve it.
+        features = keras.Input(functional.inputs[0].shape[1:])
+        return logits_model(keras.Model(features, clone_onto(model, features)))
     if type(last).__name__ in ("Softmax", "Activation"):
         return keras.Model(functional.input, last.input)
     without = type(last).from_config({**last.get_config(), "activation": "linear"})

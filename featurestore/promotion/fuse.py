@@ -32,6 +32,8 @@ class Fused:
     model : keras.Model
         From uint8 RGB images (batch, height, width, channel=3) to class probabilities
         (batch, class), or to the predicted value (batch, 1) of a regressor.
+    features : str
+        Name of the layer or operation in ``model`` that gives the features, (batch, …).
     scores : str
         Name of the layer in ``model`` that gives what the cached head decides by: logits,
         decision values, or predicted values, (batch, class).
@@ -41,6 +43,7 @@ class Fused:
     """
 
     model: keras.Model
+    features: str
     scores: str
     backbone_layers: tuple[str, ...]
 
@@ -74,7 +77,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     if head.kind == "sklearn":
         scores = scores_tensor(head.estimator, _flat(x, prefix), prefix)
     else:
-        scores = clone_onto(_without_softmax(head), x, prefix)
+        scoring = logits_model(head.estimator) if head.classes else head.estimator
+        scores = clone_onto(scoring, x, prefix)
     output = scores
     if head.task == "classification":
         softmax = f"{prefix}probabilities" if "probabilities" in names else "probabilities"
@@ -83,13 +87,22 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
         else:
             output = keras.layers.Softmax(name=softmax)(scores)
     model = keras.Model(base.inputs, output, name="promoted")
-    return Fused(model, scores._keras_history.operation.name, names)
+    return Fused(model, _maker(base.outputs[0]), _maker(scores), names)
 
 
-def with_scores(model: keras.Model, scores: str) -> keras.Model:
-    """Return a promoted model that gives its scores too: (scores, output)."""
-    tensor = next(each.output for each in model.operations if each.name == scores)
-    return keras.Model(model.inputs, [tensor, model.outputs[0]])
+def _maker(tensor: Any) -> str:
+    return tensor._keras_history.operation.name
+
+
+def with_internals(model: keras.Model, fused: Fused) -> keras.Model:
+    """Return a fused model, or a copy of one, that gives (features, scores, output)."""
+    inside = [output_of(model, name) for name in (fused.features, fused.scores)]
+    return keras.Model(model.inputs[0], [*inside, model.outputs[0]])
+
+
+def output_of(model: keras.Model, name: str) -> Any:
+    """Return the tensor that a layer or operation of a model gives."""
+    return next(each.output for each in model.operations if each.name == name)
 
 
 def promotable(head: Head) -> bool:
@@ -126,14 +139,3 @@ def _free_prefix(names: Collection[str]) -> str:
 
 def _flat(x: Any, prefix: str) -> Any:
     return x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
-
-
-def _without_softmax(head: Head) -> keras.Model:
-    """Return a Keras head, nested models dissolved, up to its logits or predicted value."""
-    features = keras.Input(head.shape)
-    flat = keras.Model(features, clone_onto(head.estimator, features))
-    if head.task == "regression":
-        return flat
-    logits = logits_model(flat)
-    assert logits is not None, "only a nested softmax has no logits"
-    return logits

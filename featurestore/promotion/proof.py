@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 
+from featurestore.backbone.forward import compiled_resize
+from featurestore.digests import digest_array
+from featurestore.errors import ParityError
 from featurestore.promotion.events import OnEvent, Proved
-from featurestore.promotion.fuse import Fused, with_scores
-from featurestore.promotion.parity import Parity, compare, require, storage_tolerance
+from featurestore.promotion.fuse import Fused, output_of, with_internals
+from featurestore.promotion.parity import (
+    PERTURBATION,
+    FeatureCheck,
+    Parity,
+    compare,
+    head_tolerance,
+    require,
+)
 from featurestore.promotion.saved import load_model, save_model
 from featurestore.scratch import scratch
 
 if TYPE_CHECKING:
-    import keras
-
     from featurestore.dataset import Dataset
     from featurestore.heads import Head
     from featurestore.store import FeatureGroup
@@ -23,11 +32,12 @@ if TYPE_CHECKING:
 PROOF_ROWS = 128
 # The rows are taken from so many blocks: a block in another's place shows, and little is read.
 PROOF_BLOCKS = 16
-# A Keras head's scores count as logarithms of probabilities, down to the smallest in float32.
-LOWEST = float(np.log(np.finfo(np.float32).tiny))
+# Of very wide layers fewer rows are compared, so that they fit this many bytes.
+PROOF_BYTES = 2**28
+# Rows that are also given to the model in one batch, by calling it.
+CALLED_ROWS = 32
+# Where all its sigmoids underflow, scikit-learn calls the classes equally likely.
 UNDERFLOW = -80.0
-
-Scores = Callable[[np.ndarray], np.ndarray]
 
 
 def prove(
@@ -41,6 +51,10 @@ def prove(
 ) -> Parity:
     """Prove that a fused model is the predictor that its head is; then that its file is.
 
+    Whole images of their own sizes are predicted one by one, as a user would. Some of them are
+    given to the model in a batch by calling it, which is what export and nesting do. The saved
+    file, loaded by Keras, goes through both again.
+
     Parameters
     ----------
     head : Head
@@ -50,84 +64,143 @@ def prove(
     data : Dataset
         The samples of the features, with their images.
     group : FeatureGroup
-        The stored features.
+        The stored features; blocks that do not exist are passed over.
     precision : str
         The types that they were computed in, joined by ``+``.
     metadata : dict
         What the file holds beside the model.
     tell : callable
-        Receives a :class:`Proved` for each.
+        Receives a :class:`Proved` for the model and for its file.
 
     Returns
     -------
     Parity
-        Of the fused model's scores.
+        Of the fused model.
 
     Raises
     ------
     ParityError
-        Where they disagree.
+        If they disagree, if a weight moves, or if rounding decides too much for a proof.
     """
     rows = proof_rows(group)
+    few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
+    resize = compiled_resize(fused.model.get_layer("resizing"))
+    images = np.stack([data.image(int(row), resize) for row in rows[few]])
     stored = group.read(rows, dtype="float32")
-    comparable = _comparable(head)
-    expected = comparable(head.scores(stored))
-    tolerance = storage_tolerance(
-        lambda each: comparable(head.scores(each)), stored, group.dtype, precision
-    )
-    likely = head.predict_proba(stored)
-    # Where all its sigmoids underflow, scikit-learn calls the classes equally likely.
-    told = expected.max(axis=1) > UNDERFLOW
+    perturbed = _perturbed(fused, images)
+    check = FeatureCheck(stored, group.dtype, precision, perturbed)
+    check.require_distinct()
+    judge = _Judge(head, stored, check)
 
-    def check(model: keras.Model, what: str) -> Parity:
-        scores, output = _predicted(with_scores(model, fused.scores), data, rows)
-        parity = compare(expected, comparable(scores), tolerance)
-        require(parity, what)
-        if likely is not None:
-            # No probability moves by more than twice what the scores do.
-            likeness = compare(likely[told], output[told], 2 * tolerance + 1e-6)
-            require(likeness, f"the probability by {what}")
+    def both_ways(model: keras.Model, index: np.ndarray, what: str) -> Parity:
+        traced = with_internals(model, fused)
+        # As a user would: whole images of their own sizes, one by one, by Keras itself.
+        found = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows[index]]
+        parity = judge(index, [np.concatenate(parts) for parts in zip(*found, strict=True)], what)
+        judge(few, [np.asarray(each) for each in traced(images)], f"{what}, called,")
         tell(Proved(what, parity))
         return parity
 
-    parity = check(fused.model, "the fused model")
+    weights = _weights(fused.model)
+    parity = both_ways(fused.model, np.arange(len(rows)), "the fused model")
     with scratch() as folder:
         path = folder / "model.keras"
         save_model(fused.model, path, metadata)
-        check(load_model(path)[0], "the saved file, loaded anew,")
+        loaded = load_model(path)[0]
+    both_ways(loaded, few, "the saved file")
+    if not _weights(fused.model) == _weights(loaded) == weights:
+        raise ParityError(
+            "weights of the promoted model changed when it was called or saved, though nothing was "
+            "trained: a layer is in training mode where it should be at rest; cut the backbone "
+            "before that layer"
+        )
     return parity
 
 
 def proof_rows(group: FeatureGroup) -> np.ndarray:
-    """Return the rows that are compared: some of each of several blocks, spread over all.
+    """Return the rows that are compared, of blocks that exist.
+
+    Raises
+    ------
+    IncompleteFeaturesError
+        If there are none.
+    """
+    missing = group.missing()
+    there = np.setdiff1d(np.arange(group.blocks), missing)
+    if not len(there):
+        raise group.incomplete(missing)
+    return spread(there, group.block_rows, group.shape)
+
+
+def spread(blocks: np.ndarray, block_rows: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return some rows of each of several blocks, spread over all.
 
     Content order is a fair shuffle, so that these are a random sample.
+
+    Examples
+    --------
+    >>> spread(np.arange(3), 100, (250, 8))[[0, 42, 43, -1]]
+    array([  0,  42, 100, 242])
     """
-    blocks = np.unique(np.linspace(0, group.blocks - 1, PROOF_BLOCKS).astype(int))
-    each = -(-PROOF_ROWS // len(blocks))
-    starts = blocks * group.block_rows
-    ends = np.minimum(starts + min(each, group.block_rows), group.shape[0])
+    row_bytes = 4 * int(np.prod(shape[1:]))
+    wanted = int(np.clip(PROOF_BYTES // row_bytes, PROOF_BLOCKS, PROOF_ROWS))
+    chosen = blocks[np.unique(np.linspace(0, len(blocks) - 1, PROOF_BLOCKS).astype(int))]
+    starts = chosen * block_rows
+    ends = np.minimum(starts + min(-(-wanted // len(chosen)), block_rows), shape[0])
     return np.concatenate([np.arange(*ends_of) for ends_of in zip(starts, ends, strict=True)])
 
 
-def _comparable(head: Head) -> Scores:
-    """Return what makes scores comparable: a softmax forgets a constant added to all logits.
+@dataclass(frozen=True)
+class _Judge:
+    """Compares what a model computes, inside and out, with a cached head on stored rows."""
 
-    A head whose softmax is inside a nested model tells logarithms of probabilities, not logits.
+    head: Head
+    stored: np.ndarray
+    check: FeatureCheck
+
+    def __call__(self, index: np.ndarray, outputs: list[np.ndarray], what: str) -> Parity:
+        """Return the parity of features, scores and output of some rows, or raise ParityError."""
+        features, scores, output = outputs
+        self.check.require(features, index, what)
+        head = self.head
+        expected, arithmetic = head.scores(features), head_tolerance(head.scores, features)
+        _require_equal(expected, scores, arithmetic, f"the head of {what}")
+        likely = head.predict_proba(features)
+        if likely is not None:
+            clear = expected.max(axis=1) > UNDERFLOW
+            # No probability moves by more than twice what the scores do.
+            probability = f"the probability by {what}"
+            _require_equal(likely[clear], output[clear], 2 * arithmetic + 1e-6, probability)
+        measured = head.scores(self.stored[index])
+        rounding = float(np.abs(expected - measured).max())
+        parity = compare(measured, scores, rounding + arithmetic)
+        require(parity, measured, self.check.dtype, what)
+        return parity
+
+
+def _require_equal(expected: np.ndarray, found: np.ndarray, tolerance: float, what: str) -> None:
+    apart = np.abs(expected - found).max(initial=0)
+    if not apart <= tolerance:
+        raise ParityError(
+            f"{what} differs from the cached head on equal features by up to {apart:.3g}, where "
+            f"float32 arithmetic explains {tolerance:.3g}; nothing was trained or saved. Train the "
+            "head again with `featurestore train`, or report its estimator and parameters"
+        )
+
+
+def _perturbed(fused: Fused, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return features of some images, and the same with their scaled pixels perturbed.
+
+    Rounding in the first layers is amplified by later ones as the perturbation is: what the
+    network does to it is measured, whatever its layers are.
     """
-    if head.kind != "keras" or head.task == "regression":
-        return lambda scores: scores
-
-    def log_probabilities(scores: np.ndarray) -> np.ndarray:
-        scores = np.asarray(scores, np.float64)
-        scores = scores - scores.max(axis=1, keepdims=True)
-        scores = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-        return np.maximum(scores, LOWEST)
-
-    return log_probabilities
+    scaled = output_of(fused.model, "scaling")
+    pixels = np.asarray(keras.Model(fused.model.inputs[0], scaled)(images))
+    network = keras.Model(scaled, output_of(fused.model, fused.features))
+    signs = np.random.default_rng(0).choice(np.float32([-1, 1]), pixels.shape)
+    moved = pixels * (1 + np.float32(PERTURBATION) * signs)
+    return np.asarray(network(pixels), np.float32), np.asarray(network(moved), np.float32)
 
 
-def _predicted(model: keras.Model, data: Dataset, rows: np.ndarray) -> list[np.ndarray]:
-    """Predict as a user would: whole images of their own sizes, one by one, by Keras itself."""
-    found = [model.predict_on_batch(data.image(int(row))[None]) for row in rows]
-    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+def _weights(model: keras.Model) -> list[str]:
+    return [digest_array(array) for array in model.get_weights()]

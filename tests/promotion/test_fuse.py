@@ -19,7 +19,7 @@ from featurestore.errors import PromotionError, UnknownLayerError
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import promotable
-from featurestore.promotion.fuse import Fused, fuse, with_scores
+from featurestore.promotion.fuse import Fused, fuse, with_internals
 
 MakeFeatures = Callable[..., Features]
 
@@ -33,7 +33,7 @@ def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
 
 
 def score(fused: Fused, images: np.ndarray) -> list[np.ndarray]:
-    return with_scores(fused.model, fused.scores).predict_on_batch(images)
+    return with_internals(fused.model, fused).predict_on_batch(images)[1:]
 
 
 def test_it_is_plain_and_its_output_is_probabilities(pooled: Features, backbone: Backbone) -> None:
@@ -43,9 +43,8 @@ def test_it_is_plain_and_its_output_is_probabilities(pooled: Features, backbone:
     assert fused.model.input_shape == (None, None, None, 3)
     assert fused.model.inputs[0].dtype == "uint8"
     assert fused.model.output_shape == (None, 3)
-    assert [each.name for each in fused.model.layers][-3:] == [
-        "head_0_standardscaler", "head_1_logisticregression", "probabilities",
-    ]  # fmt: skip
+    last = [each.name for each in fused.model.layers][-3:]
+    assert last == ["reduction", "head_1_logisticregression", "probabilities"]
     assert fused.backbone_layers[:3] == ("image", "resizing", "scaling")
     assert "block2_bn" in fused.backbone_layers
     assert fused.backbone_layers[-1] == "reduction"
