@@ -153,8 +153,8 @@ class Progress:
         parity = event.parity
         self.say(
             f"proof: {event.what} agrees with the cached head on {plural(parity.rows, 'row')}: "
-            f"classes {parity.agreement:.0%} ({plural(parity.ties, 'tie')} left out), scores "
-            f"within {parity.max_abs_diff:.2g} of {parity.tolerance:.2g} allowed"
+            f"classes {parity.agreement:.1%} ({plural(parity.ties, 'tie')}), scores within "
+            f"{parity.max_abs_diff:.2g} where rounding explains {parity.tolerance:.2g}"
         )
 
     def _stage_started(self, event: Any) -> None:
