@@ -9,6 +9,7 @@ import click
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import print_json, print_table
 from featurestore.cli.progress import Progress
+from featurestore.store.variants import tell_apart
 
 
 @click.command("run")
@@ -67,17 +68,20 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     rows.sort(key=lambda row: sort_key(row[split], metric))
     name = metric.replace("_", " ")
     columns = {"chosen": "", "name": "head", "params": "parameters"}
+    more = len(rows) - most
+    rows, variants = tell_apart(rows[:most])
     columns |= {"seed": "seed"} if len({row["seed"] for row in rows}) > 1 else {}
-    columns |= {"layer": "layer"}
+    columns |= {"model": "model"} if len({row["model"] for row in rows}) > 1 else {}
+    columns |= {**variants, "layer": "layer"}
     columns |= {each: f"{each} {name}" for each in (split, held_out)}
     columns |= {"pixels": f"{held_out} on pixels"} if pixels else {}
-    print_table(rows[:most], {**columns, "seconds": "seconds", "head": "id"})
-    if len(rows) > most:
-        click.echo(f"and {len(rows) - most} more; `featurestore heads` lists them")
+    print_table(rows, {**columns, "seconds": "seconds", "head": "id"})
+    if more > 0:
+        click.echo(f"and {more} more; `featurestore heads` lists them")
 
 
-def _asked(row: dict[str, Any]) -> tuple[str, str, int]:
-    return row["name"], str(row["params"]), row["seed"]
+def _asked(row: dict[str, Any]) -> tuple[str, str, int, str]:
+    return row["name"], str(row["params"]), row["seed"], row["resize"]
 
 
 def _value(row: dict[str, Any] | None, split: str, metric: str) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import FeatureStoreError
 from featurestore.pipeline.spec import PipelineSpec, SpecFile
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
 
+    Cut = tuple[Backbone, list[str]]
+
 File = SpecFile[PipelineSpec]
 
 
-def check(file: File) -> Backbone:
-    """Check all that needs no data, and return the backbone.
+def check(file: File) -> list[Cut]:
+    """Check all that needs no data, and return the backbones, each with its layers.
 
     Raises
     ------
@@ -28,17 +31,17 @@ def check(file: File) -> Backbone:
     """
     spec = file.spec
     check_heads(file)
-    check_layers(file, spec.layers)
+    check_layers(
+        file, [layer for each in spec.backbone for layer in each.layers or spec.layers or []]
+    )
     data = spec.data.path
     if "://" not in data and not os.path.exists(file.resolve(data)):
         raise file.mistake(
             ["data", "path"], f"nothing at {str(file.resolve(data))!r}; {_fetch_hint(data)}"
         )
-    backbone = _backbone(file)
-    for number, layer in enumerate(spec.layers):
-        _check_layer(file, backbone, number, layer)
-    _check_unfreeze(file, backbone)
-    return backbone
+    found = [_cut(file, *each) for each in _asked(file)]
+    _check_unfreeze(file, found)
+    return found
 
 
 def check_data(file: File, dataset: Dataset) -> dict[str, str]:
@@ -86,25 +89,44 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
     return {"split": split, "metric": metric or metrics.primary(dataset.task)}
 
 
-def _backbone(file: File) -> Backbone:
-    from featurestore.backbone import Backbone
+def _asked(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the options of each backbone, with the number of the entry that it is asked for in."""
+    from featurestore.heads import expand
 
-    options = file.spec.backbone.model_dump()
-    model, weights = options.pop("model"), options.pop("weights")
-    if Path(model).suffix:
-        model = _existing(file, "model", model)
-    if weights not in (None, "imagenet", "random"):
-        weights = _existing(file, "weights", weights)
+    for number, part in enumerate(file.spec.backbone):
+        yield from (
+            (number, each)
+            for each in expand(part.model_dump(exclude={"layers"}, exclude_none=True))
+        )
+
+
+def _cut(file: File, number: int, options: dict[str, Any]) -> Cut:
+    from featurestore.backbone import Backbone, LayerRef
+
+    where: list[str | int] = ["backbone", number]
+    options = dict(options)
+    if Path(options["model"]).suffix:
+        options["model"] = _existing(file, [*where, "model"], options["model"])
+    if options.get("weights", "random") not in ("imagenet", "random"):
+        options["weights"] = _existing(file, [*where, "weights"], options["weights"])
     try:
-        return Backbone.open(model, weights=weights, **options)
+        backbone = Backbone.open(**options)
     except FeatureStoreError as error:
-        raise file.mistake(["backbone"], str(error)) from error
+        raise file.mistake(where, str(error)) from error
+    own = file.spec.backbone[number].layers
+    layers = own or file.spec.layers or []
+    for place, layer in enumerate(layers):
+        try:
+            backbone.shape(LayerRef.parse(layer))
+        except FeatureStoreError as error:
+            raise file.mistake([*(where if own else []), "layers", place], str(error)) from error
+    return backbone, layers
 
 
-def _existing(file: File, field: str, path: str) -> str:
+def _existing(file: File, where: list[str | int], path: str) -> str:
     found = file.resolve(path)
     if not os.path.isfile(found):
-        raise file.mistake(["backbone", field], f"no file {str(found)!r}; {_fetch_hint(path)}")
+        raise file.mistake(where, f"no file {str(found)!r}; {_fetch_hint(path)}")
     return str(found)
 
 
@@ -116,25 +138,18 @@ def _fetch_hint(path: str) -> str:
     return "paths are taken from the folder of the pipeline file"
 
 
-def _check_layer(file: File, backbone: Backbone, number: int, layer: str) -> None:
-    from featurestore.backbone import LayerRef
-
-    try:
-        backbone.shape(LayerRef.parse(layer))
-    except FeatureStoreError as error:
-        raise file.mistake(["layers", number], str(error)) from error
-
-
-def _check_unfreeze(file: File, backbone: Backbone) -> None:
+def _check_unfreeze(file: File, cuts: list[Cut]) -> None:
     """Find names that no cut leaves anything of; which layer is promoted shows later."""
     from featurestore.backbone import LayerRef, unfrozen
 
     promote = file.spec.promote
     if promote is None or promote.unfreeze is None:
         return
-    names = backbone.layer_names
-    last = max(names.index(LayerRef.parse(layer).layer) for layer in file.spec.layers)
-    try:
-        unfrozen(names[: last + 1], promote.unfreeze)
-    except FeatureStoreError as error:
-        raise file.mistake(["promote", "unfreeze"], str(error)) from error
+    for backbone, layers in cuts:
+        names = backbone.layer_names
+        last = max(names.index(LayerRef.parse(layer).layer) for layer in layers)
+        try:
+            unfrozen(names[: last + 1], promote.unfreeze)
+        except FeatureStoreError as error:
+            which = f"of {backbone.name}: " if len(cuts) > 1 else ""
+            raise file.mistake(["promote", "unfreeze"], f"{which}{error}") from error

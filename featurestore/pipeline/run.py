@@ -18,6 +18,7 @@ from featurestore.pipeline.spec import HeadSpec, PipelineSpec, PromoteSpec, Spec
 from featurestore.pipeline.sweep import fit_all
 from featurestore.scratch import scratch
 from featurestore.store.files import LocalFiles, commit
+from featurestore.store.variants import Variant, tell_apart
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from featurestore.extraction import Extraction
     from featurestore.features import Features
     from featurestore.heads import Head
+    from featurestore.pipeline.check import Cut
     from featurestore.store import FeatureStore
 
 FORMAT = 1
@@ -92,24 +94,30 @@ class _Run:
     def carry_out(self) -> dict[str, Any]:
         began = datetime.now(UTC).isoformat(timespec="seconds")
         clock = time.perf_counter()
-        backbone = check(self.file)
+        cuts = check(self.file)
+        backbones = [backbone for backbone, _ in cuts]
+        self.names = _names(backbones)
         _make_folder(self.runs)
         dataset = self._data()
         selection = check_data(self.file, dataset)
-        folder = self._folder(dataset, backbone)
+        folder = self._folder(dataset, cuts)
         _write(folder / SPEC, self.file.text.encode())
-        extraction, pixels = self._extract(dataset, backbone)
-        heads, baseline = self._heads(extraction, pixels, selection)
+        extractions, pixels = self._extract(dataset, cuts)
+        fitted, baseline = self._heads(extractions, pixels, selection)
+        heads = [head for head, _ in fitted.values()]
         chosen = self._choose(heads, selection)
-        promotion = self._promote(chosen, backbone, dataset, folder)
+        promotion = self._promote(*fitted[chosen.id], dataset, folder)
         manifest = {
             "format": FORMAT,
             "pipeline": self.spec.name,
             "began": began,
             "seconds": round(time.perf_counter() - clock, 3),
             "stages": self.stages.records,
-            "inputs": {"dataset": _dataset_fields(dataset), "backbone": backbone.spec},
-            "features": {ref: str(each.key) for ref, each in extraction.items()},
+            "inputs": {
+                "dataset": _dataset_fields(dataset),
+                "backbones": [each.spec for each in backbones],
+            },
+            "features": [str(each.key) for _, found in extractions for each in found.values()],
             "heads": [_row(head, "features") for head in heads]
             + [_row(head, "pixels") for head in baseline],
             "selection": selection,
@@ -144,44 +152,62 @@ class _Run:
         return dataset
 
     def _extract(
-        self, dataset: Dataset, backbone: Backbone
-    ) -> tuple[Extraction, Extraction | None]:
+        self, dataset: Dataset, cuts: list[Cut]
+    ) -> tuple[list[tuple[Backbone, Extraction]], list[Extraction]]:
         from featurestore.backbone import Backbone
         from featurestore.extraction import extract
 
         started = time.perf_counter()
-        self.tell(StageStarted("extract", f"features of {dataset.name} by {backbone.name}"))
         options = {**self.spec.extract.model_dump(), "on_event": self.tell}
-        extraction = extract(dataset, backbone, self.spec.layers, self.store, **options)
-        pixels = None
+        found = []
+        for backbone, layers in cuts:
+            name = self.names[backbone]
+            self.tell(StageStarted("extract", f"features of {dataset.name} by {name}"))
+            found.append((backbone, extract(dataset, backbone, layers, self.store, **options)))
+        pixels = []
         if self.spec.baseline is not None:
-            plain = Backbone.pixels(self.spec.baseline.input_size, resize=backbone.spec["resize"])
-            pixels = extract(dataset, plain, ["pixels"], self.store, **options)
-        reports = [*extraction.reports.values(), *(pixels.reports.values() if pixels else ())]
+            size = self.spec.baseline.input_size
+            for resize in dict.fromkeys(backbone.spec["resize"] for backbone, _ in cuts):
+                plain = Backbone.pixels(size, resize=resize)
+                pixels.append(extract(dataset, plain, ["pixels"], self.store, **options))
+        reports = [
+            report
+            for each in [*(extraction for _, extraction in found), *pixels]
+            for report in each.reports.values()
+        ]
         fresh = any(report.rows_computed for report in reports)
         self.stages.record("extract", started, fresh)
         if not fresh:
             self.tell(StageSkipped("extract", "all features are stored"))
-        return extraction, pixels
+        return found, pixels
 
     def _heads(
-        self, extraction: Extraction, pixels: Extraction | None, selection: dict[str, str]
-    ) -> tuple[list[Head], list[Head]]:
+        self,
+        extractions: list[tuple[Backbone, Extraction]],
+        pixels: list[Extraction],
+        selection: dict[str, str],
+    ) -> tuple[dict[str, tuple[Head, Backbone]], list[Head]]:
+        """Return each head by its id, with its backbone, and the heads on pixels."""
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads()}
         self.tell(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
-        heads = [head for each in extraction.values() for head in self._fit(each, self.spec.heads)]
-        baseline: list[Head] = []
-        if pixels is not None:
-            everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
-            baseline = self._fit(pixels["pixels"], everywhere)
-        fresh = any(head.id not in before for head in (*heads, *baseline))
+        found = {
+            head.id: (head, backbone)
+            for backbone, extraction in extractions
+            for features in extraction.values()
+            for head in self._fit(features, self.spec.heads, self.names[backbone])
+        }
+        everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
+        baseline = [
+            head for each in pixels for head in self._fit(each["pixels"], everywhere, "pixels")
+        ]
+        fresh = any(head not in before for head in (*found, *(each.id for each in baseline)))
         self.stages.record("heads", started, fresh)
         if not fresh:
             self.tell(StageSkipped("heads", "all heads are stored"))
-        return heads, baseline
+        return found, baseline
 
-    def _fit(self, features: Features, heads: Sequence[HeadSpec]) -> list[Head]:
+    def _fit(self, features: Features, heads: Sequence[HeadSpec], name: str) -> list[Head]:
         """Fit heads on one layer, which is named once something is to be fitted on it."""
         from featurestore.heads import HeadStarted
 
@@ -191,7 +217,7 @@ class _Run:
             nonlocal named
             if isinstance(event, HeadStarted) and not named:
                 named = True
-                self.tell(StageStarted("heads", f"{features.key.model} {features.ref}"))
+                self.tell(StageStarted("heads", f"{name} {features.ref}"))
             self.tell(event)
 
         return fit_all(features, heads, tell)
@@ -226,7 +252,8 @@ class _Run:
         note = (
             f" ({self.spec.promote.unfreeze} lies behind it: nothing to unfreeze)" if idle else ""
         )
-        self.tell(StageStarted("promote", f"{head.id} on {head.key.ref}{note}"))
+        of = f" of {self.names[backbone]}" if len(self.names) > 1 else ""
+        self.tell(StageStarted("promote", f"{head.id} on {head.key.ref}{of}{note}"))
         digest = digest_fields({"head": head.id, **self.spec.promote.model_dump()})
         done = _promoted(folder, digest)
         if done is not None:
@@ -246,22 +273,41 @@ class _Run:
             **promotion.report,
         }
 
-    def _folder(self, dataset: Dataset, backbone: Backbone) -> Path:
+    def _folder(self, dataset: Dataset, cuts: list[Cut]) -> Path:
         from featurestore.backbone import LayerRef
 
-        layers = [LayerRef.parse(layer).layer for layer in self.spec.layers]
         identity = {
             # The digests stand for what is found at the paths.
             "spec": self.spec.model_dump(
-                mode="json", exclude={"data": {"path"}, "backbone": {"model", "weights"}}
+                mode="json",
+                exclude={"data": {"path"}, "backbone": {"__all__": {"model", "weights"}}},
             ),
             "dataset": dataset.manifest_digest,
-            "prefixes": [backbone.prefix_digest(layer) for layer in layers],
+            "prefixes": [
+                backbone.prefix_digest(LayerRef.parse(layer).layer)
+                for backbone, layers in cuts
+                for layer in layers
+            ],
         }
         name = Path(self.spec.name, short(digest_fields(identity)))
         folder = _make_folder(self.runs / name)
         LocalFiles(str(self.runs)).settle(str(name))
         return folder
+
+
+def _names(backbones: list[Backbone]) -> dict[Backbone, str]:
+    """Return what backbones are called in messages: their names, and in what they differ."""
+    rows = []
+    for each in backbones:
+        prefix = each.prefix_fields(each.layer_names[0])
+        variant = Variant.of({"backbone": each.spec, "prefix": prefix})
+        rows.append({"model": each.name, "layer": None, "prefix": "", **variant.to_dict()})
+    rows, columns = tell_apart(rows)
+    words = [[f"{columns[name]} {cell}" for name in columns if (cell := row[name])] for row in rows]
+    return {
+        each: f"{each.name} ({', '.join(said)})" if said else each.name
+        for each, said in zip(backbones, words, strict=True)
+    }
 
 
 def _make_folder(folder: Path) -> Path:
@@ -313,7 +359,10 @@ def _row(head: Head, on: str) -> dict[str, Any]:
         "head": head.id,
         "on": on,
         "name": head.name,
+        "model": head.key.model,
         "layer": head.key.ref,
+        "prefix": head.key.short.prefix,
+        **Variant.of(head.lineage).to_dict(),
         "params": head.params,
         "seed": head.seed,
         "seconds": head.lineage["seconds"],

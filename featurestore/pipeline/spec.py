@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from featurestore.errors import SpecError, nearest
 from featurestore.images import MAX_SIDE
@@ -52,15 +60,34 @@ class DataSpec(Part):
     group_by: str | None = None
 
 
-class BackboneSpec(Part):
-    """Which frozen model, and what it is fed."""
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
 
-    model: str
-    weights: str | None = None
-    input_size: Side | None = None
-    scaling: Literal["none", "unit", "tf", "torch", "caffe"] | None = None
-    resize: Literal["stretch", "crop", "pad"] = "stretch"
-    interpolation: Literal["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"] = "bilinear"
+
+T = TypeVar("T")
+# One value, or a list of them.
+Several = Annotated[list[T], BeforeValidator(_several), Field(min_length=1)]
+Layers = Annotated[list[str], Field(min_length=1)]
+
+
+class VariantSpec(Part):
+    """Which models, and what they are fed: in a pipeline what is made, in a sweep what is used."""
+
+    model: Several[str] | None = None
+    weights: Several[str] | None = None
+    input_size: Several[Side] | None = None
+    scaling: Several[Literal["none", "unit", "tf", "torch", "caffe"]] | None = None
+    resize: Several[Literal["stretch", "crop", "pad"]] | None = None
+    interpolation: (
+        Several[Literal["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"]] | None
+    ) = None
+
+
+class BackboneSpec(VariantSpec):
+    """Frozen models with their layers: one for each combination of the values."""
+
+    model: Several[str]
+    layers: Layers | None = None
 
 
 class ExtractSpec(Part):
@@ -74,9 +101,6 @@ class BaselineSpec(Part):
     """The same heads on raw pixels, resized to a square of this many pixels a side."""
 
     input_size: Side = 32
-
-
-Layers = Annotated[list[str], Field(min_length=1)]
 
 
 class HeadSpec(Part):
@@ -125,20 +149,27 @@ class PipelineSpec(Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     data: DataSpec
-    backbone: BackboneSpec
-    layers: Layers
+    backbone: Several[BackboneSpec]
+    layers: Annotated[Layers | None, Field(validate_default=True)] = None
     extract: ExtractSpec = ExtractSpec()
     baseline: Annotated[BaselineSpec | None, BeforeValidator(_given)] = None
     heads: Heads
     select: SelectSpec = SelectSpec()
     promote: Annotated[PromoteSpec | None, BeforeValidator(_given)] = None
 
+    @field_validator("layers")
+    @classmethod
+    def _of_each(cls, layers: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        if layers is None and any(each.layers is None for each in info.data.get("backbone", [])):
+            raise ValueError("is missing")
+        return layers
 
-class SweepSpec(Part):
+
+class SweepSpec(VariantSpec):
     """A sweep: many heads on features that are stored already."""
 
     dataset: str
-    model: str | None = None
+    precision: Several[str] | None = None
     layers: Layers | None = None
     heads: Heads
 
@@ -167,8 +198,8 @@ class SpecFile(Generic[AnySpec]):
 
     def mistake(self, where: Sequence[str | int], message: str) -> SpecError:
         """Return the error for a field whose value turns out to be wrong, with its line."""
-        field = ".".join(str(step) for step in where)
-        return SpecError(f"{self.path}:{_line(self._root, where)}: {field}: {message}")
+        line, field = _place(self._root, where)
+        return SpecError(f"{self.path}:{line}: {field}: {message}")
 
     def resolve(self, path: str) -> Path:
         """Return a path in the file, taken from the file's folder where it is relative."""
@@ -214,8 +245,7 @@ def _mistakes(document: Document, kind: type[Part], error: ValidationError) -> S
     most = 10 * MOST_MISTAKES
     for each in error.errors(include_url=False)[:most]:
         where = _where(each)
-        field = ".".join(str(step)[:LONGEST_VALUE] for step in where) or "the file"
-        line = _line(document.root, where)
+        line, field = _place(document.root, where)
         # Of the branches of a union the first speaks for all.
         found.setdefault((line, field), f"{document.path}:{line}: {field}: {_said(kind, each)}")
     lines = [found[at] for at in sorted(found)]
@@ -273,19 +303,27 @@ def _part_of(annotation: Any) -> type[Part] | None:
     return next((part for part in found if part is not None), None)
 
 
-def _line(node: yaml.Node | None, where: Sequence[str | int]) -> int:
-    """Line of the deepest node on the way to a field, counted from 1."""
+def _place(node: yaml.Node | None, where: Sequence[str | int]) -> tuple[int, str]:
+    """Return the line of the deepest node on the way to a field, from 1, and the field's name.
+
+    A number is left out where the file gives one value in the place of a list.
+    """
     line = node.start_mark.line if node else 0
+    names = []
     for step in where:
+        pairs = {}
         if isinstance(node, yaml.MappingNode):
             pairs = {key.value: (key, value) for key, value in node.value}
-            if str(step) not in pairs:
-                break
+        single = isinstance(node, yaml.MappingNode | yaml.ScalarNode)
+        if isinstance(step, int) and single and str(step) not in pairs:
+            continue
+        names.append(str(step)[:LONGEST_VALUE])
+        if str(step) in pairs:
             key, node = pairs[str(step)]
             line = key.start_mark.line
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
             node = node.value[step]
             line = node.start_mark.line if node else line
         else:
-            break
-    return line + 1
+            node = None
+    return line + 1, ".".join(names) or "the file"

@@ -22,7 +22,8 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
     Parameters
     ----------
     path : path-like
-        A sweep file: ``dataset``, optionally ``model`` and ``layers``, and ``heads``.
+        A sweep file: ``dataset``, ``heads``, and what picks features: ``model``, ``layers``,
+        ``input_size``, ….
     store : FeatureStore
         Holds the features, and gets the heads.
     on_event : callable, optional
@@ -54,15 +55,27 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
     where: list[str | int] = ["dataset"]
     try:
         store.dataset(dataset)
-        where = ["model" if spec.model is not None else "dataset"]
-        found = stored(store, dataset, model=spec.model)
+        found: list[Features] = []
+        asked: dict[str, Any] = {}
+        # One field after the other, so that a mistake has its line.
+        for name, values in spec.model_dump(exclude={"dataset", "layers", "heads"}).items():
+            if values is not None:
+                where, asked = [name], {**asked, name: values}
+                found = stored(store, dataset, **asked)
+        found = found or stored(store, dataset)
         if spec.layers is None:
             return found
-        found = []
+        picked: list[Features] = []
         for number, layer in enumerate(spec.layers):
             where = ["layers", number]
-            found += stored(store, dataset, model=spec.model, layer=layer)
-        return found
+            of_layer = {each.key for each in stored(store, dataset, layer=layer)}
+            here = [each for each in found if each.key in of_layer]
+            if not here:
+                raise NotFoundError(
+                    f"no features at layer {layer!r} of the models and variants asked"
+                )
+            picked += here
+        return picked
     except NotFoundError as error:
         raise file.mistake(where, str(error)) from error
 

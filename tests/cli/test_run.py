@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from featurestore.cli.run import print_heads
+from featurestore.store.variants import Variant
 from tests.cli.conftest import Place
 from tests.toys import featurestore
 
+ROW = {"model": "m", "prefix": "0" * 12, **Variant().to_dict()}
 PIPELINE = """name: flowers
 data: {path: photos, val: 0.25, test: 0.25}
 backbone: {model: tiny.keras}
@@ -67,8 +69,9 @@ def test_a_mistake_makes_no_store(pipeline: Path) -> None:
 
 def test_the_table_of_heads_is_sorted_by_what_decides(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {"head": f"h-{loss}", "on": "features", "name": "h", "layer": "l", "params": {"C": loss},
-         "seed": 0, "seconds": 1.0, "metrics": {"val": {"log_loss": loss, "accuracy": loss}}}
+        {**ROW, "head": f"h-{loss}", "on": "features", "name": "h", "layer": "l",
+         "params": {"C": loss}, "seed": 0, "seconds": 1.0,
+         "metrics": {"val": {"log_loss": loss, "accuracy": loss}}}
         for loss in (0.5, 0.25, None)
     ]  # fmt: skip
     selection = {"split": "val", "metric": "log_loss"}
@@ -83,7 +86,7 @@ def test_the_table_of_heads_is_sorted_by_what_decides(capsys: pytest.CaptureFixt
 
 def test_many_heads_are_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {"head": f"h-{number}", "on": "features", "name": "h", "layer": "l", "params": {},
+        {**ROW, "head": f"h-{number}", "on": "features", "name": "h", "layer": "l", "params": {},
          "seed": 0, "seconds": 1.0, "metrics": {"val": {"r2": number / 100}}}
         for number in range(40)
     ]  # fmt: skip
@@ -101,7 +104,7 @@ def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = [
-        {"head": f"{on}-{seed}", "on": on, "name": "forest", "layer": "l", "params": {},
+        {**ROW, "head": f"{on}-{seed}", "on": on, "name": "forest", "layer": "l", "params": {},
          "seed": seed, "seconds": 1.0, "metrics": {"val": {"accuracy": value + seed / 100}}}
         for on, value in (("features", 0.9), ("pixels", 0.5))
         for seed in (3, 7)

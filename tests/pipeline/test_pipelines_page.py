@@ -81,10 +81,11 @@ def literals(annotation: Any) -> list[Any]:
     return [each for arg in inner for each in literals(arg)] if inner else [annotation]
 
 
-def test_the_example_is_a_pipeline_and_the_sweep_a_sweep() -> None:
-    pipeline, sweep = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S)
+def test_the_examples_are_pipelines_and_the_sweep_a_sweep() -> None:
+    pipeline, several, sweep = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S)
 
     assert PipelineSpec.model_validate(yaml.safe_load(pipeline)).name == "animals"
+    assert len(PipelineSpec.model_validate(yaml.safe_load(several)).backbone) == 2
     assert SweepSpec.model_validate(yaml.safe_load(sweep)).dataset == "photos"
 
 

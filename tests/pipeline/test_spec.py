@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -12,6 +12,7 @@ from featurestore.extraction.planning import DTYPES
 from featurestore.heads.compare import METRICS
 from featurestore.pipeline import PipelineSpec, SpecFile, SweepSpec, read_spec
 from featurestore.pipeline.spec import MOST_MISTAKES, BackboneSpec, ExtractSpec, Metric, Split
+from tests.pipeline.test_pipelines_page import literals
 
 LEAST = """name: flowers
 data:
@@ -43,20 +44,20 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
     [
         (BackboneSpec.model_fields["resize"].annotation, RESIZES),
         (BackboneSpec.model_fields["interpolation"].annotation, INTERPOLATIONS),
-        (get_args(BackboneSpec.model_fields["scaling"].annotation)[0], SCALINGS),
+        (BackboneSpec.model_fields["scaling"].annotation, SCALINGS),
         (ExtractSpec.model_fields["dtype"].annotation, DTYPES),
         (Metric, METRICS),
         (Split, SPLITS),
     ],
 )
 def test_allowed_values_are_those_of_the_library(annotation: Any, allowed: Any) -> None:
-    assert set(get_args(annotation)) == set(allowed)
+    found = {each for each in literals(annotation) if isinstance(each, str)}
+    assert found == set(allowed)
 
 
 def test_defaults_are_those_of_the_library() -> None:
     import inspect
 
-    from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
     from featurestore.extraction import extract
     from featurestore.pipeline.spec import DataSpec, PromoteSpec
@@ -64,7 +65,6 @@ def test_defaults_are_those_of_the_library() -> None:
 
     for part, function, names in (
         (DataSpec, Dataset.from_folder, ("val", "test", "seed", "group_by")),
-        (BackboneSpec, Backbone.from_application, ("resize", "interpolation")),
         (ExtractSpec, extract, ("dtype", "batch_size")),
         (PromoteSpec, promote, ("learning_rate", "batch_size", "unfreeze")),
     ):
@@ -120,8 +120,8 @@ WRONG: list[tuple[str, str, list[str]]] = [
     ("a missing field of a head", LEAST.replace("[logistic]", "\n  - params: {C: 1}"),
      [":8: heads.0.head: is missing"]),
     ("several mistakes, by their lines", "heads: []\n" + LEAST.replace("heads: [logistic]\n", "")
-     .replace("vgg16", "[vgg16]").replace("photos", "photos\n  val: 2"),
-     [":1: heads: found []; ", ":5: data.val: found 2; ", ":7: backbone.model: found ['vgg16']; "]),
+     .replace("vgg16", "{vgg16}").replace("photos", "photos\n  val: 2"),
+     [":1: heads: found []; ", ":5: data.val: found 2; ", ":7: backbone.model: found {"]),
     ("a name that is a path", LEAST.replace("flowers", "../a"), [":1: name: found '../a'"]),
     ("a name that is a folder above", LEAST.replace("flowers", '".."'), [":1: name: found '..'"]),
     ("a name that YAML reads otherwise", LEAST.replace("flowers", "no"),
@@ -142,6 +142,19 @@ WRONG: list[tuple[str, str, list[str]]] = [
      [":8: select.metric: found 'acuracy'; input should be 'accuracy', "]),
     ("an unknown split", LEAST + "select:\n  metric: accuracy\n  split: valid\n",
      [":10: select.split: found 'valid'; input should be 'train', 'val' or 'test'"]),
+    ("no layers for a backbone",
+     LEAST.replace("layers: [block5_pool:avg]\n", "").replace(
+         "  model: vgg16", "- {model: vgg16, layers: [a]}\n- model: vgg19"),
+     [":1: layers: is missing"]),
+    ("a mistake in one of several backbones",
+     LEAST.replace("  model: vgg16", "- model: vgg16\n- {model: vgg19, input_size: [96, 0]}"),
+     [":6: backbone.1.input_size.1: found 0; "]),
+    ("an unknown field of a backbone", LEAST.replace("vgg16", "vgg16\n  inputsize: 96"),
+     [":6: backbone.inputsize: unknown field; did you mean 'input_size' "]),
+    ("backbones", LEAST.replace("backbone:", "backbones:"),
+     [":1: backbone: is missing", ":4: backbones: unknown field; did you mean 'backbone'?"]),
+    ("no backbones", LEAST.replace("backbone:\n  model: vgg16", "backbone: []"),
+     [":4: backbone: found []; "]),
     ("no layers", LEAST.replace("[block5_pool:avg]", "[]"), [":6: layers: found []; "]),
     ("one layer without brackets", LEAST.replace("[block5_pool:avg]", "block5_pool:avg"),
      [":6: layers: found 'block5_pool:avg'; input should be a valid list"]),

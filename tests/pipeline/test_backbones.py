@@ -1,0 +1,161 @@
+"""Several backbones and input sizes in one pipeline or sweep."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from featurestore.cli.run import print_heads
+from featurestore.errors import SpecError
+from featurestore.heads import heads
+from featurestore.pipeline import run_sweep
+from tests.pipeline.conftest import Pipeline
+from tests.toys import build_network, featurestore
+
+# Two networks: one of any input size at two of them, one with layers and a size of its own.
+BACKBONES: list[dict[str, Any]] = [
+    {"model": "open.keras", "input_size": [8, 12]},
+    {"model": "tiny.keras", "layers": ["conv_a:avg", "gap"]},
+]
+SEVERAL: dict[str, Any] = {
+    "backbone": BACKBONES,
+    "layers": ["conv_b:avg"],
+    "heads": ["ridge"],
+    "baseline": {"input_size": 8},
+    "promote": {},
+}
+
+
+@pytest.fixture
+def several(pipeline: Pipeline) -> Pipeline:
+    build_network(pipeline.folder / "open.keras", size=None, seed=5)
+    return pipeline
+
+
+def test_each_is_extracted_and_the_best_is_promoted_with_its_own_backbone(
+    several: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from featurestore.promotion import load_model
+
+    manifest = several.run(**SEVERAL)
+    again = several.run(**SEVERAL)
+
+    on = [
+        (row["model"], row["input_size"], row["layer"])
+        for row in manifest["heads"]
+        if row["on"] == "features"
+    ]
+    assert on == [
+        ("open", 8, "conv_b:avg"),
+        ("open", 12, "conv_b:avg"),
+        ("tiny", 16, "conv_a:avg"),
+        ("tiny", 16, "gap"),
+    ]
+    assert [each["name"] for each in manifest["inputs"]["backbones"]] == ["open", "open", "tiny"]
+    assert len(manifest["features"]) == 4
+    values = {
+        row["head"]: row["metrics"]["val"]["accuracy"]
+        for row in manifest["heads"]
+        if row["on"] == "features"
+    }
+    assert values[manifest["selected"]] == max(values.values())
+    chosen = next(row for row in manifest["heads"] if row["head"] == manifest["selected"])
+    promoted = load_model(Path(manifest["folder"]) / "model.keras")[1]["backbone"]
+    assert (promoted["name"], promoted["input_size"][0]) == (chosen["model"], chosen["input_size"])
+    assert {each["status"] for each in again["stages"].values()} == {"up to date"}
+    assert again["folder"] == manifest["folder"]
+
+    print_heads(manifest)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:6] == ["head", "parameters", "model", "input", "size", "layer"]
+    assert len(rows) == 4
+
+
+def test_every_value_of_every_list_makes_a_backbone(several: Pipeline) -> None:
+    both = {"model": "open.keras", "input_size": [8, 12], "resize": ["stretch", "crop"]}
+    manifest = several.run(**{**SEVERAL, "promote": None, "backbone": both})
+
+    assert [
+        (row["on"], row["input_size"], row["resize"]) for row in manifest["heads"]
+    ] == [
+        *(("features", size, resize) for size in (8, 12) for resize in ("stretch", "crop")),
+        *(("pixels", 8, resize) for resize in ("stretch", "crop")),
+    ]  # fmt: skip
+    told = [each.what for each in several.told("StageStarted") if each.stage == "extract"]
+    assert told[1] == "features of photos by open (input size 8, resize crop)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"backbone": [*BACKBONES, {"model": "tony.keras"}]},
+            r":\d+: backbone.2.model: no file .*/tony.keras",
+        ),
+        (
+            {"backbone": [BACKBONES[0], {"model": "tiny.keras", "layers": ["gap", "gip"]}]},
+            r":14: backbone.1.layers.1: no layer 'gip' in tiny; did you mean 'gap'",
+        ),
+        ({"layers": ["conv_c"]}, r":16: layers.0: no layer 'conv_c' in open; "),
+        (
+            {"backbone": {"model": "tiny.keras", "input_size": [16, 99]}},
+            r":6: backbone: model 'tiny' takes images of 16×16",
+        ),
+        (
+            {"heads": [{"head": "ridge", "layers": ["conv_a"]}]},
+            r":\d+: heads.0.layers.0: found 'conv_a'; expected one of the layers conv_b:avg, conv_",
+        ),
+        (
+            {"promote": {"unfreeze": "conv_b"},
+             "backbone": [BACKBONES[0], {"model": "tiny.keras", "layers": ["conv_a:avg"]}]},
+            r":\d+: promote.unfreeze: of tiny: no layer to unfreeze from",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_backbone(
+    several: Pipeline, changes: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        several.run(**{**SEVERAL, **changes})
+
+    assert re.match(re.escape(str(several.file)) + expected, str(caught.value)), caught.value
+
+
+def test_a_sweep_takes_several_models_and_variants(
+    several: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(several.folder)
+    several.run(**{**SEVERAL, "promote": None, "baseline": None})
+
+    def sweep(**changes: Any) -> list[tuple[str, int, str]]:
+        spec = {"dataset": "photos", **changes, "heads": ["knn"]}
+        Path("sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+        fitted = {head.id for head in run_sweep("sweep.yaml", several.store)}
+        rows = [row for row in heads(several.store) if row["head"] in fitted]
+        return sorted((row["model"], row["input_size"], row["layer"]) for row in rows)
+
+    assert len(sweep()) == 4
+    assert sweep(model=["open", "tiny"], input_size=[8, 16]) == [
+        ("open", 8, "conv_b:avg"),
+        ("tiny", 16, "conv_a:avg"),
+        ("tiny", 16, "gap"),
+    ]
+    assert sweep(input_size=12) == [("open", 12, "conv_b:avg")]
+    assert sweep(model=["open", "tiny"], layers=["gap", "conv_b:avg"], input_size=[12, 16]) == [
+        ("open", 12, "conv_b:avg"),
+        ("tiny", 16, "gap"),
+    ]
+    with pytest.raises(SpecError, match=r":2: input_size: no features .* with --input-size 99; "):
+        sweep(input_size=[8, 99])
+    with pytest.raises(SpecError, match=r":3: model: no features of 'photos' by model 'tony'; "):
+        sweep(input_size=8, model=["open", "tony"])
+    with pytest.raises(SpecError, match=r":4: layers.0: no features at layer 'gap' of the models"):
+        sweep(input_size=8, layers=["gap"])
+    shown = featurestore("sweep", "sweep.yaml").error
+    assert shown.startswith("sweep.yaml:4: layers.0: ")
+    sweep(model="open")
+    assert "input size" in featurestore("sweep", "sweep.yaml").out.splitlines()[0]
