@@ -124,7 +124,7 @@ def _description(node: Node) -> dict[str, Any]:
             " stock layer or by keras.ops"
         )
     try:
-        _refuse_hidden_functions(operation)
+        refuse_hidden_functions(operation)
         serial = keras.saving.serialize_keras_object(operation)
         description = {
             "class": serial.get("registered_name") or serial["class_name"],
@@ -143,7 +143,7 @@ def _description(node: Node) -> dict[str, Any]:
         ) from error
 
 
-def _refuse_hidden_functions(operation: Any) -> None:
+def refuse_hidden_functions(operation: Any) -> None:
     """Refuse functions of the user's that Keras would write down as its own of the same name."""
     import keras
 
@@ -181,7 +181,8 @@ def _registered(serial: Mapping[str, Any]) -> Any:
     return found
 
 
-def _is_stock(serial: Mapping[str, Any]) -> bool:
+def is_stock(serial: Mapping[str, Any]) -> bool:
+    """Whether a serialized object is Keras' own. Of a class of ``__main__`` the module is None."""
     package = (serial.get("module") or "").partition(".")[0]
     return package == "keras" or (package == "builtins" and serial["class_name"] != "function")
 
@@ -201,7 +202,7 @@ def _canonical(value: Any) -> Any:
             if each is not None and key not in _IGNORED and not str(key).endswith(_IGNORED_ENDINGS)
         }
         # Anything but this is a mapping of the layer's own.
-        if {"class_name", "config", "registered_name"} <= set(value) and not _is_stock(value):
+        if {"class_name", "config", "registered_name"} <= set(value) and not is_stock(value):
             plain["code"] = code_digest(_registered(value))
         return plain
     if isinstance(value, (list, tuple)):

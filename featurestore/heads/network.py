@@ -6,11 +6,12 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal
 
 from featurestore.backbone.sources import seeded
 from featurestore.digests import digest_array
-from featurestore.errors import HeadError
+from featurestore.errors import BackboneError, HeadError
 
 if TYPE_CHECKING:
     import keras
@@ -111,7 +112,7 @@ def adopt(
     weights = model.get_weights() if model.built else None
     built_for = _built(type(model), config, features.shape[1:], seed)
     _check_shapes(built_for, features)
-    compiled = model.get_compile_config() if model.compiled else None
+    compiled = _compilation(model) if model.compiled else None
     if compiled is not None:
         _check_loss(compiled, built_for, features)
 
@@ -141,6 +142,8 @@ def _stock_config(model: keras.Model) -> dict[str, Any]:
     """Return the configuration of a model that any Keras can load again."""
     import keras
 
+    from featurestore.backbone.identity import refuse_hidden_functions
+
     kind = type(model)
     stock = kind.__module__.startswith("keras.") and kind.__name__ in ("Sequential", "Functional")
     if not stock:
@@ -155,18 +158,34 @@ def _stock_config(model: keras.Model) -> dict[str, Any]:
                 f"layer {layer.name!r} is a Lambda, whose code cannot be stored safely; "
                 "use a layer of Keras, or keras.ops on tensors"
             )
+    try:
+        refuse_hidden_functions(model)
+    except BackboneError as error:
+        raise HeadError(f"the model {error}") from None
     _refuse_foreign(config)
     return config
 
 
+def _compilation(model: keras.Model) -> dict[str, Any]:
+    """Return how a model was compiled, of Keras' own optimizers, losses and metrics."""
+    from featurestore.backbone.code import is_keras
+
+    compiled = dict(model.get_compile_config())
+    if isinstance(model.loss, FunctionType) and is_keras(model.loss):
+        compiled["loss"] = model.loss.__name__  # Keras would not say whose function it is.
+    _refuse_foreign(compiled)
+    return compiled
+
+
 def _refuse_foreign(value: Any) -> None:
+    from featurestore.backbone.identity import is_stock
+
     if isinstance(value, dict):
-        module = value.get("module")
-        if module is not None and module.split(".")[0] != "keras":
+        if {"class_name", "config", "registered_name"} <= set(value) and not is_stock(value):
             what = value["config"] if value["class_name"] == "function" else value["class_name"]
             raise HeadError(
                 f"the model uses {what!r}, which is not part of Keras, so that it could not be "
-                "loaded without your code; use layers, functions and losses of Keras"
+                "loaded without your code; use layers, functions, losses and metrics of Keras"
             )
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -223,8 +242,6 @@ def _check_shapes(model: keras.Model, features: Features) -> None:
 
 
 def _check_loss(compiled: Mapping[str, Any], model: keras.Model, features: Features) -> None:
-    _refuse_foreign(compiled["optimizer"])
-    _refuse_foreign(compiled["loss"])
     name, from_logits = _loss(compiled)
     if "crossentropy" not in name or features.task == "regression":
         return

@@ -179,6 +179,26 @@ class Custom(layers.Layer):
         return x
 
 
+class Mine(layers.Layer):
+    """As Keras sees a layer that a script or notebook defines."""
+
+    __module__ = "__main__"
+
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+
+class MyLoss(keras.losses.Loss):
+    __module__ = "__main__"
+
+    def call(self, truth: Any, predicted: Any) -> Any:
+        return own_loss(truth, predicted)
+
+
+def relu(x: Any) -> Any:
+    return -x
+
+
 class Subclass(keras.Model):
     pass
 
@@ -201,6 +221,11 @@ def sequential(*parts: Any) -> keras.Model:
     [
         (lambda: Subclass(), "class Subclass cannot be a head"),
         (lambda: sequential(layers.Flatten(), Custom(), layers.Dense(3)), "'Custom'"),
+        (lambda: sequential(layers.Flatten(), Mine(), layers.Dense(3)), "'Mine'"),
+        (lambda: sequential(layers.TimeDistributed(Mine()), layers.Dense(3)), "'Mine'"),
+        (lambda: sequential(layers.Flatten(), layers.Dense(3, relu)), "function 'relu' that"),
+        (lambda: compiled(functional(), loss=MyLoss()), "'MyLoss'"),
+        (lambda: compiled(functional(), loss="mse", metrics=[own_loss]), "'own_loss'"),
         (lambda: sequential(layers.Lambda(lambda x: x), layers.Dense(3)), "is a Lambda"),
         (lambda: sequential(layers.Flatten(), layers.Dense(4)), "expected (3,): 3 classes"),
         (lambda: sequential(layers.Dense(3)), "the model gives (3, 3, 3)"),
@@ -224,6 +249,14 @@ def test_models_that_cannot_be_heads(
         fit_head(maps, make())
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_loss_function_of_keras(maps: Features) -> None:
+    heads = [
+        fit_head(maps, compiled(functional(), optimizer="sgd", loss=loss), epochs=1)
+        for loss in (keras.losses.categorical_crossentropy, "categorical_crossentropy")
+    ]
+    assert heads[0].lineage["estimator"]["compiled"] == heads[1].lineage["estimator"]["compiled"]
 
 
 def test_parameters_of_a_model(maps: Features) -> None:
