@@ -197,7 +197,7 @@ def _perturbed(fused: Fused, images: np.ndarray) -> tuple[np.ndarray, np.ndarray
     scaled = output_of(fused.model, "scaling")
     pixels = np.asarray(keras.Model(fused.model.inputs[0], scaled)(images))
     network = keras.Model(scaled, output_of(fused.model, fused.features))
-    signs = np.random.default_rng(0).choice(np.float32([-1, 1]), pixels.shape)
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], "f4"), pixels.shape)
     moved = pixels * (1 + np.float32(PERTURBATION) * signs)
     return np.asarray(network(pixels), np.float32), np.asarray(network(moved), np.float32)
 
