@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from featurestore.backbone.naming import canonical_names
 from featurestore.errors import BackboneError
+
+# Numbers of a layer that may stand in its configuration, as text.
+_FEW = 64
 
 Tensor = Any
 Edge = tuple[int, int]  # a node's number and which of its outputs
@@ -394,8 +399,14 @@ def at_rest(layer: Any) -> Callable:
 
 
 def _copy(operation: Any, name: str) -> Any:
+    config = operation.get_config()
+    if _adapted(operation):
+        # Normalization computes with a copy of its weights, which set_weights leaves as it was;
+        # numbers in the configuration go wherever the layer goes.
+        mean, variance, _ = operation.get_weights()
+        config |= {"mean": mean.tolist(), "variance": variance.tolist()}
     try:
-        copy = type(operation).from_config(operation.get_config())
+        copy = type(operation).from_config(config)
     except Exception as error:  # whatever a layer raises that cannot describe itself
         raise BackboneError(
             f"layer {name!r} ({type(operation).__name__}) cannot be built from its configuration:"
@@ -405,17 +416,20 @@ def _copy(operation: Any, name: str) -> Any:
     return copy
 
 
+def _adapted(operation: Any) -> bool:
+    """Whether a layer is a Normalization that learned a few numbers, such as a mean a channel."""
+    import keras
+
+    if not isinstance(operation, keras.layers.Normalization) or not operation.weights:
+        return False
+    return int(np.prod(operation.weights[0].shape)) <= _FEW
+
+
 def _copy_weights(source: Any, copy: Any) -> None:
-    if not getattr(source, "weights", None):
+    if not getattr(copy, "weights", None):
         return
-    # Layers that were quantized hold their weights in another order.
-    names = [weight.name for weight in source.weights]
-    arrays = dict(zip(names, source.get_weights(), strict=True))
-    wanted = [weight.name for weight in copy.weights]
-    same = len(arrays) == len(names) and set(arrays) == set(wanted)
-    copy.set_weights([arrays[name] for name in wanted] if same else source.get_weights())
+    copy.set_weights(source.get_weights())
     if hasattr(copy, "finalize_state"):
-        # Normalization computes with a copy of its weights, which set_weights leaves as it was.
         copy.finalize_state()
 
 
