@@ -26,7 +26,7 @@ from featurestore.backbone.measures import LayerInfo
 from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
 from featurestore.backbone.refs import LayerRef
 from featurestore.digests import digest_fields
-from featurestore.errors import BackboneError, UnknownLayerError, nearest
+from featurestore.errors import BackboneError, FeatureStoreError, UnknownLayerError, nearest
 
 
 class Backbone:
@@ -252,24 +252,25 @@ class Backbone:
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Backbone:
         """Build the backbone that a ``spec`` describes."""
-        options = {key: value for key, value in spec.items() if key != "source"}
-        if options.get("input_size") is not None:
-            options["input_size"] = size_pair(tuple(options["input_size"]))
         makers: dict[str, Callable[..., Backbone]] = {
             "application": cls.from_application,
             "file": lambda path, **rest: cls.from_file(path, **rest),
             "pixels": cls.pixels,
         }
-        maker = makers.get(spec["source"])
-        if maker is None:
-            raise BackboneError(
-                f"backbone {spec.get('name')!r} was made of a Keras model object, which only the"
-                " caller has: pass Backbone.from_model(…), or save the model and use its file"
-            )
         try:
-            return maker(**options)
-        except TypeError as error:  # what somebody wrote who does not know the options
-            raise BackboneError(f"no backbone can be built from {spec}: {error}") from error
+            options = {key: value for key, value in spec.items() if key != "source"}
+            if options.get("input_size") is not None:
+                options["input_size"] = size_pair(tuple(options["input_size"]))
+            if spec["source"] in makers:
+                return makers[spec["source"]](**options)
+        except FeatureStoreError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not one of ours
+            raise BackboneError(f"no backbone can be built from {spec}: {error!r}") from error
+        raise BackboneError(
+            f"backbone {spec.get('name')!r} was made of a Keras model object, which only the"
+            " caller has: pass Backbone.from_model(…), or save the model and use its file"
+        )
 
     # ------------------------------------------------------------------ looking at it
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # As `extract` takes it by default; a group records which it had.
 BATCH = 32
+LARGEST_BATCH = 2**20
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class _Group:
         layer = LayerPlan(
             ref, group.key, group.shape, str(group.dtype), group.block_rows, tuple(sorted(blocks))
         )
-        batch_size = int(group.provenance.get("batch_size", BATCH))
+        batch_size = _batch_size(group)
         decided = plan_units((layer,), len(dataset), batch_size, backbone.input_size)
         needs: dict[str, str] = {}
         for unit in decided.units:
@@ -222,6 +223,16 @@ class _Group:
 
 def _is_damaged(group: FeatureGroup, block: int) -> bool:
     return group.features.damage(block) is not None
+
+
+def _batch_size(group: FeatureGroup) -> int:
+    found = group.provenance.get("batch_size", BATCH)
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 < found <= LARGEST_BATCH:
+        raise ExtractionError(
+            f"its recorded batch size is {str(found)[:40]!r}, expected a whole number from 1 to "
+            f"{LARGEST_BATCH:,}; move its folder away and run `featurestore extract`"
+        )
+    return found
 
 
 def _backbone(group: FeatureGroup) -> Backbone:

@@ -349,7 +349,9 @@ def check_sizes(array: BlockArray) -> None:
     """Refuse what no writer would have made, before something of that size is allocated."""
     rows, row_bytes = array.block_rows, math.prod(array.shape[1:]) * array.dtype.itemsize
     sound = (
-        min(array.shape) > 0
+        all(isinstance(size, int) and size > 0 for size in array.shape)
+        and len(array.shape) > 1
+        and array.dtype in DTYPES.values()
         and isinstance(rows, int)
         and rows > 0
         and rows & (rows - 1) == 0
@@ -358,8 +360,9 @@ def check_sizes(array: BlockArray) -> None:
     )
     if not sound:
         raise StoreFormatError(
-            f"{array.files.location}/{array.path} has the shape {array.shape} in chunks of {rows} "
-            f"rows; expected a power of two of rows, at most {MOST_BLOCK_BYTES:,} bytes a chunk "
+            f"{array.files.location}/{array.path} has the shape {array.shape} of {array.dtype} in "
+            f"chunks of {rows} rows; expected {', '.join(DTYPES)} in chunks of a power of two of "
+            f"rows, at most {MOST_BLOCK_BYTES:,} bytes each "
             f"and {MOST_BYTES:,} in all (docs/format.md)"
         )
 

@@ -1,8 +1,9 @@
 import pytest
 
 from featurestore.backbone import Backbone
-from featurestore.errors import DamagedError
+from featurestore.errors import DamagedError, StoreError
 from featurestore.extraction import extract, repair
+from featurestore.store.blocks import read_json, write_json
 
 
 @pytest.fixture
@@ -82,3 +83,52 @@ def test_images_gone_leave_the_damaged_block_as_it_is(store, photos, tmp_path):
     (left,) = repair(store)
     assert "featurestore scan" in left.needs
     assert path.read_bytes() == b"damaged"
+
+
+def rewritten(store, features, change):
+    """Write both documents of a group as a forger would: changed, and sealed."""
+    files = store._files
+    path = f"features/{features.key.path}"
+    for document in (f"{path}/zarr.json", f"{path}/features/zarr.json"):
+        found = read_json(files, document)
+        change(found["attributes"])
+        write_json(files, document, found)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "32", True, 10**12, [1], None])
+def test_a_batch_size_that_nobody_recorded(store, pixels, size):
+    chunk(store, pixels).write_bytes(b"")
+    rewritten(store, pixels, lambda found: found["provenance"].update(batch_size=size))
+    (left,) = repair(store)
+    assert "batch size" in left.needs
+    assert "\n" not in left.needs
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("dtype", each) for each in ("object", "O", "<U5", "float64", "complex64", "int8", 5)),
+        *(("shape", each) for each in ([], [0], ["a"], [4.0, 8, 8, 3], None, "abc")),
+        *(("block_rows", each) for each in (0, 3, "8", 8.0, None)),
+    ],
+)
+def test_a_layout_that_nobody_wrote(store, pixels, field, value):
+    rewritten(store, pixels, lambda found: found["features"].update({field: value}))
+    chunk(store, pixels).write_bytes(b"")
+    for left in repair(store):
+        assert left.needs
+        assert "\n" not in left.needs
+    with pytest.raises(StoreError):
+        store.group(pixels.key)
+
+
+@pytest.mark.parametrize(
+    "spec", [None, 5, [], "x", {}, {"source": 5}, {"source": "pixels"}, {"source": "application"},
+             {"source": "pixels", "input_size": "big"}, {"source": "model", "path": 5}]
+)  # fmt: skip
+def test_a_backbone_that_nobody_recorded(store, pixels, spec):
+    chunk(store, pixels).write_bytes(b"")
+    rewritten(store, pixels, lambda found: found["provenance"].update(backbone=spec))
+    (left,) = repair(store)
+    assert left.needs
+    assert "\n" not in left.needs
