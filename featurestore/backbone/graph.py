@@ -428,7 +428,12 @@ def _adapted(operation: Any) -> bool:
 def _copy_weights(source: Any, copy: Any) -> None:
     if not getattr(copy, "weights", None):
         return
-    copy.set_weights(source.get_weights())
+    # Layers that were quantized hold their weights in another order.
+    names = [weight.name for weight in source.weights]
+    arrays = dict(zip(names, source.get_weights(), strict=True))
+    wanted = [weight.name for weight in copy.weights]
+    same = len(arrays) == len(names) and set(arrays) == set(wanted)
+    copy.set_weights([arrays[name] for name in wanted] if same else source.get_weights())
     if hasattr(copy, "finalize_state"):
         copy.finalize_state()
 
