@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featurestore.dataset import Dataset, Problem, Scanned, manifest, scan
+from featurestore.dataset import Dataset, Problem, Scanned, Splits, manifest, scan
 from featurestore.digests import UNSEALED, digest_bytes, digest_set, seal
 from featurestore.errors import (
     DamagedError,
@@ -85,6 +86,11 @@ def of_kind(dataset: Dataset, kind: str) -> list[Problem]:
     return [each for each in dataset.problems if each.kind == kind]
 
 
+def wrong(dataset: Dataset) -> tuple[Problem, ...]:
+    """Problems, without the few rows that every small data set has."""
+    return tuple(each for each in dataset.problems if each.kind != "few-rows")
+
+
 def one_line(error: BaseException) -> str:
     assert "\n" not in str(error)
     return str(error)
@@ -111,7 +117,7 @@ def test_class_folders(tmp_path: Path) -> None:
     put(root / "dog" / "puppies" / "small" / "p.png", 77)
     pets = Dataset.from_folder(root)
     assert (pets.name, pets.source, len(pets)) == ("pets", str(root), 6)
-    assert (pets.task, pets.classes, pets.problems) == ("classification", ("cat", "dog"), ())
+    assert (pets.task, pets.classes, wrong(pets)) == ("classification", ("cat", "dog"), ())
     assert pets.sample_digests == sorted(pets.sample_digests)
     assert pets.digest == digest_set(pets.sample_digests)
     for row, path in enumerate(pets.paths):
@@ -151,6 +157,7 @@ def test_what_does_not_decode_is_quarantined_and_the_rest_goes_on(tmp_path: Path
     (tmp_path / "cat" / "notes.txt").write_text("about cats")
     (tmp_path / "cat" / "half.png").write_bytes(png(5)[:-30])
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "cat" / "null.png").symlink_to("/dev/null")
     (tmp_path / "cat" / "round.png").symlink_to(tmp_path / "cat" / "round.png")
     (tmp_path / "cat" / ".DS_Store").write_bytes(b"\0")
     (tmp_path / "cat" / "Thumbs.db").write_bytes(b"\0")
@@ -159,15 +166,16 @@ def test_what_does_not_decode_is_quarantined_and_the_rest_goes_on(tmp_path: Path
     os.mkfifo(tmp_path / "cat" / "pipe.png")
     cats = Dataset.from_folder(tmp_path)
     assert len(cats) == 2
-    assert {each.kind for each in cats.problems} == {"quarantined"}
-    reasons = {Path(each.path).name: each.reason for each in cats.problems}
+    assert {each.kind for each in wrong(cats)} == {"quarantined"}
+    reasons = {Path(each.path).name: each.reason for each in wrong(cats)}
     assert reasons.pop("half.png")
     assert "symbolic links" in reasons.pop("round.png")
     assert reasons == {
         "empty.png": "empty file",
         "notes.txt": "not an image of a format that is read",
         "gone.png": "a broken link",
-        "pipe.png": "not a regular file",
+        "null.png": "not a regular file: a device",
+        "pipe.png": "not a regular file: a named pipe",
     }
 
 
@@ -182,7 +190,7 @@ def test_unreadable_files_and_folders_are_quarantined() -> None:
             found = Dataset.from_folder(root)
         (root / "dog").chmod(0o755)
     assert found.classes == ("cat",)
-    assert [(Path(each.path).name, each.reason) for each in found.problems] == [
+    assert [(Path(each.path).name, each.reason) for each in wrong(found)] == [
         ("secret.png", "Permission denied"),
         ("dog", "folder: Permission denied"),
     ]
@@ -195,7 +203,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     raw = os.fsencode(str(tmp_path / "cat")) + b"/caf\xe9.png"
     put(Path(os.fsdecode(raw)), 40)
     hostile = Dataset.from_folder(tmp_path, name="hostile")
-    assert (len(hostile), hostile.problems) == (7, ())
+    assert (len(hostile), wrong(hostile)) == (7, ())
     again = Dataset.from_parquet(hostile.to_parquet())
     assert again.paths == hostile.paths
     assert os.fsdecode(raw) in again.paths
@@ -261,7 +269,7 @@ def test_a_larger_file_than_the_limit_is_not_read(
     put(tmp_path / "cat" / "large.bmp", 3).write_bytes(b"BM" + b"\0" * 5000)
     monkeypatch.setattr("featurestore.dataset.source.MAX_BYTES", 4000)
     found = Dataset.from_folder(tmp_path)
-    assert found.problems[0].reason == "larger than 4,000 bytes"
+    assert wrong(found)[0].reason == "larger than 4,000 bytes"
 
 
 def test_a_process_that_accepts_half_images_is_told(
@@ -272,7 +280,140 @@ def test_a_process_that_accepts_half_images_is_told(
     with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES is set"):
         Dataset.from_folder(tmp_path)
     monkeypatch.undo()
-    assert Dataset.from_folder(tmp_path).problems == ()
+    assert wrong(Dataset.from_folder(tmp_path)) == ()
+
+
+# ---------------------------------------------------------------- folders that are splits
+
+
+def splits_of(dataset: Dataset) -> dict[str, set[str]]:
+    """The first two folders of the rows of each split, as ``train/cat``."""
+    found: dict[str, set[str]] = {}
+    for path, split in zip(dataset.paths, dataset.splits, strict=True):
+        below = Path(str(path)).relative_to(str(dataset.source)).parent.parts[:2]
+        found.setdefault(str(split), set()).add("/".join(below))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "val", "test"),
+        ("Training", "VALIDATION", "Testing"),
+        ("train", "valid", "test"),
+        ("TRAIN", "dev", "test"),
+        ("train", "eval", "Test"),
+    ],
+)
+def test_folders_named_as_splits_are_the_splits(
+    tmp_path: Path, train: str, val: str, test: str
+) -> None:
+    root = tmp_path / "pets"
+    number = 0
+    for split, count in ((train, 20), (val, 5), (test, 6)):
+        for kind in ("cat", "dog"):
+            for _ in range(count):
+                number += 1
+                put(root / split / kind / "deep" / f"{number}.png", number)
+    (root / "annotations").mkdir()
+    (root / "annotations" / "all.json").write_text("{}")
+    (root / "labels.csv").write_text("no image")
+    pets = Dataset.from_folder(root, val=0.5, test=0.3)
+    assert pets.classes == ("cat", "dog")
+    assert splits_of(pets) == {
+        "train": {f"{train}/cat", f"{train}/dog"},
+        "val": {f"{val}/cat", f"{val}/dog"},
+        "test": {f"{test}/cat", f"{test}/dog"},
+    }
+    (said,) = of_kind(pets, "splits")
+    names = ", ".join(repr(each) for each in sorted((train, val, test)))
+    assert said == Problem("splits", str(root), f"its splits are those of its folders {names}")
+    assert {each.kind for each in pets.problems} == {"quarantined", "splits"}
+    again = Dataset.open(root, name="pets", **pets.options)
+    assert again.manifest_digest == pets.manifest_digest
+
+
+def test_what_there_is_no_folder_of_is_drawn_from_train(tmp_path: Path) -> None:
+    for kind, at in (("cat", 0), ("dog", 1000)):
+        for number in range(40):
+            put(tmp_path / "train" / kind / f"{number}.png", at + number)
+        for number in range(40, 50):
+            put(tmp_path / "test" / kind / f"{number}.png", at + number)
+    found = Dataset.from_folder(tmp_path, test=0.4, name="pets")
+    counts = {"train": 32, "val": 8, "test": 10}
+    assert found.summary()["classes"] == {"cat": counts, "dog": counts}
+    assert splits_of(found)["test"] == {"test/cat", "test/dog"}
+    (said,) = found.problems
+    assert said.reason.endswith("folders 'test', 'train'; val (0.2) drawn from train")
+    os.rename(tmp_path / "test", tmp_path / "val")
+    other = Dataset.from_folder(tmp_path, test=0.1, name="pets")
+    assert other.summary()["classes"]["cat"] == {"train": 36, "val": 10, "test": 4}
+    shutil.rmtree(tmp_path / "val")
+    alone = Dataset.from_folder(tmp_path, name="pets")
+    assert alone.summary()["splits"] == {"train": 64, "val": 16, "test": 0}
+
+
+def test_split_folders_without_classes(tmp_path: Path) -> None:
+    for number in range(40):
+        put(tmp_path / ("train" if number < 30 else "valid") / f"{number}.png", number)
+    found = Dataset.from_folder(tmp_path)
+    assert (found.task, found.summary()["splits"]) == (None, {"train": 30, "val": 10, "test": 0})
+    assert [each.kind for each in found.problems] == ["splits"]
+
+
+def test_an_unlabelled_test_folder_beside_classes(tmp_path: Path) -> None:
+    for number in range(120):
+        put(tmp_path / "train" / ("cat" if number % 2 else "dog") / f"{number}.png", number)
+    for number in range(500, 530):
+        put(tmp_path / "test" / f"{number}.png", number)
+    found = Dataset.from_folder(tmp_path, name="kaggle")
+    assert found.classes == ("cat", "dog")
+    assert splits_of(found)["test"] == {"test"}
+    assert (len(found.rows("test")), len(found.rows("test", labelled=True))) == (30, 0)
+    (said,) = of_kind(found, "unlabelled")
+    assert said.reason == "no label in the test split (30 samples): heads leave it out"
+    assert {each.kind for each in found.problems} == {"splits", "unlabelled"}
+
+
+def test_a_copy_in_two_split_folders_is_a_leak_and_stays_in_train(tmp_path: Path) -> None:
+    root = folder(
+        tmp_path / "pets", **{"train/cat": 9, "train/dog": 9, "val/cat": 2, "test/cat": 2}
+    )
+    shutil.copy(root / "train" / "cat" / "0.png", root / "test" / "cat" / "leak.png")
+    shutil.copy(root / "val" / "cat" / "0.png", root / "test" / "cat" / "other.png")
+    found = Dataset.from_folder(root)
+    leaks = of_kind(found, "split-conflict")
+    assert len(leaks) == 2
+    assert "'test'" in leaks[0].reason
+    assert leaks[0].reason.endswith("'train' is used")
+    assert (len(found.rows("val")), len(found.rows("test"))) == (1, 2)
+
+
+def test_other_folders_beside_them_make_all_of_them_classes(tmp_path: Path) -> None:
+    vehicles = folder(tmp_path / "vehicles", bus=8, car=8, train=8)
+    assert Dataset.from_folder(vehicles).classes == ("bus", "car", "train")
+    mixed = folder(tmp_path / "mixed", **{"train/cat": 3, "test/cat": 3, "more/cat": 3})
+    assert Dataset.from_folder(mixed).classes == ("more", "test", "train")
+    pets = folder(tmp_path / "pets", **{"cat/train": 3, "dog/test": 3})
+    assert Dataset.from_folder(pets).classes == ("cat", "dog")
+    assert not of_kind(Dataset.from_folder(mixed), "splits")
+
+
+def test_links_between_the_classes_of_a_split(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pets", **{"train/cat": 3, "train/dog": 3, "test/cat": 2})
+    (root / "train" / "cat" / "more").symlink_to(root / "train" / "dog")
+    found = Dataset.from_folder(root)
+    assert len(of_kind(found, "label-conflict")) == 3
+    assert len(found) == 8
+
+
+def test_what_systems_leave_in_folders_is_passed_over(tmp_path: Path) -> None:
+    folder(tmp_path, cat=3)
+    for name in ("@eaDir", "__MACOSX", "$RECYCLE.BIN", ".thumbnails", "cat/@eaDir"):
+        put(tmp_path / name / "thumb.png", 900)
+    (tmp_path / "cat" / "thumbs.DB").write_bytes(b"x")
+    found = Dataset.from_folder(tmp_path)
+    assert (found.classes, len(found), wrong(found)) == (("cat",), 3, ())
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "gif", "webp", "tiff"])
@@ -381,7 +522,7 @@ def test_absolute_paths_uris_and_bytes_marks(tmp_path: Path, listed: list[dict[s
     path = table(tmp_path / "t.csv", rows)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\r\n\r\n"))
     found = Dataset.from_table(path)
-    assert (len(found), found.classes, found.problems) == (3, ("x", "y", "z"), ())
+    assert (len(found), found.classes, wrong(found)) == (3, ("x", "y", "z"), ())
     assert Dataset.from_parquet(found.to_parquet()).paths == found.paths
 
 
@@ -533,7 +674,7 @@ def test_paths_that_cannot_be_files(tmp_path: Path, listed: list[dict[str, Any]]
     frame = pd.DataFrame(rows)
     frame.to_parquet(tmp_path / "t.parquet")
     found = Dataset.from_table(tmp_path / "t.parquet")
-    assert sorted(each.reason for each in found.problems) == [
+    assert sorted(each.reason for each in wrong(found)) == [
         "a folder, not a file",
         "embedded null byte",
         "not a regular file: a named pipe",
@@ -541,14 +682,72 @@ def test_paths_that_cannot_be_files(tmp_path: Path, listed: list[dict[str, Any]]
 
 
 def test_given_splits(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
-    named = ["train", "validation", "test", ""]
+    named = [" Train", "VALIDATION", "testing", ""]
     rows = [{**row, "split": split} for row, split in zip(listed, named, strict=True)]
     found = Dataset.from_table(table(tmp_path / "t.csv", rows), val=0)
     by_number = {Path(str(p)).stem: s for p, s in zip(found.paths, found.splits, strict=True)}
     assert by_number == {"0": "train", "1": "val", "2": "test", "3": "train"}
     rows[3]["split"] = "Holdout"
-    with pytest.raises(DatasetError, match="row 5: split 'Holdout', expected 'train', 'val'"):
+    with pytest.raises(DatasetError, match=r"row 5: split 'Holdout', expected 'train' \(or"):
         Dataset.from_table(table(tmp_path / "t.csv", rows))
+
+
+# ---------------------------------------------------------------- labels that look alike
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_two_unicode_forms_of_a_class_are_one(tmp_path: Path) -> None:
+    put(tmp_path / COMPOSED / "a.png", 1)
+    put(tmp_path / DECOMPOSED / "b.png", 2)
+    found = Dataset.from_folder(tmp_path)
+    assert found.classes == (COMPOSED,)
+    (said,) = of_kind(found, "labels")
+    assert said.reason == f"{COMPOSED!r} is written in 2 Unicode forms: read as one class"
+    shutil.rmtree(tmp_path / COMPOSED)
+    alone = Dataset.from_folder(tmp_path)
+    assert (alone.classes, of_kind(alone, "labels")) == ((COMPOSED,), [])
+    listed = Dataset.from_arrays(X4, [COMPOSED, DECOMPOSED] * 2, name=DECOMPOSED)
+    assert (listed.classes, len(of_kind(listed, "labels"))) == ((COMPOSED,), 1)
+    assert listed.name == COMPOSED
+    groups = Dataset.from_arrays(X4, name="x", groups=[COMPOSED, DECOMPOSED] * 2)
+    assert set(groups.groups) == {COMPOSED}
+
+
+def test_copies_under_two_unicode_forms_do_not_contradict(tmp_path: Path) -> None:
+    put(tmp_path / COMPOSED / "a.png", 1)
+    put(tmp_path / DECOMPOSED / "a.png", 1)
+    found = Dataset.from_folder(tmp_path)
+    assert {each.kind for each in wrong(found)} == {"duplicate", "labels"}
+    assert found.labels.tolist() == [COMPOSED]
+
+
+@pytest.mark.parametrize("cell", ["NaN", "nan", "NA", " null ", "None", " "])
+def test_labels_that_are_all_missing_are_no_class(
+    tmp_path: Path, listed: list[dict[str, Any]], cell: str
+) -> None:
+    rows = [{**row, "label": cell} for row in listed]
+    found = Dataset.from_table(table(tmp_path / "t.csv", rows))
+    assert (found.task, found.classes) == (None, ())
+    frame = pd.DataFrame({"path": [row["path"] for row in listed], "label": [np.nan] * 4})
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert Dataset.from_table(tmp_path / "t.parquet").task is None
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        (["cat", "Cat", "cat", "dog"], "'Cat' (1 row) and 'cat' (2 rows) differ only by case or"),
+        (["cat", "cat ", "dog", "dog"], "'cat' (1 row) and 'cat ' (1 row) differ only by case"),
+        (["cat", "NaN", "dog", "dog"], "'NaN' is a class (1 row): leave it empty if it means no"),
+    ],
+)
+def test_labels_that_look_alike_are_said(y: list[str], said: str) -> None:
+    found = Dataset.from_arrays(X4, y, name="x")
+    assert len(found.classes) == 3
+    (problem,) = of_kind(found, "labels")
+    assert problem.reason.startswith(said)
+    assert not of_kind(Dataset.from_arrays(X4, ["a", " ", "b", "b"], name="x"), "labels")
 
 
 # ---------------------------------------------------------------- contradictions
@@ -569,7 +768,7 @@ def test_contradictions_are_reported(tmp_path: Path) -> None:
     assert found.labels[row] is None
     assert found.splits[row] == "train"
     assert found.groups.tolist() == ["p1", "p1"]
-    kinds = [each.kind for each in found.problems]
+    kinds = [each.kind for each in wrong(found)]
     assert kinds == [
         "duplicate",
         "group-conflict",
@@ -577,7 +776,7 @@ def test_contradictions_are_reported(tmp_path: Path) -> None:
         "label-conflict",
         "split-conflict",
     ]
-    for each in found.problems[2:]:
+    for each in wrong(found)[2:]:
         assert "a.png" in each.reason
     label = of_kind(found, "label-conflict")[0]
     assert "'cat'" in label.reason
@@ -691,12 +890,12 @@ def test_contradictions_among_arrays() -> None:
     found = Dataset.from_arrays(
         [X4[0], X4[0], X4[1]], ["a", "b", "a"], name="x", splits=["val", "test", "test"]
     )
-    assert [(each.kind, each.path) for each in found.problems] == [
+    assert [(each.kind, each.path) for each in wrong(found)] == [
         ("duplicate", "X[1]"),
         ("label-conflict", "X[0]"),
         ("split-conflict", "X[0]"),
     ]
-    assert "X[1]" in found.problems[1].reason
+    assert "X[1]" in wrong(found)[1].reason
 
 
 def test_arrays_written_to_after_the_scan() -> None:
@@ -715,7 +914,7 @@ def test_a_file_that_changed_or_went(tmp_path: Path) -> None:
     found = Dataset.from_folder(tmp_path, name="my cats", val=0.5)
     os.rename(tmp_path / "cat" / "a.png", tmp_path / "cat" / "b.png")
     command = f"featurestore scan {tmp_path} --name 'my cats' --val 0.5"
-    with pytest.raises(DatasetError, match="no such file; scan again: ") as caught:
+    with pytest.raises(DatasetError, match="no such file; put it back, or scan again") as caught:
         found.read(0)
     assert one_line(caught.value).endswith(command)
     put(tmp_path / "cat" / "a.png", 2)
@@ -1203,6 +1402,164 @@ def test_copies_and_groups_never_straddle(said: list[tuple[int, str | None]], se
     assert all(len(each) == 1 for each in splits.values())
 
 
+@st.composite
+def fractions(draw: Any, most: float = 0.98) -> tuple[float, float, float, float]:
+    """Two fractions for val and two for test, none of which overlaps another."""
+    val, val_later = draw(st.tuples(*[st.floats(0, most / 2)] * 2))
+    left = most - max(val, val_later) if most > 0.5 else most / 2
+    test, test_later = draw(st.tuples(*[st.floats(0, left)] * 2))
+    return val, val_later, test, test_later
+
+
+units = st.dictionaries(
+    st.integers(0, 10**6).map(str), st.sampled_from(["a", "b", None]), min_size=1, max_size=40
+)
+how = st.sampled_from([None, True, False])
+
+
+@settings(deadline=None, max_examples=300)
+@given(units, fractions(), st.integers(0, 9), how)
+def test_other_fractions_move_nothing_between_val_and_test(
+    classes: dict[str, Any], asked: tuple[float, ...], seed: int, stratify: bool | None
+) -> None:
+    val, val_later, test, test_later = asked
+    first, second = (
+        Splits(*each, seed, stratify).draw(classes)
+        for each in ((val, test), (val_later, test_later))
+    )
+    for key in classes:
+        assert {first[key], second[key]} != {"val", "test"}
+    more = Splits(val, test_later, seed, stratify).draw(classes)
+    assert [key for key in more if more[key] == "val"] == [
+        key for key in first if first[key] == "val"
+    ]
+
+
+@settings(deadline=None, max_examples=300)
+@given(units, units, fractions(0.5), st.integers(0, 9), how, how)
+def test_up_to_a_quarter_nothing_at_all_moves_between_val_and_test(
+    classes: dict[str, Any],
+    more: dict[str, Any],
+    asked: tuple[float, ...],
+    seed: int,
+    stratify: bool | None,
+    stratify_later: bool | None,
+) -> None:
+    """Not if samples are added, taken away or relabelled, whichever way they are drawn."""
+    val, val_later, test, test_later = asked
+    first = Splits(val, test, seed, stratify).draw(classes)
+    second = Splits(val_later, test_later, seed, stratify_later).draw({**classes, **more})
+    assert all({first[key], second[key]} != {"val", "test"} for key in classes)
+
+
+@settings(deadline=None, max_examples=100)
+@given(units, units, st.floats(0, 0.49), st.floats(0, 0.49))
+def test_samples_that_are_drawn_by_themselves_stay(
+    classes: dict[str, Any], more: dict[str, Any], val: float, test: float
+) -> None:
+    splits = Splits(val, test, stratify=False)
+    first, second = splits.draw(classes), splits.draw({**more, **classes})
+    assert all(second[key] == split for key, split in first.items())
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 60), st.floats(0.01, 0.4), st.floats(0.01, 0.4), st.integers(0, 99))
+def test_a_class_gives_its_fractions(many: int, val: float, test: float, seed: int) -> None:
+    drawn = Counter(Splits(val, test, seed).draw({str(n): "cat" for n in range(many)}).values())
+    assert drawn["train"] >= 1
+    assert drawn["val"] <= max(1, val * many + 0.5)
+    assert drawn["test"] <= max(1, test * many + 0.5)
+    if many >= 20:  # in a smaller one all may lie in the other half of the range
+        assert drawn["val"] >= 1
+        assert drawn["test"] >= 1
+
+
+def test_adding_an_image_to_a_class_moves_those_at_the_edge() -> None:
+    moved = []
+    for many in range(10, 90):
+        one, two = (
+            Splits(0.2, 0.1).draw({f"{many}:{n}": "cat" for n in range(count)})
+            for count in (many, many + 1)
+        )
+        moved.append(sum(two[key] != split for key, split in one.items()))
+    assert max(moved) <= 2
+    assert sum(moved) / len(moved) < 1
+
+
+def test_a_test_split_asked_for_later_takes_no_validation_image(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", cat=150, dog=150, newt=41)
+    before = Dataset.from_folder(root, val=0.2)
+    after = Dataset.from_folder(root, val=0.2, test=0.15)
+    assert len(after.rows("test")) > 40
+    assert set(before.splits[after.rows("test")]) == {"train"}
+    assert after.rows("val").tolist() == before.rows("val").tolist()
+
+
+def test_small_classes_are_stratified_unless_asked_otherwise(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", cat=10, dog=30, newt=99)
+    counts = Dataset.from_folder(root, test=0.1).summary()["classes"]
+    assert [counts[each]["val"] for each in ("cat", "dog", "newt")] == [2, 6, 20]
+    assert [counts[each]["test"] for each in ("cat", "dog", "newt")] == [1, 3, 10]
+    many = folder(tmp_path / "many", cat=100)
+    assert len(Dataset.from_folder(many, stratify=True).rows("val")) == 20
+    default, plain = (Dataset.from_folder(many, stratify=how) for how in (None, False))
+    assert default.splits.tolist() == plain.splits.tolist()
+    assert plain.options["stratify"] is False
+    assert str(plain.scan_command).endswith(" --no-stratify")
+    assert Dataset.from_parquet(plain.to_parquet()).options == plain.options
+
+
+def test_stratifying_needs_classes() -> None:
+    for y, found in ((None, "are missing"), ([0.5, 1, 2, 3], "are numbers")):
+        with pytest.raises(
+            DatasetError, match=f"stratify=True needs classes, and the labels {found}"
+        ):
+            Dataset.from_arrays(X4, y, name="x", stratify=True)
+    with pytest.raises(DatasetError, match="stratify='yes', expected True, False or None"):
+        Dataset.from_arrays(X4, name="x", stratify="yes")  # type: ignore[arg-type]
+
+
+def test_groups_are_stratified_by_their_most_frequent_class() -> None:
+    X = arrays(list(range(120)))
+    groups = [f"patient {n // 4}" for n in range(120)]
+    y = ["ill" if n // 4 < 10 or n % 40 == 0 else "well" for n in range(120)]
+    found = Dataset.from_arrays(X, y, name="x", groups=groups)
+    members: dict[str, set[str]] = {}
+    for group, split in zip(found.plain_groups(), found.splits, strict=True):
+        members.setdefault(str(group), set()).add(split)
+    held_out = [int(group.split()[1]) for group, split in members.items() if split == {"val"}]
+    assert all(len(each) == 1 for each in members.values())
+    assert (sum(n < 10 for n in held_out), sum(n >= 10 for n in held_out)) == (2, 4)
+
+
+# ---------------------------------------------------------------- too few rows
+
+
+def test_few_validation_rows_are_said_in_one_line(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", cat=8, dog=14, newt=19)
+    (problem,) = Dataset.from_folder(root).problems
+    assert (problem.kind, problem.path) == ("few-rows", str(root))
+    assert problem.reason == (
+        "fewer than 5 rows of a class in val ('cat' 2, 'dog' 3, 'newt' 4): figures on them are "
+        "rough; add images, or take larger fractions"
+    )
+    assert repr(Dataset.from_folder(root)).endswith("problems=1)")
+    assert Dataset.from_folder(root, val=0).problems == ()
+    both = Dataset.from_folder(root, val=0.4, test=0.1).problems[0].reason
+    assert "in val ('cat' 3) and test ('cat' 1, 'dog' 1, 'newt' 2)" in both
+    many = Dataset.from_folder(folder(tmp_path / "many", **{f"kind {n}": 9 for n in range(6)}))
+    assert "('kind 0' 2, 'kind 1' 2, 'kind 2' 2 and 3 more classes)" in many.problems[0].reason
+
+
+def test_few_validation_rows_of_numbers_and_of_no_labels() -> None:
+    X = arrays(list(range(30)))
+    few = Dataset.from_arrays(X, np.arange(30) / 2, name="x", splits=["val"] * 3 + ["train"] * 27)
+    assert "in val ('labelled' 3)" in few.problems[0].reason
+    enough = Dataset.from_arrays(X, np.arange(30) / 2, name="x", splits=["val"] * 8 + [None] * 22)
+    assert enough.problems == ()
+    assert Dataset.from_arrays(X, name="x").problems == ()
+
+
 def test_fractions_are_kept_on_average() -> None:
     found = Dataset.from_arrays(arrays(list(range(4000))), name="x", val=0.2, test=0.1)
     assert abs(len(found.rows("val")) / 4000 - 0.2) < 0.03
@@ -1227,10 +1584,11 @@ def test_renaming_and_moving_files_keep_the_digest(
             put(one / each / f"{number}.png", number)
             put(two / each / "deep" / f"IMG_{name}", number)
             put(moved / "all" / f"{number}.png", number)
-        first, renamed, relabelled = map(Dataset.from_folder, (one, two, moved))
+        first, renamed = map(Dataset.from_folder, (one, two))
+        plain, relabelled = (Dataset.from_folder(each, stratify=False) for each in (one, moved))
     assert first.digest == renamed.digest == relabelled.digest
     assert first.manifest_digest == renamed.manifest_digest
-    assert first.splits.tolist() == relabelled.splits.tolist()
+    assert plain.splits.tolist() == relabelled.splits.tolist()
 
 
 def test_the_order_of_a_tables_rows_does_not_matter(tmp_path: Path) -> None:
@@ -1258,12 +1616,18 @@ def test_summary(tmp_path: Path) -> None:
     assert list(counts) == ["train", "val", "test"]
     assert sum(counts.values()) == 6
     assert sum(found["splits"].values()) == 11
-    assert found["problem_counts"] == {"duplicate": 1, "quarantined": 1}
+    assert found["problem_counts"] == {"duplicate": 1, "few-rows": 1, "quarantined": 1}
     assert found["problems"][0]["kind"] == "duplicate"
     assert found["targets"] == {}
 
 
-@pytest.mark.parametrize("name", ["images", "dataset.labels", "dataset.options", "dataset.source"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "images",
+        *(f"dataset.{each}" for each in ("labels", "options", "source", "split", "dataset")),
+    ],
+)
 def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"featurestore.{name}"))
     assert found.attempted > 0

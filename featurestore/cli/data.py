@@ -62,6 +62,8 @@ def open_data(
         Options of the scan; None where they were not given.
     """
     from featurestore.dataset import Dataset
+    from featurestore.dataset.options import where_now
+    from featurestore.dataset.source import is_gone
 
     asked = {name: value for name, value in asked.items() if value is not None}
     try:
@@ -77,10 +79,12 @@ def open_data(
             return known
         if known.source is None:
             raise DatasetError(
-                f"data set {data!r} came from arrays, which no store keeps; scan it anew in Python "
-                "with Dataset.from_arrays"
+                f"data set {data!r} came from arrays, which no store keeps; scan it again in "
+                "Python with Dataset.from_arrays"
             )
         source = known.source
+        if is_gone(source):
+            raise DatasetError(f"data set {data!r}: {where_now(source, known.name, known.options)}")
     if known is not None:
         asked = {"name": known.name, **known.options, **asked}
     dataset = Dataset.open(source, on_event=progress, **asked)
@@ -92,12 +96,14 @@ def open_data(
 def _known(data: str, store: FeatureStore, name: str | None) -> Dataset | None:
     if not is_place(data):
         return store.dataset(data) if store.has_dataset(data) else None
+    from featurestore.dataset.source import is_gone
+
     if name is None:
         return store.dataset_at(data)
     if not store.has_dataset(name):
         return None
     named = store.dataset(name)
-    moved = named.source is not None and not os.path.exists(named.source)
+    moved = named.source is not None and is_gone(named.source)
     return named if moved or named.source == os.path.abspath(data) else None
 
 
@@ -169,16 +175,12 @@ def print_dataset(dataset: Dataset) -> None:
     print_problems(dataset)
 
 
-def print_problems(dataset: Dataset, most: int = 10) -> None:
+def print_problems(dataset: Dataset) -> None:
     """Print on stderr what was found wrong with the samples, the first few of each kind."""
-    kinds: dict[str, list[Any]] = {}
-    for problem in dataset.problems:
-        kinds.setdefault(problem.kind, []).append(problem)
-    for kind, problems in kinds.items():
-        for problem in problems[:most]:
-            click.echo(printable(str(problem)), err=True)
-        if len(problems) > most:
-            click.echo(f"{kind}: and {len(problems) - most} more; see `--json`", err=True)
+    from featurestore.dataset import problem_lines
+
+    for line in problem_lines(dataset.problems):
+        click.echo(printable(line), err=True)
 
 
 @click.command("extract")
@@ -231,7 +233,8 @@ def extract_command(
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
     """
-    splits = {name: options.pop(name) for name in ("name", "val", "test", "seed", "group_by")}
+    asked = ("name", "val", "test", "seed", "stratify", "group_by")
+    splits = {name: options.pop(name) for name in asked}
     opened = open_store(store, data, write=not dry_run)
     with Progress() as progress:
         with progress.busy(f"load {model}"):

@@ -42,7 +42,7 @@ split_options = together(
         "--val",
         type=click.FloatRange(0, 1, max_open=True),
         metavar="F",
-        help="Fraction for validation, by digest.  [default: as scanned before, or 0.2]",
+        help="Fraction for validation.  [default: as scanned before, or 0.2]",
     ),
     click.option(
         "--test",
@@ -55,6 +55,12 @@ split_options = together(
         type=int,
         metavar="N",
         help="Seed of the splits.  [default: as scanned before, or 0]",
+    ),
+    click.option(
+        "--stratify/--no-stratify",
+        default=None,
+        help="Draw the fractions of each class by itself.  [default: as scanned before, or for "
+        "classes of fewer than 100 images]",
     ),
     click.option(
         "--group-by",

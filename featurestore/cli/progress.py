@@ -176,6 +176,7 @@ _DRAWINGS = {
     "Proved": Progress._proved,
     "RowsComputed": Progress._rows_computed,
     "Scanned": Progress._scanned,
+    "StageNoted": Progress._stage_started,
     "StageSkipped": Progress._stage_skipped,
     "StageStarted": Progress._stage_started,
     "TuningEpochEnded": Progress._tuning_epoch_ended,

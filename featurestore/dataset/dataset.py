@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -15,8 +15,9 @@ from featurestore.dataset import labels as labelling
 from featurestore.dataset import manifest
 from featurestore.dataset.arrays import list_arrays, replicate
 from featurestore.dataset.labels import Task
-from featurestore.dataset.listing import list_folder
-from featurestore.dataset.merge import Entry, Problem, Rows, merge
+from featurestore.dataset.listing import list_folder, split_folders
+from featurestore.dataset.merge import Entry, Problem, merge
+from featurestore.dataset.notes import notes, own_splits
 from featurestore.dataset.options import (
     checked,
     checked_name,
@@ -30,7 +31,7 @@ from featurestore.dataset.options import (
 from featurestore.dataset.sample import array_sample, read_sample
 from featurestore.dataset.scan import Scanned, Verdict, scan
 from featurestore.dataset.source import absolute
-from featurestore.dataset.split import SPLITS
+from featurestore.dataset.split import SPLITS, Splits
 from featurestore.dataset.summary import summarise
 from featurestore.dataset.table import list_table
 from featurestore.digests import (
@@ -93,13 +94,18 @@ class Dataset:
         path: str | os.PathLike[str],
         *,
         name: str | None = None,
-        val: float = 0.2,
-        test: float = 0.0,
-        seed: int = 0,
+        val: float = Splits.val,
+        test: float = Splits.test,
+        seed: int = Splits.seed,
+        stratify: bool | None = Splits.stratify,
         group_by: str | None = None,
         on_event: OnEvent | None = None,
     ) -> Dataset:
         """Scan a folder whose sub-folders are the classes; one without any is unlabelled.
+
+        If every sub-folder that holds images is named as a split (``train``, ``valid``, ``test``
+        …, in any case), these are the splits, and the classes are the folders below them. What
+        there is no folder of is drawn from ``train``.
 
         Parameters
         ----------
@@ -109,9 +115,13 @@ class Dataset:
         name : str, optional
             By default the folder's name.
         val, test : float
-            Fractions drawn for these splits, by digest or group.
+            Fractions drawn for these splits, by digest or group. Validation is drawn from one end
+            of the digests' range and test from the other.
         seed : int
             Of the draw.
+        stratify : bool, optional
+            Whether each class gives its own fraction. By default classes of fewer than 100
+            samples (or groups) do.
         group_by : str, optional
             ``"folder"``: the images of one (sub-)folder stay in one split. Else a regular
             expression on the path relative to the folder, whose match, or whose group, names the
@@ -125,9 +135,12 @@ class Dataset:
             Where there is no such folder, or no image in it.
         """
         source = absolute(path)
-        options = checked(val, test, seed, group_by=group_by)
+        known_as = _name(name, source)
+        options = checked(val, test, seed, stratify, group_by=group_by)
         entries, problems = list_folder(source, group_by)
-        return cls._scanned(name, source, options, entries, problems, on_event)
+        verdicts = scan([each.source for each in entries], on_event)
+        entries, folders = split_folders(source, entries, verdicts)
+        return cls._of(known_as, source, options, entries, verdicts, problems, folders)
 
     @classmethod
     def from_table(
@@ -139,9 +152,10 @@ class Dataset:
         label_column: str | None = None,
         split_column: str | None = None,
         group_column: str | None = None,
-        val: float = 0.2,
-        test: float = 0.0,
-        seed: int = 0,
+        val: float = Splits.val,
+        test: float = Splits.test,
+        seed: int = Splits.seed,
+        stratify: bool | None = Splits.stratify,
         on_event: OnEvent | None = None,
     ) -> Dataset:
         """Scan the images that a CSV, TSV or Parquet table lists.
@@ -162,10 +176,8 @@ class Dataset:
             By default ``split``, where the table has it. Its values win; empty cells are drawn.
         group_column : str, optional
             Rows of one group stay in one split, where it is drawn.
-        val, test : float
-            Fractions drawn for these splits, by digest or group.
-        seed : int
-            Of the draw.
+        val, test, seed, stratify
+            As in :meth:`from_folder`.
         on_event : callable, optional
             Is given :class:`Scanned` events.
 
@@ -181,9 +193,11 @@ class Dataset:
             "split_column": split_column,
             "group_column": group_column,
         }
-        options = checked(val, test, seed, **columns)
+        known_as = _name(name, source)
+        options = checked(val, test, seed, stratify, **columns)
         entries = list_table(source, path_column, label_column, split_column, group_column)
-        return cls._scanned(name, source, options, entries, [], on_event)
+        verdicts = scan([each.source for each in entries], on_event)
+        return cls._of(known_as, source, options, entries, verdicts)
 
     @classmethod
     def from_arrays(
@@ -194,9 +208,10 @@ class Dataset:
         name: str,
         splits: Sequence[str | None] | None = None,
         groups: Iterable[Any] | None = None,
-        val: float = 0.2,
-        test: float = 0.0,
-        seed: int = 0,
+        val: float = Splits.val,
+        test: float = Splits.test,
+        seed: int = Splits.seed,
+        stratify: bool | None = Splits.stratify,
     ) -> Dataset:
         """Take samples from arrays in memory. They are not copied, and no store keeps them.
 
@@ -213,7 +228,7 @@ class Dataset:
             ``train``, ``val`` or ``test``; None is drawn.
         groups : sequence, optional
             Images of one group stay in one split.
-        val, test, seed
+        val, test, seed, stratify
             As in :meth:`from_folder`.
 
         Raises
@@ -226,18 +241,15 @@ class Dataset:
         >>> import numpy as np
         >>> X = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
         >>> Dataset.from_arrays(X, ["a", "b", "a", "b"], name="tiny")
-        Dataset(name='tiny', rows=4, task='classification', classes=2, problems=0)
+        Dataset(name='tiny', rows=4, task='classification', classes=2, problems=1)
         """
-        options = checked(val, test, seed)
+        options = checked(val, test, seed, stratify)
         samples, entries = list_arrays(X, y, splits, groups)
         verdicts = {
             entry.source: Verdict(digest_array(each), None)
             for entry, each in zip(entries, samples, strict=True)
         }
-        rows = merge(entries, verdicts, **drawing(options))
-        paths: list[str | None] = [None] * len(rows.digests)
-        arrays = [samples[number] for number in rows.first]
-        return cls._of(checked_name(name), None, options, rows, paths, arrays)
+        return cls._of(checked_name(name), None, options, entries, verdicts, samples=samples)
 
     @classmethod
     def open(cls, data: str | os.PathLike[str], **options: Any) -> Dataset:
@@ -262,44 +274,41 @@ class Dataset:
         return cls.from_table(source, **for_table(options))
 
     @classmethod
-    def _scanned(
-        cls,
-        name: str | None,
-        source: str,
-        options: dict[str, Any],
-        entries: list[Entry],
-        problems: list[Problem],
-        on_event: OnEvent | None,
-    ) -> Dataset:
-        # checked before the scan, which may take an hour
-        known_as = checked_name(default_name(source) if name is None else name)
-        verdicts = scan([each.source for each in entries], on_event)
-        rows = merge(entries, verdicts, **drawing(options))
-        rows.problems = sorted([*rows.problems, *problems])
-        paths: list[str | None] = [entries[number].source for number in rows.first]
-        return cls._of(known_as, source, options, rows, paths, None)
-
-    @classmethod
     def _of(
         cls,
         name: str,
         source: str | None,
         options: dict[str, Any],
-        rows: Rows,
-        paths: list[str | None],
-        arrays: list[np.ndarray] | None,
+        entries: list[Entry],
+        verdicts: dict[str, Verdict],
+        problems: Sequence[Problem] = (),
+        folders: dict[str, str] | None = None,
+        samples: list[np.ndarray] | None = None,
     ) -> Dataset:
+        """Make the rows of what was listed and scanned; ``folders`` are splits of the folder."""
+        splits, where = drawing(options), source or name
+        found = list(problems)
+        if folders:
+            found.append(own_splits(folders, splits, where))
+            own = set(folders.values())
+            splits = replace(
+                splits,
+                val=0.0 if "val" in own else splits.val,
+                test=0.0 if "test" in own else splits.test,
+            )
+        rows = merge(entries, verdicts, splits, from_train=bool(folders))
+        found += [*rows.problems, *notes(entries, rows, splits, where)]
         return cls(
             name=name,
             source=source,
             options=options,
             sample_digests=rows.digests,
-            paths=paths,
+            paths=[None if samples else entries[number].source for number in rows.first],
             labels=labelling.column(rows.labels),
             splits=np.array(rows.splits, "<U5"),
             groups=_group_column(rows.groups, rows.digests),
-            problems=tuple(rows.problems),
-            arrays=arrays,
+            problems=tuple(sorted(found)),
+            arrays=[samples[number] for number in rows.first] if samples else None,
         )
 
     @classmethod
@@ -478,6 +487,11 @@ class Dataset:
     def plain_groups(self) -> list[str | None]:
         """Return the groups as text; all None where there are none."""
         return [None] * len(self) if self.groups is None else self.groups.tolist()
+
+
+def _name(name: str | None, source: str) -> str:
+    """Return the name of what is scanned; checked before the scan, which may take an hour."""
+    return checked_name(default_name(source) if name is None else name)
 
 
 def _group_column(groups: list[str | None], digests: list[str]) -> np.ndarray | None:

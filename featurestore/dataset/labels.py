@@ -19,7 +19,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 _NUMBER = re.compile(
     r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity)", re.IGNORECASE
 )
-# Read as "no label" in a column of numbers; among words only the empty cell is.
+# Read as "no label" in a column of numbers or of nothing else; among words only empty cells are.
 _ABSENT = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 
 
@@ -42,8 +42,10 @@ def from_text(cells: Sequence[str]) -> list[Label]:
         number = int
     elif present and all(_NUMBER.fullmatch(each.strip()) for each in present):
         number = float
+    elif present:
+        return [each if each.strip() else None for each in cells]
     else:
-        return [each or None for each in cells]
+        return [None] * len(cells)
     return [None if each.strip().casefold() in _ABSENT else number(each) for each in cells]
 
 
@@ -54,7 +56,7 @@ def uniform(values: Iterable[Any], where: str) -> list[Label]:
     ----------
     values : iterable
         Text, integers, finite floats or booleans (which become the words ``"False"`` and
-        ``"True"``); None, NaN, ``pandas.NA`` and empty text are missing.
+        ``"True"``); None, NaN, ``pandas.NA`` and empty or blank text are missing.
     where : str
         Names the labels in an error.
 
@@ -99,7 +101,7 @@ def _one(value: Any, where: str) -> tuple[str | None, Label]:
     if isinstance(value, str):
         if not is_text(value):
             raise DatasetError(f"{where}: label {value!r} is not valid Unicode")
-        return ("text", str(value)) if value else (None, None)
+        return ("text", str(value)) if value.strip() else (None, None)
     raise DatasetError(
         f"{where}: label {str(value)[:60]!r} of type {type(value).__name__}, expected one text, "
         "integer or float for each sample"

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featurestore.dataset.merge import Entry, Problem
-from featurestore.dataset.source import is_text, is_uri, missing
+from featurestore.dataset.scan import Verdict
+from featurestore.dataset.source import is_text, is_uri, kind_of, missing
+from featurestore.dataset.split import meaning
 from featurestore.errors import DatasetError
 
-# What operating systems leave in folders; names that begin with a dot are passed over as well.
-_LITTER = {"Thumbs.db", "desktop.ini", "__MACOSX"}
+# What systems leave in folders, in lower case; names that begin with a dot are passed over, too.
+_LITTER = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
 
 
 @dataclass
@@ -26,9 +38,10 @@ class _Folder:
 def list_folder(root: str, group_by: str | None) -> tuple[list[Entry], list[Problem]]:
     """List the files below a folder, in the order of their paths.
 
-    The sub-folders of the first level are the classes; what is nested deeper belongs to them, and
-    a file directly in the folder has none. Links are followed, but within a class no real folder
-    is entered twice, so that a loop ends and does not bring in other classes.
+    The sub-folders of the first level are the classes (or splits, see :func:`split_folders`); what
+    is nested deeper belongs to them, and a file directly in the folder has none. Links are
+    followed, but within a class no real folder is entered twice, so that a loop ends and does not
+    bring in other classes.
 
     Parameters
     ----------
@@ -64,7 +77,7 @@ def list_folder(root: str, group_by: str | None) -> tuple[list[Entry], list[Prob
             continue
         deeper = []
         for each in inside:
-            if each.name.startswith(".") or each.name in _LITTER:
+            if each.name.startswith(".") or each.name.casefold() in _LITTER:
                 continue
             kind = _kind(each)
             if kind == "file":
@@ -118,7 +131,9 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "folder"
         if entry.is_file():
             return "file"
-        return "a broken link" if entry.is_symlink() else "not a regular file"
+        return kind_of(os.stat(entry.path))
+    except FileNotFoundError:
+        return "a broken link" if entry.is_symlink() else "no such file"
     except OSError as error:
         return str(error.strerror)
 
@@ -129,14 +144,52 @@ def _below(folder: _Folder, entry: os.DirEntry[str], root: str) -> list[_Folder]
     identity = (status.st_dev, status.st_ino)
     if identity in folder.met:
         return []
-    if folder.path != root:
-        folder.met.add(identity)
-        return [_Folder(entry.path, folder.label, folder.met)]
-    if not is_text(entry.name):
+    if folder.path == root:
+        name = _class_name(entry.path, entry.name)
+        return [_Folder(entry.path, name, folder.met | {identity})]
+    if os.path.dirname(folder.path) == root and meaning(str(folder.label)):
+        # perhaps a class below a split
+        return [_Folder(entry.path, folder.label, folder.met | {identity})]
+    folder.met.add(identity)
+    return [_Folder(entry.path, folder.label, folder.met)]
+
+
+def _class_name(path: str, name: str) -> str:
+    if not is_text(name):
         raise DatasetError(
-            f"the class folder {entry.path!r} has a name that is not valid UTF-8: rename it"
+            f"the class folder {path!r} has a name that is not valid UTF-8: rename it"
         )
-    return [_Folder(entry.path, entry.name, folder.met | {identity})]
+    return name
+
+
+def split_folders(
+    root: str, entries: list[Entry], verdicts: Mapping[str, Verdict]
+) -> tuple[list[Entry], dict[str, str]]:
+    """Read the folders of the first level as splits, if all that hold images are named so.
+
+    Returns
+    -------
+    entries : list of Entry
+        With the split, and as label the folder below it; as they were if the folders are classes.
+    folders : dict
+        Folder name to split; empty if the folders are classes.
+    """
+    names = {
+        each.label
+        for each in entries
+        if isinstance(each.label, str) and verdicts[each.source].reason is None
+    }
+    folders = {name: split for name in names if (split := meaning(name)) is not None}
+    if not names or len(folders) < len(names):
+        return entries, {}
+    found = []
+    for each in entries:
+        parts = os.path.relpath(each.source, root).split(os.sep)
+        label = None
+        if len(parts) > 2:
+            label = _class_name(os.path.join(root, *parts[:2]), parts[1])
+        found.append(replace(each, label=label, split=folders.get(str(each.label))))
+    return found, folders
 
 
 def _groups(root: str, paths: list[str], group_by: str | None) -> list[str | None]:

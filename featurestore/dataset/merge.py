@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from unicodedata import is_normalized, normalize
 
 from featurestore.dataset.labels import Label
 from featurestore.dataset.scan import Verdict
-from featurestore.dataset.split import draw
+from featurestore.dataset.split import Splits, majority
 from featurestore.errors import DatasetError
 
 ProblemKind = Literal[
-    "quarantined", "duplicate", "label-conflict", "split-conflict", "group-conflict", "unlabelled"
+    "quarantined",
+    "duplicate",
+    "label-conflict",
+    "split-conflict",
+    "group-conflict",
+    "unlabelled",
+    "labels",
+    "splits",
+    "few-rows",
 ]
 
 
@@ -26,9 +35,11 @@ class Problem:
         ``quarantined``: does not decode, so it is no sample. ``duplicate``: the bytes of another
         one. ``label-conflict``, ``split-conflict``, ``group-conflict``: identical samples, or the
         samples of one group, that contradict each other. ``unlabelled``: a sample without label in
-        a data set that has labels.
+        a data set that has labels. Of the data set as a whole, ``labels``: classes that look like
+        one, or a class that looks like a missing label; ``splits``: the folder has splits of its
+        own; ``few-rows``: a class has too few rows in a split to measure anything on.
     path : str
-        Path or URI; ``X[3]`` for arrays.
+        Path or URI; ``X[3]`` for arrays. Of the data set as a whole, its source or name.
     reason : str
         One line.
     """
@@ -39,6 +50,19 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.path!r}: {self.reason}"
+
+
+def problem_lines(problems: Sequence[Problem], most: int = 10) -> list[str]:
+    """Return a line for each problem, of each kind the first few and how many more there are."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    lines = []
+    for kind, found in kinds.items():
+        lines += [str(each) for each in found[:most]]
+        if len(found) > most:
+            lines.append(f"{kind}: and {len(found) - most:,} more; see `scan --json`")
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +98,9 @@ class Rows:
 def merge(
     entries: Sequence[Entry],
     verdicts: Mapping[str, Verdict],
-    val: float,
-    test: float,
-    seed: int,
+    splits: Splits,
+    *,
+    from_train: bool = False,
 ) -> Rows:
     """Merge listed samples into rows.
 
@@ -85,15 +109,18 @@ def merge(
     entries : sequence of Entry
         In the order in which the first of identical ones is to be chosen.
     verdicts : mapping of source to Verdict
-    val, test, seed
+    splits : Splits
         How splits are drawn where none is given.
+    from_train : bool
+        Whether the samples that are given to ``train`` are drawn, too.
 
     Raises
     ------
     DatasetError
-        Where none of the entries is a sample.
+        If none of the entries is a sample, or there are no classes to stratify by.
     """
     rows = Rows()
+    entries = [_composed(each) for each in entries]
     copies: dict[str, list[int]] = {}
     for number, entry in enumerate(entries):
         verdict = verdicts[entry.source]
@@ -119,8 +146,9 @@ def merge(
         given.append(_agreed(rows, same, "split", "train"))
         groups = [each.group for each in same if each.group is not None]
         rows.groups.append(_agreed(rows, same, "group", min(groups, default=None)))
-    _split(rows, given, val, test, seed)
-    _report_unlabelled(rows, entries)
+    if from_train:
+        given = [None if split == "train" else split for split in given]
+    _split(rows, given, splits)
     _report_straddling(rows, entries)
     # an entry listed twice over with the same contents says the same things twice
     rows.problems = sorted(set(rows.problems))
@@ -146,27 +174,48 @@ def _agreed(rows: Rows, same: list[Entry], what: str, otherwise: Any) -> Any:
     return otherwise
 
 
-def _split(rows: Rows, given: list[str | None], val: float, test: float, seed: int) -> None:
+def _composed(entry: Entry) -> Entry:
+    """Return an entry whose label and group are in Unicode's composed form (NFC)."""
+    said = {"label": entry.label, "group": entry.group}
+    other = {
+        name: normalize("NFC", value)
+        for name, value in said.items()
+        if isinstance(value, str) and not is_normalized("NFC", value)
+    }
+    return replace(entry, **other) if other else entry
+
+
+def _split(rows: Rows, given: list[str | None], splits: Splits) -> None:
     of_group: dict[str, set[str]] = {}
     for split, group in zip(given, rows.groups, strict=True):
         if split is not None and group is not None:
             of_group.setdefault(group, set()).add(split)
-    for digest, split, group in zip(rows.digests, given, rows.groups, strict=True):
+    units: dict[str, list[Label]] = {}
+    for at, (digest, label, group) in enumerate(
+        zip(rows.digests, rows.labels, rows.groups, strict=True)
+    ):
         # a member without split goes where the others of its group were put
         others = of_group.get(group, set()) if group is not None else set()
-        if split is None and len(others) == 1:
-            split = next(iter(others))
-        rows.splits.append(split or draw(group or digest, val, test, seed))
+        if given[at] is None and len(others) == 1:
+            given[at] = next(iter(others))
+        if given[at] is None:
+            units.setdefault(group or digest, []).append(label)
+    drawn = splits.draw(_classes(rows, units, splits))
+    rows.splits = [
+        split or drawn[group or digest]
+        for split, group, digest in zip(given, rows.groups, rows.digests, strict=True)
+    ]
 
 
-def _report_unlabelled(rows: Rows, entries: Sequence[Entry]) -> None:
-    if all(label is None for label in rows.labels):
-        return
-    said = {each.path for each in rows.problems if each.kind == "label-conflict"}
-    for label, number in zip(rows.labels, rows.first, strict=True):
-        source = entries[number].source
-        if label is None and source not in said:
-            rows.problems.append(Problem("unlabelled", source, "no label: heads leave it out"))
+def _classes(rows: Rows, units: dict[str, list[Label]], splits: Splits) -> dict[str, Label]:
+    """Return the class by which each digest or group is drawn: of a group, the most frequent."""
+    numbers = any(isinstance(each, float) for each in rows.labels)
+    if splits.stratify and (numbers or not any(each is not None for each in rows.labels)):
+        found = "are numbers" if numbers else "are missing"
+        raise DatasetError(
+            f"stratify=True needs classes, and the labels {found}: leave it out (--no-stratify)"
+        )
+    return {unit: None if numbers else majority(labels) for unit, labels in units.items()}
 
 
 def _report_straddling(rows: Rows, entries: Sequence[Entry]) -> None:

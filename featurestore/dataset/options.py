@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import fields
 from typing import Any
+from unicodedata import normalize
 
 from featurestore.dataset.source import is_text, is_uri, missing
-from featurestore.dataset.split import check
+from featurestore.dataset.split import Splits
 from featurestore.dataset.table import SUFFIXES
 from featurestore.errors import DatasetError
 
-_DEFAULTS = {"val": 0.2, "test": 0.0, "seed": 0}
+_DRAWING = [each.name for each in fields(Splits)]
 
 
-def checked(val: Any, test: Any, seed: Any, **others: str | None) -> dict[str, Any]:
+def checked(val: Any, test: Any, seed: Any, stratify: Any, **others: str | None) -> dict[str, Any]:
     """Return the options of a scan as plain values, without those that were not given."""
-    fractions = dict(zip(_DEFAULTS, check(val, test, seed), strict=True))
-    return {**fractions, **{key: value for key, value in others.items() if value is not None}}
+    given = {key: value for key, value in others.items() if value is not None}
+    return {**Splits(val, test, seed, stratify).to_dict(), **given}
 
 
-def drawing(options: dict[str, Any]) -> dict[str, Any]:
+def drawing(options: dict[str, Any]) -> Splits:
     """Return those of the options that decide how splits are drawn."""
-    return {key: options[key] for key in _DEFAULTS}
+    return Splits(**{name: options[name] for name in _DRAWING if name in options})
 
 
 def is_name(name: Any) -> bool:
@@ -31,10 +33,10 @@ def is_name(name: Any) -> bool:
 
 
 def checked_name(name: Any) -> str:
-    """Return the name of a data set, or raise where it could not be typed."""
+    """Return the name of a data set, composed (NFC), or raise where it could not be typed."""
     if not is_name(name):
         raise DatasetError(f"data set name {name!r}, expected printable text: give a name (--name)")
-    return name
+    return normalize("NFC", name)
 
 
 def default_name(source: str) -> str:
@@ -62,10 +64,23 @@ def command_line(source: str, name: str, options: dict[str, Any]) -> str:
         words += ["--name", name]
     chosen = dict(options)
     chosen["group_by"] = chosen.get("group_column", chosen.get("group_by"))
-    for key in (*_DEFAULTS, "group_by"):
-        if chosen.get(key) not in (None, _DEFAULTS.get(key)):
+    for key in ("val", "test", "seed", "group_by"):
+        if chosen.get(key) not in (None, getattr(Splits, key, None)):
             words += [f"--{key.replace('_', '-')}", str(chosen[key])]
+    if chosen.get("stratify") is not None:
+        words.append("--stratify" if chosen["stratify"] else "--no-stratify")
     return shlex.join(words)
+
+
+def where_now(source: str, name: str, options: dict[str, Any]) -> str:
+    """Say how to record the new place of a folder or table that is gone.
+
+    Examples
+    --------
+    >>> where_now("/data/photos", "photos", {"val": 0.1})
+    "'/data/photos' is gone; if it was moved: featurestore scan NEW_PLACE --name photos --val 0.1"
+    """
+    return f"{source!r} is gone; if it was moved: {command_line('NEW_PLACE', name, options)}"
 
 
 def is_folder(source: str) -> bool:
@@ -88,8 +103,8 @@ def for_folder(source: str, options: dict[str, Any]) -> dict[str, Any]:
     wrong = sorted(key for key in given if key.endswith("_column"))
     if wrong:
         raise DatasetError(
-            f"{source!r} is a folder, and {wrong[0]} is for tables; expected group_by, val, test "
-            "or seed"
+            f"{source!r} is a folder, and {wrong[0]} is for tables; expected group_by, val, "
+            "test, seed or stratify"
         )
     return given
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.dataset.index import forget
-from featurestore.dataset.source import UnreadableError, is_uri, read
+from featurestore.dataset.options import where_now
+from featurestore.dataset.source import UnreadableError, is_gone, is_uri, read
 from featurestore.digests import digest_array, digest_bytes
 from featurestore.errors import DatasetError, SourceChangedError
 
@@ -20,20 +21,31 @@ def read_sample(dataset: Dataset, row: int) -> bytes:
     path = dataset.paths[row]
     if path is None:
         return array_sample(dataset, row).tobytes()
-    again = f"scan again: {dataset.scan_command}"
     try:
         data = read(path)
     except UnreadableError as error:
-        raise DatasetError(f"{path!r}: {error}; {again}") from error
+        raise DatasetError(f"{path!r}: {error}; {_way_on(dataset)}") from error
     expected = dataset.sample_digests[row]
     found = digest_bytes(data)
     if found != expected:
         if not is_uri(path):
             forget(path)
         raise SourceChangedError(
-            f"{path!r} has changed since it was scanned: {found}, expected {expected}; {again}"
+            f"{path!r} has changed since it was scanned: {found}, expected {expected}; "
+            f"{_way_on(dataset)}"
         )
     return data
+
+
+def _way_on(dataset: Dataset) -> str:
+    """Say what to do about a file that is not as it was scanned.
+
+    A scan of the folder's new place under the same name finds the same samples, so that heads
+    fitted on them work again. No scan brings back a sample that is gone.
+    """
+    if dataset.source is not None and is_gone(dataset.source):
+        return where_now(dataset.source, dataset.name, dataset.options)
+    return f"put it back, or scan again and fit heads again: {dataset.scan_command}"
 
 
 def array_sample(dataset: Dataset, row: int) -> np.ndarray:

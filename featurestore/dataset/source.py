@@ -86,6 +86,11 @@ def is_text(value: str) -> bool:
     return True
 
 
+def is_gone(source: str) -> bool:
+    """Whether nothing is at a path any more; of a URI this is not known."""
+    return not is_uri(source) and not os.path.exists(source)
+
+
 def missing(path: str, what: str) -> DatasetError:
     """Return the error for a path that does not exist, with the names nearest to it."""
     parent, name = os.path.split(path.rstrip(os.sep))
@@ -173,10 +178,14 @@ def _leads_on(uri: str) -> bool:
     return "::" in uri or uri.partition("://")[0].lower() in _INDIRECT
 
 
+def kind_of(status: os.stat_result) -> str:
+    """Say what a file is that is not a regular one."""
+    return _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
+
+
 def _only_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
-        raise OSError(None, kind)
+        raise OSError(None, kind_of(status))
 
 
 def _reason(source: str, error: Any) -> str:

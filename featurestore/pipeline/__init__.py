@@ -1,7 +1,7 @@
 """Pipelines and sweeps: files that say what to do, and what does it, stage by stage."""
 
 from featurestore.pipeline.document import parse_value
-from featurestore.pipeline.events import PipelineEvent, StageSkipped, StageStarted
+from featurestore.pipeline.events import PipelineEvent, StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.run import run_pipeline
 from featurestore.pipeline.spec import PipelineSpec, SpecFile, SweepSpec, read_spec
 from featurestore.pipeline.sweep import run_sweep
@@ -10,6 +10,7 @@ __all__ = [
     "PipelineEvent",
     "PipelineSpec",
     "SpecFile",
+    "StageNoted",
     "StageSkipped",
     "StageStarted",
     "SweepSpec",

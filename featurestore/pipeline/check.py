@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Cut = tuple[Backbone, list[str]]
 
 File = SpecFile[PipelineSpec]
+_FROM = "paths are taken from the folder of the pipeline file"
 
 
 def check(file: File) -> list[Cut]:
@@ -36,9 +37,7 @@ def check(file: File) -> list[Cut]:
     )
     data = spec.data.path
     if "://" not in data and not os.path.exists(file.resolve(data)):
-        raise file.mistake(
-            ["data", "path"], f"nothing at {str(file.resolve(data))!r}; {_fetch_hint(data)}"
-        )
+        raise file.mistake(["data", "path"], f"nothing at {str(file.resolve(data))!r}; {_FROM}")
     found = [_cut(file, *each) for each in _asked(file)]
     _check_unfreeze(file, found)
     return found
@@ -126,16 +125,8 @@ def _cut(file: File, number: int, options: dict[str, Any]) -> Cut:
 def _existing(file: File, where: list[str | int], path: str) -> str:
     found = file.resolve(path)
     if not os.path.isfile(found):
-        raise file.mistake(where, f"no file {str(found)!r}; {_fetch_hint(path)}")
+        raise file.mistake(where, f"no file {str(found)!r}; {_FROM}")
     return str(found)
-
-
-def _fetch_hint(path: str) -> str:
-    parts = Path(path).parts
-    if "data" in parts[:-1]:
-        name = Path(parts[parts.index("data") + 1]).stem
-        return f"`python data/fetch.py {name}` brings it, where it is one of the project's assets"
-    return "paths are taken from the folder of the pipeline file"
 
 
 def _check_unfreeze(file: File, cuts: list[Cut]) -> None:

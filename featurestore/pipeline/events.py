@@ -21,4 +21,12 @@ class StageSkipped:
     what: str
 
 
-PipelineEvent = StageStarted | StageSkipped
+@dataclass(frozen=True)
+class StageNoted:
+    """What the user should know of what a stage found."""
+
+    stage: str
+    what: str
+
+
+PipelineEvent = StageStarted | StageSkipped | StageNoted

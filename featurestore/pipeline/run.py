@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.digests import digest_bytes, digest_fields, short
 from featurestore.errors import BackboneError, DatasetError, InputError
 from featurestore.pipeline.check import check, check_data
-from featurestore.pipeline.events import StageSkipped, StageStarted
+from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.spec import HeadSpec, PipelineSpec, PromoteSpec, SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
 from featurestore.scratch import scratch
@@ -51,7 +51,8 @@ def run_pipeline(
         model (``model.keras``). The ID is a digest of the spec and its inputs: the same run again
         is the same folder.
     on_event : callable, optional
-        Receives :class:`StageStarted`, :class:`StageSkipped` and the events of the stages.
+        Receives :class:`StageStarted`, :class:`StageSkipped`, :class:`StageNoted` and the events
+        of the stages.
 
     Returns
     -------
@@ -132,7 +133,7 @@ class _Run:
         return {"folder": str(folder), **manifest}
 
     def _data(self) -> Dataset:
-        from featurestore.dataset import Dataset
+        from featurestore.dataset import Dataset, problem_lines
 
         started = time.perf_counter()
         options = self.spec.data.model_dump(exclude={"path"}, exclude_none=True)
@@ -149,6 +150,8 @@ class _Run:
         self.stages.record("data", started, fresh)
         if not fresh:
             self.tell(StageSkipped("data", f"{len(dataset):,} samples"))
+        for line in problem_lines(dataset.problems, most=3):
+            self.tell(StageNoted("data", line))
         return dataset
 
     def _extract(

@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
 )
 
+from featurestore.dataset import Splits
 from featurestore.errors import SpecError, nearest
 from featurestore.images import MAX_SIDE
 from featurestore.pipeline.document import Document, read_document
@@ -54,9 +55,10 @@ class DataSpec(Part):
 
     path: str
     name: str | None = None
-    val: Fraction = 0.2
-    test: Fraction = 0.0
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
+    val: Fraction = Splits.val
+    test: Fraction = Splits.test
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = Splits.seed
+    stratify: bool | None = Splits.stratify
     group_by: str | None = None
 
 

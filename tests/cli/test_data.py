@@ -33,7 +33,7 @@ def test_scan_reports_what_it_found(place: Place) -> None:
     assert "duplicate: " in shown.err
     assert report.err == ""
     assert (report.json["rows"], report.json["task"]) == (36, "classification")
-    assert report.json["problem_counts"] == {"duplicate": 1, "quarantined": 1}
+    assert report.json["problem_counts"] == {"duplicate": 1, "few-rows": 1, "quarantined": 1}
     assert report.json["splits"]["test"] > 0
 
 
@@ -58,10 +58,11 @@ def test_many_problems_are_cut_short(place: Place) -> None:
     for number in range(15):
         (place.photos / "red" / f"{number}.txt").write_text("no image")
 
-    lines = featurestore("scan", "photos").err.splitlines()
+    few, *lines = featurestore("scan", "photos").err.splitlines()
 
+    assert few.startswith("few-rows: ")
     assert len(lines) == 11
-    assert lines[-1] == "quarantined: and 5 more; see `--json`"
+    assert lines[-1] == "quarantined: and 5 more; see `scan --json`"
 
 
 # ---------------------------------------------------------------------- options that are kept
@@ -110,18 +111,60 @@ def test_a_folder_that_moved_keeps_its_name_and_options(place: Place) -> None:
     featurestore("scan", "photos", "--name", "mine", "--val", "0.5")
     place.photos.rename("elsewhere")
 
-    assert "does not exist" in featurestore("scan", "mine").error
+    gone = f"data set 'mine': {str(place.photos)!r} is gone; if it was moved: "
+    command = "featurestore scan NEW_PLACE --name mine --val 0.5"
+    assert featurestore("scan", "mine").error == gone + command
     assert len(opened(place, "mine")) == 36
     assert opened(place, "elsewhere", name="mine").options["val"] == 0.5
 
 
+def test_promoting_after_the_images_moved_advises_what_works(place: Place) -> None:
+    place.photos.rename("mine")
+    featurestore("extract", "mine", *EXTRACT, "--val", "0.25")
+    on = ["--model", "tiny", "--layer", "conv_b:avg", "--head", "logistic"]
+    head = featurestore("train", "mine", *on, "--json").json["head"]
+    Path("mine").rename("elsewhere")
+    featurestore("scan", "elsewhere")
+
+    error = featurestore("promote", head, "-o", "new.keras").error
+    advice = error.partition("is gone; if it was moved: featurestore ")[2].split()
+
+    assert advice == ["scan", "NEW_PLACE", "--name", "mine", "--val", "0.25"]
+    assert featurestore(*(each.replace("NEW_PLACE", "elsewhere") for each in advice)).status == 0
+    assert featurestore("promote", head, "-o", "new.keras").status == 0
+
+
+def test_a_folder_that_has_its_own_splits_says_so(place: Place) -> None:
+    for photo in take_photos(Path("split/train"), 26).glob("*/2[0-9].png"):
+        folder = Path("split/test", photo.parent.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        photo.rename(folder / photo.name)
+
+    scanned = featurestore("scan", "split")
+    extracted = featurestore("extract", "split", *EXTRACT)
+
+    assert scanned.out.splitlines()[2].split() == ["blue", "16", "4", "6"]
+    for result in (scanned, extracted):
+        assert "its splits are those of its folders 'test', 'train'; val (0.2) drawn" in result.err
+        assert "fewer than 5 rows of a class in val ('blue' 4, 'green' 4, 'red' 4): " in result.err
+
+
+def test_stratify_is_kept_as_the_other_options_are(place: Place) -> None:
+    featurestore("scan", "photos", "--no-stratify", "--name", "mine")
+
+    assert opened(place, "photos").options["stratify"] is False
+    assert opened(place, "photos", stratify=True).options["stratify"] is True
+    assert featurestore("scan", "photos", "--val", "0.5", "--json").json["rows"] == 36
+    assert opened(place, "photos").options["stratify"] is False
+
+
 def test_a_folder_that_is_called_like_a_data_set_wins_and_says_so(place: Place) -> None:
     featurestore("scan", "photos", "--name", "mine")
-    take_photos(Path("mine"), 3)
+    take_photos(Path("mine"), 30)
 
     result = featurestore("scan", "mine")
 
-    assert result.out.startswith("mine: 9 samples")
+    assert result.out.startswith("mine: 90 samples")
     assert result.err.startswith("note: 'mine' was ")
     assert "--name keeps both" in result.err
     assert featurestore("scan", "mine").err == ""
@@ -140,6 +183,7 @@ def test_arrays_cannot_be_scanned_again(place: Place) -> None:
 
 
 def test_a_damaged_record_of_a_folder_is_replaced_by_a_scan(place: Place) -> None:
+    take_photos(place.photos, 30)
     featurestore("scan", "photos", "--val", "0.5")
     for manifest in place.store.glob("datasets/photos/*.parquet"):
         manifest.write_bytes(b"torn")

@@ -24,9 +24,9 @@ def backbone(**changes: Any) -> dict[str, Any]:
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("data", data(path="foto"), r":3: data.path: nothing at '.*/foto'; paths are taken from the f"),
     (
-        "an asset",
+        "data of a folder called data",
         data(path="../data/textures/t.csv"),
-        r":3: .*`python data/fetch.py textures` brin",
+        r":3: data.path: nothing at '.*/data/textures/t.csv'; paths are taken from the folder of ",
     ),
     (
         "a model file",

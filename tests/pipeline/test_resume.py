@@ -111,7 +111,7 @@ def test_a_killed_pipeline_goes_on(wide: Pipeline, monkeypatch: pytest.MonkeyPat
     }
     log = last.err.splitlines()
     assert [line.partition("]")[0] for line in log if line.startswith("[")] == [
-        *("[data", "[data", "[extract", "[extract", "[heads", "[heads", "[promote"),
+        *("[data", "[data", "[data", "[extract", "[extract", "[heads", "[heads", "[promote"),
     ]
     assert all(line.isprintable() for line in log)
     assert not any("━" in line for line in log)

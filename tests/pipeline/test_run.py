@@ -75,7 +75,7 @@ def test_the_manifest_tells_inputs_outputs_and_versions(
         *("heads", "selection", "selected", "promotion", "versions"),
     }
     dataset = manifest["inputs"]["dataset"]
-    assert (dataset["name"], dataset["rows"], dataset["problems"]) == ("photos", 36, 0)
+    assert (dataset["name"], dataset["rows"], dataset["problems"]) == ("photos", 36, 1)
     assert manifest["inputs"]["backbones"][0]["path"].endswith("tiny.keras")
     keys = {str(key) for key in pipeline.store.keys()}
     assert set(manifest["features"]) <= keys
