@@ -369,7 +369,7 @@ def test_an_unlabelled_test_folder_beside_classes(tmp_path: Path) -> None:
     found = Dataset.from_folder(tmp_path, name="kaggle")
     assert found.classes == ("cat", "dog")
     assert splits_of(found)["test"] == {"test"}
-    assert (len(found.rows("test")), len(found.rows("test", labelled=True))) == (30, 0)
+    assert [len(found.rows("test", labelled=only)) for only in (False, True)] == [30, 0]
     (said,) = of_kind(found, "unlabelled")
     assert said.reason == "no label in the test split (30 samples): heads leave it out"
     assert {each.kind for each in found.problems} == {"splits", "unlabelled"}
@@ -385,7 +385,7 @@ def test_a_copy_in_two_split_folders_is_a_leak_and_stays_in_train(tmp_path: Path
     leaks = of_kind(found, "split-conflict")
     assert len(leaks) == 2
     assert "'test'" in leaks[0].reason
-    assert leaks[0].reason.endswith("'train' is used")
+    assert "'train' is used, so that no held-out figure is on an image" in leaks[0].reason
     assert (len(found.rows("val")), len(found.rows("test"))) == (1, 2)
 
 
@@ -405,6 +405,18 @@ def test_links_between_the_classes_of_a_split(tmp_path: Path) -> None:
     found = Dataset.from_folder(root)
     assert len(of_kind(found, "label-conflict")) == 3
     assert len(found) == 8
+
+
+def test_a_folder_within_a_folder_is_said(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pets", **{"pets/cat": 3, "pets/dog": 3})
+    found = Dataset.from_folder(root)
+    assert found.classes == ("pets",)
+    (said,) = of_kind(found, "labels")
+    inner = str(root / "pets")
+    assert said.path == inner
+    assert said.reason.endswith(f"it holds folders: if these are the classes, scan {inner!r}")
+    put(root / "pets" / "x.png", 99)
+    assert not of_kind(Dataset.from_folder(root), "labels")
 
 
 def test_what_systems_leave_in_folders_is_passed_over(tmp_path: Path) -> None:
@@ -1558,6 +1570,8 @@ def test_few_validation_rows_of_numbers_and_of_no_labels() -> None:
     enough = Dataset.from_arrays(X, np.arange(30) / 2, name="x", splits=["val"] * 8 + [None] * 22)
     assert enough.problems == ()
     assert Dataset.from_arrays(X, name="x").problems == ()
+    none = Dataset.from_arrays(X, np.arange(30) % 9, name="x", splits=["train"] * 30)
+    assert "rows of a class in val (none at all): " in none.problems[0].reason
 
 
 def test_fractions_are_kept_on_average() -> None:

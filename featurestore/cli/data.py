@@ -139,9 +139,9 @@ def open_known(data: str, store: str, progress: Progress) -> Dataset:
 def scan_command(data: str, store: str, as_json: bool, **asked: Any) -> None:
     """Record the samples, labels and splits of DATA under a name.
 
-    DATA is a folder (class sub-folders, or flat), a CSV or Parquet table with the columns path and
-    label, optionally split, or a name that was given to one of these. No feature is computed; what
-    was recorded under the name before is replaced.
+    DATA is a folder (class sub-folders, or flat; folders train, val and test are the splits), a CSV
+    or Parquet table with the columns path and label, optionally split, or a name that was given to
+    one of these. No feature is computed; what was recorded under the name before is replaced.
 
     \b
     Example:

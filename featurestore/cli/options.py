@@ -59,7 +59,7 @@ split_options = together(
     click.option(
         "--stratify/--no-stratify",
         default=None,
-        help="Draw the fractions of each class by itself.  [default: as scanned before, or for "
+        help="Draw the fractions within each class.  [default: as scanned before, or for "
         "classes of fewer than 100 images]",
     ),
     click.option(

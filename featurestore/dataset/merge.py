@@ -170,6 +170,8 @@ def _agreed(rows: Rows, same: list[Entry], what: str, otherwise: Any) -> Any:
     )
     kind: Any = f"{what}-conflict"
     taken = "none is used" if otherwise is None else f"{otherwise!r} is used"
+    if what == "split":
+        taken += ", so that no held-out figure is on an image that was trained on"
     rows.problems.append(Problem(kind, same[0].source, f"identical with {what}s {said}: {taken}"))
     return otherwise
 

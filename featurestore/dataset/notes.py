@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ def notes(entries: Sequence[Entry], rows: Rows, splits: Splits, where: str) -> l
     return [
         *_unlabelled(entries, rows, where),
         *(Problem("labels", where, text) for text in _labels(entries, rows)),
+        *_nested(entries, rows, where),
         *(Problem("few-rows", where, text) for text in _few_rows(rows, splits)),
     ]
 
@@ -92,6 +94,16 @@ def _labels(entries: Sequence[Entry], rows: Rows) -> Iterator[str]:
             yield f"{name!r} is a class ({_rows(count)}): leave it empty if it means no label"
 
 
+def _nested(entries: Sequence[Entry], rows: Rows, where: str) -> Iterator[Problem]:
+    """Find a folder whose only class has no images of its own: an unpacked archive, often."""
+    names = {str(each) for each in rows.labels}
+    inner = os.path.join(where, *names) if len(names) == 1 else ""
+    sources = [entries[number].source for number in rows.first] if os.path.isdir(inner) else []
+    if sources and all(os.path.dirname(each) != inner for each in sources):
+        reason = f"the only class, and it holds folders: if these are the classes, scan {inner!r}"
+        yield Problem("labels", inner, reason)
+
+
 def _few_rows(rows: Rows, splits: Splits) -> Iterator[str]:
     labelled = [
         (label, split)
@@ -106,7 +118,8 @@ def _few_rows(rows: Rows, splits: Splits) -> Iterator[str]:
         few = sorted((here[each], each) for each in classes if here[each] < FEW_ROWS)
         if few and (here or asked):
             said = ", ".join(f"{each!r} {count}" for count, each in few[:_SHOWN])
-            more = f" and {len(few) - _SHOWN:,} more classes" if len(few) > _SHOWN else ""
+            said = said if here else "none at all"
+            more = f" and {len(few) - _SHOWN:,} more classes" if len(few) > _SHOWN and here else ""
             found.append(f"{split} ({said}{more})")
     if found:
         yield (
