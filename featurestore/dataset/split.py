@@ -161,8 +161,8 @@ def named(value: str, where: str) -> str:
     found = meaning(value)
     if found is None:
         raise DatasetError(
-            f"{where}: split {value!r}, expected 'train' (or 'training'), 'val' (or 'validation', "
-            "'valid', 'dev', 'eval') or 'test' (or 'testing'), in any case"
+            f"{where}: split {value!r}, expected 'train', 'val' or 'test', or another name of one, "
+            "such as 'validation'"
         )
     return found
 

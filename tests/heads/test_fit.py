@@ -50,7 +50,7 @@ def refused(features: Features, estimator: Any, params: dict[str, Any] | None = 
 def test_ready_made_classifiers_learn_and_come_back_the_same(three: Features, name: str) -> None:
     head = fit_head(three, name)
     assert set(head.metrics) == {"train", "val", "test"}
-    assert head.metrics["val"]["accuracy"] > 0.8
+    assert head.metrics["val"]["accuracy"] > 0.7
     assert head.classes == ("ant", "bee", "cat")
     X, y = three.arrays("val")
     again = Head.load(three.store, head.id)
