@@ -48,7 +48,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def test_the_recipes_heads(maps: Features, name: str, pooling: type, units: int) -> None:
     events: list[Any] = []
     head = fit_head(maps, name, QUICK, on_event=events.append)
-    assert head.metrics["train"]["accuracy"] > 0.8
+    assert head.metrics["train"]["accuracy"] > 0.7
     assert head.metrics["val"]["log_loss"] < 1.2
     kinds = [type(layer) for layer in head.estimator.layers]
     dropout = [layers.Dropout] if "dropout" in name else []
