@@ -11,7 +11,7 @@ from featurestore.cli.output import plural, print_json, print_table, printable, 
 from featurestore.cli.progress import Progress
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
-from featurestore.store.variants import FIELDS, tell_apart
+from featurestore.store.variants import FIELDS, Variant, tell_apart
 
 
 @click.command("rank")
@@ -182,13 +182,18 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
     metavar="METRIC",
     help="accuracy, macro_f1, log_loss, r2, …, or SPLIT.METRIC such as test.accuracy.",
 )
+@variant_options
 @store_option
 @json_option
-def heads_command(dataset: str | None, sort: str | None, store: str, as_json: bool) -> None:
+def heads_command(
+    dataset: str | None, sort: str | None, variant: dict[str, Any], store: str, as_json: bool
+) -> None:
     """List the trained heads, of DATASET or all, best first.
 
     Each data set has a table of its own. Stale heads, which were fitted on other samples, labels or
     splits than it has now, stand apart: their metrics cannot be compared with the others.
+
+    The options of a backbone, such as --input-size, leave out heads on features of other values.
 
     \b
     Example:
@@ -197,13 +202,14 @@ def heads_command(dataset: str | None, sort: str | None, store: str, as_json: bo
     from featurestore.heads import heads
 
     opened = FeatureStore(store, create=False)
-    rows = heads(opened, dataset, sort)
+    rows = heads(opened, dataset, sort, **variant)
     if as_json:
         print_json(rows)
     elif rows:
         print_heads(rows)
     else:
-        click.echo("no heads yet; `featurestore train` adds one")
+        which = f"with {Variant(**variant).options()}" if variant else "yet"
+        click.echo(f"no heads {which}; `featurestore train` adds one")
     print_damaged(opened)
 
 

@@ -18,19 +18,26 @@ from featurestore.store.variants import Variant, tell_apart
 
 
 @click.command("ls")
+@variant_options
 @store_option
 @json_option
-def ls_command(store: str, as_json: bool) -> None:
+def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     """List the stored features, and the data sets that have none yet.
+
+    The options of a backbone, such as --input-size, leave out features of other values.
 
     \b
     Example:
       featurestore ls
     """
     opened = FeatureStore(store, create=False)
-    rows = [_row(opened.describe(key)) for key in opened.keys()]
+    asked = Variant(**variant)
+    described = [opened.describe(key) for key in opened.keys()]
+    rows = [_row(each) for each in described if Variant.of(each["provenance"]).fits(asked)]
     if as_json:
         print_json(rows)
+    elif variant:
+        print_features(rows) if rows else click.echo(f"no features with {asked.options()}")
     else:
         print_features(rows)
         _print_bare_datasets(opened, {name for row in rows for name in row["datasets"]})

@@ -11,7 +11,7 @@ from featurestore.errors import DamagedError, NotFoundError, nearest
 from featurestore.features.joined import Features
 from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.store.key import KeyPath
-from featurestore.store.variants import Variant, choices
+from featurestore.store.variants import Variant, choices, part_of
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -66,16 +66,21 @@ def _found(
     store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None, asked: Variant
 ) -> list[FeatureGroup]:
     keys = [key for key in store.keys() if key.dataset_digest == loaded.digest]
-    model = models[0] if models else None
-    command = f"`featurestore extract {loaded.name} --model {model or 'M'} --layer {layer or 'L'}`"
+
+    def command(model: str) -> str:
+        return f"featurestore extract {loaded.name} --model {model} --layer {layer or 'L'}"
+
+    model = models[0] if models else "M"
     if not keys:
-        raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run {command}")
+        raise NotFoundError(
+            f"no features of {loaded.name!r} in {store.location}; run `{command(model)}`"
+        )
     names = {key.model for key in keys}
-    for model in models:
-        if not any(_is_model(name, [model]) for name in names):
+    for each in models:
+        if not any(_is_model(name, [each]) for name in names):
             raise NotFoundError(
-                f"no features of {loaded.name!r} by model {model!r}; "
-                f"{nearest(model, sorted(names))}, or run {command}"
+                f"no features of {loaded.name!r} by model {each!r}; "
+                f"{nearest(each, sorted(names))}, or run `{command(each)}`"
             )
     keys = [key for key in keys if _is_model(key.model, models)]
     if layer is not None:
@@ -84,26 +89,43 @@ def _found(
         if not keys:
             raise NotFoundError(
                 f"no features of {loaded.name!r} at layer {layer!r}; "
-                f"{nearest(layer, sorted(refs))}, or run {command}"
+                f"{nearest(layer, sorted(refs))}, or run `{command(model)}`"
             )
-    found = [store.group(key) for key in keys]
+    what = repr(loaded.name) + (f" at layer {layer!r}" if layer else "")
+    groups = _of_files([store.group(key) for key in keys], models)
+    return _of_variant(groups, asked, what, command(model))
+
+
+def _of_files(groups: list[FeatureGroup], models: list[str]) -> list[FeatureGroup]:
+    """Leave out the features of other model files of the same name as one that is asked for."""
+    asked = {str(Path(model).absolute()): model for model in models}
+    paths = [str(part_of(group.provenance, "backbone").get("path")) for group in groups]
+    exact = [model for path, model in asked.items() if path in paths]
+    return [
+        group
+        for group, path in zip(groups, paths, strict=True)
+        if path in asked or not exact or not _is_model(group.key.model, exact)
+    ]
+
+
+def _of_variant(
+    groups: list[FeatureGroup], asked: Variant, what: str, command: str
+) -> list[FeatureGroup]:
     for name, values in asked.asked().items():
         wanted = [Variant(**{name: value}) for value in values]
-        held = [Variant.of(group.provenance) for group in found]
+        held = [Variant.of(group.provenance) for group in groups]
         for each in wanted:
             if not any(variant.fits(each) for variant in held):
                 ordered = sorted(held, key=lambda variant: variant.order)
                 known = dict.fromkeys(variant.options([name]) for variant in ordered)
-                where = f" at layer {layer!r}" if layer else ""
-                asks = each.options()
-                hint = f", or run {command[:-1]} {asks}`" if name != "precision" else ""
+                hint = f", or run `{command} {each.options()}`" if name != "precision" else ""
                 raise NotFoundError(
-                    f"no features of {loaded.name!r}{where} with {asks}; "
+                    f"no features of {what} with {each.options()}; "
                     f"stored: {', '.join(filter(None, known)) or 'none that record it'}{hint}"
                 )
-        pairs = zip(found, held, strict=True)
-        found = [group for group, variant in pairs if any(map(variant.fits, wanted))]
-    return found
+        pairs = zip(groups, held, strict=True)
+        groups = [group for group, variant in pairs if any(map(variant.fits, wanted))]
+    return groups
 
 
 def _refuse_damaged(

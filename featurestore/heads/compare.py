@@ -102,7 +102,10 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
 
 
 def heads(
-    store: FeatureStore, dataset: str | None = None, sort_metric: str | None = None
+    store: FeatureStore,
+    dataset: str | None = None,
+    sort_metric: str | None = None,
+    **variant: Any,
 ) -> list[dict[str, Any]]:
     """List the heads of a store by data set, best first. Loads neither scikit-learn nor Keras.
 
@@ -117,6 +120,8 @@ def heads(
         Only those fitted on this data set: a name, or a path that was scanned.
     sort_metric : str, optional
         As in `best`. Heads without it come last, before the stale ones.
+    **variant
+        Only those on features of this ``input_size``, ``resize``, ``weights``, …: as in `stored`.
 
     Returns
     -------
@@ -128,6 +133,7 @@ def heads(
         by, ``metrics`` by split, ``prefix`` (first digits of the prefix digest), the fields of
         `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
     """
+    asked = Variant(**variant)
     if dataset is not None:
         dataset = _dataset_name(store, dataset)
     if sort_metric is not None:
@@ -135,7 +141,8 @@ def heads(
     metas = [
         meta
         for meta in documents(store)
-        if dataset is None or meta["lineage"]["dataset"]["name"] == dataset
+        if (dataset is None or meta["lineage"]["dataset"]["name"] == dataset)
+        and Variant.of(meta["lineage"]).fits(asked)
     ]
     rows, order = [], {}
     for meta, differs in zip(metas, stale(store, metas), strict=True):

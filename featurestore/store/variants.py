@@ -45,8 +45,8 @@ class Variant:
     @classmethod
     def of(cls, origin: Mapping[str, Any]) -> Variant:
         """Return the variant that the provenance of features, or the lineage of a head, records."""
-        backbone, prefix = _mapping(origin, "backbone"), _mapping(origin, "prefix")
-        preprocessing = _mapping(prefix, "preprocessing")
+        backbone, prefix = part_of(origin, "backbone"), part_of(origin, "prefix")
+        preprocessing = part_of(prefix, "preprocessing")
         return cls(
             input_size=_size(prefix.get("input_size")),
             **{name: _text(preprocessing.get(name)) for name in _PREPROCESSING},
@@ -139,6 +139,12 @@ def tell_apart(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
     return _with_short_weights(rows), columns
 
 
+def part_of(origin: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a provenance, which may hold anything; empty where it is no mapping."""
+    found = origin.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _differ(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     within: dict[str, set[Any]] = {}
     across = set()
@@ -186,11 +192,6 @@ def _size(value: Any) -> int | tuple[int, int] | None:
         return None
     sides = tuple(value)
     return sides[0] if len(set(sides)) == 1 else sides if len(sides) == 2 else None
-
-
-def _mapping(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = value.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def _text(value: Any) -> str | None:

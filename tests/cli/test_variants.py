@@ -148,6 +148,30 @@ def test_heads_tell_the_variants_they_are_fitted_on(place: Path) -> None:
     assert "input size" in featurestore("heads").out.splitlines()[0]
 
 
+def test_lists_are_narrowed_by_the_same_options(place: Path) -> None:
+    assert featurestore(*TRAIN, "--resize", "crop", "--seed", "8").status == 0
+
+    assert len(featurestore("ls", "--resize", "crop", "--json").json) == 1
+    assert featurestore("ls", "--input-size", "99").out == "no features with --input-size 99\n"
+    (row,) = featurestore("heads", "photos", "--resize", "crop", "--json").json
+    assert (row["resize"], row["input_size"]) == ("crop", 16)
+    assert featurestore("heads", "--precision", "float16").out == (
+        "no heads with --precision float16; `featurestore train` adds one\n"
+    )
+
+
+def test_the_file_that_was_extracted_from_picks_its_own_features(place: Path) -> None:
+    store = FeatureStore("store")
+
+    own = stored(store, "photos", model="again/tiny.keras")
+    assert [each.group.provenance["backbone"]["path"] for each in own] == [
+        str(place / "again" / "tiny.keras")
+    ]
+    assert len(stored(store, "photos", model=["first/tiny.keras", "again/tiny.keras"])) == 4
+    # A file that was moved since is still known by its name.
+    assert len(stored(store, "photos", model="elsewhere/tiny.keras")) == 4
+
+
 def test_a_model_file_that_changed_is_told_by_its_prefix(tmp_path: Path) -> None:
     for seed in (3, 4):
         build_network(tmp_path / "net.keras", size=12, seed=seed)
