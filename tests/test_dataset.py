@@ -389,6 +389,19 @@ def test_a_copy_in_two_split_folders_is_a_leak_and_stays_in_train(tmp_path: Path
     assert (len(found.rows("val")), len(found.rows("test"))) == (1, 2)
 
 
+def test_a_group_in_two_split_folders_stays_where_it_is(tmp_path: Path) -> None:
+    for number in range(24):
+        split = "test" if number % 12 == 0 else "train"
+        put(tmp_path / split / "ill" / f"patient{number // 4}_{number}.png", number)
+    found = Dataset.from_folder(tmp_path, group_by="patient[0-9]+", val=0.4)
+    for path, split in zip(found.paths, found.splits, strict=True):
+        given = Path(str(path)).relative_to(tmp_path).parts[0]
+        assert split == given or (given, split) == ("train", "val")
+    groups = {str(each.reason).split("'")[1] for each in of_kind(found, "group-conflict")}
+    assert groups == {"patient0", "patient3"}
+    assert len(found.rows("val")) == 8
+
+
 def test_other_folders_beside_them_make_all_of_them_classes(tmp_path: Path) -> None:
     vehicles = folder(tmp_path / "vehicles", bus=8, car=8, train=8)
     assert Dataset.from_folder(vehicles).classes == ("bus", "car", "train")

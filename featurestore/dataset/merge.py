@@ -147,7 +147,7 @@ def merge(
         groups = [each.group for each in same if each.group is not None]
         rows.groups.append(_agreed(rows, same, "group", min(groups, default=None)))
     if from_train:
-        given = [None if split == "train" else split for split in given]
+        given = _released(rows, given)
     _split(rows, given, splits)
     _report_straddling(rows, entries)
     # an entry listed twice over with the same contents says the same things twice
@@ -185,6 +185,13 @@ def _composed(entry: Entry) -> Entry:
         if isinstance(value, str) and not is_normalized("NFC", value)
     }
     return replace(entry, **other) if other else entry
+
+
+def _released(rows: Rows, given: list[str | None]) -> list[str | None]:
+    """Return the splits with those of ``train`` left to draw, but of groups that are held out."""
+    pairs = list(zip(given, rows.groups, strict=True))
+    held_out = {group for split, group in pairs if split in ("val", "test") and group is not None}
+    return [None if split == "train" and group not in held_out else split for split, group in pairs]
 
 
 def _split(rows: Rows, given: list[str | None], splits: Splits) -> None:
