@@ -1460,6 +1460,33 @@ def test_other_fractions_move_nothing_between_val_and_test(
     ]
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 60),
+            st.sampled_from(["a", "b", None]),
+            st.sampled_from(["p", "q", "r", "s", None]),
+        ),
+        min_size=1,
+    ),
+    fractions(),
+    st.integers(0, 9),
+)
+def test_a_test_split_asked_for_later_takes_no_validation_image_of_any_data(
+    said: list[tuple[int, str | None, str | None]], asked: tuple[float, ...], seed: int
+) -> None:
+    val, val_later, test, test_later = asked
+    numbers, y, groups = zip(*said, strict=True)
+    X = arrays(list(numbers))
+    first, second = (
+        Dataset.from_arrays(X, y, name="x", groups=groups, val=each[0], test=each[1], seed=seed)
+        for each in ((val, test), (val_later, test_later))
+    )
+    for pair in zip(first.splits, second.splits, strict=True):
+        assert set(pair) != {"val", "test"}
+
+
 @settings(deadline=None, max_examples=300)
 @given(units, units, fractions(0.5), st.integers(0, 9), how, how)
 def test_up_to_a_quarter_nothing_at_all_moves_between_val_and_test(

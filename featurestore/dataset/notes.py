@@ -98,8 +98,8 @@ def _nested(entries: Sequence[Entry], rows: Rows, where: str) -> Iterator[Proble
     """Find a folder whose only class has no images of its own: an unpacked archive, often."""
     names = {str(each) for each in rows.labels}
     inner = os.path.join(where, *names) if len(names) == 1 else ""
-    sources = [entries[number].source for number in rows.first] if os.path.isdir(inner) else []
-    if sources and all(os.path.dirname(each) != inner for each in sources):
+    folders = {os.path.dirname(entries[number].source) for number in rows.first}
+    if os.path.isdir(inner) and all(each.startswith(inner + os.sep) for each in folders):
         reason = f"the only class, and it holds folders: if these are the classes, scan {inner!r}"
         yield Problem("labels", inner, reason)
 
