@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from featurestore.digests import digest_fields, short
 from featurestore.errors import HeadError
@@ -49,27 +52,26 @@ class Candidate:
 
 
 def candidate(
-    estimator: Any, params: Mapping[str, Any], features: Features, seed: int
+    estimator: Any, params: Mapping[str, Any] | None, features: Features, seed: int
 ) -> Candidate:
     """Decide what head is meant, and whether it can be fitted and stored.
 
     Parameters
     ----------
     estimator : str, scikit-learn estimator or keras.Model
-    params : mapping
+    params : mapping, optional
         Parameters by name.
     features : Features
         Labelled.
     seed : int
-        From 0 to 2³² - 1.
+        As `checked_seed` returns it.
 
     Raises
     ------
     HeadError
         Where it cannot; before anything is fitted.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
-        raise HeadError(f"seed is {seed!r}; expected a whole number from 0 to {LARGEST_SEED}")
+    params = _checked_params(params)
     if isinstance(estimator, str):
         # "sklearn.svm.SVC", "SVC" and SVC() are the same head.
         name = "+".join(part.strip().rpartition(".")[2] for part in estimator.split("+"))
@@ -91,12 +93,45 @@ def candidate(
         )
     from sklearn.base import clone
 
-    # A copy without what it may have learnt elsewhere; the caller's own stays as it is.
-    copy = clone(estimator)
-    name = estimator_name(copy)
-    shown = {**_changed(copy), **params}
-    built = ready.with_params(copy, params, name, seed)
+    try:
+        # A copy without what it may have learnt elsewhere; the caller's own stays as it is.
+        copy = clone(estimator)
+        name = estimator_name(copy)
+        shown = {**_changed(copy), **params}
+        built = ready.with_params(copy, params, name, seed)
+    except HeadError:
+        raise
+    except Exception as error:  # whatever an estimator raises that is half made
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        what = type(estimator).__name__
+        raise HeadError(f"this {what} cannot be copied with its parameters: {reason}") from error
     return _sklearn(built, name, shown, features, seed)
+
+
+def checked_seed(seed: Any) -> int:
+    """Return a seed as a Python int, NumPy's integers too; HeadError for anything else."""
+    try:
+        found = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        found = -1
+    if not 0 <= found <= LARGEST_SEED:
+        raise HeadError(f"seed is {seed!r}; expected a whole number from 0 to {LARGEST_SEED}")
+    return found
+
+
+def _checked_params(params: Any) -> dict[str, Any]:
+    """Return parameters by name, NumPy's scalars as Python's."""
+    try:
+        found = {} if params is None else dict(params)
+    except (TypeError, ValueError):
+        found = {None: params}
+    if not all(isinstance(name, str) for name in found):
+        raise HeadError(
+            f"the parameters of a head are {str(params)[:60]!r}; expected a mapping of names to "
+            "values, such as {'C': 0.1}"
+        )
+    scalars = {name: each for name, each in found.items() if isinstance(each, np.generic)}
+    return {**found, **{name: each.item() for name, each in scalars.items()}}
 
 
 def check_named(name: str, params: Mapping[str, Any], task: ready.Task | None = None) -> None:

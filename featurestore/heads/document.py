@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,29 @@ def fault(meta: Mapping[str, Any]) -> str | None:
     if not all(_is_measured(each) for each in meta["metrics"].values()):
         return "its metrics are no numbers"
     return None if _is_lineage(meta["lineage"]) else "where it comes from is not told"
+
+
+def misfit(meta: Mapping[str, Any], estimator: Any) -> str | None:
+    """Say in what a loaded estimator or model does not fit a head's document; None for nothing."""
+    task, classes, shape = meta["task"], meta["classes"], tuple(meta["shape"])
+    if (task == "regression") == bool(classes):
+        return f"its task is {task}, with {len(classes)} classes"
+    if meta["kind"] == "keras":
+        takes, gives = estimator.input_shape, estimator.output_shape
+        fits = gives == (None, len(classes) or 1) and len(takes) == len(shape) + 1
+        if fits and all(have in (None, size) for have, size in zip(takes[1:], shape, strict=True)):
+            return None
+        return f"its model makes {gives} of {takes}, which is not of its shape and classes"
+    from sklearn.base import is_classifier, is_regressor
+
+    if not (is_regressor if task == "regression" else is_classifier)(estimator):
+        return f"its task is {task}, which its {type(estimator).__name__} does not do"
+    known, width = getattr(estimator, "classes_", None), getattr(estimator, "n_features_in_", None)
+    if known is not None and list(known) != classes:
+        return "its classes are not those of its estimator"
+    if width not in (None, math.prod(shape)):
+        return f"its shape is {shape}, and its estimator takes {width} features"
+    return None
 
 
 def _is_measured(found: Any) -> bool:

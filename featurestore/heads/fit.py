@@ -13,7 +13,7 @@ import numpy as np
 
 from featurestore.errors import DamagedError, HeadError
 from featurestore.heads import metrics
-from featurestore.heads.candidate import Candidate, candidate
+from featurestore.heads.candidate import Candidate, candidate, checked_seed
 from featurestore.heads.events import (
     EpochEnded,
     HeadEvent,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.features import Features
 
-# What to fit: a name, estimator or model, and its parameters.
-Wanted = tuple[Any, Mapping[str, Any] | None]
+# What to fit: a name, estimator or model, alone or with its parameters.
+Wanted = Any
 
 
 def fit_head(
@@ -90,7 +90,9 @@ def fit_head(
     0.93
     """
     given = {"epochs": epochs, "batch_size": batch_size}
-    params = {**(params or {}), **{key: each for key, each in given.items() if each is not None}}
+    given = {key: each for key, each in given.items() if each is not None}
+    if given:
+        params = {**(params or {}), **given}
     return fit_heads(features, [(estimator, params)], seed=seed, save=save, on_event=on_event)[0]
 
 
@@ -108,7 +110,7 @@ def fit_heads(
     ----------
     features : Features
         Of a labelled data set.
-    wanted : sequence of (estimator, params)
+    wanted : sequence of (estimator, params), or of estimators
         As `fit_head` takes them. All are checked before the first is fitted.
     seed, save, on_event
         As in `fit_head`.
@@ -120,7 +122,9 @@ def fit_heads(
     """
     check_labels(features.dataset)
     tell = on_event or _ignore
-    candidates = [candidate(each, params or {}, features, seed) for each, params in wanted]
+    seed = checked_seed(seed)
+    pairs = [each if isinstance(each, tuple | list) else (each, None) for each in wanted]
+    candidates = [candidate(each, params, features, seed) for each, params in pairs]
     rows = Rows(features)
     _check_completed(rows)
     heads: dict[str, Head] = {}
@@ -298,18 +302,22 @@ def _fit_keras(
 def _fit_sklearn(each: Candidate, rows: Rows, problems: list[str]) -> Any:
     from sklearn.base import clone
 
+    X, y = rows.flat("train"), rows.labels("train")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            estimator = clone(each.template).fit(rows.flat("train"), rows.labels("train"))
+            estimator = clone(each.template).fit(X, y)
             # Some mistakes, such as more neighbours than rows, show at the first prediction.
-            estimator.predict(rows.flat("train")[:1])
-        except (ArithmeticError, AttributeError, MemoryError, TypeError, ValueError) as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise HeadError(f"head {each.name!r} cannot be fitted: {text[:300]}") from error
+            estimator.predict(X[:1])
+        except Exception as error:  # scikit-learn's estimators raise a dozen kinds
+            raise HeadError(f"head {each.name!r} cannot be fitted: {_line(error)}") from error
     texts = [" ".join(str(warning.message).split()) for warning in caught]
     problems.extend(text[:300] for text in dict.fromkeys(texts))
     return estimator
+
+
+def _line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
@@ -318,7 +326,7 @@ def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
     for split in SPLITS:
         if not rows.count(split):
             continue
-        parts = [_predicted(head, part) for part in rows.parts(split)]
+        parts = [_predicted(head, part, split) for part in rows.parts(split)]
         predicted = np.concatenate([part for part, _ in parts])
         truth = rows.labels(split)
         if head.task == "regression":
@@ -332,12 +340,26 @@ def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _predicted(head: Head, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    if head.kind == "keras" and head.task == "classification":
+def _predicted(
+    head: Head, features: np.ndarray, split: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
         probabilities = head.predict_proba(features)
-        assert probabilities is not None
-        return np.asarray(head.classes)[probabilities.argmax(axis=1)], probabilities
-    return head.predict(features), head.predict_proba(features)
+        if head.kind == "keras" and probabilities is not None:
+            predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
+        else:
+            predicted = head.predict(features)
+    except Exception as error:  # as when a row has no neighbour within the radius
+        raise HeadError(
+            f"head {head.name!r} cannot predict the {split} split: {_line(error)}"
+        ) from error
+    for numbers in (predicted, probabilities):
+        if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+            raise HeadError(
+                f"head {head.name!r} predicts NaN or infinity on the {split} split; change its "
+                "parameters, or take another head"
+            )
+    return predicted, probabilities
 
 
 def lineage(features: Features, each: Candidate) -> dict[str, Any]:

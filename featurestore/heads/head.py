@@ -17,7 +17,7 @@ from featurestore.errors import (
     nearest,
 )
 from featurestore.heads import persist
-from featurestore.heads.document import fault
+from featurestore.heads.document import fault, misfit
 from featurestore.store import FeatureKey, FeatureStore
 
 CONFUSION_FILE = "confusion.json"
@@ -169,7 +169,11 @@ class Head:
                 split: {key: value for key, value in each.items() if key != "confusion"}
                 for split, each in self.metrics.items()
             },
-            "history": self.history,
+            # A loss may be infinite, which JSON has no form for.
+            "history": {
+                name: [each if np.isfinite(each) else None for each in values]
+                for name, values in self.history.items()
+            },
             "problems": list(self.problems),
             "lineage": self.lineage,
         }
@@ -223,6 +227,9 @@ class Head:
             estimator = persist.load_keras(file(persist.KERAS_FILE), head_id)
         else:
             estimator = persist.load_sklearn(file(persist.SKLEARN_FILE), head_id)
+        wrong = misfit(meta, estimator)
+        if wrong:
+            raise ValueError(wrong)
         return cls(
             id=head_id,
             name=meta["name"],

@@ -245,7 +245,10 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int)
     A parameter that a pipeline lacks goes to its last step.
     """
     known = estimator.get_params(deep=True)
-    last = getattr(estimator, "steps", [("", None)])[-1][0]
+    steps = getattr(estimator, "steps", [("", None)])
+    if not steps:
+        raise HeadError(f"head {name!r} is a pipeline without steps; give it at least an estimator")
+    last = steps[-1][0]
     chosen = {}
     for param, value in params.items():
         full = param if param in known else f"{last}__{param}"
@@ -311,7 +314,11 @@ def dense_options(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     HeadError
         For an unknown parameter, or a value that is not allowed.
     """
-    options = {**DENSE, **READY[name].params, **params}
+    # A unit count may be one of NumPy's numbers, or an array of them.
+    given = {
+        key: each.tolist() if hasattr(each, "tolist") else each for key, each in params.items()
+    }
+    options = {**DENSE, **READY[name].params, **given}
     check_options(name, options, DENSE)
     units = options["units"]
     options["units"] = list(units) if isinstance(units, list | tuple) else [units]

@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import ClassifierChain
+from sklearn.neighbors import RadiusNeighborsClassifier, RadiusNeighborsRegressor
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.semi_supervised import LabelPropagation
 from sklearn.svm import SVC
 
-from featurestore.errors import FeatureStoreError, HeadError, IncompleteFeaturesError
+from featurestore.errors import DamagedError, FeatureStoreError, HeadError, IncompleteFeaturesError
 from featurestore.features import Features
 from featurestore.heads import (
     READY,
@@ -33,6 +38,18 @@ from featurestore.heads import (
 )
 from featurestore.heads.candidate import candidate
 from featurestore.store import FeatureStore
+from featurestore.store.blocks import read_json, write_json
+
+
+class Twice(TransformerMixin, BaseEstimator):
+    """A transformer of the user's own."""
+
+    def fit(self, X: Any, y: Any = None) -> Twice:
+        return self
+
+    def transform(self, X: Any) -> Any:
+        return 2 * X
+
 
 SKLEARN = [name for name, ready in READY.items() if ready.kind == "sklearn"]
 MakeFeatures = Callable[..., Features]
@@ -261,7 +278,7 @@ def test_an_unsaved_head_leaves_no_trace(three: Features) -> None:
         ("sklearn.svm.SVCC", {}, "'SVC'"),
         ("sklearn.nothing.SVC", {}, "cannot be imported"),
         ("..svm.SVC", {}, "no scikit-learn estimator"),
-        ("sklearn.pipeline.Pipeline", {"steps": []}, "does not take these parameters"),
+        ("sklearn.pipeline.Pipeline", {"steps": []}, "a pipeline without steps"),
         ("StandardScaler+ridge", {"memory": "cache"}, "keep pickles there and load them"),
         ("sklearn.base.clone", {}, "no scikit-learn estimator"),
         ("logistic", {"c": 1}, "did you mean 'C'"),
@@ -398,3 +415,80 @@ def test_a_head_is_whole_from_the_start(three: Features, monkeypatch: pytest.Mon
     assert made[-1][0] is head
     assert all(each.metrics == metrics for each, metrics, _ in made)
     assert all(each.lineage == lineage for each, _, lineage in made)
+
+
+# ---------------------------------------------------------------------- odd but plausible input
+
+
+def test_numbers_and_mappings_of_other_libraries(three: Features) -> None:
+    import pandas as pd
+
+    plain = fit_head(three, "knn", {"n_neighbors": 3}, seed=7)
+    assert fit_head(three, "knn", pd.Series({"n_neighbors": 3}), seed=7).id == plain.id
+    assert fit_head(three, "knn", [("n_neighbors", 3)], seed=np.int64(7)).id == plain.id
+    assert fit_heads(three, ["knn", ["knn", None]])[0].id == fit_head(three, "knn").id
+    options = {"units": np.array([4, 4]), "dropout": np.float32(0.5), "epochs": np.int64(1)}
+    head = fit_head(three, "dense", options)
+    assert head.id == fit_head(three, "dense", {"units": [4, 4], "dropout": 0.5}, epochs=1).id
+    assert Head.load(three.store, head.id).seed == 0
+
+
+@pytest.mark.parametrize("params", ["C=1", {1: 2}, 5, [1], ("C", 1)])
+def test_parameters_that_are_no_mapping(three: Features, params: Any) -> None:
+    assert "expected a mapping of names to values" in refused(three, "logistic", params)
+
+
+@pytest.mark.parametrize("seed", [True, 1.0, "1", -1, 2**32, np.float64(3), None])
+def test_seeds_that_are_none(three: Features, seed: Any) -> None:
+    with pytest.raises(HeadError, match="expected a whole number from 0"):
+        fit_head(three, "forest", seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "says"),
+    [
+        (ClassifierChain(LogisticRegression()), "cannot be fitted: tuple index out of range"),
+        (RadiusNeighborsClassifier(1e-3), "cannot predict the val split: No neighbors found"),
+        (LabelPropagation(gamma=1e6), "predicts NaN or infinity on the"),
+        (Pipeline([]), "a pipeline without steps"),
+        (make_pipeline(StandardScaler(), Twice(), LogisticRegression()), "Twice"),
+        (Ridge(), "predicts numbers, and the labels of data set 'toys' are classes"),
+        (GridSearchCV(Ridge(), {"alpha": [1]}), "predicts numbers"),
+        (GridSearchCV(SVC(), {"C": [1]}, refit=False), "no attribute 'predict'"),
+    ],
+)
+def test_estimators_that_cannot_be_heads(three: Features, estimator: Any, says: str) -> None:
+    assert says in refused(three, estimator)
+    assert three.store.heads() == []
+
+
+def test_a_regressor_that_predicts_nan(numbers: Features) -> None:
+    with pytest.raises(HeadError, match="predicts NaN or infinity on the val split"):
+        fit_head(numbers, RadiusNeighborsRegressor(0.01))
+
+
+@pytest.mark.parametrize("name", ["ridge", "dense"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "regression"},
+        {"task": "regression", "classes": []},
+        {"classes": []},
+        {"classes": ["ant", "bee"]},
+        {"shape": [13]},
+        {"shape": [12, 1]},
+    ],
+)
+def test_a_document_that_does_not_fit_its_estimator(
+    three: Features, name: str, change: dict[str, Any]
+) -> None:
+    head = fit_head(three, name, {"epochs": 1} if name == "dense" else None)
+    files, path = three.store._files, f"heads/{head.id}/head.json"
+    write_json(files, path, {**read_json(files, path), **change})
+    if (name, change) == ("ridge", {"shape": [12, 1]}):  # as many features
+        assert Head.load(three.store, head.id).shape == (12, 1)
+        return
+    with pytest.raises(DamagedError, match="fit it again with `featurestore train`") as caught:
+        Head.load(three.store, head.id)
+    assert "\n" not in str(caught.value)
+    assert fit_head(three, name, {"epochs": 1} if name == "dense" else None).metrics
