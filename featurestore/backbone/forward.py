@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.errors import BackboneError
+
 # A frozen graph is written as one protocol buffer on the way, which ends at 2 GB.
 MOST_CONSTANT_BYTES = 1_800_000_000
 
@@ -149,6 +151,11 @@ def _frozen(compute: Compute, shape: Sequence[int | None], freeze: bool) -> Call
 
     specification = tf.TensorSpec(shape, tf.uint8)
     traced = tf.function(compute, autograph=False).get_concrete_function(specification)
+    if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
+        raise BackboneError(
+            "a layer changes its own weights while it computes, as one that counts or draws random"
+            " numbers does, so that an image has no features of its own; cut before it"
+        )
     if not freeze:
         return traced
     return convert_variables_to_constants_v2(traced)

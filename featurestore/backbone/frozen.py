@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from featurestore.backbone.graph import Graph, Node, at_rest, clone, flatten
 from featurestore.backbone.measures import LayerInfo
 from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
 from featurestore.backbone.refs import LayerRef
+from featurestore.backbone.rounding import last_bit
 from featurestore.digests import digest_fields
 from featurestore.errors import BackboneError, FeatureStoreError, UnknownLayerError, nearest
 
@@ -284,6 +285,11 @@ class Backbone:
         """Names of the layers where it can be cut, in order."""
         return [self._graph.nodes[number].name for number in self._cuts]
 
+    def layers_before(self, layer: str) -> list[str]:
+        """Return the layers that a layer is computed from where it can be cut too, in order."""
+        needed = set(self._graph.ancestors([self._number(layer)])) - {self._number(layer)}
+        return [self._graph.nodes[number].name for number in self._cuts if number in needed]
+
     def layers(self) -> list[LayerInfo]:
         """Return every place where it can be cut, in order."""
         return measures.table(self._graph, self._shapes, self._cuts)
@@ -306,14 +312,17 @@ class Backbone:
     def prefix_fields(self, layer: str) -> dict[str, Any]:
         """Return the fields behind a prefix digest, to be kept so that a miss can be explained."""
         number = self._number(layer)
-        weights, precisions = self._digests
         return {
             "graph": self._graph_digests[number],
-            "weights": weights[number],
+            "weights": self._weight_digests[number],
             "preprocessing": self.preprocessing.fields(),
             "input_size": list(self.input_size),
-            "precision": precisions[number],
+            "precision": self.precision(layer),
         }
+
+    def precision(self, layer: str) -> str:
+        """Return the types that are computed with up to a layer, joined by ``+``."""
+        return self._precisions[self._number(layer)]
 
     # ------------------------------------------------------------------ computing
 
@@ -368,6 +377,40 @@ class Backbone:
         """
         return forward.plain(self._computation(refs))
 
+    def rounded(
+        self, refs: Sequence[LayerRef | str], seed: int = 0
+    ) -> Callable[[np.ndarray], list[np.ndarray]]:
+        """Return :meth:`reference` with the last bit of each layer's result moved up or down.
+
+        What this changes is what rounding may change: the same layers, computed in another order of
+        sums, on another machine or in another batch, differ by about as much.
+
+        Parameters
+        ----------
+        refs : sequence of LayerRef or str
+            As for :meth:`forward`.
+        seed : int
+            Each gives another movement. Equal values move alike, and a row moves alike whatever
+            else is in its batch.
+        """
+        return forward.plain(self._computation(refs, last_bit(seed)))
+
+    def amplification(self, refs: Sequence[LayerRef | str], images: np.ndarray) -> list[float]:
+        """Return how far :meth:`rounded` is from :meth:`reference` on a few images.
+
+        Parameters
+        ----------
+        refs : sequence of LayerRef or str
+        images : numpy.ndarray of uint8, (row, height, width, channel=3)
+
+        Returns
+        -------
+        list of float
+            For each ref, relative to its largest activation: 1e-6 or so for most networks in
+            float32.
+        """
+        return agreement.amplification(self, refs, images)
+
     def check_forward(
         self, refs: Sequence[LayerRef | str], images: np.ndarray, activations: Sequence[np.ndarray]
     ) -> None:
@@ -385,18 +428,17 @@ class Backbone:
         Raises
         ------
         ActivationError
-            Where a layer differs by more than the tolerance of its precision: 3e-4 of its largest
-            activation for float32.
+            Where a layer differs by more than the tolerance of its precision (3e-4 of its largest
+            activation for float32), and by more than rounding explains in this network.
+        BackboneError
+            Where an image alone gives another result than beside others, or each time another one.
+
+        Warns
+        -----
+        FeatureStoreWarning
+            Where a larger difference is accepted because the network amplifies rounding.
         """
-        parsed = [LayerRef.parse(ref) for ref in refs]
-        rows = agreement.sampled(len(images))
-        precisions = identity.precisions(self._graph)
-        agreement.check(
-            [str(ref) for ref in parsed],
-            [each[rows] for each in activations],
-            self.reference(parsed)(images[rows]),
-            [precisions[self._number(ref.layer)] for ref in parsed],
-        )
+        agreement.check(self, [LayerRef.parse(ref) for ref in refs], images, activations)
 
     def cut(self, ref: LayerRef | str, *, layer_prefix: str = "") -> Any:
         """Build a new plain model from raw images to the activation at a ref.
@@ -434,8 +476,13 @@ class Backbone:
 
     # ------------------------------------------------------------------ inside
 
-    def _computation(self, refs: Sequence[LayerRef | str]) -> Compute:
-        """Return the function from a uint8 tensor to the activations at several refs."""
+    def _computation(
+        self, refs: Sequence[LayerRef | str], move: Callable[[Any], Any] | None = None
+    ) -> Compute:
+        """Return the function from a uint8 tensor to the activations at several refs.
+
+        ``move`` is done to what the network takes and to what each of its layers gives.
+        """
         parsed = [LayerRef.parse(ref) for ref in refs]
         for ref in parsed:
             self.shape(ref)
@@ -444,7 +491,10 @@ class Backbone:
 
         def compute(images: Any) -> list[Any]:
             scaled = self.preprocessing.scale(images)
-            outputs = self._graph.run(scaled, numbers, _at_inference)
+            if move is None:
+                outputs = self._graph.run(scaled, numbers, _at_inference)
+            else:
+                outputs = self._graph.run(move(scaled), numbers, partial(_moved, move))
             return [
                 reduction.reduce(each[0], reduce)
                 for each, reduce in zip(outputs, reductions, strict=True)
@@ -453,8 +503,12 @@ class Backbone:
         return compute
 
     @cached_property
-    def _digests(self) -> tuple[list[str], list[str]]:
-        return identity.weight_digests(self._graph), identity.precisions(self._graph)
+    def _weight_digests(self) -> list[str]:
+        return identity.weight_digests(self._graph)
+
+    @cached_property
+    def _precisions(self) -> list[str]:
+        return identity.precisions(self._graph)
 
     @cached_property
     def _cuts(self) -> list[int]:
@@ -494,6 +548,13 @@ def _at_inference(node: Node) -> Callable:
     if not getattr(operation, "_call_has_training_arg", False):
         return operation
     return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
+
+
+def _moved(move: Callable[[Any], Any], node: Node) -> Callable:
+    import keras
+
+    call = _at_inference(node)
+    return lambda *args, **kwargs: keras.tree.map_structure(move, call(*args, **kwargs))
 
 
 def _model_name(name: str) -> str:

@@ -174,6 +174,33 @@ def test_tf32_is_off_in_our_passes_and_left_as_it_was(batch):
         execution.enable_tensor_float_32_execution(before)
 
 
+@keras.saving.register_keras_serializable("forward")
+class Counter(layers.Layer):
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.count.assign_add(1.0)
+        return x * self.count
+
+
+@keras.saving.register_keras_serializable("forward")
+class Noisy(layers.Layer):
+    def call(self, x):
+        return x + keras.random.normal((16, 16, 3))
+
+
+@pytest.mark.parametrize("layer", [Counter, Noisy])
+def test_layers_that_change_while_they_compute_are_refused(layer):
+    image = keras.Input((16, 16, 3))
+    backbone = Backbone.from_model(
+        keras.Model(image, layer(name="end")(image)), name="m", scaling="none"
+    )
+    with pytest.raises(BackboneError, match=r"changes its own weights .*random") as caught:
+        backbone.forward(["end"])
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_too_large_for_one_buffer_are_not_frozen(backbone, batch, monkeypatch):
     frozen = backbone.forward(["pool", "logits"])(batch)
     monkeypatch.setattr(forward, "MOST_CONSTANT_BYTES", 1)

@@ -1,6 +1,7 @@
 import errno
 from collections import Counter
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import ActivationError, NotFoundError, SourceChangedError
+from featurestore.errors import ActivationError, BackboneError, NotFoundError, SourceChangedError
 from featurestore.extraction import (
     ExtractionFinished,
     ExtractionStarted,
@@ -254,3 +255,16 @@ def test_no_thread_outlives_an_extraction(dataset, backbone, store):
         extract(dataset, backbone, ["gap"], store, batch_size=4, on_event=interrupt)
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith(("decode", "write"))]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_backbone_that_mixes_the_images_of_a_batch_stores_nothing(rows, store):
+    image = keras.Input((8, 8, 3))
+    mixed = image - keras.ops.mean(image, axis=0, keepdims=True)
+    end = keras.layers.Identity(name="end")(mixed)
+    mixing = Backbone.from_model(keras.Model(image, end), name="mixing", scaling="unit")
+    pixels = np.random.default_rng(0).integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)
+    data = Dataset.from_arrays(pixels, list("aba")[:rows], name="few")
+    with pytest.raises(BackboneError, match="'end' mixes the images of a batch"):
+        extract(data, mixing, ["end"], store)
+    assert all(store.group(key).missing() for key in store.keys())
