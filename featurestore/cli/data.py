@@ -16,7 +16,7 @@ from featurestore.cli.options import (
 )
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
-from featurestore.errors import DamagedError, DatasetError, NotFoundError, StoreError
+from featurestore.errors import DamagedError, DatasetError, NotFoundError
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -115,20 +115,6 @@ def _note_replaced(dataset: Dataset, store: FeatureStore, progress: Progress) ->
                 f"note: {dataset.name!r} was {entry.source or 'arrays'} so far and is "
                 f"{dataset.source} now; --name keeps both"
             )
-
-
-def open_known(data: str, store: str, progress: Progress) -> Dataset:
-    """Open data that needs no store: a name, or a folder or table, split as the store knows it."""
-    from featurestore.dataset import Dataset
-    from featurestore.store import FeatureStore
-
-    try:
-        opened = FeatureStore(store, create=False)
-    except StoreError as error:
-        if not is_place(data) and not isinstance(error, NotFoundError):
-            raise
-        return Dataset.open(data, on_event=progress)
-    return open_data(data, opened, progress)
 
 
 @click.command("scan")

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.cli.heads import print_metrics
+from featurestore.cli.data import is_place
 from featurestore.cli.options import json_option, store_option
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import cell, print_json, print_table
 from featurestore.cli.progress import Progress
-from featurestore.errors import PromotionError
+from featurestore.errors import NotFoundError, PromotionError
+from featurestore.promotion.fine_tuning import FineTuning
+
+if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
+
+# What a figure is worth, by what its rows were used for.
+_ROWS = {
+    "training": "trained on",
+    "selection": "selected on",
+    "nothing": "held out",
+    "unknown": "not known",
+}
+_DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items()}
 
 
 @click.command("promote")
@@ -30,36 +43,56 @@ from featurestore.errors import PromotionError
 )
 @click.option(
     "--lr",
+    "learning_rate",
     type=click.FloatRange(0, min_open=True),
-    default=1e-5,
+    default=_DEFAULT["learning_rate"],
     show_default=True,
     metavar="X",
-    help="Adam's step for the backbone; the head's is ten times that.",
+    help="Adam's step for the last block of the backbone; the head's is ten times that.",
+)
+@click.option(
+    "--lr-decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=_DEFAULT["lr_decay"],
+    show_default=True,
+    metavar="F",
+    help="Factor of the step for each block before the last one, such as 0.7.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after N epochs without a better one.  [default: all epochs run]",
+)
+@click.option(
+    "--keep-tuned",
+    is_flag=True,
+    help="Write the fine-tuned model even if it is worse than without fine-tuning.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    default=32,
+    default=_DEFAULT["batch_size"],
     show_default=True,
     metavar="N",
     help="Images in a training batch.",
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=_DEFAULT["seed"],
+    show_default=True,
+    metavar="N",
+    help="Seed of the order of the training images, and of dropout.",
+)
 @click.option("-o", "--output", required=True, metavar="MODEL.keras", help="The file to write.")
 @store_option
 @json_option
-def promote_command(
-    head: str,
-    unfreeze: str | None,
-    epochs: int | None,
-    lr: float,
-    batch_size: int,
-    output: str,
-    store: str,
-    as_json: bool,
-) -> None:
+def promote_command(head: str, output: str, store: str, as_json: bool, **options: Any) -> None:
     """Fuse HEAD onto its backbone, prove that they agree, fine-tune, and write one Keras model.
 
-    HEAD is an id that `featurestore heads` lists, or the beginning of one.
+    HEAD is an id that `featurestore heads` lists, or the beginning of one. Of the epochs, and of
+    the model without fine-tuning, the one with the lowest validation loss is written.
 
     \b
     Example:
@@ -83,36 +116,39 @@ def promote_command(
                     f"{fitted.id} does not record its backbone; use promote() in Python"
                 )
             backbone = Backbone.from_spec(fitted.lineage["backbone"])
-        promotion = promote(
-            fitted,
-            backbone,
-            data=data,
-            unfreeze=unfreeze,
-            epochs=epochs,
-            learning_rate=lr,
-            batch_size=batch_size,
-            on_event=progress,
-        )
+        promotion = promote(fitted, backbone, data=data, on_event=progress, **options)
     promotion.save(output)
     report = promotion.report
     if as_json:
         print_json({"model": str(Path(output)), **report})
         return
-    rows = [
-        {"split": split, "when": when, **metrics}
-        for when in (("before", "after") if promotion.history else ("before",))
-        for split, metrics in report[when].items()
-    ]
-    names = [name for name in rows[0] if name not in ("split", "when", "confusion")]
-    headings = {"when": "fine-tuning", "split": "split"}
-    print_table(
-        rows,
-        {
-            **(headings if promotion.history else {"split": "split"}),
-            **{name: name.replace("_", " ") for name in names},
-        },
-    )
+    print_splits({"before": promotion.before, "after": promotion.after}, bool(promotion.history))
+    if promotion.fine_tuning:
+        click.echo(promotion.fine_tuning["verdict"])
     click.echo(f"model: {output}")
+
+
+def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
+    """Print metrics by split, beside each what its rows were used for."""
+    rows = [
+        {"split": split, "when": when, **each, "images": rows_were(split, each)}
+        for when, found in measures.items()
+        for split, each in found.items()
+        if tuned or when != "after"
+    ]
+    if not rows:
+        return
+    fixed = ("split", "when", "images", "used_for", "confusion")
+    columns = {"when": "fine-tuning"} if tuned else {}
+    columns |= {"split": "split", "images": "images were"}
+    columns |= {name: name.replace("_", " ") for name in rows[0] if name not in fixed}
+    print_table(rows, columns)
+
+
+def rows_were(split: str, measured: dict[str, Any]) -> str:
+    """Return what rows were for the model that was measured on them."""
+    used_for = measured["used_for"]
+    return "never seen" if (split, used_for) == ("unseen", "nothing") else _ROWS[used_for]
 
 
 @click.command("evaluate")
@@ -121,26 +157,55 @@ def promote_command(
 @store_option
 @json_option
 def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
-    """Measure a promoted model on the labelled images of DATA, split by split.
+    """Measure a promoted model on the labelled images of DATA, on those that it has seen apart.
 
-    DATA is a folder, a table or a name, as for `featurestore scan`.
+    DATA is a folder, a table or a name, as for `featurestore scan`. Which images the model was
+    trained or selected on, its file says; neither the store nor how DATA is split matters.
 
     \b
     Example:
       featurestore evaluate flowers.keras photos/
     """
-    from featurestore.cli.data import open_known
-
     with Progress() as progress:
         with progress.busy(f"load {model}"):
             from featurestore.promotion import evaluate
             from featurestore.promotion.saved import read_metadata
 
             read_metadata(Path(model))  # what is no model, before a long scan
-        dataset = open_known(data, store, progress)
+        dataset = _open(data, store, progress)
         with progress.busy(f"evaluate {model}"):
             metrics = evaluate(model, dataset)
-    print_json(metrics) if as_json else print_metrics(metrics)
+    if as_json:
+        print_json(metrics)
+        return
+    print_splits({"now": metrics}, tuned=False)
+    click.echo(_held_out(metrics))
+
+
+def _open(data: str, store: str, progress: Progress) -> Dataset:
+    """Scan a place; look a name up in the store."""
+    from featurestore.dataset import Dataset
+    from featurestore.store import FeatureStore
+
+    if is_place(data):
+        return Dataset.open(data, on_event=progress)
+    try:
+        return FeatureStore(store, create=False).dataset(data)
+    except NotFoundError:
+        return Dataset.open(data)  # says that there is no such place, and what is near
+
+
+def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
+    rows: dict[str, int] = {}
+    for each in metrics.values():
+        rows[each["used_for"]] = rows.get(each["used_for"], 0) + each["rows"]
+    seen = sum(rows.get(use, 0) for use in ("training", "selection"))
+    text = f"{cell(seen)} of {cell(sum(rows.values()))} images trained or selected this model"
+    if "unknown" in rows:
+        return f"{text}; it was trained further after promotion, on images that are not known"
+    if "nothing" in rows:
+        return text
+    return f"{text}: nothing here says how good it is on new images"
 
 
 @click.command("predict")

@@ -144,6 +144,12 @@ class Progress:
     def _epoch_ended(self, event: Any) -> None:
         self.count(f"fit {event.head}", event.epoch, event.epochs, "epoch")
 
+    def _tuning_started(self, event: Any) -> None:
+        named = [f"{name} {rate:.2g}" for name, rate in event.rates.items()]
+        # A network may have fifty blocks.
+        shown = named if len(named) <= 6 else [*named[:4], "…", named[-1]]
+        self.say(f"fine-tune: rates: {', '.join(shown)}")
+
     def _tuning_epoch_ended(self, event: Any) -> None:
         logs = ", ".join(f"{name} {value:.3f}" for name, value in event.logs.items())
         self.say(f"fine-tune: epoch {event.epoch} of {event.epochs}: {logs}")
@@ -179,6 +185,7 @@ _DRAWINGS = {
     "StageNoted": Progress._stage_started,
     "StageSkipped": Progress._stage_skipped,
     "StageStarted": Progress._stage_started,
+    "TuningStarted": Progress._tuning_started,
     "TuningEpochEnded": Progress._tuning_epoch_ended,
     "WaitingForOthers": Progress._waiting_for_others,
 }

@@ -98,11 +98,17 @@ def print_promotion(manifest: dict[str, Any]) -> None:
         f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
         f"(scores within {parity['max_abs_diff']:.2g})"
     )
+    from featurestore.cli.models import rows_were
+
+    tuned = promotion["fine_tuning"].get("kept_epoch")
     for split, before in promotion["before"].items():
         texts = [_text(before[metric])]
-        if promotion["history"]:
+        if tuned:
             texts = [f"{texts[0]} fused", f"{_text(promotion['after'][split][metric])} fine-tuned"]
-        click.echo(f"  {split} {metric.replace('_', ' ')}: {', '.join(texts)}")
+        name = f"{split} {metric.replace('_', ' ')} ({rows_were(split, before)})"
+        click.echo(f"  {name}: {', '.join(texts)}")
+    if tuned is not None:
+        click.echo(f"  {promotion['fine_tuning']['verdict']}")
 
 
 def _text(value: float | None) -> str:

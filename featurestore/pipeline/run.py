@@ -14,7 +14,7 @@ from featurestore.digests import digest_bytes, digest_fields, short
 from featurestore.errors import BackboneError, DatasetError, InputError
 from featurestore.pipeline.check import check, check_data
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
-from featurestore.pipeline.spec import HeadSpec, PipelineSpec, PromoteSpec, SpecFile, read_spec
+from featurestore.pipeline.spec import HeadSpec, PipelineSpec, SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
 from featurestore.scratch import scratch
 from featurestore.store.files import LocalFiles, commit
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from featurestore.features import Features
     from featurestore.heads import Head
     from featurestore.pipeline.check import Cut
+    from featurestore.promotion import FineTuning
     from featurestore.store import FeatureStore
 
 FORMAT = 1
@@ -107,7 +108,7 @@ class _Run:
         fitted, baseline = self._heads(extractions, pixels, selection)
         heads = [head for head, _ in fitted.values()]
         chosen = self._choose(heads, selection)
-        promotion = self._promote(*fitted[chosen.id], dataset, folder)
+        promotion = self._promote(*fitted[chosen.id], dataset, folder, selection["split"])
         manifest = {
             "format": FORMAT,
             "pipeline": self.spec.name,
@@ -244,20 +245,19 @@ class _Run:
         return best(can, metric)
 
     def _promote(
-        self, head: Head, backbone: Backbone, dataset: Dataset, folder: Path
+        self, head: Head, backbone: Backbone, dataset: Dataset, folder: Path, chosen_by: str
     ) -> dict[str, Any] | None:
-        if self.spec.promote is None:
+        asked = self.spec.promote
+        if asked is None:
             return None
         started = time.perf_counter()
-        options = self.spec.promote.model_dump()
-        options["unfreeze"] = _unfreeze(self.spec.promote, head, backbone)
-        idle = self.spec.promote.unfreeze is not None and options["unfreeze"] is None
-        note = (
-            f" ({self.spec.promote.unfreeze} lies behind it: nothing to unfreeze)" if idle else ""
-        )
+        options = {**asked.model_dump(), "epochs": asked.passes}
+        options["unfreeze"] = _unfreeze(asked, head, backbone)
+        idle = asked.unfreeze is not None and options["unfreeze"] is None
+        note = f" ({asked.unfreeze} lies behind it: nothing to unfreeze)" if idle else ""
         of = f" of {self.names[backbone]}" if len(self.names) > 1 else ""
         self.tell(StageStarted("promote", f"{head.id} on {head.key.ref}{of}{note}"))
-        digest = digest_fields({"head": head.id, **self.spec.promote.model_dump()})
+        digest = digest_fields({"head": head.id, **asked.model_dump()})
         done = _promoted(folder, digest)
         if done is not None:
             self.stages.record("promote", started, fresh=False)
@@ -265,7 +265,9 @@ class _Run:
             return done
         from featurestore.promotion import promote
 
-        promotion = promote(head, backbone, data=dataset, on_event=self.tell, **options)
+        promotion = promote(
+            head, backbone, data=dataset, selected_on=[chosen_by], on_event=self.tell, **options
+        )
         promotion.save(folder / MODEL)
         self.stages.record("promote", started, fresh=True)
         return {
@@ -331,7 +333,7 @@ def _write(path: Path, data: bytes) -> None:
         commit(part, path)
 
 
-def _unfreeze(promote: PromoteSpec, head: Head, backbone: Backbone) -> str | int | None:
+def _unfreeze(promote: FineTuning, head: Head, backbone: Backbone) -> str | int | None:
     """Return what is unfrozen of a promoted head; None where its layer lies before all that."""
     from featurestore.backbone import LayerRef, unfrozen
 

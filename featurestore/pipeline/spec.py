@@ -24,6 +24,7 @@ from featurestore.dataset import Splits
 from featurestore.errors import SpecError, nearest
 from featurestore.images import MAX_SIDE
 from featurestore.pipeline.document import Document, read_document
+from featurestore.promotion.fine_tuning import FineTuning
 
 # More lines than this help nobody.
 MOST_MISTAKES = 20
@@ -137,15 +138,6 @@ class SelectSpec(Part):
     split: Split = "val"
 
 
-class PromoteSpec(Part):
-    """How the best head becomes a model: 0 epochs fuse it without fine-tuning."""
-
-    unfreeze: int | str | None = None
-    epochs: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    batch_size: Count = 32
-
-
 class PipelineSpec(Part):
     """A pipeline: data, backbone, layers, heads, selection and promotion."""
 
@@ -157,7 +149,7 @@ class PipelineSpec(Part):
     baseline: Annotated[BaselineSpec | None, BeforeValidator(_given)] = None
     heads: Heads
     select: SelectSpec = SelectSpec()
-    promote: Annotated[PromoteSpec | None, BeforeValidator(_given)] = None
+    promote: Annotated[FineTuning | None, BeforeValidator(_given)] = None
 
     @field_validator("layers")
     @classmethod
@@ -298,8 +290,8 @@ def _fields(kind: type[Part], where: Sequence[Any]) -> list[str]:
     return list(part.model_fields) if part else []
 
 
-def _part_of(annotation: Any) -> type[Part] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+def _part_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = (_part_of(inner) for inner in getattr(annotation, "__args__", ()))
     return next((part for part in found if part is not None), None)

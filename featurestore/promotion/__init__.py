@@ -6,22 +6,56 @@
     parity     how far two predictors may differ           proof      that they are one predictor
     tune       fine-tuning end to end                      run        the whole of it
     saved      model files with class names                predictor  quick predictions from images
-    apply      evaluate and predict with them
+    seen       which samples a model has seen              measure    how good it is, on these apart
+    apply      evaluate and predict with model files       fine_tuning  the options
+
+The names below are loaded on first use: to read the options imports no Keras.
 """
 
-from featurestore.promotion.apply import evaluate, predict
-from featurestore.promotion.events import PromotionEvent, Proved, TuningEpochEnded
-from featurestore.promotion.fuse import promotable
-from featurestore.promotion.parity import Parity
-from featurestore.promotion.run import Promotion, promote
-from featurestore.promotion.saved import check_target, load_model, save_model
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featurestore.promotion.apply import evaluate, predict
+    from featurestore.promotion.events import (
+        PromotionEvent,
+        Proved,
+        TuningEpochEnded,
+        TuningStarted,
+    )
+    from featurestore.promotion.fine_tuning import FineTuning
+    from featurestore.promotion.fuse import promotable
+    from featurestore.promotion.parity import Parity
+    from featurestore.promotion.run import Promotion, promote
+    from featurestore.promotion.saved import check_target, load_model, save_model
+
+_HOMES = {
+    "FineTuning": "fine_tuning",
+    "Parity": "parity",
+    "Promotion": "run",
+    "PromotionEvent": "events",
+    "Proved": "events",
+    "TuningEpochEnded": "events",
+    "TuningStarted": "events",
+    "check_target": "saved",
+    "evaluate": "apply",
+    "load_model": "saved",
+    "predict": "apply",
+    "promotable": "fuse",
+    "promote": "run",
+    "save_model": "saved",
+}
 
 __all__ = [
+    "FineTuning",
     "Parity",
     "Promotion",
     "PromotionEvent",
     "Proved",
     "TuningEpochEnded",
+    "TuningStarted",
     "check_target",
     "evaluate",
     "load_model",
@@ -30,3 +64,10 @@ __all__ = [
     "promote",
     "save_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'featurestore.promotion' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"featurestore.promotion.{home}"), name)

@@ -12,9 +12,9 @@ import numpy as np
 from featurestore.dataset.source import UnreadableError, read_file
 from featurestore.errors import DatasetError, ImageError, InputError
 from featurestore.images import decode
+from featurestore.promotion.measure import measure
 from featurestore.promotion.predictor import Predictor
-from featurestore.promotion.run import measured
-from featurestore.promotion.saved import load_model
+from featurestore.promotion.saved import load_model, read_seen
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -40,7 +40,10 @@ class Prediction:
 
 
 def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]:
-    """Measure a promoted model on the labelled samples of a data set, split by split.
+    """Measure a promoted model on labelled samples, on those that it has seen apart.
+
+    Which samples it has seen, the model file says, by their digests; the splits of ``data`` do not
+    matter.
 
     Parameters
     ----------
@@ -52,7 +55,10 @@ def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]
     Returns
     -------
     dict of str to dict
-        Metrics by split.
+        Metrics of each group of samples: ``train``, ``val`` and ``test`` as they were split when
+        the model was made, ``unseen`` those that were not in its data set. ``used_for`` is what
+        the model used a group for: ``training``, ``selection`` (of the head or the epoch),
+        ``nothing``, or ``unknown`` if the model was trained further after promotion.
 
     Raises
     ------
@@ -74,14 +80,7 @@ def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]
             f"{model_path} knows the classes {', '.join(map(str, known[:5]))}, and none of them "
             f"is a label in {data.name} ({', '.join(map(str, data.classes[:5]))})"
         )
-    predictor = Predictor(model)
-    found = {}
-    for split in ("train", "val", "test"):
-        rows = data.rows(split, labelled=True)
-        if len(rows):
-            output = predictor(data.image, rows.tolist())
-            found[split] = measured(output, data.labels[rows], known, known)
-    return found
+    return measure(model, data, read_seen(Path(model_path), metadata), known)
 
 
 def predict(model_path: str | Path, images: Sequence[str | Path]) -> list[Prediction]:

@@ -18,6 +18,14 @@ class Proved:
 
 
 @dataclass(frozen=True)
+class TuningStarted:
+    """Fine-tuning begins; ``rates`` are the learning rates of the head and of each block."""
+
+    head: str
+    rates: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class TuningEpochEnded:
     """Fine-tuning has seen the training rows once more; ``logs`` as Keras gives them."""
 
@@ -27,5 +35,5 @@ class TuningEpochEnded:
     logs: Mapping[str, float]
 
 
-PromotionEvent = Proved | TuningEpochEnded
+PromotionEvent = Proved | TuningStarted | TuningEpochEnded
 OnEvent = Callable[[Any], None]

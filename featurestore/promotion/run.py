@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 
 from featurestore.backbone import LayerRef, unfrozen
 from featurestore.backbone.naming import RESERVED
 from featurestore.backbone.sources import seeded
-from featurestore.errors import ActivationError, InputError, PromotionError
+from featurestore.digests import digest_array, digest_fields
+from featurestore.errors import ActivationError, NotFoundError, PromotionError
 from featurestore.extraction import extract
-from featurestore.heads import metrics
-from featurestore.promotion.events import OnEvent, TuningEpochEnded
+from featurestore.promotion.events import OnEvent, TuningEpochEnded, TuningStarted
+from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused, fuse
+from featurestore.promotion.measure import measure
 from featurestore.promotion.parity import Parity
-from featurestore.promotion.predictor import Predictor
 from featurestore.promotion.proof import prove
 from featurestore.promotion.saved import save_model
-from featurestore.promotion.tune import LabelledImages, boundary, fine_tune, freeze
+from featurestore.promotion.seen import Seen
+from featurestore.promotion.tune import (
+    LabelledImages,
+    Tuned,
+    boundary,
+    fine_tune,
+    freeze,
+    rates,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -31,8 +40,6 @@ if TYPE_CHECKING:
     from featurestore.heads import Head
 
 FORMAT = 1
-DEFAULT_EPOCHS = 3
-DEFAULT_RATE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -48,37 +55,56 @@ class Promotion:
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
-        Metrics on each held-out split before and after fine-tuning; equal where there was none.
+        Metrics on each held-out split before and after fine-tuning, with ``used_for``: validation
+        rows chose head and epoch (``selection``), test rows nothing. Equal where nothing was
+        trained, or no epoch was better.
     history : list of dict
         Loss and metrics of each epoch.
+    fine_tuning : dict
+        Its options, ``rates`` (of the head and each block), ``start`` (validation loss and
+        accuracy before the first epoch), ``kept_epoch`` and ``verdict``, what became of it in a
+        line. Empty where nothing was trained.
     metadata : dict
         What :meth:`save` writes beside the model: classes, task, lineage.
+    seen : Seen
+        The samples that the model was trained and selected on.
     """
 
     model: keras.Model
     parity: Parity
     before: dict[str, Any]
     after: dict[str, Any]
-    history: list[dict[str, float]] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]]
+    fine_tuning: dict[str, Any]
+    metadata: dict[str, Any] = field(repr=False)
+    seen: Seen = field(repr=False)
+    _weights: str = field(repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write the model, as it is now, with its metadata as one ``.keras`` file.
+
+        If it was trained further since promotion, the figures of its former weights are left out
+        of the file, and the file says so.
 
         Raises
         ------
         InputError
             If the path does not end in ``.keras`` or cannot be written to.
         """
-        save_model(self.model, path, self.metadata)
+        further = weights_digest(self.model) != self._weights
+        figures = {"before": _brief(self.before), "after": _brief(self.after)}
+        figures |= {"parity": self.parity.to_dict(), "fine_tuning": self.fine_tuning}
+        metadata = self.metadata | ({} if further else figures) | {"trained_further": further}
+        save_model(self.model, path, metadata, self.seen)
 
     @property
     def report(self) -> dict[str, Any]:
-        """Proof, metrics before and after, and history, as JSON values."""
+        """Proof, metrics before and after, fine-tuning and its history, as JSON values."""
         return {
             "parity": self.parity.to_dict(),
             "before": self.before,
             "after": self.after,
+            "fine_tuning": self.fine_tuning,
             "history": self.history,
         }
 
@@ -88,12 +114,9 @@ def promote(
     backbone: Backbone,
     *,
     data: Dataset,
-    unfreeze: str | int | None = None,
-    epochs: int | None = None,
-    learning_rate: float = DEFAULT_RATE,
-    batch_size: int = 32,
-    seed: int = 0,
+    selected_on: Collection[str] = ("val",),
     on_event: OnEvent | None = None,
+    **options: Any,
 ) -> Promotion:
     """Fuse a head onto its backbone, prove that they are one predictor, and fine-tune end to end.
 
@@ -105,19 +128,13 @@ def promote(
         The model that these features came from.
     data : Dataset
         The samples that the head was fitted on, with their images.
-    unfreeze : str or int, optional
-        Layers of the backbone to train: the first whose name begins so and all after it, or the
-        last so many. By default none: the head alone is trained, or, with 0 epochs, nothing.
-    epochs : int, optional
-        Passes over the training rows; by default 3 with ``unfreeze``, else 0.
-    learning_rate : float
-        Adam's step for the backbone; the head's is ten times that.
-    batch_size : int
-        Samples in a training batch.
-    seed : int
-        Of the order of the training rows, and of dropout.
+    selected_on : collection of str
+        Splits by whose rows the head was chosen among others, so that figures on them say so.
     on_event : callable, optional
-        Receives :class:`Proved` and :class:`TuningEpochEnded`.
+        Receives :class:`Proved`, :class:`TuningStarted` and :class:`TuningEpochEnded`.
+    **options
+        Of fine-tuning, see :class:`FineTuning`: ``unfreeze``, ``epochs``, ``learning_rate``,
+        ``lr_decay``, ``patience``, ``keep_tuned``, ``batch_size`` and ``seed``.
 
     Returns
     -------
@@ -127,63 +144,82 @@ def promote(
 
     Raises
     ------
+    InputError
+        If an option is unknown or out of range.
     PromotionError
         If the head has no Keras form, or backbone or data are not those of the head.
     ParityError
         If the fused model, or its saved file, disagrees with the cached head.
+
+    Examples
+    --------
+    >>> promotion = promote(head, backbone, data=photos, unfreeze="block5")  # doctest: +SKIP
+    >>> promotion.fine_tuning["verdict"]  # doctest: +SKIP
+    'kept epoch 3 of 3: val_loss 0.214, 0.251 before'
     """
-    epochs = (DEFAULT_EPOCHS if unfreeze is not None else 0) if epochs is None else epochs
-    _check_options(epochs, learning_rate, batch_size)
+    tuning = FineTuning.of(options)
     _check_data(head, data)
-    if epochs:
+    if tuning.passes:
         _check_trainable(head, data)
-    tuning = _Tuning(unfreeze, epochs, learning_rate, batch_size, seed)
+    seen = _seen(head, data, tuning, selected_on)
     # All that is drawn for new layers, dropout too; the process's own generator stays as it was.
-    with seeded(seed):
-        return _promote(head, backbone, data, tuning, on_event or _ignore)
-
-
-@dataclass(frozen=True)
-class _Tuning:
-    unfreeze: str | int | None
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    seed: int
+    with seeded(tuning.seed):
+        return _promote(head, backbone, data, tuning, seen, on_event or _ignore)
 
 
 def _promote(
-    head: Head, backbone: Backbone, data: Dataset, tuning: _Tuning, tell: OnEvent
+    head: Head, backbone: Backbone, data: Dataset, tuning: FineTuning, seen: Seen, tell: OnEvent
 ) -> Promotion:
     fused = fuse(head, backbone)
     free = _free_layers(fused, tuning.unfreeze)
-    metadata = _metadata(head, data, tuning)
+    metadata = _metadata(head, data)
     precision = backbone.prefix_fields(LayerRef.parse(head.key.ref).layer)["precision"]
     group = head.store.group(head.key)
     parity = prove(head, fused, data, group, precision, metadata, tell)
-    before = evaluate_splits(fused.model, data, head)
-    history: list[dict[str, float]] = []
-    after = before
-    if tuning.epochs:
-        history = _tune(head, backbone, fused, data, free, tuning, tell)
-        after = evaluate_splits(fused.model, data, head)
+    can_measure = data.labels is not None and data.task == head.task
+
+    def measures() -> dict[str, Any]:
+        if not can_measure:
+            return {}
+        return measure(fused.model, data, seen, head.classes, held_out=True)
+
+    before = after = measures()
+    tuned = Tuned()
+    record: dict[str, Any] = {}
+    if tuning.passes:
+        tuned, record = _tune(head, backbone, fused, data, free, tuning, tell)
+        after = measures() if tuned.kept_epoch else before
     # A fresh model around the same layers leaves the optimizer behind.
     model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
-    report = {"parity": parity.to_dict(), "before": _brief(before), "after": _brief(after)}
-    return Promotion(model, parity, before, after, history, {**metadata, **report})
+    weights = weights_digest(model)
+    return Promotion(model, parity, before, after, tuned.history, record, metadata, seen, weights)
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Return a digest of a model's weights."""
+    return digest_fields({"weights": [digest_array(each) for each in model.get_weights()]})
 
 
 def _ignore(event: object) -> None:
     pass
 
 
-def _check_options(epochs: int, learning_rate: float, batch_size: int) -> None:
-    if epochs < 0:
-        raise InputError(f"epochs is {epochs!r}; expected a whole number of at least 0")
-    if not 0 < learning_rate < float("inf"):
-        raise InputError(f"learning_rate is {learning_rate!r}; expected a number above 0")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size!r}; expected a whole number of at least 1")
+def _seen(head: Head, data: Dataset, tuning: FineTuning, selected_on: Collection[str]) -> Seen:
+    """Return what the model will have seen: the head's rows, and those of fine-tuning."""
+    origin = head.lineage["dataset"]
+    fitted_on = data
+    if data.manifest_digest != origin["manifest_digest"]:
+        try:
+            fitted_on = head.store.dataset(origin["name"], origin["manifest_digest"])
+        except NotFoundError as error:
+            raise PromotionError(
+                f"{head.store.location} no longer has data set {origin['name']!r} as {head.id} was "
+                "fitted on it, which says what the model was trained on; give the data set with "
+                "those labels and splits, or train the head again with `featurestore train`"
+            ) from error
+    # The epoch is chosen by the validation rows.
+    chosen_by = {*selected_on, "val"} if tuning.passes else selected_on
+    return Seen.by([fitted_on, data] if tuning.passes else [fitted_on], chosen_by)
 
 
 def _check_data(head: Head, data: Dataset) -> None:
@@ -195,7 +231,7 @@ def _check_data(head: Head, data: Dataset) -> None:
 
 
 def _check_trainable(head: Head, data: Dataset) -> None:
-    again = "split anew with `featurestore scan`, then `featurestore train`"
+    again = "split again with `featurestore scan`, then `featurestore train`"
     if head.task != data.task:
         found = f"labels for {data.task}" if data.task else "no labels"
         raise PromotionError(
@@ -221,7 +257,7 @@ def _free_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
     return unfrozen([each.name for each in fused.model.layers if each.name in names], unfreeze)
 
 
-def _metadata(head: Head, data: Dataset, tuning: _Tuning) -> dict[str, Any]:
+def _metadata(head: Head, data: Dataset) -> dict[str, Any]:
     from featurestore.versions import versions
 
     return {
@@ -232,27 +268,7 @@ def _metadata(head: Head, data: Dataset, tuning: _Tuning) -> dict[str, Any]:
         "features": str(head.key),
         "backbone": head.lineage["backbone"],
         "dataset": {"name": data.name, "manifest": data.manifest_digest},
-        "fine_tuning": asdict(tuning),
         "versions": versions(),
-    }
-
-
-def evaluate_splits(model: keras.Model, data: Dataset, head: Head) -> dict[str, Any]:
-    """Measure a model, whose output has a head's columns, on each split that has labels.
-
-    The training split is left out, unless there is no other. Empty where the data set has no
-    labels of the kind that the head predicts.
-    """
-    if data.labels is None or data.task != head.task:
-        return {}
-    labels, columns = data.labels, head.classes
-    labelled = {split: data.rows(split, labelled=True) for split in ("val", "test", "train")}
-    filled = {split: rows for split, rows in labelled.items() if len(rows)}
-    held_out = {split: rows for split, rows in filled.items() if split != "train"}
-    predictor = Predictor(model)
-    return {
-        split: measured(predictor(data.image, rows.tolist()), labels[rows], columns, data.classes)
-        for split, rows in (held_out or filled).items()
     }
 
 
@@ -264,51 +280,22 @@ def _brief(metrics_of: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measured(
-    output: np.ndarray, truth: np.ndarray, columns: Sequence[Any], classes: Sequence[Any]
-) -> dict[str, Any]:
-    """Measure a promoted model's output.
-
-    Parameters
-    ----------
-    output : numpy.ndarray (row, class) or (row, 1)
-        Probabilities, or values where ``columns`` is empty.
-    truth : numpy.ndarray (row,)
-        Labels.
-    columns : sequence
-        The class of each column of ``output``; empty for regression.
-    classes : sequence
-        The classes of the confusion matrix.
-
-    Returns
-    -------
-    dict
-        As :mod:`featurestore.heads.metrics`.
-    """
-    if not columns:
-        return metrics.regression(truth, output[:, 0].astype(np.float64))
-    predicted = np.asarray(columns, dtype=object)[output.argmax(axis=1)]
-    return metrics.classification(truth, predicted, output, columns, classes)
-
-
 def _tune(
     head: Head,
     backbone: Backbone,
     fused: Fused,
     data: Dataset,
     free: list[str],
-    tuning: _Tuning,
+    tuning: FineTuning,
     tell: OnEvent,
-) -> list[dict[str, float]]:
-    history: list[dict[str, float]] = []
-
+) -> tuple[Tuned, dict[str, Any]]:
     def ended(epoch: int, logs: dict[str, float]) -> None:
-        history.append(logs)
-        tell(TuningEpochEnded(head.id, epoch, tuning.epochs, logs))
+        tell(TuningEpochEnded(head.id, epoch, tuning.passes, logs))
 
     size = tuning.batch_size
     order: dict[str, Any] = {"shuffle": True, "seed": tuning.seed}
     freeze(fused.model, fused.backbone_layers, free)
+    of_block = rates(fused.model, fused.backbone_layers, tuning)
     found = boundary(fused.model, fused.backbone_layers, _stored_refs(head, backbone))
     if found is not None:
         ref, tensor = found
@@ -320,16 +307,20 @@ def _tune(
         model, resize = fused.model, backbone.resize
         train = LabelledImages(data, "train", resize, size, **order)
         watched = LabelledImages(data, "val", resize, size)
-    fine_tune(
-        model,
-        fused.backbone_layers,
-        train,
-        watched if len(watched) else None,
-        epochs=tuning.epochs,
-        learning_rate=tuning.learning_rate,
-        on_epoch=ended,
+    tell(TuningStarted(head.id, of_block))
+    held_out = watched if len(watched) else None
+    tuned = fine_tune(
+        model, fused.backbone_layers, of_block, train, held_out, tuning, on_epoch=ended
     )
-    return history
+    record = {
+        **tuning.model_dump(),
+        "epochs": tuning.passes,
+        "rates": of_block,
+        "start": tuned.start,
+        "kept_epoch": tuned.kept_epoch,
+        "verdict": verdict(tuned, tuning),
+    }
+    return tuned, record
 
 
 def _stored_refs(head: Head, backbone: Backbone) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Promoted models as files: plain ``.keras`` archives with one more member, ``featurestore.json``.
+"""Promoted models as files: plain ``.keras`` archives with two more members.
 
-``keras.models.load_model`` ignores the member; it holds what a Keras model has no place for: the
-class names, the task, and where the head came from.
+``keras.models.load_model`` ignores them. They hold what a Keras model has no place for:
+``featurestore.json`` the class names, the task, and where the head came from; and
+``featurestore-samples.bin`` the digests of the samples that the model has seen.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.backbone.files import archive_fault, model_fault
 from featurestore.backbone.graph import one_line
 from featurestore.errors import InputError, nearest
+from featurestore.promotion.seen import Seen
 from featurestore.scratch import scratch
 from featurestore.store.files import commit
 
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
     import keras
 
 MEMBER = "featurestore.json"
+SAMPLES = "featurestore-samples.bin"
 
 
-def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -> None:
+def save_model(
+    model: keras.Model, path: str | Path, metadata: dict[str, Any], seen: Seen | None = None
+) -> None:
     """Write a model and its metadata as one file, whole or not at all.
 
     Parameters
@@ -35,6 +40,8 @@ def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -
         Must end in ``.keras``.
     metadata : dict of JSON values
         ``classes``, ``task`` and the lineage.
+    seen : Seen, optional
+        The samples that the model was made with.
 
     Raises
     ------
@@ -47,7 +54,11 @@ def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -
         with scratch(beside=path.parent) as folder:
             part = folder / path.name
             type(model).save(model, part)
+            if seen is not None:
+                metadata = {**metadata, "samples": seen.fields()}
             with zipfile.ZipFile(part, "a") as archive:
+                if seen is not None:
+                    archive.writestr(SAMPLES, seen.to_bytes())
                 archive.writestr(MEMBER, json.dumps(metadata, indent=2, ensure_ascii=False))
             commit(part, path)
     except OSError as error:
@@ -102,6 +113,11 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     except Exception as error:  # zipfile, h5py, JSON and Keras raise a dozen kinds
         raise InputError(f"cannot load {path} as a Keras model: {one_line(error)}") from error
     columns = len(metadata["classes"]) or 1
+    if model.input_shape != (None, None, None, 3):
+        raise InputError(
+            f"{path} takes {model.input_shape}, and a promoted model images (None, None, None, 3); "
+            "promote the head again"
+        )
     if model.output_shape != (None, columns):
         raise InputError(
             f"{path} gives {model.output_shape}, and its {MEMBER} names {columns} columns; "
@@ -133,13 +149,39 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return found
 
 
+def read_seen(path: Path, metadata: dict[str, Any]) -> Seen:
+    """Read which samples a promoted model was trained and selected on.
+
+    Parameters
+    ----------
+    path : Path
+        A file that :func:`save_model` wrote.
+    metadata : dict
+        What :func:`read_metadata` gave.
+
+    Raises
+    ------
+    InputError
+        If the file does not say it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            data = archive.read(SAMPLES)
+        return Seen.from_bytes(data, metadata["samples"], metadata["trained_further"] is False)
+    except Exception as error:  # zipfile and zlib raise a dozen kinds
+        raise InputError(
+            f"{path} does not say which samples it was trained on ({one_line(error)}); promote the "
+            "head again with `featurestore promote HEAD -o MODEL.keras`"
+        ) from error
+
+
 def _is_metadata(found: Any) -> bool:
     if not isinstance(found, dict) or not isinstance(found.get("classes"), list):
         return False
     classes = found["classes"]
     if found.get("task") == "regression":
         return not classes
-    kind = type(classes[0]) if classes else None
+    kind = type(classes[0]) if len(classes) > 1 else None
     return (
         found.get("task") == "classification"
         and kind in (str, int)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.cli.data import open_data, open_known
+from featurestore.cli.data import open_data
 from featurestore.cli.progress import Progress
 from featurestore.dataset import Dataset
-from featurestore.errors import DatasetError, FeatureStoreError
+from featurestore.errors import DatasetError
 from featurestore.store import FeatureStore
 from tests.cli.conftest import Place
 from tests.toys import featurestore, take_photos, tree
@@ -193,20 +193,6 @@ def test_a_damaged_record_of_a_folder_is_replaced_by_a_scan(place: Place) -> Non
     assert result.status == 0
     assert result.err.startswith("note: how photos was scanned before is lost (")
     assert featurestore("scan", "photos").err == ""
-
-
-def test_measuring_needs_no_store_but_splits_as_it_knows(place: Place) -> None:
-    featurestore("scan", "photos", "--val", "0.5", "--store", "known")
-    Path("foreign").mkdir()
-    Path("foreign/notes").write_text("no store")
-
-    assert open_known("photos", "known", Progress()).options["val"] == 0.5
-    assert open_known("photos", "none", Progress()).options["val"] == 0.2
-    assert open_known("photos", "foreign", Progress()).options["val"] == 0.2
-    for store in ("none", "foreign", "known"):
-        with pytest.raises(FeatureStoreError):
-            open_known("nothing", store, Progress())
-    assert not Path("none").exists()
 
 
 # ---------------------------------------------------------------------- extract

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Place
 from tests.toys import featurestore, take_photos
 
@@ -24,23 +26,81 @@ def test_promote_fine_tunes(place: Place) -> None:
 
     result = featurestore("promote", "logistic", "-o", "out.keras", *fine)
 
-    assert result.out.splitlines()[0].split()[:3] == ["fine-tuning", "split", "rows"]
-    assert result.out.splitlines()[-1] == "model: out.keras"
+    lines = result.out.splitlines()
+    assert lines[0].split()[:5] == ["fine-tuning", "split", "images", "were", "rows"]
+    assert lines[1].split()[:4] == ["before", "val", "selected", "on"]
+    assert lines[-2].startswith(("kept epoch ", "fine-tuning made the model worse: "))
+    assert lines[-1] == "model: out.keras"
+    assert "fine-tune: rates: head 0.001, conv_b 0.0001\n" in result.err
     assert "fine-tune: epoch 2 of 2: " in result.err
 
 
-def test_evaluate_measures_each_split(place: Place) -> None:
+def test_evaluate_tells_images_that_the_model_has_not_seen(place: Place) -> None:
     take_photos(Path("others"), 4)
 
     shown = featurestore("evaluate", "flowers.keras", "others")
     metrics = featurestore("evaluate", "flowers.keras", "others", "--json").json
 
-    assert shown.out.splitlines()[0].split()[:2] == ["split", "rows"]
-    assert sum(each["rows"] for each in metrics.values()) == 12
-    assert all(0 <= each["accuracy"] <= 1 for each in metrics.values())
+    assert shown.out.splitlines()[0].split()[:4] == ["split", "images", "were", "rows"]
+    rows = [line.split()[:4] for line in shown.out.splitlines()[1:-1]]
+    assert rows == [
+        ["train", "trained", "on", str(metrics["train"]["rows"])],
+        ["val", "selected", "on", str(metrics["val"]["rows"])],
+        ["unseen", "never", "seen", str(metrics["unseen"]["rows"])],
+    ]
+    # The first four photos of the first colour are those of photos/.
+    assert shown.out.splitlines()[-1] == "4 of 12 images trained or selected this model"
+    assert metrics["unseen"]["rows"] == 8
     assert sorted(place.folder.glob("*")) == sorted(
         place.folder / name for name in ("flowers.keras", "others", "photos", "store", "tiny.keras")
     )
+
+
+def test_what_counts_as_seen_depends_on_no_store_or_folder(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store may know the photos as split in another way; the model's file decides."""
+    at_home = featurestore("evaluate", "flowers.keras", "photos", "--json").json
+    assert {split: each["used_for"] for split, each in at_home.items()} == {
+        "train": "training",
+        "val": "selection",
+    }
+    featurestore("scan", "photos", "--val", "0", "--test", "0.9", "--store", "other")
+    for store in ("other", "none"):
+        elsewhere = featurestore("evaluate", "flowers.keras", "photos", "--store", store, "--json")
+        assert elsewhere.json == at_home
+    assert featurestore("evaluate", "flowers.keras", "photos", "--store", "other").out.endswith(
+        "36 of 36 images trained or selected this model: nothing here says how good it is on new "
+        "images\n"
+    )
+    Path("moved").mkdir()
+    Path("photos").rename("moved/pictures")
+    monkeypatch.chdir("moved")
+    assert featurestore("evaluate", "../flowers.keras", "pictures", "--json").json == at_home
+
+
+def test_a_name_finds_its_images_in_the_store(place: Place) -> None:
+    featurestore("scan", "photos", "--name", "mine")
+    assert featurestore("evaluate", "flowers.keras", "mine", "--json").json
+    assert "nothing at" in featurestore("evaluate", "flowers.keras", "nine").error
+    assert "nothing at" in featurestore("evaluate", "flowers.keras", "mine", "--store", "x").error
+
+
+def test_promote_keeps_the_better_model_unless_told_otherwise(place: Place) -> None:
+    fine = ["--unfreeze", "conv_b", "--epochs", "2", "--lr", "1", "--lr-decay", "0.7", "--seed"]
+    promote = ["promote", "logistic", "-o", "out.keras", *fine, "3", "--patience", "2"]
+
+    shown = featurestore(*promote)
+    kept = featurestore(*promote, "--json").json
+    tuned = featurestore(*promote, "--keep-tuned", "--json").json
+
+    assert shown.status == 0
+    assert shown.out.splitlines()[-2].startswith("fine-tuning made the model worse: epoch ")
+    assert kept["before"] == kept["after"]
+    assert kept["fine_tuning"]["kept_epoch"] == 0
+    assert kept["fine_tuning"]["seed"] == 3
+    assert tuned["after"]["val"]["log_loss"] > tuned["before"]["val"]["log_loss"]
+    assert tuned["fine_tuning"]["kept_epoch"] > 0
 
 
 def test_predict_gives_a_row_for_each_image(place: Place) -> None:

@@ -40,13 +40,16 @@ def test_run_prints_heads_promotion_and_where_the_results_are(pipeline: Path) ->
     )
     assert len([line for line in lines if line.startswith("* ")]) == 1
     assert lines[4].startswith("promoted logistic-")
-    assert [line.split(":")[0] for line in lines[5:7]] == ["  val accuracy", "  test accuracy"]
-    assert "fine-tuned" in lines[5]
-    assert lines[7].startswith("results: runs/flowers/")
+    assert [line.split(":")[0] for line in lines[5:7]] == [
+        "  val accuracy (selected on)",
+        "  test accuracy (held out)",
+    ]
+    assert lines[7].startswith(("  kept epoch 1 of 1: ", "  fine-tuning made the model worse: "))
+    assert lines[8].startswith("results: runs/flowers/")
     stages = [line for line in first.err.splitlines() if line.startswith("[")]
     assert stages[0] == f"[data] {pipeline.parent / 'photos'}"
 
-    assert second.json["folder"] == lines[7].split()[1]
+    assert second.json["folder"] == lines[8].split()[1]
     assert {each["status"] for each in second.json["stages"].values()} == {"up to date"}
     recorded = json.loads((Path(second.json["folder"]) / "manifest.json").read_text())
     assert {"folder": second.json["folder"], **recorded} == second.json

@@ -45,7 +45,7 @@ def test_a_recipe_is_the_classic_one(name: str) -> None:
     assert [(each.head, each.params) for each in spec.heads] == [(head, {"epochs": 10})]
     assert spec.promote is not None
     assert spec.promote.unfreeze == unfreeze
-    assert spec.promote.epochs == (0 if unfreeze is None else 10)
+    assert spec.promote.passes == (0 if unfreeze is None else 10)
 
 
 @pytest.mark.assets

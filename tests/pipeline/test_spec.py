@@ -60,13 +60,11 @@ def test_defaults_are_those_of_the_library() -> None:
 
     from featurestore.dataset import Dataset
     from featurestore.extraction import extract
-    from featurestore.pipeline.spec import DataSpec, PromoteSpec
-    from featurestore.promotion import promote
+    from featurestore.pipeline.spec import DataSpec
 
     for part, function, names in (
         (DataSpec, Dataset.from_folder, ("val", "test", "seed", "group_by")),
         (ExtractSpec, extract, ("dtype", "batch_size")),
-        (PromoteSpec, promote, ("learning_rate", "batch_size", "unfreeze")),
     ):
         for name in names:
             default = inspect.signature(function).parameters[name].default

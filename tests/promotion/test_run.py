@@ -84,7 +84,7 @@ def test_what_it_tells(tuned: tuple[Promotion, list[Any]], head: Head) -> None:
     )
     assert promotion.after["val"]["log_loss"] < promotion.before["val"]["log_loss"]
     report = promotion.report
-    assert set(report) == {"parity", "before", "after", "history"}
+    assert set(report) == {"parity", "before", "after", "fine_tuning", "history"}
     assert {"rows", "max_abs_diff", "agreement"} <= set(report["parity"])
 
 
@@ -152,13 +152,19 @@ def test_from_the_images_where_the_first_layer_is_set_free(
     features = make_features([number % 2 + 0.1 for number in range(24)], kinds=2)
     head = fit_head(features, "ridge")
     promotion = promote(
-        head, backbone, data=features.dataset, unfreeze="block1", epochs=1, learning_rate=RATE
+        head,
+        backbone,
+        data=features.dataset,
+        unfreeze="block1",
+        epochs=1,
+        learning_rate=RATE,
+        keep_tuned=True,
     )
     start = fuse(head, backbone).model.get_layer("block1_conv").get_weights()[0]
     now = promotion.model.get_layer("block1_conv").get_weights()[0]
     # One batch, one step: the rate itself.
     assert np.abs(now - start).max() == pytest.approx(RATE, rel=0.01)
-    assert set(promotion.after["val"]) == {"rows", "r2", "rmse"}
+    assert set(promotion.after["val"]) == {"used_for", "rows", "r2", "rmse"}
     assert set(promotion.history[0]) == {"loss", "val_loss"}
 
 
@@ -207,6 +213,10 @@ def test_the_model_is_a_plain_one(
         ({"learning_rate": 0.0}, InputError, "learning_rate is 0.0"),
         ({"learning_rate": float("nan")}, InputError, "learning_rate is nan"),
         ({"batch_size": 0}, InputError, "batch_size is 0"),
+        ({"patience": 0}, InputError, "patience is 0: input should be greater"),
+        ({"lr_decay": 1.5}, InputError, "lr_decay is 1.5"),
+        ({"seed": -1}, InputError, "seed is -1"),
+        ({"epoch": 3}, InputError, "fine-tuning has no option 'epoch'; did you mean 'epochs'"),
         ({"unfreeze": "block9"}, UnknownLayerError, "'block3_relu'|block3|block1"),
         ({"unfreeze": 40}, BackboneError, "from 1 to 9"),
         ({"unfreeze": 0}, BackboneError, "cannot unfreeze the last 0"),
@@ -293,3 +303,149 @@ def test_without_held_out_rows_train_is_measured(
     promotion = promote(fit_head(features, "logistic"), backbone, data=features.dataset, epochs=1)
     assert set(promotion.after) == {"train"}
     assert "val_loss" not in promotion.history[0]
+
+
+# ------------------------------------------------------------------ the best epoch
+
+
+def values(promotion: Promotion) -> dict[str, float]:
+    return {name: promotion.after["val"][name] for name in ("accuracy", "log_loss")}
+
+
+def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
+    pooled: Features, flowers: Dataset, backbone: Backbone
+) -> None:
+    head = fit_head(pooled, "logistic")
+    options = {"unfreeze": "block3", "epochs": 2, "learning_rate": 1.0, "batch_size": 8}
+    promotion = promote(head, backbone, data=flowers, **options)
+    assert promotion.fine_tuning["kept_epoch"] == 0
+    assert promotion.fine_tuning["verdict"].startswith("fine-tuning made the model worse: epoch ")
+    assert "\n" not in promotion.fine_tuning["verdict"]
+    assert promotion.after == promotion.before
+    start = fuse(head, backbone).model.get_weights()
+    assert all(map(np.array_equal, promotion.model.get_weights(), start))
+
+    kept = promote(head, backbone, data=flowers, keep_tuned=True, **options)
+    losses = [each["val_loss"] for each in kept.history]
+    assert kept.history == promotion.history
+    assert kept.fine_tuning["kept_epoch"] == 1 + losses.index(min(losses))
+    assert kept.fine_tuning["verdict"].endswith("worse, as asked")
+    assert kept.after["val"]["log_loss"] > kept.before["val"]["log_loss"]
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_rest(
+    pooled: Features, flowers: Dataset, backbone: Backbone
+) -> None:
+    """The head alone, at a rate at which it gains first and then overshoots."""
+    head = fit_head(pooled, "logistic")
+    options = {"learning_rate": 0.01, "batch_size": 8, "epochs": 8}
+    promotion = promote(head, backbone, data=flowers, **options)
+    losses = [promotion.fine_tuning["start"]["val_loss"]]
+    losses += [each["val_loss"] for each in promotion.history]
+    kept = promotion.fine_tuning["kept_epoch"]
+    start = promotion.fine_tuning["start"]["val_accuracy"]
+    can = [0, *(1 + number for number, each in enumerate(promotion.history)
+                if each["val_accuracy"] >= start)]  # fmt: skip
+    assert kept == min(can, key=losses.__getitem__)
+    assert promotion.after["val"]["log_loss"] <= promotion.before["val"]["log_loss"]
+    assert promotion.after["val"]["log_loss"] == pytest.approx(losses[kept], rel=0.02)
+
+    stopped = promote(head, backbone, data=flowers, patience=1, **options)
+    first_worse = next(each for each in range(1, 9) if each not in can or
+                       losses[each] >= min(losses[:each]))  # fmt: skip
+    assert len(stopped.history) == first_worse
+    assert stopped.fine_tuning["kept_epoch"] == first_worse - 1
+
+
+def test_a_lower_loss_does_not_make_up_for_wrong_predictions(
+    flowers: Dataset, pooled: Features, backbone: Backbone
+) -> None:
+    """The softmax of a ridge's decision values is unsure: any training lowers its loss."""
+    head = fit_head(pooled, "ridge")
+    for rate in (1e-3, 1e-2, 1e-1):
+        promotion = promote(head, backbone, data=flowers, epochs=4, learning_rate=rate)
+        for name, better in (("accuracy", 1), ("log_loss", -1)):
+            after, before = (each["val"][name] for each in (promotion.after, promotion.before))
+            assert better * after >= better * before
+
+
+def test_without_validation_rows_the_last_epoch_is_kept_and_it_says_so(
+    make_features: MakeFeatures, backbone: Backbone
+) -> None:
+    features = make_features(CLASSES * 8, val=0.0)
+    head = fit_head(features, "logistic")
+    promotion = promote(head, backbone, data=features.dataset, epochs=2, patience=1)
+    assert promotion.fine_tuning["kept_epoch"] == len(promotion.history) == 2
+    assert promotion.fine_tuning["start"] == {}
+    assert "no validation rows to choose an epoch by" in promotion.fine_tuning["verdict"]
+    assert promotion.after["train"]["used_for"] == "training"
+
+
+# ------------------------------------------------------------------ a rate for each block
+
+
+def test_earlier_blocks_move_less(pooled: Features, flowers: Dataset, backbone: Backbone) -> None:
+    head = fit_head(pooled, "logistic")
+    options = {"unfreeze": "block1", "epochs": 1, "batch_size": 64, "keep_tuned": True}
+    promotion = promote(head, backbone, data=flowers, learning_rate=RATE, lr_decay=0.5, **options)
+    assert promotion.fine_tuning["rates"] == {
+        "head": 10 * RATE,
+        "block3": RATE,
+        "block2": RATE / 2,
+        "block1": RATE / 4,
+    }
+    # One batch, so that Adam takes one step: the rate itself.
+    start = fuse(head, backbone).model
+    for name, rate in (("block3", RATE), ("block2", RATE / 2), ("block1", RATE / 4)):
+        was, now = (
+            each.get_layer(f"{name}_conv").get_weights()[0] for each in (start, promotion.model)
+        )
+        assert np.abs(now - was).max() == pytest.approx(rate, rel=0.01)
+    # Nothing of it is left in the model.
+    assert not promotion.model.compiled
+
+
+# ------------------------------------------------------------------ what was seen
+
+
+def test_another_split_of_the_data_holds_nothing_out_that_the_head_was_trained_on(
+    make_features: MakeFeatures, backbone: Backbone
+) -> None:
+    thirds = ["train"] * 12 + ["val"] * 9 + ["test"] * 9
+    features = make_features(CLASSES * 10, splits=thirds)
+    head = fit_head(features, "logistic")
+    data = again(features, CLASSES * 10, splits=thirds[::-1])
+    # By the head's own manifest: most of the "test" rows of now were trained on.
+    promotion = promote(head, backbone, data=data)
+    assert {split: each["rows"] for split, each in promotion.before.items()} == {
+        "val": 9,
+        "test": 9,
+    }
+    tuned = promote(head, backbone, data=data, epochs=1)
+    assert {split: each["rows"] for split, each in tuned.after.items()} == {"val": 6}
+
+
+def test_the_split_that_chose_the_head_says_so(
+    make_features: MakeFeatures, backbone: Backbone
+) -> None:
+    splits = (["train"] * 2 + ["val", "test"]) * 9
+    features = make_features(CLASSES * 12, splits=splits)
+    head = fit_head(features, "logistic")
+    for selected_on, tuned, used in (
+        (["val"], 0, {"val": "selection", "test": "nothing"}),
+        (["test"], 0, {"val": "nothing", "test": "selection"}),
+        (["test"], 1, {"val": "selection", "test": "selection"}),
+    ):
+        promotion = promote(
+            head, backbone, data=features.dataset, selected_on=selected_on, epochs=tuned
+        )
+        assert {name: each["used_for"] for name, each in promotion.after.items()} == used
+
+
+def test_a_head_whose_data_set_is_gone(make_features: MakeFeatures, backbone: Backbone) -> None:
+    features = make_features(CLASSES * 10)
+    head = fit_head(features, "logistic")
+    head.lineage["dataset"]["manifest_digest"] = "blake2b:" + "0" * 64
+    with pytest.raises(PromotionError, match="no longer has data set 'toys' as") as caught:
+        promote(head, backbone, data=features.dataset)
+    assert "\n" not in str(caught.value)

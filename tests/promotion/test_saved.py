@@ -79,7 +79,12 @@ def test_it_holds_what_a_model_has_no_place_for(promotion: Promotion, tmp_path: 
     promotion.save(path)
     assert [each.name for each in tmp_path.iterdir()] == ["flowers.keras"]
     metadata = read_metadata(path)
-    assert metadata == json.loads(json.dumps(promotion.metadata))
+    assert metadata.items() >= json.loads(json.dumps(promotion.metadata)).items()
+    assert metadata["trained_further"] is False
+    assert metadata["samples"] == {
+        "rows": {"train": 37, "val": 8, "test": 0},
+        "selected_on": ["val"],
+    }
     assert metadata["classes"] == ["ant", "bee", "cat"]
     assert {"task", "head", "features", "backbone", "dataset", "versions", "parity"} <= set(
         metadata
@@ -192,6 +197,7 @@ def test_files_that_are_no_promoted_model(saved: Path, tmp_path: Path) -> None:
         b"\xff\xfe\x00",
         '{"task": "classification"}',
         '{"task": "classification", "classes": []}',
+        '{"task": "classification", "classes": ["a"]}',
         '{"task": "classification", "classes": "ab"}',
         '{"task": "classification", "classes": {"a": 1, "b": 2}}',
         '{"task": "classification", "classes": ["a", 2]}',
@@ -218,6 +224,15 @@ def test_metadata_of_another_kind(saved: Path, tmp_path: Path, text: str | bytes
 def test_metadata_of_another_model(saved: Path, tmp_path: Path, text: str) -> None:
     path = rewritten(saved, tmp_path / "odd.keras", MEMBER, text.encode())
     one_line(path, r"gives \(None, 2\), and its featurestore.json names")
+
+
+def test_a_model_that_takes_no_images(tmp_path: Path) -> None:
+    x = keras.Input((8, 8, 1))
+    y = keras.layers.Resizing(2, 2, name="resizing")(x)
+    y = keras.layers.Dense(2, "softmax")(keras.layers.Flatten()(y))
+    path = tmp_path / "grey.keras"
+    save_model(keras.Model(x, y), path, METADATA)
+    one_line(path, r"takes \(None, 8, 8, 1\), and a promoted model images")
 
 
 @pytest.mark.parametrize("member", ["config.json", "model.weights.h5"])

@@ -14,9 +14,17 @@ from featurestore.backbone import Backbone
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
+from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.run import _free_layers, _stored_refs
-from featurestore.promotion.tune import LabelledImages, TwoRateAdam, boundary, fine_tune, freeze
+from featurestore.promotion.tune import (
+    LabelledImages,
+    RatesAdam,
+    boundary,
+    fine_tune,
+    freeze,
+    rates,
+)
 
 MakeFeatures = Callable[..., Features]
 RATE = 1e-3
@@ -45,7 +53,7 @@ def ignore(epoch: int, logs: dict[str, float]) -> None:
 def test_one_step_of_either_rate() -> None:
     """Adam's first step is the rate, in the direction of the gradient."""
     slow, fast = keras.Variable(np.ones(3)), keras.Variable(np.ones((2, 2)))
-    optimizer = TwoRateAdam([slow], 0.1, learning_rate=0.01)
+    optimizer = RatesAdam([slow], [0.1], learning_rate=0.01)
     for _ in range(2):
         slow.assign(np.ones(3))
         fast.assign(np.ones((2, 2)))
@@ -61,7 +69,10 @@ def test_both_rates_inside_fit() -> None:
     model = keras.Model(x, layers.Dense(2, "softmax", name="b")(layers.Dense(5, name="a")(x)))
     before = values(model)
     data = np.random.default_rng(0).normal(size=(8, 4)), np.arange(8) % 2
-    fine_tune(model, ["a"], Batches([data]), None, epochs=1, learning_rate=RATE, on_epoch=ignore)
+    options = FineTuning(epochs=1, learning_rate=RATE)
+    of_block = rates(model, ["a"], options)
+    assert of_block == {"head": 10 * RATE, "a": RATE}
+    fine_tune(model, ["a"], of_block, Batches([data]), None, options, on_epoch=ignore)
     found = moved(before, model)
     assert found["a"] == pytest.approx(RATE, rel=1e-3)
     assert found["b"] == pytest.approx(10 * RATE, rel=1e-3)
@@ -213,12 +224,14 @@ def test_training_from_the_store_is_training_from_images(
     """Same rows, same order, three epochs: the same weights, whichever way the rows came."""
     head = fit_head(maps, estimator, save=False)
     rows = flowers.rows("train", labelled=True)
-    options = {"epochs": 3, "learning_rate": RATE, "on_epoch": ignore}
+    options = FineTuning(epochs=3, learning_rate=RATE)
+    of_block = {"head": 10 * RATE, "block3": RATE}
 
     from_images, _ = prepared(head, backbone, "block3")
     before = values(from_images.model)
     batches = LabelledImages(flowers, "train", backbone.resize, 8)
-    fine_tune(from_images.model, from_images.backbone_layers, batches, None, **options)
+    names = from_images.backbone_layers
+    fine_tune(from_images.model, names, of_block, batches, None, options, on_epoch=ignore)
 
     from_store, (ref, tensor) = prepared(head, backbone, "block3")
     stored = extract(flowers, backbone, [ref], maps.store, dtype="float32")[ref]
@@ -226,7 +239,7 @@ def test_training_from_the_store_is_training_from_images(
     assert model.get_layer("block3_conv") is from_store.model.get_layer("block3_conv")
     batches = stored.py_dataset("train", batch_size=8)
     assert sum(len(batches[index][0]) for index in range(len(batches))) == len(rows)
-    fine_tune(model, from_store.backbone_layers, batches, None, **options)
+    fine_tune(model, names, of_block, batches, None, options, on_epoch=ignore)
 
     far = moved(before, from_images.model)
     apart = moved(values(from_store.model), from_images.model)

@@ -1,0 +1,84 @@
+"""The options of fine-tuning: one object for Python, pipeline files, the command line and models.
+
+Nothing heavy is imported here, so that ``--help`` and the check of a pipeline file stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from featurestore.errors import InputError, nearest
+
+DEFAULT_EPOCHS = 3
+# The head starts near its optimum, but may move faster than weights that took a million images.
+HEAD_FACTOR = 10.0
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class FineTuning(BaseModel):
+    """How a promoted model is trained end to end; with 0 epochs it is not.
+
+    Attributes
+    ----------
+    unfreeze : str or int, optional
+        Layers of the backbone to train: the first whose name begins so and all after it, or the
+        last so many. By default none: the head alone is trained.
+    epochs : int, optional
+        Passes over the training rows; by default 3 with ``unfreeze``, else 0.
+    learning_rate : float
+        Adam's step for the last block of the backbone; the head's is ten times that.
+    lr_decay : float
+        Factor of the step for each block before the last one, above 0 and at most 1.
+    patience : int, optional
+        Stop after so many epochs without a better one. By default all epochs run.
+    keep_tuned : bool
+        Take the best epoch even if the model was better before the first.
+    batch_size : int
+        Samples in a training batch.
+    seed : int
+        Of the order of the training rows, and of dropout.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    unfreeze: int | str | None = None
+    epochs: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    patience: Count | None = None
+    keep_tuned: bool = False
+    batch_size: Count = 32
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> FineTuning:
+        """Check options.
+
+        Raises
+        ------
+        InputError
+            For the first that is unknown or out of range.
+        """
+        try:
+            return cls.model_validate(dict(options))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0])
+            if first["type"] == "extra_forbidden":
+                known = nearest(name, cls.model_fields)
+                raise InputError(f"fine-tuning has no option {name!r}; {known}") from None
+            message = first["msg"]
+            raise InputError(
+                f"{name} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+            ) from None
+
+    @property
+    def passes(self) -> int:
+        """Epochs, the default resolved."""
+        if self.epochs is not None:
+            return self.epochs
+        return DEFAULT_EPOCHS if self.unfreeze is not None else 0
