@@ -82,8 +82,8 @@ def test_what_counts_as_seen_depends_on_no_store_or_folder(
 def test_a_name_finds_its_images_in_the_store(place: Place) -> None:
     featurestore("scan", "photos", "--name", "mine")
     assert featurestore("evaluate", "flowers.keras", "mine", "--json").json
-    assert "nothing at" in featurestore("evaluate", "flowers.keras", "nine").error
-    assert "nothing at" in featurestore("evaluate", "flowers.keras", "mine", "--store", "x").error
+    assert "does not exist" in featurestore("evaluate", "flowers.keras", "nine").error
+    assert "does not exist" in featurestore("evaluate", "flowers.keras", "mine", "--store", "x").error
 
 
 def test_promote_keeps_the_better_model_unless_told_otherwise(place: Place) -> None:
