@@ -83,7 +83,9 @@ def test_a_name_finds_its_images_in_the_store(place: Place) -> None:
     featurestore("scan", "photos", "--name", "mine")
     assert featurestore("evaluate", "flowers.keras", "mine", "--json").json
     assert "does not exist" in featurestore("evaluate", "flowers.keras", "nine").error
-    assert "does not exist" in featurestore("evaluate", "flowers.keras", "mine", "--store", "x").error
+    assert (
+        "does not exist" in featurestore("evaluate", "flowers.keras", "mine", "--store", "x").error
+    )
 
 
 def test_promote_keeps_the_better_model_unless_told_otherwise(place: Place) -> None:

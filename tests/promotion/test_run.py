@@ -129,7 +129,8 @@ def test_the_head_alone_learns_without_unfreezing(
     head = fit_head(pooled, "logistic")
     before = fuse(head, backbone)
     keys = set(pooled.store.keys())
-    promotion = promote(head, backbone, data=flowers, epochs=1, learning_rate=RATE)
+    options = {"epochs": 1, "learning_rate": RATE, "keep_tuned": True}
+    promotion = promote(head, backbone, data=flowers, **options)
     # From the features it was fitted on: nothing was extracted.
     assert set(pooled.store.keys()) == keys
     moved = [
