@@ -154,8 +154,11 @@ class PipelineSpec(Part):
     @field_validator("layers")
     @classmethod
     def _of_each(cls, layers: list[str] | None, info: ValidationInfo) -> list[str] | None:
-        if layers is None and any(each.layers is None for each in info.data.get("backbone", [])):
+        own = [each.layers is not None for each in info.data.get("backbone", [])]
+        if layers is None and not all(own):
             raise ValueError("is missing")
+        if layers is not None and own and all(own):
+            raise ValueError("is not used, for every backbone has layers of its own")
         return layers
 
 

@@ -91,7 +91,6 @@ class Variant:
         )
 
 
-ANY = Variant()
 FIELDS = tuple(field.name for field in fields(Variant))
 _PREPROCESSING = ("resize", "interpolation", "scaling")
 

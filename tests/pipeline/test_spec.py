@@ -144,6 +144,8 @@ WRONG: list[tuple[str, str, list[str]]] = [
      LEAST.replace("layers: [block5_pool:avg]\n", "").replace(
          "  model: vgg16", "- {model: vgg16, layers: [a]}\n- model: vgg19"),
      [":1: layers: is missing"]),
+    ("layers that no backbone needs", LEAST.replace("vgg16", "vgg16\n  layers: [a]"),
+     [":7: layers: is not used, for every backbone has layers of its own"]),
     ("a mistake in one of several backbones",
      LEAST.replace("  model: vgg16", "- model: vgg16\n- {model: vgg19, input_size: [96, 0]}"),
      [":6: backbone.1.input_size.1: found 0; "]),
