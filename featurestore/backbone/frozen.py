@@ -19,6 +19,7 @@ from featurestore.backbone import (
     reduction,
     sources,
 )
+from featurestore.backbone.code import is_keras
 from featurestore.backbone.families import application, known_application
 from featurestore.backbone.forward import Compute
 from featurestore.backbone.graph import Graph, Node, at_rest, clone, flatten
@@ -192,7 +193,9 @@ class Backbone:
             "interpolation": interpolation,
             "name": name,
         }
-        return cls(name, sources.copied(given), preprocessing, spec)
+        backbone = cls(name, sources.copied(given), preprocessing, spec)
+        backbone._require_like(given)
+        return backbone
 
     @classmethod
     def pixels(
@@ -475,6 +478,33 @@ class Backbone:
             return keras.Model(image, output, name=_model_name(self.name))
 
     # ------------------------------------------------------------------ inside
+
+    def _require_like(self, given: Graph) -> None:
+        """Raise where a layer of the user's was copied to one that computes something else."""
+        own = [i for i in given.by_name.values() if not is_keras(type(given.nodes[i].operation))]
+        if not own:
+            return
+        copies = [self._graph.by_name[given.nodes[number].name] for number in own]
+        noise = np.random.default_rng(0).integers(0, 256, (2, *self.input_size, 3), dtype=np.uint8)
+
+        def computed(graph: Graph, numbers: Sequence[int]) -> list[np.ndarray]:
+            def compute(images: Any) -> list[Any]:
+                scaled = self.preprocessing.scale(images)
+                return [each[0] for each in graph.run(scaled, numbers, _at_inference)]
+
+            return forward.plain(compute)(noise)
+
+        found = computed(self._graph, copies)
+        wanted, again = computed(given, own), computed(given, own)
+        for number, ours, theirs, same in zip(own, found, wanted, again, strict=True):
+            # One that is another each time is refused for that, where it is computed.
+            steady = agreement.distance(same, theirs) <= agreement.TOLERANCE
+            if steady and agreement.distance(ours, theirs) > agreement.TOLERANCE:
+                node = given.nodes[number]
+                raise BackboneError(
+                    f"layer {node.name!r} ({node.kind}) computes something else when it is built"
+                    " from its configuration: return all that it computes with from get_config"
+                )
 
     def _computation(
         self, refs: Sequence[LayerRef | str], move: Callable[[Any], Any] | None = None

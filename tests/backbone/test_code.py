@@ -283,3 +283,30 @@ def test_a_registered_class_that_changes_is_another_wherever_it_stands(nested, m
     # What was made before keeps the identity of what it was made of.
     assert before.prefix_digest("end") == again.prefix_digest("end")
     np.testing.assert_equal(before.shape("end"), (16, 16, 2))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Forgetful(layers.Layer):
+    """Its configuration leaves out what it computes with."""
+
+    def __init__(self, factor=1.0, **options):
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, x):
+        return x * self.factor
+
+    def get_config(self):
+        return layers.Layer.get_config(self)
+
+
+def test_a_layer_that_its_configuration_does_not_describe_is_refused():
+    def made(factor):
+        image = keras.Input((16, 16, 3))
+        end = Forgetful(factor, name="odd")(layers.Rescaling(1 / 255)(image))
+        return Backbone.from_model(keras.Model(image, end), name="m")
+
+    assert made(1.0).layer_names == ["rescaling", "odd"]
+    with pytest.raises(BackboneError, match=r"'odd' .* from get_config") as caught:
+        made(2.0)
+    assert "\n" not in str(caught.value)
