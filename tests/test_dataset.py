@@ -810,6 +810,33 @@ def test_contradictions_are_reported(tmp_path: Path) -> None:
     assert found.summary()["problem_counts"]["group-conflict"] == 2
 
 
+def test_samples_without_group_and_groups_that_look_alike_are_said(tmp_path: Path) -> None:
+    for number in range(12):
+        name = f"patient_{number // 4}" if number < 8 else "unknown"
+        put(tmp_path / "ill" / f"{name}_{number}.png", number)
+    found = Dataset.from_folder(tmp_path, group_by="patient_([0-9])")
+    (said,) = of_kind(found, "groups")
+    assert said.reason.startswith("no group for 4 of 12 rows, such as '")
+    assert said.reason.endswith(".png': each is drawn by itself")
+    assert not of_kind(Dataset.from_folder(tmp_path), "groups")
+    apart = Dataset.from_arrays(
+        X4, name="x", groups=["p1", "P1 ", "p2", "p2"], splits=["train", "val", "test", "test"]
+    )
+    (said,) = of_kind(apart, "groups")
+    assert said.reason == "'P1 ' and 'p1' differ only by case or spaces, and lie in several splits"
+
+
+def test_a_table_without_labels_but_with_other_columns_says_so(
+    tmp_path: Path, listed: list[dict[str, Any]]
+) -> None:
+    rows = [{"path": row["path"], "class": row["label"], "split": "train"} for row in listed]
+    found = Dataset.from_table(table(tmp_path / "t.csv", rows))
+    (said,) = found.problems
+    assert said.reason == "no column 'label', so no sample has a label; other columns: 'class'"
+    plain = table(tmp_path / "t.csv", [{"path": row["path"]} for row in listed])
+    assert Dataset.from_table(plain).problems == ()
+
+
 def test_members_of_a_group_follow_the_given_split(tmp_path: Path) -> None:
     rows = []
     for number in range(20):

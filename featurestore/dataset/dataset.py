@@ -195,9 +195,11 @@ class Dataset:
         }
         known_as = _name(name, source)
         options = checked(val, test, seed, stratify, **columns)
-        entries = list_table(source, path_column, label_column, split_column, group_column)
+        entries, problems = list_table(
+            source, path_column, label_column, split_column, group_column
+        )
         verdicts = scan([each.source for each in entries], on_event)
-        return cls._of(known_as, source, options, entries, verdicts)
+        return cls._of(known_as, source, options, entries, verdicts, problems)
 
     @classmethod
     def from_arrays(

@@ -19,6 +19,7 @@ ProblemKind = Literal[
     "split-conflict",
     "group-conflict",
     "unlabelled",
+    "groups",
     "labels",
     "splits",
     "few-rows",
@@ -36,8 +37,9 @@ class Problem:
         one. ``label-conflict``, ``split-conflict``, ``group-conflict``: identical samples, or the
         samples of one group, that contradict each other. ``unlabelled``: a sample without label in
         a data set that has labels. Of the data set as a whole, ``labels``: classes that look like
-        one, or a class that looks like a missing label; ``splits``: the folder has splits of its
-        own; ``few-rows``: a class has too few rows in a split to measure anything on.
+        one, a class that looks like a missing label, or no column of labels; ``groups``: samples
+        without one, or names that look like one; ``splits``: the folder has splits of its own;
+        ``few-rows``: a class has too few rows in a split to measure anything on.
     path : str
         Path or URI; ``X[3]`` for arrays. Of the data set as a whole, its source or name.
     reason : str

@@ -1,10 +1,10 @@
-"""What to know of a data set as a whole: labels that look alike, splits that are too small."""
+"""What to know of a data set as a whole: names that look alike, splits that are too small."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from unicodedata import normalize
 
@@ -36,6 +36,7 @@ def notes(entries: Sequence[Entry], rows: Rows, splits: Splits, where: str) -> l
         *_unlabelled(entries, rows, where),
         *(Problem("labels", where, text) for text in _labels(entries, rows)),
         *_nested(entries, rows, where),
+        *(Problem("groups", where, text) for text in _groups(entries, rows)),
         *(Problem("few-rows", where, text) for text in _few_rows(rows, splits)),
     ]
 
@@ -82,16 +83,40 @@ def _labels(entries: Sequence[Entry], rows: Rows) -> Iterator[str]:
     for name, spelled in sorted(forms.items()):
         if len(spelled) > 1:
             yield f"{name!r} is written in {len(spelled)} Unicode forms: read as one class"
-    alike: dict[str, list[str]] = {}
-    for name in sorted(counts):
-        alike.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
-    for names in alike.values():
-        if len(names) > 1:
-            said = " and ".join(f"{name!r} ({_rows(counts[name])})" for name in names)
-            yield f"{said} differ only by case or spaces: they are separate classes"
+    for names in _alike(counts):
+        said = " and ".join(f"{name!r} ({_rows(counts[name])})" for name in names)
+        yield f"{said} differ only by case or spaces: they are separate classes"
     for name, count in sorted(counts.items()):
         if name.casefold() in _LIKE_MISSING:
             yield f"{name!r} is a class ({_rows(count)}): leave it empty if it means no label"
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    """Return the names that differ only by case, spaces or compatible characters, together."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(names):
+        alike.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
+    return [each for each in alike.values() if len(each) > 1]
+
+
+def _groups(entries: Sequence[Entry], rows: Rows) -> Iterator[str]:
+    splits: dict[str, str] = {}
+    alone = []
+    for group, split, number in zip(rows.groups, rows.splits, rows.first, strict=True):
+        if group is None:
+            alone.append(entries[number].source)
+        else:
+            splits.setdefault(group, split)
+    if splits and alone:
+        yield (
+            f"no group for {len(alone):,} of {_rows(len(rows.groups))}, such as {alone[0]!r}: each "
+            "is drawn by itself"
+        )
+    apart = [each for each in _alike(splits) if len({splits[name] for name in each}) > 1]
+    if apart:
+        said = " and ".join(map(repr, apart[0]))
+        more = f", and {len(apart) - 1:,} more such names" if len(apart) > 1 else ""
+        yield f"{said} differ only by case or spaces, and lie in several splits{more}"
 
 
 def _nested(entries: Sequence[Entry], rows: Rows, where: str) -> Iterator[Problem]:

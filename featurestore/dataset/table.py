@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from featurestore.dataset.labels import Label, from_text, uniform
-from featurestore.dataset.merge import Entry
+from featurestore.dataset.merge import Entry, Problem
 from featurestore.dataset.parquet import MOST_ROWS, ParquetColumns, ParquetError
 from featurestore.dataset.source import (
     UnreadableError,
@@ -85,8 +85,8 @@ def list_table(
     label_column: str | None,
     split_column: str | None,
     group_column: str | None,
-) -> list[Entry]:
-    """Return what a table lists, in the order of the paths.
+) -> tuple[list[Entry], list[Problem]]:
+    """List what is in a table, in the order of the paths, and say if it has no labels.
 
     Parameters
     ----------
@@ -113,6 +113,11 @@ def list_table(
         raise DatasetError(f"table {location!r} has no rows, expected one for each image")
     raw = table.optional(label_column, "label", "labels")
     labels: list[Label] = [None] * len(paths)
+    problems = []
+    others = set(table.names) - {path_column, split_column or "split", group_column}
+    if raw is None and others:
+        reason = f"no column 'label', so no sample has a label; other columns: {_listed(others)}"
+        problems.append(Problem("labels", location, reason))
     if raw is not None:
         labels = uniform(from_text(raw) if table.text else raw, f"table {location!r}")
     raw = table.optional(split_column, "split", "splits")
@@ -124,7 +129,13 @@ def list_table(
         groups = names(table.column(group_column, "groups"), f"table {location!r}")
     entries = [Entry(*each) for each in zip(paths, labels, splits, groups, strict=True)]
     # by all that is said, so that the order of the table's rows does not matter
-    return sorted(entries, key=lambda e: (e.source, str(e.label), e.split or "", e.group or ""))
+    entries.sort(key=lambda e: (e.source, str(e.label), e.split or "", e.group or ""))
+    return entries, problems
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = sorted(repr(each[:_SHOWN]) for each in names)
+    return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")
 
 
 def names(values: Any, where: str) -> list[str | None]:
