@@ -157,11 +157,11 @@ def one_stored(
     if len(found) > 1:
         known = [(Variant.of(each.group.provenance), each.key) for each in found]
         known.sort(key=lambda each: each[0].order)
-        differing, options = choices([each for each, _ in known])
-        options = options or [f"--layer {key.ref}-{key.short.prefix}" for _, key in known]
+        what, options = choices([each for each, _ in known])
+        layers = [f"--layer {key.ref}-{key.short.prefix}" for _, key in known]
         raise NotFoundError(
             f"{len(found)} variants of {layer} by {model} are stored for {dataset!r}, which differ "
-            f"in {' and '.join(differing) or 'weights or graph'}: {' or '.join(options)}"
+            f"in {what or 'weights or graph'}: {options or ' or '.join(layers)}"
         )
     return found[0]
 

@@ -406,8 +406,7 @@ def match(files: Files, text: str, asked: Variant) -> str:
             more = ", …" if len(hits) > 4 else ""
             _, options = choices([_variant(files, path) for path in hits])
             raise NotFoundError(
-                f"{text!r} means {len(hits)} keys: {shown}{more}; give "
-                f"{' or '.join(options) or 'more of one'}"
+                f"{text!r} means {len(hits)} keys: {shown}{more}; give {options or 'more of one'}"
             )
     whole = [each[0] for each in names.values()]
     options_text = f" with {asked.options()}" if asked.asked() else ""

@@ -23,7 +23,8 @@ class Variant:
     resize, interpolation, scaling : str
         As in `Preprocessing`.
     weights : str
-        ``imagenet``, ``random``, or a weights file: its path, or the end of it. Of a model file
+        ``imagenet``, ``random``, or a weights file: its path, or the end of it, with or without
+        its ending. Of a model file
         with its own weights, the model file.
     precision : str
         Of the forward pass: ``float32``, ``bfloat16`` or ``float16``.
@@ -95,21 +96,34 @@ FIELDS = tuple(field.name for field in fields(Variant))
 _PREPROCESSING = ("resize", "interpolation", "scaling")
 
 
-def choices(variants: Sequence[Variant]) -> tuple[list[str], list[str]]:
-    """Return the fields in which variants of one layer differ, and the options that pick each.
+def choices(variants: Sequence[Variant]) -> tuple[str, str]:
+    """Return in what variants of one layer differ, and the options that pick one of them.
 
-    The options are none where no options can.
+    The second is empty where no options can.
+
+    Examples
+    --------
+    >>> choices([Variant(input_size=96), Variant(input_size=160)])
+    ('input size', '--input-size 96 or --input-size 160')
     """
     known = _with_short_weights([each.to_dict() for each in variants])
-    values = {name: [str(each[name]) for each in known] for name in FIELDS}
-    differing = [name for name in FIELDS if len(set(values[name])) > 1]
+    values = {name: list(dict.fromkeys(str(each[name]) for each in known)) for name in FIELDS}
+    differing = [name for name in FIELDS if len(values[name]) > 1]
+    *most, last = [name.replace("_", " ") for name in differing] or [""]
+    what = f"{', '.join(most)} and {last}" if most else last
     # One field that tells all of them apart is enough.
-    enough = [name for name in differing if len(set(values[name])) == len(known)][:1] or differing
+    enough = [name for name in differing if len(values[name]) == len(known)][:1] or differing
     options = [Variant(**each).options(enough) for each in known]
     oblong = "input_size" in enough and any(isinstance(each.input_size, tuple) for each in variants)
     if oblong or "" in options or len(set(options)) < len(options):
-        options = []
-    return [name.replace("_", " ") for name in differing], options
+        return what, ""
+    if len(enough) > 1:
+        options = [
+            f"--{name.replace('_', '-')} {' or '.join(map(shlex.quote, values[name]))}"
+            for name in enough
+        ]
+        return what, ", ".join(options)
+    return what, " or ".join(options)
 
 
 def tell_apart(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -156,19 +170,22 @@ def _differ(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _with_short_weights(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Shorten paths of weights files to the least number of last parts that keeps them apart."""
-    paths = {row["weights"] for row in rows if _is_file(row["weights"])}
-    count = 1
-    while len({_tail(path, count) for path in paths}) < len(paths):
-        count += 1
-    return [
-        {**row, "weights": _tail(row["weights"], count)} if row["weights"] in paths else dict(row)
-        for row in rows
-    ]
+    """Shorten paths of weights files: the fewest last parts that keep them apart, no ending."""
+    paths = {row["weights"]: Path(row["weights"]).parts for row in rows if _is_file(row["weights"])}
+    deepest = max(map(len, paths.values()), default=0)
+    ways = [(count, trim) for trim in (_without_ending, tuple) for count in range(1, deepest + 1)]
+    names = dict(zip(paths, paths, strict=True))
+    for count, trim in reversed(ways):
+        short = {path: str(Path(*trim(parts)[-count:])) for path, parts in paths.items()}
+        names = short if len(set(short.values())) == len(short) else names
+    return [{**row, "weights": names.get(row["weights"], row["weights"])} for row in rows]
 
 
-def _tail(path: str, count: int) -> str:
-    return str(Path(*Path(path).parts[-count:]))
+def _without_ending(parts: tuple[str, ...]) -> tuple[str, ...]:
+    *folders, name = parts
+    for ending in (".weights.h5", ".h5", ".hdf5", ".keras"):
+        name = name.removesuffix(ending) or name
+    return (*folders, name)
 
 
 def _is_file(weights: str | None) -> bool:
@@ -181,8 +198,9 @@ def _is(name: str, value: Any, asked: Any) -> bool:
         return value is not None and value == _size(asked if isinstance(asked, tuple) else [asked])
     if name != "weights" or not (_is_file(value) and _is_file(str(asked))):
         return value == asked
-    parts = Path(asked).parts
-    return Path(value).parts[-len(parts) :] == parts or Path(value) == Path(asked).absolute()
+    path, wanted = Path(value), Path(asked)
+    tails = [each[-len(wanted.parts) :] for each in (path.parts, _without_ending(path.parts))]
+    return wanted.parts in tails or path == wanted.absolute()
 
 
 def _size(value: Any) -> int | tuple[int, int] | None:
