@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Features:
     """One feature array joined with its data set: row i of both is the same sample.
 
+    ``len`` and `shape` are those of every row; `rows` says which are read by default.
+
     Parameters
     ----------
     group : FeatureGroup
@@ -269,14 +271,19 @@ class Features:
         return xarray.Dataset({"features": features}, coordinates, attrs={"key": str(self.key)})
 
     def tf_dataset(
-        self, split: str | None, *, batch_size: int = 256, shuffle: bool = False, seed: int = 0
+        self,
+        split: str | None = None,
+        *,
+        batch_size: int = 256,
+        shuffle: bool = False,
+        seed: int = 0,
     ) -> tf.data.Dataset:
         """Stream batches block by block as a `tf.data.Dataset`.
 
         Parameters
         ----------
-        split : {"train", "val", "test"} or None
-            Rows as `rows` gives them.
+        split : {"train", "val", "test"}, optional
+            Rows as `rows` gives them; all by default.
         batch_size : int
         shuffle : bool
             Shuffle blocks, and rows within a window of them: anew in each epoch, the same for the
@@ -313,7 +320,7 @@ class Features:
 
     def py_dataset(
         self,
-        split: str | None,
+        split: str | None = None,
         *,
         batch_size: int = 256,
         shuffle: bool = False,

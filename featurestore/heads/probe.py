@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.errors import FeatureStoreWarning
 from featurestore.features import Features, stored
 from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
@@ -80,12 +82,20 @@ def rank(
     NotFoundError
         Where the store has no features of the data set, or of the model.
     IncompleteFeaturesError
-        Where none of them are complete; else those that are not are left out.
+        Where none of them are complete; else those that are not are left out, with a warning.
     """
     asked = stored(store, dataset, model=model, **variant)
     found = [each for each in asked if each.complete]
     if not found:
         asked[0].group.require()
+    if len(found) < len(asked):
+        left_out = ", ".join(sorted({each.ref for each in asked if not each.complete}))
+        warnings.warn(
+            f"{len(asked) - len(found)} of {len(asked)} layers are not ranked, for they are not "
+            f"complete: {left_out}; `featurestore extract` completes them",
+            FeatureStoreWarning,
+            stacklevel=2,
+        )
     samples = found[0].dataset
     check_labels(samples)
     widest = max(_dims(each) for each in found)

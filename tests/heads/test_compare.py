@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.errors import HeadError, IncompleteFeaturesError, NotFoundError
+from featurestore.errors import (
+    FeatureStoreWarning,
+    HeadError,
+    IncompleteFeaturesError,
+    NotFoundError,
+)
 from featurestore.features import Features
 from featurestore.heads import best, expand, fit_head, fit_heads, heads, rank
 from featurestore.store import FeatureStore
@@ -145,12 +150,14 @@ def test_layers_ranked_by_a_probe(make_features: MakeFeatures, store: FeatureSto
     incomplete = make_features(labels, ref="part:avg")
     incomplete.group.drop_block(0)
     events: list[object] = []
-    table = rank(store, "toys", on_event=events.append)
+    with pytest.warns(FeatureStoreWarning, match="1 of 3 layers are not ranked.*: part:avg; "):
+        table = rank(store, "toys", on_event=events.append)
     assert [row["layer"] for row in table] == ["good", "poor:avg"]
     assert table[0]["score"] > 0.9 > table[1]["score"]
     assert (table[0]["dims"], table[0]["bytes"], table[0]["shape"]) == (128, 256, [4, 4, 8])
     assert len(events) == 2
-    assert rank(store, "toys") == table
+    with pytest.warns(FeatureStoreWarning):
+        assert rank(store, "toys") == table
     with pytest.raises(NotFoundError, match="did you mean 'toynet'"):
         rank(store, "toys", "toynett")
 
