@@ -11,7 +11,7 @@ carry.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,27 +37,32 @@ class Flow:
     index : numpy.ndarray of int, (selected,)
         Selected features.
     center, spread : numpy.ndarray of float64, (selected,)
+    steps : dict of str to numpy.ndarray of float32, (feature, 1)
+        By the name of a Dense layer, how much larger a step its kernel takes in training than it
+        would behind the scaler: 0 for features that were not selected.
     """
 
     x: Any
     index: np.ndarray
     center: np.ndarray
     spread: np.ndarray
+    steps: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, x: Any) -> Flow:
+    def of(cls, x: Any, steps: dict[str, np.ndarray]) -> Flow:
         """Start at a tensor, as it is."""
         width = int(x.shape[-1])
-        return cls(x, np.arange(width), np.zeros(width), np.ones(width))
+        return cls(x, np.arange(width), np.zeros(width), np.ones(width), steps)
 
     def scaled(self, center: Any, spread: Any) -> Flow:
         """Return the flow after ``(features - center) / spread``."""
         center = np.asarray(center, "float64") * self.spread + self.center
-        return Flow(self.x, self.index, center, self.spread * np.asarray(spread, "float64"))
+        return replace(self, center=center, spread=self.spread * np.asarray(spread, "float64"))
 
     def selected(self, support: np.ndarray) -> Flow:
         """Return the flow of some of the features, by their positions."""
-        return Flow(self.x, self.index[support], self.center[support], self.spread[support])
+        index, center, spread = (each[support] for each in (self.index, self.center, self.spread))
+        return replace(self, index=index, center=center, spread=spread)
 
     def dense(
         self, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None
@@ -76,7 +81,11 @@ class Flow:
         bias = np.broadcast_to(np.asarray(bias, "float64"), kernel.shape[1])
         bias = bias - self.center @ full[self.index].astype("float64")
         layer.set_weights([full, bias.astype("float32")])
-        return Flow.of(result)
+        step = np.zeros((len(full), 1), "float32")
+        step[self.index, 0] = 1 / np.abs(self.spread)
+        if (step != 1).any():
+            self.steps[name] = step
+        return Flow.of(result, self.steps)
 
     def tensor(self, name: str) -> Any:
         """Return the features as a tensor, for a step that is not linear."""
@@ -101,7 +110,9 @@ class Flow:
 Convert = Callable[[Any, Flow, str], Flow]
 
 
-def scores_tensor(estimator: Any, x: Any, prefix: str = "head_") -> Any:
+def scores_tensor(
+    estimator: Any, x: Any, prefix: str = "head_", steps: dict[str, np.ndarray] | None = None
+) -> Any:
     """Apply a fitted estimator to a tensor of flat features, as stock Keras layers.
 
     Parameters
@@ -112,6 +123,8 @@ def scores_tensor(estimator: Any, x: Any, prefix: str = "head_") -> Any:
         Features.
     prefix : str
         Put before the name of every layer.
+    steps : dict, optional
+        Receives :attr:`Flow.steps`.
 
     Returns
     -------
@@ -124,7 +137,7 @@ def scores_tensor(estimator: Any, x: Any, prefix: str = "head_") -> Any:
     PromotionError
         If a step has no Keras form; names it, and what can be promoted instead.
     """
-    flow = Flow.of(x)
+    flow = Flow.of(x, {} if steps is None else steps)
     for number, (step, convert) in enumerate(_conversions(estimator)):
         flow = convert(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
     return flow.x
@@ -250,7 +263,8 @@ def _robust_scaler(step: Any, flow: Flow, name: str) -> Flow:
 def _normalizer(step: Any, flow: Flow, name: str) -> Flow:
     import keras
 
-    return Flow.of(keras.layers.UnitNormalization(axis=-1, name=name)(flow.tensor(name)))
+    unit = keras.layers.UnitNormalization(axis=-1, name=name)(flow.tensor(name))
+    return Flow.of(unit, flow.steps)
 
 
 def _pca(step: Any, flow: Flow, name: str) -> Flow:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from featurestore.backbone import LayerRef
 from featurestore.backbone.graph import clone_onto
@@ -40,12 +41,16 @@ class Fused:
     backbone_layers : tuple of str
         Names of the layers and operations in ``model`` that come from the backbone, its
         preprocessing included, in order.
+    steps : mapping of str to numpy.ndarray of float32, (feature, 1)
+        By the name of a Dense layer that a scaler or a selection is folded into: the step of each
+        row of its kernel that equals one step behind the scaler, 0 where nothing was selected.
     """
 
     model: keras.Model
     features: str
     scores: str
     backbone_layers: tuple[str, ...]
+    steps: Mapping[str, np.ndarray]
 
 
 def fuse(head: Head, backbone: Backbone) -> Fused:
@@ -74,8 +79,9 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     names = tuple(operation.name for operation in base.operations)
     prefix = _free_prefix(names)
     x = base.outputs[0]
+    steps: dict[str, np.ndarray] = {}
     if head.kind == "sklearn":
-        scores = scores_tensor(head.estimator, _flat(x, prefix), prefix)
+        scores = scores_tensor(head.estimator, _flat(x, prefix), prefix, steps)
     else:
         scoring = logits_model(head.estimator) if head.classes else head.estimator
         scores = clone_onto(scoring, x, prefix)
@@ -87,7 +93,7 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
         else:
             output = keras.layers.Softmax(name=softmax)(scores)
     model = keras.Model(base.inputs, output, name="promoted")
-    return Fused(model, _maker(base.outputs[0]), _maker(scores), names)
+    return Fused(model, _maker(base.outputs[0]), _maker(scores), names, steps)
 
 
 def _maker(tensor: Any) -> str:
