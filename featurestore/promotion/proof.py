@@ -90,7 +90,7 @@ def prove(
     perturbed = _perturbed(fused, images)
     check = FeatureCheck(stored, group.dtype, precision, perturbed)
     check.require_distinct()
-    judge = _Judge(head, stored, check)
+    judge = _Judge(head, stored, data.splits[rows] != "train", check)
 
     def both_ways(model: keras.Model, index: np.ndarray, what: str) -> Parity:
         traced = with_internals(model, fused)
@@ -152,10 +152,22 @@ def spread(blocks: np.ndarray, block_rows: int, shape: tuple[int, ...]) -> np.nd
 
 @dataclass(frozen=True)
 class _Judge:
-    """Compares what a model computes, inside and out, with a cached head on stored rows."""
+    """Compares what a model computes, inside and out, with a cached head on stored rows.
+
+    Attributes
+    ----------
+    head : Head
+    stored : numpy.ndarray of float32, (row, …)
+        Stored rows.
+    held_out : numpy.ndarray of bool, (row,)
+        Which of them no head was trained on.
+    check : FeatureCheck
+        Of the same rows.
+    """
 
     head: Head
     stored: np.ndarray
+    held_out: np.ndarray
     check: FeatureCheck
 
     def __call__(self, index: np.ndarray, outputs: list[np.ndarray], what: str) -> Parity:
@@ -173,8 +185,14 @@ class _Judge:
             _require_equal(likely[clear], output[clear], 2 * arithmetic + 1e-6, probability)
         measured = head.scores(self.stored[index])
         rounding = float(np.abs(expected - measured).max())
-        parity = compare(measured, scores, rounding + arithmetic)
+        tolerance = rounding + arithmetic
+        parity = compare(measured, scores, tolerance)
         require(parity, measured, self.check.dtype, what)
+        held_out = self.held_out[index]
+        if held_out.any():
+            # A head that overfits is sure of its training rows, whatever rounding does to others.
+            apart = compare(measured[held_out], scores[held_out], tolerance)
+            require(apart, measured[held_out], self.check.dtype, f"{what} on held-out rows")
         return parity
 
 

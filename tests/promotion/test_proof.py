@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
 from sklearn.model_selection import GridSearchCV
@@ -18,12 +20,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
 from featurestore.errors import IncompleteFeaturesError, NotFoundError, ParityError, PromotionError
+from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
 from featurestore.promotion import Parity, Proved, promote
 from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.proof import PROOF_BLOCKS, PROOF_BYTES, PROOF_ROWS, prove, spread
+from featurestore.store import FeatureStore
+from tests.promotion.conftest import pictures
 
 MakeFeatures = Callable[..., Features]
 CLASSES = ["ant", "bee", "cat"]
@@ -217,6 +223,54 @@ def test_a_network_of_half_precision(make_features: MakeFeatures) -> None:
         promotion = promote(head, backbone, data=features.dataset)
         assert promotion.parity.holds
         assert promotion.model.output.dtype == "float32"
+
+
+def test_a_head_that_rounding_decides_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    """Plain colours in 128 features: discriminant analysis tells them apart by their rounding."""
+    random = np.random.default_rng(0)
+    colours = random.uniform(0, 255, (200, 1, 1, 3)).astype(np.uint8)
+    labels = random.choice(CLASSES, 200).tolist()
+    images = np.broadcast_to(colours, (200, 16, 16, 3))
+    data = Dataset.from_arrays(images, labels, name="plain", splits=["train"] * 140 + ["val"] * 60)
+    features = extract(data, backbone, ["block2_relu"], FeatureStore(tmp_path / "store"))
+    head = fit_head(features["block2_relu"], LinearDiscriminantAnalysis(), save=False)
+    with pytest.raises(ParityError, match=r"float16 decides the class of \d+ .*--dtype float32"):
+        promote(head, backbone, data=data)
+
+
+def attention() -> keras.Model:
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(32, 4, strides=4)(image)
+    x = keras.layers.Reshape((16, 32))(x)
+    for _ in range(2):
+        y = keras.layers.LayerNormalization()(x)
+        steep = keras.initializers.RandomNormal(stddev=0.4, seed=1)
+        y = keras.layers.MultiHeadAttention(2, 16, kernel_initializer=steep)(y, y)
+        x = keras.layers.Add()([x, y])
+    return keras.Model(image, keras.layers.Activation("linear", name="tokens")(x))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_network_that_amplifies_rounding(make_features: MakeFeatures, dtype: str) -> None:
+    backbone = Backbone.from_model(attention(), name="attention", scaling="tf")
+    features = make_features(CLASSES * 16, "tokens", dtype=dtype, model=backbone)
+    assert proven(fit_head(features, "ridge", save=False), backbone, features)[0].holds
+
+
+@pytest.mark.parametrize("name", ["logistic", "ridge"])
+def test_grey_photos_as_float16(name: str, tmp_path: Path) -> None:
+    """Channels that see equal pixels round alike, so that their errors add up in a score."""
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.DepthwiseConv2D(5, depth_multiplier=4, activation="relu", name="same")(image)
+    network = keras.Model(image, x)
+    kernel, bias = network.layers[1].get_weights()
+    network.layers[1].set_weights([np.repeat(kernel[:, :, :1], 3, axis=2), bias])
+    backbone = Backbone.from_model(network, name="grey", scaling="tf")
+    grey = [np.repeat(each[..., :1], 3, axis=2) for each in pictures(60, 3)]
+    data = Dataset.from_arrays(grey, CLASSES * 20, name="grey", val=0.3)
+    features = extract(data, backbone, ["same"], FeatureStore(tmp_path / "store"))["same"]
+    params = {"C": 100} if name == "logistic" else {}
+    assert proven(fit_head(features, name, params, save=False), backbone, features)[0].holds
 
 
 def test_other_samples_are_refused(toys: Features, backbone: Backbone, head: Head) -> None:
