@@ -27,10 +27,9 @@ from featurestore.errors import ParityError
 ARITHMETIC = {"float64": 2.0**-17, "float32": 2.0**-17, "float16": 2.0**-7, "bfloat16": 2.0**-5}
 # And in a feature that is next to zero, by how much of that of the others.
 SPILL = 1 / 8
-# Networks that amplify rounding may differ by so many times what a perturbation of their scaled
-# input by 2**-22, a few units in the last place, does to their features.
-PERTURBATION = 2.0**-22
-AMPLIFIED = 8.0
+# Networks that amplify rounding may differ by so many times what moving the last bit of each
+# layer's result does to their features.
+ROUNDINGS = 8.0
 # What summing in another order adds in float32, relative to what is summed, and to the result.
 SUM = 2.0**-19
 LAST_SUM = 2.0**-18
@@ -103,9 +102,9 @@ class FeatureCheck:
         The type they are stored in.
     precision : str
         The types that they were computed in, joined by ``+``.
-    perturbed : (numpy.ndarray, numpy.ndarray) of float32, (some row, …)
-        Features of a few images, and of the same images perturbed by :data:`PERTURBATION` after
-        scaling: how strongly this network amplifies rounding.
+    plain, rounded : numpy.ndarray of float32, (some row, …)
+        Features of a few images, and the same with the last bit of each layer's result moved: how
+        strongly this network amplifies rounding.
     """
 
     def __init__(
@@ -113,7 +112,8 @@ class FeatureCheck:
         stored: np.ndarray,
         dtype: np.dtype,
         precision: str,
-        perturbed: tuple[np.ndarray, np.ndarray],
+        plain: np.ndarray,
+        rounded: np.ndarray,
     ) -> None:
         self._stored, self.dtype = stored, dtype
         size = np.abs(stored).max(axis=0)
@@ -122,8 +122,8 @@ class FeatureCheck:
         self._size = size + np.float32(SPILL * typical)
         coarsest = max(ARITHMETIC.values())
         relative = max(ARITHMETIC.get(each, coarsest) for each in precision.split("+"))
-        moved = np.abs(perturbed[1] - perturbed[0]) / np.where(self._size > 0, self._size, 1)
-        self.relative = max(relative, AMPLIFIED * float(moved.max(initial=0)))
+        moved = np.abs(rounded - plain) / np.where(self._size > 0, self._size, 1)
+        self.relative = max(relative, ROUNDINGS * float(moved.max(initial=0)))
 
     def require(self, features: np.ndarray, rows: np.ndarray, what: str) -> None:
         """Stop where computed features are not the stored ones.

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from featurestore.backbone.forward import compiled_resize
+from featurestore.backbone import LayerRef
 from featurestore.digests import digest_array
 from featurestore.errors import ParityError
 from featurestore.promotion.events import OnEvent, Proved
-from featurestore.promotion.fuse import Fused, output_of, with_internals
+from featurestore.promotion.fuse import Fused, with_internals
 from featurestore.promotion.parity import (
-    PERTURBATION,
     FeatureCheck,
     Parity,
     compare,
@@ -25,6 +24,7 @@ from featurestore.promotion.saved import load_model, save_model
 from featurestore.scratch import scratch
 
 if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
     from featurestore.heads import Head
     from featurestore.store import FeatureGroup
@@ -34,6 +34,8 @@ PROOF_ROWS = 128
 PROOF_BLOCKS = 16
 # Of very wide layers fewer rows are compared, so that they fit this many bytes.
 PROOF_BYTES = 2**28
+# Rows that the plain layers compute, also with the last bit of each layer's result moved.
+ROUNDED_ROWS = 8
 # Rows that are also given to the model in one batch, by calling it.
 CALLED_ROWS = 32
 # Where all its sigmoids underflow, scikit-learn calls the classes equally likely.
@@ -42,10 +44,9 @@ UNDERFLOW = -80.0
 
 def prove(
     head: Head,
+    backbone: Backbone,
     fused: Fused,
     data: Dataset,
-    group: FeatureGroup,
-    precision: str,
     metadata: dict[str, Any],
     tell: OnEvent,
 ) -> Parity:
@@ -58,15 +59,13 @@ def prove(
     Parameters
     ----------
     head : Head
-        Its features are in ``group``.
+        Blocks of its features that do not exist are passed over.
+    backbone : Backbone
+        What they were extracted by.
     fused : Fused
         The head on its backbone, before anything is trained.
     data : Dataset
         The samples of the features, with their images.
-    group : FeatureGroup
-        The stored features; blocks that do not exist are passed over.
-    precision : str
-        The types that they were computed in, joined by ``+``.
     metadata : dict
         What the file holds beside the model.
     tell : callable
@@ -82,13 +81,16 @@ def prove(
     ParityError
         If they disagree, if a weight moves, or if rounding decides too much for a proof.
     """
+    group = head.store.group(head.key)
     rows = proof_rows(group)
     few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
-    resize = compiled_resize(fused.model.get_layer("resizing"))
-    images = np.stack([data.image(int(row), resize) for row in rows[few]])
+    images = np.stack([data.image(int(row), backbone.resize) for row in rows[few]])
     stored = group.read(rows, dtype="float32")
-    perturbed = _perturbed(fused, images)
-    check = FeatureCheck(stored, group.dtype, precision, perturbed)
+    ref = LayerRef.parse(head.key.ref)
+    passes = (backbone.reference([ref]), backbone.rounded([ref]))
+    plain, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
+    precision = backbone.precision(ref.layer)
+    check = FeatureCheck(stored, group.dtype, precision, plain, rounded)
     check.require_distinct()
     judge = _Judge(head, stored, data.splits[rows] != "train", check)
 
@@ -204,20 +206,6 @@ def _require_equal(expected: np.ndarray, found: np.ndarray, tolerance: float, wh
             f"float32 arithmetic explains {tolerance:.3g}; nothing was trained or saved. Train the "
             "head again with `featurestore train`, or report its estimator and parameters"
         )
-
-
-def _perturbed(fused: Fused, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return features of some images, and the same with their scaled pixels perturbed.
-
-    Rounding in the first layers is amplified by later ones as the perturbation is: what the
-    network does to it is measured, whatever its layers are.
-    """
-    scaled = output_of(fused.model, "scaling")
-    pixels = np.asarray(keras.Model(fused.model.inputs[0], scaled)(images))
-    network = keras.Model(scaled, output_of(fused.model, fused.features))
-    signs = np.random.default_rng(0).choice(np.array([-1, 1], "f4"), pixels.shape)
-    moved = pixels * (1 + np.float32(PERTURBATION) * signs)
-    return np.asarray(network(pixels), np.float32), np.asarray(network(moved), np.float32)
 
 
 def _weights(model: keras.Model) -> list[str]:

@@ -173,9 +173,7 @@ def _promote(
     fused = fuse(head, backbone)
     free = _free_layers(fused, tuning.unfreeze)
     metadata = _metadata(head, data)
-    precision = backbone.prefix_fields(LayerRef.parse(head.key.ref).layer)["precision"]
-    group = head.store.group(head.key)
-    parity = prove(head, fused, data, group, precision, metadata, tell)
+    parity = prove(head, backbone, fused, data, metadata, tell)
     can_measure = data.labels is not None and data.task == head.task
 
     def measures() -> dict[str, Any]:
@@ -310,7 +308,14 @@ def _tune(
     tell(TuningStarted(head.id, of_block))
     held_out = watched if len(watched) else None
     tuned = fine_tune(
-        model, fused.backbone_layers, of_block, train, held_out, tuning, on_epoch=ended
+        model,
+        fused.backbone_layers,
+        of_block,
+        train,
+        held_out,
+        tuning,
+        steps=fused.steps,
+        on_epoch=ended,
     )
     record = {
         **tuning.model_dump(),

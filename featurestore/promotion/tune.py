@@ -31,14 +31,15 @@ class RatesAdam(keras.optimizers.Adam):
 
     Parameters
     ----------
-    variables : iterable of keras.Variable
-    factors : iterable of float
-        For each variable, its rate as a share of the learning rate; 1 for any other.
+    variables : sequence of keras.Variable
+    factors : sequence of float or numpy.ndarray
+        For each variable, its rate as a share of the learning rate, or that of each of its rows; 1
+        for any other.
     **kwargs
         As :class:`keras.optimizers.Adam`.
     """
 
-    def __init__(self, variables: Sequence[Any], factors: Sequence[float], **kwargs: Any) -> None:
+    def __init__(self, variables: Sequence[Any], factors: Sequence[Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         keys = map(self._var_key, variables)
         self._factors = dict(zip(keys, factors, strict=True))
@@ -257,6 +258,7 @@ def fine_tune(
     validation: keras.utils.PyDataset | None,
     options: FineTuning,
     *,
+    steps: Mapping[str, np.ndarray],
     on_epoch: Callable[[int, dict[str, float]], None],
 ) -> Tuned:
     """Train the unfrozen layers in place, and keep the best epoch.
@@ -276,6 +278,8 @@ def fine_tune(
     train, validation : keras.utils.PyDataset
         Batches of inputs and targets: codes of classes, or values.
     options : FineTuning
+    steps : mapping of str to numpy.ndarray
+        As :attr:`Fused.steps`.
     on_epoch : callable
         Receives the number of the epoch, from 1, and its measures.
 
@@ -285,7 +289,7 @@ def fine_tune(
     """
     classify = model.output_shape[-1] > 1
     model.compile(
-        _optimizer(model, backbone_layers, of_block),
+        _optimizer(model, backbone_layers, of_block, steps),
         loss="sparse_categorical_crossentropy" if classify else "mean_squared_error",
         metrics=["accuracy"] if classify else [],
         # XLA is many times slower for depthwise networks on a CPU.
@@ -310,15 +314,21 @@ def fine_tune(
 
 
 def _optimizer(
-    model: keras.Model, backbone_layers: Collection[str], of_block: Mapping[str, float]
+    model: keras.Model,
+    backbone_layers: Collection[str],
+    of_block: Mapping[str, float],
+    steps: Mapping[str, np.ndarray],
 ) -> RatesAdam:
     fastest = max(of_block.values())
-    variables, factors = [], []
+    variables: list[Any] = []
+    factors: list[Any] = []
     for layer in model.layers:
         name = block(layer.name) if layer.name in backbone_layers else HEAD
         for variable in layer.trainable_variables:
             variables.append(variable)
-            factors.append(of_block[name] / fastest)
+            # A scaler is folded into this kernel: it learns as if it stood behind the scaler.
+            step = steps.get(layer.name) if variable is getattr(layer, "kernel", None) else None
+            factors.append(of_block[name] / fastest * (1.0 if step is None else step))
     return RatesAdam(variables, factors, learning_rate=fastest)
 
 

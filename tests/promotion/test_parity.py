@@ -51,10 +51,10 @@ NAMES = [f"{name} {dtype}" for name in ROWS_OF for dtype in ("float16", "float32
 
 
 def check_of(stored: np.ndarray, dtype: str, amplified: float = 0.0) -> FeatureCheck:
-    """A check by a network that moves features by so much of each when it is perturbed."""
+    """A check by a network that moves features by so much of each when it rounds."""
     few = stored[:8]
     moved = few + np.float32(amplified) * np.abs(stored).max(axis=0)
-    return FeatureCheck(stored, np.dtype(dtype), "float32", (few, moved))
+    return FeatureCheck(stored, np.dtype(dtype), "float32", few, moved)
 
 
 @pytest.mark.parametrize(("make", "dtype"), CASES, ids=NAMES)

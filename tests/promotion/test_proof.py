@@ -41,8 +41,7 @@ def proven(
     told: list[Proved] = []
     metadata = {"task": head.task, "classes": list(head.classes)}
     fused = fused or fuse(head, backbone)
-    group = features.store.group(features.key)
-    parity = prove(head, fused, features.dataset, group, "float32", metadata, told.append)
+    parity = prove(head, backbone, fused, features.dataset, metadata, told.append)
     return parity, told
 
 

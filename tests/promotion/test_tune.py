@@ -9,11 +9,16 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from featurestore.backbone import Backbone
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
+from featurestore.promotion.convert import scores_tensor
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.run import _free_layers, _stored_refs
@@ -72,10 +77,35 @@ def test_both_rates_inside_fit() -> None:
     options = FineTuning(epochs=1, learning_rate=RATE)
     of_block = rates(model, ["a"], options)
     assert of_block == {"head": 10 * RATE, "a": RATE}
-    fine_tune(model, ["a"], of_block, Batches([data]), None, options, on_epoch=ignore)
+    fine_tune(model, ["a"], of_block, Batches([data]), None, options, steps={}, on_epoch=ignore)
     found = moved(before, model)
     assert found["a"] == pytest.approx(RATE, rel=1e-3)
     assert found["b"] == pytest.approx(10 * RATE, rel=1e-3)
+
+
+def test_a_folded_scaler_and_selection_train_as_if_they_stood_before() -> None:
+    """Features a thousand times as large learn no faster; what was not selected stays at 0."""
+    random = np.random.default_rng(0)
+    X = random.exponential([0.05, 1, 1000, 5, 7, 0.1], (64, 6)).astype("float32")
+    y = random.integers(0, 2, 64)
+    scaler = StandardScaler(with_mean=False)
+    head = make_pipeline(scaler, SelectKBest(k=4), LogisticRegression()).fit(X, y)
+    steps: dict[str, np.ndarray] = {}
+    folded = keras.Model(x := keras.Input((6,)), scores_tensor(head, x, "head_", steps))
+    chosen = head[1].get_support()
+    unfolded = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="last")])
+    unfolded.set_weights(
+        [folded.get_weights()[0][chosen] * scaler.scale_[chosen, None], folded.get_weights()[1]]
+    )
+    options = FineTuning(epochs=5, learning_rate=RATE)
+    for model, rows in ((folded, X), (unfolded, (X / scaler.scale_)[:, chosen])):
+        whole = keras.Model(model.inputs[0], layers.Softmax()(model.outputs[0]))
+        data = Batches([(rows, y)])
+        fine_tune(whole, [], {"head": RATE}, data, None, options, steps=steps, on_epoch=ignore)
+    kernel = folded.get_weights()[0]
+    assert not kernel[~chosen].any()
+    scaled = kernel[chosen] * scaler.scale_[chosen, None]
+    assert np.allclose(scaled, unfolded.get_weights()[0], atol=RATE / 100)
 
 
 class Batches(keras.utils.PyDataset):
@@ -231,7 +261,7 @@ def test_training_from_the_store_is_training_from_images(
     before = values(from_images.model)
     batches = LabelledImages(flowers, "train", backbone.resize, 8)
     names = from_images.backbone_layers
-    fine_tune(from_images.model, names, of_block, batches, None, options, on_epoch=ignore)
+    fine_tune(from_images.model, names, of_block, batches, None, options, steps={}, on_epoch=ignore)
 
     from_store, (ref, tensor) = prepared(head, backbone, "block3")
     stored = extract(flowers, backbone, [ref], maps.store, dtype="float32")[ref]
@@ -239,7 +269,7 @@ def test_training_from_the_store_is_training_from_images(
     assert model.get_layer("block3_conv") is from_store.model.get_layer("block3_conv")
     batches = stored.py_dataset("train", batch_size=8)
     assert sum(len(batches[index][0]) for index in range(len(batches))) == len(rows)
-    fine_tune(model, names, of_block, batches, None, options, on_epoch=ignore)
+    fine_tune(model, names, of_block, batches, None, options, steps={}, on_epoch=ignore)
 
     far = moved(before, from_images.model)
     apart = moved(values(from_store.model), from_images.model)
