@@ -21,7 +21,7 @@ from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.measure import measure
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
-from featurestore.promotion.saved import save_model
+from featurestore.promotion.saved import find_seen, save_model
 from featurestore.promotion.seen import Seen
 from featurestore.promotion.tune import (
     LabelledImages,
@@ -161,7 +161,7 @@ def promote(
     _check_data(head, data)
     if tuning.passes:
         _check_trainable(head, data)
-    seen = _seen(head, data, tuning, selected_on)
+    seen = _seen(head, backbone, data, tuning, selected_on)
     # All that is drawn for new layers, dropout too; the process's own generator stays as it was.
     with seeded(tuning.seed):
         return _promote(head, backbone, data, tuning, seen, on_event or _ignore)
@@ -202,7 +202,13 @@ def _ignore(event: object) -> None:
     pass
 
 
-def _seen(head: Head, data: Dataset, tuning: FineTuning, selected_on: Collection[str]) -> Seen:
+def _seen(
+    head: Head,
+    backbone: Backbone,
+    data: Dataset,
+    tuning: FineTuning,
+    selected_on: Collection[str],
+) -> Seen:
     """Return what the model will have seen: the head's rows, and those of fine-tuning."""
     origin = head.lineage["dataset"]
     fitted_on = data
@@ -217,7 +223,9 @@ def _seen(head: Head, data: Dataset, tuning: FineTuning, selected_on: Collection
             ) from error
     # The epoch is chosen by the validation rows.
     chosen_by = {*selected_on, "val"} if tuning.passes else selected_on
-    return Seen.by([fitted_on, data] if tuning.passes else [fitted_on], chosen_by)
+    datasets = [fitted_on, data] if tuning.passes else [fitted_on]
+    file = backbone.spec.get("path")
+    return Seen.by(datasets, chosen_by, find_seen(Path(file)) if file else None)
 
 
 def _check_data(head: Head, data: Dataset) -> None:

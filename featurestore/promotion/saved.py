@@ -149,6 +149,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return found
 
 
+def find_seen(path: Path) -> Seen | None:
+    """Read which samples a model file has seen; None if it is not a promoted model."""
+    try:
+        return read_seen(path, read_metadata(path))
+    except InputError:
+        return None
+
+
 def read_seen(path: Path, metadata: dict[str, Any]) -> Seen:
     """Read which samples a promoted model was trained and selected on.
 

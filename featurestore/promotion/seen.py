@@ -40,7 +40,12 @@ class Seen:
     complete: bool = True
 
     @classmethod
-    def by(cls, datasets: Collection[Dataset], selected_on: Collection[str] = ("val",)) -> Seen:
+    def by(
+        cls,
+        datasets: Collection[Dataset],
+        selected_on: Collection[str] = ("val",),
+        backbone: Seen | None = None,
+    ) -> Seen:
         """Take what a model was trained and selected on.
 
         Parameters
@@ -50,6 +55,9 @@ class Seen:
             sample of the training rows of any of them counts as trained on.
         selected_on : collection of str
             Splits whose rows chose the head or the epoch.
+        backbone : Seen, optional
+            What the backbone was trained and selected on, if it is a promoted model: counts as
+            trained on.
         """
         ids: dict[str, np.ndarray] = {}
         taken = np.zeros(0, np.uint64)
@@ -57,9 +65,12 @@ class Seen:
         # What was seen most counts.
         for split in sorted(SPLITS, key=lambda each: (each != "train", each not in selected)):
             rows = [_ids(data, data.rows(split, labelled=split != "test")) for data in datasets]
+            if backbone is not None and split == "train":
+                used = ("train", *backbone.selected_on)
+                rows += [ids for each, ids in backbone.ids.items() if each in used]
             ids[split] = np.setdiff1d(np.concatenate(rows), taken)
             taken = np.concatenate([taken, ids[split]])
-        return cls(ids, selected)
+        return cls(ids, selected, backbone is None or backbone.complete)
 
     def splits_of(self, data: Dataset) -> np.ndarray:
         """Return the split that each sample of a data set had for the model, str (row,).

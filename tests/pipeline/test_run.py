@@ -287,6 +287,31 @@ def test_the_metric_and_the_split_decide(
     assert manifest["selection"] == {"split": split, "metric": metric}
 
 
+def test_figures_say_what_their_rows_were_used_for(
+    again: tuple[Pipeline, dict[str, Any]],
+) -> None:
+    pipeline, before = again
+    used = {split: each["used_for"] for split, each in before["promotion"]["after"].items()}
+    assert used == {"val": "selection", "test": "nothing"}
+
+    manifest = pipeline.run(select={"split": "test"}, promote={}, baseline=None)
+
+    used = {split: each["used_for"] for split, each in manifest["promotion"]["after"].items()}
+    assert used == {"val": "nothing", "test": "selection"}
+
+
+def test_the_options_of_fine_tuning_are_those_of_promote(
+    again: tuple[Pipeline, dict[str, Any]],
+) -> None:
+    pipeline, _ = again
+    options = {"unfreeze": "conv", "epochs": 1, "lr_decay": 0.5, "keep_tuned": True, "seed": 7}
+
+    record = pipeline.run(promote=options, baseline=None)["promotion"]["fine_tuning"]
+
+    assert record.items() >= {**options, "learning_rate": 1e-5, "kept_epoch": 1}.items()
+    assert record["rates"]["head"] == pytest.approx(1e-4)
+
+
 def test_no_head_can_be_promoted(again: tuple[Pipeline, dict[str, Any]]) -> None:
     pipeline, _ = again
 

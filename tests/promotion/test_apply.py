@@ -14,6 +14,7 @@ from PIL import Image
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, ImageError, InputError
+from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import (
@@ -24,6 +25,7 @@ from featurestore.promotion import (
     promote,
     save_model,
 )
+from featurestore.store import FeatureStore
 from tests.promotion.conftest import pictures
 
 MakeFeatures = Callable[..., Features]
@@ -100,6 +102,21 @@ def test_a_model_that_was_trained_further_has_seen_what_nobody_knows(
     assert not {"before", "after", "parity", "fine_tuning"} & set(metadata)
     found = evaluate(tmp_path / "further.keras", labelled(["ant", "bee", "cat"] * 4))
     assert found["unseen"]["used_for"] == "unknown"
+
+
+def test_what_trained_the_backbone_is_not_new(
+    model: Path, flowers: Dataset, store: FeatureStore, tmp_path: Path
+) -> None:
+    """A promoted model as the backbone of another, on other images."""
+    backbone = Backbone.from_file(model)
+    others = labelled(["ant", "bee", "cat"] * 4, val=0.3)
+    features = extract(others, backbone, ["block3_relu:avg"], store)["block3_relu:avg"]
+    promotion = promote(fit_head(features, "logistic"), backbone, data=others)
+    promotion.save(tmp_path / "second.keras")
+    found = evaluate(tmp_path / "second.keras", flowers)
+    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
+        "train": ("training", 45)
+    }
 
 
 def test_a_file_that_does_not_say_what_it_was_trained_on(

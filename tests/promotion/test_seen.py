@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.dataset import Dataset
@@ -23,6 +23,7 @@ def dataset(count: int, **options: Any) -> Dataset:
     return Dataset.from_arrays(images, (["a", "b"] * count)[:count], name="x", **options)
 
 
+@settings(deadline=None)
 @given(splits, st.integers(0, 10))
 def test_a_file_tells_the_splits_of_its_own_data(names: list[str], more: int) -> None:
     fitted_on = dataset(len(names), splits=names)
@@ -38,6 +39,7 @@ def test_a_file_tells_the_splits_of_its_own_data(names: list[str], more: int) ->
         assert each.splits_of(others).tolist() == expected
 
 
+@settings(deadline=None)
 @given(splits)
 def test_what_was_ever_trained_on_is_not_held_out(names: list[str]) -> None:
     first, second = dataset(len(names), splits=names), dataset(len(names), splits=names[::-1])
