@@ -234,10 +234,11 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
 
 def _print_heads(rows: list[dict[str, Any]], more: dict[str, str]) -> None:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
-    known = (*fixed, "manifest", "stale", "prefix", *FIELDS)
+    known = (*fixed, "seed", "manifest", "stale", "prefix", *FIELDS)
     measured = dict.fromkeys(name for row in rows for name in row if name not in known)
     rows, variants = tell_apart(rows)
-    columns = {"name": "head", "params": "parameters", "model": "model", **variants}
+    seeds = {"seed": "seed"} if len({row["seed"] for row in rows}) > 1 else {}
+    columns = {"name": "head", "params": "parameters", **seeds, "model": "model", **variants}
     columns["layer"] = "layer"
     columns |= {name: name.replace("_", " ", 1).replace("_", " ") for name in measured}
     print_table(rows, {**columns, **more, "head": "id"})

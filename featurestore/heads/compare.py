@@ -128,7 +128,7 @@ def heads(
     list of dict
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
         ``stale`` (None, or what differs from the present state: ``"labels (5), splits (12)"``),
-        ``model``, ``layer``, ``name``, ``kind``, ``params``, ``val_accuracy`` and
+        ``model``, ``layer``, ``name``, ``kind``, ``params``, ``seed``, ``val_accuracy`` and
         ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such rows), what is sorted
         by, ``metrics`` by split, ``prefix`` (first digits of the prefix digest), the fields of
         `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
@@ -185,6 +185,7 @@ def _row(meta: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
         "name": meta["name"],
         "kind": meta["kind"],
         "params": meta["params"],
+        "seed": meta["seed"],
         **{f"{part}_{each}": meta["metrics"].get(part, {}).get(each) for part, each in columns},
         "metrics": meta["metrics"],
         "prefix": short(origin["features"]["prefix_digest"]),

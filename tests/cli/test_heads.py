@@ -98,6 +98,15 @@ def test_heads_are_listed_best_first(place: Place) -> None:
     assert shown.splitlines()[-1] == "2 heads"
 
 
+def test_heads_of_several_seeds_are_told_apart(place: Place) -> None:
+    featurestore(*TRAIN, "knn", "--seed", "7")
+
+    heading = featurestore("heads", "photos").out.splitlines()[0]
+
+    assert "seed" in heading.split()
+    assert sorted(row["seed"] for row in featurestore("heads", "--json").json) == [0, 0, 7]
+
+
 def test_stale_heads_stand_apart(place: Place) -> None:
     before = featurestore("heads", "photos", "--json").json
     featurestore("scan", "photos", "--val", "0.5")
