@@ -104,8 +104,9 @@ def test_a_folded_scaler_and_selection_train_as_if_they_stood_before() -> None:
         fine_tune(whole, [], {"head": RATE}, data, None, options, steps=steps, on_epoch=ignore)
     kernel = folded.get_weights()[0]
     assert not kernel[~chosen].any()
+    # But for the epsilon in Adam, which is not scaled.
     scaled = kernel[chosen] * scaler.scale_[chosen, None]
-    assert np.allclose(scaled, unfolded.get_weights()[0], atol=RATE / 100)
+    assert np.allclose(scaled, unfolded.get_weights()[0], atol=RATE / 20)
 
 
 class Batches(keras.utils.PyDataset):
