@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.backbone.graph import one_line
 from featurestore.errors import BackboneError
 
 # A frozen graph is written as one protocol buffer on the way, which ends at 2 GB.
@@ -58,6 +59,18 @@ def exact() -> Iterator[None]:
                 enable_tensor_float_32_execution(_usual)
 
 
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn whatever Keras or TensorFlow raises inside into one line."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except Exception as error:
+        way = "; give a smaller --batch-size" if "ResourceExhausted" in type(error).__name__ else ""
+        raise BackboneError(f"{what}: {one_line(error)}{way}") from error
+
+
 def compiled(
     compute: Compute, sample_shape: Sequence[int | None], weight_bytes: int
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
@@ -77,14 +90,14 @@ def compiled(
         image = keras.Input(tuple(sample_shape), dtype="uint8")
         model = keras.Model(image, compute(image))
         return lambda images: [np.asarray(each) for each in model.predict_on_batch(images)]
-    with exact():
+    with exact(), _one_line("the backbone does not compile"):
         freeze = weight_bytes < MOST_CONSTANT_BYTES
         function = _frozen(compute, (None, *sample_shape), freeze)
 
     def forward(images: np.ndarray) -> list[np.ndarray]:
         import tensorflow as tf
 
-        with exact():
+        with exact(), _one_line(f"the backbone does not compute a batch of {len(images)} images"):
             return [each.numpy() for each in function(tf.constant(images))]
 
     return forward
@@ -98,7 +111,7 @@ def plain(compute: Compute) -> Callable[[np.ndarray], list[np.ndarray]]:
     import keras
 
     def reference(images: np.ndarray) -> list[np.ndarray]:
-        with keras.device("cpu:0"):
+        with keras.device("cpu:0"), _one_line("the backbone's layers do not compute on the CPU"):
             activations = compute(keras.ops.convert_to_tensor(images))
             return [keras.ops.convert_to_numpy(each) for each in activations]
 
@@ -146,11 +159,17 @@ def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _frozen(compute: Compute, shape: Sequence[int | None], freeze: bool) -> Callable:
+    import keras
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+    def stateless(images: Any) -> list[Any]:
+        # Layers with dropout draw from their seeds outside of training too, for nothing.
+        with keras.StatelessScope():
+            return compute(images)
+
     specification = tf.TensorSpec(shape, tf.uint8)
-    traced = tf.function(compute, autograph=False).get_concrete_function(specification)
+    traced = tf.function(stateless, autograph=False).get_concrete_function(specification)
     if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
         raise BackboneError(
             "a layer changes its own weights while it computes, as one that counts or draws random"

@@ -261,11 +261,13 @@ class _Flattener:
         return [edges[id(tensor)] for tensor in model.outputs]
 
     def _append(self, call: Any, taken: list[Edge], path: tuple[str, ...]) -> list[Edge]:
+        import keras
+
         number = len(self.nodes)
         kwargs = dict(call.arguments.kwargs)
         # Some layers record their default, True, there. ``predict`` overrides it, and so do we.
         kwargs.pop("training", None)
-        arguments = (call.arguments.args, kwargs)
+        arguments = keras.tree.map_structure(_as_now, (call.arguments.args, kwargs))
         self.nodes.append(
             Node("", call.operation, arguments, tuple(taken), tuple(call.outputs), path)
         )
@@ -291,6 +293,16 @@ class _Flattener:
             )
         own = {node.operation.name: node.name for node in reversed(named[1:])}
         return Graph(named, [(place[number], output) for number, output in outputs], own)
+
+
+def _as_now(argument: Any) -> Any:
+    """Return an argument as it is now: arrays and variables may be changed later."""
+    import keras
+    import numpy as np
+
+    if isinstance(argument, keras.Variable) or hasattr(argument, "assign"):
+        return np.array(keras.ops.convert_to_numpy(argument))
+    return argument.copy() if isinstance(argument, np.ndarray) else argument
 
 
 def _calls(model: Any) -> list[Any]:

@@ -187,18 +187,61 @@ class Counter(layers.Layer):
 @keras.saving.register_keras_serializable("forward")
 class Noisy(layers.Layer):
     def call(self, x):
-        return x + keras.random.normal((16, 16, 3))
+        return x + keras.random.normal((16, 16, 3), stddev=9.0)
 
 
 @pytest.mark.parametrize("layer", [Counter, Noisy])
-def test_layers_that_change_while_they_compute_are_refused(layer):
+def test_layers_that_change_while_they_compute_are_refused(layer, batch):
     image = keras.Input((16, 16, 3))
     backbone = Backbone.from_model(
         keras.Model(image, layer(name="end")(image)), name="m", scaling="none"
     )
-    with pytest.raises(BackboneError, match=r"changes its own weights .*random") as caught:
-        backbone.forward(["end"])
+    found = backbone.forward(["end"])(batch)
+    with pytest.raises(BackboneError, match="'end' gives another result each time") as caught:
+        backbone.check_forward(["end"], batch, found)
     assert "\n" not in str(caught.value)
+
+
+def test_dropout_inside_recurrent_layers_is_off(batch):
+    image = keras.Input((16, 16, 3))
+    steps = layers.Reshape((16, 48))(layers.Rescaling(1 / 255)(image))
+    end = layers.LSTM(4, dropout=0.3, recurrent_dropout=0.3, name="end")(steps, training=True)
+    model = keras.Model(image, end)
+    backbone = Backbone.from_model(model, name="m")
+    found = backbone.forward(["end"])(batch)
+    backbone.check_forward(["end"], batch, found)
+    np.testing.assert_allclose(found[0], model.predict(batch, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (lambda x: keras.ops.reshape(x, (-1, 32, 48)), "does not compute a batch of 3 images: "),
+        (lambda x: keras.ops.reshape(x, (keras.ops.shape(x)[0], 768)), "does not compile: "),
+    ],
+)
+def test_what_tensorflow_raises_is_one_line(odd, message, batch):
+    image = keras.Input((16, 16, 3))
+    backbone = Backbone.from_model(keras.Model(image, odd(image)), name="m", scaling="none")
+    with pytest.raises(BackboneError, match=message) as caught:
+        backbone.forward(backbone.layer_names[-1:])(batch)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [keras.Variable, np.array])
+def test_a_constant_that_is_changed_later_changes_no_backbone(make, batch):
+    factor = make(np.ones(3, "float32"))
+    image = keras.Input((16, 16, 3))
+    end = layers.Identity(name="end")(keras.ops.multiply(image, factor))
+    backbone = Backbone.from_model(keras.Model(image, end), name="m", scaling="none")
+    digest = backbone.prefix_digest("end")
+    if make is np.array:
+        factor[:] = 2
+    else:
+        factor.assign([2, 2, 2])
+    np.testing.assert_array_equal(backbone.forward(["end"])(batch)[0], batch)
+    np.testing.assert_array_equal(backbone.cut("end").predict(batch, verbose=0), batch)
+    assert backbone.prefix_digest("end") == digest
 
 
 def test_weights_too_large_for_one_buffer_are_not_frozen(backbone, batch, monkeypatch):
