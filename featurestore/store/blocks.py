@@ -349,8 +349,8 @@ def check_sizes(array: BlockArray) -> None:
     """Refuse what no writer would have made, before something of that size is allocated."""
     rows, row_bytes = array.block_rows, math.prod(array.shape[1:]) * array.dtype.itemsize
     sound = (
-        all(isinstance(size, int) and size > 0 for size in array.shape)
-        and len(array.shape) > 1
+        len(array.shape) > 0
+        and all(isinstance(size, int) and size > 0 for size in array.shape)
         and array.dtype in DTYPES.values()
         and isinstance(rows, int)
         and rows > 0
