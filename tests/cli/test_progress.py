@@ -47,8 +47,8 @@ EVENTS: list[tuple[Any, str]] = [
     ),
     (
         Proved("the fused model", Parity()),  # type: ignore[arg-type]
-        "proof: the fused model agrees with the cached head on 1 row: classes 100% (0 ties left "
-        "out), scores within 0.001 of 0.01 allowed\n",
+        "proof: the fused model agrees with the cached head on 1 row: classes 100.0% (0 "
+        "ties), scores within 0.001 where rounding explains 0.01\n",
     ),
     (StageStarted("data", "photos"), "[data] photos\n"),
     (StageSkipped("data", "36 samples"), "[data] up to date: 36 samples\n"),
