@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from featurestore.backbone import LayerRef
+from featurestore.backbone.forward import exact
 from featurestore.digests import digest_array
 from featurestore.errors import ParityError
 from featurestore.promotion.events import OnEvent, Proved
@@ -96,10 +97,12 @@ def prove(
 
     def both_ways(model: keras.Model, index: np.ndarray, what: str) -> Parity:
         traced = with_internals(model, fused)
-        # As a user would: whole images of their own sizes, one by one, by Keras itself.
-        found = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows[index]]
+        with exact():
+            # As a user would: whole images of their own sizes, one by one, by Keras itself.
+            found = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows[index]]
+            called = [np.asarray(each) for each in traced(images)]
         parity = judge(index, [np.concatenate(parts) for parts in zip(*found, strict=True)], what)
-        judge(few, [np.asarray(each) for each in traced(images)], f"{what}, called,")
+        judge(few, called, f"{what}, called,")
         tell(Proved(what, parity))
         return parity
 
