@@ -132,7 +132,7 @@ class _Walk:
             parts.append(fixed or {name: self.value(own[name], name) for name in sorted(own)})
         return {"class": parts}
 
-    def _function(self, function: FunctionType) -> Any:
+    def _function(self, function: Any) -> Any:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         return {
             "function": self._code(function.__code__, function.__globals__),
