@@ -161,11 +161,11 @@ def print_dataset(dataset: Dataset) -> None:
     print_problems(dataset)
 
 
-def print_problems(dataset: Dataset) -> None:
+def print_problems(dataset: Dataset, kind: str | None = None) -> None:
     """Print on stderr what was found wrong with the samples, the first few of each kind."""
     from featurestore.dataset import problem_lines
 
-    for line in problem_lines(dataset.problems):
+    for line in problem_lines([each for each in dataset.problems if kind in (None, each.kind)]):
         click.echo(printable(line), err=True)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from featurestore.cli.data import print_problems
 from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
@@ -115,6 +116,7 @@ def train_command(
         print_json({"head": fitted.id, "metrics": fitted.metrics})
         return
     print_metrics(fitted.metrics)
+    print_problems(features.dataset, "few-rows")
     click.echo(f"head: {fitted.id}")
 
 
