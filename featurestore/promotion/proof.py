@@ -10,7 +10,6 @@ import numpy as np
 
 from featurestore.backbone import LayerRef
 from featurestore.backbone.forward import exact
-from featurestore.digests import digest_array
 from featurestore.errors import ParityError
 from featurestore.promotion.events import OnEvent, Proved
 from featurestore.promotion.fuse import Fused, with_internals
@@ -21,7 +20,7 @@ from featurestore.promotion.parity import (
     head_tolerance,
     require,
 )
-from featurestore.promotion.saved import load_model, save_model
+from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
 
 if TYPE_CHECKING:
@@ -106,14 +105,14 @@ def prove(
         tell(Proved(what, parity))
         return parity
 
-    weights = _weights(fused.model)
+    weights = weights_digest(fused.model)
     parity = both_ways(fused.model, np.arange(len(rows)), "the fused model")
     with scratch() as folder:
         path = folder / "model.keras"
         save_model(fused.model, path, metadata)
         loaded = load_model(path)[0]
     both_ways(loaded, few, "the saved file")
-    if not _weights(fused.model) == _weights(loaded) == weights:
+    if not weights_digest(fused.model) == weights_digest(loaded) == weights:
         raise ParityError(
             "weights of the promoted model changed when it was called or saved, though nothing was "
             "trained: a layer is in training mode where it should be at rest; cut the backbone "
@@ -209,7 +208,3 @@ def _require_equal(expected: np.ndarray, found: np.ndarray, tolerance: float, wh
             f"float32 arithmetic explains {tolerance:.3g}; nothing was trained or saved. Train the "
             "head again with `featurestore train`, or report its estimator and parameters"
         )
-
-
-def _weights(model: keras.Model) -> list[str]:
-    return [digest_array(array) for array in model.get_weights()]

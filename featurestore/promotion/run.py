@@ -12,7 +12,6 @@ import keras
 from featurestore.backbone import LayerRef, unfrozen
 from featurestore.backbone.naming import RESERVED
 from featurestore.backbone.sources import seeded
-from featurestore.digests import digest_array, digest_fields
 from featurestore.errors import ActivationError, NotFoundError, PromotionError
 from featurestore.extraction import extract
 from featurestore.promotion.events import OnEvent, TuningEpochEnded, TuningStarted
@@ -21,7 +20,7 @@ from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.measure import measure
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
-from featurestore.promotion.saved import find_seen, save_model
+from featurestore.promotion.saved import find_seen, save_model, weights_digest
 from featurestore.promotion.seen import Seen
 from featurestore.promotion.tune import (
     LabelledImages,
@@ -191,11 +190,6 @@ def _promote(
     model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
     weights = weights_digest(model)
     return Promotion(model, parity, before, after, tuned.history, record, metadata, seen, weights)
-
-
-def weights_digest(model: keras.Model) -> str:
-    """Return a digest of a model's weights."""
-    return digest_fields({"weights": [digest_array(each) for each in model.get_weights()]})
 
 
 def _ignore(event: object) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone.files import archive_fault, model_fault
 from featurestore.backbone.graph import one_line
+from featurestore.digests import digest_array, digest_fields
 from featurestore.errors import InputError, nearest
 from featurestore.promotion.seen import Seen
 from featurestore.scratch import scratch
@@ -79,6 +80,11 @@ def check_target(path: str | Path) -> Path:
         why = "it is a folder" if path.is_dir() else "Read-only folder"
         raise InputError(f"cannot write {str(path)!r}: {why}; give another file, ending in .keras")
     return path
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Return a digest of a model's weights."""
+    return digest_fields({"weights": [digest_array(each) for each in model.get_weights()]})
 
 
 def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
