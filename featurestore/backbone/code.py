@@ -155,7 +155,8 @@ class _Walk:
 
     def _argument(self, step: dis.Instruction, code: CodeType, scope: dict[str, Any]) -> Any:
         """Return what an instruction takes: a constant, a name, or what the name stands for."""
-        found = step.argval
+        # Python 3.11 does not look up the names of keyword arguments, which are constants too.
+        found = code.co_consts[step.arg or 0] if step.opcode in dis.hasconst else step.argval
         if isinstance(found, CodeType):
             return self._code(found, scope)
         if step.opname == "IMPORT_NAME":

@@ -173,6 +173,7 @@ def f(x): return x + N
         "class O:\n p = property(lambda s: N)\ndef f(x): return O().p",
         "import tensorflow as tf\n@tf.function\ndef g(x): return x + N\ndef f(x): return g(x)",
         "def f(x): return x in {N, 'a', 'b'}",
+        "def f(x): return dict(aN=x)",
         "def f(x): return [y + N for y in x]",
         WRAPPED,
     ],
