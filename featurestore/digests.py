@@ -52,7 +52,7 @@ def digest_fields(fields: Mapping[str, Any]) -> str:
     Raises
     ------
     TypeError, ValueError
-        Where a value has no canonical form (an object, NaN): hashing its ``repr`` would give an
+        If a value has no canonical form (an object, NaN): hashing its ``repr`` would give an
         identity that differs between processes.
     """
     canonical = json.dumps(

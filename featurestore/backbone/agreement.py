@@ -1,7 +1,7 @@
 """Whether a compiled pass computes what the plain layers do, one by one on the CPU.
 
-A device, a driver or a compiler that computes wrongly gives numbers that look like any others: only
-another computation of the same rows shows it. How far two right computations may be apart depends
+A faulty device, driver or compiler gives numbers that look like any others: only another
+computation of the same rows shows it. How far two right computations may be apart depends
 on the network: most keep rounding small, and some amplify it. So where a difference is large, what
 rounding does to this network is measured on the same rows.
 """
@@ -19,7 +19,7 @@ from featurestore.backbone.refs import LayerRef
 from featurestore.errors import ActivationError, BackboneError, FeatureStoreWarning
 
 if TYPE_CHECKING:
-    from featurestore.backbone.frozen import Backbone
+    from featurestore.backbone.network import Network
 
 # Rows of a batch that the plain layers compute too.
 ROWS = 4
@@ -29,7 +29,7 @@ ROWS = 4
 # (TF32) is off by 3.4e-4 and more, of 7 bits (bfloat16) by 2e-3 and more.
 TOLERANCE = 3e-4
 # A network that computes in float16 or bfloat16 itself may multiply their rounding a hundredfold
-# on its way, so that only what is grossly wrong can be told.
+# on its way, so that only gross errors can be detected.
 LOW_PRECISION_TOLERANCE = 0.25
 
 # A right pass may be so many times as far from the plain layers as these move when the last bit of
@@ -97,37 +97,33 @@ def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = N
 
 
 def amplification(
-    backbone: Backbone, refs: Sequence[LayerRef | str], images: np.ndarray
+    backbone: Network,
+    refs: Sequence[LayerRef | str],
+    images: np.ndarray,
+    wanted: Sequence[np.ndarray] | None = None,
 ) -> list[float]:
     """Return how far the last bit of each layer's result moves the activations at some refs.
 
-    Parameters
-    ----------
-    backbone : Backbone
-    refs : sequence of LayerRef or str
-    images : numpy.ndarray of uint8, (row, height, width, channel=3)
-        Few: each is computed three times by the plain layers.
-
-    Returns
-    -------
-    list of float
-        For each ref, relative to its largest activation.
+    ``wanted`` is what the plain layers give; the rest is as for :meth:`Network.amplification`.
     """
-    wanted = backbone.reference(refs)(images)
-    return _moved(backbone, refs, images, wanted)
+    wanted = backbone.reference(refs)(images) if wanted is None else wanted
+    draws = [backbone.rounded(refs, seed)(images) for seed in range(DRAWS)]
+    moved = [max(distance(draw[i], w) for draw in draws) for i, w in enumerate(wanted)]
+    # What overflows where another bit does not explains nothing.
+    return [each if np.isfinite(each) else 0.0 for each in moved]
 
 
 def check(
-    backbone: Backbone,
+    backbone: Network,
     refs: Sequence[LayerRef],
     images: np.ndarray,
     found: Sequence[np.ndarray],
 ) -> None:
-    """Raise where a compiled pass, or the network itself, gives what is not to be stored.
+    """Check what a compiled pass gave before it is stored.
 
     Parameters
     ----------
-    backbone : Backbone
+    backbone : Network
     refs : sequence of LayerRef
         What the pass was compiled for.
     images : numpy.ndarray of uint8, (batch, height, width, channel=3)
@@ -138,16 +134,16 @@ def check(
     Raises
     ------
     ActivationError
-        Where it is too far from the plain layers; it names the layer that is furthest beyond its
+        If it is too far from the plain layers; it names the layer that is furthest beyond its
         tolerance.
     BackboneError
-        Where the plain layers give another result each time, or one that depends on which images
+        If the plain layers give another result each time, or one that depends on which images
         are in a batch.
 
     Warns
     -----
     FeatureStoreWarning
-        Where a difference is accepted because the network amplifies rounding so much.
+        If a difference is accepted because the network amplifies rounding so much.
     """
     rows = sampled(len(images))
     few, reference = images[rows], backbone.reference(refs)
@@ -166,7 +162,7 @@ def check(
     if all(a <= u for a, u in zip(apart, usual, strict=True)) and max(mixed) <= TOLERANCE:
         return
     again = [distance(*pair) for pair in zip(reference(beside), together, strict=True)]
-    moved = _moved(backbone, refs, beside, together)
+    moved = amplification(backbone, refs, beside, together)
     for i, ref in enumerate(refs):
         _require_own(ref, again[i], mixed[i], max(TOLERANCE, ROUNDINGS * moved[i]))
     _require(refs, apart, [max(u, ROUNDINGS * m) for u, m in zip(usual, moved, strict=True)])
@@ -175,20 +171,8 @@ def check(
             _accept(backbone, ref, beside, moved[i])
 
 
-def _moved(
-    backbone: Backbone,
-    refs: Sequence[LayerRef | str],
-    images: np.ndarray,
-    wanted: Sequence[np.ndarray],
-) -> list[float]:
-    draws = [backbone.rounded(refs, seed)(images) for seed in range(DRAWS)]
-    moved = [max(distance(draw[i], w) for draw in draws) for i, w in enumerate(wanted)]
-    # What overflows where another bit does not explains nothing.
-    return [each if np.isfinite(each) else 0.0 for each in moved]
-
-
 def _require_own(ref: LayerRef, again: float, mixed: float, allowed: float) -> None:
-    """Raise where an image has no activations of its own."""
+    """Raise BackboneError if the activations of an image depend on more than the image."""
     if again > TOLERANCE:
         raise BackboneError(
             f"layer {str(ref)!r} gives another result each time: the same images differ by"
@@ -208,12 +192,12 @@ def _require(refs: Sequence[LayerRef], apart: Sequence[float], allowed: Sequence
         raise ActivationError(
             f"layer {str(refs[number])!r} differs by {apart[number]:.2g} of its largest activation"
             f" from what its plain layers give on the CPU, expected at most {allowed[number]:.2g}:"
-            f" what computes here is not to be trusted; {forward.another_way()}"
+            f" the device or library that computes here is wrong; {forward.another_way()}"
         )
 
 
-def _accept(backbone: Backbone, ref: LayerRef, images: np.ndarray, moved: float) -> None:
-    """Warn of a layer that amplifies rounding, once what computes here is checked before it."""
+def _accept(backbone: Network, ref: LayerRef, images: np.ndarray, moved: float) -> None:
+    """Warn of a layer that amplifies rounding, after a check of the last layer that does not."""
     before = backbone.layers_before(ref.layer)
     steady, unsteady = -1, len(before)
     while unsteady - steady > 1:  # rounding grows with depth

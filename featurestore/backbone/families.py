@@ -159,7 +159,7 @@ def recognise(
     Parameters
     ----------
     first : str
-        Name of the first layer that is no augmentation or resizing.
+        Name of the first layer that does not augment or resize.
     containers : collection of str
         Names of the nested models that this layer is in.
     model : str

@@ -65,13 +65,13 @@ def archive_fault(archive: zipfile.ZipFile | IO[bytes]) -> str | None:
 
 def _config_fault(text: Any) -> str | None:
     if not isinstance(text, str | bytes):
-        return "its model configuration is no text"
+        return "its model configuration is not text"
     if len(text) > _MOST_CONFIG_BYTES:
         return f"its model configuration has {len(text):,} bytes"
     try:
         waiting = [json.loads(text)]
     except (ValueError, RecursionError) as error:
-        return f"its model configuration is no JSON: {error}"
+        return f"its model configuration is not JSON: {error}"
     layers = 0
     while waiting:
         found = waiting.pop()

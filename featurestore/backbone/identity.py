@@ -40,7 +40,7 @@ def graph_digests(graph: Graph) -> list[str]:
     Raises
     ------
     BackboneError
-        Where a layer has no canonical description (Lambda, unregistered code of the user's).
+        If a layer has no canonical description (Lambda, unregistered code of the user's).
     """
     digests = [digest_fields({"class": "image"})]
     for node in graph.nodes[1:]:
@@ -88,7 +88,7 @@ def refuse_nan(graph: Graph, numbers: Iterable[int]) -> None:
     for number in numbers:
         node = graph.nodes[number]
         for array in map(np.asarray, weight_arrays(node.operation)):
-            # By name: bfloat16 and the like are no floating types to NumPy.
+            # By name: NumPy does not count bfloat16 and the like as floating types.
             if "float" in array.dtype.name and np.isnan(array).any():
                 raise BackboneError(
                     f"layer {node.name!r} has weights that are NaN, expected numbers: use weights"
@@ -165,7 +165,7 @@ def _registered(serial: Mapping[str, Any]) -> Any:
     Raises
     ------
     BackboneError
-        Where Keras could not find it again by a registered name.
+        If Keras could not find it again by a registered name.
     """
     import keras
 

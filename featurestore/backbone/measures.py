@@ -79,7 +79,7 @@ def table(
 
 
 def why_no_cut(shapes: Sequence[Shape]) -> str | None:
-    """Return why a node with these outputs is no place to cut at, or None where it is one."""
+    """Return why a node with these outputs cannot be cut at; None if it can."""
     if len(shapes) != 1:
         return f"has {len(shapes)} outputs, expected one"
     shape = shapes[0]

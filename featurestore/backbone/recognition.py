@@ -63,7 +63,7 @@ def settle(
     Raises
     ------
     BackboneError
-        Where the two leave something open, or contradict each other.
+        If the two leave something open, or contradict each other.
     """
     networks: list[Application] = []
     if scaling is None:
@@ -93,7 +93,7 @@ def scaling_of(graph: Graph, model_name: str) -> tuple[str, list[Application]]:
     Raises
     ------
     BackboneError
-        Where the model does not show it.
+        If the model does not show it.
     """
     if "int" in str(graph.nodes[0].outputs[0].dtype):
         return "none", []  # whole numbers are pixels as they come
@@ -109,7 +109,7 @@ def scaling_of(graph: Graph, model_name: str) -> tuple[str, list[Application]]:
             networks = recognise(first[0].name, first[0].path, model_name, layers)
             if networks:
                 return networks[0].scaling, networks
-        found = "the graph does not scale them, and it is no known keras.applications network"
+        found = "the graph does not scale them, and it is not a known keras.applications network"
     raise BackboneError(
         f"model {model_name!r} does not show how it wants its pixels: {found}; say it with"
         f" --scaling {'|'.join(SCALINGS)}"

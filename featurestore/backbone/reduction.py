@@ -77,7 +77,7 @@ def reduced_shape(
     Raises
     ------
     BackboneError
-        Where it cannot be reduced, or not as a plain Keras model would.
+        If it cannot be reduced, or not as a plain Keras model would.
     """
     if len(shape) < 2:
         raise BackboneError(

@@ -42,14 +42,14 @@ class LayerRef:
         Raises
         ------
         BackboneError
-            Where the part after the colon is no reduction, or the name is empty.
+            If the part after the colon is not a reduction, or the name is empty.
         """
         if isinstance(text, LayerRef):
             return text
         layer, colon, reduction = text.partition(":")
         if not layer or (colon and reduction not in REDUCTIONS):
             raise BackboneError(
-                f"{text!r} is no layer ref: expected LAYER, LAYER:avg or LAYER:max,"
+                f"{text!r} is not a layer ref: expected LAYER, LAYER:avg or LAYER:max,"
                 " for example block5_pool:avg"
             )
         return cls(layer, cast("Reduction", reduction) if colon else None)
@@ -72,9 +72,9 @@ def unfrozen(layers: Sequence[str], what: str | int) -> list[str]:
     Raises
     ------
     UnknownLayerError
-        Where no layer's name begins so.
+        If no layer's name begins so.
     BackboneError
-        Where the number is below one, or there are not so many layers.
+        If the number is below one, or there are not so many layers.
 
     Examples
     --------

@@ -10,10 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from featurestore.backbone import agreement, forward
+from featurestore.backbone.code import is_keras
+from featurestore.backbone.copying import clone
 from featurestore.backbone.families import Application
 from featurestore.backbone.files import hdf5_config, model_fault
-from featurestore.backbone.graph import Graph, clone, flatten, one_line
+from featurestore.backbone.graph import Graph, flatten, one_line
 from featurestore.backbone.identity import graph_digests, weight_arrays
+from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.errors import BackboneError
 
 RANDOM_SEED = 0
@@ -72,7 +78,7 @@ def load_weights(model: Any, path: str | Path) -> None:
     Raises
     ------
     BackboneError
-        Where the file is missing, is none, or was saved from another network.
+        If the file is missing, is not a weights file, or was saved from another network.
     """
     file = Path(path)
     if not file.is_file():
@@ -106,7 +112,7 @@ def load_model(path: str | Path) -> Any:
     Raises
     ------
     BackboneError
-        Where the file is missing, is no model, or would run code of its own.
+        If the file is missing, is not a model, or would run code of its own.
     """
     import keras
 
@@ -131,8 +137,14 @@ def load_model(path: str | Path) -> Any:
         ) from error
 
 
-def copied(graph: Graph) -> Graph:
-    """Return the same graph made of new layers, so that nobody else can change its weights."""
+def copied(graph: Graph, preprocessing: Preprocessing) -> Graph:
+    """Return the same graph made of new layers, so that the caller cannot change its weights.
+
+    Raises
+    ------
+    BackboneError
+        If a layer cannot be described, or its copy computes something else.
+    """
     import keras
 
     graph_digests(graph)  # refuses by name what cannot be copied
@@ -141,7 +153,36 @@ def copied(graph: Graph) -> Graph:
         image = keras.Input(batch_shape=(None, *given.shape[1:]), dtype=given.dtype, name="image")
         ends = [number for number, _ in graph.outputs]
         copy = flatten(keras.Model(image, clone(graph, image, ends)))
-    return Graph(copy.nodes, copy.outputs, graph.own_names)
+    copy = Graph(copy.nodes, copy.outputs, graph.own_names)
+    _require_alike(graph, copy, preprocessing)
+    return copy
+
+
+def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> None:
+    """Raise BackboneError if a layer of the user's and its copy compute different things."""
+    own = [node.name for node in graph.nodes[1:] if not is_keras(type(node.operation))]
+    if not own:
+        return
+    shape = (2, *preprocessing.input_size, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def computed(graph: Graph) -> list[np.ndarray]:
+        def compute(images: Any) -> list[Any]:
+            numbers = [graph.by_name[name] for name in own]
+            return [each[0] for each in graph.run(preprocessing.scale(images), numbers)]
+
+        return forward.plain(compute)(noise)
+
+    results = zip(own, computed(copy), computed(graph), computed(graph), strict=True)
+    for name, found, wanted, again in results:
+        # One that is another each time is refused for that, where it is computed.
+        steady = agreement.distance(again, wanted) <= agreement.TOLERANCE
+        if steady and agreement.distance(found, wanted) > agreement.TOLERANCE:
+            raise BackboneError(
+                f"layer {name!r} ({graph.nodes[graph.by_name[name]].kind}) computes something else"
+                " when it is built from its configuration: return all that it computes with from"
+                " get_config"
+            )
 
 
 def _with_imagenet(network: Application, constructor: Any, options: dict[str, Any]) -> Any:
@@ -166,8 +207,6 @@ def _mend_efficientnet(network: Application, model: Any) -> None:
     Its Normalization holds the deviation where the variance belongs, which Keras mends with an
     extra layer in the network that it builds for ``imagenet`` only.
     """
-    import numpy as np
-
     if network.module != "efficientnet":
         return
     for layer in model.layers[:4]:
@@ -182,7 +221,7 @@ def _check_hdf5(file: Path) -> None:
     try:
         config = hdf5_config(file)
     except OSError as error:
-        raise BackboneError(f"{file.name!r} is no HDF5 file: {one_line(error)}") from error
+        raise BackboneError(f"{file.name!r} is not an HDF5 file: {one_line(error)}") from error
     if config is None:
         raise BackboneError(
             f"{file.name!r} holds weights but no model: pass it as --weights, with --model NAME"
@@ -191,16 +230,12 @@ def _check_hdf5(file: Path) -> None:
 
 def _blank(model: Any) -> None:
     """Fill all weights with NaN: Keras leaves those out silently that a file does not have."""
-    import numpy as np
-
     for weight in model.weights:
         if "float" in str(weight.dtype):
             weight.assign(np.full(weight.shape, np.nan, dtype="float32"))
 
 
 def _blanks_left(model: Any) -> str | None:
-    import numpy as np
-
     blank = [
         layer.name
         for layer in model.layers

@@ -218,7 +218,7 @@ def plan(
     Raises
     ------
     UnknownLayerError
-        Where the backbone has no such layer.
+        If the backbone has no such layer.
     InputError
         For an unknown type, a batch size below 1 or an empty list of layers.
     """

@@ -141,7 +141,7 @@ def extract(
         Stored type. What is stored as float32 also serves who asks for float16; asking for float32
         where float16 is stored computes it again and replaces it.
     batch_size : int
-        Samples in a forward batch. It is no part of the key.
+        Samples in a forward batch. It is not part of the key.
     on_event : callable, optional
         Receives an :data:`ExtractionEvent` at the start, after each batch, and at the end.
 
@@ -153,9 +153,9 @@ def extract(
     Raises
     ------
     ActivationError
-        Where an activation is not finite, or too large for ``dtype``.
+        If an activation is not finite, or too large for ``dtype``.
     SourceChangedError
-        Where an image no longer has the bytes that were scanned.
+        If an image no longer has the bytes that were scanned.
     UnknownLayerError, InputError
         As :func:`plan`.
 

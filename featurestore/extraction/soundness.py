@@ -48,7 +48,7 @@ def repair(
 ) -> list[Repair]:
     """Compute what is damaged again, and that alone: in place, so that nothing is lost on the way.
 
-    Metadata are written anew from what else is kept, blocks and row ids from the images, a
+    Metadata are rewritten from what else is kept, blocks and row ids from the images, a
     manifest from a new scan. A head is not: the command that fitted it fits it again.
 
     Parameters
@@ -110,7 +110,7 @@ def _mend(store: FeatureStore, place: Place) -> dict[str, str]:
 
 
 def _rescan(store: FeatureStore, place: Place, damages: Sequence[Damage]) -> dict[str, str]:
-    """Write the current manifest of a data set anew, where a scan gives the very same."""
+    """Rewrite the current manifest of a data set, if a scan gives the very same."""
     name = place.name.partition("/")[2]
     entry = next((each for each in store.datasets() if each.name == name), None)
     if entry is None:

@@ -286,7 +286,7 @@ class Features:
             Rows as `rows` gives them; all by default.
         batch_size : int
         shuffle : bool
-            Shuffle blocks, and rows within a window of them: anew in each epoch, the same for the
+            Shuffle blocks, and rows within a window of them: again in each epoch, the same for the
             same seed. See `Feed`.
         seed : int
 

@@ -48,7 +48,7 @@ def stored(
     Raises
     ------
     NotFoundError
-        Where there are none; names what there is.
+        If there are none; the message lists what is stored.
     """
     asked = Variant(**variant)
     models = [model] if isinstance(model, str) else list(model or ())
@@ -151,7 +151,7 @@ def one_stored(
     Raises
     ------
     NotFoundError
-        Where there are none, or several: names what they differ in and what picks each.
+        If there are none, or several: the message says how they differ and what selects each.
     """
     found = stored(store, dataset, model=model, layer=layer, **variant)
     if len(found) > 1:

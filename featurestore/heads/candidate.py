@@ -69,7 +69,7 @@ def candidate(
     Raises
     ------
     HeadError
-        Where it cannot; before anything is fitted.
+        If it cannot; before anything is fitted.
     """
     params = _checked_params(params)
     if isinstance(estimator, str):
@@ -88,7 +88,7 @@ def candidate(
         hasattr(estimator, "fit") and hasattr(estimator, "get_params")
     ):
         raise HeadError(
-            f"{estimator!r} is no head: expected a name ({', '.join(ready.READY)}), an import "
+            f"{estimator!r} is not a head: expected a name ({', '.join(ready.READY)}), an import "
             "path, a scikit-learn estimator or a keras.Model"
         )
     from sklearn.base import clone

@@ -76,7 +76,7 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     Raises
     ------
     HeadError
-        Where no head has the metric, as without rows in the split; where the heads were fitted on
+        If no head has the metric, as without rows in the split; if the heads were fitted on
         different data, so that their metrics cannot be compared.
     """
     if not heads:
@@ -157,7 +157,7 @@ def heads(
 
 
 def documents(store: FeatureStore) -> list[dict[str, Any]]:
-    """Return the documents of the heads; warn of those that are none, and leave them out."""
+    """Return the documents of the heads; invalid ones are left out, with a warning."""
     found = []
     for meta in store.heads():
         wrong = fault(meta)

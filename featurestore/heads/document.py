@@ -1,4 +1,4 @@
-"""Whether a head's JSON document is one, before anything in it is used."""
+"""Validate a head's JSON document before use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FEATURES = ("model", "ref", "prefix_digest", "dataset_digest")
 
 
 def fault(meta: Mapping[str, Any]) -> str | None:
-    """Tell what is wrong with a document: whoever wrote it may have written anything.
+    """Return what is wrong with a document, which may hold anything.
 
     Parameters
     ----------
@@ -37,26 +37,26 @@ def fault(meta: Mapping[str, Any]) -> str | None:
     Returns
     -------
     str or None
-        One line; None where it has all that a head has.
+        One line; None if it is valid.
     """
     for name, kind in _KINDS.items():
         if not isinstance(meta.get(name), kind):
-            return f"its {name!r} is no {kind.__name__}"
+            return f"its {name!r} is not a {kind.__name__}"
     if meta["kind"] not in ("sklearn", "keras"):
         return f"its kind is {meta['kind'][:40]!r}"
     if meta["task"] not in ("classification", "regression"):
         return f"its task is {meta['task'][:40]!r}"
     if not all(isinstance(each, str | int) for each in meta["classes"]):
-        return "a class is no text or number"
+        return "a class is neither text nor a number"
     if not all(isinstance(size, int) and size > 0 for size in meta["shape"]):
-        return "its shape is none"
+        return "its shape is not of positive whole numbers"
     if not all(_is_measured(each) for each in meta["metrics"].values()):
-        return "its metrics are no numbers"
-    return None if _is_lineage(meta["lineage"]) else "where it comes from is not told"
+        return "its metrics are not numbers"
+    return None if _is_lineage(meta["lineage"]) else "its lineage is incomplete"
 
 
 def misfit(meta: Mapping[str, Any], estimator: Any) -> str | None:
-    """Say in what a loaded estimator or model does not fit a head's document; None for nothing."""
+    """Return how a loaded estimator or model contradicts a head's document; None if it fits."""
     task, classes, shape = meta["task"], meta["classes"], tuple(meta["shape"])
     if (task == "regression") == bool(classes):
         return f"its task is {task}, with {len(classes)} classes"

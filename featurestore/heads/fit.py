@@ -81,7 +81,7 @@ def fit_head(
         For an unknown head or parameter; for labels that nothing can be learnt from; for an
         estimator that cannot be stored without pickle.
     IncompleteFeaturesError, DamagedError
-        Where rows were never extracted, or cannot be read.
+        If rows were never extracted, or cannot be read.
 
     Examples
     --------
@@ -180,7 +180,7 @@ def check_labels(dataset: Dataset) -> None:
     if not len(train):
         raise HeadError(
             f"data set {dataset.name!r} has no labelled rows in its train split; "
-            f"split it anew with {again} --val F --test F"
+            f"split it again with {again} --val F --test F"
         )
     if dataset.task == "regression":
         return
@@ -198,7 +198,7 @@ def check_labels(dataset: Dataset) -> None:
         only = dataset.classes[int(seen[0])]
         raise HeadError(
             f"the train split of data set {dataset.name!r} has one class, {str(only)!r}; a head "
-            f"needs two to tell apart: add samples, or split anew with {again} --val F --seed N"
+            f"needs two to tell apart: add samples, or split again with {again} --val F --seed N"
         )
 
 

@@ -103,7 +103,7 @@ class Head:
         Raises
         ------
         HeadError
-            Where X has another shape than the features that the head was fitted on.
+            If X has another shape than the features that the head was fitted on.
         """
         if self.task == "regression":
             return self.scores(X)[:, 0]
@@ -191,9 +191,9 @@ class Head:
         Raises
         ------
         NotFoundError
-            Where no id, or more than one, begins so; names the nearest.
+            If no id, or more than one, begins so; names the nearest.
         DamagedError
-            Where a file is missing, altered, or holds what must not be loaded.
+            If a file is missing, altered, or holds what must not be loaded.
         """
         head_id = find(store, head)
         meta = store.head_meta(head_id)

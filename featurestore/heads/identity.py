@@ -21,7 +21,7 @@ def estimator_fields(estimator: Any) -> dict[str, Any]:
     Raises
     ------
     HeadError
-        Where a parameter has no canonical form: a lambda, or a random generator with a state.
+        If a parameter has no canonical form: a lambda, or a random generator with a state.
     """
     return {
         "class": import_path(type(estimator)),

@@ -106,7 +106,7 @@ def adopt(
     Raises
     ------
     HeadError
-        Where it cannot be stored, or does not fit the features or the labels.
+        If it cannot be stored, or does not fit the features or the labels.
     """
     config = _stock_config(model)
     weights = model.get_weights() if model.built else None
@@ -320,7 +320,7 @@ def ending(model: keras.Model) -> Ending:
     Raises
     ------
     HeadError
-        Where it is neither.
+        If it is neither.
     """
     last = _last(model)
     activation = getattr(last, "activation", None)
@@ -337,7 +337,8 @@ def logits_model(model: keras.Model) -> keras.Model:
     """Return a model of the logits that a classifier's softmax is taken of."""
     import keras
 
-    from featurestore.backbone.graph import as_functional, clone_onto
+    from featurestore.backbone.copying import clone_onto
+    from featurestore.backbone.graph import as_functional
 
     if ending(model) == "linear":
         return model

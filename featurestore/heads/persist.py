@@ -106,7 +106,7 @@ def dump_sklearn(estimator: Any, name: str) -> bytes:
     Raises
     ------
     HeadError
-        Where it holds a type that could not be loaded again without trusting foreign code.
+        If it holds a type that could not be loaded again without trusting foreign code.
     """
     import skops.io
 
@@ -132,7 +132,7 @@ def load_sklearn(data: bytes, head_id: str) -> Any:
     Raises
     ------
     DamagedError
-        Where the bytes are not such a file, or hold foreign types or trees out of bounds.
+        If the bytes are not such a file, or hold foreign types or trees out of bounds.
     """
     import skops.io
 
@@ -161,7 +161,7 @@ def load_keras(data: bytes, head_id: str) -> Any:
     Raises
     ------
     DamagedError
-        Where the bytes are not such a file, or hold code.
+        If the bytes are not such a file, or hold code.
     """
     import keras
 

@@ -218,7 +218,7 @@ def _import(path: str) -> type:
 
 def _no_estimator(path: str) -> HeadError:
     return HeadError(
-        f"{path!r} is no scikit-learn estimator: expected a class such as 'sklearn.svm.SVC'"
+        f"{path!r} is not a scikit-learn estimator: expected a class such as 'sklearn.svm.SVC'"
     )
 
 

@@ -47,7 +47,7 @@ class Rows:
         Raises
         ------
         HeadError
-            Where a feature is not finite.
+            If a feature is not finite.
         """
         if split not in self._kept:
             x = self.features.group.read(self._numbers[split], np.float32)

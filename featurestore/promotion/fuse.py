@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from featurestore.backbone import LayerRef
-from featurestore.backbone.graph import clone_onto
+from featurestore.backbone.copying import clone_onto
 from featurestore.errors import PromotionError
 from featurestore.heads.network import logits_model
 from featurestore.promotion.convert import (

@@ -12,7 +12,7 @@ blocks     a Zarr array in whole chunks: encoding, metadata
 strict     a Zarr store in which a missing chunk is an error
 manifests  data set manifests, and which one is current
 heads      fitted heads
-places     all that is kept, each checked byte by byte, and metadata written anew
+places     all that is kept, each checked byte by byte, and metadata rewritten
 garbage    what nothing refers to
 locks      locks between processes that no death leaves behind
 files      whole files, written atomically, in a folder or behind a URL

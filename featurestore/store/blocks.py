@@ -313,7 +313,7 @@ def open_array(files: Files, path: str) -> tuple[BlockArray, dict[str, Any]]:
     Raises
     ------
     FileNotFoundError
-        Where there is no such array.
+        If there is no such array.
     StoreFormatError
         For an array that is not of the layout in docs/format.md.
     DamagedError
@@ -378,7 +378,7 @@ def read_json(files: Files, path: str) -> dict[str, Any]:
     Raises
     ------
     FileNotFoundError
-        Where there is none.
+        If there is none.
     DamagedError
         For bytes that are not those that were written.
     """

@@ -209,7 +209,7 @@ class LocalFiles:
                 raise FileNotFoundError(path) from error
 
     def _read(self, path: str, limit: int | None) -> bytes:
-        # Not blocking, lest a named pipe in the place of a file be waited for.
+        # Not blocking: a named pipe in the place of a file would be waited for.
         flags = os.O_RDONLY | _BINARY | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(self._root / path, flags)
         with os.fdopen(descriptor, "rb", closefd=True) as file:

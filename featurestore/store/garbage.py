@@ -207,7 +207,7 @@ def remove_group(files: Files, path: str) -> int:
         files.prune(folder)
     freed += sum(ours.values())
     layer = path.rpartition("/")[0]
-    # Lest a group be created below them at this moment.
+    # So that no group is created below them at this moment.
     with files.hold([groups.FOLDER]):
         for parent in (layer, layer.rpartition("/")[0]):
             if set(files.names(parent)) <= {METADATA}:

@@ -126,7 +126,7 @@ def create(
         for each in files.sizes(features.path):
             files.remove(each)
         if FEATURES in files.names(path):
-            # Lest a power cut bring back what they and their metadata were.
+            # So that a power cut does not bring them and their metadata back.
             files.settle(features.path)
         _write_groups(files, key, attributes)
         write_array(group.sample, {})
@@ -136,7 +136,7 @@ def create(
 
 
 def _layout(features: BlockArray) -> dict[str, Any]:
-    """Return what a group tells of its array, so that each can be written anew from the other."""
+    """Return the layout of an array as its group records it: each can be restored from the other."""
     return {
         "shape": list(features.shape),
         "dtype": str(features.dtype),
@@ -384,7 +384,7 @@ def match(files: Files, text: str, asked: Variant) -> str:
     Raises
     ------
     NotFoundError
-        Where no key or more than one is meant.
+        If no key or more than one is meant.
     """
     known = {path: KeyPath.parse(path) for path in paths(files) if created(files, path)}
     if asked.asked():
@@ -425,12 +425,12 @@ def _variant(files: Files, path: str) -> Variant:
 
 
 def mend(files: Files, path: str) -> None:
-    """Write the damaged metadata of a group anew, each from what the others tell.
+    """Rewrite the damaged metadata of a group, each document from the others.
 
     Raises
     ------
     DamagedError
-        Where too much of it is damaged.
+        If too much of it is damaged.
     """
     where = f"{FOLDER}/{path}"
     with files.hold([where], shared=True), files.hold([f"{where}/{FEATURES}/{METADATA}"]):

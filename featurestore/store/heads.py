@@ -37,7 +37,7 @@ def save(
             if not list(check(files, head_id)):
                 files.settle(place)
                 return
-            # Taken back first, lest a kill leave the document with other files.
+            # Taken back first: a kill must not leave the document with other files.
             files.remove(f"{place}/{META}")
         files.make_folder(place)
         listing = {}
@@ -52,7 +52,7 @@ def save(
 def check_writable(files: Files) -> None:
     """Write a block of a disk and remove it: StoreError where that cannot be."""
     probe = f"{FOLDER}/probe.{uuid.uuid4().hex}{PARTIAL}"
-    with files.hold([GROUPS], shared=True):  # Lest gc take it for what a kill left.
+    with files.hold([GROUPS], shared=True):  # So that gc does not take it for what a kill left.
         files.make_folder(FOLDER)
         try:
             files.write(probe, bytes(4096))

@@ -130,7 +130,7 @@ def keep(files: Files, dataset: Dataset) -> None:
 
 
 def restore(files: Files, dataset: Dataset) -> bool:
-    """Write a data set's current manifest anew, if this is it; return whether it is."""
+    """Rewrite a data set's current manifest, if this is it; return whether it is."""
     path = manifest_path(dataset.name, dataset.manifest_digest)
     folder = f"{FOLDER}/{encode_segment(dataset.name)}"
     with files.hold([folder]), files.hold([path], shared=True):
@@ -304,7 +304,7 @@ def mend(files: Files, name: str) -> None:
     Raises
     ------
     DamagedError
-        Where a manifest is damaged, for it may be that one, or where they do not tell.
+        If a manifest is damaged, for it may be that one, or where they do not tell.
     """
     folder = f"{FOLDER}/{encode_segment(name)}"
     with files.hold([folder]):

@@ -150,12 +150,12 @@ def _sample_reason(array: BlockArray, block: int) -> str | None:
 
 
 def mend(files: Files, place: Place) -> None:
-    """Write damaged metadata anew from what else is kept: nothing is computed.
+    """Rewrite damaged metadata from what else is kept: nothing is computed.
 
     Raises
     ------
     DamagedError
-        Where that does not tell enough.
+        If that does not tell enough.
     """
     if place.kind == "features":
         groups.mend(files, place.path.partition("/")[2])

@@ -169,12 +169,12 @@ class FeatureStore:
         return places.check(self._files, place)
 
     def mend(self, place: Place) -> None:
-        """Write damaged metadata anew from what else is kept; nothing is computed.
+        """Rewrite damaged metadata from what else is kept; nothing is computed.
 
         Raises
         ------
         DamagedError
-            Where that does not tell enough.
+            If that does not tell enough.
         """
         places.mend(self._files, place)
 
@@ -316,7 +316,7 @@ class FeatureStore:
         Raises
         ------
         NotFoundError
-            Where no key or more than one is meant.
+            If no key or more than one is meant.
         """
         key = groups.read_key(self._files, groups.match(self._files, text, Variant(**variant)))
         self.group(key)
@@ -384,7 +384,7 @@ class FeatureStore:
         return manifests.of(self._files, digest)
 
     def restore_dataset(self, dataset: Dataset) -> bool:
-        """Write a data set's current manifest anew, if this is it; return whether it is."""
+        """Rewrite a data set's current manifest, if this is it; return whether it is."""
         return manifests.restore(self._files, dataset)
 
     def has_dataset(self, name: str) -> bool:

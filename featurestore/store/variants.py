@@ -1,4 +1,4 @@
-"""What tells variants of a stored layer apart: input size, resize, weights, precision."""
+"""How variants of a stored layer differ: input size, resize, weights, precision."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ class Variant:
     resize, interpolation, scaling : str
         As in `Preprocessing`.
     weights : str
-        ``imagenet``, ``random``, or a weights file: its path, or the end of it, with or without
-        its ending. Of a model file
-        with its own weights, the model file.
+        ``imagenet``, ``random``, or a weights file: its path or the end of it, with or without its
+        ending. For a model file with its own weights, the model file.
     precision : str
         Of the forward pass: ``float32``, ``bfloat16`` or ``float16``.
 
@@ -97,9 +96,9 @@ _PREPROCESSING = ("resize", "interpolation", "scaling")
 
 
 def choices(variants: Sequence[Variant]) -> tuple[str, str]:
-    """Return in what variants of one layer differ, and the options that pick one of them.
+    """Return in what variants of one layer differ, and the options that select one of them.
 
-    The second is empty where no options can.
+    The options are empty if none can.
 
     Examples
     --------
@@ -111,7 +110,7 @@ def choices(variants: Sequence[Variant]) -> tuple[str, str]:
     differing = [name for name in FIELDS if len(values[name]) > 1]
     *most, last = [name.replace("_", " ") for name in differing] or [""]
     what = f"{', '.join(most)} and {last}" if most else last
-    # One field that tells all of them apart is enough.
+    # One field that differs between all of them is enough.
     enough = [name for name in differing if len(values[name]) == len(known)][:1] or differing
     options = [Variant(**each).options(enough) for each in known]
     oblong = "input_size" in enough and any(isinstance(each.input_size, tuple) for each in variants)
@@ -137,10 +136,10 @@ def tell_apart(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
     Returns
     -------
     rows : list of dict
-        The same, weights files by as much of their path as tells them apart.
+        The same, with weights files by as much of their path as is unique.
     columns : dict of str to str
         Heading of each field that differs. Scaling, which follows from the model, and weights
-        files count where they differ within a model; ``prefix`` where nothing else differs.
+        files count if they differ within a model; ``prefix`` if nothing else differs.
     """
     columns = {name: name.replace("_", " ") for name in FIELDS if _differ(name, rows)}
     prefixes: dict[Any, set[str]] = {}
@@ -153,7 +152,7 @@ def tell_apart(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
 
 
 def part_of(origin: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a part of a provenance, which may hold anything; empty where it is no mapping."""
+    """Return a part of a provenance, which may hold anything; empty if it is not a mapping."""
     found = origin.get(name)
     return found if isinstance(found, Mapping) else {}
 

@@ -95,7 +95,7 @@ print(seen)
 
 
 def test_the_reference_is_traced_nowhere_and_leaves_the_device_in_use():
-    """A second CPU stands for the device that is not to be trusted."""
+    """A second CPU stands for the device that computes wrongly."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300
     )

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from featurestore.backbone import Backbone
-from featurestore.backbone.graph import clone, flatten
+from featurestore.backbone.copying import clone
+from featurestore.backbone.graph import flatten
 from featurestore.errors import BackboneError
 
 layers = keras.layers

@@ -395,7 +395,7 @@ def test_a_name_imports_nothing_but_scikit_learn(
 ) -> None:
     (tmp_path / "lurking.py").write_text("raise SystemExit('this ran')\nclass Head: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(HeadError, match=r"'lurking\.Head' is no scikit-learn estimator"):
+    with pytest.raises(HeadError, match=r"'lurking\.Head' is not a scikit-learn estimator"):
         fit_head(three, "lurking.Head")
 
 

@@ -419,7 +419,7 @@ def test_model_files_that_are_not_what_they_seem(model: Path, place: Path) -> No
             "weights.keras": "has 134,217,728 bytes, packed into",
             "crowd.keras": "members, more than 10,000",
             "pickle.keras": "not a zip file",
-            "pickle.h5": "is no HDF5 file",
+            "pickle.h5": "is not an HDF5 file",
             "empty.keras": "not a zip file",
             "torn.keras": "not a zip file",
             "deep.h5": "no JSON: maximum recursion depth",

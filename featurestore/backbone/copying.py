@@ -1,0 +1,123 @@
+"""Copies of layers: the same configuration and weights, built on another tensor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from featurestore.backbone.graph import Graph, Node, Tensor, dissolve, one_line
+from featurestore.errors import BackboneError
+
+# Numbers of a layer that may stand in its configuration, as text.
+_FEW = 64
+
+
+def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "") -> list[Tensor]:
+    """Copy nodes onto a symbolic tensor: new layers of the same configuration and weights.
+
+    Parameters
+    ----------
+    graph : Graph
+        What to copy.
+    inputs : keras.KerasTensor
+        What the copy is built on, in the place of the graph's input.
+    wanted : sequence of int
+        Numbers of the nodes whose outputs to return; each must have one.
+    prefix : str
+        Put before every canonical name.
+
+    Returns
+    -------
+    list of keras.KerasTensor
+    """
+    copies: dict[int, Any] = {}
+
+    def copied(node: Node) -> Any:
+        key = id(node.operation)
+        if key not in copies:
+            name = prefix + graph.layer_names[key]
+            copies[key] = _copy(node.operation, name)
+        return at_rest(copies[key])
+
+    tensors = graph.run(inputs, wanted, copied)
+    originals = {id(node.operation): node.operation for node in graph.nodes[1:]}
+    for key, copy in copies.items():
+        _copy_weights(originals[key], copy)
+    return [outputs[0] for outputs in tensors]
+
+
+def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
+    """Copy a functional model of one input and one output onto a symbolic tensor.
+
+    Parameters
+    ----------
+    model : keras.Model
+        What to copy, nested models dissolved; it is only read.
+    tensor : keras.KerasTensor (batch, …)
+        Of the shape of the model's input.
+    prefix : str
+        Put before every canonical name.
+
+    Returns
+    -------
+    keras.KerasTensor
+        The model's output.
+    """
+    graph = dissolve(model)
+    return clone(graph, tensor, [number for number, _ in graph.outputs], prefix)[0]
+
+
+def at_rest(layer: Any) -> Callable:
+    """Return the call of a layer that is not in training mode unless the model is told to train.
+
+    Preprocessing layers have ``training=True`` as their default. Keras hands the mode of one layer
+    on to all that are called after it without a mode, so that one ``Resizing`` would put every
+    BatchNorm of the model in training mode.
+    """
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    if parameter is None or parameter.default in (None, False, parameter.empty):
+        return layer
+    return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": False})
+
+
+def _copy(operation: Any, name: str) -> Any:
+    config = operation.get_config()
+    if _adapted(operation):
+        # Normalization computes with a copy of its weights, which set_weights leaves as it was;
+        # numbers in the configuration go wherever the layer goes.
+        mean, variance, _ = operation.get_weights()
+        config |= {"mean": mean.tolist(), "variance": variance.tolist()}
+    try:
+        copy = type(operation).from_config(config)
+    except Exception as error:  # whatever a layer raises that cannot describe itself
+        raise BackboneError(
+            f"layer {name!r} ({type(operation).__name__}) cannot be built from its configuration:"
+            f" {one_line(error)}"
+        ) from error
+    copy.name = name
+    return copy
+
+
+def _adapted(operation: Any) -> bool:
+    """Whether a layer is a Normalization that learned a few numbers, such as a mean a channel."""
+    import keras
+
+    if not isinstance(operation, keras.layers.Normalization) or not operation.weights:
+        return False
+    return int(np.prod(operation.weights[0].shape)) <= _FEW
+
+
+def _copy_weights(source: Any, copy: Any) -> None:
+    if not getattr(copy, "weights", None):
+        return
+    # Layers that were quantized hold their weights in another order.
+    names = [weight.name for weight in source.weights]
+    arrays = dict(zip(names, source.get_weights(), strict=True))
+    wanted = [weight.name for weight in copy.weights]
+    same = len(arrays) == len(names) and set(arrays) == set(wanted)
+    copy.set_weights([arrays[name] for name in wanted] if same else source.get_weights())
+    if hasattr(copy, "finalize_state"):
+        copy.finalize_state()
