@@ -45,8 +45,9 @@ def rank(
 
     The probe is scikit-learn's ridge on standardized features, its penalty chosen by leave-one-out,
     measured by cross-validation on training rows alone (by group, if there are groups). Means,
-    deviations and penalty are those of a fold's training rows. All layers are probed on the same rows and
-    folds. The first rows of content order are a fair sample, so that no more is read than is used.
+    deviations and penalty are those of a fold's training rows. All layers are probed on the same
+    rows and folds. The first rows of content order are a fair sample, so that no more is read than
+    is used.
 
     Parameters
     ----------

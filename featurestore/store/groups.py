@@ -136,7 +136,7 @@ def create(
 
 
 def _layout(features: BlockArray) -> dict[str, Any]:
-    """Return the layout of an array as its group records it: each can be restored from the other."""
+    """Return the layout of an array for its group: each can be restored from the other."""
     return {
         "shape": list(features.shape),
         "dtype": str(features.dtype),
