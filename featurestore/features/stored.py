@@ -57,8 +57,7 @@ def stored(
         groups = _found(store, loaded, models, layer, asked)
     except NotFoundError:
         _refuse_damaged(store, loaded, models, layer)
-        # What could not be read a moment ago may be there now.
-        groups = _found(store, loaded, models, layer, asked)
+        raise
     return [Features(group, loaded, store) for group in groups]
 
 
@@ -131,7 +130,7 @@ def _of_variant(
 def _refuse_damaged(
     store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None
 ) -> None:
-    """Say what is wrong with the features that are asked for, where they are there unreadable."""
+    """Raise DamagedError if the features that are asked for exist but cannot be read."""
     for damaged in store.damaged():
         parts = KeyPath.parse(damaged.path.partition("/")[2])
         if (

@@ -4,26 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, create_model
 
 from featurestore.heads import metrics
 
-_NUMBERS = {*metrics.CLASSIFICATION, *metrics.REGRESSION}
-_KINDS: Mapping[str, Any] = {
-    "format": int,
-    "name": str,
-    "kind": str,
-    "task": str,
-    "classes": list,
-    "shape": list,
-    "params": dict,
-    "seed": int,
-    "metrics": dict,
-    "history": dict,
-    "problems": list,
-    "lineage": dict,
-}
-_FEATURES = ("model", "ref", "prefix_digest", "dataset_digest")
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Dataset(_Part):
+    name: str
+    manifest_digest: str
+
+
+class _Features(_Part):
+    model: str
+    ref: str
+    prefix_digest: str
+    dataset_digest: str
+
+
+class _Lineage(_Part):
+    dataset: _Dataset
+    features: _Features
+    backbone: dict[str, Any] | None = None
+    created: str
+
+
+_NUMBERS: Any = dict.fromkeys((*metrics.CLASSIFICATION, *metrics.REGRESSION), (float | None, None))
+_Measured: Any = create_model("_Measured", __base__=_Part, **_NUMBERS)
+
+
+class _Document(_Part):
+    format: int
+    name: str
+    kind: Literal["sklearn", "keras"]
+    task: Literal["classification", "regression"]
+    classes: list[str | int | bool]
+    shape: list[PositiveInt]
+    params: dict[str, Any]
+    seed: int
+    metrics: dict[str, _Measured]
+    history: dict[str, Any]
+    problems: list[Any]
+    lineage: _Lineage
 
 
 def fault(meta: Mapping[str, Any]) -> str | None:
@@ -39,20 +66,13 @@ def fault(meta: Mapping[str, Any]) -> str | None:
     str or None
         One line; None if it is valid.
     """
-    for name, kind in _KINDS.items():
-        if not isinstance(meta.get(name), kind):
-            return f"its {name!r} is not a {kind.__name__}"
-    if meta["kind"] not in ("sklearn", "keras"):
-        return f"its kind is {meta['kind'][:40]!r}"
-    if meta["task"] not in ("classification", "regression"):
-        return f"its task is {meta['task'][:40]!r}"
-    if not all(isinstance(each, str | int) for each in meta["classes"]):
-        return "a class is neither text nor a number"
-    if not all(isinstance(size, int) and size > 0 for size in meta["shape"]):
-        return "its shape is not of positive whole numbers"
-    if not all(_is_measured(each) for each in meta["metrics"].values()):
-        return "its metrics are not numbers"
-    return None if _is_lineage(meta["lineage"]) else "its lineage is incomplete"
+    try:
+        _Document.model_validate(dict(meta))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(each) for each in first["loc"])
+        return f"{where[:80]!r}: {first['msg']}"
+    return None
 
 
 def misfit(meta: Mapping[str, Any], estimator: Any) -> str | None:
@@ -76,24 +96,3 @@ def misfit(meta: Mapping[str, Any], estimator: Any) -> str | None:
     if width not in (None, math.prod(shape)):
         return f"its shape is {shape}, and its estimator takes {width} features"
     return None
-
-
-def _is_measured(found: Any) -> bool:
-    return isinstance(found, dict) and all(
-        value is None or isinstance(value, int | float)
-        for name, value in found.items()
-        if name in _NUMBERS
-    )
-
-
-def _is_lineage(found: Mapping[str, Any]) -> bool:
-    dataset, features = found.get("dataset"), found.get("features")
-    return (
-        isinstance(dataset, dict)
-        and isinstance(dataset.get("name"), str)
-        and isinstance(dataset.get("manifest_digest"), str)
-        and isinstance(features, dict)
-        and all(isinstance(features.get(name), str) for name in _FEATURES)
-        and isinstance(found.get("backbone"), dict | None)
-        and isinstance(found.get("created"), str)
-    )
