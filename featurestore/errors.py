@@ -133,3 +133,9 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         return "did you mean " + " or ".join(offered) + "?"
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     return f"known: {shown or 'none'}"
+
+
+def one_line(error: BaseException, length: int = 200) -> str:
+    """Return the first sentence or so of another library's error message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -33,7 +33,7 @@ import PIL
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from featurestore.digests import digest_fields, short
-from featurestore.errors import ImageError, InputError
+from featurestore.errors import ImageError, InputError, one_line
 
 DECODER = "pillow-rgb-1"
 # Pillow's own limit, written down here: its global may be changed by anyone in the process.
@@ -350,6 +350,4 @@ def _orientation(image: Image.Image) -> Any:
 
 def _reason(error: Exception) -> str:
     """Put an error of Pillow in one line, the same from check() and decode()."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r" \(\d+ bytes not processed\)", "", text)
-    return text[:200]
+    return re.sub(r" \(\d+ bytes not processed\)", "", one_line(error))

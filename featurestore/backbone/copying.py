@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.backbone.graph import Graph, Node, Tensor, dissolve, one_line
-from featurestore.errors import BackboneError
+from featurestore.backbone.graph import Graph, Node, Tensor, dissolve
+from featurestore.errors import BackboneError, one_line
 
 # Numbers of a layer that may stand in its configuration, as text.
 _FEW = 64

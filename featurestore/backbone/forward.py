@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.backbone.graph import one_line
-from featurestore.errors import BackboneError
+from featurestore.errors import BackboneError, one_line
 
 # A frozen graph is written as one protocol buffer on the way, which ends at 2 GB.
 MOST_CONSTANT_BYTES = 1_800_000_000

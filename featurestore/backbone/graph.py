@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from featurestore.backbone.naming import canonical_names
-from featurestore.errors import BackboneError
+from featurestore.errors import BackboneError, one_line
 
 Tensor = Any
 Edge = tuple[int, int]  # a node's number and which of its outputs
@@ -342,12 +342,6 @@ def _keras_order(nodes: Sequence[Node], outputs: Sequence[Edge]) -> list[int]:
                 depth[parent] = max(depth.get(parent, 0), depth[number] + 1)
     depth[0] = max(depth.values(), default=0) + 1
     return sorted(depth, key=lambda number: (-depth[number], number))
-
-
-def one_line(error: BaseException, length: int = 200) -> str:
-    """Return the first sentence or so of another library's error message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _why_not(model: Any) -> str:

@@ -12,9 +12,9 @@ from types import FunctionType
 from typing import Any
 
 from featurestore.backbone.code import code_digest, is_keras
-from featurestore.backbone.graph import Graph, Node, one_line
+from featurestore.backbone.graph import Graph, Node
 from featurestore.digests import canonical_number, digest_array, digest_fields
-from featurestore.errors import BackboneError
+from featurestore.errors import BackboneError, one_line
 
 # Settings that change how weights come about, or how a layer is called, but not what it computes.
 _IGNORED = {"name", "trainable", "seed", "build_config"}

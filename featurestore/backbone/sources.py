@@ -17,10 +17,10 @@ from featurestore.backbone.code import is_keras
 from featurestore.backbone.copying import clone
 from featurestore.backbone.families import Application
 from featurestore.backbone.files import hdf5_config, model_fault
-from featurestore.backbone.graph import Graph, flatten, one_line
+from featurestore.backbone.graph import Graph, flatten
 from featurestore.backbone.identity import graph_digests, weight_arrays
 from featurestore.backbone.preprocessing import Preprocessing
-from featurestore.errors import BackboneError
+from featurestore.errors import BackboneError, one_line
 
 RANDOM_SEED = 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from featurestore.digests import digest_fields, short
-from featurestore.errors import HeadError
+from featurestore.errors import HeadError, one_line
 from featurestore.heads import network, ready
 from featurestore.heads.identity import canonical, estimator_fields
 from featurestore.heads.persist import dump_sklearn
@@ -71,7 +71,8 @@ def candidate(
     HeadError
         If it cannot; before anything is fitted.
     """
-    params = _checked_params(params)
+    found = {} if params is None else dict(params)
+    params = {k: each.item() if isinstance(each, np.generic) else each for k, each in found.items()}
     if isinstance(estimator, str):
         # "sklearn.svm.SVC", "SVC" and SVC() are the same head.
         name = "+".join(part.strip().rpartition(".")[2] for part in estimator.split("+"))
@@ -101,10 +102,11 @@ def candidate(
         built = ready.with_params(copy, params, name, seed)
     except HeadError:
         raise
-    except Exception as error:  # whatever an estimator raises that is half made
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        what = type(estimator).__name__
-        raise HeadError(f"this {what} cannot be copied with its parameters: {reason}") from error
+    except Exception as error:  # scikit-learn raises a dozen kinds
+        raise HeadError(
+            f"this {type(estimator).__name__} cannot be copied with its parameters:"
+            f" {one_line(error)}"
+        ) from error
     return _sklearn(built, name, shown, features, seed)
 
 
@@ -117,21 +119,6 @@ def checked_seed(seed: Any) -> int:
     if not 0 <= found <= LARGEST_SEED:
         raise HeadError(f"seed is {seed!r}; expected a whole number from 0 to {LARGEST_SEED}")
     return found
-
-
-def _checked_params(params: Any) -> dict[str, Any]:
-    """Return parameters by name, NumPy's scalars as Python's."""
-    try:
-        found = {} if params is None else dict(params)
-    except (TypeError, ValueError):
-        found = {None: params}
-    if not all(isinstance(name, str) for name in found):
-        raise HeadError(
-            f"the parameters of a head are {str(params)[:60]!r}; expected a mapping of names to "
-            "values, such as {'C': 0.1}"
-        )
-    scalars = {name: each for name, each in found.items() if isinstance(each, np.generic)}
-    return {**found, **{name: each.item() for name, each in scalars.items()}}
 
 
 def check_named(name: str, params: Mapping[str, Any], task: ready.Task | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DamagedError, HeadError
+from featurestore.errors import DamagedError, HeadError, one_line
 from featurestore.heads import metrics
 from featurestore.heads.candidate import Candidate, candidate, checked_seed
 from featurestore.heads.events import (
@@ -310,14 +310,12 @@ def _fit_sklearn(each: Candidate, rows: Rows, problems: list[str]) -> Any:
             # Some mistakes, such as more neighbours than rows, show at the first prediction.
             estimator.predict(X[:1])
         except Exception as error:  # scikit-learn's estimators raise a dozen kinds
-            raise HeadError(f"head {each.name!r} cannot be fitted: {_line(error)}") from error
+            raise HeadError(
+                f"head {each.name!r} cannot be fitted: {one_line(error, 300)}"
+            ) from error
     texts = [" ".join(str(warning.message).split()) for warning in caught]
     problems.extend(text[:300] for text in dict.fromkeys(texts))
     return estimator
-
-
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
@@ -351,7 +349,7 @@ def _predicted(
             predicted = head.predict(features)
     except Exception as error:  # as when a row has no neighbour within the radius
         raise HeadError(
-            f"head {head.name!r} cannot predict the {split} split: {_line(error)}"
+            f"head {head.name!r} cannot predict the {split} split: {one_line(error, 300)}"
         ) from error
     for numbers in (predicted, probabilities):
         if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():

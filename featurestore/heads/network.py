@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from featurestore.backbone.sources import seeded
 from featurestore.digests import digest_array
-from featurestore.errors import BackboneError, HeadError
+from featurestore.errors import BackboneError, HeadError, one_line
 
 if TYPE_CHECKING:
     import keras
@@ -201,9 +201,8 @@ def _built(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int)
             try:
                 model.build((None, *shape))
             except Exception as error:  # whatever a layer raises that does not take the shape
-                text = " ".join(str(error).split())[:200]
                 raise HeadError(
-                    f"the model does not take features of shape {shape}: {text}"
+                    f"the model does not take features of shape {shape}: {one_line(error)}"
                 ) from error
     return model
 

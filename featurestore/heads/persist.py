@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 from featurestore.backbone.files import archive_fault, model_fault
-from featurestore.errors import DamagedError, HeadError
+from featurestore.errors import DamagedError, HeadError, one_line
 from featurestore.heads import search_trees
 from featurestore.scratch import scratch
 
@@ -115,7 +115,7 @@ def dump_sklearn(estimator: Any, name: str) -> bytes:
         foreign = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
     except Exception as error:  # whatever an object raises that skops cannot describe
         raise HeadError(
-            f"head {name!r} cannot be stored without pickle: {_line(error)}; "
+            f"head {name!r} cannot be stored without pickle: {one_line(error)}; "
             "use an estimator of scikit-learn's own, or a keras.Model"
         ) from error
     if foreign:
@@ -140,7 +140,7 @@ def load_sklearn(data: bytes, head_id: str) -> Any:
         fault = archive_fault(io.BytesIO(data))
         estimator = None if fault else skops.io.loads(data, trusted=list(TRUSTED))
     except Exception as error:  # a forged or foreign file can raise anything
-        raise _damaged(head_id, SKLEARN_FILE, _line(error)) from error
+        raise _damaged(head_id, SKLEARN_FILE, one_line(error)) from error
     fault = fault or search_trees.fault(estimator)
     if fault:
         raise _damaged(head_id, SKLEARN_FILE, fault)
@@ -174,7 +174,7 @@ def load_keras(data: bytes, head_id: str) -> Any:
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # a forged or foreign file can raise anything
-            raise _damaged(head_id, KERAS_FILE, _line(error)) from error
+            raise _damaged(head_id, KERAS_FILE, one_line(error)) from error
 
 
 def _damaged(head_id: str, file: str, reason: str) -> DamagedError:
@@ -182,8 +182,3 @@ def _damaged(head_id: str, file: str, reason: str) -> DamagedError:
         f"{file} of head {head_id!r} cannot be loaded: {reason}; "
         "fit the head again with `featurestore train` (`featurestore heads` lists the others)"
     )
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:199]}…"

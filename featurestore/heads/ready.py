@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from featurestore.errors import HeadError, nearest
+from featurestore.errors import HeadError, nearest, one_line
 
 Task = Literal["classification", "regression"]
 
@@ -146,8 +146,9 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
     except HeadError:
         raise
     except Exception as error:  # whatever a class raises that does not take its parameters
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise HeadError(f"head {name!r} does not take these parameters: {reason}") from error
+        raise HeadError(
+            f"head {name!r} does not take these parameters: {one_line(error)}"
+        ) from error
 
 
 def _one(name: str, params: Mapping[str, Any], task: Task) -> Any:
@@ -245,10 +246,7 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int)
     A parameter that a pipeline lacks goes to its last step.
     """
     known = estimator.get_params(deep=True)
-    steps = getattr(estimator, "steps", [("", None)])
-    if not steps:
-        raise HeadError(f"head {name!r} is a pipeline without steps; give it at least an estimator")
-    last = steps[-1][0]
+    last = getattr(estimator, "steps", [("", None)])[-1][0]
     chosen = {}
     for param, value in params.items():
         full = param if param in known else f"{last}__{param}"

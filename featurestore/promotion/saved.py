@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone.files import archive_fault, model_fault
-from featurestore.backbone.graph import one_line
 from featurestore.digests import digest_array, digest_fields
-from featurestore.errors import InputError, nearest
+from featurestore.errors import InputError, nearest, one_line
 from featurestore.promotion.seen import Seen
 from featurestore.scratch import scratch
 from featurestore.store.files import commit
