@@ -5,8 +5,9 @@ module     what is there
 ========== ==========================================================================
 store      `FeatureStore`, the way in
 key        `FeatureKey`, and names as path segments
-variants   what tells variants of a layer apart, and picks one
-groups     where feature groups lie: create, open, list, find
+finding    feature groups by key, by what decides them, or by any part of a key
+variants   how variants of a layer differ, and which are asked for
+groups     where feature groups lie: create, open, repair
 group      `FeatureGroup`: the rows of one layer over one data set
 blocks     a Zarr array in whole chunks: encoding, metadata
 strict     a Zarr store in which a missing chunk is an error

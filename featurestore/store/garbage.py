@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from featurestore.digests import short
 from featurestore.errors import DamagedError, StoreError
-from featurestore.store import groups, heads, manifests
+from featurestore.store import finding, groups, heads, manifests
 from featurestore.store.blocks import METADATA
 from featurestore.store.files import PARTIAL, Files
 from featurestore.store.group import FEATURES, SAMPLE
@@ -82,7 +82,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _features(files: Files, referred: set[str]) -> Iterator[Garbage]:
-    known = {key.path: key for key in groups.keys(files)}
+    known = {key.path: key for key in finding.keys(files)}
     for path in groups.paths(files):
         where = f"{groups.FOLDER}/{path}"
         if not groups.created(files, path):

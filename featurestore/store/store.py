@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
-from featurestore.store import garbage, groups, heads, manifests, places
+from featurestore.store import finding, garbage, groups, heads, manifests, places
 from featurestore.store.blocks import CHECK, DOCUMENT_BYTES, METADATA, read_json, write_json
 from featurestore.store.files import LOCK, PARTIAL, Files, open_files
 from featurestore.store.garbage import Garbage
@@ -141,7 +141,7 @@ class FeatureStore:
         dataset : str, optional
             Only those over the samples of this data set (a name or a scanned path).
         """
-        found = groups.keys(self._files)
+        found = finding.keys(self._files)
         if dataset is None:
             return found
         digest = manifests.resolve(self._files, dataset).digest
@@ -161,7 +161,7 @@ class FeatureStore:
         """
         if text is None and not variant:
             return places.places(self._files)
-        path = groups.match(self._files, text or "", Variant(**variant))
+        path = finding.match(self._files, text or "", Variant(**variant))
         return [places.features_place(path)]
 
     def check(self, place: Place) -> list[Damage]:
@@ -183,7 +183,7 @@ class FeatureStore:
         above = self.check(places.places(self._files)[0])
         return [
             *(Damaged(each.path, each.reason) for each in above),
-            *groups.survey(self._files)[1],
+            *finding.survey(self._files)[1],
             *manifests.survey(self._files)[1],
             *heads.survey(self._files)[1],
         ]
@@ -302,7 +302,7 @@ class FeatureStore:
         model : str, optional
             Name of the model whose own features come first.
         """
-        return groups.find(self._files, prefix_digest, ref, dataset_digest, model)
+        return finding.find(self._files, prefix_digest, ref, dataset_digest, model)
 
     def match(self, text: str, **variant: Any) -> FeatureKey:
         """Find the one key that a text means: whole, or model and layer, or any part of it.
@@ -318,7 +318,7 @@ class FeatureStore:
         NotFoundError
             If no key or more than one is meant.
         """
-        key = groups.read_key(self._files, groups.match(self._files, text, Variant(**variant)))
+        key = groups.read_key(self._files, finding.match(self._files, text, Variant(**variant)))
         self.group(key)
         return key
 
