@@ -415,15 +415,15 @@ def test_model_files_that_are_not_what_they_seem(model: Path, place: Path) -> No
             "outside.keras": "'../../evil' lies outside of it",
             "absolute.keras": "'/tmp/evil' lies outside of it",
             "bomb.keras": "has 134,217,728 bytes, packed into",
-            "deep.keras": "no JSON: maximum recursion depth",
+            "deep.keras": "not JSON: maximum recursion depth",
             "weights.keras": "has 134,217,728 bytes, packed into",
             "crowd.keras": "members, more than 10,000",
             "pickle.keras": "not a zip file",
             "pickle.h5": "is not an HDF5 file",
             "empty.keras": "not a zip file",
             "torn.keras": "not a zip file",
-            "deep.h5": "no JSON: maximum recursion depth",
-            "bytes.h5": "no JSON",
+            "deep.h5": "not JSON: maximum recursion depth",
+            "bytes.h5": "not JSON",
             "pipe.keras": "no model file",
         }.items():
             error = calm(featurestore("layers", name)).error
