@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,14 @@ import keras
 from featurestore.backbone import LayerRef, unfrozen
 from featurestore.backbone.naming import RESERVED
 from featurestore.backbone.sources import seeded
-from featurestore.errors import ActivationError, NotFoundError, PromotionError
+from featurestore.errors import (
+    ActivationError,
+    FeatureStoreWarning,
+    NotFoundError,
+    PromotionError,
+)
 from featurestore.extraction import extract
+from featurestore.heads.stale import stale
 from featurestore.promotion.events import OnEvent, TuningEpochEnded, TuningStarted
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused, fuse
@@ -150,6 +157,11 @@ def promote(
     ParityError
         If the fused model, or its saved file, disagrees with the cached head.
 
+    Warns
+    -----
+    FeatureStoreWarning
+        If the head is stale: the labels, splits or rows of its data set have changed since.
+
     Examples
     --------
     >>> promotion = promote(head, backbone, data=photos, unfreeze="block5")  # doctest: +SKIP
@@ -161,6 +173,7 @@ def promote(
     if tuning.passes:
         _check_trainable(head, data)
     seen = _seen(head, backbone, data, tuning, selected_on)
+    _warn_if_stale(head)
     # All that is drawn for new layers, dropout too; the process's own generator stays as it was.
     with seeded(tuning.seed):
         return _promote(head, backbone, data, tuning, seen, on_event or _ignore)
@@ -227,6 +240,18 @@ def _check_data(head: Head, data: Dataset) -> None:
         raise PromotionError(
             f"{head.id} was fitted on other samples than {data.name} holds now; open the data set "
             "as it was, or train the head again on the present one with `featurestore train`"
+        )
+
+
+def _warn_if_stale(head: Head) -> None:
+    (changed,) = stale(head.store, [{"lineage": head.lineage}])
+    if changed:
+        name = head.lineage["dataset"]["name"]
+        warnings.warn(
+            f"{head.id} is stale: {name} has changed since it was fitted: {changed}; "
+            "`featurestore train` fits a head on the present state",
+            FeatureStoreWarning,
+            stacklevel=3,
         )
 
 

@@ -14,7 +14,13 @@ import pytest
 import featurestore as fs
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import BackboneError, InputError, PromotionError, UnknownLayerError
+from featurestore.errors import (
+    BackboneError,
+    FeatureStoreWarning,
+    InputError,
+    PromotionError,
+    UnknownLayerError,
+)
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
 from featurestore.promotion import Promotion, Proved, TuningEpochEnded, load_model, promote
@@ -424,6 +430,14 @@ def test_another_split_of_the_data_holds_nothing_out_that_the_head_was_trained_o
     }
     tuned = promote(head, backbone, data=data, epochs=1)
     assert {split: each["rows"] for split, each in tuned.after.items()} == {"val": 6}
+
+
+def test_a_stale_head_says_so(make_features: MakeFeatures, backbone: Backbone) -> None:
+    features = make_features(CLASSES * 10)
+    head = fit_head(features, "logistic")
+    head.store.add_dataset(again(features, ["bee", *(CLASSES * 10)[1:]], stratify=False))
+    with pytest.warns(FeatureStoreWarning, match=r"is stale: toys has changed .*: labels \(1\)"):
+        promote(head, backbone, data=features.dataset)
 
 
 def test_the_split_that_chose_the_head_says_so(
