@@ -7,15 +7,10 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from featurestore.digests import digest_bytes, digest_set, row_id
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 from featurestore.store.files import Files
-
-# These tests write files, on machines that others use.
-settings.register_profile("store", deadline=None)
-settings.load_profile("store")
 
 
 @pytest.fixture(params=["folder", "memory"])
