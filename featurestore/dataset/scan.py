@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from featurestore import images
@@ -19,6 +18,7 @@ from featurestore.dataset.source import (
     read_file,
 )
 from featurestore.digests import digest_bytes
+from featurestore.threads import map_ahead, processors
 
 # Files a task, so that handing tasks over costs little beside reading.
 _BATCH = 32
@@ -83,47 +83,37 @@ def scan(
     emit = on_event or (lambda event: None)
     emit(Scanned(0, len(unique)))
     index = ScanIndex()
-    workers = max(_processors(), _REMOTE_WORKERS if protocols else 1)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="featurestore-scan")
+    workers = max(processors(), _REMOTE_WORKERS if protocols else 1)
     try:
-        return _scan(unique, index, pool, workers, emit)
+        return _scan(unique, index, workers, emit)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
         index.close()
 
 
 def _scan(
-    sources: list[str],
-    index: ScanIndex,
-    pool: ThreadPoolExecutor,
-    workers: int,
-    emit: Callable[[Scanned], None],
+    sources: list[str], index: ScanIndex, workers: int, emit: Callable[[Scanned], None]
 ) -> dict[str, Verdict]:
     reader = images.reader()
     verdicts: dict[str, Verdict] = {}
     news: list[Known] = []
-    waiting: deque[Future[list[tuple[str, Verdict, Known | None]]]] = deque()
 
-    def collect() -> None:
-        for source, verdict, known in waiting.popleft().result():
-            verdicts[source] = verdict
-            if known is not None:
-                news.append(known)
-        emit(Scanned(len(verdicts), len(sources)))
-
-    try:
+    def batches() -> Iterator[tuple[list[str], dict[str, Known]]]:
         for start in range(0, len(sources), _BATCH):
             batch = sources[start : start + _BATCH]
-            known = index.lookup([each for each in batch if not is_uri(each)])
-            waiting.append(pool.submit(_batch, batch, known, reader))
-            # a few tasks ahead and no more: a million futures would outweigh the data set
-            if len(waiting) > 4 * workers:
-                collect()
-            if len(news) >= _RECORDS:
-                index.record(news)
-                news.clear()
-        while waiting:
-            collect()
+            yield batch, index.lookup([each for each in batch if not is_uri(each)])
+
+    scanned = map_ahead(lambda each: _batch(*each, reader), batches(), 4 * workers, workers)
+    try:
+        with closing(scanned):
+            for found in scanned:
+                for source, verdict, known in found:
+                    verdicts[source] = verdict
+                    if known is not None:
+                        news.append(known)
+                emit(Scanned(len(verdicts), len(sources)))
+                if len(news) >= _RECORDS:
+                    index.record(news)
+                    news.clear()
     finally:
         index.record(news)
     return verdicts
@@ -165,9 +155,3 @@ def _still(known: Known, reader: str) -> bool:
         return stamp(os.stat(known.path)) == known.stamp
     except OSError:
         return False
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

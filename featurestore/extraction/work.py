@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from featurestore.extraction.events import (
 )
 from featurestore.extraction.planning import BATCHES_AHEAD, ExtractionPlan, LayerPlan, Unit
 from featurestore.store import FeatureGroup
+from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -139,7 +141,8 @@ class _Work:
         being_written: deque[tuple[ExitStack, list[Future[None]]]] = deque()
         with ExitStack() as claims:
             windows = self._windows(units, claims, others)
-            with closing(_decoded(windows, self._dataset, self._backbone)) as batches:
+            decoded = _decoded(windows, self._dataset, self._backbone, self._plan.batch_size)
+            with closing(decoded) as batches:
                 for window, images, claim in batches:
                     computed = self._compute(images)
                     for writer, activations in zip(self._writers.values(), computed, strict=True):
@@ -200,30 +203,25 @@ def _count(windows: list[range]) -> int:
 
 
 def _decoded(
-    windows: Iterable[tuple[range, ExitStack | None]], dataset: Dataset, backbone: Backbone
+    windows: Iterable[tuple[range, ExitStack | None]],
+    dataset: Dataset,
+    backbone: Backbone,
+    batch_size: int,
 ) -> Generator[tuple[range, np.ndarray, ExitStack | None]]:
     """Yield batches of resized images, decoded ahead in threads, a bounded number at a time."""
+    begun: deque[tuple[range, ExitStack | None]] = deque()
 
-    def one(row: int) -> np.ndarray:
-        return dataset.image(row, backbone.resize)
-
-    waiting: deque[tuple[range, list[Future[np.ndarray]], ExitStack | None]] = deque()
-    pool = ThreadPoolExecutor(os.cpu_count(), "decode")
-    try:
+    def rows() -> Iterator[int]:
         for window, claim in windows:
-            waiting.append((window, [pool.submit(one, row) for row in window], claim))
-            if len(waiting) == BATCHES_AHEAD:
-                yield _gather(*waiting.popleft())
-        while waiting:
-            yield _gather(*waiting.popleft())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            begun.append((window, claim))
+            yield from window
 
-
-def _gather(
-    window: range, futures: list[Future[np.ndarray]], claim: ExitStack | None
-) -> tuple[range, np.ndarray, ExitStack | None]:
-    return window, np.stack([future.result() for future in futures]), claim
+    ahead = (BATCHES_AHEAD - 1) * batch_size
+    images = map_ahead(lambda row: dataset.image(row, backbone.resize), rows(), ahead)
+    with closing(images):
+        for first in images:
+            window, claim = begun.popleft()
+            yield window, np.stack([first, *islice(images, len(window) - 1)]), claim
 
 
 class _BlockWriter:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.backbone.forward import compiled, compiled_resize
 from featurestore.errors import InputError
+from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
     import keras
@@ -65,23 +65,10 @@ class Predictor:
         numpy.ndarray of float32, (item, class) or (item, 1)
         """
         parts: list[np.ndarray] = []
-        waiting: deque[list[Future[np.ndarray]]] = deque()
-
-        def predict_next() -> None:
-            images = [future.result() for future in waiting.popleft()]
-            parts.append(self._forward(np.stack(images))[0])
-
-        pool = ThreadPoolExecutor(os.cpu_count(), "decode")
-        try:
-            for start in range(0, len(items), BATCH):
-                batch = items[start : start + BATCH]
-                waiting.append([pool.submit(read, item, self.resize) for item in batch])
-                if len(waiting) > BATCHES_AHEAD:
-                    predict_next()
-            while waiting:
-                predict_next()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        images = map_ahead(lambda item: read(item, self.resize), items, BATCHES_AHEAD * BATCH)
+        with closing(images):
+            while batch := list(islice(images, BATCH)):
+                parts.append(self._forward(np.stack(batch))[0])
         return np.concatenate(parts) if parts else np.zeros((0, self._columns), np.float32)
 
 

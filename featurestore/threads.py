@@ -1,0 +1,59 @@
+"""Work in threads, a bounded number of steps ahead of its consumer."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+    workers: int | None = None,
+) -> Generator[Result]:
+    """Apply a function in threads and yield the results in order.
+
+    Unlike :meth:`concurrent.futures.Executor.map`, this holds a bounded number of results: the
+    next item is taken only when a result has been consumed. Close the generator to stop early.
+
+    Parameters
+    ----------
+    function : callable
+        Must be safe to call from several threads.
+    items : iterable
+        Iterated in the caller's thread.
+    ahead : int
+        Results that may wait for the consumer.
+    workers : int, optional
+        Threads; by default one for each processor that this process may use.
+
+    Examples
+    --------
+    >>> list(map_ahead(abs, [-1, 2, -3], ahead=2))
+    [1, 2, 3]
+    """
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers or processors(), "featurestore")
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
