@@ -21,9 +21,9 @@ DIGEST_BYTES = 32
 ROW_BYTES = 16
 SHORT = 12
 
-UNSEALED = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"
+EMPTY_CHECKSUM = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"
 _DIGEST = re.compile(rf"{ALGORITHM}:[0-9a-f]{{{2 * DIGEST_BYTES}}}")
-_SEAL = re.compile(rb'"check": ?"blake2b:([0-9a-f]{64})"')
+_CHECKSUM = re.compile(rb'"check": ?"(blake2b:[0-9a-f]{64})"')
 
 
 def _text(state: hashlib.blake2b) -> str:
@@ -89,49 +89,46 @@ def digest_array(array: np.ndarray) -> str:
     return _text(state)
 
 
-def seal(data: bytes) -> bytes:
-    """Write a file's own digest into it, so that any changed bit can be found.
+def insert_checksum(data: bytes) -> bytes:
+    """Write the digest of a file into the file itself, so that any changed bit can be found.
 
     Parameters
     ----------
     data : bytes
-        A file that holds ``"check": "blake2b:000…"`` (`UNSEALED`).
+        A file that holds ``"check": "blake2b:000…"``, with the zeros of `EMPTY_CHECKSUM`.
 
     Returns
     -------
     bytes
-        The same with the digest of ``data`` in the place of the zeros.
+        The same file with the digest of ``data`` in place of the zeros.
 
     Examples
     --------
-    >>> document = json.dumps({"rows": 3, "check": UNSEALED}).encode()
-    >>> is_sealed(seal(document))
+    >>> document = json.dumps({"rows": 3, "check": EMPTY_CHECKSUM}).encode()
+    >>> checksum_matches(insert_checksum(document))
     True
-    >>> is_sealed(seal(document).replace(b"3", b"2", 1))
+    >>> checksum_matches(insert_checksum(document).replace(b"3", b"2", 1))
     False
     """
-    start, stop = _check(data)
-    digits = digest_bytes(data).partition(":")[2].encode("ascii")
-    return data[:start] + digits + data[stop:]
+    start, stop = _checksum_span(data)
+    return data[:start] + digest_bytes(data).encode("ascii") + data[stop:]
 
 
-def is_sealed(data: bytes) -> bool:
-    """Whether a file's bytes are those that `seal` wrote."""
+def checksum_matches(data: bytes) -> bool:
+    """Whether a file holds its own digest, as `insert_checksum` writes it."""
     try:
-        start, stop = _check(data)
+        start, stop = _checksum_span(data)
     except ValueError:
         return False
-    return seal(data[:start] + b"0" * (stop - start) + data[stop:]) == data
+    return insert_checksum(data[:start] + EMPTY_CHECKSUM.encode("ascii") + data[stop:]) == data
 
 
-def _check(data: bytes) -> tuple[int, int]:
-    """Return where the digits of the last check in a file begin and end."""
-    found = None
-    for found in _SEAL.finditer(data):  # noqa: B007
-        pass
-    if found is None:
-        raise ValueError("no check")
-    return found.span(1)
+def _checksum_span(data: bytes) -> tuple[int, int]:
+    """Return where the last checksum in a file starts and stops."""
+    found = list(_CHECKSUM.finditer(data))
+    if not found:
+        raise ValueError("no checksum")
+    return found[-1].span(1)
 
 
 def digest_set(digests: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featurestore.dataset import Dataset, Problem, Scanned, Splits, manifest, scan
-from featurestore.digests import UNSEALED, digest_bytes, digest_set, seal
+from featurestore.digests import EMPTY_CHECKSUM, digest_bytes, digest_set, insert_checksum
 from featurestore.errors import (
     DamagedError,
     DatasetError,
@@ -1262,7 +1262,7 @@ def test_newer_and_foreign_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = rows.rename_columns(["a", "b", "c", "d", "e"]).replace_schema_metadata(metadata)
     with pytest.raises(StoreFormatError, match="of format 2"):
         Dataset.from_parquet(sealed_again(rows))
-    foreign = rows.replace_schema_metadata({"note": f'"check": "{UNSEALED}"'})
+    foreign = rows.replace_schema_metadata({"note": f'"check": "{EMPTY_CHECKSUM}"'})
     with pytest.raises(StoreFormatError, match="no data set manifest"):
         Dataset.from_parquet(sealed_again(foreign))
 
@@ -1290,12 +1290,12 @@ def edited(pets: Dataset, **columns: Any) -> bytes:
 
 def sealed_again(rows: pa.Table) -> bytes:
     metadata = {
-        key: re.sub(rb"blake2b:[0-9a-f]{64}(?=\"}?$)", UNSEALED.encode(), value)
+        key: re.sub(rb"blake2b:[0-9a-f]{64}(?=\"}?$)", EMPTY_CHECKSUM.encode(), value)
         for key, value in rows.schema.metadata.items()
     }
     buffer = io.BytesIO()
     pq.write_table(rows.replace_schema_metadata(metadata), buffer)
-    return seal(buffer.getvalue())
+    return insert_checksum(buffer.getvalue())
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
@@ -1332,7 +1332,7 @@ def test_a_manifest_that_somebody_made_up(tmp_path: Path, name: str) -> None:
 
 def test_a_manifest_nested_too_deeply(tmp_path: Path) -> None:
     rows = pq.read_table(pa.BufferReader(example(tmp_path).to_parquet()))
-    text = '{"options": ' + "[" * 100_000 + "]" * 100_000 + f', "check": "{UNSEALED}"}}'
+    text = '{"options": ' + "[" * 100_000 + "]" * 100_000 + f', "check": "{EMPTY_CHECKSUM}"}}'
     with pytest.raises(DamagedError, match="no JSON"):
         Dataset.from_parquet(sealed_again(rows.replace_schema_metadata({"featurestore": text})))
 

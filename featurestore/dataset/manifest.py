@@ -16,7 +16,13 @@ from featurestore.dataset.options import is_name
 from featurestore.dataset.parquet import ParquetColumns, ParquetError
 from featurestore.dataset.source import native, portable
 from featurestore.dataset.split import SPLITS
-from featurestore.digests import UNSEALED, digest_fields, is_digest, is_sealed, seal
+from featurestore.digests import (
+    EMPTY_CHECKSUM,
+    checksum_matches,
+    digest_fields,
+    insert_checksum,
+    is_digest,
+)
 from featurestore.errors import DamagedError, StoreFormatError
 
 if TYPE_CHECKING:
@@ -54,11 +60,11 @@ def write(dataset: Dataset, added: str | None = None) -> bytes:
         "problems": [asdict(each) for each in dataset.problems],
         "added": added,
     }
-    text = json.dumps({**kept, "check": UNSEALED})
+    text = json.dumps({**kept, "check": EMPTY_CHECKSUM})
     schema = pa.schema([pa.field(name, types[name]) for name in _COLUMNS], {_KEY: text.encode()})
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
-    return seal(buffer.getvalue().to_pybytes())
+    return insert_checksum(buffer.getvalue().to_pybytes())
 
 
 def read(data: bytes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
@@ -71,7 +77,7 @@ def read(data: bytes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     StoreFormatError
         Where they are another table, or a manifest of a newer format.
     """
-    if not is_sealed(data):
+    if not checksum_matches(data):
         raise damaged("its bytes do not have the digest written in them")
     try:
         file = ParquetColumns(data, most_rows=len(data) // _LEAST_ROW_BYTES)

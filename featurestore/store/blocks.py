@@ -18,7 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.digests import UNSEALED, digest_bytes, is_sealed, row_id, seal
+from featurestore.digests import (
+    EMPTY_CHECKSUM,
+    checksum_matches,
+    digest_bytes,
+    insert_checksum,
+    row_id,
+)
 from featurestore.errors import DamagedError, StoreError, StoreFormatError
 from featurestore.store.files import Files
 
@@ -392,7 +398,7 @@ def read_json(files: Files, path: str) -> dict[str, Any]:
         raise DamagedError(f"{where} holds no JSON object; {MEND}")
     if not isinstance(document.get("attributes", {}), dict):
         raise DamagedError(f"{where} has attributes that are no object; {MEND}")
-    if not is_sealed(data):
+    if not checksum_matches(data):
         raise DamagedError(f"{where} does not have the digest that is written in it; {MEND}")
     _sealed_part(document).pop(CHECK, None)
     return document
@@ -406,9 +412,9 @@ def write_json(files: Files, path: str, document: Mapping[str, Any]) -> None:
     whole = dict(document)
     if "attributes" in whole:
         whole["attributes"] = dict(whole["attributes"])
-    _sealed_part(whole)[CHECK] = UNSEALED
+    _sealed_part(whole)[CHECK] = EMPTY_CHECKSUM
     text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
-    files.write(path, seal(text.encode("utf-8") + b"\n"))
+    files.write(path, insert_checksum(text.encode("utf-8") + b"\n"))
 
 
 def _sealed_part(document: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from PIL import Image
 
 from featurestore import images
 from featurestore.dataset import Dataset
-from featurestore.digests import UNSEALED, digest_bytes, seal
+from featurestore.digests import EMPTY_CHECKSUM, digest_bytes, insert_checksum
 from featurestore.errors import FeatureStoreError, ImageError
 
 # Above what the process has when it begins: an image of the largest size allowed takes half of it.
@@ -268,7 +268,9 @@ def _sealed_again(data: bytes) -> bytes:
         return data
     start, stop = found[-1].span()
     try:
-        return seal(data[:start] + b'"check": "' + UNSEALED.encode() + b'"' + data[stop:])
+        return insert_checksum(
+            data[:start] + b'"check": "' + EMPTY_CHECKSUM.encode() + b'"' + data[stop:]
+        )
     except ValueError:
         return data
 
@@ -424,7 +426,7 @@ def _document_target(folder: Path) -> Target:
     def written(data: bytes, value: Any) -> bytes:
         part = value.get("attributes", value) if isinstance(value, dict) else value
         if isinstance(part, dict):
-            part["check"] = UNSEALED
+            part["check"] = EMPTY_CHECKSUM
         return data[:1] + json.dumps(value).encode()
 
     def mended(data: bytes) -> bytes:

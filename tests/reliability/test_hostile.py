@@ -30,7 +30,7 @@ import pytest
 from PIL import Image
 
 from featurestore import images
-from featurestore.digests import UNSEALED, seal
+from featurestore.digests import EMPTY_CHECKSUM, insert_checksum
 from featurestore.errors import DamagedError, StoreError
 from featurestore.store import FeatureStore
 from tests.reliability.fuzz import small_store
@@ -482,10 +482,10 @@ def resealed(path: Path, change: Callable[[Any], Any]) -> None:
     document = made if isinstance(made, dict) else document
     part = document.get("attributes", document)
     if isinstance(part, dict):
-        part["check"] = UNSEALED
+        part["check"] = EMPTY_CHECKSUM
     else:
-        document["check"] = UNSEALED
-    path.write_bytes(seal(json.dumps(document).encode()))
+        document["check"] = EMPTY_CHECKSUM
+    path.write_bytes(insert_checksum(json.dumps(document).encode()))
 
 
 def one(place: Path, pattern: str) -> Path:
@@ -544,7 +544,7 @@ ZARR: dict[str, Callable[[Any], Any]] = {
         it["chunk_grid"]["configuration"].__setitem__("chunk_shape", []),
     ),
     "attributes that are none": lambda it: it["attributes"].clear(),
-    "attributes that are a list": lambda it: {**it, "attributes": [UNSEALED]},
+    "attributes that are a list": lambda it: {**it, "attributes": [EMPTY_CHECKSUM]},
     "a provenance of text": lambda it: it["attributes"].update(provenance="x"),
     "an endless shape": lambda it: it["shape"].__setitem__(0, float("inf")),
     "another's name": lambda it: it["attributes"].update(model="../../outside"),
@@ -576,7 +576,7 @@ def test_a_document_of_a_hundred_megabytes(place: Path, store: FeatureStore) -> 
 def test_a_document_nested_too_deeply(place: Path, store: FeatureStore) -> None:
     for path in (f"{GAP}/features/zarr.json", "heads/*/head.json", "datasets/*/current.json"):
         text = '{"attributes": {}, "deep": ' + "[" * 100_000 + "]" * 100_000
-        sealed = seal(f'{text}, "check": "{UNSEALED}"}}'.encode())
+        sealed = insert_checksum(f'{text}, "check": "{EMPTY_CHECKSUM}"}}'.encode())
         one(place, path).write_bytes(sealed)
     assert "recursion" in looked_at(place)
 

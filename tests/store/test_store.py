@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.digests import UNSEALED, digest_bytes, seal
+from featurestore.digests import EMPTY_CHECKSUM, digest_bytes, insert_checksum
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
 from featurestore.store import FeatureStore
 from featurestore.store.blocks import read_json, write_json
@@ -73,7 +73,9 @@ def test_a_foreign_folder_is_left_alone(location: str, name: str) -> None:
 
 
 def sealed(attributes: dict[str, object]) -> bytes:
-    return seal(json.dumps({"attributes": {**attributes, "check": UNSEALED}}).encode())
+    return insert_checksum(
+        json.dumps({"attributes": {**attributes, "check": EMPTY_CHECKSUM}}).encode()
+    )
 
 
 @pytest.mark.parametrize(
