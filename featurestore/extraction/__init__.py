@@ -8,8 +8,8 @@ from featurestore.extraction.events import (
     WaitingForOthers,
 )
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
+from featurestore.extraction.repair import Repair, repair
 from featurestore.extraction.run import Extraction, LayerReport, extract
-from featurestore.extraction.soundness import Repair, repair
 
 __all__ = [
     "Extraction",

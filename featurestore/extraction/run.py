@@ -17,8 +17,8 @@ from featurestore.errors import (
     nearest,
 )
 from featurestore.extraction.events import OnEvent
+from featurestore.extraction.executor import compute
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
-from featurestore.extraction.work import compute
 from featurestore.features import Features
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import DamagedError, NotFoundError, nearest
-from featurestore.features.joined import Features
+from featurestore.features.features import Features
 from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.store.key import KeyPath
 from featurestore.store.variants import Variant, choices, part_of

@@ -85,7 +85,7 @@ class Rows:
         if self.in_memory or split in self._kept:
             yield self.arrays(split)[0]
             return
-        feed = self.features.feed(split, batch_size=STREAMED_ROWS, shuffle=False, seed=0)
-        epoch = feed.epoch(0)
-        for index in range(len(feed)):
+        batches = self.features.batches(split, batch_size=STREAMED_ROWS)
+        epoch = batches.epoch(0)
+        for index in range(len(batches)):
             yield epoch.batch(index)[0]

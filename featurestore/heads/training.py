@@ -5,7 +5,6 @@ Imports Keras; only what fits a Keras head imports this module.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from featurestore.backbone.sources import seeded
 from featurestore.errors import HeadError
+from featurestore.features.py_dataset import BatchDataset
 from featurestore.heads.network import Network, ending, set_weights, takes_codes
 from featurestore.heads.rows import Rows
 
@@ -107,53 +107,12 @@ def _encoder(network: Network, rows: Rows) -> Encode:
 
 def _batches(
     rows: Rows, split: str, batch_size: int, encode: Encode, seed: int | None = None
-) -> keras.utils.PyDataset:
-    if rows.in_memory:
-        x, targets = rows.arrays(split)
-        return _FromMemory(x, encode(targets), batch_size, seed)
-    shuffle = seed is not None
-    source = rows.features.py_dataset(split, batch_size=batch_size, shuffle=shuffle, seed=seed or 0)
-    return _FromStore(source, encode)
-
-
-class _FromMemory(keras.utils.PyDataset):
-    """Batches of arrays, in a new order each epoch where there is a seed."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int | None) -> None:
-        super().__init__()
-        self._x, self._y, self._size = x, y, batch_size
-        self._random = None if seed is None else np.random.default_rng(seed)
-        self._order = np.arange(len(x))
-        self.on_epoch_end()
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._x) / self._size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = self._order[index * self._size : (index + 1) * self._size]
-        return self._x[chosen], self._y[chosen]
-
-    def on_epoch_end(self) -> None:
-        if self._random is not None:
-            self._order = self._random.permutation(len(self._x))
-
-
-class _FromStore(keras.utils.PyDataset):
-    """Batches streamed from the store, their targets encoded for the loss."""
-
-    def __init__(self, source: keras.utils.PyDataset, encode: Encode) -> None:
-        super().__init__()
-        self._source, self._encode = source, encode
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        x, targets = self._source[index]
-        return x, self._encode(targets)
-
-    def on_epoch_end(self) -> None:
-        self._source.on_epoch_end()
+) -> BatchDataset:
+    """Return batches of a split, from memory or from the store, shuffled if there is a seed."""
+    memory = rows.arrays(split)[0] if rows.in_memory else None
+    options: dict[str, Any] = {"shuffle": seed is not None, "seed": seed or 0, "memory": memory}
+    batches = rows.features.batches(split, batch_size=batch_size, **options)
+    return BatchDataset(batches, encode)
 
 
 class _Tell(keras.callbacks.Callback):

@@ -18,7 +18,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featurestore.promotion.apply import evaluate, predict
     from featurestore.promotion.events import (
         PromotionEvent,
         Proved,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     )
     from featurestore.promotion.fine_tuning import FineTuning
     from featurestore.promotion.fuse import promotable
+    from featurestore.promotion.inference import evaluate, predict
     from featurestore.promotion.parity import Parity
     from featurestore.promotion.run import Promotion, promote
     from featurestore.promotion.saved import check_target, load_model, save_model

@@ -21,20 +21,20 @@ from featurestore.errors import (
 )
 from featurestore.extraction import extract
 from featurestore.heads.stale import stale
+from featurestore.promotion.evaluation import measure
 from featurestore.promotion.events import OnEvent, TuningEpochEnded, TuningStarted
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused, fuse
-from featurestore.promotion.measure import measure
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
 from featurestore.promotion.saved import find_seen, save_model, weights_digest
 from featurestore.promotion.seen import Seen
 from featurestore.promotion.tune import (
-    LabelledImages,
     Tuned,
     boundary,
     fine_tune,
     freeze,
+    labelled_images,
     rates,
     verdict,
 )
@@ -329,9 +329,9 @@ def _tune(
         train = features.py_dataset("train", batch_size=size, **order)
         watched = features.py_dataset("val", batch_size=size)
     else:
-        model, resize = fused.model, backbone.resize
-        train = LabelledImages(data, "train", resize, size, **order)
-        watched = LabelledImages(data, "val", resize, size)
+        model = fused.model
+        train = labelled_images(data, backbone, "train", size, **order)
+        watched = labelled_images(data, backbone, "val", size)
     tell(TuningStarted(head.id, of_block))
     held_out = watched if len(watched) else None
     tuned = fine_tune(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 import numpy as np
 
 from featurestore.backbone.graph import flatten
+from featurestore.features.batches import Batches
+from featurestore.features.py_dataset import BatchDataset
 from featurestore.promotion.fine_tuning import HEAD_FACTOR, FineTuning
 
 if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
 
 HEAD = "head"
@@ -114,56 +119,43 @@ class Tuned:
     kept_epoch: int = 0
 
 
-class LabelledImages(keras.utils.PyDataset):
-    """Batches of resized images and targets, read from the files anew in every epoch.
+@dataclass(frozen=True)
+class ImageRows:
+    """Images of a data set at the size that a backbone takes, as rows to be batched.
 
     Parameters
     ----------
     dataset : Dataset
-        The samples.
-    split : str
-        Which of them: the labelled ones of this split.
-    resize : callable
-        From uint8 (height, width, 3) to the model's size.
-    batch_size : int
-        Samples in a batch.
-    shuffle : bool
-        Whether each epoch takes the rows in another order.
-    seed : int
-        Of that order.
+    backbone : Backbone
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        split: str,
-        resize: Callable[[np.ndarray], np.ndarray],
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self._dataset, self._resize = dataset, resize
-        self._rows = dataset.rows(split, labelled=True)
-        self._batch_size, self._shuffle = batch_size, shuffle
-        self._generator = np.random.default_rng(seed)
-        self._order = self._rows
-        self.on_epoch_begin()
+    dataset: Dataset
+    backbone: Backbone
+    # Content order is a shuffle already, and no two images are read together.
+    block_rows: ClassVar[int] = 1
+    dtype: ClassVar[np.dtype] = np.dtype("uint8")
 
-    def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(row, height, width, channel=3)."""
+        return len(self.dataset), *self.backbone.input_size, 3
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
-        images = np.stack([self._dataset.image(int(row), self._resize) for row in rows])
-        return images, self._dataset.targets[rows]
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Decode and resize images, uint8 (row, height, width, channel=3)."""
+        with ThreadPoolExecutor(os.cpu_count(), "decode") as pool:
+            resize = self.backbone.resize
+            return np.stack([*pool.map(lambda row: self.dataset.image(int(row), resize), rows)])
 
-    def on_epoch_begin(self) -> None:
-        """Draw the order of the next epoch."""
-        if self._shuffle:
-            self._order = self._generator.permutation(self._rows)
+
+def labelled_images(
+    dataset: Dataset, backbone: Backbone, split: str, batch_size: int, **order: Any
+) -> BatchDataset:
+    """Return batches of the labelled images of a split, and their targets."""
+    rows = dataset.rows(split, labelled=True)
+    batches = Batches(
+        ImageRows(dataset, backbone), rows, dataset.targets[rows], batch_size, **order
+    )
+    return BatchDataset(batches)
 
 
 def freeze(model: keras.Model, backbone_layers: Sequence[str], unfrozen: Sequence[str]) -> None:

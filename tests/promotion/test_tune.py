@@ -23,11 +23,11 @@ from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.run import _free_layers, _stored_refs
 from featurestore.promotion.tune import (
-    LabelledImages,
     RatesAdam,
     boundary,
     fine_tune,
     freeze,
+    labelled_images,
     rates,
 )
 
@@ -128,7 +128,7 @@ class Batches(keras.utils.PyDataset):
 
 def test_batches_of_images(flowers: Any, backbone: Backbone) -> None:
     rows = flowers.rows("train", labelled=True)
-    plain = LabelledImages(flowers, "train", backbone.resize, 7)
+    plain = labelled_images(flowers, backbone, "train", 7)
     assert len(plain) == -(-len(rows) // 7)
     images = np.concatenate([plain[index][0] for index in range(len(plain))])
     targets = np.concatenate([plain[index][1] for index in range(len(plain))])
@@ -136,19 +136,12 @@ def test_batches_of_images(flowers: Any, backbone: Backbone) -> None:
     assert images.shape == (len(rows), 16, 16, 3)
     assert np.array_equal(targets, flowers.targets[rows])
     assert np.array_equal(images[3], backbone.resize(flowers.image(int(rows[3]))))
-
-    def orders(seed: int) -> list[list[int]]:
-        shuffled = LabelledImages(flowers, "train", backbone.resize, 100, shuffle=True, seed=seed)
-        found = []
-        for _ in range(2):
-            shuffled.on_epoch_begin()
-            found.append(shuffled[0][1].tolist())
-        return found
-
-    first, second = orders(1)
-    assert first != second
-    assert sorted(first) == sorted(second) == sorted(targets.tolist())
-    assert orders(1) == [first, second] != orders(2)
+    shuffled = labelled_images(flowers, backbone, "train", 100, shuffle=True, seed=1)
+    mixed, codes = shuffled[0]
+    assert sorted(codes) == sorted(targets)
+    assert codes.tolist() != targets.tolist()
+    of_image = {image.tobytes(): code for image, code in zip(images, targets, strict=True)}
+    assert [of_image[image.tobytes()] for image in mixed] == codes.tolist()
 
 
 # ------------------------------------------------------------------ what is frozen, and until where
@@ -260,7 +253,7 @@ def test_training_from_the_store_is_training_from_images(
 
     from_images, _ = prepared(head, backbone, "block3")
     before = values(from_images.model)
-    batches = LabelledImages(flowers, "train", backbone.resize, 8)
+    batches = labelled_images(flowers, backbone, "train", 8)
     names = from_images.backbone_layers
     fine_tune(from_images.model, names, of_block, batches, None, options, steps={}, on_epoch=ignore)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import DamagedError, StoreError
-from featurestore.features.feed import Feed
+from featurestore.features.batches import Batches
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 
 if TYPE_CHECKING:
@@ -24,29 +24,28 @@ if TYPE_CHECKING:
 class Features:
     """One feature array joined with its data set: row i of both is the same sample.
 
-    ``len`` and `shape` are those of every row; `rows` says which are read by default.
+    ``len`` and `shape` count every row; `rows` says which are read by default.
 
     Parameters
     ----------
     group : FeatureGroup
         The stored rows.
     dataset : Dataset
-        Labels and splits. Any data set of the same samples will do, whatever its labels and
-        splits.
+        Labels and splits: any data set of the same samples, whatever its labels and splits.
     store : FeatureStore
         Where the group is.
 
     Attributes
     ----------
     blocks : tuple of int or None
-        The blocks whose rows these are, of `completed` features; None where they are all rows.
+        The blocks that `completed` features are limited to; None for all rows.
 
     Raises
     ------
     StoreError
-        The features are those of other samples.
+        If the features belong to other samples.
     DamagedError
-        The stored row ids are not those of the data set.
+        If the stored row ids are not those of the data set.
 
     Examples
     --------
@@ -70,19 +69,19 @@ class Features:
         self.blocks: tuple[int, ...] | None = None
 
     def completed(self) -> Features:
-        """Return the features of the rows that exist now: the explicit way to go without the rest.
+        """Return the features of the rows that are stored now, leaving out missing blocks.
 
         Labels and splits are those of the same samples, and row numbers stay those of the whole
-        array. Content order being a fair shuffle, what exists is a fair sample of the data set.
+        array. Content order is a fair shuffle, so the stored rows are a fair sample of the data
+        set. Blocks that are extracted later do not join it.
 
-        A head that is fitted on them is not the head on all rows: it has an id of its own, its
-        lineage and its problems tell on how many rows it was fitted and measured, and it is
-        never found in the place of the other.
+        A head fitted on them has its own id, and its lineage records the number of rows; it is
+        never reused for a head on all rows.
 
         Returns
         -------
         Features
-            Itself where every block exists. Blocks that are extracted later do not join it.
+            Itself if every block exists.
 
         Examples
         --------
@@ -148,8 +147,8 @@ class Features:
             All by default.
         labelled : bool, optional
             True leaves out the rows without a label, False keeps them; as in `Dataset.rows`. By
-            default they are left out where the data set has labels. The same rule holds for
-            `labels`, `arrays` and `dask`: the same arguments give the same rows.
+            default they are left out if the data set has labels. `labels`, `arrays` and `dask`
+            follow the same rule: the same arguments give the same rows.
         """
         rows = self.dataset.rows(split, labelled=labelled)
         if self.blocks is None:
@@ -169,9 +168,9 @@ class Features:
         Returns
         -------
         numpy.ndarray of shape (row,) or None
-            Classes as they were given (str or int64), float64 for regression. Where rows without
-            a label are asked for too: None among classes (dtype object), NaN among numbers.
-            None for an unlabelled data set.
+            Classes as they were given (str or int64), float64 for regression. Rows without a
+            label have None among classes (dtype object), NaN among numbers. None for an
+            unlabelled data set.
         """
         rows = self.rows(split, labelled=labelled)
         if self.task is None:
@@ -205,8 +204,9 @@ class Features:
         Raises
         ------
         IncompleteFeaturesError
-            Some of the rows were never extracted.
+            If some of the rows were never extracted.
         DamagedError
+            If a block fails its checksum.
         """
         rows = self.rows(split, labelled=labelled)
         self.group.require(rows)
@@ -233,14 +233,12 @@ class Features:
         tail = self.shape[1:]
         if not len(blocks):
             return dask.array.from_array(np.empty((0, *tail), self.dtype), chunks=(0, *tail))
-        # Of whole blocks no row numbers need travel with the graph.
-        chosen = (
-            None if len(rows) == self.group.shape[0] else np.split(rows, np.cumsum(counts)[:-1])
-        )
+        # If every row is wanted, the graph need not carry row numbers.
+        whole = len(rows) == self.group.shape[0]
         return dask.array.map_blocks(
             _read_chunk,
             group=self.group,
-            rows=chosen,
+            rows=None if whole else np.split(rows, np.cumsum(counts)[:-1]),
             chunks=(tuple(counts.tolist()), *((size,) for size in tail)),
             dtype=self.dtype,
             meta=np.empty((0,) * len(self.shape), dtype=self.dtype),
@@ -252,8 +250,8 @@ class Features:
         Returns
         -------
         xarray.Dataset
-            Coordinates along ``row``: ``sample`` (whole digest), ``split``, and where the data
-            set has them ``label`` and ``group``.
+            Coordinates along ``row``: ``sample`` (whole digest), ``split``, and ``label`` and
+            ``group`` if the data set has them.
         """
         import xarray
 
@@ -286,8 +284,8 @@ class Features:
             Rows as `rows` gives them; all by default.
         batch_size : int
         shuffle : bool
-            Shuffle blocks, and rows within a window of them: again in each epoch, the same for the
-            same seed. See `Feed`.
+            Shuffle blocks, and rows within a window of them, differently in each epoch but the
+            same for the same seed. See `Batches`.
         seed : int
 
         Returns
@@ -298,24 +296,24 @@ class Features:
         """
         import tensorflow as tf
 
-        feed = self.feed(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        source = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
         numbers = itertools.count()
 
         def windows() -> Iterator[Any]:
-            for x, y in feed.epoch(next(numbers)).windows():
+            for x, y in source.epoch(next(numbers)).windows():
                 yield x if y is None else (x, y)
 
         def widen(x: tf.Tensor, *y: tf.Tensor) -> Any:
             return (tf.cast(x, tf.float32), *y) if y else tf.cast(x, tf.float32)
 
         signature: Any = tf.TensorSpec((None, *self.shape[1:]), tf.as_dtype(self.dtype))
-        if feed.targets is not None:
-            signature = (signature, tf.TensorSpec((None,), tf.as_dtype(feed.targets.dtype)))
+        if source.targets is not None:
+            signature = (signature, tf.TensorSpec((None,), tf.as_dtype(source.targets.dtype)))
         # Whole windows cross from Python to TensorFlow, which cuts and widens them: a batch at
         # a time would take three times as long.
         stream = tf.data.Dataset.from_generator(windows, output_signature=signature)
         batches = stream.rebatch(batch_size).map(widen, num_parallel_calls=tf.data.AUTOTUNE)
-        counted = batches.apply(tf.data.experimental.assert_cardinality(len(feed)))
+        counted = batches.apply(tf.data.experimental.assert_cardinality(len(source)))
         return counted.prefetch(tf.data.AUTOTUNE)
 
     def py_dataset(
@@ -336,18 +334,33 @@ class Features:
         **options
             Of `keras.utils.PyDataset`, such as ``workers``.
         """
-        from featurestore.features.keras_data import FeatureBatches
+        from featurestore.features.py_dataset import BatchDataset
 
-        feed = self.feed(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        return FeatureBatches(feed, **options)
+        source = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        return BatchDataset(source, **options)
 
-    def feed(self, split: str | None, *, batch_size: int, shuffle: bool, seed: int) -> Feed:
-        """Return the batches of a split as numpy arrays; what `tf_dataset` and `py_dataset` wrap.
+    def batches(
+        self,
+        split: str | None = None,
+        *,
+        batch_size: int = 256,
+        shuffle: bool = False,
+        seed: int = 0,
+        memory: np.ndarray | None = None,
+    ) -> Batches:
+        """Return the batches of a split as numpy arrays; `tf_dataset` and `py_dataset` wrap them.
+
+        Parameters
+        ----------
+        split, batch_size, shuffle, seed
+            As in `tf_dataset`.
+        memory : numpy.ndarray of shape (row, …), optional
+            The features of these rows, if they were read before.
 
         Raises
         ------
         IncompleteFeaturesError
-            Some of the rows were never extracted: told before an epoch begins.
+            If some of the rows were never extracted; raised before the first epoch.
         """
         rows = self.rows(split)
         self.group.require(rows)
@@ -355,13 +368,13 @@ class Features:
         if self.task is not None:
             kind = np.int32 if self.task == "classification" else np.float32
             targets = self.dataset.targets[rows].astype(kind)
-        return Feed(self.group, rows, targets, batch_size, shuffle, seed)
+        return Batches(self.group, rows, targets, batch_size, shuffle, seed, memory)
 
 
 def _read_chunk(
     group: FeatureGroup, rows: list[np.ndarray] | None, block_id: tuple[int, ...]
 ) -> np.ndarray:
-    """Read one chunk of a dask array: the block of this number, or the rows chosen for it."""
+    """Read one chunk of a dask array: the block of this number, or its chosen rows."""
     if rows is None:
         return group.read_block(block_id[0])
     chosen = rows[block_id[0]]

@@ -12,7 +12,7 @@ import numpy as np
 from featurestore.dataset.source import UnreadableError, read_file
 from featurestore.errors import DatasetError, ImageError, InputError
 from featurestore.images import decode
-from featurestore.promotion.measure import measure
+from featurestore.promotion.evaluation import measure
 from featurestore.promotion.predictor import Predictor
 from featurestore.promotion.saved import load_model, read_seen
 

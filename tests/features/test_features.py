@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from featurestore.dataset import Dataset
 from featurestore.errors import DamagedError, DatasetError, IncompleteFeaturesError, StoreError
 from featurestore.features import Features
-from featurestore.features import feed as feeding
-from featurestore.features.feed import Feed
+from featurestore.features import batches as batching
+from featurestore.features.batches import Batches
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 
 # Rows of 512 KiB, so that a block has 8 of them.
@@ -119,9 +119,9 @@ def test_rows_stay_with_their_labels(places, count, kind, split, order, seed) ->
     assert y_read.dtype.kind == {"str": "U", "int": "i", "float": "f"}[kind] or not len(rows)
     lazy = features.dask(split, labelled=True).compute(scheduler="synchronous")
     assert np.array_equal(ids_in(lazy), ids_in(X_read))
-    feed = features.feed(split, batch_size=7, shuffle=True, seed=seed)
+    batches = features.batches(split, batch_size=7, shuffle=True, seed=seed)
     if len(rows):
-        seen = list(epoch(feed, 0))
+        seen = list(epoch(batches, 0))
         assert sorted(ids_in(np.concatenate([x for x, _ in seen])).tolist()) == sorted(
             ids_in(X_read).tolist()
         )
@@ -132,9 +132,9 @@ def test_rows_stay_with_their_labels(places, count, kind, split, order, seed) ->
                 assert value == target[tuple(row)]
 
 
-def epoch(feed: Feed, number: int) -> Iterator[tuple[np.ndarray, ...]]:
-    batches = feed.epoch(number)
-    return (batches.batch(index) for index in range(len(feed)))
+def epoch(batches: Batches, number: int) -> Iterator[tuple[np.ndarray, ...]]:
+    passed = batches.epoch(number)
+    return (passed.batch(index) for index in range(len(batches)))
 
 
 def test_labels_with_gaps(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_the_same_arguments_give_the_same_rows(places, kind, split, labelled) ->
     assert str(y) == str(features.labels(split, **given_labels))  # NaN does not equal itself
     assert (y is None) if kind == "none" else (len(y) == len(lazy) == len(X))
     if labelled is None:
-        assert len(features.feed(split, batch_size=1, shuffle=False, seed=0)) == len(wanted)
+        assert len(features.batches(split, batch_size=1, shuffle=False, seed=0)) == len(wanted)
 
 
 # In every form, a missing or damaged block raises.
@@ -305,8 +305,8 @@ def test_completed_takes_the_rows_that_exist(places, kind, skip, split) -> None:
     lazy = taken.dask(split, labelled=labelled)
     assert lazy.shape == X.shape
     assert np.array_equal(ids_in(lazy.compute(scheduler="synchronous")), ids)
-    feed = taken.feed(split, batch_size=7, shuffle=False, seed=0)
-    assert sorted(flat(epoch(feed, 0))) == sorted(map(tuple, ids.tolist()))
+    batches = taken.batches(split, batch_size=7, shuffle=False, seed=0)
+    assert sorted(flat(epoch(batches, 0))) == sorted(map(tuple, ids.tolist()))
     everything = [row for row in range(40) if row // 8 not in skip]
     joined, whole = taken.xarray(), features.xarray().isel(row=everything)
     assert set(joined.coords) == {"sample", "split", "group", *(["label"] if labelled else [])}
@@ -461,32 +461,32 @@ class Counted(FeatureGroup):
 def test_an_epoch_reads_each_block_once_however_many_threads_ask(
     tmp_path: Path, shuffle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeding, "WINDOW_BYTES", 0)
+    monkeypatch.setattr(batching, "WINDOW_BYTES", 0)
     group = stored(tmp_path / "s", made(200)).group
     counted = Counted(group.key, {"read": []}, group.features, group.sample)
-    feed = Feed(counted, np.arange(200), None, 7, shuffle, seed=0)
-    epoch = feed.epoch(0)
+    source = Batches(counted, np.arange(200), None, 7, shuffle, seed=0)
+    epoch = source.epoch(0)
     with ThreadPoolExecutor(4) as pool:
-        batches = list(pool.map(epoch.batch, range(len(feed))))
+        batches = list(pool.map(epoch.batch, range(len(source))))
     assert sorted(counted.attrs["read"]) == list(range(25))
     whole = np.concatenate([x for (x,) in batches])
     assert np.array_equal(ids_in(whole), group.samples[epoch.order][:, :4])
-    assert np.array_equal(whole, np.concatenate([x for x, _ in feed.epoch(0).windows()]))
+    assert np.array_equal(whole, np.concatenate([x for x, _ in source.epoch(0).windows()]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_batches_across_windows(
     tmp_path: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeding, "WINDOW_BYTES", 0)
+    monkeypatch.setattr(batching, "WINDOW_BYTES", 0)
     features = stored(tmp_path / "s", made(100))
-    feed = features.feed("train", batch_size=batch_size, shuffle=True, seed=0)
-    epoch = pickle.loads(pickle.dumps(feed.epoch(5)))
-    batches = [epoch.batch(index) for index in range(len(feed))]
-    assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(feed) - 1)
+    source = features.batches("train", batch_size=batch_size, shuffle=True, seed=0)
+    epoch = pickle.loads(pickle.dumps(source.epoch(5)))
+    batches = [epoch.batch(index) for index in range(len(source))]
+    assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(source) - 1)
     whole = np.concatenate([x for x, _ in batches])
-    assert np.array_equal(ids_in(whole), features.group.samples[feed.rows[epoch.order]][:, :4])
-    assert np.concatenate([y for _, y in batches]).tolist() == feed.targets[epoch.order].tolist()
+    assert np.array_equal(ids_in(whole), features.group.samples[source.rows[epoch.order]][:, :4])
+    assert np.concatenate([y for _, y in batches]).tolist() == source.targets[epoch.order].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -501,10 +501,10 @@ def bare_group() -> FeatureGroup:
 @given(rows=st.integers(1, 500), seed=st.integers(0, 2**31), number=st.integers(0, 99))
 def test_an_epoch_is_a_permutation_that_holds_few_blocks(bare_group, rows, seed, number) -> None:
     chosen = np.random.default_rng(seed).choice(500, rows, replace=False)
-    feed = Feed(bare_group, np.sort(chosen), None, 64, True, seed)
-    order = feed.epoch(number).order
+    batches = Batches(bare_group, np.sort(chosen), None, 64, True, seed)
+    order = batches.epoch(number).order
     assert np.array_equal(np.sort(order), np.arange(rows))
-    assert np.array_equal(order, feed.epoch(number).order)
-    windows = [set(order[at : at + feed.window]) for at in range(0, rows, feed.window)]
+    assert np.array_equal(order, batches.epoch(number).order)
+    windows = [set(order[at : at + batches.window]) for at in range(0, rows, batches.window)]
     assert sum(map(len, windows)) == rows
-    assert not np.array_equal(order, feed.epoch(number + 1).order) or rows < 5
+    assert not np.array_equal(order, batches.epoch(number + 1).order) or rows < 5

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from featurestore.digests import short
 from featurestore.errors import ExtractionError, FeatureStoreError, StoreError
 from featurestore.extraction.events import OnEvent
+from featurestore.extraction.executor import compute
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, Unit, plan_units
-from featurestore.extraction.work import compute
 from featurestore.store import Damage, DatasetEntry, FeatureGroup, FeatureStore, Place
 
 if TYPE_CHECKING:
