@@ -36,11 +36,6 @@ _PARTS = (
 )
 
 
-def is_keras(code: Any) -> bool:
-    """Whether a class or function is Keras' own."""
-    return _package(getattr(code, "__module__", None)) == "keras"
-
-
 def code_digest(code: Any) -> str:
     """Return the digest of what a class or function of the user's computes.
 

@@ -70,6 +70,18 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     return clone(graph, tensor, [number for number, _ in graph.outputs], prefix)[0]
 
 
+def set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:
+    """Set the weights of a layer or model, and what its layers derive from them.
+
+    Keras' ``Normalization`` computes with a copy of its weights, which its ``set_weights`` leaves
+    as it was.
+    """
+    layer.set_weights(weights)
+    for each in layer._flatten_layers():
+        if hasattr(each, "finalize_state"):
+            each.finalize_state()
+
+
 def at_rest(layer: Any) -> Callable:
     """Return the call of a layer that is not in training mode unless the model is told to train.
 
@@ -118,6 +130,4 @@ def _copy_weights(source: Any, copy: Any) -> None:
     arrays = dict(zip(names, source.get_weights(), strict=True))
     wanted = [weight.name for weight in copy.weights]
     same = len(arrays) == len(names) and set(arrays) == set(wanted)
-    copy.set_weights([arrays[name] for name in wanted] if same else source.get_weights())
-    if hasattr(copy, "finalize_state"):
-        copy.finalize_state()
+    set_weights(copy, [arrays[name] for name in wanted] if same else source.get_weights())

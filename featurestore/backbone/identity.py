@@ -8,10 +8,15 @@ nested and what was built before in the process never enter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import FunctionType
 from typing import Any
 
-from featurestore.backbone.code import code_digest, is_keras
+from featurestore.backbone.code import code_digest
+from featurestore.backbone.foreign import (
+    is_foreign,
+    is_keras,
+    refuse_hidden_functions,
+    registered,
+)
 from featurestore.backbone.graph import Graph, Node
 from featurestore.digests import canonical_number, digest_array, digest_fields
 from featurestore.errors import BackboneError, one_line
@@ -132,7 +137,7 @@ def _description(node: Node) -> dict[str, Any]:
             "arguments": _arguments(node),
         }
         if not is_keras(type(operation)):
-            _registered(serial)
+            registered(serial)
             description["code"] = code_digest(type(operation))
         return description
     except BackboneError as error:
@@ -141,50 +146,6 @@ def _description(node: Node) -> dict[str, Any]:
         raise BackboneError(
             f"layer {node.name!r} ({node.kind}) has no canonical configuration: {one_line(error)}"
         ) from error
-
-
-def refuse_hidden_functions(operation: Any) -> None:
-    """Refuse functions of the user's that Keras would write down as its own of the same name."""
-    import keras
-
-    for layer in getattr(operation, "_flatten_layers", lambda: [operation])():
-        for value in vars(layer).values() if is_keras(type(layer)) else ():
-            if not isinstance(value, FunctionType) or is_keras(value):
-                continue
-            if isinstance(keras.activations.serialize(value), str):
-                raise BackboneError(
-                    f"uses a function {value.__name__!r} that is not Keras' own of that name: give"
-                    " it another name and decorate it with"
-                    " keras.saving.register_keras_serializable"
-                )
-
-
-def _registered(serial: Mapping[str, Any]) -> Any:
-    """Return the class or function of the user's behind a part of a configuration.
-
-    Raises
-    ------
-    BackboneError
-        If Keras could not find it again by a registered name.
-    """
-    import keras
-
-    kind, name = serial["class_name"], serial.get("registered_name")
-    if kind == "function":
-        kind = name = serial["config"]
-    found = keras.saving.get_registered_object(name) if ">" in str(name) else None
-    if found is None:
-        raise BackboneError(
-            f"uses {kind!r}, which Keras cannot find by name: decorate it with"
-            " keras.saving.register_keras_serializable, or use a stock one"
-        )
-    return found
-
-
-def is_stock(serial: Mapping[str, Any]) -> bool:
-    """Whether a serialized object is Keras' own. Of a class of ``__main__`` the module is None."""
-    package = (serial.get("module") or "").partition(".")[0]
-    return package == "keras" or (package == "builtins" and serial["class_name"] != "function")
 
 
 def _canonical(value: Any) -> Any:
@@ -201,9 +162,8 @@ def _canonical(value: Any) -> Any:
             # A setting that is None is one that an older Keras may not have had.
             if each is not None and key not in _IGNORED and not str(key).endswith(_IGNORED_ENDINGS)
         }
-        # Anything but this is a mapping of the layer's own.
-        if {"class_name", "config", "registered_name"} <= set(value) and not is_stock(value):
-            plain["code"] = code_digest(_registered(value))
+        if is_foreign(value):
+            plain["code"] = code_digest(registered(value))
         return plain
     if isinstance(value, (list, tuple)):
         return [_canonical(each) for each in value]

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.backbone import agreement, forward, identity, measures, reduction
+from featurestore.backbone import cost, forward, identity, numerics, reduction
 from featurestore.backbone.copying import at_rest, clone
+from featurestore.backbone.cost import LayerInfo
 from featurestore.backbone.forward import Compute
 from featurestore.backbone.graph import Graph, Node, at_inference
-from featurestore.backbone.measures import LayerInfo
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.refs import LayerRef
 from featurestore.backbone.rounding import last_bit
-from featurestore.backbone.sources import seeded
+from featurestore.backbone.seeding import seeded
 from featurestore.digests import digest_fields
 from featurestore.errors import BackboneError, UnknownLayerError, nearest
 
@@ -61,7 +61,7 @@ class Network:
 
     def layers(self) -> list[LayerInfo]:
         """Return every place where it can be cut, in order."""
-        return measures.table(self._graph, self._shapes, self._cuts)
+        return cost.table(self._graph, self._shapes, self._cuts)
 
     def shape(self, ref: LayerRef | str) -> tuple[int, ...]:
         """Return the shape of one sample's activation at a ref, reduced as it says."""
@@ -131,7 +131,7 @@ class Network:
         BackboneError
             If a weight that is needed is NaN.
         """
-        parameters = measures.parameters(self._graph)
+        parameters = cost.parameters(self._graph)
         needed = self._graph.ancestors(self._number(LayerRef.parse(ref).layer) for ref in refs)
         identity.refuse_nan(self._graph, needed)
         held = sum(parameters[number] for number in needed)
@@ -178,7 +178,7 @@ class Network:
             For each ref, relative to its largest activation: 1e-6 or so for most networks in
             float32.
         """
-        return agreement.amplification(self, refs, images)
+        return numerics.amplification(self, refs, images)
 
     def check_forward(
         self, refs: Sequence[LayerRef | str], images: np.ndarray, activations: Sequence[np.ndarray]
@@ -207,7 +207,7 @@ class Network:
         FeatureStoreWarning
             If a larger difference is accepted because the network amplifies rounding.
         """
-        agreement.check(self, [LayerRef.parse(ref) for ref in refs], images, activations)
+        numerics.check(self, [LayerRef.parse(ref) for ref in refs], images, activations)
 
     def cut(self, ref: LayerRef | str, *, layer_prefix: str = "") -> Any:
         """Build a new plain model from raw images to the activation at a ref.
@@ -284,7 +284,7 @@ class Network:
         return [
             number
             for number in range(1, len(self._graph.nodes))
-            if measures.why_no_cut(self._shapes[number]) is None
+            if cost.why_no_cut(self._shapes[number]) is None
         ]
 
     def _number(self, layer: str) -> int:
@@ -297,7 +297,7 @@ class Network:
                 else nearest(layer, self.layer_names)
             )
             raise UnknownLayerError(f"no layer {layer!r} in {self.name}; {hint}")
-        reason = measures.why_no_cut(self._shapes[number])
+        reason = cost.why_no_cut(self._shapes[number])
         if reason is not None:
             raise BackboneError(f"cannot cut {self.name} at {layer!r}: it {reason}")
         return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from featurestore.backbone.code import is_keras
+from featurestore.backbone.foreign import is_keras
 from featurestore.backbone.graph import Graph, Node
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import BackboneError

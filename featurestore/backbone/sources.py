@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurestore.backbone import agreement, forward
-from featurestore.backbone.code import is_keras
-from featurestore.backbone.copying import clone
+from featurestore.backbone import forward, numerics
+from featurestore.backbone.copying import clone, set_weights
 from featurestore.backbone.families import Application
-from featurestore.backbone.files import hdf5_config, model_fault
+from featurestore.backbone.foreign import is_keras
 from featurestore.backbone.graph import Graph, flatten
 from featurestore.backbone.identity import graph_digests, weight_arrays
+from featurestore.backbone.model_files import load_model
 from featurestore.backbone.preprocessing import Preprocessing
-from featurestore.errors import BackboneError, one_line
-
-RANDOM_SEED = 0
-
-
-@contextlib.contextmanager
-def seeded(seed: int = RANDOM_SEED) -> Iterator[None]:
-    """Let Keras layers that are made inside draw their seeds from ``seed``.
-
-    Keras takes the seeds of initializers and of dropout from Python's generator, whose state is
-    put back afterwards; no other global generator is touched.
-    """
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
+from featurestore.backbone.seeding import seeded
+from featurestore.errors import BackboneError, InputError, one_line
 
 
 def build_application(
@@ -106,7 +88,7 @@ def load_weights(model: Any, path: str | Path) -> None:
         )
 
 
-def load_model(path: str | Path) -> Any:
+def model_from_file(path: str | Path) -> Any:
     """Load a ``.keras`` or ``.h5`` model in safe mode, uncompiled.
 
     Raises
@@ -114,26 +96,20 @@ def load_model(path: str | Path) -> Any:
     BackboneError
         If the file is missing, is not a model, or would run code of its own.
     """
-    import keras
-
     file = Path(path)
     if not file.is_file():
         raise BackboneError(f"no model file {str(path)!r}: expected a .keras or .h5 file")
-    if file.suffix in (".h5", ".hdf5"):
-        _check_hdf5(file)
-    elif file.suffix != ".keras":
+    if file.suffix not in (".keras", ".h5", ".hdf5"):
         raise BackboneError(
             f"model file {file.name!r} has an unknown ending: expected .keras or .h5"
         )
-    fault = model_fault(file)
-    if fault:
-        raise BackboneError(f"{file.name!r} does not load as a Keras model: {fault}")
     try:
-        with seeded():
-            return keras.models.load_model(str(file), compile=False, safe_mode=True)
-    except Exception as error:  # zipfile, h5py, JSON and Keras raise a dozen kinds
+        return load_model(file)
+    except InputError as error:
+        hint = "; pass a file of weights as --weights, with --model NAME"
         raise BackboneError(
-            f"{file.name!r} does not load as a Keras model: {one_line(error)}"
+            f"{file.name!r} does not load as a Keras model: {error}"
+            + (hint if file.name.endswith("weights.h5") else "")
         ) from error
 
 
@@ -176,8 +152,8 @@ def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> N
     results = zip(own, computed(copy), computed(graph), computed(graph), strict=True)
     for name, found, wanted, again in results:
         # One that is another each time is refused for that, where it is computed.
-        steady = agreement.distance(again, wanted) <= agreement.TOLERANCE
-        if steady and agreement.distance(found, wanted) > agreement.TOLERANCE:
+        steady = numerics.distance(again, wanted) <= numerics.TOLERANCE
+        if steady and numerics.distance(found, wanted) > numerics.TOLERANCE:
             raise BackboneError(
                 f"layer {name!r} ({graph.nodes[graph.by_name[name]].kind}) computes something else"
                 " when it is built from its configuration: return all that it computes with from"
@@ -213,19 +189,7 @@ def _mend_efficientnet(network: Application, model: Any) -> None:
         if type(layer).__name__ == "Normalization":
             mean, variance, count = layer.get_weights()
             if np.allclose(variance, (0.229, 0.224, 0.225), atol=1e-4):
-                layer.set_weights([mean, np.square(variance), count])
-                layer.finalize_state()
-
-
-def _check_hdf5(file: Path) -> None:
-    try:
-        config = hdf5_config(file)
-    except OSError as error:
-        raise BackboneError(f"{file.name!r} is not an HDF5 file: {one_line(error)}") from error
-    if config is None:
-        raise BackboneError(
-            f"{file.name!r} holds weights but no model: pass it as --weights, with --model NAME"
-        )
+                set_weights(layer, [mean, np.square(variance), count])
 
 
 def _blank(model: Any) -> None:

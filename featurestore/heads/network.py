@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal
 
-from featurestore.backbone.sources import seeded
+from featurestore.backbone.seeding import seeded
 from featurestore.digests import digest_array
 from featurestore.errors import BackboneError, HeadError, one_line
 
@@ -119,6 +119,8 @@ def adopt(
     def build(mean: float, deviation: float) -> keras.Model:
         built = _built(type(model), config, features.shape[1:], seed)
         if weights is not None:
+            from featurestore.backbone.copying import set_weights
+
             set_weights(built, weights)
         return built
 
@@ -142,7 +144,7 @@ def _stock_config(model: keras.Model) -> dict[str, Any]:
     """Return the configuration of a model that any Keras can load again."""
     import keras
 
-    from featurestore.backbone.identity import refuse_hidden_functions
+    from featurestore.backbone.foreign import refuse_hidden_functions
 
     kind = type(model)
     stock = kind.__module__.startswith("keras.") and kind.__name__ in ("Sequential", "Functional")
@@ -168,7 +170,7 @@ def _stock_config(model: keras.Model) -> dict[str, Any]:
 
 def _compilation(model: keras.Model) -> dict[str, Any]:
     """Return how a model was compiled, of Keras' own optimizers, losses and metrics."""
-    from featurestore.backbone.code import is_keras
+    from featurestore.backbone.foreign import is_keras
 
     compiled = dict(model.get_compile_config())
     if isinstance(model.loss, FunctionType) and is_keras(model.loss):
@@ -177,20 +179,14 @@ def _compilation(model: keras.Model) -> dict[str, Any]:
     return compiled
 
 
-def _refuse_foreign(value: Any) -> None:
-    from featurestore.backbone.identity import is_stock
+def _refuse_foreign(config: Any) -> None:
+    from featurestore.backbone.foreign import foreign_names
 
-    if isinstance(value, dict):
-        if {"class_name", "config", "registered_name"} <= set(value) and not is_stock(value):
-            what = value["config"] if value["class_name"] == "function" else value["class_name"]
-            raise HeadError(
-                f"the model uses {what!r}, which is not part of Keras, so that it could not be "
-                "loaded without your code; use layers, functions, losses and metrics of Keras"
-            )
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for each in value:
-            _refuse_foreign(each)
+    for name in foreign_names(config):
+        raise HeadError(
+            f"the model uses {name!r}, which is not part of Keras, so that it could not be "
+            "loaded without your code; use layers, functions, losses and metrics of Keras"
+        )
 
 
 def _built(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int) -> keras.Model:
@@ -205,15 +201,6 @@ def _built(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int)
                     f"the model does not take features of shape {shape}: {one_line(error)}"
                 ) from error
     return model
-
-
-def set_weights(model: keras.Model, weights: list[Any]) -> None:
-    """Give a model the weights of another of the same configuration."""
-    model.set_weights(weights)
-    for layer in model._flatten_layers():
-        if hasattr(layer, "finalize_state"):
-            # Normalization computes with a copy of its weights, which set_weights leaves alone.
-            layer.finalize_state()
 
 
 def _check_shapes(model: keras.Model, features: Features) -> None:

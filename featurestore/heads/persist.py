@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-from featurestore.backbone.files import archive_fault, model_fault
-from featurestore.errors import DamagedError, HeadError, one_line
+from featurestore.errors import DamagedError, HeadError, InputError, one_line
 from featurestore.heads import search_trees
 from featurestore.scratch import scratch
 
@@ -137,11 +135,10 @@ def load_sklearn(data: bytes, head_id: str) -> Any:
     import skops.io
 
     try:
-        fault = archive_fault(io.BytesIO(data))
-        estimator = None if fault else skops.io.loads(data, trusted=list(TRUSTED))
+        estimator = skops.io.loads(data, trusted=list(TRUSTED))
     except Exception as error:  # a forged or foreign file can raise anything
         raise _damaged(head_id, SKLEARN_FILE, one_line(error)) from error
-    fault = fault or search_trees.fault(estimator)
+    fault = search_trees.fault(estimator)
     if fault:
         raise _damaged(head_id, SKLEARN_FILE, fault)
     return estimator
@@ -163,18 +160,15 @@ def load_keras(data: bytes, head_id: str) -> Any:
     DamagedError
         If the bytes are not such a file, or hold code.
     """
-    import keras
+    from featurestore.backbone.model_files import load_model
 
     with scratch() as folder:
         path = folder / KERAS_FILE
         path.write_bytes(data)
-        fault = model_fault(path)
-        if fault:
-            raise _damaged(head_id, KERAS_FILE, fault)
         try:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except Exception as error:  # a forged or foreign file can raise anything
-            raise _damaged(head_id, KERAS_FILE, one_line(error)) from error
+            return load_model(path)
+        except InputError as error:
+            raise _damaged(head_id, KERAS_FILE, str(error)) from error
 
 
 def _damaged(head_id: str, file: str, reason: str) -> DamagedError:

@@ -11,10 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from featurestore.backbone.sources import seeded
+from featurestore.backbone.copying import set_weights
+from featurestore.backbone.seeding import seeded
 from featurestore.errors import HeadError
 from featurestore.features.py_dataset import BatchDataset
-from featurestore.heads.network import Network, ending, set_weights, takes_codes
+from featurestore.heads.network import Network, ending, takes_codes
 from featurestore.heads.rows import Rows
 
 # Steps that TensorFlow runs in one call: halves the time of a small head, same result.

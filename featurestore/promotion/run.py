@@ -12,7 +12,7 @@ import keras
 
 from featurestore.backbone import LayerRef, unfrozen
 from featurestore.backbone.naming import RESERVED
-from featurestore.backbone.sources import seeded
+from featurestore.backbone.seeding import seeded
 from featurestore.errors import (
     ActivationError,
     FeatureStoreWarning,

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.backbone.files import archive_fault, model_fault
+from featurestore.backbone import model_files
 from featurestore.digests import digest_array, digest_fields
 from featurestore.errors import InputError, nearest, one_line
 from featurestore.promotion.seen import Seen
@@ -108,15 +108,10 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     """
     path = Path(path)
     metadata = read_metadata(path)
-    fault = model_fault(path)
-    if fault:
-        raise InputError(f"cannot load {path} as a Keras model: {fault}")
-    import keras
-
     try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # zipfile, h5py, JSON and Keras raise a dozen kinds
-        raise InputError(f"cannot load {path} as a Keras model: {one_line(error)}") from error
+        model = model_files.load_model(path)
+    except InputError as error:
+        raise InputError(f"cannot load {path} as a Keras model: {error}") from error
     columns = len(metadata["classes"]) or 1
     if model.input_shape != (None, None, None, 3):
         raise InputError(
@@ -138,12 +133,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise InputError(f"no model file {str(path)!r}; {nearest(str(path), known)}")
     try:
         with zipfile.ZipFile(path) as archive:
-            fault = archive_fault(archive)
-            if fault:
-                raise InputError(f"cannot load {path} as a Keras model: {fault}")
             found = json.loads(archive.read(MEMBER))
-    except InputError:
-        raise
     except Exception as error:  # zipfile, zlib and JSON raise a dozen kinds
         raise InputError(
             f"{path} is no promoted model (it has no {MEMBER} that can be read); make one with "

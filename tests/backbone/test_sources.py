@@ -107,10 +107,10 @@ def test_model_files_that_are_none(tmp_path, tiny):
     tiny().save_weights(tmp_path / "only.weights.h5")
     for name, message in [
         ("missing.keras", "no model file"),
-        ("text.h5", "is not an HDF5 file"),
+        ("text.h5", "does not load as a Keras model"),
         ("text.keras", "does not load as a Keras model"),
         ("model.pt", "expected .keras or .h5"),
-        ("only.weights.h5", "holds weights but no model: pass it as --weights"),
+        ("only.weights.h5", "No model config found.*; pass a file of weights as --weights"),
     ]:
         refused(message, lambda name=name: Backbone.from_file(tmp_path / name))
 

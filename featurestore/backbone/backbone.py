@@ -118,7 +118,7 @@ class Backbone(Network):
                 f"{str(path)!r} is a model file, which has its own weights: found --weights"
                 f" {weights}, expected none or a weights file"
             )
-        model = sources.load_model(path)
+        model = sources.model_from_file(path)
         if weights is not None:
             sources.load_weights(model, weights)
         graph, found = flatten(model), Path(path)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from featurestore.backbone import Backbone, agreement
+from featurestore.backbone import Backbone, numerics
 from featurestore.errors import ActivationError, BackboneError, FeatureStoreWarning
 
 layers = keras.layers
@@ -66,7 +66,7 @@ def test_the_reference_equals_the_pass_closely(backbone, batch):
     pairs = zip(backbone.forward(REFS)(batch), backbone.reference(REFS)(batch), strict=True)
     for found, wanted in pairs:
         assert wanted.dtype == np.float32
-        assert agreement.distance(found, wanted) < 1e-5
+        assert numerics.distance(found, wanted) < 1e-5
 
 
 PROGRAM = """
@@ -296,7 +296,7 @@ def test_what_rounding_does_is_measured(batch):
 def test_a_network_that_amplifies_rounding_is_taken_with_a_warning(batch):
     backbone = chaos(20)
     found = backbone.rounded(["plain", "end"], seed=7)(batch)
-    assert agreement.distance(found[1], backbone.reference(["end"])(batch)[0]) > 0.1
+    assert numerics.distance(found[1], backbone.reference(["end"])(batch)[0]) > 0.1
     with pytest.warns(FeatureStoreWarning) as seen:
         backbone.check_forward(["plain", "end"], batch, found)
     (message,) = [str(each.message) for each in seen]
