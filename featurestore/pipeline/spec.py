@@ -11,9 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -25,6 +23,7 @@ from featurestore.errors import SpecError, nearest
 from featurestore.images import MAX_SIDE
 from featurestore.pipeline.document import Document, read_document
 from featurestore.promotion.fine_tuning import FineTuning
+from featurestore.settings import Settings
 
 # More lines than this help nobody.
 MOST_MISTAKES = 20
@@ -39,19 +38,13 @@ Count = Annotated[int, Field(gt=0, lt=2**31)]
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
-class Part(BaseModel):
-    """A part of a file: unknown fields are mistakes, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 def _given(value: Any) -> Any:
     if value is None:
         raise ValueError("is empty; give its fields, or {} for the defaults, or leave it out")
     return value
 
 
-class DataSpec(Part):
+class DataSpec(Settings):
     """Where the samples are and how they are split."""
 
     path: str
@@ -73,7 +66,7 @@ Several = Annotated[list[T], BeforeValidator(_several), Field(min_length=1)]
 Layers = Annotated[list[str], Field(min_length=1)]
 
 
-class VariantSpec(Part):
+class VariantSpec(Settings):
     """Which models, and what they are fed: in a pipeline what is made, in a sweep what is used."""
 
     model: Several[str] | None = None
@@ -93,20 +86,20 @@ class BackboneSpec(VariantSpec):
     layers: Layers | None = None
 
 
-class ExtractSpec(Part):
+class ExtractSpec(Settings):
     """How features are computed and stored."""
 
     dtype: Literal["float16", "float32"] = "float16"
     batch_size: Count = 32
 
 
-class BaselineSpec(Part):
+class BaselineSpec(Settings):
     """The same heads on raw pixels, resized to a square of this many pixels a side."""
 
     input_size: Side = 32
 
 
-class HeadSpec(Part):
+class HeadSpec(Settings):
     """One head, or a grid of them: ``grid`` holds a list of values for each parameter."""
 
     head: str
@@ -131,14 +124,14 @@ def _head(value: Any) -> Any:
 Heads = Annotated[list[Annotated[HeadSpec, BeforeValidator(_head)]], Field(min_length=1)]
 
 
-class SelectSpec(Part):
+class SelectSpec(Settings):
     """What makes a head the best; by default accuracy (or R²) on the validation split."""
 
     metric: Metric | None = None
     split: Split = "val"
 
 
-class PipelineSpec(Part):
+class PipelineSpec(Settings):
     """A pipeline: data, backbone, layers, heads, selection and promotion."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
@@ -171,7 +164,7 @@ class SweepSpec(VariantSpec):
     heads: Heads
 
 
-AnySpec = TypeVar("AnySpec", bound=Part)
+AnySpec = TypeVar("AnySpec", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -236,7 +229,7 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
     return SpecFile(document.path, spec, document.text, document.root)
 
 
-def _mistakes(document: Document, kind: type[Part], error: ValidationError) -> SpecError:
+def _mistakes(document: Document, kind: type[Settings], error: ValidationError) -> SpecError:
     found: dict[tuple[int, str], str] = {}
     # A file may have thousands, each of which costs a search for what was meant.
     most = 10 * MOST_MISTAKES
@@ -253,7 +246,7 @@ def _mistakes(document: Document, kind: type[Part], error: ValidationError) -> S
     )
 
 
-def _said(kind: type[Part], error: Any) -> str:
+def _said(kind: type[Settings], error: Any) -> str:
     where = _where(error)
     if error["type"] == "extra_forbidden":
         return f"unknown field; {nearest(str(where[-1]), _fields(kind, where[:-1]))}"
@@ -283,7 +276,7 @@ def _is_branch(step: Any) -> bool:
     return isinstance(step, str) and (step in ("int", "str", "float") or "[" in step)
 
 
-def _fields(kind: type[Part], where: Sequence[Any]) -> list[str]:
+def _fields(kind: type[Settings], where: Sequence[Any]) -> list[str]:
     """Return the fields that a part of the file may have; none where it is no part."""
     part: Any = kind
     for step in where:

@@ -5,12 +5,11 @@ Nothing heavy is imported here, so that ``--help`` and the check of a pipeline f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from featurestore.errors import InputError, nearest
+from featurestore.settings import Settings
 
 DEFAULT_EPOCHS = 3
 # The head starts near its optimum, but may move faster than weights that took a million images.
@@ -19,7 +18,7 @@ HEAD_FACTOR = 10.0
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-class FineTuning(BaseModel):
+class FineTuning(Settings):
     """How a promoted model is trained end to end; with 0 epochs it is not.
 
     Attributes
@@ -43,8 +42,6 @@ class FineTuning(BaseModel):
         Of the order of the training rows, and of dropout.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     unfreeze: int | str | None = None
     epochs: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
@@ -53,28 +50,6 @@ class FineTuning(BaseModel):
     keep_tuned: bool = False
     batch_size: Count = 32
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> FineTuning:
-        """Check options.
-
-        Raises
-        ------
-        InputError
-            For the first that is unknown or out of range.
-        """
-        try:
-            return cls.model_validate(dict(options))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = str(first["loc"][0])
-            if first["type"] == "extra_forbidden":
-                known = nearest(name, cls.model_fields)
-                raise InputError(f"fine-tuning has no option {name!r}; {known}") from None
-            message = first["msg"]
-            raise InputError(
-                f"{name} is {first['input']!r}: {message[0].lower()}{message[1:]}"
-            ) from None
 
     @property
     def passes(self) -> int:

@@ -223,7 +223,7 @@ def test_the_model_is_a_plain_one(
         ({"patience": 0}, InputError, "patience is 0: input should be greater"),
         ({"lr_decay": 1.5}, InputError, "lr_decay is 1.5"),
         ({"seed": -1}, InputError, "seed is -1"),
-        ({"epoch": 3}, InputError, "fine-tuning has no option 'epoch'; did you mean 'epochs'"),
+        ({"epoch": 3}, InputError, "no option 'epoch'; did you mean 'epochs'"),
         ({"unfreeze": "block9"}, UnknownLayerError, "'block3_relu'|block3|block1"),
         ({"unfreeze": 40}, BackboneError, "from 1 to 9"),
         ({"unfreeze": 0}, BackboneError, "cannot unfreeze the last 0"),

@@ -1,0 +1,48 @@
+"""Settings: frozen options that are checked by pydantic and shared by Python, pipelines and CLI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featurestore.errors import InputError, nearest
+
+
+class Settings(BaseModel):
+    """Base of the frozen option objects. Unknown options are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Validate keyword arguments.
+
+        Raises
+        ------
+        InputError
+            For the first option that is unknown or out of range.
+
+        Examples
+        --------
+        >>> class Training(Settings):
+        ...     epochs: int = 3
+        >>> Training.of({"epoch": 4})
+        Traceback (most recent call last):
+        featurestore.errors.InputError: no option 'epoch'; did you mean 'epochs'?
+        """
+        try:
+            return cls.model_validate(dict(options))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                known = nearest(name, cls.model_fields)
+                raise InputError(f"no option {name!r}; {known}") from None
+            message = first["msg"].removeprefix("Value error, ")
+            if not name:  # a rule about several options
+                raise InputError(message) from None
+            raise InputError(
+                f"{name} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+            ) from None
