@@ -103,8 +103,8 @@ class HeadSpec(Settings):
     """One head, or a grid of them: ``grid`` holds a list of values for each parameter."""
 
     head: str
-    params: dict[str, Any] = {}
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     layers: Layers | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
@@ -286,8 +286,8 @@ def _fields(kind: type[Settings], where: Sequence[Any]) -> list[str]:
     return list(part.model_fields) if part else []
 
 
-def _part_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _part_of(annotation: Any) -> type[Settings] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
     found = (_part_of(inner) for inner in getattr(annotation, "__args__", ()))
     return next((part for part in found if part is not None), None)

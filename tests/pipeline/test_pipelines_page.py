@@ -11,7 +11,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from featurestore.pipeline import PipelineSpec, SweepSpec
-from featurestore.pipeline.spec import HeadSpec, Part, _part_of
+from featurestore.pipeline.spec import HeadSpec, _part_of
+from featurestore.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
 
@@ -29,13 +30,13 @@ def table(text: str) -> dict[str, str]:
 def shown(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
-    default: Any = field.default
-    if default is None or isinstance(default, Part):
+    default: Any = field.get_default(call_default_factory=True)
+    if default is None or isinstance(default, Settings):
         return ""
     return f"`{default}`"
 
 
-def fields(kind: type[Part], under: str = "") -> dict[str, str]:
+def fields(kind: type[Settings], under: str = "") -> dict[str, str]:
     found = {}
     for name, field in kind.model_fields.items():
         part = _part_of(field.annotation)
@@ -65,7 +66,7 @@ def test_allowed_values_are_listed() -> None:
         assert all(f"`{value}`" in line for value in allowed), name
 
 
-def fields_of(kind: type[Part], under: str = "") -> dict[str, FieldInfo]:
+def fields_of(kind: type[Settings], under: str = "") -> dict[str, FieldInfo]:
     found = {}
     for name, field in kind.model_fields.items():
         part = _part_of(field.annotation)
