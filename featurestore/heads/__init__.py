@@ -8,8 +8,7 @@
     rows        what heads learn from, read once   head          a fitted head: predict, save, load
     metrics     how good predictions are           persist       files without pickle
     compare     heads best first, grids            probe         layers ranked
-    stale       heads on a former state of data    search_trees  bounds of a file's trees
-    events      what fitting tells
+    stale       heads on a former state of data    events       what fitting tells
 """
 
 from featurestore.heads.candidate import check_named

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -72,27 +71,4 @@ def fault(meta: Mapping[str, Any]) -> str | None:
         first = error.errors()[0]
         where = ".".join(str(each) for each in first["loc"])
         return f"{where[:80]!r}: {first['msg']}"
-    return None
-
-
-def misfit(meta: Mapping[str, Any], estimator: Any) -> str | None:
-    """Return how a loaded estimator or model contradicts a head's document; None if it fits."""
-    task, classes, shape = meta["task"], meta["classes"], tuple(meta["shape"])
-    if (task == "regression") == bool(classes):
-        return f"its task is {task}, with {len(classes)} classes"
-    if meta["kind"] == "keras":
-        takes, gives = estimator.input_shape, estimator.output_shape
-        fits = gives == (None, len(classes) or 1) and len(takes) == len(shape) + 1
-        if fits and all(have in (None, size) for have, size in zip(takes[1:], shape, strict=True)):
-            return None
-        return f"its model makes {gives} of {takes}, which is not of its shape and classes"
-    from sklearn.base import is_classifier, is_regressor
-
-    if not (is_regressor if task == "regression" else is_classifier)(estimator):
-        return f"its task is {task}, which its {type(estimator).__name__} does not do"
-    known, width = getattr(estimator, "classes_", None), getattr(estimator, "n_features_in_", None)
-    if known is not None and list(known) != classes:
-        return "its classes are not those of its estimator"
-    if width not in (None, math.prod(shape)):
-        return f"its shape is {shape}, and its estimator takes {width} features"
     return None

@@ -17,7 +17,7 @@ from featurestore.errors import (
     nearest,
 )
 from featurestore.heads import persist
-from featurestore.heads.document import fault, misfit
+from featurestore.heads.document import fault
 from featurestore.store import FeatureKey, FeatureStore
 
 CONFUSION_FILE = "confusion.json"
@@ -227,9 +227,6 @@ class Head:
             estimator = persist.load_keras(file(persist.KERAS_FILE), head_id)
         else:
             estimator = persist.load_sklearn(file(persist.SKLEARN_FILE), head_id)
-        wrong = misfit(meta, estimator)
-        if wrong:
-            raise ValueError(wrong)
         return cls(
             id=head_id,
             name=meta["name"],

@@ -1,100 +1,51 @@
-"""Fitted estimators as files and back, without pickle: nothing stored can run code when loaded."""
+"""Fitted estimators as files and back, without pickle: loading a file never runs its code."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from featurestore.errors import DamagedError, HeadError, InputError, one_line
-from featurestore.heads import search_trees
 from featurestore.scratch import scratch
 
 SKLEARN_FILE = "model.skops"
 KERAS_FILE = "model.keras"
 
-# What skops does not trust of itself and scikit-learn's own estimators hold. None of them runs
-# code of the file's: they are containers of arrays and numbers, and functions of scikit-learn,
-# scipy and numpy. Those that compiled code walks (the first four) are checked by
-# `search_trees` when loaded, which is what skops leaves to the caller. The losses and links are
-# trusted by newer releases of skops themselves.
-TRUSTED = (
-    "sklearn.tree._tree.Tree",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.neighbors._kd_tree.KDTree",
-    "sklearn.neighbors._ball_tree.BallTree",
-    *(
-        f"sklearn.metrics._dist_metrics.{name}Distance64"
-        for name in ("Euclidean", "Manhattan", "Chebyshev", "Minkowski")
-    ),
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
-    "sklearn.gaussian_process._gpc._BinaryGaussianProcessClassifierLaplace",
-    *(
-        f"sklearn.gaussian_process.kernels.{name}"
-        for name in (
-            "CompoundKernel",
-            "ConstantKernel",
-            "DotProduct",
-            "Exponentiation",
-            "ExpSineSquared",
-            "Hyperparameter",
-            "Matern",
-            "Product",
-            "RBF",
-            "RationalQuadratic",
-            "Sum",
-            "WhiteKernel",
-        )
-    ),
-    *(
-        f"sklearn._loss.{module}{name}"
-        for module in ("loss.", "_loss.Cy")
-        for name in (
-            "AbsoluteError",
-            "ExponentialLoss",
-            "HalfBinomialLoss",
-            "HalfGammaLoss",
-            "HalfMultinomialLoss",
-            "HalfPoissonLoss",
-            "HalfSquaredError",
-            "HalfTweedieLoss",
-            "HalfTweedieLossIdentity",
-            "HuberLoss",
-            "PinballLoss",
-        )
-    ),
-    *(
-        f"sklearn._loss.link.{name}"
-        for name in (
-            "HalfLogitLink",
-            "IdentityLink",
-            "Interval",
-            "LogLink",
-            "LogitLink",
-            "MultinomialLogit",
-        )
-    ),
-    "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
-    *(
-        f"sklearn.feature_selection._{name}"
-        for name in (
-            "mutual_info.mutual_info_classif",
-            "mutual_info.mutual_info_regression",
-            "univariate_selection.chi2",
-            "univariate_selection.f_classif",
-            "univariate_selection.f_regression",
-        )
-    ),
-    "numpy.dtype",
-    "numpy.mean",
-    # What a search keeps of its folds.
-    "numpy.ma.MaskedArray",
-    "numpy.ma.core.MaskedArray",
-    "sklearn.metrics._scorer._PassthroughScorer",
-    "sklearn.model_selection._split.KFold",
-    "sklearn.model_selection._split.StratifiedKFold",
-    "sklearn.utils._bunch.Bunch",
+# Modules of scikit-learn whose classes make up its estimators, and which skops does not trust of
+# itself. They hold arrays and numbers, and nothing that they do can run code of a file's.
+TRUSTED_MODULES = frozenset(
+    {
+        "sklearn._loss._loss",
+        "sklearn._loss.link",
+        "sklearn._loss.loss",
+        "sklearn.calibration",
+        "sklearn.ensemble._hist_gradient_boosting.binning",
+        "sklearn.ensemble._hist_gradient_boosting.predictor",
+        "sklearn.gaussian_process._gpc",
+        "sklearn.gaussian_process.kernels",
+        "sklearn.metrics._dist_metrics",
+        "sklearn.metrics._scorer",
+        "sklearn.model_selection._split",
+        "sklearn.neighbors._ball_tree",
+        "sklearn.neighbors._kd_tree",
+        "sklearn.neural_network._stochastic_optimizers",
+        "sklearn.tree._tree",
+        "sklearn.utils._bunch",
+    }
+)
+# Functions that estimators call, and containers of NumPy.
+TRUSTED = frozenset(
+    {
+        "numpy.dtype",
+        "numpy.ma.MaskedArray",
+        "numpy.ma.core.MaskedArray",
+        "numpy.mean",
+        "sklearn.feature_selection._mutual_info.mutual_info_classif",
+        "sklearn.feature_selection._mutual_info.mutual_info_regression",
+        "sklearn.feature_selection._univariate_selection.chi2",
+        "sklearn.feature_selection._univariate_selection.f_classif",
+        "sklearn.feature_selection._univariate_selection.f_regression",
+    }
 )
 
 
@@ -110,12 +61,13 @@ def dump_sklearn(estimator: Any, name: str) -> bytes:
 
     try:
         data = skops.io.dumps(estimator)
-        foreign = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
+        types = skops.io.get_untrusted_types(data=data)
     except Exception as error:  # whatever an object raises that skops cannot describe
         raise HeadError(
             f"head {name!r} cannot be stored without pickle: {one_line(error)}; "
             "use an estimator of scikit-learn's own, or a keras.Model"
         ) from error
+    foreign = [each for each in types if not _is_trusted(each)]
     if foreign:
         raise HeadError(
             f"head {name!r} holds {', '.join(foreign)}, which could only be stored as code to be "
@@ -130,18 +82,26 @@ def load_sklearn(data: bytes, head_id: str) -> Any:
     Raises
     ------
     DamagedError
-        If the bytes are not such a file, or hold foreign types or trees out of bounds.
+        If the bytes are not a skops file, or hold types that are not trusted.
     """
     import skops.io
 
     try:
-        estimator = skops.io.loads(data, trusted=list(TRUSTED))
-    except Exception as error:  # a forged or foreign file can raise anything
+        types = skops.io.get_untrusted_types(data=data)
+        return skops.io.loads(data, trusted=[each for each in types if _is_trusted(each)])
+    except Exception as error:  # a torn or foreign file can raise anything
         raise _damaged(head_id, SKLEARN_FILE, one_line(error)) from error
-    fault = search_trees.fault(estimator)
-    if fault:
-        raise _damaged(head_id, SKLEARN_FILE, fault)
-    return estimator
+
+
+def _is_trusted(name: str) -> bool:
+    """Whether a type that skops does not trust is one of scikit-learn's and NumPy's parts."""
+    module, _, attribute = name.rpartition(".")
+    if module not in TRUSTED_MODULES:
+        return name in TRUSTED
+    found = getattr(importlib.import_module(module), attribute, None)
+    # Defined there, not imported. Cython classes may give only the last part of the module's name.
+    home = getattr(found, "__module__", None) or ""
+    return isinstance(found, type) and home.rpartition(".")[2] == module.rpartition(".")[2]
 
 
 def dump_keras(model: Any) -> bytes:
@@ -158,7 +118,7 @@ def load_keras(data: bytes, head_id: str) -> Any:
     Raises
     ------
     DamagedError
-        If the bytes are not such a file, or hold code.
+        If the bytes are not a ``.keras`` file, or hold code.
     """
     from featurestore.backbone.model_files import load_model
 

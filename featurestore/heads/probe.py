@@ -102,10 +102,10 @@ def rank(
     chosen = samples.rows("train", labelled=True)[:limit]
     groups = None if samples.groups is None else samples.groups[chosen]
     y = samples.targets[chosen]
-    parts = _folds(y, groups, folds, seed)
+    splits = _folds(y, groups, folds, seed)
     table = []
     for done, features in enumerate(found, 1):
-        table.append(_probe(features, chosen, y, parts))
+        table.append(_probe(features, chosen, y, splits))
         if on_event is not None:
             on_event(LayerRanked(str(features.key), done, len(found)))
     return sorted(table, key=lambda row: (sort_key(row["score"], row["metric"]), row["dims"]))
@@ -116,15 +116,15 @@ def _dims(features: Features) -> int:
 
 
 def _probe(features: Features, chosen: np.ndarray, y: np.ndarray, folds: Folds) -> dict[str, Any]:
-    X = features.group.read(chosen).reshape(len(chosen), -1)
-    scores = _scores(X, y, folds)
+    X = features.group.read(chosen, np.float32).reshape(len(chosen), -1)
+    scores = _scores(X, y, folds) if folds else None
     return {
         "key": str(features.key),
         "model": features.key.model,
         "layer": features.ref,
         "metric": metrics.primary(str(features.task)),
-        "score": float(np.mean(scores)) if scores else None,
-        "spread": float(np.std(scores)) if scores else None,
+        "score": None if scores is None else float(scores.mean()),
+        "spread": None if scores is None else float(scores.std()),
         "rows": len(chosen),
         "dims": _dims(features),
         "bytes": _dims(features) * features.dtype.itemsize,
@@ -134,41 +134,41 @@ def _probe(features: Features, chosen: np.ndarray, y: np.ndarray, folds: Folds) 
     }
 
 
-def _scores(X: np.ndarray, y: np.ndarray, folds: Folds) -> list[float]:
-    """Fit ridge on the training rows of each fold; score it on the others, where that can be."""
+def _scores(X: np.ndarray, y: np.ndarray, folds: Folds) -> np.ndarray:
+    """Return the accuracy or R² on the held-out rows of each fold."""
     from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+    from sklearn.model_selection import cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    classes = y.dtype.kind == "i"
-    ridge = (RidgeClassifierCV if classes else RidgeCV)(np.array(PROBE_PENALTIES) * X.shape[1])
-    probe = make_pipeline(StandardScaler(copy=False), ridge)
-    scores: list[float | None] = []
-    for train, held_out in folds:
-        if classes and len(np.unique(y[train])) < 2:
-            continue
-        probe.fit(X[train].astype(np.float32), y[train])
-        predicted, truth = probe.predict(X[held_out].astype(np.float32)), y[held_out]
-        if classes:
-            scores.append(float((predicted == truth).mean()))
-        else:
-            scores.append(metrics.regression(truth, predicted)["r2"])
-    return [score for score in scores if score is not None]
+    ridge = RidgeClassifierCV if _are_classes(y) else RidgeCV
+    penalties = np.array(PROBE_PENALTIES) * X.shape[1]
+    return cross_val_score(
+        make_pipeline(StandardScaler(copy=False), ridge(penalties)), X, y, cv=folds
+    )
+
+
+def _are_classes(y: np.ndarray) -> bool:
+    return y.dtype.kind == "i"
 
 
 def _folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Folds:
+    """Return the training and held-out rows of each fold that can be scored."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-    classes = y.dtype.kind == "i"
-    if groups is not None:
-        folds = min(folds, len(np.unique(groups)))
-        if folds < 2:
-            return []
-        splitter = StratifiedGroupKFold if classes else GroupKFold
-        return list(splitter(folds, shuffle=True, random_state=seed).split(y, y, groups))
-    folds = min(folds, len(y))
+    classes = _are_classes(y)
+    folds = min(folds, len(y) if groups is None else len(np.unique(groups)))
     if folds < 2:
         return []
-    smallest = int(np.unique(y, return_counts=True)[1].min()) if classes else 0
-    splitter = StratifiedKFold if smallest >= folds else KFold
-    return list(splitter(folds, shuffle=True, random_state=seed).split(y, y))
+    if groups is not None:
+        splitter = StratifiedGroupKFold if classes else GroupKFold
+    else:
+        rare = classes and np.unique(y, return_counts=True)[1].min() < folds
+        splitter = StratifiedKFold if classes and not rare else KFold
+    found = splitter(folds, shuffle=True, random_state=seed).split(y, y, groups)
+    # A classifier needs two classes to learn from, R² two values to be measured on.
+    return [
+        (train, held_out)
+        for train, held_out in found
+        if len(np.unique(y[train if classes else held_out])) > 1
+    ]

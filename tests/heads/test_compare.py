@@ -197,7 +197,7 @@ def test_the_probe_is_scikit_learn_fitted_on_each_folds_training_rows(
     ridge = RidgeClassifierCV if classes else RidgeCV
     pipeline = make_pipeline(plain, ridge(alphas=np.array(probe.PROBE_PENALTIES) * scale))
     pipeline.fit(X[train].astype("f8"), y[train])
-    (found,) = probe._scores(X, y, [(train, held_out)])
+    (found,) = probe._scores(X.astype("f4"), y, [(train, held_out)])
     if classes:
         assert found == (pipeline.predict(X[held_out].astype("f8")) == y[held_out]).mean()
     else:

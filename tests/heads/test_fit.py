@@ -23,7 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.semi_supervised import LabelPropagation
 from sklearn.svm import SVC
 
-from featurestore.errors import DamagedError, FeatureStoreError, HeadError, IncompleteFeaturesError
+from featurestore.errors import FeatureStoreError, HeadError, IncompleteFeaturesError
 from featurestore.features import Features
 from featurestore.heads import (
     READY,
@@ -38,7 +38,6 @@ from featurestore.heads import (
 )
 from featurestore.heads.candidate import candidate
 from featurestore.store import FeatureStore
-from featurestore.store.blocks import read_json, write_json
 
 
 class Twice(TransformerMixin, BaseEstimator):
@@ -458,30 +457,3 @@ def test_estimators_that_cannot_be_heads(three: Features, estimator: Any, says: 
 def test_a_regressor_that_predicts_nan(numbers: Features) -> None:
     with pytest.raises(HeadError, match="predicts NaN or infinity on the val split"):
         fit_head(numbers, RadiusNeighborsRegressor(0.01))
-
-
-@pytest.mark.parametrize("name", ["ridge", "dense"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"task": "regression"},
-        {"task": "regression", "classes": []},
-        {"classes": []},
-        {"classes": ["ant", "bee"]},
-        {"shape": [13]},
-        {"shape": [12, 1]},
-    ],
-)
-def test_a_document_that_does_not_fit_its_estimator(
-    three: Features, name: str, change: dict[str, Any]
-) -> None:
-    head = fit_head(three, name, {"epochs": 1} if name == "dense" else None)
-    files, path = three.store._files, f"heads/{head.id}/head.json"
-    write_json(files, path, {**read_json(files, path), **change})
-    if (name, change) == ("ridge", {"shape": [12, 1]}):  # as many features
-        assert Head.load(three.store, head.id).shape == (12, 1)
-        return
-    with pytest.raises(DamagedError, match="fit it again with `featurestore train`") as caught:
-        Head.load(three.store, head.id)
-    assert "\n" not in str(caught.value)
-    assert fit_head(three, name, {"epochs": 1} if name == "dense" else None).metrics
