@@ -73,6 +73,8 @@ def refuse_hidden_functions(operation: Any) -> None:
         for value in vars(layer).values() if is_keras(type(layer)) else ():
             if not isinstance(value, FunctionType) or is_keras(value):
                 continue
+            if value.__name__ == "<lambda>":
+                raise BackboneError("uses a lambda, which has no canonical form: use keras.ops")
             if isinstance(keras.activations.serialize(value), str):
                 raise BackboneError(
                     f"uses a function {value.__name__!r} that is not Keras' own of that name: give"

@@ -1,8 +1,8 @@
 """The prefix digest: what decides the activation at a cut, and nothing else.
 
-Each node's digest is made of its own description and the digests of what it takes, so one sweep
-gives the digest of the graph *up to* every layer. Names, training settings, how the model was
-nested and what was built before in the process never enter.
+The digest of a node covers its own description and the digests of its inputs, so one sweep gives
+the digest of the graph *up to* every layer. Names, training settings, nesting and what was built
+before in the process do not enter.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from featurestore.backbone.foreign import (
     refuse_hidden_functions,
     registered,
 )
-from featurestore.backbone.graph import Graph, Node
+from featurestore.backbone.graph import Graph, Node, dissolve
 from featurestore.digests import canonical_number, digest_array, digest_fields
 from featurestore.errors import BackboneError, one_line
 
-# Settings that change how weights come about, or how a layer is called, but not what it computes.
-_IGNORED = {"name", "trainable", "seed", "build_config"}
-_IGNORED_ENDINGS = ("initializer", "regularizer", "constraint")
+# Settings of stock layers that change how weights come about and are trained, but not what the
+# layer computes.
+_TRAINING = {"seed", "trainable"}
+_TRAINING_ENDINGS = ("initializer", "regularizer", "constraint")
 
 # Layers that hand on their input unchanged outside of training.
 _TRANSPARENT = {
@@ -50,11 +51,29 @@ def graph_digests(graph: Graph) -> list[str]:
     digests = [digest_fields({"class": "image"})]
     for node in graph.nodes[1:]:
         inputs = [[digests[parent], output] for parent, output in node.inputs]
-        if _transparent(node):
+        if _is_transparent(node):
             digests.append(digests[node.inputs[0][0]])
-            continue
-        digests.append(digest_fields({**_description(node), "inputs": inputs}))
+        else:
+            digests.append(digest_fields({**_description(node), "inputs": inputs}))
     return digests
+
+
+def training_digest(model: Any) -> str:
+    """Return the digest of what decides how a functional model is trained, its weights apart.
+
+    Dropout, initializers, regularizers and ``trainable`` flags count; names do not.
+    """
+    graph = dissolve(model)
+    layers = {id(node.operation): number for number, node in reversed([*enumerate(graph.nodes)])}
+    calls = [
+        {
+            **_description(node, training=True),
+            "inputs": node.inputs,
+            "layer": layers[id(node.operation)],
+        }
+        for node in graph.nodes[1:]
+    ]
+    return digest_fields({"calls": calls, "outputs": graph.outputs})
 
 
 def weight_digests(graph: Graph) -> list[str]:
@@ -62,7 +81,7 @@ def weight_digests(graph: Graph) -> list[str]:
     own: dict[int, list[str]] = {}
     digests = [digest_fields({"weights": [], "inputs": []})]
     for node in graph.nodes[1:]:
-        if _transparent(node):
+        if _is_transparent(node):
             digests.append(digests[node.inputs[0][0]])
             continue
         key = id(node.operation)
@@ -74,7 +93,7 @@ def weight_digests(graph: Graph) -> list[str]:
 
 
 def precisions(graph: Graph) -> list[str]:
-    """Return for every node the types that were computed with up to it, as ``float32``."""
+    """Return for every node the types that its activation is computed with, as ``float32``."""
     up_to: list[frozenset[str]] = [frozenset()]
     for node in graph.nodes[1:]:
         own = getattr(node.operation, "compute_dtype", None)
@@ -84,9 +103,9 @@ def precisions(graph: Graph) -> list[str]:
 
 
 def refuse_nan(graph: Graph, numbers: Iterable[int]) -> None:
-    """Raise where a weight of some nodes is NaN, which later layers may hide.
+    """Raise BackboneError if a weight of some nodes is NaN, which later layers may hide.
 
-    TensorFlow's max-pooling, for one, passes NaN over.
+    TensorFlow's max-pooling, for one, passes over NaN.
     """
     import numpy as np
 
@@ -106,10 +125,9 @@ def weight_arrays(operation: Any) -> list[Any]:
     return operation.get_weights() if getattr(operation, "weights", None) else []
 
 
-def _transparent(node: Node) -> bool:
-    """Whether a node hands on its input as it is: Keras' own dropout and the like."""
-    # One that sits right on the image still turns it into float, so it counts; so does one on a
-    # later output of a node, whose digest stands for the first.
+def _is_transparent(node: Node) -> bool:
+    # On the image itself it casts to float; on a later output of a split, the digest of the node
+    # stands for the first output only.
     return (
         node.kind in _TRANSPARENT
         and is_keras(type(node.operation))
@@ -118,28 +136,26 @@ def _transparent(node: Node) -> bool:
     )
 
 
-def _description(node: Node) -> dict[str, Any]:
+def _description(node: Node, training: bool = False) -> dict[str, Any]:
     """Return a node's class, settings and constant arguments in canonical JSON form."""
     import keras
 
     operation = node.operation
-    if isinstance(operation, keras.layers.Lambda):
-        raise BackboneError(
-            f"layer {node.name!r} is a Lambda, whose code has no canonical form: replace it by a"
-            " stock layer or by keras.ops"
-        )
     try:
+        if isinstance(operation, keras.layers.Lambda):
+            raise BackboneError(
+                "has code without a canonical form: replace it by a stock layer or by keras.ops"
+            )
         refuse_hidden_functions(operation)
         serial = keras.saving.serialize_keras_object(operation)
-        description = {
+        own = not is_keras(type(operation))
+        return {
             "class": serial.get("registered_name") or serial["class_name"],
-            "config": _canonical(serial["config"]),
-            "arguments": _arguments(node),
+            # A layer of the user's may compute with its seed.
+            "config": canonical_config(serial["config"], training or own),
+            "arguments": canonical_config(node.arguments, training),
+            "code": code_digest(registered(serial)) if own else None,
         }
-        if not is_keras(type(operation)):
-            registered(serial)
-            description["code"] = code_digest(type(operation))
-        return description
     except BackboneError as error:
         raise BackboneError(f"layer {node.name!r} ({node.kind}) {error}") from None
     except Exception as error:  # whatever get_config raises
@@ -148,62 +164,52 @@ def _description(node: Node) -> dict[str, Any]:
         ) from error
 
 
-def _canonical(value: Any) -> Any:
-    """Return a serialized configuration without what does not decide the activation."""
-    if isinstance(value, Mapping):
-        if value.get("class_name") == "DTypePolicy":
-            return value["config"]["name"]
-        lambda_ = set(value) == {"value"} and isinstance(value["value"], tuple)
-        if lambda_ or value.get("class_name") == "__lambda__":
-            raise BackboneError("uses a lambda, which has no canonical form: use keras.ops")
-        plain = {
-            str(key): _canonical(each)
-            for key, each in value.items()
-            # A setting that is None is one that an older Keras may not have had.
-            if each is not None and key not in _IGNORED and not str(key).endswith(_IGNORED_ENDINGS)
-        }
-        if is_foreign(value):
-            plain["code"] = code_digest(registered(value))
-        return plain
-    if isinstance(value, (list, tuple)):
-        return [_canonical(each) for each in value]
-    return _plain(value)
+def canonical_config(value: Any, training: bool = False) -> Any:
+    """Return a serialized configuration, or the arguments of a call, in canonical JSON form.
 
+    Parameters
+    ----------
+    value : JSON value, array, number, slice or KerasTensor, or a container of these
+        Such as ``keras.saving.serialize_keras_object`` gives. Symbolic tensors all count alike.
+    training : bool
+        Keep what matters to training only: initializers, regularizers, constraints, seeds.
 
-def _arguments(node: Node) -> list[Any]:
-    args, kwargs = node.arguments
-    named = {key: value for key, value in kwargs.items() if value is not None}
-    return [_argument(args), _argument(named)]
-
-
-def _argument(value: Any) -> Any:
-    import keras
-
-    if isinstance(value, keras.KerasTensor):
-        return {"input": True}  # which one: "inputs" says, in the same order
-    if isinstance(value, slice):
-        return {"slice": [_argument(each) for each in (value.start, value.stop, value.step)]}
-    if value is Ellipsis:
-        return {"ellipsis": True}
-    if isinstance(value, Mapping):
-        return {str(key): _argument(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_argument(each) for each in value]
-    return _plain(value)
-
-
-def _plain(value: Any) -> Any:
+    Raises
+    ------
+    BackboneError
+        If a value has no canonical form.
+    """
     import keras
     import numpy as np
 
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    if isinstance(value, np.generic):
-        return _plain(value.item())
     if isinstance(value, float):
         return canonical_number(value)
-    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
-        return {"array": digest_array(np.asarray(keras.ops.convert_to_numpy(value)))}
+    if isinstance(value, Mapping):
+        if value.get("class_name") == "DTypePolicy":
+            return value["config"]["name"]
+        plain = {
+            str(key): canonical_config(each, training)
+            for key, each in value.items()
+            # Older releases of Keras lack settings that are None by default.
+            if each is not None
+            and key not in ("name", "build_config")
+            and (training or not (key in _TRAINING or str(key).endswith(_TRAINING_ENDINGS)))
+        }
+        if is_foreign(value):
+            plain["code"] = code_digest(registered(value))
+        return plain
+    if isinstance(value, (list, tuple)):
+        return [canonical_config(each, training) for each in value]
+    if isinstance(value, keras.KerasTensor):
+        return {"input": True}
+    if isinstance(value, slice):
+        return {"slice": canonical_config([value.start, value.stop, value.step])}
+    if value is Ellipsis:
+        return {"ellipsis": True}
     if isinstance(value, np.dtype):
         return value.name
+    if isinstance(value, (np.generic, np.ndarray)) or keras.ops.is_tensor(value):
+        return {"array": digest_array(np.asarray(keras.ops.convert_to_numpy(value)))}
     raise BackboneError(f"has a setting of type {type(value).__name__}: no canonical form")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,6 +108,8 @@ def adopt(
     HeadError
         If it cannot be stored, or does not fit the features or the labels.
     """
+    from featurestore.backbone.identity import canonical_config, training_digest
+
     config = _stock_config(model)
     weights = model.get_weights() if model.built else None
     built_for = _built(type(model), config, features.shape[1:], seed)
@@ -133,9 +135,10 @@ def adopt(
     )
     fields = {
         "class": type(model).__name__,
-        "config": _anonymous(config),
+        "graph": training_digest(built_for),
         "weights": None if weights is None else [digest_array(each) for each in weights],
-        "compiled": compiled and {key: _anonymous(compiled[key]) for key in ("optimizer", "loss")},
+        "compiled": compiled
+        and {key: canonical_config(compiled[key], training=True) for key in ("optimizer", "loss")},
     }
     return network, fields
 
@@ -255,37 +258,6 @@ def _loss(compiled: Mapping[str, Any]) -> tuple[str, bool]:
 def takes_codes(network: Network) -> bool:
     """Whether the network's loss wants class numbers in the place of one-hot rows."""
     return network.compiled is not None and "sparse" in _loss(network.compiled)[0]
-
-
-def _anonymous(value: Any, names: Mapping[str, str] | None = None) -> Any:
-    """Return a serialized configuration without names, which depend on the process.
-
-    Layers are told apart by their place; what refers to a layer by name refers to its place.
-    """
-    if names is None:
-        names = {name: f"layer {place}" for place, name in enumerate(dict.fromkeys(_layers(value)))}
-    if isinstance(value, dict):
-        # The name of a dtype policy is what it is.
-        named = value.get("class_name") == "DTypePolicy"
-        return {
-            key: each if named and key == "config" else _anonymous(each, names)
-            for key, each in value.items()
-            if key not in ("name", "build_config")
-        }
-    if isinstance(value, list | tuple):
-        return [_anonymous(each, names) for each in value]
-    return names.get(value, value) if isinstance(value, str) else value
-
-
-def _layers(value: Any) -> Iterator[str]:
-    """Yield the names of layers in a serialized configuration, in order."""
-    if isinstance(value, dict):
-        if "inbound_nodes" in value:
-            yield value["name"]
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for each in value:
-            yield from _layers(each)
 
 
 def _last(model: keras.Model) -> Any:
