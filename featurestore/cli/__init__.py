@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -15,21 +16,21 @@ from featurestore.cli.quiet import quiet_libraries
 from featurestore.errors import FeatureStoreError, SpecError, nearest
 
 # command -> module of featurestore.cli that defines it, and its line in `featurestore --help`,
-# which so imports none of them.
+# which imports none of these modules.
 _COMMANDS = {
-    "layers": ("backbones", "Where a backbone can be cut, what a cut costs and gives."),
+    "layers": ("backbones", "List the layers of a backbone: what a cut costs and gives."),
     "scan": ("data", "Record the samples, labels and splits of a folder or table."),
-    "extract": ("data", "Compute features at the asked layers; reuse what is stored."),
+    "extract": ("data", "Compute features at the given layers; reuse what is stored."),
     "ls": ("stored", "List the stored features."),
-    "show": ("stored", "Show one feature array, and where it came from."),
+    "show": ("stored", "Show one feature array and where it comes from."),
     "verify": ("stored", "Check every byte that is stored."),
-    "repair": ("stored", "Mend what is damaged, from the images."),
-    "gc": ("stored", "Remove what no data set and no head refers to."),
+    "repair": ("stored", "Compute what is damaged again, from the images."),
+    "gc": ("stored", "Remove what no data set or head refers to."),
     "rank": ("heads", "Rank the stored layers by a quick linear probe."),
     "train": ("heads", "Train one head on stored features."),
-    "sweep": ("heads", "Train the many heads that a file lists."),
+    "sweep": ("heads", "Train the heads that a file lists."),
     "heads": ("heads", "List the trained heads, best first."),
-    "promote": ("models", "Make one Keras model of a head and its backbone."),
+    "promote": ("models", "Join a head and its backbone into one Keras model."),
     "evaluate": ("models", "Measure a promoted model on labelled images."),
     "predict": ("models", "Predict image files with a promoted model."),
     "run": ("run", "Run a pipeline file, from images to a promoted model."),
@@ -37,7 +38,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Commands in the order of the work, each loaded when it is asked for."""
+    """Commands in the order of the work, each imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -74,58 +75,49 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a foreseen error, 2 usage, 130 or 143 interrupted.
+    """Run the command line and exit.
+
+    The status is 0 for done, 1 for a foreseen error, 2 for wrong usage, 130 or 143 for interrupted.
 
     Parameters
     ----------
     args : list of str, optional
-        By default those of the process, which then ends.
+        By default those of the process.
     """
     quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks is no reason to fail.
-        getattr(stream, "reconfigure", _ignore)(errors="backslashreplace")
-    asked = sys.argv[1:] if args is None else args
-    with Interrupts(asked, last=args is None) as interrupts:
-        status = _status(asked, interrupts)
-    sys.exit(status)
+        if isinstance(stream, TextIOWrapper):
+            # Escape names that the encoding of the terminal cannot show.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run(sys.argv[1:] if args is None else args))
 
 
-def _ignore(**options: Any) -> None:
-    pass
-
-
-def _status(args: list[str], interrupts: Interrupts) -> int:
-    try:
-        return _work(args, interrupts)
-    except BaseException as error:
-        # Whichever code a signal came upon may have made another error of it.
-        if not interrupts.struck and not isinstance(error, click.Abort | KeyboardInterrupt):
+def _run(args: list[str]) -> int:
+    with Interrupts(args) as interrupts:
+        try:
+            result: Any = cli.main(args, prog_name="featurestore", standalone_mode=False)
+            return result if isinstance(result, int) else 0
+        except BaseException as error:
+            if isinstance(error.__cause__, EOFError):
+                # click takes the unexpected end of a file for Ctrl-D at a prompt.
+                raise error.__cause__ from None
+            # Libraries may turn KeyboardInterrupt into another error.
+            if interrupts.received or isinstance(error, click.Abort | KeyboardInterrupt):
+                interrupts.report()
+                return interrupts.status
             return _failed(error)
-        if isinstance(error.__cause__, EOFError):
-            # click takes a file's unexpected end for that of the answers on a terminal.
-            raise error.__cause__ from None
-    interrupts.tell()
-    return interrupts.status
-
-
-def _work(args: list[str], interrupts: Interrupts) -> int:
-    try:
-        interrupts.working = True
-        result: Any = cli.main(args, prog_name="featurestore", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    finally:
-        interrupts.working = False
 
 
 def _failed(error: BaseException) -> int:
-    """Say what was foreseen; raise what was not."""
+    """Print a foreseen error and return the exit status; raise any other."""
     if isinstance(error, click.ClickException):
         error.show()
         return error.exit_code
-    if isinstance(error, FeatureStoreError):
+    if isinstance(error, SpecError):
         # A file with several mistakes has a line for each.
-        lines = str(error).splitlines() if isinstance(error, SpecError) else [_one_line(error)]
+        lines = str(error).splitlines()
+    elif isinstance(error, FeatureStoreError):
+        lines = [" ".join(str(error).split())]
     elif isinstance(error, OSError) and error.errno is not None:
         lines = [_os_error(error)]
     else:
@@ -135,16 +127,11 @@ def _failed(error: BaseException) -> int:
     return 1
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _os_error(error: OSError) -> str:
     if error.errno == errno.ENOENT and not error.filename:
-        # What os.getcwd says.
+        # From os.getcwd.
         return "the current folder does not exist any more; change to another one"
-    where = f" ({printable(str(error.filename))})" if error.filename else ""
-    text = f"{error.strerror}{where}"
+    text = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
     if error.errno == errno.ENOSPC:
         return f"{text}; free some space and run the same command again: it resumes"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

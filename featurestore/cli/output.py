@@ -6,37 +6,84 @@ import json
 import re
 import shutil
 import sys
-import textwrap
-import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-_GAP = "  "
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_GAP = 2
 _NARROWEST = 6
-_MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` gives
+_MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout; a number that JSON cannot hold becomes null."""
+    """Print one JSON document on stdout; numbers that JSON cannot represent become null."""
     finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
     click.echo(json.dumps(finite, indent=2))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """Print rows as a table whose columns are ``{field: heading}``; numbers to the right.
+    """Print rows as a table, numbers aligned to the right.
 
-    A pipe gets whole lines. On a terminal that is too narrow the headings break at spaces, then
-    the last column, which is what people copy, goes to lines of its own, then long cells fold.
+    A pipe gets one line a row, however long. On a terminal that is too narrow, cells fold, and
+    the last column, which people copy (keys and ids), moves to a line of its own.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+    columns : mapping of str to str
+        Heading of each field to show, in order.
     """
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    cells = [[cell(row.get(field)) for field in columns] for row in rows]
-    right = [all(_is_number(row.get(field)) for row in rows) for field in columns]
-    head, *body = table_lines(list(columns.values()), cells, right, width)
-    click.echo(click.style(head, bold=True))
-    for line in body:
-        click.echo(line)
+    from rich.console import Console
+
+    cells = [list(columns.values())]
+    cells += [[cell(row.get(field)) for field in columns] for row in rows]
+    numeric = [all(_is_number(row.get(field)) for row in rows) for field in columns]
+    width, copied = _width(cells), None
+    terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if terminal and width > terminal and len(columns) > 1:
+        copied = iter([row.pop() for row in cells][1:])
+        cells[0] = [heading.replace(" ", "\n") for heading in cells[0]]
+        # A newline at the end of each cell leaves a blank line below each row.
+        cells[1:] = [[f"{text}\n" for text in row] for row in cells[1:]]
+        width = max(terminal, _width(cells, numeric))
+    console = Console(file=sys.stdout, force_terminal=terminal is not None, width=width)
+    with console.capture() as captured:
+        console.print(_table(cells, numeric))
+    for line in captured.get().splitlines():
+        text = line.rstrip()
+        click.echo(text if text or copied is None else f"  {next(copied)}")
+
+
+def _table(cells: list[list[str]], numeric: list[bool]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    for heading, right in zip(cells[0], numeric, strict=False):
+        justify: Any = "right" if right else "left"
+        table.add_column(Text(heading), justify=justify, no_wrap=right, overflow="fold")
+    for row in cells[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _width(cells: list[list[str]], numeric: Sequence[bool] = ()) -> int:
+    """Return the columns of a terminal that a table takes; with ``numeric``, when text folds."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(cell_len(line) for text in column for line in text.split("\n"))
+        for column in zip(*cells, strict=True)
+    ]
+    folded = [
+        width if right else min(width, _NARROWEST)
+        for width, right in zip(widths, numeric, strict=False)
+    ]
+    return sum(folded or widths) + _GAP * (len(widths) - 1)
 
 
 def _is_number(value: Any) -> bool:
@@ -44,113 +91,19 @@ def _is_number(value: Any) -> bool:
     return bool(measure) or isinstance(value, int | float | None)
 
 
-def table_lines(
-    headings: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    right: Sequence[bool],
-    width: int | None,
-) -> list[str]:
-    """Lay out a table.
-
-    Parameters
-    ----------
-    headings : sequence of str
-    cells : sequence of sequence of str
-        (row, column)
-    right : sequence of bool
-        Which columns stand to the right.
-    width : int or None
-        Characters of a line; None for as many as it takes.
-
-    Returns
-    -------
-    list of str
-        The headings, which may hold line breaks, then a line or more for each row.
-    """
-    widths = _widths(headings, cells)
-    below = False
-    if width is not None and _total(widths) > width:
-        headings = [heading.replace(" ", "\n") for heading in headings]
-        widths = _widths(headings, cells)
-        if _total(widths) > width and len(widths) > 1:
-            below = True
-            widths = _folded(widths[:-1], right, width)
-    lines = ["\n".join(_row(headings[: len(widths)], widths, right, bottom=True))]
-    for row in cells:
-        lines += _row(row[: len(widths)], widths, right)
-        if below:
-            lines.append(f"{_GAP}{row[-1]}")
-    return lines
-
-
-def _widths(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
-    return [
-        max(_columns(line) for text in column for line in text.split("\n"))
-        for column in zip(headings, *cells, strict=True)
-    ]
-
-
-def _total(widths: Sequence[int]) -> int:
-    return sum(widths) + len(_GAP) * (len(widths) - 1)
-
-
-def _folded(widths: Sequence[int], right: Sequence[bool], width: int) -> list[int]:
-    """Narrow the widest columns of text until the line fits, or none can become narrower."""
-    narrowed = list(widths)
-    texts = [number for number, numeric in enumerate(right[: len(widths)]) if not numeric]
-    while texts and _total(narrowed) > width:
-        widest = max(texts, key=lambda number: narrowed[number])
-        if narrowed[widest] <= _NARROWEST:
-            break
-        narrowed[widest] -= 1
-    return narrowed
-
-
-def _row(
-    texts: Sequence[str], widths: Sequence[int], right: Sequence[bool], *, bottom: bool = False
-) -> list[str]:
-    folded = [
-        [part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""]]
-        for text, width in zip(texts, widths, strict=True)
-    ]
-    height = max(len(each) for each in folded)
-    lines = []
-    for number in range(height):
-        parts = []
-        for each, width, numeric in zip(folded, widths, right, strict=False):
-            at = number - (height - len(each) if bottom else 0)
-            text = each[at] if 0 <= at < len(each) else ""
-            space = " " * (width - _columns(text))
-            parts.append(space + text if numeric else text + space)
-        lines.append(_GAP.join(parts).rstrip())
-    return lines
-
-
-def _columns(text: str) -> int:
-    """Columns of a terminal that a text takes: two for each wide character of East Asia."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in "WF")
-        for each in text
-    )
-
-
 def printable(text: str) -> str:
-    r"""Return a text in which no character can break the line or control the terminal.
+    r"""Escape the characters that could break the line or control the terminal.
 
     Examples
     --------
     >>> printable("two\nlines")
     'two\\nlines'
     """
-    if text.isprintable():
-        return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def cell(value: Any) -> str:
-    """Return a value as a table shows it."""
+    """Format a value for a table."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -167,14 +120,14 @@ def cell(value: Any) -> str:
 
 
 def _param(value: Any) -> str:
-    # As it would be typed after --param: 1e-05 is not 0.000.
+    # As typed after --param: 1e-05 must not become 0.000.
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_param, value))}]"
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
 def size(count: float, unit: str = "B") -> str:
-    """Return a number of bytes, or of another unit, as people write it.
+    """Format a number of bytes, or of another unit.
 
     Examples
     --------

@@ -1,36 +1,36 @@
-"""Events drawn on stderr: bars on a terminal, lines elsewhere."""
+"""Events drawn on stderr: progress bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from featurestore.cli.output import plural, printable
+from featurestore.cli.quiet import load_tensorflow
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-# Without a terminal, long work says this often (in seconds) how far it has come.
+# Without a terminal, long work reports its progress this often, in seconds.
 SAY_EVERY = 60.0
 
 
 class Progress:
     """Draw the events that the library emits; pass the object itself as ``on_event``.
 
-    Events are told apart by the name of their class, so that drawing loads none of the modules
+    Events are recognized by the name of their class, so that drawing does not import the modules
     that emit them.
     """
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._said: dict[str, tuple[float, float, int]] = {}
-        self._extracting = "extract"
+        self._began: dict[str, tuple[float, int]] = {}
+        self._said: dict[str, float] = {}
         self._reused = 0
 
     def __enter__(self) -> Progress:
@@ -40,12 +40,7 @@ class Progress:
             self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -53,146 +48,126 @@ class Progress:
             self.say(f"fit: {plural(self._reused, 'head')} taken from the store")
 
     def __call__(self, event: Any) -> None:
-        """Draw one event; those that have no drawing are passed over."""
-        draw = _DRAWINGS.get(type(event).__name__)
-        if draw is not None:
-            draw(self, event)
+        """Draw one event; those without a drawing are ignored."""
+        name = type(event).__name__
+        if name == "HeadReused":
+            self._reused += 1
+        elif name == "StageSkipped":
+            self._reused = 0
+        if name in _LINES:
+            self.say(_LINES[name](event))
+        if name in _COUNTS:
+            self.count(*_COUNTS[name](event))
 
     def say(self, text: str) -> None:
-        """Write a line, above the bars where there are some."""
-        text = printable(text)
+        """Print a line, above the bars if there are any."""
         if self._bars is None:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
         else:
-            self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            console = self._bars.console
+            console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def count(self, name: str, done: int, total: int, unit: str) -> None:
-        """Draw how far something has come: a bar until it is done, or a line now and then."""
-        if self._bars is None:
-            self._say_now_and_then(name, done, total, unit)
-            return
-        if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=total, unit=unit)
-        self._bars.update(self._tasks[name], completed=done, total=total)
+        """Show how far some work has come: a bar until it is done, or a line now and then."""
+        now = time.monotonic()
+        began, first = self._began.setdefault(name, (now, done))
+        speed = (done - first) / (now - began) if now > began else 0.0
+        if self._bars is not None:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total, text="")
+            text = f"{done:,}/{total:,} {_speed(speed, unit) if speed else ''}"
+            self._bars.update(self._tasks[name], completed=done, total=total, text=text)
+        elif speed and done < total and now - self._said.get(name, began) >= SAY_EVERY:
+            left = (total - done) / speed / 60
+            pace = _speed(speed, unit)
+            self.say(f"{name}: {done:,} of {total:,}, {pace}, about {left:.0f} min left")
+            self._said[name] = now
         if done >= total:
-            self._remove(name)
+            self._forget(name)
 
     @contextmanager
     def busy(self, name: str) -> Iterator[None]:
-        """Show on a terminal that something of unknown length goes on."""
-        if self._bars is None:
-            yield
-            return
-        self._tasks[name] = self._bars.add_task(name, total=None, unit="")
+        """Show on a terminal that Keras works for an unknown time."""
+        if self._bars is not None:
+            self._tasks[name] = self._bars.add_task(name, total=None, text="")
         try:
+            load_tensorflow()
             yield
         finally:
-            self._remove(name)
+            self._forget(name)
 
-    def _remove(self, name: str) -> None:
-        assert self._bars is not None
-        self._bars.remove_task(self._tasks.pop(name))
-
-    def _say_now_and_then(self, name: str, done: int, total: int, unit: str) -> None:
-        now = time.monotonic()
-        began, last, first = self._said.setdefault(name, (now, now, done))
-        if now - last < SAY_EVERY or not first < done < total:
-            return
-        speed = (done - first) / (now - began)
-        left = (total - done) / speed
-        self.say(
-            f"{name}: {done:,} of {total:,}, {_speed(speed, unit)}, about {left / 60:.0f} min left"
-        )
-        self._said[name] = (began, now, first)
-
-    def _scanned(self, event: Any) -> None:
-        self.count("scan", event.done, event.total, "file")
-
-    def _extraction_started(self, event: Any) -> None:
-        layers = ", ".join(event.layers)
-        self.say(f"extract: {plural(event.rows, 'image')} through {event.model} to {layers}")
-        self._extracting = f"extract {event.model}"
-        self.count(self._extracting, 0, event.rows, "img")
-
-    def _rows_computed(self, event: Any) -> None:
-        self.count(self._extracting, event.done, event.total, "img")
-
-    def _waiting_for_others(self, event: Any) -> None:
-        self.say(f"extract: {plural(event.rows, 'image')} left, which other processes compute")
-
-    def _extraction_finished(self, event: Any) -> None:
-        speed = _speed(event.rows / max(event.seconds, 1e-9), "img")
-        self.say(f"extract: {plural(event.rows, 'image')} in {event.seconds:.1f} s, {speed}")
-        self._said.pop(self._extracting, None)
-
-    def _head_fitted(self, event: Any) -> None:
-        split = next((each for each in ("val", "test", "train") if each in event.metrics), None)
-        measured = event.metrics.get(split, {})
-        name = next((each for each in ("accuracy", "r2") if measured.get(each) is not None), None)
-        score = f"{split} {name} {measured[name]:.3f}, " if name else ""
-        self.say(f"fit: {event.head}: {score}{event.seconds:.1f} s")
-
-    def _head_reused(self, event: Any) -> None:
-        self._reused += 1
-
-    def _head_warned(self, event: Any) -> None:
-        self.say(f"fit: {event.head}: {event.text}")
-
-    def _layer_ranked(self, event: Any) -> None:
-        self.count("rank", event.done, event.total, "layer")
-
-    def _epoch_ended(self, event: Any) -> None:
-        self.count(f"fit {event.head}", event.epoch, event.epochs, "epoch")
-
-    def _tuning_started(self, event: Any) -> None:
-        named = [f"{name} {rate:.2g}" for name, rate in event.rates.items()]
-        # A network may have fifty blocks.
-        shown = named if len(named) <= 6 else [*named[:4], "…", named[-1]]
-        self.say(f"fine-tune: rates: {', '.join(shown)}")
-
-    def _tuning_epoch_ended(self, event: Any) -> None:
-        logs = ", ".join(f"{name} {value:.3f}" for name, value in event.logs.items())
-        self.say(f"fine-tune: epoch {event.epoch} of {event.epochs}: {logs}")
-        self.count("fine-tune", event.epoch, event.epochs, "epoch")
-
-    def _proved(self, event: Any) -> None:
-        parity = event.parity
-        self.say(
-            f"proof: {event.what} agrees with the cached head on {plural(parity.rows, 'row')}: "
-            f"classes {parity.agreement:.1%} ({plural(parity.ties, 'tie')}), scores within "
-            f"{parity.max_abs_diff:.2g} where rounding explains {parity.tolerance:.2g}"
-        )
-
-    def _stage_started(self, event: Any) -> None:
-        self.say(f"[{event.stage}] {event.what}")
-
-    def _stage_skipped(self, event: Any) -> None:
-        self._reused = 0
-        self.say(f"[{event.stage}] up to date: {event.what}")
+    def _forget(self, name: str) -> None:
+        self._began.pop(name, None)
+        self._said.pop(name, None)
+        if self._bars is not None and name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
 
 
-_DRAWINGS = {
-    "EpochEnded": Progress._epoch_ended,
-    "ExtractionFinished": Progress._extraction_finished,
-    "ExtractionStarted": Progress._extraction_started,
-    "HeadFitted": Progress._head_fitted,
-    "HeadReused": Progress._head_reused,
-    "HeadWarned": Progress._head_warned,
-    "LayerRanked": Progress._layer_ranked,
-    "Proved": Progress._proved,
-    "RowsComputed": Progress._rows_computed,
-    "Scanned": Progress._scanned,
-    "StageNoted": Progress._stage_started,
-    "StageSkipped": Progress._stage_skipped,
-    "StageStarted": Progress._stage_started,
-    "TuningStarted": Progress._tuning_started,
-    "TuningEpochEnded": Progress._tuning_epoch_ended,
-    "WaitingForOthers": Progress._waiting_for_others,
+def _extraction_finished(event: Any) -> str:
+    speed = _speed(event.rows / max(event.seconds, 1e-9), "img")
+    return f"extract: {plural(event.rows, 'image')} in {event.seconds:.1f} s, {speed}"
+
+
+def _head_fitted(event: Any) -> str:
+    split = next((each for each in ("val", "test", "train") if each in event.metrics), None)
+    measured = event.metrics.get(split, {})
+    name = next((each for each in ("accuracy", "r2") if measured.get(each) is not None), None)
+    score = f"{split} {name} {measured[name]:.3f}, " if name else ""
+    return f"fit: {event.head}: {score}{event.seconds:.1f} s"
+
+
+def _tuning_started(event: Any) -> str:
+    named = [f"{name} {rate:.2g}" for name, rate in event.rates.items()]
+    # A network may have fifty blocks.
+    shown = named if len(named) <= 6 else [*named[:4], "…", named[-1]]
+    return f"fine-tune: rates: {', '.join(shown)}"
+
+
+def _tuning_epoch_ended(event: Any) -> str:
+    logs = ", ".join(f"{name} {value:.3f}" for name, value in event.logs.items())
+    return f"fine-tune: epoch {event.epoch} of {event.epochs}: {logs}"
+
+
+def _proved(event: Any) -> str:
+    parity = event.parity
+    return (
+        f"proof: {event.what} agrees with the cached head on {plural(parity.rows, 'row')}: "
+        f"classes {parity.agreement:.1%} ({plural(parity.ties, 'tie')}), scores within "
+        f"{parity.max_abs_diff:.2g} where rounding explains {parity.tolerance:.2g}"
+    )
+
+
+# The line that an event is printed as.
+_LINES: dict[str, Callable[[Any], str]] = {
+    "ExtractionFinished": _extraction_finished,
+    "ExtractionStarted": lambda event: (
+        f"extract: {plural(event.rows, 'image')} through {event.model} to {', '.join(event.layers)}"
+    ),
+    "HeadFitted": _head_fitted,
+    "HeadWarned": lambda event: f"fit: {event.head}: {event.text}",
+    "Proved": _proved,
+    "StageNoted": lambda event: f"[{event.stage}] {event.what}",
+    "StageSkipped": lambda event: f"[{event.stage}] up to date: {event.what}",
+    "StageStarted": lambda event: f"[{event.stage}] {event.what}",
+    "TuningEpochEnded": _tuning_epoch_ended,
+    "TuningStarted": _tuning_started,
+    "WaitingForOthers": lambda event: (
+        f"extract: waiting for {plural(event.rows, 'image')} that other processes compute"
+    ),
+}
+# The progress that an event reports, as parameters of `Progress.count`.
+_COUNTS: dict[str, Callable[[Any], tuple[str, int, int, str]]] = {
+    "EpochEnded": lambda event: (f"fit {event.head}", event.epoch, event.epochs, "epoch"),
+    "ExtractionStarted": lambda event: ("extract", 0, event.rows, "img"),
+    "LayerRanked": lambda event: ("rank", event.done, event.total, "layer"),
+    "RowsComputed": lambda event: ("extract", event.done, event.total, "img"),
+    "Scanned": lambda event: ("scan", event.done, event.total, "file"),
+    "TuningEpochEnded": lambda event: ("fine-tune", event.epoch, event.epochs, "epoch"),
 }
 
 
 def _speed(speed: float, unit: str) -> str:
-    """Return units a second, or seconds a unit where it is slow; images a second always.
+    """Return units a second, or seconds a unit when that is slow; images always a second.
 
     Examples
     --------
@@ -205,41 +180,18 @@ def _speed(speed: float, unit: str) -> str:
 
 
 def _bars() -> Bars | None:
-    """Return the bars, or None where the terminal cannot redraw a line."""
+    """Return the progress bars, or None on a terminal that cannot redraw a line."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(_speed(task.speed, task.fields["unit"]) if task.speed else "")
-
-    class Done(MofNCompleteColumn):
-        def render(self, task: Task) -> Text:
-            return Text("") if task.total is None else super().render(task)
-
-    class Left(TimeRemainingColumn):
-        def render(self, task: Task) -> Text:
-            return Text("") if task.total is None else super().render(task)
 
     console = Console(stderr=True)
     if console.is_dumb_terminal:
         return None
-    return Bars(
-        TextColumn("{task.description}"),
+    columns = (
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        Done(),
-        Speed(),
-        Left(),
-        console=console,
-        # What is left of them when all is done, or interrupted, says nothing.
-        transient=True,
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
     )
+    return Bars(*columns, console=console, transient=True)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from featurestore.cli.output import (
     print_table,
     printable,
     size,
-    table_lines,
 )
+
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 ROWS: list[dict[str, Any]] = [
     {"name": "logistic", "params": {"C": 1e-5, "units": [64, 32]}, "score": 0.5, "id": "x-123"},
@@ -35,29 +38,40 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-HEADINGS = ["head", "parameters", "val accuracy", "id"]
-CELLS = [["logistic", "C=1e-05 units=[64,32]", "0.500", "x-123"]]
-RIGHT = [False, False, True, False]
+def on_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, rows: Any = ROWS, headings: Any = COLUMNS
+) -> list[str]:
+    """What a terminal shows of a table."""
+    terminal = StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_table(rows, headings)
+    return [line.rstrip() for line in ESCAPE.sub("", terminal.getvalue()).splitlines()]
 
 
-def test_headings_break_before_anything_else() -> None:
-    assert table_lines(HEADINGS, CELLS, RIGHT, 48) == [
-        "                                      val\nhead      parameters             accuracy  id",
-        "logistic  C=1e-05 units=[64,32]     0.500  x-123",
-    ]
+def test_a_wide_terminal_shows_what_a_pipe_gets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_table(ROWS, COLUMNS)
+
+    assert on_terminal(80, monkeypatch) == capsys.readouterr().out.splitlines()
 
 
-def test_then_what_people_copy_goes_to_a_line_of_its_own() -> None:
-    assert table_lines(HEADINGS, CELLS, RIGHT, 44)[1:] == [
-        "logistic  C=1e-05 units=[64,32]     0.500",
+def test_on_a_narrow_terminal_ids_get_a_line_of_their_own_and_cells_fold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert on_terminal(46, monkeypatch) == [
+        "                                        val",
+        "head        parameters             accuracy",
+        "logistic    C=1e-05 units=[64,32]     0.500",
         "  x-123",
+        "größe 日本  -                             -",
+        "  y-456",
     ]
-
-
-def test_then_long_cells_fold_between_words() -> None:
-    assert table_lines(HEADINGS, CELLS, RIGHT, 35)[1:] == [
-        "logistic  C=1e-05             0.500",
-        "          units=[64,32]",
+    assert on_terminal(36, monkeypatch)[2:5] == [
+        "logistic    C=1e-05            0.500",
+        "            units=[64,32]",
         "  x-123",
     ]
 
@@ -65,23 +79,18 @@ def test_then_long_cells_fold_between_words() -> None:
 WORD = st.text("abcxyz-:/", min_size=1, max_size=40)
 
 
-@given(st.lists(st.tuples(WORD, WORD, WORD), min_size=1, max_size=4), st.integers(30, 100))
-def test_lines_keep_to_the_terminal_and_lose_nothing(
+@given(st.lists(st.tuples(WORD, WORD, WORD), min_size=1, max_size=4), st.integers(1, 100))
+def test_a_terminal_loses_nothing_and_keeps_what_is_copied_whole(
     cells: list[tuple[str, str, str]], width: int
 ) -> None:
-    lines = table_lines(["one", "two words", "three"], cells, [False] * 3, width)
+    headings = {number: "" for number in range(3)}
+    rows = [dict(enumerate(each)) for each in cells]
+    with pytest.MonkeyPatch.context() as patch:
+        lines = on_terminal(width, patch, rows, headings)
 
-    copied = max(len(row[2]) for row in cells)
-    assert all(len(part) <= max(width, copied + 2) for line in lines for part in line.split("\n"))
-    shown = Counter("".join("".join(lines[1:]).split()))
+    shown = Counter("".join("".join(lines).split()))
     assert shown == Counter("".join("".join(row) for row in cells))
-
-
-def test_a_terminal_too_narrow_for_anything_still_gets_everything() -> None:
-    text = "".join("".join(table_lines(HEADINGS, CELLS, RIGHT, 1)).split())
-
-    assert "x-123" in text
-    assert "0.500" in text
+    assert all(any(line.endswith(row[2]) for line in lines) for row in cells)
 
 
 def test_json_is_one_document_even_with_what_json_lacks(

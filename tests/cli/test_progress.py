@@ -69,9 +69,10 @@ def test_every_event_of_the_library_is_drawn() -> None:
     unions = (ExtractionEvent, HeadEvent, PipelineEvent, PromotionEvent)
     names = {each.__name__ for union in unions for each in union.__args__} | {"Scanned"}
 
-    # What a started head is for is drawn as soon as it is known: by its epochs, or its end.
-    assert names - set(progress._DRAWINGS) == {"HeadStarted"}
-    assert set(progress._DRAWINGS) <= names
+    drawn = {*progress._LINES, *progress._COUNTS, "HeadReused"}
+    # A started head is drawn by its epochs, or its end.
+    assert names - drawn == {"HeadStarted"}
+    assert drawn <= names
 
 
 def test_heads_from_the_store_are_counted_once(capsys: pytest.CaptureFixture[str]) -> None:

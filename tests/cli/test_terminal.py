@@ -18,7 +18,7 @@ from tests.toys import build_network, featurestore, take_photos
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
-BAR = re.compile(r"extract wide ━.* +(\d+)/600 [\d.,]+ img/s +\d:\d\d:\d\d")
+BAR = re.compile(r"extract ━.* +(\d+)/600 [\d.,]+ img/s +\d:\d\d:\d\d")
 
 
 def on_terminal(

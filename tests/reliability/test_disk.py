@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from featurestore.cli.quiet import _no_descriptor_2
 from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.extraction import RowsComputed, extract
 from featurestore.store import FeatureStore
@@ -505,14 +504,6 @@ def test_what_only_reads_needs_no_room_anywhere(
 
     assert "No usable temporary directory" in error
     assert tree(made.store) == before
-
-
-def test_loading_tensorflow_needs_no_room_for_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    done = []
-    with no_room(), _no_descriptor_2():
-        done.append("loaded")
-    assert done == ["loaded"]
 
 
 def test_a_model_for_which_there_is_no_room(
