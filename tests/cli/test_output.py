@@ -83,7 +83,7 @@ WORD = st.text("abcxyz-:/", min_size=1, max_size=40)
 def test_a_terminal_loses_nothing_and_keeps_what_is_copied_whole(
     cells: list[tuple[str, str, str]], width: int
 ) -> None:
-    headings = {number: "" for number in range(3)}
+    headings = dict.fromkeys(range(3), "")
     rows = [dict(enumerate(each)) for each in cells]
     with pytest.MonkeyPatch.context() as patch:
         lines = on_terminal(width, patch, rows, headings)

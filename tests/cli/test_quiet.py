@@ -3,8 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 PROGRAM = """
 import logging, warnings
 from featurestore.cli.quiet import quiet_libraries
