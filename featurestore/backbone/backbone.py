@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from featurestore.backbone import recognition, sources
+from featurestore.backbone import sources
 from featurestore.backbone.families import application, known_application
 from featurestore.backbone.graph import Graph, flatten
 from featurestore.backbone.network import Network
 from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
-from featurestore.errors import BackboneError, FeatureStoreError
+from featurestore.backbone.recognition import find_preprocessing
+from featurestore.errors import BackboneError
 
 
 class Backbone(Network):
@@ -45,8 +46,7 @@ class Backbone(Network):
         input_size: Size | None = None,
         *,
         include_top: bool = False,
-        resize: str = "stretch",
-        interpolation: str = "bilinear",
+        **options: Any,
     ) -> Backbone:
         """Build a network of ``keras.applications``.
 
@@ -61,8 +61,8 @@ class Backbone(Network):
             Side, or height and width; by default what the network was trained on.
         include_top : bool
             Keep the ImageNet classifier; with ``imagenet`` weights it fixes the input size.
-        resize, interpolation : str
-            See :class:`Preprocessing`.
+        **options
+            ``resize`` and ``interpolation``, see :class:`Preprocessing`.
 
         Raises
         ------
@@ -71,7 +71,12 @@ class Backbone(Network):
         """
         network = known_application(name)
         size = size_pair(input_size or network.size)
-        preprocessing = Preprocessing(size, resize, interpolation, network.scaling)
+        preprocessing = Preprocessing(size, **{"scaling": network.scaling, **options})
+        if preprocessing.scaling != network.scaling:
+            raise BackboneError(
+                f"{network.constructor} has scaling {network.scaling!r}; found --scaling"
+                f" {preprocessing.scaling!r}, which is for model files"
+            )
         chosen = str(weights)
         if chosen not in ("imagenet", "random"):
             chosen = str(Path(weights).absolute())
@@ -80,7 +85,7 @@ class Backbone(Network):
             "name": network.name,
             "weights": chosen,
             "include_top": include_top,
-            **_options(preprocessing),
+            **preprocessing.to_dict(),
         }
         model = sources.build_application(network, chosen, size, include_top)
         return cls(network.name, flatten(model), preprocessing, spec)
@@ -91,11 +96,8 @@ class Backbone(Network):
         path: str | Path,
         *,
         weights: str | Path | None = None,
-        input_size: Size | None = None,
-        scaling: str | None = None,
-        resize: str = "stretch",
-        interpolation: str = "bilinear",
         name: str | None = None,
+        **options: Any,
     ) -> Backbone:
         """Load a functional ``.keras`` or ``.h5`` model, in safe mode.
 
@@ -105,13 +107,12 @@ class Backbone(Network):
             The model file.
         weights : str or path, optional
             A weights file to load over the model's own.
-        input_size : int or (int, int), optional
-            Needed where the model leaves it open; must match where it does not.
-        scaling : {"none", "unit", "tf", "torch", "caffe"}, optional
-            Needed where the model does not show it, by scaling in its graph or by being a
-            network of ``keras.applications``.
         name : str, optional
             By default the file's, without its ending.
+        **options
+            Of :class:`Preprocessing`. ``input_size`` is needed where the model leaves it open, and
+            must match where it does not. ``scaling`` is needed where the model does not show it,
+            by scaling in its graph or by being a network of ``keras.applications``.
         """
         if str(weights) in ("imagenet", "random"):
             raise BackboneError(
@@ -122,75 +123,47 @@ class Backbone(Network):
         if weights is not None:
             sources.load_weights(model, weights)
         graph, found = flatten(model), Path(path)
-        preprocessing = recognition.settle(
-            graph, model.name, input_size, scaling, resize, interpolation
-        )
+        preprocessing = find_preprocessing(graph, model.name, **options)
         spec = {
             "source": "file",
             "path": str(found.absolute()),
             "weights": None if weights is None else str(Path(weights).absolute()),
-            "scaling": preprocessing.scaling,
-            **_options(preprocessing),
             "name": name or found.stem,
+            **preprocessing.to_dict(),
         }
         return cls(name or found.stem, graph, preprocessing, spec)
 
     @classmethod
-    def from_model(
-        cls,
-        model: Any,
-        *,
-        name: str,
-        scaling: str | None = None,
-        input_size: Size | None = None,
-        resize: str = "stretch",
-        interpolation: str = "bilinear",
-    ) -> Backbone:
-        """Take a copy of a functional Keras model, as it is now.
+    def from_model(cls, model: Any, *, name: str, **options: Any) -> Backbone:
+        """Copy a functional Keras model, as it is now.
 
-        The model is not changed, and training it later does not change the backbone. Parameters
-        are those of :meth:`from_file`.
+        The model is not changed, and training it later does not change the backbone. Options are
+        those of :meth:`from_file`.
         """
-        given = flatten(model)
-        preprocessing = recognition.settle(
-            given, model.name, input_size, scaling, resize, interpolation
-        )
-        spec = {
-            "source": "model",
-            "scaling": preprocessing.scaling,
-            **_options(preprocessing),
-            "name": name,
-        }
-        return cls(name, sources.copied(given, preprocessing), preprocessing, spec)
+        graph = flatten(model)
+        preprocessing = find_preprocessing(graph, model.name, **options)
+        spec = {"source": "model", "name": name, **preprocessing.to_dict()}
+        return cls(name, sources.copied(graph, preprocessing), preprocessing, spec)
 
     @classmethod
-    def pixels(
-        cls, input_size: Size = 32, *, resize: str = "stretch", interpolation: str = "bilinear"
-    ) -> Backbone:
+    def pixels(cls, input_size: Size = 32, **options: Any) -> Backbone:
         """Return the backbone without a network: its one layer ``pixels`` gives 0 to 1.
 
-        The baseline that cached features have to beat goes the same way as they do.
+        The baseline that cached features have to beat goes the same way as they do. Options are
+        those of :meth:`from_application`.
         """
         import keras
 
-        size = size_pair(input_size)
-        image = keras.Input((*size, 3), name="image")
+        preprocessing = Preprocessing(size_pair(input_size), **options)
+        image = keras.Input((*preprocessing.input_size, 3), name="image")
         layer = keras.layers.Rescaling(1 / 255.0, name="pixels", dtype="float32")
         model = keras.Model(image, layer(image), name="pixels")
-        preprocessing = Preprocessing(size, resize, interpolation)
-        spec = {"source": "pixels", **_options(preprocessing)}
+        spec = {"source": "pixels", **preprocessing.to_dict()}
         return cls("pixels", flatten(model), preprocessing, spec)
 
     @classmethod
     def open(
-        cls,
-        model: str | Path,
-        *,
-        weights: str | Path | None = None,
-        input_size: Size | None = None,
-        scaling: str | None = None,
-        resize: str = "stretch",
-        interpolation: str = "bilinear",
+        cls, model: str | Path, *, weights: str | Path | None = None, **options: Any
     ) -> Backbone:
         """Make a backbone of what the command line takes as MODEL.
 
@@ -198,50 +171,37 @@ class Backbone(Network):
         ----------
         model : str or path
             A ``keras.applications`` name in any case, a ``.keras`` or ``.h5`` file, or ``pixels``.
+        weights : str or path, optional
+            See :meth:`from_application` and :meth:`from_file`.
+        **options
+            Of :class:`Preprocessing`; None stands for the default.
         """
-        options: dict[str, Any] = {"resize": resize, "interpolation": interpolation}
+        given = {name: value for name, value in options.items() if value is not None}
         text = str(model)
         if text.casefold() == "pixels":
-            return cls.pixels(input_size or 32, **options)
+            return cls.pixels(**given)
         if application(text) is None and (Path(text).is_file() or Path(text).suffix):
-            return cls.from_file(
-                text, weights=weights, input_size=input_size, scaling=scaling, **options
-            )
-        network = known_application(text)
-        if scaling not in (None, network.scaling):
-            raise BackboneError(
-                f"{network.constructor} has scaling {network.scaling!r}; found --scaling"
-                f" {scaling!r}, which is for model files"
-            )
-        return cls.from_application(text, weights or "imagenet", input_size, **options)
+            return cls.from_file(text, weights=weights, **given)
+        return cls.from_application(text, weights or "imagenet", **given)
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Backbone:
-        """Build the backbone that a ``spec`` describes."""
+        """Build the backbone that a ``spec`` describes.
+
+        Raises
+        ------
+        BackboneError
+            If it was made of a Keras model object, or its file is gone.
+        """
         makers: dict[str, Callable[..., Backbone]] = {
             "application": cls.from_application,
             "file": cls.from_file,
             "pixels": cls.pixels,
         }
-        try:
-            options = {key: value for key, value in spec.items() if key != "source"}
-            if options.get("input_size") is not None:
-                options["input_size"] = size_pair(tuple(options["input_size"]))
-            if spec["source"] in makers:
-                return makers[spec["source"]](**options)
-        except FeatureStoreError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # not one of ours
-            raise BackboneError(f"no backbone can be built from {spec}: {error!r}") from error
-        raise BackboneError(
-            f"backbone {spec.get('name')!r} was made of a Keras model object, which only the"
-            " caller has: pass Backbone.from_model(…), or save the model and use its file"
-        )
-
-
-def _options(preprocessing: Preprocessing) -> dict[str, Any]:
-    return {
-        "input_size": list(preprocessing.input_size),
-        "resize": preprocessing.resize,
-        "interpolation": preprocessing.interpolation,
-    }
+        options = {key: value for key, value in spec.items() if key != "source"}
+        if spec["source"] not in makers:
+            raise BackboneError(
+                f"backbone {spec['name']!r} was made of a Keras model object, which only the"
+                " caller has: pass Backbone.from_model(…), or save the model and use its file"
+            )
+        return makers[spec["source"]](**options)

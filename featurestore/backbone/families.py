@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from featurestore.backbone.preprocessing import Scaling
 from featurestore.errors import BackboneError, nearest
 
 
@@ -27,7 +28,7 @@ class Application:
 
     constructor: str
     module: str
-    scaling: str
+    scaling: Scaling
     size: int
     least: int = 32
 
@@ -43,7 +44,7 @@ class Application:
 
 
 def _family(
-    module: str, scaling: str, sizes: dict[str, int], least: int = 32
+    module: str, scaling: Scaling, sizes: dict[str, int], least: int = 32
 ) -> dict[str, Application]:
     return {
         name.lower(): Application(name, module, scaling, size, least)

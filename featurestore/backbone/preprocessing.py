@@ -1,21 +1,20 @@
 """From a decoded image of any size to the numbers that a backbone takes: resize, then scale.
 
-Both are stock Keras layers, so that a promoted model carries the very same ones.
+Both are stock Keras layers, so that a promoted model carries the same ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from featurestore.errors import BackboneError, nearest
-from featurestore.images import DECODER
 
 Size = int | tuple[int, int]  # side, or height and width
-
-RESIZES = ("stretch", "crop", "pad")
-INTERPOLATIONS = ("bilinear", "bicubic", "lanczos3", "lanczos5", "nearest")
-SCALINGS = ("none", "unit", "tf", "torch", "caffe")
+Resize = Literal["stretch", "crop", "pad"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"]
+Scaling = Literal["none", "unit", "tf", "torch", "caffe"]
 
 # The channel statistics of ImageNet that keras.applications.imagenet_utils uses, on 0 to 255.
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
@@ -32,34 +31,50 @@ class Preprocessing:
     input_size : (int, int)
         Height and width that the backbone sees.
     resize : {"stretch", "crop", "pad"}
-        Ignore the aspect ratio; cut the longer side evenly; add black evenly to the shorter one.
+        Ignore the aspect ratio; crop the longer side evenly; pad the shorter one evenly with black.
     interpolation : {"bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"}
-        Always antialiased, except "nearest", which knows no antialiasing.
+        Always antialiased, except "nearest".
     scaling : {"none", "unit", "tf", "torch", "caffe"}
         0 to 255 as it is (the network scales inside); 0 to 1; -1 to 1; ImageNet mean and
         deviation; BGR less ImageNet mean.
-    decoder : str
-        Name of the rule by which files became pixels.
+
+    Raises
+    ------
+    BackboneError
+        If a value is not one of these.
     """
 
     input_size: tuple[int, int]
-    resize: str = "stretch"
-    interpolation: str = "bilinear"
-    scaling: str = "none"
-    decoder: str = DECODER
+    resize: Resize = "stretch"
+    interpolation: Interpolation = "bilinear"
+    scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
-        _one_of("resize rule", self.resize, RESIZES)
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        _one_of("scaling", self.scaling, SCALINGS)
+        for option, type_ in (
+            ("resize", Resize),
+            ("interpolation", Interpolation),
+            ("scaling", Scaling),
+        ):
+            value, allowed = getattr(self, option), get_args(type_)
+            if value not in allowed:
+                raise BackboneError(
+                    f"unknown {option} {value!r}: expected one of {', '.join(allowed)};"
+                    f" {nearest(str(value), allowed)}"
+                )
         if min(self.input_size) < 1:
             raise BackboneError(f"input size {self.input_size} is empty: expected at least 1")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON values."""
+        return {**asdict(self), "input_size": list(self.input_size)}
+
     def fields(self) -> dict[str, Any]:
-        """Return what enters a prefix digest, input size apart."""
+        """Return what enters a prefix digest, the input size apart."""
+        from featurestore.images import DECODER
+
         return {
             "antialias": self.interpolation != "nearest",
-            "decoder": self.decoder,
+            "decoder": DECODER,
             "interpolation": self.interpolation,
             "resize": self.resize,
             "scaling": self.scaling,
@@ -115,17 +130,9 @@ class Preprocessing:
         return layer(images)
 
 
-def size_pair(size: Size) -> tuple[int, int]:
+def size_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width) from one number or two."""
     if isinstance(size, int):
         return size, size
     height, width = (int(side) for side in size)
     return height, width
-
-
-def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise BackboneError(
-            f"unknown {what} {value!r}: expected one of {', '.join(allowed)};"
-            f" {nearest(str(value), allowed)}"
-        )

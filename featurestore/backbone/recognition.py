@@ -1,4 +1,4 @@
-"""How a model that was handed in wants its pixels, where the model itself shows it.
+"""The preprocessing that a model file or object expects, where the model itself shows it.
 
 Two kinds of evidence count: the graph begins by scaling pixels of 0 to 255, or it begins with a
 network of ``keras.applications`` that is known by its name or by its layers' names. Without
@@ -11,8 +11,7 @@ from typing import Any
 
 from featurestore.backbone.families import Application, recognise
 from featurestore.backbone.graph import Graph, Node
-from featurestore.backbone.identity import weight_arrays
-from featurestore.backbone.preprocessing import SCALINGS, Preprocessing, Size, size_pair
+from featurestore.backbone.preprocessing import Preprocessing, Scaling, Size, size_pair
 from featurestore.errors import BackboneError
 
 # They keep the range of the pixels, so evidence may stand behind them.
@@ -34,31 +33,30 @@ _KEEPS_RANGE = {
     "Resizing",
     "Stack",
 }
-_SUMS = {"Add", "Subtract"}
-_FACTORS = {"Divide", "Multiply", "TrueDivide"}
+_SCALES = {"Add", "Divide", "Multiply", "Normalization", "Rescaling", "Subtract", "TrueDivide"}
 # Between what is done to pixels of 0 to 1 (at most a factor of some 4, a mean of some 0.5) and
 # what is done to pixels of 0 to 255 (1/128, 1/255, a mean of some 110).
 _LARGE = 32.0
 
 
-def settle(
+def find_preprocessing(
     graph: Graph,
     model_name: str,
-    input_size: Size | None,
-    scaling: str | None,
-    resize: str,
-    interpolation: str,
+    *,
+    input_size: Size | None = None,
+    scaling: Scaling | None = None,
+    **options: Any,
 ) -> Preprocessing:
-    """Settle the preprocessing of a model that was handed in, from what it shows and what is said.
+    """Return the preprocessing of a model, from what it shows and what the caller says.
 
     Parameters
     ----------
     graph, model_name : Graph, str
         The model.
     input_size, scaling : optional
-        What the caller said.
-    resize, interpolation : str
-        The caller's choice.
+        Needed where the model does not show them.
+    **options
+        Of :class:`Preprocessing`.
 
     Raises
     ------
@@ -69,25 +67,21 @@ def settle(
     if scaling is None:
         scaling, networks = scaling_of(graph, model_name)
     height, width = graph.nodes[0].outputs[0].shape[1:3]
-    sizes = {(network.size, network.size) for network in networks}
-    default = _resized_inside(graph) or (sizes.pop() if len(sizes) == 1 else None)
-    wanted = None if input_size is None else size_pair(input_size)
-    if wanted is None and None in (height, width) and not default:
-        raise BackboneError(
-            f"model {model_name!r} takes images of any size: say which with --input-size N"
-        )
-    size = wanted or tuple(
-        fixed or open_ for fixed, open_ in zip((height, width), default or (0, 0), strict=True)
-    )
-    if any(fixed not in (None, side) for fixed, side in zip((height, width), size, strict=True)):
+    if input_size is not None:
+        size = size_pair(input_size)
+    elif height and width:
+        size = height, width
+    else:
+        size = _usual_size(graph, networks, model_name)
+    if height not in (None, size[0]) or width not in (None, size[1]):
         raise BackboneError(
             f"model {model_name!r} takes images of {height}×{width}; found --input-size"
             f" {size[0]}×{size[1]}"
         )
-    return Preprocessing((int(size[0]), int(size[1])), resize, interpolation, scaling)
+    return Preprocessing(size, scaling=scaling, **options)
 
 
-def scaling_of(graph: Graph, model_name: str) -> tuple[str, list[Application]]:
+def scaling_of(graph: Graph, model_name: str) -> tuple[Scaling, list[Application]]:
     """Return a model's scaling, and the applications that it may have been built as, if any.
 
     Raises
@@ -97,12 +91,12 @@ def scaling_of(graph: Graph, model_name: str) -> tuple[str, list[Application]]:
     """
     if "int" in str(graph.nodes[0].outputs[0].dtype):
         return "none", []  # whole numbers are pixels as they come
-    first = _first_nodes(graph)
-    changes = [node for node in first if _changes_range(node)]
-    if changes:
-        if all(_takes_bytes(node) for node in changes):
+    first = _first_steps(graph)
+    scales = [node for node in first if node.kind in _SCALES]
+    if scales:
+        if all(_takes_bytes(node) for node in scales):
             return "none", []
-        found = f"its first layer {changes[0].name!r} scales, but not clearly from 0 to 255"
+        found = f"its first layer {scales[0].name!r} scales, but not clearly from 0 to 255"
     else:
         layers = {node.name for node in graph.nodes[1:]}
         if len(first) == 1:
@@ -111,83 +105,54 @@ def scaling_of(graph: Graph, model_name: str) -> tuple[str, list[Application]]:
                 return networks[0].scaling, networks
         found = "the graph does not scale them, and it is not a known keras.applications network"
     raise BackboneError(
-        f"model {model_name!r} does not show how it wants its pixels: {found}; say it with"
-        f" --scaling {'|'.join(SCALINGS)}"
+        f"model {model_name!r} does not show which scaling of pixels it expects: {found}; pass"
+        " --scaling none|unit|tf|torch|caffe"
     )
 
 
-def _resized_inside(graph: Graph) -> tuple[int, int] | None:
-    """Return (height, width) where the graph begins by resizing, as a promoted model does."""
-    children = _children(graph)
-    for number in children[0]:
-        operation = graph.nodes[number].operation
-        if graph.nodes[number].kind == "Resizing":
-            return int(operation.height), int(operation.width)
-    return None
+def _usual_size(graph: Graph, networks: list[Application], model_name: str) -> tuple[int, int]:
+    for node in graph.nodes[1:]:
+        if node.kind == "Resizing" and node.inputs == ((0, 0),):  # as in a promoted model
+            return node.operation.height, node.operation.width
+    sizes = {network.size for network in networks}
+    if len(sizes) != 1:
+        raise BackboneError(f"model {model_name!r} takes images of any size: pass --input-size N")
+    return size_pair(sizes.pop())
 
 
-def _children(graph: Graph) -> list[list[int]]:
-    children: list[list[int]] = [[] for _ in graph.nodes]
-    for number, node in enumerate(graph.nodes):
-        for parent, _ in node.inputs:
-            children[parent].append(number)
-    return children
-
-
-def _first_nodes(graph: Graph) -> list[Node]:
+def _first_steps(graph: Graph) -> list[Node]:
     """Return the first nodes on each way from the image that may change its range."""
-    children, found, seen, waiting = _children(graph), [], set(), [0]
-    while waiting:
-        for number in children[waiting.pop(0)]:
-            if number in seen:
-                continue
-            seen.add(number)
-            node = graph.nodes[number]
-            if node.kind in _KEEPS_RANGE or _only_casts(node):
-                waiting.append(number)
+    pixels, found = {0}, []  # the nodes that give pixels as they came
+    for number, node in enumerate(graph.nodes[1:], start=1):
+        if any(parent in pixels for parent, _ in node.inputs):
+            if node.kind in _KEEPS_RANGE:
+                pixels.add(number)
             else:
                 found.append(node)
     return found
 
 
-def _only_casts(node: Node) -> bool:
-    if node.kind != "Rescaling":
-        return False
-    return node.operation.scale == 1.0 and node.operation.offset == 0.0
-
-
-def _changes_range(node: Node) -> bool:
-    return node.kind in _SUMS | _FACTORS | {"Normalization", "Rescaling"}
-
-
 def _takes_bytes(node: Node) -> bool:
-    """Tell whether a scaling step makes sense on pixels of 0 to 255 only."""
-    import numpy as np
+    """Whether a scaling step makes sense on pixels of 0 to 255 only."""
+    import keras
 
-    operation = node.operation
     if node.kind == "Rescaling":
-        return bool(np.max(np.abs(operation.scale)) <= 1 / _LARGE)
+        return _largest(node.operation.scale) <= 1 / _LARGE
     if node.kind == "Normalization":
-        mean = operation.input_mean
-        if mean is None:
-            mean = weight_arrays(operation)[0]
-        return bool(np.max(np.abs(mean)) >= _LARGE)
-    constants = [abs(value) for value in _constants(node)]
+        return _largest(node.operation.mean) >= _LARGE
+    leaves = keras.tree.flatten(node.arguments)
+    constants = [
+        _largest(leaf)
+        for leaf in leaves
+        if leaf is not None and not isinstance(leaf, (keras.KerasTensor, str))
+    ]
     if not constants:
         return False
-    if node.kind == "Multiply":
-        return max(constants) <= 1 / _LARGE
-    return max(constants) >= _LARGE
+    return max(constants) <= 1 / _LARGE if node.kind == "Multiply" else max(constants) >= _LARGE
 
 
-def _constants(node: Node) -> list[float]:
+def _largest(value: Any) -> float:
     import keras
     import numpy as np
 
-    values: list[float] = []
-    for leaf in keras.tree.flatten(node.arguments):
-        if isinstance(leaf, keras.KerasTensor) or leaf is None or isinstance(leaf, (str, bool)):
-            continue
-        array: Any = np.asarray(leaf, dtype=float)
-        values.extend(array.reshape(-1).tolist())
-    return values
+    return float(np.max(np.abs(keras.ops.convert_to_numpy(value))))

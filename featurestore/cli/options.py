@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
+
+from featurestore.backbone.preprocessing import Interpolation, Preprocessing, Resize, Scaling
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -78,19 +80,19 @@ _BACKBONE: dict[str, dict[str, Any]] = {
         "help": "Side of the square that images are resized to, in pixels.",
     },
     "scaling": {
-        "type": click.Choice(["none", "unit", "tf", "torch", "caffe"]),
+        "type": click.Choice(get_args(Scaling)),
         "help": "Pixel scaling of a model file; known for applications.",
     },
     "resize": {
-        "type": click.Choice(["stretch", "crop", "pad"]),
+        "type": click.Choice(get_args(Resize)),
         "help": "How another aspect ratio becomes a square.",
     },
     "interpolation": {
-        "type": click.Choice(["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"]),
+        "type": click.Choice(get_args(Interpolation)),
         "help": "Filter of the resize.",
     },
 }
-_DEFAULTS = {"resize": "stretch", "interpolation": "bilinear"}
+_DEFAULTS = {name: getattr(Preprocessing, name) for name in ("resize", "interpolation")}
 _SHOWN_DEFAULTS = {"weights": "imagenet for an application", **_DEFAULTS}
 
 backbone_options = together(

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from featurestore.backbone import Preprocessing
 from featurestore.errors import (
     DamagedError,
     IncompleteFeaturesError,
@@ -250,8 +251,8 @@ def command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     if spec.get("weights") not in (None, "imagenet"):
         words += ["--weights", spec["weights"]]
     words += ["--input-size", str(height)]
-    for option, usual in (("resize", "stretch"), ("interpolation", "bilinear")):
-        if spec.get(option, usual) != usual:
+    for option in ("resize", "interpolation"):
+        if spec[option] != getattr(Preprocessing, option):
             words += [f"--{option}", spec[option]]
     if spec["source"] == "file":
         words += ["--scaling", spec["scaling"]]

@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.dataset import Splits
 from featurestore.errors import SpecError, nearest
 from featurestore.images import MAX_SIDE
@@ -72,11 +73,9 @@ class VariantSpec(Settings):
     model: Several[str] | None = None
     weights: Several[str] | None = None
     input_size: Several[Side] | None = None
-    scaling: Several[Literal["none", "unit", "tf", "torch", "caffe"]] | None = None
-    resize: Several[Literal["stretch", "crop", "pad"]] | None = None
-    interpolation: (
-        Several[Literal["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"]] | None
-    ) = None
+    scaling: Several[Scaling] | None = None
+    resize: Several[Resize] | None = None
+    interpolation: Several[Interpolation] | None = None
 
 
 class BackboneSpec(VariantSpec):

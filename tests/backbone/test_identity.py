@@ -224,11 +224,9 @@ def test_every_part_of_preprocessing_matters(options):
 
 def test_the_decoder_matters(monkeypatch):
     before = digests()
-    monkeypatch.setattr("featurestore.backbone.preprocessing.Preprocessing.decoder", "other-rule")
-    made = backbone()
-    assert made.prefix_fields("pool")["preprocessing"]["decoder"] == "pillow-rgb-1"
-    object.__setattr__(made.preprocessing, "decoder", "other-rule")
-    assert made.prefix_digest("pool") != before["pool"]
+    assert backbone().prefix_fields("pool")["preprocessing"]["decoder"] == "pillow-rgb-1"
+    monkeypatch.setattr("featurestore.images.DECODER", "other-rule")
+    assert changed(before, digests()) == set(before)
 
 
 def test_precision_matters():

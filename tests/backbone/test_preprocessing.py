@@ -3,17 +3,19 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from featurestore.backbone import INTERPOLATIONS, RESIZES, SCALINGS, Backbone, Preprocessing
+from featurestore.backbone import Backbone, Preprocessing
+from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.errors import BackboneError
 
 QUICK = {("stretch", "bicubic"), ("crop", "lanczos3"), ("pad", "nearest")}
-EVERY_RULE = [(resize, each) for resize in RESIZES for each in INTERPOLATIONS]
+EVERY_RULE = [(resize, each) for resize in get_args(Resize) for each in get_args(Interpolation)]
 PARAMETERS = [
     rule if rule in QUICK or rule[1] == "bilinear" else pytest.param(rule, marks=pytest.mark.slow)
     for rule in EVERY_RULE
@@ -131,7 +133,7 @@ def test_scaling_equals_that_of_keras_and_survives_saving(scaling, expected, bat
 def test_a_global_dtype_policy_leaves_scaling_in_float32(batch):
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        for scaling in SCALINGS:
+        for scaling in get_args(Scaling):
             assert Preprocessing((16, 16), scaling=scaling).scale(batch).dtype == "float32"
     finally:
         keras.config.set_dtype_policy("float32")

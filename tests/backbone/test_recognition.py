@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from featurestore.backbone.graph import flatten
-from featurestore.backbone.recognition import scaling_of, settle
+from featurestore.backbone.recognition import find_preprocessing, scaling_of
 from featurestore.errors import BackboneError
 
 layers = keras.layers
@@ -33,7 +33,6 @@ SHOWN = {
     "division": lambda: [lambda x: x / 255.0],
     "division and difference": lambda: [lambda x: x / 127.5 - 1.0],
     "factor": lambda: [lambda x: x * (1 / 255)],
-    "cast first": lambda: [layers.Rescaling(1.0), layers.Rescaling(1 / 255)],
     "mean": lambda: [lambda x: x[..., ::-1] - np.array([103.9, 116.8, 123.7], "float32")],
 }
 
@@ -68,8 +67,7 @@ def test_anything_else_is_asked_for(case):
 
 
 def settled(graph, **options):
-    chosen = {"input_size": None, "scaling": "none", **options}
-    return settle(graph, "own", resize="stretch", interpolation="bilinear", **chosen)
+    return find_preprocessing(graph, "own", **{"scaling": "none", **options})
 
 
 def test_a_fixed_input_size_is_taken_and_must_match():
@@ -94,7 +92,7 @@ def test_a_model_that_resizes_says_its_size():
 
 def test_a_recognised_network_says_its_size():
     model = keras.applications.VGG16(weights=None, include_top=False)
-    preprocessing = settle(flatten(model), model.name, None, None, "stretch", "bilinear")
+    preprocessing = find_preprocessing(flatten(model), model.name)
     assert (preprocessing.input_size, preprocessing.scaling) == ((224, 224), "caffe")
 
 

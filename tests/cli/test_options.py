@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 import pytest
 
-from featurestore.backbone import INTERPOLATIONS, RESIZES, SCALINGS
 from featurestore.cli import cli
 from featurestore.extraction.planning import DTYPES
 
@@ -13,10 +12,6 @@ from featurestore.extraction.planning import DTYPES
 @pytest.mark.parametrize(
     ("command", "option", "allowed"),
     [
-        ("layers", "resize", RESIZES),
-        ("extract", "resize", RESIZES),
-        ("extract", "interpolation", INTERPOLATIONS),
-        ("extract", "scaling", SCALINGS),
         ("extract", "dtype", DTYPES),
     ],
 )

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
-from featurestore.backbone import INTERPOLATIONS, RESIZES, SCALINGS
 from featurestore.dataset.split import SPLITS
 from featurestore.errors import SpecError
 from featurestore.extraction.planning import DTYPES
 from featurestore.heads.compare import METRICS
 from featurestore.pipeline import PipelineSpec, SpecFile, SweepSpec, read_spec
-from featurestore.pipeline.spec import MOST_MISTAKES, BackboneSpec, ExtractSpec, Metric, Split
+from featurestore.pipeline.spec import MOST_MISTAKES, ExtractSpec, Metric, Split
 from tests.pipeline.test_pipelines_page import literals
 
 LEAST = """name: flowers
@@ -42,9 +41,6 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("annotation", "allowed"),
     [
-        (BackboneSpec.model_fields["resize"].annotation, RESIZES),
-        (BackboneSpec.model_fields["interpolation"].annotation, INTERPOLATIONS),
-        (BackboneSpec.model_fields["scaling"].annotation, SCALINGS),
         (ExtractSpec.model_fields["dtype"].annotation, DTYPES),
         (Metric, METRICS),
         (Split, SPLITS),
