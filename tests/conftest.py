@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.reliability.processes import Commands
 
 # Workers that each take all cores slow each other down. TensorFlow reads this when it is imported.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -24,6 +29,15 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("thorough", deadline=None, max_examples=300)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Run real commands, each in a process of its own, at the price of a fork."""
+    from tests.reliability.processes import Commands
+
+    with Commands() as server:
+        yield server
 
 
 @pytest.hookimpl(tryfirst=True)

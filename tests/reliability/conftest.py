@@ -1,4 +1,4 @@
-"""One server of commands, and two benches, for all that kills and interrupts."""
+"""Two benches for all that kills and interrupts, and a store for all that fails."""
 
 from __future__ import annotations
 
@@ -9,12 +9,6 @@ import pytest
 from tests.reliability.acts import Made, make
 from tests.reliability.bench import Bench
 from tests.reliability.processes import Commands
-
-
-@pytest.fixture(scope="session")
-def commands() -> Iterator[Commands]:
-    with Commands() as server:
-        yield server
 
 
 @pytest.fixture(scope="session")
