@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.reliability.acts import Made, make
 from tests.reliability.bench import Bench
 from tests.reliability.processes import Commands
+
+FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what injects faults, unless it stands for a promise or runs by another mark."""
+    for item in items:
+        others = (item.get_closest_marker(name) for name in ("promise", "soak", "assets"))
+        if FOLDER in item.path.parents and not any(others):
+            item.add_marker("reliability")
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from tests.reliability.acts import (
 )
 from tests.reliability.faults import STEPS, failing
 from tests.reliability.processes import Commands
+from tests.reliability.promises import few
 from tests.toys import Result, featurestore, tree
 
 FAULTS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.ENOENT]
@@ -107,7 +108,7 @@ def assert_clear(said: str, store: Path, *faults: int) -> None:
     assert "then run the command again" in said, said
 
 
-@pytest.fixture(scope="module", params=list(ACTS))
+@pytest.fixture(scope="module", params=few(ACTS, "resumed extraction"))
 def trial(request: pytest.FixtureRequest, made: Made, tmp_path_factory: object) -> Trial:
     folder = tmp_path_factory.mktemp("trial")  # type: ignore[attr-defined]
     return Trial(made, ACTS[request.param], folder)

@@ -34,6 +34,7 @@ from featurestore.digests import EMPTY_CHECKSUM, insert_checksum
 from featurestore.errors import DamagedError, StoreError
 from featurestore.store import FeatureStore
 from tests.reliability.fuzz import small_store
+from tests.reliability.promises import few, promise
 from tests.toys import Result, build_network, featurestore, tree
 
 
@@ -146,6 +147,7 @@ IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
 }
 
 
+@promise
 def test_images_of_every_kind_get_their_verdict(place: Path) -> None:
     for name, (make, _) in IMAGES.items():
         (place / "zoo" / name).parent.mkdir(exist_ok=True)
@@ -164,6 +166,7 @@ def test_images_of_every_kind_get_their_verdict(place: Path) -> None:
     assert report["rows"] == len(sound)
 
 
+@promise
 def test_what_is_no_file_is_set_aside(place: Path) -> None:
     zoo = place / "zoo" / "a"
     zoo.mkdir(parents=True)
@@ -206,6 +209,7 @@ NAMES = [
 ]
 
 
+@promise
 def test_names_of_every_kind_are_read_and_printed_safely(place: Path) -> None:
     (place / "zoo").mkdir()
     for number, name in enumerate(NAMES):
@@ -221,6 +225,7 @@ def test_names_of_every_kind_are_read_and_printed_safely(place: Path) -> None:
     assert not (place / "evil").exists()
 
 
+@promise
 def test_huge_images_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_ROOM", images._Room(100))
     lock, inside, most = threading.Lock(), [0], [0]
@@ -342,7 +347,7 @@ PARTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", few(PARTS, "a Lambda", "a module"))
 def test_models_that_bring_code(
     model: Path, place: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: str
 ) -> None:
@@ -395,6 +400,7 @@ def _rewritten(
             new.writestr(name, data)
 
 
+@promise
 def test_model_files_that_are_not_what_they_seem(model: Path, place: Path) -> None:
     sound = (model / "tiny.keras").read_bytes()
     _rewritten(model / "tiny.keras", place / "deep.keras", **{"config.json": b"[" * 200_000})
@@ -543,7 +549,7 @@ ZARR: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ZARR)
+@pytest.mark.parametrize("name", few(ZARR, "more rows than there are atoms"))
 def test_array_metadata_that_nobody_would_write(
     place: Path, store: FeatureStore, name: str
 ) -> None:
@@ -604,7 +610,7 @@ HEADS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", few(HEADS, "a file above"))
 def test_heads_that_nobody_would_write(place: Path, store: FeatureStore, name: str) -> None:
     from featurestore.heads import Head
 
@@ -669,6 +675,7 @@ def test_a_folder_that_is_a_link_out_of_the_store(
         calm(featurestore("gc", "--yes"))
 
 
+@promise
 def test_a_file_that_is_a_link_out_of_the_store(place: Path, store: FeatureStore) -> None:
     victim = place / "outside" / "kept.txt"
     for path in (f"{GAP}/features/c.0.0", "heads/*/model.skops", "datasets/*/*.parquet"):

@@ -19,6 +19,7 @@ import pytest
 from tests.reliability.bench import EXTRACT, VERBS, Bench
 from tests.reliability.outcomes import blocks, leftovers
 from tests.reliability.processes import HANGS_AFTER, Strike
+from tests.reliability.promises import promise
 from tests.toys import Result
 
 SAYS = "interrupted; what is stored is kept, and this resumes: "
@@ -177,6 +178,7 @@ def interrupted(work: str, after: str = "pass", **options: object) -> tuple[int,
 LINE = f"{SAYS}featurestore 'my photos'\n"
 
 
+@promise
 def test_a_second_signal_does_not_cut_short_what_cleans_up() -> None:
     after = "strike(); print('clean', file=sys.stderr)"
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from featurestore.store import FeatureStore, blocks
 from tests.reliability.faults import Disk, Killed
 from tests.reliability.machine import ROWS, Sources, StoreMachine
+from tests.reliability.promises import promise
 
 SOAK_RUNS = 150
 
@@ -57,6 +58,7 @@ def test_many_orders_of_steps() -> None:
     print(f"\nstate machine: {SOAK_RUNS} runs, {sum(ran.values())} steps, {seconds:.0f} s: {told}")
 
 
+@promise
 def test_a_store_that_dies_while_it_is_made(tmp_path: Path) -> None:
     number, died = 0, True
     while died:

@@ -26,6 +26,7 @@ from featurestore.dataset import Dataset
 from featurestore.errors import ActivationError, BackboneError
 from featurestore.extraction import RowsComputed, extract, plan
 from featurestore.store import FeatureStore
+from tests.reliability.promises import few, promise
 
 layers = keras.layers
 ROOT = Path(__file__).parents[2]
@@ -225,7 +226,7 @@ def assert_agree(world: World, dtype: str, found: np.ndarray, ref: str, rows: An
 
 
 @pytest.mark.parametrize("dtype", STEP)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", few(WAYS, "resumed"))
 def test_the_same_rows_whichever_way_they_came(
     way: str, dtype: str, world: World, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +351,7 @@ def assert_stops_its_block(
 
 @pytest.mark.parametrize("batch_size", [1, 32])
 @pytest.mark.parametrize("dtype", STEP)
-@pytest.mark.parametrize("kind", NOT_FINITE)
+@pytest.mark.parametrize("kind", few(NOT_FINITE, "NaN"))
 def test_one_number_that_is_not_finite_stops_its_block(
     kind: str, dtype: str, batch_size: int, arrays: Dataset, store: FeatureStore
 ) -> None:
@@ -359,6 +360,7 @@ def test_one_number_that_is_not_finite_stops_its_block(
 
 
 @pytest.mark.parametrize("ref", ["end:avg", "end:max"])
+@promise
 def test_a_reduction_does_not_hide_it(ref: str, arrays: Dataset, store: FeatureStore) -> None:
     for compute in (NOT_FINITE["NaN"], NOT_FINITE["infinity"]):
         with pytest.raises(ActivationError, match=f"layer '{ref}' gave 1 activations that are NaN"):
@@ -366,6 +368,7 @@ def test_a_reduction_does_not_hide_it(ref: str, arrays: Dataset, store: FeatureS
 
 
 @pytest.mark.parametrize("sign", [1, -1])
+@promise
 def test_overflow_of_float16_stops_its_block(
     sign: int, arrays: Dataset, store: FeatureStore
 ) -> None:
@@ -391,6 +394,7 @@ def test_the_last_number_of_float16(
     assert not stored_rows(store)
 
 
+@promise
 def test_weights_that_are_nan_store_nothing(arrays: Dataset, store: FeatureStore) -> None:
     diverged = layers.Dense(2, name="diverged", bias_initializer="ones")
     backbone = of_image(lambda x: layers.MaxPooling2D()(diverged(x)))
@@ -412,7 +416,7 @@ class Traced(layers.Layer):
         return shape
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 32])
+@pytest.mark.parametrize("batch_size", few([1, 5, 32], 5))
 def test_a_path_that_disagrees_with_the_plain_layers_stops_before_anything_is_stored(
     batch_size: int, arrays: Dataset, store: FeatureStore
 ) -> None:

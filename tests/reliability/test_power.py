@@ -18,6 +18,7 @@ from featurestore.store import FeatureStore, Place
 from featurestore.store import files as store_files
 from tests.reliability.acts import ACTS, Act, Made, blocks, content, damages, link
 from tests.reliability.faults import Disk, Killed, Step, failing
+from tests.reliability.promises import few, promise
 
 # ---------------------------------------------------------------- what a finished write is
 
@@ -35,7 +36,7 @@ def orders(steps: list[Step]) -> dict[str, list[str]]:
     return found
 
 
-@pytest.fixture(params=list(ACTS))
+@pytest.fixture(params=few(ACTS, "resumed extraction"))
 def act(request: pytest.FixtureRequest) -> Act:
     return ACTS[request.param]
 
@@ -65,6 +66,7 @@ def test_bytes_are_flushed_before_they_get_a_name_and_the_name_before_it_is_repo
             assert str(Path(step.path).parent) in later
 
 
+@promise
 def test_a_write_that_returns_is_on_disk(tmp_path: Path) -> None:
     files = store_files.LocalFiles(str(tmp_path / "store"))
     with failing() as disk:
@@ -84,6 +86,7 @@ def test_a_write_that_returns_is_on_disk(tmp_path: Path) -> None:
     assert disk.steps[-1].path == str(tmp_path / "store" / "a")
 
 
+@promise
 def test_a_file_outside_of_the_store_is_given_its_name_in_the_same_order(tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(b"a model")
     with failing(calls=("look", "open", "fsync", "replace")) as disk:
@@ -212,6 +215,7 @@ def read(store: FeatureStore, place: Place) -> None:
         Head.load(store, place.name.partition("/")[2])
 
 
+@promise
 def test_a_torn_file_is_never_read_as_data(made: Made, tmp_path: Path) -> None:
     link(made.store, tmp_path / "store")
     store = FeatureStore(tmp_path / "store")
@@ -239,6 +243,7 @@ def test_a_torn_file_is_never_read_as_data(made: Made, tmp_path: Path) -> None:
     assert not damages(Path(store.location))
 
 
+@promise
 def test_blocks_that_vanished_are_computed_again(made: Made, tmp_path: Path) -> None:
     store = tmp_path / "store"
     link(made.store, store)

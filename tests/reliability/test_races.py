@@ -29,6 +29,7 @@ from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.store.key import encode_segment
 from tests.reliability.acts import blocks, damages, temporary
 from tests.reliability.processes import HANGS_AFTER, Commands, Running, Strike
+from tests.reliability.promises import promise
 from tests.toys import Result, build_network, featurestore, take_photos, tree
 
 ROWS = 60
@@ -152,6 +153,7 @@ def share(arena: Arena, count: int) -> int:
     return written(results) - ROWS
 
 
+@promise
 def test_processes_that_begin_together_compute_each_block_once(arena: Arena) -> None:
     assert share(arena, 4) == 0
 
@@ -442,6 +444,7 @@ def test_a_reader_of_features_that_are_replaced_gets_them_or_an_error(
 # ---------------------------------------------------------------- one process
 
 
+@promise
 def test_two_threads_share_an_extraction(arena: Arena, tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store")
     dataset = Dataset.from_folder(arena.folder / "photos")
