@@ -161,7 +161,7 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
     Example:
       featurestore sweep sweep.yaml
     """
-    from featurestore.heads import heads
+    from featurestore.heads import list_heads
     from featurestore.pipeline import run_sweep
 
     opened = FeatureStore(store, create=False)
@@ -171,7 +171,7 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
     rows = [
         row
         for name in {head.lineage["dataset"]["name"] for head in found}
-        for row in heads(opened, name)
+        for row in list_heads(opened, name)
         if row["head"] in fitted
     ]
     print_json(rows) if as_json else print_heads(rows)
@@ -201,10 +201,10 @@ def heads_command(
     Example:
       featurestore heads photos
     """
-    from featurestore.heads import heads
+    from featurestore.heads import list_heads
 
     opened = FeatureStore(store, create=False)
-    rows = heads(opened, dataset, sort, **variant)
+    rows = list_heads(opened, dataset, sort, **variant)
     if as_json:
         print_json(rows)
     elif rows:

@@ -1,18 +1,19 @@
-"""Heads on stored features: fit, measure, keep, list, compare, rank layers.
+"""Heads on stored features: fit, measure, save, list, compare; rank layers.
 
 ::
 
-    ready       heads by name, their parameters    candidate     what is asked for, made definite
-    network     Keras heads: how they are built    identity      an estimator in canonical form
-    training    Keras heads: how they are trained  fit           check, fit, measure, keep
-    rows        what heads learn from, read once   head          a fitted head: predict, save, load
-    metrics     how good predictions are           persist       files without pickle
-    compare     heads best first, grids            probe         layers ranked
-    stale       heads on a former state of data    events       what fitting tells
+    registry    heads by name                      candidate   what to fit, checked, with its id
+    network     ready-made Keras heads             adopted     Keras models of the user's
+    identity    an estimator in canonical form     persist     estimators as files, without pickle
+    fit         fit, measure and save heads        training    fit a Keras head
+    rows        the rows of each split             metrics     how good predictions are
+    head        a fitted head: predict, save       measure     a head's metrics on each split
+    schema      of a head's JSON document          stale       heads on a former state of the data
+    compare     heads listed best first            probe       layers ranked
+    events      events of fitting and ranking
 """
 
-from featurestore.heads.candidate import check_named
-from featurestore.heads.compare import best, expand, heads
+from featurestore.heads.compare import best, list_heads
 from featurestore.heads.events import (
     EpochEnded,
     HeadEvent,
@@ -22,14 +23,15 @@ from featurestore.heads.events import (
     HeadWarned,
     LayerRanked,
 )
-from featurestore.heads.fit import check_labels, fit_head, fit_heads
+from featurestore.heads.fit import fit_head, fit_heads
 from featurestore.heads.head import Head
 from featurestore.heads.probe import rank
-from featurestore.heads.ready import DENSE, READY, ReadyHead
+from featurestore.heads.registry import KERAS_HEADS, SKLEARN_HEADS, check_named
+from featurestore.heads.rows import check_labels
 
 __all__ = [
-    "DENSE",
-    "READY",
+    "KERAS_HEADS",
+    "SKLEARN_HEADS",
     "EpochEnded",
     "Head",
     "HeadEvent",
@@ -38,13 +40,11 @@ __all__ = [
     "HeadStarted",
     "HeadWarned",
     "LayerRanked",
-    "ReadyHead",
     "best",
     "check_labels",
     "check_named",
-    "expand",
     "fit_head",
     "fit_heads",
-    "heads",
+    "list_heads",
     "rank",
 ]

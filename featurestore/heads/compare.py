@@ -1,41 +1,22 @@
-"""Which head is best: heads listed best first, the best of some, grids of parameters."""
+"""Comparing heads: listed best first, and the best of some."""
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError, nearest
 from featurestore.heads import metrics
-from featurestore.heads.document import fault
 from featurestore.heads.head import Head
+from featurestore.heads.rows import SPLITS
+from featurestore.heads.schema import find_fault
 from featurestore.heads.stale import stale, state
 from featurestore.store.variants import Variant
 
 if TYPE_CHECKING:
     from featurestore.store import FeatureStore
-
-SPLITS = ("val", "test", "train")
-METRICS = (*metrics.CLASSIFICATION, *metrics.REGRESSION)
-
-
-def expand(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return every combination of a parameter grid, the last parameter changing quickest.
-
-    Examples
-    --------
-    >>> expand({"C": [0.1, 1], "penalty": ["l1", "l2"]})[1]
-    {'C': 0.1, 'penalty': 'l2'}
-    >>> expand({})
-    [{}]
-    """
-    for name, values in grid.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise HeadError(f"grid of {name!r} is {values!r}; expected a list of values")
-    return [dict(zip(grid, each, strict=True)) for each in itertools.product(*grid.values())]
 
 
 def parse_metric(text: str | None, task: str) -> tuple[str, str]:
@@ -50,8 +31,8 @@ def parse_metric(text: str | None, task: str) -> tuple[str, str]:
     split = split or "val"
     if split not in SPLITS:
         raise HeadError(f"no split {split!r} in {text!r}; {nearest(split, SPLITS)}")
-    if metric not in METRICS:
-        raise HeadError(f"no metric {metric!r}; {nearest(metric, METRICS)}")
+    if metric not in metrics.METRICS:
+        raise HeadError(f"no metric {metric!r}; {nearest(metric, metrics.METRICS)}")
     return split, metric
 
 
@@ -70,38 +51,39 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     heads : sequence of Head
         Fitted on one state of one data set: on the same rows, labels and splits.
     metric : str, optional
-        ``"accuracy"`` or ``"test.macro_f1"``, say; accuracy or R² on the validation split by
-        default.
+        Such as ``"accuracy"`` or ``"test.macro_f1"``; by default, accuracy or R² on the validation
+        split.
 
     Raises
     ------
     HeadError
-        If no head has the metric, as without rows in the split; if the heads were fitted on
-        different data, so that their metrics cannot be compared.
+        If no head has the metric, for example because the split has no rows; if the heads were
+        fitted on different data, so that their metrics cannot be compared.
     """
     if not heads:
         raise HeadError("there are no heads to choose from; fit some with `featurestore train`")
-    states = {state(head.lineage): head.lineage["dataset"]["name"] for head in heads}
-    if len(states) > 1:
+    datasets = {state(head.lineage): head.lineage["dataset"]["name"] for head in heads}
+    if len(datasets) > 1:
+        names = sorted({repr(name) for name in datasets.values()})
         raise HeadError(
-            f"the heads were fitted on {len(states)} states of {_names(states.values())}, whose "
+            f"the heads were fitted on {len(datasets)} states of "
+            f"data set{'s' if len(names) > 1 else ''} {', '.join(names)}, whose "
             "metrics cannot be compared; choose among those of one (`featurestore heads` marks "
             "the stale ones)"
         )
     split, name = parse_metric(metric, heads[0].task)
-    values = [head.metrics.get(split, {}).get(name) for head in heads]
-    if all(value is None for value in values):
+    values = {head.id: head.metrics.get(split, {}).get(name) for head in heads}
+    if all(value is None for value in values.values()):
         dataset = heads[0].lineage["dataset"]["name"]
         raise HeadError(
             f"no head on data set {dataset!r} has {name!r} on the {split} split, to choose by; "
             f"give the data set such rows with `featurestore scan --{split} F`, or choose by "
             "another metric"
         )
-    order = sorted(range(len(heads)), key=lambda index: sort_key(values[index], name))
-    return heads[order[0]]
+    return min(heads, key=lambda head: sort_key(values[head.id], name))
 
 
-def heads(
+def list_heads(
     store: FeatureStore,
     dataset: str | None = None,
     sort_metric: str | None = None,
@@ -109,19 +91,19 @@ def heads(
 ) -> list[dict[str, Any]]:
     """List the heads of a store by data set, best first. Loads neither scikit-learn nor Keras.
 
-    Only like is ranked with like: heads that were fitted on the present state of one data set
-    (`FeatureStore.datasets`). After them come its stale heads, newest first: fitted on other
-    samples, labels or splits, or on part of the rows, their metrics cannot be compared.
+    Only heads that were fitted on the present state of a data set are ranked with each other. After
+    them come its stale heads, newest first: fitted on other samples, labels or splits, or on part
+    of the rows, their metrics cannot be compared.
 
     Parameters
     ----------
     store : FeatureStore
     dataset : str, optional
-        Only those fitted on this data set: a name, or a path that was scanned.
+        Only heads that were fitted on this data set: a name, or a path that was scanned.
     sort_metric : str, optional
         As in `best`. Heads without it come last, before the stale ones.
     **variant
-        Only those on features of this ``input_size``, ``resize``, ``weights``, …: as in `stored`.
+        Only heads on features of this ``input_size``, ``resize``, ``weights``, …: as in `stored`.
 
     Returns
     -------
@@ -129,79 +111,76 @@ def heads(
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
         ``stale`` (None, or what differs from the present state: ``"labels (5), splits (12)"``),
         ``model``, ``layer``, ``name``, ``kind``, ``params``, ``seed``, ``val_accuracy`` and
-        ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such rows), what is sorted
-        by, ``metrics`` by split, ``prefix`` (first digits of the prefix digest), the fields of
-        `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
+        ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such rows), the metric that
+        they are sorted by, ``metrics`` by split, ``prefix`` (first digits of the prefix digest),
+        the fields of `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
     """
     asked = Variant(**variant)
+    documents = _valid(store)
     if dataset is not None:
-        dataset = _dataset_name(store, dataset)
+        dataset = _dataset_name(store, dataset, documents)
     if sort_metric is not None:
         parse_metric(sort_metric, "")
-    metas = [
-        meta
-        for meta in documents(store)
-        if (dataset is None or meta["lineage"]["dataset"]["name"] == dataset)
-        and Variant.of(meta["lineage"]).fits(asked)
+    documents = [
+        each
+        for each in documents
+        if dataset in (None, each["lineage"]["dataset"]["name"])
+        and Variant.of(each["lineage"]).fits(asked)
     ]
     rows, order = [], {}
-    for meta, differs in zip(metas, stale(store, metas), strict=True):
-        split, metric = parse_metric(sort_metric, meta["task"])
-        rows.append({**_row(meta, split, metric), "stale": differs})
-        order[meta["id"]] = sort_key(rows[-1][f"{split}_{metric}"], metric)
+    for each, differs in zip(documents, stale(store, documents), strict=True):
+        split, metric = parse_metric(sort_metric, each["task"])
+        row = {**_row(each, split, metric), "stale": differs}
+        rows.append(row)
+        order[row["head"]] = sort_key(row[f"{split}_{metric}"], metric)
     rows.sort(key=lambda row: (row["created"], row["head"]))
     former = [row for row in reversed(rows) if row["stale"]]
-    fresh = [row for row in rows if not row["stale"]]
-    fresh.sort(key=lambda row: order[row["head"]])
-    return sorted([*fresh, *former], key=lambda row: str(row["dataset"]))
+    present = [row for row in rows if not row["stale"]]
+    present.sort(key=lambda row: order[row["head"]])
+    return sorted([*present, *former], key=lambda row: str(row["dataset"]))
 
 
-def documents(store: FeatureStore) -> list[dict[str, Any]]:
+def _valid(store: FeatureStore) -> list[dict[str, Any]]:
     """Return the documents of the heads; invalid ones are left out, with a warning."""
     found = []
-    for meta in store.heads():
-        wrong = fault(meta)
-        if wrong is None:
-            found.append(meta)
+    for document in store.heads():
+        fault = find_fault(document)
+        if fault is None:
+            found.append(document)
         else:
             warnings.warn(
-                f"head {meta['id']!r} is left out: {wrong}; fit it again with `featurestore train`",
+                f"head {document['id']!r} is left out because its document is not valid: {fault}; "
+                "fit it again with `featurestore train`",
                 FeatureStoreWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
     return found
 
 
-def _row(meta: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
-    usual = metrics.primary(meta["task"])
+def _row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
+    usual = metrics.primary(document["task"])
     columns = dict.fromkeys([("val", usual), ("test", usual), (split, metric)])
-    origin = meta["lineage"]
+    measured, origin = document["metrics"], document["lineage"]
     return {
-        "head": meta["id"],
+        "head": document["id"],
         "dataset": origin["dataset"]["name"],
         "manifest": origin["dataset"]["manifest_digest"],
         "model": origin["features"]["model"],
         "layer": origin["features"]["ref"],
-        "name": meta["name"],
-        "kind": meta["kind"],
-        "params": meta["params"],
-        "seed": meta["seed"],
-        **{f"{part}_{each}": meta["metrics"].get(part, {}).get(each) for part, each in columns},
-        "metrics": meta["metrics"],
+        "name": document["name"],
+        "kind": document["kind"],
+        "params": document["params"],
+        "seed": document["seed"],
+        **{f"{part}_{each}": measured.get(part, {}).get(each) for part, each in columns},
+        "metrics": measured,
         "prefix": short(origin["features"]["prefix_digest"]),
         **Variant.of(origin).to_dict(),
         "created": origin["created"],
     }
 
 
-def _names(names: Iterable[str]) -> str:
-    found = sorted({repr(name) for name in names})
-    return f"data set{'s' if len(found) > 1 else ''} {', '.join(found)}"
-
-
-def _dataset_name(store: FeatureStore, text: str) -> str:
-    known = {meta["lineage"]["dataset"]["name"] for meta in documents(store)}
-    if text in known:
+def _dataset_name(store: FeatureStore, text: str, documents: Sequence[Mapping[str, Any]]) -> str:
+    if text in {each["lineage"]["dataset"]["name"] for each in documents}:
         return text
     try:
         return store.dataset(text).name

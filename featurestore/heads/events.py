@@ -1,4 +1,4 @@
-"""What fitting tells while it works: small frozen events that a caller may draw."""
+"""Events of fitting and ranking, which a caller may draw."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class HeadReused:
-    """The store holds this very head; nothing was fitted."""
+    """The head is in the store already; nothing was fitted."""
 
     head: str
 
@@ -24,16 +24,16 @@ class HeadStarted:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """A Keras head has seen the training rows once more.
+    """A Keras head has finished an epoch.
 
     Attributes
     ----------
     head : str
         Its id.
     epoch, epochs : int
-        How many are done, of how many.
+        Epochs done, and all.
     logs : mapping of str to float
-        ``loss`` and ``accuracy``, and the same with ``val_`` where there are validation rows.
+        ``loss`` and ``accuracy``, and the same with ``val_`` if there are validation rows.
     """
 
     head: str
@@ -44,7 +44,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class HeadWarned:
-    """The estimator warned while it was fitted, such as of a solver that has not converged."""
+    """A problem of a head, such as a solver that has not converged."""
 
     head: str
     text: str
@@ -52,7 +52,7 @@ class HeadWarned:
 
 @dataclass(frozen=True)
 class HeadFitted:
-    """A head is fitted, measured and, where asked, saved; ``seconds`` is its wall time."""
+    """A head has been fitted and measured, in ``seconds`` of wall time."""
 
     head: str
     metrics: Mapping[str, Mapping[str, Any]]

@@ -1,22 +1,20 @@
-"""Fitting heads on stored features: check, decide, read once, fit, measure, keep."""
+"""Fitting heads on stored features: check, read once, fit, measure, save."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.errors import DamagedError, HeadError, one_line
-from featurestore.heads import metrics
 from featurestore.heads.candidate import Candidate, candidate, checked_seed
 from featurestore.heads.events import (
     EpochEnded,
-    HeadEvent,
     HeadFitted,
     HeadReused,
     HeadStarted,
@@ -24,10 +22,11 @@ from featurestore.heads.events import (
     OnEvent,
 )
 from featurestore.heads.head import Head
-from featurestore.heads.rows import SPLITS, Rows
+from featurestore.heads.measure import measure
+from featurestore.heads.rows import Rows, check_labels
+from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    from featurestore.dataset import Dataset
     from featurestore.features import Features
 
 # What to fit: a name, estimator or model, alone or with its parameters.
@@ -47,27 +46,28 @@ def fit_head(
 ) -> Head:
     """Fit a head on the training rows of stored features, and measure it on every split.
 
-    The same head on the same features, labels and splits is fitted once: asked for again, it is
-    loaded from the store.
+    The same head on the same features, labels and splits is fitted once, then loaded from the
+    store.
 
     Parameters
     ----------
     features : Features
         Of a labelled data set.
     estimator : str, scikit-learn estimator or keras.Model
-        A ready-made name (see `featurestore.heads.READY`); the class name or import path of a
-        scikit-learn estimator, several joined by ``+`` for a pipeline; an estimator or pipeline;
-        or a Keras model of Keras' own layers that gives (row, class), built or not, compiled or
-        not. What is passed is not changed.
+        A ready-made name (see docs/heads.md); the class name or import path of a scikit-learn
+        estimator, several joined by ``+`` for a pipeline; an estimator or pipeline; or a Keras
+        model of Keras' own layers with outputs (row, class), built or not, compiled or not.
+        The object itself is not changed.
     params : mapping, optional
         Parameters of the estimator; of the last step of a pipeline, or ``step__parameter`` of
         any. A Keras model takes ``epochs``, ``batch_size`` and ``learning_rate``.
     seed : int
-        Of everything random: ``random_state`` where it is None, initial weights, dropout, order.
+        Of everything random: each ``random_state`` that is None, initial weights, dropout, order
+        of rows.
     epochs, batch_size : int, optional
         Of a Keras head; the same as in ``params``.
     save : bool
-        Whether to keep the head in the features' store.
+        Whether to save the head in the features' store.
     on_event : callable, optional
         Receives each `HeadEvent`.
 
@@ -78,8 +78,8 @@ def fit_head(
     Raises
     ------
     HeadError
-        For an unknown head or parameter; for labels that nothing can be learnt from; for an
-        estimator that cannot be stored without pickle.
+        For an unknown head or parameter, labels that no head can learn from, or an estimator that
+        cannot be stored without pickle.
     IncompleteFeaturesError, DamagedError
         If rows were never extracted, or cannot be read.
 
@@ -92,7 +92,7 @@ def fit_head(
     given = {"epochs": epochs, "batch_size": batch_size}
     given = {key: each for key, each in given.items() if each is not None}
     if given:
-        params = {**(params or {}), **given}
+        params = {**dict(params or {}), **given}
     return fit_heads(features, [(estimator, params)], seed=seed, save=save, on_event=on_event)[0]
 
 
@@ -121,12 +121,12 @@ def fit_heads(
         In the order of ``wanted``.
     """
     check_labels(features.dataset)
-    tell = on_event or _ignore
     seed = checked_seed(seed)
     pairs = [each if isinstance(each, tuple | list) else (each, None) for each in wanted]
     candidates = [candidate(each, params, features, seed) for each, params in pairs]
     rows = Rows(features)
-    _check_completed(rows)
+    rows.check_enough()
+    fitting = _Fitting(rows, seed, save, on_event or (lambda event: None))
     heads: dict[str, Head] = {}
     left = list({each.id: each for each in candidates}.values())
     dataset, store = features.dataset, features.store
@@ -134,14 +134,14 @@ def fit_heads(
         store.check_writable()
     with store.fitting_on(features.key, dataset.name, dataset.manifest_digest):
         if save:
-            store.keep_manifest(dataset)  # Never added, or gc was quicker.
-        # Other processes may fit some of them: those come last, and are then stored.
+            store.keep_manifest(dataset)  # It may never have been added, or gc removed it.
+        # Heads that other processes are fitting come last; they are in the store by then.
         while left:
             others = []
             for each in left:
                 with store.claim_head(each.id) as mine:
                     if mine:
-                        heads[each.id] = _stored_or_fitted(each, rows, seed, save, tell)
+                        heads[each.id] = fitting.head(each)
                     else:
                         others.append(each)
             if others:
@@ -151,158 +151,87 @@ def fit_heads(
     return [heads[each.id] for each in candidates]
 
 
-def _stored_or_fitted(each: Candidate, rows: Rows, seed: int, save: bool, tell: OnEvent) -> Head:
-    head = _stored(each, rows.features)
-    if head is not None:
-        if save:
-            rows.features.store.settle_head(head.id)
-        tell(HeadReused(head.id))
+@dataclass(frozen=True)
+class _Fitting:
+    """What all heads of one call have in common."""
+
+    rows: Rows
+    seed: int
+    save: bool
+    on_event: OnEvent
+
+    def head(self, each: Candidate) -> Head:
+        """Return a head from the store, or fit it."""
+        store = self.rows.features.store
+        if store.has_head(each.id):
+            try:
+                head = Head.load(store, each.id)
+            except DamagedError:
+                pass  # Its message says to fit the head again.
+            else:
+                if self.save:
+                    store.settle_head(head.id)
+                self.on_event(HeadReused(head.id))
+                return head
+        head = self._fit(each)
+        if self.save:
+            head.save(store)
         return head
-    head = _fit(each, rows, seed, tell)
-    if save:
-        head.save(rows.features.store)
-    return head
 
-
-def _ignore(event: HeadEvent) -> None:
-    pass
-
-
-def check_labels(dataset: Dataset) -> None:
-    """Raise HeadError where no head can be learnt from the labels of a data set."""
-    again = "`featurestore scan`"
-    if dataset.task is None:
-        raise HeadError(
-            f"data set {dataset.name!r} has no labels, which heads learn from; scan a folder with "
-            f"a sub-folder for each class, or a table with a column of labels, with {again}"
+    def _fit(self, each: Candidate) -> Head:
+        started = time.perf_counter()
+        rows, features = self.rows, self.rows.features
+        self.on_event(HeadStarted(each.id, rows.count("train")))
+        problems = rows.problems()
+        history: dict[str, list[float]] = {}
+        if each.kind == "keras":
+            estimator, history = self._fit_keras(each)
+            classes = tuple(features.classes)
+        else:
+            estimator, warned = _fit_sklearn(each, rows)
+            problems += warned
+            classes = () if rows.task == "regression" else _classes(estimator, rows)
+        for text in problems:
+            self.on_event(HeadWarned(each.id, text))
+        head = Head(
+            id=each.id,
+            name=each.name,
+            kind=each.kind,
+            estimator=estimator,
+            task=rows.task,
+            classes=classes,
+            shape=features.shape[1:],
+            params=each.params,
+            seed=self.seed,
+            metrics={},
+            history=history,
+            problems=tuple(problems),
+            lineage=_lineage(features, each),
+            store=features.store,
         )
-    train = dataset.rows("train", labelled=True)
-    if not len(train):
-        raise HeadError(
-            f"data set {dataset.name!r} has no labelled rows in its train split; "
-            f"split it again with {again} --val F --test F"
+        metrics = measure(head, rows)
+        seconds = time.perf_counter() - started
+        head = replace(
+            head, metrics=metrics, lineage={**head.lineage, "seconds": round(seconds, 3)}
         )
-    if dataset.task == "regression":
-        return
-    targets = dataset.targets[dataset.rows(labelled=True)]
-    counts = np.bincount(targets, minlength=len(dataset.classes))
-    lone = [str(name) for name, count in zip(dataset.classes, counts, strict=True) if count < 2]
-    if len(dataset.classes) > 1 and lone:
-        raise HeadError(
-            f"data set {dataset.name!r} has a single sample of class {', '.join(lone)}; a class "
-            "needs two, one to learn from and one to be measured on: add samples or remove the "
-            f"class, then run {again}"
-        )
-    seen = np.unique(dataset.targets[train])
-    if len(seen) < 2:
-        only = dataset.classes[int(seen[0])]
-        raise HeadError(
-            f"the train split of data set {dataset.name!r} has one class, {str(only)!r}; a head "
-            f"needs two to tell apart: add samples, or split again with {again} --val F --seed N"
-        )
+        self.on_event(HeadFitted(head.id, head.metrics, seconds))
+        return head
+
+    def _fit_keras(self, each: Candidate) -> tuple[Any, dict[str, list[float]]]:
+        from featurestore.heads.training import train
+
+        def on_epoch(epoch: int, logs: dict[str, float]) -> None:
+            self.on_event(EpochEnded(each.id, epoch, each.template.epochs, logs))
+
+        return train(each.template, self.rows, seed=self.seed, on_epoch=on_epoch)
 
 
-def _check_completed(rows: Rows) -> None:
-    """Raise HeadError where the rows that exist are too few to learn from."""
-    features = rows.features
-    learnt = len(np.unique(rows.targets("train")))
-    if features.blocks is not None and learnt < (2 if rows.task == "classification" else 1):
-        raise HeadError(
-            f"{features.key}: of {features.group.shape[0]} rows {len(features)} exist, and their "
-            f"training labels are too few to learn from; run `{features.group.extract_command}`"
-        )
-
-
-def _stored(each: Candidate, features: Features) -> Head | None:
-    if not features.store.has_head(each.id):
-        return None
-    try:
-        return Head.load(features.store, each.id)
-    except DamagedError:
-        # Fitting is the way out that the error would name.
-        return None
-
-
-def _fit(each: Candidate, rows: Rows, seed: int, tell: OnEvent) -> Head:
-    started = time.perf_counter()
-    tell(HeadStarted(each.id, rows.count("train")))
-    problems: list[str] = _completed(rows.features) + _unseen(rows)
-    history: dict[str, list[float]] = {}
-    if each.kind == "keras":
-        estimator, history = _fit_keras(each, rows, seed, tell)
-        classes = tuple(rows.features.classes)
-    else:
-        estimator = _fit_sklearn(each, rows, problems)
-        classes = () if rows.task == "regression" else _columns(estimator, rows)
-    for text in problems:
-        tell(HeadWarned(each.id, text))
-    unmeasured = Head(
-        id=each.id,
-        name=each.name,
-        kind=each.kind,
-        estimator=estimator,
-        task=rows.task,
-        classes=classes,
-        shape=rows.features.shape[1:],
-        params=each.params,
-        seed=seed,
-        metrics={},
-        history=history,
-        problems=tuple(problems),
-        lineage=lineage(rows.features, each),
-        store=rows.features.store,
-    )
-    measured = measure(unmeasured, rows)
-    seconds = time.perf_counter() - started
-    origin = {**unmeasured.lineage, "seconds": round(seconds, 3)}
-    head = replace(unmeasured, metrics=measured, lineage=origin)
-    tell(HeadFitted(head.id, head.metrics, seconds))
-    return head
-
-
-def _columns(estimator: Any, rows: Rows) -> tuple[Any, ...]:
-    """Return what the columns of a fitted classifier's scores stand for."""
-    classes = getattr(estimator, "classes_", None)
-    seen = np.unique(rows.labels("train")) if classes is None else np.asarray(classes)
-    return tuple(seen.tolist())
-
-
-def _completed(features: Features) -> list[str]:
-    if features.blocks is None:
-        return []
-    return [
-        f"fitted and measured on the {len(features)} of {features.group.shape[0]} rows that existed"
-    ]
-
-
-def _unseen(rows: Rows) -> list[str]:
-    classes = rows.features.classes
-    if not classes:
-        return []
-    lacking = sorted(set(range(len(classes))) - set(np.unique(rows.targets("train")).tolist()))
-    if not lacking:
-        return []
-    names = ", ".join(str(classes[code]) for code in lacking)
-    return [f"the train split has no sample of class {names}, which will never be predicted"]
-
-
-def _fit_keras(
-    each: Candidate, rows: Rows, seed: int, tell: OnEvent
-) -> tuple[Any, dict[str, list[float]]]:
-    from featurestore.heads.training import train
-
-    epochs = each.template.epochs
-
-    def on_epoch(epoch: int, logs: dict[str, float]) -> None:
-        tell(EpochEnded(each.id, epoch, epochs, logs))
-
-    return train(each.template, rows, seed=seed, on_epoch=on_epoch)
-
-
-def _fit_sklearn(each: Candidate, rows: Rows, problems: list[str]) -> Any:
+def _fit_sklearn(each: Candidate, rows: Rows) -> tuple[Any, list[str]]:
+    """Return the fitted estimator, and what it warned of."""
     from sklearn.base import clone
 
-    X, y = rows.flat("train"), rows.labels("train")
+    X, y = rows.values("train"), rows.labels("train")
+    X = X.reshape(len(X), -1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -314,58 +243,20 @@ def _fit_sklearn(each: Candidate, rows: Rows, problems: list[str]) -> Any:
                 f"head {each.name!r} cannot be fitted: {one_line(error, 300)}"
             ) from error
     texts = [" ".join(str(warning.message).split()) for warning in caught]
-    problems.extend(text[:300] for text in dict.fromkeys(texts))
-    return estimator
+    return estimator, [text[:300] for text in dict.fromkeys(texts)]
 
 
-def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
-    """Measure a head on every split that has labelled rows: metrics by split."""
-    found = {}
-    for split in SPLITS:
-        if not rows.count(split):
-            continue
-        parts = [_predicted(head, part, split) for part in rows.parts(split)]
-        predicted = np.concatenate([part for part, _ in parts])
-        truth = rows.labels(split)
-        if head.task == "regression":
-            found[split] = metrics.regression(truth, predicted)
-            continue
-        columns = [part for _, part in parts if part is not None]
-        probabilities = np.concatenate(columns) if columns else None
-        found[split] = metrics.classification(
-            truth, predicted, probabilities, head.classes, rows.features.classes
-        )
-    return found
+def _classes(estimator: Any, rows: Rows) -> tuple[Any, ...]:
+    """Return the class of each column of a fitted classifier's scores."""
+    classes = getattr(estimator, "classes_", None)
+    seen = np.unique(rows.labels("train")) if classes is None else np.asarray(classes)
+    return tuple(seen.tolist())
 
 
-def _predicted(
-    head: Head, features: np.ndarray, split: str
-) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        probabilities = head.predict_proba(features)
-        if head.kind == "keras" and probabilities is not None:
-            predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
-        else:
-            predicted = head.predict(features)
-    except Exception as error:  # as when a row has no neighbour within the radius
-        raise HeadError(
-            f"head {head.name!r} cannot predict the {split} split: {one_line(error, 300)}"
-        ) from error
-    for numbers in (predicted, probabilities):
-        if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-            raise HeadError(
-                f"head {head.name!r} predicts NaN or infinity on the {split} split; change its "
-                "parameters, or take another head"
-            )
-    return predicted, probabilities
-
-
-def lineage(features: Features, each: Candidate) -> dict[str, Any]:
+def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
     """Return where a head comes from, as JSON values."""
-    from featurestore.versions import versions
-
     key, dataset, provenance = features.key, features.dataset, features.group.provenance
-    partly = {} if features.blocks is None else {"rows": len(features)}
+    partial = {} if features.blocks is None else {"rows": len(features)}
     return {
         "features": {
             "key": str(key),
@@ -374,7 +265,7 @@ def lineage(features: Features, each: Candidate) -> dict[str, Any]:
             "prefix_digest": key.prefix_digest,
             "dataset_digest": key.dataset_digest,
             "dtype": str(features.dtype),
-            **partly,
+            **partial,
         },
         "dataset": {
             "name": dataset.name,

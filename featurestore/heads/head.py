@@ -1,7 +1,8 @@
-"""A fitted head: predicts from features, knows how well and where it comes from."""
+"""A fitted head: its predictions, metrics and origin; saving and loading."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -9,19 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from featurestore.errors import (
-    DamagedError,
-    HeadError,
-    NotFoundError,
-    StoreFormatError,
-    nearest,
-)
+from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest
 from featurestore.heads import persist
-from featurestore.heads.document import fault
+from featurestore.heads.schema import FIELDS, FORMAT, find_fault
 from featurestore.store import FeatureKey, FeatureStore
 
 CONFUSION_FILE = "confusion.json"
-FORMAT = 1
 # Bytes of features that go through a Keras head at once.
 FORWARD_BYTES = 64 * 2**20
 
@@ -38,30 +32,29 @@ class Head:
     name : str
         Ready-made name, or the class names of the estimator.
     kind : {"sklearn", "keras"}
-        Which library fitted it.
+        The library that fitted it.
     estimator : scikit-learn estimator or keras.Model
         Fitted.
     task : {"classification", "regression"}
     classes : tuple
-        What the columns of `scores` and `predict_proba` stand for; ``()`` for regression. A
-        scikit-learn head has the classes that occur in its training rows, a Keras head all of the
-        data set's.
+        The class of each column of `scores` and `predict_proba`; ``()`` for regression. A
+        scikit-learn head has the classes of its training rows, a Keras head all of the data set.
     shape : tuple of int
         Of one row of features, such as ``(14, 14, 512)``.
     params : dict
-        Parameters that were asked for.
+        Parameters that the user gave.
     seed : int
     metrics : dict
         By split, those that have labelled rows: see `featurestore.heads.metrics`.
     history : dict of str to list of float
-        Loss and metrics of each epoch; of a Keras head.
+        Loss and metrics of each epoch of a Keras head.
     problems : tuple of str
-        What the estimator warned of.
+        Warnings of the estimator; missing rows or classes.
     lineage : dict
         ``features`` (key and whole digests), ``dataset``, ``backbone`` (its spec), ``prefix``,
         ``estimator`` (the fields of its identity), ``versions``, ``created``, ``seconds``.
     store : FeatureStore
-        Where its features are, and the head itself where it was saved.
+        The store of its features, and of the head itself if it was saved.
     """
 
     id: str
@@ -81,7 +74,7 @@ class Head:
 
     @property
     def key(self) -> FeatureKey:
-        """Key of the features that it was fitted on."""
+        """Key of the features it was fitted on."""
         origin = self.lineage["features"]
         return FeatureKey(
             origin["model"], origin["ref"], origin["prefix_digest"], origin["dataset_digest"]
@@ -114,7 +107,7 @@ class Head:
     def predict_proba(self, X: np.ndarray) -> np.ndarray | None:
         """Predict the probability of each class: float64 (row, class).
 
-        None where the head gives none (a ridge classifier, a linear SVM, a regressor).
+        None if the head has no probabilities (a ridge classifier, a linear SVM, a regressor).
         """
         if self.task == "regression":
             return None
@@ -125,15 +118,18 @@ class Head:
         return np.asarray(self.estimator.predict_proba(self._rows(X)), np.float64)
 
     def scores(self, X: np.ndarray) -> np.ndarray:
-        """Return what the prediction is decided by: float64 (row, class), (row, 1) for regression.
+        """Return the values that decide the prediction.
 
-        Logits of a Keras head and of ``MLPClassifier``; decision values of other scikit-learn
-        classifiers that have them, two classes as (0, decision); probabilities of those that have
-        none; predicted values of a regressor.
+        Returns
+        -------
+        numpy.ndarray (row, class), or (row, 1) for regression
+            float64. Logits of a Keras head and of ``MLPClassifier``; decision values of other
+            scikit-learn classifiers, two classes as (0, decision); probabilities of classifiers
+            without decision values; predicted values of a regressor.
         """
         rows = self._rows(X)
         if self.kind == "keras":
-            return self._forward(self._scoring, rows)
+            return self._forward(self._logits_model, rows)
         if self.task == "regression":
             return np.asarray(self.estimator.predict(rows), np.float64).reshape(len(rows), -1)
         scores = np.asarray(_decision(self.estimator, rows), np.float64)
@@ -142,41 +138,24 @@ class Head:
         return scores
 
     def save(self, store: FeatureStore) -> None:
-        """Keep the head in a store; in the place of the same one, if it is there."""
-        import json
-
+        """Save the head in a store."""
         if self.kind == "keras":
             files = {persist.KERAS_FILE: persist.dump_keras(self.estimator)}
         else:
             files = {persist.SKLEARN_FILE: persist.dump_sklearn(self.estimator, self.name)}
-        # Apart from the rest: with a thousand classes it is a megabyte, and listings read none.
-        confusion = {split: each.get("confusion") for split, each in self.metrics.items()}
+        metrics = {split: dict(each) for split, each in self.metrics.items()}
+        # In a file of its own: with a thousand classes it is a megabyte, and listings read none.
+        confusion = {split: each.pop("confusion", None) for split, each in metrics.items()}
         if self.task == "classification":
             files[CONFUSION_FILE] = json.dumps(confusion, separators=(",", ":")).encode()
-        store.save_head(self.id, self._meta(), files)
-
-    def _meta(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "kind": self.kind,
-            "task": self.task,
-            "classes": list(self.classes),
-            "shape": list(self.shape),
-            "params": self.params,
-            "seed": self.seed,
-            "metrics": {
-                split: {key: value for key, value in each.items() if key != "confusion"}
-                for split, each in self.metrics.items()
-            },
-            # A loss may be infinite, which JSON has no form for.
-            "history": {
-                name: [each if np.isfinite(each) else None for each in values]
-                for name, values in self.history.items()
-            },
-            "problems": list(self.problems),
-            "lineage": self.lineage,
+        # A loss may be infinite, which JSON has no form for.
+        history = {
+            name: [each if np.isfinite(each) else None for each in values]
+            for name, values in self.history.items()
         }
+        document = {name: getattr(self, name) for name in FIELDS}
+        document |= {"format": FORMAT, "metrics": metrics, "history": history}
+        store.save_head(self.id, document, files)
 
     @classmethod
     def load(cls, store: FeatureStore, head: str) -> Head:
@@ -193,79 +172,50 @@ class Head:
         NotFoundError
             If no id, or more than one, begins so; names the nearest.
         DamagedError
-            If a file is missing, altered, or holds what must not be loaded.
+            If a file is missing, changed, or has content that must not be loaded.
         """
         head_id = find(store, head)
-        meta = store.head_meta(head_id)
-        try:
-            return cls._from_meta(store, head_id, meta)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        document = store.head_meta(head_id)
+        fault = find_fault(document)
+        if fault:
             raise DamagedError(
-                f"the document of head {head_id!r} lacks what a head has ({error!r}); "
-                "fit it again with `featurestore train`"
-            ) from error
-
-    @classmethod
-    def _from_meta(cls, store: FeatureStore, head_id: str, meta: dict[str, Any]) -> Head:
-        import json
-
-        found = meta.get("format")
-        if isinstance(found, int) and found > FORMAT:
-            raise StoreFormatError(
-                f"head {head_id!r} has format {meta['format']}, and this featurestore reads up to "
-                f"{FORMAT}; upgrade it, or fit the head again with `featurestore train`"
+                f"the document of head {head_id!r} is not valid: {fault}; "
+                "fit the head again with `featurestore train`"
             )
-        wrong = fault(meta)
-        if wrong:
-            raise ValueError(wrong)
-        file = partial(store.head_file, head_id)
-        metrics = meta["metrics"]
-        if meta["task"] == "classification":
-            for split, confusion in json.loads(file(CONFUSION_FILE)).items():
-                metrics[split]["confusion"] = confusion
-        if meta["kind"] == "keras":
-            estimator = persist.load_keras(file(persist.KERAS_FILE), head_id)
+        read = partial(store.head_file, head_id)
+        fields = {name: document[name] for name in FIELDS}
+        fields |= {name: tuple(document[name]) for name in ("classes", "shape", "problems")}
+        if fields["task"] == "classification":
+            for split, confusion in json.loads(read(CONFUSION_FILE)).items():
+                fields["metrics"][split]["confusion"] = confusion
+        if fields["kind"] == "keras":
+            estimator = persist.load_keras(read(persist.KERAS_FILE), head_id)
         else:
-            estimator = persist.load_sklearn(file(persist.SKLEARN_FILE), head_id)
-        return cls(
-            id=head_id,
-            name=meta["name"],
-            kind=meta["kind"],
-            estimator=estimator,
-            task=meta["task"],
-            classes=tuple(meta["classes"]),
-            shape=tuple(meta["shape"]),
-            params=meta["params"],
-            seed=meta["seed"],
-            metrics=metrics,
-            history=meta["history"],
-            problems=tuple(meta["problems"]),
-            lineage=meta["lineage"],
-            store=store,
-        )
+            estimator = persist.load_sklearn(read(persist.SKLEARN_FILE), head_id)
+        return cls(id=head_id, estimator=estimator, store=store, **fields)
 
     def _rows(self, X: np.ndarray) -> np.ndarray:
-        """Bring features to float32 in the shape that the estimator takes."""
+        """Return features as float32 in the shape that the estimator takes."""
         X = np.asarray(X, np.float32)
         size = int(np.prod(self.shape))
         if X.ndim < 2 or X.shape[1:] not in (self.shape, (size,)):
             raise HeadError(
-                f"head {self.id!r} takes features {('row', *self.shape)}; found {X.shape}, which "
-                f"are not of layer {self.lineage['features']['ref']!r}"
+                f"found features of shape {X.shape}; expected {('row', *self.shape)}, those of "
+                f"layer {self.lineage['features']['ref']!r}, for head {self.id!r}"
             )
         return X.reshape(len(X), *(self.shape if self.kind == "keras" else (size,)))
 
     @cached_property
-    def _scoring(self) -> Any:
+    def _logits_model(self) -> Any:
         from featurestore.heads.network import logits_model
 
         return self.estimator if self.task == "regression" else logits_model(self.estimator)
 
     def _probabilities(self, X: np.ndarray) -> np.ndarray:
-        from featurestore.heads.network import ending
+        from featurestore.heads.network import gives_logits
 
         output = self._forward(self.estimator, self._rows(X))
-        if ending(self.estimator) == "softmax":
+        if not gives_logits(self.estimator):
             return output
         powers = np.exp(output - output.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
@@ -281,7 +231,7 @@ class Head:
 
 
 def find(store: FeatureStore, text: str) -> str:
-    """Return the id of a head that ``text`` is, or begins; NotFoundError names the nearest."""
+    """Return the one id that begins with ``text``; NotFoundError names the nearest."""
     if store.has_head(text):
         return text
     ids = [meta["id"] for meta in store.heads()]
@@ -309,12 +259,12 @@ def _decision(estimator: Any, rows: np.ndarray) -> np.ndarray:
         return _perceptron_logits(estimator, rows)
     if hasattr(estimator, "predict_proba"):
         return estimator.predict_proba(rows)
-    # A classifier that tells the class alone, such as NearestCentroid's kin.
+    # A classifier that only predicts classes.
     return (np.asarray(estimator.predict(rows))[:, None] == estimator.classes_).astype(np.float64)
 
 
 def _perceptron_logits(perceptron: Any, rows: np.ndarray) -> np.ndarray:
-    """Return what MLPClassifier takes the softmax or sigmoid of."""
+    """Return the values that MLPClassifier applies softmax or sigmoid to."""
     activations: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "identity": lambda x: x,
         "logistic": lambda x: 0.5 * (1 + np.tanh(0.5 * x)),

@@ -1,4 +1,4 @@
-"""What makes a head the same head: its estimator and parameters in canonical form."""
+"""The identity of a scikit-learn estimator: its class and parameters in canonical form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def estimator_fields(estimator: Any) -> dict[str, Any]:
     Raises
     ------
     HeadError
-        If a parameter has no canonical form: a lambda, or a random generator with a state.
+        If a parameter has no canonical form, such as a lambda or a random generator.
     """
     return {
         "class": import_path(type(estimator)),
@@ -40,14 +40,14 @@ def import_path(thing: Any) -> str:
 
 
 def canonical(value: Any, name: str) -> Any:
-    """Return a parameter's value as JSON values that are the same in every process.
+    """Return a parameter's value as JSON values, the same in every process.
 
     Parameters
     ----------
     value : object
         A number, text, array, container, estimator, or importable class or function.
     name : str
-        The parameter, for the message.
+        Name of the parameter, for the message.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -75,12 +75,12 @@ def _canonical_object(value: Any, name: str) -> Any:
     elif hasattr(value, "get_params"):
         return estimator_fields(value)
     elif type(value).__module__.startswith("sklearn."):
-        # Splitters and the like, whose attributes are their parameters.
+        # Splitters and kernels: their attributes are their parameters.
         return {"class": import_path(type(value)), "vars": canonical(vars(value), name)}
     if isinstance(value, np.random.RandomState | np.random.Generator):
         raise HeadError(
-            f"{name} is a random generator, whose state would make each head another; "
-            "give it an integer, or leave it out and pass seed"
+            f"{name} is a random generator, whose state changes with each use; "
+            "give an integer, or leave it out and pass seed"
         )
     raise HeadError(
         f"{name}={value!r} cannot be part of a head's identity: expected a number, text, array, "

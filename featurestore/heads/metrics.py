@@ -9,6 +9,7 @@ import numpy as np
 
 CLASSIFICATION = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 REGRESSION = ("r2", "rmse")
+METRICS = (*CLASSIFICATION, *REGRESSION)
 LESS_IS_BETTER = frozenset({"log_loss", "rmse"})
 
 # Lower bound of a probability, so that one confident mistake does not make a loss infinite.

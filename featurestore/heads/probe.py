@@ -1,4 +1,4 @@
-"""Which layer is worth a head: a quick linear probe on each stored layer of a data set."""
+"""Ranking the stored layers of a data set by a quick linear probe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featurestore.features import Features, stored
 from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
 from featurestore.heads.events import LayerRanked, OnEvent
-from featurestore.heads.fit import check_labels
+from featurestore.heads.rows import check_labels
 from featurestore.store.variants import Variant
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 2000
 PROBE_FOLDS = 5
-# A probe reads at most this many numbers of a layer, which takes some 1.5 GB: if one is very wide,
-# all are probed on fewer rows, down to this floor.
+# A probe reads at most this many numbers of a layer, which takes some 1.5 GB. If one layer is very
+# wide, all are probed on fewer rows, but not on fewer than this.
 PROBE_VALUES = 50_000_000
 FEWEST_PROBE_ROWS = 200
-# For each feature of a row; the probe takes the best by leave-one-out.
+# Times the number of features; leave-one-out picks the best.
 PROBE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
@@ -43,11 +43,10 @@ def rank(
 ) -> list[dict[str, Any]]:
     """Rank the stored layers of a data set by how well a quick linear probe does on each.
 
-    The probe is scikit-learn's ridge on standardized features, its penalty chosen by leave-one-out,
-    measured by cross-validation on training rows alone (by group, if there are groups). Means,
-    deviations and penalty are those of a fold's training rows. All layers are probed on the same
-    rows and folds. The first rows of content order are a fair sample, so that no more is read than
-    is used.
+    The probe is scikit-learn's ridge on standardized features, its penalty chosen by leave-one-out.
+    It is measured by cross-validation on training rows alone (by group, if there are groups);
+    means, deviations and penalty are those of a fold's training rows. All layers are probed on the
+    same rows and folds: the first of content order, which are a fair sample.
 
     Parameters
     ----------
@@ -57,12 +56,12 @@ def rank(
     model : str, optional
         Only layers of this backbone.
     rows : int
-        Most training rows to use; fewer are used if one of the layers is very wide.
+        Number of training rows to use at most; fewer if one of the layers is very wide.
     folds : int
     seed : int
         Of the folds.
     on_event : callable, optional
-        Receives `LayerRanked` after each.
+        Receives `LayerRanked` after each layer.
     **variant
         Only layers of this ``input_size``, ``resize``, ``weights``, …: as in `stored`.
 
@@ -70,8 +69,8 @@ def rank(
     -------
     list of dict
         Best first: ``key``, ``model``, ``layer``, ``metric`` ("accuracy" or "r2"), ``score``,
-        ``spread`` (standard deviation over folds), ``rows``, ``dims`` (numbers a row), ``bytes``
-        (stored, a row, uncompressed), ``shape`` (of a row), ``prefix`` (first digits of the
+        ``spread`` (standard deviation over folds), ``rows``, ``dims`` (numbers per row), ``bytes``
+        (per row, as stored, uncompressed), ``shape`` (of a row), ``prefix`` (first digits of the
         prefix digest) and the fields of `Variant`: ``input_size``, ``resize``, ``weights``, ….
 
     Raises
@@ -81,7 +80,7 @@ def rank(
     NotFoundError
         If the store has no features of the data set, or of the model.
     IncompleteFeaturesError
-        If none of them are complete. Otherwise incomplete ones are left out, with a warning.
+        If no layer is complete. Otherwise incomplete ones are left out, with a warning.
     """
     asked = stored(store, dataset, model=model, **variant)
     found = [each for each in asked if each.complete]

@@ -1,23 +1,26 @@
-"""The rows that heads learn from and are measured on, read once for any number of heads."""
+"""The rows that heads are fitted and measured on, read once for any number of heads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.errors import HeadError
-from featurestore.features import Features
+
+if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
+    from featurestore.features import Features
 
 SPLITS = ("train", "val", "test")
-# Features of all splits as float32; above it Keras heads stream from the store.
+# Bytes of the features of all splits as float32; above it, Keras heads stream from the store.
 IN_MEMORY = 2 * 2**30
 STREAMED_ROWS = 1024
 
 
 class Rows:
-    """Features with targets by split; what is read stays in memory.
+    """Features with targets by split; what has been read stays in memory.
 
     Parameters
     ----------
@@ -29,7 +32,7 @@ class Rows:
         self.features = features
         self.task: Any = features.task
         self._numbers = {split: features.rows(split) for split in SPLITS}
-        self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._read: dict[str, np.ndarray] = {}
 
     def count(self, split: str) -> int:
         """Labelled rows of a split."""
@@ -41,51 +44,104 @@ class Rows:
         rows = sum(map(self.count, SPLITS))
         return 4 * rows * int(np.prod(self.features.shape[1:])) < IN_MEMORY
 
-    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Features float32 (row, …) and targets (row,), codes or values.
+    def values(self, split: str) -> np.ndarray:
+        """Features float32 (row, …).
 
         Raises
         ------
         HeadError
             If a feature is not finite.
         """
-        if split not in self._kept:
+        if split not in self._read:
             x = self.features.group.read(self._numbers[split], np.float32)
             # The extremes show NaN and infinity without a copy of the array.
             if x.size and not (np.isfinite(x.min()) and np.isfinite(x.max())):
                 raise HeadError(
-                    f"features {self.features.key} hold NaN or infinity; find them with "
+                    f"features {self.features.key} contain NaN or infinity; find them with "
                     f"`featurestore verify {self.features.key}`"
                 )
-            self._kept[split] = x, self.targets(split)
-        return self._kept[split]
-
-    def flat(self, split: str) -> np.ndarray:
-        """Features float32 (row, feature)."""
-        x, _ = self.arrays(split)
-        return x.reshape(len(x), -1)
+            self._read[split] = x
+        return self._read[split]
 
     def targets(self, split: str) -> np.ndarray:
         """Class numbers int32 (row,), or values float64 (row,)."""
         return self.features.dataset.targets[self._numbers[split]]
 
     def labels(self, split: str) -> np.ndarray:
-        """Labels (row,) as they were given."""
+        """Labels (row,) as the user gave them."""
         labels = self.features.labels(split)
         assert labels is not None
         return labels
 
-    def label_scale(self) -> tuple[float, float]:
-        """Mean and standard deviation of the training labels."""
-        values = self.targets("train")
-        return float(values.mean()), float(values.std())
-
     def parts(self, split: str) -> Iterator[np.ndarray]:
         """Yield all features of a split in order, float32 (row, …), at once or streamed."""
-        if self.in_memory or split in self._kept:
-            yield self.arrays(split)[0]
+        if self.in_memory or split in self._read:
+            yield self.values(split)
             return
         batches = self.features.batches(split, batch_size=STREAMED_ROWS)
         epoch = batches.epoch(0)
         for index in range(len(batches)):
             yield epoch.batch(index)[0]
+
+    def check_enough(self) -> None:
+        """Raise HeadError if the rows that were extracted so far are too few to learn from."""
+        features = self.features
+        learnt = len(np.unique(self.targets("train")))
+        if features.blocks is not None and learnt < (2 if self.task == "classification" else 1):
+            raise HeadError(
+                f"{features.key}: of {features.group.shape[0]} rows {len(features)} exist, and "
+                "their training labels are too few to learn from; "
+                f"run `{features.group.extract_command}`"
+            )
+
+    def problems(self) -> list[str]:
+        """Return what a head on these rows should be read with: missing rows, missing classes."""
+        features, found = self.features, []
+        if features.blocks is not None:
+            found.append(
+                f"fitted and measured on the {len(features)} of {features.group.shape[0]} rows "
+                "that existed"
+            )
+        present = set(self.targets("train").tolist())
+        missing = [str(name) for code, name in enumerate(features.classes) if code not in present]
+        if missing:
+            found.append(
+                f"the train split has no sample of class {', '.join(missing)}, which will never "
+                "be predicted"
+            )
+        return found
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Raise HeadError if no head can learn from the labels of a data set."""
+    scan = "`featurestore scan`"
+    if dataset.task is None:
+        raise HeadError(
+            f"data set {dataset.name!r} has no labels, which heads learn from; scan a folder with "
+            f"a sub-folder for each class, or a table with a column of labels, with {scan}"
+        )
+    train = dataset.rows("train", labelled=True)
+    if not len(train):
+        raise HeadError(
+            f"data set {dataset.name!r} has no labelled rows in its train split; "
+            f"split it again with {scan} --val F --test F"
+        )
+    if dataset.task == "regression":
+        return
+    counts = np.bincount(
+        dataset.targets[dataset.rows(labelled=True)], minlength=len(dataset.classes)
+    )
+    lone = [str(name) for name, count in zip(dataset.classes, counts, strict=True) if count < 2]
+    if len(dataset.classes) > 1 and lone:
+        raise HeadError(
+            f"data set {dataset.name!r} has a single sample of class {', '.join(lone)}; a class "
+            "needs two, one to learn from and one to be measured on: add samples or remove the "
+            f"class, then run {scan} again"
+        )
+    seen = np.unique(dataset.targets[train])
+    if len(seen) < 2:
+        only = str(dataset.classes[int(seen[0])])
+        raise HeadError(
+            f"the train split of data set {dataset.name!r} has one class, {only!r}; a head "
+            f"needs two to tell apart: add samples, or split again with {scan} --val F --seed N"
+        )

@@ -1,4 +1,4 @@
-"""Which heads are stale: fitted on another state of their data set than the present one."""
+"""Which heads are stale: fitted on a state that their data set no longer has."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def stale(store: FeatureStore, documents: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    """Return for each head what differs from the present state of its data set; None for nothing.
+    """Return for each head what differs from the present state of its data set; None if nothing.
 
-    The present state is the one that the store holds under the name; where it holds none, that of
-    the newest head. Manifests are read only where digests differ.
+    The present state is the one in the store; if the data set is not in it, the state of the newest
+    head. Manifests are read only if digests differ.
 
     Parameters
     ----------
@@ -50,9 +50,9 @@ def _differs(load: Callable[[str, str], Dataset], name: str, former: str, presen
     try:
         return differences(load(name, former), load(name, present))
     except NotFoundError:
-        return "not known (its manifest is gone)"
+        return "unknown (its manifest is gone)"
     except StoreError:
-        return "not known (a manifest is damaged)"
+        return "unknown (a manifest is damaged)"
 
 
 def _partly(origin: Mapping[str, Any]) -> str | None:
@@ -61,12 +61,12 @@ def _partly(origin: Mapping[str, Any]) -> str | None:
 
 
 def state(origin: Mapping[str, Any]) -> tuple[str, int | None]:
-    """Return what heads must share for their metrics to be compared: manifest and rows used."""
+    """Return what heads must share to be compared: the manifest digest and the number of rows."""
     return origin["dataset"]["manifest_digest"], origin["features"].get("rows")
 
 
 def differences(former: Dataset, present: Dataset) -> str:
-    """Say in what two states of a data set differ, and in how many samples.
+    """Describe how two states of a data set differ, and in how many samples.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def differences(former: Dataset, present: Dataset) -> str:
 
 
 def _rows(dataset: Dataset) -> dict[str, tuple[Any, ...]]:
-    # The integer 1 is a class and the float 1.0 a number, though they are equal.
+    # The integer 1 is a class and the float 1.0 a number, although they are equal.
     labels = [None if each is None else (dataset.task, each) for each in dataset.plain_labels()]
     columns = (labels, dataset.splits.tolist(), dataset.plain_groups())
     return dict(zip(dataset.sample_digests, zip(*columns, strict=True), strict=True))

@@ -1,11 +1,8 @@
-"""Training a Keras head: batches in a seeded order, from memory or from the store, block by block.
-
-Imports Keras; only what fits a Keras head imports this module.
-"""
+"""Training a Keras head on batches from memory or from the store. Imports Keras."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,12 +12,15 @@ from featurestore.backbone.copying import set_weights
 from featurestore.backbone.seeding import seeded
 from featurestore.errors import HeadError
 from featurestore.features.py_dataset import BatchDataset
-from featurestore.heads.network import Network, ending, takes_codes
+from featurestore.heads.adopted import loss_of
+from featurestore.heads.network import Network, gives_logits
 from featurestore.heads.rows import Rows
 
 # Steps that TensorFlow runs in one call: halves the time of a small head, same result.
 STEPS_AT_ONCE = 16
 EVALUATION_ROWS = 1024
+
+Encode = Callable[[np.ndarray], np.ndarray]
 
 
 def train(
@@ -46,24 +46,37 @@ def train(
     Returns
     -------
     model : keras.Model
-        Not compiled: it carries no state of an optimizer.
+        Not compiled, so that it has no optimizer state.
     history : dict of str to list of float
         Loss and metrics of each epoch.
+
+    Raises
+    ------
+    HeadError
+        If training diverges.
     """
     encode = _encoder(network, rows)
-    mean, deviation = rows.label_scale() if rows.task == "regression" else (0.0, 1.0)
+    mean, deviation = 0.0, 1.0
+    if rows.task == "regression":
+        values = rows.targets("train")
+        mean, deviation = float(values.mean()), float(values.std())
+
+    def end_epoch(epoch: int, logs: dict[str, Any]) -> None:
+        on_epoch(epoch + 1, {key: float(value) for key, value in logs.items()})
+
     with seeded(seed):
         model = network.build(mean, deviation)
         batches = _batches(rows, "train", network.batch_size, encode, seed=seed)
         _compile(model, network, len(batches), rows.task)
-        watched = _batches(rows, "val", EVALUATION_ROWS, encode) if rows.count("val") else None
         fitted = model.fit(
             batches,
-            validation_data=watched,
+            validation_data=_batches(rows, "val", EVALUATION_ROWS, encode)
+            if rows.count("val")
+            else None,
             epochs=network.epochs,
             shuffle=False,
             verbose=0,
-            callbacks=[_Tell(on_epoch)],
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)],
         )
         if not all(np.isfinite(array).all() for array in model.get_weights()):
             raise HeadError(
@@ -89,18 +102,15 @@ def _compile(model: keras.Model, network: Network, steps: int, task: str) -> Non
     if task == "regression":
         model.compile(optimizer, "mse", **speed)
         return
-    loss = keras.losses.CategoricalCrossentropy(from_logits=ending(model) == "linear")
+    loss = keras.losses.CategoricalCrossentropy(from_logits=gives_logits(model))
     model.compile(optimizer, loss, metrics=["accuracy"], **speed)
 
 
-Encode = Callable[[np.ndarray], np.ndarray]
-
-
 def _encoder(network: Network, rows: Rows) -> Encode:
-    """Return the way from targets (row,) to what the loss takes."""
+    """Return a function from targets (row,) to what the loss takes."""
     if rows.task == "regression":
         return lambda targets: targets.astype(np.float32)[:, None]
-    if takes_codes(network):
+    if network.compiled is not None and "sparse" in loss_of(network.compiled)[0]:
         return lambda targets: targets
     one_hot = np.eye(len(rows.features.classes), dtype=np.float32)
     return lambda targets: one_hot[targets]
@@ -110,16 +120,7 @@ def _batches(
     rows: Rows, split: str, batch_size: int, encode: Encode, seed: int | None = None
 ) -> BatchDataset:
     """Return batches of a split, from memory or from the store, shuffled if there is a seed."""
-    memory = rows.arrays(split)[0] if rows.in_memory else None
+    memory = rows.values(split) if rows.in_memory else None
     options: dict[str, Any] = {"shuffle": seed is not None, "seed": seed or 0, "memory": memory}
     batches = rows.features.batches(split, batch_size=batch_size, **options)
     return BatchDataset(batches, encode)
-
-
-class _Tell(keras.callbacks.Callback):
-    def __init__(self, tell: Callable[[int, dict[str, float]], None]) -> None:
-        super().__init__()
-        self._tell = tell
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        self._tell(epoch + 1, {key: float(value) for key, value in (logs or {}).items()})

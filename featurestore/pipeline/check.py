@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,13 +91,10 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
 
 def _asked(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the options of each backbone, with the number of the entry that it is asked for in."""
-    from featurestore.heads import expand
-
     for number, part in enumerate(file.spec.backbone):
-        yield from (
-            (number, each)
-            for each in expand(part.model_dump(exclude={"layers"}, exclude_none=True))
-        )
+        options = part.model_dump(exclude={"layers"}, exclude_none=True)
+        for values in itertools.product(*options.values()):
+            yield number, dict(zip(options, values, strict=True))
 
 
 def _cut(file: File, number: int, options: dict[str, Any]) -> Cut:

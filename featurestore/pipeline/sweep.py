@@ -10,8 +10,8 @@ from typing import Any
 
 from featurestore.errors import HeadError, NotFoundError
 from featurestore.features import Features, stored
-from featurestore.heads import Head, check_named, expand, fit_heads
-from featurestore.heads.ready import Task
+from featurestore.heads import Head, check_named, fit_heads
+from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SpecFile, SweepSpec, read_spec
 from featurestore.store import FeatureStore
 
@@ -113,7 +113,9 @@ def check_layers(file: SpecFile[Any], layers: Sequence[str]) -> None:
 
 def combinations(head: HeadSpec) -> list[dict[str, Any]]:
     """Return the parameters of each head that one entry stands for."""
-    return [{**head.params, **each} for each in expand(head.grid)]
+    from sklearn.model_selection import ParameterGrid
+
+    return [{**head.params, **each} for each in ParameterGrid(head.grid)]
 
 
 def fit_all(features: Features, heads: Sequence[HeadSpec], on_event: Any) -> list[Head]:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from featurestore.errors import (
     FeatureStoreWarning,
@@ -17,30 +15,12 @@ from featurestore.errors import (
     NotFoundError,
 )
 from featurestore.features import Features
-from featurestore.heads import best, expand, fit_head, fit_heads, heads, rank
+from featurestore.heads import best, fit_head, fit_heads, list_heads, rank
 from featurestore.store import FeatureStore
 from featurestore.store.manifests import manifest_path
 from tests.heads.conftest import samples
 
 MakeFeatures = Callable[..., Features]
-
-
-@given(
-    st.dictionaries(
-        st.text(max_size=3), st.lists(st.integers(), min_size=1, max_size=3), max_size=4
-    )
-)
-def test_a_grid_has_every_combination_once(grid: dict[str, list[int]]) -> None:
-    found = expand(grid)
-    assert len(found) == np.prod([len(values) for values in grid.values()], dtype=int)
-    assert all(each.keys() == grid.keys() for each in found)
-    assert all(each[name] in grid[name] for each in found for name in grid)
-
-
-def test_a_grid_of_no_list_is_refused() -> None:
-    for values in (0.1, "l1", []):
-        with pytest.raises(HeadError, match="expected a list"):
-            expand({"C": values})  # type: ignore[dict-item]
 
 
 def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> None:
@@ -52,7 +32,7 @@ def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> N
     fit_heads(poor, [("ridge", None), ("logistic", None)])
     unmeasured = fit_head(other, "ridge")
 
-    table = heads(store)
+    table = list_heads(store)
     assert [row["dataset"] for row in table] == ["others"] + ["toys"] * 4
     assert table.pop(0)["head"] == unmeasured.id
     assert [row["layer"] for row in table[:2]] == ["good:avg"] * 2
@@ -62,15 +42,15 @@ def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> N
     assert {row["manifest"] for row in table} == {good.dataset.manifest_digest}
     assert {row["stale"] for row in table} == {None}
 
-    assert [row["dataset"] for row in heads(store, "others")] == ["others"]
-    losses = [row["test_log_loss"] for row in heads(store, "toys", "test.log_loss")]
+    assert [row["dataset"] for row in list_heads(store, "others")] == ["others"]
+    losses = [row["test_log_loss"] for row in list_heads(store, "toys", "test.log_loss")]
     known = [each for each in losses if each is not None]
     assert known == sorted(known)
     assert losses[2:] == [None, None]
     with pytest.raises(NotFoundError, match="did you mean 'toys'"):
-        heads(store, "toyz")
+        list_heads(store, "toyz")
     with pytest.raises(HeadError, match="did you mean 'accuracy'"):
-        heads(store, sort_metric="acuracy")
+        list_heads(store, sort_metric="acuracy")
 
 
 def test_the_best_of_some_heads(three: Features) -> None:
@@ -94,7 +74,7 @@ def test_heads_on_a_former_state_are_stale_and_apart(
     split_again = Features(first.group, samples(labels, 60, "toys", **drawn, seed=1), store)
     never_added = fit_head(split_again, "ridge")
 
-    table = heads(store, "toys")
+    table = list_heads(store, "toys")
     assert [row["head"] for row in table[:1]] == [new.id]
     assert old.id != new.id
     found = {row["head"]: row["stale"] for row in table}
@@ -105,12 +85,12 @@ def test_heads_on_a_former_state_are_stale_and_apart(
         best([old, new])
 
     make_features(labels + ["a"] * 6, noise=0.1, **drawn)
-    found = {row["head"]: row["stale"] for row in heads(store)}
+    found = {row["head"]: row["stale"] for row in list_heads(store)}
     assert found[old.id] == "samples (6 added, 0 removed)"
     assert found[new.id] == "samples (6 added, 0 removed), labels (2)"
 
     store.add_dataset(first.dataset)
-    assert heads(store)[0]["head"] == old.id
+    assert list_heads(store)[0]["head"] == old.id
 
 
 def test_a_former_manifest_that_is_gone(
@@ -120,9 +100,9 @@ def test_a_former_manifest_that_is_gone(
     make_features(["a", "b"] * 20, val=0.4)
     path = manifest_path("toys", old.lineage["dataset"]["manifest_digest"])
     (tmp_path / "store" / path).write_bytes(b"torn")
-    assert heads(store)[0]["stale"] == "not known (a manifest is damaged)"
+    assert list_heads(store)[0]["stale"] == "unknown (a manifest is damaged)"
     (tmp_path / "store" / path).unlink()
-    assert heads(store)[0]["stale"] == "not known (its manifest is gone)"
+    assert list_heads(store)[0]["stale"] == "unknown (its manifest is gone)"
 
 
 def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
@@ -132,7 +112,7 @@ def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
     assert features.group.blocks > 1
     features.group.drop_block(0)
     part = fit_head(features.completed(), "ridge")
-    (row,) = heads(store)
+    (row,) = list_heads(store)
     assert row["stale"] == f"rows ({len(features.completed())} of 3000)"
     assert best([part]) is part
 
@@ -233,7 +213,7 @@ def test_listing_loads_no_heavy_library(three: Features) -> None:
     fit_head(three, "ridge")
     code = (
         "import sys, featurestore.heads as h; from featurestore.store import FeatureStore\n"
-        f"rows = h.heads(FeatureStore({three.store.location!r}), 'toys')\n"
+        f"rows = h.list_heads(FeatureStore({three.store.location!r}), 'toys')\n"
         "heavy = {'tensorflow', 'keras', 'sklearn', 'skops', 'pandas'} & set(sys.modules)\n"
         "assert len(rows) == 1 and not heavy, heavy"
     )

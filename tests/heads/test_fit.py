@@ -26,7 +26,7 @@ from sklearn.svm import SVC
 from featurestore.errors import FeatureStoreError, HeadError, IncompleteFeaturesError
 from featurestore.features import Features
 from featurestore.heads import (
-    READY,
+    SKLEARN_HEADS,
     Head,
     HeadFitted,
     HeadReused,
@@ -50,7 +50,6 @@ class Twice(TransformerMixin, BaseEstimator):
         return 2 * X
 
 
-SKLEARN = [name for name, ready in READY.items() if ready.kind == "sklearn"]
 MakeFeatures = Callable[..., Features]
 
 
@@ -62,7 +61,7 @@ def refused(features: Features, estimator: Any, params: dict[str, Any] | None = 
     return text
 
 
-@pytest.mark.parametrize("name", SKLEARN)
+@pytest.mark.parametrize("name", SKLEARN_HEADS)
 def test_ready_made_classifiers_learn_and_come_back_the_same(three: Features, name: str) -> None:
     head = fit_head(three, name)
     assert set(head.metrics) == {"train", "val", "test"}
@@ -81,7 +80,7 @@ def test_ready_made_classifiers_learn_and_come_back_the_same(three: Features, na
         assert np.array_equal(probabilities, before)
 
 
-@pytest.mark.parametrize("name", [name for name in SKLEARN if READY[name].regressor])
+@pytest.mark.parametrize("name", [name for name, head in SKLEARN_HEADS.items() if head.regressor])
 def test_ready_made_regressors(numbers: Features, name: str) -> None:
     head = fit_head(numbers, name)
     assert (head.task, head.classes) == ("regression", ())
@@ -284,11 +283,11 @@ def test_an_unsaved_head_leaves_no_trace(three: Features) -> None:
         ("logistic", {"C": -1}, "must be a float"),
         ("logistic", {"epochs": 3}, "no parameter 'epochs'"),
         ("dense", {"unit": 3}, "did you mean 'units'"),
-        ("dense", {"dropout": 1.5}, "from 0 to below 1"),
+        ("dense", {"dropout": 1.5}, "less than 1"),
         ("dense", {"pool": "mean"}, "'avg', 'max' or 'flatten'"),
-        ("dense", {"epochs": 0}, "at least 1"),
+        ("dense", {"epochs": 0}, "greater than 0"),
         ("PCA+dense", {}, "cannot be a step"),
-        ("VotingClassifier", {}, "needs estimators"),
+        ("VotingClassifier", {}, "missing 1 required positional argument: 'estimators'"),
         ("knn", {"n_neighbors": 500}, "n_neighbors"),
         (SVC, {}, "expected a name"),
         (make_pipeline(FunctionTransformer(refused), SVC()), {}, "refused"),

@@ -11,7 +11,7 @@ import yaml
 
 from featurestore.cli.run import print_heads
 from featurestore.errors import SpecError
-from featurestore.heads import heads
+from featurestore.heads import list_heads
 from featurestore.pipeline import run_sweep
 from tests.pipeline.conftest import Pipeline
 from tests.toys import build_network, featurestore
@@ -135,7 +135,7 @@ def test_a_sweep_takes_several_models_and_variants(
         spec = {"dataset": "photos", **changes, "heads": ["knn"]}
         Path("sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
         fitted = {head.id for head in run_sweep("sweep.yaml", several.store)}
-        rows = [row for row in heads(several.store) if row["head"] in fitted]
+        rows = [row for row in list_heads(several.store) if row["head"] in fitted]
         return sorted((row["model"], row["input_size"], row["layer"]) for row in rows)
 
     assert len(sweep()) == 4

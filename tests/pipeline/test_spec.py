@@ -8,7 +8,7 @@ import pytest
 from featurestore.dataset.split import SPLITS
 from featurestore.errors import SpecError
 from featurestore.extraction.planning import DTYPES
-from featurestore.heads.compare import METRICS
+from featurestore.heads.metrics import METRICS
 from featurestore.pipeline import PipelineSpec, SpecFile, SweepSpec, read_spec
 from featurestore.pipeline.spec import MOST_MISTAKES, ExtractSpec, Metric, Split
 from tests.pipeline.test_pipelines_page import literals

@@ -384,8 +384,7 @@ def small_store(folder: Path) -> Any:
 
 
 def _document_target(folder: Path) -> Target:
-    from featurestore.heads import Head
-    from featurestore.heads import heads as list_heads
+    from featurestore.heads import Head, list_heads
     from featurestore.store import FeatureStore
 
     store = small_store(folder)

@@ -1,13 +1,13 @@
-"""Validate a head's JSON document before use."""
+"""Schema of ``head.json``, which heads are validated with before use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from featurestore.heads import metrics
+FORMAT = 1
 
 
 class _Part(BaseModel):
@@ -33,10 +33,6 @@ class _Lineage(_Part):
     created: str
 
 
-_NUMBERS: Any = dict.fromkeys((*metrics.CLASSIFICATION, *metrics.REGRESSION), (float | None, None))
-_Measured: Any = create_model("_Measured", __base__=_Part, **_NUMBERS)
-
-
 class _Document(_Part):
     format: int
     name: str
@@ -46,27 +42,23 @@ class _Document(_Part):
     shape: list[PositiveInt]
     params: dict[str, Any]
     seed: int
-    metrics: dict[str, _Measured]
-    history: dict[str, Any]
-    problems: list[Any]
+    metrics: dict[str, dict[str, float | None]]
+    history: dict[str, list[float | None]]
+    problems: list[str]
     lineage: _Lineage
 
 
-def fault(meta: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a document, which may hold anything.
+# Those of a `Head`, which has no format.
+FIELDS = tuple(name for name in _Document.model_fields if name != "format")
 
-    Parameters
-    ----------
-    meta : mapping
-        As the store gives it.
 
-    Returns
-    -------
-    str or None
-        One line; None if it is valid.
-    """
+def find_fault(document: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a head's document, in one line; None if it is valid."""
+    found = document.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        return f"its format is {found} and this featurestore reads {FORMAT}: upgrade featurestore"
     try:
-        _Document.model_validate(dict(meta))
+        _Document.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(each) for each in first["loc"])

@@ -1,0 +1,189 @@
+"""Keras models that users bring as heads: what can be one, and its identity."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from featurestore.digests import digest_array
+from featurestore.errors import BackboneError, HeadError, one_line
+from featurestore.heads.network import Network, TrainingOptions, gives_logits
+
+if TYPE_CHECKING:
+    import keras
+
+    from featurestore.features import Features
+
+
+def adopt(
+    model: keras.Model, options: TrainingOptions, features: Features, seed: int
+) -> tuple[Network, dict[str, Any]]:
+    """Take a user's model as a head, without ever changing it.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Sequential or functional, of Keras' own layers. If it is not built, it gets the features'
+        shape and weights drawn from the seed; otherwise training starts from its weights.
+    options : TrainingOptions
+        By default, a compiled model keeps its learning rate.
+    features : Features
+        What the model must take, and classify.
+    seed : int
+        For the weights of a model that is not built.
+
+    Returns
+    -------
+    network : Network
+    fields : dict
+        The model's identity: graph, settings, initial weights, training.
+
+    Raises
+    ------
+    HeadError
+        If it cannot be stored, or does not fit the features or the labels.
+    """
+    from featurestore.backbone.identity import canonical_config, training_digest
+
+    config = _config(model)
+    weights = model.get_weights() if model.built else None
+    compiled = _compile_config(model) if model.compiled else None
+
+    def build(mean: float, deviation: float) -> keras.Model:
+        from featurestore.backbone.copying import set_weights
+
+        built = _build(type(model), config, features.shape[1:], seed)
+        if weights is not None:
+            set_weights(built, weights)
+        return built
+
+    built = build(0.0, 1.0)
+    _check_shapes(built, features)
+    _check_ending(built, compiled, features)
+    keeps_rate = compiled is not None and "learning_rate" not in options.model_fields_set
+    rate = None if keeps_rate else options.learning_rate
+    network = Network(build, options.epochs, options.batch_size, rate, compiled)
+    fields = {
+        "class": type(model).__name__,
+        "graph": training_digest(built),
+        "weights": None if weights is None else [digest_array(each) for each in weights],
+        "compiled": compiled
+        and {key: canonical_config(compiled[key], training=True) for key in ("optimizer", "loss")},
+        "training": {**options.model_dump(), "learning_rate": rate},
+    }
+    return network, fields
+
+
+def _config(model: keras.Model) -> dict[str, Any]:
+    """Return the configuration of a model, if it is of Keras' own parts."""
+    import keras
+
+    from featurestore.backbone.foreign import is_keras, refuse_hidden_functions
+
+    kind = type(model)
+    if not (is_keras(kind) and kind.__name__ in ("Sequential", "Functional")):
+        raise HeadError(
+            f"a model of class {kind.__name__} cannot be a head: expected keras.Sequential or a "
+            "functional keras.Model"
+        )
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Lambda):
+            raise HeadError(
+                f"layer {layer.name!r} is a Lambda, whose code cannot be stored safely; "
+                "use a layer of Keras, or keras.ops on tensors"
+            )
+    try:
+        refuse_hidden_functions(model)
+    except BackboneError as error:
+        raise HeadError(f"the model {error}") from None
+    config = json.loads(model.to_json())["config"]
+    _refuse_foreign(config)
+    return config
+
+
+def _compile_config(model: keras.Model) -> dict[str, Any]:
+    """Return how a model was compiled, if with Keras' own optimizer, loss and metrics."""
+    from featurestore.backbone.foreign import is_keras
+
+    compiled = dict(model.get_compile_config())
+    if isinstance(model.loss, FunctionType) and is_keras(model.loss):
+        compiled["loss"] = model.loss.__name__  # Keras leaves out the module of a function.
+    _refuse_foreign(compiled)
+    return compiled
+
+
+def _refuse_foreign(config: Any) -> None:
+    from featurestore.backbone.foreign import foreign_names
+
+    for name in foreign_names(config):
+        raise HeadError(
+            f"the model uses {name!r}, which is not part of Keras, so that it could not be "
+            "loaded without your code; use layers, functions, losses and metrics of Keras"
+        )
+
+
+def _build(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int) -> keras.Model:
+    from featurestore.backbone.seeding import seeded
+
+    with seeded(seed):
+        model = kind.from_config(copy.deepcopy(config))  # Keras changes what it is given.
+        if not model.built:
+            try:
+                model.build((None, *shape))
+            except Exception as error:  # whatever a layer raises that does not take the shape
+                raise HeadError(
+                    f"the model does not take features of shape {shape}: {one_line(error)}"
+                ) from error
+    return model
+
+
+def _check_shapes(model: keras.Model, features: Features) -> None:
+    shape, classes = features.shape[1:], len(features.classes)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise HeadError(
+            f"the model has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
+            "a head has one of each"
+        )
+    takes = tuple(model.inputs[0].shape)[1:]
+    if len(takes) != len(shape) or any(
+        size not in (None, found) for size, found in zip(takes, shape, strict=True)
+    ):
+        raise HeadError(
+            f"the model takes {takes} and the features of {features.ref!r} are {shape}; make its "
+            "keras.Input of that shape, or leave it out"
+        )
+    gives = tuple(model.outputs[0].shape)[1:]
+    if gives != (classes or 1,):
+        what = f"{classes} classes" if classes else "one value"
+        raise HeadError(f"the model gives {gives} for each row; expected ({classes or 1},): {what}")
+
+
+def _check_ending(
+    model: keras.Model, compiled: Mapping[str, Any] | None, features: Features
+) -> None:
+    """Raise HeadError if the loss takes logits for probabilities, or probabilities for logits."""
+    classification = features.task == "classification"
+    logits = classification and gives_logits(model)
+    loss, from_logits = ("", False) if compiled is None else loss_of(compiled)
+    if classification and "crossentropy" in loss and from_logits != logits:
+        raise HeadError(
+            f"the model ends {'without' if logits else 'in'} softmax and its loss has "
+            f"from_logits={from_logits}; compile it with from_logits={logits}, or leave "
+            "it uncompiled"
+        )
+
+
+def loss_of(compiled: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the lower-case name of a compiled loss without underscores, and ``from_logits``."""
+    loss = compiled["loss"]
+    if isinstance(loss, list) and len(loss) == 1:
+        loss = loss[0]
+    if isinstance(loss, str):
+        return loss.lower().replace("_", ""), False
+    if isinstance(loss, dict) and "class_name" in loss:
+        settings = loss["config"] if isinstance(loss["config"], dict) else {}
+        return loss["class_name"].lower(), bool(settings.get("from_logits", False))
+    raise HeadError("the model is compiled with no loss or several; expected one, or no compiling")
