@@ -53,9 +53,8 @@ def parse_options(kind: type[Options], name: str, params: Mapping[str, Any]) -> 
     except ValidationError as error:
         first = error.errors()[0]
         param = str(first["loc"][0])
-        raise HeadError(
-            f"head {name!r}: {param} is {params[param]!r}; {first['msg'].lower()}"
-        ) from None
+        expected = first["msg"].replace("Input should be", "expected")
+        raise HeadError(f"head {name!r}: {param} is {params[param]!r}; {expected}") from None
 
 
 @dataclass(frozen=True)

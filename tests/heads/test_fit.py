@@ -276,7 +276,7 @@ def test_an_unsaved_head_leaves_no_trace(three: Features) -> None:
         ("sklearn.svm.SVCC", {}, "'SVC'"),
         ("sklearn.nothing.SVC", {}, "cannot be imported"),
         ("..svm.SVC", {}, "not a scikit-learn estimator"),
-        ("StandardScaler+ridge", {"memory": "cache"}, "keep pickles there and load them"),
+        ("StandardScaler+ridge", {"memory": "cache"}, "store pickles there and load them"),
         ("sklearn.base.clone", {}, "not a scikit-learn estimator"),
         ("logistic", {"c": 1}, "did you mean 'C'"),
         ("forest", {"n_estimator": 1}, "did you mean 'n_estimators'"),

@@ -61,7 +61,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "a value of a Keras head",
         {"heads": [{"head": "dense", "grid": {"units": [8, "many"]}}]},
-        r":14: heads.0.grid.units: head 'dense': units is 'many'; expected a whole number",
+        r":14: heads.0.grid.units: head 'dense': units is 'many'; expected a valid integer",
     ),
     (
         "a head's layer",
