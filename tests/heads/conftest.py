@@ -11,7 +11,9 @@ import pytest
 
 from featurestore.dataset import Dataset
 from featurestore.digests import digest_bytes
+from featurestore.errors import HeadError
 from featurestore.features import Features
+from featurestore.heads import fit_head
 from featurestore.store import FeatureKey, FeatureStore
 
 MakeFeatures = Callable[..., Features]
@@ -20,6 +22,14 @@ MakeFeatures = Callable[..., Features]
 def samples(labels: Sequence[Any] | None, count: int, name: str, **options: Any) -> Dataset:
     images = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     return Dataset.from_arrays(images, labels, name=name, **options)
+
+
+def refused(features: Features, estimator: Any, params: dict[str, Any] | None = None) -> str:
+    with pytest.raises(HeadError) as caught:
+        fit_head(features, estimator, params)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
 
 
 @pytest.fixture
@@ -82,3 +92,17 @@ def numbers(make_features: MakeFeatures) -> Features:
     """60 rows with float labels."""
     values = np.linspace(1000.0, 1060.0, 60)
     return make_features(values.tolist(), val=0.25, test=0.2)
+
+
+@pytest.fixture
+def maps(make_features: MakeFeatures) -> Features:
+    """60 rows of spatial features of three classes."""
+    return make_features(["ant", "bee", "cat"] * 20, (3, 3, 4), ref="block", val=0.25, test=0.2)
+
+
+@pytest.fixture
+def keras_seed() -> None:
+    """Models that a test builds start from the same weights in every run."""
+    import keras
+
+    keras.utils.set_random_seed(0)

@@ -5,8 +5,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+from keras import layers
 from sklearn.base import BaseEstimator, ClassifierMixin, is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
@@ -63,7 +65,9 @@ from sklearn.svm import SVC, SVR, LinearSVC, NuSVC
 from sklearn.tree import DecisionTreeClassifier
 
 from featurestore.errors import DamagedError, HeadError
+from featurestore.features import Features
 from featurestore.heads.persist import _is_trusted, dump_sklearn, load_sklearn
+from tests.heads.keras_models import sequential
 
 SPREAD: list[Any] = [
     AdaBoostClassifier(n_estimators=3),
@@ -184,3 +188,14 @@ def test_no_file_of_a_head_is_a_pickle(tmp_path: Path) -> None:
     path.write_bytes(dump_sklearn(fitted(RandomForestClassifier(3))[0], "forest"))
     with zipfile.ZipFile(path) as archive:
         assert {Path(name).suffix for name in archive.namelist()} <= {".json", ".npy"}
+
+
+def test_a_file_with_code_is_not_loaded(maps: Features, tmp_path: Path) -> None:
+    from featurestore.heads.persist import load_keras
+
+    path = tmp_path / "bad.keras"
+    sequential(keras.Input((4,)), layers.Lambda(lambda x: x + 1)).save(path)
+    with pytest.raises(DamagedError, match="featurestore train"):
+        load_keras(path.read_bytes(), "head")
+    with pytest.raises(DamagedError, match="cannot be loaded"):
+        load_keras(b"PK torn", "head")

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from featurestore.errors import HeadError
+from featurestore.features import Features
+from featurestore.heads import Head, HeadReused, fit_head
+from tests.heads.keras_models import QUICK, compiled, functional, sequential, softmax
+
+pytestmark = pytest.mark.usefixtures("keras_seed")
+
+
+def test_an_unbuilt_model_takes_shape_and_seed(maps: Features) -> None:
+    def mine() -> keras.Model:
+        return keras.Sequential(
+            [layers.Flatten(), layers.Dense(8, "relu"), layers.Dense(3, "softmax")]
+        )
+
+    model = mine()
+    head = fit_head(maps, model, QUICK)
+    assert not model.built
+    events: list[Any] = []
+    assert fit_head(maps, mine(), QUICK, on_event=events.append).id == head.id
+    assert events == [HeadReused(head.id)]
+    assert fit_head(maps, mine(), {**QUICK, "epochs": 2}).id != head.id
+    assert head.name == "keras"
+    assert head.params == QUICK
+    assert head.metrics["train"]["accuracy"] > 0.8
+    X, _ = maps.arrays("val")
+    assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
+    again = Head.load(maps.store, head.id)
+    assert np.array_equal(again.scores(X), head.scores(X))
+
+
+def test_a_built_model_starts_from_its_weights(maps: Features) -> None:
+    model = functional()
+    before = [array.copy() for array in model.get_weights()]
+    head = fit_head(maps, model, QUICK)
+    assert head.name == "keras-mine"
+    assert all(map(np.array_equal, before, model.get_weights()))
+    twin = functional()
+    assert fit_head(maps, twin, QUICK, save=False).id != head.id
+    twin.set_weights(before)
+    assert fit_head(maps, twin, QUICK, save=False).id == head.id
+    X, _ = maps.arrays("val")
+    assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
+
+
+@pytest.mark.parametrize(("sparse", "logits"), [(True, False), (False, True)])
+def test_a_compiled_model_keeps_its_loss(maps: Features, sparse: bool, logits: bool) -> None:
+    model = keras.Sequential(
+        [layers.Flatten(), layers.Dense(3, None if logits else "softmax", name="last")]
+    )
+    kind = "SparseCategoricalCrossentropy" if sparse else "CategoricalCrossentropy"
+    model.compile(keras.optimizers.SGD(0.05), getattr(keras.losses, kind)(from_logits=logits))
+    head = fit_head(maps, model, {"epochs": 10}, save=False)
+    assert head.metrics["train"]["accuracy"] > 0.8
+    assert head.lineage["estimator"]["compiled"]["optimizer"]["class_name"] == "SGD"
+    X, _ = maps.arrays("val")
+    assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
+    assert not head.estimator.compiled
+
+
+class Custom(layers.Layer):
+    def call(self, x: Any) -> Any:
+        return x
+
+
+class Mine(layers.Layer):
+    """As Keras sees a layer that a script or notebook defines."""
+
+    __module__ = "__main__"
+
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+
+class MyLoss(keras.losses.Loss):
+    __module__ = "__main__"
+
+    def call(self, truth: Any, predicted: Any) -> Any:
+        return own_loss(truth, predicted)
+
+
+def relu(x: Any) -> Any:
+    return -x
+
+
+class Subclass(keras.Model):
+    pass
+
+
+def own_loss(truth: Any, predicted: Any) -> Any:
+    return keras.ops.mean(predicted)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Subclass(), "class Subclass cannot be a head"),
+        (lambda: sequential(layers.Flatten(), Custom(), layers.Dense(3)), "'Custom'"),
+        (lambda: sequential(layers.Flatten(), Mine(), layers.Dense(3)), "'Mine'"),
+        (lambda: sequential(layers.TimeDistributed(Mine()), layers.Dense(3)), "'Mine'"),
+        (lambda: sequential(layers.Flatten(), layers.Dense(3, relu)), "function 'relu' that"),
+        (lambda: compiled(functional(), loss=MyLoss()), "'MyLoss'"),
+        (lambda: compiled(functional(), loss="mse", metrics=[own_loss]), "'own_loss'"),
+        (lambda: sequential(layers.Lambda(lambda x: x), layers.Dense(3)), "is a Lambda"),
+        (lambda: sequential(layers.Flatten(), layers.Dense(4)), "expected (3,): 3 classes"),
+        (lambda: sequential(layers.Dense(3)), "the model gives (3, 3, 3)"),
+        (lambda: sequential(keras.Input((12,)), layers.Dense(3)), "the model takes (12,)"),
+        (lambda: sequential(layers.Flatten(), layers.Dense(3, "sigmoid")), "ends in 'sigmoid'"),
+        (lambda: sequential(layers.LSTM(3)), "does not take features of shape (3, 3, 4)"),
+        (lambda: compiled(functional(), loss=own_loss), "'own_loss'"),
+        (lambda: compiled(functional(), optimizer="adam"), "no loss or several"),
+        (
+            lambda: compiled(
+                functional(), loss=keras.losses.CategoricalCrossentropy(from_logits=True)
+            ),
+            "ends in softmax and its loss has from_logits=True",
+        ),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_heads(
+    maps: Features, make: Callable[[], keras.Model], says: str
+) -> None:
+    with pytest.raises(HeadError) as caught:
+        fit_head(maps, make())
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_function_of_keras(maps: Features) -> None:
+    heads = [
+        fit_head(maps, compiled(functional(), optimizer="sgd", loss=loss), epochs=1)
+        for loss in (keras.losses.categorical_crossentropy, "categorical_crossentropy")
+    ]
+    assert heads[0].lineage["estimator"]["compiled"] == heads[1].lineage["estimator"]["compiled"]
+
+
+def test_parameters_of_a_model(maps: Features) -> None:
+    with pytest.raises(HeadError, match="did you mean 'epochs'"):
+        fit_head(maps, functional(), {"epoch": 3})
+    with pytest.raises(HeadError, match="diverged"):
+        fit_head(maps, functional(), {"learning_rate": 1e30, "epochs": 2}, save=False)
+
+
+def test_normalization_comes_back_adapted(maps: Features) -> None:
+    normalize = layers.Normalization()
+    normalize.adapt(maps.arrays("train")[0])
+    model = sequential(keras.Input((3, 3, 4)), normalize, layers.Flatten(), layers.Dense(3))
+    head = fit_head(maps, model, {**QUICK, "epochs": 20})
+    assert head.metrics["train"]["accuracy"] > 0.8
+    X, _ = maps.arrays("val")
+    assert np.array_equal(Head.load(maps.store, head.id).scores(X), head.scores(X))

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from featurestore.errors import HeadError
+from featurestore.heads import (
+    Head,
+    fit_head,
+)
+from tests.heads.conftest import MakeFeatures
+
+
+def test_two_classes_have_two_columns_of_scores(make_features: MakeFeatures) -> None:
+    two = make_features(["no", "yes"] * 20)
+    X, _ = two.arrays()
+    head = fit_head(two, "logistic")
+    scores, probabilities = head.scores(X), head.predict_proba(X)
+    assert scores.shape == (40, 2)
+    softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert np.allclose(softmax, probabilities)
+    for name in ("ridge", "linear-svm", "knn"):
+        head = fit_head(two, name)
+        decided = np.array(head.classes)[head.scores(X).argmax(axis=1)]
+        assert np.array_equal(decided, head.predict(X))
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c"] * 10, ["a", "b"] * 15])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
+def test_scores_of_a_perceptron_are_its_logits(
+    make_features: MakeFeatures, labels: list[str], activation: str
+) -> None:
+    features = make_features(labels)
+    mlp = MLPClassifier((8, 5), activation=activation, max_iter=30)
+    head = fit_head(features, make_pipeline(StandardScaler(), mlp), save=False)
+    X, _ = features.arrays()
+    scores = head.scores(X)
+    softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert np.allclose(softmax, head.predict_proba(X), atol=1e-6)
+
+
+def test_integer_labels_stay_integers(make_features: MakeFeatures) -> None:
+    head = fit_head(make_features([3, 5, 9] * 10), "ridge")
+    assert head.classes == (3, 5, 9)
+    assert Head.load(make_features([3, 5, 9] * 10).store, head.id).classes == (3, 5, 9)
+    assert head.predict(np.zeros((1, 12))).dtype.kind == "i"
+
+
+def test_spatial_features_are_flattened(make_features: MakeFeatures) -> None:
+    maps = make_features(["a", "b"] * 15, (3, 3, 4), ref="block")
+    head = fit_head(maps, "logistic")
+    assert head.shape == (3, 3, 4)
+    X, _ = maps.arrays("val")
+    assert np.array_equal(head.scores(X), head.scores(X.reshape(len(X), -1)))
+    with pytest.raises(HeadError, match=r"\('row', 3, 3, 4\)"):
+        head.predict(X[:, :2])

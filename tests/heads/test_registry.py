@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.svm import SVC
+
+from featurestore.errors import HeadError
+from featurestore.features import Features
+from featurestore.heads import (
+    SKLEARN_HEADS,
+    Head,
+    check_named,
+    fit_head,
+)
+from tests.heads.conftest import refused
+
+
+@pytest.mark.parametrize("name", SKLEARN_HEADS)
+def test_ready_made_classifiers_learn_and_come_back_the_same(three: Features, name: str) -> None:
+    head = fit_head(three, name)
+    assert set(head.metrics) == {"train", "val", "test"}
+    assert head.metrics["val"]["accuracy"] > 0.7
+    assert head.classes == ("ant", "bee", "cat")
+    X, y = three.arrays("val")
+    again = Head.load(three.store, head.id)
+    assert again == head
+    assert np.array_equal(again.predict(X), head.predict(X))
+    assert np.array_equal(again.scores(X), head.scores(X))
+    assert (head.predict(X) == y).mean() == head.metrics["val"]["accuracy"]
+    probabilities, before = again.predict_proba(X), head.predict_proba(X)
+    assert (probabilities is None) == (name in ("ridge", "linear-svm"))
+    assert (head.metrics["val"]["log_loss"] is None) == (probabilities is None)
+    if probabilities is not None:
+        assert np.array_equal(probabilities, before)
+
+
+@pytest.mark.parametrize("name", [name for name, head in SKLEARN_HEADS.items() if head.regressor])
+def test_ready_made_regressors(numbers: Features, name: str) -> None:
+    head = fit_head(numbers, name)
+    assert (head.task, head.classes) == ("regression", ())
+    assert set(head.metrics["val"]) == {"rows", "r2", "rmse"}
+    X, y = numbers.arrays("val")
+    assert head.scores(X).shape == (len(y), 1)
+    assert np.array_equal(Head.load(numbers.store, head.id).predict(X), head.predict(X))
+    assert head.predict_proba(X) is None
+
+
+def test_logistic_on_numbers_says_which_heads_do_them(numbers: Features) -> None:
+    text = refused(numbers, "logistic")
+    assert "ridge" in text
+    assert "logistic" not in text.split("use one of")[1]
+    assert "predicts classes" in refused(numbers, "SVC")
+
+
+def test_a_regressor_on_classes_is_refused(three: Features) -> None:
+    assert "predicts numbers" in refused(three, "sklearn.linear_model.Lasso")
+    assert "predicts no labels" in refused(three, "StandardScaler")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "params", "says"),
+    [
+        ("logstic", {}, "did you mean 'logistic'"),
+        ("LogisticRegresion", {}, "did you mean 'LogisticRegression'"),
+        ("sklearn.svm.SVCC", {}, "'SVC'"),
+        ("sklearn.nothing.SVC", {}, "cannot be imported"),
+        ("..svm.SVC", {}, "not a scikit-learn estimator"),
+        ("StandardScaler+ridge", {"memory": "cache"}, "store pickles there and load them"),
+        ("sklearn.base.clone", {}, "not a scikit-learn estimator"),
+        ("logistic", {"c": 1}, "did you mean 'C'"),
+        ("forest", {"n_estimator": 1}, "did you mean 'n_estimators'"),
+        ("logistic", {"C": -1}, "must be a float"),
+        ("logistic", {"epochs": 3}, "no parameter 'epochs'"),
+        ("dense", {"unit": 3}, "did you mean 'units'"),
+        ("dense", {"dropout": 1.5}, "less than 1"),
+        ("dense", {"pool": "mean"}, "'avg', 'max' or 'flatten'"),
+        ("dense", {"epochs": 0}, "greater than 0"),
+        ("PCA+dense", {}, "cannot be a step"),
+        ("VotingClassifier", {}, "missing 1 required positional argument: 'estimators'"),
+        ("knn", {"n_neighbors": 500}, "n_neighbors"),
+        (SVC, {}, "expected a name"),
+        (make_pipeline(FunctionTransformer(refused), SVC()), {}, "refused"),
+        (SVC(random_state=np.random.RandomState(0)), {}, "random generator"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    three: Features, estimator: Any, params: dict[str, Any], says: str
+) -> None:
+    assert says in refused(three, estimator, params)
+
+
+def test_names_are_checked_without_features() -> None:
+    check_named("logistic", {"C": 1})
+    check_named("PCA+ridge", {"alpha": 2})
+    check_named("dense", {"units": [8]})
+    for name, params in (("nope", {}), ("dense", {"unit": 1}), ("ridge", {"alfa": 1})):
+        with pytest.raises(HeadError, match=r"did you mean|known"):
+            check_named(name, params)
+    with pytest.raises(HeadError, match="does not predict numbers"):
+        check_named("logistic", {}, "regression")
+
+
+def test_a_name_imports_nothing_but_scikit_learn(
+    three: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lurking.py").write_text("raise SystemExit('this ran')\nclass Head: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(HeadError, match=r"'lurking\.Head' is not a scikit-learn estimator"):
+        fit_head(three, "lurking.Head")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "heads.md"
+
+
+def test_the_page_names_every_ready_made_head() -> None:
+    from featurestore.heads import KERAS_HEADS, SKLEARN_HEADS
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in text for name in [*SKLEARN_HEADS, *KERAS_HEADS])

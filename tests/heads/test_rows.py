@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurestore.errors import IncompleteFeaturesError
+from featurestore.features import Features
+from featurestore.heads import (
+    HeadWarned,
+    fit_head,
+)
+from tests.heads.conftest import MakeFeatures, refused
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "says"),
+    [
+        (None, {"count": 10}, "has no labels"),
+        (["a"] * 10, {}, "has one class, 'a'"),
+        (["a", "b"] * 5 + ["c"], {}, "a single sample of class c"),
+        (["a", "b"] * 5, {"splits": ["val"] * 10}, "no labelled rows in its train split"),
+        (["a", "b"] * 5, {"splits": ["train", "val"] * 5}, "has one class, 'a'"),
+    ],
+)
+def test_labels_that_teach_nothing(
+    make_features: MakeFeatures, labels: list[str] | None, options: dict[str, Any], says: str
+) -> None:
+    text = refused(make_features(labels, **options), "ridge")
+    assert says in text
+    assert "featurestore scan" in text
+
+
+def test_features_that_are_not_finite(make_features: MakeFeatures) -> None:
+    values = np.zeros((20, 12))
+    values[3, 5] = np.nan
+    features = make_features(["a", "b"] * 10, values=values, val=0.0)
+    assert "NaN or infinity" in refused(features, "ridge")
+
+
+def test_features_that_are_not_complete(three: Features) -> None:
+    three.group.drop_block(0)
+    with pytest.raises(IncompleteFeaturesError):
+        fit_head(three, "ridge")
+
+
+def test_a_class_that_only_other_splits_have(make_features: MakeFeatures) -> None:
+    labels = ["a", "b"] * 10 + ["z"] * 4
+    splits = ["train"] * 16 + ["val"] * 4 + ["val", "val", "test", "test"]
+    features = make_features(labels, splits=splits)
+    events: list[Any] = []
+    head = fit_head(features, "logistic", on_event=events.append)
+    assert any(isinstance(each, HeadWarned) and "class z" in each.text for each in events)
+    assert head.classes == ("a", "b")
+    assert head.metrics["val"]["confusion"]["classes"] == ["a", "b", "z"]
+    assert head.metrics["test"]["accuracy"] == 0.0
+    assert head.metrics["val"]["log_loss"] > 1
+
+
+def test_a_split_without_rows_has_no_metrics(make_features: MakeFeatures) -> None:
+    head = fit_head(make_features(["a", "b"] * 10, val=0.0), "ridge")
+    assert set(head.metrics) == {"train"}
+
+
+def test_missing_labels_are_left_out(make_features: MakeFeatures) -> None:
+    features = make_features(["a", "b"] * 10 + [None] * 5)
+    head = fit_head(features, "ridge")
+    assert sum(each["rows"] for each in head.metrics.values()) == 20

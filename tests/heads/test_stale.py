@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from featurestore.errors import (
+    HeadError,
+)
+from featurestore.features import Features
+from featurestore.heads import best, fit_head, list_heads
+from featurestore.store import FeatureStore
+from featurestore.store.manifests import manifest_path
+from tests.heads.conftest import MakeFeatures, samples
+
+
+def test_heads_on_a_former_state_are_stale_and_apart(
+    make_features: MakeFeatures, store: FeatureStore
+) -> None:
+    labels = ["a", "b", "c"] * 20
+    drawn = {"val": 0.3, "stratify": False}  # relabelling changes no split
+    first = make_features(labels, noise=0.1, **drawn)
+    old = fit_head(first, "ridge")
+    relabelled = make_features(["b", "b", "b", *labels[3:]], noise=0.1, **drawn, ref="other:avg")
+    new = fit_head(relabelled, "ridge")
+    split_again = Features(first.group, samples(labels, 60, "toys", **drawn, seed=1), store)
+    never_added = fit_head(split_again, "ridge")
+
+    table = list_heads(store, "toys")
+    assert [row["head"] for row in table[:1]] == [new.id]
+    assert old.id != new.id
+    found = {row["head"]: row["stale"] for row in table}
+    assert found[new.id] is None
+    assert found[old.id] == "labels (2)"
+    assert found[never_added.id].startswith("labels (2), splits (")
+    with pytest.raises(HeadError, match=r"on 2 states of data set 'toys', whose metrics cannot"):
+        best([old, new])
+
+    make_features(labels + ["a"] * 6, noise=0.1, **drawn)
+    found = {row["head"]: row["stale"] for row in list_heads(store)}
+    assert found[old.id] == "samples (6 added, 0 removed)"
+    assert found[new.id] == "samples (6 added, 0 removed), labels (2)"
+
+    store.add_dataset(first.dataset)
+    assert list_heads(store)[0]["head"] == old.id
+
+
+def test_a_former_manifest_that_is_gone(
+    make_features: MakeFeatures, store: FeatureStore, tmp_path: Path
+) -> None:
+    old = fit_head(make_features(["a", "b"] * 20, val=0.3), "ridge")
+    make_features(["a", "b"] * 20, val=0.4)
+    path = manifest_path("toys", old.lineage["dataset"]["manifest_digest"])
+    (tmp_path / "store" / path).write_bytes(b"torn")
+    assert list_heads(store)[0]["stale"] == "unknown (a manifest is damaged)"
+    (tmp_path / "store" / path).unlink()
+    assert list_heads(store)[0]["stale"] == "unknown (its manifest is gone)"
+
+
+def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
+    make_features: MakeFeatures, store: FeatureStore
+) -> None:
+    features = make_features(["a", "b"] * 1500, (20_000,), val=0.3)
+    assert features.group.blocks > 1
+    features.group.drop_block(0)
+    part = fit_head(features.completed(), "ridge")
+    (row,) = list_heads(store)
+    assert row["stale"] == f"rows ({len(features.completed())} of 3000)"
+    assert best([part]) is part

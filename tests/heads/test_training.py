@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from keras import layers
+
+from featurestore.features import Features
+from featurestore.heads import Head, fit_head
+from featurestore.heads import rows as rows_module
+from tests.heads.keras_models import QUICK
+
+pytestmark = pytest.mark.usefixtures("keras_seed")
+
+
+def test_a_keras_head_is_the_same_every_time(maps: Features) -> None:
+    """Same seed, same weights, whatever ran before; and no global generator moves."""
+    random.seed(3)
+    np.random.seed(3)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    params = {"epochs": 3, "dropout": 0.3, "units": [16, 8], "batch_size": 7}
+    first = fit_head(maps, "dense", params, save=False)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
+    layers.Dense(3)(np.zeros((1, 2)))
+    second = fit_head(maps, "dense", params, save=False)
+    other = fit_head(maps, "dense", params, seed=1, save=False)
+    assert first.id == second.id != other.id
+    for one, same, else_ in zip(
+        *(head.estimator.get_weights() for head in (first, second, other)), strict=True
+    ):
+        assert np.array_equal(one, same)
+        assert not np.array_equal(one, else_)
+    assert first.history == second.history
+
+
+def test_streaming_from_the_store(maps: Features, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features larger than memory allows go block by block, and the metrics are the same."""
+    whole = fit_head(maps, "dense", QUICK, save=False)
+    monkeypatch.setattr(rows_module, "IN_MEMORY", 0)
+    monkeypatch.setattr(rows_module, "STREAMED_ROWS", 7)
+    streamed = fit_head(maps, "dense", QUICK, save=False)
+    assert streamed.metrics["train"]["accuracy"] > 0.8
+    assert set(streamed.history) == set(whole.history)
+    X, y = maps.arrays("val")
+    assert (streamed.predict(X) == y).mean() == streamed.metrics["val"]["accuracy"]
+
+
+def test_regression(numbers: Features) -> None:
+    """Labels about 1000 with a spread of 17 are learnt at the usual rate."""
+    head = fit_head(numbers, "dense", {"epochs": 40, "learning_rate": 0.01})
+    assert head.metrics["train"]["r2"] > 0.8
+    X, _ = numbers.arrays("val")
+    again = Head.load(numbers.store, head.id)
+    assert np.array_equal(again.predict(X), head.predict(X))
+    assert head.scores(X).shape == (len(X), 1)
