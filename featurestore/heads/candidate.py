@@ -70,6 +70,7 @@ def candidate(
     """
     given = {} if params is None else dict(params)
     params = {k: each.item() if isinstance(each, np.generic) else each for k, each in given.items()}
+    task: Any = features.task
     kind: Literal["sklearn", "keras"] = "sklearn"
     if isinstance(estimator, str):
         # "sklearn.svm.SVC", "SVC" and SVC() are the same head.
@@ -79,7 +80,7 @@ def candidate(
             template: Any = network.dense(options, features)
             fields = {"class": "dense", "params": options.model_dump()}
         else:
-            template = registry.sklearn_head(estimator, params, features.task, seed)  # type: ignore[arg-type]
+            template = registry.sklearn_head(estimator, params, task, seed)
     elif _is_keras(estimator):
         automatic = re.fullmatch(r"(sequential|functional|model)(_\d+)?", estimator.name)
         name = "keras" if automatic else f"keras-{estimator.name}"
@@ -87,8 +88,8 @@ def candidate(
         template, fields = adopted.adopt(estimator, training, features, seed)
     else:
         template, name, params = _configured(estimator, params, seed)
+        registry.check_task(template, name, task)
     if kind == "sklearn":
-        _check_task(template, name, features)
         fields = estimator_fields(template)
         dump_sklearn(template, name)
     shown = {param: canonical(value, param) for param, value in params.items()}
@@ -163,20 +164,6 @@ def _changed(estimator: Any) -> dict[str, Any]:
         for param, value in estimator.get_params(deep=False).items()
         if repr(value) != repr(defaults[param].default)
     }
-
-
-def _check_task(estimator: Any, name: str, features: Features) -> None:
-    from sklearn.base import is_classifier, is_regressor
-
-    classes, numbers = is_classifier(estimator), is_regressor(estimator)
-    if not (classes if features.task == "classification" else numbers):
-        found = "classes" if classes else "numbers" if numbers else "no labels"
-        labels = "classes" if features.task == "classification" else "numbers"
-        raise HeadError(
-            f"head {name!r} predicts {found}, and the labels of data set "
-            f"{features.dataset.name!r} are {labels}; use another, "
-            "such as ridge, knn, forest or dense"
-        )
 
 
 def _identity(fields: dict[str, Any], features: Features, seed: int) -> dict[str, Any]:

@@ -153,19 +153,16 @@ def logits_model(model: keras.Model) -> keras.Model:
     import keras
 
     from featurestore.backbone.copying import clone_onto
-    from featurestore.backbone.graph import as_functional
 
     if gives_logits(model):
         return model
-    functional: Any = as_functional(model)
-    last = last_operation(model)
-    if last not in functional.operations:
-        # The softmax is inside a nested model, which the copy does not have.
-        features = keras.Input(functional.inputs[0].shape[1:])
-        return logits_model(keras.Model(features, clone_onto(model, features)))
+    # A copy, because the softmax may be inside a nested model.
+    features = keras.Input(model.inputs[0].shape[1:])
+    copy = keras.Model(features, clone_onto(model, features))
+    last = last_operation(copy)
     if type(last).__name__ in ("Softmax", "Activation"):
-        return keras.Model(functional.input, last.input)
+        return keras.Model(features, last.input)
     without = type(last).from_config({**last.get_config(), "activation": "linear"})
     logits = without(last.input)
     without.set_weights(last.get_weights())
-    return keras.Model(functional.input, logits)
+    return keras.Model(features, logits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,44 +21,30 @@ class SklearnHead:
     Attributes
     ----------
     classifier, regressor : str or None
-        Import path of the estimator for each task; None if there is none.
-    scaled : bool
-        Whether a ``StandardScaler`` comes before it.
+        Class names joined by ``+``, for each task; no regressor if it is None.
     params : mapping
-        Parameters that differ from the estimator's own defaults.
+        Parameters of the last step that differ from its own defaults.
     """
 
-    classifier: str | None = None
+    classifier: str
     regressor: str | None = None
-    scaled: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
+
+    def steps(self, task: Task) -> str | None:
+        """Class names for a task."""
+        return self.regressor if task == "regression" else self.classifier
 
 
 SKLEARN_HEADS: Mapping[str, SklearnHead] = MappingProxyType(
     {
-        "logistic": SklearnHead(
-            classifier="sklearn.linear_model.LogisticRegression",
-            scaled=True,
-            params={"max_iter": 1000},
-        ),
-        "ridge": SklearnHead(
-            classifier="sklearn.linear_model.RidgeClassifier",
-            regressor="sklearn.linear_model.Ridge",
-            scaled=True,
-        ),
-        "linear-svm": SklearnHead(
-            classifier="sklearn.svm.LinearSVC", regressor="sklearn.svm.LinearSVR", scaled=True
-        ),
+        "logistic": SklearnHead("StandardScaler+LogisticRegression", params={"max_iter": 1000}),
+        "ridge": SklearnHead("StandardScaler+RidgeClassifier", "StandardScaler+Ridge"),
+        "linear-svm": SklearnHead("StandardScaler+LinearSVC", "StandardScaler+LinearSVR"),
+        # Search trees do not help in hundreds of dimensions.
         "knn": SklearnHead(
-            classifier="sklearn.neighbors.KNeighborsClassifier",
-            regressor="sklearn.neighbors.KNeighborsRegressor",
-            # Search trees do not help in hundreds of dimensions.
-            params={"algorithm": "brute"},
+            "KNeighborsClassifier", "KNeighborsRegressor", params={"algorithm": "brute"}
         ),
-        "forest": SklearnHead(
-            classifier="sklearn.ensemble.RandomForestClassifier",
-            regressor="sklearn.ensemble.RandomForestRegressor",
-        ),
+        "forest": SklearnHead("RandomForestClassifier", "RandomForestRegressor"),
     }
 )
 # What each ready-made Keras head changes in `DenseOptions`.
@@ -131,15 +116,12 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
         For an unknown name or parameter, with the nearest ones; for a head that does not do the
         task.
     """
-    parts = [part.strip() for part in name.split("+")]
-    try:
-        if len(parts) == 1:
-            estimator = _build(name, params, task)
-        else:
-            from sklearn.pipeline import make_pipeline
+    from sklearn.pipeline import make_pipeline
 
-            built = [_build(part, {}, task) for part in parts]
-            estimator = make_pipeline(*(step for each in built for step in _steps(each)))
+    try:
+        steps = _steps(name, params, task)
+        estimator = steps[0] if len(steps) == 1 else make_pipeline(*steps)
+        check_task(estimator, name, task)
         return with_params(estimator, params, name, seed)
     except HeadError:
         raise
@@ -149,76 +131,55 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
         ) from error
 
 
-def _build(name: str, params: Mapping[str, Any], task: Task) -> Any:
+def _steps(name: str, params: Mapping[str, Any], task: Task) -> list[Any]:
+    """Return the estimators that a name stands for; ``params`` has what a class requires."""
+    if "+" in name:
+        return [step for part in name.split("+") for step in _steps(part.strip(), {}, task)]
     if name in KERAS_HEADS:
         raise HeadError(f"{name!r} is a Keras head and cannot be a step of a pipeline")
-    if name not in SKLEARN_HEADS:
-        found = _find_class(name)
-        required = [
-            each.name
-            for each in inspect.signature(found).parameters.values()
-            if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
-        ]
-        return found(**{each: params[each] for each in required if each in params})
-    head = SKLEARN_HEADS[name]
-    path = _path(head, task)
-    if path is None:
-        fits = [each for each, head in SKLEARN_HEADS.items() if _path(head, task)]
-        labels = "numbers (regression)" if task == "regression" else "classes (classification)"
-        raise HeadError(
-            f"head {name!r} does not predict {labels}, which the labels of this data set are; "
-            f"use one of: {', '.join([*fits, *KERAS_HEADS])}"
-        )
-    estimator = _import(path)(**head.params)
-    if not head.scaled:
-        return estimator
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), estimator)
+    if name in SKLEARN_HEADS:
+        head = SKLEARN_HEADS[name]
+        *others, last = _steps(head.steps(task) or head.classifier, {}, task)
+        return [*others, last.set_params(**head.params)]
+    found = _find_class(name)
+    required = [
+        each.name
+        for each in inspect.signature(found).parameters.values()
+        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    return [found(**{each: params[each] for each in required if each in params})]
 
 
-def _path(head: SklearnHead, task: Task) -> str | None:
-    return head.regressor if task == "regression" else head.classifier
+def check_task(estimator: Any, name: str, task: Task) -> None:
+    """Raise HeadError if a scikit-learn estimator does not predict the labels of a task."""
+    from sklearn.base import is_classifier, is_regressor
 
-
-def _steps(estimator: Any) -> list[Any]:
-    return [step for _, step in getattr(estimator, "steps", [("", estimator)])]
+    classes, numbers = is_classifier(estimator), is_regressor(estimator)
+    if numbers if task == "regression" else classes:
+        return
+    found = "classes" if classes else "numbers" if numbers else "no labels"
+    expected = "numbers" if task == "regression" else "classes"
+    fits = [each for each, head in SKLEARN_HEADS.items() if head.steps(task)]
+    raise HeadError(
+        f"head {name!r} predicts {found}, and the labels are {expected}; "
+        f"use another, such as {', '.join([*fits, *KERAS_HEADS])}"
+    )
 
 
 def _find_class(name: str) -> type:
-    if "." in name:
-        return _import(name)
+    """Return an estimator of scikit-learn's; no module is imported because of its name."""
     from sklearn.utils import all_estimators
 
     known = dict(all_estimators())
-    if name not in known:
-        names = [*SKLEARN_HEADS, *KERAS_HEADS, *known]
+    module, _, attribute = name.rpartition(".")
+    found = known.get(attribute)
+    if found is None or not f"{found.__module__}.".startswith(f"{module}." if module else ""):
+        asked = attribute if module.startswith("sklearn") else name
+        offer = nearest(asked, [*SKLEARN_HEADS, *KERAS_HEADS, *known])
         raise HeadError(
-            f"unknown head {name!r}; {nearest(name, names)} (or any scikit-learn class, "
-            "by its name or import path; see docs/heads.md)"
+            f"unknown head {name!r}; {offer} (or any scikit-learn estimator, "
+            "by class name or import path; see docs/heads.md)"
         )
-    return known[name]
-
-
-def _import(path: str) -> type:
-    module_name, _, attribute = path.rpartition(".")
-    not_estimator = HeadError(
-        f"{path!r} is not a scikit-learn estimator: expected a class such as 'sklearn.svm.SVC'"
-    )
-    # Importing a module runs it: a name in a file must not choose which.
-    if module_name.partition(".")[0] != "sklearn":
-        raise not_estimator
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise HeadError(f"head {path!r} cannot be imported: {error}") from error
-    found = getattr(module, attribute, None)
-    if found is None:
-        classes = [each for each in dir(module) if inspect.isclass(getattr(module, each))]
-        raise HeadError(f"{module_name} has no {attribute!r}; {nearest(attribute, classes)}")
-    if not (inspect.isclass(found) and hasattr(found, "fit") and hasattr(found, "get_params")):
-        raise not_estimator
     return found
 
 

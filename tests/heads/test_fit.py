@@ -103,7 +103,7 @@ def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) ->
         (RadiusNeighborsClassifier(1e-3), "cannot predict the val split: No neighbors found"),
         (LabelPropagation(gamma=1e6), "predicts NaN or infinity on the"),
         (make_pipeline(StandardScaler(), Twice(), LogisticRegression()), "Twice"),
-        (Ridge(), "predicts numbers, and the labels of data set 'toys' are classes"),
+        (Ridge(), "predicts numbers, and the labels are classes"),
         (GridSearchCV(Ridge(), {"alpha": [1]}), "predicts numbers"),
         (GridSearchCV(SVC(), {"C": [1]}, refit=False), "no attribute 'predict'"),
     ],

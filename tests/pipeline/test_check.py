@@ -125,7 +125,7 @@ def test_mistakes_are_found_before_any_work(
         (data(path="one"), "data.path: .* one class, 'red'; a head needs two to tell apart"),
         (
             {**data(path="hues.csv"), "heads": ["knn", "logistic"]},
-            "heads.1.head: head 'logistic' does not predict numbers",
+            "heads.1.head: head 'logistic' predicts classes, and the labels are numbers",
         ),
     ],
 )
