@@ -42,13 +42,13 @@ class Counting:
 
 @contextmanager
 def flushes(done: bool) -> Any:
-    from featurestore.store import files
+    from featurestore import durable
 
-    files.os = Counting(done)
+    durable.os = Counting(done)
     try:
-        yield files.os
+        yield durable.os
     finally:
-        files.os = os
+        durable.os = os
 
 
 def main() -> None:

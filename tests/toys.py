@@ -17,8 +17,14 @@ import numpy as np
 from PIL import Image
 
 from featurestore.cli import main
+from featurestore.store import FeatureGroup
 
 COLOURS = {"blue": (60, 60, 180), "green": (60, 180, 60), "red": (180, 60, 60)}
+
+
+def drop_block(group: FeatureGroup, block: int) -> None:
+    """Remove a block of features, as if it had never been extracted."""
+    group.features.files.remove(group.features.file(block))
 
 
 def take_photos(folder: Path, each: int = 12, colours: dict[str, Any] = COLOURS) -> Path:

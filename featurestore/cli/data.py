@@ -39,7 +39,7 @@ def open_store(location: str, data: str, *, write: bool = True) -> FeatureStore:
         store = FeatureStore(location, create=write and place)
     except NotFoundError:
         store = FeatureStore("memory://nothing-stored-yet")
-    if not place and not store.has_dataset(data):
+    if not place and not store.datasets.has(data):
         Dataset.open(data)  # says that there is no such place, and what is near
     return store
 
@@ -95,20 +95,21 @@ def open_data(
 
 def _known(data: str, store: FeatureStore, name: str | None) -> Dataset | None:
     if not is_place(data):
-        return store.dataset(data) if store.has_dataset(data) else None
+        return store.datasets.load(data) if store.datasets.has(data) else None
     from featurestore.dataset.source import is_gone
 
     if name is None:
-        return store.dataset_at(data)
-    if not store.has_dataset(name):
+        entry = store.datasets.find(data)
+        return None if entry is None else store.datasets.load(entry.name)
+    if not store.datasets.has(name):
         return None
-    named = store.dataset(name)
+    named = store.datasets.load(name)
     moved = named.source is not None and is_gone(named.source)
     return named if moved or named.source == os.path.abspath(data) else None
 
 
 def _note_replaced(dataset: Dataset, store: FeatureStore, progress: Progress) -> None:
-    for entry in store.datasets():
+    for entry in store.datasets.values():
         replaced = entry.name == dataset.name and entry.source != dataset.source
         if replaced and entry.digest != dataset.digest:
             progress.say(
@@ -136,7 +137,7 @@ def scan_command(data: str, store: str, as_json: bool, **asked: Any) -> None:
     opened = open_store(store, data)
     with Progress() as progress:
         dataset = open_data(data, opened, progress, again=True, **asked)
-    opened.add_dataset(dataset)
+    opened.datasets.add(dataset)
     if as_json:
         print_json(dataset.summary())
         return

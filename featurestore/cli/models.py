@@ -110,7 +110,7 @@ def promote_command(head: str, output: str, store: str, as_json: bool, **options
             check_target(output)
             fitted = Head.load(opened, head)
             origin = fitted.lineage["dataset"]
-            data = opened.dataset(origin["name"], origin["manifest_digest"])
+            data = opened.datasets.load(origin["name"], origin["manifest_digest"])
             if fitted.lineage["backbone"] is None:
                 raise PromotionError(
                     f"{fitted.id} does not record its backbone; use promote() in Python"
@@ -190,7 +190,7 @@ def _open(data: str, store: str, progress: Progress) -> Dataset:
     if is_place(data):
         return Dataset.open(data, on_event=progress)
     try:
-        return FeatureStore(store, create=False).dataset(data)
+        return FeatureStore(store, create=False).datasets.load(data)
     except NotFoundError:
         return Dataset.open(data)  # says that there is no such place, and what is near
 

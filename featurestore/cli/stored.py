@@ -13,7 +13,7 @@ from featurestore.cli.output import plural, print_json, print_table, printable, 
 from featurestore.cli.progress import Progress
 from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError
-from featurestore.store import FeatureStore, Place
+from featurestore.store import FeatureGroup, FeatureStore, Item
 from featurestore.store.variants import Variant, tell_apart
 
 
@@ -32,7 +32,7 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     """
     opened = FeatureStore(store, create=False)
     asked = Variant(**variant)
-    described = [opened.describe(key) for key in opened.keys()]
+    described = [_described(opened, group) for group in opened.features.values()]
     rows = [_row(each) for each in described if Variant.of(each["provenance"]).fits(asked)]
     if as_json:
         print_json(rows)
@@ -71,7 +71,7 @@ def print_features(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_bare_datasets(store: FeatureStore, with_features: set[str]) -> None:
-    for entry in store.datasets():
+    for entry in store.datasets.values():
         if entry.name not in with_features:
             click.echo(f"data set {entry.name}: {plural(entry.rows, 'sample')}, no features yet")
 
@@ -80,6 +80,12 @@ def print_damaged(store: FeatureStore) -> None:
     """Print on stderr what listings leave out, because it cannot be read."""
     for damaged in store.damaged():
         click.echo(printable(f"damaged: {damaged.path}: {damaged.reason}"), err=True)
+
+
+def _described(store: FeatureStore, group: FeatureGroup) -> dict[str, Any]:
+    digest = group.key.dataset_digest
+    names = [entry.name for entry in store.datasets.values() if entry.digest == digest]
+    return {**group.describe(), "datasets": names}
 
 
 def _row(described: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +116,8 @@ def show_command(key: str, variant: dict[str, Any], store: str, as_json: bool) -
       featurestore show vgg16/block5_pool:avg
     """
     opened = FeatureStore(store, create=False)
-    described = opened.describe(opened.match(key, **variant))
+    group = opened.features.get(opened.features.match(key, **variant))
+    described = _described(opened, group)
     if as_json:
         print_json(described)
         return
@@ -148,18 +155,18 @@ def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json
       featurestore verify
     """
     opened = FeatureStore(store, create=False)
-    places = opened.places(key, **variant)
+    items = opened.items(key, **variant)
     damaged = []
     with Progress() as progress:
-        for done, place in enumerate(places, 1):
-            damaged += [asdict(damage) for damage in opened.check(place)]
-            progress.count("verify", done, len(places), "place")
+        for done, item in enumerate(items, 1):
+            damaged += [asdict(damage) for damage in opened.check(item)]
+            progress.count("verify", done, len(items), "item")
     if as_json:
-        print_json({"checked": len(places), "damaged": damaged})
+        print_json({"checked": len(items), "damaged": damaged})
     else:
         if damaged:
             print_table([_shown(each) for each in damaged], _DAMAGE_COLUMNS)
-        click.echo(f"{_counted(places)} checked")
+        click.echo(f"{_counted(items)} checked")
     if damaged:
         raise DamagedError(
             f"{plural(len(damaged), 'file')} damaged; `featurestore repair` mends what can be"
@@ -174,9 +181,9 @@ def _shown(damage: dict[str, Any]) -> dict[str, Any]:
     return {**damage, "rows": "{}–{}".format(*rows) if rows else None}
 
 
-def _counted(places: list[Place]) -> str:
+def _counted(items: list[Item]) -> str:
     names = {"features": "feature array", "dataset": "data set", "head": "head"}
-    counts = {kind: sum(place.kind == kind for place in places) for kind in names}
+    counts = {kind: sum(item.kind == kind for item in items) for kind in names}
     return ", ".join(plural(count, names[kind]) for kind, count in counts.items())
 
 

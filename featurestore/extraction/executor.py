@@ -41,7 +41,7 @@ def compute(
     store: FeatureStore,
     on_event: OnEvent | None,
     *,
-    lacks: Callable[[FeatureGroup, int], bool] = FeatureGroup.lacks,
+    lacks: Callable[[FeatureGroup, int], bool] = FeatureGroup.is_missing,
 ) -> dict[str, int]:
     """Compute the missing blocks of a plan and write them into their groups.
 
@@ -119,7 +119,7 @@ class _Work:
 
     def _ordered(self) -> list[Unit]:
         units = list(self._plan.units)
-        if self._store.shares_work:
+        if self._store.features.locking:
             return units
         # Where nothing can be claimed, processes that start together begin in different places.
         start = secrets.randbelow(len(units))
@@ -132,7 +132,7 @@ class _Work:
         """Wait until another process has done the first of these units, or has ended."""
         left = sum(_count(self._plan.windows(unit)) for unit in units)
         self._tell(WaitingForOthers(left))
-        with self._store.claim(self._blocks(units[0]), wait=True):
+        with self._store.features.lock_blocks(self._blocks(units[0]), wait=True):
             pass
 
     def _pass(self, units: list[Unit]) -> list[Unit]:
@@ -172,7 +172,7 @@ class _Work:
         for unit in units:
             claim = ExitStack()
             claims.callback(claim.close)
-            if not claim.enter_context(self._store.claim(self._blocks(unit))):
+            if not claim.enter_context(self._store.features.lock_blocks(self._blocks(unit))):
                 claim.close()
                 others.append(unit)
                 continue

@@ -261,7 +261,9 @@ def _plan_layer(
     shape = (len(dataset), *backbone.shape(ref))
     prefix = backbone.prefix_digest(ref.layer)
     key = FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
-    found = key if store.has(key) else store.find(prefix, str(ref), dataset.digest)
+    found: FeatureKey | None = key
+    if not store.features.has(key):
+        found = store.features.find(prefix, str(ref), dataset.digest)
     group = _opened(store, found, key)
     if group is not None:
         held = str(group.dtype)
@@ -281,7 +283,7 @@ def _plan_layer(
 def _opened(store: FeatureStore, found: FeatureKey | None, key: FeatureKey) -> FeatureGroup | None:
     """Open features that were found; None where others' are damaged, or gc was quicker."""
     try:
-        return None if found is None else store.group(found)
+        return None if found is None else store.features.get(found)
     except NotFoundError:
         return None
     except StoreError:
@@ -298,13 +300,10 @@ def _why(
     For example ``"preprocessing.resize: stored stretch, asked crop"``; None where nothing is near.
     """
     near = []
-    for other in store.keys():
+    for group in store.features.values():
+        other = group.key
         if (other.model, other.ref) == (key.model, key.ref):
-            try:
-                stored = store.group(other).provenance.get("prefix", {})
-            except StoreError:  # damaged: no explanation, and none of this extraction's business
-                continue
-            differences = _differences(stored, fields)
+            differences = _differences(group.provenance.get("prefix", {}), fields)
             if other.dataset_digest != dataset.digest:
                 differences.append(f"samples: stored others, asked those of {dataset.name}")
             near.append(differences)

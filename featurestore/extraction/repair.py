@@ -12,7 +12,7 @@ from featurestore.errors import ExtractionError, FeatureStoreError, StoreError
 from featurestore.extraction.events import OnEvent
 from featurestore.extraction.executor import compute
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, Unit, plan_units
-from featurestore.store import Damage, DatasetEntry, FeatureGroup, FeatureStore, Place
+from featurestore.store import Damage, DatasetEntry, FeatureGroup, FeatureStore, Item
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -62,7 +62,7 @@ def repair(
         Receives the events of the extractions.
     **variant
         Only that of ``key`` with this ``input_size``, ``resize``, ``weights``, …: as in
-        `FeatureStore.match`.
+        `FeatureShelf.match`.
 
     Returns
     -------
@@ -70,24 +70,22 @@ def repair(
         One for each damage that was found.
     """
     found = []
-    # Data sets before the features that need them.
-    for place in sorted(store.places(key, **variant), key=lambda each: each.kind == "features"):
-        damages = store.check(place)
+    for item in store.items(key, **variant):
+        damages = store.check(item)
+        # A sound item too is made durable: a repair that was killed may have left it so.
+        needs = _repair_metadata(store, item)
         if not damages:
-            # A repair that was killed may have left it so.
-            store.settle_place(place)
             continue
-        needs = _mend(store, place)
-        left = store.check(place)
-        # With its metadata mended, more may show.
+        left = store.check(item)
+        # With its metadata repaired, more may show.
         damages += [each for each in left if each.path not in {every.path for every in damages}]
-        if place.kind == "features" and left and not needs:
-            needs = _Group(store, place, backbone).repair(left, on_event)
-        elif place.kind == "dataset" and left:
-            needs |= _rescan(store, place, left)
-        still = {damage.path for damage in store.check(place)}
+        if item.kind == "features" and left and not needs:
+            needs = _Group(store, item, backbone).repair(left, on_event)
+        elif item.kind == "dataset" and left:
+            needs |= _rescan(store, item, left)
+        still = {damage.path for damage in store.check(item)}
         for damage in damages:
-            why = needs.get(damage.path) or needs.get("") or _HELP[place.kind]
+            why = needs.get(damage.path) or needs.get("") or _HELP[item.kind]
             found.append(Repair(damage, why if damage.path in still else None))
     return found
 
@@ -100,19 +98,19 @@ _HELP = {
 }
 
 
-def _mend(store: FeatureStore, place: Place) -> dict[str, str]:
-    """Mend metadata; return what is missing, for any file of the place under ``""``."""
+def _repair_metadata(store: FeatureStore, item: Item) -> dict[str, str]:
+    """Repair metadata; return what is missing, for any file of the item under ``""``."""
     try:
-        store.mend(place)
+        store.repair(item)
     except StoreError as error:
         return {"": str(error)}
     return {}
 
 
-def _rescan(store: FeatureStore, place: Place, damages: Sequence[Damage]) -> dict[str, str]:
+def _rescan(store: FeatureStore, item: Item, damages: Sequence[Damage]) -> dict[str, str]:
     """Rewrite the current manifest of a data set, if a scan gives the very same."""
-    name = place.name.partition("/")[2]
-    entry = next((each for each in store.datasets() if each.name == name), None)
+    name = item.name.partition("/")[2]
+    entry = next((each for each in store.datasets.values() if each.name == name), None)
     if entry is None:
         return {}
     needs = {}
@@ -129,10 +127,10 @@ def _restore(store: FeatureStore, entry: DatasetEntry) -> str:
     from featurestore.dataset import Dataset
 
     if entry.source is None:
-        return "it was made from arrays; make it of them again, and `FeatureStore.add_dataset`"
+        return "it was made from arrays; make it of them again, and `FeatureStore.datasets.add`"
     try:
         dataset = Dataset.open(entry.source, **{**entry.options, "name": entry.name})
-        store.restore_dataset(dataset)
+        store.datasets.restore(dataset)
     except FeatureStoreError as error:
         return f"it cannot be scanned again: {error}"
     return f"{entry.source} has changed since; run `{dataset.scan_command}`"
@@ -152,18 +150,18 @@ def _former(store: FeatureStore, path: str) -> str:
 class _Group:
     """The repair of one feature group, whose metadata are sound."""
 
-    def __init__(self, store: FeatureStore, place: Place, backbone: Backbone | None) -> None:
+    def __init__(self, store: FeatureStore, item: Item, backbone: Backbone | None) -> None:
         self._store = store
-        self._place = place
+        self._item = item
         self._backbone = backbone
 
     def repair(self, damages: Sequence[Damage], on_event: OnEvent | None) -> dict[str, str]:
         """Repair row ids, then blocks; return what is missing, by damaged file."""
         blocks = {each.block: each.path for each in damages if each.block is not None}
         try:
-            key = self._store.match(self._place.name)
-            with self._store.using([key]):
-                group = self._store.group(key)
+            key = self._store.features.match(self._item.name)
+            with self._store.features.lock([key], shared=True):
+                group = self._store.features.get(key)
                 dataset = self._samples(group)
                 if len(blocks) < len(damages):
                     group.write_samples(dataset.sample_ids)
@@ -172,7 +170,7 @@ class _Group:
             return {"": str(error)}
 
     def _samples(self, group: FeatureGroup) -> Dataset:
-        dataset = self._store.dataset_of(group.key.dataset_digest)
+        dataset = self._store.datasets.load_samples(group.key.dataset_digest)
         if dataset is None:
             raise ExtractionError(
                 "no manifest is left of the data set; run `featurestore scan` on the images"

@@ -173,9 +173,10 @@ def extract(
         asked = plan(dataset, backbone, layers, store, **settings)
         _replace(asked, dataset, store)
         sources = [layer.source for layer in asked.layers if layer.source is not None]
-        with store.using([*(layer.key for layer in asked.layers), *sources]):
+        in_use = [*(layer.key for layer in asked.layers), *sources]
+        with store.features.lock(in_use, shared=True):
             # In use and in a manifest from here on: no gc takes it.
-            store.add_dataset(dataset)
+            store.datasets.add(dataset)
             groups = {
                 str(layer.ref): _open(layer, dataset, backbone, store, batch_size)
                 for layer in asked.layers
@@ -185,7 +186,7 @@ def extract(
                 continue  # Another process was quicker to make them, as float16.
             counts = compute(decided, dataset, backbone, groups, store, on_event)
             for layer in decided.layers:
-                store.settle(layer.key)
+                store.features.fsync(layer.key)
             features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
             reports = {
                 str(layer.ref): _report(layer, counts[str(layer.ref)], store)
@@ -201,16 +202,16 @@ def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> No
         # What is stored goes only where its images are at hand.
         dataset.image(asked.windows(asked.units[0])[0].start)
     for key in replaced:
-        store.remove(key)
+        store.features.remove(key)
 
 
 def _open(
     layer: LayerPlan, dataset: Dataset, backbone: Backbone, store: FeatureStore, batch_size: int
 ) -> FeatureGroup:
-    if store.has(layer.key):
-        return store.group(layer.key)
+    if store.features.has(layer.key):
+        return store.features.get(layer.key)
     try:
-        group = store.create(
+        group = store.features.create(
             layer.key,
             shape=layer.shape,
             dtype=layer.dtype,
@@ -222,13 +223,13 @@ def _open(
             },
         )
     except StoreError:
-        if not store.has(layer.key):
+        if not store.features.has(layer.key):
             raise
         # Another process has just made it, as another type.
-        return store.group(layer.key)
+        return store.features.get(layer.key)
     if layer.source is not None:
         with suppress(NotFoundError):  # Removed in the meantime.
-            _copy(store.group(layer.source), group)
+            _copy(store.features.get(layer.source), group)
     return group
 
 
@@ -278,7 +279,7 @@ def _report(layer: LayerPlan, computed: int, store: FeatureStore) -> LayerReport
         key=str(layer.key),
         shape=layer.shape,
         dtype=layer.dtype,
-        bytes=store.describe(layer.key)["bytes"],
+        bytes=store.features.get(layer.key).nbytes_stored,
         rows_computed=computed,
         rows_reused=layer.shape[0] - computed,
     )

@@ -52,7 +52,7 @@ def stored(
     """
     asked = Variant(**variant)
     models = [model] if isinstance(model, str) else list(model or ())
-    loaded = store.dataset(dataset)
+    loaded = store.datasets.load(dataset)
     try:
         groups = _found(store, loaded, models, layer, asked)
     except NotFoundError:
@@ -64,7 +64,8 @@ def stored(
 def _found(
     store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None, asked: Variant
 ) -> list[FeatureGroup]:
-    keys = [key for key in store.keys() if key.dataset_digest == loaded.digest]
+    found = {group.key: group for group in store.features.values()}
+    keys = [key for key in found if key.dataset_digest == loaded.digest]
 
     def command(model: str) -> str:
         return f"featurestore extract {loaded.name} --model {model} --layer {layer or 'L'}"
@@ -91,7 +92,7 @@ def _found(
                 f"{nearest(layer, sorted(refs))}, or run `{command(model)}`"
             )
     what = repr(loaded.name) + (f" at layer {layer!r}" if layer else "")
-    groups = _of_files([store.group(key) for key in keys], models)
+    groups = _of_files([found[key] for key in keys], models)
     return _of_variant(groups, asked, what, command(model))
 
 

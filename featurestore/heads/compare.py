@@ -143,7 +143,7 @@ def list_heads(
 def _valid(store: FeatureStore) -> list[dict[str, Any]]:
     """Return the documents of the heads; invalid ones are left out, with a warning."""
     found = []
-    for document in store.heads():
+    for document in store.heads.values():
         fault = find_fault(document)
         if fault is None:
             found.append(document)
@@ -183,9 +183,9 @@ def _dataset_name(store: FeatureStore, text: str, documents: Sequence[Mapping[st
     if text in {each["lineage"]["dataset"]["name"] for each in documents}:
         return text
     try:
-        return store.dataset(text).name
+        return store.datasets.load(text).name
     except NotFoundError as error:
         raise NotFoundError(
             f"no data set {text!r} in {store.location}; "
-            f"{nearest(text, [entry.name for entry in store.datasets()])}"
+            f"{nearest(text, [entry.name for entry in store.datasets.values()])}"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -130,22 +131,21 @@ def fit_heads(
     heads: dict[str, Head] = {}
     left = list({each.id: each for each in candidates}.values())
     dataset, store = features.dataset, features.store
-    if save and not all(store.has_head(each.id) for each in left):
-        store.check_writable()
-    with store.fitting_on(features.key, dataset.name, dataset.manifest_digest):
-        if save:
-            store.keep_manifest(dataset)  # It may never have been added, or gc removed it.
+    if save and not all(store.heads.has(each.id) for each in left):
+        store.heads.check_writable()
+    kept = store.datasets.keep(dataset) if save else nullcontext()
+    with store.features.lock([features.key], shared=True), kept:
         # Heads that other processes are fitting come last; they are in the store by then.
         while left:
             others = []
             for each in left:
-                with store.claim_head(each.id) as mine:
+                with store.heads.lock([each.id], wait=False) as mine:
                     if mine:
                         heads[each.id] = fitting.head(each)
                     else:
                         others.append(each)
             if others:
-                with store.claim_head(others[0].id, wait=True):
+                with store.heads.lock([others[0].id]):
                     pass
             left = others
     return [heads[each.id] for each in candidates]
@@ -163,14 +163,14 @@ class _Fitting:
     def head(self, each: Candidate) -> Head:
         """Return a head from the store, or fit it."""
         store = self.rows.features.store
-        if store.has_head(each.id):
+        if store.heads.has(each.id):
             try:
                 head = Head.load(store, each.id)
             except DamagedError:
                 pass  # Its message says to fit the head again.
             else:
                 if self.save:
-                    store.settle_head(head.id)
+                    store.heads.fsync(head.id)
                 self.on_event(HeadReused(head.id))
                 return head
         head = self._fit(each)

@@ -155,7 +155,7 @@ class Head:
         }
         document = {name: getattr(self, name) for name in FIELDS}
         document |= {"format": FORMAT, "metrics": metrics, "history": history}
-        store.save_head(self.id, document, files)
+        store.heads.save(self.id, document, files)
 
     @classmethod
     def load(cls, store: FeatureStore, head: str) -> Head:
@@ -175,14 +175,14 @@ class Head:
             If a file is missing, changed, or has content that must not be loaded.
         """
         head_id = find(store, head)
-        document = store.head_meta(head_id)
+        document = store.heads.get(head_id)
         fault = find_fault(document)
         if fault:
             raise DamagedError(
                 f"the document of head {head_id!r} is not valid: {fault}; "
                 "fit the head again with `featurestore train`"
             )
-        read = partial(store.head_file, head_id)
+        read = partial(store.heads.read, head_id)
         fields = {name: document[name] for name in FIELDS}
         fields |= {name: tuple(document[name]) for name in ("classes", "shape", "problems")}
         if fields["task"] == "classification":
@@ -232,9 +232,9 @@ class Head:
 
 def find(store: FeatureStore, text: str) -> str:
     """Return the one id that begins with ``text``; NotFoundError names the nearest."""
-    if store.has_head(text):
+    if store.heads.has(text):
         return text
-    ids = [meta["id"] for meta in store.heads()]
+    ids = [meta["id"] for meta in store.heads.values()]
     found = [each for each in ids if each.startswith(text)]
     if len(found) == 1:
         return found[0]

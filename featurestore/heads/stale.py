@@ -35,9 +35,9 @@ def stale(store: FeatureStore, documents: Sequence[Mapping[str, Any]]) -> list[s
     newest = sorted(origins, key=lambda each: each["created"])
     present = {
         **{each["dataset"]["name"]: each["dataset"]["manifest_digest"] for each in newest},
-        **{entry.name: entry.manifest_digest for entry in store.datasets()},
+        **{entry.name: entry.manifest_digest for entry in store.datasets.values()},
     }
-    differs = cache(partial(_differs, cache(store.dataset)))
+    differs = cache(partial(_differs, cache(store.datasets.load)))
     found = []
     for origin in origins:
         name, digest = origin["dataset"]["name"], origin["dataset"]["manifest_digest"]

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, short
 from featurestore.errors import BackboneError, DatasetError, InputError
 from featurestore.pipeline.check import check, check_data
@@ -17,7 +18,6 @@ from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.spec import HeadSpec, PipelineSpec, SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
 from featurestore.scratch import scratch
-from featurestore.store.files import LocalFiles, commit
 from featurestore.store.variants import Variant, tell_apart
 from featurestore.versions import versions
 
@@ -145,8 +145,8 @@ class _Run:
             dataset = Dataset.open(location, on_event=self.tell, **options)
         except DatasetError as error:
             raise self.file.mistake(["data"], str(error)) from error
-        known = [entry.manifest_digest for entry in self.store.datasets()]
-        self.store.add_dataset(dataset)
+        known = [entry.manifest_digest for entry in self.store.datasets.values()]
+        self.store.datasets.add(dataset)
         fresh = dataset.manifest_digest not in known
         self.stages.record("data", started, fresh)
         if not fresh:
@@ -193,7 +193,7 @@ class _Run:
     ) -> tuple[dict[str, tuple[Head, Backbone]], list[Head]]:
         """Return each head by its id, with its backbone, and the heads on pixels."""
         started = time.perf_counter()
-        before = {meta["id"] for meta in self.store.heads()}
+        before = {meta["id"] for meta in self.store.heads.values()}
         self.tell(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
         found = {
             head.id: (head, backbone)
@@ -296,7 +296,8 @@ class _Run:
         }
         name = Path(self.spec.name, short(digest_fields(identity)))
         folder = _make_folder(self.runs / name)
-        LocalFiles(str(self.runs)).settle(str(name))
+        for each in (folder, *folder.parents[:3]):
+            durable.fsync_folder(each)
         return folder
 
 
@@ -330,7 +331,7 @@ def _write(path: Path, data: bytes) -> None:
     with scratch(beside=path.parent) as folder:
         part = folder / path.name
         part.write_bytes(data)
-        commit(part, path)
+        durable.commit(part, path)
 
 
 def _unfreeze(promote: FineTuning, head: Head, backbone: Backbone) -> str | int | None:

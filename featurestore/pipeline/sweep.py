@@ -50,11 +50,11 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
 def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
     spec = file.spec
     dataset, place = spec.dataset, file.resolve(spec.dataset)
-    if not store.has_dataset(dataset) and os.path.exists(place):
+    if not store.datasets.has(dataset) and os.path.exists(place):
         dataset = str(place)
     where: list[str | int] = ["dataset"]
     try:
-        store.dataset(dataset)
+        store.datasets.load(dataset)
         found: list[Features] = []
         asked: dict[str, Any] = {}
         # One field after the other, so that a mistake has its line.

@@ -81,7 +81,7 @@ def prove(
     ParityError
         If they disagree, if a weight moves, or if rounding decides too much for a proof.
     """
-    group = head.store.group(head.key)
+    group = head.store.features.get(head.key)
     rows = proof_rows(group)
     few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
     images = np.stack([data.image(int(row), backbone.resize) for row in rows[few]])

@@ -221,7 +221,7 @@ def _seen(
     fitted_on = data
     if data.manifest_digest != origin["manifest_digest"]:
         try:
-            fitted_on = head.store.dataset(origin["name"], origin["manifest_digest"])
+            fitted_on = head.store.datasets.load(origin["name"], origin["manifest_digest"])
         except NotFoundError as error:
             raise PromotionError(
                 f"{head.store.location} no longer has data set {origin['name']!r} as {head.id} was "

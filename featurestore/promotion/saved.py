@@ -13,12 +13,12 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurestore import durable
 from featurestore.backbone import model_files
 from featurestore.digests import digest_array, digest_fields
 from featurestore.errors import InputError, nearest, one_line
 from featurestore.promotion.seen import Seen
 from featurestore.scratch import scratch
-from featurestore.store.files import commit
 
 if TYPE_CHECKING:
     import keras
@@ -60,7 +60,7 @@ def save_model(
                 if seen is not None:
                     archive.writestr(SAMPLES, seen.to_bytes())
                 archive.writestr(MEMBER, json.dumps(metadata, indent=2, ensure_ascii=False))
-            commit(part, path)
+            durable.commit(part, path)
     except OSError as error:
         raise InputError(
             f"cannot write {str(path)!r}: {error.strerror or one_line(error)}; make room, or give "

@@ -1,49 +1,39 @@
 """A Zarr v3 array chunked along its rows, read and written one whole chunk at a time.
 
 The chunks are encoded here rather than by zarr, for two reasons: a chunk that is absent must
-raise, and zarr reads it as zeros; and every write must go through the one place that makes a file
-durable. Tests read the result with plain zarr, dask and xarray, and what they write with this.
+raise, and zarr reads it as zeros; and every write must be atomic and durable. Tests read the result
+with plain zarr, dask and xarray, and read what zarr writes.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.digests import (
-    EMPTY_CHECKSUM,
-    checksum_matches,
-    digest_bytes,
-    insert_checksum,
-    row_id,
-)
-from featurestore.errors import DamagedError, StoreError, StoreFormatError
-from featurestore.store.files import Files
+from featurestore.digests import digest_bytes, row_id
+from featurestore.errors import StoreError
+
+if TYPE_CHECKING:
+    from featurestore.store.files import Files
 
 METADATA = "zarr.json"
 BLOCK_BYTES = 4 * 2**20
 MOST_ROWS = 1024
-DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "float16", "float32")}
 ZSTD_LEVEL = 1
-ZSTD_MAGIC = bytes.fromhex("28b52ffd")
+# The magic number of a skippable frame (RFC 8878, section 3.1.2).
 ADDRESS_MAGIC = bytes.fromhex("512a4d18")
 CHECKSUM_BYTES = 4
-# A document is read whole; the largest are heads with a confusion matrix of a thousand classes.
-DOCUMENT_BYTES = 64 * 2**20
-CHECK = "check"
-# Larger than any network's row and any data set, and small enough that no number read from a
-# file makes a reader allocate or loop without end.
-MOST_BLOCK_BYTES = 2**30
-MOST_BYTES = 2**45
-MEND = "run `featurestore repair`"
+
+_DIMENSIONS = {
+    2: ("row", "channel"),
+    3: ("row", "token", "channel"),
+    4: ("row", "height", "width", "channel"),
+}
 
 
 def block_rows(row_bytes: int) -> int:
@@ -65,52 +55,47 @@ def block_rows(row_bytes: int) -> int:
     return int(min(MOST_ROWS, 2 ** math.floor(math.log2(fitting))))
 
 
+def dimension_names(dimensions: int) -> tuple[str, ...]:
+    """Names of a feature array's dimensions, the rows first."""
+    generic = ("row", *(f"axis_{axis}" for axis in range(1, dimensions)))
+    return _DIMENSIONS.get(dimensions, generic)
+
+
 def encode(rows: np.ndarray, address: str) -> bytes:
-    """Encode a chunk: little-endian values in zstd, where it belongs, and the CRC-32C of both."""
+    """Encode a chunk: little-endian values in zstd, its address, and the CRC-32C of both."""
     import google_crc32c
+    import pyarrow
 
-    packed = bytes(_zstd().encode(np.ascontiguousarray(rows))) + _frame(address)
-    checksum: int = google_crc32c.value(packed)
-    return packed + checksum.to_bytes(CHECKSUM_BYTES, "little")
-
-
-@cache
-def _zstd() -> Any:
-    """Return the codec, bound to the library that it brings.
-
-    On Linux, TensorFlow imposes its own copy of zstd, of another version, on what is loaded after
-    it: the same rows would give other bytes in one process than in another.
-    """
-    own = getattr(os, "RTLD_DEEPBIND", 0)
-    if own:
-        flags = sys.getdlopenflags()
-        sys.setdlopenflags(flags | own)
-    try:
-        from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
-    finally:
-        if own:
-            sys.setdlopenflags(flags)
-    return Zstd(level=ZSTD_LEVEL)
+    codec = pyarrow.Codec("zstd", ZSTD_LEVEL)
+    frame = codec.compress(np.ascontiguousarray(rows).reshape(-1).view(np.uint8), asbytes=True)
+    packed: bytes = frame + _address_frame(address)
+    return packed + int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def _frame(address: str) -> bytes:
-    """Return a frame that decoders skip (RFC 8878, section 3.1.2), with a digest of the address.
+def _address_frame(address: str) -> bytes:
+    """Return a frame that decoders skip, with a digest of the address.
 
-    A sound chunk in the place of another is found by it: a misdirected write, a copied file.
+    By it a sound chunk in the place of another is found: a misdirected write, a copied file.
     """
     content = row_id(digest_bytes(address.encode()))
     return ADDRESS_MAGIC + len(content).to_bytes(4, "little") + content
 
 
-def unwrap(data: bytes, address: str) -> np.ndarray:
-    """Check that a chunk is as written, and there; return its zstd frames.
+def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, address: str) -> np.ndarray:
+    """Verify and decode a chunk.
+
+    Returns
+    -------
+    numpy.ndarray of the given shape and dtype
+        Not writeable.
 
     Raises
     ------
     ValueError
-        With the reason.
+        If the bytes are not those that were written at this address; the message is the reason.
     """
     import google_crc32c
+    import pyarrow
 
     if len(data) <= CHECKSUM_BYTES:
         raise ValueError(f"the file has {len(data)} bytes")
@@ -118,61 +103,34 @@ def unwrap(data: bytes, address: str) -> np.ndarray:
     found = int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
     if found != stored:
         raise ValueError(f"checksum {found.hex()} found, {stored.hex()} expected")
-    frame = _frame(address)
+    frame = _address_frame(address)
     tail = packed[-len(frame) :].tobytes()
-    if tail[: len(ADDRESS_MAGIC)] == ADDRESS_MAGIC and tail != frame:
-        raise ValueError("it is another array's or another place's chunk")
-    return packed
-
-
-def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, address: str) -> np.ndarray:
-    """Decode a chunk; ValueError with the reason where the bytes are not those written.
-
-    Returns
-    -------
-    numpy.ndarray of the given shape and dtype
-        Not writeable.
-    """
-    packed = unwrap(data, address)
-    found, expected = _frame_size(packed), math.prod(shape) * dtype.itemsize
-    if found is None:
-        raise ValueError("no Zstandard frame that tells its size")
-    if found != expected:  # before anything is allocated: a frame may claim any size
-        raise ValueError(f"{found} bytes found, {expected} expected")
+    if tail.startswith(ADDRESS_MAGIC) and tail != frame:
+        raise ValueError("it is the chunk of another array or place")
+    size = math.prod(shape) * dtype.itemsize
     try:
-        values = _zstd().decode(packed)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+        # Allocates what is expected, whatever size the frame claims.
+        values = pyarrow.Codec("zstd").decompress(packed, decompressed_size=size)
+    except OSError as error:
+        raise ValueError(f"it does not decompress to {size} bytes ({error})") from error
     return np.frombuffer(values, dtype=dtype).reshape(shape)
 
 
-def _frame_size(packed: np.ndarray) -> int | None:
-    """Return the bytes that a Zstandard frame says it holds (RFC 8878, section 3.1.1.1)."""
-    header = packed[:18].tobytes()
-    if header[:4] != ZSTD_MAGIC or len(header) < 5:
-        return None
-    single_segment = header[4] >> 5 & 1
-    width = (single_segment, 2, 4, 8)[header[4] >> 6]
-    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[header[4] & 3]
-    size = int.from_bytes(header[start : start + width], "little") + 256 * (width == 2)
-    return size if width else None
-
-
 @cache
-def _singles() -> np.ndarray:
+def _float16_table() -> np.ndarray:
     """Every float16 as a float32, by its bits."""
     return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def convert(values: np.ndarray, out: np.ndarray) -> None:
-    """Copy values into a C-contiguous array of their shape, converting their type.
+    """Copy values into a C-contiguous array of the same shape, converting their type.
 
     float16 to float32 goes by a table: numpy's own conversion is 3 times slower than reading
     and decompressing the values.
     """
     if values.dtype == np.float16 and out.dtype == np.float32:
-        # mode="wrap", of which nothing comes here, lets take() write into `out` directly.
-        np.take(_singles(), values.view(np.uint16), out=out, mode="wrap")
+        # No index wraps; mode="wrap" lets take() write into `out` without a buffer.
+        np.take(_float16_table(), values.view(np.uint16), out=out, mode="wrap")
     else:
         np.copyto(out, values)
 
@@ -183,13 +141,14 @@ class BlockArray:
 
     Parameters
     ----------
-    files : Files
-        Where the store is kept.
+    files : LocalFiles or RemoteFiles
+        Files of the store.
     path : str
         Path of the array in the store.
     shape : tuple of int
         (row, …)
     dtype : numpy.dtype
+        Little-endian.
     block_rows : int
         Rows of a block; the last block may have fewer.
     dimension_names : tuple of str
@@ -216,10 +175,10 @@ class BlockArray:
         """Path of a block's file: ``c.<block>.0.0…``, all in one folder."""
         return f"{self.path}/c.{block}" + ".0" * (len(self.shape) - 1)
 
-    def address(self, block: int) -> str:
-        """Return what a block is marked with: its place, and its type.
+    def _address(self, block: int) -> str:
+        """Return the address stored in a block: its path, and its type.
 
-        Where float32 features replace float16 ones, blocks of both have the same places and sizes.
+        Where float32 features replace float16 ones, blocks of both have the same paths and sizes.
         """
         return f"{self.file(block)} {self.dtype}"
 
@@ -262,22 +221,29 @@ class BlockArray:
             whole = np.zeros((self.block_rows, *self.shape[1:]), dtype=self.dtype)
             whole[: len(rows)] = rows
             rows = whole
-        self.files.write(self.file(block), encode(rows, self.address(block)))
+        self.files.write(self.file(block), encode(rows, self._address(block)))
 
     def read(self, block: int) -> np.ndarray:
-        """Read one block: FileNotFoundError where it does not exist, ValueError where damaged.
+        """Read one block.
 
         Returns
         -------
         numpy.ndarray of shape (row of the block, …)
             Not writeable.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it does not exist.
+        ValueError
+            If it is damaged.
         """
         data = self.files.read(self.file(block))
-        whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self.address(block))
+        whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self._address(block))
         return whole[: len(self.span(block))]
 
     def damage(self, block: int) -> str | None:
-        """Read a block and tell why it cannot be trusted; None where it can, or does not exist."""
+        """Read a block and return what is wrong with it; None if it is sound or does not exist."""
         try:
             self.read(block)
         except FileNotFoundError:
@@ -286,137 +252,26 @@ class BlockArray:
             return str(error)
         return None
 
-    def drop(self, block: int) -> None:
-        """Remove a block's file."""
-        self.files.remove(self.file(block))
-
-
-def write_array(array: BlockArray, attributes: Mapping[str, Any]) -> None:
-    """Write the metadata of an array, its folder first; its blocks are left as they are."""
-    _zstd()  # before zarr loads it
-    import zarr
-    from zarr.codecs import Crc32cCodec, ZstdCodec
-
-    documents: dict[str, Any] = {}
-    zarr.create_array(
-        documents,
-        shape=array.shape,
-        chunks=(array.block_rows, *array.shape[1:]),
-        dtype=array.dtype,
-        fill_value=0,
-        compressors=[ZstdCodec(level=ZSTD_LEVEL), Crc32cCodec()],
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=array.dimension_names,
-    )
-    document = json.loads(documents[METADATA].to_bytes())
-    array.files.make_folder(array.path)
-    write_json(array.files, f"{array.path}/{METADATA}", {**document, "attributes": attributes})
-
-
-def open_array(files: Files, path: str) -> tuple[BlockArray, dict[str, Any]]:
-    """Open an array by its metadata; return it with its attributes.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such array.
-    StoreFormatError
-        For an array that is not of the layout in docs/format.md.
-    DamagedError
-        For metadata that cannot be parsed.
-    """
-    metadata = read_json(files, f"{path}/{METADATA}")
-    try:
-        shape = tuple(int(size) for size in metadata["shape"])
-        chunk = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-        rows, encoding = chunk[0], metadata["chunk_key_encoding"]
-        codecs = [codec["name"] for codec in metadata["codecs"]]
-        attributes = dict(metadata["attributes"])
-        named, separator = encoding["name"], encoding["configuration"]["separator"]
-        dtype = DTYPES[metadata["data_type"]]
-        dimensions = tuple(str(each) for each in metadata["dimension_names"])
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise DamagedError(
-            f"{files.location}/{path}/{METADATA} is no metadata of a Zarr v3 array ({error!r}); "
-            f"{MEND}"
-        ) from error
-    layout = (codecs, named, separator, chunk[1:])
-    if layout != (["bytes", "zstd", "crc32c"], "default", ".", shape[1:]):
-        raise StoreFormatError(
-            f"{files.location}/{path} has the layout {layout}; expected whole rows, keys with '.', "
-            "and the codecs bytes, zstd, crc32c (docs/format.md)"
-        )
-    array = BlockArray(files, path, shape, dtype, rows, dimensions)
-    check_sizes(array)
-    return array, attributes
-
-
-def check_sizes(array: BlockArray) -> None:
-    """Refuse what no writer would have made, before something of that size is allocated."""
-    rows, row_bytes = array.block_rows, math.prod(array.shape[1:]) * array.dtype.itemsize
-    sound = (
-        len(array.shape) > 0
-        and all(isinstance(size, int) and size > 0 for size in array.shape)
-        and array.dtype in DTYPES.values()
-        and isinstance(rows, int)
-        and rows > 0
-        and rows & (rows - 1) == 0
-        and rows * row_bytes <= MOST_BLOCK_BYTES
-        and array.shape[0] * row_bytes <= MOST_BYTES
-    )
-    if not sound:
-        raise StoreFormatError(
-            f"{array.files.location}/{array.path} has the shape {array.shape} of {array.dtype} in "
-            f"chunks of {rows} rows; expected {', '.join(DTYPES)} in chunks of a power of two of "
-            f"rows, at most {MOST_BLOCK_BYTES:,} bytes each "
-            f"and {MOST_BYTES:,} in all (docs/format.md)"
-        )
-
-
-def read_json(files: Files, path: str) -> dict[str, Any]:
-    """Read a sealed JSON object.
-
-    Returns
-    -------
-    dict
-        As it was given to `write_json`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    DamagedError
-        For bytes that are not those that were written.
-    """
-    data = files.read(path, limit=DOCUMENT_BYTES)
-    where = f"{files.location}/{path}"
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{where} cannot be parsed as JSON ({error}); {MEND}") from error
-    if not isinstance(document, dict):
-        raise DamagedError(f"{where} holds no JSON object; {MEND}")
-    if not isinstance(document.get("attributes", {}), dict):
-        raise DamagedError(f"{where} has attributes that are no object; {MEND}")
-    if not checksum_matches(data):
-        raise DamagedError(f"{where} does not have the digest that is written in it; {MEND}")
-    _sealed_part(document).pop(CHECK, None)
-    return document
-
-
-def write_json(files: Files, path: str, document: Mapping[str, Any]) -> None:
-    """Write a JSON object, sealed with its digest: among the attributes of Zarr's metadata.
-
-    NaN has no form in JSON and is an error of the caller.
-    """
-    whole = dict(document)
-    if "attributes" in whole:
-        whole["attributes"] = dict(whole["attributes"])
-    _sealed_part(whole)[CHECK] = EMPTY_CHECKSUM
-    text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
-    files.write(path, insert_checksum(text.encode("utf-8") + b"\n"))
-
-
-def _sealed_part(document: dict[str, Any]) -> dict[str, Any]:
-    attributes = document.get("attributes")
-    return attributes if isinstance(attributes, dict) else document
+    def document(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the array's Zarr v3 metadata."""
+        multibyte = self.dtype.itemsize > 1
+        return {
+            "shape": list(self.shape),
+            "data_type": str(self.dtype),
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [self.block_rows, *self.shape[1:]]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": 0.0 if self.dtype.kind == "f" else 0,
+            "codecs": [
+                {"name": "bytes", **({"configuration": {"endian": "little"}} if multibyte else {})},
+                {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
+                {"name": "crc32c"},
+            ],
+            "attributes": dict(attributes),
+            "dimension_names": list(self.dimension_names),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }

@@ -4,37 +4,93 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from featurestore.digests import ROW_BYTES
-from featurestore.errors import DamagedError, IncompleteFeaturesError
-from featurestore.store.blocks import BlockArray, convert
-from featurestore.store.key import FeatureKey
+from featurestore.errors import DamagedError, IncompleteFeaturesError, StoreFormatError
+from featurestore.store.blocks import METADATA, BlockArray, convert, dimension_names
+from featurestore.store.key import FeatureKey, KeyPath
 
 if TYPE_CHECKING:
-    import zarr
+    from featurestore.store.files import Files
 
+FORMAT = 1
+FORMAT_ATTRIBUTE = "featurestore_format"
 FEATURES = "features"
 SAMPLE = "sample"
 SAMPLE_ROWS = 65536
+# More than any network and data set has, and few enough to list their blocks.
+MOST_BLOCK_BYTES = 2**30
+MOST_BYTES = 2**45
+
+
+class _Layout(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    shape: list[PositiveInt] = Field(min_length=1)
+    dtype: Literal["float16", "float32"]
+    block_rows: PositiveInt
+
+    @model_validator(mode="after")
+    def _has_a_possible_size(self) -> _Layout:
+        row_bytes = prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+        if self.block_rows.bit_count() != 1:
+            raise ValueError("block_rows is not a power of two")
+        if self.block_rows * row_bytes > MOST_BLOCK_BYTES or self.shape[0] * row_bytes > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BLOCK_BYTES:,} bytes a block, or {MOST_BYTES:,}")
+        return self
+
+
+class _Attributes(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    model: str
+    layer: str
+    prefix_digest: str
+    dataset_digest: str
+    features: _Layout
+    provenance: dict[str, Any] = {}
+
+
+def check_format(attributes: Mapping[str, Any], where: str) -> None:
+    """Raise StoreFormatError unless this version of featurestore can read the format."""
+    found = attributes.get(FORMAT_ATTRIBUTE)
+    if not isinstance(found, int):
+        raise StoreFormatError(
+            f"{where} is a Zarr group but not a feature store: it has no attribute "
+            f"`{FORMAT_ATTRIBUTE}`; give another folder"
+        )
+    if found > FORMAT:
+        raise StoreFormatError(
+            f"{where} has format {found}, this featurestore reads format {FORMAT}; "
+            "run `pip install --upgrade featurestore`"
+        )
+
+
+def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a Zarr v3 group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
 
 
 @dataclass(frozen=True)
 class FeatureGroup:
     """The features of one layer over one data set, opened.
 
-    Row i is the row i of the data set in content order. Blocks are the unit of work: one that
-    exists is done.
+    Row i is the row i of the data set in content order. Blocks are the unit of work: a block that
+    exists is complete.
 
     Parameters
     ----------
     key : FeatureKey
     attrs : dict
-        Attributes of the Zarr group: whole digests, provenance, format version.
+        Attributes of the Zarr group: whole digests, layout, provenance, format version.
     features : BlockArray of shape (row, …)
     sample : BlockArray of shape (row, 16)
     """
@@ -43,6 +99,82 @@ class FeatureGroup:
     attrs: dict[str, Any]
     features: BlockArray
     sample: BlockArray
+
+    @classmethod
+    def new(
+        cls,
+        files: Files,
+        path: str,
+        key: FeatureKey,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        block_rows: int,
+        provenance: Mapping[str, Any],
+    ) -> FeatureGroup:
+        """Return a group that is not stored yet."""
+        attributes = {
+            FORMAT_ATTRIBUTE: FORMAT,
+            "model": key.model,
+            "layer": key.ref,
+            "prefix_digest": key.prefix_digest,
+            "dataset_digest": key.dataset_digest,
+            "features": {"shape": list(shape), "dtype": str(dtype), "block_rows": block_rows},
+            "provenance": dict(provenance),
+        }
+        return cls.from_attributes(files, path, attributes)
+
+    @classmethod
+    def from_attributes(cls, files: Files, path: str, attributes: dict[str, Any]) -> FeatureGroup:
+        """Return the group at a path in the store, given its attributes.
+
+        Raises
+        ------
+        StoreFormatError
+            For a newer format.
+        DamagedError
+            If the attributes are not those of a group at this path.
+        """
+        where = f"{files.location}/{path}"
+        check_format(attributes, where)
+        try:
+            valid = _Attributes.model_validate(attributes)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise DamagedError(
+                f"{where}: attribute {name!r} of its metadata: {first['msg']}; move the folder "
+                "away and run `featurestore extract`"
+            ) from error
+        key = FeatureKey(valid.model, valid.layer, valid.prefix_digest, valid.dataset_digest)
+        if KeyPath.parse(path.partition("/")[2]) != key.short:
+            raise DamagedError(f"{where} holds {key}: the folder was moved; move it back")
+        layout = valid.features
+        shape, dtype = tuple(layout.shape), np.dtype(layout.dtype).newbyteorder("<")
+        names = dimension_names(len(shape))
+        ids, byte = (shape[0], ROW_BYTES), np.dtype(np.uint8)
+        return cls(
+            key,
+            attributes,
+            BlockArray(files, f"{path}/{FEATURES}", shape, dtype, layout.block_rows, names),
+            BlockArray(files, f"{path}/{SAMPLE}", ids, byte, SAMPLE_ROWS, ("row", "byte")),
+        )
+
+    @property
+    def path(self) -> str:
+        """Path of the group in the store."""
+        return self.features.path.rpartition("/")[0]
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        """Return the group's three metadata documents by path, in the order of writing.
+
+        The group and its features have the same attributes, so that each of the documents can be
+        restored from the others.
+        """
+        return {
+            f"{self.path}/{METADATA}": group_document(self.attrs),
+            f"{self.sample.path}/{METADATA}": self.sample.document({}),
+            f"{self.features.path}/{METADATA}": self.features.document(self.attrs),
+        }
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,8 +198,32 @@ class FeatureGroup:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What was recorded when the group was created; no part of its identity."""
+        """What was recorded when the group was created; not part of its identity."""
         return dict(self.attrs.get("provenance", {}))
+
+    @property
+    def nbytes_stored(self) -> int:
+        """Bytes on disk, compressed, with row ids and metadata."""
+        return sum(self.features.files.sizes(self.path).values())
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``featurestore show`` prints, as JSON values."""
+        return {
+            "key": str(self.key),
+            "model": self.key.model,
+            "layer": self.key.ref,
+            "prefix_digest": self.key.prefix_digest,
+            "dataset_digest": self.key.dataset_digest,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "block_rows": self.block_rows,
+            "blocks": self.blocks,
+            "blocks_done": self.blocks - len(self.missing()),
+            "bytes": self.nbytes_stored,
+            "bytes_uncompressed": prod(self.shape) * self.dtype.itemsize,
+            "path": self.path,
+            "provenance": self.provenance,
+        }
 
     @property
     def samples(self) -> np.ndarray:
@@ -85,7 +241,7 @@ class FeatureGroup:
         return found
 
     def write_samples(self, sample_ids: np.ndarray) -> None:
-        """Write the row ids: at creation, and again where they are damaged.
+        """Write the row ids: at creation, and to repair them.
 
         Parameters
         ----------
@@ -101,7 +257,7 @@ class FeatureGroup:
         existing = self.features.existing()
         return [block for block in range(self.blocks) if block not in existing]
 
-    def lacks(self, block: int) -> bool:
+    def is_missing(self, block: int) -> bool:
         """Whether a block does not exist."""
         return not self.features.exists(block)
 
@@ -136,11 +292,11 @@ class FeatureGroup:
         except FileNotFoundError as error:
             raise self.incomplete([block]) from error
         except ValueError as error:
-            raise self.damaged(block, str(error)) from error
-
-    def drop_block(self, block: int) -> None:
-        """Remove a block, so that the next extraction computes it again."""
-        self.features.drop(block)
+            span = self.features.span(block)
+            raise DamagedError(
+                f"{self.key}: block {block} (rows {span.start}–{span.stop - 1}) is damaged: "
+                f"{error}; run `{self.repair_command}`"
+            ) from error
 
     def read(self, rows: np.ndarray | None = None, dtype: Any = None) -> np.ndarray:
         """Read rows, whole blocks at a time in a pool of threads.
@@ -155,7 +311,7 @@ class FeatureGroup:
         Returns
         -------
         numpy.ndarray of shape (row, …)
-            In the order asked. Memory peaks at the result and a block for each thread.
+            In the order of ``rows``. Memory peaks at the result and a block for each thread.
 
         Raises
         ------
@@ -196,17 +352,8 @@ class FeatureGroup:
             raise self.incomplete(absent)
 
     @property
-    def array(self) -> zarr.Array:
-        """The feature array for zarr's own indexing; absent and damaged blocks raise here too."""
-        import zarr
-
-        from featurestore.store.strict import StrictStore
-
-        return zarr.open_array(StrictStore(self), path=self.features.path, mode="r", zarr_format=3)
-
-    @property
     def extract_command(self) -> str:
-        """The command that computes what is missing."""
+        """The command that computes the missing blocks."""
         recorded = self.provenance.get("command")
         if recorded:
             return str(recorded)
@@ -228,17 +375,9 @@ class FeatureGroup:
             f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
         )
 
-    def damaged(self, block: int, reason: str) -> DamagedError:
-        """Return the error for a block that fails its checksum."""
-        span = self.features.span(block)
-        return DamagedError(
-            f"{self.key}: block {block} (rows {span.start}–{span.stop - 1}) is damaged: {reason}; "
-            f"run `{self.repair_command}`"
-        )
-
 
 def is_ascending(ids: np.ndarray) -> bool:
-    """Whether row ids (row, 16) ascend, as the content order has them."""
+    """Whether row ids (row, 16) ascend, as content order requires."""
     # Big-endian words compare like the bytes; ids of one data set are never equal.
     words = np.ascontiguousarray(ids).view(">u8")
     high, low = words[:, 0], words[:, 1]

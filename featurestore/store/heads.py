@@ -1,148 +1,212 @@
-"""Fitted heads: their files, and a JSON document whose presence commits them."""
+"""The shelf of heads: the files of each, and a JSON document whose presence commits them."""
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from featurestore.digests import digest_bytes, is_digest
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featurestore.digests import digest_bytes
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
-from featurestore.store.blocks import read_json, write_json
-from featurestore.store.files import PARTIAL, Files
-from featurestore.store.groups import FOLDER as GROUPS
-from featurestore.store.groups import Damaged
+from featurestore.store.documents import Digest, read_json, write_json
 from featurestore.store.key import encode_segment, name_of
+from featurestore.store.local import PARTIAL
+from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, Garbage, Item, Shelf
 
-FOLDER = "heads"
-META = "head.json"
-
-
-def folder(head_id: str) -> str:
-    """Path of a head in the store."""
-    return f"{FOLDER}/{encode_segment(head_id)}"
+DOCUMENT = "head.json"
+_REMEDY = "fit the head again with `featurestore train`"
 
 
-def save(
-    files: Files, head_id: str, meta: Mapping[str, Any], contents: Mapping[str, bytes]
-) -> None:
-    """Write a head's files, then its JSON document, which commits it; a sound head stays as it is.
-
-    The document gets ``id`` and ``files``: bytes and digest of each file, checked at reading.
-    """
-    place = folder(head_id)
-    with files.hold([place]):
-        if exists(files, head_id):
-            if not list(check(files, head_id)):
-                files.settle(place)
-                return
-            # Taken back first: a kill must not leave the document with other files.
-            files.remove(f"{place}/{META}")
-        files.make_folder(place)
-        listing = {}
-        for name, data in contents.items():
-            if not _is_file_name(name):
-                raise ValueError(f"{name!r} cannot name a file of a head")
-            files.write(f"{place}/{name}", data)
-            listing[name] = {"bytes": len(data), "digest": digest_bytes(data)}
-        write_json(files, f"{place}/{META}", {**meta, "id": head_id, "files": listing})
+class _File(BaseModel):
+    bytes: int
+    digest: Digest
 
 
-def check_writable(files: Files) -> None:
-    """Write a block of a disk and remove it: StoreError where that cannot be."""
-    probe = f"{FOLDER}/probe.{uuid.uuid4().hex}{PARTIAL}"
-    with files.hold([GROUPS], shared=True):  # So that gc does not take it for what a kill left.
-        files.make_folder(FOLDER)
-        try:
-            files.write(probe, bytes(4096))
-        except BaseException:
-            with suppress(StoreError):
-                files.remove(probe)
-            raise
-        files.remove(probe)
+class _Document(BaseModel):
+    """The part of a head's document that the store writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: str
+    files: dict[str, _File]
 
 
-def _is_file_name(name: str) -> bool:
-    return name_of(name) == name and name != META
+class HeadShelf(Shelf[str, dict[str, Any]]):
+    """The fitted heads of a store, by id."""
 
-
-def exists(files: Files, head_id: str) -> bool:
-    """Whether a head of this id was committed."""
-    return files.is_file(f"{folder(head_id)}/{META}")
-
-
-def ids(files: Files) -> list[str]:
-    """Ids of the committed heads, sorted."""
-    found = ((name_of(each), each) for each in files.names(FOLDER))
-    return sorted(name for name, each in found if name and files.is_file(f"{FOLDER}/{each}/{META}"))
-
-
-def meta(files: Files, head_id: str) -> dict[str, Any]:
-    """Read a head's document: NotFoundError, DamagedError."""
-    try:
-        document = read_json(files, f"{folder(head_id)}/{META}")
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"no head {head_id!r} in {files.location}, {nearest(head_id, ids(files))}; "
-            "list them with `featurestore heads`"
-        ) from error
-    listing = document.get("files")
-    if document.get("id") != head_id or not _is_listing(listing):
-        raise DamagedError(
-            f"{files.location}/{folder(head_id)}/{META} is no document of the head {head_id!r}; "
-            "move its folder away and fit it again with `featurestore train`"
-        )
-    return document
-
-
-def _is_listing(listing: Any) -> bool:
-    return isinstance(listing, dict) and all(
-        _is_file_name(name) and isinstance(each, dict) and is_digest(each.get("digest"))
-        for name, each in listing.items()
+    kind = "head"
+    folder = "heads"
+    marker = DOCUMENT
+    own_files = re.compile(
+        rf"({re.escape(DOCUMENT)}|[a-z_]+\.(skops|keras|json|npz)){PARTIAL_SUFFIX}?"
     )
 
+    def path(self, key: str) -> str:
+        """Path of a head's folder in the store."""
+        return f"{self.folder}/{encode_segment(key)}"
 
-def check(files: Files, head_id: str) -> Iterator[tuple[str, str]]:
-    """Read all that is kept of a head; yield each damaged file with the reason."""
-    place = folder(head_id)
-    try:
-        listing = meta(files, head_id)["files"]
-    except StoreError as error:
-        yield f"{place}/{META}", str(error)
-        return
-    for name in listing:
+    def keys(self) -> list[str]:
+        """Ids of the heads, sorted."""
+        return sorted(map(_id_at, self._stored()))
+
+    def get(self, key: str) -> dict[str, Any]:
+        """Read a head's document.
+
+        Raises
+        ------
+        NotFoundError, DamagedError
+        """
+        return self._read(self.path(key))
+
+    def _read(self, path: str) -> dict[str, Any]:
+        head_id = _id_at(path)
         try:
-            file(files, head_id, name)
-        except StoreError as error:
-            yield f"{place}/{name}", str(error)
+            document = read_json(self._files, f"{path}/{DOCUMENT}")
+            valid = _Document.model_validate(document).id == head_id
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"no head {head_id!r} in {self._files.location}, {nearest(head_id, self.keys())}; "
+                "list them with `featurestore heads`"
+            ) from error
+        except ValidationError:
+            valid = False
+        if not valid:
+            raise DamagedError(
+                f"{self._files.location}/{path}/{DOCUMENT} is not a document of the head "
+                f"{head_id!r}; move its folder away and {_REMEDY}"
+            )
+        return document
 
+    def read(self, key: str, name: str) -> bytes:
+        """Read one of a head's files and compare it with its digest.
 
-def file(files: Files, head_id: str, name: str) -> bytes:
-    """Read one of a head's files, checked against its digest: NotFoundError, DamagedError."""
-    listing = meta(files, head_id)["files"]
-    if name not in listing:
-        raise NotFoundError(f"head {head_id!r} has no file {name!r}, {nearest(name, listing)}")
-    path = f"{folder(head_id)}/{name}"
-    again = "fit the head again with `featurestore train`"
-    try:
-        data = files.read(path)
-    except FileNotFoundError as error:
-        raise DamagedError(f"{files.location}/{path} is gone; {again}") from error
-    if digest_bytes(data) != listing[name]["digest"]:
-        raise DamagedError(
-            f"{files.location}/{path} has {len(data)} bytes that are not the "
-            f"{listing[name].get('bytes')} written; {again}"
-        )
-    return data
-
-
-def survey(files: Files) -> tuple[list[dict[str, Any]], list[Damaged]]:
-    """Read the documents of all heads, those that cannot be read apart from the others."""
-    found, damaged = [], []
-    for head_id in ids(files):
+        Raises
+        ------
+        NotFoundError, DamagedError
+        """
+        listing = self.get(key)["files"]
+        if name not in listing:
+            raise NotFoundError(f"head {key!r} has no file {name!r}, {nearest(name, listing)}")
+        path = f"{self.path(key)}/{name}"
         try:
-            found.append(meta(files, head_id))
+            data = self._files.read(path)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{self._files.location}/{path} is gone; {_REMEDY}") from error
+        if digest_bytes(data) != listing[name]["digest"]:
+            raise DamagedError(
+                f"{self._files.location}/{path} has {len(data)} bytes that are not the "
+                f"{listing[name]['bytes']} written; {_REMEDY}"
+            )
+        return data
+
+    def save(self, key: str, document: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Store a fitted head: its files, then its JSON document, which commits it.
+
+        A sound head of the same id stays as it is.
+
+        Parameters
+        ----------
+        key : str
+            Id of the head.
+        document : mapping of str to JSON values
+            Stored with ``id`` and ``files``, the bytes and digest of each file.
+        files : mapping of str to bytes
+        """
+        path = self.path(key)
+        for name in files:
+            if name_of(name) != name or name == DOCUMENT:
+                raise ValueError(f"{name!r} cannot name a file of a head")
+        with self._files.locks.acquire([path]):
+            if self.has(key):
+                if not list(self._check(self.item(path))):
+                    self.fsync(key)
+                    return
+                # Removed first: a kill must not leave the document with other files.
+                self._files.remove(f"{path}/{DOCUMENT}")
+            self._make_folder(path)
+            for name, data in files.items():
+                self._files.write(f"{path}/{name}", data)
+            listing = {
+                name: {"bytes": len(data), "digest": digest_bytes(data)}
+                for name, data in files.items()
+            }
+            whole = {**document, "id": key, "files": listing}
+            write_json(self._files, f"{path}/{DOCUMENT}", whole)
+
+    def check_writable(self) -> None:
+        """Raise StoreError if no head could be saved, before one is fitted."""
+        probe = f"{self.folder}/probe.{uuid.uuid4().hex}{PARTIAL}"
+        # Locked, so that gc does not take it for a leftover.
+        with self._files.locks.acquire([self.folder], shared=True):
+            self._make_folder(self.folder)
+            try:
+                self._files.write(probe, bytes(4096))
+            finally:
+                with suppress(StoreError):
+                    self._files.remove(probe)
+
+    def lock(
+        self, keys: Iterable[str], *, shared: bool = False, wait: bool = True
+    ) -> AbstractContextManager[bool]:
+        """Lock heads while they are fitted, so that no other process fits them too.
+
+        Parameters are those of `Shelf.lock`. `save` has a lock of its own.
+        """
+        names = [f"{self.path(key)}/fit" for key in keys]
+        return self._files.locks.acquire(names, shared=shared, wait=wait)
+
+    def _paths(self) -> Iterator[str]:
+        for folder in self._files.names(self.folder):
+            if name_of(folder) is not None:
+                yield f"{self.folder}/{folder}"
+
+    def _name(self, path: str) -> str:
+        return f"{self.folder}/{_id_at(path)}"
+
+    def _check(self, item: Item) -> Iterator[Damage]:
+        head_id = _id_at(item.path)
+        try:
+            listing = self.get(head_id)["files"]
         except StoreError as error:
-            damaged.append(Damaged(folder(head_id), str(error)))
-    return found, damaged
+            yield Damage(item.name, f"{item.path}/{DOCUMENT}", str(error))
+            return
+        for name in listing:
+            try:
+                self.read(head_id, name)
+            except StoreError as error:
+                yield Damage(item.name, f"{item.path}/{name}", str(error))
+
+    def references(self) -> Iterator[str]:
+        """Yield every text in the heads' documents, digests of data sets and manifests included."""
+        documents, damaged = self._survey()
+        for each in damaged:
+            raise DamagedError(f"{each.reason}; until then gc cannot know what is in use")
+        yield from _strings(documents)
+
+    def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
+        for path in self._paths():
+            own = self._own(path)
+            # A folder that holds anything else may not be a head's.
+            ours = own == self._files.sizes(path) and path not in own
+            if own and ours and not self._exists(path):
+                reason = "its saving was interrupted"
+                yield Garbage("head", _id_at(path), path, sum(own.values()), reason)
+
+
+def _id_at(path: str) -> str:
+    return str(name_of(path.partition("/")[2]))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _strings(list(value.values()))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)

@@ -14,12 +14,12 @@ LONGEST_SEGMENT = 200
 
 # Windows gives these names to devices, whatever the extension.
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")
-_LAYER_FOLDER = re.compile(rf"(.+)-([0-9a-f]{{{SHORT}}})")
-_DATASET_FOLDER = re.compile(rf"[0-9a-f]{{{SHORT}}}")
+_LAYER = re.compile(rf"(.+)-([0-9a-f]{{{SHORT}}})", re.DOTALL)
+_DATASET = re.compile(rf"[0-9a-f]{{{SHORT}}}")
 
 
 def encode_segment(text: str) -> str:
-    """Encode any name as one path segment that every file system and object store takes.
+    """Encode any name as one path segment that every file system and object store accepts.
 
     Characters outside ``[A-Za-z0-9._-]`` are percent-encoded as UTF-8; so are a dot at the end
     (and thereby ``.`` and ``..``) and the first letter of the names that Windows reserves.
@@ -66,7 +66,7 @@ def decode_segment(segment: str) -> str:
 
 
 def name_of(segment: str) -> str | None:
-    """Return the name that a segment stands for; None where no writer would have made it."""
+    """Return the name that a segment encodes; None if `encode_segment` would not give it."""
     name = decode_segment(segment)
     try:
         return name if encode_segment(name) == segment else None
@@ -76,7 +76,7 @@ def name_of(segment: str) -> str | None:
 
 @dataclass(frozen=True)
 class KeyPath:
-    """What the path of a feature group tells: the names whole, the digests shortened.
+    """The path of a feature group: whole names, short digests.
 
     Parameters
     ----------
@@ -96,13 +96,14 @@ class KeyPath:
     @classmethod
     def parse(cls, path: str) -> KeyPath | None:
         """Read ``<model>/<layer ref>-<prefix>/<dataset>``; None for a path of another form."""
-        segments = path.split("/")
-        if len(segments) != 3:
+        names = [name_of(segment) for segment in path.split("/")]
+        if len(names) != 3 or None in names:
             return None
-        layer = _LAYER_FOLDER.fullmatch(segments[1])
-        if not layer or not segments[0] or not _DATASET_FOLDER.fullmatch(segments[2]):
+        model, layer, dataset = map(str, names)
+        parts = _LAYER.fullmatch(layer)
+        if not parts or not _DATASET.fullmatch(dataset):
             return None
-        return cls(decode_segment(segments[0]), decode_segment(layer[1]), layer[2], segments[2])
+        return cls(model, parts[1], parts[2], dataset)
 
     def encode(self) -> str:
         """Return the path, its segments percent-encoded."""

@@ -1,9 +1,8 @@
-"""Locks between processes that no death leaves behind.
+"""Locks between processes that the kernel releases when a process ends.
 
-A name is a byte of one empty file, far beyond its end, and the kernel locks bytes for whoever holds
-the file open: when a process ends, however it ends, its locks are gone. They keep work from being
-done twice, and gc from removing what is being written. No content depends on them: blocks are
-written whole, and the same whoever writes them.
+A name stands for one byte of an empty file, far beyond its end, and the kernel locks that byte for
+whoever has the file open. Locks keep work from being done twice, and gc from removing what is being
+written. No content depends on them: blocks are written whole, and identical whoever writes them.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,86 +25,86 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 _DENIED = (errno.EACCES, errno.EPERM)
 _NO_FILE = (*_DENIED, errno.EROFS, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
 
-# Open files whose locks are held. A fork shares them, and would keep the locks while it lives.
-_held: set[int] = set()
-
-
-def _let_go() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
-
 
 class Locks:
     """Named locks on one file.
 
     Parameters
     ----------
-    path : pathlib.Path
-        Of the file; it is made when the first lock is taken.
+    path : pathlib.Path or None
+        The file; it is created when the first lock is acquired. None for an object store, which
+        has no locks: every lock is then granted.
+
+    Attributes
+    ----------
+    available : bool
+        Whether locks keep other processes out.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.available = _OPEN_FILE_LOCKS
+        self.available = _OPEN_FILE_LOCKS and path is not None
 
     @contextmanager
-    def hold(
-        self, names: Sequence[str], *, shared: bool = False, wait: bool = True
+    def acquire(
+        self, names: Collection[str], *, shared: bool = False, wait: bool = True
     ) -> Iterator[bool]:
-        """Hold locks on all names for a while.
+        """Acquire locks on all names.
 
         Parameters
         ----------
-        names : sequence of str
+        names : collection of str
         shared : bool
-            Whether others may hold shared locks of the same names.
+            Whether others may hold shared locks on the same names.
         wait : bool
-            Whether to wait for who holds one of them.
+            Whether to wait for a process that holds one of them.
 
         Yields
         ------
         bool
-            Whether all are held. None is where another holds one and ``wait`` is False. True
-            where this system or file system has no such locks: work is then not shared out.
+            False if another process holds one of the locks and ``wait=False``. True where this
+            system or file system has no locks: work is then not shared out.
         """
-        descriptor = self._open(shared)
-        if descriptor is None:
-            yield True
-            return
-        try:
-            # In one order for all, so that no two wait for each other.
-            yield all(
+        with self._file(shared) as descriptor:
+            # Everybody locks in the same order, so that no two processes wait for each other.
+            yield descriptor is None or all(
                 self._lock(descriptor, offset, shared, wait)
                 for offset in sorted(map(_offset, set(names)))
             )
+
+    @contextmanager
+    def acquire_free(self, names: Collection[str]) -> Iterator[set[str]]:
+        """Acquire exclusive locks on the names that no other process has locked; yield those."""
+        with self._file() as descriptor:
+            yield {
+                name
+                for name in names
+                if descriptor is None or self._lock(descriptor, _offset(name), False, False)
+            }
+
+    @contextmanager
+    def _file(self, shared: bool = False) -> Iterator[int | None]:
+        descriptor = self._open(shared)
+        try:
+            yield descriptor
         finally:
-            if descriptor in _held:  # Not in a fork.
-                _held.remove(descriptor)
+            if descriptor is not None:
                 os.close(descriptor)
 
     def _open(self, shared: bool) -> int | None:
-        if not self.available:
+        if not self.available or self._path is None:
             return None
         try:
-            descriptor = os.open(self._path, _FLAGS, 0o666)
+            return os.open(self._path, _FLAGS, 0o666)
         except OSError as error:
             if shared and os.access(self._path, os.R_OK):
-                descriptor = os.open(self._path, os.O_RDONLY)
-            elif error.errno in _NO_FILE and not (error.errno in _DENIED and self._path.exists()):
-                # Nothing else can be written either, and that write says so.
-                return None
-            else:
-                raise StoreError(
-                    f"cannot open {self._path}: {error.strerror}; give access to it, then run the "
-                    "command again: it resumes"
-                ) from error
-        _held.add(descriptor)
-        return descriptor
+                return os.open(self._path, os.O_RDONLY)
+            if error.errno in _NO_FILE and not (error.errno in _DENIED and self._path.exists()):
+                return None  # Nothing else can be written either, and that write raises.
+            raise StoreError(
+                f"cannot open {self._path}: {error.strerror}; give access to it, then run the "
+                "command again: it resumes"
+            ) from error
 
     def _lock(self, descriptor: int, offset: int, shared: bool, wait: bool) -> bool:
         import fcntl

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.store.blocks import write_json
+from featurestore.store.documents import write_json
 from featurestore.store.files import open_files
 from tests.cli.conftest import Place
 from tests.toys import featurestore, take_photos, tree
@@ -71,7 +71,7 @@ CASES: list[tuple[str, list[str], list[str]]] = [
     ("units that are no number", [*TRAIN, "dense", "--param", "units=many"], ["a valid integer"]),
     ("a head for numbers", [*TRAIN, "Ridge"], ["predicts numbers", "classes"]),
     ("an unknown key", ["show", "conv_z"], ["no features 'conv_z'", "tiny/conv_a-"]),
-    ("a key that means two", ["show", "conv"], ["means 2 keys", "give more of one"]),
+    ("a key that means two", ["show", "conv"], ["matches 2 keys", "give more of one"]),
     ("verify of an unknown key", ["verify", "nothing"], ["featurestore ls"]),
     ("repair of an unknown key", ["repair", "nothing"], ["featurestore ls"]),
     ("an unknown metric", ["heads", "--sort", "acuracy"], ["did you mean 'accuracy'"]),
@@ -97,8 +97,8 @@ CASES: list[tuple[str, list[str], list[str]]] = [
     ("an image that is none", ["predict", "flowers.keras", "tiny.keras"], ["cannot decode"]),
     ("no store", ["ls", "--store", "none"], ["no store at", "featurestore extract"]),
     ("a file as store", ["ls", "--store", "tiny.keras"], ["is a file", "--store"]),
-    ("a folder that is no store", ["ls", "--store", "photos"], ["no store", "--store"]),
-    ("extracting into such a folder", [*EXTRACT, "gap", "--store", "junk"], ["no store"]),
+    ("a folder that is no store", ["ls", "--store", "photos"], ["not a store", "--store"]),
+    ("extracting into such a folder", [*EXTRACT, "gap", "--store", "junk"], ["not a store"]),
     ("a URL of no known kind", ["ls", "--store", "bogus://x"], ["bogus"]),
     ("a store of a newer format", ["ls", "--store", "newer"], ["format 99", "pip install"]),
     ("writing to one", [*EXTRACT, "gap", "--store", "newer"], ["format 99", "pip install"]),

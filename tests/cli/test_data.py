@@ -175,7 +175,7 @@ def test_arrays_cannot_be_scanned_again(place: Place) -> None:
 
     store = FeatureStore(place.store)
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    store.add_dataset(Dataset.from_arrays(images, [0, 1, 0, 1], name="arrays"))
+    store.datasets.add(Dataset.from_arrays(images, [0, 1, 0, 1], name="arrays"))
 
     assert len(open_data("arrays", store, Progress())) == 4
     with pytest.raises(DatasetError, match="came from arrays"):

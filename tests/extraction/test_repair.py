@@ -3,7 +3,8 @@ import pytest
 from featurestore.backbone import Backbone
 from featurestore.errors import DamagedError, StoreError
 from featurestore.extraction import extract, repair
-from featurestore.store.blocks import read_json, write_json
+from featurestore.store.documents import read_json, write_json
+from tests.toys import drop_block
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def pixels(dataset, store):
 
 
 def verify(store):
-    return [damage for place in store.places() for damage in store.check(place)]
+    return [damage for place in store.items() for damage in store.check(place)]
 
 
 def chunk(store, features, block=0):
@@ -42,7 +43,7 @@ def test_damaged_block_is_found_raises_and_is_repaired(store, pixels, damage):
 
 
 def test_block_never_extracted_is_no_damage(store, pixels):
-    pixels.group.drop_block(0)
+    drop_block(pixels.group, 0)
     assert verify(store) == []
     assert repair(store, str(pixels.key)) == []
 
@@ -119,7 +120,7 @@ def test_a_layout_that_nobody_wrote(store, pixels, field, value):
         assert left.needs
         assert "\n" not in left.needs
     with pytest.raises(StoreError):
-        store.group(pixels.key)
+        store.features.get(pixels.key)
 
 
 @pytest.mark.parametrize(

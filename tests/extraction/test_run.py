@@ -18,6 +18,7 @@ from featurestore.extraction import (
     plan,
 )
 from featurestore.store import FeatureGroup, FeatureStore
+from tests.toys import drop_block
 
 LAYERS = ["pool_a", "pool_a:avg", "conv_b:max", "gap"]
 
@@ -90,7 +91,7 @@ def small_blocks(monkeypatch):
         return 4 if row_bytes > 100 else 8
 
     monkeypatch.setattr("featurestore.extraction.planning.block_rows", rows)
-    monkeypatch.setattr("featurestore.store.groups.block_rows", rows)
+    monkeypatch.setattr("featurestore.store.features.block_rows", rows)
 
 
 @settings(
@@ -122,7 +123,7 @@ def test_resumed_extraction_is_byte_for_byte_the_uninterrupted_one(
 def test_resume_computes_only_what_is_missing(dataset, backbone, store, small_blocks):
     extraction = extract(dataset, backbone, ["pool_a", "gap"], store, batch_size=4)
     group = extraction["pool_a"].group
-    group.drop_block(3)
+    drop_block(group, 3)
     decided = plan(dataset, backbone, ["pool_a", "gap"], store, batch_size=4)
     assert decided.rows_to_compute == 4
     again = extract(dataset, backbone, ["pool_a", "gap"], store, batch_size=4)
@@ -267,4 +268,4 @@ def test_a_backbone_that_mixes_the_images_of_a_batch_stores_nothing(rows, store)
     data = Dataset.from_arrays(pixels, list("aba")[:rows], name="few")
     with pytest.raises(BackboneError, match="'end' mixes the images of a batch"):
         extract(data, mixing, ["end"], store)
-    assert all(store.group(key).missing() for key in store.keys())
+    assert all(store.features.get(key).missing() for key in store.features.keys())

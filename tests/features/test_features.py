@@ -18,6 +18,7 @@ from featurestore.features import Features
 from featurestore.features import batches as batching
 from featurestore.features.batches import Batches
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from tests.toys import drop_block
 
 # Rows of 512 KiB, so that a block has 8 of them.
 TAIL = (512, 512, 1)
@@ -49,7 +50,7 @@ def stored(
     prefix = "blake2b:" + "3f" * 32
     key = FeatureKey("net", "pool", prefix, dataset.digest)
     shape = (len(dataset), *tail)
-    group = store.create(key, shape=shape, sample_ids=dataset.sample_ids)
+    group = store.features.create(key, shape=shape, sample_ids=dataset.sample_ids)
     size = int(np.prod(tail))
     values = np.zeros((len(dataset), size), np.float16)
     values[:, :4] = dataset.sample_ids[:, :4]
@@ -343,7 +344,7 @@ def test_completed_is_what_existed_then(tmp_path: Path) -> None:
     features.group.write_block(0, np.zeros((8, *TAIL), np.float16))
     assert taken.completed().blocks is None
     assert features.complete
-    features.group.drop_block(1)
+    drop_block(features.group, 1)
     with pytest.raises(IncompleteFeaturesError, match="block 1, rows 8"):
         taken.arrays()
 
@@ -494,7 +495,9 @@ def bare_group() -> FeatureGroup:
     """Without blocks, each of which would have one row."""
     key = FeatureKey("net", "pool", "blake2b:" + "3f" * 32, "blake2b:" + "9c" * 32)
     ids = np.zeros((500, 16), np.uint8)
-    return FeatureStore("memory://bare/store").create(key, shape=(500, 2**21), sample_ids=ids)
+    return FeatureStore("memory://bare/store").features.create(
+        key, shape=(500, 2**21), sample_ids=ids
+    )
 
 
 @settings(deadline=None)

@@ -54,7 +54,7 @@ def make_features(store: FeatureStore) -> MakeFeatures:
         **options: Any,
     ) -> Features:
         dataset = samples(labels, count or len(labels or ()), name, **options)
-        store.add_dataset(dataset)
+        store.datasets.add(dataset)
         key = FeatureKey(model, ref, digest_bytes(f"{model}/{ref}".encode()), dataset.digest)
         rng = np.random.default_rng(1)
         targets = np.nan_to_num(dataset.targets.astype(np.float64))
@@ -66,7 +66,7 @@ def make_features(store: FeatureStore) -> MakeFeatures:
             direction = rng.normal(size=shape)
             rows += np.multiply.outer(targets - targets.mean(), direction) / (targets.std() or 1)
         rows = rows if values is None else values
-        group = store.create(
+        group = store.features.create(
             key,
             shape=(len(dataset), *shape),
             dtype="float16",
@@ -76,7 +76,7 @@ def make_features(store: FeatureStore) -> MakeFeatures:
         for block in group.missing():
             span = slice(block * group.block_rows, (block + 1) * group.block_rows)
             group.write_block(block, rows[span].astype(np.float16))
-        return Features(store.group(key), dataset, store)
+        return Features(store.features.get(key), dataset, store)
 
     return make
 

@@ -76,12 +76,12 @@ def test_several_heads_in_order(three: Features) -> None:
     assert found[0] is found[2]
     with pytest.raises(HeadError, match="unknown head"):
         fit_heads(three, [("forest", None), ("no-such", None)])
-    assert not any(meta["name"] == "forest" for meta in three.store.heads())
+    assert not any(meta["name"] == "forest" for meta in three.store.heads.values())
 
 
 def test_an_unsaved_head_leaves_no_trace(three: Features) -> None:
     fit_head(three, "ridge", save=False)
-    assert three.store.heads() == []
+    assert three.store.heads.values() == []
 
 
 def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) -> None:
@@ -110,4 +110,4 @@ def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) ->
 )
 def test_estimators_that_cannot_be_heads(three: Features, estimator: Any, says: str) -> None:
     assert says in refused(three, estimator)
-    assert three.store.heads() == []
+    assert three.store.heads.values() == []

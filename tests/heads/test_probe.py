@@ -11,6 +11,7 @@ from featurestore.errors import (
 from featurestore.heads import rank
 from featurestore.store import FeatureStore
 from tests.heads.conftest import MakeFeatures
+from tests.toys import drop_block
 
 
 def test_layers_ranked_by_a_probe(make_features: MakeFeatures, store: FeatureStore) -> None:
@@ -18,7 +19,7 @@ def test_layers_ranked_by_a_probe(make_features: MakeFeatures, store: FeatureSto
     make_features(labels, noise=30.0, ref="poor:avg")
     make_features(labels, (4, 4, 8), noise=1.0, ref="good")
     incomplete = make_features(labels, ref="part:avg")
-    incomplete.group.drop_block(0)
+    drop_block(incomplete.group, 0)
     events: list[object] = []
     with pytest.warns(FeatureStoreWarning, match="1 of 3 layers are not ranked.*: part:avg; "):
         table = rank(store, "toys", on_event=events.append)
@@ -93,6 +94,6 @@ def test_constant_features_are_ranked_too(make_features: MakeFeatures, store: Fe
 
 def test_nothing_stored_to_rank(make_features: MakeFeatures, store: FeatureStore) -> None:
     features = make_features(["a", "b"] * 10)
-    features.group.drop_block(0)
+    drop_block(features.group, 0)
     with pytest.raises(IncompleteFeaturesError, match=r"never extracted.*`featurestore extract"):
         rank(store, "toys")

@@ -12,6 +12,7 @@ from featurestore.heads import (
     fit_head,
 )
 from tests.heads.conftest import MakeFeatures, refused
+from tests.toys import drop_block
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_features_that_are_not_finite(make_features: MakeFeatures) -> None:
 
 
 def test_features_that_are_not_complete(three: Features) -> None:
-    three.group.drop_block(0)
+    drop_block(three.group, 0)
     with pytest.raises(IncompleteFeaturesError):
         fit_head(three, "ridge")
 

@@ -10,8 +10,8 @@ from featurestore.errors import (
 from featurestore.features import Features
 from featurestore.heads import best, fit_head, list_heads
 from featurestore.store import FeatureStore
-from featurestore.store.manifests import manifest_path
 from tests.heads.conftest import MakeFeatures, samples
+from tests.toys import drop_block
 
 
 def test_heads_on_a_former_state_are_stale_and_apart(
@@ -41,7 +41,7 @@ def test_heads_on_a_former_state_are_stale_and_apart(
     assert found[old.id] == "samples (6 added, 0 removed)"
     assert found[new.id] == "samples (6 added, 0 removed), labels (2)"
 
-    store.add_dataset(first.dataset)
+    store.datasets.add(first.dataset)
     assert list_heads(store)[0]["head"] == old.id
 
 
@@ -50,7 +50,7 @@ def test_a_former_manifest_that_is_gone(
 ) -> None:
     old = fit_head(make_features(["a", "b"] * 20, val=0.3), "ridge")
     make_features(["a", "b"] * 20, val=0.4)
-    path = manifest_path("toys", old.lineage["dataset"]["manifest_digest"])
+    path = store.datasets.manifest_path("toys", old.lineage["dataset"]["manifest_digest"])
     (tmp_path / "store" / path).write_bytes(b"torn")
     assert list_heads(store)[0]["stale"] == "unknown (a manifest is damaged)"
     (tmp_path / "store" / path).unlink()
@@ -62,7 +62,7 @@ def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
 ) -> None:
     features = make_features(["a", "b"] * 1500, (20_000,), val=0.3)
     assert features.group.blocks > 1
-    features.group.drop_block(0)
+    drop_block(features.group, 0)
     part = fit_head(features.completed(), "ridge")
     (row,) = list_heads(store)
     assert row["stale"] == f"rows ({len(features.completed())} of 3000)"

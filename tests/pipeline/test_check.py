@@ -93,7 +93,7 @@ def test_mistakes_are_found_before_any_work(
     pipeline: Pipeline, changes: dict[str, Any], expected: str
 ) -> None:
     (pipeline.folder / "photos.h5").write_bytes(b"no HDF5")
-    pipeline.store.keys()
+    pipeline.store.features.keys()
     before = tree(pipeline.folder / "store")
 
     with pytest.raises(SpecError) as caught:
@@ -142,7 +142,7 @@ def test_what_the_data_lack_is_found_before_features_are_computed(
 
     start = rf"{re.escape(str(pipeline.file))}:\d+: {expected}"
     assert re.match(start, str(caught.value)), caught.value
-    assert pipeline.store.keys() == []
+    assert pipeline.store.features.keys() == []
 
 
 def test_a_place_for_results_that_cannot_be_made(pipeline: Pipeline) -> None:

@@ -39,7 +39,7 @@ def wide(tmp_path: Path) -> Pipeline:
 
 def states(pipeline: Pipeline) -> dict[str, tuple[int, int]]:
     """Blocks stored, of how many, by layer."""
-    described = [pipeline.store.describe(key) for key in pipeline.store.keys()]
+    described = [group.describe() for group in pipeline.store.features.values()]
     return {each["layer"]: (each["blocks_done"], each["blocks"]) for each in described}
 
 
@@ -60,7 +60,7 @@ def test_a_killed_pipeline_goes_on(
     assert f"this resumes: featurestore run {wide.file} --store store --runs runs" in done.err
     assert states(wide)["conv_a"] == (all_blocks, all_blocks)
     assert first.items() <= tree(wide.folder / "store" / "features").items()
-    (fitted,) = (meta["id"] for meta in wide.store.heads())
+    (fitted,) = (meta["id"] for meta in wide.store.heads.values())
     (folder,) = wide.runs.glob("flowers/*")
     assert [each.name for each in folder.iterdir()] == ["spec.yaml"]
 
@@ -96,7 +96,7 @@ def test_a_file_of_the_run_is_written_whole_or_not_at_all(
     def full(source: Any, target: Any) -> None:
         raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("featurestore.store.files.os.replace", full)
+    monkeypatch.setattr("featurestore.durable.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         _write(path, b"new")
 

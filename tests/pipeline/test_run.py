@@ -77,9 +77,9 @@ def test_the_manifest_tells_inputs_outputs_and_versions(
     dataset = manifest["inputs"]["dataset"]
     assert (dataset["name"], dataset["rows"], dataset["problems"]) == ("photos", 36, 1)
     assert manifest["inputs"]["backbones"][0]["path"].endswith("tiny.keras")
-    keys = {str(key) for key in pipeline.store.keys()}
+    keys = {str(key) for key in pipeline.store.features.keys()}
     assert set(manifest["features"]) <= keys
-    ids = {meta["id"] for meta in pipeline.store.heads()}
+    ids = {meta["id"] for meta in pipeline.store.heads.values()}
     assert {row["head"] for row in manifest["heads"]} == ids
     assert {"featurestore", "keras", "scikit-learn"} <= set(manifest["versions"])
     promotion = manifest["promotion"]

@@ -30,6 +30,7 @@ from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.proof import PROOF_BLOCKS, PROOF_BYTES, PROOF_ROWS, prove, spread
 from featurestore.store import FeatureStore
 from tests.promotion.conftest import pictures
+from tests.toys import drop_block
 
 MakeFeatures = Callable[..., Features]
 CLASSES = ["ant", "bee", "cat"]
@@ -286,10 +287,10 @@ def test_other_samples_are_refused(toys: Features, backbone: Backbone, head: Hea
 def test_features_that_are_gone(make_features: MakeFeatures, backbone: Backbone) -> None:
     features = make_features(CLASSES * 5)
     head = fit_head(features, "ridge")
-    features.group.drop_block(0)
+    drop_block(features.group, 0)
     with pytest.raises(IncompleteFeaturesError):
         promote(head, backbone, data=features.dataset)
-    features.store.remove(features.key)
+    features.store.features.remove(features.key)
     with pytest.raises(NotFoundError) as caught:
         promote(head, backbone, data=features.dataset)
     assert "\n" not in str(caught.value)
@@ -315,7 +316,7 @@ def test_a_head_on_the_rows_that_exist(make_features: MakeFeatures, backbone: Ba
     """Blocks are missing: the head was fitted without them, and is proven without them."""
     features = make_features(CLASSES * 400, "block3_relu", dtype="float32")
     assert features.group.blocks > 1
-    features.group.drop_block(1)
+    drop_block(features.group, 1)
     head = fit_head(features.completed(), "ridge")
     promotion = promote(head, backbone, data=features.dataset)
     assert promotion.parity.holds

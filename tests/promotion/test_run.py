@@ -134,11 +134,11 @@ def test_the_head_alone_learns_without_unfreezing(
 ) -> None:
     head = fit_head(pooled, "logistic")
     before = fuse(head, backbone)
-    keys = set(pooled.store.keys())
+    keys = set(pooled.store.features.keys())
     options = {"epochs": 1, "learning_rate": RATE, "keep_tuned": True}
     promotion = promote(head, backbone, data=flowers, **options)
     # From the features it was fitted on: nothing was extracted.
-    assert set(pooled.store.keys()) == keys
+    assert set(pooled.store.features.keys()) == keys
     moved = [
         layer.name
         for layer in before.model.layers
@@ -435,7 +435,7 @@ def test_another_split_of_the_data_holds_nothing_out_that_the_head_was_trained_o
 def test_a_stale_head_says_so(make_features: MakeFeatures, backbone: Backbone) -> None:
     features = make_features(CLASSES * 10)
     head = fit_head(features, "logistic")
-    head.store.add_dataset(again(features, ["bee", *(CLASSES * 10)[1:]], stratify=False))
+    head.store.datasets.add(again(features, ["bee", *(CLASSES * 10)[1:]], stratify=False))
     with pytest.warns(FeatureStoreWarning, match=r"is stale: toys has changed .*: labels \(1\)"):
         promote(head, backbone, data=features.dataset)
 

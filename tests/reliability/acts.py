@@ -17,7 +17,7 @@ from featurestore.extraction import extract, repair
 from featurestore.features import one_stored
 from featurestore.heads import fit_head
 from featurestore.store import FeatureStore
-from tests.toys import build_network, featurestore, take_photos, tree
+from tests.toys import build_network, drop_block, featurestore, take_photos, tree
 
 # Blocks of 4 rows and of 1024, so 4 blocks and 1.
 LAYERS = ["conv_a", "gap"]
@@ -89,10 +89,10 @@ def nothing(made: Made, store: FeatureStore) -> None:
 
 
 def half_of_the_blocks(made: Made, store: FeatureStore) -> None:
-    for key in store.keys():
-        group = store.group(key)
+    for key in store.features.keys():
+        group = store.features.get(key)
         for block in range(0, group.blocks, 2):
-            group.drop_block(block)
+            drop_block(group, block)
 
 
 def copies(made: Made, store: FeatureStore) -> None:
@@ -106,7 +106,7 @@ def head(made: Made, store: FeatureStore) -> None:
 
 
 def another_scan(made: Made, store: FeatureStore) -> None:
-    store.add_dataset(Dataset.from_folder(made.photos, test=0.4, seed=1))
+    store.datasets.add(Dataset.from_folder(made.photos, test=0.4, seed=1))
 
 
 def collection(made: Made, store: FeatureStore) -> None:
@@ -116,7 +116,7 @@ def collection(made: Made, store: FeatureStore) -> None:
 def litter(made: Made, store: FeatureStore) -> None:
     """Features and a manifest that nothing refers to, a head half saved, a temporary file."""
     extract(Dataset.from_folder(made.photos / "red", name="of late"), made.backbone, LAYERS, store)
-    store.add_dataset(Dataset.from_folder(made.photos / "blue", name="of late"))
+    store.datasets.add(Dataset.from_folder(made.photos / "blue", name="of late"))
     head_folder = Path(store.location, "heads", "knn-000000000000")
     head_folder.mkdir(parents=True)
     (head_folder / "model.skops").write_bytes(b"half")
@@ -183,4 +183,4 @@ def content(store: Path) -> dict[str, str]:
 
 def damages(store: Path) -> list[object]:
     opened = FeatureStore(store)
-    return [damage for place in opened.places() for damage in opened.check(place)]
+    return [damage for place in opened.items() for damage in opened.check(place)]

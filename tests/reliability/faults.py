@@ -1,7 +1,7 @@
-"""A disk that fails, dies or loses its power: it stands for `os` in `featurestore.store.files`.
+"""A disk that fails, dies or loses its power: it stands for `os` in the modules of `SEEN`.
 
-Everything that the store does to a local folder goes through the name ``os`` of that module. While
-a `Disk` is in its place, each step is counted and may go wrong::
+Everything that the store does to a local folder goes through the name ``os`` of these modules.
+While a `Disk` is in its place, each step is counted and may go wrong::
 
     with failing() as disk:                               # nothing fails: count the steps
         extract(…)
@@ -38,8 +38,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurestore.store import files
+from featurestore import durable
+from featurestore.store import local
 
+SEEN: tuple[Any, ...] = (durable, local)
 STEPS = ("open", "write", "fsync", "replace", "unlink", "mkdir", "rmdir")
 _FOLDER = object()
 
@@ -125,13 +127,16 @@ class Disk:
         half : bool
             Whether a write that fails has written half of its bytes.
         """
-        former, files.os = files.os, self  # type: ignore[attr-defined]
+        formers = [module.os for module in SEEN]
+        for module in SEEN:
+            module.os = self
         self.steps, self._dead = [], False
         self._fault = _Fault(fault, at, calls, match, half)
         try:
             yield self
         finally:
-            files.os = former  # type: ignore[attr-defined]
+            for module, former in zip(SEEN, formers, strict=True):
+                module.os = former
 
     def crash(self, folder: str | Path, chance: random.Random) -> None:
         """Leave below a folder what a power cut may leave: any part of what was not flushed.

@@ -369,11 +369,11 @@ def small_store(folder: Path) -> Any:
 
     store = FeatureStore(folder / "store")
     dataset = _tiny_dataset(["cat", "dog"] * 20)
-    store.add_dataset(dataset)
+    store.datasets.add(dataset)
     generator = np.random.default_rng(0)
     for layer, shape in (("gap", (6,)), ("conv", (4, 4, 3))):
         key = FeatureKey("toy", layer, digest_bytes(layer.encode()), dataset.digest)
-        group = store.create(
+        group = store.features.create(
             key, shape=(len(dataset), *shape), dtype="float16", sample_ids=dataset.sample_ids
         )
         for block in range(group.blocks):
@@ -400,17 +400,17 @@ def _document_target(folder: Path) -> Target:
             try:
                 opened = FeatureStore(root, create=False)
                 refusals = [*map(str, opened.damaged())]
-                for place in opened.places():
+                for place in opened.items():
                     refusals += map(str, opened.check(place))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of heads that are left out
                     list_heads(opened)
-                for key in opened.keys():
-                    opened.describe(key)
-                    opened.group(key).read()
-                opened.datasets()
-                opened.dataset("tiny")
-                for meta in opened.heads():
+                for key in opened.features.keys():
+                    opened.features.get(key).describe()
+                    opened.features.get(key).read()
+                opened.datasets.values()
+                opened.datasets.load("tiny")
+                for meta in opened.heads.values():
                     Head.load(opened, meta["id"])
                 opened.garbage()
             finally:

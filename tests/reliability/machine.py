@@ -228,7 +228,7 @@ class StoreMachine(RuleBasedStateMachine):
         """The current state as it can be read; as it was where its pointer is damaged."""
         if f"datasets/{name}/current.json" in self.flips:
             return self.current[name]
-        found = [each for each in self.store.datasets() if each.name == name]
+        found = [each for each in self.store.datasets.values() if each.name == name]
         return self.ever[found[0].manifest_digest] if found else None
 
     def blocks_on_disk(self, key: FeatureKey) -> set[int]:
@@ -261,7 +261,7 @@ class StoreMachine(RuleBasedStateMachine):
             writer.writerows((self.sources.paths[each], *rest) for each, *rest in rows)
         state = self.tables[name] = Dataset.from_table(table, name=name)
         self.ever[state.manifest_digest] = state
-        if self.attempt("add a state", death, lambda: self.store.add_dataset(state)):
+        if self.attempt("add a state", death, lambda: self.store.datasets.add(state)):
             self.settle_state(state)
             return
         self.begun[name].append(state)
@@ -389,13 +389,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     def see(self, key: FeatureKey, group: Group, replaced: bool) -> None:
         """See what a killed extraction has left of a group; nothing that was committed may lack."""
-        if not self.store.has(key):
+        if not self.store.features.has(key):
             assert key not in self.groups or replaced
             self.gone(key, done=False)
             return
         self.going.pop(key, None)
         there = self.blocks_on_disk(key)
-        if replaced and not self.is_blind(key) and self.store.group(key).dtype == "float32":
+        if replaced and not self.is_blind(key) and self.store.features.get(key).dtype == "float32":
             group = Group(group.backbone, group.dataset, "float32")
         assert there >= group.blocks
         group.blocks = there
@@ -411,9 +411,9 @@ class StoreMachine(RuleBasedStateMachine):
         if not self.groups:
             return
         key = chosen(sorted(self.groups, key=str), pick)
-        done = self.attempt("remove features", death, lambda: self.store.remove(key))
-        assert not (done and self.store.has(key))
-        if self.store.has(key):
+        done = self.attempt("remove features", death, lambda: self.store.features.remove(key))
+        assert not (done and self.store.features.has(key))
+        if self.store.features.has(key):
             assert self.blocks_on_disk(key) == self.groups[key].blocks
         else:
             self.gone(key, done)
@@ -442,7 +442,7 @@ class StoreMachine(RuleBasedStateMachine):
         fitted: list[Head] = []
 
         def again() -> Head:
-            return fit_head(Features(self.store.group(key), dataset, self.store), head)
+            return fit_head(Features(self.store.features.get(key), dataset, self.store), head)
 
         if any(name.startswith("heads/") for name in self.flips):
             death = None  # a damaged head that is fitted again may be damaged in another way then
@@ -462,7 +462,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert np.array_equal(known.scores, scores)
             known.settled = True
             return
-        for head_id in {each["id"] for each in self.store.heads()} - self.heads.keys():
+        for head_id in {each["id"] for each in self.store.heads.values()} - self.heads.keys():
             scores = Head.load(self.store, head_id).scores(self.values(key, range(3)))
             self.heads[head_id] = Fitted(dataset, key, scores, again, settled=False)
 
@@ -471,7 +471,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=PICKS, byte=PICKS, bit=st.integers(0, 7))
     def flip(self, pick: int, byte: int, bit: int) -> None:
         """Flip a bit of any file, of places that have no damage yet."""
-        places = sorted((each.path for each in self.store.places()), key=len)
+        places = sorted((each.path for each in self.store.items()), key=len)
         inside = {
             name: [each for each in places if name.startswith(f"{each}/")][-1]
             for name in self.committed()
@@ -549,7 +549,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
         done = self.attempt("collect garbage", death, lambda: self.store.gc(items))
         for key in keys:
-            if self.store.has(key):
+            if self.store.features.has(key):
                 assert not done or not self.is_listed(key)
             else:
                 self.gone(key, done)
@@ -583,7 +583,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
         assert self.states.keys() >= self.settled_states
         for key, group in [*self.going.items(), *self.groups.items()]:
-            if not self.store.has(key):
+            if not self.store.features.has(key):
                 assert group.settled is None or key in self.going
                 self.groups.pop(key, None)
                 continue
@@ -599,7 +599,7 @@ class StoreMachine(RuleBasedStateMachine):
     # What holds after each step.
 
     def damages(self) -> list[Damage]:
-        return [damage for place in self.store.places() for damage in self.store.check(place)]
+        return [damage for place in self.store.items() for damage in self.store.check(place)]
 
     @invariant()
     def check_finds_what_was_flipped(self) -> None:
@@ -607,11 +607,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_is_listed(self) -> None:
-        assert set(self.store.keys()) == {key for key in self.groups if self.is_listed(key)}
-        assert {each.name for each in self.store.datasets()} == {
+        assert set(self.store.features.keys()) == {
+            key for key in self.groups if self.is_listed(key)
+        }
+        assert {each.name for each in self.store.datasets.values()} == {
             name for name in self.current if f"datasets/{name}/current.json" not in self.flips
         }
-        assert {each["id"] for each in self.store.heads()} == {
+        assert {each["id"] for each in self.store.heads.values()} == {
             head_id for head_id in self.heads if f"heads/{head_id}/head.json" not in self.flips
         }
 
@@ -620,9 +622,9 @@ class StoreMachine(RuleBasedStateMachine):
         for key, group in self.groups.items():
             if self.is_blind(key):
                 with pytest.raises(StoreError):
-                    Features(self.store.group(key), group.dataset, self.store)
+                    Features(self.store.features.get(key), group.dataset, self.store)
                 continue
-            found = Features(self.store.group(key), group.dataset, self.store).group
+            found = Features(self.store.features.get(key), group.dataset, self.store).group
             assert (str(found.dtype), found.block_rows) == (group.dtype, ROWS)
             for block in range(found.blocks):
                 if block not in group.blocks:
@@ -648,9 +650,9 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         if files & self.flips.keys():
             with pytest.raises(DamagedError):
-                self.store.dataset(name, digest)
+                self.store.datasets.load(name, digest)
             return
-        found = self.store.dataset(name, digest)
+        found = self.store.datasets.load(name, digest)
         assert found.manifest_digest == expected.manifest_digest
         assert found.paths == expected.paths
         assert found.plain_labels() == expected.plain_labels()

@@ -77,9 +77,9 @@ def heads(place: Path) -> dict[str, Any]:
         return {}
     store = FeatureStore(place / "store", create=False)
     found = {}
-    for meta in store.heads():
+    for meta in store.heads.values():
         head = Head.load(store, meta["id"])
-        rows = store.group(head.key).read(np.arange(4), dtype="float32")
+        rows = store.features.get(head.key).read(np.arange(4), dtype="float32")
         found[f"scores of {head.id}"] = head.scores(rows).tolist()
     return found
 

@@ -40,7 +40,7 @@ from tests.toys import Result
 HANGS_AFTER = 300  # seconds; a guard, not a measure
 _ROOT = Path(__file__).parents[2]
 _SLOW = (
-    *("numcodecs.zstd", "tensorflow", "keras", "sklearn.linear_model", "sklearn.neighbors"),
+    *("pyarrow.parquet", "tensorflow", "keras", "sklearn.linear_model", "sklearn.neighbors"),
     *("skops.io", "zarr", "pyarrow.parquet", "google_crc32c", "rich.progress", "yaml"),
     "encodings.cp437",  # Of zip archives; another user may not get at it later.
 )
@@ -56,7 +56,7 @@ class Strike:
         The signal.
     at : int
         Just before which step, counted from 1: a call by way of the ``os`` of
-        `featurestore.store.files` that changes what processes see on the disk. (A flush does not:
+        `featurestore.store.local` that changes what processes see on the disk. (A flush does not:
         what a kill finds before it is found before the next step too.) Or just after which event.
     half : bool
         Where the step is a write: when half of its bytes are written.
@@ -255,9 +255,10 @@ def _become(request: dict[str, Any], begun: int) -> None:
 
 def _arm(strike: Strike) -> None:
     if strike.event is None:
-        from featurestore.store import files
+        from featurestore import durable
+        from featurestore.store import local
 
-        files.os = StrikingOs(strike)  # type: ignore[attr-defined]
+        durable.os = local.os = StrikingOs(strike)  # type: ignore[attr-defined]
         return
     from featurestore.cli.progress import Progress
 
@@ -275,7 +276,7 @@ def _arm(strike: Strike) -> None:
 
 
 class StrikingOs:
-    """Stands for ``os`` in `featurestore.store.files` and strikes at one of the steps."""
+    """Stands for ``os`` where the store writes files and strikes at one of the steps."""
 
     def __init__(self, strike: Strike) -> None:
         self._strike = strike

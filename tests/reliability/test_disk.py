@@ -310,7 +310,7 @@ def test_a_disk_that_has_less_than_it_claims(
     subprocess.run(["fsck.ext4", "-p", image], capture_output=True, check=False)
     disk.mount("-o", "loop", str(image))
     # Whether it is sound is known only by reading it: such a disk lies.
-    for place in FeatureStore(store).places() if (store / "features/zarr.json").exists() else []:
+    for place in FeatureStore(store).items() if (store / "features/zarr.json").exists() else []:
         for damage in FeatureStore(store).check(place):
             (store / damage.path).unlink(missing_ok=True)
     resumes(made, store)
@@ -348,7 +348,7 @@ def test_a_disk_that_is_pulled_out(made: Made, new_disk: Callable[[], RealDisk])
         if isinstance(event, RowsComputed) and event.done == 4:
             disk.pull()
 
-    with pytest.raises(StoreError, match=r"gone|no longer.*bring .*disk.*run the command again"):
+    with pytest.raises(StoreError, match=r"gone.*reconnect the disk.*run the command again"):
         extract(
             made.dataset, made.backbone, LAYERS, FeatureStore(store), batch_size=4, on_event=then
         )

@@ -21,7 +21,7 @@ from featurestore.errors import StoreError
 from featurestore.extraction import Repair, extract, repair
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
-from featurestore.store import Damage, FeatureKey, FeatureStore, Place, blocks
+from featurestore.store import Damage, FeatureKey, FeatureStore, Item, blocks
 from tests.reliability.faults import failing
 from tests.reliability.promises import few, promise
 from tests.toys import build_network, featurestore, take_photos
@@ -49,7 +49,7 @@ class Kept:
         )
         others = Dataset.from_folder(folder / "others")
         for dataset in (unused, former, current, others):
-            self.store.add_dataset(dataset)
+            self.store.datasets.add(dataset)
         self.photos = current.digest
         # Of each name the current state first; no head is fitted on the last of the photos.
         self.states = {"photos": [current, former, unused], "others": [others]}
@@ -74,11 +74,11 @@ class Kept:
             lambda: fit_head(on_former, "ridge"),
         ]
         self.fits = {fit().id: fit for fit in fits}
-        self.keys = {f"features/{key.path}": key for key in self.store.keys()}
-        self.values = {key: self.store.group(key).read() for key in self.keys.values()}
-        assert all(self.store.group(key).blocks > 1 for key in self.values)
+        self.keys = {f"features/{key.path}": key for key in self.store.features.keys()}
+        self.values = {key: self.store.features.get(key).read() for key in self.keys.values()}
+        assert all(self.store.features.get(key).blocks > 1 for key in self.values)
         self.scores = {head_id: self._scores(head_id) for head_id in self.fits}
-        self.places = self.store.places()
+        self.places = self.store.items()
         self.files = self._files()
 
     def _scores(self, head_id: str) -> np.ndarray:
@@ -118,7 +118,7 @@ class Kept:
 
     # What a file is.
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> Item:
         inside = [each for each in self.places if name.startswith(f"{each.path}/")]
         return max(inside, key=lambda each: len(each.path))
 
@@ -153,24 +153,23 @@ class Kept:
         """The ways to read what a file is for; none for the metadata above the groups."""
         kind, place, store = self.kind(name), self.place(name), self.store
         if kind == "block":
-            block, group = self.block(name), store.group(self.key(name))
+            block, group = self.block(name), store.features.get(self.key(name))
             assert block is not None
             span = np.asarray(group.features.span(block))
             return [
                 lambda: group.read_block(block),
                 lambda: group.read(span),
-                lambda: group.array[span[0] : span[-1] + 1],
             ]
         if place.kind == "features":
             key = self.key(name)
             states = [state for states in self.states.values() for state in states]
             dataset = next(each for each in states if each.digest == key.dataset_digest)
-            return [lambda: Features(store.group(key), dataset, store)]
+            return [lambda: Features(store.features.get(key), dataset, store)]
         if kind == "former manifest":
             state = self.state(name)
-            return [lambda: store.dataset(state.name, state.manifest_digest)]
+            return [lambda: store.datasets.load(state.name, state.manifest_digest)]
         if place.kind == "dataset":
-            return [lambda: store.dataset(self.state_now(name).name)]
+            return [lambda: store.datasets.load(self.state_now(name).name)]
         return [lambda: self._scores(self.head_id(name))] if place.kind == "head" else []
 
     def head_id(self, name: str) -> str:
@@ -179,20 +178,23 @@ class Kept:
     def read_others(self, names: Iterable[str], heads: bool) -> None:
         """Read all that needs none of these files."""
         untouched = {each.path for each in self.places} - {self.place(name).path for name in names}
-        listed = self.store.keys()
+        listed = self.store.features.keys()
         for key in (key for path, key in self.keys.items() if path in untouched):
             assert key in listed
-            assert np.array_equal(self.store.group(key).read(), self.values[key])
+            assert np.array_equal(self.store.features.get(key).read(), self.values[key])
         for name in (each for each in self.states if f"datasets/{each}" in untouched):
-            assert name in [each.name for each in self.store.datasets()]
-            assert self.store.dataset(name).manifest_digest == self.states[name][0].manifest_digest
+            assert name in [each.name for each in self.store.datasets.values()]
+            assert (
+                self.store.datasets.load(name).manifest_digest
+                == self.states[name][0].manifest_digest
+            )
         for head_id in (each for each in self.fits if f"heads/{each}" in untouched):
-            assert head_id in [each["id"] for each in self.store.heads()]
+            assert head_id in [each["id"] for each in self.store.heads.values()]
             if heads:
                 assert np.array_equal(self._scores(head_id), self.scores[head_id])
 
     def damages(self) -> list[Damage]:
-        return [damage for place in self.store.places() for damage in self.store.check(place)]
+        return [damage for place in self.store.items() for damage in self.store.check(place)]
 
     # Repairing.
 
@@ -213,7 +215,7 @@ class Kept:
             return
         for each in (self.state(name), self.state_now(name)):
             assert each.source is not None
-            self.store.add_dataset(Dataset.open(each.source, **each.options))
+            self.store.datasets.add(Dataset.open(each.source, **each.options))
 
 
 @pytest.fixture(scope="module")
@@ -268,12 +270,14 @@ def examine(
         block = kept.block(name)
         assert (damage.key, damage.block) == (kept.place(name).name, block)
         if block is not None:
-            span = kept.store.group(kept.key(name)).features.span(block)
+            span = kept.store.features.get(kept.key(name)).features.span(block)
             assert damage.rows == (span[0], span[-1])
         for read in kept.ways(name):
             with pytest.raises(StoreError):
                 read()
-    assert len(FeatureStore(kept.store.location, create=False).keys()) == len(kept.store.keys())
+    assert len(FeatureStore(kept.store.location, create=False).features.keys()) == len(
+        kept.store.features.keys()
+    )
     kept.read_others(changed, heads=publicly)
     before = kept.written()
     done = {each.damage.path: each.needs for each in kept.repair(changed, publicly)}
@@ -526,7 +530,7 @@ def test_damage_is_no_hindrance_to_a_model_that_would_share(kept: Kept, part: st
     features = extract(photos, twin, ["pool_a"], kept.store, batch_size=8)["pool_a"]
     key = replace(features.key, model="net")
     assert np.array_equal(features.group.read(), kept.values[key])
-    kept.store.remove(features.key)
+    kept.store.features.remove(features.key)
 
 
 # What is needed, done.

@@ -26,7 +26,7 @@ from featurestore.promotion import promote
 from featurestore.store import FeatureStore, blocks
 from tests.reliability.faults import Killed, failing
 from tests.reliability.promises import few, promise
-from tests.toys import build_network, featurestore, take_photos
+from tests.toys import build_network, drop_block, featurestore, take_photos
 
 LAYER = "conv_b:avg"
 HOLE = r"1 block was never extracted, of 5 \(the first is block 2, rows 16–23\); run `featurestore"
@@ -46,7 +46,7 @@ class Torn:
 
     def tear(self, *absent: int) -> None:
         for block in absent:
-            self.features.group.drop_block(block)
+            drop_block(self.features.group, block)
 
     def mend(self) -> None:
         extract(self.photos, self.backbone, [LAYER], self.store)
@@ -92,7 +92,6 @@ READERS: dict[str, Callable[[Torn], object]] = {
     "arrays": lambda torn: torn.features.arrays(),
     "arrays of a split": lambda torn: torn.features.arrays("train"),
     "group.read": lambda torn: torn.features.group.read(),
-    "group.array": lambda torn: torn.features.group.array[:],
     "dask": lambda torn: torn.features.dask().compute(),
     "dask of a split": lambda torn: torn.features.dask("train").mean().compute(),
     "xarray": lambda torn: torn.features.xarray()["features"].values,
@@ -113,7 +112,7 @@ READERS: dict[str, Callable[[Torn], object]] = {
 def test_a_block_that_does_not_exist_is_never_read(torn: Torn, reader: str) -> None:
     with pytest.raises(IncompleteFeaturesError, match=HOLE) as caught:
         READERS[reader](torn)
-    assert not torn.store.heads()
+    assert not torn.store.heads.values()
     command = str(caught.value).partition("run `")[2].rstrip("`")
     assert featurestore(*shlex.split(command)[1:]).status == 0
     assert torn.features.complete
@@ -166,7 +165,7 @@ def test_a_layer_that_is_complete_is_ranked_without_the_others(torn: Torn) -> No
     extract(torn.photos, torn.backbone, ["gap"], torn.store)
     with pytest.warns(FeatureStoreWarning, match="not ranked"):
         assert [row["layer"] for row in rank(torn.store, "photos")] == ["gap"]
-    torn.store.remove(one_stored(torn.store, "photos", model="net", layer="gap").key)
+    torn.store.features.remove(one_stored(torn.store, "photos", model="net", layer="gap").key)
 
 
 def test_a_block_that_goes_during_an_epoch_stops_it(made: Torn) -> None:
@@ -207,7 +206,7 @@ def test_arrays_are_completed_in_python(torn: Torn, tmp_path: Path) -> None:
     dataset = Dataset.from_arrays(pixels, ["a", "b"] * 10, name="arrays")
     store, backbone = FeatureStore(tmp_path / "store"), Backbone.pixels(8)
     features = extract(dataset, backbone, ["pixels"], store)["pixels"]
-    features.group.drop_block(1)
+    drop_block(features.group, 1)
     with pytest.raises(IncompleteFeaturesError) as caught:
         features.arrays()
     line = str(caught.value).partition("run `")[2].rstrip("`")
@@ -239,7 +238,7 @@ def test_blocks_of_zeros_are_data(tmp_path: Path) -> None:
         assert not each.dask().compute().any()
         assert plan(photos, backbone, [each.ref], store).rows_to_compute == 0
         assert each.completed() is each
-        assert each.group.array.nchunks_initialized == each.group.blocks
+        assert each.group.missing() == []
     assert fit_head(features["dead:max"], "ridge").metrics
 
 
@@ -269,7 +268,7 @@ def test_a_head_on_what_there_is_is_another_head(torn: Torn) -> None:
         promotion = promote(on_part, torn.backbone, data=torn.photos)
     assert promotion.model.output_shape == (None, 3)
     for each in (on_part, smaller, whole):
-        torn.store.head_meta(each.id)
+        torn.store.heads.get(each.id)
 
 
 @promise

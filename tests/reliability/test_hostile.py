@@ -559,7 +559,7 @@ def test_array_metadata_that_nobody_would_write(
 
     assert "toy/gap" in said or "features/toy" in said
     # The other array is as it was.
-    conv = store.group(next(key for key in store.keys() if key.ref == "conv"))
+    conv = store.features.get(next(key for key in store.features.keys() if key.ref == "conv"))
     assert conv.read().shape == (40, 4, 4, 3)
 
 
@@ -590,7 +590,7 @@ def test_a_chunk_that_claims_ten_gigabytes(place: Path, store: FeatureStore) -> 
     path.write_bytes(packed + int(google_crc32c.value(packed)).to_bytes(4, "little"))
 
     assert "10000000000 bytes found" in looked_at(place)
-    group = store.group(next(key for key in store.keys() if key.ref == "gap"))
+    group = store.features.get(next(key for key in store.features.keys() if key.ref == "gap"))
     with pytest.raises(DamagedError, match="10000000000 bytes found"):
         group.read_block(0)
 
@@ -614,7 +614,7 @@ HEADS: dict[str, Callable[[Any], Any]] = {
 def test_heads_that_nobody_would_write(place: Path, store: FeatureStore, name: str) -> None:
     from featurestore.heads import Head
 
-    (head,) = [meta["id"] for meta in store.heads()]
+    (head,) = [meta["id"] for meta in store.heads.values()]
     resealed(one(place, "heads/*/head.json"), HEADS[name])
 
     looked_at(place)
@@ -663,8 +663,8 @@ def test_a_folder_that_is_a_link_out_of_the_store(
 
     looked_at(place)
     with untouched(place / "outside"):
-        for key in store.keys():
-            group = store.group(key)
+        for key in store.features.keys():
+            group = store.features.get(key)
             rows = np.ones((len(group.features.span(0)), *group.shape[1:]), np.float16)
             inside = os.path.realpath(f"store/features/{key.path}").startswith(f"{place}/store/")
             with nullcontext() if inside else pytest.raises(StoreError, match="leads out of"):

@@ -71,6 +71,6 @@ def test_a_store_that_dies_while_it_is_made(tmp_path: Path) -> None:
             number += 1
         disk.crash(tmp_path, random.Random(number))
         store = FeatureStore(folder)
-        assert [each for place in store.places() for each in store.check(place)] == []
-        assert store.keys() == []
+        assert [each for place in store.items() for each in store.check(place)] == []
+        assert store.features.keys() == []
     assert number > 5

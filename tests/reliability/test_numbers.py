@@ -27,6 +27,7 @@ from featurestore.errors import ActivationError, BackboneError
 from featurestore.extraction import RowsComputed, extract, plan
 from featurestore.store import FeatureStore
 from tests.reliability.promises import few, promise
+from tests.toys import drop_block
 
 layers = keras.layers
 ROOT = Path(__file__).parents[2]
@@ -157,7 +158,7 @@ def in_small_blocks(patch: Any) -> None:
         return 8 if row_bytes > 100 else 16
 
     patch.setattr("featurestore.extraction.planning.block_rows", rows)
-    patch.setattr("featurestore.store.groups.block_rows", rows)
+    patch.setattr("featurestore.store.features.block_rows", rows)
 
 
 def by_resume(world: World, store: FeatureStore, dtype: str, patch: Any) -> dict[str, np.ndarray]:
@@ -191,7 +192,7 @@ def by_blocks_lost(
     for found in extract(
         world.dataset, world.backbone, world.refs, store, dtype=dtype, batch_size=45
     ).values():
-        found.group.drop_block(1)
+        drop_block(found.group, 1)
     return extracted(world.dataset, world.backbone, world.refs, store, dtype=dtype, batch_size=3)
 
 
@@ -295,7 +296,7 @@ BLOCK = 4
 @pytest.fixture
 def arrays(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Twelve images of 4×4 in three blocks, all of them dark but one, which has a white pixel."""
-    for place in ("featurestore.extraction.planning", "featurestore.store.groups"):
+    for place in ("featurestore.extraction.planning", "featurestore.store.features"):
         monkeypatch.setattr(f"{place}.block_rows", lambda row_bytes: BLOCK)
     X = np.random.default_rng(0).integers(1, 100, (12, 4, 4, 3), dtype=np.uint8)
     X[5, 1, 2, 0] = 255
@@ -316,8 +317,8 @@ def of_image(compute: Callable[[Any], Any], name: str = "end") -> Backbone:
 
 def stored_rows(store: FeatureStore) -> dict[int, np.ndarray]:
     rows = {}
-    for key in store.keys():
-        group = store.group(key)
+    for key in store.features.keys():
+        group = store.features.get(key)
         for block in set(range(group.blocks)) - set(group.missing()):
             rows.update(enumerate(group.read_block(block), start=BLOCK * block))
     return rows

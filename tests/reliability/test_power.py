@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from featurestore import durable
 from featurestore.errors import DamagedError
 from featurestore.heads import Head
-from featurestore.store import FeatureStore, Place
-from featurestore.store import files as store_files
+from featurestore.store import FeatureStore, Item
+from featurestore.store.local import LocalFiles
 from tests.reliability.acts import ACTS, Act, Made, blocks, content, damages, link
 from tests.reliability.faults import Disk, Killed, Step, failing
 from tests.reliability.promises import few, promise
@@ -68,7 +69,7 @@ def test_bytes_are_flushed_before_they_get_a_name_and_the_name_before_it_is_repo
 
 @promise
 def test_a_write_that_returns_is_on_disk(tmp_path: Path) -> None:
-    files = store_files.LocalFiles(str(tmp_path / "store"))
+    files = LocalFiles(str(tmp_path / "store"))
     with failing() as disk:
         files.make_folder("a")
         made = len(disk.steps)
@@ -90,7 +91,7 @@ def test_a_write_that_returns_is_on_disk(tmp_path: Path) -> None:
 def test_a_file_outside_of_the_store_is_given_its_name_in_the_same_order(tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(b"a model")
     with failing(calls=("look", "open", "fsync", "replace")) as disk:
-        store_files.commit(tmp_path / "part", tmp_path / "model.keras")
+        durable.commit(tmp_path / "part", tmp_path / "model.keras")
 
     calls = [(step.call, Path(step.path).name) for step in disk.steps if step.call != "look"]
     assert calls == [
@@ -204,22 +205,22 @@ def torn(data: bytes) -> Iterator[bytes]:
     yield data + bytes(4096 - len(data) % 4096)
 
 
-def read(store: FeatureStore, place: Place) -> None:
-    if place.kind == "features":
-        group = store.group(store.match(place.name))
+def read(store: FeatureStore, item: Item) -> None:
+    if item.kind == "features":
+        group = store.features.get(store.features.match(item.name))
         group.read()
         assert len(group.samples)
-    elif place.kind == "dataset":
-        store.dataset("photos")
-    elif place.kind == "head":
-        Head.load(store, place.name.partition("/")[2])
+    elif item.kind == "dataset":
+        store.datasets.load("photos")
+    elif item.kind == "head":
+        Head.load(store, item.name.partition("/")[2])
 
 
 @promise
 def test_a_torn_file_is_never_read_as_data(made: Made, tmp_path: Path) -> None:
     link(made.store, tmp_path / "store")
     store = FeatureStore(tmp_path / "store")
-    places = sorted(store.places(), key=lambda place: -len(place.path))
+    places = sorted(store.items(), key=lambda place: -len(place.path))
     tried = 0
     for path in [path for path in sorted(Path(store.location).rglob("*")) if path.is_file()]:
         name, data = path.relative_to(store.location).as_posix(), path.read_bytes()

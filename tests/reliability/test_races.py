@@ -7,11 +7,8 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ from featurestore.store.key import encode_segment
 from tests.reliability.acts import blocks, damages, temporary
 from tests.reliability.processes import HANGS_AFTER, Commands, Running, Strike
 from tests.reliability.promises import promise
-from tests.toys import Result, build_network, featurestore, take_photos, tree
+from tests.toys import Result, build_network, drop_block, featurestore, take_photos, tree
 
 ROWS = 60
 # Rows of a block: 4 at conv_a, so 15 blocks, 16 at pool_a, and all at the pooled layer.
@@ -214,7 +211,7 @@ def test_a_store_that_several_processes_begin(arena: Arena) -> None:
     store = arena.new_store()
     names = [f"name-{number}" for number in range(6)]
     all_well([arena.start(store, "scan", "photos", "--name", name) for name in names])
-    assert [entry.name for entry in FeatureStore(store).datasets()] == names
+    assert [entry.name for entry in FeatureStore(store).datasets.values()] == names
     assert_whole(store, {})
 
 
@@ -226,7 +223,7 @@ def scans(arena: Arena, store: Path, options: list[list[str]]) -> None:
     running = [arena.start(store, "scan", "photos", "--name", "x", *each) for each in options]
     all_well(running)
     opened = FeatureStore(store)
-    (entry,) = (entry for entry in opened.datasets() if entry.name == "x")
+    (entry,) = (entry for entry in opened.datasets.values() if entry.name == "x")
     expected = {
         Dataset.from_folder(
             arena.folder / "photos", name="x", **{"val": 0.0, "test": 0.0, **_numbers(each)}
@@ -235,7 +232,7 @@ def scans(arena: Arena, store: Path, options: list[list[str]]) -> None:
     }
     assert entry.manifest_digest in expected
     for digest in expected:
-        assert opened.dataset("x", digest).manifest_digest == digest
+        assert opened.datasets.load("x", digest).manifest_digest == digest
     assert not damages(store)
     assert not temporary(store)
 
@@ -258,12 +255,12 @@ def test_one_of_several_scans_of_a_name_wins_whole(arena: Arena) -> None:
 def abandon(store: Path) -> None:
     """Make garbage of the features of `photos`, in part, as if its folder held others now."""
     opened = FeatureStore(store)
-    for key in opened.keys():
-        group = opened.group(key)
+    for key in opened.features.keys():
+        group = opened.features.get(key)
         for block in range(0, group.blocks, 3):
-            group.drop_block(block)
+            drop_block(group, block)
     images = np.arange(8 * 16, dtype=np.uint8).reshape(8, 4, 4)
-    opened.add_dataset(Dataset.from_arrays(images, list("abababab"), name="photos"))
+    opened.datasets.add(Dataset.from_arrays(images, list("abababab"), name="photos"))
     assert {item.kind for item in opened.garbage()} >= {"features", "manifest"}
 
 
@@ -315,10 +312,10 @@ def replace_and_train(arena: Arena, extracted: Path, gcs: int) -> None:
     assert results[1].json["head"].startswith("logistic-")
     assert len(results[2].json) == HEADS
     opened = FeatureStore(store)
-    for head in opened.heads():
+    for head in opened.heads.values():
         # Each head's own state of the data set is kept for it.
         origin = head["lineage"]["dataset"]
-        opened.dataset(origin["name"], origin["manifest_digest"])
+        opened.datasets.load(origin["name"], origin["manifest_digest"])
     assert blocks(store) == blocks(extracted)
     shutil.rmtree(store)
 
@@ -361,7 +358,7 @@ def sweeps(arena: Arena, extracted: Path, count: int) -> None:
     results = all_well([arena.start(store, "sweep", "sweep.yaml") for _ in range(count)])
     taken = [re.search(r"fit: (\d+) heads? taken", result.err) for result in results]
     assert sum(int(each.group(1)) for each in taken if each) == (count - 1) * HEADS
-    assert len(FeatureStore(store).heads()) == HEADS
+    assert len(FeatureStore(store).heads.values()) == HEADS
     assert not temporary(store)
     assert not damages(store)
     shutil.rmtree(store)
@@ -466,12 +463,12 @@ def test_two_threads_share_an_extraction(arena: Arena, tmp_path: Path) -> None:
 
 def test_who_scans_waits_for_nobody_who_fits(arena: Arena, extracted: Path) -> None:
     store = FeatureStore(arena.new_store(like=extracted))
-    dataset = store.dataset("photos")
-    (key,) = (key for key in store.keys() if key.ref == POOLED)
-    with store.fitting_on(key, dataset.name, dataset.manifest_digest):
+    dataset = store.datasets.load("photos")
+    (key,) = (key for key in store.features.keys() if key.ref == POOLED)
+    with store.features.lock([key], shared=True), store.datasets.keep(dataset):
         moved = Dataset.from_folder(arena.folder / "photos", name="photos", val=0.3)
         for each in (moved, Dataset.from_folder(arena.folder / "photos", val=0.6), moved):
-            adding = threading.Thread(target=store.add_dataset, args=[each], daemon=True)
+            adding = threading.Thread(target=store.datasets.add, args=[each], daemon=True)
             adding.start()
             adding.join(HANGS_AFTER)
             assert not adding.is_alive()
@@ -483,67 +480,16 @@ def test_the_state_that_a_head_was_fitted_on_is_kept_whoever_removes_it(
     """gc may come between reading a data set and beginning to fit on it."""
     store = FeatureStore(arena.new_store(like=extracted))
     features = one_stored(store, "photos", model="tiny", layer=POOLED)
-    store.add_dataset(Dataset.from_folder(arena.folder / "photos", val=0.6))
+    store.datasets.add(Dataset.from_folder(arena.folder / "photos", val=0.6))
     store.gc(store.garbage())
     with pytest.raises(NotFoundError):
-        store.dataset("photos", features.dataset.manifest_digest)
+        store.datasets.load("photos", features.dataset.manifest_digest)
 
     head = fit_head(features, "knn")
 
-    kept = store.dataset("photos", head.lineage["dataset"]["manifest_digest"])
+    kept = store.datasets.load("photos", head.lineage["dataset"]["manifest_digest"])
     assert kept.splits.tolist() == features.dataset.splits.tolist()
     assert store.garbage() == []
-
-
-HOLDER = """
-import os, sys, time
-from featurestore.store.files import LocalFiles
-files = LocalFiles(sys.argv[1])
-with files.hold(["work"]):
-    child = os.fork()
-    if not child:
-        if sys.argv[2] == "leaves":
-            sys.exit()  # by way of what the parent was in the middle of
-        time.sleep(600)
-    if sys.argv[2] == "leaves":
-        os.waitpid(child, 0)
-    print(child, flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Any, int]]:
-    """A process that holds a lock and has forked, and its child."""
-    (tmp_path / "store").mkdir()
-    command = [sys.executable, "-c", HOLDER, tmp_path / "store", request.param]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        yield parent, child
-        parent.kill()
-        if request.param == "stays":
-            os.kill(child, signal.SIGKILL)
-
-
-def _free(tmp_path: Path) -> bool:
-    store = FeatureStore(tmp_path / "store")
-    with store._files.hold(["work"], wait=False) as held:
-        return held
-
-
-@pytest.mark.parametrize("holder", ["stays"], indirect=True)
-def test_a_fork_that_lives_on_keeps_no_lock(holder: tuple[Any, int], tmp_path: Path) -> None:
-    parent, _ = holder
-    assert not _free(tmp_path)
-    parent.kill()
-    parent.wait()
-    assert _free(tmp_path)
-
-
-@pytest.mark.parametrize("holder", ["leaves"], indirect=True)
-def test_a_fork_that_ends_frees_no_lock(holder: tuple[Any, int], tmp_path: Path) -> None:
-    assert not _free(tmp_path)
 
 
 # ---------------------------------------------------------------- many

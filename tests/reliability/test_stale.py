@@ -420,7 +420,7 @@ def seeded_otherwise(patch: pytest.MonkeyPatch) -> None:
 
 
 def in_small_blocks(patch: pytest.MonkeyPatch) -> None:
-    for place in ("featurestore.extraction.planning", "featurestore.store.groups"):
+    for place in ("featurestore.extraction.planning", "featurestore.store.features"):
         patch.setattr(f"{place}.block_rows", lambda row_bytes: 4)
 
 
@@ -748,8 +748,8 @@ def test_a_file_that_changes_is_never_stored_under_its_old_digest(
         extract(dataset, backbone, ["pixels"], store, batch_size=1, on_event=on_event)
     assert not waiting
     assert type(caught.value) is FILES[change]
-    (key,) = store.keys()
-    group = store.group(key)
+    (key,) = store.features.keys()
+    group = store.features.get(key)
     assert group.missing() == [2]  # the block of the two files
     for block in (0, 1):
         for row, found in enumerate(group.read_block(block), start=4 * block):

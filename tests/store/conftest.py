@@ -45,7 +45,7 @@ def put(files: Files, path: str, data: bytes) -> None:
 
 def reasons(store: FeatureStore, group: FeatureGroup) -> list[tuple[int | None, str]]:
     """What `check` finds in a group: block and reason."""
-    (place,) = store.places(str(group.key))
+    (place,) = store.items(str(group.key))
     return [(damage.block, damage.reason) for damage in store.check(place)]
 
 
@@ -84,7 +84,7 @@ def filled(
 ) -> FeatureGroup:
     """A group with its blocks written; at (512, 512, 1) and float16 a block has 8 rows."""
     digests = digests_of(count, salt)
-    group = store.create(
+    group = store.features.create(
         key_of(digests, ref),
         shape=(count, *tail),
         dtype=dtype,

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import StoreError
-from featurestore.store.files import LocalFiles, RemoteFiles, open_files
+from featurestore.store.files import open_files
+from featurestore.store.local import LocalFiles
+from featurestore.store.remote import RemoteFiles
 
 
 def test_write_read_list_remove(location: str) -> None:
@@ -27,12 +29,13 @@ def test_write_read_list_remove(location: str) -> None:
     assert files.sizes("a") == {"a/b/one": 1, "a/two": 1}
     assert files.sizes("a/two") == {"a/two": 1}
     assert files.sizes("nothing") == {}
-    assert not files.prune("a")
+    files.remove_folder("a")
+    assert files.names("a") == ["b", "two"]
     files.remove("a/two")
     files.remove("a/two")
     files.remove("a/b/one")
-    assert files.prune("a/b")
-    assert files.prune("a")
+    files.remove_folder("a/b")
+    files.remove_folder("a")
     assert files.names("") == []
 
 

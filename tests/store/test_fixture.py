@@ -23,10 +23,10 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
 
 def test_features(old: FeatureStore) -> None:
     dataset = data_set()
-    assert {key.ref for key in old.keys()} == set(TAILS)
+    assert {key.ref for key in old.features.keys()} == set(TAILS)
     assert old.damaged() == []
-    for key in old.keys("größe/1"):
-        group = old.group(key)
+    for group in old.features.values():
+        key = group.key
         assert group.shape == (20, *TAILS[key.ref])
         rows = rows_of(dataset.sample_ids, TAILS[key.ref])
         Features(group, dataset, old)
@@ -34,7 +34,7 @@ def test_features(old: FeatureStore) -> None:
             assert np.array_equal(group.read(), rows)
             continue
         assert (group.block_rows, group.missing()) == (4, [ABSENT])
-        assert all(old.check(place) == [] for place in old.places())
+        assert all(old.check(place) == [] for place in old.items())
         assert np.array_equal(group.read(np.arange(8)), rows[:8])
         with pytest.raises(IncompleteFeaturesError, match="block 2, rows 8–11"):
             group.read()
@@ -45,8 +45,8 @@ def test_features(old: FeatureStore) -> None:
 def test_data_sets(old: FeatureStore) -> None:
     expected = data_set()
     for found in (
-        old.dataset("größe/1"),
-        old.dataset("größe/1", old.datasets()[0].manifest_digest),
+        old.datasets.load("größe/1"),
+        old.datasets.load("größe/1", old.datasets.values()[0].manifest_digest),
     ):
         assert found.sample_digests == expected.sample_digests
         assert found.labels.tolist() == expected.labels.tolist()
@@ -54,14 +54,14 @@ def test_data_sets(old: FeatureStore) -> None:
         assert found.groups.tolist() == expected.groups.tolist()
         assert found.manifest_digest == expected.manifest_digest
     former = data_set("aabb").manifest_digest
-    assert old.dataset("größe/1", former).manifest_digest == former
+    assert old.datasets.load("größe/1", former).manifest_digest == former
 
 
 def test_heads(old: FeatureStore) -> None:
-    (meta,) = old.heads()
+    (meta,) = old.heads.values()
     assert meta["lineage"]["dataset"]["manifest_digest"] == data_set().manifest_digest
     for name, told in meta["files"].items():
-        assert len(old.head_file(meta["id"], name)) == told["bytes"]
+        assert len(old.heads.read(meta["id"], name)) == told["bytes"]
 
 
 def test_garbage(old: FeatureStore) -> None:

@@ -16,15 +16,15 @@ def named(store: FeatureStore) -> dict[str, str]:
 def features_of(store: FeatureStore, dataset, ref: str = "pool"):
     key = key_of(dataset.sample_digests, ref)
     rows = len(dataset)
-    return store.create(key, shape=(rows, 4), sample_ids=ids_of(dataset.sample_digests))
+    return store.features.create(key, shape=(rows, 4), sample_ids=ids_of(dataset.sample_digests))
 
 
 def test_what_is_in_use_is_no_garbage(store: FeatureStore) -> None:
     former, current = shapes(), shapes(labels="bbabab", count=5)
-    store.add_dataset(former)
+    store.datasets.add(former)
     features_of(store, former)
-    store.save_head("h", {"lineage": {"manifest": [former.manifest_digest, former.digest]}}, {})
-    store.add_dataset(current)
+    store.heads.save("h", {"lineage": {"manifest": [former.manifest_digest, former.digest]}}, {})
+    store.datasets.add(current)
     features_of(store, current)
     assert store.garbage() == []
     assert store.gc([]) == 0
@@ -32,36 +32,36 @@ def test_what_is_in_use_is_no_garbage(store: FeatureStore) -> None:
 
 def test_features_of_no_data_set(store: FeatureStore, location: str) -> None:
     dataset = shapes()
-    store.add_dataset(dataset)
+    store.datasets.add(dataset)
     kept = features_of(store, dataset).key
     group = filled(store)
     (item,) = store.garbage()
     assert (item.kind, item.name) == ("features", str(group.key))
-    assert item.bytes == store.describe(group.key)["bytes"]
+    assert item.bytes == store.features.get(group.key).describe()["bytes"]
     assert store.gc([item]) >= item.bytes
-    assert store.keys() == [kept]
+    assert store.features.keys() == [kept]
     assert store.garbage() == []
-    assert store.dataset("shapes").digest == dataset.digest
+    assert store.datasets.load("shapes").digest == dataset.digest
 
 
 def test_features_go_when_their_data_set_is_replaced(store: FeatureStore) -> None:
-    store.add_dataset(shapes())
+    store.datasets.add(shapes())
     key = features_of(store, shapes()).key
-    store.add_dataset(shapes(labels="bbbaaa"))
+    store.datasets.add(shapes(labels="bbbaaa"))
     assert set(named(store).values()) == {"manifest"}
-    store.add_dataset(shapes(count=4))
+    store.datasets.add(shapes(count=4))
     assert named(store)[str(key)] == "features"
 
 
 def test_former_manifests(store: FeatureStore, location: str) -> None:
     for labels in ("ababab", "bbabab", "bbbbab"):
-        store.add_dataset(shapes(labels=labels))
+        store.datasets.add(shapes(labels=labels))
     kept = shapes(labels="bbabab").manifest_digest
-    store.save_head("h", {"deep": [{"inside": kept}]}, {})
+    store.heads.save("h", {"deep": [{"inside": kept}]}, {})
     (item,) = store.garbage()
     assert item.kind == "manifest"
     assert store.gc([item]) == item.bytes > 0
-    assert store.dataset("shapes", kept).manifest_digest == kept
+    assert store.datasets.load("shapes", kept).manifest_digest == kept
     assert len(open_files(location).names("datasets/shapes")) == 3
 
 
@@ -81,8 +81,8 @@ def test_what_was_interrupted(store: FeatureStore, location: str) -> None:
 def test_foreign_files_are_never_touched(store: FeatureStore, location: str) -> None:
     files = open_files(location)
     group = filled(store)
-    store.add_dataset(shapes())
-    store.add_dataset(shapes(labels="bbabab"))
+    store.datasets.add(shapes())
+    store.datasets.add(shapes(labels="bbabab"))
     path = f"features/{group.key.path}"
     foreign = {
         "notes.txt", "features/notes.txt", "features/vgg16/notes.txt", f"{path}/notes.txt",
@@ -95,7 +95,7 @@ def test_foreign_files_are_never_touched(store: FeatureStore, location: str) -> 
         put(files, name, b"x")
     assert sorted(item.kind for item in store.garbage()) == ["features", "manifest"]
     store.gc(store.garbage())
-    assert store.keys() == []
+    assert store.features.keys() == []
     assert foreign <= set(files.sizes(""))
     assert not [name for name in files.sizes(f"{path}/features") if "/c.0" in name]
     assert [item.kind for item in store.garbage()] == []
@@ -106,20 +106,20 @@ def test_what_came_into_use_meanwhile_stays(store: FeatureStore) -> None:
     key = features_of(store, dataset).key
     items = store.garbage()
     assert [item.name for item in items] == [str(key)]
-    store.add_dataset(dataset)
+    store.datasets.add(dataset)
     assert store.gc(items) == 0
-    assert store.keys() == [key]
+    assert store.features.keys() == [key]
 
 
 def test_damage_stops_gc(store: FeatureStore, location: str) -> None:
     filled(store)
-    store.save_head("h", {}, {})
+    store.heads.save("h", {}, {})
     put(open_files(location), "heads/h/head.json", b"{")
     with pytest.raises(DamagedError, match=r"heads/h/head.json.*gc cannot know"):
         store.garbage()
     open_files(location).remove("heads/h/head.json")
     (item,) = store.garbage()
-    store.add_dataset(shapes())
+    store.datasets.add(shapes())
     put(open_files(location), "datasets/shapes/current.json", b"{")
     with pytest.raises(DamagedError, match=r"datasets/shapes/current.json.*gc cannot know"):
         store.gc([item])

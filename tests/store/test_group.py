@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from featurestore.errors import DamagedError, IncompleteFeaturesError
 from featurestore.store import FeatureGroup, FeatureStore
-from featurestore.store.files import LocalFiles
+from featurestore.store.local import LocalFiles
 from tests.store.conftest import digests_of, filled, ids_of, reasons, rows_of
+from tests.toys import drop_block
 
 TAIL = (512, 512, 1)
 BLOCK = 8
@@ -47,7 +48,6 @@ def test_rows_come_back(store: FeatureStore) -> None:
     assert read.dtype == np.float32
     assert np.array_equal(read, expected[rows])
     assert group.read(np.array([], dtype=int)).shape == (0, *TAIL)
-    assert np.array_equal(group.array[3:18], expected[3:18])
 
 
 def test_memory_is_the_result_and_a_few_blocks(folder_store: FeatureStore) -> None:
@@ -100,10 +100,6 @@ def test_missing_blocks_raise_wherever_they_are_read(store: FeatureStore) -> Non
     for read in (
         lambda: group.read_block(1),
         lambda: group.read(np.array([0, 9])),
-        lambda: group.array[0:16],
-        lambda: group.array.get_basic_selection((9,)),
-        lambda: group.array.oindex[[0, 9]],
-        lambda: np.asarray(group.array[9]),
     ):
         with pytest.raises(IncompleteFeaturesError, match=str(group.key) + ": " + one + command):
             read()
@@ -137,13 +133,11 @@ def test_damaged_blocks_raise_wherever_they_are_read(store: FeatureStore, harm: 
         lambda: group.read_block(3),
         lambda: group.read(),
         lambda: group.read(np.array([29])),
-        lambda: group.array[:],
-        lambda: group.array[29],
     ):
         with pytest.raises(DamagedError, match=where + str(group.key) + "`"):
             read()
     assert [block for block, _ in reasons(store, group)] == [3]
-    group.drop_block(3)
+    drop_block(group, 3)
     assert group.missing() == [3]
 
 
@@ -153,7 +147,7 @@ def test_damaged_row_ids(store: FeatureStore, harm: str) -> None:
     if harm == "flip":
         flip(group, group.sample.file(0))
     else:
-        group.sample.drop(0)
+        group.sample.files.remove(group.sample.file(0))
     with pytest.raises(DamagedError, match=r"row ids .* cannot be read.*featurestore repair"):
         _ = group.samples
     assert [block for block, _ in reasons(store, group)] == [None]
@@ -187,9 +181,9 @@ def test_many_row_id_blocks(folder_store: FeatureStore) -> None:
     from tests.store.conftest import key_of
 
     key = key_of(["blake2b:" + "00" * 32])
-    group = folder_store.create(key, shape=(count, 1), sample_ids=ids)
+    group = folder_store.features.create(key, shape=(count, 1), sample_ids=ids)
     assert group.sample.count == 2
-    assert np.array_equal(folder_store.group(key).samples, ids)
+    assert np.array_equal(folder_store.features.get(key).samples, ids)
 
 
 def test_a_group_travels_to_another_process(store: FeatureStore) -> None:
@@ -203,7 +197,7 @@ def test_blocks_that_an_interrupted_removal_left_are_not_taken_for_done(
     group = filled(folder_store)
     metadata = Path(folder_store.location, "features", group.key.path, "features", "zarr.json")
     metadata.unlink()
-    again = folder_store.create(
+    again = folder_store.features.create(
         group.key, shape=group.shape, dtype="float32", sample_ids=group.samples
     )
     assert again.missing() == list(range(again.blocks))

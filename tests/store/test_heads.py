@@ -11,70 +11,70 @@ META = {"name": "logistic", "metrics": {"val": {"accuracy": 0.9}}}
 
 
 def test_a_head_comes_back(store: FeatureStore) -> None:
-    assert not store.has_head("logistic-1")
-    store.save_head("logistic-1", META, {"model.skops": b"fitted"})
-    assert store.has_head("logistic-1")
-    meta = store.head_meta("logistic-1")
+    assert not store.heads.has("logistic-1")
+    store.heads.save("logistic-1", META, {"model.skops": b"fitted"})
+    assert store.heads.has("logistic-1")
+    meta = store.heads.get("logistic-1")
     assert meta["metrics"] == META["metrics"]
     assert meta["files"]["model.skops"]["bytes"] == 6
-    assert store.head_file("logistic-1", "model.skops") == b"fitted"
-    assert store.heads() == [meta]
+    assert store.heads.read("logistic-1", "model.skops") == b"fitted"
+    assert store.heads.values() == [meta]
     with pytest.raises(NotFoundError, match=r"no file 'model\.keras', .*model\.skops"):
-        store.head_file("logistic-1", "model.keras")
+        store.heads.read("logistic-1", "model.keras")
 
 
 def test_an_unknown_head(store: FeatureStore) -> None:
-    store.save_head("logistic-1", META, {})
+    store.heads.save("logistic-1", META, {})
     with pytest.raises(NotFoundError, match=r"did you mean 'logistic-1'.*`featurestore heads`"):
-        store.head_meta("logistc-1")
+        store.heads.get("logistc-1")
 
 
 def test_the_document_commits(store: FeatureStore, location: str) -> None:
     put(open_files(location), "heads/ridge-2/model.skops", b"x")
-    assert not store.has_head("ridge-2")
-    assert store.heads() == store.damaged() == []
+    assert not store.heads.has("ridge-2")
+    assert store.heads.values() == store.damaged() == []
 
 
 def test_saving_again_replaces_what_is_damaged_and_nothing_else(
     store: FeatureStore, location: str
 ) -> None:
-    store.save_head("h", META, {"model.skops": b"one"})
-    store.save_head("h", {**META, "name": "two"}, {"model.skops": b"two"})
-    assert store.head_meta("h")["name"] == META["name"]
+    store.heads.save("h", META, {"model.skops": b"one"})
+    store.heads.save("h", {**META, "name": "two"}, {"model.skops": b"two"})
+    assert store.heads.get("h")["name"] == META["name"]
     put(open_files(location), "heads/h/model.skops", b"onE")
-    store.save_head("h", {**META, "name": "two"}, {"model.skops": b"two"})
-    assert store.head_meta("h")["name"] == "two"
-    assert store.head_file("h", "model.skops") == b"two"
+    store.heads.save("h", {**META, "name": "two"}, {"model.skops": b"two"})
+    assert store.heads.get("h")["name"] == "two"
+    assert store.heads.read("h", "model.skops") == b"two"
 
 
 def test_a_save_that_fails_leaves_no_head(store: FeatureStore) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        store.save_head("h", {"metrics": float("nan")}, {"model.skops": b"two"})
-    assert not store.has_head("h")
+        store.heads.save("h", {"metrics": float("nan")}, {"model.skops": b"two"})
+    assert not store.heads.has("h")
     for name in ("../x", "head.json", "a/b"):
         with pytest.raises(ValueError, match="cannot name a file"):
-            store.save_head("i", META, {name: b""})
+            store.heads.save("i", META, {name: b""})
 
 
 def test_damage_in_one_head_hides_no_other(store: FeatureStore, location: str) -> None:
     for head_id in ("sound", "cut", "foreign", "file"):
-        store.save_head(head_id, META, {"model.skops": b"fitted"})
+        store.heads.save(head_id, META, {"model.skops": b"fitted"})
     files = open_files(location)
     put(files, "heads/cut/head.json", b'{"id": "cu')
     put(files, "heads/foreign/head.json", b'{"id": "other", "files": {}}')
     put(files, "heads/file/model.skops", b"fittEd")
-    assert [meta["id"] for meta in store.heads()] == ["file", "sound"]
+    assert [meta["id"] for meta in store.heads.values()] == ["file", "sound"]
     assert [each.path for each in store.damaged()] == ["heads/cut", "heads/foreign"]
     with pytest.raises(DamagedError, match=r"heads/file/model.skops.*`featurestore train`"):
-        store.head_file("file", "model.skops")
+        store.heads.read("file", "model.skops")
     files.remove("heads/file/model.skops")
     with pytest.raises(DamagedError, match="is gone"):
-        store.head_file("file", "model.skops")
+        store.heads.read("file", "model.skops")
 
 
 @pytest.mark.parametrize("head_id", ["../x", "a/b", "..", "größe"])
 def test_hostile_ids_stay_inside(store: FeatureStore, location: str, head_id: str) -> None:
-    store.save_head(head_id, META, {"model.skops": b"x"})
-    assert [meta["id"] for meta in store.heads()] == [head_id]
+    store.heads.save(head_id, META, {"model.skops": b"x"})
+    assert [meta["id"] for meta in store.heads.values()] == [head_id]
     assert set(open_files(location).names("")) - {"lock"} == {"features", "heads"}
     assert len(open_files(location).names("heads")) == 1

@@ -8,9 +8,8 @@ import pytest
 from featurestore.dataset import Dataset
 from featurestore.errors import DamagedError, NotFoundError
 from featurestore.store import FeatureStore
-from featurestore.store.blocks import read_json, write_json
+from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
-from featurestore.store.manifests import manifest_path
 from tests.store.conftest import filled, ids_of, key_of, put
 
 IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
@@ -22,26 +21,26 @@ def shapes(name: str = "shapes", labels: str = "ababab", count: int = 6) -> Data
 
 def test_a_data_set_comes_back(store: FeatureStore) -> None:
     given = shapes("größe/..")
-    entry = store.add_dataset(given)
-    assert store.datasets() == [entry]
+    entry = store.datasets.add(given)
+    assert store.datasets.values() == [entry]
     assert (entry.rows, entry.digest, entry.source) == (6, given.digest, None)
-    assert store.has_dataset("größe/..")
-    assert not store.has_dataset("other")
-    found = store.dataset("größe/..")
+    assert store.datasets.has("größe/..")
+    assert not store.datasets.has("other")
+    found = store.datasets.load("größe/..")
     assert found.sample_digests == given.sample_digests
     assert found.manifest_digest == given.manifest_digest
 
 
 def test_a_new_state_becomes_current_and_the_former_stays(store: FeatureStore) -> None:
     former, new = shapes(), shapes(labels="bbabab")
-    store.add_dataset(former)
-    store.add_dataset(new)
-    assert [each.manifest_digest for each in store.datasets()] == [new.manifest_digest]
-    assert store.dataset("shapes").manifest_digest == new.manifest_digest
-    again = store.dataset("shapes", former.manifest_digest)
+    store.datasets.add(former)
+    store.datasets.add(new)
+    assert [each.manifest_digest for each in store.datasets.values()] == [new.manifest_digest]
+    assert store.datasets.load("shapes").manifest_digest == new.manifest_digest
+    again = store.datasets.load("shapes", former.manifest_digest)
     assert again.manifest_digest == former.manifest_digest
-    store.add_dataset(former)
-    assert store.dataset("shapes").manifest_digest == former.manifest_digest
+    store.datasets.add(former)
+    assert store.datasets.load("shapes").manifest_digest == former.manifest_digest
 
 
 def scanned(folder: Path, name: str) -> Dataset:
@@ -60,81 +59,79 @@ def test_found_by_the_path_that_was_scanned(
     store = FeatureStore(tmp_path / "store")
     folder = tmp_path / "photos"
     given = scanned(folder, "holiday")
-    store.add_dataset(given)
+    store.datasets.add(given)
     (tmp_path / "link").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     for path in (folder, str(folder), "photos", "./photos/", "link"):
-        assert store.dataset(path).name == "holiday"
-    assert store.dataset_at("photos").manifest_digest == given.manifest_digest
-    assert store.dataset_at("holiday") is None
+        assert store.datasets.load(path).name == "holiday"
+    assert store.datasets.find("photos").manifest_digest == given.manifest_digest
+    assert store.datasets.find("holiday") is None
     # Moved, and scanned again under the same name: the paths are the new ones.
-    store.add_dataset(scanned(tmp_path / "moved", "holiday"))
+    store.datasets.add(scanned(tmp_path / "moved", "holiday"))
     assert len(open_files(store.location).names("datasets/holiday")) == 2
-    assert store.dataset("holiday").paths[0].startswith(str(tmp_path / "moved"))
+    assert store.datasets.load("holiday").paths[0].startswith(str(tmp_path / "moved"))
     with pytest.raises(NotFoundError):
-        store.dataset(folder)
+        store.datasets.load(folder)
 
 
 def test_a_path_means_the_set_that_was_added_last(store: FeatureStore, location: str) -> None:
     files = open_files(location)
     for name, added in (("b", "2024-01-02"), ("a", "2024-01-03"), ("c", "2024-01-01")):
-        store.add_dataset(shapes(name))
+        store.datasets.add(shapes(name))
         document = read_json(files, f"datasets/{name}/current.json")
         document |= {"source": "/photos", "added": added}
         write_json(files, f"datasets/{name}/current.json", document)
-    assert store.dataset("/photos").name == "a"
-    store.add_dataset(shapes("/photos"))
-    assert store.dataset("/photos").name == "/photos"
+    assert store.datasets.load("/photos").name == "a"
+    store.datasets.add(shapes("/photos"))
+    assert store.datasets.load("/photos").name == "/photos"
 
 
 def test_an_unknown_data_set(store: FeatureStore) -> None:
-    store.add_dataset(shapes())
+    store.datasets.add(shapes())
     with pytest.raises(NotFoundError, match=r"did you mean 'shapes'\?.*`featurestore scan shaeps`"):
-        store.dataset("shaeps")
+        store.datasets.load("shaeps")
     with pytest.raises(NotFoundError, match="a manifest of 'shapes', does not exist"):
-        store.dataset("shapes", "blake2b:" + "0" * 64)
+        store.datasets.load("shapes", "blake2b:" + "0" * 64)
 
 
 def test_a_digest_that_only_begins_the_same(store: FeatureStore) -> None:
-    digest = store.add_dataset(shapes()).manifest_digest
+    digest = store.datasets.add(shapes()).manifest_digest
     with pytest.raises(DamagedError, match="expected blake2b"):
-        store.dataset("shapes", digest[:-1] + ("0" if digest[-1] != "0" else "1"))
+        store.datasets.load("shapes", digest[:-1] + ("0" if digest[-1] != "0" else "1"))
 
 
 @pytest.mark.parametrize("document", [b"", b"{}", b'{"name": "x"}', b"[]"])
 def test_a_damaged_pointer_is_named(store: FeatureStore, location: str, document: bytes) -> None:
-    store.add_dataset(shapes())
-    store.add_dataset(shapes("sound"))
+    store.datasets.add(shapes())
+    store.datasets.add(shapes("sound"))
     put(open_files(location), "datasets/shapes/current.json", document)
-    for read in (lambda: store.dataset("shapes"), store.garbage):
+    for read in (lambda: store.datasets.load("shapes"), store.garbage):
         with pytest.raises(DamagedError, match=r"datasets/shapes/current\.json"):
             read()
-    assert [entry.name for entry in store.datasets()] == ["sound"]
+    assert [entry.name for entry in store.datasets.values()] == ["sound"]
     assert [each.path for each in store.damaged()] == ["datasets/shapes"]
 
 
 def test_foreign_folders_are_no_data_sets(store: FeatureStore, location: str) -> None:
     for name in ("a b", "%61", "x."):
         put(open_files(location), f"datasets/{name}/current.json", b"{}")
-    assert store.datasets() == store.damaged() == []
+    assert store.datasets.values() == store.damaged() == []
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
 def test_a_damaged_manifest_is_named(store: FeatureStore, location: str, keep: int) -> None:
-    entry = store.add_dataset(shapes())
-    path = manifest_path("shapes", entry.manifest_digest)
+    entry = store.datasets.add(shapes())
+    path = store.datasets.manifest_path("shapes", entry.manifest_digest)
     files = open_files(location)
     put(files, path, files.read(path)[:keep])
     with pytest.raises(DamagedError, match=r"datasets/shapes/[0-9a-f]{12}\.parquet"):
-        store.dataset("shapes")
+        store.datasets.load("shapes")
 
 
 def test_keys_of_a_data_set(store: FeatureStore) -> None:
     other = filled(store).key
     dataset = shapes()
-    store.add_dataset(dataset)
+    store.datasets.add(dataset)
     key = key_of(dataset.sample_digests)
-    store.create(key, shape=(6, 4), sample_ids=ids_of(dataset.sample_digests))
-    assert store.keys("shapes") == [key]
-    assert set(store.keys()) == {key, other}
-    assert store.describe(key)["datasets"] == ["shapes"]
+    store.features.create(key, shape=(6, 4), sample_ids=ids_of(dataset.sample_digests))
+    assert set(store.features.keys()) == {key, other}

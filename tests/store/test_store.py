@@ -11,7 +11,7 @@ import pytest
 from featurestore.digests import EMPTY_CHECKSUM, digest_bytes, insert_checksum
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
 from featurestore.store import FeatureStore
-from featurestore.store.blocks import read_json, write_json
+from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
 from tests.store.conftest import digests_of, filled, ids_of, key_of, put
 
@@ -45,14 +45,16 @@ def test_a_new_store_opens_again(location: str) -> None:
         FeatureStore(location, create=False)
     assert open_files(location).names("") == []
     made = FeatureStore(location)
-    assert made.keys() == made.datasets() == made.heads() == made.garbage() == made.damaged() == []
+    for shelf in (made.features, made.datasets, made.heads):
+        assert shelf.keys() == shelf.values() == []
+    assert made.garbage() == made.damaged() == []
     assert FeatureStore(location, create=False).location == made.location
 
 
 def test_an_empty_folder_and_an_interrupted_beginning_become_a_store(tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / f"zarr.json.{'0' * 32}.partial").write_bytes(b"{")
-    assert FeatureStore(tmp_path).keys() == []
+    assert FeatureStore(tmp_path).features.keys() == []
 
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_a_foreign_folder_is_left_alone(location: str, name: str) -> None:
     files = open_files(location)
     put(files, name, b"x")
     for create in (True, False):
-        with pytest.raises(StoreFormatError, match="not empty and no store"):
+        with pytest.raises(StoreFormatError, match="not empty and not a store"):
             FeatureStore(location, create=create)
     assert files.sizes("") == {name: 1}
 
@@ -82,12 +84,12 @@ def sealed(attributes: dict[str, object]) -> bytes:
     ("document", "error", "message"),
     [
         (b"", DamagedError, r"features/zarr\.json cannot be parsed"),
-        (b"[1]", DamagedError, r"features/zarr\.json holds no JSON object"),
-        (b'{"zarr_format": 3, "node_type": "group"}', StoreFormatError, "no feature store"),
-        (sealed({}), StoreFormatError, "no feature store"),
+        (b"[1]", DamagedError, r"features/zarr\.json does not hold a JSON object"),
+        (b'{"zarr_format": 3, "node_type": "group"}', StoreFormatError, "not a feature store"),
+        (sealed({}), StoreFormatError, "not a feature store"),
         (sealed({"featurestore_format": 2}), StoreFormatError, "format 2.*--upgrade"),
-        (sealed({"featurestore_format": "1"}), StoreFormatError, "no feature store"),
-        (sealed({"featurestore_format": 1}) + b" ", DamagedError, "digest that is written in it"),
+        (sealed({"featurestore_format": "1"}), StoreFormatError, "not a feature store"),
+        (sealed({"featurestore_format": 1}) + b" ", DamagedError, "does not match its checksum"),
     ],
 )
 def test_a_store_that_cannot_be_understood(
@@ -108,14 +110,14 @@ def test_create_opens_what_is_there(store: FeatureStore) -> None:
     again = filled(store)
     assert again == group
     assert again.missing() == []
-    assert store.group(group.key) == group
-    assert store.keys() == [group.key]
-    assert store.has(group.key)
+    assert store.features.get(group.key) == group
+    assert store.features.keys() == [group.key]
+    assert store.features.has(group.key)
 
 
 def test_another_dtype_is_refused(store: FeatureStore) -> None:
     filled(store)
-    with pytest.raises(StoreError, match=r"stored as float16, float32 was asked.*--dtype float16"):
+    with pytest.raises(StoreError, match=r"stored as float16, expected float32.*--dtype float16"):
         filled(store, dtype="float32")
 
 
@@ -124,19 +126,19 @@ def test_other_row_ids_are_refused(store: FeatureStore) -> None:
     ids = group.samples.copy()
     ids[0, 0] ^= 1
     with pytest.raises(DamagedError, match="other row ids"):
-        store.create(group.key, shape=group.shape, sample_ids=ids)
+        store.features.create(group.key, shape=group.shape, sample_ids=ids)
     with pytest.raises(ValueError, match="sample_ids"):
-        store.create(group.key, shape=group.shape, sample_ids=ids[:-1])
+        store.features.create(group.key, shape=group.shape, sample_ids=ids[:-1])
 
 
 def test_an_interrupted_creation_is_completed(store: FeatureStore, location: str) -> None:
     group = filled(store)
     files = open_files(location)
     files.remove(f"features/{group.key.path}/features/zarr.json")
-    assert store.keys() == []
-    assert not store.has(group.key)
+    assert store.features.keys() == []
+    assert not store.features.has(group.key)
     with pytest.raises(NotFoundError):
-        store.group(group.key)
+        store.features.get(group.key)
     assert filled(store).missing() == []
 
 
@@ -146,20 +148,20 @@ def test_the_whole_digests_are_compared(store: FeatureStore) -> None:
         digest = getattr(key, field)
         other = replace(key, **{field: digest[:-1] + ("0" if digest[-1] != "0" else "1")})
         assert other.path == key.path
-        with pytest.raises(StoreError, match="short digests are the same and the whole ones"):
-            store.group(other)
-        with pytest.raises(StoreError, match="short digests are the same"):
-            store.create(other, shape=(10, 512, 512, 1), sample_ids=ids_of(digests_of(10)))
-        assert store.find(other.prefix_digest, key.ref, other.dataset_digest) is None
+        with pytest.raises(StoreError, match="short digests are equal and the whole ones"):
+            store.features.get(other)
+        with pytest.raises(StoreError, match="short digests are equal"):
+            store.features.create(other, shape=(10, 512, 512, 1), sample_ids=ids_of(digests_of(10)))
+        assert store.features.find(other.prefix_digest, key.ref, other.dataset_digest) is None
 
 
 def test_hostile_names_stay_inside(store: FeatureStore, location: str) -> None:
     digests = digests_of(3)
     for model in ("..", "../../x", "/etc", "CON", "größe", "a b", "C:\\x"):
         key = key_of(digests, ref="../up:avg", model=model)
-        store.create(key, shape=(3, 4), sample_ids=ids_of(digests))
-        assert store.keys().count(key) == 1
-        assert store.match(str(key)) == key
+        store.features.create(key, shape=(3, 4), sample_ids=ids_of(digests))
+        assert store.features.keys().count(key) == 1
+        assert store.features.match(str(key)) == key
     assert set(open_files(location).names("")) - {"lock"} == {"features"}
     assert len(open_files(location.rpartition("/")[0]).names("")) == 1
 
@@ -168,21 +170,23 @@ def test_damage_in_one_group_hides_no_other(store: FeatureStore, location: str) 
     sound = filled(store, ref="sound").key
     files = open_files(location)
     bad = {name: filled(store, ref=name).key for name in ("cut", "moved", "newer", "gone")}
-    newer = read_json(files, f"features/{bad['newer'].path}/zarr.json")
-    newer["attributes"]["featurestore_format"] = 2
-    write_json(files, f"features/{bad['newer'].path}/zarr.json", newer)
+    for path in (f"features/{bad['newer'].path}{each}/zarr.json" for each in ("", "/features")):
+        newer = read_json(files, path)
+        newer["attributes"]["featurestore_format"] = 2
+        write_json(files, path, newer)
     put(files, f"features/{bad['cut'].path}/zarr.json", b"{")
-    moved = files.read(f"features/{sound.path}/zarr.json")
-    put(files, f"features/{bad['moved'].path}/zarr.json", moved)
+    for each in ("", "/features"):
+        moved = files.read(f"features/{sound.path}{each}/zarr.json")
+        put(files, f"features/{bad['moved'].path}{each}/zarr.json", moved)
     files.remove(f"features/{bad['gone'].path}/zarr.json")
-    assert store.keys() == [sound]
+    assert store.features.keys() == [sound]
     reasons = {each.path.removeprefix("features/"): each.reason for each in store.damaged()}
     assert set(reasons) == {key.path for key in bad.values()}
     assert "cannot be parsed" in reasons[bad["cut"].path]
     assert "the folder was moved" in reasons[bad["moved"].path]
     assert "format 2" in reasons[bad["newer"].path]
     with pytest.raises(DamagedError, match="cannot be parsed"):
-        store.group(bad["cut"])
+        store.features.get(bad["cut"])
 
 
 def test_foreign_files_are_no_groups(store: FeatureStore, location: str) -> None:
@@ -195,7 +199,7 @@ def test_foreign_files_are_no_groups(store: FeatureStore, location: str) -> None
         "x/y/z/zarr.json",
     ):
         put(files, f"features/{name}", b"x")
-    assert store.keys() == [key]
+    assert store.features.keys() == [key]
     assert store.damaged() == []
 
 
@@ -208,11 +212,11 @@ def test_find_goes_by_content(store: FeatureStore) -> None:
     def find(**asked: str) -> object:
         fields = {"prefix_digest": own.prefix_digest, "ref": own.ref, "model": own.model,
                   "dataset_digest": own.dataset_digest, **asked}  # fmt: skip
-        return store.find(**fields)
+        return store.features.find(**fields)
 
     assert find() is None
     for key in [others[1], others[0], own]:
-        store.create(key, shape=(3, 4), sample_ids=ids)
+        store.features.create(key, shape=(3, 4), sample_ids=ids)
         assert find() == key
     assert find(model="a_copy") == others[0]
     assert find(model="elsewhere") == others[0]
@@ -226,18 +230,18 @@ def test_find_goes_by_content(store: FeatureStore) -> None:
 def test_match_finds_the_one_that_is_meant(store: FeatureStore) -> None:
     plain, pooled = filled(store, ref="block5_pool").key, filled(store, ref="block5_pool:avg").key
     for text in (str(pooled), pooled.path, "block5_pool:avg", "vgg16/block5_pool:avg", ":avg"):
-        assert store.match(text) == pooled
+        assert store.features.match(text) == pooled
     for text in ("block5_pool", "vgg16/block5_pool", plain.prefix_digest[8:16]):
-        assert store.match(text) == plain
-    with pytest.raises(NotFoundError, match=r"'vgg16' means 2 keys: .*give more"):
-        store.match("vgg16")
+        assert store.features.match(text) == plain
+    with pytest.raises(NotFoundError, match=r"'vgg16' matches 2 keys: .*give more"):
+        store.features.match("vgg16")
     with pytest.raises(NotFoundError, match=r"no features 'blok5_pool'.*featurestore ls"):
-        store.match("blok5_pool")
+        store.features.match("blok5_pool")
 
 
 def test_describe(store: FeatureStore) -> None:
     group = filled(store, 19, skip=(1,))
-    told = store.describe(group.key)
+    told = store.features.get(group.key).describe()
     assert json.loads(json.dumps(told)) == told
     assert told["key"] == str(group.key)
     assert (told["shape"], told["dtype"]) == ([19, 512, 512, 1], "float16")
@@ -248,15 +252,15 @@ def test_describe(store: FeatureStore) -> None:
 
 def test_remove(store: FeatureStore, location: str) -> None:
     kept, gone = filled(store, ref="kept").key, filled(store, ref="gone").key
-    size = store.describe(gone)["bytes"]
-    assert store.remove(gone) >= size
-    assert store.keys() == [kept]
+    size = store.features.get(gone).describe()["bytes"]
+    assert store.features.remove(gone) >= size
+    assert store.features.keys() == [kept]
     files = open_files(location)
     assert files.names("features/vgg16") == [kept.path.split("/")[1], "zarr.json"]
-    store.remove(kept)
+    store.features.remove(kept)
     assert files.names("features") == ["zarr.json"]
     with pytest.raises(NotFoundError, match="featurestore ls"):
-        store.group(kept)
+        store.features.get(kept)
 
 
 def test_importing_and_listing_load_nothing_heavy(tmp_path: Path) -> None:
@@ -264,7 +268,7 @@ def test_importing_and_listing_load_nothing_heavy(tmp_path: Path) -> None:
     script = (
         "import sys; from featurestore.store import FeatureStore\n"
         f"store = FeatureStore({str(tmp_path / 'store')!r}, create=False)\n"
-        "store.keys(); store.heads(); store.datasets(); store.damaged()\n"
+        "store.features.keys(); store.heads.values(); store.datasets.values(); store.damaged()\n"
         "heavy = {'zarr', 'tensorflow', 'keras', 'sklearn', 'pandas', 'pyarrow', 'fsspec'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )

@@ -17,7 +17,7 @@ from featurestore.digests import digest_bytes
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
-from featurestore.store.groups import FORMAT
+from featurestore.store.group import FORMAT
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 PREFIX = digest_bytes(b"the prefix of a fixture")
@@ -49,12 +49,12 @@ def rows_of(sample_ids: np.ndarray, tail: tuple[int, ...]) -> np.ndarray:
 def write(location: Path) -> None:
     """Write the store into a new folder."""
     store = FeatureStore(location)
-    store.add_dataset(data_set("aabb"))
+    store.datasets.add(data_set("aabb"))
     dataset = data_set()
-    store.add_dataset(dataset)
+    store.datasets.add(dataset)
     groups: dict[str, FeatureGroup] = {}
     for ref, tail in TAILS.items():
-        groups[ref] = store.create(
+        groups[ref] = store.features.create(
             FeatureKey("vgg16", ref, PREFIX, dataset.digest),
             shape=(ROWS, *tail),
             sample_ids=dataset.sample_ids,

@@ -1,0 +1,365 @@
+"""The shelf of data sets: a Parquet manifest for each state, and which is current."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featurestore.digests import SHORT, is_digest, short
+from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError, nearest
+from featurestore.store.documents import Digest, read_json, write_json
+from featurestore.store.key import encode_segment, name_of
+from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, Garbage, Item, Shelf
+
+if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
+
+CURRENT = "current.json"
+SUFFIX = ".parquet"
+_MANIFEST = re.compile(rf"[0-9a-f]{{{SHORT}}}{re.escape(SUFFIX)}")
+
+
+class DatasetEntry(BaseModel):
+    """The current state of a data set, known without reading its manifest.
+
+    Parameters
+    ----------
+    name : str
+    source : str or None
+        Folder, table or URI that was scanned; None for arrays.
+    rows : int
+        Samples.
+    digest : str
+        Digest of the set of samples.
+    manifest_digest : str
+        Digest of samples, labels, splits and groups.
+    added : str
+        When it became current, ISO 8601 in UTC.
+    options : dict
+        How it was scanned: `Dataset.options`.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: str
+    source: str | None
+    rows: int
+    digest: Digest
+    manifest_digest: Digest
+    added: str
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, dataset: Dataset, added: str) -> DatasetEntry:
+        """Return the entry of a data set."""
+        return cls(
+            name=dataset.name,
+            source=dataset.source,
+            rows=len(dataset),
+            digest=dataset.digest,
+            manifest_digest=dataset.manifest_digest,
+            added=added,
+            options=dataset.options,
+        )
+
+
+class DatasetShelf(Shelf[str, DatasetEntry]):
+    """The data sets of a store, by name."""
+
+    kind = "dataset"
+    folder = "datasets"
+    marker = CURRENT
+    own_files = re.compile(rf"({re.escape(CURRENT)}|{_MANIFEST.pattern}){PARTIAL_SUFFIX}?")
+
+    def path(self, key: str) -> str:
+        """Path of a data set's folder in the store."""
+        return f"{self.folder}/{encode_segment(key)}"
+
+    def manifest_path(self, name: str, manifest_digest: str) -> str:
+        """Path of a manifest in the store."""
+        return f"{self.path(name)}/{short(manifest_digest)}{SUFFIX}"
+
+    def keys(self) -> list[str]:
+        """Names of the data sets, sorted."""
+        return sorted(map(_name_at, self._stored()))
+
+    def get(self, key: str) -> DatasetEntry:
+        """Read which manifest of a data set is current.
+
+        Raises
+        ------
+        NotFoundError, DamagedError
+        """
+        return self._read(self.path(key))
+
+    def _read(self, path: str) -> DatasetEntry:
+        name, where = _name_at(path), f"{self._files.location}/{path}/{CURRENT}"
+        remedy = f"run `featurestore scan` on {name!r} again"
+        try:
+            entry = DatasetEntry.model_validate(read_json(self._files, f"{path}/{CURRENT}"))
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"no data set {name!r} in {self._files.location}, {nearest(name, self.keys())}; "
+                "add it with `featurestore scan DATA --name NAME`"
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise DamagedError(f"{where}: {field!r}: {first['msg']}; {remedy}") from error
+        if entry.name != name:
+            raise DamagedError(f"{where} is of {entry.name!r}, expected {name!r}; {remedy}")
+        return entry
+
+    # Adding
+
+    def add(self, dataset: Dataset) -> DatasetEntry:
+        """Store a data set's manifest and make it the current one of its name.
+
+        The manifest that it replaces stays for the heads that refer to it, until `gc`. An existing
+        manifest is written again, since its paths may have changed, which are not in its digest.
+        Where nothing has changed nothing is written, so that the store may be read-only.
+        """
+        entry = self._unchanged(dataset)
+        if entry is not None:
+            self.fsync(dataset.name)
+            return entry
+        entry = DatasetEntry.of(dataset, _now())
+        with self.lock([dataset.name]):
+            self._write_manifest(dataset, entry.added)
+            self._write_current(entry)
+        return entry
+
+    def _unchanged(self, dataset: Dataset) -> DatasetEntry | None:
+        """Return the entry of a data set that is current as it is, and the last of its source."""
+        with suppress(StoreError, FileNotFoundError):
+            entry = self.get(dataset.name)
+            path = self.manifest_path(dataset.name, dataset.manifest_digest)
+            if (
+                entry == DatasetEntry.of(dataset, entry.added)
+                and (entry.source is None or self.find(entry.source) == entry)
+                and self._files.read(path) == dataset.to_parquet(entry.added)
+            ):
+                return entry
+        return None
+
+    def _write_manifest(self, dataset: Dataset, added: str) -> None:
+        path = self.manifest_path(dataset.name, dataset.manifest_digest)
+        # Others may fit heads on this manifest, and only a removal would harm them.
+        with self._files.locks.acquire([path], shared=True):
+            self._make_folder(self.path(dataset.name))
+            self._files.write(path, dataset.to_parquet(added))
+
+    def _write_current(self, entry: DatasetEntry) -> None:
+        write_json(self._files, f"{self.path(entry.name)}/{CURRENT}", entry.model_dump())
+
+    @contextmanager
+    def keep(self, dataset: Dataset) -> Iterator[None]:
+        """Keep a state of a data set that heads are fitted on, current or not, from removal.
+
+        Its manifest is written if it is missing: it was never added, or gc has just removed it.
+        """
+        path = self.manifest_path(dataset.name, dataset.manifest_digest)
+        with self._files.locks.acquire([path], shared=True):
+            if not self._files.is_file(path):
+                with self.lock([dataset.name]):
+                    self._write_manifest(dataset, _now())
+            yield
+
+    def restore(self, dataset: Dataset) -> bool:
+        """Rewrite the current manifest of a data set, if this is it; return whether it is."""
+        with self.lock([dataset.name]):
+            entry = self.get(dataset.name)
+            same = entry.manifest_digest == dataset.manifest_digest
+            if same:
+                self._write_manifest(dataset, entry.added)
+        return same
+
+    # Loading
+
+    def load(self, name_or_path: str | Path, manifest_digest: str | None = None) -> Dataset:
+        """Load a data set.
+
+        Parameters
+        ----------
+        name_or_path : str or pathlib.Path
+            Its name, or the folder or table that was scanned.
+        manifest_digest : str, optional
+            A former state, such as the one that a head was fitted on.
+
+        Raises
+        ------
+        NotFoundError, DamagedError
+        """
+        from featurestore.dataset import Dataset
+
+        name = str(name_or_path)
+        if manifest_digest is None:
+            entry = self._resolve(name)
+            name, manifest_digest = entry.name, entry.manifest_digest
+        if not is_digest(manifest_digest):
+            raise DamagedError(f"{manifest_digest!r} is not the digest of a manifest of {name!r}")
+        path = self.manifest_path(name, manifest_digest)
+        where, remedy = (
+            f"{self._files.location}/{path}",
+            f"run `featurestore scan` on {name!r} again",
+        )
+        try:
+            dataset = Dataset.from_parquet(self._files.read(path))
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"{where}, a manifest of {name!r}, does not exist; {remedy}"
+            ) from error
+        except (DamagedError, StoreFormatError) as error:
+            raise type(error)(f"{where}: {error}") from error
+        if dataset.manifest_digest != manifest_digest:
+            raise DamagedError(
+                f"{where} has the digest {dataset.manifest_digest}, expected {manifest_digest}; "
+                f"{remedy}"
+            )
+        return dataset
+
+    def _resolve(self, text: str) -> DatasetEntry:
+        """Find a data set by its name, or else by the path that was scanned."""
+        if self.has(text):
+            return self.get(text)
+        found = self.find(text)
+        if found is None:
+            raise NotFoundError(
+                f"no data set {text!r} in {self._files.location}, {nearest(text, self.keys())}; "
+                f"add it with `featurestore scan {text}`"
+            )
+        return found
+
+    def find(self, path: str | Path) -> DatasetEntry | None:
+        """Find the data set scanned from a folder, table or URI; of several, the latest."""
+        text = str(path)
+        forms = {text, os.path.abspath(os.path.expanduser(text)), os.path.realpath(text)}
+        found = [entry for entry in self.values() if entry.source in forms]
+        return max(found, key=lambda entry: entry.added, default=None)
+
+    def load_samples(self, digest: str) -> Dataset | None:
+        """Load a data set by the digest of its samples: a current one, else any that is stored."""
+        for entry in self.values():
+            if entry.digest == digest:
+                with suppress(StoreError):
+                    return self.load(entry.name, entry.manifest_digest)
+        for folder in self._stored():
+            for path in self._manifests(folder):
+                with suppress(StoreError, FileNotFoundError):
+                    dataset = self._load_file(path)
+                    if dataset.digest == digest:
+                        return dataset
+        return None
+
+    def _manifests(self, folder: str) -> list[str]:
+        """Paths of the manifests in a data set's folder, sorted."""
+        names = self._files.names(folder)
+        return [f"{folder}/{name}" for name in names if _MANIFEST.fullmatch(name)]
+
+    def _load_file(self, path: str) -> Dataset:
+        from featurestore.dataset import Dataset
+
+        dataset = Dataset.from_parquet(self._files.read(path))
+        if self.manifest_path(dataset.name, dataset.manifest_digest) != path:
+            raise DamagedError(f"it is a manifest of {dataset.name!r}, {dataset.manifest_digest}")
+        return dataset
+
+    # Integrity
+
+    def _paths(self) -> Iterator[str]:
+        for folder in self._files.names(self.folder):
+            if name_of(folder) is not None:
+                yield f"{self.folder}/{folder}"
+
+    def _name(self, path: str) -> str:
+        return f"{self.folder}/{_name_at(path)}"
+
+    def _check(self, item: Item) -> Iterator[Damage]:
+        needed = set()
+        try:
+            entry = self._read(item.path)
+            needed = {self.manifest_path(entry.name, entry.manifest_digest)}
+        except StoreError as error:
+            yield Damage(item.name, f"{item.path}/{CURRENT}", str(error))
+        for path in sorted(needed | {*self._manifests(item.path)}):
+            try:
+                self._load_file(path)
+            except FileNotFoundError:
+                if path in needed:  # gc may just have removed another one.
+                    yield Damage(item.name, path, "the current manifest does not exist")
+            except StoreError as error:
+                yield Damage(item.name, path, str(error))
+
+    def _repair(self, item: Item) -> None:
+        """Make the manifest that was added last the current one, if nothing else says which is."""
+        with self._files.locks.acquire([item.path]):
+            try:
+                self._read(item.path)
+                return
+            except StoreError as error:
+                paths = self._manifests(item.path)
+                added = {self._added(path): path for path in paths}
+                if len(added) < len(paths) or not added:
+                    raise DamagedError(
+                        f"which of {len(paths)} manifests of {_name_at(item.path)!r} is current is "
+                        "not known any more; run `featurestore scan` on the images"
+                    ) from error
+            when, path = max(added.items())
+            self._write_current(DatasetEntry.of(self._load_file(path), when or _now()))
+
+    def _added(self, path: str) -> str:
+        """Return when a manifest was added last; ``""`` if it does not say."""
+        from featurestore.dataset import manifest
+
+        self._load_file(path)
+        return str(manifest.read(self._files.read(path))[1].get("added") or "")
+
+    # Removal
+
+    def references(self) -> Iterator[str]:
+        """Yield the digests of the current data sets and of their manifests."""
+        entries, damaged = self._survey()
+        for each in damaged:
+            raise DamagedError(f"{each.reason}; until then gc cannot know what is in use")
+        for entry in entries:
+            yield entry.digest
+            yield entry.manifest_digest
+
+    def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
+        kept = {short(each) for each in in_use if ":" in each}
+        for folder in self._paths():
+            added = self._exists(folder)
+            how = "replaced" if added else "never made current"
+            for path in self._manifests(folder):
+                stem = path.rpartition("/")[2].removesuffix(SUFFIX)
+                # Without a current one, only a file that can be read is certainly a manifest.
+                if stem not in kept and (added or self._is_sound(path)):
+                    yield Garbage(
+                        "manifest",
+                        f"{_name_at(folder)}/{stem}",
+                        path,
+                        sum(self._files.sizes(path).values()),
+                        f"{how}, and no head was fitted on it",
+                    )
+
+    def _is_sound(self, path: str) -> bool:
+        try:
+            self._load_file(path)
+        except (FileNotFoundError, StoreError):
+            return False
+        return True
+
+
+def _name_at(path: str) -> str:
+    return str(name_of(path.partition("/")[2]))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,83 @@
+"""JSON documents that carry a checksum of their own bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import StringConstraints
+
+from featurestore.digests import EMPTY_CHECKSUM, checksum_matches, insert_checksum
+from featurestore.errors import DamagedError, StoreError
+
+if TYPE_CHECKING:
+    from featurestore.store.files import Files
+
+#: A digest in a pydantic model.
+Digest = Annotated[str, StringConstraints(pattern=r"^blake2b:[0-9a-f]{64}$")]
+
+CHECK = "check"
+REMEDY = "run `featurestore repair`"
+
+
+def read_json(files: Files, path: str) -> dict[str, Any]:
+    """Read a JSON object and verify its checksum.
+
+    Returns
+    -------
+    dict
+        As it was given to `write_json`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    DamagedError
+        For bytes that are not those that were written.
+    """
+    data = files.read(path)
+    where = f"{files.location}/{path}"
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where} cannot be parsed as JSON ({error}); {REMEDY}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("attributes", {}), dict):
+        raise DamagedError(f"{where} does not hold a JSON object; {REMEDY}")
+    if not checksum_matches(data):
+        raise DamagedError(f"{where} does not match its checksum; {REMEDY}")
+    _checked_part(document).pop(CHECK, None)
+    return document
+
+
+def write_json(files: Files, path: str, document: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum: in Zarr metadata, among the attributes.
+
+    NaN has no form in JSON and is an error of the caller.
+    """
+    whole = dict(document)
+    if "attributes" in whole:
+        whole["attributes"] = dict(whole["attributes"])
+    _checked_part(whole)[CHECK] = EMPTY_CHECKSUM
+    text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
+    files.write(path, insert_checksum(text.encode("utf-8") + b"\n"))
+
+
+def compare_json(files: Files, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, StoreError]:
+    """Compare documents, by path, with what they must hold; return the errors by path."""
+    wrong: dict[str, StoreError] = {}
+    for path, document in expected.items():
+        where = f"{files.location}/{path}"
+        try:
+            if read_json(files, path) != document:
+                wrong[path] = DamagedError(f"{where} does not hold what it must; {REMEDY}")
+        except FileNotFoundError:
+            wrong[path] = DamagedError(f"{where} does not exist; {REMEDY}")
+        except StoreError as error:
+            wrong[path] = error
+    return wrong
+
+
+def _checked_part(document: dict[str, Any]) -> dict[str, Any]:
+    attributes = document.get("attributes")
+    return attributes if isinstance(attributes, dict) else document

@@ -1,0 +1,426 @@
+"""The shelf of features: groups of Zarr arrays, one for each layer over a data set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+import numpy as np
+
+from featurestore.digests import ROW_BYTES, short
+from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
+from featurestore.store.blocks import METADATA, BlockArray, block_rows
+from featurestore.store.documents import compare_json, read_json, write_json
+from featurestore.store.group import (
+    FEATURES,
+    FORMAT,
+    FORMAT_ATTRIBUTE,
+    SAMPLE,
+    FeatureGroup,
+    group_document,
+    is_ascending,
+)
+from featurestore.store.key import FeatureKey, KeyPath
+from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Garbage, Item, Shelf
+from featurestore.store.variants import Variant, choices
+
+ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
+
+
+class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
+    """The feature groups of a store.
+
+    Its first item is the metadata above the groups, which Zarr needs to find them.
+    """
+
+    kind = "features"
+    folder = "features"
+    depth = 3
+    marker = f"{FEATURES}/{METADATA}"
+    own_files = re.compile(
+        rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+))"
+        rf"{PARTIAL_SUFFIX}?"
+    )
+
+    def path(self, key: FeatureKey) -> str:
+        """Path of a feature group in the store."""
+        return f"{self.folder}/{key.path}"
+
+    def keys(self) -> list[FeatureKey]:
+        """Keys of the feature groups that can be read, complete or not, sorted by path."""
+        return [group.key for group in self.values()]
+
+    def get(self, key: FeatureKey) -> FeatureGroup:
+        """Open a feature group.
+
+        Raises
+        ------
+        NotFoundError, DamagedError
+        StoreError
+            The path belongs to other features whose digests begin with the same digits.
+        """
+        path = self.path(key)
+        if not self._exists(path):
+            raise self._not_found(key)
+        group = self._read(path)
+        if group.key != key:
+            raise StoreError(
+                f"{self._files.location}/{path} belongs to {group.key.prefix_digest} over "
+                f"{group.key.dataset_digest}, expected {key.prefix_digest} over "
+                f"{key.dataset_digest}: the short digests are equal and the whole ones are not; "
+                "use another store"
+            )
+        return group
+
+    def create(
+        self,
+        key: FeatureKey,
+        *,
+        shape: Sequence[int],
+        dtype: Any = "float16",
+        sample_ids: np.ndarray,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> FeatureGroup:
+        """Create a feature group without blocks, or open the existing one.
+
+        Parameters
+        ----------
+        key : FeatureKey
+        shape : sequence of int
+            (row, …)
+        dtype : numpy.dtype
+            The stored type. An existing group must have it.
+        sample_ids : numpy.ndarray of uint8, shape (row, 16)
+            `Dataset.sample_ids`.
+        provenance : mapping of str to JSON values
+            Recorded, shown, and not part of the identity. ``"command"``, or else
+            ``"dataset"`` (its name), completes the command in error messages.
+
+        Raises
+        ------
+        StoreError
+            A group of this key exists in another dtype.
+        """
+        shape, dtype = tuple(int(size) for size in shape), np.dtype(dtype)
+        if sample_ids.shape != (shape[0], ROW_BYTES) or sample_ids.dtype != np.uint8:
+            raise ValueError(
+                f"sample_ids: expected uint8 {(shape[0], ROW_BYTES)}, "
+                f"found {sample_ids.dtype} {sample_ids.shape}"
+            )
+        path = self.path(key)
+        rows = block_rows(int(np.prod(shape[1:])) * dtype.itemsize)
+        group = FeatureGroup.new(self._files, path, key, shape, dtype, rows, provenance or {})
+        with self.lock([key], shared=True), self._lock_metadata(path):
+            if self.has(key):
+                return self._reopened(key, group, sample_ids)
+            # Blocks that an interrupted removal left would count as done, and may be of another
+            # type. Flushed, so that a power cut does not bring them and their metadata back.
+            for each in self._files.sizes(group.features.path):
+                self._files.remove(each)
+            self._files.fsync(group.features.path)
+            self._make_groups(path)
+            *documents, last = group.documents().items()
+            for array in (group.sample, group.features):
+                self._make_folder(array.path)
+            for each, document in documents:
+                write_json(self._files, each, document)
+            group.write_samples(sample_ids)
+            write_json(self._files, *last)
+        return group
+
+    def _lock_metadata(self, path: str) -> AbstractContextManager[bool]:
+        return self._files.locks.acquire([f"{path}/{self.marker}"])
+
+    def _reopened(
+        self, key: FeatureKey, asked: FeatureGroup, sample_ids: np.ndarray
+    ) -> FeatureGroup:
+        group = self.get(key)
+        where = f"{self._files.location}/{group.path}"
+        if group.dtype != asked.dtype:
+            raise StoreError(
+                f"{key} is stored as {group.dtype}, expected {asked.dtype}; pass "
+                f"`--dtype {group.dtype}`, or remove {where} and extract again"
+            )
+        if group.shape != asked.shape or not np.array_equal(group.samples, sample_ids):
+            raise DamagedError(
+                f"{key} holds {group.shape} over other row ids, expected {asked.shape}; remove "
+                f"{where} and extract again"
+            )
+        return group
+
+    def _make_groups(self, path: str) -> None:
+        """Make the folder of a group, and write the metadata of those above it.
+
+        Zarr v3 finds a group only below groups that have metadata.
+        """
+        with self._files.locks.acquire([self.folder]):
+            self._make_folder(path)
+            for above in _above(path):
+                if not self._files.is_file(f"{above}/{METADATA}"):
+                    write_json(self._files, f"{above}/{METADATA}", group_document({}))
+
+    def remove(self, key: FeatureKey) -> int:
+        """Remove a feature group; return the bytes freed."""
+        path = self.path(key)
+        with self.lock([key]):
+            return self.discard(path) + self.prune([path])
+
+    def prune(self, paths: Iterable[str]) -> int:
+        """Remove the folders above removed groups that are now empty; return the bytes freed."""
+        freed = 0
+        # Locked, so that no group is created below them at this moment.
+        with self._files.locks.acquire([self.folder]):
+            for above in sorted({each for path in paths for each in _above(path)}, reverse=True):
+                if set(self._files.names(above)) <= {METADATA}:
+                    freed += sum(self._files.sizes(f"{above}/{METADATA}").values())
+                    self._files.remove(f"{above}/{METADATA}")
+                    self._files.remove_folder(above)
+        return freed
+
+    def lock_blocks(
+        self, blocks: Iterable[tuple[FeatureGroup, int]], *, wait: bool = False
+    ) -> AbstractContextManager[bool]:
+        """Lock blocks to compute, so that no other process computes them too; as `lock`.
+
+        Parameters
+        ----------
+        blocks : iterable of (FeatureGroup, int)
+        wait : bool
+        """
+        names = [group.features.file(block) for group, block in blocks]
+        return self._files.locks.acquire(names, wait=wait)
+
+    # Finding
+
+    def find(
+        self, prefix_digest: str, ref: str, dataset_digest: str, model: str | None = None
+    ) -> FeatureKey | None:
+        """Find features by what decides them: of this model first, then of any other.
+
+        Parameters
+        ----------
+        prefix_digest : str
+        ref : str
+            Text of the layer ref. The prefix digest ends at the layer, so a layer that has another
+            name in another model is found too, if its reduction is the same.
+        dataset_digest : str
+        model : str, optional
+            Name of the model whose own features come first.
+        """
+        wanted = (short(prefix_digest), short(dataset_digest), ref.partition(":")[2])
+        candidates = []
+        for path in self._paths():
+            parts = _parse(path)
+            if (parts.prefix, parts.dataset, parts.ref.partition(":")[2]) == wanted:
+                candidates.append((parts.model != model, parts.ref != ref, path))
+        for *_, path in sorted(candidates):
+            # Damaged features of others are neither used nor in the way.
+            with suppress(StoreError):
+                key = self._read(path).key
+                if (key.prefix_digest, key.dataset_digest) == (prefix_digest, dataset_digest):
+                    return key
+        return None
+
+    def match(self, text: str, **variant: Any) -> FeatureKey:
+        """Find the one key that a text stands for.
+
+        Parameters
+        ----------
+        text : str
+            A whole key, or model and layer, or any part of a key.
+        **variant
+            Only keys of this ``input_size``, ``resize``, ``weights``, …: fields of `Variant`.
+
+        Raises
+        ------
+        NotFoundError
+            If no key or more than one matches.
+        """
+        return self._read(self.match_item(text, **variant).path).key
+
+    def match_item(self, text: str, **variant: Any) -> Item:
+        """Find the one item that a text stands for, readable or not; as `match`."""
+        asked = Variant(**variant)
+        known = {path: _parse(path) for path in self._stored()}
+        if asked.asked():
+            known = {path: key for path, key in known.items() if self._variant(path).fits(asked)}
+        names = {path: (str(key), f"{key.model}/{key.ref}", key.ref) for path, key in known.items()}
+        tests = (
+            lambda path: text in (names[path][0], path.partition("/")[2]),
+            lambda path: text in names[path][1:],
+            lambda path: text in names[path][0] or text in path.partition("/")[2],
+        )
+        for test in tests:
+            hits = [path for path in names if test(path)]
+            if len(hits) == 1:
+                return self.item(hits[0])
+            if hits:
+                shown = ", ".join(names[path][0] for path in hits[:4])
+                more = ", …" if len(hits) > 4 else ""
+                _, options = choices([self._variant(path) for path in hits])
+                raise NotFoundError(
+                    f"{text!r} matches {len(hits)} keys: {shown}{more}; "
+                    f"give {options or 'more of one'}"
+                )
+        raise self._not_found(text, [each[0] for each in names.values()], asked)
+
+    def _variant(self, path: str) -> Variant:
+        try:
+            return Variant.of(self._read(path).provenance)
+        except StoreError:
+            return Variant()
+
+    def _not_found(
+        self, text: object, known: list[str] | None = None, asked: Variant | None = None
+    ) -> NotFoundError:
+        if known is None:
+            known = [self._name(path) for path in self._paths()]
+        variant = f" with {asked.options()}" if asked and asked.asked() else ""
+        return NotFoundError(
+            f"no features {str(text)!r}{variant} in {self._files.location}, "
+            f"{nearest(str(text), known)}; list them with `featurestore ls`"
+        )
+
+    # Integrity
+
+    def items(self) -> list[Item]:
+        """List the metadata above the groups, then all groups, readable or not."""
+        return [Item("store", self.folder, self.folder), *super().items()]
+
+    def damaged(self) -> list[Damage]:
+        """Return what listings leave out because it cannot be read."""
+        return [*self.check(self.items()[0]), *super().damaged()]
+
+    def _documents_above(self) -> dict[str, dict[str, Any]]:
+        """Return the metadata above the groups, as it must be, by path."""
+        above = {each for path in self._stored() for each in _above(path)}
+        return {ROOT: ROOT_DOCUMENT} | {
+            f"{path}/{METADATA}": group_document({}) for path in sorted(above)
+        }
+
+    def _check(self, item: Item) -> Iterator[Damage]:
+        if item.kind == "store":
+            for path, error in compare_json(self._files, self._documents_above()).items():
+                yield Damage(item.name, path, str(error))
+        elif self._exists(item.path):
+            group, wrong = self._open(item.path)
+            for path, error in wrong.items():
+                yield Damage(item.name, path, str(error))
+            if group is not None:
+                yield from _check_blocks(item, group.features)
+                yield from _check_blocks(item, group.sample)
+
+    def _repair(self, item: Item) -> None:
+        if item.kind == "store":
+            with self._files.locks.acquire([self.folder]):
+                documents = self._documents_above()
+                for path in compare_json(self._files, documents):
+                    write_json(self._files, path, documents[path])
+            return
+        with self._files.locks.acquire([item.path], shared=True), self._lock_metadata(item.path):
+            group, wrong = self._open(item.path)
+            if group is None:
+                raise DamagedError(
+                    f"{self._files.location}/{item.path}: the metadata of the group and of its "
+                    "features are both damaged; move the folder away and run `featurestore extract`"
+                )
+            for path, document in group.documents().items():
+                if path in wrong:
+                    write_json(self._files, path, document)
+
+    def _fsync(self, path: str) -> None:
+        if path == self.folder:
+            for each in self._documents_above():
+                self._files.fsync(each.rpartition("/")[0])
+        else:
+            self._files.fsync(f"{path}/{FEATURES}")
+            self._files.fsync(f"{path}/{SAMPLE}")
+
+    def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
+        readable = {group.path: group for group in self.values()}
+        for path in self._paths():
+            if not self._exists(path):
+                reason = "its creation was interrupted"
+            elif path in readable and readable[path].key.dataset_digest not in in_use:
+                reason = "no data set has these samples"
+            else:
+                continue
+            own = self._own(path)
+            if own:
+                yield Garbage("features", self._name(path), path, sum(own.values()), reason)
+
+    # Reading
+
+    def _paths(self) -> Iterator[str]:
+        for model in self._files.names(self.folder):
+            for layer in self._files.names(f"{self.folder}/{model}"):
+                if KeyPath.parse(f"{model}/{layer}/{'0' * 12}") is None:
+                    continue
+                for dataset in self._files.names(f"{self.folder}/{model}/{layer}"):
+                    if KeyPath.parse(f"{model}/{layer}/{dataset}") is not None:
+                        yield f"{self.folder}/{model}/{layer}/{dataset}"
+
+    def _name(self, path: str) -> str:
+        return str(_parse(path))
+
+    def _read(self, path: str) -> FeatureGroup:
+        group, wrong = self._open(path)
+        if wrong and not self._exists(path):
+            raise self._not_found(self._name(path))
+        for error in wrong.values():
+            raise error
+        assert group is not None
+        return group
+
+    def _open(self, path: str) -> tuple[FeatureGroup | None, dict[str, StoreError]]:
+        """Read the metadata of a group.
+
+        Returns
+        -------
+        group : FeatureGroup or None
+            As the first sound document describes it; None if neither does.
+        wrong : dict of str to StoreError
+            What is wrong with a document, by its path.
+        """
+        wrong: dict[str, StoreError] = {}
+        for document in (f"{path}/{self.marker}", f"{path}/{METADATA}"):
+            try:
+                attributes = read_json(self._files, document).get("attributes") or {}
+                group = FeatureGroup.from_attributes(self._files, path, attributes)
+            except FileNotFoundError:
+                wrong[document] = DamagedError(f"{self._files.location}/{document} does not exist")
+            except StoreError as error:
+                wrong[document] = error
+            else:
+                return group, compare_json(self._files, group.documents())
+        return None, wrong
+
+
+def _parse(path: str) -> KeyPath:
+    parts = KeyPath.parse(path.partition("/")[2])
+    assert parts is not None
+    return parts
+
+
+def _above(path: str) -> tuple[str, str]:
+    """Return the folders between the shelf and a group: of its model, and of its layer."""
+    layer = path.rpartition("/")[0]
+    return layer.rpartition("/")[0], layer
+
+
+def _check_blocks(item: Item, array: BlockArray) -> Iterator[Damage]:
+    """Check all blocks of an array. A block of features that does not exist is no damage."""
+    is_sample = array.path.endswith(f"/{SAMPLE}")
+    for block in range(array.count):
+        reason = array.damage(block)
+        if reason is None and is_sample:
+            if not array.exists(block):
+                reason = "it does not exist"
+            elif not is_ascending(array.read(block)):
+                reason = "the row ids are not in ascending order"
+        if reason:
+            span = array.span(block)
+            number = None if is_sample else block
+            yield Damage(item.name, array.file(block), reason, number, (span.start, span.stop - 1))

@@ -1,0 +1,209 @@
+"""Files in a local folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from featurestore import durable
+from featurestore.errors import StoreError
+from featurestore.store.locks import Locks
+
+PARTIAL = ".partial"
+LOCK = "lock"
+
+_BINARY = getattr(os, "O_BINARY", 0)
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EIO: "check the disk",
+    errno.EROFS: "make it writable",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EMFILE: "raise the limit on open files",
+    errno.ENODEV: "reconnect its disk",
+    errno.ENXIO: "reconnect its disk",
+    errno.ESTALE: "reconnect its disk",
+    errno.ENAMETOOLONG: "choose a shorter path with --store",
+}
+
+
+class LocalFiles:
+    """Files in a local folder; paths are relative to it, with ``/``.
+
+    Parameters
+    ----------
+    root : str
+        Path of the folder; it need not exist yet.
+
+    Attributes
+    ----------
+    location : str
+        Absolute path of the folder.
+    locks : Locks
+        Locks between the processes that use the folder.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.location = os.path.abspath(os.path.expanduser(root))
+        self._root = Path(self.location)
+        self._real = os.path.realpath(self.location)
+        self.locks = Locks(self._root / LOCK)
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes; FileNotFoundError where there is none."""
+        with explained("read", self._shown(path)):
+            try:
+                # Not blocking: a named pipe would be waited for.
+                flags = os.O_RDONLY | _BINARY | getattr(os, "O_NONBLOCK", 0)
+                descriptor = os.open(self._root / path, flags)
+                with os.fdopen(descriptor, "rb") as file:
+                    return file.read()
+            except (NotADirectoryError, IsADirectoryError) as error:
+                raise FileNotFoundError(path) from error
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file whole, into an existing folder; it is durable when this returns.
+
+        A reader sees the old bytes or the new ones, never a part.
+        """
+        final = self._root / path
+        partial = final.with_name(f"{final.name}.{uuid.uuid4().hex}{PARTIAL}")
+        with self._changing("write", path):
+            self._check_inside(final.parent)
+            try:
+                durable.write(partial, data)
+                os.replace(partial, final)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(partial)
+                raise
+            durable.fsync_folder(final.parent)
+
+    def make_folder(self, path: str) -> None:
+        """Make a folder and its parents where they are missing; durable when this returns."""
+        with self._changing("make", path):
+            self._check_inside(self._root / path)
+            self._make(self._root / path)
+
+    def _make(self, folder: Path) -> None:
+        exists = folder.is_dir()
+        if exists and folder != self._root and self._root not in folder.parents:
+            return
+        self._make(folder.parent)
+        if not exists:
+            with suppress(FileExistsError):
+                os.mkdir(folder)
+        # Flushed even if it exists: the process that made it may have been killed before.
+        durable.fsync_folder(folder.parent)
+
+    def fsync(self, path: str) -> None:
+        """Flush the names in a folder and its parents, whoever wrote them."""
+        folder = self._root / path
+        with self._changing("flush", path):
+            for each in (folder, *folder.parents):
+                try:
+                    durable.fsync_folder(each)
+                except FileNotFoundError:
+                    if self._root not in each.parents:
+                        raise  # Otherwise gc has just removed it.
+                if each == self._root.parent:
+                    break
+
+    def _check_inside(self, folder: Path) -> None:
+        """Refuse a link that leads out: the files there are not the store's to change."""
+        expected = os.path.join(self._real, os.path.relpath(folder, self._root))
+        if os.path.realpath(folder) != os.path.normpath(expected):
+            raise StoreError(
+                f"{folder} leads out of the store, to {os.path.realpath(folder)}; replace the link "
+                "with the folder itself"
+            )
+
+    def names(self, path: str) -> list[str]:
+        """Names in a folder, sorted; ``[]`` where there is none."""
+        with explained("list", self._shown(path)):
+            try:
+                return sorted(os.listdir(self._root / path))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def is_file(self, path: str) -> bool:
+        """Whether a file of this path exists."""
+        return self._file_size(path) is not None
+
+    def _file_size(self, path: str) -> int | None:
+        with explained("look at", self._shown(path)):
+            try:
+                found = os.stat(self._root / path)
+            except OSError as error:
+                if error.errno in _NO_SUCH_FILE:
+                    return None
+                raise
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Bytes of every file below a path (or of the file itself), by path; links not followed."""
+        own = self._file_size(path)
+        if own is not None:
+            return {path: own}
+        sizes = {}
+        with explained("list", self._shown(path)):
+            for folder, _, names in os.walk(self._root / path, onerror=_unless_gone):
+                for name in names:
+                    each = Path(folder, name)
+                    with suppress(FileNotFoundError):  # Another process renamed or removed it.
+                        sizes[each.relative_to(self._root).as_posix()] = os.lstat(each).st_size
+        return sizes
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it exists."""
+        file = self._root / path
+        with explained("remove", self._shown(path)):
+            self._check_inside(file.parent)
+            with suppress(FileNotFoundError):
+                os.unlink(file)
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder, if it is empty."""
+        with suppress(OSError):
+            os.rmdir(self._root / path)
+
+    @contextmanager
+    def _changing(self, verb: str, path: str) -> Iterator[None]:
+        with explained(verb, self._shown(path)):
+            try:
+                yield
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"cannot {verb} {self._shown(path)}: its folder is gone; reconnect the disk or "
+                    "restore the folder, then run the command again: it resumes"
+                ) from error
+
+    def _shown(self, path: str) -> str:
+        return str(self._root / path)
+
+
+@contextmanager
+def explained(verb: str, path: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """Turn an error of the file system into a StoreError that names the file and the remedy."""
+    try:
+        yield
+    except (FileNotFoundError, StoreError):
+        raise
+    except kind as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "give access to it")
+        raise StoreError(
+            f"cannot {verb} {path}: {reason}; {remedy}, then run the command again: it resumes"
+        ) from error
+
+
+def _unless_gone(error: OSError) -> None:
+    if error.errno not in _NO_SUCH_FILE:
+        raise error

@@ -1,0 +1,320 @@
+"""What the shelves of a store have in common: finding, locks, checks and removal."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
+
+from featurestore.errors import NotFoundError, StoreError
+from featurestore.store.blocks import METADATA
+from featurestore.store.local import PARTIAL
+
+if TYPE_CHECKING:
+    from featurestore.store.files import Files
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# The file that makes a folder a store.
+ROOT = f"features/{METADATA}"
+PARTIAL_SUFFIX = rf"(\.[0-9a-f]{{32}}{re.escape(PARTIAL)})"
+_LEFTOVER = re.compile(rf".+{PARTIAL_SUFFIX}")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that is checked and repaired as a whole, whether it can be read or not.
+
+    Parameters
+    ----------
+    kind : {"store", "features", "dataset", "head"}
+        ``"store"`` is the metadata above the feature groups.
+    name : str
+        Key of the features; ``datasets/NAME``, ``heads/ID``, ``features``.
+    path : str
+        Path in the store.
+    """
+
+    kind: Literal["store", "features", "dataset", "head"]
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not as it was written.
+
+    Parameters
+    ----------
+    key : str
+        Name of the `Item`: the feature key.
+    path : str
+        The damaged file; in listings, the folder of the item.
+    reason : str
+    block : int or None
+        Number of the block, where the file is a block of features.
+    rows : tuple of int or None
+        First and last row that are damaged.
+    """
+
+    key: str
+    path: str
+    reason: str
+    block: int | None = None
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that can be removed.
+
+    Parameters
+    ----------
+    kind : {"features", "manifest", "head", "leftover"}
+    name : str
+        Key of the features, name of the data set with its manifest, id of the head, or path of
+        the temporary file that an interrupted write left.
+    path : str
+        Path in the store.
+    bytes : int
+    reason : str
+    """
+
+    kind: Literal["features", "manifest", "head", "leftover"]
+    name: str
+    path: str
+    bytes: int
+    reason: str
+
+
+class Shelf(ABC, Generic[K, V]):
+    """The things of one kind in a store.
+
+    A thing is a folder, which exists for readers once it holds the `marker` file. Keys name things
+    that are readable; items are all things, so that damage is listed too.
+
+    Parameters
+    ----------
+    files : LocalFiles or RemoteFiles
+        Files of the store.
+    """
+
+    kind: ClassVar[Literal["features", "dataset", "head"]]
+    #: Folder of the shelf in the store.
+    folder: ClassVar[str]
+    #: Levels of folders between the shelf's folder and the files of a thing.
+    depth: ClassVar[int] = 1
+    #: The file of a thing that is written last.
+    marker: ClassVar[str]
+    #: Paths, within a thing, of files that this program writes.
+    own_files: ClassVar[re.Pattern[str]]
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    # Things by key
+
+    @abstractmethod
+    def path(self, key: K) -> str:
+        """Path of a thing in the store, whether it exists or not."""
+
+    @abstractmethod
+    def keys(self) -> list[K]:
+        """Keys, sorted by path."""
+
+    @abstractmethod
+    def get(self, key: K) -> V:
+        """Read what is stored under a key.
+
+        Raises
+        ------
+        NotFoundError, DamagedError
+        """
+
+    def has(self, key: K) -> bool:
+        """Whether a thing of this key was completely created."""
+        return self._exists(self.path(key))
+
+    def values(self) -> list[V]:
+        """Read everything that can be read, sorted by path."""
+        return self._survey()[0]
+
+    def lock(
+        self, keys: Iterable[K], *, shared: bool = False, wait: bool = True
+    ) -> AbstractContextManager[bool]:
+        """Lock things among all processes: shared to use them, exclusively to change them.
+
+        The context manager gives whether all locks are held. A lock ends with its process.
+
+        Parameters
+        ----------
+        keys : iterable
+        shared : bool
+            Whether others may hold shared locks too; gc then removes nothing that is locked.
+        wait : bool
+            Whether to wait for another process that holds one of the locks.
+        """
+        names = [self.path(key) for key in keys]
+        return self._files.locks.acquire(names, shared=shared, wait=wait)
+
+    @property
+    def locking(self) -> bool:
+        """Whether locks keep other processes out; behind URLs they do not."""
+        return self._files.locks.available
+
+    def fsync(self, key: K) -> None:
+        """Make a thing durable whoever wrote it: its writer may have died before it did."""
+        self._fsync(self.path(key))
+
+    # Integrity
+
+    def items(self) -> list[Item]:
+        """List all things, readable or not."""
+        return [self.item(path) for path in self._stored()]
+
+    def item(self, path: str) -> Item:
+        """Return the item of a thing, by its path in the store."""
+        return Item(self.kind, self._name(path), path)
+
+    def check(self, item: Item) -> list[Damage]:
+        """Read every byte of a thing against its checksums; return what is damaged."""
+        found = list(self._check(item))
+        if found:
+            # It may just have been removed or replaced; with the lock nobody can do that.
+            with self._files.locks.acquire([item.path], shared=True):
+                found = list(self._check(item))
+        return found
+
+    def repair(self, item: Item) -> None:
+        """Rewrite damaged metadata from what else is stored, and make it durable.
+
+        Raises
+        ------
+        DamagedError
+            If too much of it is damaged.
+        """
+        self._repair(item)
+        self._fsync(item.path)
+
+    def damaged(self) -> list[Damage]:
+        """Return what listings leave out because it cannot be read."""
+        return self._survey()[1]
+
+    # Removal
+
+    def references(self) -> Iterator[str]:
+        """Yield what the things on this shelf refer to: digests of data sets and manifests.
+
+        Raises
+        ------
+        DamagedError
+            If one cannot be read, so that its references are unknown.
+        """
+        yield from ()
+
+    def garbage(self, in_use: Collection[str]) -> list[Garbage]:
+        """List what no digest in use refers to, and what interrupted writes left."""
+        found = list(self._garbage(in_use))
+        listed = tuple(f"{each.path}/" for each in found)
+        for path, size in self._files.sizes(self.folder).items():
+            if _LEFTOVER.fullmatch(path) and not path.startswith(listed):
+                found.append(Garbage("leftover", path, path, size, "its writing was interrupted"))
+        return found
+
+    def lock_name(self, garbage: Garbage) -> str:
+        """Return the name that whoever writes there has locked."""
+        if garbage.kind != "leftover":
+            return garbage.path
+        parts = garbage.path.split("/")
+        return "/".join(parts[: self.depth + 1]) if len(parts) > self.depth + 1 else self.folder
+
+    def discard(self, path: str) -> int:
+        """Remove a file, or the files of a thing that this program wrote, with its empty folders.
+
+        The caller holds the lock.
+
+        Returns
+        -------
+        int
+            Bytes freed.
+        """
+        own = self._own(path)
+        marker = f"{path}/{self.marker}"
+        if path not in own:
+            # Durable before the rest goes: back after a power cut, the marker would promise it.
+            self._files.remove(marker)
+            self._files.fsync(marker.rpartition("/")[0])
+        for each in own:
+            self._files.remove(each)
+        folders = {each.rpartition("/")[0] for each in own if each != path} | {path}
+        for each in sorted(folders, key=len, reverse=True):
+            self._files.remove_folder(each)
+        return sum(own.values())
+
+    # For the shelves
+
+    @abstractmethod
+    def _paths(self) -> Iterator[str]:
+        """Yield paths that have the form of a thing's, sorted."""
+
+    def _stored(self) -> Iterator[str]:
+        """Yield the paths of all things, readable or not."""
+        return filter(self._exists, self._paths())
+
+    @abstractmethod
+    def _name(self, path: str) -> str:
+        """Return the name of the item at a path."""
+
+    @abstractmethod
+    def _read(self, path: str) -> V:
+        """Read the thing at a path."""
+
+    @abstractmethod
+    def _check(self, item: Item) -> Iterator[Damage]:
+        """Read all of a thing; yield what is damaged."""
+
+    def _repair(self, item: Item) -> None:
+        """Rewrite damaged metadata."""
+
+    @abstractmethod
+    def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
+        """Yield the things that can be removed."""
+
+    def _exists(self, path: str) -> bool:
+        return self._files.is_file(f"{path}/{self.marker}")
+
+    def _fsync(self, path: str) -> None:
+        self._files.fsync(path)
+
+    def _survey(self) -> tuple[list[V], list[Damage]]:
+        found, damaged = [], []
+        for item in map(self.item, self._stored()):
+            try:
+                found.append(self._read(item.path))
+            except NotFoundError:
+                continue  # Removed in the meantime.
+            except StoreError as error:
+                damaged.append(Damage(item.name, item.path, str(error)))
+        return found, damaged
+
+    def _make_folder(self, path: str) -> None:
+        """Make a folder of an existing store."""
+        if not self._files.is_file(ROOT):
+            raise StoreError(
+                f"{self._files.location}/{ROOT} is gone; reconnect the disk, or run `featurestore "
+                "repair`, then run the command again: it resumes"
+            )
+        self._files.make_folder(path)
+
+    def _own(self, path: str) -> dict[str, int]:
+        """Bytes of a file, or of the files below a folder that this program writes, by path."""
+        start = len(path) + 1
+        return {
+            each: size
+            for each, size in self._files.sizes(path).items()
+            if each == path or self.own_files.fullmatch(each[start:])
+        }
