@@ -190,10 +190,11 @@ class FeatureStore:
 
     def _refuse_other_zarr(self) -> None:
         """Refuse a Zarr hierarchy that is not a feature store, rather than call it damaged."""
-        with suppress(ValueError, RecursionError, FileNotFoundError, AttributeError):
+        document = {}
+        with suppress(ValueError, RecursionError, FileNotFoundError, StoreError):
             document = json.loads(self._files.read(ROOT))
-            if "node_type" in document and CHECK not in document.get("attributes", {}):
-                check_format({}, self.location)
+        if "node_type" in document and CHECK not in document.get("attributes", {}):
+            check_format({}, self.location)
 
     def _refuse_foreign(self) -> None:
         if self._files.is_file(""):
