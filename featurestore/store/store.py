@@ -193,7 +193,10 @@ class FeatureStore:
         document = {}
         with suppress(ValueError, RecursionError, FileNotFoundError, StoreError):
             document = json.loads(self._files.read(ROOT))
-        if "node_type" in document and CHECK not in document.get("attributes", {}):
+        if not isinstance(document, dict) or "node_type" not in document:
+            return
+        attributes = document.get("attributes")
+        if not isinstance(attributes, dict) or CHECK not in attributes:
             check_format({}, self.location)
 
     def _refuse_foreign(self) -> None:
