@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +45,13 @@ def adopt(
     HeadError
         If it cannot be stored, or does not fit the features or the labels.
     """
+    from featurestore.backbone.copying import set_weights
     from featurestore.backbone.identity import canonical_config, training_digest
 
     config = _config(model)
     weights = model.get_weights() if model.built else None
-    compiled = _compile_config(model) if model.compiled else None
 
     def build(mean: float, deviation: float) -> keras.Model:
-        from featurestore.backbone.copying import set_weights
-
         built = _build(type(model), config, features.shape[1:], seed)
         if weights is not None:
             set_weights(built, weights)
@@ -62,10 +59,21 @@ def adopt(
 
     built = build(0.0, 1.0)
     _check_shapes(built, features)
-    _check_ending(built, compiled, features)
-    keeps_rate = compiled is not None and "learning_rate" not in options.model_fields_set
-    rate = None if keeps_rate else options.learning_rate
-    network = Network(build, options.epochs, options.batch_size, rate, compiled)
+    logits = features.task == "classification" and gives_logits(built)
+    compiled, sparse, rate = None, False, options.learning_rate
+    if model.compiled:
+        compiled = _compile_config(model)
+        loss, from_logits = _loss(model)
+        sparse = "sparse" in loss
+        if features.task == "classification" and "crossentropy" in loss and from_logits != logits:
+            raise HeadError(
+                f"the model ends {'without' if logits else 'in'} softmax and its loss has "
+                f"from_logits={from_logits}; compile it with from_logits={logits}, or leave "
+                "it uncompiled"
+            )
+        if "learning_rate" not in options.model_fields_set:
+            rate = None
+    network = Network(build, options.epochs, options.batch_size, rate, compiled, sparse)
     fields = {
         "class": type(model).__name__,
         "graph": training_digest(built),
@@ -78,9 +86,7 @@ def adopt(
 
 
 def _config(model: keras.Model) -> dict[str, Any]:
-    """Return the configuration of a model, if it is of Keras' own parts."""
-    import keras
-
+    """Return the configuration of a model, if all its parts are Keras' own."""
     from featurestore.backbone.foreign import is_keras, refuse_hidden_functions
 
     kind = type(model)
@@ -89,12 +95,6 @@ def _config(model: keras.Model) -> dict[str, Any]:
             f"a model of class {kind.__name__} cannot be a head: expected keras.Sequential or a "
             "functional keras.Model"
         )
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.Lambda):
-            raise HeadError(
-                f"layer {layer.name!r} is a Lambda, whose code cannot be stored safely; "
-                "use a layer of Keras, or keras.ops on tensors"
-            )
     try:
         refuse_hidden_functions(model)
     except BackboneError as error:
@@ -125,6 +125,16 @@ def _refuse_foreign(config: Any) -> None:
         )
 
 
+def _loss(model: keras.Model) -> tuple[str, bool]:
+    """Return the lower-case name of a model's loss without underscores, and ``from_logits``."""
+    loss = model.loss
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    if loss is None or isinstance(loss, list | tuple | dict):
+        raise HeadError(f"the model is compiled with loss={loss!r}; expected one loss")
+    config = loss.get_config() if hasattr(loss, "get_config") else {}
+    return name.lower().replace("_", ""), bool(config.get("from_logits", False))
+
+
 def _build(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int) -> keras.Model:
     from featurestore.backbone.seeding import seeded
 
@@ -142,48 +152,26 @@ def _build(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int)
 
 def _check_shapes(model: keras.Model, features: Features) -> None:
     shape, classes = features.shape[1:], len(features.classes)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
+    takes, gives = (
+        [tuple(each.shape[1:]) for each in end] for end in (model.inputs, model.outputs)
+    )
+    if len(takes) != 1 or not _fits(takes[0], shape):
         raise HeadError(
-            f"the model has {len(model.inputs)} inputs and {len(model.outputs)} outputs; "
-            "a head has one of each"
+            f"the model takes {_shown(takes)} and the features of {features.ref!r} are {shape}; "
+            "make its keras.Input of that shape, or leave it out"
         )
-    takes = tuple(model.inputs[0].shape)[1:]
-    if len(takes) != len(shape) or any(
-        size not in (None, found) for size, found in zip(takes, shape, strict=True)
-    ):
-        raise HeadError(
-            f"the model takes {takes} and the features of {features.ref!r} are {shape}; make its "
-            "keras.Input of that shape, or leave it out"
-        )
-    gives = tuple(model.outputs[0].shape)[1:]
-    if gives != (classes or 1,):
+    if gives != [(classes or 1,)]:
         what = f"{classes} classes" if classes else "one value"
-        raise HeadError(f"the model gives {gives} for each row; expected ({classes or 1},): {what}")
-
-
-def _check_ending(
-    model: keras.Model, compiled: Mapping[str, Any] | None, features: Features
-) -> None:
-    """Raise HeadError if the loss takes logits for probabilities, or probabilities for logits."""
-    classification = features.task == "classification"
-    logits = classification and gives_logits(model)
-    loss, from_logits = ("", False) if compiled is None else loss_of(compiled)
-    if classification and "crossentropy" in loss and from_logits != logits:
         raise HeadError(
-            f"the model ends {'without' if logits else 'in'} softmax and its loss has "
-            f"from_logits={from_logits}; compile it with from_logits={logits}, or leave "
-            "it uncompiled"
+            f"the model gives {_shown(gives)} for each row; expected ({classes or 1},): {what}"
         )
 
 
-def loss_of(compiled: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return the lower-case name of a compiled loss without underscores, and ``from_logits``."""
-    loss = compiled["loss"]
-    if isinstance(loss, list) and len(loss) == 1:
-        loss = loss[0]
-    if isinstance(loss, str):
-        return loss.lower().replace("_", ""), False
-    if isinstance(loss, dict) and "class_name" in loss:
-        settings = loss["config"] if isinstance(loss["config"], dict) else {}
-        return loss["class_name"].lower(), bool(settings.get("from_logits", False))
-    raise HeadError("the model is compiled with no loss or several; expected one, or no compiling")
+def _fits(takes: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    return len(takes) == len(shape) and all(
+        size in (None, found) for size, found in zip(takes, shape, strict=True)
+    )
+
+
+def _shown(shapes: list[tuple[int | None, ...]]) -> str:
+    return " and ".join(map(str, shapes))

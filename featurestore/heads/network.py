@@ -72,6 +72,8 @@ class Network:
         Of Adam; None keeps the user's own optimizer.
     compiled : dict or None
         The user's own optimizer and loss, as Keras serializes them.
+    sparse : bool
+        Whether the loss takes class numbers instead of one-hot rows.
     """
 
     build: Callable[[float, float], keras.Model]
@@ -79,6 +81,7 @@ class Network:
     batch_size: int
     learning_rate: float | None
     compiled: dict[str, Any] | None = None
+    sparse: bool = False
 
 
 def dense(options: DenseOptions, features: Features) -> Network:

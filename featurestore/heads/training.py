@@ -12,7 +12,6 @@ from featurestore.backbone.copying import set_weights
 from featurestore.backbone.seeding import seeded
 from featurestore.errors import HeadError
 from featurestore.features.py_dataset import BatchDataset
-from featurestore.heads.adopted import loss_of
 from featurestore.heads.network import Network, gives_logits
 from featurestore.heads.rows import Rows
 
@@ -110,7 +109,7 @@ def _encoder(network: Network, rows: Rows) -> Encode:
     """Return a function from targets (row,) to what the loss takes."""
     if rows.task == "regression":
         return lambda targets: targets.astype(np.float32)[:, None]
-    if network.compiled is not None and "sparse" in loss_of(network.compiled)[0]:
+    if network.sparse:
         return lambda targets: targets
     one_hot = np.eye(len(rows.features.classes), dtype=np.float32)
     return lambda targets: one_hot[targets]

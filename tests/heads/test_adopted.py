@@ -110,14 +110,14 @@ def own_loss(truth: Any, predicted: Any) -> Any:
         (lambda: sequential(layers.Flatten(), layers.Dense(3, relu)), "function 'relu' that"),
         (lambda: compiled(functional(), loss=MyLoss()), "'MyLoss'"),
         (lambda: compiled(functional(), loss="mse", metrics=[own_loss]), "'own_loss'"),
-        (lambda: sequential(layers.Lambda(lambda x: x), layers.Dense(3)), "is a Lambda"),
+        (lambda: sequential(layers.Lambda(lambda x: x), layers.Dense(3)), "uses a lambda"),
         (lambda: sequential(layers.Flatten(), layers.Dense(4)), "expected (3,): 3 classes"),
         (lambda: sequential(layers.Dense(3)), "the model gives (3, 3, 3)"),
         (lambda: sequential(keras.Input((12,)), layers.Dense(3)), "the model takes (12,)"),
         (lambda: sequential(layers.Flatten(), layers.Dense(3, "sigmoid")), "ends in 'sigmoid'"),
         (lambda: sequential(layers.LSTM(3)), "does not take features of shape (3, 3, 4)"),
         (lambda: compiled(functional(), loss=own_loss), "'own_loss'"),
-        (lambda: compiled(functional(), optimizer="adam"), "no loss or several"),
+        (lambda: compiled(functional(), optimizer="adam"), "compiled with loss=None"),
         (
             lambda: compiled(
                 functional(), loss=keras.losses.CategoricalCrossentropy(from_logits=True)
