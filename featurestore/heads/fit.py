@@ -30,9 +30,6 @@ from featurestore.versions import versions
 if TYPE_CHECKING:
     from featurestore.features import Features
 
-# What to fit: a name, estimator or model, alone or with its parameters.
-Wanted = Any
-
 
 def fit_head(
     features: Features,
@@ -90,16 +87,15 @@ def fit_head(
     >>> head.metrics["val"]["accuracy"]  # doctest: +SKIP
     0.93
     """
-    given = {"epochs": epochs, "batch_size": batch_size}
-    given = {key: each for key, each in given.items() if each is not None}
-    if given:
-        params = {**dict(params or {}), **given}
-    return fit_heads(features, [(estimator, params)], seed=seed, save=save, on_event=on_event)[0]
+    given = {} if params is None else dict(params)
+    training = {"epochs": epochs, "batch_size": batch_size}
+    given |= {name: value for name, value in training.items() if value is not None}
+    return fit_heads(features, [(estimator, given)], seed=seed, save=save, on_event=on_event)[0]
 
 
 def fit_heads(
     features: Features,
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Any],
     *,
     seed: int = 0,
     save: bool = True,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.digests import digest_array
 from featurestore.errors import HeadError
 
 # They change how fast an estimator is fitted, not what it learns.
@@ -51,23 +50,17 @@ def canonical(value: Any, name: str) -> Any:
     """
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, np.generic):
-        return canonical(value.item(), name)
+    if isinstance(value, np.generic | np.ndarray):
+        return canonical(value.tolist(), name)
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return canonical(value.tolist(), name) if value.size <= 8 else {"array": _digest(value)}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, list | tuple):
         return [canonical(each, name) for each in value]
     if isinstance(value, set | frozenset):
         return {"set": _sorted(canonical(each, name) for each in value)}
     if isinstance(value, dict):
         pairs = ([canonical(key, name), canonical(each, name)] for key, each in value.items())
         return {"dict": _sorted(pairs)}
-    return _canonical_object(value, name)
-
-
-def _canonical_object(value: Any, name: str) -> Any:
     if callable(value) and hasattr(value, "__name__"):
         path = import_path(value)
         if "<" not in path and not path.startswith("__main__."):
@@ -77,19 +70,10 @@ def _canonical_object(value: Any, name: str) -> Any:
     elif type(value).__module__.startswith("sklearn."):
         # Splitters and kernels: their attributes are their parameters.
         return {"class": import_path(type(value)), "vars": canonical(vars(value), name)}
-    if isinstance(value, np.random.RandomState | np.random.Generator):
-        raise HeadError(
-            f"{name} is a random generator, whose state changes with each use; "
-            "give an integer, or leave it out and pass seed"
-        )
     raise HeadError(
-        f"{name}={value!r} cannot be part of a head's identity: expected a number, text, array, "
-        "scikit-learn object, or a function of an importable module"
+        f"{name}={value!r} cannot be part of a head's identity; expected a number, text, array, "
+        "scikit-learn object or importable function (and seed=… for anything random)"
     )
-
-
-def _digest(array: np.ndarray) -> str:
-    return digest_array(array) if array.dtype.kind in "biuf" else digest_array(array.view(np.uint8))
 
 
 def _sorted(values: Any) -> list[Any]:

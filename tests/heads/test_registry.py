@@ -85,7 +85,7 @@ def test_a_regressor_on_classes_is_refused(three: Features) -> None:
         ("knn", {"n_neighbors": 500}, "n_neighbors"),
         (SVC, {}, "expected a name"),
         (make_pipeline(FunctionTransformer(refused), SVC()), {}, "refused"),
-        (SVC(random_state=np.random.RandomState(0)), {}, "random generator"),
+        (SVC(random_state=np.random.RandomState(0)), {}, "cannot be part of a head's identity"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
