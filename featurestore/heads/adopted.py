@@ -60,7 +60,8 @@ def adopt(
     built = build(0.0, 1.0)
     _check_shapes(built, features)
     logits = features.task == "classification" and gives_logits(built)
-    compiled, sparse, rate = None, False, options.learning_rate
+    compiled, sparse = None, False
+    rate: float | None = options.learning_rate
     if model.compiled:
         compiled = _compile_config(model)
         loss, from_logits = _loss(model)
