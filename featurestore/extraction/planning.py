@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
 
-DTYPES = ("float16", "float32")
+Dtype = Literal["float16", "float32"]
+DTYPES = get_args(Dtype)
 # Batches of decoded images that may wait for the forward pass, the one it works on included.
 BATCHES_AHEAD = 3
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-CLASSIFICATION = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
-REGRESSION = ("r2", "rmse")
-METRICS = (*CLASSIFICATION, *REGRESSION)
+_Classification = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
+_Regression = Literal["r2", "rmse"]
+Metric = Literal[_Classification, _Regression]
+CLASSIFICATION, REGRESSION = get_args(_Classification), get_args(_Regression)
+METRICS = get_args(Metric)
 LESS_IS_BETTER = frozenset({"log_loss", "rmse"})
 
 # Lower bound of a probability, so that one confident mistake does not make a loss infinite.

@@ -1,9 +1,9 @@
 """Pipelines and sweeps: files that say what to do, and what does it, stage by stage."""
 
-from featurestore.pipeline.document import parse_value
 from featurestore.pipeline.events import PipelineEvent, StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.run import run_pipeline
-from featurestore.pipeline.spec import PipelineSpec, SpecFile, SweepSpec, read_spec
+from featurestore.pipeline.spec import PipelineSpec, SweepSpec
+from featurestore.pipeline.spec_file import SpecFile, parse_value, read_spec
 from featurestore.pipeline.sweep import run_sweep
 
 __all__ = [

@@ -15,7 +15,8 @@ from featurestore.digests import digest_bytes, digest_fields, short
 from featurestore.errors import BackboneError, DatasetError, InputError
 from featurestore.pipeline.check import check, check_data
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
-from featurestore.pipeline.spec import HeadSpec, PipelineSpec, SpecFile, read_spec
+from featurestore.pipeline.spec import HeadSpec, PipelineSpec
+from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
 from featurestore.scratch import scratch
 from featurestore.store.variants import Variant, tell_apart

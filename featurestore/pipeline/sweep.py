@@ -1,8 +1,7 @@
-"""Many heads on features that are stored already."""
+"""Many heads on stored features."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from featurestore.errors import HeadError, NotFoundError
 from featurestore.features import Features, stored
 from featurestore.heads import Head, check_named, fit_heads
 from featurestore.heads.registry import Task
-from featurestore.pipeline.spec import HeadSpec, SpecFile, SweepSpec, read_spec
+from featurestore.pipeline.spec import HeadSpec, SweepSpec
+from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore
 
 
 def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) -> list[Head]:
-    """Fit every head of a sweep file on every layer that it names; those stored are reused.
+    """Fit every head of a sweep file on every layer that it names; stored heads are reused.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
         A sweep file: ``dataset``, ``heads``, and what picks features: ``model``, ``layers``,
         ``input_size``, ….
     store : FeatureStore
-        Holds the features, and gets the heads.
+        Has the features, and receives the heads.
     on_event : callable, optional
         Receives the events of fitting.
 
@@ -36,9 +36,7 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
     Raises
     ------
     SpecError
-        A line for each mistake in the file.
-    NotFoundError
-        Where the features are not in the store.
+        A line for each mistake in the file, such as features that are not in the store.
     """
     file = read_spec(path, SweepSpec)
     check_heads(file)
@@ -50,38 +48,35 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
 def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
     spec = file.spec
     dataset, place = spec.dataset, file.resolve(spec.dataset)
-    if not store.datasets.has(dataset) and os.path.exists(place):
+    if not store.datasets.has(dataset) and place.exists():
         dataset = str(place)
     where: list[str | int] = ["dataset"]
     try:
-        store.datasets.load(dataset)
-        found: list[Features] = []
+        found = stored(store, dataset)
         asked: dict[str, Any] = {}
         # One field after the other, so that a mistake has its line.
         for name, values in spec.model_dump(exclude={"dataset", "layers", "heads"}).items():
             if values is not None:
-                where, asked = [name], {**asked, name: values}
+                where = [name]
+                asked[name] = values
                 found = stored(store, dataset, **asked)
-        found = found or stored(store, dataset)
         if spec.layers is None:
             return found
         picked: list[Features] = []
         for number, layer in enumerate(spec.layers):
             where = ["layers", number]
-            of_layer = {each.key for each in stored(store, dataset, layer=layer)}
-            here = [each for each in found if each.key in of_layer]
+            at_layer = {each.key for each in stored(store, dataset, layer=layer)}
+            here = [each for each in found if each.key in at_layer]
             if not here:
-                raise NotFoundError(
-                    f"no features at layer {layer!r} of the models and variants asked"
-                )
+                raise NotFoundError(f"no features at layer {layer!r} match the fields above")
             picked += here
-        return picked
     except NotFoundError as error:
         raise file.mistake(where, str(error)) from error
+    return picked
 
 
 def check_heads(file: SpecFile[Any], task: Task | None = None) -> None:
-    """Raise SpecError, with its line, for a head or parameter that does not exist, or suit."""
+    """Raise SpecError for a head or parameter that does not exist, or does not fit the task."""
     for number, head in enumerate(file.spec.heads):
         for params in combinations(head):
             try:
@@ -92,7 +87,7 @@ def check_heads(file: SpecFile[Any], task: Task | None = None) -> None:
 
 
 def _field(head: HeadSpec, message: str) -> list[str]:
-    """Return which field of a head a message is about: a parameter that it names, or the head."""
+    """Return the field of a head that a message is about: a parameter that it names, or head."""
     for part, params in (("params", head.params), ("grid", head.grid)):
         for name in params:
             if re.search(rf"\b{re.escape(name)}\b", message):
@@ -101,7 +96,7 @@ def _field(head: HeadSpec, message: str) -> list[str]:
 
 
 def check_layers(file: SpecFile[Any], layers: Sequence[str]) -> None:
-    """Raise SpecError, with its line, for a head that asks for a layer which is not there."""
+    """Raise SpecError for a head that asks for another layer than these."""
     for number, head in enumerate(file.spec.heads):
         for place, layer in enumerate(head.layers or []):
             if layer not in layers:
@@ -112,22 +107,21 @@ def check_layers(file: SpecFile[Any], layers: Sequence[str]) -> None:
 
 
 def combinations(head: HeadSpec) -> list[dict[str, Any]]:
-    """Return the parameters of each head that one entry stands for."""
+    """Return the parameters of each head that one entry of a file stands for."""
     from sklearn.model_selection import ParameterGrid
 
     return [{**head.params, **each} for each in ParameterGrid(head.grid)]
 
 
 def fit_all(features: Features, heads: Sequence[HeadSpec], on_event: Any) -> list[Head]:
-    """Fit the heads that are meant for a layer's features; equal seeds share what is read."""
-    wanted: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+    """Fit the heads that are meant for a layer; heads of one seed share what is read."""
+    by_seed: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     for head in heads:
         if head.layers is None or features.ref in head.layers:
-            wanted.setdefault(head.seed, []).extend(
-                (head.head, params) for params in combinations(head)
-            )
+            named = [(head.head, params) for params in combinations(head)]
+            by_seed.setdefault(head.seed, []).extend(named)
     return [
         fitted
-        for seed, group in wanted.items()
-        for fitted in fit_heads(features, group, seed=seed, on_event=on_event)
+        for seed, named in by_seed.items()
+        for fitted in fit_heads(features, named, seed=seed, on_event=on_event)
     ]

@@ -153,7 +153,7 @@ def test_a_sweep_takes_several_models_and_variants(
         sweep(input_size=[8, 99])
     with pytest.raises(SpecError, match=r":3: model: no features of 'photos' by model 'tony'; "):
         sweep(input_size=8, model=["open", "tony"])
-    with pytest.raises(SpecError, match=r":4: layers.0: no features at layer 'gap' of the models"):
+    with pytest.raises(SpecError, match=r":4: layers.0: no features at layer 'gap' match"):
         sweep(input_size=8, layers=["gap"])
     shown = featurestore("sweep", "sweep.yaml").error
     assert shown.startswith("sweep.yaml:4: layers.0: ")

@@ -22,11 +22,15 @@ def backbone(**changes: Any) -> dict[str, Any]:
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    ("data", data(path="foto"), r":3: data.path: nothing at '.*/foto'; paths are taken from the f"),
+    (
+        "data",
+        data(path="foto"),
+        r":3: data.path: nothing at '.*/foto'; paths are relative to",
+    ),
     (
         "data of a folder called data",
         data(path="../data/textures/t.csv"),
-        r":3: data.path: nothing at '.*/data/textures/t.csv'; paths are taken from the folder of ",
+        r":3: data.path: nothing at '.*/data/textures/t.csv'; paths are relative to the folder of ",
     ),
     (
         "a model file",
@@ -109,7 +113,7 @@ def test_mistakes_are_found_before_any_work(
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (data(path="photos/red"), "data.path: .* has no labels, which heads learn from; expected"),
+        (data(path="photos/red"), "data.path: .* has no labels, which heads need; expected"),
         (data(path="empty"), "data: no files in "),
         (data(path="tiny.keras"), "data: .* is neither a folder nor a table"),
         (data(val=0.9, test=0.9), "data: val=0.9 and test=0.9 leave nothing to train on"),
@@ -119,9 +123,9 @@ def test_mistakes_are_found_before_any_work(
         ),
         (
             {**data(test=0.0), "select": {"split": "test"}},
-            "select.split: no labelled sample is in the test split, to choose heads by; give it",
+            "select.split: the test split has no labelled sample to choose heads by; give it",
         ),
-        (data(val=0.0), "select.split: no labelled sample is in the val split"),
+        (data(val=0.0), "select.split: the val split has no labelled sample"),
         (data(path="one"), "data.path: .* one class, 'red'; a head needs two to tell apart"),
         (
             {**data(path="hues.csv"), "heads": ["knn", "logistic"]},

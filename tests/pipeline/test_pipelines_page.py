@@ -11,7 +11,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from featurestore.pipeline import PipelineSpec, SweepSpec
-from featurestore.pipeline.spec import HeadSpec, _part_of
+from featurestore.pipeline.spec import HeadSpec
+from featurestore.pipeline.spec_file import part_of
 from featurestore.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
@@ -39,7 +40,7 @@ def shown(field: FieldInfo) -> str:
 def fields(kind: type[Settings], under: str = "") -> dict[str, str]:
     found = {}
     for name, field in kind.model_fields.items():
-        part = _part_of(field.annotation)
+        part = part_of(field.annotation)
         if part is HeadSpec:
             found |= {f"{under}{name}": shown(field), **fields(part, f"{under}{name}[].")}
         elif part is not None:
@@ -69,7 +70,7 @@ def test_allowed_values_are_listed() -> None:
 def fields_of(kind: type[Settings], under: str = "") -> dict[str, FieldInfo]:
     found = {}
     for name, field in kind.model_fields.items():
-        part = _part_of(field.annotation)
+        part = part_of(field.annotation)
         if part is not None and part is not HeadSpec:
             found |= fields_of(part, f"{under}{name}.")
         else:

@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from featurestore import images
@@ -295,62 +294,6 @@ def _table_target(folder: Path) -> Target:
     return Target(read, [csv, buffer.getvalue()], words=words)
 
 
-SPECS = [
-    b"""name: flowers
-data: {path: photos, val: 0.2, seed: 3, group_by: folder}
-backbone: {model: vgg16, weights: random, input_size: 64, resize: crop}
-layers: [block4_pool, "block5_pool:avg"]
-extract: {dtype: float32, batch_size: 8}
-baseline: {}
-heads:
-  - logistic
-  - {head: knn, params: {n_neighbors: 3}, layers: ["block5_pool:avg"]}
-  - head: dense
-    grid: {units: [64, [32, 16]], learning_rate: [1e-3, .5e-2]}
-select: {metric: accuracy, split: val}
-promote: {unfreeze: block5, epochs: 1, learning_rate: 1e-5}
-""",
-    b"""dataset: photos
-model: tiny
-layers: &them [gap, "conv_b:avg"]
-heads:
-- {head: logistic, grid: {C: [0.1, 1, 10.]}, layers: *them, seed: 4}
-- {head: sklearn.svm.SVC, params: {kernel: rbf}}
-- forest
-""",
-]
-
-
-def _spec_target(folder: Path) -> Target:
-    from featurestore.pipeline.spec import PipelineSpec, SweepSpec, read_spec
-    from featurestore.pipeline.sweep import check_heads, check_layers
-
-    path = folder / "spec.yaml"
-
-    def read(data: bytes) -> None:
-        path.write_bytes(data)
-        kind: Any = SweepSpec if data.startswith(b"dataset") else PipelineSpec
-        file = read_spec(path, kind)
-        check_heads(file)
-        check_layers(file, file.spec.layers or [])
-        file.resolve(getattr(file.spec, "dataset", None) or file.spec.data.path)
-
-    words = (b": ", b"- ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"<<: ", b"!!", b"!!binary ")
-    words += (
-        b"? ",
-        b"|\n",
-        b"'",
-        b'"',
-        b"\\ud800",
-        b"\\x1b",
-        b"0x" + b"f" * 200,
-        b".nan",
-        b"---\n",
-    )
-    words += (b"2026-13-45", b"1:1:1:1", b"!!timestamp x", b"~nobody/x", b"os.system", b"[" * 80)
-    return Target(read, SPECS, words=words, parsed=yaml.safe_load)
-
-
 @contextmanager
 def _replaced(path: Path, data: bytes) -> Iterator[None]:
     kept = path.read_bytes()
@@ -554,7 +497,6 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "image": _image_target,
     "manifest": _manifest_target,
     "table": _table_target,
-    "spec": _spec_target,
     "document": _document_target,
     "chunk": _chunk_target,
     "head": _head_target,
@@ -595,7 +537,7 @@ def tried(target: Target, data: bytes) -> str | None:
         target.read(data)
     except FeatureStoreError as error:
         text = str(error)
-        return None if "\n" not in text or "yaml" in text else f"several lines: {text!r}"
+        return None if "\n" not in text else f"several lines: {text!r}"
     except (Hang, Exception):
         return traceback.format_exc()
     finally:

@@ -1,0 +1,203 @@
+"""Reading a pipeline or sweep file; every mistake is reported with its line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from featurestore.errors import SpecError, nearest
+from featurestore.settings import Settings
+
+_LONGEST_VALUE = 60
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, except that ``1e-5`` is a number, dates are text, and no field is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names: list[Any] = []
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.MarkedYAMLError(
+                    problem=f"field {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            names.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if not pair[0].endswith(":timestamp")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_value(text: str) -> Any:
+    """Read one value as in a file: 0.1, 1e-3, true, [64, 32]; anything else is text.
+
+    Examples
+    --------
+    >>> parse_value("1e-3"), parse_value("[64, 32]"), parse_value("l2")
+    (0.001, [64, 32], 'l2')
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
+AnySpec = TypeVar("AnySpec", bound=Settings)
+
+
+@dataclass(frozen=True)
+class SpecFile(Generic[AnySpec]):
+    """A spec with the file that it was read from.
+
+    Attributes
+    ----------
+    path : Path
+        The YAML file.
+    spec : PipelineSpec or SweepSpec
+        Its content.
+    text : str
+        The text of the file.
+    """
+
+    path: Path
+    spec: AnySpec
+    text: str
+    _root: yaml.Node
+
+    def mistake(self, where: Sequence[str | int], message: str) -> SpecError:
+        """Return the error for a field whose value turns out to be wrong, with its line."""
+        line, field = _locate(self._root, where)
+        return SpecError(f"{self.path}:{line}: {field}: {message}")
+
+    def resolve(self, path: str) -> Path:
+        """Return the absolute path of a path in the file, which is relative to its folder."""
+        return Path(os.path.normpath(self.path.parent.absolute() / os.path.expanduser(path)))
+
+
+def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
+    """Read a YAML file into a spec.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    kind : type
+        :class:`PipelineSpec` or :class:`SweepSpec`.
+
+    Returns
+    -------
+    SpecFile
+
+    Raises
+    ------
+    SpecError
+        A line for each mistake: file, line, field, what was found, what is allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        loader = _Loader(text)
+        root: Any = loader.get_single_node()
+        value = loader.construct_document(root) if root else None
+    except FileNotFoundError:
+        known = [str(each) for each in path.parent.glob("*.y*ml")]
+        raise SpecError(f"no file {str(path)!r}; {nearest(str(path), known)}") from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{path} is not UTF-8 text; expected a pipeline file") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        fields = ", ".join(kind.model_fields)
+        found = "nothing" if value is None else f"a {type(value).__name__}"
+        raise SpecError(f"{path}:1: found {found}, expected a mapping with the fields {fields}")
+    try:
+        return SpecFile(path, kind.model_validate(value), text, root)
+    except ValidationError as error:
+        raise _mistakes(path, root, kind, error) from None
+
+
+def _mistakes(
+    path: Path, root: yaml.Node, kind: type[Settings], error: ValidationError
+) -> SpecError:
+    found: dict[tuple[int, str], str] = {}
+    for each in error.errors(include_url=False):
+        line, field = _locate(root, each["loc"])
+        # The first branch of a union speaks for all.
+        found.setdefault((line, field), f"{path}:{line}: {field}: {_message(kind, each)}")
+    return SpecError("\n".join(found[at] for at in sorted(found)))
+
+
+def _message(kind: type[Settings], error: Any) -> str:
+    *parents, name = error["loc"]
+    if error["type"] == "extra_forbidden":
+        return f"unknown field; {nearest(str(name), _fields(kind, parents))}"
+    if error["type"] == "missing":
+        return "is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    if error["type"] in ("model_type", "dict_type"):
+        fields = ", ".join(_fields(kind, error["loc"]))
+        message = f"expected a mapping with the fields {fields}" if fields else "expected a mapping"
+    found = repr(error["input"])
+    if len(found) > _LONGEST_VALUE:
+        found = f"{found[:_LONGEST_VALUE]}…"
+    return f"found {found}; {message[0].lower()}{message[1:]}"
+
+
+def _fields(kind: type[Settings], where: Sequence[Any]) -> list[str]:
+    """Return the fields that a part of the file may have; none if it is not a mapping."""
+    part: Any = kind
+    for step in where:
+        if isinstance(step, str) and part is not None:
+            field = part.model_fields.get(step)
+            part = field and part_of(field.annotation)
+    return list(part.model_fields) if part else []
+
+
+def part_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that a field holds, one or several of; None if it holds plain values."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (part_of(inner) for inner in getattr(annotation, "__args__", ()))
+    return next((part for part in found if part is not None), None)
+
+
+def _locate(root: yaml.Node, where: Sequence[str | int]) -> tuple[int, str]:
+    """Return the line of a field, counted from 1, and its name.
+
+    A field that the file does not have gets the line of the part that it belongs to. Steps that
+    the file does not show are left out: the number of a value that is given without a list, and
+    the branch of a union.
+    """
+    node: Any = root
+    line, names = root.start_mark.line, []
+    for step in where:
+        if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            names.append(str(step))
+            node = node.value[step]
+            line = node.start_mark.line
+        elif isinstance(step, str) and step not in ("int", "str"):
+            names.append(step)
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            key, node = next((pair for pair in pairs if pair[0].value == step), (None, None))
+            line = key.start_mark.line if key else line
+    return line + 1, ".".join(names) or "the file"
