@@ -234,7 +234,7 @@ def find(store: FeatureStore, text: str) -> str:
     """Return the one id that begins with ``text``; NotFoundError names the nearest."""
     if store.heads.has(text):
         return text
-    ids = [meta["id"] for meta in store.heads.values()]
+    ids = store.heads.keys()
     found = [each for each in ids if each.startswith(text)]
     if len(found) == 1:
         return found[0]
