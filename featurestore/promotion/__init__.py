@@ -2,14 +2,14 @@
 
 ::
 
-    convert    scikit-learn estimators as Keras layers     fuse       head and backbone as one model
-    parity     how far two predictors may differ           proof      that they are one predictor
-    tune       fine-tuning end to end                      run        the whole of it
-    saved      model files with class names                predictor  quick predictions from images
-    seen       which samples a model has seen              measure    how good it is, on these apart
-    apply      evaluate and predict with model files       fine_tuning  the options
+    convert      scikit-learn estimators as Keras layers      fuse       head and backbone as one
+    parity       how far two predictors may differ            proof      that they are the same one
+    freezing     which layers train, and at which rate        tune       fine-tuning end to end
+    fine_tuning  the options of fine-tuning                   run        the whole of it
+    saved        model files with class names                 seen       samples a model has seen
+    inference    predictions from images                      evaluation metrics, held-out rows apart
 
-The names below are loaded on first use: to read the options imports no Keras.
+The names below are loaded on first use: reading the options imports no Keras.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featurestore.promotion.evaluation import evaluate
     from featurestore.promotion.events import (
         PromotionEvent,
         Proved,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     )
     from featurestore.promotion.fine_tuning import FineTuning
     from featurestore.promotion.fuse import promotable
-    from featurestore.promotion.inference import evaluate, predict
+    from featurestore.promotion.inference import Prediction, predict
     from featurestore.promotion.parity import Parity
     from featurestore.promotion.run import Promotion, promote
     from featurestore.promotion.saved import check_target, load_model, save_model
@@ -34,15 +35,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "FineTuning": "fine_tuning",
     "Parity": "parity",
+    "Prediction": "inference",
     "Promotion": "run",
     "PromotionEvent": "events",
     "Proved": "events",
     "TuningEpochEnded": "events",
     "TuningStarted": "events",
     "check_target": "saved",
-    "evaluate": "apply",
+    "evaluate": "evaluation",
     "load_model": "saved",
-    "predict": "apply",
+    "predict": "inference",
     "promotable": "fuse",
     "promote": "run",
     "save_model": "saved",
@@ -51,6 +53,7 @@ _HOMES = {
 __all__ = [
     "FineTuning",
     "Parity",
+    "Prediction",
     "Promotion",
     "PromotionEvent",
     "Proved",

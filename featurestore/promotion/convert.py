@@ -3,15 +3,14 @@
 What converts: linear classifiers and regressors, ``MLPClassifier`` and ``MLPRegressor``, alone or
 behind scalers, PCA and feature selection in a ``Pipeline``, or inside a fitted search.
 
-Scalers and selections become part of the kernel and bias of the ``Dense`` layer that follows, so
-that all that a head has learned is in ordinary weights, which ``set_weights`` and every exporter
-carry.
+Everything that a head has learned is in ordinary weights, which ``set_weights`` and every exporter
+carry. Scaling and selection are weights that are not trainable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,90 +28,64 @@ PROMOTABLE = (
 class Flow:
     """Features on their way through a head's steps.
 
-    What the next step takes is ``(x[:, index] - center) / spread``.
+    A selection keeps the width and sets the other features to zero: dropping them would take a
+    matrix as large as the features squared, or their numbers as text in the model's configuration.
 
     Attributes
     ----------
     x : KerasTensor (row, feature)
     index : numpy.ndarray of int, (selected,)
-        Selected features.
-    center, spread : numpy.ndarray of float64, (selected,)
-    steps : dict of str to numpy.ndarray of float32, (feature, 1)
-        By the name of a Dense layer, how much larger a step its kernel takes in training than it
-        would behind the scaler: 0 for features that were not selected.
+        Selected features; the others are zero, unless all are selected.
     """
 
     x: Any
     index: np.ndarray
-    center: np.ndarray
-    spread: np.ndarray
-    steps: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, x: Any, steps: dict[str, np.ndarray]) -> Flow:
-        """Start at a tensor, as it is."""
-        width = int(x.shape[-1])
-        return cls(x, np.arange(width), np.zeros(width), np.ones(width), steps)
+    def of(cls, x: Any) -> Flow:
+        """Start at a tensor, with all of its features."""
+        return cls(x, np.arange(int(x.shape[-1])))
 
-    def scaled(self, center: Any, spread: Any) -> Flow:
-        """Return the flow after ``(features - center) / spread``."""
-        center = np.asarray(center, "float64") * self.spread + self.center
-        return replace(self, center=center, spread=self.spread * np.asarray(spread, "float64"))
+    def scaled(self, center: Any, factor: Any, name: str) -> Flow:
+        """Return the flow after ``(features - center) * factor``, by a layer that stays fixed."""
+        import keras
 
-    def selected(self, support: np.ndarray) -> Flow:
+        width, selected = int(self.x.shape[-1]), len(self.index)
+        layer = keras.layers.EinsumDense(
+            "rf,f->rf", width, bias_axes="f", name=name, trainable=False
+        )
+        x = layer(self.x)
+        factors, bias = np.zeros(width, "float32"), np.zeros(width, "float32")
+        factors[self.index] = np.broadcast_to(factor, selected)
+        # The bias fits the factors as float32 rounds them: features far from zero do not shift.
+        center = np.broadcast_to(np.asarray(center, "float64"), selected)
+        bias[self.index] = -center * factors[self.index].astype("float64")
+        layer.set_weights([factors, bias])
+        return Flow(x, self.index)
+
+    def selected(self, support: np.ndarray, name: str) -> Flow:
         """Return the flow of some of the features, by their positions."""
-        index, center, spread = (each[support] for each in (self.index, self.center, self.spread))
-        return replace(self, index=index, center=center, spread=spread)
+        return Flow(self.x, self.index[support]).scaled(0.0, 1.0, name)
 
     def dense(
         self, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None
     ) -> Flow:
-        """Return the flow after a Dense layer: ``features @ kernel + bias``, and an activation.
-
-        The bias is made for the kernel as float32 rounds it, so that rounding does not shift
-        features that are far from zero.
-        """
+        """Return the flow after a Dense layer: ``features @ kernel + bias``, and an activation."""
         import keras
 
         full = np.zeros((int(self.x.shape[-1]), kernel.shape[1]), "float32")
-        full[self.index] = kernel / self.spread[:, None]
+        full[self.index] = kernel
         layer = keras.layers.Dense(kernel.shape[1], activation=activation, name=name)
-        result = layer(self.x)
-        bias = np.broadcast_to(np.asarray(bias, "float64"), kernel.shape[1])
-        bias = bias - self.center @ full[self.index].astype("float64")
-        layer.set_weights([full, bias.astype("float32")])
-        step = np.zeros((len(full), 1), "float32")
-        step[self.index, 0] = 1 / np.abs(self.spread)
-        if (step != 1).any():
-            self.steps[name] = step
-        return Flow.of(result, self.steps)
-
-    def tensor(self, name: str) -> Any:
-        """Return the features as a tensor, for a step that is not linear."""
-        import keras
-
-        x = self.x
-        if len(self.index) < int(x.shape[-1]):
-            # A product with zeros and ones would be as large as the features squared.
-            x = keras.ops.take(x, self.index.tolist(), axis=1)
-            x._keras_history.operation.name = f"{name}_selected"
-        if self.center.any() or (self.spread != 1).any():
-            layer = keras.layers.EinsumDense(
-                "rf,f->rf", len(self.index), bias_axes="f", name=f"{name}_scaled", trainable=False
-            )
-            x = layer(x)
-            factor = (1 / self.spread).astype("float32")
-            layer.set_weights([factor, (-self.center * factor).astype("float32")])
-        return x
+        x = layer(self.x)
+        layer.set_weights([full, np.broadcast_to(np.asarray(bias, "float32"), kernel.shape[1])])
+        return Flow.of(x)
 
 
 # (fitted step, flow, layer name) -> flow
 Convert = Callable[[Any, Flow, str], Flow]
 
 
-def scores_tensor(
-    estimator: Any, x: Any, prefix: str = "head_", steps: dict[str, np.ndarray] | None = None
-) -> Any:
+def scores_tensor(estimator: Any, x: Any, prefix: str = "head_") -> Any:
     """Apply a fitted estimator to a tensor of flat features, as stock Keras layers.
 
     Parameters
@@ -123,8 +96,6 @@ def scores_tensor(
         Features.
     prefix : str
         Put before the name of every layer.
-    steps : dict, optional
-        Receives :attr:`Flow.steps`.
 
     Returns
     -------
@@ -135,9 +106,9 @@ def scores_tensor(
     Raises
     ------
     PromotionError
-        If a step has no Keras form; names it, and what can be promoted instead.
+        If a step has no Keras form; the message lists what can be promoted.
     """
-    flow = Flow.of(x, {} if steps is None else steps)
+    flow = Flow.of(x)
     for number, (step, convert) in enumerate(_conversions(estimator)):
         flow = convert(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
     return flow.x
@@ -244,36 +215,36 @@ _LINKED = {"PoissonRegressor", "GammaRegressor", "TweedieRegressor"}
 
 def _standard_scaler(step: Any, flow: Flow, name: str) -> Flow:
     mean = step.mean_ if step.with_mean else 0.0
-    return flow.scaled(mean, step.scale_ if step.with_std else 1.0)
+    return flow.scaled(mean, 1 / step.scale_ if step.with_std else 1.0, name)
 
 
 def _min_max_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.scaled(-step.min_ / step.scale_, 1.0 / step.scale_)
+    return flow.scaled(-step.min_ / step.scale_, step.scale_, name)
 
 
 def _max_abs_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.scaled(0.0, step.scale_)
+    return flow.scaled(0.0, 1 / step.scale_, name)
 
 
 def _robust_scaler(step: Any, flow: Flow, name: str) -> Flow:
     center = step.center_ if step.with_centering else 0.0
-    return flow.scaled(center, step.scale_ if step.with_scaling else 1.0)
+    return flow.scaled(center, 1 / step.scale_ if step.with_scaling else 1.0, name)
 
 
 def _normalizer(step: Any, flow: Flow, name: str) -> Flow:
     import keras
 
-    unit = keras.layers.UnitNormalization(axis=-1, name=name)(flow.tensor(name))
-    return Flow.of(unit, flow.steps)
+    # Features that were not selected are zero, so they do not count.
+    return Flow(keras.layers.UnitNormalization(axis=-1, name=name)(flow.x), flow.index)
 
 
 def _pca(step: Any, flow: Flow, name: str) -> Flow:
     kernel = step.components_.astype("float64").T
     if step.whiten:
-        # As scikit-learn does, where components of no variance were kept.
+        # As scikit-learn does if components of no variance were kept.
         deviation = np.sqrt(step.explained_variance_)
         kernel = kernel / np.maximum(deviation, np.finfo(deviation.dtype).eps)
-    return flow.scaled(step.mean_, 1.0).dense(kernel, 0.0, name)
+    return flow.scaled(step.mean_, 1.0, f"{name}_centered").dense(kernel, 0.0, name)
 
 
 def _truncated_svd(step: Any, flow: Flow, name: str) -> Flow:
@@ -281,7 +252,7 @@ def _truncated_svd(step: Any, flow: Flow, name: str) -> Flow:
 
 
 def _selection(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.selected(step.get_support(indices=True))
+    return flow.selected(step.get_support(indices=True), name)
 
 
 def _linear(step: Any, flow: Flow, name: str) -> Flow:

@@ -1,14 +1,17 @@
-"""How good a promoted model is, on seen and on held-out samples apart."""
+"""How good a promoted model is, on samples that it has seen and on held-out ones apart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.errors import DatasetError
 from featurestore.heads import metrics
-from featurestore.promotion.predictor import Predictor
+from featurestore.promotion.inference import Predictor
+from featurestore.promotion.saved import load_model, read_seen
 from featurestore.promotion.seen import UNSEEN, Seen
 
 if TYPE_CHECKING:
@@ -16,15 +19,59 @@ if TYPE_CHECKING:
 
     from featurestore.dataset import Dataset
 
-# In the order that they are reported in.
+# In the order of the report.
 GROUPS = ("train", "val", "test", UNSEEN)
+
+
+def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]:
+    """Measure a promoted model on labelled samples, on those that it has seen apart.
+
+    The model file records which samples it has seen, by their digests; the splits of ``data`` do
+    not matter.
+
+    Parameters
+    ----------
+    model_path : path-like
+        A promoted ``.keras`` file.
+    data : Dataset
+        Labelled with the classes that the model knows.
+
+    Returns
+    -------
+    dict of str to dict
+        Metrics of each group of samples: ``train``, ``val`` and ``test`` as they were split when
+        the model was made, ``unseen`` for those that were not in its data set. ``used_for`` is
+        what the model used a group for: ``training``, ``selection`` (of the head or the epoch),
+        ``nothing``, or ``unknown`` if the model was trained further after promotion.
+
+    Raises
+    ------
+    InputError
+        If the file is not a promoted model.
+    DatasetError
+        If the data set has no labels, or labels of another kind.
+    """
+    model, metadata = load_model(model_path)
+    if data.labels is None or data.task != metadata["task"]:
+        found = f"labels for {data.task}" if data.task else "no labels"
+        raise DatasetError(
+            f"{model_path} was trained for {metadata['task']}, and {data.name} has {found}; "
+            "give data that is labelled alike, or use `featurestore predict`"
+        )
+    known = metadata["classes"]
+    if known and not set(known) & set(data.classes):
+        raise DatasetError(
+            f"{model_path} knows the classes {', '.join(map(str, known[:5]))}, and none of them "
+            f"is a label in {data.name} ({', '.join(map(str, data.classes[:5]))})"
+        )
+    return measure(model, data, read_seen(Path(model_path), metadata), known)
 
 
 def measure(
     model: keras.Model,
     data: Dataset,
     seen: Seen,
-    columns: Sequence[Any],
+    classes: Sequence[Any],
     *,
     held_out: bool = False,
 ) -> dict[str, dict[str, Any]]:
@@ -38,7 +85,7 @@ def measure(
         With labels of the kind that the model predicts.
     seen : Seen
         The samples that the model was made with.
-    columns : sequence
+    classes : sequence
         The class of each column of the model's output; empty for regression.
     held_out : bool
         Leave out the rows that the model was trained on, unless there are no others.
@@ -46,9 +93,7 @@ def measure(
     Returns
     -------
     dict of str to dict
-        For ``train``, ``val``, ``test`` (the split that a sample had when the model was made) and
-        ``unseen``, where there are such rows: ``used_for`` (see :meth:`Seen.used_for`) and the
-        metrics of :mod:`featurestore.heads.metrics`.
+        As :func:`evaluate`; groups without rows are left out.
     """
     splits = seen.splits_of(data)
     labelled = data.rows(labelled=True)
@@ -57,38 +102,14 @@ def measure(
     if held_out and set(rows) - {"train"}:
         rows.pop("train", None)
     predictor = Predictor(model)
-    classes = columns or ()
+    assert data.labels is not None
     found = {}
     for split, each in rows.items():
-        output = predictor(data.image, each.tolist())
-        assert data.labels is not None
-        figures = measured(output, data.labels[each], columns, classes)
+        output, truth = predictor(data.image, each.tolist()), data.labels[each]
+        if classes:
+            predicted = np.asarray(classes, dtype=object)[output.argmax(axis=1)]
+            figures = metrics.classification(truth, predicted, output, classes, classes)
+        else:
+            figures = metrics.regression(truth, output[:, 0].astype(np.float64))
         found[split] = {"used_for": seen.used_for(split), **figures}
     return found
-
-
-def measured(
-    output: np.ndarray, truth: np.ndarray, columns: Sequence[Any], classes: Sequence[Any]
-) -> dict[str, Any]:
-    """Measure a promoted model's output.
-
-    Parameters
-    ----------
-    output : numpy.ndarray (row, class) or (row, 1)
-        Probabilities, or values where ``columns`` is empty.
-    truth : numpy.ndarray (row,)
-        Labels.
-    columns : sequence
-        The class of each column of ``output``; empty for regression.
-    classes : sequence
-        The classes of the confusion matrix.
-
-    Returns
-    -------
-    dict
-        As :mod:`featurestore.heads.metrics`.
-    """
-    if not columns:
-        return metrics.regression(truth, output[:, 0].astype(np.float64))
-    predicted = np.asarray(columns, dtype=object)[output.argmax(axis=1)]
-    return metrics.classification(truth, predicted, output, columns, classes)

@@ -1,4 +1,4 @@
-"""What promotion tells while it works."""
+"""Events of promotion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from featurestore.promotion.parity import Parity
 
 @dataclass(frozen=True)
 class Proved:
-    """``what`` (the fused model, or the saved file) is the predictor that the cached head is."""
+    """``what`` (the fused model, or its saved file) was proven to be the cached head."""
 
     what: str
     parity: Parity
@@ -19,7 +19,7 @@ class Proved:
 
 @dataclass(frozen=True)
 class TuningStarted:
-    """Fine-tuning begins; ``rates`` are the learning rates of the head and of each block."""
+    """Fine-tuning starts; ``rates`` are the learning rates of the head and of each block."""
 
     head: str
     rates: Mapping[str, float]
@@ -27,7 +27,7 @@ class TuningStarted:
 
 @dataclass(frozen=True)
 class TuningEpochEnded:
-    """Fine-tuning has seen the training rows once more; ``logs`` as Keras gives them."""
+    """An epoch of fine-tuning ended; ``logs`` as Keras reports them."""
 
     head: str
     epoch: int

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 
 from featurestore.backbone import LayerRef
 from featurestore.backbone.copying import clone_onto
@@ -41,20 +40,16 @@ class Fused:
     backbone_layers : tuple of str
         Names of the layers and operations in ``model`` that come from the backbone, its
         preprocessing included, in order.
-    steps : mapping of str to numpy.ndarray of float32, (feature, 1)
-        By the name of a Dense layer that a scaler or a selection is folded into: the step of each
-        row of its kernel that equals one step behind the scaler, 0 where nothing was selected.
     """
 
     model: keras.Model
     features: str
     scores: str
     backbone_layers: tuple[str, ...]
-    steps: Mapping[str, np.ndarray]
 
 
 def fuse(head: Head, backbone: Backbone) -> Fused:
-    """Build the promoted model; nothing is trained, neither the head nor the backbone is touched.
+    """Build the promoted model, without changing the head or the backbone.
 
     Parameters
     ----------
@@ -70,7 +65,7 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     Raises
     ------
     PromotionError
-        Where the head has no Keras form, or the backbone is not the one of its features.
+        If the head has no Keras form, or the backbone is not the one of its features.
     """
     ref = check_origin(head, backbone)
     if head.kind == "sklearn":
@@ -79,9 +74,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     names = tuple(operation.name for operation in base.operations)
     prefix = _free_prefix(names)
     x = base.outputs[0]
-    steps: dict[str, np.ndarray] = {}
     if head.kind == "sklearn":
-        scores = scores_tensor(head.estimator, _flat(x, prefix), prefix, steps)
+        scores = scores_tensor(head.estimator, _flat(x, prefix), prefix)
     else:
         scoring = logits_model(head.estimator) if head.classes else head.estimator
         scores = clone_onto(scoring, x, prefix)
@@ -93,7 +87,7 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
         else:
             output = keras.layers.Softmax(name=softmax)(scores)
     model = keras.Model(base.inputs, output, name="promoted")
-    return Fused(model, _maker(base.outputs[0]), _maker(scores), names, steps)
+    return Fused(model, _maker(base.outputs[0]), _maker(scores), names)
 
 
 def _maker(tensor: Any) -> str:
@@ -123,7 +117,7 @@ def promotable(head: Head) -> bool:
 
 
 def check_origin(head: Head, backbone: Backbone) -> LayerRef:
-    """Return the layer ref of a head's features, where the backbone is the one they came from."""
+    """Return the layer ref of a head's features; PromotionError if another backbone made them."""
     ref = LayerRef.parse(head.key.ref)
     if backbone.prefix_digest(ref.layer) != head.key.prefix_digest:
         raise PromotionError(
@@ -135,7 +129,7 @@ def check_origin(head: Head, backbone: Backbone) -> LayerRef:
 
 
 def _free_prefix(names: Collection[str]) -> str:
-    """Return a prefix for the head's layers that no layer of the backbone has."""
+    """Return a prefix for the head's layers that no layer of the backbone begins with."""
     prefix, count = "head_", 1
     while any(name.startswith(prefix) for name in names):
         count += 1

@@ -1,28 +1,34 @@
-"""What a promoted model file is for: measuring it on other data, and predicting."""
+"""Predictions of promoted models on images of any size, decoded in threads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.backbone.forward import compiled, compiled_resize
 from featurestore.dataset.source import UnreadableError, read_file
-from featurestore.errors import DatasetError, ImageError, InputError
+from featurestore.errors import ImageError, InputError
 from featurestore.images import decode
-from featurestore.promotion.evaluation import measure
-from featurestore.promotion.predictor import Predictor
-from featurestore.promotion.saved import load_model, read_seen
+from featurestore.promotion.saved import load_model
+from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
-    from featurestore.dataset import Dataset
+    import keras
+
+BATCH = 32
+# Decoded while the one before them is computed.
+BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a promoted model says of one image.
+    """The prediction of a promoted model for one image.
 
     Attributes
     ----------
@@ -37,50 +43,6 @@ class Prediction:
     path: str
     label: Any
     probabilities: dict[str, float]
-
-
-def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]:
-    """Measure a promoted model on labelled samples, on those that it has seen apart.
-
-    Which samples it has seen, the model file says, by their digests; the splits of ``data`` do not
-    matter.
-
-    Parameters
-    ----------
-    model_path : path-like
-        A promoted ``.keras`` file.
-    data : Dataset
-        Labelled with the classes that the model knows.
-
-    Returns
-    -------
-    dict of str to dict
-        Metrics of each group of samples: ``train``, ``val`` and ``test`` as they were split when
-        the model was made, ``unseen`` those that were not in its data set. ``used_for`` is what
-        the model used a group for: ``training``, ``selection`` (of the head or the epoch),
-        ``nothing``, or ``unknown`` if the model was trained further after promotion.
-
-    Raises
-    ------
-    InputError
-        Where the file is no promoted model.
-    DatasetError
-        Where the data set has no labels, or labels of another kind.
-    """
-    model, metadata = load_model(model_path)
-    if data.labels is None or data.task != metadata["task"]:
-        raise DatasetError(
-            f"{model_path} was trained for {metadata['task']}, and {data.name} has "
-            f"{f'labels for {data.task}' if data.task else 'no labels'}; give data that is "
-            "labelled alike, or use `featurestore predict`"
-        )
-    known = metadata["classes"]
-    if known and not set(known) & set(data.classes):
-        raise DatasetError(
-            f"{model_path} knows the classes {', '.join(map(str, known[:5]))}, and none of them "
-            f"is a label in {data.name} ({', '.join(map(str, data.classes[:5]))})"
-        )
-    return measure(model, data, read_seen(Path(model_path), metadata), known)
 
 
 def predict(model_path: str | Path, images: Sequence[str | Path]) -> list[Prediction]:
@@ -101,7 +63,7 @@ def predict(model_path: str | Path, images: Sequence[str | Path]) -> list[Predic
     Raises
     ------
     InputError
-        Where the file is no promoted model, or an image cannot be read.
+        If the file is not a promoted model, or an image cannot be read.
     """
     model, metadata = load_model(model_path)
     output = Predictor(model)(_read, [Path(image) for image in images])
@@ -123,3 +85,67 @@ def _read(path: Path, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         raise InputError(f"cannot read {str(path)!r}: {error}") from None
     except ImageError as error:
         raise ImageError(f"cannot decode {str(path)!r}: {error}") from None
+
+
+class Predictor:
+    """A promoted model compiled for inference, with the weights that it has now.
+
+    Images are resized one by one, by the model's own layer, and predicted in batches: resizing an
+    image of the right size again does not change it.
+
+    Parameters
+    ----------
+    model : keras.Model
+        From uint8 RGB images (batch, height, width, channel=3).
+
+    Raises
+    ------
+    InputError
+        If the model has no resizing layer, and so was not promoted here.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        layer = _resizing(model)
+        self.resize = compiled_resize(layer)
+        self._columns = model.output_shape[-1]
+        weight_bytes = sum(int(np.prod(each.shape)) * 4 for each in model.weights)
+        self._forward = compiled(
+            lambda images: [model(images, training=False)],
+            (layer.height, layer.width, 3),
+            weight_bytes,
+        )
+
+    def __call__(self, read: Callable[[Any, Any], np.ndarray], items: Any) -> np.ndarray:
+        """Predict for each item.
+
+        Parameters
+        ----------
+        read : callable
+            Takes an item and a function; applies the function to the item's decoded image
+            (height, width, 3) and returns the result. Called in threads; such as
+            :meth:`Dataset.image`.
+        items : sequence
+            Such as row numbers.
+
+        Returns
+        -------
+        numpy.ndarray of float32, (item, class) or (item, 1)
+        """
+        parts = [np.zeros((0, self._columns), np.float32)]
+        images = map_ahead(lambda item: read(item, self.resize), items, BATCHES_AHEAD * BATCH)
+        with closing(images):
+            while batch := list(islice(images, BATCH)):
+                parts.append(self._forward(np.stack(batch))[0])
+        return np.concatenate(parts)
+
+
+def _resizing(model: keras.Model) -> keras.layers.Resizing:
+    import keras
+
+    layers = [each for each in model.layers if each.name == "resizing"]
+    if not layers or not isinstance(layers[0], keras.layers.Resizing):
+        raise InputError(
+            f"model {model.name!r} has no layer 'resizing', and so was not promoted from a head; "
+            "make one with `featurestore promote HEAD -o MODEL.keras`"
+        )
+    return layers[0]

@@ -1,14 +1,15 @@
-"""When a fused model is the predictor that its cached head is: the arithmetic of the proof.
+"""When two predictors are the same: the arithmetic of the proof.
 
-Two predictors are the same where both halves are:
+A fused model is the predictor that its cached head is if both halves agree:
 
-- the fused network computes from an image the features that are stored for it, but for rounding to
+- the fused network computes from an image the features that are stored for it, up to rounding to
   the stored type and the order of sums (:class:`FeatureCheck`);
-- the fused head computes from these features what the cached head computes from the very same
-  ones, but for float32 arithmetic (:func:`head_tolerance`).
+- the fused head computes from these features what the cached head computes from the same ones, up
+  to float32 arithmetic (:func:`head_tolerance`).
 
-What rounding then does to the scores is known, not bounded: the cached head on stored rows against
-the cached head on computed ones. Rounding errors may be correlated or not; nothing is assumed.
+The effect of rounding on the scores is then measured instead of bounded: the cached head on stored
+rows against the cached head on computed ones. Nothing is assumed about how rounding errors
+correlate.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ import numpy as np
 
 from featurestore.errors import ParityError
 
-# By how much of a feature's largest value the same network, computed in another order, may differ
-# in it. Measured on MobileNet, MobileNetV2 and ResNet50: 1e-6 in the mean over features, 1e-5 in
-# the worst percent, at float32.
+# Share of a feature's largest value by which the same network, computed in another order, may
+# differ. Measured on MobileNet, MobileNetV2 and ResNet50 at float32: 1e-6 in the mean over
+# features, 1e-5 in the worst percent.
 ARITHMETIC = {"float64": 2.0**-17, "float32": 2.0**-17, "float16": 2.0**-7, "bfloat16": 2.0**-5}
-# And in a feature that is next to zero, by how much of that of the others.
+# A feature that is next to zero is allowed this share of what the others are.
 SPILL = 1 / 8
-# Networks that amplify rounding may differ by so many times what moving the last bit of each
+# Networks that amplify rounding may differ by this many times what moving the last bit of each
 # layer's result does to their features.
 ROUNDINGS = 8.0
-# What summing in another order adds in float32, relative to what is summed, and to the result. A
+# Error of summing in another order in float32, relative to the terms, and to the result. A
 # flattened layer of 65,536 features, centred by its bias, reached a quarter of it.
 SUM = 2.0**-17
 LAST_SUM = 2.0**-18
-# Share of the rows that rounding may decide; beyond it, the cached metrics say too little. A few
-# ties in a hundred are usual, and most of them come out the same.
+# Share of the rows that rounding may decide; with more, the cached metrics say too little about the
+# model. A few ties in a hundred are usual, and most of them come out the same.
 MOST_TIES = 1 / 10
-# Of the range of predicted values, what rounding may move one by.
+# Share of the range of predicted values by which rounding may move one.
 MOST_MOVED = 1 / 20
 
 Scores = Callable[[np.ndarray], np.ndarray]
@@ -55,13 +56,13 @@ class Parity:
         Largest difference of a score (logit, decision value, predicted value) between the fused
         model, given images, and the cached head, given stored rows.
     tolerance : float
-        Largest difference that the rounding of the stored rows, as found, and float32 arithmetic
+        Largest difference that the measured rounding of the stored rows and float32 arithmetic
         explain.
     agreement : float
         Fraction of the samples with the same class; 1 for regression.
     ties : int
-        Samples whose two best classes are nearer to each other than twice the tolerance, so that
-        rounding decides between them.
+        Samples whose two best classes are closer than twice the tolerance, so that rounding
+        decides between them.
     """
 
     rows: int
@@ -72,7 +73,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the scores agree, and the classes on all but a few ties."""
+        """Whether the scores agree, and the classes agree except on a few ties."""
         differ = round((1 - self.agreement) * self.rows)
         return self.max_abs_diff <= self.tolerance and differ <= self.ties <= most_ties(self.rows)
 
@@ -82,7 +83,7 @@ class Parity:
 
 
 def most_ties(rows: int) -> int:
-    """Return how many of some rows may be ties: one in ten, at least one.
+    """Return how many of ``rows`` may be ties: one in ten, at least one.
 
     Examples
     --------
@@ -93,7 +94,7 @@ def most_ties(rows: int) -> int:
 
 
 class FeatureCheck:
-    """Whether computed features are those that are stored.
+    """Compares computed features with stored ones.
 
     Parameters
     ----------
@@ -104,8 +105,8 @@ class FeatureCheck:
     precision : str
         The types that they were computed in, joined by ``+``.
     plain, rounded : numpy.ndarray of float32, (some row, …)
-        Features of a few images, and the same with the last bit of each layer's result moved: how
-        strongly this network amplifies rounding.
+        Features of a few images, without and with the last bit of each layer's result moved: they
+        show how strongly this network amplifies rounding.
     """
 
     def __init__(
@@ -116,9 +117,9 @@ class FeatureCheck:
         plain: np.ndarray,
         rounded: np.ndarray,
     ) -> None:
-        self._stored, self.dtype = stored, dtype
+        self.stored, self.dtype = stored, dtype
         size = np.abs(stored).max(axis=0)
-        # The median, because some layers have a few channels thousands of times the others.
+        # The median, because a few channels of some layers are thousands of times the others.
         typical = np.median(size[size > 0]) if size.any() else 0.0
         self._size = size + np.float32(SPILL * typical)
         coarsest = max(ARITHMETIC.values())
@@ -127,14 +128,8 @@ class FeatureCheck:
         self.relative = max(relative, ROUNDINGS * float(moved.max(initial=0)))
 
     def require(self, features: np.ndarray, rows: np.ndarray, what: str) -> None:
-        """Stop where computed features are not the stored ones.
-
-        Raises
-        ------
-        ParityError
-            With the largest difference, in multiples of what is explained.
-        """
-        excess = float(self._ratio(features, self._stored[rows]).max())
+        """Raise ParityError if computed features are not the stored ones."""
+        excess = float(self._ratio(features, self.stored[rows]).max())
         if not excess <= 1:
             raise ParityError(
                 f"{what} disagrees with the cached head: its features differ from the stored rows "
@@ -144,51 +139,46 @@ class FeatureCheck:
             )
 
     def require_distinct(self) -> None:
-        """Refuse features that differ by less from row to row than the check allows.
-
-        Raises
-        ------
-        ParityError
-            If most rows could stand for their neighbours: the check could not fail.
-        """
-        rows = len(self._stored)
-        other = np.roll(self._stored, 1, axis=0)
-        same = self._ratio(other, self._stored).reshape(rows, -1).max(axis=1) <= 1
+        """Raise ParityError if most rows would pass for their neighbours: the check cannot fail."""
+        rows = len(self.stored)
+        other = np.roll(self.stored, 1, axis=0)
+        same = self._ratio(other, self.stored).reshape(rows, -1).max(axis=1) <= 1
         if rows > 1 and same.sum() > rows / 2:
             raise ParityError(
                 f"cannot prove a promotion: {same.sum()} of {rows} stored rows differ from those "
                 f"of other images by no more than rounding does ({self.dtype}, and "
-                f"{self.relative:.2g} of each feature); {_way_out(self.dtype)}"
+                f"{self.relative:.2g} of each feature); {_remedy(self.dtype)}"
             )
 
     def _ratio(self, features: np.ndarray, stored: np.ndarray) -> np.ndarray:
-        # Half the distance to the next number that the type holds.
+        # Half the distance to the next number of the type.
         half = np.spacing(np.abs(stored).astype(self.dtype)).astype(np.float32) / 2
         allowed = half + np.float32(self.relative) * self._size
         apart = np.abs(np.asarray(features, np.float32) - stored)
-        # Nothing is allowed where a feature is zero in all rows and in all others of the layer.
+        # If the whole layer is zero in all rows, nothing is allowed.
         return np.where(apart > 0, apart / np.maximum(allowed, np.finfo("f4").tiny), 0)
 
 
 def head_tolerance(scores: Scores, features: np.ndarray) -> float:
-    """Measure how far the order of float32 sums can move a head's scores.
+    """Return how far the order of float32 sums can move a head's scores.
 
     Parameters
     ----------
     scores : callable
         From features (row, …) float32 to scores (row, class).
     features : numpy.ndarray (row, …)
-        What the head is given.
+        The head's input.
 
     Returns
     -------
     float
-        Largest explicable difference of one score.
+        Largest difference of one score that this explains.
     """
     base = scores(features)
     step = 2.0**-12
     signs = np.random.default_rng(0).integers(0, 2, features.shape, np.int8) * 2 - 1
-    # Together: what adds up to a large number before a bias cancels it, and what cancels itself.
+    # Of one sign: terms that add up until a bias cancels them. Of random signs: terms that cancel
+    # each other.
     moved = sum(
         float(np.abs(scores(features * (1 + np.float32(step) * change)) - base).max())
         for change in (np.int8(1), signs)
@@ -209,7 +199,7 @@ def compare(measured: np.ndarray, found: np.ndarray, tolerance: float) -> Parity
 
 
 def require(parity: Parity, measured: np.ndarray, dtype: np.dtype, what: str) -> None:
-    """Stop where the scores disagree, or where rounding decides too much for a proof.
+    """Raise ParityError if the scores disagree, or if rounding decides too much for a proof.
 
     Parameters
     ----------
@@ -220,11 +210,6 @@ def require(parity: Parity, measured: np.ndarray, dtype: np.dtype, what: str) ->
         The type that these are stored in.
     what : str
         What was compared with the cached head.
-
-    Raises
-    ------
-    ParityError
-        With the figures.
     """
     if parity.max_abs_diff > parity.tolerance:
         raise ParityError(
@@ -244,11 +229,11 @@ def require(parity: Parity, measured: np.ndarray, dtype: np.dtype, what: str) ->
         )
         raise ParityError(
             f"cannot prove a promotion: rounding the features to {dtype} {decided}, so that the "
-            f"model would not be what was measured; {_way_out(dtype)}"
+            f"model would not be what was measured; {_remedy(dtype)}"
         )
 
 
-def _way_out(dtype: np.dtype) -> str:
+def _remedy(dtype: np.dtype) -> str:
     if dtype == np.float16:
         return "extract with `--dtype float32` and train the head again"
     return "train a head with smaller weights (a smaller C, a larger alpha), or on another layer"

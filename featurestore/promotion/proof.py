@@ -1,8 +1,7 @@
-"""The proof: the fused model, fed image files, against the cached head, fed stored rows."""
+"""The proof: the fused model, given image files, against the cached head, given stored rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -30,15 +29,15 @@ if TYPE_CHECKING:
     from featurestore.store import FeatureGroup
 
 PROOF_ROWS = 128
-# The rows are taken from so many blocks: a block in another's place shows, and little is read.
+# The rows come from this many blocks: a block in the place of another shows, and little is read.
 PROOF_BLOCKS = 16
-# Of very wide layers fewer rows are compared, so that they fit this many bytes.
+# Very wide layers are compared on fewer rows, which fit this many bytes.
 PROOF_BYTES = 2**28
 # Rows that the plain layers compute, also with the last bit of each layer's result moved.
 ROUNDED_ROWS = 8
-# Rows that are also given to the model in one batch, by calling it.
+# Rows that the model is also called on, in one batch.
 CALLED_ROWS = 32
-# Where all its sigmoids underflow, scikit-learn calls the classes equally likely.
+# If all its sigmoids underflow, scikit-learn calls the classes equally likely.
 UNDERFLOW = -80.0
 
 
@@ -48,28 +47,28 @@ def prove(
     fused: Fused,
     data: Dataset,
     metadata: dict[str, Any],
-    tell: OnEvent,
+    on_event: OnEvent,
 ) -> Parity:
     """Prove that a fused model is the predictor that its head is; then that its file is.
 
-    Whole images of their own sizes are predicted one by one, as a user would. Some of them are
-    given to the model in a batch by calling it, which is what export and nesting do. The saved
-    file, loaded by Keras, goes through both again.
+    Whole images of their own sizes are predicted one by one, as a user would. The model is also
+    called on a batch of them, as export and nesting do. The saved file, loaded by Keras, goes
+    through both again. No weight may move.
 
     Parameters
     ----------
     head : Head
-        Blocks of its features that do not exist are passed over.
+        Blocks of its features that were never extracted are left out.
     backbone : Backbone
-        What they were extracted by.
+        The model that they were extracted by.
     fused : Fused
         The head on its backbone, before anything is trained.
     data : Dataset
         The samples of the features, with their images.
     metadata : dict
         What the file holds beside the model.
-    tell : callable
-        Receives a :class:`Proved` for the model and for its file.
+    on_event : callable
+        Receives :class:`Proved` for the model and for its file.
 
     Returns
     -------
@@ -89,10 +88,9 @@ def prove(
     ref = LayerRef.parse(head.key.ref)
     passes = (backbone.reference([ref]), backbone.rounded([ref]))
     plain, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
-    precision = backbone.precision(ref.layer)
-    check = FeatureCheck(stored, group.dtype, precision, plain, rounded)
+    check = FeatureCheck(stored, group.dtype, backbone.precision(ref.layer), plain, rounded)
     check.require_distinct()
-    judge = _Judge(head, stored, data.splits[rows] != "train", check)
+    held_out = data.splits[rows] != "train"
 
     def both_ways(model: keras.Model, index: np.ndarray, what: str) -> Parity:
         traced = with_internals(model, fused)
@@ -100,9 +98,10 @@ def prove(
             # As a user would: whole images of their own sizes, one by one, by Keras itself.
             found = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows[index]]
             called = [np.asarray(each) for each in traced(images)]
-        parity = judge(index, [np.concatenate(parts) for parts in zip(*found, strict=True)], what)
-        judge(few, called, f"{what}, called,")
-        tell(Proved(what, parity))
+        outputs = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        parity = _judge(head, check, index, held_out, outputs, what)
+        _judge(head, check, few, held_out, called, f"{what}, called,")
+        on_event(Proved(what, parity))
         return parity
 
     weights = weights_digest(fused.model)
@@ -115,14 +114,13 @@ def prove(
     if not weights_digest(fused.model) == weights_digest(loaded) == weights:
         raise ParityError(
             "weights of the promoted model changed when it was called or saved, though nothing was "
-            "trained: a layer is in training mode where it should be at rest; cut the backbone "
-            "before that layer"
+            "trained: a layer is in training mode at inference; cut the backbone before that layer"
         )
     return parity
 
 
 def proof_rows(group: FeatureGroup) -> np.ndarray:
-    """Return the rows that are compared, of blocks that exist.
+    """Return the rows that are compared, from blocks that exist.
 
     Raises
     ------
@@ -130,10 +128,10 @@ def proof_rows(group: FeatureGroup) -> np.ndarray:
         If there are none.
     """
     missing = group.missing()
-    there = np.setdiff1d(np.arange(group.blocks), missing)
-    if not len(there):
+    stored = np.setdiff1d(np.arange(group.blocks), missing)
+    if not len(stored):
         raise group.incomplete(missing)
-    return spread(there, group.block_rows, group.shape)
+    return spread(stored, group.block_rows, group.shape)
 
 
 def spread(blocks: np.ndarray, block_rows: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -154,57 +152,61 @@ def spread(blocks: np.ndarray, block_rows: int, shape: tuple[int, ...]) -> np.nd
     return np.concatenate([np.arange(*ends_of) for ends_of in zip(starts, ends, strict=True)])
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Compares what a model computes, inside and out, with a cached head on stored rows.
+def _judge(
+    head: Head,
+    check: FeatureCheck,
+    index: np.ndarray,
+    held_out: np.ndarray,
+    outputs: list[np.ndarray],
+    what: str,
+) -> Parity:
+    """Compare a model, inside and out, with the cached head on some of the stored rows.
 
-    Attributes
+    Parameters
     ----------
     head : Head
-    stored : numpy.ndarray of float32, (row, …)
-        Stored rows.
-    held_out : numpy.ndarray of bool, (row,)
-        Which of them no head was trained on.
     check : FeatureCheck
-        Of the same rows.
+        Of the stored rows.
+    index : numpy.ndarray of int
+        Positions of the rows among these.
+    held_out : numpy.ndarray of bool, (row,)
+        The stored rows that the head was not trained on.
+    outputs : list of numpy.ndarray
+        Features, scores and output of the model for these rows.
+    what : str
+        What the model is, for messages.
+
+    Raises
+    ------
+    ParityError
     """
-
-    head: Head
-    stored: np.ndarray
-    held_out: np.ndarray
-    check: FeatureCheck
-
-    def __call__(self, index: np.ndarray, outputs: list[np.ndarray], what: str) -> Parity:
-        """Return the parity of features, scores and output of some rows, or raise ParityError."""
-        features, scores, output = outputs
-        self.check.require(features, index, what)
-        head = self.head
-        expected, arithmetic = head.scores(features), head_tolerance(head.scores, features)
-        _require_equal(expected, scores, arithmetic, f"the head of {what}")
-        likely = head.predict_proba(features)
-        if likely is not None:
-            clear = expected.max(axis=1) > UNDERFLOW
-            # No probability moves by more than twice what the scores do.
-            probability = f"the probability by {what}"
-            _require_equal(likely[clear], output[clear], 2 * arithmetic + 1e-6, probability)
-        measured = head.scores(self.stored[index])
-        rounding = float(np.abs(expected - measured).max())
-        tolerance = rounding + arithmetic
-        parity = compare(measured, scores, tolerance)
-        require(parity, measured, self.check.dtype, what)
-        held_out = self.held_out[index]
-        if held_out.any():
-            # A head that overfits is sure of its training rows, whatever rounding does to others.
-            apart = compare(measured[held_out], scores[held_out], tolerance)
-            require(apart, measured[held_out], self.check.dtype, f"{what} on held-out rows")
-        return parity
+    features, scores, output = outputs
+    check.require(features, index, what)
+    expected, arithmetic = head.scores(features), head_tolerance(head.scores, features)
+    _require_equal(expected, scores, arithmetic, f"the head of {what}")
+    likely = head.predict_proba(features)
+    if likely is not None:
+        clear = expected.max(axis=1) > UNDERFLOW
+        # No probability moves by more than twice what the scores do.
+        probability = f"the probability by {what}"
+        _require_equal(likely[clear], output[clear], 2 * arithmetic + 1e-6, probability)
+    measured = head.scores(check.stored[index])
+    rounding = float(np.abs(expected - measured).max())
+    parity = compare(measured, scores, rounding + arithmetic)
+    require(parity, measured, check.dtype, what)
+    apart = held_out[index]
+    if apart.any():
+        # A head that overfits is sure of its training rows, whatever rounding does to others.
+        unseen = compare(measured[apart], scores[apart], rounding + arithmetic)
+        require(unseen, measured[apart], check.dtype, f"{what} on held-out rows")
+    return parity
 
 
 def _require_equal(expected: np.ndarray, found: np.ndarray, tolerance: float, what: str) -> None:
-    apart = np.abs(expected - found).max(initial=0)
-    if not apart <= tolerance:
+    difference = np.abs(expected - found).max(initial=0)
+    if not difference <= tolerance:
         raise ParityError(
-            f"{what} differs from the cached head on equal features by up to {apart:.3g}, where "
-            f"float32 arithmetic explains {tolerance:.3g}; nothing was trained or saved. Train the "
-            "head again with `featurestore train`, or report its estimator and parameters"
+            f"{what} differs from the cached head on equal features by up to {difference:.3g}, "
+            f"where float32 arithmetic explains {tolerance:.3g}; nothing was trained or saved. "
+            "Train the head again with `featurestore train`, or report its estimator and parameters"
         )

@@ -4,45 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 
-from featurestore.backbone import LayerRef, unfrozen
+from featurestore.backbone import unfrozen
 from featurestore.backbone.naming import RESERVED
 from featurestore.backbone.seeding import seeded
-from featurestore.errors import (
-    ActivationError,
-    FeatureStoreWarning,
-    NotFoundError,
-    PromotionError,
-)
-from featurestore.extraction import extract
+from featurestore.errors import FeatureStoreWarning, NotFoundError, PromotionError
 from featurestore.heads.stale import stale
 from featurestore.promotion.evaluation import measure
-from featurestore.promotion.events import OnEvent, TuningEpochEnded, TuningStarted
+from featurestore.promotion.events import OnEvent
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
 from featurestore.promotion.saved import find_seen, save_model, weights_digest
 from featurestore.promotion.seen import Seen
-from featurestore.promotion.tune import (
-    Tuned,
-    boundary,
-    fine_tune,
-    freeze,
-    labelled_images,
-    rates,
-    verdict,
-)
+from featurestore.versions import versions
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
-    from featurestore.features import Features
     from featurestore.heads import Head
 
 FORMAT = 1
@@ -62,14 +47,14 @@ class Promotion:
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
         Metrics on each held-out split before and after fine-tuning, with ``used_for``: validation
-        rows chose head and epoch (``selection``), test rows nothing. Equal where nothing was
+        rows chose head and epoch (``selection``), test rows nothing. Equal if nothing was
         trained, or no epoch was better.
     history : list of dict
         Loss and metrics of each epoch.
     fine_tuning : dict
         Its options, ``rates`` (of the head and each block), ``start`` (validation loss and
-        accuracy before the first epoch), ``kept_epoch`` and ``verdict``, what became of it in a
-        line. Empty where nothing was trained.
+        accuracy before the first epoch), ``kept_epoch`` and ``verdict``, the outcome in one
+        line. Empty if nothing was trained.
     metadata : dict
         What :meth:`save` writes beside the model: classes, task, lineage.
     seen : Seen
@@ -89,8 +74,8 @@ class Promotion:
     def save(self, path: str | Path) -> None:
         """Write the model, as it is now, with its metadata as one ``.keras`` file.
 
-        If it was trained further since promotion, the figures of its former weights are left out
-        of the file, and the file says so.
+        If it was trained further since promotion, the file says so, and the figures of its former
+        weights are left out.
 
         Raises
         ------
@@ -98,10 +83,16 @@ class Promotion:
             If the path does not end in ``.keras`` or cannot be written to.
         """
         further = weights_digest(self.model) != self._weights
-        figures = {"before": _brief(self.before), "after": _brief(self.after)}
-        figures |= {"parity": self.parity.to_dict(), "fine_tuning": self.fine_tuning}
-        metadata = self.metadata | ({} if further else figures) | {"trained_further": further}
-        save_model(self.model, path, metadata, self.seen)
+        metadata = {**self.metadata, "trained_further": further}
+        if not further:
+            metadata |= {
+                "before": _without_confusion(self.before),
+                "after": _without_confusion(self.after),
+                "parity": self.parity.to_dict(),
+                "fine_tuning": self.fine_tuning,
+            }
+        seen = replace(self.seen, complete=self.seen.complete and not further)
+        save_model(self.model, path, metadata, seen)
 
     @property
     def report(self) -> dict[str, Any]:
@@ -113,6 +104,14 @@ class Promotion:
             "fine_tuning": self.fine_tuning,
             "history": self.history,
         }
+
+
+def _without_confusion(measures: dict[str, Any]) -> dict[str, Any]:
+    # With a thousand classes, a confusion matrix is a megabyte.
+    return {
+        split: {name: value for name, value in each.items() if name != "confusion"}
+        for split, each in measures.items()
+    }
 
 
 def promote(
@@ -166,47 +165,65 @@ def promote(
     --------
     >>> promotion = promote(head, backbone, data=photos, unfreeze="block5")  # doctest: +SKIP
     >>> promotion.fine_tuning["verdict"]  # doctest: +SKIP
-    'kept epoch 3 of 3: val_loss 0.214, 0.251 before'
+    'kept epoch 3 of 3: val_loss 0.214 (0.251 before)'
     """
     tuning = FineTuning.of(options)
-    _check_data(head, data)
-    if tuning.passes:
-        _check_trainable(head, data)
+    _check_data(head, data, tuning)
     seen = _seen(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)
-    # All that is drawn for new layers, dropout too; the process's own generator stays as it was.
+    on_event = on_event or (lambda event: None)
+    # Seeds new layers and dropout; the process's own generator is left as it was.
     with seeded(tuning.seed):
-        return _promote(head, backbone, data, tuning, seen, on_event or _ignore)
+        fused = fuse(head, backbone)
+        unfrozen_layers = _unfrozen_layers(fused, tuning.unfreeze)
+        metadata = _metadata(head, data)
+        parity = prove(head, backbone, fused, data, metadata, on_event)
 
+        def measures() -> dict[str, Any]:
+            if data.labels is None or data.task != head.task:
+                return {}
+            return measure(fused.model, data, seen, head.classes, held_out=True)
 
-def _promote(
-    head: Head, backbone: Backbone, data: Dataset, tuning: FineTuning, seen: Seen, tell: OnEvent
-) -> Promotion:
-    fused = fuse(head, backbone)
-    free = _free_layers(fused, tuning.unfreeze)
-    metadata = _metadata(head, data)
-    parity = prove(head, backbone, fused, data, metadata, tell)
-    can_measure = data.labels is not None and data.task == head.task
+        before = after = measures()
+        history: list[dict[str, float]] = []
+        record: dict[str, Any] = {}
+        if tuning.passes:
+            # It imports extraction, which the other steps do without.
+            from featurestore.promotion.tune import tune
 
-    def measures() -> dict[str, Any]:
-        if not can_measure:
-            return {}
-        return measure(fused.model, data, seen, head.classes, held_out=True)
-
-    before = after = measures()
-    tuned = Tuned()
-    record: dict[str, Any] = {}
-    if tuning.passes:
-        tuned, record = _tune(head, backbone, fused, data, free, tuning, tell)
-        after = measures() if tuned.kept_epoch else before
-    # A fresh model around the same layers leaves the optimizer behind.
-    model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
+            tuned, record = tune(head, backbone, fused, data, unfrozen_layers, tuning, on_event)
+            history = tuned.history
+            after = measures() if tuned.kept_epoch else before
+        # A new model around the same layers leaves the optimizer behind.
+        model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
     weights = weights_digest(model)
-    return Promotion(model, parity, before, after, tuned.history, record, metadata, seen, weights)
+    return Promotion(model, parity, before, after, history, record, metadata, seen, weights)
 
 
-def _ignore(event: object) -> None:
-    pass
+def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
+    if data.digest != head.key.dataset_digest:
+        raise PromotionError(
+            f"{head.id} was fitted on other samples than {data.name} holds now; open the data set "
+            "as it was, or train the head again on the present one with `featurestore train`"
+        )
+    if not tuning.passes:
+        return
+    again = "split again with `featurestore scan`, then `featurestore train`"
+    if head.task != data.task:
+        found = f"labels for {data.task}" if data.task else "no labels"
+        raise PromotionError(
+            f"{head.id} was fitted for {head.task}, and {data.name} has {found}; to fine-tune, "
+            "give the data set that the head was fitted on"
+        )
+    if list(head.classes) != list(data.classes):
+        differ = sorted(set(map(repr, head.classes)) ^ set(map(repr, data.classes)))
+        raise PromotionError(
+            f"{head.id} knows {len(head.classes)} classes, and {data.name} has "
+            f"{len(data.classes)}; not in both: {', '.join(differ[:5])}. To fine-tune, each class "
+            f"needs training rows and a head trained on them: {again}"
+        )
+    if not len(data.rows("train", labelled=True)):
+        raise PromotionError(f"{data.name} has no labelled rows in its train split; {again}")
 
 
 def _seen(
@@ -228,19 +245,11 @@ def _seen(
                 "fitted on it, which says what the model was trained on; give the data set with "
                 "those labels and splits, or train the head again with `featurestore train`"
             ) from error
-    # The epoch is chosen by the validation rows.
+    # Fine-tuning chooses the epoch by the validation rows.
     chosen_by = {*selected_on, "val"} if tuning.passes else selected_on
     datasets = [fitted_on, data] if tuning.passes else [fitted_on]
     file = backbone.spec.get("path")
     return Seen.by(datasets, chosen_by, find_seen(Path(file)) if file else None)
-
-
-def _check_data(head: Head, data: Dataset) -> None:
-    if data.digest != head.key.dataset_digest:
-        raise PromotionError(
-            f"{head.id} was fitted on other samples than {data.name} holds now; open the data set "
-            "as it was, or train the head again on the present one with `featurestore train`"
-        )
 
 
 def _warn_if_stale(head: Head) -> None:
@@ -255,27 +264,7 @@ def _warn_if_stale(head: Head) -> None:
         )
 
 
-def _check_trainable(head: Head, data: Dataset) -> None:
-    again = "split again with `featurestore scan`, then `featurestore train`"
-    if head.task != data.task:
-        found = f"labels for {data.task}" if data.task else "no labels"
-        raise PromotionError(
-            f"{head.id} was fitted for {head.task}, and {data.name} has {found}; to fine-tune, "
-            "give the data set that the head was fitted on"
-        )
-    if list(head.classes) != list(data.classes):
-        odd = sorted(set(map(repr, head.classes)) ^ set(map(repr, data.classes)))
-        raise PromotionError(
-            f"{head.id} tells {len(head.classes)} classes apart, and {data.name} has "
-            f"{len(data.classes)}; not in both: {', '.join(odd[:5])}. To fine-tune, each class "
-            f"needs training rows and a head trained on them: {again}"
-        )
-    if not len(data.rows("train", labelled=True)):
-        raise PromotionError(f"{data.name} has no labelled rows in its train split; {again}")
-
-
-def _free_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
-    """Return the names of the backbone's own layers that are set free."""
+def _unfrozen_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
     if unfreeze is None:
         return []
     names = set(fused.backbone_layers) - set(RESERVED)
@@ -283,8 +272,6 @@ def _free_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
 
 
 def _metadata(head: Head, data: Dataset) -> dict[str, Any]:
-    from featurestore.versions import versions
-
     return {
         "featurestore_model": FORMAT,
         "task": head.task,
@@ -295,84 +282,3 @@ def _metadata(head: Head, data: Dataset) -> dict[str, Any]:
         "dataset": {"name": data.name, "manifest": data.manifest_digest},
         "versions": versions(),
     }
-
-
-def _brief(metrics_of: dict[str, Any]) -> dict[str, Any]:
-    # With a thousand classes, a confusion matrix is a megabyte.
-    return {
-        split: {name: value for name, value in each.items() if name != "confusion"}
-        for split, each in metrics_of.items()
-    }
-
-
-def _tune(
-    head: Head,
-    backbone: Backbone,
-    fused: Fused,
-    data: Dataset,
-    free: list[str],
-    tuning: FineTuning,
-    tell: OnEvent,
-) -> tuple[Tuned, dict[str, Any]]:
-    def ended(epoch: int, logs: dict[str, float]) -> None:
-        tell(TuningEpochEnded(head.id, epoch, tuning.passes, logs))
-
-    size = tuning.batch_size
-    order: dict[str, Any] = {"shuffle": True, "seed": tuning.seed}
-    freeze(fused.model, fused.backbone_layers, free)
-    of_block = rates(fused.model, fused.backbone_layers, tuning)
-    found = boundary(fused.model, fused.backbone_layers, _stored_refs(head, backbone))
-    if found is not None:
-        ref, tensor = found
-        model = keras.Model(tensor, fused.model.outputs[0])
-        features = _boundary_features(data, backbone, ref, head, tell)
-        train = features.py_dataset("train", batch_size=size, **order)
-        watched = features.py_dataset("val", batch_size=size)
-    else:
-        model = fused.model
-        train = labelled_images(data, backbone, "train", size, **order)
-        watched = labelled_images(data, backbone, "val", size)
-    tell(TuningStarted(head.id, of_block))
-    held_out = watched if len(watched) else None
-    tuned = fine_tune(
-        model,
-        fused.backbone_layers,
-        of_block,
-        train,
-        held_out,
-        tuning,
-        steps=fused.steps,
-        on_epoch=ended,
-    )
-    record = {
-        **tuning.model_dump(),
-        "epochs": tuning.passes,
-        "rates": of_block,
-        "start": tuned.start,
-        "kept_epoch": tuned.kept_epoch,
-        "verdict": verdict(tuned, tuning),
-    }
-    return tuned, record
-
-
-def _stored_refs(head: Head, backbone: Backbone) -> dict[str, str]:
-    """Return the layer ref that stores what a layer of the fused model gives, by its name."""
-    names = set(backbone.layer_names)
-    refs = {
-        info.name: info.name
-        for info in backbone.layers()
-        # Scaled images are no work saved; of a layer that is called twice, the name alone does
-        # not tell which call.
-        if info.flops > 0 and f"{info.name}@2" not in names
-    }
-    own = LayerRef.parse(head.key.ref)
-    return {**refs, "reduction" if own.reduction else own.layer: head.key.ref}
-
-
-def _boundary_features(
-    data: Dataset, backbone: Backbone, ref: str, head: Head, tell: OnEvent
-) -> Features:
-    try:
-        return extract(data, backbone, [ref], head.store, on_event=tell)[ref]
-    except ActivationError:
-        return extract(data, backbone, [ref], head.store, dtype="float32", on_event=tell)[ref]

@@ -11,7 +11,9 @@ import json
 import os
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from featurestore import durable
 from featurestore.backbone import model_files
@@ -25,6 +27,23 @@ if TYPE_CHECKING:
 
 MEMBER = "featurestore.json"
 SAMPLES = "featurestore-samples.bin"
+
+
+class Metadata(BaseModel):
+    """What ``featurestore.json`` must hold for the model to be used; the lineage is free."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    task: Literal["classification", "regression"]
+    classes: list[str] | list[int]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Metadata:
+        count = len(self.classes)
+        fits = count == 0 if self.task == "regression" else count > 1
+        if not fits or len(set(self.classes)) < count:
+            raise ValueError(f"{self.classes[:5]} are not the classes of a {self.task}")
+        return self
 
 
 def save_model(
@@ -46,19 +65,18 @@ def save_model(
     Raises
     ------
     InputError
-        Where the path does not end in ``.keras``, its folder does not exist, or it cannot be
-        written to. What was there before is left as it was.
+        If the path does not end in ``.keras``, its folder does not exist, or it cannot be
+        written to. A file that was there before is left as it was.
     """
     path = check_target(path)
     try:
         with scratch(beside=path.parent) as folder:
             part = folder / path.name
             type(model).save(model, part)
-            if seen is not None:
-                metadata = {**metadata, "samples": seen.fields()}
             with zipfile.ZipFile(part, "a") as archive:
                 if seen is not None:
-                    archive.writestr(SAMPLES, seen.to_bytes())
+                    metadata = {**metadata, "samples": seen.fields()}
+                    archive.writestr(SAMPLES, seen.samples.tobytes())
                 archive.writestr(MEMBER, json.dumps(metadata, indent=2, ensure_ascii=False))
             durable.commit(part, path)
     except OSError as error:
@@ -69,14 +87,14 @@ def save_model(
 
 
 def check_target(path: str | Path) -> Path:
-    """Return the path where it can be written to as a model file; see :func:`save_model`."""
+    """Return the path if a model file can be written to it; see :func:`save_model`."""
     path = Path(path)
     if path.suffix != ".keras":
         raise InputError(f"a model is saved as a .keras file; got {str(path)!r}")
     if not path.parent.is_dir():
         raise InputError(f"no folder {str(path.parent)!r} to write {path.name} into; make it first")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        why = "it is a folder" if path.is_dir() else "Read-only folder"
+        why = "it is a folder" if path.is_dir() else "the folder is read-only"
         raise InputError(f"cannot write {str(path)!r}: {why}; give another file, ending in .keras")
     return path
 
@@ -104,7 +122,7 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     Raises
     ------
     InputError
-        Where there is no such file, or it is no promoted model.
+        If there is no such file, or it is not a promoted model.
     """
     path = Path(path)
     metadata = read_metadata(path)
@@ -112,16 +130,12 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
         model = model_files.load_model(path)
     except InputError as error:
         raise InputError(f"cannot load {path} as a Keras model: {error}") from error
-    columns = len(metadata["classes"]) or 1
-    if model.input_shape != (None, None, None, 3):
+    expected = (None, None, None, 3), (None, len(metadata["classes"]) or 1)
+    if (model.input_shape, model.output_shape) != expected:
         raise InputError(
-            f"{path} takes {model.input_shape}, and a promoted model images (None, None, None, 3); "
-            "promote the head again"
-        )
-    if model.output_shape != (None, columns):
-        raise InputError(
-            f"{path} gives {model.output_shape}, and its {MEMBER} names {columns} columns; "
-            "promote the head again"
+            f"{path} maps {model.input_shape} to {model.output_shape}; expected a promoted model, "
+            f"which by its {MEMBER} maps images {expected[0]} to {expected[1]}; promote the head "
+            "again"
         )
     return model, metadata
 
@@ -133,15 +147,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise InputError(f"no model file {str(path)!r}; {nearest(str(path), known)}")
     try:
         with zipfile.ZipFile(path) as archive:
-            found = json.loads(archive.read(MEMBER))
-    except Exception as error:  # zipfile, zlib and JSON raise a dozen kinds
+            return Metadata.model_validate(json.loads(archive.read(MEMBER))).model_dump()
+    except Exception as error:  # zipfile, zlib, JSON and pydantic raise a dozen kinds
         raise InputError(
-            f"{path} is no promoted model (it has no {MEMBER} that can be read); make one with "
+            f"{path} is not a promoted model: {one_line(error)}; make one with "
             "`featurestore promote HEAD -o MODEL.keras`"
         ) from error
-    if not _is_metadata(found):
-        raise InputError(f"{path}: {MEMBER} lacks the classes or the task; promote the head again")
-    return found
 
 
 def find_seen(path: Path) -> Seen | None:
@@ -160,34 +171,18 @@ def read_seen(path: Path, metadata: dict[str, Any]) -> Seen:
     path : Path
         A file that :func:`save_model` wrote.
     metadata : dict
-        What :func:`read_metadata` gave.
+        What :func:`read_metadata` returned.
 
     Raises
     ------
     InputError
-        If the file does not say it.
+        If the file does not record it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            data = archive.read(SAMPLES)
-        return Seen.from_bytes(data, metadata["samples"], metadata["trained_further"] is False)
+            return Seen.from_bytes(archive.read(SAMPLES), metadata["samples"])
     except Exception as error:  # zipfile and zlib raise a dozen kinds
         raise InputError(
             f"{path} does not say which samples it was trained on ({one_line(error)}); promote the "
             "head again with `featurestore promote HEAD -o MODEL.keras`"
         ) from error
-
-
-def _is_metadata(found: Any) -> bool:
-    if not isinstance(found, dict) or not isinstance(found.get("classes"), list):
-        return False
-    classes = found["classes"]
-    if found.get("task") == "regression":
-        return not classes
-    kind = type(classes[0]) if len(classes) > 1 else None
-    return (
-        found.get("task") == "classification"
-        and kind in (str, int)
-        and all(type(each) is kind for each in classes)
-        and len(set(classes)) == len(classes)
-    )

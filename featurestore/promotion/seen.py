@@ -1,4 +1,4 @@
-"""Which samples a model has seen: what decides whether a figure says anything about new images."""
+"""Which samples a model has seen: only figures on the others say how good it is on new images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from featurestore.dataset.split import SPLITS
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
-# Of each digest. Among a million samples two are alike once in 40 million cases.
+# Of each digest. Among a million samples, two are alike with a chance of one in 40 million.
 ID_BYTES = 8
-STORED = ">u8"
+SAMPLE = np.dtype([("id", ">u8"), ("split", "u1")])
 UNSEEN = "unseen"
 # What the rows of a split were used for.
 TRAINING, SELECTION, NOTHING, UNKNOWN = "training", "selection", "nothing", "unknown"
@@ -23,19 +23,20 @@ TRAINING, SELECTION, NOTHING, UNKNOWN = "training", "selection", "nothing", "unk
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The samples of the data set that a model was made with, by their split.
+    """The samples of the data set that a model was made with, and the split of each.
 
     Attributes
     ----------
-    ids : dict of str to numpy.ndarray, uint64 (sample,)
-        The first 8 bytes of each digest as a number, ascending; by split. No sample is in two.
+    samples : numpy.ndarray of SAMPLE, (sample,)
+        ``id``: the first 8 bytes of the sample's digest as a number. ``split``: position in
+        ``SPLITS``.
     selected_on : tuple of str
         Splits whose rows chose the head or the epoch.
     complete : bool
         False if the model was trained further, on samples that are not known.
     """
 
-    ids: dict[str, np.ndarray]
+    samples: np.ndarray
     selected_on: tuple[str, ...] = ("val",)
     complete: bool = True
 
@@ -46,43 +47,46 @@ class Seen:
         selected_on: Collection[str] = ("val",),
         backbone: Seen | None = None,
     ) -> Seen:
-        """Take what a model was trained and selected on.
+        """Return what a model was trained and selected on.
 
         Parameters
         ----------
         datasets : collection of Dataset
             The data set as the head was fitted on it, and as the model was fine-tuned on it. A
-            sample of the training rows of any of them counts as trained on.
+            training row of any of them counts as trained on.
         selected_on : collection of str
             Splits whose rows chose the head or the epoch.
         backbone : Seen, optional
-            What the backbone was trained and selected on, if it is a promoted model: counts as
+            What the backbone was trained and selected on, if it is a promoted model; counts as
             trained on.
         """
-        ids: dict[str, np.ndarray] = {}
-        taken = np.zeros(0, np.uint64)
         selected = tuple(each for each in SPLITS if each in selected_on)
-        # What was seen most counts.
+        parts: list[tuple[str, np.ndarray]] = []
+        # A sample in several splits counts as in the first of these.
         for split in sorted(SPLITS, key=lambda each: (each != "train", each not in selected)):
-            rows = [_ids(data, data.rows(split, labelled=split != "test")) for data in datasets]
-            if backbone is not None and split == "train":
-                used = ("train", *backbone.selected_on)
-                rows += [ids for each, ids in backbone.ids.items() if each in used]
-            ids[split] = np.setdiff1d(np.concatenate(rows), taken)
-            taken = np.concatenate([taken, ids[split]])
-        return cls(ids, selected, backbone is None or backbone.complete)
+            if split == "train" and backbone is not None:
+                used = [SPLITS.index(each) for each in {"train", *backbone.selected_on}]
+                samples = backbone.samples
+                parts.append((split, samples["id"][np.isin(samples["split"], used)]))
+            for data in datasets:
+                rows = data.rows(split, labelled=split != "test")
+                parts.append((split, _ids(data)[rows]))
+        ids = np.concatenate([each for _, each in parts])
+        splits = np.concatenate([np.full(len(each), SPLITS.index(split)) for split, each in parts])
+        ids, first = np.unique(ids, return_index=True)
+        found = np.empty(len(ids), SAMPLE)
+        found["id"], found["split"] = ids, splits[first]
+        return cls(found, selected, backbone is None or backbone.complete)
 
     def splits_of(self, data: Dataset) -> np.ndarray:
         """Return the split that each sample of a data set had for the model, str (row,).
 
-        ``train``, ``val`` or ``test``; ``unseen`` if the sample was in none. The splits of
+        ``train``, ``val`` or ``test``; ``unseen`` for a sample that was in none. The splits of
         ``data`` do not matter.
         """
-        asked = _ids(data, np.arange(len(data)))
-        found = np.full(len(data), UNSEEN, "<U6")
-        for split, ids in self.ids.items():
-            found[np.isin(asked, ids)] = split
-        return found
+        known = dict(zip(*(self.samples[name].tolist() for name in ("id", "split")), strict=True))
+        names = [*SPLITS, UNSEEN]
+        return np.array([names[known.get(each, -1)] for each in _ids(data).tolist()], dtype="<U6")
 
     def used_for(self, split: str) -> str:
         """Return what the rows of a split were used for.
@@ -98,36 +102,23 @@ class Seen:
         return NOTHING if self.complete else UNKNOWN
 
     def fields(self) -> dict[str, Any]:
-        """Return what a model's metadata say of the samples, as JSON values."""
-        return {
-            "rows": {split: len(ids) for split, ids in self.ids.items()},
-            "selected_on": list(self.selected_on),
-        }
-
-    def to_bytes(self) -> bytes:
-        """Return the digests' first bytes, split by split as in :meth:`fields`."""
-        return b"".join(ids.astype(STORED).tobytes() for ids in self.ids.values())
+        """Return what a model's metadata says of the samples, as JSON values."""
+        return {"selected_on": list(self.selected_on), "complete": self.complete}
 
     @classmethod
-    def from_bytes(cls, data: bytes, fields: Mapping[str, Any], complete: bool) -> Seen:
-        """Read what :meth:`to_bytes` and :meth:`fields` gave.
+    def from_bytes(cls, data: bytes, fields: Mapping[str, Any]) -> Seen:
+        """Read ``samples.tobytes()`` and :meth:`fields`.
 
         Raises
         ------
-        ValueError, TypeError, LookupError, AttributeError
-            If they do not fit each other.
+        ValueError, TypeError, LookupError
+            If they are malformed.
         """
-        rows, selected = fields["rows"], fields["selected_on"]
-        counts = [rows[split] for split in rows]
-        every = np.frombuffer(data, STORED).astype(np.uint64)
-        if sorted(rows) != sorted(SPLITS) or not set(selected) <= set(SPLITS):
-            raise ValueError("other splits than train, val and test")
-        if min(counts) < 0 or sum(counts) != len(every):
-            raise ValueError(f"{len(every)} samples where {sum(counts)} were expected")
-        parts = np.split(every, np.cumsum(counts)[:-1])
-        return cls(dict(zip(rows, parts, strict=True)), tuple(selected), complete)
+        samples = np.frombuffer(data, SAMPLE)
+        if not set(fields["selected_on"]) <= set(SPLITS) or (samples["split"] > 2).any():
+            raise ValueError(f"a split other than {', '.join(SPLITS)}")
+        return cls(samples, tuple(fields["selected_on"]), fields["complete"] is True)
 
 
-def _ids(data: Dataset, rows: np.ndarray) -> np.ndarray:
-    first = np.ascontiguousarray(data.sample_ids[rows, :ID_BYTES])
-    return first.reshape(-1).view(STORED).astype(np.uint64)
+def _ids(data: Dataset) -> np.ndarray:
+    return np.ascontiguousarray(data.sample_ids[:, :ID_BYTES]).view(">u8").reshape(-1)

@@ -1,0 +1,115 @@
+"""Which layers of a fused model are trained, at which rate, and what before them can be stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from featurestore.backbone import LayerRef
+from featurestore.backbone.graph import flatten
+from featurestore.promotion.fine_tuning import HEAD_FACTOR, FineTuning
+from featurestore.promotion.fuse import Fused
+
+if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
+    from featurestore.heads import Head
+
+HEAD = "head"
+# What families call the parts that they repeat, with its number: block5, conv5_block3, stage_2.
+_BLOCK = re.compile(
+    r".*(?:block|stage|stack|layer|cell|group|expanded_conv)s?[_/.]?\d+[a-z]?(?![0-9a-z])", re.I
+)
+
+
+def freeze(fused: Fused, unfrozen: Sequence[str]) -> None:
+    """Freeze the backbone except for some layers; BatchNorm and preprocessing always.
+
+    BatchNorm layers are frozen by ``trainable = False``, because nothing else keeps their
+    statistics: ``fit`` overrides a ``training=False`` at call time.
+    """
+    for layer in fused.model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization | keras.layers.Normalization):
+            layer.trainable = False
+        elif layer.name in fused.backbone_layers:
+            layer.trainable = layer.name in unfrozen
+
+
+def block(layer: str) -> str:
+    """Return the block that a layer belongs to, by its name; a name without one is its own block.
+
+    Examples
+    --------
+    >>> [block(each) for each in ("block5_conv1", "conv5_block3_2_conv", "block_13_expand")]
+    ['block5', 'conv5_block3', 'block_13']
+    >>> block("convnext_tiny_stage_3_block_2_pointwise_conv_1"), block("top_conv")
+    ('convnext_tiny_stage_3_block_2', 'top_conv')
+    """
+    found = _BLOCK.match(layer)
+    return found[0] if found else layer
+
+
+def rates(fused: Fused, options: FineTuning) -> dict[str, float]:
+    """Return the rate of the head and of each block of the backbone that is trained, last first.
+
+    The last block learns at ``learning_rate``, each one before at ``lr_decay`` times the rate of
+    the next.
+    """
+    trained = [each.name for each in fused.model.layers if each.trainable_variables]
+    blocks = [block(name) for name in trained if name in fused.backbone_layers]
+    found = {}
+    if len(blocks) < len(trained):
+        found[HEAD] = HEAD_FACTOR * options.learning_rate
+    rate = options.learning_rate
+    for name in dict.fromkeys(reversed(blocks)):
+        found[name] = rate
+        rate *= options.lr_decay
+    return found
+
+
+def boundary(fused: Fused, stored: Mapping[str, str]) -> tuple[str, Any] | None:
+    """Find the last tensor that all paths lead through and before which all is frozen.
+
+    It never changes while the model is tuned, so that it can be read from the store instead of
+    being computed again in every epoch.
+
+    Parameters
+    ----------
+    fused : Fused
+        With all layers frozen that are not to be trained.
+    stored : mapping of str to str
+        The layer ref that stores what a layer gives, by the layer's name.
+
+    Returns
+    -------
+    (ref, tensor) or None
+        None if there is no such tensor.
+    """
+    graph = flatten(fused.model)
+    found = None
+    for node, through in zip(graph.nodes[1:], graph.bottlenecks()[1:], strict=True):
+        layer = node.operation
+        trained = getattr(layer, "trainable_variables", None)
+        if layer.name not in fused.backbone_layers or trained:
+            break
+        if through and layer.name in stored:
+            found = stored[layer.name], node.outputs[0]
+    return found
+
+
+def stored_refs(head: Head, backbone: Backbone) -> dict[str, str]:
+    """Return the layer ref that stores what a layer of the fused model gives, by its name."""
+    names = set(backbone.layer_names)
+    refs = {
+        info.name: info.name
+        for info in backbone.layers()
+        # Storing scaled images saves no work. The name of a layer that is called twice does not
+        # say which of its calls is meant.
+        if info.flops > 0 and f"{info.name}@2" not in names
+    }
+    own = LayerRef.parse(head.key.ref)
+    return {**refs, "reduction" if own.reduction else own.layer: head.key.ref}
+
+
