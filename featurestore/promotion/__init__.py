@@ -2,12 +2,12 @@
 
 ::
 
-    convert      scikit-learn estimators as Keras layers      fuse       head and backbone as one
-    parity       how far two predictors may differ            proof      that they are the same one
-    freezing     which layers train, and at which rate        tune       fine-tuning end to end
-    fine_tuning  the options of fine-tuning                   run        the whole of it
-    saved        model files with class names                 seen       samples a model has seen
-    inference    predictions from images                      evaluation metrics, held-out rows apart
+    convert      scikit-learn estimators as Keras layers    fuse        head and backbone as one
+    parity       how far two predictors may differ          proof       that they are the same one
+    freezing     which layers train, and at which rate      tune        fine-tuning end to end
+    fine_tuning  the options of fine-tuning                 run         the whole of it
+    saved        model files with class names               seen        samples a model has seen
+    inference    predictions from images                    evaluation  metrics, by what was seen
 
 The names below are loaded on first use: reading the options imports no Keras.
 """

@@ -111,5 +111,3 @@ def stored_refs(head: Head, backbone: Backbone) -> dict[str, str]:
     }
     own = LayerRef.parse(head.key.ref)
     return {**refs, "reduction" if own.reduction else own.layer: head.key.ref}
-
-

@@ -257,8 +257,8 @@ def _warn_if_stale(head: Head) -> None:
     if changed:
         name = head.lineage["dataset"]["name"]
         warnings.warn(
-            f"{head.id} is stale: {name} has changed since it was fitted: {changed}; "
-            "`featurestore train` fits a head on the present state",
+            f"{head.id} is stale: it was fitted on another state of {name}: {changed}; "
+            "`featurestore train` fits a head on the present one",
             FeatureStoreWarning,
             stacklevel=3,
         )

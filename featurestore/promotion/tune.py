@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
@@ -23,7 +24,9 @@ from featurestore.threads import map_ahead
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
+    from featurestore.features import Features
     from featurestore.heads import Head
+
 
 @dataclass
 class Tuned:
@@ -110,22 +113,13 @@ def tune(
     freeze(fused, unfrozen)
     rates_of = rates(fused, options)
     found = boundary(fused, stored_refs(head, backbone))
-    if found is not None:
+    dataset: Callable[..., keras.utils.PyDataset]
+    if found is None:
+        model, dataset = fused.model, partial(labelled_images, data, backbone)
+    else:
         ref, tensor = found
         model = keras.Model(tensor, fused.model.outputs[0])
-        try:
-            extraction = extract(data, backbone, [ref], head.store, on_event=on_event)
-        except ActivationError:
-            extraction = extract(
-                data, backbone, [ref], head.store, dtype="float32", on_event=on_event
-            )
-        dataset = extraction[ref].py_dataset
-    else:
-        model = fused.model
-
-        def dataset(split: str, **order: Any) -> keras.utils.PyDataset:
-            return labelled_images(data, backbone, split, **order)
-
+        dataset = _features(data, backbone, ref, head, on_event).py_dataset
     train = dataset("train", batch_size=options.batch_size, shuffle=True, seed=options.seed)
     validation = dataset("val", batch_size=options.batch_size)
     on_event(TuningStarted(head.id, rates_of))
@@ -149,6 +143,15 @@ def tune(
         "verdict": tuned.verdict,
     }
     return tuned, record
+
+
+def _features(
+    data: Dataset, backbone: Backbone, ref: str, head: Head, on_event: OnEvent
+) -> Features:
+    try:
+        return extract(data, backbone, [ref], head.store, on_event=on_event)[ref]
+    except ActivationError:
+        return extract(data, backbone, [ref], head.store, dtype="float32", on_event=on_event)[ref]
 
 
 @dataclass(frozen=True)

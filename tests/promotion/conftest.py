@@ -15,6 +15,8 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.extraction import Extraction, extract
 from featurestore.features import Features
+from featurestore.heads import fit_head
+from featurestore.promotion import Promotion, promote
 from featurestore.store import FeatureStore
 
 SIZE = 16
@@ -114,7 +116,32 @@ def maps(extraction: Extraction) -> Features:
     return extraction["block3_relu"]
 
 
+@pytest.fixture(scope="session")
+def promotion(pooled: Features, flowers: Dataset, backbone: Backbone) -> Promotion:
+    """A promoted logistic regression; tests must not change its model."""
+    return promote(fit_head(pooled, "logistic"), backbone, data=flowers)
+
+
+@pytest.fixture(scope="session")
+def model(promotion: Promotion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of that promotion."""
+    path = tmp_path_factory.mktemp("models") / "flowers.keras"
+    promotion.save(path)
+    return path
+
+
 MakeFeatures = Callable[..., Features]
+
+
+@pytest.fixture(scope="session")
+def values_model(
+    make_features: MakeFeatures, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The file of a promoted regressor."""
+    features = make_features([number % 3 + 0.5 for number in range(30)])
+    path = tmp_path_factory.mktemp("models") / "values.keras"
+    promote(fit_head(features, "ridge"), backbone, data=features.dataset).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

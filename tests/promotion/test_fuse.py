@@ -44,7 +44,7 @@ def test_it_is_plain_and_its_output_is_probabilities(pooled: Features, backbone:
     assert fused.model.inputs[0].dtype == "uint8"
     assert fused.model.output_shape == (None, 3)
     last = [each.name for each in fused.model.layers][-3:]
-    assert last == ["reduction", "head_1_logisticregression", "probabilities"]
+    assert last == ["head_0_standardscaler", "head_1_logisticregression", "probabilities"]
     assert fused.backbone_layers[:3] == ("image", "resizing", "scaling")
     assert "block2_bn" in fused.backbone_layers
     assert fused.backbone_layers[-1] == "reduction"

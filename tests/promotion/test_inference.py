@@ -1,169 +1,32 @@
-"""What a promoted file is for: measuring other data, predicting images."""
+"""Predictions of a promoted file, and of a model in memory."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from featurestore.backbone import Backbone
-from featurestore.dataset import Dataset
-from featurestore.errors import DatasetError, ImageError, InputError
-from featurestore.extraction import extract
+from featurestore.errors import ImageError, InputError
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import (
-    Promotion,
-    evaluate,
-    load_model,
     predict,
     promote,
-    save_model,
 )
-from featurestore.store import FeatureStore
+from featurestore.promotion.fuse import fuse
+from featurestore.promotion.inference import BATCH, BATCHES_AHEAD, Predictor
 from tests.promotion.conftest import pictures
 
 MakeFeatures = Callable[..., Features]
-
-
-@pytest.fixture(scope="module")
-def promotion(pooled: Features, flowers: Dataset, backbone: Backbone) -> Promotion:
-    return promote(fit_head(pooled, "logistic"), backbone, data=flowers)
-
-
-@pytest.fixture(scope="module")
-def model(promotion: Promotion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "flowers.keras"
-    promotion.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def values_model(
-    make_features: MakeFeatures, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    features = make_features([number % 3 + 0.5 for number in range(30)])
-    path = tmp_path_factory.mktemp("models") / "values.keras"
-    promote(fit_head(features, "ridge"), backbone, data=features.dataset).save(path)
-    return path
-
-
-def test_evaluate_is_what_promotion_reported(
-    model: Path, promotion: Promotion, flowers: Dataset
-) -> None:
-    found = evaluate(model, flowers)
-    assert set(found) == {"train", "val"}
-    for name, value in promotion.after["val"].items():
-        assert found["val"][name] == (value if name == "confusion" else pytest.approx(value))
-    assert sum(each["rows"] for each in found.values()) == 45
-
-
-def test_the_splits_of_the_data_do_not_matter(
-    model: Path, promotion: Promotion, flowers: Dataset, photos: Path
-) -> None:
-    """What the model was trained on is trained on, though the folder is split in another way."""
-    again = Dataset.from_folder(photos, name="again", val=0.0, test=0.6, seed=5)
-    found = evaluate(model, again)
-    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
-        split: (used_for, len(flowers.rows(split)))
-        for split, used_for in (("train", "training"), ("val", "selection"))
-    }
-    assert found["val"]["confusion"] == promotion.after["val"]["confusion"]
-
-
-def test_seen_and_new_images_are_never_in_one_number(model: Path, flowers: Dataset) -> None:
-    seen = [flowers.image(row) for row in range(6)]
-    data = Dataset.from_arrays(
-        [*seen, *pictures(12, 3, [(40, 30)])],
-        [*flowers.plain_labels()[:6], *["ant", "bee", "cat"] * 4],
-        name="mixed",
-    )
-    # Arrays have other digests than files: all are new.
-    assert {split: each["used_for"] for split, each in evaluate(model, data).items()} == {
-        "unseen": "nothing"
-    }
-    assert evaluate(model, data)["unseen"]["rows"] == 18
-
-
-def test_a_model_that_was_trained_further_has_seen_what_nobody_knows(
-    pooled: Features, flowers: Dataset, backbone: Backbone, tmp_path: Path
-) -> None:
-    promotion = promote(fit_head(pooled, "logistic"), backbone, data=flowers)
-    layer = promotion.model.get_layer("head_1_logisticregression")
-    layer.kernel.assign(layer.kernel * 2)
-    promotion.save(tmp_path / "further.keras")
-    metadata = load_model(tmp_path / "further.keras")[1]
-    assert metadata["trained_further"] is True
-    assert not {"before", "after", "parity", "fine_tuning"} & set(metadata)
-    found = evaluate(tmp_path / "further.keras", labelled(["ant", "bee", "cat"] * 4))
-    assert found["unseen"]["used_for"] == "unknown"
-
-
-def test_what_trained_the_backbone_is_not_new(
-    model: Path, flowers: Dataset, store: FeatureStore, tmp_path: Path
-) -> None:
-    """A promoted model as the backbone of another, on other images."""
-    backbone = Backbone.from_file(model)
-    others = labelled(["ant", "bee", "cat"] * 4, val=0.3)
-    features = extract(others, backbone, ["block3_relu:avg"], store)["block3_relu:avg"]
-    promotion = promote(fit_head(features, "logistic"), backbone, data=others)
-    promotion.save(tmp_path / "second.keras")
-    found = evaluate(tmp_path / "second.keras", flowers)
-    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
-        "train": ("training", 45)
-    }
-
-
-def test_a_file_that_does_not_say_what_it_was_trained_on(
-    promotion: Promotion, flowers: Dataset, tmp_path: Path
-) -> None:
-    path = tmp_path / "bare.keras"
-    save_model(promotion.model, path, {**promotion.metadata, "trained_further": False})
-    with pytest.raises(InputError, match="does not say which samples it was trained on") as caught:
-        evaluate(path, flowers)
-    assert "\n" not in str(caught.value)
-
-
-def labelled(labels: list[Any] | None, **options: Any) -> Dataset:
-    images = pictures(12, 3, [(40, 30), (9, 200)])
-    return Dataset.from_arrays(images, labels, name="others", **{"val": 0.0, **options})
-
-
-def test_evaluate_on_classes_that_it_knows_in_part(model: Path) -> None:
-    some = evaluate(model, labelled(["ant", "bee", "dog"] * 4))["unseen"]
-    assert some["rows"] == 12
-    assert some["accuracy"] <= 2 / 3
-    assert some["confusion"]["classes"] == ["ant", "bee", "cat", "dog"]
-    assert some["log_loss"] > 5
-    one = evaluate(model, labelled(["ant", None, None] * 4))["unseen"]
-    assert one["rows"] == 4
-
-
-@pytest.mark.parametrize(
-    ("labels", "says"),
-    [
-        (None, "has no labels; give data that is labelled alike, or use `featurestore predict`"),
-        ([0.5, 1.5, 2.5] * 4, "labels for regression"),
-        ([0, 1, 2] * 4, r"knows the classes ant, bee, cat, and none of them .* \(0, 1, 2\)"),
-        (["dog", "elk", "fox"] * 4, "none of them is a label in others"),
-    ],
-)
-def test_evaluate_on_labels_of_another_kind(model: Path, labels: Any, says: str) -> None:
-    with pytest.raises(DatasetError, match=says) as caught:
-        evaluate(model, labelled(labels))
-    assert "\n" not in str(caught.value)
-
-
-def test_evaluate_values(values_model: Path) -> None:
-    found = evaluate(values_model, labelled([0.5, 1.5, 2.5] * 4))["unseen"]
-    assert set(found) == {"used_for", "rows", "r2", "rmse"}
-    with pytest.raises(DatasetError, match="trained for regression"):
-        evaluate(values_model, labelled(["ant", "bee", "cat"] * 4))
 
 
 def test_predict_images_of_any_size_and_mode(model: Path, tmp_path: Path) -> None:
@@ -229,3 +92,90 @@ def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no model file"):
         predict(tmp_path / "missing.keras", [good])
+
+
+# ------------------------------------------------------------------ the predictor
+
+
+@pytest.fixture(scope="module")
+def fused_model(pooled: Features, backbone: Backbone) -> keras.Model:
+    return fuse(fit_head(pooled, "logistic"), backbone).model
+
+
+def test_it_predicts_what_keras_predicts(fused_model: keras.Model, pooled: Features) -> None:
+    data = pooled.dataset
+    found = Predictor(fused_model)(data.image, list(range(len(data))))
+    assert found.shape == (45, 3)
+    assert found.dtype == np.float32
+    plain = [fused_model.predict_on_batch(data.image(row)[None])[0] for row in range(len(data))]
+    assert np.allclose(found, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos3", "nearest"])
+def test_resizing_twice_is_resizing_once(resize: str, interpolation: str) -> None:
+    backbone = Backbone.pixels(9, resize=resize, interpolation=interpolation)
+    cut = backbone.cut("pixels")
+    image = np.random.default_rng(0).integers(0, 256, (14, 23, 3), dtype=np.uint8)
+    assert np.array_equal(
+        Predictor(cut)._forward(backbone.resize(image)[None])[0], cut.predict_on_batch(image[None])
+    )
+
+
+def test_nothing_to_predict(fused_model: keras.Model) -> None:
+    assert Predictor(fused_model)(lambda item, then: then(item), []).shape == (0, 3)
+
+
+def test_it_has_the_weights_of_now(fused_model: keras.Model, pooled: Features) -> None:
+    copy = keras.models.clone_model(fused_model)
+    copy.set_weights(fused_model.get_weights())
+    image = pooled.dataset.image(0)
+    first = Predictor(copy)(lambda _, then: then(image), [0])
+    bias = copy.layers[-2].bias
+    bias.assign(bias + np.array([0, 50, 0], np.float32))
+    second = Predictor(copy)(lambda _, then: then(image), [0])
+    assert second[0, 1] > 0.99 > first[0, 1]
+
+
+def test_images_are_read_ahead_but_few(fused_model: keras.Model, monkeypatch: Any) -> None:
+    """The next batches are decoded while one is computed; memory does not grow with the rows."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    lock, read, ahead = threading.Lock(), [], []
+
+    def one(item: int, then: Any) -> np.ndarray:
+        with lock:
+            read.append(item)
+        return then(image)
+
+    predictor = Predictor(fused_model)
+    forward = predictor._forward
+
+    def slow(images: np.ndarray) -> list[np.ndarray]:
+        time.sleep(0.05)
+        ahead.append(len(read))
+        return forward(images)
+
+    monkeypatch.setattr(predictor, "_forward", slow)
+    rows = 7 * BATCH + 3
+    assert len(predictor(one, list(range(rows)))) == rows
+    assert sorted(read) == list(range(rows))
+    done = BATCH * np.arange(1, len(ahead) + 1)
+    assert ahead[0] > BATCH
+    assert (np.asarray(ahead) <= done + BATCHES_AHEAD * BATCH).all()
+
+
+def test_one_that_cannot_be_read_ends_it(fused_model: keras.Model) -> None:
+    def one(item: int, then: Any) -> np.ndarray:
+        if item == 40:
+            raise InputError("no such image")
+        return then(np.zeros((16, 16, 3), np.uint8))
+
+    with pytest.raises(InputError, match="no such image"):
+        Predictor(fused_model)(one, list(range(100)))
+
+
+def test_a_model_from_elsewhere() -> None:
+    x = keras.Input((4,))
+    for layer in (keras.layers.Dense(2), keras.layers.Dense(2, name="resizing")):
+        with pytest.raises(InputError, match="no layer 'resizing'"):
+            Predictor(keras.Model(x, layer(x)))

@@ -21,7 +21,13 @@ from sklearn.preprocessing import StandardScaler
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import IncompleteFeaturesError, NotFoundError, ParityError, PromotionError
+from featurestore.errors import (
+    FeatureStoreWarning,
+    IncompleteFeaturesError,
+    NotFoundError,
+    ParityError,
+    PromotionError,
+)
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
@@ -318,5 +324,6 @@ def test_a_head_on_the_rows_that_exist(make_features: MakeFeatures, backbone: Ba
     assert features.group.blocks > 1
     drop_block(features.group, 1)
     head = fit_head(features.completed(), "ridge")
-    promotion = promote(head, backbone, data=features.dataset)
+    with pytest.warns(FeatureStoreWarning, match="another state of toys: rows"):
+        promotion = promote(head, backbone, data=features.dataset)
     assert promotion.parity.holds

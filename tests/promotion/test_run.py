@@ -262,9 +262,9 @@ def toys(make_features: MakeFeatures) -> Features:
         (
             ["ant", "bee", "dog"] * 10,
             {},
-            "3 classes apart, and toys has 3; not in both: 'cat', 'dog'",
+            "knows 3 classes, and toys has 3; not in both: 'cat', 'dog'",
         ),
-        (["ant", "bee"] * 15, {}, "3 classes apart, and toys has 2; not in both: 'cat'"),
+        (["ant", "bee"] * 15, {}, "knows 3 classes, and toys has 2; not in both: 'cat'"),
         ([0, 1, 2] * 10, {}, "not in both: 'ant', 'bee', 'cat', 0, 1. "),
         ([0.5, 1.5, 2.5] * 10, {}, "fitted for classification, and toys has labels for regression"),
         (None, {}, "fitted for classification, and toys has no labels"),
@@ -299,7 +299,7 @@ def test_a_class_that_was_not_in_train(make_features: MakeFeatures, backbone: Ba
     assert promotion.model.output_shape == (None, 2)
     assert promotion.metadata["classes"] == ["ant", "bee"]
     assert promotion.before["val"]["accuracy"] == 0.0
-    with pytest.raises(PromotionError, match="2 classes apart, and toys has 3; not in both: 'cat'"):
+    with pytest.raises(PromotionError, match="knows 2 classes, and toys has 3; not in both: 'cat'"):
         promote(head, backbone, data=features.dataset, epochs=1)
 
 
@@ -336,7 +336,7 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     losses = [each["val_loss"] for each in kept.history]
     assert kept.history == promotion.history
     assert kept.fine_tuning["kept_epoch"] == 1 + losses.index(min(losses))
-    assert kept.fine_tuning["verdict"].endswith("worse, as asked")
+    assert kept.fine_tuning["verdict"].endswith("worse, kept because of `keep_tuned`")
     assert kept.after["val"]["log_loss"] > kept.before["val"]["log_loss"]
 
 
@@ -436,7 +436,9 @@ def test_a_stale_head_says_so(make_features: MakeFeatures, backbone: Backbone) -
     features = make_features(CLASSES * 10)
     head = fit_head(features, "logistic")
     head.store.datasets.add(again(features, ["bee", *(CLASSES * 10)[1:]], stratify=False))
-    with pytest.warns(FeatureStoreWarning, match=r"is stale: toys has changed .*: labels \(1\)"):
+    with pytest.warns(
+        FeatureStoreWarning, match=r"is stale: it was fitted on another state of toys: labels \(1\)"
+    ):
         promote(head, backbone, data=features.dataset)
 
 

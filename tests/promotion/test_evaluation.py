@@ -1,0 +1,140 @@
+"""A promoted file measured on other data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import DatasetError, InputError
+from featurestore.extraction import extract
+from featurestore.features import Features
+from featurestore.heads import fit_head
+from featurestore.promotion import (
+    Promotion,
+    evaluate,
+    load_model,
+    promote,
+    save_model,
+)
+from featurestore.store import FeatureStore
+from tests.promotion.conftest import pictures
+
+MakeFeatures = Callable[..., Features]
+
+
+def test_evaluate_is_what_promotion_reported(
+    model: Path, promotion: Promotion, flowers: Dataset
+) -> None:
+    found = evaluate(model, flowers)
+    assert set(found) == {"train", "val"}
+    for name, value in promotion.after["val"].items():
+        assert found["val"][name] == (value if name == "confusion" else pytest.approx(value))
+    assert sum(each["rows"] for each in found.values()) == 45
+
+
+def test_the_splits_of_the_data_do_not_matter(
+    model: Path, promotion: Promotion, flowers: Dataset, photos: Path
+) -> None:
+    """What the model was trained on is trained on, though the folder is split in another way."""
+    again = Dataset.from_folder(photos, name="again", val=0.0, test=0.6, seed=5)
+    found = evaluate(model, again)
+    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
+        split: (used_for, len(flowers.rows(split)))
+        for split, used_for in (("train", "training"), ("val", "selection"))
+    }
+    assert found["val"]["confusion"] == promotion.after["val"]["confusion"]
+
+
+def test_seen_and_new_images_are_never_in_one_number(model: Path, flowers: Dataset) -> None:
+    seen = [flowers.image(row) for row in range(6)]
+    data = Dataset.from_arrays(
+        [*seen, *pictures(12, 3, [(40, 30)])],
+        [*flowers.plain_labels()[:6], *["ant", "bee", "cat"] * 4],
+        name="mixed",
+    )
+    # Arrays have other digests than files: all are new.
+    assert {split: each["used_for"] for split, each in evaluate(model, data).items()} == {
+        "unseen": "nothing"
+    }
+    assert evaluate(model, data)["unseen"]["rows"] == 18
+
+
+def test_a_model_that_was_trained_further_has_seen_what_nobody_knows(
+    pooled: Features, flowers: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    promotion = promote(fit_head(pooled, "logistic"), backbone, data=flowers)
+    layer = promotion.model.get_layer("head_1_logisticregression")
+    layer.kernel.assign(layer.kernel * 2)
+    promotion.save(tmp_path / "further.keras")
+    metadata = load_model(tmp_path / "further.keras")[1]
+    assert metadata["trained_further"] is True
+    assert not {"before", "after", "parity", "fine_tuning"} & set(metadata)
+    found = evaluate(tmp_path / "further.keras", labelled(["ant", "bee", "cat"] * 4))
+    assert found["unseen"]["used_for"] == "unknown"
+
+
+def test_what_trained_the_backbone_is_not_new(
+    model: Path, flowers: Dataset, store: FeatureStore, tmp_path: Path
+) -> None:
+    """A promoted model as the backbone of another, on other images."""
+    backbone = Backbone.from_file(model)
+    others = labelled(["ant", "bee", "cat"] * 4, val=0.3)
+    features = extract(others, backbone, ["block3_relu:avg"], store)["block3_relu:avg"]
+    promotion = promote(fit_head(features, "logistic"), backbone, data=others)
+    promotion.save(tmp_path / "second.keras")
+    found = evaluate(tmp_path / "second.keras", flowers)
+    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
+        "train": ("training", 45)
+    }
+
+
+def test_a_file_that_does_not_say_what_it_was_trained_on(
+    promotion: Promotion, flowers: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "bare.keras"
+    save_model(promotion.model, path, {**promotion.metadata, "trained_further": False})
+    with pytest.raises(InputError, match="does not say which samples it was trained on") as caught:
+        evaluate(path, flowers)
+    assert "\n" not in str(caught.value)
+
+
+def labelled(labels: list[Any] | None, **options: Any) -> Dataset:
+    images = pictures(12, 3, [(40, 30), (9, 200)])
+    return Dataset.from_arrays(images, labels, name="others", **{"val": 0.0, **options})
+
+
+def test_evaluate_on_classes_that_it_knows_in_part(model: Path) -> None:
+    some = evaluate(model, labelled(["ant", "bee", "dog"] * 4))["unseen"]
+    assert some["rows"] == 12
+    assert some["accuracy"] <= 2 / 3
+    assert some["confusion"]["classes"] == ["ant", "bee", "cat", "dog"]
+    assert some["log_loss"] > 5
+    one = evaluate(model, labelled(["ant", None, None] * 4))["unseen"]
+    assert one["rows"] == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (None, "has no labels; give data that is labelled alike, or use `featurestore predict`"),
+        ([0.5, 1.5, 2.5] * 4, "labels for regression"),
+        ([0, 1, 2] * 4, r"knows the classes ant, bee, cat, and none of them .* \(0, 1, 2\)"),
+        (["dog", "elk", "fox"] * 4, "none of them is a label in others"),
+    ],
+)
+def test_evaluate_on_labels_of_another_kind(model: Path, labels: Any, says: str) -> None:
+    with pytest.raises(DatasetError, match=says) as caught:
+        evaluate(model, labelled(labels))
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluate_values(values_model: Path) -> None:
+    found = evaluate(values_model, labelled([0.5, 1.5, 2.5] * 4))["unseen"]
+    assert set(found) == {"used_for", "rows", "r2", "rmse"}
+    with pytest.raises(DatasetError, match="trained for regression"):
+        evaluate(values_model, labelled(["ant", "bee", "cat"] * 4))

@@ -1,0 +1,124 @@
+"""Which layers are trained, and from which stored tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from featurestore.backbone import Backbone
+from featurestore.features import Features
+from featurestore.heads import Head, fit_head
+from featurestore.promotion import promote
+from featurestore.promotion.fine_tuning import FineTuning
+from featurestore.promotion.freezing import boundary, freeze, rates, stored_refs
+from featurestore.promotion.fuse import fuse
+from featurestore.promotion.run import _unfrozen_layers
+
+MakeFeatures = Callable[..., Features]
+
+
+def frozen_until(
+    head: Head, backbone: Backbone, unfreeze: str | int | None
+) -> tuple[list[str], str | None]:
+    """Return the layers that train, the head's apart, and the layer ref they train from."""
+    fused = fuse(head, backbone)
+    freeze(fused, _unfrozen_layers(fused, unfreeze))
+    found = boundary(fused, stored_refs(head, backbone))
+    training = [each.name for each in fused.model.layers if each.trainable_variables]
+    return [name for name in training if name in fused.backbone_layers], found and found[0]
+
+
+BLOCK3, BLOCK2 = ["block3_conv"], ["block2_conv", "block3_conv"]
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "training", "ref"),
+    [
+        (None, [], "block3_relu:avg"),
+        # The last layers are counted without the pooling of the layer ref, as in
+        # ``base.layers[-N:]``; BatchNorm among them stays at rest.
+        (1, [], "block3_relu:avg"),
+        (2, [], "block3_relu:avg"),
+        (3, BLOCK3, "block2_relu"),
+        ("3", BLOCK3, "block2_relu"),
+        ("block3", BLOCK3, "block2_relu"),
+        ("block3_relu", [], "block3_relu:avg"),
+        ("block2_relu", BLOCK3, "block2_relu"),
+        ("block2", BLOCK2, "block1_pool"),
+        ("block1", ["block1_conv", *BLOCK2], None),
+        (9, ["block1_conv", *BLOCK2], None),
+    ],
+)
+def test_what_trains_and_from_where(
+    pooled: Features, backbone: Backbone, unfreeze: Any, training: list[str], ref: str | None
+) -> None:
+    head = fit_head(pooled, "ridge", save=False)
+    assert frozen_until(head, backbone, unfreeze) == (training, ref)
+
+
+def test_a_head_on_a_whole_layer_trains_from_that(maps: Features, backbone: Backbone) -> None:
+    head = fit_head(maps, "ridge", save=False)
+    assert frozen_until(head, backbone, None) == ([], "block3_relu")
+    assert frozen_until(head, backbone, 3) == (BLOCK3, "block2_relu")
+
+
+def test_scaling_is_no_work_to_store_but_features_that_are_there_are_used(
+    make_features: MakeFeatures,
+) -> None:
+    """Caffe scaling begins with an operation, torch scaling with a layer that has weights."""
+    for scaling in ("caffe", "torch", "tf"):
+        image = keras.Input((16, 16, 3))
+        x = layers.Conv2D(3, 3, strides=4, name="one")(image)
+        x = layers.Conv2D(3, 3, name="two")(x)
+        backbone = Backbone.from_model(keras.Model(image, x), name="two", scaling=scaling)
+        features = make_features([0, 1] * 10, "two", kinds=2, model=backbone)
+        head = fit_head(features, "ridge", save=False)
+        assert frozen_until(head, backbone, "two") == (["two"], "one")
+        assert frozen_until(head, backbone, "one") == (["one", "two"], None)
+    pixels = Backbone.pixels(8)
+    head = fit_head(make_features([0, 1] * 10, "pixels", kinds=2, model=pixels), "ridge")
+    assert frozen_until(head, pixels, None) == ([], "pixels")
+
+
+def test_a_layer_that_is_called_twice_is_no_place_to_train_from(
+    make_features: MakeFeatures,
+) -> None:
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, strides=2, padding="same", name="first")(image)
+    shared = layers.Conv2D(4, 3, padding="same", name="shared")
+    x = shared(layers.ReLU(name="relu")(shared(x)))
+    x = layers.Conv2D(4, 3, name="last")(x)
+    backbone = Backbone.from_model(keras.Model(image, x), name="twice", scaling="unit")
+    features = make_features([0, 1] * 10, "last:avg", kinds=2, model=backbone)
+    head = fit_head(features, "ridge", save=False)
+    # "shared" stores what its first call gives, not what "last" takes.
+    assert frozen_until(head, backbone, "last") == (["last"], "relu")
+
+
+def test_scaling_and_selection_stay_fixed(pooled: Features, backbone: Backbone) -> None:
+    """Features of any size are trained at the same rate; those not selected stay out."""
+    steps = make_pipeline(StandardScaler(), SelectKBest(k=4), LogisticRegression())
+    head = fit_head(pooled, steps, save=False)
+    fused = fuse(head, backbone)
+    freeze(fused, [])
+    trained = [each.name for each in fused.model.layers if each.trainable_variables]
+    assert trained == ["head_2_logisticregression"]
+    assert rates(fused, FineTuning(learning_rate=1e-3)) == {"head": 1e-2}
+    options = {"epochs": 1, "learning_rate": 1e-3, "keep_tuned": True}
+    promotion = promote(head, backbone, data=pooled.dataset, **options)
+    start, now = (
+        each.get_layer("head_2_logisticregression").kernel.numpy()
+        for each in (fused.model, promotion.model)
+    )
+    chosen = head.estimator[1].get_support()
+    assert not now[~chosen].any()
+    assert np.abs(now - start)[chosen].all()
