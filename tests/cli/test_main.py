@@ -185,7 +185,7 @@ def test_the_unexpected_end_of_a_file_is_no_interrupt(
     def fail(*args: Any) -> None:
         raise EOFError("a torn file")
 
-    monkeypatch.setattr("featurestore.store.FeatureStore.keys", fail)
+    monkeypatch.setattr("featurestore.store.features.FeatureShelf.values", fail)
 
     with pytest.raises(EOFError):
         featurestore("ls")
