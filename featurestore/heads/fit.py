@@ -95,7 +95,7 @@ def fit_head(
 
 def fit_heads(
     features: Features,
-    wanted: Sequence[Any],
+    wanted: Sequence[tuple[Any, Mapping[str, Any] | None]],
     *,
     seed: int = 0,
     save: bool = True,
@@ -107,7 +107,7 @@ def fit_heads(
     ----------
     features : Features
         Of a labelled data set.
-    wanted : sequence of (estimator, params), or of estimators
+    wanted : sequence of (estimator, params)
         As `fit_head` takes them. All are checked before the first is fitted.
     seed, save, on_event
         As in `fit_head`.
@@ -119,8 +119,7 @@ def fit_heads(
     """
     check_labels(features.dataset)
     seed = checked_seed(seed)
-    pairs = [each if isinstance(each, tuple | list) else (each, None) for each in wanted]
-    candidates = [candidate(each, params, features, seed) for each, params in pairs]
+    candidates = [candidate(each, params, features, seed) for each, params in wanted]
     rows = Rows(features)
     rows.check_enough()
     fitting = _Fitting(rows, seed, save, on_event or (lambda event: None))

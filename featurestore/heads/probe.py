@@ -35,9 +35,6 @@ def rank(
     dataset: str,
     model: str | None = None,
     *,
-    rows: int = PROBE_ROWS,
-    folds: int = PROBE_FOLDS,
-    seed: int = 0,
     on_event: OnEvent | None = None,
     **variant: Any,
 ) -> list[dict[str, Any]]:
@@ -55,11 +52,6 @@ def rank(
         A name, or a path that was scanned.
     model : str, optional
         Only layers of this backbone.
-    rows : int
-        Number of training rows to use at most; fewer if one of the layers is very wide.
-    folds : int
-    seed : int
-        Of the folds.
     on_event : callable, optional
         Receives `LayerRanked` after each layer.
     **variant
@@ -97,11 +89,11 @@ def rank(
     samples = found[0].dataset
     check_labels(samples)
     widest = max(_dims(each) for each in found)
-    limit = min(rows, max(FEWEST_PROBE_ROWS, PROBE_VALUES // widest))
+    limit = min(PROBE_ROWS, max(FEWEST_PROBE_ROWS, PROBE_VALUES // widest))
     chosen = samples.rows("train", labelled=True)[:limit]
     groups = None if samples.groups is None else samples.groups[chosen]
     y = samples.targets[chosen]
-    splits = _folds(y, groups, folds, seed)
+    splits = _folds(y, groups)
     table = []
     for done, features in enumerate(found, 1):
         table.append(_probe(features, chosen, y, splits))
@@ -142,21 +134,20 @@ def _scores(X: np.ndarray, y: np.ndarray, folds: Folds) -> np.ndarray:
 
     ridge = RidgeClassifierCV if _are_classes(y) else RidgeCV
     penalties = np.array(PROBE_PENALTIES) * X.shape[1]
-    return cross_val_score(
-        make_pipeline(StandardScaler(copy=False), ridge(penalties)), X, y, cv=folds
-    )
+    probe = make_pipeline(StandardScaler(copy=False), ridge(penalties))
+    return cross_val_score(probe, X, y, cv=folds, error_score="raise")
 
 
 def _are_classes(y: np.ndarray) -> bool:
     return y.dtype.kind == "i"
 
 
-def _folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Folds:
+def _folds(y: np.ndarray, groups: np.ndarray | None) -> Folds:
     """Return the training and held-out rows of each fold that can be scored."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     classes = _are_classes(y)
-    folds = min(folds, len(y) if groups is None else len(np.unique(groups)))
+    folds = min(PROBE_FOLDS, len(y) if groups is None else len(np.unique(groups)))
     if folds < 2:
         return []
     if groups is not None:
@@ -164,7 +155,7 @@ def _folds(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> F
     else:
         rare = classes and np.unique(y, return_counts=True)[1].min() < folds
         splitter = StratifiedKFold if classes and not rare else KFold
-    found = splitter(folds, shuffle=True, random_state=seed).split(y, y, groups)
+    found = splitter(folds, shuffle=True, random_state=0).split(y, y, groups)
     # A classifier needs two classes to learn from, R² two values to be measured on.
     return [
         (train, held_out)

@@ -110,7 +110,6 @@ def test_numbers_and_mappings_of_other_libraries(three: Features) -> None:
     plain = fit_head(three, "knn", {"n_neighbors": 3}, seed=7)
     assert fit_head(three, "knn", pd.Series({"n_neighbors": 3}), seed=7).id == plain.id
     assert fit_head(three, "knn", [("n_neighbors", 3)], seed=np.int64(7)).id == plain.id
-    assert fit_heads(three, ["knn", ["knn", None]])[0].id == fit_head(three, "knn").id
     options = {"units": np.array([4, 4]), "dropout": np.float32(0.5), "epochs": np.int64(1)}
     head = fit_head(three, "dense", options)
     assert head.id == fit_head(three, "dense", {"units": [4, 4], "dropout": 0.5}, epochs=1).id

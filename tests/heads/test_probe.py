@@ -8,7 +8,7 @@ from featurestore.errors import (
     IncompleteFeaturesError,
     NotFoundError,
 )
-from featurestore.heads import rank
+from featurestore.heads import probe, rank
 from featurestore.store import FeatureStore
 from tests.heads.conftest import MakeFeatures
 from tests.toys import drop_block
@@ -35,11 +35,15 @@ def test_layers_ranked_by_a_probe(make_features: MakeFeatures, store: FeatureSto
 
 @pytest.mark.parametrize("dims", [5, 300])
 def test_a_probe_of_numbers_and_groups(
-    make_features: MakeFeatures, store: FeatureStore, dims: int
+    make_features: MakeFeatures,
+    store: FeatureStore,
+    dims: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(probe, "PROBE_ROWS", 40)
     groups = [str(number // 4) for number in range(60)]
     make_features(np.linspace(0, 1, 60).tolist(), (dims,), noise=0.1, groups=groups)
-    (row,) = rank(store, "toys", rows=40)
+    (row,) = rank(store, "toys")
     assert row["metric"] == "r2"
     assert row["score"] > 0.8
     assert row["rows"] == 40
@@ -53,8 +57,6 @@ def test_the_probe_is_scikit_learn_fitted_on_each_folds_training_rows(
     from sklearn.linear_model import RidgeClassifierCV, RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-
-    from featurestore.heads import probe
 
     rng = np.random.default_rng(0)
     X = rng.normal(size=(40, width)).astype("f2")
@@ -77,8 +79,6 @@ def test_the_probe_is_scikit_learn_fitted_on_each_folds_training_rows(
 def test_layers_are_ranked_on_the_same_rows(
     make_features: MakeFeatures, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featurestore.heads import probe
-
     monkeypatch.setattr(probe, "PROBE_VALUES", 3000)
     monkeypatch.setattr(probe, "FEWEST_PROBE_ROWS", 20)
     make_features(["a", "b", "c"] * 40, ref="narrow:avg")
