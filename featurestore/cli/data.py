@@ -62,8 +62,6 @@ def open_data(
         Options of the scan; None where they were not given.
     """
     from featurestore.dataset import Dataset
-    from featurestore.dataset.options import where_now
-    from featurestore.dataset.source import is_gone
 
     asked = {name: value for name, value in asked.items() if value is not None}
     try:
@@ -83,8 +81,8 @@ def open_data(
                 "Python with Dataset.from_arrays"
             )
         source = known.source
-        if is_gone(source):
-            raise DatasetError(f"data set {data!r}: {where_now(source, known.name, known.options)}")
+        if known.moved:
+            raise DatasetError(f"data set {data!r}: {known.moved}")
     if known is not None:
         asked = {"name": known.name, **known.options, **asked}
     dataset = Dataset.open(source, on_event=progress, **asked)
@@ -96,16 +94,13 @@ def open_data(
 def _known(data: str, store: FeatureStore, name: str | None) -> Dataset | None:
     if not is_place(data):
         return store.datasets.load(data) if store.datasets.has(data) else None
-    from featurestore.dataset.source import is_gone
-
     if name is None:
         entry = store.datasets.find(data)
         return None if entry is None else store.datasets.load(entry.name)
     if not store.datasets.has(name):
         return None
     named = store.datasets.load(name)
-    moved = named.source is not None and is_gone(named.source)
-    return named if moved or named.source == os.path.abspath(data) else None
+    return named if named.moved or named.source == os.path.abspath(data) else None
 
 
 def _note_replaced(dataset: Dataset, store: FeatureStore, progress: Progress) -> None:

@@ -2,18 +2,19 @@
 
 ::
 
-    dataset         the Dataset itself             listing   what a folder lists
-    options         how it was scanned             table     what a CSV or Parquet table lists
-    sample          the bytes of one row           arrays    samples in memory
-    merge           one row a digest, in order     labels    one type; classes and targets
-    scan, index     digests and verdicts           split     train, val, test: drawn or given
-    source          bytes of a path or URI         manifest  the Parquet form
-    summary         what a scan reports            notes    look-alike labels, small splits
+    dataset     the Dataset itself                   table       samples listed in a table
+    sample      the bytes and pixels of one row      folder      samples in a folder
+    splits      train, val, test: given or drawn     arrays      samples in memory
+    labels      one type; classes and targets        scan        digests and verdicts, in threads
+    rows        one row per digest, in order         scan_cache  what earlier scans found
+    problems    what users should know               source      bytes of a path or URI
+    manifest    the Parquet form                     naming      names, and the scan command
+    summary     what a scan reports
 """
 
 from featurestore.dataset.dataset import Dataset
-from featurestore.dataset.merge import Problem, problem_lines
+from featurestore.dataset.problems import Problem, problem_lines
 from featurestore.dataset.scan import Scanned
-from featurestore.dataset.split import Splits
+from featurestore.dataset.splits import SPLITS, Split, Splits
 
-__all__ = ["Dataset", "Problem", "Scanned", "Splits", "problem_lines"]
+__all__ = ["SPLITS", "Dataset", "Problem", "Scanned", "Split", "Splits", "problem_lines"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
@@ -13,37 +13,20 @@ import numpy as np
 from featurestore import images
 from featurestore.dataset import labels as labelling
 from featurestore.dataset import manifest
-from featurestore.dataset.arrays import list_arrays, replicate
+from featurestore.dataset.arrays import array_rows
+from featurestore.dataset.folder import scan_folder
 from featurestore.dataset.labels import Task
-from featurestore.dataset.listing import list_folder, split_folders
-from featurestore.dataset.merge import Entry, Problem, merge
-from featurestore.dataset.notes import notes, own_splits
-from featurestore.dataset.options import (
-    checked,
-    checked_name,
-    command_line,
-    default_name,
-    drawing,
-    for_folder,
-    for_table,
-    is_folder,
-)
-from featurestore.dataset.sample import array_sample, read_sample
-from featurestore.dataset.scan import Scanned, Verdict, scan
-from featurestore.dataset.source import absolute
-from featurestore.dataset.split import SPLITS, Splits
-from featurestore.dataset.summary import summarise
-from featurestore.dataset.table import list_table
-from featurestore.digests import (
-    ROW_BYTES,
-    digest_array,
-    digest_fields,
-    digest_set,
-    row_id,
-)
+from featurestore.dataset.naming import checked_name, command_line, default_name
+from featurestore.dataset.problems import Problem
+from featurestore.dataset.rows import Rows
+from featurestore.dataset.sample import read_image, read_sample
+from featurestore.dataset.scan import OnEvent
+from featurestore.dataset.source import absolute, is_gone
+from featurestore.dataset.splits import SPLITS, Splits
+from featurestore.dataset.summary import summarize
+from featurestore.dataset.table import scan_table
+from featurestore.digests import ROW_BYTES, digest_fields, digest_set, row_id
 from featurestore.errors import DatasetError, nearest
-
-OnEvent = Callable[[Scanned], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,53 +77,39 @@ class Dataset:
         path: str | os.PathLike[str],
         *,
         name: str | None = None,
-        val: float = Splits.val,
-        test: float = Splits.test,
-        seed: int = Splits.seed,
-        stratify: bool | None = Splits.stratify,
-        group_by: str | None = None,
         on_event: OnEvent | None = None,
+        **splits: Any,
     ) -> Dataset:
-        """Scan a folder whose sub-folders are the classes; one without any is unlabelled.
+        """Scan a folder whose sub-folders are the classes; without sub-folders, it is unlabelled.
 
         If every sub-folder that holds images is named as a split (``train``, ``valid``, ``test``
-        …, in any case), these are the splits, and the classes are the folders below them. What
-        there is no folder of is drawn from ``train``.
+        …, in any case), these are the splits, and the classes are the folders below them. A split
+        without a folder is drawn from ``train``.
 
         Parameters
         ----------
         path : path
             The folder. Nested folders belong to the class above them; names that begin with a dot
-            are passed over.
+            are skipped.
         name : str, optional
             By default the folder's name.
-        val, test : float
-            Fractions drawn for these splits, by digest or group. Validation is drawn from one end
-            of the digests' range and test from the other.
-        seed : int
-            Of the draw.
-        stratify : bool, optional
-            Whether each class gives its own fraction. By default classes of fewer than 100
-            samples (or groups) do.
-        group_by : str, optional
-            ``"folder"``: the images of one (sub-)folder stay in one split. Else a regular
-            expression on the path relative to the folder, whose match, or whose group, names the
-            group: ``"patient_([0-9]+)"``.
         on_event : callable, optional
-            Is given :class:`Scanned` events.
+            Receives :class:`Scanned` events.
+        **splits
+            How samples are split: ``val``, ``test``, ``seed``, ``stratify`` and ``group_by``, the
+            fields of :class:`Splits`.
 
         Raises
         ------
         DatasetError
-            Where there is no such folder, or no image in it.
+            If there is no such folder, or no image in it.
+        InputError
+            If an option is unknown or out of range.
         """
         source = absolute(path)
-        known_as = _name(name, source)
-        options = checked(val, test, seed, stratify, group_by=group_by)
-        entries, problems = list_folder(source, group_by)
-        verdicts = scan([each.source for each in entries], on_event)
-        entries, folders = split_folders(source, entries, verdicts)
-        return cls._of(known_as, source, options, entries, verdicts, problems, folders)
+        name = checked_name(default_name(source) if name is None else name)
+        how = Splits.of(splits)
+        return cls._of(name, source, how.model_dump(), scan_folder(source, how, on_event))
 
     @classmethod
     def from_table(
@@ -151,12 +120,8 @@ class Dataset:
         path_column: str = "path",
         label_column: str | None = None,
         split_column: str | None = None,
-        group_column: str | None = None,
-        val: float = Splits.val,
-        test: float = Splits.test,
-        seed: int = Splits.seed,
-        stratify: bool | None = Splits.stratify,
         on_event: OnEvent | None = None,
+        **splits: Any,
     ) -> Dataset:
         """Scan the images that a CSV, TSV or Parquet table lists.
 
@@ -167,39 +132,35 @@ class Dataset:
         name : str, optional
             By default the table's file name without its ending.
         path_column : str
-            Paths, relative ones from the table's folder, or URIs.
+            Paths, relative to the table's folder, or URIs.
         label_column : str, optional
-            By default ``label``, where the table has it; without it the samples are unlabelled.
-            In a CSV, a column of integers makes integer classes, one of other numbers a
-            regression, and all else words.
+            By default ``label`` if the table has it; otherwise the samples are unlabelled. In a
+            CSV, a column of integers makes integer classes, a column of other numbers a
+            regression, and everything else text.
         split_column : str, optional
-            By default ``split``, where the table has it. Its values win; empty cells are drawn.
-        group_column : str, optional
-            Rows of one group stay in one split, where it is drawn.
-        val, test, seed, stratify
-            As in :meth:`from_folder`.
+            By default ``split`` if the table has it. Empty cells are drawn.
         on_event : callable, optional
-            Is given :class:`Scanned` events.
+            Receives :class:`Scanned` events.
+        **splits
+            As in :meth:`from_folder`; ``group_by`` names a column.
 
         Raises
         ------
         DatasetError
-            Where the table cannot be read or lacks a column, or none of the files is an image.
+            If the table cannot be read or lacks a column, or none of the files is an image.
+        InputError
+            If an option is unknown or out of range.
         """
         source = absolute(path)
-        columns: dict[str, Any] = {
-            "path_column": None if path_column == "path" else path_column,
+        name = checked_name(default_name(source) if name is None else name)
+        how = Splits.of(splits)
+        columns = {
+            "path_column": path_column,
             "label_column": label_column,
             "split_column": split_column,
-            "group_column": group_column,
         }
-        known_as = _name(name, source)
-        options = checked(val, test, seed, stratify, **columns)
-        entries, problems = list_table(
-            source, path_column, label_column, split_column, group_column
-        )
-        verdicts = scan([each.source for each in entries], on_event)
-        return cls._of(known_as, source, options, entries, verdicts, problems)
+        rows = scan_table(source, columns, how, on_event)
+        return cls._of(name, source, {**how.model_dump(), **columns}, rows)
 
     @classmethod
     def from_arrays(
@@ -210,10 +171,7 @@ class Dataset:
         name: str,
         splits: Sequence[str | None] | None = None,
         groups: Iterable[Any] | None = None,
-        val: float = Splits.val,
-        test: float = Splits.test,
-        seed: int = Splits.seed,
-        stratify: bool | None = Splits.stratify,
+        **options: Any,
     ) -> Dataset:
         """Take samples from arrays in memory. They are not copied, and no store keeps them.
 
@@ -230,13 +188,15 @@ class Dataset:
             ``train``, ``val`` or ``test``; None is drawn.
         groups : sequence, optional
             Images of one group stay in one split.
-        val, test, seed, stratify
-            As in :meth:`from_folder`.
+        **options
+            How samples are split: ``val``, ``test``, ``seed`` and ``stratify``.
 
         Raises
         ------
         DatasetError
-            Where X is not uint8, or shapes or lengths do not fit.
+            If X is not uint8, or shapes or lengths do not fit.
+        InputError
+            If an option is unknown or out of range.
 
         Examples
         --------
@@ -245,104 +205,67 @@ class Dataset:
         >>> Dataset.from_arrays(X, ["a", "b", "a", "b"], name="tiny")
         Dataset(name='tiny', rows=4, task='classification', classes=2, problems=1)
         """
-        options = checked(val, test, seed, stratify)
-        samples, entries = list_arrays(X, y, splits, groups)
-        verdicts = {
-            entry.source: Verdict(digest_array(each), None)
-            for entry, each in zip(entries, samples, strict=True)
-        }
-        return cls._of(checked_name(name), None, options, entries, verdicts, samples=samples)
+        name, how = checked_name(name), Splits.of(options)
+        if how.group_by is not None:
+            raise DatasetError("group_by is for folders and tables; for arrays use groups")
+        rows, samples = array_rows(X, y, splits, groups, how, name)
+        return cls._of(name, None, how.model_dump(), rows, samples)
 
     @classmethod
     def open(cls, data: str | os.PathLike[str], **options: Any) -> Dataset:
-        """Scan a folder or a table, whichever it is.
+        """Scan a folder or a table.
 
         Parameters
         ----------
         data : path or URI
             A folder of images, or a CSV, TSV or Parquet file.
         **options
-            Those of :meth:`from_folder` or :meth:`from_table`. ``group_by`` names a table's
-            group column, too. None means the default.
+            Those of :meth:`from_folder` or :meth:`from_table`.
 
         Raises
         ------
         DatasetError
-            Where it is neither, or an option belongs to the other.
+            If it is neither.
+        InputError
+            If an option is unknown or out of range.
         """
         source = absolute(data)
-        if is_folder(source):
-            return cls.from_folder(source, **for_folder(source, options))
-        return cls.from_table(source, **for_table(options))
+        make = cls.from_folder if os.path.isdir(source) else cls.from_table
+        return make(source, **options)
 
     @classmethod
     def _of(
         cls,
         name: str,
         source: str | None,
-        options: dict[str, Any],
-        entries: list[Entry],
-        verdicts: dict[str, Verdict],
-        problems: Sequence[Problem] = (),
-        folders: dict[str, str] | None = None,
-        samples: list[np.ndarray] | None = None,
+        options: Mapping[str, Any],
+        rows: Rows,
+        samples: Mapping[str, np.ndarray] | None = None,
     ) -> Dataset:
-        """Make the rows of what was listed and scanned; ``folders`` are splits of the folder."""
-        splits, where = drawing(options), source or name
-        found = list(problems)
-        if folders:
-            found.append(own_splits(folders, splits, where))
-            own = set(folders.values())
-            splits = replace(
-                splits,
-                val=0.0 if "val" in own else splits.val,
-                test=0.0 if "test" in own else splits.test,
-            )
-        rows = merge(entries, verdicts, splits, from_train=bool(folders))
-        found += [*rows.problems, *notes(entries, rows, splits, where)]
         return cls(
             name=name,
             source=source,
-            options=options,
-            sample_digests=rows.digests,
-            paths=[None if samples else entries[number].source for number in rows.first],
-            labels=labelling.column(rows.labels),
-            splits=np.array(rows.splits, "<U5"),
-            groups=_group_column(rows.groups, rows.digests),
-            problems=tuple(sorted(found)),
-            arrays=[samples[number] for number in rows.first] if samples else None,
+            options={key: value for key, value in options.items() if value is not None},
+            paths=[None if samples else each for each in rows.sources],
+            arrays=[samples[each] for each in rows.sources] if samples else None,
+            **rows.columns(),
         )
 
     @classmethod
     def from_parquet(cls, data: bytes) -> Dataset:
         """Read what :meth:`to_parquet` wrote.
 
-        The images stay where they are; arrays are not in it, so such a data set has no pixels.
+        The images stay where they are. Arrays are not stored, so such a data set has no pixels.
 
         Raises
         ------
         DamagedError
-            Where the bytes are damaged.
+            If the bytes are damaged.
         StoreFormatError
-            Where they are of a newer format.
+            If they are of a newer format.
         """
-        columns, fields = manifest.read(data)
-        try:
-            found = cls(
-                name=fields["name"],
-                source=fields["source"],
-                options=fields["options"],
-                sample_digests=columns["digest"],
-                paths=columns["path"],
-                labels=labelling.column(columns["label"]),
-                splits=np.array(columns["split"], "<U5"),
-                groups=_group_column(columns["group"], columns["digest"]),
-                problems=tuple(Problem(**each) for each in fields["problems"]),
-            )
-            manifest.compare(found, fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise manifest.damaged(str(error)) from error
-        return found
+        rows, header = manifest.read(data)
+        return cls._of(header.name, header.source, header.options, rows)
 
     def to_parquet(self, added: str | None = None) -> bytes:
         """Write the data set as a manifest: a Parquet table with a row for each sample.
@@ -350,7 +273,7 @@ class Dataset:
         Parameters
         ----------
         added : str, optional
-            When a store made it its current state, ISO 8601.
+            When it became the current state in a store, ISO 8601.
         """
         return manifest.write(self, added)
 
@@ -394,10 +317,18 @@ class Dataset:
 
     @property
     def scan_command(self) -> str | None:
-        """The command line that scans the same again; None for arrays."""
+        """The command that scans the same again; None for arrays."""
         if self.source is None:
             return None
         return command_line(self.source, self.name, self.options)
+
+    @property
+    def moved(self) -> str | None:
+        """If the folder or table is gone, how to record its new place; otherwise None."""
+        if self.source is None or not is_gone(self.source):
+            return None
+        command = command_line("NEW_PLACE", self.name, self.options)
+        return f"{self.source!r} is gone; if it was moved: {command}"
 
     def __len__(self) -> int:
         return len(self.sample_digests)
@@ -423,20 +354,21 @@ class Dataset:
             raise DatasetError(f"no split {split!r}: {nearest(split, SPLITS)}")
         kept = np.ones(len(self), bool) if split is None else self.splits == split
         if labelled or (labelled is None and self.task is not None):
-            kept = kept & self._labelled()
+            present = ~np.isnan(self.targets) if self.task == "regression" else self.targets >= 0
+            kept = kept & present
         return np.flatnonzero(kept)
 
     def read(self, row: int) -> bytes:
         """Return the bytes of a sample, checked against its digest.
 
-        The bytes of the file; for arrays those of the values, in C order.
+        These are the bytes of the file; for arrays, the values in C order.
 
         Raises
         ------
         DatasetError
-            Where the file cannot be read, or the data set came from arrays and then from a store.
+            If the file cannot be read, or the data set was made from arrays and read from a store.
         SourceChangedError
-            Where the bytes are not those that were scanned.
+            If the bytes are not those that were scanned.
         """
         return read_sample(self, row)
 
@@ -447,19 +379,16 @@ class Dataset:
     def image(self, row: int, then: Callable[[np.ndarray], images.Made]) -> images.Made: ...
 
     def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
-        """Return a sample decoded, uint8 (height, width, channel=3), checked as by :meth:`read`.
+        """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
 
         Parameters
         ----------
         row : int
         then : callable, optional
-            What to make of the image and return instead, such as a smaller one: see
+            Applied to the image, such as a resize; its result is returned instead. See
             :func:`featurestore.images.decode`.
         """
-        if self.paths[row] is not None:
-            return images.decode(read_sample(self, row), then)
-        pixels = replicate(array_sample(self, row))
-        return pixels if then is None else then(pixels)
+        return read_image(self, row, then)
 
     def summary(self) -> dict[str, Any]:
         """Return what ``featurestore scan`` reports, as JSON values.
@@ -472,13 +401,7 @@ class Dataset:
             ``targets``: for a regression, for each split its rows, minimum, mean and maximum;
             ``unlabelled``: rows without label; ``problem_counts`` by kind, and ``problems``.
         """
-        return summarise(self)
-
-    def _labelled(self) -> np.ndarray:
-        # a NaN is not >= 0, nor < 0
-        if self.task == "regression":
-            return ~np.isnan(self.targets)
-        return self.targets >= 0
+        return summarize(self)
 
     def plain_labels(self) -> list[Any]:
         """Return the labels as Python values, None where missing."""
@@ -487,20 +410,5 @@ class Dataset:
         return [None if each != each else each for each in self.labels.tolist()]
 
     def plain_groups(self) -> list[str | None]:
-        """Return the groups as text; all None where there are none."""
+        """Return the groups as text, all None if there are none."""
         return [None] * len(self) if self.groups is None else self.groups.tolist()
-
-
-def _name(name: str | None, source: str) -> str:
-    """Return the name of what is scanned; checked before the scan, which may take an hour."""
-    return checked_name(default_name(source) if name is None else name)
-
-
-def _group_column(groups: list[str | None], digests: list[str]) -> np.ndarray | None:
-    if all(each is None for each in groups):
-        return None
-    column = np.empty(len(groups), object)
-    column[:] = [
-        digest if each is None else each for each, digest in zip(groups, digests, strict=True)
-    ]
-    return column

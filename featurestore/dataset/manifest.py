@@ -1,29 +1,25 @@
 """The Parquet form of a data set: a table that any Parquet reader opens.
 
-One row a sample, in content order, with the columns ``digest``, ``path``, ``label``, ``split`` and
-``group``; the rest is JSON in the file's metadata, under the key ``featurestore``.
+One row per sample, in content order, with the columns ``digest``, ``path``, ``label``, ``split``
+and ``group``; the rest is JSON in the file's metadata, under the key ``featurestore``.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BaseModel
 
 from featurestore.dataset.labels import Label
-from featurestore.dataset.options import is_name
-from featurestore.dataset.parquet import ParquetColumns, ParquetError
+from featurestore.dataset.naming import checked_name
+from featurestore.dataset.problems import Problem
+from featurestore.dataset.rows import Rows
 from featurestore.dataset.source import native, portable
-from featurestore.dataset.split import SPLITS
-from featurestore.digests import (
-    EMPTY_CHECKSUM,
-    checksum_matches,
-    digest_fields,
-    insert_checksum,
-    is_digest,
-)
-from featurestore.errors import DamagedError, StoreFormatError
+from featurestore.dataset.splits import SPLITS
+from featurestore.digests import EMPTY_CHECKSUM, checksum_matches, insert_checksum, is_digest
+from featurestore.errors import DamagedError, StoreFormatError, one_line
 
 if TYPE_CHECKING:
     from featurestore.dataset.dataset import Dataset
@@ -31,16 +27,22 @@ if TYPE_CHECKING:
 FORMAT = 1
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
-_LABELS = ("string", "int64", "double")
-# A digest cannot be compressed below its 32 bytes: more rows are not in a file, whatever it claims.
-_LEAST_ROW_BYTES = 32
-_MOST_TEXT = 2**28
+
+
+class Header(BaseModel):
+    """What a manifest holds beside its rows."""
+
+    name: Annotated[str, AfterValidator(checked_name)]
+    source: str | None
+    options: dict[str, str | int | float]
+    problems: list[Problem]
+    added: str | None
 
 
 def write(dataset: Dataset, added: str | None = None) -> bytes:
-    """Write a data set as a manifest; ``added`` tells when it became current."""
+    """Write a data set as a manifest; ``added`` is the time when it became current."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    from pyarrow import parquet
 
     labels = dataset.plain_labels()
     columns = {
@@ -50,120 +52,68 @@ def write(dataset: Dataset, added: str | None = None) -> bytes:
         "split": dataset.splits.tolist(),
         "group": dataset.plain_groups(),
     }
-    types = {name: pa.string() for name in _COLUMNS} | {"label": _type(labels)}
-    kept = {
+    header = {
         "format": FORMAT,
         "name": dataset.name,
         "source": dataset.source,
         "options": dataset.options,
-        **_digests(dataset),
+        "digest": dataset.digest,
+        "manifest_digest": dataset.manifest_digest,
         "problems": [asdict(each) for each in dataset.problems],
         "added": added,
+        "check": EMPTY_CHECKSUM,
     }
-    text = json.dumps({**kept, "check": EMPTY_CHECKSUM})
-    schema = pa.schema([pa.field(name, types[name]) for name in _COLUMNS], {_KEY: text.encode()})
+    types = {name: pa.string() for name in _COLUMNS} | {"label": _type(labels)}
+    schema = pa.schema(types, {_KEY: json.dumps(header).encode()})
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
+    parquet.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
     return insert_checksum(buffer.getvalue().to_pybytes())
 
 
-def read(data: bytes) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-    """Read what :func:`write` wrote.
+def read(data: bytes) -> tuple[Rows, Header]:
+    """Read the rows and the header that :func:`write` wrote.
 
     Raises
     ------
     DamagedError
-        Where the bytes are no Parquet file or fail a checksum.
+        If the bytes fail their checksum or are not a manifest.
     StoreFormatError
-        Where they are another table, or a manifest of a newer format.
+        If they are of a newer format.
     """
+    import pyarrow as pa
+    from pyarrow import parquet
+
     if not checksum_matches(data):
-        raise damaged("its bytes do not have the digest written in them")
+        raise _damaged("its bytes do not have the digest written in them")
     try:
-        file = ParquetColumns(data, most_rows=len(data) // _LEAST_ROW_BYTES)
-        fields = _fields((file.schema.metadata or {}).get(_KEY))
-        kinds = {each.name: str(each.type) for each in file.schema}
-        text = all(kinds.get(name) == "string" for name in _COLUMNS if name != "label")
-        if list(kinds) != list(_COLUMNS) or not text or kinds["label"] not in _LABELS:
-            raise damaged(f"its columns are {', '.join(map(str, kinds.items()))[:200]}")
-        columns = {name: file.read(at) for at, name in enumerate(file.names)}
-    except ParquetError as error:
-        raise damaged(str(error)) from error
-    fault = _fault(columns, fields)
-    if fault:
-        raise damaged(fault)
-    columns["path"] = [each and native(each) for each in columns["path"]]
-    return columns, {key: value for key, value in fields.items() if key != "check"}
-
-
-def _fields(text: bytes | None) -> dict[str, Any]:
-    """Read what stands beside the rows, of this format or an older one."""
-    if text is None:
-        raise StoreFormatError("a Parquet file that is no data set manifest of featurestore")
-    if len(text) > _MOST_TEXT:
-        raise damaged(f"{len(text):,} bytes beside its rows, more than {_MOST_TEXT:,}")
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise damaged(f"what stands beside its rows is no JSON: {error}") from error
-    found = fields.get("format") if isinstance(fields, dict) else None
-    if not isinstance(found, int):
-        raise damaged("what stands beside its rows names no format")
-    if found > FORMAT:
-        raise StoreFormatError(
-            f"a data set manifest of format {found}, this featurestore reads up to {FORMAT}: "
-            "install a newer featurestore"
+        table = parquet.read_table(pa.BufferReader(data))
+        table.validate(full=True)
+        header = json.loads((table.schema.metadata or {})[_KEY])
+        if header["format"] > FORMAT:
+            raise StoreFormatError(
+                f"a data set manifest of format {header['format']}, this featurestore reads up to "
+                f"{FORMAT}: install a newer featurestore"
+            )
+        checked = Header.model_validate(header)
+        types = {str(table[name].type) for name in _COLUMNS if name != "label"}
+        digests, paths, labels, splits, groups = (table[name].to_pylist() for name in _COLUMNS)
+        sound = (
+            types == {"string"}
+            and str(table["label"].type) in ("string", "int64", "double")
+            and all(map(is_digest, digests))
+            and digests == sorted(set(digests))
+            and set(splits) <= set(SPLITS)
         )
-    return fields
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _damaged(one_line(error)) from error
+    if not sound:
+        raise _damaged("its rows are not those of a data set in content order")
+    sources = [path and native(path) for path in paths]
+    return Rows(digests, sources, labels, splits, groups, checked.problems), checked
 
 
-def _fault(columns: dict[str, list[Any]], fields: dict[str, Any]) -> str | None:
-    """Find what is not of its kind: whoever wrote a seal may have written anything beneath it."""
-    digests = columns["digest"]
-    if not all(is_digest(each) for each in digests):
-        return "a row has no digest"
-    if any(later <= sooner for sooner, later in pairwise(digests)):
-        return "its rows are not in content order"
-    if not set(columns["split"]) <= set(SPLITS):
-        return "a row is in no split"
-    options, problems = fields.get("options"), fields.get("problems")
-    sound = (
-        is_name(fields.get("name"))
-        and isinstance(fields.get("source"), str | None)
-        and isinstance(fields.get("added"), str | None)
-        and isinstance(options, dict)
-        and all(isinstance(each, str | int | float) for each in options.values())
-        and isinstance(problems, list)
-        and all(_is_problem(each) for each in problems)
-    )
-    return None if sound else "what stands beside its rows is not of its kind"
-
-
-def _is_problem(found: Any) -> bool:
-    return (
-        isinstance(found, dict)
-        and set(found) == {"kind", "path", "reason"}
-        and all(isinstance(each, str) for each in found.values())
-    )
-
-
-def compare(dataset: Dataset, fields: dict[str, Any]) -> None:
-    """Raise where a data set that was read does not have the digests that were written."""
-    if any(fields[name] != digest for name, digest in _digests(dataset).items()):
-        raise damaged("its rows do not have the digests written beside them")
-
-
-def damaged(reason: str) -> DamagedError:
-    """Return the error for a manifest that cannot be trusted."""
+def _damaged(reason: str) -> DamagedError:
     return DamagedError(f"the data set manifest is damaged: {reason}; scan the data set again")
-
-
-def _digests(dataset: Dataset) -> dict[str, str]:
-    return {
-        "digest": dataset.digest,
-        "manifest_digest": dataset.manifest_digest,
-        "paths_digest": digest_fields({"paths": dataset.paths}),
-    }
 
 
 def _type(labels: list[Label]) -> Any:

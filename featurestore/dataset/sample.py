@@ -1,14 +1,15 @@
-"""The bytes of one sample, checked against its digest."""
+"""Read one sample, checked against its digest."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.dataset.index import forget
-from featurestore.dataset.options import where_now
-from featurestore.dataset.source import UnreadableError, is_gone, is_uri, read
+from featurestore import images
+from featurestore.dataset.scan_cache import forget
+from featurestore.dataset.source import UnreadableError, read
 from featurestore.digests import digest_array, digest_bytes
 from featurestore.errors import DatasetError, SourceChangedError
 
@@ -17,39 +18,35 @@ if TYPE_CHECKING:
 
 
 def read_sample(dataset: Dataset, row: int) -> bytes:
-    """Return the bytes of a row's file, or of its array's values."""
+    """Return the bytes of a row, see :meth:`Dataset.read`."""
     path = dataset.paths[row]
     if path is None:
-        return array_sample(dataset, row).tobytes()
+        return _array(dataset, row).tobytes()
+    # Heads work again after a scan of the folder's new place: it finds the same samples.
+    fix = dataset.moved or f"put it back, or scan again and fit heads again: {dataset.scan_command}"
     try:
         data = read(path)
     except UnreadableError as error:
-        raise DatasetError(f"{path!r}: {error}; {_way_on(dataset)}") from error
-    expected = dataset.sample_digests[row]
-    found = digest_bytes(data)
+        raise DatasetError(f"{path!r}: {error}; {fix}") from error
+    found, expected = digest_bytes(data), dataset.sample_digests[row]
     if found != expected:
-        if not is_uri(path):
-            forget(path)
+        forget(path)
         raise SourceChangedError(
-            f"{path!r} has changed since it was scanned: {found}, expected {expected}; "
-            f"{_way_on(dataset)}"
+            f"{path!r} has changed since it was scanned: {found}, expected {expected}; {fix}"
         )
     return data
 
 
-def _way_on(dataset: Dataset) -> str:
-    """Say what to do about a file that is not as it was scanned.
-
-    A scan of the folder's new place under the same name finds the same samples, so that heads
-    fitted on them work again. No scan brings back a sample that is gone.
-    """
-    if dataset.source is not None and is_gone(dataset.source):
-        return where_now(dataset.source, dataset.name, dataset.options)
-    return f"put it back, or scan again and fit heads again: {dataset.scan_command}"
+def read_image(dataset: Dataset, row: int, then: Callable[[np.ndarray], Any] | None) -> Any:
+    """Return the pixels of a row, see :meth:`Dataset.image`."""
+    if dataset.paths[row] is not None:
+        return images.decode(read_sample(dataset, row), then)
+    array = _array(dataset, row)
+    pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
+    return pixels if then is None else then(pixels)
 
 
-def array_sample(dataset: Dataset, row: int) -> np.ndarray:
-    """Return a row's array, uint8 (height, width, channel=1 or 3)."""
+def _array(dataset: Dataset, row: int) -> np.ndarray:
     if dataset.arrays is None:
         raise DatasetError(
             f"data set {dataset.name!r} was made from arrays, which a store does not keep: pass "
@@ -58,7 +55,7 @@ def array_sample(dataset: Dataset, row: int) -> np.ndarray:
     array = dataset.arrays[row]
     if digest_array(array) != dataset.sample_digests[row]:
         raise SourceChangedError(
-            f"the array behind row {row} of data set {dataset.name!r} was written to: make the "
-            "data set again"
+            f"the array behind row {row} of data set {dataset.name!r} has changed: make the data "
+            "set again"
         )
     return array

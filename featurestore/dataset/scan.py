@@ -9,25 +9,21 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from featurestore import images
-from featurestore.dataset.index import Known, ScanIndex, stamp
-from featurestore.dataset.source import (
-    UnreadableError,
-    is_uri,
-    need_protocol,
-    read,
-    read_file,
-)
+from featurestore.dataset.scan_cache import ScanCache, Verdict, stamp
+from featurestore.dataset.source import UnreadableError, is_uri, read
 from featurestore.digests import digest_bytes
 from featurestore.threads import map_ahead, processors
 
-# Files a task, so that handing tasks over costs little beside reading.
+# Files per task, so that handing tasks to threads costs little beside reading.
 _BATCH = 32
-# An object store answers late but many at a time.
+# An object store answers slowly, but many requests at a time.
 _REMOTE_WORKERS = 16
-# Entries that are written to the index at a time; a scan that is stopped loses no more.
+# Entries written to the cache at a time; a scan that is interrupted loses no more.
 _RECORDS = 2048
-# A file written to within this time could change again without its time stamps changing.
+# A file written within this time could change again without its time stamps changing.
 _RACY_NS = 2_000_000_000
+
+Known = tuple[str, Verdict]
 
 
 @dataclass(frozen=True)
@@ -44,114 +40,79 @@ class Scanned:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was found in one source.
-
-    Attributes
-    ----------
-    digest : str or None
-        Of its bytes; None where they could not be read.
-    reason : str or None
-        Why it is no sample; None where it decodes.
-    """
-
-    digest: str | None
-    reason: str | None
+OnEvent = Callable[[Scanned], None]
 
 
-def scan(
-    sources: Sequence[str], on_event: Callable[[Scanned], None] | None = None
-) -> dict[str, Verdict]:
-    """Digest and check sources, in threads; files that the index knows are not read.
+def scan(sources: Sequence[str], on_event: OnEvent | None = None) -> dict[str, Verdict]:
+    """Digest and check sources in threads. Files in the scan cache are not read.
 
     Parameters
     ----------
     sources : sequence of str
         Absolute paths and URIs; repeated ones are read once.
     on_event : callable, optional
-        Is given a :class:`Scanned` at the start and after each batch.
+        Receives a :class:`Scanned` at the start and after each batch.
 
     Returns
     -------
-    dict of source to Verdict
+    dict of str to Verdict
+        By source.
     """
     unique = list(dict.fromkeys(sources))
-    protocols = {each.partition("://")[0]: each for each in unique if is_uri(each)}
-    for example in protocols.values():
-        need_protocol(example)
     emit = on_event or (lambda event: None)
     emit(Scanned(0, len(unique)))
-    index = ScanIndex()
-    workers = max(processors(), _REMOTE_WORKERS if protocols else 1)
-    try:
-        return _scan(unique, index, workers, emit)
-    finally:
-        index.close()
-
-
-def _scan(
-    sources: list[str], index: ScanIndex, workers: int, emit: Callable[[Scanned], None]
-) -> dict[str, Verdict]:
-    reader = images.reader()
+    workers = max(processors(), _REMOTE_WORKERS if any(map(is_uri, unique)) else 1)
     verdicts: dict[str, Verdict] = {}
-    news: list[Known] = []
+    fresh: list[tuple[str, str, Verdict]] = []
 
-    def batches() -> Iterator[tuple[list[str], dict[str, Known]]]:
-        for start in range(0, len(sources), _BATCH):
-            batch = sources[start : start + _BATCH]
-            yield batch, index.lookup([each for each in batch if not is_uri(each)])
+    def batches() -> Iterator[list[tuple[str, Known | None]]]:
+        for start in range(0, len(unique), _BATCH):
+            batch = unique[start : start + _BATCH]
+            known = cache.lookup(batch)
+            yield [(source, known.get(source)) for source in batch]
 
-    scanned = map_ahead(lambda each: _batch(*each, reader), batches(), 4 * workers, workers)
-    try:
-        with closing(scanned):
-            for found in scanned:
-                for source, verdict, known in found:
-                    verdicts[source] = verdict
-                    if known is not None:
-                        news.append(known)
-                emit(Scanned(len(verdicts), len(sources)))
-                if len(news) >= _RECORDS:
-                    index.record(news)
-                    news.clear()
-    finally:
-        index.record(news)
+    with closing(ScanCache()) as cache:
+        scanned = map_ahead(_scan_batch, batches(), 4 * workers, workers)
+        try:
+            with closing(scanned):
+                for batch in scanned:
+                    for source, verdict, stamped in batch:
+                        verdicts[source] = verdict
+                        if stamped:
+                            fresh.append((source, stamped, verdict))
+                    emit(Scanned(len(verdicts), len(unique)))
+                    if len(fresh) >= _RECORDS:
+                        cache.record(fresh)
+                        fresh.clear()
+        finally:
+            cache.record(fresh)
     return verdicts
 
 
-def _batch(
-    batch: list[str], known: dict[str, Known], reader: str
-) -> list[tuple[str, Verdict, Known | None]]:
-    found: list[tuple[str, Verdict, Known | None]] = []
-    for source in batch:
-        try:
-            if is_uri(source):
-                data = read(source)
-                found.append((source, Verdict(digest_bytes(data), images.check(data)), None))
-            else:
-                found.append((source, *_file(source, known.get(source), reader)))
-        except UnreadableError as error:
-            found.append((source, Verdict(None, str(error)), None))
-    return found
+def _scan_batch(batch: list[tuple[str, Known | None]]) -> list[tuple[str, Verdict, str | None]]:
+    return [(source, *_scan_one(source, known)) for source, known in batch]
 
 
-def _file(path: str, known: Known | None, reader: str) -> tuple[Verdict, Known | None]:
-    if known is not None and _still(known, reader):
-        return Verdict(known.digest, known.reason), None
-    data, status, steady = read_file(path)
-    now = time.time_ns()
-    digest, reason = digest_bytes(data), images.check(data)
-    news = None
-    if steady and max(status.st_mtime_ns, status.st_ctime_ns) < now - _RACY_NS:
-        news = Known(path, stamp(status), digest, reason, reader)
-    return Verdict(digest, reason), news
-
-
-def _still(known: Known, reader: str) -> bool:
-    # what one Pillow could not decode, the next may
-    if known.reason is not None and known.reader != reader:
-        return False
+def _scan_one(source: str, known: Known | None) -> tuple[Verdict, str | None]:
+    """Return the verdict, and the stamp under which the cache may keep it."""
+    started = time.time_ns()
+    before = _status(source)
+    if known is not None and before is not None and known[0] == stamp(before):
+        return known[1], None
     try:
-        return stamp(os.stat(known.path)) == known.stamp
-    except OSError:
-        return False
+        data = read(source)
+    except UnreadableError as error:
+        return Verdict(None, str(error)), None
+    verdict = Verdict(digest_bytes(data), images.check(data))
+    after = _status(source)
+    if before is None or after is None or stamp(before) != stamp(after):
+        return verdict, None
+    settled = max(before.st_mtime_ns, before.st_ctime_ns) < started - _RACY_NS
+    return verdict, stamp(before) if settled else None
+
+
+def _status(source: str) -> os.stat_result | None:
+    try:
+        return None if is_uri(source) else os.stat(source)
+    except (OSError, ValueError):
+        return None

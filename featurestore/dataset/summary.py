@@ -1,4 +1,4 @@
-"""What a scan reports of a data set."""
+"""What a scan reports about a data set."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from featurestore.dataset.split import SPLITS
+from featurestore.dataset.splits import SPLITS
 
 if TYPE_CHECKING:
     from featurestore.dataset.dataset import Dataset
 
 
-def summarise(dataset: Dataset) -> dict[str, Any]:
-    """Return counts, classes and problems of a data set, as JSON values."""
+def summarize(dataset: Dataset) -> dict[str, Any]:
+    """Return counts, classes and problems as JSON values, see :meth:`Dataset.summary`."""
+    labelled = {split: dataset.rows(split, labelled=True) for split in SPLITS}
+    counts = Counter(zip(dataset.plain_labels(), dataset.splits.tolist(), strict=True))
+    ranges = {}
+    if dataset.task == "regression":
+        values = {split: dataset.targets[rows] for split, rows in labelled.items() if len(rows)}
+        ranges = {
+            split: {
+                "rows": len(each),
+                "min": float(each.min()),
+                "mean": float(each.mean()),
+                "max": float(each.max()),
+            }
+            for split, each in values.items()
+        }
     return {
         "dataset": dataset.name,
         "source": dataset.source,
@@ -23,37 +35,12 @@ def summarise(dataset: Dataset) -> dict[str, Any]:
         "manifest_digest": dataset.manifest_digest,
         "rows": len(dataset),
         "task": dataset.task,
-        "splits": {split: len(dataset.rows(split, labelled=False)) for split in SPLITS},
-        "classes": _class_counts(dataset),
-        "targets": _target_ranges(dataset),
-        "unlabelled": len(dataset) - len(dataset.rows(labelled=True)),
+        "splits": {split: int((dataset.splits == split).sum()) for split in SPLITS},
+        "classes": {
+            str(name): {split: counts[name, split] for split in SPLITS} for name in dataset.classes
+        },
+        "targets": ranges,
+        "unlabelled": len(dataset) - sum(map(len, labelled.values())),
         "problem_counts": dict(sorted(Counter(each.kind for each in dataset.problems).items())),
         "problems": [asdict(each) for each in dataset.problems],
     }
-
-
-def _class_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
-    counts = {
-        split: np.bincount(
-            dataset.targets[dataset.rows(split, labelled=True)].astype(np.int64),
-            minlength=len(dataset.classes),
-        )
-        for split in SPLITS
-        if dataset.classes
-    }
-    return {
-        str(each): {split: int(counts[split][code]) for split in SPLITS}
-        for code, each in enumerate(dataset.classes)
-    }
-
-
-def _target_ranges(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    if dataset.task != "regression":
-        return {}
-    ranges = {}
-    for split in SPLITS:
-        values = dataset.targets[dataset.rows(split, labelled=True)]
-        if len(values):
-            low, mean, high = float(values.min()), float(values.mean()), float(values.max())
-            ranges[split] = {"rows": len(values), "min": low, "mean": mean, "max": high}
-    return ranges

@@ -1,242 +1,179 @@
-"""Read what a CSV or Parquet table lists."""
+"""Tables of images: CSV, TSV and Parquet."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
-from featurestore.dataset.labels import Label, from_text, uniform
-from featurestore.dataset.merge import Entry, Problem
-from featurestore.dataset.parquet import MOST_ROWS, ParquetColumns, ParquetError
-from featurestore.dataset.source import (
-    UnreadableError,
-    beside,
-    is_text,
-    is_uri,
-    missing,
-    need_protocol,
-    read,
-)
-from featurestore.dataset.split import named
-from featurestore.errors import DatasetError, nearest
+from featurestore.dataset.labels import Label, is_missing, parse, text, uniform
+from featurestore.dataset.problems import Problem
+from featurestore.dataset.rows import Entry, Rows, merge
+from featurestore.dataset.scan import OnEvent, scan
+from featurestore.dataset.source import UnreadableError, beside, is_uri, missing, read
+from featurestore.dataset.splits import Split, Splits, meaning
+from featurestore.errors import DatasetError, nearest, one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
-# Names of columns in a message, and letters of each.
-_SHOWN = 40
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table.
-
-    Attributes
-    ----------
-    location : str
-        Absolute path or URI.
-    names : list of str
-    read : callable
-        Returns the values of a column, given its place.
-    text : bool
-        Whether all values are text whose type is to be found out.
-    first : int
-        What the first row is called in messages: CSV files have a header line.
-    """
-
-    location: str
-    names: list[str]
-    read: Callable[[int], list[Any]]
-    text: bool
-    first: int
-
-    def column(self, name: str, purpose: str) -> list[Any]:
-        """Return the values of a column that must be there."""
-        if self.names.count(name) != 1:
-            found = "no column" if name not in self.names else "more than one column"
-            shown = [each[:_SHOWN] for each in self.names[:_SHOWN]]
-            more = ", …" if len(self.names) > _SHOWN else ""
-            raise DatasetError(
-                f"table {self.location!r} has {found} {name!r} for the {purpose}; its columns: "
-                f"{', '.join(map(repr, shown))}{more}; {nearest(name, shown)}"
-            )
-        return self.read(self.names.index(name))
-
-    def optional(self, name: str | None, default: str, purpose: str) -> list[Any] | None:
-        """Return a column that was asked for, or the default one where there is such a one."""
-        if name is None and default not in self.names:
-            like = [each for each in self.names if each.strip().casefold() == default]
-            if like:
-                raise DatasetError(
-                    f"table {self.location!r} has no column {default!r}, but {like[0]!r}: rename "
-                    f"it, or say {default}_column={like[0]!r}"
-                )
-            return None
-        return self.column(name or default, purpose)
+def scan_table(
+    location: str, columns: dict[str, Any], splits: Splits, on_event: OnEvent | None
+) -> Rows:
+    """Scan a table, see :meth:`Dataset.from_table`; ``columns`` are the options of `list_table`."""
+    entries, problems = list_table(location, **columns, group_column=splits.group_by)
+    verdicts = scan([each.source for each in entries], on_event)
+    rows = merge(entries, verdicts, splits, location)
+    rows.problems += problems
+    return rows
 
 
 def list_table(
     location: str,
-    path_column: str,
-    label_column: str | None,
-    split_column: str | None,
-    group_column: str | None,
+    path_column: str = "path",
+    label_column: str | None = None,
+    split_column: str | None = None,
+    group_column: str | None = None,
 ) -> tuple[list[Entry], list[Problem]]:
-    """List what is in a table, in the order of the paths, and say if it has no labels.
+    """List the samples of a table, in an order that does not depend on that of its rows.
 
     Parameters
     ----------
     location : str
         Absolute path or URI of the table.
-    path_column, label_column, split_column, group_column : str or None
-        Without name, ``label`` and ``split`` are used where the table has them, and no groups.
+    path_column, label_column, split_column, group_column : str, optional
+        By default ``label`` and ``split`` are used if the table has them, and no groups.
+
+    Returns
+    -------
+    entries : list of Entry
+    problems : list of Problem
+        If the table has columns but none called ``label``.
 
     Raises
     ------
     DatasetError
-        Where the table cannot be parsed or lacks a column, or a cell cannot be used.
+        If the table cannot be read or lacks a column, or a cell cannot be used.
     """
-    if not is_uri(location):
-        if not os.path.lexists(location):
-            raise missing(location, "a table of images")
-        if os.path.isdir(location):
-            raise DatasetError(f"{location!r} is a folder, expected a table; folders: from_folder")
-    table = _open(location)
+    wanted = [path_column, label_column or "label", split_column or "split", group_column]
+    table = _read(location, [name for name in wanted if name])
+    where = f"table {location!r}"
     paths = [
-        _path(value, table, row) for row, value in enumerate(table.column(path_column, "paths"))
+        beside(location, _path(value, f"{where}, row {row}"))
+        for row, value in enumerate(_column(table, path_column, where), 1)
     ]
     if not paths:
-        raise DatasetError(f"table {location!r} has no rows, expected one for each image")
-    raw = table.optional(label_column, "label", "labels")
+        raise DatasetError(f"{where} has no rows, expected one for each image")
     labels: list[Label] = [None] * len(paths)
     problems = []
-    others = set(table.names) - {path_column, split_column or "split", group_column}
-    if raw is None and others:
-        reason = f"no column 'label', so no sample has a label; other columns: {_listed(others)}"
+    cells = _optional(table, label_column, "label", where)
+    others = set(table.column_names) - set(wanted)
+    if cells is not None:
+        is_text = _is_csv(location)
+        labels = uniform(parse(cells) if is_text else cells, where)
+    elif others:
+        names = ", ".join(map(repr, sorted(others)))
+        reason = f"no column 'label', so the samples have no labels; other columns: {names}"
         problems.append(Problem("labels", location, reason))
-    if raw is not None:
-        labels = uniform(from_text(raw) if table.text else raw, f"table {location!r}")
-    raw = table.optional(split_column, "split", "splits")
-    splits: list[str | None] = [None] * len(paths)
-    if raw is not None:
-        splits = [_split(value, table, row) for row, value in enumerate(raw)]
-    groups: list[str | None] = [None] * len(paths)
-    if group_column is not None:
-        groups = names(table.column(group_column, "groups"), f"table {location!r}")
+    splits = given_splits(_optional(table, split_column, "split", where), len(paths), where)
+    groups = given_groups(group_column and _column(table, group_column, where), len(paths))
     entries = [Entry(*each) for each in zip(paths, labels, splits, groups, strict=True)]
-    # by all that is said, so that the order of the table's rows does not matter
     entries.sort(key=lambda e: (e.source, str(e.label), e.split or "", e.group or ""))
     return entries, problems
 
 
-def _listed(names: Iterable[str]) -> str:
-    shown = sorted(repr(each[:_SHOWN]) for each in names)
-    return ", ".join(shown[:_SHOWN]) + (", …" if len(shown) > _SHOWN else "")
+def given_splits(values: Iterable[Any] | None, rows: int, where: str) -> list[Split | None]:
+    """Return the splits that a column names; missing values are to be drawn.
 
-
-def names(values: Any, where: str) -> list[str | None]:
-    """Turn the names of groups into text: None and NaN and empty text mean no group."""
-    found: list[str | None] = []
-    for value in values:
-        if _is_missing(value):
-            found.append(None)
-        elif not isinstance(value, str | int | float | np.integer | np.floating):
-            raise DatasetError(f"{where}: group {value!r}, expected text or a number")
-        elif not is_text(str(value)):
-            raise DatasetError(f"{where}: group {value!r} is not valid Unicode")
-        else:
-            found.append(str(value))
+    Raises
+    ------
+    DatasetError
+        If a value does not name a split.
+    """
+    found: list[Split | None] = []
+    for row, value in enumerate(values if values is not None else [None] * rows, 1):
+        split = None if is_missing(value) else meaning(str(value))
+        if split is None and not is_missing(value):
+            raise DatasetError(
+                f"{where}, row {row}: split {value!r}, expected 'train', 'val' or 'test', or "
+                "another name for one, such as 'validation'"
+            )
+        found.append(split)
     return found
 
 
-def _is_missing(value: Any) -> bool:
-    if value is None or value == "" or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+def given_groups(values: Iterable[Any] | None, rows: int) -> list[str | None]:
+    """Return the names of groups as text; missing values mean no group."""
+    if values is None:
+        return [None] * rows
+    return [None if is_missing(value) else text(value) for value in values]
 
 
-def _path(value: Any, table: Columns, row: int) -> str:
-    where = f"table {table.location!r}, row {row + table.first}"
+def _path(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
-        found = "no path" if _is_missing(value) else f"path {value!r}"
+        found = "no path" if is_missing(value) else f"path {value!r}"
         raise DatasetError(f"{where}: {found}, expected the path or URI of an image")
-    return beside(table.location, value)
+    return value
 
 
-def _split(value: Any, table: Columns, row: int) -> str | None:
-    if _is_missing(value):
-        return None
-    return named(str(value), f"table {table.location!r}, row {row + table.first}")
+def _column(table: Any, name: str, where: str) -> list[Any]:
+    names = table.column_names
+    if names.count(name) > 1:
+        raise DatasetError(f"{where} has several columns {name!r}, expected one")
+    if name not in names:
+        raise DatasetError(f"{where} has no column {name!r}; {nearest(name, names)}")
+    values: list[Any] = table[name].to_pylist()
+    return values
 
 
-def _open(location: str) -> Columns:
-    suffix = os.path.splitext(location.partition("?")[0] if is_uri(location) else location)[1]
-    if suffix.lower() not in SUFFIXES:
-        raise DatasetError(
-            f"{location!r} is no table, expected a file ending in {', '.join(SUFFIXES)}"
-        )
-    if is_uri(location):
-        need_protocol(location)
-    try:
-        data = read(location)
-    except UnreadableError as error:
-        raise DatasetError(f"table {location!r} cannot be read: {error}") from error
-    if suffix.lower() in (".parquet", ".pq"):
-        return _parquet(location, data)
-    return _csv(location, data, "\t" if suffix.lower() == ".tsv" else ",")
-
-
-def _csv(location: str, data: bytes, delimiter: str) -> Columns:
-    rows: list[list[str]] = []
-    text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline="")
-    lines = csv.reader(text, delimiter=delimiter, strict=True)
-    try:
-        for cells in lines:
-            if len(rows) > MOST_ROWS:
-                raise DatasetError(f"table {location!r} has more than {MOST_ROWS:,} rows")
-            if rows and cells and len(cells) != len(rows[0]):
-                raise DatasetError(
-                    f"table {location!r}, line {lines.line_num}: {len(cells)} cells, expected "
-                    f"{len(rows[0])} as in the header"
-                )
-            if cells:
-                rows.append(cells)
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"table {location!r} is not UTF-8 text (byte {_place(data)}): save it as UTF-8"
-        ) from error
-    except csv.Error as error:
-        raise DatasetError(
-            f"table {location!r}, line {lines.line_num}: {error}; expected comma-separated values"
-        ) from error
-    if not rows:
-        raise DatasetError(f"table {location!r} is empty, expected a header line")
-    return Columns(location, rows[0], lambda at: [row[at] for row in rows[1:]], True, 2)
-
-
-def _place(data: bytes) -> int | None:
-    """Return where bytes stop being UTF-8; an error of a reader counts from its last piece."""
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.start
+def _optional(table: Any, name: str | None, default: str, where: str) -> list[Any] | None:
+    """Return the column that was asked for, or else the default one if there is one."""
+    if name is not None or default in table.column_names:
+        return _column(table, name or default, where)
+    for other in table.column_names:
+        if other.strip().casefold() == default:
+            raise DatasetError(
+                f"{where} has no column {default!r}, but {other!r}: rename it, or use "
+                f"{default}_column={other!r}"
+            )
     return None
 
 
-def _parquet(location: str, data: bytes) -> Columns:
+def _suffix(location: str) -> str:
+    path = location.partition("?")[0] if is_uri(location) else location
+    return os.path.splitext(path)[1].lower()
+
+
+def _is_csv(location: str) -> bool:
+    return _suffix(location) in (".csv", ".tsv")
+
+
+def _read(location: str, names: list[str]) -> Any:
+    """Return a pyarrow.Table; in a CSV file, the columns of these names are text."""
+    if not is_uri(location) and not os.path.lexists(location):
+        raise missing(location, "a folder or a table of images")
+    if _suffix(location) not in SUFFIXES or os.path.isdir(location):
+        raise DatasetError(
+            f"{location!r} is not a table, expected a file ending in {', '.join(SUFFIXES)}; for a "
+            "folder use from_folder"
+        )
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
     try:
-        file = ParquetColumns(data)
-    except ParquetError as error:
-        raise DatasetError(f"table {location!r} is no Parquet file of paths: {error}") from error
-
-    def values(at: int) -> list[Any]:
-        try:
-            return file.read(at)
-        except ParquetError as error:
-            raise DatasetError(f"table {location!r} cannot be read: {error}") from error
-
-    return Columns(location, file.names, values, False, 1)
+        data = pa.BufferReader(read(location))
+        if not _is_csv(location):
+            table = parquet.read_table(data)
+            table.validate(full=True)
+            return table
+        delimiter = "\t" if _suffix(location) == ".tsv" else ","
+        return csv.read_csv(
+            data,
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        )
+    except (UnreadableError, pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"table {location!r} cannot be read: {one_line(error)}; expected UTF-8 text with a "
+            "header line, or Parquet"
+        ) from error

@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
-from featurestore.dataset import Splits
+from featurestore.dataset import Split, Splits
 from featurestore.extraction.planning import Dtype
 from featurestore.heads.metrics import Metric
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.settings import Settings
 
-Split = Literal["train", "val", "test"]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -24,16 +22,11 @@ def _given(value: Any) -> Any:
     return value
 
 
-class DataSpec(Settings):
+class DataSpec(Splits):
     """Where the samples are and how they are split."""
 
     path: str
     name: str | None = None
-    val: Fraction = Splits.val
-    test: Fraction = Splits.test
-    seed: int = Splits.seed
-    stratify: bool | None = Splits.stratify
-    group_by: str | None = None
 
 
 def _several(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.backbone.forward import compiled, compiled_resize
-from featurestore.dataset.source import UnreadableError, read_file
+from featurestore.dataset.source import UnreadableError, read
 from featurestore.errors import ImageError, InputError
 from featurestore.images import decode
 from featurestore.promotion.saved import load_model
@@ -80,7 +80,7 @@ def _prediction(path: str, row: np.ndarray, classes: list[Any]) -> Prediction:
 
 def _read(path: Path, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     try:
-        return decode(read_file(str(path))[0], then)
+        return decode(read(str(path)), then)
     except UnreadableError as error:
         raise InputError(f"cannot read {str(path)!r}: {error}") from None
     except ImageError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.dataset.split import SPLITS
+from featurestore.dataset.splits import SPLITS
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset

@@ -319,7 +319,7 @@ class DatasetShelf(Shelf[str, DatasetEntry]):
         from featurestore.dataset import manifest
 
         self._load_file(path)
-        return str(manifest.read(self._files.read(path))[1].get("added") or "")
+        return str(manifest.read(self._files.read(path))[1].added or "")
 
     # Removal
 

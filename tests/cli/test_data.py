@@ -94,7 +94,7 @@ def test_a_tables_columns_are_kept(place: Place) -> None:
     Path("visits.csv").write_text(f"path,patient\n{rows}")
     featurestore("scan", "visits.csv", "--group-by", "patient")
 
-    assert opened(place, "visits.csv", val=0.5).options["group_column"] == "patient"
+    assert opened(place, "visits.csv", val=0.5).options["group_by"] == "patient"
 
 
 def test_a_name_is_opened_as_recorded_and_scanned_again_where_asked(place: Place) -> None:

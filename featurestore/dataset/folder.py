@@ -1,0 +1,196 @@
+"""Folders of images: which files there are, and what their paths say about them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from featurestore.dataset.labels import text
+from featurestore.dataset.problems import Problem
+from featurestore.dataset.rows import Entry, Rows, merge
+from featurestore.dataset.scan import OnEvent, scan
+from featurestore.dataset.scan_cache import Verdict
+from featurestore.dataset.source import is_uri, missing
+from featurestore.dataset.splits import Split, Splits, meaning
+from featurestore.errors import DatasetError
+
+# What operating systems leave in folders, in lower case.
+_LITTER = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
+
+
+def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Rows:
+    """Scan a folder, see :meth:`Dataset.from_folder`."""
+    paths, problems = list_folder(root)
+    groups = _find_groups(root, paths, splits.group_by)
+    verdicts = scan(paths, on_event)
+    entries, folders = _label(root, paths, groups, verdicts)
+    if folders:
+        problems.append(_own_splits(folders, splits, root))
+        # What has a folder is not drawn.
+        own = {"val", "test"} & set(folders.values())
+        splits = splits.model_copy(update=dict.fromkeys(own, 0.0))
+    rows = merge(entries, verdicts, splits, root, from_train=bool(folders))
+    rows.problems += problems
+    return rows
+
+
+def list_folder(root: str) -> tuple[list[str], list[Problem]]:
+    """List the files below a folder.
+
+    Links are followed, except to a folder that contains the link. Names that begin with a dot and
+    what operating systems leave behind are skipped.
+
+    Parameters
+    ----------
+    root : str
+        Absolute path of a folder.
+
+    Returns
+    -------
+    paths : list of str
+        Sorted.
+    problems : list of Problem
+        Sub-folders that cannot be listed.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such folder, or no file in it.
+    """
+    if is_uri(root):
+        raise DatasetError(
+            f"{root!r} is a URI, expected a local folder; list the images' URIs in a table and use "
+            "from_table"
+        )
+    if not os.path.lexists(root):
+        raise missing(root, "a folder of images")
+    if not os.path.isdir(root):
+        raise DatasetError(f"{root!r} is a file, expected a folder; for tables use from_table")
+    problems: list[Problem] = []
+    paths = sorted(_walk(root, _real_folders_above(root), problems))
+    if not paths:
+        reasons = "".join(f"; {each.path!r}: {each.reason}" for each in problems[:1])
+        raise DatasetError(
+            f"no files in {root!r}, expected images in class sub-folders, or directly in it for an "
+            f"unlabelled data set{reasons}"
+        )
+    return paths, problems
+
+
+def _real_folders_above(root: str) -> frozenset[str]:
+    real = os.path.realpath(root)
+    above = {real}
+    while os.path.dirname(real) != real:
+        real = os.path.dirname(real)
+        above.add(real)
+    return frozenset(above)
+
+
+def _walk(folder: str, above: frozenset[str], problems: list[Problem]) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as listed:
+            entries = list(listed)
+    except OSError as error:
+        problems.append(Problem("quarantined", folder, f"folder: {error.strerror}"))
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name.casefold() in _LITTER:
+            continue
+        if not entry.is_dir(follow_symlinks=False) and not (
+            entry.is_symlink() and os.path.isdir(entry.path)
+        ):
+            yield entry.path
+            continue
+        real = os.path.realpath(entry.path)
+        if real not in above:
+            yield from _walk(entry.path, above | {real}, problems)
+
+
+def _find_groups(root: str, paths: list[str], group_by: str | None) -> list[str | None]:
+    """Return the group of each path, see :class:`Splits`.
+
+    Raises
+    ------
+    DatasetError
+        If ``group_by`` is not a regular expression with at most one group, or no path matches.
+    """
+    if group_by is None:
+        return [None] * len(paths)
+    relative = [text(os.path.relpath(path, root)).replace(os.sep, "/") for path in paths]
+    if group_by == "folder":
+        groups = [path.rpartition("/")[0] or None for path in relative]
+    else:
+        try:
+            pattern = re.compile(group_by)
+        except re.error as error:
+            raise DatasetError(
+                f"group_by {group_by!r} is not a regular expression: {error}; expected 'folder' or "
+                "one with at most one group, such as 'patient_([0-9]+)'"
+            ) from error
+        if pattern.groups > 1:
+            raise DatasetError(
+                f"group_by {group_by!r} has {pattern.groups} groups, expected at most one"
+            )
+        found = [pattern.search(path) for path in relative]
+        groups = [match[pattern.groups] or None if match else None for match in found]
+    if not any(groups):
+        raise DatasetError(
+            f"group_by {group_by!r} matches none of {len(paths)} paths, such as {relative[0]!r}; "
+            "expected 'folder' or a regular expression that matches the path"
+        )
+    return groups
+
+
+def _label(
+    root: str, paths: list[str], groups: list[str | None], verdicts: Mapping[str, Verdict]
+) -> tuple[list[Entry], dict[str, Split]]:
+    """Read classes and splits from the names of the folders.
+
+    The first-level folders are the classes, unless all of them that hold images are named as
+    splits; the second-level folders are the classes then.
+
+    Returns
+    -------
+    entries : list of Entry
+        In the order of the paths.
+    folders : dict
+        Folder name to split; empty if the folders are classes.
+    """
+    parts = [os.path.relpath(path, root).split(os.sep)[:-1] for path in paths]
+    names = {
+        folders[0]
+        for path, folders in zip(paths, parts, strict=True)
+        if folders and verdicts[path].reason is None
+    }
+    splits = {name: split for name in names if (split := meaning(name)) is not None}
+    if len(splits) < len(names):
+        splits = {}
+    entries = []
+    for path, folders, group in zip(paths, parts, groups, strict=True):
+        split = splits.get(folders[0]) if folders else None
+        classes = folders[1:] if splits else folders
+        entries.append(Entry(path, text(classes[0]) if classes else None, split, group))
+    return entries, splits
+
+
+def _own_splits(folders: Mapping[str, Split], splits: Splits, where: str) -> Problem:
+    """Report that a folder has its own splits, and which splits are drawn nevertheless."""
+    own = set(folders.values())
+    drawn = [
+        f"{name} ({fraction:g})"
+        for name, fraction in (("val", splits.val), ("test", splits.test))
+        if fraction and name not in own and "train" in own
+    ]
+    names = ", ".join(map(repr, sorted(folders)))
+    more = f"; {' and '.join(drawn)} drawn from train" if drawn else ""
+    return Problem("splits", where, f"the folders {names} are its splits{more}")

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurestore.dataset import Dataset
+from featurestore.errors import (
+    DatasetError,
+)
+from tests.dataset.conftest import (
+    X4,
+    one_line,
+)
+
+
+def test_arrays() -> None:
+    X = np.random.default_rng(0).integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)
+    found = Dataset.from_arrays(X, [f"c{n % 3}" for n in range(10)], name="toy", test=0.3)
+    assert (found.source, found.paths, found.classes) == (None, [None] * 10, ("c0", "c1", "c2"))
+    assert found.scan_command is None
+    order = [next(n for n in range(10) if np.array_equal(X[n], found.image(r))) for r in range(10)]
+    assert sorted(order) == list(range(10))
+    assert [found.labels[row] for row in range(10)] == [f"c{n % 3}" for n in order]
+    assert found.read(0) == X[order[0]].tobytes()
+    grey = Dataset.from_arrays(X[..., 0], name="grey")
+    assert grey.image(0).shape == (6, 5, 3)
+    assert grey.digest == Dataset.from_arrays(X[..., :1], name="grey").digest
+    assert grey.digest == Dataset.from_arrays(list(X[::-1, ..., 0]), name="other").digest
+    sizes = Dataset.from_arrays([X[0], X[1, :3], X[2, :, :, 0]], name="sizes")
+    assert sorted(sizes.image(row).shape for row in range(3)) == [(3, 5, 3), (6, 5, 3), (6, 5, 3)]
+
+
+def test_the_same_bytes_in_another_shape_are_another_sample() -> None:
+    flat = np.arange(12, dtype=np.uint8)
+    assert len(Dataset.from_arrays([flat.reshape(3, 4), flat.reshape(4, 3)], name="x")) == 2
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (X4 / 255, None, "X[0] is float64, expected uint8 with values 0..255: (X * 255).round()"),
+        (
+            X4.astype(int),
+            None,
+            "X[0] is int64, expected uint8 with values 0..255: X.astype('uint8')",
+        ),
+        ([X4[0], X4[1] / 2], None, "X[1] is float64"),
+        (X4.reshape(4, 4), None, "X has the shape (4, 4), expected (row, height, width)"),
+        (np.zeros((2, 3, 3, 4), np.uint8), None, "X[0] has the shape (3, 3, 4)"),
+        (np.zeros((2, 3, 16, 16), np.uint8), None, "channels last"),
+        (X4[:0], None, "X is empty"),
+        ([], None, "X is empty"),
+        (np.zeros((2, 0, 3), np.uint8), None, "X[0] has the shape (0, 3)"),
+        (X4, [1, 2, 3], "y has 3 values, expected 4"),
+        (X4, np.eye(4), "y has the shape (4, 4), expected (4,): y.argmax(axis=1)"),
+        (X4, [[1, 0], [0, 1], [1, 0], [0, 1]], "of type list, expected text"),
+        (X4, ["a", 1, "b", 2], "labels of mixed types, int (2) and str ('b')"),
+        (X4, [True, 1, 0, 1], "labels of mixed types, bool (True) and int (1)"),
+        (X4, [1.0, float("inf"), 2, 3], "label inf"),
+        (X4, [1, 2**63, 2, 3], "expected text, an integer of 64 bits"),
+        (X4, [b"a", b"b", b"c", b"d"], "of type bytes"),
+    ],
+)
+def test_bad_arrays(X: Any, y: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=re.escape(message)) as caught:
+        Dataset.from_arrays(X, y, name="x")
+    one_line(caught.value)
+
+
+def test_bad_splits_and_groups() -> None:
+    with pytest.raises(DatasetError, match="splits, row 2: split 'holdout'"):
+        Dataset.from_arrays(X4, name="x", splits=["train", "holdout", "val", None])
+    with pytest.raises(DatasetError, match="groups has 1 values, expected 4"):
+        Dataset.from_arrays(X4, name="x", groups=["a"])
+    with pytest.raises(DatasetError, match="no split 'vla': did you mean 'val'"):
+        Dataset.from_arrays(X4, name="x").rows("vla")

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurestore.dataset import Dataset, manifest
+from featurestore.digests import EMPTY_CHECKSUM, insert_checksum
+from featurestore.errors import (
+    DamagedError,
+    StoreFormatError,
+)
+from tests.dataset.conftest import (
+    example,
+    same,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATURESTORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return example(tmp_path_factory.mktemp("data")).to_parquet()
+
+
+def test_manifests_round_trip(tmp_path: Path) -> None:
+    pets = example(tmp_path)
+    data = pets.to_parquet()
+    again = Dataset.from_parquet(data)
+    assert same(pets, again)
+    assert again.to_parquet() == data
+    assert again.read(3) == pets.read(3)
+    assert json.dumps(again.summary()) == json.dumps(pets.summary())
+
+
+def test_plain_pandas_reads_manifests(tmp_path: Path) -> None:
+    pets = example(tmp_path)
+    frame = pd.read_parquet(io.BytesIO(pets.to_parquet()))
+    assert list(frame.columns) == ["digest", "path", "label", "split", "group"]
+    assert frame["digest"].tolist() == pets.sample_digests
+    assert frame["path"].tolist() == pets.paths
+    assert frame["label"].tolist() == pets.labels.tolist()
+    fields = json.loads(pq.read_metadata(io.BytesIO(pets.to_parquet())).metadata[b"featurestore"])
+    assert fields["format"] == manifest.FORMAT
+    assert fields["manifest_digest"] == pets.manifest_digest
+
+
+def test_newer_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pets = example(tmp_path)
+    monkeypatch.setattr(manifest, "FORMAT", 2)
+    newer = pets.to_parquet()
+    monkeypatch.undo()
+    with pytest.raises(StoreFormatError, match=r"of format 2, .* reads up to 1: install a newer"):
+        Dataset.from_parquet(newer)
+
+
+def edited(manifest: bytes, **columns: Any) -> bytes:
+    """A manifest with other columns, or other fields beside them, with a right checksum."""
+    rows = pq.read_table(pa.BufferReader(manifest))
+    fields = json.loads(rows.schema.metadata[b"featurestore"])
+    for name, values in columns.items():
+        if name in rows.column_names:
+            array = values if isinstance(values, pa.Array) else pa.array(values)
+            rows = rows.set_column(rows.column_names.index(name), name, array)
+        else:
+            fields[name] = values
+    return with_checksum(rows.replace_schema_metadata({"featurestore": json.dumps(fields)}))
+
+
+def with_checksum(rows: pa.Table) -> bytes:
+    metadata = {
+        key: re.sub(rb"blake2b:[0-9a-f]{64}(?=\"}?$)", EMPTY_CHECKSUM.encode(), value)
+        for key, value in rows.schema.metadata.items()
+    }
+    buffer = io.BytesIO()
+    pq.write_table(rows.replace_schema_metadata(metadata), buffer)
+    return insert_checksum(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": None},
+        {"name": "a\x1b[2J"},
+        {"options": [1]},
+        {"options": {"val": [0.2]}},
+        {"problems": [{"kind": 1, "path": "a", "reason": "b"}]},
+        {"source": ["/etc"]},
+        {"format": "1"},
+        {"digest": list(range(11))},
+        {"digest": ["../../x"] * 11},
+        {"digest": pa.nulls(11, pa.string())},
+        {"digest": ["blake2b:" + "0" * 64] * 11},
+        {"split": ["trainx"] * 11},
+        {"path": [b"a"] * 11},
+        {"label": [[1]] * 11},
+    ],
+)
+def test_a_manifest_with_a_right_checksum_and_wrong_contents(
+    manifest_bytes: bytes, change: dict[str, Any]
+) -> None:
+    with pytest.raises(DamagedError, match="manifest is damaged") as caught:
+        Dataset.from_parquet(edited(manifest_bytes, **change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"junk" * 100, b"PAR1" + b"\xff" * 40 + b"PAR1"])
+def test_bytes_that_are_no_manifest(data: bytes) -> None:
+    with pytest.raises(DamagedError, match="damaged"):
+        Dataset.from_parquet(data)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_damaged_manifests_are_noticed(manifest_bytes: bytes, data: st.DataObject) -> None:
+    original = Dataset.from_parquet(manifest_bytes)
+    changed = bytearray(manifest_bytes)
+    at = data.draw(st.integers(0, len(changed) - 1))
+    changed[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.none(), st.integers(0, len(changed))))
+    try:
+        found = Dataset.from_parquet(bytes(changed[:cut]))
+    except (DamagedError, StoreFormatError):
+        return
+    assert same(found, original)

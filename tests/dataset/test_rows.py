@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurestore.dataset import Dataset
+from featurestore.errors import (
+    DatasetError,
+)
+from tests.dataset.conftest import (
+    X4,
+    arrays,
+    of_kind,
+    put,
+    table,
+    wrong,
+)
+
+
+def test_contradictions_are_reported(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", 1)
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    put(tmp_path / "c.png", 2)
+    rows = [
+        {"path": "b.png", "label": "dog", "split": "test", "who": "p2"},
+        {"path": "a.png", "label": "cat", "split": "train", "who": "p1"},
+        {"path": "c.png", "label": "cat", "split": "test", "who": "p1"},
+    ]
+    found = Dataset.from_table(table(tmp_path / "t.csv", rows), group_by="who")
+    row = found.paths.index(str(tmp_path / "a.png"))
+    assert len(found) == 2
+    assert found.labels[row] is None
+    assert found.splits[row] == "train"
+    assert found.groups.tolist() == ["p1", "p1"]
+    kinds = [each.kind for each in wrong(found)]
+    assert kinds == [
+        "duplicate",
+        "group-conflict",
+        "group-conflict",
+        "label-conflict",
+        "split-conflict",
+    ]
+    for each in wrong(found)[2:]:
+        assert "a.png" in each.reason
+    label = of_kind(found, "label-conflict")[0]
+    assert "'cat'" in label.reason
+    assert "'dog'" in label.reason
+    assert "b.png" in label.reason
+    assert found.summary()["problem_counts"]["group-conflict"] == 2
+
+
+def test_members_of_a_group_follow_the_given_split(tmp_path: Path) -> None:
+    rows = []
+    for number in range(20):
+        put(tmp_path / f"{number}.png", number)
+        split = "test" if number == 0 else ""
+        rows.append({"path": f"{number}.png", "split": split, "who": "one"})
+    found = Dataset.from_table(table(tmp_path / "t.csv", rows), group_by="who")
+    assert set(found.splits) == {"test"}
+    assert found.problems == ()
+
+
+def test_contradictions_among_arrays() -> None:
+    found = Dataset.from_arrays(
+        [X4[0], X4[0], X4[1]], ["a", "b", "a"], name="x", splits=["val", "test", "test"]
+    )
+    assert [(each.kind, each.path) for each in wrong(found)] == [
+        ("duplicate", "X[1]"),
+        ("label-conflict", "X[0]"),
+        ("split-conflict", "X[0]"),
+    ]
+    assert "X[1]" in wrong(found)[1].reason
+
+
+def test_a_sample_without_group_is_one_of_its_own() -> None:
+    alone = Dataset.from_arrays(X4, name="x", test=0.4, val=0.4)
+    found = Dataset.from_arrays(X4, name="x", groups=["g", None, "g", ""], test=0.4, val=0.4)
+    assert sorted(found.groups)[2:] == ["g", "g"]
+    for row in np.flatnonzero(found.groups != "g"):
+        assert found.groups[row] == found.sample_digests[row]
+        assert found.splits[row] == alone.splits[row]
+    assert Dataset.from_parquet(found.to_parquet()).groups.tolist() == found.groups.tolist()
+
+
+label = st.sampled_from(["a", "b", "c"])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), label, st.sampled_from("gh")), min_size=1), st.randoms()
+)
+def test_the_order_of_listing_does_not_matter(
+    said: list[tuple[int, str, str]], random: Any
+) -> None:
+    shuffled = random.sample(said, len(said))
+    one, two = (
+        Dataset.from_arrays(
+            arrays([n for n, _, _ in rows]),
+            [y for _, y, _ in rows],
+            name="x",
+            groups=[g for _, _, g in rows],
+            test=0.2,
+        )
+        for rows in (said, shuffled)
+    )
+    assert one.manifest_digest == two.manifest_digest
+    assert one.sample_digests == two.sample_digests == sorted(set(one.sample_digests))
+    assert one.labels is two.labels is None or one.plain_labels() == two.plain_labels()
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["p", "q", "r", None])), min_size=1),
+    st.integers(0, 99),
+)
+def test_copies_and_groups_never_straddle(said: list[tuple[int, str | None]], seed: int) -> None:
+    found = Dataset.from_arrays(
+        arrays([n for n, _ in said]),
+        name="x",
+        groups=[g for _, g in said],
+        seed=seed,
+        val=0.4,
+        test=0.3,
+    )
+    assert len(found) == len({n for n, _ in said})
+    splits: dict[str, set[str]] = {}
+    for group, split in zip(found.plain_groups(), found.splits, strict=True):
+        if group is not None:
+            splits.setdefault(group, set()).add(split)
+    assert all(len(each) == 1 for each in splits.values())
+
+
+def test_stratifying_needs_classes() -> None:
+    for y, found in ((None, "are missing"), ([0.5, 1, 2, 3], "are numbers")):
+        with pytest.raises(
+            DatasetError, match=f"stratify=True needs classes, and the labels {found}"
+        ):
+            Dataset.from_arrays(X4, y, name="x", stratify=True)
+
+
+def test_groups_are_stratified_by_their_most_frequent_class() -> None:
+    X = arrays(list(range(120)))
+    groups = [f"patient {n // 4}" for n in range(120)]
+    y = ["ill" if n // 4 < 10 or n % 40 == 0 else "well" for n in range(120)]
+    found = Dataset.from_arrays(X, y, name="x", groups=groups)
+    members: dict[str, set[str]] = {}
+    for group, split in zip(found.plain_groups(), found.splits, strict=True):
+        members.setdefault(str(group), set()).add(split)
+    held_out = [int(group.split()[1]) for group, split in members.items() if split == {"val"}]
+    assert all(len(each) == 1 for each in members.values())
+    assert (sum(n < 10 for n in held_out), sum(n >= 10 for n in held_out)) == (2, 4)

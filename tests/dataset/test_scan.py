@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurestore.dataset import Dataset, Scanned, scan
+from featurestore.digests import digest_bytes
+from featurestore.errors import (
+    InputError,
+)
+from tests.dataset.conftest import (
+    LONG_AGO,
+    folder,
+    png,
+    put,
+    reads,
+    wrong,
+)
+
+
+def test_what_does_not_decode_is_quarantined_and_the_rest_goes_on(tmp_path: Path) -> None:
+    folder(tmp_path, cat=2)
+    (tmp_path / "cat" / "empty.png").touch()
+    (tmp_path / "cat" / "notes.txt").write_text("about cats")
+    (tmp_path / "cat" / "half.png").write_bytes(png(5)[:-30])
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "cat" / "null.png").symlink_to("/dev/null")
+    (tmp_path / "cat" / "round.png").symlink_to(tmp_path / "cat" / "round.png")
+    (tmp_path / "cat" / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / "cat" / "Thumbs.db").write_bytes(b"\0")
+    (tmp_path / ".git").mkdir()
+    put(tmp_path / ".git" / "hidden.png", 8)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    cats = Dataset.from_folder(tmp_path)
+    assert len(cats) == 2
+    assert {each.kind for each in wrong(cats)} == {"quarantined"}
+    reasons = {Path(each.path).name: each.reason for each in wrong(cats)}
+    assert reasons.pop("half.png")
+    assert "symbolic links" in reasons.pop("round.png")
+    assert reasons == {
+        "empty.png": "empty file",
+        "notes.txt": "not an image of a format that is read",
+        "gone.png": "no such file (a broken link)",
+        "null.png": "not a regular file",
+        "pipe.png": "not a regular file",
+    }
+
+
+def test_a_process_that_accepts_half_images_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path, cat=1)
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES is set"):
+        Dataset.from_folder(tmp_path)
+    monkeypatch.undo()
+    assert wrong(Dataset.from_folder(tmp_path)) == ()
+
+
+@pytest.mark.usefixtures("later")
+def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder(tmp_path / "pets", cat=5, dog=5)
+    junk = root / "cat" / "junk.png"
+    junk.write_bytes(b"junk")
+    os.utime(junk, (LONG_AGO, LONG_AGO))
+    seen = reads(monkeypatch)
+    first = Dataset.from_folder(root)
+    assert len(seen) == 11
+    seen.clear()
+    again = Dataset.from_folder(root, seed=1)
+    assert seen == []
+    assert (again.digest, again.problems) == (first.digest, first.problems)
+    changed = put(root / "dog" / "0.png", 900)
+    os.utime(changed, (LONG_AGO + 1, LONG_AGO + 1))
+    new = Dataset.from_folder(root)
+    assert seen == [str(changed)]
+    assert new.digest != first.digest
+    # what this Pillow cannot decode, another may
+    monkeypatch.setattr("featurestore.images.reader", lambda: "pillow of the future")
+    seen.clear()
+    Dataset.from_folder(root)
+    assert len(seen) == 11
+    monkeypatch.setattr("featurestore.images.DECODER", "pillow-rgb-2")
+    seen.clear()
+    Dataset.from_folder(root)
+    assert len(seen) == 11
+
+
+def test_files_written_just_now_are_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # an old modification time says nothing: a copying tool may have set it
+    path = put(tmp_path / "cat" / "a.png", 1)
+    seen = reads(monkeypatch)
+    Dataset.from_folder(tmp_path)
+    Dataset.from_folder(tmp_path)
+    assert seen == [str(path)] * 2
+
+
+def in_place(path: Path, number: int) -> None:
+    path.write_bytes(png(number))
+
+
+def renamed_over(path: Path, number: int) -> None:
+    other = path.with_name(".other")
+    other.write_bytes(png(number))
+    other.replace(path)
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("write", [in_place, renamed_over])
+def test_a_file_rewritten_with_the_size_and_time_it_had_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any
+) -> None:
+    path, same = put(tmp_path / "cat" / "a.png", 1), put(tmp_path / "cat" / "b.png", 2)
+    first, before = Dataset.from_folder(tmp_path), path.stat()
+    write(path, 3)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    seen = reads(monkeypatch)
+    found = Dataset.from_folder(tmp_path)
+    assert seen == [str(path)]
+    assert set(found.sample_digests) == {digest_bytes(png(3)), digest_bytes(same.read_bytes())}
+    assert found.digest != first.digest
+
+
+def test_progress(tmp_path: Path) -> None:
+    folder(tmp_path, cat=70)
+    events: list[Scanned] = []
+    Dataset.from_folder(tmp_path, on_event=events.append)
+    assert events[0] == Scanned(0, 70)
+    assert events[-1] == Scanned(70, 70)
+    assert [each.done for each in events] == sorted(each.done for each in events)
+    assert len(events) > 2
+
+
+@pytest.mark.usefixtures("later")
+def test_an_interrupted_scan_keeps_what_it_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    folder(tmp_path, cat=100)
+    monkeypatch.setattr(scan, "processors", lambda: 1)
+    monkeypatch.setattr(scan, "_BATCH", 4)
+
+    def stop(event: Scanned) -> None:
+        if event.done >= 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Dataset.from_folder(tmp_path, on_event=stop)
+    with sqlite3.connect(cache / "scan.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM scanned").fetchone() == (40,)
+    seen = reads(monkeypatch)
+    assert len(Dataset.from_folder(tmp_path)) == 100
+    assert len(seen) == 60

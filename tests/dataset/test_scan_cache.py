@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from featurestore.dataset import Dataset
+from featurestore.digests import digest_bytes
+from featurestore.errors import (
+    FeatureStoreWarning,
+    SourceChangedError,
+)
+from tests.dataset.conftest import (
+    png,
+    put,
+)
+
+
+@pytest.mark.usefixtures("later")
+def test_the_index_is_no_identity(tmp_path: Path, cache: Path) -> None:
+    put(tmp_path / "cat" / "a.png", 1)
+    Dataset.from_folder(tmp_path)
+    # the index is deceived, as by a file system that keeps no change times; reading is not
+    with sqlite3.connect(cache / "scan.sqlite") as connection:
+        connection.execute("UPDATE scanned SET digest = ?", [digest_bytes(png(2))])
+    with pytest.raises(SourceChangedError, match="featurestore scan"):
+        Dataset.from_folder(tmp_path).read(0)
+    # what the message says helps: the wrong entry is gone
+    assert Dataset.from_folder(tmp_path).read(0) == png(1)
+
+
+@pytest.mark.usefixtures("later")
+def test_a_damaged_digest_in_the_index_is_no_sample(tmp_path: Path, cache: Path) -> None:
+    put(tmp_path / "cat" / "a.png", 1)
+    Dataset.from_folder(tmp_path)
+    for damaged in (digest_bytes(png(1))[:-1] + "g", digest_bytes(png(1))[:-1], "", None, 7):
+        with sqlite3.connect(cache / "scan.sqlite") as connection:
+            connection.execute("UPDATE scanned SET digest = ?", [damaged])
+        assert Dataset.from_folder(tmp_path).sample_digests == [digest_bytes(png(1))]
+
+
+def test_without_a_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    put(tmp_path / "cat" / "a.png", 1)
+    (cache / "file").touch()
+    monkeypatch.setenv("FEATURESTORE_CACHE", str(cache / "file" / "below"))
+    assert len(Dataset.from_folder(tmp_path)) == 1
+    monkeypatch.setenv("FEATURESTORE_CACHE", str(cache))
+    (cache / "scan.sqlite").mkdir()
+    assert len(Dataset.from_folder(tmp_path)) == 1
+
+
+def test_a_damaged_index(tmp_path: Path, cache: Path) -> None:
+    put(tmp_path / "cat" / "a.png", 1)
+    (cache / "scan.sqlite").write_bytes(b"this is not a database, but long enough" * 40)
+    with pytest.warns(FeatureStoreWarning, match="is damaged .* delete it"):
+        assert len(Dataset.from_folder(tmp_path)) == 1

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurestore.dataset import Dataset, Splits
+from tests.dataset.conftest import (
+    arrays,
+    folder,
+)
+
+numbers = st.lists(st.integers(0, 4000), min_size=1, max_size=25)
+
+
+@settings(deadline=None, max_examples=100)
+@given(numbers, numbers, st.integers(-5, 5), st.floats(0, 0.49), st.floats(0, 0.49))
+def test_adding_samples_moves_none(
+    values: list[int], more: list[int], seed: int, val: float, test: float
+) -> None:
+    one = Dataset.from_arrays(arrays(values), name="x", seed=seed, val=val, test=test)
+    two = Dataset.from_arrays(arrays(values + more), name="x", seed=seed, val=val, test=test)
+    after = dict(zip(two.sample_digests, two.splits, strict=True))
+    assert all(after[d] == split for d, split in zip(one.sample_digests, one.splits, strict=True))
+
+
+@st.composite
+def fractions(draw: Any, most: float = 0.98) -> tuple[float, float, float, float]:
+    """Two fractions for val and two for test, none of which overlaps another."""
+    val, val_later = draw(st.tuples(*[st.floats(0, most / 2)] * 2))
+    left = most - max(val, val_later) if most > 0.5 else most / 2
+    test, test_later = draw(st.tuples(*[st.floats(0, left)] * 2))
+    return val, val_later, test, test_later
+
+
+units = st.dictionaries(
+    st.integers(0, 10**6).map(str), st.sampled_from(["a", "b", None]), min_size=1, max_size=40
+)
+
+
+how = st.sampled_from([None, True, False])
+
+
+@settings(deadline=None, max_examples=300)
+@given(units, fractions(), st.integers(0, 9), how)
+def test_other_fractions_move_nothing_between_val_and_test(
+    classes: dict[str, Any], asked: tuple[float, ...], seed: int, stratify: bool | None
+) -> None:
+    val, val_later, test, test_later = asked
+    first, second = (
+        Splits(val=each[0], test=each[1], seed=seed, stratify=stratify).draw(classes)
+        for each in ((val, test), (val_later, test_later))
+    )
+    for key in classes:
+        assert {first[key], second[key]} != {"val", "test"}
+    more = Splits(val=val, test=test_later, seed=seed, stratify=stratify).draw(classes)
+    assert [key for key in more if more[key] == "val"] == [
+        key for key in first if first[key] == "val"
+    ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 60),
+            st.sampled_from(["a", "b", None]),
+            st.sampled_from(["p", "q", "r", "s", None]),
+        ),
+        min_size=1,
+    ),
+    fractions(),
+    st.integers(0, 9),
+)
+def test_a_test_split_asked_for_later_takes_no_validation_image_of_any_data(
+    said: list[tuple[int, str | None, str | None]], asked: tuple[float, ...], seed: int
+) -> None:
+    val, val_later, test, test_later = asked
+    numbers, y, groups = zip(*said, strict=True)
+    X = arrays(list(numbers))
+    first, second = (
+        Dataset.from_arrays(X, y, name="x", groups=groups, val=each[0], test=each[1], seed=seed)
+        for each in ((val, test), (val_later, test_later))
+    )
+    for pair in zip(first.splits, second.splits, strict=True):
+        assert set(pair) != {"val", "test"}
+
+
+@settings(deadline=None, max_examples=300)
+@given(units, units, fractions(0.5), st.integers(0, 9), how, how)
+def test_up_to_a_quarter_nothing_at_all_moves_between_val_and_test(
+    classes: dict[str, Any],
+    more: dict[str, Any],
+    asked: tuple[float, ...],
+    seed: int,
+    stratify: bool | None,
+    stratify_later: bool | None,
+) -> None:
+    """Not if samples are added, taken away or relabelled, whichever way they are drawn."""
+    val, val_later, test, test_later = asked
+    first = Splits(val=val, test=test, seed=seed, stratify=stratify).draw(classes)
+    second = Splits(val=val_later, test=test_later, seed=seed, stratify=stratify_later).draw(
+        {**classes, **more}
+    )
+    assert all({first[key], second[key]} != {"val", "test"} for key in classes)
+
+
+@settings(deadline=None, max_examples=100)
+@given(units, units, st.floats(0, 0.49), st.floats(0, 0.49))
+def test_samples_that_are_drawn_by_themselves_stay(
+    classes: dict[str, Any], more: dict[str, Any], val: float, test: float
+) -> None:
+    splits = Splits(val=val, test=test, stratify=False)
+    first, second = splits.draw(classes), splits.draw({**more, **classes})
+    assert all(second[key] == split for key, split in first.items())
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 60), st.floats(0.01, 0.4), st.floats(0.01, 0.4), st.integers(0, 99))
+def test_a_class_gives_its_fractions(many: int, val: float, test: float, seed: int) -> None:
+    drawn = Counter(
+        Splits(val=val, test=test, seed=seed).draw({str(n): "cat" for n in range(many)}).values()
+    )
+    assert drawn["train"] >= 1
+    assert drawn["val"] <= max(1, val * many + 0.5)
+    assert drawn["test"] <= max(1, test * many + 0.5)
+    if many >= 20:  # in a smaller one all may lie in the other half of the range
+        assert drawn["val"] >= 1
+        assert drawn["test"] >= 1
+
+
+def test_adding_an_image_to_a_class_moves_those_at_the_edge() -> None:
+    moved = []
+    for many in range(10, 90):
+        one, two = (
+            Splits(val=0.2, test=0.1).draw({f"{many}:{n}": "cat" for n in range(count)})
+            for count in (many, many + 1)
+        )
+        moved.append(sum(two[key] != split for key, split in one.items()))
+    assert max(moved) <= 2
+    assert sum(moved) / len(moved) < 1
+
+
+def test_a_test_split_asked_for_later_takes_no_validation_image(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", cat=150, dog=150, newt=41)
+    before = Dataset.from_folder(root, val=0.2)
+    after = Dataset.from_folder(root, val=0.2, test=0.15)
+    assert len(after.rows("test")) > 40
+    assert set(before.splits[after.rows("test")]) == {"train"}
+    assert after.rows("val").tolist() == before.rows("val").tolist()
+
+
+def test_small_classes_are_stratified_unless_asked_otherwise(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", cat=10, dog=30, newt=99)
+    counts = Dataset.from_folder(root, test=0.1).summary()["classes"]
+    assert [counts[each]["val"] for each in ("cat", "dog", "newt")] == [2, 6, 20]
+    assert [counts[each]["test"] for each in ("cat", "dog", "newt")] == [1, 3, 10]
+    many = folder(tmp_path / "many", cat=100)
+    assert len(Dataset.from_folder(many, stratify=True).rows("val")) == 20
+    default, plain = (Dataset.from_folder(many, stratify=how) for how in (None, False))
+    assert default.splits.tolist() == plain.splits.tolist()
+    assert plain.options["stratify"] is False
+    assert str(plain.scan_command).endswith(" --no-stratify")
+    assert Dataset.from_parquet(plain.to_parquet()).options == plain.options
+
+
+def test_fractions_are_kept_on_average() -> None:
+    found = Dataset.from_arrays(arrays(list(range(4000))), name="x", val=0.2, test=0.1)
+    assert abs(len(found.rows("val")) / 4000 - 0.2) < 0.03
+    assert abs(len(found.rows("test")) / 4000 - 0.1) < 0.03
+    other = Dataset.from_arrays(arrays(list(range(4000))), name="x", val=0.2, test=0.1, seed=1)
+    assert other.splits.tolist() != found.splits.tolist()
