@@ -36,7 +36,7 @@ class Header(BaseModel):
     source: str | None
     options: dict[str, str | int | float]
     problems: list[Problem]
-    added: str | None
+    added: str | None = None
 
 
 def write(dataset: Dataset, added: str | None = None) -> bytes:

@@ -152,10 +152,12 @@ def _read(location: str, names: list[str]) -> Any:
     """Return a pyarrow.Table; in a CSV file, the columns of these names are text."""
     if not is_uri(location) and not os.path.lexists(location):
         raise missing(location, "a folder or a table of images")
-    if _suffix(location) not in SUFFIXES or os.path.isdir(location):
+    if os.path.isdir(location):
+        raise DatasetError(f"{location!r} is a folder, expected a table; use from_folder")
+    if _suffix(location) not in SUFFIXES:
         raise DatasetError(
-            f"{location!r} is not a table, expected a file ending in {', '.join(SUFFIXES)}; for a "
-            "folder use from_folder"
+            f"{location!r} is neither a folder nor a table ({', '.join(SUFFIXES)}); for a single "
+            "image, give the folder that holds it"
         )
     import pyarrow as pa
     from pyarrow import csv, parquet

@@ -145,7 +145,7 @@ def test_a_folder_that_has_its_own_splits_says_so(place: Place) -> None:
 
     assert scanned.out.splitlines()[2].split() == ["blue", "16", "4", "6"]
     for result in (scanned, extracted):
-        assert "its splits are those of its folders 'test', 'train'; val (0.2) drawn" in result.err
+        assert "'test', 'train' are its splits; val (0.2) drawn" in result.err
         assert "fewer than 5 rows of a class in val ('blue' 4, 'green' 4, 'red' 4): " in result.err
 
 

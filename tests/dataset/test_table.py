@@ -89,9 +89,7 @@ def test_bad_parquet(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     with pytest.raises(DatasetError, match="row 1: path 1, expected"):
         Dataset.from_table(path)
     pd.DataFrame({"path": ["img/0.png"], "label": [[1, 2]]}).to_parquet(path)
-    with pytest.raises(
-        DatasetError, match="label .* of type list, expected text"
-    ):
+    with pytest.raises(DatasetError, match=r"label .* of type list, expected text"):
         Dataset.from_table(path)
 
 

@@ -36,14 +36,9 @@ def mistakes(tmp_path: Path, text: str) -> list[str]:
 def test_defaults_are_those_of_the_library() -> None:
     import inspect
 
-    from featurestore.dataset import Dataset
     from featurestore.extraction import extract
-    from featurestore.pipeline.spec import DataSpec
 
-    for part, function, names in (
-        (DataSpec, Dataset.from_folder, ("val", "test", "seed", "group_by")),
-        (ExtractSpec, extract, ("dtype", "batch_size")),
-    ):
+    for part, function, names in ((ExtractSpec, extract, ("dtype", "batch_size")),):
         for name in names:
             default = inspect.signature(function).parameters[name].default
             assert part.model_fields[name].default == default, name
@@ -143,7 +138,7 @@ WRONG: list[tuple[str, str, list[str]]] = [
     ("a seed below zero", LEAST.replace("[logistic]", "[{head: knn, seed: -1}]"),
      [":7: heads.0.seed: found -1; "]),
     ("a part that is a number", LEAST.replace("data:\n  path: photos", "data: photos"),
-     [":2: data: found 'photos'; expected a mapping with the fields path, name, val, "]),
+     [":2: data: found 'photos'; expected a mapping with the fields val, test, seed, "]),
     ("an empty part", LEAST.replace("backbone:\n  model: vgg16", "backbone:"),
      [":4: backbone: found None; expected a mapping with the fields model, "]),
     ("an empty promotion", LEAST + "promote:\n",

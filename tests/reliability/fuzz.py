@@ -289,7 +289,7 @@ def _table_target(folder: Path) -> Target:
         parquet = data[:4] == b"PAR1" or data[-4:] == b"PAR1"
         path = folder / ("table.parquet" if parquet else "table.csv")
         path.write_bytes(data)
-        list_table(str(path), "path", None, None, None)
+        list_table(str(path))
 
     return Target(read, [csv, buffer.getvalue()], words=words)
 

