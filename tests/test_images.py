@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
@@ -112,7 +112,6 @@ def test_damaged_exif_counts_as_none() -> None:
     assert images.check(data) is None
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.binary(min_size=4 * 12, max_size=4 * 12))
 def test_alpha_is_laid_over_white(raw: bytes) -> None:
     rgba = np.frombuffer(raw, np.uint8).reshape(3, 4, 4)
@@ -267,7 +266,6 @@ def test_check_agrees_with_decode_wherever_a_file_is_cut(name: str) -> None:
     assert verdict(data[: len(data) // 2]) is not None
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     st.sampled_from(sorted(FORMATS)),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
@@ -284,7 +282,6 @@ def test_check_agrees_with_decode_on_damaged_files(
     assert images.check(kept) == verdict(kept)
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=300))
 def test_any_bytes_get_a_verdict(data: bytes) -> None:
     reason = images.check(data)

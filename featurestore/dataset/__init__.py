@@ -3,13 +3,13 @@
 ::
 
     dataset     the Dataset itself                   table       samples listed in a table
-    sample      the bytes and pixels of one row      folder      samples in a folder
-    splits      train, val, test: given or drawn     arrays      samples in memory
-    labels      one type; classes and targets        scan        digests and verdicts, in threads
-    rows        one row per digest, in order         scan_cache  what earlier scans found
+    samples     listed samples, rows as lists        folder      samples in a folder
+    merge       one row per digest, in order         arrays      samples in memory
+    splits      train, val, test: given or drawn     scan        digests and verdicts, in threads
+    labels      one type for all labels              scan_cache  what earlier scans found
     problems    what users should know               source      bytes of a path or URI
-    manifest    the Parquet form                     naming      names, and the scan command
-    summary     what a scan reports
+    review      problems of the whole data set       naming      names, and the scan command
+    manifest    the Parquet form                     summary     what a scan reports
 """
 
 from featurestore.dataset.dataset import Dataset

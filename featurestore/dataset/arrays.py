@@ -3,48 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from featurestore.dataset.labels import Label, uniform
-from featurestore.dataset.rows import Entry, Rows, merge
+from featurestore.dataset.labels import uniform
+from featurestore.dataset.merge import merge
+from featurestore.dataset.samples import Samples, list_entries
 from featurestore.dataset.scan_cache import Verdict
 from featurestore.dataset.splits import Splits
-from featurestore.dataset.table import given_groups, given_splits
 from featurestore.digests import digest_array
-from featurestore.errors import DatasetError
+from featurestore.errors import DatasetError, SourceChangedError
 
 
-def array_rows(
+def list_arrays(
     X: Any,
     y: Any,
     given: Sequence[str | None] | None,
     groups: Iterable[Any] | None,
     splits: Splits,
     name: str,
-) -> tuple[Rows, dict[str, np.ndarray]]:
+) -> tuple[Samples, list[np.ndarray]]:
     """Make rows of arrays, see :meth:`Dataset.from_arrays`.
 
     Returns
     -------
-    rows : Rows
-        Their sources are ``X[0]``, ``X[1]``, …
-    samples : dict of str to numpy.ndarray
-        By source: uint8, (height, width, channel=1 or 3); views of X.
+    samples : Samples
+        Without paths; problems name the arrays ``X[0]``, ``X[1]``, …
+    images : list of numpy.ndarray, (row,)
+        uint8, (height, width, channel=1 or 3); views of X.
     """
-    samples = {f"X[{number}]": image for number, image in enumerate(_images(X))}
-    count = len(samples)
+    listed = {f"X[{number}]": image for number, image in enumerate(_images(X))}
+    count = len(listed)
     if not count:
         raise DatasetError("X is empty, expected at least one image")
-    samples = {source: _sample(image, source) for source, image in samples.items()}
-    labels: list[Label] = [None] * count if y is None else uniform(_flat(y, "y", count), "y")
-    listed = given if given is None else _flat(given, "splits", count)
-    named = groups if groups is None else _flat(groups, "groups", count)
-    columns = labels, given_splits(listed, count, "splits"), given_groups(named, count)
-    entries = [Entry(*each) for each in zip(samples, *columns, strict=True)]
-    verdicts = {source: Verdict(digest_array(each), None) for source, each in samples.items()}
-    return merge(entries, verdicts, splits, name), samples
+    listed = {where: _sample(image, where) for where, image in listed.items()}
+    entries = list_entries(
+        list(listed),
+        None if y is None else uniform(_flat(y, "y", count), "y"),
+        None if given is None else _flat(given, "splits", count),
+        None if groups is None else _flat(groups, "groups", count),
+        "splits",
+    )
+    verdicts = {where: Verdict(digest_array(each), None) for where, each in listed.items()}
+    samples = merge(entries, verdicts, splits, name)
+    kept = [listed[str(each)] for each in samples.paths]
+    return replace(samples, paths=[None] * len(kept)), kept
+
+
+def checked(images: list[np.ndarray] | None, row: int, digest: str, name: str) -> np.ndarray:
+    """Return an array of a data set, checked against its digest.
+
+    Raises
+    ------
+    DatasetError
+        If the data set was read from a store, which keeps no arrays.
+    SourceChangedError
+        If the array was written to.
+    """
+    if images is None:
+        raise DatasetError(
+            f"data set {name!r} was made from arrays, which a store does not keep: pass them "
+            f"again, Dataset.from_arrays(X, y, name={name!r})"
+        )
+    if digest_array(images[row]) != digest:
+        raise SourceChangedError(
+            f"the array behind row {row} of data set {name!r} has changed: make the data set again"
+        )
+    return images[row]
 
 
 def _images(X: Any) -> Iterable[np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
@@ -11,16 +11,15 @@ from typing import Any, overload
 import numpy as np
 
 from featurestore import images
+from featurestore.dataset import arrays as in_memory
 from featurestore.dataset import labels as labelling
 from featurestore.dataset import manifest
-from featurestore.dataset.arrays import array_rows
 from featurestore.dataset.folder import scan_folder
 from featurestore.dataset.labels import Task
 from featurestore.dataset.naming import checked_name, command_line, default_name
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.rows import Rows
-from featurestore.dataset.sample import read_image, read_sample
-from featurestore.dataset.scan import OnEvent
+from featurestore.dataset.samples import Samples
+from featurestore.dataset.scan import OnEvent, read_scanned
 from featurestore.dataset.source import absolute, is_gone
 from featurestore.dataset.splits import SPLITS, Splits
 from featurestore.dataset.summary import summarize
@@ -42,34 +41,17 @@ class Dataset:
         Absolute path or URI of the folder or table; None for arrays.
     options : dict
         How it was scanned: ``open(source, name=name, **options)`` does it again.
-    sample_digests : list of str, (row,)
-        Ascending.
-    paths : list of str or None, (row,)
-        Absolute path or URI of the first of identical files; None for arrays.
-    labels : numpy.ndarray or None, (row,)
-        Objects of type str or int, None where missing; float64, NaN where missing; None where no
-        sample has a label.
-    splits : numpy.ndarray of str, (row,)
-        ``train``, ``val`` or ``test``.
-    groups : numpy.ndarray or None, (row,)
-        Objects of type str; a sample without group is one of its own, named by its digest. None
-        where no sample has a group.
-    problems : tuple of Problem
-        Sorted.
-    arrays : list of numpy.ndarray, (row,), or None
+    samples : Samples
+        The rows as plain lists.
+    images_in_memory : list of numpy.ndarray, (row,), or None
         uint8, (height, width, channel=1 or 3) each, where the samples are in memory.
     """
 
     name: str
     source: str | None
     options: dict[str, Any]
-    sample_digests: list[str]
-    paths: list[str | None]
-    labels: np.ndarray | None
-    splits: np.ndarray
-    groups: np.ndarray | None
-    problems: tuple[Problem, ...] = ()
-    arrays: list[np.ndarray] | None = None
+    samples: Samples
+    images_in_memory: list[np.ndarray] | None = None
 
     @classmethod
     def from_folder(
@@ -109,7 +91,8 @@ class Dataset:
         source = absolute(path)
         name = checked_name(default_name(source) if name is None else name)
         how = Splits.of(splits)
-        return cls._of(name, source, how.model_dump(), scan_folder(source, how, on_event))
+        samples = scan_folder(source, how, on_event)
+        return cls(name, source, how.model_dump(exclude_none=True), samples)
 
     @classmethod
     def from_table(
@@ -159,8 +142,10 @@ class Dataset:
             "label_column": label_column,
             "split_column": split_column,
         }
-        rows = scan_table(source, columns, how, on_event)
-        return cls._of(name, source, {**how.model_dump(), **columns}, rows)
+        samples = scan_table(source, columns, how, on_event)
+        options = {**how.model_dump(), **columns}
+        options = {key: value for key, value in options.items() if value is not None}
+        return cls(name, source, options, samples)
 
     @classmethod
     def from_arrays(
@@ -208,8 +193,8 @@ class Dataset:
         name, how = checked_name(name), Splits.of(options)
         if how.group_by is not None:
             raise DatasetError("group_by is for folders and tables; for arrays use groups")
-        rows, samples = array_rows(X, y, splits, groups, how, name)
-        return cls._of(name, None, how.model_dump(), rows, samples)
+        samples, kept = in_memory.list_arrays(X, y, splits, groups, how, name)
+        return cls(name, None, how.model_dump(exclude_none=True), samples, kept)
 
     @classmethod
     def open(cls, data: str | os.PathLike[str], **options: Any) -> Dataset:
@@ -234,24 +219,6 @@ class Dataset:
         return make(source, **options)
 
     @classmethod
-    def _of(
-        cls,
-        name: str,
-        source: str | None,
-        options: Mapping[str, Any],
-        rows: Rows,
-        samples: Mapping[str, np.ndarray] | None = None,
-    ) -> Dataset:
-        return cls(
-            name=name,
-            source=source,
-            options={key: value for key, value in options.items() if value is not None},
-            paths=[None if samples else each for each in rows.sources],
-            arrays=[samples[each] for each in rows.sources] if samples else None,
-            **rows.columns(),
-        )
-
-    @classmethod
     def from_parquet(cls, data: bytes) -> Dataset:
         """Read what :meth:`to_parquet` wrote.
 
@@ -264,8 +231,8 @@ class Dataset:
         StoreFormatError
             If they are of a newer format.
         """
-        rows, header = manifest.read(data)
-        return cls._of(header.name, header.source, header.options, rows)
+        samples, header = manifest.read(data)
+        return cls(header.name, header.source, header.options, samples)
 
     def to_parquet(self, added: str | None = None) -> bytes:
         """Write the data set as a manifest: a Parquet table with a row for each sample.
@@ -275,7 +242,53 @@ class Dataset:
         added : str, optional
             When it became the current state in a store, ISO 8601.
         """
-        return manifest.write(self, added)
+        header = manifest.Header(
+            name=self.name,
+            source=self.source,
+            options=self.options,
+            digest=self.digest,
+            manifest_digest=self.manifest_digest,
+            problems=self.samples.problems,
+            added=added,
+        )
+        return manifest.write(self.samples, header)
+
+    @property
+    def sample_digests(self) -> list[str]:
+        """Digests of the samples, (row,), ascending."""
+        return self.samples.digests
+
+    @property
+    def paths(self) -> list[str | None]:
+        """Absolute path or URI of the first of identical files, (row,); None for arrays."""
+        return self.samples.paths
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What users should know about the data set, sorted."""
+        return self.samples.problems
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Labels, (row,): objects of type str or int, None if missing; or float64, NaN if missing.
+
+        None if no sample has a label.
+        """
+        return labelling.as_array(self.samples.labels)
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """``train``, ``val`` or ``test``, (row,)."""
+        return np.array(self.samples.splits, "<U5")
+
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """Groups, objects of type str (row,); None if no sample has a group.
+
+        A sample without a group is one of its own, named by its digest.
+        """
+        groups = np.array(self.samples.groups, object)
+        return None if None in self.samples.groups else groups
 
     @cached_property
     def digest(self) -> str:
@@ -287,10 +300,10 @@ class Dataset:
         """Digest of samples, labels, splits and groups; paths do not matter."""
         return digest_fields(
             {
-                "samples": self.sample_digests,
-                "labels": self.plain_labels(),
-                "splits": self.splits.tolist(),
-                "groups": self.plain_groups(),
+                "samples": self.samples.digests,
+                "labels": self.samples.labels,
+                "splits": self.samples.splits,
+                "groups": self.samples.groups,
             }
         )
 
@@ -303,17 +316,17 @@ class Dataset:
     @cached_property
     def task(self) -> Task | None:
         """``classification``, ``regression``, or None where no sample has a label."""
-        return labelling.task(self.labels)
+        return labelling.task(self.samples.labels)
 
     @cached_property
     def classes(self) -> tuple[Any, ...]:
         """The sorted classes, str or int; empty unless it is a classification."""
-        return labelling.classes(self.labels)
+        return labelling.classes(self.samples.labels)
 
     @cached_property
     def targets(self) -> np.ndarray:
         """What heads fit, (row,): int32 codes into the classes or float64; -1 or NaN if missing."""
-        return labelling.targets(self.labels, len(self))
+        return labelling.targets(self.samples.labels)
 
     @property
     def scan_command(self) -> str | None:
@@ -354,8 +367,7 @@ class Dataset:
             raise DatasetError(f"no split {split!r}: {nearest(split, SPLITS)}")
         kept = np.ones(len(self), bool) if split is None else self.splits == split
         if labelled or (labelled is None and self.task is not None):
-            present = ~np.isnan(self.targets) if self.task == "regression" else self.targets >= 0
-            kept = kept & present
+            kept &= np.array([each is not None for each in self.samples.labels], bool)
         return np.flatnonzero(kept)
 
     def read(self, row: int) -> bytes:
@@ -370,7 +382,12 @@ class Dataset:
         SourceChangedError
             If the bytes are not those that were scanned.
         """
-        return read_sample(self, row)
+        path = self.paths[row]
+        if path is None:
+            return self._array(row).tobytes()
+        again = f"put it back, or scan again and fit heads again: {self.scan_command}"
+        # Heads work again after a scan of the folder's new place: it finds the same samples.
+        return read_scanned(path, self.sample_digests[row], self.moved or again)
 
     @overload
     def image(self, row: int) -> np.ndarray: ...
@@ -388,7 +405,14 @@ class Dataset:
             Applied to the image, such as a resize; its result is returned instead. See
             :func:`featurestore.images.decode`.
         """
-        return read_image(self, row, then)
+        if self.paths[row] is not None:
+            return images.decode(self.read(row), then)
+        array = self._array(row)
+        pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
+        return pixels if then is None else then(pixels)
+
+    def _array(self, row: int) -> np.ndarray:
+        return in_memory.checked(self.images_in_memory, row, self.sample_digests[row], self.name)
 
     def summary(self) -> dict[str, Any]:
         """Return what ``featurestore scan`` reports, as JSON values.
@@ -401,14 +425,11 @@ class Dataset:
             ``targets``: for a regression, for each split its rows, minimum, mean and maximum;
             ``unlabelled``: rows without label; ``problem_counts`` by kind, and ``problems``.
         """
-        return summarize(self)
-
-    def plain_labels(self) -> list[Any]:
-        """Return the labels as Python values, None where missing."""
-        if self.labels is None:
-            return [None] * len(self)
-        return [None if each != each else each for each in self.labels.tolist()]
-
-    def plain_groups(self) -> list[str | None]:
-        """Return the groups as text, all None if there are none."""
-        return [None] * len(self) if self.groups is None else self.groups.tolist()
+        return {
+            "dataset": self.name,
+            "source": self.source,
+            "digest": self.digest,
+            "manifest_digest": self.manifest_digest,
+            "rows": len(self),
+            **summarize(self.samples),
+        }

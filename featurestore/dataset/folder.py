@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from featurestore.dataset.labels import text
+from featurestore.dataset.merge import merge
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.rows import Entry, Rows, merge
+from featurestore.dataset.samples import Entry, Samples
 from featurestore.dataset.scan import OnEvent, scan
 from featurestore.dataset.scan_cache import Verdict
 from featurestore.dataset.source import is_uri, missing
@@ -28,7 +31,7 @@ _LITTER = {
 }
 
 
-def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Rows:
+def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     """Scan a folder, see :meth:`Dataset.from_folder`."""
     paths, problems = list_folder(root)
     groups = _find_groups(root, paths, splits.group_by)
@@ -39,9 +42,8 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Rows:
         # What has a folder is not drawn.
         own = {"val", "test"} & set(folders.values())
         splits = splits.model_copy(update=dict.fromkeys(own, 0.0))
-    rows = merge(entries, verdicts, splits, root, from_train=bool(folders))
-    rows.problems += problems
-    return rows
+    samples = merge(entries, verdicts, splits, root, from_train=bool(folders))
+    return replace(samples, problems=sorted(samples.problems + problems))
 
 
 def list_folder(root: str) -> tuple[list[str], list[Problem]]:
@@ -77,7 +79,9 @@ def list_folder(root: str) -> tuple[list[str], list[Problem]]:
     if not os.path.isdir(root):
         raise DatasetError(f"{root!r} is a file, expected a folder; for tables use from_table")
     problems: list[Problem] = []
-    paths = sorted(_walk(root, _real_folders_above(root), problems))
+    real = Path(root).resolve()
+    above = frozenset(map(str, [real, *real.parents]))
+    paths = sorted(_walk(root, above, problems))
     if not paths:
         reasons = "".join(f"; {each.path!r}: {each.reason}" for each in problems[:1])
         raise DatasetError(
@@ -85,15 +89,6 @@ def list_folder(root: str) -> tuple[list[str], list[Problem]]:
             f"unlabelled data set{reasons}"
         )
     return paths, problems
-
-
-def _real_folders_above(root: str) -> frozenset[str]:
-    real = os.path.realpath(root)
-    above = {real}
-    while os.path.dirname(real) != real:
-        real = os.path.dirname(real)
-        above.add(real)
-    return frozenset(above)
 
 
 def _walk(folder: str, above: frozenset[str], problems: list[Problem]) -> Iterator[str]:

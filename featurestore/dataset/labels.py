@@ -102,39 +102,32 @@ def _label(value: Any, where: str) -> str | int | float:
     )
 
 
-def column(labels: Sequence[Label]) -> np.ndarray | None:
+def task(labels: Iterable[Label]) -> Task | None:
+    """Return ``regression`` for floats, ``classification`` for others, None if all are missing."""
+    kinds = {type(each) for each in labels if each is not None}
+    return None if not kinds else "regression" if float in kinds else "classification"
+
+
+def as_array(labels: Sequence[Label]) -> np.ndarray | None:
     """Return labels as float64 with NaN, or as objects with None; None if all are missing."""
-    if all(each is None for each in labels):
-        return None
-    if any(isinstance(each, float) for each in labels):
-        return np.array([np.nan if each is None else each for each in labels], np.float64)
-    array = np.empty(len(labels), object)
-    array[:] = labels
-    return array
+    kind = task(labels)
+    if kind == "regression":
+        return targets(labels)
+    return np.array(labels, object) if kind else None
 
 
-def task(labels: np.ndarray | None) -> Task | None:
-    """Return what the labels (row,) are for: regression if floats, else classification."""
-    if labels is None:
-        return None
-    return "regression" if labels.dtype == np.float64 else "classification"
+def classes(labels: Sequence[Label]) -> tuple[Any, ...]:
+    """Return the sorted classes; empty unless it is a classification."""
+    found: set[Any] = {each for each in labels if each is not None}
+    return tuple(sorted(found)) if task(labels) == "classification" else ()
 
 
-def classes(labels: np.ndarray | None) -> tuple[Any, ...]:
-    """Return the sorted classes among labels (row,); empty unless it is a classification."""
-    if labels is None or task(labels) != "classification":
-        return ()
-    return tuple(sorted({each for each in labels if each is not None}))
-
-
-def targets(labels: np.ndarray | None, rows: int) -> np.ndarray:
-    """Return what a head fits, (row,): int32 codes of the classes, or float64 values.
+def targets(labels: Sequence[Label]) -> np.ndarray:
+    """Return what heads fit, (row,): int32 codes of the classes, or float64 values.
 
     A missing label is -1 or NaN.
     """
-    if labels is None:
-        return np.full(rows, -1, np.int32)
     if task(labels) == "regression":
-        return labels
+        return np.array([np.nan if each is None else each for each in labels], np.float64)
     codes = {each: code for code, each in enumerate(classes(labels))}
     return np.array([codes.get(each, -1) for each in labels], np.int32)

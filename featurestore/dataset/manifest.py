@@ -7,22 +7,18 @@ and ``group``; the rest is JSON in the file's metadata, under the key ``features
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel
 
 from featurestore.dataset.labels import Label
 from featurestore.dataset.naming import checked_name
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.rows import Rows
+from featurestore.dataset.samples import Samples
 from featurestore.dataset.source import native, portable
 from featurestore.dataset.splits import SPLITS
 from featurestore.digests import EMPTY_CHECKSUM, checksum_matches, insert_checksum, is_digest
 from featurestore.errors import DamagedError, StoreFormatError, one_line
-
-if TYPE_CHECKING:
-    from featurestore.dataset.dataset import Dataset
 
 FORMAT = 1
 _KEY = b"featurestore"
@@ -30,47 +26,47 @@ _COLUMNS = ("digest", "path", "label", "split", "group")
 
 
 class Header(BaseModel):
-    """What a manifest holds beside its rows."""
+    """What a manifest holds beside its rows.
+
+    Attributes
+    ----------
+    name, source, options, digest, manifest_digest
+        See :class:`Dataset`.
+    problems : list of Problem
+    added : str, optional
+        When it became the current state in a store, ISO 8601.
+    """
 
     name: Annotated[str, AfterValidator(checked_name)]
     source: str | None
     options: dict[str, str | int | float]
+    digest: str
+    manifest_digest: str
     problems: list[Problem]
     added: str | None = None
 
 
-def write(dataset: Dataset, added: str | None = None) -> bytes:
-    """Write a data set as a manifest; ``added`` is the time when it became current."""
+def write(samples: Samples, header: Header) -> bytes:
+    """Write the rows of a data set, and what is known beside them, as a manifest."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    labels = dataset.plain_labels()
     columns = {
-        "digest": dataset.sample_digests,
-        "path": [portable(each) for each in dataset.paths],
-        "label": labels,
-        "split": dataset.splits.tolist(),
-        "group": dataset.plain_groups(),
+        "digest": samples.digests,
+        "path": [portable(each) for each in samples.paths],
+        "label": samples.labels,
+        "split": samples.splits,
+        "group": samples.groups,
     }
-    header = {
-        "format": FORMAT,
-        "name": dataset.name,
-        "source": dataset.source,
-        "options": dataset.options,
-        "digest": dataset.digest,
-        "manifest_digest": dataset.manifest_digest,
-        "problems": [asdict(each) for each in dataset.problems],
-        "added": added,
-        "check": EMPTY_CHECKSUM,
-    }
-    types = {name: pa.string() for name in _COLUMNS} | {"label": _type(labels)}
-    schema = pa.schema(types, {_KEY: json.dumps(header).encode()})
+    fields = {"format": FORMAT, **header.model_dump(), "check": EMPTY_CHECKSUM}
+    types = {name: pa.string() for name in _COLUMNS} | {"label": _type(samples.labels)}
+    schema = pa.schema(types, {_KEY: json.dumps(fields).encode()})
     buffer = pa.BufferOutputStream()
     parquet.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
     return insert_checksum(buffer.getvalue().to_pybytes())
 
 
-def read(data: bytes) -> tuple[Rows, Header]:
+def read(data: bytes) -> tuple[Samples, Header]:
     """Read the rows and the header that :func:`write` wrote.
 
     Raises
@@ -88,13 +84,13 @@ def read(data: bytes) -> tuple[Rows, Header]:
     try:
         table = parquet.read_table(pa.BufferReader(data))
         table.validate(full=True)
-        header = json.loads((table.schema.metadata or {})[_KEY])
-        if header["format"] > FORMAT:
+        fields = json.loads((table.schema.metadata or {})[_KEY])
+        if fields["format"] > FORMAT:
             raise StoreFormatError(
-                f"a data set manifest of format {header['format']}, this featurestore reads up to "
+                f"a data set manifest of format {fields['format']}, this featurestore reads up to "
                 f"{FORMAT}: install a newer featurestore"
             )
-        checked = Header.model_validate(header)
+        header = Header.model_validate(fields)
         types = {str(table[name].type) for name in _COLUMNS if name != "label"}
         digests, paths, labels, splits, groups = (table[name].to_pylist() for name in _COLUMNS)
         sound = (
@@ -104,12 +100,12 @@ def read(data: bytes) -> tuple[Rows, Header]:
             and digests == sorted(set(digests))
             and set(splits) <= set(SPLITS)
         )
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(one_line(error)) from error
     if not sound:
         raise _damaged("its rows are not those of a data set in content order")
-    sources = [path and native(path) for path in paths]
-    return Rows(digests, sources, labels, splits, groups, checked.problems), checked
+    paths = [path and native(path) for path in paths]
+    return Samples(digests, paths, labels, splits, groups, header.problems), header
 
 
 def _damaged(reason: str) -> DamagedError:

@@ -1,4 +1,4 @@
-"""Read every sample once: its digest, and whether it decodes."""
+"""Read samples: every one once for its digest and verdict, and one again, checked."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featurestore import images
 from featurestore.dataset.scan_cache import ScanCache, Verdict, stamp
 from featurestore.dataset.source import UnreadableError, is_uri, read
 from featurestore.digests import digest_bytes
+from featurestore.errors import DatasetError, SourceChangedError
 from featurestore.threads import map_ahead, processors
 
 # Files per task, so that handing tasks to threads costs little beside reading.
 _BATCH = 32
 # An object store answers slowly, but many requests at a time.
 _REMOTE_WORKERS = 16
-# Entries written to the cache at a time; a scan that is interrupted loses no more.
-_RECORDS = 2048
 # A file written within this time could change again without its time stamps changing.
 _RACY_NS = 2_000_000_000
-
-Known = tuple[str, Verdict]
 
 
 @dataclass(frozen=True)
@@ -63,52 +60,42 @@ def scan(sources: Sequence[str], on_event: OnEvent | None = None) -> dict[str, V
     emit(Scanned(0, len(unique)))
     workers = max(processors(), _REMOTE_WORKERS if any(map(is_uri, unique)) else 1)
     verdicts: dict[str, Verdict] = {}
-    fresh: list[tuple[str, str, Verdict]] = []
-
-    def batches() -> Iterator[list[tuple[str, Known | None]]]:
-        for start in range(0, len(unique), _BATCH):
-            batch = unique[start : start + _BATCH]
-            known = cache.lookup(batch)
-            yield [(source, known.get(source)) for source in batch]
-
     with closing(ScanCache()) as cache:
-        scanned = map_ahead(_scan_batch, batches(), 4 * workers, workers)
-        try:
-            with closing(scanned):
-                for batch in scanned:
-                    for source, verdict, stamped in batch:
-                        verdicts[source] = verdict
-                        if stamped:
-                            fresh.append((source, stamped, verdict))
-                    emit(Scanned(len(verdicts), len(unique)))
-                    if len(fresh) >= _RECORDS:
-                        cache.record(fresh)
-                        fresh.clear()
-        finally:
-            cache.record(fresh)
+
+        def batches() -> Iterator[list[tuple[str, Verdict | None]]]:
+            for start in range(0, len(unique), _BATCH):
+                batch = unique[start : start + _BATCH]
+                known = cache.lookup(batch)
+                yield [(source, known.get(source)) for source in batch]
+
+        with closing(map_ahead(_scan_batch, batches(), 4 * workers, workers)) as scanned:
+            for batch in scanned:
+                verdicts.update(batch)
+                cache.record(batch)
+                emit(Scanned(len(verdicts), len(unique)))
     return verdicts
 
 
-def _scan_batch(batch: list[tuple[str, Known | None]]) -> list[tuple[str, Verdict, str | None]]:
-    return [(source, *_scan_one(source, known)) for source, known in batch]
+def _scan_batch(batch: list[tuple[str, Verdict | None]]) -> dict[str, Verdict]:
+    return {source: _scan_one(source, known) for source, known in batch}
 
 
-def _scan_one(source: str, known: Known | None) -> tuple[Verdict, str | None]:
-    """Return the verdict, and the stamp under which the cache may keep it."""
+def _scan_one(source: str, known: Verdict | None) -> Verdict:
     started = time.time_ns()
     before = _status(source)
-    if known is not None and before is not None and known[0] == stamp(before):
-        return known[1], None
+    if known is not None and before is not None and known.stamp == stamp(before):
+        return known
     try:
         data = read(source)
     except UnreadableError as error:
-        return Verdict(None, str(error)), None
+        return Verdict(None, str(error))
     verdict = Verdict(digest_bytes(data), images.check(data))
     after = _status(source)
     if before is None or after is None or stamp(before) != stamp(after):
-        return verdict, None
-    settled = max(before.st_mtime_ns, before.st_ctime_ns) < started - _RACY_NS
-    return verdict, stamp(before) if settled else None
+        return verdict
+    if max(before.st_mtime_ns, before.st_ctime_ns) > started - _RACY_NS:
+        return verdict
+    return replace(verdict, stamp=stamp(before))
 
 
 def _status(source: str) -> os.stat_result | None:
@@ -116,3 +103,36 @@ def _status(source: str) -> os.stat_result | None:
         return None if is_uri(source) else os.stat(source)
     except (OSError, ValueError):
         return None
+
+
+def read_scanned(path: str, digest: str, remedy: str) -> bytes:
+    """Read a file again, and check that it has the bytes that were scanned.
+
+    Parameters
+    ----------
+    path : str
+        Absolute path or URI.
+    digest : str
+        Of the bytes that were scanned.
+    remedy : str
+        What to do about other bytes, for the error.
+
+    Raises
+    ------
+    DatasetError
+        If the file cannot be read.
+    SourceChangedError
+        If the bytes are others. The next scan then reads the file, whatever the cache says.
+    """
+    try:
+        data = read(path)
+    except UnreadableError as error:
+        raise DatasetError(f"{path!r}: {error}; {remedy}") from error
+    found = digest_bytes(data)
+    if found != digest:
+        with closing(ScanCache()) as cache:
+            cache.forget(path)
+        raise SourceChangedError(
+            f"{path!r} has changed since it was scanned: {found}, expected {digest}; {remedy}"
+        )
+    return data

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featurestore import images
 from featurestore.digests import is_digest
-from featurestore.errors import FeatureStoreWarning
 
+# A power cut may damage the cache, which is then made again: no write waits for the disk.
 _CREATE = """
+PRAGMA synchronous = OFF;
 CREATE TABLE IF NOT EXISTS scanned (
     path BLOB PRIMARY KEY, stamp TEXT, digest TEXT, reason TEXT, reader TEXT
 ) WITHOUT ROWID
@@ -35,10 +35,13 @@ class Verdict:
         Of its bytes; None if it could not be read.
     reason : str or None
         Why it is not a sample; None if it decodes.
+    stamp : str or None
+        State of the file for which this holds; None if it must be read again.
     """
 
     digest: str | None
     reason: str | None
+    stamp: str | None = None
 
 
 def stamp(status: os.stat_result) -> str:
@@ -49,34 +52,27 @@ def stamp(status: os.stat_result) -> str:
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
-def forget(path: str) -> None:
-    """Make the next scan read a file again."""
-    cache = ScanCache()
-    cache.forget(path)
-    cache.close()
-
-
 class ScanCache:
     """A SQLite file in ``$FEATURESTORE_CACHE``, by default ``~/.cache/featurestore``.
 
-    If the file cannot be used, the cache is empty and kept in memory.
+    If the file cannot be used, the cache is empty and kept in memory; a damaged file is deleted.
     """
 
     def __init__(self) -> None:
         # A newer reader may decode what this one cannot, so each trusts its own entries only.
         self._reader = f"{images.DECODER} {images.reader()}"
-        self._path = ":memory:"
+        self._path: Path | None = None
         try:
             named = os.environ.get("FEATURESTORE_CACHE")
             folder = Path(named) if named else Path.home() / ".cache" / "featurestore"
             folder.mkdir(parents=True, exist_ok=True)
-            self._path = str(folder / "scan.sqlite")
+            self._path = folder / "scan.sqlite"
         except (OSError, RuntimeError):
             pass
         self._open()
 
-    def lookup(self, paths: Sequence[str]) -> dict[str, tuple[str, Verdict]]:
-        """Return the stamp and verdict of each path that is known."""
+    def lookup(self, paths: Sequence[str]) -> dict[str, Verdict]:
+        """Return the verdict on each path that is known."""
         keys = [os.fsencode(path) for path in paths]
         marks = ",".join("?" * len(keys))
         found = self._run(
@@ -85,19 +81,16 @@ class ScanCache:
             [[self._reader, *keys]],
         )
         # SQLite has no checksums: a damaged digest must not become the identity of a sample.
-        return {
-            os.fsdecode(path): (stamp, Verdict(digest, reason))
-            for path, digest, reason, stamp in found
-            if is_digest(digest)
-        }
+        return {os.fsdecode(path): Verdict(*rest) for path, *rest in found if is_digest(rest[0])}
 
-    def record(self, found: Iterable[tuple[str, str, Verdict]]) -> None:
-        """Write (path, stamp, verdict) to disk."""
+    def record(self, verdicts: Mapping[str, Verdict]) -> None:
+        """Write the verdicts that have a stamp to disk."""
         self._run(
             "INSERT OR REPLACE INTO scanned VALUES (?, ?, ?, ?, ?)",
             [
-                (os.fsencode(path), stamp, verdict.digest, verdict.reason, self._reader)
-                for path, stamp, verdict in found
+                (os.fsencode(path), each.stamp, each.digest, each.reason, self._reader)
+                for path, each in verdicts.items()
+                if each.stamp
             ],
         )
 
@@ -111,8 +104,8 @@ class ScanCache:
 
     def _open(self) -> None:
         try:
-            self._connection = sqlite3.connect(self._path, timeout=10)
-            self._connection.execute(_CREATE)
+            self._connection = sqlite3.connect(self._path or ":memory:", timeout=10)
+            self._connection.executescript(_CREATE)
         except sqlite3.Error as error:
             self._give_up(error)
 
@@ -128,12 +121,7 @@ class ScanCache:
 
     def _give_up(self, error: sqlite3.Error) -> None:
         """Go on with an empty cache in memory."""
-        if not isinstance(error, sqlite3.OperationalError):
-            warnings.warn(
-                f"the scan cache {self._path!r} is damaged ({error}), so every file is read: "
-                "delete it",
-                FeatureStoreWarning,
-                stacklevel=2,
-            )
-        self._path = ":memory:"
+        if self._path and not isinstance(error, sqlite3.OperationalError):
+            self._path.unlink(missing_ok=True)
+        self._path = None
         self._open()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from featurestore.dataset.labels import Label, is_missing, parse, text, uniform
+from featurestore.dataset.labels import Label, is_missing, parse, uniform
+from featurestore.dataset.merge import merge
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.rows import Entry, Rows, merge
+from featurestore.dataset.samples import Entry, Samples, list_entries
 from featurestore.dataset.scan import OnEvent, scan
 from featurestore.dataset.source import UnreadableError, beside, is_uri, missing, read
-from featurestore.dataset.splits import Split, Splits, meaning
+from featurestore.dataset.splits import Splits
 from featurestore.errors import DatasetError, nearest, one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
@@ -19,13 +20,12 @@ SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
 def scan_table(
     location: str, columns: dict[str, Any], splits: Splits, on_event: OnEvent | None
-) -> Rows:
+) -> Samples:
     """Scan a table, see :meth:`Dataset.from_table`; ``columns`` are the options of `list_table`."""
     entries, problems = list_table(location, **columns, group_column=splits.group_by)
-    verdicts = scan([each.source for each in entries], on_event)
-    rows = merge(entries, verdicts, splits, location)
-    rows.problems += problems
-    return rows
+    verdicts = scan([each.path for each in entries], on_event)
+    samples = merge(entries, verdicts, splits, location)
+    return replace(samples, problems=sorted(samples.problems + problems))
 
 
 def list_table(
@@ -64,49 +64,21 @@ def list_table(
     ]
     if not paths:
         raise DatasetError(f"{where} has no rows, expected one for each image")
-    labels: list[Label] = [None] * len(paths)
+    labels: list[Label] | None = None
     problems = []
     cells = _optional(table, label_column, "label", where)
     others = set(table.column_names) - set(wanted)
     if cells is not None:
-        is_text = _is_csv(location)
-        labels = uniform(parse(cells) if is_text else cells, where)
+        labels = uniform(parse(cells) if _is_csv(location) else cells, where)
     elif others:
         names = ", ".join(map(repr, sorted(others)))
         reason = f"no column 'label', so the samples have no labels; other columns: {names}"
         problems.append(Problem("labels", location, reason))
-    splits = given_splits(_optional(table, split_column, "split", where), len(paths), where)
-    groups = given_groups(group_column and _column(table, group_column, where), len(paths))
-    entries = [Entry(*each) for each in zip(paths, labels, splits, groups, strict=True)]
-    entries.sort(key=lambda e: (e.source, str(e.label), e.split or "", e.group or ""))
+    splits = _optional(table, split_column, "split", where)
+    groups = _column(table, group_column, where) if group_column else None
+    entries = list_entries(paths, labels, splits, groups, where)
+    entries.sort(key=lambda e: (e.path, str(e.label), e.split or "", e.group or ""))
     return entries, problems
-
-
-def given_splits(values: Iterable[Any] | None, rows: int, where: str) -> list[Split | None]:
-    """Return the splits that a column names; missing values are to be drawn.
-
-    Raises
-    ------
-    DatasetError
-        If a value does not name a split.
-    """
-    found: list[Split | None] = []
-    for row, value in enumerate(values if values is not None else [None] * rows, 1):
-        split = None if is_missing(value) else meaning(str(value))
-        if split is None and not is_missing(value):
-            raise DatasetError(
-                f"{where}, row {row}: split {value!r}, expected 'train', 'val' or 'test', or "
-                "another name for one, such as 'validation'"
-            )
-        found.append(split)
-    return found
-
-
-def given_groups(values: Iterable[Any] | None, rows: int) -> list[str | None]:
-    """Return the names of groups as text; missing values mean no group."""
-    if values is None:
-        return [None] * rows
-    return [None if is_missing(value) else text(value) for value in values]
 
 
 def _path(value: Any, where: str) -> str:

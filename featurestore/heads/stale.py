@@ -90,6 +90,6 @@ def differences(former: Dataset, present: Dataset) -> str:
 
 def _rows(dataset: Dataset) -> dict[str, tuple[Any, ...]]:
     # The integer 1 is a class and the float 1.0 a number, although they are equal.
-    labels = [None if each is None else (dataset.task, each) for each in dataset.plain_labels()]
-    columns = (labels, dataset.splits.tolist(), dataset.plain_groups())
+    labels = [None if each is None else (dataset.task, each) for each in dataset.samples.labels]
+    columns = (labels, dataset.samples.splits, dataset.samples.groups)
     return dict(zip(dataset.sample_digests, zip(*columns, strict=True), strict=True))

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
-from featurestore.errors import (
-    DatasetError,
-)
+from featurestore.errors import DatasetError, SourceChangedError
 from tests.dataset.conftest import (
     X4,
     one_line,
@@ -77,3 +75,18 @@ def test_bad_splits_and_groups() -> None:
         Dataset.from_arrays(X4, name="x", groups=["a"])
     with pytest.raises(DatasetError, match="no split 'vla': did you mean 'val'"):
         Dataset.from_arrays(X4, name="x").rows("vla")
+
+
+def test_arrays_written_to_after_the_scan() -> None:
+    X = X4.copy()
+    found = Dataset.from_arrays(X, name="x")
+    X += 1
+    with pytest.raises(SourceChangedError, match=r"array behind row 0 .* has changed"):
+        found.image(0)
+
+
+def test_arrays_from_a_store_must_be_passed_again() -> None:
+    again = Dataset.from_parquet(Dataset.from_arrays(X4, name="x").to_parquet())
+    for act in (again.read, again.image):
+        with pytest.raises(DatasetError, match=r"Dataset\.from_arrays\(X, y, name='x'\)"):
+            act(0)

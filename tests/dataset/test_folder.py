@@ -50,7 +50,7 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     for number in range(3):
         put(tmp_path / f"{number}.png", number)
     flat = Dataset.from_folder(tmp_path)
-    assert (flat.task, flat.labels, flat.classes, flat.problems) == (None, None, (), ())
+    assert (flat.task, flat.labels, flat.classes, flat.problems) == (None, None, (), [])
     assert flat.targets.tolist() == [-1, -1, -1]
     assert len(flat.rows()) == 3
     assert len(flat.rows(labelled=True)) == 0

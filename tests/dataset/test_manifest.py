@@ -119,7 +119,7 @@ def test_bytes_that_are_no_manifest(data: bytes) -> None:
         Dataset.from_parquet(data)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_damaged_manifests_are_noticed(manifest_bytes: bytes, data: st.DataObject) -> None:
     original = Dataset.from_parquet(manifest_bytes)

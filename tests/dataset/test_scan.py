@@ -9,12 +9,11 @@ import pytest
 
 from featurestore.dataset import Dataset, Scanned, scan
 from featurestore.digests import digest_bytes
-from featurestore.errors import (
-    InputError,
-)
+from featurestore.errors import DatasetError, InputError, SourceChangedError
 from tests.dataset.conftest import (
     LONG_AGO,
     folder,
+    one_line,
     png,
     put,
     reads,
@@ -158,3 +157,17 @@ def test_an_interrupted_scan_keeps_what_it_read(
     seen = reads(monkeypatch)
     assert len(Dataset.from_folder(tmp_path)) == 100
     assert len(seen) == 60
+
+
+def test_a_file_that_changed_or_went(tmp_path: Path) -> None:
+    put(tmp_path / "cat" / "a.png", 1)
+    found = Dataset.from_folder(tmp_path, name="my cats", val=0.5)
+    os.rename(tmp_path / "cat" / "a.png", tmp_path / "cat" / "b.png")
+    command = f"featurestore scan {tmp_path} --name 'my cats' --val 0.5"
+    with pytest.raises(DatasetError, match="no such file; put it back, or scan again") as caught:
+        found.read(0)
+    assert one_line(caught.value).endswith(command)
+    put(tmp_path / "cat" / "a.png", 2)
+    with pytest.raises(SourceChangedError, match="has changed since it was scanned") as changed:
+        found.image(0)
+    assert one_line(changed.value).endswith(command)

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.dataset import Dataset, Splits
@@ -16,7 +16,6 @@ from tests.dataset.conftest import (
 numbers = st.lists(st.integers(0, 4000), min_size=1, max_size=25)
 
 
-@settings(deadline=None, max_examples=100)
 @given(numbers, numbers, st.integers(-5, 5), st.floats(0, 0.49), st.floats(0, 0.49))
 def test_adding_samples_moves_none(
     values: list[int], more: list[int], seed: int, val: float, test: float
@@ -44,7 +43,6 @@ units = st.dictionaries(
 how = st.sampled_from([None, True, False])
 
 
-@settings(deadline=None, max_examples=300)
 @given(units, fractions(), st.integers(0, 9), how)
 def test_other_fractions_move_nothing_between_val_and_test(
     classes: dict[str, Any], asked: tuple[float, ...], seed: int, stratify: bool | None
@@ -62,7 +60,6 @@ def test_other_fractions_move_nothing_between_val_and_test(
     ]
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     st.lists(
         st.tuples(
@@ -89,7 +86,6 @@ def test_a_test_split_asked_for_later_takes_no_validation_image_of_any_data(
         assert set(pair) != {"val", "test"}
 
 
-@settings(deadline=None, max_examples=300)
 @given(units, units, fractions(0.5), st.integers(0, 9), how, how)
 def test_up_to_a_quarter_nothing_at_all_moves_between_val_and_test(
     classes: dict[str, Any],
@@ -108,7 +104,6 @@ def test_up_to_a_quarter_nothing_at_all_moves_between_val_and_test(
     assert all({first[key], second[key]} != {"val", "test"} for key in classes)
 
 
-@settings(deadline=None, max_examples=100)
 @given(units, units, st.floats(0, 0.49), st.floats(0, 0.49))
 def test_samples_that_are_drawn_by_themselves_stay(
     classes: dict[str, Any], more: dict[str, Any], val: float, test: float
@@ -118,7 +113,6 @@ def test_samples_that_are_drawn_by_themselves_stay(
     assert all(second[key] == split for key, split in first.items())
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.integers(1, 60), st.floats(0.01, 0.4), st.floats(0.01, 0.4), st.integers(0, 99))
 def test_a_class_gives_its_fractions(many: int, val: float, test: float, seed: int) -> None:
     drawn = Counter(

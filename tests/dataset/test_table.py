@@ -120,7 +120,7 @@ def test_a_table_without_labels_but_with_other_columns_says_so(
     (said,) = found.problems
     assert said.reason == "no column 'label', so the samples have no labels; other columns: 'class'"
     plain = table(tmp_path / "t.csv", [{"path": row["path"]} for row in listed])
-    assert Dataset.from_table(plain).problems == ()
+    assert Dataset.from_table(plain).problems == []
 
 
 def test_the_order_of_a_tables_rows_does_not_matter(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_seen_and_new_images_are_never_in_one_number(model: Path, flowers: Datas
     seen = [flowers.image(row) for row in range(6)]
     data = Dataset.from_arrays(
         [*seen, *pictures(12, 3, [(40, 30)])],
-        [*flowers.plain_labels()[:6], *["ant", "bee", "cat"] * 4],
+        [*flowers.samples.labels[:6], *["ant", "bee", "cat"] * 4],
         name="mixed",
     )
     # Arrays have other digests than files: all are new.

@@ -655,7 +655,7 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.store.datasets.load(name, digest)
         assert found.manifest_digest == expected.manifest_digest
         assert found.paths == expected.paths
-        assert found.plain_labels() == expected.plain_labels()
+        assert found.samples.labels == expected.samples.labels
 
     def teardown(self) -> None:
         try:

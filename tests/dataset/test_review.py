@@ -71,7 +71,7 @@ def test_few_validation_rows_are_said_in_one_line(tmp_path: Path) -> None:
         "rough; add images or larger fractions"
     )
     assert repr(Dataset.from_folder(root)).endswith("problems=1)")
-    assert Dataset.from_folder(root, val=0).problems == ()
+    assert Dataset.from_folder(root, val=0).problems == []
     both = Dataset.from_folder(root, val=0.4, test=0.1).problems[0].reason
     assert "in val ('cat' 3) and test ('cat' 1, 'dog' 1, 'newt' 2)" in both
     many = Dataset.from_folder(folder(tmp_path / "many", **{f"kind {n}": 9 for n in range(6)}))
@@ -83,7 +83,7 @@ def test_few_validation_rows_of_numbers_and_of_no_labels() -> None:
     few = Dataset.from_arrays(X, np.arange(30) / 2, name="x", splits=["val"] * 3 + ["train"] * 27)
     assert "in val ('labelled' 3)" in few.problems[0].reason
     enough = Dataset.from_arrays(X, np.arange(30) / 2, name="x", splits=["val"] * 8 + [None] * 22)
-    assert enough.problems == ()
-    assert Dataset.from_arrays(X, name="x").problems == ()
+    assert enough.problems == []
+    assert Dataset.from_arrays(X, name="x").problems == []
     none = Dataset.from_arrays(X, np.arange(30) % 9, name="x", splits=["train"] * 30)
     assert "rows of a class in val (none at all): " in none.problems[0].reason

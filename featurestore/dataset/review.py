@@ -1,0 +1,129 @@
+"""Problems of a data set as a whole: look-alike names, missing labels, small splits."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from unicodedata import normalize
+
+from featurestore.dataset.labels import task
+from featurestore.dataset.problems import Problem
+from featurestore.dataset.samples import Samples
+from featurestore.dataset.splits import Splits
+
+# With fewer rows of a class, a single hit or miss moves its accuracy by more than a fifth.
+FEW_ROWS = 5
+_SHOWN = 3
+# A split of more rows than this in which no row has a label is reported in one line.
+_MANY = 10
+_LIKE_MISSING = {"nan", "na", "n/a", "<na>", "null"}
+
+
+def review(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
+    """Yield the problems of a data set as a whole.
+
+    Parameters
+    ----------
+    samples : Samples
+        With the problems that are known already.
+    splits : Splits
+        As requested.
+    where : str
+        Source or name of the data set.
+    """
+    yield from _unlabelled(samples, where)
+    yield from (Problem("labels", where, reason) for reason in _labels(samples))
+    yield from _nested(samples, where)
+    yield from (Problem("groups", where, reason) for reason in _groups(samples))
+    yield from _few_rows(samples, splits, where)
+
+
+def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
+    totals = Counter(samples.splits)
+    missing = Counter(
+        split for label, split in zip(samples.labels, samples.splits, strict=True) if label is None
+    )
+    if missing == totals:
+        return
+    whole = {split for split in totals if missing[split] == totals[split] > _MANY}
+    for split in whole:
+        reason = f"no label in the {split} split ({totals[split]:,} samples): heads leave it out"
+        yield Problem("unlabelled", where, reason)
+    conflicts = {each.path for each in samples.problems if each.kind == "label-conflict"}
+    for label, split, path in zip(samples.labels, samples.splits, samples.paths, strict=True):
+        if label is None and path not in conflicts and split not in whole:
+            yield Problem("unlabelled", str(path), "no label: heads leave it out")
+
+
+def _labels(samples: Samples) -> Iterator[str]:
+    counts = Counter(each for each in samples.labels if isinstance(each, str))
+    for names in _similar(counts):
+        found = " and ".join(f"{name!r} ({_rows(counts[name])})" for name in names)
+        yield f"{found} differ only in case or spaces: they are separate classes"
+    for name, count in sorted(counts.items()):
+        if name.casefold() in _LIKE_MISSING:
+            yield f"{name!r} is a class ({_rows(count)}): leave the cell empty if it means no label"
+
+
+def _similar(names: Iterable[str]) -> list[list[str]]:
+    """Return the sets of names that differ only in case, spaces or compatible characters."""
+    similar: dict[str, list[str]] = {}
+    for name in sorted(names):
+        similar.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
+    return [each for each in similar.values() if len(each) > 1]
+
+
+def _nested(samples: Samples, where: str) -> Iterator[Problem]:
+    """Find a folder whose only class has no images of its own, as an unpacked archive often has."""
+    names = {str(each) for each in samples.labels}
+    inner = os.path.join(where, *names) if len(names) == 1 else ""
+    folders = {os.path.dirname(str(path)) for path in samples.paths}
+    if os.path.isdir(inner) and all(each.startswith(inner + os.sep) for each in folders):
+        reason = f"the only class contains folders: if these are the classes, scan {inner!r}"
+        yield Problem("labels", inner, reason)
+
+
+def _groups(samples: Samples) -> Iterator[str]:
+    rows = list(zip(samples.digests, samples.groups, samples.splits, samples.paths, strict=True))
+    splits = {group: split for digest, group, split, _ in rows if group not in (None, digest)}
+    alone = [path for digest, group, _, path in rows if group == digest]
+    if alone:
+        yield (
+            f"no group for {len(alone):,} of {_rows(len(rows))}, such as {alone[0]!r}: each is "
+            "drawn independently"
+        )
+    for names in _similar(filter(None, splits)):
+        if len({splits[name] for name in names}) > 1:
+            found = " and ".join(map(repr, names))
+            yield f"{found} differ only in case or spaces and lie in several splits"
+
+
+def _few_rows(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
+    numbers = task(samples.labels) == "regression"
+    counts = Counter(
+        (split, "labelled" if numbers else label)
+        for label, split in zip(samples.labels, samples.splits, strict=True)
+        if label is not None
+    )
+    classes = {label for _, label in counts}
+    found = []
+    for split in ("val", "test"):
+        few = sorted((counts[split, each], each) for each in classes)
+        few = [(count, each) for count, each in few if count < FEW_ROWS]
+        if any(counts[split, each] for each in classes) and few:
+            shown = ", ".join(f"{each!r} {count}" for count, each in few[:_SHOWN])
+            more = f" and {len(few) - _SHOWN:,} more classes" if len(few) > _SHOWN else ""
+            found.append(f"{split} ({shown}{more})")
+        elif few and split == "val" and splits.val > 0:
+            found.append(f"{split} (none at all)")
+    if found:
+        reason = (
+            f"fewer than {FEW_ROWS} rows of a class in {' and '.join(found)}: metrics on them are "
+            "rough; add images or larger fractions"
+        )
+        yield Problem("few-rows", where, reason)
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"

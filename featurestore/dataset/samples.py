@@ -1,0 +1,93 @@
+"""Samples as they are listed, and as the rows of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from featurestore.dataset.labels import Label, is_missing, text
+from featurestore.dataset.problems import Problem
+from featurestore.dataset.splits import Split, meaning
+from featurestore.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One listed sample: where it is, and what the list says about it."""
+
+    path: str
+    label: Label = None
+    split: Split | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The rows of a data set as plain values, in content order.
+
+    Attributes
+    ----------
+    digests : list of str, (row,)
+        Ascending.
+    paths : list of str or None, (row,)
+        Path or URI of the first of identical files; None for arrays.
+    labels : list, (row,)
+        All str, all int or all float; None where missing.
+    splits : list of str, (row,)
+    groups : list of str or None, (row,)
+        A sample without a group has its own digest here; all None if no sample has a group.
+    problems : list of Problem
+        Sorted.
+    """
+
+    digests: list[str]
+    paths: list[str | None]
+    labels: list[Label]
+    splits: list[Split]
+    groups: list[str | None]
+    problems: list[Problem] = field(default_factory=list)
+
+
+def list_entries(
+    paths: Sequence[str],
+    labels: Sequence[Label] | None,
+    splits: Iterable[Any] | None,
+    groups: Iterable[Any] | None,
+    where: str,
+) -> list[Entry]:
+    """Combine columns of values, None where a column is not given, into entries.
+
+    Parameters
+    ----------
+    paths : sequence of str, (row,)
+    labels : sequence, (row,), optional
+        Of one type, as `uniform` returns them.
+    splits : iterable, (row,), optional
+        Names of splits; the split of a missing value is drawn.
+    groups : iterable, (row,), optional
+        Names of groups; a missing value means no group.
+    where : str
+        Names the list of samples in an error.
+
+    Raises
+    ------
+    DatasetError
+        If a value does not name a split.
+    """
+    nothing = [None] * len(paths)
+    given = [_split(value, row, where) for row, value in enumerate(splits or nothing, 1)]
+    named = [None if is_missing(value) else text(value) for value in groups or nothing]
+    return [Entry(*each) for each in zip(paths, labels or nothing, given, named, strict=True)]
+
+
+def _split(value: Any, row: int, where: str) -> Split | None:
+    if is_missing(value):
+        return None
+    split = meaning(str(value))
+    if split is None:
+        raise DatasetError(
+            f"{where}, row {row}: split {value!r}, expected 'train', 'val' or 'test', or another "
+            "name for one, such as 'validation'"
+        )
+    return split
