@@ -22,7 +22,8 @@ ROW_BYTES = 16
 SHORT = 12
 
 EMPTY_CHECKSUM = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"
-_DIGEST = re.compile(rf"{ALGORITHM}:[0-9a-f]{{{2 * DIGEST_BYTES}}}")
+#: Finds the digests in a text.
+DIGEST = re.compile(rf"{ALGORITHM}:[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 _CHECKSUM = re.compile(rb'"check": ?"(blake2b:[0-9a-f]{64})"')
 
 
@@ -141,7 +142,7 @@ def digest_set(digests: Iterable[str]) -> str:
 
 def is_digest(text: Any) -> bool:
     """Whether a value that was read has the form of a digest, so that a path may carry it."""
-    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
+    return isinstance(text, str) and DIGEST.fullmatch(text) is not None
 
 
 def short(digest: str) -> str:

@@ -5,34 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
-from featurestore.store.blocks import convert
-
-WINDOW_BYTES = 32 * 2**20
+WINDOW_BYTES = 64 * 2**20
 FEWEST_BLOCKS = 4
 # One in use, the next, and one more where several threads read batches.
 WINDOWS_KEPT = 3
 
 
 class Rows(Protocol):
-    """What batches are made of: a :class:`FeatureGroup`, or images."""
+    """What batches are made of: a `FeatureGroup`, or images."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(row, …)."""
 
     @property
-    def dtype(self) -> np.dtype:
-        """Type of what :meth:`read` returns."""
-
-    @property
     def block_rows(self) -> int:
         """Rows that are read together."""
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
+    def read(self, rows: np.ndarray, dtype: Any) -> np.ndarray:
         """Return these rows, (row, …), in the order given."""
 
 
@@ -54,12 +49,14 @@ class Batches:
         Seed of these orders.
     memory : numpy.ndarray of shape (row, …), optional
         The same rows, already read; nothing is read from `source` then.
+    dtype : numpy.dtype
+        Of the batches.
 
     Notes
     -----
-    Blocks are shuffled, then the rows within a window of blocks (32 MiB as stored, at least 4
-    blocks), so that an epoch reads each block once and holds few. Content order is already a
-    pseudo-random shuffle, so neighbouring blocks have no more in common than others.
+    Blocks are shuffled, then the rows within a window of blocks (64 MiB, at least 4 blocks), so
+    that an epoch reads each block once and holds few. Content order is already a pseudo-random
+    shuffle, so neighbouring blocks have no more in common than others.
     """
 
     source: Rows
@@ -69,6 +66,7 @@ class Batches:
     shuffle: bool = False
     seed: int = 0
     memory: np.ndarray | None = None
+    dtype: Any = "float32"
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -76,8 +74,8 @@ class Batches:
     @property
     def window(self) -> int:
         """Blocks whose rows are mixed."""
-        values = self.source.block_rows * int(np.prod(self.source.shape[1:]))
-        return max(FEWEST_BLOCKS, WINDOW_BYTES // max(1, values * self.source.dtype.itemsize))
+        values = self.source.block_rows * prod(self.source.shape[1:])
+        return max(FEWEST_BLOCKS, WINDOW_BYTES // max(1, values * np.dtype(self.dtype).itemsize))
 
     def epoch(self, number: int) -> Epoch:
         """Return the batches of one epoch: the same for the same seed and number."""
@@ -116,18 +114,11 @@ class Epoch:
         # Another process reads its own windows; a lock cannot be pickled.
         return Epoch, (self._batches, self._number)
 
-    def windows(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Yield all rows in the order of the epoch, a window at a time.
-
-        Yields
-        ------
-        x : numpy.ndarray of shape (row, …)
-            Of the stored type.
-        y : numpy.ndarray of shape (row,) or None
-        """
+    def windows(self) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yield all rows in the order of the epoch, a window at a time, as `batch` returns them."""
         for number in range(len(self._bounds) - 1):
             positions = self.order[self._bounds[number] : self._bounds[number + 1]]
-            yield self._read(positions), self._targets(positions)
+            yield self._with_targets(self._read(positions), positions)
 
     def batch(self, index: int) -> tuple[np.ndarray, ...]:
         """Return one batch; safe to call from several threads.
@@ -135,44 +126,36 @@ class Epoch:
         Returns
         -------
         tuple of (x,) or (x, y)
-            x has shape (batch, …): float32 for features, the source's own type for images.
+            x has shape (batch, …).
         """
         start = index * self._batches.batch_size
         stop = min(start + self._batches.batch_size, len(self.order))
         positions = self.order[start:stop]
-        y = self._targets(positions)
-        x = self._rows(start, stop) if self._batches.memory is None else self._read(positions)
-        return (x,) if y is None else (x, y)
-
-    def _rows(self, start: int, stop: int) -> np.ndarray:
-        source = self._batches.source
-        dtype = np.float32 if source.dtype.kind == "f" else source.dtype
-        x = np.empty((stop - start, *source.shape[1:]), dtype)
+        if self._batches.memory is not None:
+            return self._with_targets(self._read(positions), positions)
         first = int(np.searchsorted(self._bounds, start, side="right")) - 1
         last = int(np.searchsorted(self._bounds, stop, side="left"))
+        parts = []
         for number in range(first, last):
-            low, high = int(self._bounds[number]), int(self._bounds[number + 1])
-            begin, end = max(start, low), min(stop, high)
-            part = self._window(number)[begin - low : end - low]
-            convert(part, out=x[begin - start : end - start])
-        return x
+            low = int(self._bounds[number])
+            parts.append(self._window(number)[max(start - low, 0) : stop - low])
+        return self._with_targets(np.concatenate(parts), positions)
 
     def _window(self, number: int) -> np.ndarray:
         # Reading uses threads of its own, so a second reader loses nothing by waiting.
         with self._lock:
             if number not in self._kept:
-                positions = self.order[self._bounds[number] : self._bounds[number + 1]]
-                read = self._read(positions)
                 if len(self._kept) == WINDOWS_KEPT:
                     del self._kept[next(iter(self._kept))]
-                self._kept[number] = read
+                positions = self.order[self._bounds[number] : self._bounds[number + 1]]
+                self._kept[number] = self._read(positions)
             return self._kept[number]
 
     def _read(self, positions: np.ndarray) -> np.ndarray:
-        memory = self._batches.memory
-        if memory is not None:
-            return memory[positions]
-        return self._batches.source.read(self._batches.rows[positions])
+        if self._batches.memory is not None:
+            return self._batches.memory[positions]
+        return self._batches.source.read(self._batches.rows[positions], self._batches.dtype)
 
-    def _targets(self, positions: np.ndarray) -> np.ndarray | None:
-        return None if self._batches.targets is None else self._batches.targets[positions]
+    def _with_targets(self, x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        targets = self._batches.targets
+        return (x,) if targets is None else (x, targets[positions])

@@ -300,19 +300,16 @@ class Features:
         numbers = itertools.count()
 
         def windows() -> Iterator[Any]:
-            for x, y in source.epoch(next(numbers)).windows():
-                yield x if y is None else (x, y)
+            for window in source.epoch(next(numbers)).windows():
+                yield window if source.targets is not None else window[0]
 
-        def widen(x: tf.Tensor, *y: tf.Tensor) -> Any:
-            return (tf.cast(x, tf.float32), *y) if y else tf.cast(x, tf.float32)
-
-        signature: Any = tf.TensorSpec((None, *self.shape[1:]), tf.as_dtype(self.dtype))
+        signature: Any = tf.TensorSpec((None, *self.shape[1:]), tf.float32)
         if source.targets is not None:
             signature = (signature, tf.TensorSpec((None,), tf.as_dtype(source.targets.dtype)))
-        # Whole windows cross from Python to TensorFlow, which cuts and widens them: a batch at
-        # a time would take three times as long.
+        # Whole windows cross from Python to TensorFlow, which cuts them: a batch at a time would
+        # take three times as long.
         stream = tf.data.Dataset.from_generator(windows, output_signature=signature)
-        batches = stream.rebatch(batch_size).map(widen, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = stream.rebatch(batch_size)
         counted = batches.apply(tf.data.experimental.assert_cardinality(len(source)))
         return counted.prefetch(tf.data.AUTOTUNE)
 

@@ -53,47 +53,43 @@ def stored(
     asked = Variant(**variant)
     models = [model] if isinstance(model, str) else list(model or ())
     loaded = store.datasets.load(dataset)
+    what = repr(loaded.name) + (f" at layer {layer!r}" if layer else "")
+    command = _command(loaded, models[0] if models else "M", layer)
     try:
-        groups = _found(store, loaded, models, layer, asked)
+        groups = _of_files(_found(store, loaded, models, layer, command), models)
+        groups = _of_variant(groups, asked, what, command)
     except NotFoundError:
         _refuse_damaged(store, loaded, models, layer)
         raise
     return [Features(group, loaded, store) for group in groups]
 
 
+def _command(dataset: Dataset, model: str, layer: str | None) -> str:
+    return f"featurestore extract {dataset.name} --model {model} --layer {layer or 'L'}"
+
+
 def _found(
-    store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None, asked: Variant
+    store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None, command: str
 ) -> list[FeatureGroup]:
-    found = {group.key: group for group in store.features.values()}
-    keys = [key for key in found if key.dataset_digest == loaded.digest]
-
-    def command(model: str) -> str:
-        return f"featurestore extract {loaded.name} --model {model} --layer {layer or 'L'}"
-
-    model = models[0] if models else "M"
-    if not keys:
-        raise NotFoundError(
-            f"no features of {loaded.name!r} in {store.location}; run `{command(model)}`"
-        )
-    names = {key.model for key in keys}
+    groups = [each for each in store.features.values() if each.key.dataset_digest == loaded.digest]
+    if not groups:
+        raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run `{command}`")
+    names = {group.key.model for group in groups}
     for each in models:
         if not any(_is_model(name, [each]) for name in names):
             raise NotFoundError(
                 f"no features of {loaded.name!r} by model {each!r}; "
-                f"{nearest(each, sorted(names))}, or run `{command(each)}`"
+                f"{nearest(each, sorted(names))}, or run `{_command(loaded, each, layer)}`"
             )
-    keys = [key for key in keys if _is_model(key.model, models)]
-    if layer is not None:
-        refs = {key.ref for key in keys}
-        keys = [key for key in keys if _is_layer(key.short, layer)]
-        if not keys:
-            raise NotFoundError(
-                f"no features of {loaded.name!r} at layer {layer!r}; "
-                f"{nearest(layer, sorted(refs))}, or run `{command(model)}`"
-            )
-    what = repr(loaded.name) + (f" at layer {layer!r}" if layer else "")
-    groups = _of_files([found[key] for key in keys], models)
-    return _of_variant(groups, asked, what, command(model))
+    groups = [group for group in groups if _is_model(group.key.model, models)]
+    found = [each for each in groups if layer is None or _is_layer(each.key.short, layer)]
+    if layer is not None and not found:
+        refs = sorted({group.key.ref for group in groups})
+        raise NotFoundError(
+            f"no features of {loaded.name!r} at layer {layer!r}; {nearest(layer, refs)}, "
+            f"or run `{command}`"
+        )
+    return found
 
 
 def _of_files(groups: list[FeatureGroup], models: list[str]) -> list[FeatureGroup]:
@@ -113,17 +109,16 @@ def _of_variant(
 ) -> list[FeatureGroup]:
     for name, values in asked.asked().items():
         wanted = [Variant(**{name: value}) for value in values]
-        held = [Variant.of(group.provenance) for group in groups]
+        stored = [Variant.of(group.provenance) for group in groups]
         for each in wanted:
-            if not any(variant.fits(each) for variant in held):
-                ordered = sorted(held, key=lambda variant: variant.order)
-                known = dict.fromkeys(variant.options([name]) for variant in ordered)
+            if not any(variant.fits(each) for variant in stored):
+                known = sorted({variant.options([name]) for variant in stored} - {""})
                 hint = f", or run `{command} {each.options()}`" if name != "precision" else ""
                 raise NotFoundError(
                     f"no features of {what} with {each.options()}; "
-                    f"stored: {', '.join(filter(None, known)) or 'none that record it'}{hint}"
+                    f"stored: {', '.join(known) or 'none that record it'}{hint}"
                 )
-        pairs = zip(groups, held, strict=True)
+        pairs = zip(groups, stored, strict=True)
         groups = [group for group, variant in pairs if any(map(variant.fits, wanted))]
     return groups
 
@@ -155,10 +150,8 @@ def one_stored(
     """
     found = stored(store, dataset, model=model, layer=layer, **variant)
     if len(found) > 1:
-        known = [(Variant.of(each.group.provenance), each.key) for each in found]
-        known.sort(key=lambda each: each[0].order)
-        what, options = choices([each for each, _ in known])
-        layers = [f"--layer {key.ref}-{key.short.prefix}" for _, key in known]
+        what, options = choices([Variant.of(each.group.provenance) for each in found])
+        layers = [f"--layer {each.key.ref}-{each.key.short.prefix}" for each in found]
         raise NotFoundError(
             f"{len(found)} variants of {layer} by {model} are stored for {dataset!r}, which differ "
             f"in {what or 'weights or graph'}: {options or ' or '.join(layers)}"

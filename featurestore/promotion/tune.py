@@ -167,14 +167,13 @@ class ImageRows:
     dataset: Dataset
     backbone: Backbone
     block_rows: ClassVar[int] = 1
-    dtype: ClassVar[np.dtype] = np.dtype("uint8")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(row, height, width, channel=3)."""
         return len(self.dataset), *self.backbone.input_size, 3
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
+    def read(self, rows: np.ndarray, dtype: Any = "uint8") -> np.ndarray:
         """Decode and resize images, uint8 (row, height, width, channel=3)."""
 
         def image(row: int) -> np.ndarray:
@@ -189,7 +188,8 @@ def labelled_images(
     """Return batches of the labelled images of a split, and their targets."""
     rows = data.rows(split, labelled=True)
     images = ImageRows(data, backbone)
-    return BatchDataset(Batches(images, rows, data.targets[rows], batch_size, **order))
+    batches = Batches(images, rows, data.targets[rows], batch_size, dtype="uint8", **order)
+    return BatchDataset(batches)
 
 
 def fine_tune(

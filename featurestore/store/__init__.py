@@ -20,7 +20,7 @@ files     whole files: in a local folder (local) or behind a URL (remote)
 docs/format.md specifies what is written.
 """
 
-from featurestore.store.blocks import block_rows, convert
+from featurestore.store.blocks import block_rows
 from featurestore.store.datasets import DatasetEntry
 from featurestore.store.group import FeatureGroup
 from featurestore.store.key import FeatureKey
@@ -36,5 +36,4 @@ __all__ = [
     "Garbage",
     "Item",
     "block_rows",
-    "convert",
 ]

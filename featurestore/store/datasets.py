@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError, nearest
 from featurestore.store.documents import Digest, read_json, write_json
-from featurestore.store.key import encode_segment, name_of
-from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, Garbage, Item, Shelf
+from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, Garbage, Item, NamedShelf
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -70,37 +69,20 @@ class DatasetEntry(BaseModel):
         )
 
 
-class DatasetShelf(Shelf[str, DatasetEntry]):
-    """The data sets of a store, by name."""
+class DatasetShelf(NamedShelf[DatasetEntry]):
+    """The data sets of a store, by name: `get` returns which manifest is current."""
 
     kind = "dataset"
     folder = "datasets"
     marker = CURRENT
     own_files = re.compile(rf"({re.escape(CURRENT)}|{_MANIFEST.pattern}){PARTIAL_SUFFIX}?")
 
-    def path(self, key: str) -> str:
-        """Path of a data set's folder in the store."""
-        return f"{self.folder}/{encode_segment(key)}"
-
     def manifest_path(self, name: str, manifest_digest: str) -> str:
         """Path of a manifest in the store."""
         return f"{self.path(name)}/{short(manifest_digest)}{SUFFIX}"
 
-    def keys(self) -> list[str]:
-        """Names of the data sets, sorted."""
-        return sorted(map(_name_at, self._stored()))
-
-    def get(self, key: str) -> DatasetEntry:
-        """Read which manifest of a data set is current.
-
-        Raises
-        ------
-        NotFoundError, DamagedError
-        """
-        return self._read(self.path(key))
-
     def _read(self, path: str) -> DatasetEntry:
-        name, where = _name_at(path), f"{self._files.location}/{path}/{CURRENT}"
+        name, where = self._key(path), f"{self._files.location}/{path}/{CURRENT}"
         remedy = f"run `featurestore scan` on {name!r} again"
         try:
             entry = DatasetEntry.model_validate(read_json(self._files, f"{path}/{CURRENT}"))
@@ -197,8 +179,6 @@ class DatasetShelf(Shelf[str, DatasetEntry]):
         ------
         NotFoundError, DamagedError
         """
-        from featurestore.dataset import Dataset
-
         name = str(name_or_path)
         if manifest_digest is None:
             entry = self._resolve(name)
@@ -206,22 +186,17 @@ class DatasetShelf(Shelf[str, DatasetEntry]):
         if not is_digest(manifest_digest):
             raise DamagedError(f"{manifest_digest!r} is not the digest of a manifest of {name!r}")
         path = self.manifest_path(name, manifest_digest)
-        where, remedy = (
-            f"{self._files.location}/{path}",
-            f"run `featurestore scan` on {name!r} again",
-        )
         try:
-            dataset = Dataset.from_parquet(self._files.read(path))
+            dataset = self._load_file(path)
         except FileNotFoundError as error:
             raise NotFoundError(
-                f"{where}, a manifest of {name!r}, does not exist; {remedy}"
+                f"{self._files.location}/{path}, a manifest of {name!r}, does not exist; "
+                f"run `featurestore scan` on {name!r} again"
             ) from error
-        except (DamagedError, StoreFormatError) as error:
-            raise type(error)(f"{where}: {error}") from error
         if dataset.manifest_digest != manifest_digest:
             raise DamagedError(
-                f"{where} has the digest {dataset.manifest_digest}, expected {manifest_digest}; "
-                f"{remedy}"
+                f"{self._files.location}/{path} has the digest {dataset.manifest_digest}, expected "
+                f"{manifest_digest}; run `featurestore scan` on {name!r} again"
             )
         return dataset
 
@@ -266,20 +241,19 @@ class DatasetShelf(Shelf[str, DatasetEntry]):
     def _load_file(self, path: str) -> Dataset:
         from featurestore.dataset import Dataset
 
-        dataset = Dataset.from_parquet(self._files.read(path))
+        where = f"{self._files.location}/{path}"
+        try:
+            dataset = Dataset.from_parquet(self._files.read(path))
+        except (DamagedError, StoreFormatError) as error:
+            raise type(error)(f"{where}: {error}") from error
         if self.manifest_path(dataset.name, dataset.manifest_digest) != path:
-            raise DamagedError(f"it is a manifest of {dataset.name!r}, {dataset.manifest_digest}")
+            raise DamagedError(
+                f"{where} is a manifest of {dataset.name!r} with the digest "
+                f"{dataset.manifest_digest}: the file was moved; move it back"
+            )
         return dataset
 
     # Integrity
-
-    def _paths(self) -> Iterator[str]:
-        for folder in self._files.names(self.folder):
-            if name_of(folder) is not None:
-                yield f"{self.folder}/{folder}"
-
-    def _name(self, path: str) -> str:
-        return f"{self.folder}/{_name_at(path)}"
 
     def _check(self, item: Item) -> Iterator[Damage]:
         needed = set()
@@ -299,66 +273,39 @@ class DatasetShelf(Shelf[str, DatasetEntry]):
 
     def _repair(self, item: Item) -> None:
         """Make the manifest that was added last the current one, if nothing else says which is."""
-        with self._files.locks.acquire([item.path]):
-            try:
-                self._read(item.path)
-                return
-            except StoreError as error:
-                paths = self._manifests(item.path)
-                added = {self._added(path): path for path in paths}
-                if len(added) < len(paths) or not added:
-                    raise DamagedError(
-                        f"which of {len(paths)} manifests of {_name_at(item.path)!r} is current is "
-                        "not known any more; run `featurestore scan` on the images"
-                    ) from error
-            when, path = max(added.items())
-            self._write_current(DatasetEntry.of(self._load_file(path), when or _now()))
-
-    def _added(self, path: str) -> str:
-        """Return when a manifest was added last; ``""`` if it does not say."""
         from featurestore.dataset import manifest
 
-        self._load_file(path)
-        return str(manifest.read(self._files.read(path))[1].added or "")
+        with self._files.locks.acquire([item.path]):
+            with suppress(StoreError):
+                self._read(item.path)
+                return
+            # A damaged manifest may be the one that was current, so it ends this.
+            paths = self._manifests(item.path)
+            added = [(manifest.read(self._files.read(each))[1].added or "", each) for each in paths]
+            if not added:
+                raise DamagedError(
+                    f"{self._files.location}/{item.path} has no manifest; run `featurestore scan` "
+                    "on the images"
+                )
+            when, path = max(added)
+            self._write_current(DatasetEntry.of(self._load_file(path), when))
 
     # Removal
 
-    def references(self) -> Iterator[str]:
-        """Yield the digests of the current data sets and of their manifests."""
-        entries, damaged = self._survey()
-        for each in damaged:
-            raise DamagedError(f"{each.reason}; until then gc cannot know what is in use")
-        for entry in entries:
-            yield entry.digest
-            yield entry.manifest_digest
-
     def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
-        kept = {short(each) for each in in_use if ":" in each}
+        kept = set(map(short, in_use))
         for folder in self._paths():
-            added = self._exists(folder)
-            how = "replaced" if added else "never made current"
+            how = "replaced" if self._exists(folder) else "never made current"
             for path in self._manifests(folder):
                 stem = path.rpartition("/")[2].removesuffix(SUFFIX)
-                # Without a current one, only a file that can be read is certainly a manifest.
-                if stem not in kept and (added or self._is_sound(path)):
+                if stem not in kept:
                     yield Garbage(
                         "manifest",
-                        f"{_name_at(folder)}/{stem}",
+                        f"{self._key(folder)}/{stem}",
                         path,
                         sum(self._files.sizes(path).values()),
                         f"{how}, and no head was fitted on it",
                     )
-
-    def _is_sound(self, path: str) -> bool:
-        try:
-            self._load_file(path)
-        except (FileNotFoundError, StoreError):
-            return False
-        return True
-
-
-def _name_at(path: str) -> str:
-    return str(name_of(path.partition("/")[2]))
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.digests import ROW_BYTES, short
+from featurestore.digests import short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
 from featurestore.store.blocks import METADATA, BlockArray, block_rows
 from featurestore.store.documents import compare_json, read_json, write_json
@@ -20,10 +21,9 @@ from featurestore.store.group import (
     SAMPLE,
     FeatureGroup,
     group_document,
-    is_ascending,
 )
 from featurestore.store.key import FeatureKey, KeyPath
-from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Garbage, Item, Shelf
+from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Item, Shelf
 from featurestore.store.variants import Variant, choices
 
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
@@ -95,23 +95,29 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         sample_ids : numpy.ndarray of uint8, shape (row, 16)
             `Dataset.sample_ids`.
         provenance : mapping of str to JSON values
-            Recorded, shown, and not part of the identity. ``"command"``, or else
-            ``"dataset"`` (its name), completes the command in error messages.
+            Recorded, shown, and not part of the identity. Error messages offer its ``"command"``.
 
         Raises
         ------
         StoreError
             A group of this key exists in another dtype.
         """
-        shape, dtype = tuple(int(size) for size in shape), np.dtype(dtype)
-        if sample_ids.shape != (shape[0], ROW_BYTES) or sample_ids.dtype != np.uint8:
-            raise ValueError(
-                f"sample_ids: expected uint8 {(shape[0], ROW_BYTES)}, "
-                f"found {sample_ids.dtype} {sample_ids.shape}"
-            )
+        dtype = np.dtype(dtype)
         path = self.path(key)
-        rows = block_rows(int(np.prod(shape[1:])) * dtype.itemsize)
-        group = FeatureGroup.new(self._files, path, key, shape, dtype, rows, provenance or {})
+        attributes = {
+            FORMAT_ATTRIBUTE: FORMAT,
+            "model": key.model,
+            "layer": key.ref,
+            "prefix_digest": key.prefix_digest,
+            "dataset_digest": key.dataset_digest,
+            "features": {
+                "shape": [int(size) for size in shape],
+                "dtype": str(dtype),
+                "block_rows": block_rows(math.prod(shape[1:]) * dtype.itemsize),
+            },
+            "provenance": dict(provenance or {}),
+        }
+        group = FeatureGroup.from_attributes(self._files, path, attributes)
         with self.lock([key], shared=True), self._lock_metadata(path):
             if self.has(key):
                 return self._reopened(key, group, sample_ids)
@@ -338,18 +344,13 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             self._files.fsync(f"{path}/{FEATURES}")
             self._files.fsync(f"{path}/{SAMPLE}")
 
-    def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
-        readable = {group.path: group for group in self.values()}
-        for path in self._paths():
-            if not self._exists(path):
-                reason = "its creation was interrupted"
-            elif path in readable and readable[path].key.dataset_digest not in in_use:
-                reason = "no data set has these samples"
-            else:
-                continue
-            own = self._own(path)
-            if own:
-                yield Garbage("features", self._name(path), path, sum(own.values()), reason)
+    def _unused(self, path: str, in_use: Collection[str]) -> str | None:
+        if self._exists(path):
+            with suppress(StoreError):  # Damage is repaired, not removed.
+                if self._read(path).key.dataset_digest not in in_use:
+                    return "no data set has these samples"
+            return None
+        return super()._unused(path, in_use)
 
     # Reading
 
@@ -415,11 +416,8 @@ def _check_blocks(item: Item, array: BlockArray) -> Iterator[Damage]:
     is_sample = array.path.endswith(f"/{SAMPLE}")
     for block in range(array.count):
         reason = array.damage(block)
-        if reason is None and is_sample:
-            if not array.exists(block):
-                reason = "it does not exist"
-            elif not is_ascending(array.read(block)):
-                reason = "the row ids are not in ascending order"
+        if reason is None and is_sample and not array.exists(block):
+            reason = "it does not exist"
         if reason:
             span = array.span(block)
             number = None if is_sample else block

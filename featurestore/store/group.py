@@ -101,29 +101,6 @@ class FeatureGroup:
     sample: BlockArray
 
     @classmethod
-    def new(
-        cls,
-        files: Files,
-        path: str,
-        key: FeatureKey,
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        block_rows: int,
-        provenance: Mapping[str, Any],
-    ) -> FeatureGroup:
-        """Return a group that is not stored yet."""
-        attributes = {
-            FORMAT_ATTRIBUTE: FORMAT,
-            "model": key.model,
-            "layer": key.ref,
-            "prefix_digest": key.prefix_digest,
-            "dataset_digest": key.dataset_digest,
-            "features": {"shape": list(shape), "dtype": str(dtype), "block_rows": block_rows},
-            "provenance": dict(provenance),
-        }
-        return cls.from_attributes(files, path, attributes)
-
-    @classmethod
     def from_attributes(cls, files: Files, path: str, attributes: dict[str, Any]) -> FeatureGroup:
         """Return the group at a path in the store, given its attributes.
 
@@ -353,13 +330,8 @@ class FeatureGroup:
 
     @property
     def extract_command(self) -> str:
-        """The command that computes the missing blocks."""
-        recorded = self.provenance.get("command")
-        if recorded:
-            return str(recorded)
-        data = str(self.provenance.get("dataset", "DATA"))
-        words = ["featurestore", "extract", data, "--model", self.key.model]
-        return shlex.join([*words, "--layer", self.key.ref])
+        """The command that computes the missing blocks, as it was recorded."""
+        return str(self.provenance.get("command", "featurestore extract"))
 
     @property
     def repair_command(self) -> str:
@@ -374,12 +346,3 @@ class FeatureGroup:
             f"{self.key}: {which} never extracted, of {self.blocks} (the first is block "
             f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
         )
-
-
-def is_ascending(ids: np.ndarray) -> bool:
-    """Whether row ids (row, 16) ascend, as content order requires."""
-    # Big-endian words compare like the bytes; ids of one data set are never equal.
-    words = np.ascontiguousarray(ids).view(">u8")
-    high, low = words[:, 0], words[:, 1]
-    later = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
-    return bool(later.all())

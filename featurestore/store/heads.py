@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from featurestore.digests import digest_bytes
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
 from featurestore.store.documents import Digest, read_json, write_json
-from featurestore.store.key import encode_segment, name_of
+from featurestore.store.key import name_of
 from featurestore.store.local import PARTIAL
-from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, Garbage, Item, Shelf
+from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, Item, NamedShelf
 
 DOCUMENT = "head.json"
 _REMEDY = "fit the head again with `featurestore train`"
@@ -35,8 +35,8 @@ class _Document(BaseModel):
     files: dict[str, _File]
 
 
-class HeadShelf(Shelf[str, dict[str, Any]]):
-    """The fitted heads of a store, by id."""
+class HeadShelf(NamedShelf[dict[str, Any]]):
+    """The fitted heads of a store, by id: `get` returns a head's document."""
 
     kind = "head"
     folder = "heads"
@@ -45,25 +45,8 @@ class HeadShelf(Shelf[str, dict[str, Any]]):
         rf"({re.escape(DOCUMENT)}|[a-z_]+\.(skops|keras|json|npz)){PARTIAL_SUFFIX}?"
     )
 
-    def path(self, key: str) -> str:
-        """Path of a head's folder in the store."""
-        return f"{self.folder}/{encode_segment(key)}"
-
-    def keys(self) -> list[str]:
-        """Ids of the heads, sorted."""
-        return sorted(map(_id_at, self._stored()))
-
-    def get(self, key: str) -> dict[str, Any]:
-        """Read a head's document.
-
-        Raises
-        ------
-        NotFoundError, DamagedError
-        """
-        return self._read(self.path(key))
-
     def _read(self, path: str) -> dict[str, Any]:
-        head_id = _id_at(path)
+        head_id = self._key(path)
         try:
             document = read_json(self._files, f"{path}/{DOCUMENT}")
             valid = _Document.model_validate(document).id == head_id
@@ -159,16 +142,8 @@ class HeadShelf(Shelf[str, dict[str, Any]]):
         names = [f"{self.path(key)}/fit" for key in keys]
         return self._files.locks.acquire(names, shared=shared, wait=wait)
 
-    def _paths(self) -> Iterator[str]:
-        for folder in self._files.names(self.folder):
-            if name_of(folder) is not None:
-                yield f"{self.folder}/{folder}"
-
-    def _name(self, path: str) -> str:
-        return f"{self.folder}/{_id_at(path)}"
-
     def _check(self, item: Item) -> Iterator[Damage]:
-        head_id = _id_at(item.path)
+        head_id = self._key(item.path)
         try:
             listing = self.get(head_id)["files"]
         except StoreError as error:
@@ -179,34 +154,3 @@ class HeadShelf(Shelf[str, dict[str, Any]]):
                 self.read(head_id, name)
             except StoreError as error:
                 yield Damage(item.name, f"{item.path}/{name}", str(error))
-
-    def references(self) -> Iterator[str]:
-        """Yield every text in the heads' documents, digests of data sets and manifests included."""
-        documents, damaged = self._survey()
-        for each in damaged:
-            raise DamagedError(f"{each.reason}; until then gc cannot know what is in use")
-        yield from _strings(documents)
-
-    def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
-        for path in self._paths():
-            own = self._own(path)
-            # A folder that holds anything else may not be a head's.
-            ours = own == self._files.sizes(path) and path not in own
-            if own and ours and not self._exists(path):
-                reason = "its saving was interrupted"
-                yield Garbage("head", _id_at(path), path, sum(own.values()), reason)
-
-
-def _id_at(path: str) -> str:
-    return str(name_of(path.partition("/")[2]))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _strings(list(value.values()))
-    elif isinstance(value, list):
-        for each in value:
-            yield from _strings(each)

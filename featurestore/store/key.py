@@ -32,7 +32,7 @@ def encode_segment(text: str) -> str:
     Returns
     -------
     str
-        A segment without separators; `decode_segment` gives the name back.
+        A segment without separators; `name_of` gives the name back.
 
     Raises
     ------
@@ -60,14 +60,9 @@ def encode_segment(text: str) -> str:
     return segment
 
 
-def decode_segment(segment: str) -> str:
-    """Return the name that `encode_segment` encoded."""
-    return unquote(segment, errors="surrogatepass")
-
-
 def name_of(segment: str) -> str | None:
     """Return the name that a segment encodes; None if `encode_segment` would not give it."""
-    name = decode_segment(segment)
+    name = unquote(segment, errors="surrogatepass")
     try:
         return name if encode_segment(name) == segment else None
     except InputError:

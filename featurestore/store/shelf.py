@@ -9,8 +9,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
-from featurestore.errors import NotFoundError, StoreError
+from pydantic_core import to_json
+
+from featurestore.digests import DIGEST
+from featurestore.errors import DamagedError, NotFoundError, StoreError
 from featurestore.store.blocks import METADATA
+from featurestore.store.key import encode_segment, name_of
 from featurestore.store.local import PARTIAL
 
 if TYPE_CHECKING:
@@ -75,16 +79,16 @@ class Garbage:
     Parameters
     ----------
     kind : {"features", "manifest", "head", "leftover"}
+        ``"leftover"`` is the temporary file of an interrupted write.
     name : str
-        Key of the features, name of the data set with its manifest, id of the head, or path of
-        the temporary file that an interrupted write left.
+        Key of the features, name of the data set with its manifest, else the path.
     path : str
         Path in the store.
     bytes : int
     reason : str
     """
 
-    kind: Literal["features", "manifest", "head", "leftover"]
+    kind: str
     name: str
     path: str
     bytes: int
@@ -126,7 +130,6 @@ class Shelf(ABC, Generic[K, V]):
     def keys(self) -> list[K]:
         """Keys, sorted by path."""
 
-    @abstractmethod
     def get(self, key: K) -> V:
         """Read what is stored under a key.
 
@@ -134,6 +137,7 @@ class Shelf(ABC, Generic[K, V]):
         ------
         NotFoundError, DamagedError
         """
+        return self._read(self.path(key))
 
     def has(self, key: K) -> bool:
         """Whether a thing of this key was completely created."""
@@ -206,23 +210,13 @@ class Shelf(ABC, Generic[K, V]):
 
     # Removal
 
-    def references(self) -> Iterator[str]:
-        """Yield what the things on this shelf refer to: digests of data sets and manifests.
-
-        Raises
-        ------
-        DamagedError
-            If one cannot be read, so that its references are unknown.
-        """
-        yield from ()
-
     def garbage(self, in_use: Collection[str]) -> list[Garbage]:
         """List what no digest in use refers to, and what interrupted writes left."""
         found = list(self._garbage(in_use))
         listed = tuple(f"{each.path}/" for each in found)
         for path, size in self._files.sizes(self.folder).items():
             if _LEFTOVER.fullmatch(path) and not path.startswith(listed):
-                found.append(Garbage("leftover", path, path, size, "its writing was interrupted"))
+                found.append(Garbage("leftover", path, path, size, "writing it was interrupted"))
         return found
 
     def lock_name(self, garbage: Garbage) -> str:
@@ -280,9 +274,17 @@ class Shelf(ABC, Generic[K, V]):
     def _repair(self, item: Item) -> None:
         """Rewrite damaged metadata."""
 
-    @abstractmethod
     def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
         """Yield the things that can be removed."""
+        for path in self._paths():
+            reason = self._unused(path, in_use)
+            own = self._own(path) if reason else {}
+            if reason and own and path not in own:  # Somebody's file is not a thing.
+                yield Garbage(self.kind, self._name(path), path, sum(own.values()), reason)
+
+    def _unused(self, path: str, in_use: Collection[str]) -> str | None:
+        """Return why a thing can be removed; None if it cannot."""
+        return None if self._exists(path) else "writing it was interrupted"
 
     def _exists(self, path: str) -> bool:
         return self._files.is_file(f"{path}/{self.marker}")
@@ -318,3 +320,42 @@ class Shelf(ABC, Generic[K, V]):
             for each, size in self._files.sizes(path).items()
             if each == path or self.own_files.fullmatch(each[start:])
         }
+
+
+class NamedShelf(Shelf[str, V]):
+    """A shelf whose folders bear the names of the things.
+
+    What its documents refer to is in use: the digests of data sets and manifests in them.
+    """
+
+    def path(self, key: str) -> str:
+        """Path of a thing in the store, whether it exists or not."""
+        return f"{self.folder}/{encode_segment(key)}"
+
+    def keys(self) -> list[str]:
+        """Names, sorted."""
+        return sorted(map(self._key, self._stored()))
+
+    def references(self) -> set[str]:
+        """Return every digest in the documents on this shelf.
+
+        Raises
+        ------
+        DamagedError
+            If a document cannot be read, so that its references are unknown.
+        """
+        documents, damaged = self._survey()
+        if damaged:
+            raise DamagedError(f"{damaged[0].reason}; until then gc cannot know what is in use")
+        return set(DIGEST.findall(to_json(documents).decode()))
+
+    def _key(self, path: str) -> str:
+        return str(name_of(path.partition("/")[2]))
+
+    def _paths(self) -> Iterator[str]:
+        for folder in self._files.names(self.folder):
+            if name_of(folder) is not None:
+                yield f"{self.folder}/{folder}"
+
+    def _name(self, path: str) -> str:
+        return f"{self.folder}/{self._key(path)}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
 from featurestore.store.datasets import DatasetShelf
-from featurestore.store.documents import CHECK, read_json, write_json
+from featurestore.store.documents import read_json, write_json
 from featurestore.store.features import ROOT_DOCUMENT, FeatureShelf
 from featurestore.store.files import open_files
 from featurestore.store.group import check_format
@@ -128,7 +126,7 @@ class FeatureStore:
         DamagedError
             A data set or a head cannot be read, so that what it refers to is unknown.
         """
-        in_use = {digest for shelf in self._shelves for digest in shelf.references()}
+        in_use = self.datasets.references() | self.heads.references()
         return [garbage for shelf in self._shelves for garbage in shelf.garbage(in_use)]
 
     def gc(self, garbage: Sequence[Garbage]) -> int:
@@ -164,7 +162,6 @@ class FeatureStore:
             if not self._has_readable():
                 self._create(create)
         except StoreError as error:
-            self._refuse_other_zarr()
             if not self._has_readable():
                 found = str(error).rpartition(";")[0]
                 raise DamagedError(
@@ -187,17 +184,6 @@ class FeatureStore:
         self._files.make_folder(self.features.folder)
         with self._files.locks.acquire([self.features.folder]):
             write_json(self._files, ROOT, ROOT_DOCUMENT)
-
-    def _refuse_other_zarr(self) -> None:
-        """Refuse a Zarr hierarchy that is not a feature store, rather than call it damaged."""
-        document = {}
-        with suppress(ValueError, RecursionError, FileNotFoundError, StoreError):
-            document = json.loads(self._files.read(ROOT))
-        if not isinstance(document, dict) or "node_type" not in document:
-            return
-        attributes = document.get("attributes")
-        if not isinstance(attributes, dict) or CHECK not in attributes:
-            check_format({}, self.location)
 
     def _refuse_foreign(self) -> None:
         if self._files.is_file(""):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Variant:
-    """How the backbone of some features was fed and filled; None where that was not recorded.
+    """The preprocessing and weights of some features; None where that was not recorded.
 
-    It is also how features are asked for: then None stands for any value, and a list for any of
-    its values.
+    A request for features is a variant too: None stands for any value, and a list for any of its
+    values.
 
     Attributes
     ----------
@@ -23,8 +25,8 @@ class Variant:
     resize, interpolation, scaling : str
         As in `Preprocessing`.
     weights : str
-        ``imagenet``, ``random``, or a weights file: its path or the end of it, with or without its
-        ending. For a model file with its own weights, the model file.
+        ``imagenet``, ``random``, or a weights file: its path or the end of it. For a model file
+        with its own weights, the model file.
     precision : str
         Of the forward pass: ``float32``, ``bfloat16`` or ``float16``.
 
@@ -70,14 +72,8 @@ class Variant:
             for name, values in asked.asked().items()
         )
 
-    @property
-    def order(self) -> tuple[tuple[int, str], ...]:
-        """Sort key: numbers by size, then text."""
-        values = self.to_dict().values()
-        return tuple((each if isinstance(each, int) else 0, str(each)) for each in values)
-
     def options(self, names: Iterable[str] | None = None) -> str:
-        """Return the command-line options that ask for this.
+        """Return the command-line options that ask for this; no option asks for a non-square size.
 
         Examples
         --------
@@ -87,7 +83,7 @@ class Variant:
         return " ".join(
             f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
             for name, value in self.to_dict().items()
-            if value is not None and (names is None or name in names)
+            if not isinstance(value, tuple | None) and (names is None or name in names)
         )
 
 
@@ -106,23 +102,10 @@ def choices(variants: Sequence[Variant]) -> tuple[str, str]:
     ('input size', '--input-size 96 or --input-size 160')
     """
     known = _with_short_weights([each.to_dict() for each in variants])
-    values = {name: list(dict.fromkeys(str(each[name]) for each in known)) for name in FIELDS}
-    differing = [name for name in FIELDS if len(values[name]) > 1]
-    *most, last = [name.replace("_", " ") for name in differing] or [""]
-    what = f"{', '.join(most)} and {last}" if most else last
-    # One field that differs between all of them is enough.
-    enough = [name for name in differing if len(values[name]) == len(known)][:1] or differing
-    options = [Variant(**each).options(enough) for each in known]
-    oblong = "input_size" in enough and any(isinstance(each.input_size, tuple) for each in variants)
-    if oblong or "" in options or len(set(options)) < len(options):
-        return what, ""
-    if len(enough) > 1:
-        options = [
-            f"--{name.replace('_', '-')} {' or '.join(map(shlex.quote, values[name]))}"
-            for name in enough
-        ]
-        return what, ", ".join(options)
-    return what, " or ".join(options)
+    differing = [name for name in FIELDS if len({str(each[name]) for each in known}) > 1]
+    options = sorted({Variant(**each).options(differing) for each in known})
+    what = " and ".join(name.replace("_", " ") for name in differing)
+    return what, " or ".join(options) if "" not in options and len(options) == len(known) else ""
 
 
 def tell_apart(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -136,17 +119,19 @@ def tell_apart(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
     Returns
     -------
     rows : list of dict
-        The same, with weights files by as much of their path as is unique.
+        The same, with weights files by the part of their path in which they differ.
     columns : dict of str to str
-        Heading of each field that differs. Scaling, which follows from the model, and weights
-        files count if they differ within a model; ``prefix`` if nothing else differs.
+        Heading of each field that differs between rows of one model; ``prefix`` if rows of one
+        layer differ in nothing else.
     """
-    columns = {name: name.replace("_", " ") for name in FIELDS if _differ(name, rows)}
-    prefixes: dict[Any, set[str]] = {}
-    for row in rows:
-        known = (row["model"], row["layer"], *(str(row[name]) for name in columns))
-        prefixes.setdefault(known, set()).add(row["prefix"])
-    if any(len(each) > 1 for each in prefixes.values()):
+    models = {row["model"] for row in rows}
+    columns = {
+        name: name.replace("_", " ")
+        for name in FIELDS
+        if len({(row["model"], row[name]) for row in rows}) > len(models)
+    }
+    known = {(row["model"], row["layer"], *(row[name] for name in columns)) for row in rows}
+    if len({(row["model"], row["layer"], row["prefix"]) for row in rows}) > len(known):
         columns["prefix"] = "prefix"
     return _with_short_weights(rows), columns
 
@@ -157,34 +142,14 @@ def part_of(origin: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _differ(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    within: dict[str, set[Any]] = {}
-    across = set()
-    for row in rows:
-        value = row[name]
-        if value is not None:
-            within.setdefault(row["model"], set()).add(value)
-            across.add("file" if name == "weights" and _is_file(value) else value)
-    return any(len(each) > 1 for each in within.values()) or (name != "scaling" and len(across) > 1)
-
-
 def _with_short_weights(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Shorten paths of weights files: the fewest last parts that keep them apart, no ending."""
-    paths = {row["weights"]: Path(row["weights"]).parts for row in rows if _is_file(row["weights"])}
-    deepest = max(map(len, paths.values()), default=0)
-    ways = [(count, trim) for trim in (_without_ending, tuple) for count in range(1, deepest + 1)]
-    names = dict(zip(paths, paths, strict=True))
-    for count, trim in reversed(ways):
-        short = {path: str(Path(*trim(parts)[-count:])) for path, parts in paths.items()}
-        names = short if len(set(short.values())) == len(short) else names
+    """Show weights files relative to the folder that holds all of them."""
+    paths = {row["weights"] for row in rows if _is_file(row["weights"])}
+    names = {}
+    with suppress(ValueError):  # URLs and paths have no folder in common.
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        names = {path: os.path.relpath(path, folder) for path in paths}
     return [{**row, "weights": names.get(row["weights"], row["weights"])} for row in rows]
-
-
-def _without_ending(parts: tuple[str, ...]) -> tuple[str, ...]:
-    *folders, name = parts
-    for ending in (".weights.h5", ".h5", ".hdf5", ".keras"):
-        name = name.removesuffix(ending) or name
-    return (*folders, name)
 
 
 def _is_file(weights: str | None) -> bool:
@@ -197,9 +162,10 @@ def _is(name: str, value: Any, asked: Any) -> bool:
         return value is not None and value == _size(asked if isinstance(asked, tuple) else [asked])
     if name != "weights" or not (_is_file(value) and _is_file(str(asked))):
         return value == asked
-    path, wanted = Path(value), Path(asked)
-    tails = [each[-len(wanted.parts) :] for each in (path.parts, _without_ending(path.parts))]
-    return wanted.parts in tails or path == wanted.absolute()
+    wanted = Path(asked)
+    return Path(value).parts[-len(wanted.parts) :] == wanted.parts or value == str(
+        wanted.absolute()
+    )
 
 
 def _size(value: Any) -> int | tuple[int, int] | None:

@@ -11,7 +11,6 @@ from featurestore.errors import NotFoundError
 from featurestore.features import one_stored, stored
 from featurestore.heads import rank
 from featurestore.store import FeatureStore
-from featurestore.store.variants import Variant, choices
 from tests.toys import build_network, featurestore, take_photos
 
 LAYER = "conv_b:avg"
@@ -73,11 +72,11 @@ def test_each_option_picks_and_all_together_leave_one(place: Path) -> None:
         ),
         (
             ["--resize", "stretch", "--input-size", "16"],
-            "which differ in weights: --weights again/tiny or --weights first/tiny",
+            "which differ in weights: --weights again/tiny.keras or --weights first/tiny.keras",
         ),
         (
             ["--input-size", "16"],
-            "which differ in resize and weights: --resize crop or stretch, --weights first/tiny or",
+            "which differ in resize and weights: --resize crop --weights first/tiny.keras or ",
         ),
         (
             ["--input-size", "224"],
@@ -111,9 +110,10 @@ def test_a_key_is_picked_by_the_same_options() -> None:
     shown = featurestore("show", f"tiny/{LAYER}", "--resize", "crop", "--json").json
 
     assert shown["provenance"]["prefix"]["preprocessing"]["resize"] == "crop"
-    assert "; give --input-size 12 or --input-size 16" in featurestore(
-        "show", LAYER, "--resize", "stretch", "--weights", "first/tiny.keras"
-    ).error.replace("--input-size 16 or --input-size 12", "--input-size 12 or --input-size 16")
+    assert (
+        "; give --input-size 12 or --input-size 16"
+        in featurestore("show", LAYER, "--resize", "stretch", "--weights", "first/tiny.keras").error
+    )
     assert featurestore("verify", LAYER, "--input-size", "12", "--json").json["damaged"] == []
     assert featurestore("repair", LAYER, "--input-size", "12").out == "0 files repaired, 0 left\n"
     assert "with --input-size 99" in featurestore("verify", LAYER, "--input-size", "99").error
@@ -123,7 +123,7 @@ def test_tables_have_a_column_for_what_differs(place: Path) -> None:
     heading = featurestore("ls").out.splitlines()[0]
     assert all(each in heading for each in ("input size", "resize", "weights"))
     assert not any(each in heading for each in ("interpolation", "scaling", "precision"))
-    assert "first/tiny " in featurestore("ls").out
+    assert "first/tiny.keras " in featurestore("ls").out
     assert variants(featurestore("ls", "--json").json) == {
         (12, "stretch", "first"),
         (16, "stretch", "first"),
@@ -198,21 +198,3 @@ def test_features_that_record_nothing_are_no_hindrance() -> None:
     name = rows[0]["datasets"][0]
     with pytest.raises(NotFoundError, match="with --input-size 16; stored: none that record it"):
         stored(FeatureStore(fixture), name, input_size=16)
-
-
-def test_weights_files_have_the_shortest_names_that_differ() -> None:
-    def names(*paths: str) -> list[str]:
-        variants = [Variant(weights=path) for path in paths]
-        options = choices(variants)[1].split(" or ")
-        assert all(
-            [variant.fits(Variant(weights=each.split()[1])) for variant in variants].count(True)
-            == 1
-            for each in options
-        )
-        return [each.removeprefix("--weights ") for each in options]
-
-    assert names("/a/w.h5", "random") == ["w", "random"]
-    assert names("/a/w.h5", "/b/w.h5") == ["a/w", "b/w"]
-    assert names("/a/w.h5", "/a/w.keras") == ["w.h5", "w.keras"]
-    assert names("/a/v1.2.weights.h5", "/a/v1.3.weights.h5") == ["v1.2", "v1.3"]
-    assert names("/a/w.h5", "/b/a/w.h5") == ["/a/w", "b/a/w"]

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 
 from featurestore.digests import digest_bytes, digest_set, row_id
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, blocks
 from featurestore.store.files import Files
+
+# Rows of a block, and the shape of a row.
+BLOCK, TAIL = 8, (4, 4, 2)
+
+
+@pytest.fixture(scope="module")
+def small_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "MOST_ROWS", BLOCK)
+        yield
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -75,21 +85,21 @@ def rows_of(digests: list[str], tail: tuple[int, ...], dtype: str = "float16") -
 def filled(
     store: FeatureStore,
     count: int = 10,
-    tail: tuple[int, ...] = (512, 512, 1),
+    tail: tuple[int, ...] = TAIL,
     *,
     ref: str = "block4_pool",
     dtype: str = "float16",
     salt: str = "",
     skip: tuple[int, ...] = (),
 ) -> FeatureGroup:
-    """A group with its blocks written; at (512, 512, 1) and float16 a block has 8 rows."""
+    """A group with its blocks written."""
     digests = digests_of(count, salt)
     group = store.features.create(
         key_of(digests, ref),
         shape=(count, *tail),
         dtype=dtype,
         sample_ids=ids_of(digests),
-        provenance={"dataset": "flowers"},
+        provenance={"command": "featurestore extract flowers"},
     )
     rows = rows_of(digests, tail, dtype)
     for block in group.missing():

@@ -83,6 +83,7 @@ def test_the_example_in_the_specification(
     assert "/features (20, 64, 64, 128) 4 of 5 chunks" in told
 
 
+@pytest.mark.reliability
 def test_the_script_writes_what_is_kept(tmp_path: Path) -> None:
     write(tmp_path / "new")
     new, kept = (files_of(folder) for folder in (tmp_path / "new", FIXTURES / "store-v1"))

