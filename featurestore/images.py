@@ -2,21 +2,19 @@
 
 The rule, named :data:`DECODER` and part of every prefix digest:
 
-- Pillow decodes, in the formats that it opens by itself. Refused are those that need an outside
-  program (EPS, WMF) or a loader that Pillow does not bring (BUFR, GRIB, HDF5, MPEG), and rare ones
-  that it decodes a pixel at a time or that nobody tests much (DDS, FITS, XPM, …).
-- The first frame of an animation, the first page of a TIFF, the largest picture of an icon.
+- Pillow decodes the formats of :data:`FORMATS`, and no other format that it knows.
+- The first frame of an animation, the first page of a TIFF.
 - Greyscale and 1-bit pixels are replicated to three channels. 16-bit pixels give their high byte.
-  32-bit integer pixels are taken as 16-bit ones where all lie in 0..65535, and refused otherwise.
-- Palettes are looked up. Transparency, of a channel, a palette or a key colour, is laid over white.
-- CMYK and YCbCr are converted as Pillow does it; embedded colour profiles are ignored.
-- The EXIF (or XMP) orientation is applied, last. A damaged EXIF block counts as none.
+  32-bit integer pixels are treated as 16-bit ones if all lie in 0..65535, and refused otherwise.
+- Palettes are looked up. Transparency (a channel, a palette or a key colour) is laid over white.
+- Pillow converts CMYK and YCbCr; embedded colour profiles are ignored.
+- The EXIF (or XMP) orientation is applied last. A damaged EXIF block is ignored.
 - Refused: floating point pixels (no fixed range), Lab pixels (no conversion without a profile),
-  files cut off, more than :data:`MAX_PIXELS` pixels, more than :data:`MAX_SIDE` a side.
+  truncated files, more than :data:`MAX_PIXELS` pixels, more than :data:`MAX_SIDE` pixels a side.
 
-Nothing in a file makes decoding take more time or memory than its bytes and pixels explain: what
-would (scans over scans, a million empty chunks, tiles beyond the picture) is refused, and huge
-images wait for each other.
+The time and memory of decoding are bounded by the bytes and pixels of a file: hundreds of JPEG
+scans, millions of empty chunks and tiles larger than the picture are refused, and huge images wait
+for each other.
 """
 
 from __future__ import annotations
@@ -32,19 +30,19 @@ import numpy as np
 import PIL
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from featurestore.digests import digest_fields, short
 from featurestore.errors import ImageError, InputError, one_line
 
 DECODER = "pillow-rgb-1"
-# Pillow's own limit, written down here: its global may be changed by anyone in the process.
+# Tried in this order. The last two need a plugin, such as pillow-heif.
+FORMATS = (
+    "JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "PCX", "PSD", "QOI",
+    "SGI", "SUN", "TGA", "HEIF", "JXL",
+)  # fmt: skip
+# Pillow's own limit, whose global any code in the process may change.
 MAX_PIXELS = 89_478_485
-# The most that a JPEG can have; TensorFlow resizes longer ones slowly, or not at all.
+# The most that a JPEG can have; TensorFlow resizes longer images slowly, or not at all.
 MAX_SIDE = 65_535
 
-_FIRST = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-_NEED_MORE = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
-_RARE = {"BLP", "DCX", "DDS", "FITS", "FLI", "FTEX", "GBR", "ICNS", "IM", "IMT", "IPTC", "MCIDAS"}
-_RARE |= {"MSP", "PCD", "PIXAR", "SPIDER", "XBM", "XPM", "XVTHUMB"}
 _PLAIN = {"1", "L", "RGB", "RGBA", "LA", "CMYK", "YCbCr"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,14 +54,13 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pixels that may be in work at once in all threads: with their resizing some 4 GB at most.
+# Pixels that all threads decode at a time: with resizing, about 4 GB at most.
 _AT_ONCE = 2 * MAX_PIXELS
-# Each scan of a progressive JPEG goes over all its pixels; encoders write 3 to 15 of them.
+# Each scan of a progressive JPEG goes over all its pixels; encoders write 3 to 15 scans.
 _MOST_SCANS = 100
-# Pillow reads these one by one; files of many gigabytes have fewer.
+# Pillow reads segments and chunks one by one; files of many gigabytes have fewer.
 _MOST_PARTS = 100_000
 _MOST_EXIF = 2**20
-_MOST_ICON = 2**24
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 # Markers in the head of a JPEG that no length follows.
 _BARE = {0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)}
@@ -73,7 +70,7 @@ Made = TypeVar("Made")
 
 
 class _Room:
-    """Lets threads in while their pixels fit together, so that huge images wait for each other."""
+    """Admits threads as long as their pixels fit, so that huge images wait for each other."""
 
     def __init__(self, pixels: int) -> None:
         self._free = pixels
@@ -111,21 +108,21 @@ def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
     data : bytes
         The whole file.
     then : callable, optional
-        What to make of the pixels. In several threads, huge images are then decoded and made
-        smaller a few at a time, so that memory does not grow with the number of threads.
+        Applied to the pixels, such as a resize. Threads decode and resize only a few huge images
+        at a time, so that memory does not grow with the number of threads.
 
     Returns
     -------
     numpy.ndarray of uint8, shape (height, width, channel=3)
-        Read-only: a copy would double the time that a small photograph takes. Or what ``then``
-        made of it.
+        Read-only, since a copy would double the time for a small photograph. With ``then``, its
+        result instead.
 
     Raises
     ------
     ImageError
-        Where the bytes do not decode; the message is the reason, one line.
+        If the bytes do not decode; the message is the reason, one line.
     InputError
-        Where the process tells Pillow to accept truncated images.
+        If Pillow is set to accept truncated images.
 
     Examples
     --------
@@ -143,9 +140,9 @@ def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
 
 
 def check(data: bytes) -> str | None:
-    """Tell why bytes do not decode, with the verdict of :func:`decode` at less cost.
+    """Return why bytes do not decode: the verdict of :func:`decode`, at less cost.
 
-    A JPEG's whole entropy-coded stream is read, but only an eighth of its size is computed.
+    A JPEG is read whole, but computed at an eighth of its size.
 
     Parameters
     ----------
@@ -155,12 +152,12 @@ def check(data: bytes) -> str | None:
     Returns
     -------
     str or None
-        The reason, one line; None where :func:`decode` would succeed.
+        The reason, one line; None if :func:`decode` would succeed.
 
     Raises
     ------
     InputError
-        Where the process tells Pillow to accept truncated images.
+        If Pillow is set to accept truncated images.
     """
     try:
         with _explained():
@@ -173,7 +170,7 @@ def check(data: bytes) -> str | None:
 def _check(image: ImageFile.ImageFile) -> None:
     pixels = image.width * image.height
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        # Of a progressive one all coefficients are held, whatever is computed of them.
+        # Pillow holds all coefficients of a progressive JPEG, at whatever size it computes.
         pixels //= 2 if image.info.get("progressive") else 32
         image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
     with _ROOM.taken(pixels):
@@ -187,7 +184,7 @@ def _pixels(image: ImageFile.ImageFile) -> np.ndarray:
     rgb = _rgb(image)
     turn = _TURNS.get(_orientation(image))
     pixels = np.asarray(rgb if turn is None else rgb.transpose(turn))
-    image.close()  # it has a copy of the pixels
+    image.close()
     return pixels
 
 
@@ -202,7 +199,7 @@ def _explained() -> Iterator[None]:
 
 
 def reader() -> str:
-    """Name what can be read here: Pillow's release and the formats registered with it.
+    """Return Pillow's release and the formats that are registered with it.
 
     A verdict "does not decode" holds only for this reader; a later one may know the format.
 
@@ -211,21 +208,19 @@ def reader() -> str:
     >>> reader().startswith("pillow ")
     True
     """
-    return f"pillow {PIL.__version__} {short(digest_fields({'formats': sorted(_formats())}))}"
+    return f"pillow {PIL.__version__} {' '.join(_formats())}"
 
 
 def _formats() -> list[str]:
-    # In a fixed order: Pillow's own depends on what was opened before in the process.
     Image.init()
-    others = sorted(set(Image.ID) - set(_FIRST) - _NEED_MORE - _RARE)
-    return [each for each in _FIRST if each in Image.ID] + others
+    return [each for each in FORMATS if each in Image.ID]
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, expected False: half an image would pass "
-            "for a whole one; set it back to False"
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: half an image would pass for a whole one; "
+            "set it to False"
         )
     if not data:
         raise ImageError("empty file")
@@ -233,13 +228,13 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
-        # Pillow's message carries a memory address.
+        # Pillow's message contains a memory address.
         raise ImageError("not an image of a format that is read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, the limit for one image") from None
     _check_size(*image.size)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # libtiff holds a whole tile, however little of it the picture covers
+        # libtiff holds a whole tile, even if the picture covers little of it.
         tile = [int(image.tag_v2.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
         if tile[0] * tile[1] > MAX_PIXELS:
             raise ImageError(f"tiles of {tile[0]} × {tile[1]} pixels, beyond the limit")
@@ -256,17 +251,11 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_parts(data: bytes) -> None:
-    """Refuse, before Pillow reads it, what it would read for hours or hold many times over."""
+    """Refuse what Pillow would read for hours, or hold many times over."""
     if data.startswith(b"\xff\xd8\xff"):
         _check_jpeg(data)
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
         _check_png(data)
-    elif data.startswith((b"\0\0\1\0", b"\0\0\2\0")):
-        if len(data) > _MOST_ICON:
-            raise ImageError(f"an icon of more than {_MOST_ICON:,} bytes")
-        # Pillow holds pictures inside an icon to the limit of the process, not to ours
-        for found in re.finditer(rb"IHDR(.{4})(.{4})", data, re.DOTALL):
-            _check_size(*(int.from_bytes(side, "big") for side in found.groups()))
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -280,7 +269,7 @@ def _check_jpeg(data: bytes) -> None:
         if marker == 0xE1 and data.startswith(b"Exif\0\0", end + 2):
             exif += at - end
         if marker == 0xDA:
-            # Inside a scan these two bytes cannot stand: few of them are few scans.
+            # These two bytes never occur inside a scan: few of them mean few scans.
             if scans == 0 and data.count(b"\xff\xda", at) < _MOST_SCANS:
                 break
             scans += 1
@@ -294,7 +283,7 @@ def _check_jpeg(data: bytes) -> None:
 
 def _check_png(data: bytes) -> None:
     at, parts = 8, 0
-    # a chunk that is well filled is worth the time to read it
+    # Full chunks are worth the time to read them.
     most = _MOST_PARTS + len(data) // 1024
     while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
         parts += 1
@@ -319,7 +308,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    # paste() rounds (alpha * colour + (255 - alpha) * 255) / 255 exactly
+    # paste() rounds (alpha * colour + (255 - alpha) * 255) / 255 exactly.
     white = Image.new("RGB", image.size, "white")
     white.paste(image.convert("RGB"), mask=image.getchannel("A"))
     return white
@@ -344,10 +333,10 @@ def _orientation(image: Image.Image) -> Any:
         return 1
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # any type, as in decode(): viewers show such a file upright, and so do we
+    except Exception:  # Pillow raises any type; viewers show such a file upright
         return 1
 
 
 def _reason(error: Exception) -> str:
-    """Put an error of Pillow in one line, the same from check() and decode()."""
+    """Return an error of Pillow in one line that is the same in check() and decode()."""
     return re.sub(r" \(\d+ bytes not processed\)", "", one_line(error))

@@ -198,7 +198,7 @@ def _image_target(folder: Path) -> Target:
         *(("TIFF", mode, {}) for mode in ("I;16", "F", "CMYK", "LAB")),
         ("WEBP", "RGBA", {"lossless": True}),
         *((kind, "RGB", {}) for kind in ("WEBP", "AVIF", "BMP", "DIB", "JPEG2000", "PCX", "PPM")),
-        *((kind, "RGB", {}) for kind in ("SGI", "TGA", "GIF", "QOI", "ICO", "MPO")),
+        *((kind, "RGB", {}) for kind in ("SGI", "TGA", "GIF", "QOI", "MPO")),
         ("TGA", "RGBA", {"compression": "tga_rle"}),
         ("GIF", "P", {"save_all": True, "append_images": [photo.convert("P")] * 2}),
     ]
