@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +14,7 @@ from featurestore.cli.options import (
 )
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
-from featurestore.errors import DamagedError, DatasetError, NotFoundError
+from featurestore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -24,93 +22,33 @@ if TYPE_CHECKING:
     from featurestore.store import FeatureStore
 
 
-def is_place(data: str) -> bool:
-    """Whether DATA is a folder, a file or a URI, and so no name."""
-    return Path(data).exists() or "://" in data
-
-
 def open_store(location: str, data: str, *, write: bool = True) -> FeatureStore:
-    """Open the store for work on DATA; a new one is made only where there is such data."""
+    """Open the store for work on DATA; a new one is made only if there is such data."""
     from featurestore.dataset import Dataset
     from featurestore.store import FeatureStore
+    from featurestore.store.lookup import is_place
 
-    place = is_place(data)
     try:
-        store = FeatureStore(location, create=write and place)
+        return FeatureStore(location, create=write and is_place(data))
     except NotFoundError:
-        store = FeatureStore("memory://nothing-stored-yet")
-    if not place and not store.datasets.has(data):
-        Dataset.open(data)  # says that there is no such place, and what is near
-    return store
-
-
-def open_data(
-    data: str, store: FeatureStore, progress: Progress, *, again: bool = False, **asked: Any
-) -> Dataset:
-    """Open a name; or scan a folder or table, as it was scanned before unless asked otherwise.
-
-    Parameters
-    ----------
-    data : str
-        As on the command line.
-    store : FeatureStore
-        Knows the names, and how their data were scanned.
-    progress : Progress
-    again : bool
-        Whether a name is scanned again even if nothing is asked for.
-    **asked
-        Options of the scan; None where they were not given.
-    """
-    from featurestore.dataset import Dataset
-
-    asked = {name: value for name, value in asked.items() if value is not None}
-    try:
-        known = _known(data, store, asked.get("name"))
-    except DamagedError as error:
         if not is_place(data):
-            raise
-        progress.say(f"note: how {data} was scanned before is lost ({error})")
-        known = None
-    source = data
-    if known is not None and not is_place(data):
-        if not (again or asked):
-            return known
-        if known.source is None:
-            raise DatasetError(
-                f"data set {data!r} came from arrays, which no store keeps; scan it again in "
-                "Python with Dataset.from_arrays"
-            )
-        source = known.source
-        if known.moved:
-            raise DatasetError(f"data set {data!r}: {known.moved}")
-    if known is not None:
-        asked = {"name": known.name, **known.options, **asked}
-    dataset = Dataset.open(source, on_event=progress, **asked)
-    if known is None and "name" not in asked:
-        _note_replaced(dataset, store, progress)
-    return dataset
+            Dataset.open(data)  # says that there is no such place, and what is near
+        return FeatureStore("memory://nothing-stored-yet")
 
 
-def _known(data: str, store: FeatureStore, name: str | None) -> Dataset | None:
-    if not is_place(data):
-        return store.datasets.load(data) if store.datasets.has(data) else None
-    if name is None:
-        entry = store.datasets.find(data)
-        return None if entry is None else store.datasets.load(entry.name)
-    if not store.datasets.has(name):
-        return None
-    named = store.datasets.load(name)
-    return named if named.moved or named.source == os.path.abspath(data) else None
+def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
+    """Open DATA for recording: as `open_dataset`, with a note if another data set is replaced."""
+    from featurestore.store.lookup import open_dataset
 
-
-def _note_replaced(dataset: Dataset, store: FeatureStore, progress: Progress) -> None:
+    dataset = open_dataset(data, store, on_event=progress, **options)
     for entry in store.datasets.values():
-        replaced = entry.name == dataset.name and entry.source != dataset.source
-        if replaced and entry.digest != dataset.digest:
+        same = entry.source == dataset.source or entry.digest == dataset.digest
+        if entry.name == dataset.name and not same and options["name"] is None:
             progress.say(
-                f"note: {dataset.name!r} was {entry.source or 'arrays'} so far and is "
+                f"note: {entry.name!r} was {entry.source or 'arrays'} so far and is "
                 f"{dataset.source} now; --name keeps both"
             )
+    return dataset
 
 
 @click.command("scan")
@@ -118,7 +56,7 @@ def _note_replaced(dataset: Dataset, store: FeatureStore, progress: Progress) ->
 @split_options
 @store_option
 @json_option
-def scan_command(data: str, store: str, as_json: bool, **asked: Any) -> None:
+def scan_command(data: str, store: str, as_json: bool, **splits: Any) -> None:
     """Record the samples, labels and splits of DATA under a name.
 
     DATA is a folder (class sub-folders, or flat; folders train, val and test are the splits), a CSV
@@ -131,16 +69,16 @@ def scan_command(data: str, store: str, as_json: bool, **asked: Any) -> None:
     """
     opened = open_store(store, data)
     with Progress() as progress:
-        dataset = open_data(data, opened, progress, again=True, **asked)
+        dataset = open_data(data, opened, progress, rescan=True, **splits)
     opened.datasets.add(dataset)
     if as_json:
         print_json(dataset.summary())
-        return
-    print_dataset(dataset)
+    else:
+        print_dataset(dataset)
 
 
 def print_dataset(dataset: Dataset) -> None:
-    """Print a data set: rows by class and split, then what was found wrong."""
+    """Print a data set: rows by class and split, then its problems."""
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')}, {dataset.digest[:20]}")
     summary = dataset.summary()
     columns = {split: split for split in summary["splits"]}
@@ -158,7 +96,7 @@ def print_dataset(dataset: Dataset) -> None:
 
 
 def print_problems(dataset: Dataset, kind: str | None = None) -> None:
-    """Print on stderr what was found wrong with the samples, the first few of each kind."""
+    """Print on stderr the problems of a data set, the first few of each kind."""
     from featurestore.dataset import problem_lines
 
     for line in problem_lines([each for each in dataset.problems if kind in (None, each.kind)]):
@@ -207,7 +145,7 @@ def extract_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compute the features of DATA at the asked layers, in one pass; reuse what is stored.
+    """Compute the features of DATA at the given layers, in one pass; reuse what is stored.
 
     DATA is a folder, a table or a name, as for `featurestore scan`.
 
@@ -215,8 +153,8 @@ def extract_command(
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
     """
-    asked = ("name", "val", "test", "seed", "stratify", "group_by")
-    splits = {name: options.pop(name) for name in asked}
+    names = ("name", "val", "test", "seed", "stratify", "group_by")
+    splits = {name: options.pop(name) for name in names}
     opened = open_store(store, data, write=not dry_run)
     with Progress() as progress:
         with progress.busy(f"load {model}"):
@@ -240,42 +178,22 @@ def extract_command(
         print_json(report)
         return
     print_problems(dataset)
-    print_table(
-        [
-            {"layer": ref, **row, "size": size(row["bytes"])}
-            for ref, row in report["features"].items()
-        ],
-        {
-            "layer": "layer",
-            "shape": "shape",
-            "dtype": "dtype",
-            "size": "on disk",
-            "rows_computed": "computed",
-            "rows_reused": "reused",
-            "key": "key",
-        },
-    )
+    columns = {"rows_computed": "computed", "rows_reused": "reused", "key": "key"}
+    _print_features(report, {"size": "on disk", **columns})
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')} in {extraction.seconds:.1f} s")
+
+
+def _print_features(report: dict[str, Any], columns: dict[str, str]) -> None:
+    rows = [
+        {"layer": ref, **row, "size": size(row["bytes"])} for ref, row in report["features"].items()
+    ]
+    print_table(rows, {"layer": "layer", "shape": "shape", "dtype": "dtype", **columns})
 
 
 def print_plan(decided: ExtractionPlan) -> None:
     """Print what an extraction would do."""
-    rows = [
-        {"layer": ref, **row, "size": size(row["bytes"])}
-        for ref, row in decided.to_dict()["features"].items()
-    ]
-    print_table(
-        rows,
-        {
-            "layer": "layer",
-            "shape": "shape",
-            "dtype": "dtype",
-            "rows_to_compute": "to compute",
-            "rows_reused": "reused",
-            "size": "to write",
-            "why": "why",
-        },
-    )
+    columns = {"rows_to_compute": "to compute", "rows_reused": "reused"}
+    _print_features(decided.to_dict(), {**columns, "size": "to write", "why": "why"})
     click.echo(
         f"{plural(decided.rows_to_compute, 'image')} through the backbone, at most "
         f"{size(decided.bytes_to_write)} to write, peak memory about {size(decided.peak_bytes)} "

@@ -14,7 +14,6 @@ from typing import Any
 from featurestore.cli.output import printable
 
 _AT_ONCE = 3
-_SHOW_CURSOR = "\033[?25h"
 
 
 class Interrupts:
@@ -59,10 +58,8 @@ class Interrupts:
 
     def report(self) -> None:
         """Print the command that resumes."""
-        # Progress bars hide the cursor.
-        cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
         with suppress(OSError):
-            print(f"{cursor}{self._line}", file=sys.stderr, flush=True)
+            print(self._line, file=sys.stderr, flush=True)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._count += 1

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from featurestore.cli.data import is_place
+from featurestore.cli.data import open_store
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import cell, print_json, print_table
 from featurestore.cli.progress import Progress
-from featurestore.errors import NotFoundError, PromotionError
+from featurestore.errors import PromotionError
 from featurestore.promotion.fine_tuning import FineTuning
-
-if TYPE_CHECKING:
-    from featurestore.dataset import Dataset
 
 # What a figure is worth, by what its rows were used for.
 _ROWS = {
@@ -170,9 +167,10 @@ def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
         with progress.busy(f"load {model}"):
             from featurestore.promotion import evaluate
             from featurestore.promotion.saved import read_metadata
+            from featurestore.store.lookup import open_dataset
 
-            read_metadata(Path(model))  # what is no model, before a long scan
-        dataset = _open(data, store, progress)
+            read_metadata(Path(model))  # a file that is not such a model, before a long scan
+        dataset = open_dataset(data, open_store(store, data, write=False), on_event=progress)
         with progress.busy(f"evaluate {model}"):
             metrics = evaluate(model, dataset)
     if as_json:
@@ -180,19 +178,6 @@ def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
         return
     print_splits({"now": metrics}, tuned=False)
     click.echo(_held_out(metrics))
-
-
-def _open(data: str, store: str, progress: Progress) -> Dataset:
-    """Scan a place; look a name up in the store."""
-    from featurestore.dataset import Dataset
-    from featurestore.store import FeatureStore
-
-    if is_place(data):
-        return Dataset.open(data, on_event=progress)
-    try:
-        return FeatureStore(store, create=False).datasets.load(data)
-    except NotFoundError:
-        return Dataset.open(data)  # says that there is no such place, and what is near
 
 
 def _held_out(metrics: dict[str, dict[str, Any]]) -> str:

@@ -27,23 +27,23 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        self._bars: Bars | None = None
+        self._bars = _bars()
+        # On a terminal that cannot redraw a line there are no bars, as in a log.
+        console = self._bars.console
+        self._drawn = console.is_terminal and not console.is_dumb_terminal
         self._tasks: dict[str, TaskID] = {}
-        self._began: dict[str, tuple[float, int]] = {}
         self._said: dict[str, float] = {}
         self._reused = 0
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            self._bars = _bars()
-        if self._bars is not None:
+        if self._drawn:
             self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if self._bars is not None:
+        if self._drawn:
             self._bars.stop()
-            self._bars = None
+            self._drawn = False
         if self._reused and kind is None:
             self.say(f"fit: {plural(self._reused, 'head')} taken from the store")
 
@@ -61,35 +61,33 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line, above the bars if there are any."""
-        if self._bars is None:
-            print(printable(text), file=sys.stderr, flush=True)
-        else:
+        if self._drawn:
             console = self._bars.console
             console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(printable(text), file=sys.stderr, flush=True)
 
     def count(self, name: str, done: int, total: int, unit: str) -> None:
         """Show how far some work has come: a bar until it is done, or a line now and then."""
-        now = time.monotonic()
-        began, first = self._began.setdefault(name, (now, done))
-        speed = (done - first) / (now - began) if now > began else 0.0
-        if self._bars is not None:
-            if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(name, total=total, text="")
-            text = f"{done:,}/{total:,} {_speed(speed, unit) if speed else ''}"
-            self._bars.update(self._tasks[name], completed=done, total=total, text=text)
-        elif speed and done < total and now - self._said.get(name, began) >= SAY_EVERY:
-            left = (total - done) / speed / 60
-            pace = _speed(speed, unit)
-            self.say(f"{name}: {done:,} of {total:,}, {pace}, about {left:.0f} min left")
-            self._said[name] = now
+        if name not in self._tasks:
+            # Work that was done before says nothing about the speed.
+            self._tasks[name] = self._bars.add_task(name, total=total, completed=done, text="")
+            self._said[name] = time.monotonic()
+        self._bars.update(self._tasks[name], completed=done, total=total)
+        (task,) = [each for each in self._bars.tasks if each.id == self._tasks[name]]
+        pace = _speed(task.speed, unit) if task.speed else ""
+        self._bars.update(task.id, text=f"{done:,}/{total:,} {pace}")
         if done >= total:
             self._forget(name)
+        elif not self._drawn and pace and time.monotonic() - self._said[name] >= SAY_EVERY:
+            left = f"about {(task.time_remaining or 0) / 60:.0f} min left"
+            self.say(f"{name}: {done:,} of {total:,}, {pace}, {left}")
+            self._said[name] = time.monotonic()
 
     @contextmanager
     def busy(self, name: str) -> Iterator[None]:
         """Show on a terminal that Keras works for an unknown time."""
-        if self._bars is not None:
-            self._tasks[name] = self._bars.add_task(name, total=None, text="")
+        self._tasks[name] = self._bars.add_task(name, total=None, text="")
         try:
             load_tensorflow()
             yield
@@ -97,10 +95,7 @@ class Progress:
             self._forget(name)
 
     def _forget(self, name: str) -> None:
-        self._began.pop(name, None)
-        self._said.pop(name, None)
-        if self._bars is not None and name in self._tasks:
-            self._bars.remove_task(self._tasks.pop(name))
+        self._bars.remove_task(self._tasks.pop(name))
 
 
 def _extraction_finished(event: Any) -> str:
@@ -179,19 +174,22 @@ def _speed(speed: float, unit: str) -> str:
     return f"{speed:,.0f} {unit}s/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit}"
 
 
-def _bars() -> Bars | None:
-    """Return the progress bars, or None on a terminal that cannot redraw a line."""
+def _bars() -> Bars:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    console = Console(stderr=True)
-    if console.is_dumb_terminal:
-        return None
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
     )
-    return Bars(*columns, console=console, transient=True)
+    return Bars(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        # An epoch may take minutes.
+        speed_estimate_period=10 * SAY_EVERY,
+        get_time=time.monotonic,
+    )

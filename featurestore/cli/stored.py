@@ -11,9 +11,8 @@ import click
 from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
-from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError
-from featurestore.store import FeatureGroup, FeatureStore, Item
+from featurestore.store import FeatureStore, Item
 from featurestore.store.variants import Variant, tell_apart
 
 
@@ -30,74 +29,52 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     Example:
       featurestore ls
     """
+    from featurestore.features.listing import list_features
+
     opened = FeatureStore(store, create=False)
-    asked = Variant(**variant)
-    described = [_described(opened, group) for group in opened.features.values()]
-    rows = [_row(each) for each in described if Variant.of(each["provenance"]).fits(asked)]
+    rows = list_features(opened, **variant)
     if as_json:
         print_json(rows)
-    elif variant:
-        print_features(rows) if rows else click.echo(f"no features with {asked.options()}")
-    else:
+    elif rows:
         print_features(rows)
-        _print_bare_datasets(opened, {name for row in rows for name in row["datasets"]})
+    elif variant:
+        click.echo(f"no features with {Variant(**variant).options()}")
+    else:
+        click.echo("no features yet; `featurestore extract` adds some")
+    if not (as_json or variant):
+        with_features = {name for row in rows for name in row["datasets"]}
+        for entry in opened.datasets.values():
+            if entry.name not in with_features:
+                samples = plural(entry.rows, "sample")
+                click.echo(f"data set {entry.name}: {samples}, no features yet")
     print_damaged(opened)
 
 
 def print_features(rows: list[dict[str, Any]]) -> None:
     """Print feature arrays as a table."""
-    if rows:
-        shown, variants = tell_apart(rows)
-        variants.pop("prefix", None)  # the key has it
-        print_table(
-            [
-                {**row, "size": size(row["bytes"]), "datasets": ", ".join(row["datasets"])}
-                for row in shown
-            ],
-            {
-                "model": "model",
-                **variants,
-                "layer": "layer",
-                "datasets": "data set",
-                "shape": "shape",
-                "dtype": "dtype",
-                "size": "on disk",
-                "state": "state",
-                "key": "key",
-            },
-        )
-    else:
-        click.echo("no features yet; `featurestore extract` adds some")
-
-
-def _print_bare_datasets(store: FeatureStore, with_features: set[str]) -> None:
-    for entry in store.datasets.values():
-        if entry.name not in with_features:
-            click.echo(f"data set {entry.name}: {plural(entry.rows, 'sample')}, no features yet")
+    rows, variants = tell_apart(rows)
+    variants.pop("prefix", None)  # the key has it
+    columns = {"layer": "layer", "datasets": "data set", "shape": "shape", "dtype": "dtype"}
+    print_table(
+        [
+            {**row, "size": size(row["bytes"]), "datasets": ", ".join(row["datasets"])}
+            for row in rows
+        ],
+        {
+            "model": "model",
+            **variants,
+            **columns,
+            "size": "on disk",
+            "state": "state",
+            "key": "key",
+        },
+    )
 
 
 def print_damaged(store: FeatureStore) -> None:
     """Print on stderr what listings leave out, because it cannot be read."""
     for damaged in store.damaged():
         click.echo(printable(f"damaged: {damaged.path}: {damaged.reason}"), err=True)
-
-
-def _described(store: FeatureStore, group: FeatureGroup) -> dict[str, Any]:
-    digest = group.key.dataset_digest
-    names = [entry.name for entry in store.datasets.values() if entry.digest == digest]
-    return {**group.describe(), "datasets": names}
-
-
-def _row(described: dict[str, Any]) -> dict[str, Any]:
-    done, blocks = described["blocks_done"], described["blocks"]
-    kept = ("key", "model", "layer", "datasets", "shape", "dtype", "bytes")
-    state = "complete" if done == blocks else f"{done} of {blocks} blocks"
-    return {
-        **{name: described[name] for name in kept},
-        "state": state,
-        "prefix": short(described["prefix_digest"]),
-        **Variant.of(described["provenance"]).to_dict(),
-    }
 
 
 @click.command("show")
@@ -115,9 +92,9 @@ def show_command(key: str, variant: dict[str, Any], store: str, as_json: bool) -
     Example:
       featurestore show vgg16/block5_pool:avg
     """
-    opened = FeatureStore(store, create=False)
-    group = opened.features.get(opened.features.match(key, **variant))
-    described = _described(opened, group)
+    from featurestore.features.listing import describe_features
+
+    described = describe_features(FeatureStore(store, create=False), key, **variant)
     if as_json:
         print_json(described)
         return

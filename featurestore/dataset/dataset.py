@@ -16,11 +16,11 @@ from featurestore.dataset import labels as labelling
 from featurestore.dataset import manifest
 from featurestore.dataset.folder import scan_folder
 from featurestore.dataset.labels import Task
-from featurestore.dataset.naming import checked_name, command_line, default_name
+from featurestore.dataset.naming import checked_name, command_line, default_name, moved
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.scan import OnEvent, read_scanned
-from featurestore.dataset.source import absolute, is_gone
+from featurestore.dataset.source import absolute
 from featurestore.dataset.splits import SPLITS, Splits
 from featurestore.dataset.summary import summarize
 from featurestore.dataset.table import scan_table
@@ -338,10 +338,7 @@ class Dataset:
     @property
     def moved(self) -> str | None:
         """If the folder or table is gone, how to record its new place; otherwise None."""
-        if self.source is None or not is_gone(self.source):
-            return None
-        command = command_line("NEW_PLACE", self.name, self.options)
-        return f"{self.source!r} is gone; if it was moved: {command}"
+        return self.source and moved(self.source, self.name, self.options)
 
     def __len__(self) -> int:
         return len(self.sample_digests)

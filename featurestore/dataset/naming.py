@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 from unicodedata import normalize
 
+from featurestore.dataset.source import is_uri
 from featurestore.dataset.splits import Splits
 from featurestore.errors import DatasetError
 
@@ -34,6 +35,14 @@ def default_name(source: str) -> str:
     """
     last = os.path.basename(source.rstrip("/" + os.sep))
     return last if os.path.isdir(source) else os.path.splitext(last.partition("?")[0])[0]
+
+
+def moved(source: str, name: str, options: dict[str, Any]) -> str | None:
+    """If a folder or table is gone, return how to record its new place; otherwise None."""
+    if is_uri(source) or os.path.exists(source):
+        return None
+    command = command_line("NEW_PLACE", name, options)
+    return f"{source!r} is gone; if it was moved: {command}"
 
 
 def command_line(source: str, name: str, options: dict[str, Any]) -> str:

@@ -69,11 +69,6 @@ def native(path: str) -> str:
     return path
 
 
-def is_gone(source: str) -> bool:
-    """Whether a local path no longer exists; False for URIs, which are not checked."""
-    return not is_uri(source) and not os.path.exists(source)
-
-
 def missing(path: str, what: str) -> DatasetError:
     """Return the error for a path that does not exist, with similar names beside it."""
     parent, name = os.path.split(path.rstrip(os.sep))

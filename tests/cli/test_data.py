@@ -3,21 +3,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
-
-from featurestore.cli.data import open_data
-from featurestore.cli.progress import Progress
-from featurestore.dataset import Dataset
-from featurestore.errors import DatasetError
-from featurestore.store import FeatureStore
 from tests.cli.conftest import Place
 from tests.toys import featurestore, take_photos, tree
 
 EXTRACT = ["--model", "tiny.keras", "--layer", "conv_b:avg"]
-
-
-def opened(place: Place, data: str, **asked: object) -> Dataset:
-    return open_data(data, FeatureStore(place.store), Progress(), **asked)  # type: ignore[arg-type]
 
 
 def test_scan_reports_what_it_found(place: Place) -> None:
@@ -65,75 +54,6 @@ def test_many_problems_are_cut_short(place: Place) -> None:
     assert lines[-1] == "quarantined: and 5 more; see `scan --json`"
 
 
-# ---------------------------------------------------------------------- options that are kept
-
-
-def test_a_folder_is_scanned_as_before_unless_asked_otherwise(place: Place) -> None:
-    featurestore("scan", "photos", "--val", "0.5", "--seed", "9", "--name", "mine")
-
-    again = opened(place, "photos")
-    resplit = opened(place, "photos", val=0.1, test=None)
-
-    assert (again.name, again.options["val"], again.options["seed"]) == ("mine", 0.5, 9)
-    assert (resplit.name, resplit.options["val"], resplit.options["seed"]) == ("mine", 0.1, 9)
-    assert resplit.digest == again.digest
-    assert resplit.manifest_digest != again.manifest_digest
-
-
-def test_each_name_of_a_folder_keeps_its_own_options(place: Place) -> None:
-    featurestore("scan", "photos", "--val", "0.5", "--name", "half")
-    featurestore("scan", "photos", "--val", "0.1", "--name", "tenth")
-
-    assert opened(place, "photos", name="half").options["val"] == 0.5
-    assert opened(place, "photos", name="tenth").options["val"] == 0.1
-    assert opened(place, "photos", name="third").options["val"] == 0.2
-
-
-def test_a_tables_columns_are_kept(place: Place) -> None:
-    rows = "".join(f"photos/red/{number:02}.png,{number % 4}\n" for number in range(12))
-    Path("visits.csv").write_text(f"path,patient\n{rows}")
-    featurestore("scan", "visits.csv", "--group-by", "patient")
-
-    assert opened(place, "visits.csv", val=0.5).options["group_by"] == "patient"
-
-
-def test_a_name_is_opened_as_recorded_and_scanned_again_where_asked(place: Place) -> None:
-    featurestore("scan", "photos", "--name", "mine")
-    (place.photos / "red" / "00.png").unlink()
-
-    assert len(opened(place, "mine")) == 36
-    assert len(opened(place, "mine", again=True)) == 35
-    assert len(opened(place, "mine", val=0.4)) == 35
-    assert featurestore("scan", "mine", "--json").json["rows"] == 35
-
-
-def test_a_folder_that_moved_keeps_its_name_and_options(place: Place) -> None:
-    featurestore("scan", "photos", "--name", "mine", "--val", "0.5")
-    place.photos.rename("elsewhere")
-
-    gone = f"data set 'mine': {str(place.photos)!r} is gone; if it was moved: "
-    command = "featurestore scan NEW_PLACE --name mine --val 0.5"
-    assert featurestore("scan", "mine").error == gone + command
-    assert len(opened(place, "mine")) == 36
-    assert opened(place, "elsewhere", name="mine").options["val"] == 0.5
-
-
-def test_promoting_after_the_images_moved_advises_what_works(place: Place) -> None:
-    place.photos.rename("mine")
-    featurestore("extract", "mine", *EXTRACT, "--val", "0.25")
-    on = ["--model", "tiny", "--layer", "conv_b:avg", "--head", "logistic"]
-    head = featurestore("train", "mine", *on, "--json").json["head"]
-    Path("mine").rename("elsewhere")
-    featurestore("scan", "elsewhere")
-
-    error = featurestore("promote", head, "-o", "new.keras").error
-    advice = error.partition("is gone; if it was moved: featurestore ")[2].split()
-
-    assert advice == ["scan", "NEW_PLACE", "--name", "mine", "--val", "0.25"]
-    assert featurestore(*(each.replace("NEW_PLACE", "elsewhere") for each in advice)).status == 0
-    assert featurestore("promote", head, "-o", "new.keras").status == 0
-
-
 def test_a_folder_that_has_its_own_splits_says_so(place: Place) -> None:
     for photo in take_photos(Path("split/train"), 26).glob("*/2[0-9].png"):
         folder = Path("split/test", photo.parent.name)
@@ -149,16 +69,7 @@ def test_a_folder_that_has_its_own_splits_says_so(place: Place) -> None:
         assert "fewer than 5 rows of a class in val ('blue' 4, 'green' 4, 'red' 4): " in result.err
 
 
-def test_stratify_is_kept_as_the_other_options_are(place: Place) -> None:
-    featurestore("scan", "photos", "--no-stratify", "--name", "mine")
-
-    assert opened(place, "photos").options["stratify"] is False
-    assert opened(place, "photos", stratify=True).options["stratify"] is True
-    assert featurestore("scan", "photos", "--val", "0.5", "--json").json["rows"] == 36
-    assert opened(place, "photos").options["stratify"] is False
-
-
-def test_a_folder_that_is_called_like_a_data_set_wins_and_says_so(place: Place) -> None:
+def test_a_name_that_gets_other_samples_is_said(place: Place) -> None:
     featurestore("scan", "photos", "--name", "mine")
     take_photos(Path("mine"), 30)
 
@@ -168,34 +79,6 @@ def test_a_folder_that_is_called_like_a_data_set_wins_and_says_so(place: Place) 
     assert result.err.startswith("note: 'mine' was ")
     assert "--name keeps both" in result.err
     assert featurestore("scan", "mine").err == ""
-
-
-def test_arrays_cannot_be_scanned_again(place: Place) -> None:
-    import numpy as np
-
-    store = FeatureStore(place.store)
-    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    store.datasets.add(Dataset.from_arrays(images, [0, 1, 0, 1], name="arrays"))
-
-    assert len(open_data("arrays", store, Progress())) == 4
-    with pytest.raises(DatasetError, match="came from arrays"):
-        open_data("arrays", store, Progress(), val=0.5)
-
-
-def test_a_damaged_record_of_a_folder_is_replaced_by_a_scan(place: Place) -> None:
-    take_photos(place.photos, 30)
-    featurestore("scan", "photos", "--val", "0.5")
-    for manifest in place.store.glob("datasets/photos/*.parquet"):
-        manifest.write_bytes(b"torn")
-
-    result = featurestore("scan", "photos")
-
-    assert result.status == 0
-    assert result.err.startswith("note: how photos was scanned before is lost (")
-    assert featurestore("scan", "photos").err == ""
-
-
-# ---------------------------------------------------------------------- extract
 
 
 def test_extract_computes_then_reuses(place: Place) -> None:

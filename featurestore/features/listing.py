@@ -1,0 +1,69 @@
+"""What the commands ``ls`` and ``show`` report of stored features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featurestore.digests import short
+from featurestore.store import FeatureGroup, FeatureStore
+from featurestore.store.variants import Variant
+
+_KEPT = ("key", "model", "layer", "datasets", "shape", "dtype", "bytes")
+
+
+def list_features(store: FeatureStore, **variant: Any) -> list[dict[str, Any]]:
+    """Return a row for each feature array, as JSON values.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    **variant
+        Leave out features of other values, see `Variant`.
+
+    Returns
+    -------
+    list of dict
+        ``key``, ``model``, ``layer``, ``datasets`` (names), ``shape``, ``dtype``, ``bytes`` (on
+        disk), ``state``, ``prefix`` and the fields of `Variant`.
+    """
+    asked, rows = Variant(**variant), []
+    for group in store.features.values():
+        found = Variant.of(group.provenance)
+        if not found.fits(asked):
+            continue
+        described = _describe(store, group)
+        done, blocks = described["blocks_done"], described["blocks"]
+        rows.append(
+            {
+                **{name: described[name] for name in _KEPT},
+                "state": "complete" if done == blocks else f"{done} of {blocks} blocks",
+                "prefix": short(described["prefix_digest"]),
+                **found.to_dict(),
+            }
+        )
+    return rows
+
+
+def describe_features(store: FeatureStore, key: str, **variant: Any) -> dict[str, Any]:
+    """Return the size, digests and origin of one feature array, as JSON values.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    key : str
+        A key, or any part of one that no other key has.
+    **variant
+        Picks one of several variants, see `Variant`.
+
+    Raises
+    ------
+    NotFoundError
+        If no key or more than one matches.
+    """
+    return _describe(store, store.features.get(store.features.match(key, **variant)))
+
+
+def _describe(store: FeatureStore, group: FeatureGroup) -> dict[str, Any]:
+    digest = group.key.dataset_digest
+    names = [entry.name for entry in store.datasets.values() if entry.digest == digest]
+    return {**group.describe(), "datasets": names}
