@@ -1,4 +1,4 @@
-"""From images to stored features: a pure plan, then one forward pass that acts on it."""
+"""From images to stored features: plan, then compute in one forward pass; repair."""
 
 from featurestore.extraction.events import (
     ExtractionEvent,

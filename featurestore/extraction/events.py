@@ -1,4 +1,4 @@
-"""What extraction tells while it works: small frozen events that a caller may draw."""
+"""Events of extraction, for a caller to show its progress."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class ExtractionStarted:
     model : str
         Name of the backbone.
     layers : tuple of str
-        Layer refs that will be written.
+        Layer refs that are written.
     rows : int
-        Samples that will go through the backbone.
+        Samples that go through the backbone.
     """
 
     model: str
@@ -27,7 +27,7 @@ class ExtractionStarted:
 
 @dataclass(frozen=True)
 class RowsComputed:
-    """A batch has gone through the backbone; ``done`` of ``total`` samples so far."""
+    """A batch went through the backbone; ``done`` of ``total`` samples so far."""
 
     done: int
     total: int
@@ -35,7 +35,7 @@ class RowsComputed:
 
 @dataclass(frozen=True)
 class WaitingForOthers:
-    """All that is left is being computed by other processes: ``rows`` samples, at most."""
+    """Other processes are computing all that is left: at most ``rows`` samples."""
 
     rows: int
 

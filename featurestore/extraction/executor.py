@@ -1,4 +1,4 @@
-"""Acting on a plan: decode, forward, write, in three overlapping stages of bounded memory."""
+"""Carry out a plan: decode, forward, write, in three overlapping stages of bounded memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from featurestore.errors import ActivationError, FeatureStoreError
+from featurestore.errors import ActivationError
 from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
@@ -33,20 +34,11 @@ if TYPE_CHECKING:
     from featurestore.store import FeatureStore
 
 
-def compute(
-    decided: ExtractionPlan,
-    dataset: Dataset,
-    backbone: Backbone,
-    groups: Mapping[str, FeatureGroup],
-    store: FeatureStore,
-    on_event: OnEvent | None,
-    *,
-    lacks: Callable[[FeatureGroup, int], bool] = FeatureGroup.is_missing,
-) -> dict[str, int]:
-    """Compute the missing blocks of a plan and write them into their groups.
+class Executor:
+    """Computes the missing blocks of a plan and writes them into their groups.
 
-    Processes that do the same at the same time share the work: each takes a unit, and looks once
-    more whether it ``lacks`` its blocks still.
+    Processes that do the same at the same time share the work: each locks a unit, and then checks
+    once more which of its blocks are missing.
 
     Parameters
     ----------
@@ -58,23 +50,9 @@ def compute(
     store : FeatureStore
         Of the groups.
     on_event : callable, optional
-    lacks : callable
+    is_missing : callable
         Whether a block of a group is to be computed.
-
-    Returns
-    -------
-    dict of str to int
-        Rows that were written here, by layer ref.
     """
-    written = {str(layer.ref): 0 for layer in decided.layers}
-    if decided.units:
-        work = _Work(decided, dataset, backbone, groups, store, lacks, on_event)
-        written.update(work.run())
-    return written
-
-
-class _Work:
-    """One process's part in a plan: decode, forward, write, in overlapping stages."""
 
     def __init__(
         self,
@@ -83,74 +61,85 @@ class _Work:
         backbone: Backbone,
         groups: Mapping[str, FeatureGroup],
         store: FeatureStore,
-        lacks: Callable[[FeatureGroup, int], bool],
-        on_event: OnEvent | None,
+        on_event: OnEvent | None = None,
+        *,
+        is_missing: Callable[[FeatureGroup, int], bool] = FeatureGroup.is_missing,
     ) -> None:
         self._plan = decided
         self._dataset = dataset
         self._backbone = backbone
         self._groups = [groups[str(layer.ref)] for layer in decided.layers]
         self._store = store
-        self._lacks = lacks
-        self._tell = on_event or (lambda event: None)
-        self._done, self._total = 0, decided.rows_to_compute
+        self._is_missing = is_missing
+        self._on_event = on_event or (lambda event: None)
+        # Layers of the plan that have missing blocks, by number.
+        self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
+        self._refs = [decided.layers[number].ref for number in self._todo]
+        self._checked = False
 
-    def run(self) -> dict[str, int]:
-        """Compute until no unit is left; return the rows written here, by layer ref."""
+    def run(self, units: Sequence[Unit]) -> dict[str, int]:
+        """Compute some units of the plan, and return when all of their blocks exist.
+
+        Returns
+        -------
+        dict of str to int
+            Rows written by this process, by layer ref; without those of which there are none.
+        """
+        if not units:
+            return {}
         started = time.perf_counter()
-        todo = [number for number, layer in enumerate(self._plan.layers) if layer.missing]
-        refs = [self._plan.layers[number].ref for number in todo]
-        names = tuple(str(ref) for ref in refs)
-        self._tell(ExtractionStarted(self._backbone.name, names, self._total))
-        self._refs, self._checked = refs, False
-        self._forward = self._backbone.forward(refs)
+        self._done, self._total = 0, sum(_count(self._plan.windows(unit)) for unit in units)
+        names = tuple(map(str, self._refs))
+        self._on_event(ExtractionStarted(self._backbone.name, names, self._total))
         with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
             self._writers = {
                 number: _BlockWriter(self._plan.layers[number], self._groups[number], pool)
-                for number in todo
+                for number in self._todo
             }
-            units = self._ordered()
-            while units:
-                units = self._pass(units)
-                if units:
-                    self._wait(units)
-        self._tell(ExtractionFinished(self._total, time.perf_counter() - started))
-        return {name: self._writers[number].rows for name, number in zip(names, todo, strict=True)}
+            left = self._ordered(units)
+            while left:
+                left = self._pass(left)
+                if left:
+                    self._wait(left)
+        self._on_event(ExtractionFinished(self._total, time.perf_counter() - started))
+        written = [writer.rows for writer in self._writers.values()]
+        return dict(zip(names, written, strict=True))
 
-    def _ordered(self) -> list[Unit]:
-        units = list(self._plan.units)
-        if self._store.features.locking:
-            return units
-        # Where nothing can be claimed, processes that start together begin in different places.
-        start = secrets.randbelow(len(units))
-        return units[start:] + units[:start]
+    @cached_property
+    def _forward(self) -> Callable[[np.ndarray], list[np.ndarray]]:
+        return self._backbone.forward(self._refs)
+
+    def _ordered(self, units: Sequence[Unit]) -> list[Unit]:
+        # Without locks, processes that start together begin in different places.
+        start = 0 if self._store.features.locking else secrets.randbelow(len(units))
+        return [*units[start:], *units[:start]]
 
     def _blocks(self, unit: Unit) -> list[tuple[FeatureGroup, int]]:
         return [(self._groups[layer], block) for layer, block in unit.blocks]
 
     def _wait(self, units: list[Unit]) -> None:
-        """Wait until another process has done the first of these units, or has ended."""
+        """Wait until another process has computed the first of these units, or has ended."""
         left = sum(_count(self._plan.windows(unit)) for unit in units)
-        self._tell(WaitingForOthers(left))
+        self._on_event(WaitingForOthers(left))
         with self._store.features.lock_blocks(self._blocks(units[0]), wait=True):
             pass
 
     def _pass(self, units: list[Unit]) -> list[Unit]:
-        """Compute the units that no other process has, and return the others."""
+        """Compute the units that no other process has locked, and return the others."""
         others: list[Unit] = []
         being_written: deque[tuple[ExitStack, list[Future[None]]]] = deque()
-        with ExitStack() as claims:
-            windows = self._windows(units, claims, others)
+        with ExitStack() as locks:
+            windows = self._windows(units, locks, others)
             decoded = _decoded(windows, self._dataset, self._backbone, self._plan.batch_size)
             with closing(decoded) as batches:
-                for window, images, claim in batches:
+                for window, images, lock in batches:
                     computed = self._compute(images)
                     for writer, activations in zip(self._writers.values(), computed, strict=True):
                         writer.add(window, activations)
                     self._advance(len(window))
-                    if claim is not None:
+                    if lock is not None:
                         writing = [writer.writing for writer in self._writers.values()]
-                        being_written.append((claim, [each for each in writing if each]))
+                        being_written.append((lock, [each for each in writing if each]))
                     while being_written and all(each.done() for each in being_written[0][1]):
                         being_written.popleft()[0].close()
             for writer in self._writers.values():
@@ -166,36 +155,36 @@ class _Work:
         return activations
 
     def _windows(
-        self, units: list[Unit], claims: ExitStack, others: list[Unit]
+        self, units: list[Unit], locks: ExitStack, others: list[Unit]
     ) -> Iterator[tuple[range, ExitStack | None]]:
-        """Yield the batches of the units that can be claimed, each claim with its last batch."""
+        """Yield the batches of the units that can be locked; with a unit's last batch, its lock."""
         for unit in units:
-            claim = ExitStack()
-            claims.callback(claim.close)
-            if not claim.enter_context(self._store.features.lock_blocks(self._blocks(unit))):
-                claim.close()
+            lock = ExitStack()
+            locks.callback(lock.close)
+            if not lock.enter_context(self._store.features.lock_blocks(self._blocks(unit))):
+                lock.close()
                 others.append(unit)
                 continue
-            lacking = tuple(
+            missing = tuple(
                 (layer, block)
                 for layer, block in unit.blocks
-                if self._lacks(self._groups[layer], block)
+                if self._is_missing(self._groups[layer], block)
             )
-            windows = self._plan.windows(replace(unit, blocks=lacking))
+            windows = self._plan.windows(replace(unit, blocks=missing))
             self._advance(_count(self._plan.windows(unit)) - _count(windows))
             if not windows:
-                claim.close()
+                lock.close()
                 continue
-            for layer, block in lacking:
+            for layer, block in missing:
                 self._writers[layer].wanted.add(block)
             for window in windows[:-1]:
                 yield window, None
-            yield windows[-1], claim
+            yield windows[-1], lock
 
     def _advance(self, rows: int) -> None:
         if rows:
             self._done += rows
-            self._tell(RowsComputed(self._done, self._total))
+            self._on_event(RowsComputed(self._done, self._total))
 
 
 def _count(windows: list[range]) -> int:
@@ -212,16 +201,17 @@ def _decoded(
     begun: deque[tuple[range, ExitStack | None]] = deque()
 
     def rows() -> Iterator[int]:
-        for window, claim in windows:
-            begun.append((window, claim))
+        for window, lock in windows:
+            begun.append((window, lock))
             yield from window
 
     ahead = (BATCHES_AHEAD - 1) * batch_size
-    images = map_ahead(lambda row: dataset.image(row, backbone.resize), rows(), ahead)
-    with closing(images):
+    with closing(
+        map_ahead(lambda row: dataset.image(row, backbone.resize), rows(), ahead)
+    ) as images:
         for first in images:
-            window, claim = begun.popleft()
-            yield window, np.stack([first, *islice(images, len(window) - 1)]), claim
+            window, lock = begun.popleft()
+            yield window, np.stack([first, *islice(images, len(window) - 1)]), lock
 
 
 class _BlockWriter:
@@ -252,20 +242,18 @@ class _BlockWriter:
 
     def add(self, rows: range, activations: np.ndarray) -> None:
         """Take the activations (row, …) float32 of consecutive rows."""
-        size, total = self._layer.block_rows, self._layer.shape[0]
         row = rows.start
         while row < rows.stop:
-            block = row // size
-            start, stop = block * size, min((block + 1) * size, total)
-            upto = min(stop, rows.stop)
+            block = row // self._layer.block_rows
+            span = self._layer.span(block)
+            upto = min(span.stop, rows.stop)
             if block in self.wanted:
                 if self._block is None:
-                    self._block = np.empty(
-                        (stop - start, *self._layer.shape[1:]), self._layer.dtype
-                    )
+                    shape = (len(span), *self._layer.shape[1:])
+                    self._block = np.empty(shape, self._layer.dtype)
                 part = activations[row - rows.start : upto - rows.start]
-                self._block[row - start : upto - start] = self._stored(part)
-                if upto == stop:
+                self._block[row - span.start : upto - span.start] = self._stored(part)
+                if upto == span.stop:
                     self._commit(block)
             row = upto
 
@@ -288,8 +276,9 @@ class _BlockWriter:
         # One pass decides for nearly all batches: NaN and infinity make the extremes not finite.
         low, high = float(activations.min()), float(activations.max())
         self._peak = max(self._peak, -low, high)
-        if not (np.isfinite(low) and np.isfinite(high)) or max(-low, high) > largest:
-            raise self._refusal(activations, largest)
+        # Not `>`, which is False for NaN.
+        if not max(-low, high) <= largest:
+            self._refuse(activations, largest)
         return activations.astype(self._layer.dtype)
 
     def _check_precision(self) -> None:
@@ -301,16 +290,15 @@ class _BlockWriter:
                 "with `--dtype float32`"
             )
 
-    def _refusal(self, activations: np.ndarray, limit: float) -> FeatureStoreError:
-        ref, dtype = self._layer.ref, self._layer.dtype
+    def _refuse(self, activations: np.ndarray, largest: float) -> NoReturn:
+        layer = f"layer {str(self._layer.ref)!r}"
         broken = int(np.count_nonzero(~np.isfinite(activations)))
         if broken:
-            return ActivationError(
-                f"layer {str(ref)!r} gave {broken} activations that are NaN or infinite; the "
-                "backbone's weights or its scaling are wrong, see `featurestore layers`"
+            raise ActivationError(
+                f"{layer} gave {broken} activations that are NaN or infinite; the backbone's "
+                "weights or its scaling are wrong, see `featurestore layers`"
             )
-        value = float(np.abs(activations).max())
-        return ActivationError(
-            f"layer {str(ref)!r} gave an activation of {value:.6g}, and {dtype} holds at most "
-            f"{limit:.6g}; extract with `--dtype float32`"
+        raise ActivationError(
+            f"{layer} gave an activation of {np.abs(activations).max():.6g}, and "
+            f"{self._layer.dtype} holds at most {largest:.6g}; extract with `--dtype float32`"
         )

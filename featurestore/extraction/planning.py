@@ -1,4 +1,4 @@
-"""What is to be computed: decided here, purely, before anything is written."""
+"""Decide what to compute, before anything is written."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class LayerPlan:
     missing : tuple of int
         Numbers of the blocks to compute, ascending.
     source : FeatureKey or None
-        Features of another model that shares the prefix: the blocks that are not missing are
-        copied from there.
+        Features of another model with the same prefix: blocks that are not missing are copied
+        from there.
     replaces : bool
-        Whether what is stored under the key is float16 where float32 was asked for, and goes.
+        Whether float16 features are stored under the key, and float32 ones replace them.
     why : str or None
-        What differs from the nearest features that are stored, where these are not.
+        Why all blocks are missing: what differs from the nearest stored features.
     """
 
     ref: LayerRef
@@ -84,7 +84,7 @@ class Unit:
     number : int
         The unit starts at row ``number × unit_rows``.
     blocks : tuple of (int, int)
-        Which layer of the plan, and which of its blocks, for each block to compute.
+        Blocks to compute: the position of the layer in the plan, and the number of the block.
     """
 
     number: int
@@ -93,20 +93,20 @@ class Unit:
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """The whole decision: layers, batches, and what they will cost.
+    """What an extraction computes, in which batches, and what it costs.
 
     Attributes
     ----------
     layers : tuple of LayerPlan
-        One for each asked layer ref, in the order asked.
+        One for each requested layer ref, in that order.
     rows : int
         Samples in the data set.
     batch_size : int
-        Most samples in a batch.
+        Largest number of samples in a batch.
     units : tuple of Unit
-        Those with blocks to compute, ascending.
+        Units with blocks to compute, ascending.
     input_size : tuple of int
-        ``(height, width)`` in pixels that the backbone takes.
+        Input ``(height, width)`` of the backbone, in pixels.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -124,8 +124,8 @@ class ExtractionPlan:
     def windows(self, unit: Unit) -> list[range]:
         """Rows of the batches that the blocks of a unit need.
 
-        A unit is cut into batches of one size, whatever is missing in it, so that a resumed
-        extraction puts the same samples together as an uninterrupted one.
+        The cut into batches does not depend on what is missing, so that a resumed extraction
+        batches the same samples together as an uninterrupted one.
         """
         start = unit.number * self.unit_rows
         stop = min(start + self.unit_rows, self.rows)
@@ -150,10 +150,10 @@ class ExtractionPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """Estimated peak of what extraction itself holds: it does not grow with the data set.
+        """Estimated peak memory of the data in flight; it does not grow with the data set.
 
         Decoded batches, one batch of float32 outputs, and for each layer the block being filled
-        and those being written. The network's weights and workspace come on top.
+        and the one being written. The network's weights and workspace come on top.
         """
         height, width = self.input_size
         images = BATCHES_AHEAD * self.batch_size * height * width * 3
@@ -223,11 +223,16 @@ def plan(
     InputError
         For an unknown type, a batch size below 1 or an empty list of layers.
     """
+    from featurestore.backbone import LayerRef
+
     if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not stored here; expected {' or '.join(DTYPES)}")
+        raise InputError(f"dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
     if batch_size < 1:
-        raise InputError(f"batch size {batch_size}; expected 1 or more, such as `--batch-size 32`")
-    refs = _parse(layers)
+        raise InputError(f"batch size is {batch_size}; expected 1 or more, such as 32")
+    names = [layers] if isinstance(layers, str) else layers
+    refs = list(dict.fromkeys(map(LayerRef.parse, names)))
+    if not refs:
+        raise InputError("no layers given; name at least one, see `featurestore layers`")
     plans = tuple(_plan_layer(dataset, backbone, ref, store, dtype) for ref in refs)
     return plan_units(plans, len(dataset), batch_size, backbone.input_size)
 
@@ -246,34 +251,22 @@ def plan_units(
     return replace(decided, units=units)
 
 
-def _parse(layers: Sequence[str]) -> list[LayerRef]:
-    from featurestore.backbone import LayerRef
-
-    if isinstance(layers, str):
-        layers = [layers]
-    if not layers:
-        raise InputError("no layer was asked for; name at least one, see `featurestore layers`")
-    return list(dict.fromkeys(LayerRef.parse(layer) for layer in layers))
-
-
 def _plan_layer(
     dataset: Dataset, backbone: Backbone, ref: LayerRef, store: FeatureStore, dtype: str
 ) -> LayerPlan:
     shape = (len(dataset), *backbone.shape(ref))
     prefix = backbone.prefix_digest(ref.layer)
     key = FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
-    found: FeatureKey | None = key
-    if not store.features.has(key):
-        found = store.features.find(prefix, str(ref), dataset.digest)
-    group = _opened(store, found, key)
-    if group is not None:
-        held = str(group.dtype)
-        if dtype in (held, "float16"):  # float32 serves those who ask for less
-            missing, source = tuple(group.missing()), None if found == key else found
-            return LayerPlan(ref, key, shape, held, group.block_rows, missing, source)
+    stored = _stored(store, key)
+    if stored is not None:
+        held = str(stored.dtype)
+        if dtype in (held, "float16"):  # float32 serves a request for float16
+            source = None if stored.key == key else stored.key
+            missing = tuple(stored.missing())
+            return LayerPlan(ref, key, shape, held, stored.block_rows, missing, source)
     rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
     blocks = tuple(range(-(-len(dataset) // rows)))
-    replaces = group is not None and found == key
+    replaces = stored is not None and stored.key == key
     if replaces:
         why: str | None = "stored as float16"
     else:
@@ -281,24 +274,27 @@ def _plan_layer(
     return LayerPlan(ref, key, shape, dtype, rows, blocks, None, replaces, why)
 
 
-def _opened(store: FeatureStore, found: FeatureKey | None, key: FeatureKey) -> FeatureGroup | None:
-    """Open features that were found; None where others' are damaged, or gc was quicker."""
+def _stored(store: FeatureStore, key: FeatureKey) -> FeatureGroup | None:
+    """Open the features of a key, or those of another model with the same prefix."""
+    found: FeatureKey | None = key
+    if not store.features.has(key):
+        found = store.features.find(key.prefix_digest, key.ref, key.dataset_digest)
     try:
         return None if found is None else store.features.get(found)
     except NotFoundError:
-        return None
+        return None  # gc was quicker
     except StoreError:
         if found == key:
             raise
-        return None
+        return None  # damaged features of another model are computed instead
 
 
 def _why(
     key: FeatureKey, fields: dict[str, Any], dataset: Dataset, store: FeatureStore
 ) -> str | None:
-    """Say what differs from the nearest stored key of the same model and layer.
+    """Say what differs from the nearest stored features of the same model and layer ref.
 
-    For example ``"preprocessing.resize: stored stretch, asked crop"``; None where nothing is near.
+    For example ``"preprocessing.resize: stored stretch, asked crop"``; None if none are stored.
     """
     near = []
     for group in store.features.values():

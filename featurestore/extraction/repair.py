@@ -1,93 +1,40 @@
-"""Computing again what is damaged, and that alone."""
+"""Compute damaged features again, and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
-from featurestore.errors import ExtractionError, FeatureStoreError, StoreError
+from featurestore.errors import ExtractionError, FeatureStoreError, one_line
 from featurestore.extraction.events import OnEvent
-from featurestore.extraction.executor import compute
-from featurestore.extraction.planning import ExtractionPlan, LayerPlan, Unit, plan_units
-from featurestore.store import Damage, DatasetEntry, FeatureGroup, FeatureStore, Item
+from featurestore.extraction.executor import Executor
+from featurestore.extraction.planning import LayerPlan, plan_units
+from featurestore.store import Damage, FeatureGroup, FeatureStore, Item
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
 
-# As `extract` takes it by default; a group records which it had.
-BATCH = 32
-LARGEST_BATCH = 2**20
+# What is missing to repair a file, by its path.
+Needs = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What became of one damage.
+    """The result for one damaged file.
 
     Attributes
     ----------
     damage : Damage
     needs : str or None
-        What is missing to repair it; None where it is repaired.
+        What is missing to repair it; None if it is repaired.
     """
 
     damage: Damage
     needs: str | None = None
-
-
-def repair(
-    store: FeatureStore,
-    key: str | None = None,
-    *,
-    backbone: Backbone | None = None,
-    on_event: OnEvent | None = None,
-    **variant: Any,
-) -> list[Repair]:
-    """Compute what is damaged again, and that alone: in place, so that nothing is lost on the way.
-
-    Metadata are rewritten from what else is kept, blocks and row ids from the images, a
-    manifest from a new scan. A head is not: the command that fitted it fits it again.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    key : str, optional
-        Feature key, or a part of one: only that feature array. All that is kept by default.
-    backbone : Backbone, optional
-        By default built again as it was for the extraction.
-    on_event : callable, optional
-        Receives the events of the extractions.
-    **variant
-        Only that of ``key`` with this ``input_size``, ``resize``, ``weights``, …: as in
-        `FeatureShelf.match`.
-
-    Returns
-    -------
-    list of Repair
-        One for each damage that was found.
-    """
-    found = []
-    for item in store.items(key, **variant):
-        damages = store.check(item)
-        # A sound item too is made durable: a repair that was killed may have left it so.
-        needs = _repair_metadata(store, item)
-        if not damages:
-            continue
-        left = store.check(item)
-        # With its metadata repaired, more may show.
-        damages += [each for each in left if each.path not in {every.path for every in damages}]
-        if item.kind == "features" and left and not needs:
-            needs = _Group(store, item, backbone).repair(left, on_event)
-        elif item.kind == "dataset" and left:
-            needs |= _rescan(store, item, left)
-        still = {damage.path for damage in store.check(item)}
-        for damage in damages:
-            why = needs.get(damage.path) or needs.get("") or _HELP[item.kind]
-            found.append(Repair(damage, why if damage.path in still else None))
-    return found
 
 
 _HELP = {
@@ -98,156 +45,167 @@ _HELP = {
 }
 
 
-def _repair_metadata(store: FeatureStore, item: Item) -> dict[str, str]:
-    """Repair metadata; return what is missing, for any file of the item under ``""``."""
-    try:
-        store.repair(item)
-    except StoreError as error:
-        return {"": str(error)}
-    return {}
+def repair(
+    store: FeatureStore,
+    key: str | None = None,
+    *,
+    backbone: Backbone | None = None,
+    on_event: OnEvent | None = None,
+    **variant: Any,
+) -> list[Repair]:
+    """Repair damaged files in place, so that nothing is lost on the way.
+
+    Metadata are rewritten from their twins, blocks and row ids from the images, manifests from a
+    new scan. Heads are not repaired: the command that fitted one fits it again.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    key : str, optional
+        Feature key, or a part of one: repair only these features. By default the whole store.
+    backbone : Backbone, optional
+        By default rebuilt as it was for the extraction.
+    on_event : callable, optional
+        Receives the events of the extractions.
+    **variant
+        ``input_size``, ``resize``, ``weights``, …: the variant of ``key``, as in
+        `FeatureShelf.match`.
+
+    Returns
+    -------
+    list of Repair
+        One for each damage that was found.
+    """
+    found = []
+    for item in store.items(key, **variant):
+        damages = {each.path: each for each in store.check(item)}
+        needs: Needs = {}
+        try:
+            # Sound items too: they become durable, in case a repair was killed before that.
+            store.repair(item)
+            if damages:
+                left = store.check(item)
+                # Once the metadata are repaired, more damage may show.
+                damages |= {each.path: each for each in left}
+                if item.kind == "features" and left:
+                    needs = _repair_features(store, item, left, backbone, on_event)
+                elif item.kind == "dataset" and left:
+                    needs = _repair_manifests(store, item, left)
+        except FeatureStoreError as error:
+            needs = dict.fromkeys(damages, str(error))
+        still = {each.path for each in store.check(item)} if damages else set()
+        for path, damage in damages.items():
+            why = needs.get(path, _HELP[item.kind])
+            found.append(Repair(damage, why if path in still else None))
+    return found
 
 
-def _rescan(store: FeatureStore, item: Item, damages: Sequence[Damage]) -> dict[str, str]:
-    """Rewrite the current manifest of a data set, if a scan gives the very same."""
-    name = item.name.partition("/")[2]
-    entry = next((each for each in store.datasets.values() if each.name == name), None)
-    if entry is None:
-        return {}
-    needs = {}
-    for damage in damages:
-        if short(entry.manifest_digest) in damage.path:
-            needs[damage.path] = _restore(store, entry)
-        else:
-            needs[damage.path] = _former(store, damage.path)
-    return needs
-
-
-def _restore(store: FeatureStore, entry: DatasetEntry) -> str:
-    """Scan a data set as it was scanned; tell what is missing where that does not restore it."""
+def _repair_manifests(store: FeatureStore, item: Item, damages: Sequence[Damage]) -> Needs:
+    """Restore the current manifest of a data set if a new scan gives the same."""
     from featurestore.dataset import Dataset
 
+    needs = {
+        each.path: "heads may have been fitted on this former state of the data set: scan it as it "
+        "was then; if none was, `featurestore gc` removes it"
+        for each in damages
+    }
+    name = item.name.partition("/")[2]
+    entry = next((each for each in store.datasets.values() if each.name == name), None)
+    current = [each.path for each in damages if entry and short(entry.manifest_digest) in each.path]
+    if entry is None or not current:
+        return needs
     if entry.source is None:
-        return "it was made from arrays; make it of them again, and `FeatureStore.datasets.add`"
+        needs[current[0]] = (
+            "it was made from arrays; pass them to `FeatureStore.datasets.add` again"
+        )
+        return needs
     try:
         dataset = Dataset.open(entry.source, **{**entry.options, "name": entry.name})
         store.datasets.restore(dataset)
+        needs[current[0]] = f"{entry.source} has changed since; run `{dataset.scan_command}`"
     except FeatureStoreError as error:
-        return f"it cannot be scanned again: {error}"
-    return f"{entry.source} has changed since; run `{dataset.scan_command}`"
+        needs[current[0]] = f"it cannot be scanned again: {error}"
+    return needs
 
 
-def _former(store: FeatureStore, path: str) -> str:
-    """Tell what becomes of a damaged manifest of a former state, which nothing gives again."""
-    with suppress(StoreError):
-        if path in [each.path for each in store.garbage()]:
-            return "no head was fitted on this former state: `featurestore gc` removes it"
-    return (
-        "heads may have been fitted on this former state of the data set; scan it as it was then, "
-        "or move the file away and go without"
-    )
-
-
-class _Group:
-    """The repair of one feature group, whose metadata are sound."""
-
-    def __init__(self, store: FeatureStore, item: Item, backbone: Backbone | None) -> None:
-        self._store = store
-        self._item = item
-        self._backbone = backbone
-
-    def repair(self, damages: Sequence[Damage], on_event: OnEvent | None) -> dict[str, str]:
-        """Repair row ids, then blocks; return what is missing, by damaged file."""
-        blocks = {each.block: each.path for each in damages if each.block is not None}
-        try:
-            key = self._store.features.match(self._item.name)
-            with self._store.features.lock([key], shared=True):
-                group = self._store.features.get(key)
-                dataset = self._samples(group)
-                if len(blocks) < len(damages):
-                    group.write_samples(dataset.sample_ids)
-                return self._compute(group, dataset, blocks, on_event) if blocks else {}
-        except FeatureStoreError as error:
-            return {"": str(error)}
-
-    def _samples(self, group: FeatureGroup) -> Dataset:
-        dataset = self._store.datasets.load_samples(group.key.dataset_digest)
+def _repair_features(
+    store: FeatureStore,
+    item: Item,
+    damages: Sequence[Damage],
+    backbone: Backbone | None,
+    on_event: OnEvent | None,
+) -> Needs:
+    """Repair row ids, then blocks, of features with sound metadata."""
+    blocks = {each.block: each.path for each in damages if each.block is not None}
+    key = store.features.match(item.name)
+    with store.features.lock([key], shared=True):
+        group = store.features.get(key)
+        dataset = store.datasets.load_samples(key.dataset_digest)
         if dataset is None:
             raise ExtractionError(
-                "no manifest is left of the data set; run `featurestore scan` on the images"
+                "the store has no manifest of the data set; run `featurestore scan` on the images"
             )
-        return dataset
+        if len(blocks) < len(damages):
+            group.write_samples(dataset.sample_ids)
+        if not blocks:
+            return {}
+        return _repair_blocks(store, group, dataset, blocks, backbone or _backbone(group), on_event)
 
-    def _compute(
-        self,
-        group: FeatureGroup,
-        dataset: Dataset,
-        blocks: dict[int, str],
-        on_event: OnEvent | None,
-    ) -> dict[str, str]:
-        from featurestore.backbone import LayerRef
 
-        backbone = self._backbone or _backbone(group)
-        ref = LayerRef.parse(group.key.ref)
-        if backbone.prefix_digest(ref.layer) != group.key.prefix_digest:
-            raise ExtractionError(
-                f"{backbone.name} is no longer the model that the features came from; bring its "
-                "former weights back"
-            )
-        layer = LayerPlan(
-            ref, group.key, group.shape, str(group.dtype), group.block_rows, tuple(sorted(blocks))
+def _repair_blocks(
+    store: FeatureStore,
+    group: FeatureGroup,
+    dataset: Dataset,
+    blocks: dict[int, str],
+    backbone: Backbone,
+    on_event: OnEvent | None,
+) -> Needs:
+    from featurestore.backbone import LayerRef
+
+    key, ref = group.key, LayerRef.parse(group.key.ref)
+    if backbone.prefix_digest(ref.layer) != key.prefix_digest:
+        raise ExtractionError(
+            f"{backbone.name} has changed since the extraction; restore its former weights"
         )
-        batch_size = _batch_size(group)
-        decided = plan_units((layer,), len(dataset), batch_size, backbone.input_size)
-        needs: dict[str, str] = {}
-        for unit in decided.units:
-            reason = _unreadable(decided, unit, dataset)
-            if reason:
-                needs |= {blocks[block]: reason for _, block in unit.blocks}
-        at_hand = tuple(block for block in layer.missing if blocks[block] not in needs)
-        if at_hand:
-            layer = replace(layer, missing=at_hand)
-            decided = plan_units((layer,), len(dataset), batch_size, backbone.input_size)
-            compute(
-                decided,
-                dataset,
-                backbone,
-                {group.key.ref: group},
-                self._store,
-                on_event,
-                lacks=_is_damaged,
-            )
-        return needs
+    layer = LayerPlan(
+        ref, key, group.shape, str(group.dtype), group.block_rows, tuple(sorted(blocks))
+    )
+    # The same batches as in the extraction give the same bytes.
+    batch_size = group.provenance.get("batch_size")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        batch_size = 32
+    decided = plan_units((layer,), len(dataset), batch_size, backbone.input_size)
+    executor = Executor(
+        decided, dataset, backbone, {key.ref: group}, store, on_event, is_missing=_is_damaged
+    )
+    with suppress(FeatureStoreError):
+        executor.run(decided.units)
+        return {}
+    # An image is missing, or has changed: repair the blocks that do without it.
+    needs: Needs = {}
+    for unit in decided.units:
+        try:
+            executor.run([unit])
+        except FeatureStoreError as error:
+            needs |= {blocks[block]: str(error) for _, block in unit.blocks}
+    return needs
 
 
 def _is_damaged(group: FeatureGroup, block: int) -> bool:
     return group.features.damage(block) is not None
 
 
-def _batch_size(group: FeatureGroup) -> int:
-    found = group.provenance.get("batch_size", BATCH)
-    if not isinstance(found, int) or isinstance(found, bool) or not 0 < found <= LARGEST_BATCH:
-        raise ExtractionError(
-            f"its recorded batch size is {str(found)[:40]!r}, expected a whole number from 1 to "
-            f"{LARGEST_BATCH:,}; move its folder away and run `featurestore extract`"
-        )
-    return found
-
-
 def _backbone(group: FeatureGroup) -> Backbone:
+    """Rebuild the backbone that features were computed with."""
     from featurestore.backbone import Backbone
 
     spec = group.provenance.get("backbone")
     if spec is None:
-        raise ExtractionError("it is not recorded how to build its backbone; pass it in Python")
-    return Backbone.from_spec(spec)
-
-
-def _unreadable(decided: ExtractionPlan, unit: Unit, dataset: Dataset) -> str | None:
-    """Tell which image of a unit's batches is not at hand; None where all are."""
+        raise ExtractionError("its backbone is not recorded; pass it in Python")
     try:
-        for window in decided.windows(unit):
-            for row in window:
-                dataset.image(row)
-    except FeatureStoreError as error:
-        return str(error)
-    return None
+        return Backbone.from_spec(spec)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ExtractionError(
+            f"its backbone is recorded in a form unknown to this version ({one_line(error)}); "
+            "pass it in Python"
+        ) from error

@@ -1,4 +1,4 @@
-"""From a request to stored features and a report of what was done."""
+"""Extract features: from a request to stored arrays and a report."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from featurestore.errors import (
     nearest,
 )
 from featurestore.extraction.events import OnEvent
-from featurestore.extraction.executor import compute
+from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
 from featurestore.features import Features
+from featurestore.versions import versions
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one asked layer ref.
+    """The result for one layer ref.
 
     Attributes
     ----------
@@ -60,7 +61,7 @@ class LayerReport:
 
 
 class Extraction(Mapping[str, Features]):
-    """The features of one extraction by layer ref, and the report of what was done.
+    """The features of one extraction by layer ref, and a report.
 
     Attributes
     ----------
@@ -69,7 +70,7 @@ class Extraction(Mapping[str, Features]):
     reports : dict of str to LayerReport
         By layer ref.
     seconds : float
-        Wall time of the whole call.
+        Wall time of the call.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Extraction(Mapping[str, Features]):
 
     def __getitem__(self, ref: str) -> Features:
         if ref not in self._features:
-            raise NotFoundError(f"layer {ref!r} was not asked for; {nearest(ref, self._features)}")
+            raise NotFoundError(f"layer {ref!r} was not extracted; {nearest(ref, self._features)}")
         return self._features[ref]
 
     def __contains__(self, ref: object) -> bool:
@@ -123,10 +124,10 @@ def extract(
     batch_size: int = 32,
     on_event: OnEvent | None = None,
 ) -> Extraction:
-    """Compute the features of every sample at every asked layer, in one pass; reuse what is stored.
+    """Compute the features of every sample at every given layer in one pass; reuse stored ones.
 
-    Blocks are committed as they fill, so that an interrupted extraction resumes at the block, and
-    memory does not grow with the data set.
+    Each block is committed once it is full, so that an interrupted extraction resumes at the block,
+    and memory does not grow with the data set.
 
     Parameters
     ----------
@@ -137,12 +138,12 @@ def extract(
     layers : sequence of str
         Layer refs such as ``"block4_pool"`` or ``"block5_pool:avg"``.
     store : FeatureStore
-        Where features are, and go.
+        Where the features are stored.
     dtype : {"float16", "float32"}
-        Stored type. What is stored as float32 also serves who asks for float16; asking for float32
-        where float16 is stored computes it again and replaces it.
+        Stored type. Stored float32 features are reused for float16 requests; stored float16
+        features are computed again and replaced for float32 requests.
     batch_size : int
-        Samples in a forward batch. It is not part of the key.
+        Samples in a forward batch. Not part of the key.
     on_event : callable, optional
         Receives an :data:`ExtractionEvent` at the start, after each batch, and at the end.
 
@@ -175,7 +176,7 @@ def extract(
         sources = [layer.source for layer in asked.layers if layer.source is not None]
         in_use = [*(layer.key for layer in asked.layers), *sources]
         with store.features.lock(in_use, shared=True):
-            # In use and in a manifest from here on: no gc takes it.
+            # Locked, and then referred to by a manifest: gc removes neither.
             store.datasets.add(dataset)
             groups = {
                 str(layer.ref): _open(layer, dataset, backbone, store, batch_size)
@@ -183,23 +184,21 @@ def extract(
             }
             decided = plan(dataset, backbone, layers, store, **settings)
             if any(layer.replaces for layer in decided.layers):
-                continue  # Another process was quicker to make them, as float16.
-            counts = compute(decided, dataset, backbone, groups, store, on_event)
+                continue  # Another process has just created them, as float16.
+            executor = Executor(decided, dataset, backbone, groups, store, on_event)
+            written = executor.run(decided.units)
             for layer in decided.layers:
                 store.features.fsync(layer.key)
             features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
-            reports = {
-                str(layer.ref): _report(layer, counts[str(layer.ref)], store)
-                for layer in decided.layers
-            }
+            reports = {ref: _report(group, written.get(ref, 0)) for ref, group in groups.items()}
         return Extraction(features, reports, dataset, time.perf_counter() - started)
 
 
 def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> None:
-    """Remove the float16 features in whose place float32 ones are asked for."""
+    """Remove float16 features that float32 ones replace."""
     replaced = [layer.key for layer in asked.layers if layer.replaces]
     if replaced:
-        # What is stored goes only where its images are at hand.
+        # Keep what is stored if the images are gone.
         dataset.image(asked.windows(asked.units[0])[0].start)
     for key in replaced:
         store.features.remove(key)
@@ -208,24 +207,30 @@ def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> No
 def _open(
     layer: LayerPlan, dataset: Dataset, backbone: Backbone, store: FeatureStore, batch_size: int
 ) -> FeatureGroup:
+    import keras
+
     if store.features.has(layer.key):
         return store.features.get(layer.key)
+    provenance = {
+        "command": _command(dataset, backbone, str(layer.ref)),
+        "batch_size": batch_size,
+        "backbone": backbone.spec,
+        "prefix": backbone.prefix_fields(layer.ref.layer),
+        "keras_backend": keras.backend.backend(),
+        "versions": versions(),
+    }
     try:
         group = store.features.create(
             layer.key,
             shape=layer.shape,
             dtype=layer.dtype,
             sample_ids=dataset.sample_ids,
-            provenance={
-                "command": command(dataset, backbone, str(layer.ref)),
-                "batch_size": batch_size,
-                **provenance(backbone, layer.ref.layer),
-            },
+            provenance=provenance,
         )
     except StoreError:
         if not store.features.has(layer.key):
             raise
-        # Another process has just made it, as another type.
+        # Another process has just created it, as another type.
         return store.features.get(layer.key)
     if layer.source is not None:
         with suppress(NotFoundError):  # Removed in the meantime.
@@ -234,14 +239,14 @@ def _open(
 
 
 def _copy(source: FeatureGroup, group: FeatureGroup) -> None:
-    """Copy the blocks that can be read; what cannot is computed."""
+    # Blocks that cannot be read are computed.
     for block in group.missing():
         with suppress(IncompleteFeaturesError, DamagedError):
             group.write_block(block, source.read_block(block))
 
 
-def command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
-    """Return what extracts these features, as errors offer it: a command line, else Python."""
+def _command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
+    """Return the command that extracts these features, or the Python call if none does."""
     spec = backbone.spec
     height, width = backbone.input_size
     only_here = dataset.source is None or spec["source"] == "model"
@@ -260,26 +265,12 @@ def command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     return shlex.join(words)
 
 
-def provenance(backbone: Backbone, layer: str) -> dict[str, Any]:
-    """Return what a feature group records of its origin: the backbone's spec, and versions."""
-    import keras
-
-    from featurestore.versions import versions
-
-    return {
-        "backbone": backbone.spec,
-        "prefix": backbone.prefix_fields(layer),
-        "keras_backend": keras.backend.backend(),
-        "versions": versions(),
-    }
-
-
-def _report(layer: LayerPlan, computed: int, store: FeatureStore) -> LayerReport:
+def _report(group: FeatureGroup, computed: int) -> LayerReport:
     return LayerReport(
-        key=str(layer.key),
-        shape=layer.shape,
-        dtype=layer.dtype,
-        bytes=store.features.get(layer.key).nbytes_stored,
+        key=str(group.key),
+        shape=group.shape,
+        dtype=str(group.dtype),
+        bytes=group.nbytes_stored,
         rows_computed=computed,
-        rows_reused=layer.shape[0] - computed,
+        rows_reused=group.shape[0] - computed,
     )

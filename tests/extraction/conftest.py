@@ -1,19 +1,24 @@
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
+from featurestore.extraction import Extraction, extract
 from featurestore.store import FeatureStore
+
+LAYERS = ["pool_a", "pool_a:avg", "conv_b:max", "gap"]
 
 
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
     """A real small network: two convolutions with BatchNorm, 16 px, weights that vary."""
-    import keras
-
     keras.utils.set_random_seed(7)
     image = keras.Input((16, 16, 3))
     x = keras.layers.Conv2D(8, 3, padding="same", name="conv_a")(image)
@@ -39,7 +44,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dataset(photos: Path) -> Dataset:
     return Dataset.from_folder(photos, val=0.3)
 
@@ -47,3 +52,36 @@ def dataset(photos: Path) -> Dataset:
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
     return FeatureStore(tmp_path / "store")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """An extraction of LAYERS in batches of 8, its events, and copies of its store."""
+
+    extraction: Extraction
+    events: list[Any]
+    store: FeatureStore
+    tmp_path: Path
+
+    def copy(self) -> FeatureStore:
+        shutil.copytree(self.store.location, self.tmp_path / "copy")
+        return FeatureStore(self.tmp_path / "copy")
+
+    @property
+    def empty(self) -> FeatureStore:
+        return FeatureStore(self.tmp_path / "empty")
+
+
+@pytest.fixture(scope="session")
+def _extracted(
+    dataset: Dataset, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Extraction, list[Any], FeatureStore]:
+    store = FeatureStore(tmp_path_factory.mktemp("extracted") / "store")
+    events: list[Any] = []
+    extraction = extract(dataset, backbone, LAYERS, store, batch_size=8, on_event=events.append)
+    return extraction, events, store
+
+
+@pytest.fixture
+def extracted(_extracted: Any, tmp_path: Path) -> Extracted:
+    return Extracted(*_extracted, tmp_path)
