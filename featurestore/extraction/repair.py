@@ -165,7 +165,7 @@ def _repair_blocks(
     key, ref = group.key, LayerRef.parse(group.key.ref)
     if backbone.prefix_digest(ref.layer) != key.prefix_digest:
         raise ExtractionError(
-            f"{backbone.name} has changed since the extraction; restore its former weights"
+            f"{backbone.name} is no longer the model of the extraction; restore its former weights"
         )
     layer = LayerPlan(
         ref, key, group.shape, str(group.dtype), group.block_rows, tuple(sorted(blocks))
