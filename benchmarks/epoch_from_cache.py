@@ -64,7 +64,7 @@ def from_cache(data: fs.Dataset, backbone: fs.Backbone, layer: str) -> list[floa
 
     with tempfile.TemporaryDirectory() as folder:
         features = fs.extract(data, backbone, [layer], fs.FeatureStore(folder + "/store"))
-        fs.fit_head(features[layer], "gap-dense128", epochs=30, on_event=note)
+        fs.fit_head(features[layer], "gap-dense128", {"epochs": 30}, on_event=note)
     return np.diff(ended).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Keras models that users bring as heads: what can be one, and its identity."""
+"""Keras models of the user's as heads: which can be one, and their identity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import digest_array
-from featurestore.errors import BackboneError, HeadError, one_line
+from featurestore.errors import BackboneError, HeadError
 from featurestore.heads.network import Network, TrainingOptions, gives_logits
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 def adopt(
     model: keras.Model, options: TrainingOptions, features: Features, seed: int
 ) -> tuple[Network, dict[str, Any]]:
-    """Take a user's model as a head, without ever changing it.
+    """Take a user's model as a head, without changing it.
 
     Parameters
     ----------
     model : keras.Model
-        Sequential or functional, of Keras' own layers. If it is not built, it gets the features'
-        shape and weights drawn from the seed; otherwise training starts from its weights.
+        Sequential or functional, of Keras' own layers. If it is not built, it gets the shape of
+        the features and weights drawn from the seed; otherwise training starts from its weights.
     options : TrainingOptions
         By default, a compiled model keeps its learning rate.
     features : Features
-        What the model must take, and classify.
+        What the model is trained on.
     seed : int
         For the weights of a model that is not built.
 
@@ -58,7 +58,7 @@ def adopt(
         return built
 
     built = build(0.0, 1.0)
-    _check_shapes(built, features)
+    _check_output(built, features)
     logits = features.task == "classification" and gives_logits(built)
     compiled, sparse = None, False
     rate: float | None = options.learning_rate
@@ -137,42 +137,28 @@ def _loss(model: keras.Model) -> tuple[str, bool]:
 
 
 def _build(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int) -> keras.Model:
+    from keras import KerasTensor
+
     from featurestore.backbone.seeding import seeded
 
     with seeded(seed):
         model = kind.from_config(copy.deepcopy(config))  # Keras changes what it is given.
-        if not model.built:
-            try:
-                model.build((None, *shape))
-            except Exception as error:  # whatever a layer raises that does not take the shape
-                raise HeadError(
-                    f"the model does not take features of shape {shape}: {one_line(error)}"
-                ) from error
+        try:
+            model(KerasTensor((None, *shape)))
+        except Exception as error:  # whatever a layer raises that does not take the shape
+            raise HeadError(
+                f"the model does not take features of shape {shape}; make its keras.Input of that "
+                "shape, or leave it out"
+            ) from error
     return model
 
 
-def _check_shapes(model: keras.Model, features: Features) -> None:
-    shape, classes = features.shape[1:], len(features.classes)
-    takes, gives = (
-        [tuple(each.shape[1:]) for each in end] for end in (model.inputs, model.outputs)
-    )
-    if len(takes) != 1 or not _fits(takes[0], shape):
-        raise HeadError(
-            f"the model takes {_shown(takes)} and the features of {features.ref!r} are {shape}; "
-            "make its keras.Input of that shape, or leave it out"
-        )
-    if gives != [(classes or 1,)]:
+def _check_output(model: keras.Model, features: Features) -> None:
+    classes = len(features.classes)
+    given = [tuple(output.shape[1:]) for output in model.outputs]
+    if given != [(classes or 1,)]:
         what = f"{classes} classes" if classes else "one value"
         raise HeadError(
-            f"the model gives {_shown(gives)} for each row; expected ({classes or 1},): {what}"
+            f"the model gives {' and '.join(map(str, given))} for each row; "
+            f"expected ({classes or 1},): {what}"
         )
-
-
-def _fits(takes: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
-    return len(takes) == len(shape) and all(
-        size in (None, found) for size, found in zip(takes, shape, strict=True)
-    )
-
-
-def _shown(shapes: list[tuple[int | None, ...]]) -> str:
-    return " and ".join(map(str, shapes))

@@ -1,4 +1,4 @@
-"""What to fit, decided and checked before anything is read: estimator, name, identity."""
+"""What to fit, decided and checked before any feature is read: estimator, name, identity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from featurestore.heads.persist import dump_sklearn
 if TYPE_CHECKING:
     from featurestore.features import Features
 
-LARGEST_SEED = 2**32 - 1
 LONGEST_NAME = 60
 
 
@@ -61,14 +60,14 @@ def candidate(
     features : Features
         Labelled.
     seed : int
-        As `checked_seed` returns it.
+        Of everything random.
 
     Raises
     ------
     HeadError
         If it cannot be fitted or stored.
     """
-    given = {} if params is None else dict(params)
+    given = dict(params or {})
     params = {k: each.item() if isinstance(each, np.generic) else each for k, each in given.items()}
     task: Any = features.task
     kind: Literal["sklearn", "keras"] = "sklearn"
@@ -87,22 +86,16 @@ def candidate(
         kind, training = "keras", network.parse_options(network.TrainingOptions, name, params)
         template, fields = adopted.adopt(estimator, training, features, seed)
     else:
-        template, name, params = _configured(estimator, params, seed)
+        template = _copy(estimator)
+        name, params = _name_of(template), {**_changed(template), **params}
         registry.check_task(template, name, task)
+        registry.with_params(template, params, name, seed)
     if kind == "sklearn":
         fields = estimator_fields(template)
         dump_sklearn(template, name)
     shown = {param: canonical(value, param) for param, value in params.items()}
     digest = digest_fields(_identity(fields, features, seed))
     return Candidate(f"{name[:LONGEST_NAME]}-{short(digest)}", name, kind, template, shown, fields)
-
-
-def checked_seed(seed: Any) -> int:
-    """Return a seed as a Python int, from NumPy's integers too; HeadError for anything else."""
-    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not (whole and 0 <= seed <= LARGEST_SEED):
-        raise HeadError(f"seed is {seed!r}; expected a whole number from 0 to {LARGEST_SEED}")
-    return int(seed)
 
 
 def _is_keras(estimator: Any) -> bool:
@@ -113,31 +106,17 @@ def _is_keras(estimator: Any) -> bool:
     )
 
 
-def _configured(
-    estimator: Any, params: dict[str, Any], seed: int
-) -> tuple[Any, str, dict[str, Any]]:
-    """Return an unfitted copy of an estimator with parameters, its name, and what to show of it."""
-    if isinstance(estimator, type) or not (
-        hasattr(estimator, "fit") and hasattr(estimator, "get_params")
-    ):
-        names = ", ".join([*registry.SKLEARN_HEADS, *registry.KERAS_HEADS])
-        raise HeadError(
-            f"{estimator!r} is not a head: expected a name ({names}), an import path, "
-            "a scikit-learn estimator or a keras.Model"
-        )
+def _copy(estimator: Any) -> Any:
+    """Return an unfitted copy of a scikit-learn estimator."""
     from sklearn.base import clone
 
     try:
-        copy = clone(estimator)
-        name = _name_of(copy)
-        shown = {**_changed(copy), **params}
-        return registry.with_params(copy, params, name, seed), name, shown
-    except HeadError:
-        raise
-    except Exception as error:  # scikit-learn raises a dozen kinds
+        return clone(estimator)
+    except Exception as error:  # a class, an object of another library, an estimator without clone
+        names = ", ".join([*registry.SKLEARN_HEADS, *registry.KERAS_HEADS])
         raise HeadError(
-            f"this {type(estimator).__name__} cannot be copied with its parameters:"
-            f" {one_line(error)}"
+            f"{one_line(error)}; expected a name ({names}), an import path, a scikit-learn "
+            "estimator or a keras.Model"
         ) from error
 
 

@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
-from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError, nearest
+from featurestore.errors import (
+    DamagedError,
+    FeatureStoreWarning,
+    HeadError,
+    NotFoundError,
+    nearest,
+)
 from featurestore.heads import metrics
 from featurestore.heads.head import Head
 from featurestore.heads.rows import SPLITS
-from featurestore.heads.schema import find_fault
+from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale, state
 from featurestore.store.variants import Variant
 
@@ -130,7 +136,7 @@ def list_heads(
     rows, order = [], {}
     for each, differs in zip(documents, stale(store, documents), strict=True):
         split, metric = parse_metric(sort_metric, each["task"])
-        row = {**_row(each, split, metric), "stale": differs}
+        row = {**head_row(each, split, metric), "stale": differs}
         rows.append(row)
         order[row["head"]] = sort_key(row[f"{split}_{metric}"], metric)
     rows.sort(key=lambda row: (row["created"], row["head"]))
@@ -144,20 +150,17 @@ def _valid(store: FeatureStore) -> list[dict[str, Any]]:
     """Return the documents of the heads; invalid ones are left out, with a warning."""
     found = []
     for document in store.heads.values():
-        fault = find_fault(document)
-        if fault is None:
-            found.append(document)
+        try:
+            validate(document)
+        except DamagedError as error:
+            warnings.warn(str(error), FeatureStoreWarning, stacklevel=3)
         else:
-            warnings.warn(
-                f"head {document['id']!r} is left out because its document is not valid: {fault}; "
-                "fit it again with `featurestore train`",
-                FeatureStoreWarning,
-                stacklevel=3,
-            )
+            found.append(document)
     return found
 
 
-def _row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
+def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
+    """Return what a table shows of a head: the columns of `list_heads`, but ``stale``."""
     usual = metrics.primary(document["task"])
     columns = dict.fromkeys([("val", usual), ("test", usual), (split, metric)])
     measured, origin = document["metrics"], document["lineage"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import DamagedError, HeadError, one_line
-from featurestore.heads.candidate import Candidate, candidate, checked_seed
+from featurestore.heads.candidate import Candidate, candidate
 from featurestore.heads.events import (
     EpochEnded,
     HeadFitted,
@@ -23,7 +24,7 @@ from featurestore.heads.events import (
     OnEvent,
 )
 from featurestore.heads.head import Head
-from featurestore.heads.measure import measure
+from featurestore.heads.metrics import measure
 from featurestore.heads.rows import Rows, check_labels
 from featurestore.versions import versions
 
@@ -37,8 +38,6 @@ def fit_head(
     params: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
-    epochs: int | None = None,
-    batch_size: int | None = None,
     save: bool = True,
     on_event: OnEvent | None = None,
 ) -> Head:
@@ -62,8 +61,6 @@ def fit_head(
     seed : int
         Of everything random: each ``random_state`` that is None, initial weights, dropout, order
         of rows.
-    epochs, batch_size : int, optional
-        Of a Keras head; the same as in ``params``.
     save : bool
         Whether to save the head in the features' store.
     on_event : callable, optional
@@ -87,10 +84,7 @@ def fit_head(
     >>> head.metrics["val"]["accuracy"]  # doctest: +SKIP
     0.93
     """
-    given = {} if params is None else dict(params)
-    training = {"epochs": epochs, "batch_size": batch_size}
-    given |= {name: value for name, value in training.items() if value is not None}
-    return fit_heads(features, [(estimator, given)], seed=seed, save=save, on_event=on_event)[0]
+    return fit_heads(features, [(estimator, params)], seed=seed, save=save, on_event=on_event)[0]
 
 
 def fit_heads(
@@ -118,31 +112,22 @@ def fit_heads(
         In the order of ``wanted``.
     """
     check_labels(features.dataset)
-    seed = checked_seed(seed)
+    seed = operator.index(seed)
     candidates = [candidate(each, params, features, seed) for each, params in wanted]
     rows = Rows(features)
     rows.check_enough()
     fitting = _Fitting(rows, seed, save, on_event or (lambda event: None))
     heads: dict[str, Head] = {}
-    left = list({each.id: each for each in candidates}.values())
     dataset, store = features.dataset, features.store
-    if save and not all(store.heads.has(each.id) for each in left):
+    if save and not all(store.heads.has(each.id) for each in candidates):
         store.heads.check_writable()
     kept = store.datasets.keep(dataset) if save else nullcontext()
     with store.features.lock([features.key], shared=True), kept:
-        # Heads that other processes are fitting come last; they are in the store by then.
-        while left:
-            others = []
-            for each in left:
-                with store.heads.lock([each.id], wait=False) as mine:
-                    if mine:
-                        heads[each.id] = fitting.head(each)
-                    else:
-                        others.append(each)
-            if others:
-                with store.heads.lock([others[0].id]):
-                    pass
-            left = others
+        for each in candidates:
+            if each.id not in heads:
+                # Another process that fits this head holds the lock until it is stored.
+                with store.heads.lock([each.id]):
+                    heads[each.id] = fitting.head(each)
     return [heads[each.id] for each in candidates]
 
 
@@ -185,7 +170,7 @@ class _Fitting:
         else:
             estimator, warned = _fit_sklearn(each, rows)
             problems += warned
-            classes = () if rows.task == "regression" else _classes(estimator, rows)
+            classes = tuple(getattr(estimator, "classes_", np.array([])).tolist())
         for text in problems:
             self.on_event(HeadWarned(each.id, text))
         head = Head(
@@ -239,13 +224,6 @@ def _fit_sklearn(each: Candidate, rows: Rows) -> tuple[Any, list[str]]:
             ) from error
     texts = [" ".join(str(warning.message).split()) for warning in caught]
     return estimator, [text[:300] for text in dict.fromkeys(texts)]
-
-
-def _classes(estimator: Any, rows: Rows) -> tuple[Any, ...]:
-    """Return the class of each column of a fitted classifier's scores."""
-    classes = getattr(estimator, "classes_", None)
-    seen = np.unique(rows.labels("train")) if classes is None else np.asarray(classes)
-    return tuple(seen.tolist())
 
 
 def _lineage(features: Features, each: Candidate) -> dict[str, Any]:

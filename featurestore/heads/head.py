@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest
+from featurestore.errors import HeadError, NotFoundError, nearest
 from featurestore.heads import persist
-from featurestore.heads.schema import FIELDS, FORMAT, find_fault
+from featurestore.heads.schema import FIELDS, validate
 from featurestore.store import FeatureKey, FeatureStore
 
 CONFUSION_FILE = "confusion.json"
@@ -137,25 +137,31 @@ class Head:
             scores = np.stack([np.zeros_like(scores), scores], axis=1)
         return scores
 
-    def save(self, store: FeatureStore) -> None:
-        """Save the head in a store."""
-        if self.kind == "keras":
-            files = {persist.KERAS_FILE: persist.dump_keras(self.estimator)}
-        else:
-            files = {persist.SKLEARN_FILE: persist.dump_sklearn(self.estimator, self.name)}
-        metrics = {split: dict(each) for split, each in self.metrics.items()}
-        # In a file of its own: with a thousand classes it is a megabyte, and listings read none.
-        confusion = {split: each.pop("confusion", None) for split, each in metrics.items()}
-        if self.task == "classification":
-            files[CONFUSION_FILE] = json.dumps(confusion, separators=(",", ":")).encode()
+    def document(self) -> dict[str, Any]:
+        """Return what ``head.json`` holds, without confusion matrices, as JSON values."""
+        metrics = {
+            split: {name: value for name, value in each.items() if name != "confusion"}
+            for split, each in self.metrics.items()
+        }
         # A loss may be infinite, which JSON has no form for.
         history = {
             name: [each if np.isfinite(each) else None for each in values]
             for name, values in self.history.items()
         }
         document = {name: getattr(self, name) for name in FIELDS}
-        document |= {"format": FORMAT, "metrics": metrics, "history": history}
-        store.heads.save(self.id, document, files)
+        return {**document, "id": self.id, "metrics": metrics, "history": history}
+
+    def save(self, store: FeatureStore) -> None:
+        """Save the head in a store."""
+        if self.kind == "keras":
+            files = {persist.KERAS_FILE: persist.dump_keras(self.estimator)}
+        else:
+            files = {persist.SKLEARN_FILE: persist.dump_sklearn(self.estimator, self.name)}
+        if self.task == "classification":
+            # In a file of its own: with a thousand classes it is a megabyte.
+            confusion = {split: each["confusion"] for split, each in self.metrics.items()}
+            files[CONFUSION_FILE] = json.dumps(confusion, separators=(",", ":")).encode()
+        store.heads.save(self.id, self.document(), files)
 
     @classmethod
     def load(cls, store: FeatureStore, head: str) -> Head:
@@ -176,12 +182,7 @@ class Head:
         """
         head_id = find(store, head)
         document = store.heads.get(head_id)
-        fault = find_fault(document)
-        if fault:
-            raise DamagedError(
-                f"the document of head {head_id!r} is not valid: {fault}; "
-                "fit the head again with `featurestore train`"
-            )
+        validate(document)
         read = partial(store.heads.read, head_id)
         fields = {name: document[name] for name in FIELDS}
         fields |= {name: tuple(document[name]) for name in ("classes", "shape", "problems")}
@@ -231,7 +232,7 @@ class Head:
 
 
 def find(store: FeatureStore, text: str) -> str:
-    """Return the one id that begins with ``text``; NotFoundError names the nearest."""
+    """Return the one id that begins with ``text``; NotFoundError offers the nearest."""
     if store.heads.has(text):
         return text
     ids = store.heads.keys()
@@ -252,9 +253,8 @@ def _decision(estimator: Any, rows: np.ndarray) -> np.ndarray:
     if hasattr(estimator, "decision_function"):
         return estimator.decision_function(rows)
     if hasattr(estimator, "steps"):
-        for _, step in estimator.steps[:-1]:
-            rows = rows if step in (None, "passthrough") else step.transform(rows)
-        return _decision(estimator.steps[-1][1], rows)
+        *transforms, last = estimator
+        return _decision(last, estimator[:-1].transform(rows) if transforms else rows)
     if type(estimator).__name__ == "MLPClassifier":
         return _perceptron_logits(estimator, rows)
     if hasattr(estimator, "predict_proba"):

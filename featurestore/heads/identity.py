@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
 
+from featurestore.digests import canonical_number
 from featurestore.errors import HeadError
 
-# They change how fast an estimator is fitted, not what it learns.
+# Parameters that change how fast an estimator is fitted, not what it learns.
 WITHOUT_EFFECT = frozenset({"n_jobs", "verbose", "memory", "cache_size", "pre_dispatch"})
 
 
@@ -53,14 +53,13 @@ def canonical(value: Any, name: str) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return canonical(value.tolist(), name)
     if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(value)}
+        return canonical_number(value)
     if isinstance(value, list | tuple):
         return [canonical(each, name) for each in value]
-    if isinstance(value, set | frozenset):
-        return {"set": _sorted(canonical(each, name) for each in value)}
     if isinstance(value, dict):
+        # Pairs, because keys may be numbers, as in class_weight.
         pairs = ([canonical(key, name), canonical(each, name)] for key, each in value.items())
-        return {"dict": _sorted(pairs)}
+        return {"dict": sorted(pairs, key=lambda pair: json.dumps(pair, sort_keys=True))}
     if callable(value) and hasattr(value, "__name__"):
         path = import_path(value)
         if "<" not in path and not path.startswith("__main__."):
@@ -74,7 +73,3 @@ def canonical(value: Any, name: str) -> Any:
         f"{name}={value!r} cannot be part of a head's identity; expected a number, text, array, "
         "scikit-learn object or importable function (and seed=… for anything random)"
     )
-
-
-def _sorted(values: Any) -> list[Any]:
-    return sorted(values, key=lambda each: json.dumps(each, sort_keys=True))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+
+from featurestore.errors import HeadError, one_line
+from featurestore.heads.rows import SPLITS
+
+if TYPE_CHECKING:
+    from featurestore.heads.head import Head
+    from featurestore.heads.rows import Rows
 
 _Classification = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
 _Regression = Literal["r2", "rmse"]
@@ -21,6 +28,56 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 def primary(task: str) -> str:
     """Return the metric that heads of a task are compared by, by default."""
     return "r2" if task == "regression" else "accuracy"
+
+
+def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
+    """Measure a head on every split that has labelled rows.
+
+    Returns
+    -------
+    dict of str to dict
+        By split, as `classification` or `regression` returns them.
+
+    Raises
+    ------
+    HeadError
+        If the head cannot predict a split, or predicts NaN or infinity.
+    """
+    found = {}
+    for split in filter(rows.count, SPLITS):
+        parts = [_predict(head, part, split) for part in rows.parts(split)]
+        predicted = np.concatenate([part for part, _ in parts])
+        truth = rows.labels(split)
+        if head.task == "regression":
+            found[split] = regression(truth, predicted)
+            continue
+        columns = [part for _, part in parts if part is not None]
+        probabilities = np.concatenate(columns) if columns else None
+        found[split] = classification(
+            truth, predicted, probabilities, head.classes, rows.features.classes
+        )
+    return found
+
+
+def _predict(head: Head, features: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return predicted labels (row,), and the probabilities (row, class) of a head that has any."""
+    try:
+        probabilities = head.predict_proba(features)
+        if head.kind == "keras" and probabilities is not None:  # One forward pass instead of two.
+            predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
+        else:
+            predicted = head.predict(features)
+    except Exception as error:  # as when a row has no neighbour within the radius
+        raise HeadError(
+            f"head {head.name!r} cannot predict the {split} split: {one_line(error, 300)}"
+        ) from error
+    for numbers in (predicted, probabilities):
+        if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+            raise HeadError(
+                f"head {head.name!r} predicts NaN or infinity on the {split} split; change its "
+                "parameters, or take another head"
+            )
+    return predicted, probabilities
 
 
 def classification(
@@ -39,8 +96,8 @@ def classification(
     probabilities : numpy.ndarray (row, column), optional
         Predicted probabilities.
     columns : sequence of labels
-        The class of each column of ``probabilities``. A true class without a column, which the
-        training rows lacked, counts as predicted with probability 0.
+        The class of each column of ``probabilities``. A true class without a column, missing from
+        the training rows, counts as predicted with probability 0.
     classes : sequence of labels
         The classes of the confusion matrix, in order; labels that are not among them are added.
 

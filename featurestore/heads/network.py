@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BeforeValidator, Field, PositiveInt
 
-from featurestore.errors import HeadError, nearest
+from featurestore.errors import HeadError, InputError
+from featurestore.settings import Settings
 
 if TYPE_CHECKING:
     import keras
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
     from featurestore.features import Features
 
 
-class TrainingOptions(BaseModel):
+class TrainingOptions(Settings):
     """How a Keras head is trained: all options of a model that the user brings."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32
@@ -27,7 +26,6 @@ class TrainingOptions(BaseModel):
 
 
 def _listed(value: Any) -> Any:
-    value = value.tolist() if hasattr(value, "tolist") else value
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -35,7 +33,7 @@ class DenseOptions(TrainingOptions):
     """All options of a ready-made Keras head; ``units`` has a number for each hidden layer."""
 
     pool: Literal["avg", "max", "flatten"] = "avg"
-    units: Annotated[list[PositiveInt], BeforeValidator(_listed)] = [128]
+    units: Annotated[list[PositiveInt], BeforeValidator(_listed)] = Field(default=[128])
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
@@ -44,17 +42,10 @@ Options = TypeVar("Options", bound=TrainingOptions)
 
 def parse_options(kind: type[Options], name: str, params: Mapping[str, Any]) -> Options:
     """Return the options of a Keras head; HeadError if one is unknown or out of its range."""
-    for param in params:
-        if param not in kind.model_fields:
-            known = nearest(param, kind.model_fields)
-            raise HeadError(f"head {name!r} has no parameter {param!r}; {known}")
     try:
-        return kind.model_validate(dict(params))
-    except ValidationError as error:
-        first = error.errors()[0]
-        param = str(first["loc"][0])
-        expected = first["msg"].replace("Input should be", "expected")
-        raise HeadError(f"head {name!r}: {param} is {params[param]!r}; {expected}") from None
+        return kind.of(params)
+    except InputError as error:
+        raise HeadError(f"head {name!r}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def dense(options: DenseOptions, features: Features) -> Network:
 
         inputs = x = Input(shape, name="features")
         if len(shape) > 1:
-            x = _pooling(options.pool, len(shape))(x)
+            x = _pooling(options.pool, len(shape) - 1)(x)
         for number, units in enumerate(options.units):
             x = layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
             if options.dropout:
@@ -110,13 +101,13 @@ def dense(options: DenseOptions, features: Features) -> Network:
     return Network(build, options.epochs, options.batch_size, options.learning_rate)
 
 
-def _pooling(pool: str, rank: int) -> Any:
+def _pooling(pool: str, axes: int) -> Any:
     from keras import layers
 
-    if pool == "flatten" or rank > 4:
+    if pool == "flatten":
         return layers.Flatten(name="flatten")
     kind = "Average" if pool == "avg" else "Max"
-    return getattr(layers, f"Global{kind}Pooling{rank - 1}D")(name="pool")
+    return getattr(layers, f"Global{kind}Pooling{axes}D")(name="pool")
 
 
 def last_operation(model: keras.Model) -> Any:

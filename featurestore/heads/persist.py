@@ -11,29 +11,7 @@ from featurestore.scratch import scratch
 SKLEARN_FILE = "model.skops"
 KERAS_FILE = "model.keras"
 
-# Modules of scikit-learn whose classes make up its estimators, and which skops does not trust of
-# itself. They hold arrays and numbers, and nothing that they do can run code of a file's.
-TRUSTED_MODULES = frozenset(
-    {
-        "sklearn._loss._loss",
-        "sklearn._loss.link",
-        "sklearn._loss.loss",
-        "sklearn.calibration",
-        "sklearn.ensemble._hist_gradient_boosting.binning",
-        "sklearn.ensemble._hist_gradient_boosting.predictor",
-        "sklearn.gaussian_process._gpc",
-        "sklearn.gaussian_process.kernels",
-        "sklearn.metrics._dist_metrics",
-        "sklearn.metrics._scorer",
-        "sklearn.model_selection._split",
-        "sklearn.neighbors._ball_tree",
-        "sklearn.neighbors._kd_tree",
-        "sklearn.neural_network._stochastic_optimizers",
-        "sklearn.tree._tree",
-        "sklearn.utils._bunch",
-    }
-)
-# Functions that estimators call, and containers of NumPy.
+# Functions that estimators hold, and NumPy's types that skops does not trust by default.
 TRUSTED = frozenset(
     {
         "numpy.dtype",
@@ -94,14 +72,15 @@ def load_sklearn(data: bytes, head_id: str) -> Any:
 
 
 def _is_trusted(name: str) -> bool:
-    """Whether a type that skops does not trust is one of scikit-learn's and NumPy's parts."""
+    """Whether a type that skops does not trust by default is one of scikit-learn's or NumPy's."""
     module, _, attribute = name.rpartition(".")
-    if module not in TRUSTED_MODULES:
+    if not module.startswith("sklearn."):
         return name in TRUSTED
     found = getattr(importlib.import_module(module), attribute, None)
     # Defined there, not imported. Cython classes may give only the last part of the module's name.
     home = getattr(found, "__module__", None) or ""
-    return isinstance(found, type) and home.rpartition(".")[2] == module.rpartition(".")[2]
+    defined = isinstance(found, type) and home.rpartition(".")[2] == module.rpartition(".")[2]
+    return defined or name in TRUSTED
 
 
 def dump_keras(model: Any) -> bytes:

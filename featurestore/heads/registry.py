@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,7 +20,7 @@ class SklearnHead:
     Attributes
     ----------
     classifier, regressor : str or None
-        Class names joined by ``+``, for each task; no regressor if it is None.
+        Class names joined by ``+``, for each task.
     params : mapping
         Parameters of the last step that differ from its own defaults.
     """
@@ -30,20 +29,13 @@ class SklearnHead:
     regressor: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
 
-    def steps(self, task: Task) -> str | None:
-        """Class names for a task."""
-        return self.regressor if task == "regression" else self.classifier
-
 
 SKLEARN_HEADS: Mapping[str, SklearnHead] = MappingProxyType(
     {
         "logistic": SklearnHead("StandardScaler+LogisticRegression", params={"max_iter": 1000}),
         "ridge": SklearnHead("StandardScaler+RidgeClassifier", "StandardScaler+Ridge"),
         "linear-svm": SklearnHead("StandardScaler+LinearSVC", "StandardScaler+LinearSVR"),
-        # Search trees do not help in hundreds of dimensions.
-        "knn": SklearnHead(
-            "KNeighborsClassifier", "KNeighborsRegressor", params={"algorithm": "brute"}
-        ),
+        "knn": SklearnHead("KNeighborsClassifier", "KNeighborsRegressor"),
         "forest": SklearnHead("RandomForestClassifier", "RandomForestRegressor"),
     }
 )
@@ -73,7 +65,7 @@ def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) 
     Raises
     ------
     HeadError
-        For an unknown name or parameter, or a head that does not do the task.
+        For an unknown name or parameter, or a head that does not fit the task.
     """
     if name in KERAS_HEADS:
         dense_options(name, params)
@@ -82,7 +74,7 @@ def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) 
     errors = []
     for each in tasks:
         try:
-            sklearn_head(name, params, each, 0)
+            sklearn_head(name, params, each, seed=0)
             return
         except HeadError as error:
             errors.append(error)
@@ -113,41 +105,36 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
     Raises
     ------
     HeadError
-        For an unknown name or parameter, with the nearest ones; for a head that does not do the
+        For an unknown name or parameter, with the nearest ones; for a head that does not fit the
         task.
     """
     from sklearn.pipeline import make_pipeline
 
-    try:
-        steps = _steps(name, params, task)
-        estimator = steps[0] if len(steps) == 1 else make_pipeline(*steps)
-        check_task(estimator, name, task)
-        return with_params(estimator, params, name, seed)
-    except HeadError:
-        raise
-    except Exception as error:  # whatever a class raises that does not take its parameters
-        raise HeadError(
-            f"head {name!r} does not take these parameters: {one_line(error)}"
-        ) from error
+    steps = _steps(name, task)
+    estimator = steps[0] if len(steps) == 1 else make_pipeline(*steps)
+    check_task(estimator, name, task)
+    return with_params(estimator, params, name, seed)
 
 
-def _steps(name: str, params: Mapping[str, Any], task: Task) -> list[Any]:
-    """Return the estimators that a name stands for; ``params`` has what a class requires."""
+def _steps(name: str, task: Task) -> list[Any]:
+    """Return the estimators that a name stands for."""
     if "+" in name:
-        return [step for part in name.split("+") for step in _steps(part.strip(), {}, task)]
+        return [step for part in name.split("+") for step in _steps(part.strip(), task)]
     if name in KERAS_HEADS:
         raise HeadError(f"{name!r} is a Keras head and cannot be a step of a pipeline")
     if name in SKLEARN_HEADS:
         head = SKLEARN_HEADS[name]
-        *others, last = _steps(head.steps(task) or head.classifier, {}, task)
+        regressor = head.regressor if task == "regression" else None
+        *others, last = _steps(regressor or head.classifier, task)
         return [*others, last.set_params(**head.params)]
     found = _find_class(name)
-    required = [
-        each.name
-        for each in inspect.signature(found).parameters.values()
-        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
-    ]
-    return [found(**{each: params[each] for each in required if each in params})]
+    try:
+        return [found()]
+    except TypeError as error:
+        raise HeadError(
+            f"head {name!r} cannot be made by name: {one_line(error)}; in Python, give the "
+            "estimator itself"
+        ) from error
 
 
 def check_task(estimator: Any, name: str, task: Task) -> None:
@@ -159,7 +146,7 @@ def check_task(estimator: Any, name: str, task: Task) -> None:
         return
     found = "classes" if classes else "numbers" if numbers else "no labels"
     expected = "numbers" if task == "regression" else "classes"
-    fits = [each for each, head in SKLEARN_HEADS.items() if head.steps(task)]
+    fits = [each for each, head in SKLEARN_HEADS.items() if task != "regression" or head.regressor]
     raise HeadError(
         f"head {name!r} predicts {found}, and the labels are {expected}; "
         f"use another, such as {', '.join([*fits, *KERAS_HEADS])}"
@@ -198,14 +185,9 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int)
             raise HeadError(f"head {name!r} has no parameter {param!r}; {nearest(param, own)}")
         chosen[full] = value
     estimator.set_params(**chosen)
-    seeds = {}
-    for param, value in estimator.get_params(deep=True).items():
-        own_name = param.rpartition("__")[2]
-        if own_name == "memory" and value is not None:
-            raise HeadError(
-                f"head {name!r}: {param}={value!r} would store pickles there and load them; "
-                "leave it out"
-            )
-        if own_name == "random_state" and value is None:
-            seeds[param] = seed
-    return estimator.set_params(**seeds)
+    seeds = [
+        param
+        for param, value in estimator.get_params(deep=True).items()
+        if param.rpartition("__")[2] == "random_state" and value is None
+    ]
+    return estimator.set_params(**dict.fromkeys(seeds, seed))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-FORMAT = 1
+from featurestore.errors import DamagedError
 
 
 class _Part(BaseModel):
@@ -31,10 +31,10 @@ class _Lineage(_Part):
     features: _Features
     backbone: dict[str, Any] | None = None
     created: str
+    seconds: float
 
 
 class _Document(_Part):
-    format: int
     name: str
     kind: Literal["sklearn", "keras"]
     task: Literal["classification", "regression"]
@@ -48,19 +48,18 @@ class _Document(_Part):
     lineage: _Lineage
 
 
-# Those of a `Head`, which has no format.
-FIELDS = tuple(name for name in _Document.model_fields if name != "format")
+# All are attributes of a `Head`.
+FIELDS = tuple(_Document.model_fields)
 
 
-def find_fault(document: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a head's document, in one line; None if it is valid."""
-    found = document.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        return f"its format is {found} and this featurestore reads {FORMAT}: upgrade featurestore"
+def validate(document: Mapping[str, Any]) -> None:
+    """Raise DamagedError if the document of a head is not valid."""
     try:
         _Document.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(each) for each in first["loc"])
-        return f"{where[:80]!r}: {first['msg']}"
-    return None
+        where = ".".join(map(str, first["loc"]))
+        raise DamagedError(
+            f"the document of head {document['id']!r} is not valid: {where[:80]!r}: "
+            f"{first['msg']}; fit the head again with `featurestore train`"
+        ) from None

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from featurestore.backbone.copying import set_weights
 from featurestore.backbone.seeding import seeded
 from featurestore.errors import HeadError
 from featurestore.features.py_dataset import BatchDataset
@@ -65,9 +64,11 @@ def train(
 
     with seeded(seed):
         model = network.build(mean, deviation)
+        # It shares the layers of the model, which stays without optimizer state.
+        trainer = keras.Model(model.inputs, model.outputs)
         batches = _batches(rows, "train", network.batch_size, encode, seed=seed)
-        _compile(model, network, len(batches), rows.task)
-        fitted = model.fit(
+        _compile(trainer, network, len(batches), rows.task)
+        fitted = trainer.fit(
             batches,
             validation_data=_batches(rows, "val", EVALUATION_ROWS, encode)
             if rows.count("val")
@@ -82,10 +83,8 @@ def train(
                 "training diverged: the weights are no longer finite numbers; lower learning_rate"
                 " (`--param learning_rate=…`), or take another layer"
             )
-        plain = network.build(mean, deviation)
-    set_weights(plain, model.get_weights())
     history = {key: [float(each) for each in values] for key, values in fitted.history.items()}
-    return plain, history
+    return model, history
 
 
 def _compile(model: keras.Model, network: Network, steps: int, task: str) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, HeadError
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile
 from featurestore.pipeline.sweep import check_heads, check_layers
@@ -71,12 +71,10 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
     from featurestore.heads import check_labels, metrics
 
     split, metric = file.spec.select.split, file.spec.select.metric
-    if dataset.task is None:
-        raise file.mistake(
-            ["data", "path"],
-            f"{dataset.source} has no labels, which heads need; expected a folder with a "
-            "sub-folder for each class, or a table with a column of labels",
-        )
+    try:
+        check_labels(dataset)
+    except HeadError as error:
+        raise file.mistake(["data", "path"], str(error)) from error
     regression = dataset.task == "regression"
     known = metrics.REGRESSION if regression else metrics.CLASSIFICATION
     if metric is not None and metric not in known:
@@ -91,12 +89,8 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
             f"the {split} split has no labelled sample to choose heads by; give it a share in "
             "`data`, or choose by another split",
         )
-    try:
-        check_labels(dataset)
-    except FeatureStoreError as error:
-        raise file.mistake(["data", "path"], str(error)) from error
     check_heads(file, dataset.task)
-    return {"split": split, "metric": metric or metrics.primary(dataset.task)}
+    return {"split": split, "metric": metric or metrics.primary(str(dataset.task))}
 
 
 def _cut(file: File, number: int, options: dict[str, Any]) -> Cut:
@@ -128,16 +122,27 @@ def _existing(file: File, where: list[str | int], path: str) -> str:
 
 def _check_unfreeze(file: File, cuts: list[Cut]) -> None:
     """Check that each backbone has the layers to unfreeze; which one is promoted shows later."""
-    from featurestore.backbone import LayerRef, unfrozen
-
     promote = file.spec.promote
     if promote is None or promote.unfreeze is None:
         return
     for backbone, layers in cuts:
-        names = backbone.layer_names
-        last = max(names.index(LayerRef.parse(layer).layer) for layer in layers)
         try:
-            unfrozen(names[: last + 1], promote.unfreeze)
+            unfrozen_up_to(backbone, layers, promote.unfreeze)
         except FeatureStoreError as error:
             which = f"of {backbone.name}: " if len(cuts) > 1 else ""
             raise file.mistake(["promote", "unfreeze"], f"{which}{error}") from error
+
+
+def unfrozen_up_to(backbone: Backbone, layers: list[str], unfreeze: str | int) -> list[str]:
+    """Return the layers that are unfrozen up to the last of some cuts.
+
+    Raises
+    ------
+    BackboneError
+        If there are none.
+    """
+    from featurestore.backbone import LayerRef, unfrozen
+
+    names = backbone.layer_names
+    last = max(names.index(LayerRef.parse(layer).layer) for layer in layers)
+    return unfrozen(names[: last + 1], unfreeze)

@@ -1,11 +1,9 @@
-"""Running a pipeline file: its stages in order, each skipped where its result is up to date."""
+"""Running a pipeline file: its stages in order, each skipped if its result is up to date."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, short
 from featurestore.errors import BackboneError, DatasetError, InputError
-from featurestore.pipeline.check import check, check_data
+from featurestore.pipeline.check import check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
-from featurestore.pipeline.spec import HeadSpec, PipelineSpec
+from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
 from featurestore.scratch import scratch
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
     from featurestore.extraction import Extraction
-    from featurestore.features import Features
     from featurestore.heads import Head
     from featurestore.pipeline.check import Cut
     from featurestore.promotion import FineTuning
@@ -39,19 +36,19 @@ SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
 def run_pipeline(
     path: str | Path, store: FeatureStore, *, runs: str | Path = "runs", on_event: Any = None
 ) -> dict[str, Any]:
-    """Run a pipeline file: data, extract, heads, promote; what is up to date is skipped.
+    """Run a pipeline file: data, extract, heads, promote. Stages that are up to date are skipped.
 
     Parameters
     ----------
     path : path-like
         The YAML file; relative paths in it are taken from its folder.
     store : FeatureStore
-        Holds features and heads, and gets the new ones.
+        Stores features and heads, and provides those that exist.
     runs : path-like
         Folder of the runs. Each has ``NAME/ID/`` with the spec as run (``spec.yaml``), a
         manifest of inputs, outputs, versions and metrics (``manifest.json``), and the promoted
-        model (``model.keras``). The ID is a digest of the spec and its inputs: the same run again
-        is the same folder.
+        model (``model.keras``). The ID is a digest of the spec and its inputs, so that the same
+        run has the same folder.
     on_event : callable, optional
         Receives :class:`StageStarted`, :class:`StageSkipped`, :class:`StageNoted` and the events
         of the stages.
@@ -68,33 +65,19 @@ def run_pipeline(
     FeatureStoreError
         As the stages.
     """
-    run = _Run(path, store, Path(runs), on_event or _ignore)
-    return run.carry_out()
-
-
-def _ignore(event: object) -> None:
-    pass
-
-
-@dataclass
-class _Stages:
-    """What became of each stage."""
-
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def record(self, stage: str, started: float, fresh: bool) -> None:
-        seconds = round(time.perf_counter() - started, 3)
-        self.records[stage] = {"status": "done" if fresh else "up to date", "seconds": seconds}
+    return _Run(path, store, Path(runs), on_event or (lambda event: None)).run()
 
 
 class _Run:
-    def __init__(self, path: str | Path, store: FeatureStore, runs: Path, tell: Any) -> None:
+    """One run of a pipeline file: a method for each stage."""
+
+    def __init__(self, path: str | Path, store: FeatureStore, runs: Path, on_event: Any) -> None:
         self.file: SpecFile[PipelineSpec] = read_spec(path, PipelineSpec)
         self.spec = self.file.spec
-        self.store, self.runs, self.tell = store, runs, tell
-        self.stages = _Stages()
+        self.store, self.runs, self.on_event = store, runs, on_event
+        self.stages: dict[str, dict[str, Any]] = {}
 
-    def carry_out(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         began = datetime.now(UTC).isoformat(timespec="seconds")
         clock = time.perf_counter()
         cuts = check(self.file)
@@ -115,14 +98,14 @@ class _Run:
             "pipeline": self.spec.name,
             "began": began,
             "seconds": round(time.perf_counter() - clock, 3),
-            "stages": self.stages.records,
+            "stages": self.stages,
             "inputs": {
                 "dataset": _dataset_fields(dataset),
                 "backbones": [each.spec for each in backbones],
             },
             "features": [str(each.key) for _, found in extractions for each in found.values()],
-            "heads": [_row(head, "features") for head in heads]
-            + [_row(head, "pixels") for head in baseline],
+            "heads": [_row(head, "features", selection) for head in heads]
+            + [_row(head, "pixels", selection) for head in baseline],
             "selection": selection,
             "selected": chosen.id,
             "promotion": promotion,
@@ -134,6 +117,13 @@ class _Run:
         _write(folder / MANIFEST, text.encode("utf-8", "backslashreplace"))
         return {"folder": str(folder), **manifest}
 
+    def _end(self, stage: str, started: float, *, fresh: bool, result: str) -> None:
+        """Record what became of a stage; ``result`` says what is up to date if nothing is new."""
+        seconds = round(time.perf_counter() - started, 3)
+        self.stages[stage] = {"status": "done" if fresh else "up to date", "seconds": seconds}
+        if not fresh:
+            self.on_event(StageSkipped(stage, result))
+
     def _data(self) -> Dataset:
         from featurestore.dataset import Dataset, problem_lines
 
@@ -141,19 +131,17 @@ class _Run:
         options = self.spec.data.model_dump(exclude={"path"}, exclude_none=True)
         path = self.spec.data.path
         location = path if "://" in path else str(self.file.resolve(path))
-        self.tell(StageStarted("data", location))
+        self.on_event(StageStarted("data", location))
         try:
-            dataset = Dataset.open(location, on_event=self.tell, **options)
+            dataset = Dataset.open(location, on_event=self.on_event, **options)
         except DatasetError as error:
             raise self.file.mistake(["data"], str(error)) from error
         known = [entry.manifest_digest for entry in self.store.datasets.values()]
         self.store.datasets.add(dataset)
         fresh = dataset.manifest_digest not in known
-        self.stages.record("data", started, fresh)
-        if not fresh:
-            self.tell(StageSkipped("data", f"{len(dataset):,} samples"))
+        self._end("data", started, fresh=fresh, result=f"{len(dataset):,} samples")
         for line in problem_lines(dataset.problems, most=3):
-            self.tell(StageNoted("data", line))
+            self.on_event(StageNoted("data", line))
         return dataset
 
     def _extract(
@@ -163,11 +151,11 @@ class _Run:
         from featurestore.extraction import extract
 
         started = time.perf_counter()
-        options = {**self.spec.extract.model_dump(), "on_event": self.tell}
+        options = {**self.spec.extract.model_dump(), "on_event": self.on_event}
         found = []
         for backbone, layers in cuts:
             name = self.names[backbone]
-            self.tell(StageStarted("extract", f"features of {dataset.name} by {name}"))
+            self.on_event(StageStarted("extract", f"features of {dataset.name} by {name}"))
             found.append((backbone, extract(dataset, backbone, layers, self.store, **options)))
         pixels = []
         if self.spec.baseline is not None:
@@ -181,9 +169,7 @@ class _Run:
             for report in each.reports.values()
         ]
         fresh = any(report.rows_computed for report in reports)
-        self.stages.record("extract", started, fresh)
-        if not fresh:
-            self.tell(StageSkipped("extract", "all features are stored"))
+        self._end("extract", started, fresh=fresh, result="all features are stored")
         return found, pixels
 
     def _heads(
@@ -195,37 +181,21 @@ class _Run:
         """Return each head by its id, with its backbone, and the heads on pixels."""
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads.values()}
-        self.tell(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
-        found = {
-            head.id: (head, backbone)
-            for backbone, extraction in extractions
-            for features in extraction.values()
-            for head in self._fit(features, self.spec.heads, self.names[backbone])
-        }
+        self.on_event(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
+        found: dict[str, tuple[Head, Backbone]] = {}
+        for backbone, extraction in extractions:
+            for features in extraction.values():
+                self.on_event(StageStarted("heads", f"{self.names[backbone]} {features.ref}"))
+                for head in fit_all(features, self.spec.heads, self.on_event):
+                    found[head.id] = head, backbone
         everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
-        baseline = [
-            head for each in pixels for head in self._fit(each["pixels"], everywhere, "pixels")
-        ]
+        baseline = []
+        for each in pixels:
+            self.on_event(StageStarted("heads", "pixels"))
+            baseline += fit_all(each["pixels"], everywhere, self.on_event)
         fresh = any(head not in before for head in (*found, *(each.id for each in baseline)))
-        self.stages.record("heads", started, fresh)
-        if not fresh:
-            self.tell(StageSkipped("heads", "all heads are stored"))
+        self._end("heads", started, fresh=fresh, result="all heads are stored")
         return found, baseline
-
-    def _fit(self, features: Features, heads: Sequence[HeadSpec], name: str) -> list[Head]:
-        """Fit heads on one layer, which is named once something is to be fitted on it."""
-        from featurestore.heads import HeadStarted
-
-        named = False
-
-        def tell(event: Any) -> None:
-            nonlocal named
-            if isinstance(event, HeadStarted) and not named:
-                named = True
-                self.tell(StageStarted("heads", f"{name} {features.ref}"))
-            self.tell(event)
-
-        return fit_all(features, heads, tell)
 
     def _choose(self, heads: list[Head], selection: dict[str, str]) -> Head:
         """Return the best head; where one is to be promoted, the best of those that can be."""
@@ -257,20 +227,19 @@ class _Run:
         idle = asked.unfreeze is not None and options["unfreeze"] is None
         note = f" ({asked.unfreeze} lies behind it: nothing to unfreeze)" if idle else ""
         of = f" of {self.names[backbone]}" if len(self.names) > 1 else ""
-        self.tell(StageStarted("promote", f"{head.id} on {head.key.ref}{of}{note}"))
+        self.on_event(StageStarted("promote", f"{head.id} on {head.key.ref}{of}{note}"))
         digest = digest_fields({"head": head.id, **asked.model_dump()})
         done = _promoted(folder, digest)
         if done is not None:
-            self.stages.record("promote", started, fresh=False)
-            self.tell(StageSkipped("promote", str(folder / MODEL)))
+            self._end("promote", started, fresh=False, result=str(folder / MODEL))
             return done
         from featurestore.promotion import promote
 
         promotion = promote(
-            head, backbone, data=dataset, selected_on=[chosen_by], on_event=self.tell, **options
+            head, backbone, data=dataset, selected_on=[chosen_by], on_event=self.on_event, **options
         )
         promotion.save(folder / MODEL)
-        self.stages.record("promote", started, fresh=True)
+        self._end("promote", started, fresh=True, result=str(folder / MODEL))
         return {
             "head": head.id,
             "digest": digest,
@@ -336,15 +305,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _unfreeze(promote: FineTuning, head: Head, backbone: Backbone) -> str | int | None:
-    """Return what is unfrozen of a promoted head; None where its layer lies before all that."""
-    from featurestore.backbone import LayerRef, unfrozen
-
+    """Return what to unfreeze below a head; None if its layer comes before all of it."""
     if promote.unfreeze is None:
         return None
-    names = backbone.layer_names
-    cut = names.index(LayerRef.parse(head.key.ref).layer)
     try:
-        unfrozen(names[: cut + 1], promote.unfreeze)
+        unfrozen_up_to(backbone, [head.key.ref], promote.unfreeze)
     except BackboneError:
         return None
     return promote.unfreeze
@@ -361,23 +326,11 @@ def _promoted(folder: Path, digest: str) -> dict[str, Any] | None:
     return recorded if fits else None
 
 
-def _row(head: Head, on: str) -> dict[str, Any]:
-    return {
-        "head": head.id,
-        "on": on,
-        "name": head.name,
-        "model": head.key.model,
-        "layer": head.key.ref,
-        "prefix": head.key.short.prefix,
-        **Variant.of(head.lineage).to_dict(),
-        "params": head.params,
-        "seed": head.seed,
-        "seconds": head.lineage["seconds"],
-        "metrics": {
-            split: {name: value for name, value in each.items() if name != "confusion"}
-            for split, each in head.metrics.items()
-        },
-    }
+def _row(head: Head, on: str, selection: dict[str, str]) -> dict[str, Any]:
+    from featurestore.heads.compare import head_row
+
+    row = head_row(head.document(), selection["split"], selection["metric"])
+    return {"on": on, **row, "seconds": head.lineage["seconds"]}
 
 
 def _dataset_fields(dataset: Dataset) -> dict[str, Any]:

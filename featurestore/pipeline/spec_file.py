@@ -19,7 +19,7 @@ _LONGEST_VALUE = 60
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, except that ``1e-5`` is a number, dates are text, and no field is given twice."""
+    """YAML 1.1, but ``1e-5`` is a number, dates are text, and a field given twice is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names: list[Any] = []

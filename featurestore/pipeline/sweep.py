@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,21 +81,11 @@ def check_heads(file: SpecFile[Any], task: Task | None = None) -> None:
             try:
                 check_named(head.head, params, task)
             except HeadError as error:
-                field = _field(head, str(error))
-                raise file.mistake(["heads", number, *field], str(error)) from None
-
-
-def _field(head: HeadSpec, message: str) -> list[str]:
-    """Return the field of a head that a message is about: a parameter that it names, or head."""
-    for part, params in (("params", head.params), ("grid", head.grid)):
-        for name in params:
-            if re.search(rf"\b{re.escape(name)}\b", message):
-                return [part, name]
-    return ["head"]
+                raise file.mistake(["heads", number], str(error)) from None
 
 
 def check_layers(file: SpecFile[Any], layers: Sequence[str]) -> None:
-    """Raise SpecError for a head that asks for another layer than these."""
+    """Raise SpecError if a head names another layer than these."""
     for number, head in enumerate(file.spec.heads):
         for place, layer in enumerate(head.layers or []):
             if layer not in layers:

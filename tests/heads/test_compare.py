@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from featurestore.errors import (
-    HeadError,
-    NotFoundError,
-)
+from featurestore.errors import HeadError, NotFoundError
 from featurestore.features import Features
 from featurestore.heads import best, fit_head, fit_heads, list_heads
 from featurestore.store import FeatureStore
@@ -59,14 +53,3 @@ def test_without_validation_rows_there_is_no_best(make_features: MakeFeatures) -
     with pytest.raises(HeadError, match="scan --val"):
         best(found)
     assert best(found, "train.accuracy") is found[0]
-
-
-def test_listing_loads_no_heavy_library(three: Features) -> None:
-    fit_head(three, "ridge")
-    code = (
-        "import sys, featurestore.heads as h; from featurestore.store import FeatureStore\n"
-        f"rows = h.list_heads(FeatureStore({three.store.location!r}), 'toys')\n"
-        "heavy = {'tensorflow', 'keras', 'sklearn', 'skops', 'pandas'} & set(sys.modules)\n"
-        "assert len(rows) == 1 and not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,10 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featurestore.errors import HeadError
-from featurestore.heads import (
-    Head,
-    fit_head,
-)
+from featurestore.heads import Head, fit_head
 from tests.heads.conftest import MakeFeatures
 
 

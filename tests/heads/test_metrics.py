@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
+from sklearn.neighbors import RadiusNeighborsRegressor
 
+from featurestore.features import Features
 from featurestore.heads import metrics
+from tests.heads.conftest import refused
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -61,3 +64,8 @@ def test_regression_equals_scikit_learn() -> None:
 
 def test_r2_of_constant_labels_has_no_meaning() -> None:
     assert metrics.regression(np.ones(3), np.zeros(3)) == {"rows": 3, "r2": None, "rmse": 1.0}
+
+
+def test_a_head_that_predicts_nan_is_refused(numbers: Features) -> None:
+    text = refused(numbers, RadiusNeighborsRegressor(0.01))
+    assert "predicts NaN or infinity on the val split" in text

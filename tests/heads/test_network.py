@@ -9,7 +9,8 @@ from keras import layers
 
 from featurestore.features import Features
 from featurestore.heads import EpochEnded, Head, fit_head
-from featurestore.heads.network import gives_logits, logits_model
+from featurestore.heads.network import dense, gives_logits, logits_model
+from featurestore.heads.registry import dense_options
 from tests.heads.keras_models import QUICK, sequential, softmax
 
 pytestmark = pytest.mark.usefixtures("keras_seed")
@@ -23,17 +24,21 @@ pytestmark = pytest.mark.usefixtures("keras_seed")
         ("gap-dense256-dropout", layers.GlobalAveragePooling2D, 256),
     ],
 )
-def test_the_recipes_heads(maps: Features, name: str, pooling: type, units: int) -> None:
-    events: list[Any] = []
-    head = fit_head(maps, name, QUICK, on_event=events.append)
-    assert head.metrics["train"]["accuracy"] > 0.7
-    assert head.metrics["val"]["log_loss"] < 1.2
-    kinds = [type(layer) for layer in head.estimator.layers]
+def test_the_heads_of_the_recipes(maps: Features, name: str, pooling: type, units: int) -> None:
+    model = dense(dense_options(name, {}), maps).build(0.0, 1.0)
+    kinds = [type(layer) for layer in model.layers]
     dropout = [layers.Dropout] if "dropout" in name else []
     assert kinds == [
         layers.InputLayer, pooling, layers.Dense, *dropout, layers.Dense, layers.Softmax,
     ]  # fmt: skip
-    assert head.estimator.layers[2].units == units
+    assert model.layers[2].units == units
+
+
+def test_a_ready_made_head(maps: Features) -> None:
+    events: list[Any] = []
+    head = fit_head(maps, "gap-dense128", QUICK, on_event=events.append)
+    assert head.metrics["train"]["accuracy"] > 0.7
+    assert head.metrics["val"]["log_loss"] < 1.2
     epochs = [each for each in events if isinstance(each, EpochEnded)]
     assert [each.epoch for each in epochs] == list(range(1, 9))
     assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= set(epochs[0].logs)

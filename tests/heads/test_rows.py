@@ -2,15 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from featurestore.errors import IncompleteFeaturesError
 from featurestore.features import Features
-from featurestore.heads import (
-    HeadWarned,
-    fit_head,
-)
+from featurestore.heads import HeadWarned, fit_head
 from tests.heads.conftest import MakeFeatures, refused
 from tests.toys import drop_block
 
@@ -31,13 +27,6 @@ def test_labels_that_teach_nothing(
     text = refused(make_features(labels, **options), "ridge")
     assert says in text
     assert "featurestore scan" in text
-
-
-def test_features_that_are_not_finite(make_features: MakeFeatures) -> None:
-    values = np.zeros((20, 12))
-    values[3, 5] = np.nan
-    features = make_features(["a", "b"] * 10, values=values, val=0.0)
-    assert "NaN or infinity" in refused(features, "ridge")
 
 
 def test_features_that_are_not_complete(three: Features) -> None:

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.errors import (
-    HeadError,
-)
+from featurestore.errors import HeadError
 from featurestore.features import Features
 from featurestore.heads import best, fit_head, list_heads
 from featurestore.store import FeatureStore
@@ -58,12 +56,12 @@ def test_a_former_manifest_that_is_gone(
 
 
 def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
-    make_features: MakeFeatures, store: FeatureStore
+    make_features: MakeFeatures, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = make_features(["a", "b"] * 1500, (20_000,), val=0.3)
-    assert features.group.blocks > 1
+    monkeypatch.setattr("featurestore.store.features.block_rows", lambda row_bytes: 32)
+    features = make_features(["a", "b"] * 50, val=0.3)
     drop_block(features.group, 0)
     part = fit_head(features.completed(), "ridge")
     (row,) = list_heads(store)
-    assert row["stale"] == f"rows ({len(features.completed())} of 3000)"
+    assert row["stale"] == "rows (68 of 100)"
     assert best([part]) is part

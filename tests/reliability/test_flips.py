@@ -70,7 +70,7 @@ class Kept:
         on_former = Features(pooled.group, former, self.store)
         fits: list[Callable[[], Head]] = [
             lambda: fit_head(pooled, "logistic", {"C": 0.1}),
-            lambda: fit_head(whole, "gap-dense128", epochs=1),
+            lambda: fit_head(whole, "gap-dense128", {"epochs": 1}),
             lambda: fit_head(on_former, "ridge"),
         ]
         self.fits = {fit().id: fit for fit in fits}

@@ -79,7 +79,7 @@ def whole_epoch(features: Features) -> None:
 def fit_streamed(torn: Torn) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "IN_MEMORY", 0)
-        fit_head(torn.features, "dense", epochs=1)
+        fit_head(torn.features, "dense", {"epochs": 1})
 
 
 def sweep(torn: Torn) -> None:
@@ -98,7 +98,7 @@ READERS: dict[str, Callable[[Torn], object]] = {
     "tf_dataset": lambda torn: torn.features.tf_dataset("train"),
     "py_dataset": lambda torn: whole_epoch(torn.features),
     "fit_head": lambda torn: fit_head(torn.features, "ridge"),
-    "fit_head, Keras": lambda torn: fit_head(torn.features, "dense", epochs=1),
+    "fit_head, Keras": lambda torn: fit_head(torn.features, "dense", {"epochs": 1}),
     "fit_head, streamed": fit_streamed,
     "fit_heads": lambda torn: fit_heads(torn.features, [("ridge", {}), ("logistic", {})]),
     "rank": lambda torn: rank(torn.store, "photos"),
