@@ -4,7 +4,7 @@
 
     FeatureStoreError                  caught by the command line: one line, exit status 1
     ├── InputError (ValueError)        what the caller gave cannot be used
-    │   ├── DatasetError               a folder, table or array that is no data set
+    │   ├── DatasetError               a folder, table or array that is not a data set
     │   ├── ImageError                 bytes that do not decode to an image
     │   ├── BackboneError              an unknown model, or weights that do not fit
     │   │   └── UnknownLayerError      no such layer in the backbone
@@ -21,7 +21,7 @@
     └── PromotionError                 a head that cannot be fused
         └── ParityError                the fused model disagrees with the cached head
 
-A message says what was found, what was expected, and how to mend it, in one line.
+A message says in one line what was found, what was expected, and how to fix it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class InputError(FeatureStoreError, ValueError):
 
 
 class DatasetError(InputError):
-    """A folder, table or array that is no data set."""
+    """A folder, table or array that is not a data set."""
 
 
 class ImageError(InputError):

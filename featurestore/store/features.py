@@ -37,7 +37,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     kind = "features"
     folder = "features"
-    depth = 3
     marker = f"{FEATURES}/{METADATA}"
     own_files = re.compile(
         rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+))"
@@ -61,13 +60,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         StoreError
             The path belongs to other features whose digests begin with the same digits.
         """
-        path = self.path(key)
-        if not self._exists(path):
-            raise self._not_found(key)
-        group = self._read(path)
+        group = self._read(self.path(key))
         if group.key != key:
             raise StoreError(
-                f"{self._files.location}/{path} belongs to {group.key.prefix_digest} over "
+                f"{self._files.location}/{group.path} belongs to {group.key.prefix_digest} over "
                 f"{group.key.dataset_digest}, expected {key.prefix_digest} over "
                 f"{key.dataset_digest}: the short digests are equal and the whole ones are not; "
                 "use another store"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from featurestore.digests import ROW_BYTES
 from featurestore.errors import DamagedError, IncompleteFeaturesError, StoreFormatError
-from featurestore.store.blocks import METADATA, BlockArray, convert, dimension_names
+from featurestore.store.blocks import METADATA, BlockArray, as_type, dimension_names
 from featurestore.store.key import FeatureKey, KeyPath
 
 if TYPE_CHECKING:
@@ -298,24 +298,17 @@ class FeatureGroup:
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.shape[0]:
             raise IndexError(f"{self.key}: rows {wanted.min()} to {wanted.max()}")
         order = np.argsort(wanted, kind="stable")
-        ascending = bool((np.diff(order) == 1).all())
         blocks, first = np.unique(wanted[order] // self.block_rows, return_index=True)
-        bounds = np.append(first, len(wanted))
+        places = np.split(order, first[1:])
         result = np.empty((len(wanted), *self.shape[1:]), dtype=dtype or self.dtype)
 
-        def fill(index: int) -> None:
-            here = slice(int(bounds[index]), int(bounds[index + 1]))
-            block = int(blocks[index])
+        def fill(block: int, place: np.ndarray) -> None:
             values = self.read_block(block)
-            chosen = wanted[order[here]] - block * self.block_rows
-            if ascending:
-                whole = np.array_equal(chosen, np.arange(len(values)))
-                convert(values if whole else values[chosen], out=result[here])
-            else:
-                result[order[here]] = values[chosen]
+            chosen = values[wanted[place] - block * self.block_rows]
+            result[place] = as_type(chosen, result.dtype)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(fill, range(len(blocks))):
+            for _ in pool.map(fill, blocks.tolist(), places):
                 pass
         return result
 

@@ -110,8 +110,6 @@ class Shelf(ABC, Generic[K, V]):
     kind: ClassVar[Literal["features", "dataset", "head"]]
     #: Folder of the shelf in the store.
     folder: ClassVar[str]
-    #: Levels of folders between the shelf's folder and the files of a thing.
-    depth: ClassVar[int] = 1
     #: The file of a thing that is written last.
     marker: ClassVar[str]
     #: Paths, within a thing, of files that this program writes.
@@ -220,11 +218,11 @@ class Shelf(ABC, Generic[K, V]):
         return found
 
     def lock_name(self, garbage: Garbage) -> str:
-        """Return the name that whoever writes there has locked."""
+        """Return the name that a process which writes there has locked."""
         if garbage.kind != "leftover":
             return garbage.path
-        parts = garbage.path.split("/")
-        return "/".join(parts[: self.depth + 1]) if len(parts) > self.depth + 1 else self.folder
+        things = (path for path in self._paths() if garbage.path.startswith(f"{path}/"))
+        return next(things, self.folder)
 
     def discard(self, path: str) -> int:
         """Remove a file, or the files of a thing that this program wrote, with its empty folders.
