@@ -1,7 +1,7 @@
 """The pages and the help texts are tests: what they show runs, and what there is they show.
 
-Pages are run as users read them: in a folder that has ``photos/`` and ``my_model.keras``, with
-ImageNet weights of MobileNetV2 at hand (random ones, where Keras keeps what it has downloaded).
+Pages are run as users read them: in a folder that has ``photos/`` and ``my_model.keras``, with a
+few layers of MobileNetV2 in the place of the whole network, which runs with ``-m slow``.
 A block that needs a real download stands under ``<!-- not run: needs the ImageNet weights -->``.
 A YAML block whose first line is ``# NAME.yaml`` is the file of that name.
 """
@@ -12,7 +12,6 @@ import doctest
 import importlib
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*dict.fromkeys([*PAGES, *sorted(ROOT.glob("*/README.md")), ROOT / "CONTRIBUTING.md"])]
 MODULES = sorted((ROOT / "featurestore").rglob("*.py"))
+WITH_EXAMPLES = [file for file in MODULES if ">>>" in file.read_text(encoding="utf-8")]
 # Pages whose command lines run too, in their place among the Python blocks.
 RUN_COMMANDS = ("quickstart.md", "extraction.md")
 # Pages that make their own photos, or look at a store that is there already.
@@ -117,16 +117,25 @@ def small_model() -> Any:
     return keras.Model(image, keras.layers.Conv2D(16, 3, activation="relu", name="top")(x))
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``my_model.keras``, and ``keras/models`` as Keras keeps its downloads."""
-    folder = tmp_path_factory.mktemp("models")
-    small_model().save(folder / "my_model.keras")
-    kept = folder / "keras" / "models"
+def few_layers(weights: str | None, include_top: bool, input_shape: tuple[int, int, int]) -> Any:
+    """Build the layers of MobileNetV2 that pages name, and little between them."""
+    from keras import Input, Model, layers
+
+    x = image = Input(input_shape)
+    for name, channels in {"Conv1": 8, "block_6_expand": 12, "block_13_expand": 16}.items():
+        x = layers.Conv2D(channels, 3, strides=4, use_bias=False, name=name)(x)
+        x = layers.BatchNormalization(name=f"{name}_BN")(x)
+        x = layers.ReLU(6.0, name=f"{name}_relu")(x)
+    x = layers.Conv2D(24, 1, name="Conv_1")(x)
+    return Model(image, layers.ReLU(6.0, name="out_relu")(x), name="mobilenetv2")
+
+
+def all_layers(folder: Path) -> None:
+    """Save a MobileNetV2 where Keras keeps its downloads in a folder."""
+    kept = folder / "models"
     kept.mkdir(parents=True)
     name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_160_no_top.h5"
     network_of_random_weights().save(kept / name)
-    return folder
 
 
 def network_of_random_weights() -> Any:
@@ -149,16 +158,15 @@ def network_of_random_weights() -> Any:
 
 
 @pytest.fixture
-def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that a page runs in."""
-    from keras.src.backend import config
+    import keras
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FEATURESTORE_STORE", raising=False)
     monkeypatch.setenv("FEATURESTORE_CACHE", str(tmp_path / ".cache"))
-    # KERAS_HOME counts only before Keras is imported.
-    monkeypatch.setattr(config, "_KERAS_DIR", str(models / "keras"))
-    shutil.copy(models / "my_model.keras", tmp_path)
+    monkeypatch.setattr(keras.applications, "MobileNetV2", few_layers)
+    small_model().save(tmp_path / "my_model.keras")
     return tmp_path
 
 
@@ -175,6 +183,28 @@ def fill_store(place: Path) -> None:
 
 @pytest.mark.parametrize("page", named(PAGES))
 def test_a_page_runs(page: Path, place: Path) -> None:
+    run(page, place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", named([README, ROOT / "docs" / "quickstart.md"]))
+def test_a_page_runs_on_the_whole_network(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from keras import applications
+    from keras.src.backend import config
+
+    all_layers(tmp_path / "keras")
+    whole = applications.MobileNetV2
+    place = request.getfixturevalue("place")
+    monkeypatch.setattr(applications, "MobileNetV2", whole)
+    # KERAS_HOME counts only before Keras is imported.
+    monkeypatch.setattr(config, "_KERAS_DIR", str(tmp_path / "keras"))
+    run(page, place)
+
+
+def run(page: Path, place: Path) -> None:
+    """Run the blocks of a page, one after the other."""
     if page.name not in OWN_PHOTOS:
         write_photos(place / "photos")
     if page.name in READY_STORE:
@@ -270,7 +300,7 @@ def test_a_command_has_help_with_an_example_and_a_place_in_the_pages(name: str) 
     assert any(f"featurestore {name}" in page.read_text(encoding="utf-8") for page in docs)
 
 
-@pytest.mark.parametrize("file", named(MODULES))
+@pytest.mark.parametrize("file", named(WITH_EXAMPLES))
 def test_the_examples_of_a_module(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
