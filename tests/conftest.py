@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     ):
         os.environ.setdefault(_name, _threads)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    # It looks through all modules that are loaded: seconds longer once TensorFlow is among them.
+    import skops.io  # noqa: F401
 
 # A deadline fails on a busy machine.
 settings.register_profile("default", deadline=None, max_examples=25)
@@ -38,6 +41,12 @@ def commands() -> Iterator[Commands]:
 
     with Commands() as server:
         yield server
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from going over TensorFlow's modules again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
