@@ -1,4 +1,4 @@
-"""A folder as a user's: photographs, a model file, a store with features and heads, a model."""
+"""A folder as a user has it: photographs, a model file, a store with features and heads."""
 
 from __future__ import annotations
 
@@ -48,11 +48,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [*extract, "--layer", "conv_a", "--layer", "conv_b:avg"],
             ["train", "photos", "--model", "tiny", "--layer", "conv_b:avg", "--head", "logistic"],
             ["train", "photos", "--model", "tiny", "--layer", "conv_b:avg", "--head", "knn"],
-            ["promote", "logistic", "-o", "flowers.keras"],
         ):
             result = featurestore(*command)
             assert result.status == 0, result.err
     return folder
+
+
+@pytest.fixture(scope="session")
+def promoted(made: Path) -> Path:
+    """``flowers.keras``, beside what was made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made)
+        result = featurestore("promote", "logistic", "-o", "flowers.keras")
+    assert result.status == 0, result.err
+    return made / "flowers.keras"
 
 
 @pytest.fixture

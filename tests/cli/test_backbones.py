@@ -23,7 +23,7 @@ def test_layers_are_a_table_or_a_list_of_rows(place: Place) -> None:
     )
 
 
-def test_nothing_but_the_answer_is_written_where_tensorflow_starts_anew(place: Place) -> None:
+def test_a_process_that_starts_tensorflow_writes_nothing_but_the_answer(place: Place) -> None:
     result = featurestore_process("layers", "tiny.keras", "--json")
 
     assert (result.status, result.err) == (0, "")

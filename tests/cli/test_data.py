@@ -3,6 +3,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import click
+
+from featurestore.cli.data import extract_command
+from featurestore.extraction.planning import DTYPES
 from tests.cli.conftest import Place
 from tests.toys import featurestore, take_photos, tree
 
@@ -139,3 +143,10 @@ def test_unknown_names_are_found_before_the_scan(place: Place) -> None:
 
     assert "did you mean 'conv_b'" in result.error
     assert "quarantined" not in result.err
+
+
+def test_the_stored_types_are_those_of_the_library() -> None:
+    (choice,) = [each.type for each in extract_command.params if each.name == "dtype"]
+
+    assert isinstance(choice, click.Choice)
+    assert tuple(choice.choices) == DTYPES

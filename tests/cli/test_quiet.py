@@ -13,15 +13,6 @@ warnings.warn("a library's own", UserWarning)
 warnings.warn("soon gone", DeprecationWarning)
 warnings.warn("ours, in two\\n lines", FeatureStoreWarning)
 """
-TENSORFLOW = """
-from featurestore.cli.quiet import load_tensorflow
-load_tensorflow()
-import tensorflow as tf
-tf.get_logger().warning("5 out of the last 5 calls triggered retracing")
-import keras
-keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).predict(tf.ones((1, 2)), verbose=0)
-print("done")
-"""
 
 
 def run(program: str, *options: str) -> tuple[str, str]:
@@ -43,7 +34,3 @@ def test_whoever_asks_python_for_warnings_gets_them() -> None:
         "warning: soon gone",
         "warning: ours, in two lines",
     ]
-
-
-def test_tensorflow_writes_nothing() -> None:
-    assert run(PROGRAM + TENSORFLOW) == ("done\n", "warning: ours, in two lines\n")

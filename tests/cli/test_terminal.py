@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Place
 from tests.toys import build_network, featurestore, take_photos
 
@@ -56,6 +58,7 @@ def lines_of(text: str) -> list[str]:
     return [line.rstrip() for line in re.split(r"[\r\n]+", ESCAPE.sub("", text))]
 
 
+@pytest.mark.reliability
 def test_ctrl_c_stops_at_once_leaves_blocks_and_says_what_resumes(tmp_path: Path) -> None:
     take_photos(tmp_path / "photos", 200)
     build_network(tmp_path / "wide.keras", size=128, channels=64)
@@ -107,10 +110,3 @@ def test_a_terminal_that_cannot_redraw_gets_plain_lines(place: Place) -> None:
 
     assert status == 0
     assert text == "2 feature arrays, 1 data set, 2 heads checked\r\n"
-
-
-def test_a_terminal_of_a_few_columns_breaks_nothing(place: Place) -> None:
-    for command in (["verify"], ["ls"], ["heads"], ["--help"]):
-        for columns in ("1", "8"):
-            status, text = on_terminal(*command, COLUMNS=columns)
-            assert status == 0, text
