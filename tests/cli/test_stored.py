@@ -39,7 +39,7 @@ def test_ls_names_data_sets_without_features(place: Place) -> None:
     assert featurestore("ls", "--store", "new", "--json").json == []
 
 
-def test_ls_tells_what_cannot_be_read(place: Place) -> None:
+def test_ls_names_what_cannot_be_read(place: Place) -> None:
     Path(next(place.store.glob("heads/knn-*/head.json"))).write_text("{")
 
     result = featurestore("ls", "--json")
@@ -48,7 +48,7 @@ def test_ls_tells_what_cannot_be_read(place: Place) -> None:
     assert result.err.startswith("damaged: heads/knn-")
 
 
-def test_show_tells_where_features_come_from(place: Place) -> None:
+def test_show_says_where_features_come_from(place: Place) -> None:
     shown = featurestore("show", "conv_a").out.splitlines()
     described = featurestore("show", "tiny/conv_a", "--json").json
 
@@ -59,7 +59,7 @@ def test_show_tells_where_features_come_from(place: Place) -> None:
     assert described["provenance"]["backbone"]["path"].endswith("tiny.keras")
 
 
-def test_verify_finds_and_repair_mends(place: Place) -> None:
+def test_verify_finds_damage_and_repair_undoes_it(place: Place) -> None:
     sound = tree(place.store)
     everything = featurestore("verify", "--json").json
     assert everything["damaged"] == []
