@@ -1,4 +1,4 @@
-"""Several variants of one layer in a store: told apart in tables, picked by options."""
+"""The options that pick one of several variants of a layer; tables that set them apart."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_run_prints_heads_promotion_and_where_the_results_are(pipeline: Path) ->
     assert " ".join(lines[0].split()) == (
         "head parameters layer val accuracy test accuracy seconds id"
     )
-    assert lines[1].startswith("* logistic")
+    assert lines[1].split()[:2] == ["*", "logistic"]
     assert lines[2].startswith("promoted logistic-")
     assert [line.split(":")[0] for line in lines[3:5]] == [
         "  val accuracy (selected on)",
