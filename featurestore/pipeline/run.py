@@ -225,7 +225,7 @@ class _Run:
         options = {**asked.model_dump(), "epochs": asked.passes}
         options["unfreeze"] = _unfreeze(asked, head, backbone)
         idle = asked.unfreeze is not None and options["unfreeze"] is None
-        note = f" ({asked.unfreeze} lies behind it: nothing to unfreeze)" if idle else ""
+        note = f" ({asked.unfreeze} comes after it: nothing to unfreeze)" if idle else ""
         of = f" of {self.names[backbone]}" if len(self.names) > 1 else ""
         self.on_event(StageStarted("promote", f"{head.id} on {head.key.ref}{of}{note}"))
         digest = digest_fields({"head": head.id, **asked.model_dump()})

@@ -76,39 +76,24 @@ def test_each_is_extracted_and_the_best_is_promoted_with_its_own_backbone(
 
 
 def test_every_value_of_every_list_makes_a_backbone(several: Pipeline) -> None:
-    both = {"model": "open.keras", "input_size": [8, 12], "resize": ["stretch", "crop"]}
+    both = {"model": "open.keras", "input_size": [8], "resize": ["stretch", "crop"]}
     manifest = several.run(**{**SEVERAL, "promote": None, "backbone": both})
 
-    assert [
-        (row["on"], row["input_size"], row["resize"]) for row in manifest["heads"]
-    ] == [
-        *(("features", size, resize) for size in (8, 12) for resize in ("stretch", "crop")),
-        *(("pixels", 8, resize) for resize in ("stretch", "crop")),
-    ]  # fmt: skip
+    assert [(row["on"], row["input_size"], row["resize"]) for row in manifest["heads"]] == [
+        (on, 8, resize) for on in ("features", "pixels") for resize in ("stretch", "crop")
+    ]
     told = [each.what for each in several.told("StageStarted") if each.stage == "extract"]
-    assert told[1] == "features of photos by open (input size 8, resize crop)"
+    assert told[1] == "features of photos by open (resize crop)"
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         (
-            {"backbone": [*BACKBONES, {"model": "tony.keras"}]},
-            r":\d+: backbone.2.model: no file .*/tony.keras",
-        ),
-        (
             {"backbone": [BACKBONES[0], {"model": "tiny.keras", "layers": ["gap", "gip"]}]},
             r":14: backbone.1.layers.1: no layer 'gip' in tiny; did you mean 'gap'",
         ),
         ({"layers": ["conv_c"]}, r":16: layers.0: no layer 'conv_c' in open; "),
-        (
-            {"backbone": {"model": "tiny.keras", "input_size": [16, 99]}},
-            r":6: backbone: model 'tiny' takes images of 16×16",
-        ),
-        (
-            {"heads": [{"head": "ridge", "layers": ["conv_a"]}]},
-            r":\d+: heads.0.layers.0: found 'conv_a'; expected one of the layers conv_b:avg, conv_",
-        ),
         (
             {"promote": {"unfreeze": "conv_b"},
              "backbone": [BACKBONES[0], {"model": "tiny.keras", "layers": ["conv_a:avg"]}]},

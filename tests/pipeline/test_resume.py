@@ -43,6 +43,7 @@ def states(pipeline: Pipeline) -> dict[str, tuple[int, int]]:
     return {each["layer"]: (each["blocks_done"], each["blocks"]) for each in described}
 
 
+@pytest.mark.reliability
 def test_a_killed_pipeline_goes_on(
     commands: Commands, wide: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def test_a_data_set_may_be_a_path_beside_the_file(
             ":4: model: no features of 'photos' by model 'tony'; did you mean 'tin",
         ),
         ({"layers": ["conv_a:avg", "conv_a"]}, ":6: layers.1: no features .* at layer 'conv_a'; "),
-        ({"heads": ["knn", "kn"]}, ":4: heads.1.head: unknown head 'kn'; did you mean 'knn'"),
+        ({"heads": ["knn", "kn"]}, ":4: heads.1: unknown head 'kn'; did you mean 'knn'"),
         (
             {"heads": [{"head": "knn", "layers": ["conv_b"]}]},
             ":5: heads.0.layers.0: found 'conv_b'; expected one of the layers conv_a:avg, ",
