@@ -1,17 +1,20 @@
-"""The backbone, and the ways of making one."""
+"""The backbone, and how to make one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from featurestore.backbone import sources
+import numpy as np
+
+from featurestore.backbone import numerics, sources
 from featurestore.backbone.families import application, known_application
 from featurestore.backbone.graph import Graph, flatten
 from featurestore.backbone.network import Network
 from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
 from featurestore.backbone.recognition import find_preprocessing
+from featurestore.backbone.refs import LayerRef
 from featurestore.errors import BackboneError
 
 
@@ -21,11 +24,11 @@ class Backbone(Network):
     Attributes
     ----------
     name : str
-        In feature keys: the application's or the file's.
+        The name in feature keys: the application's or the file's.
     spec : dict
-        JSON values that :meth:`from_spec` builds the same backbone from.
+        JSON values from which :meth:`from_spec` builds the same backbone.
     preprocessing : Preprocessing
-        How a decoded image becomes what the first layer takes.
+        How a decoded image becomes the input of the first layer.
     """
 
     def __init__(
@@ -37,6 +40,22 @@ class Backbone(Network):
     def __repr__(self) -> str:
         height, width = self.input_size
         return f"Backbone({self.name!r}, {height}×{width}, {len(self.layer_names)} layers)"
+
+    def amplification(self, refs: Sequence[LayerRef | str], images: np.ndarray) -> list[float]:
+        """Return how far rounding moves the activations at several refs.
+
+        Parameters
+        ----------
+        refs : sequence of LayerRef or str
+        images : numpy.ndarray of uint8, (row, height, width, channel=3)
+
+        Returns
+        -------
+        list of float
+            For each ref, the largest change when the last bit of each layer's result moves,
+            relative to the largest activation: about 1e-6 for most networks in float32.
+        """
+        return numerics.amplification(self, refs, images)
 
     @classmethod
     def from_application(
@@ -55,7 +74,7 @@ class Backbone(Network):
         name : str
             The constructor's name, in any case.
         weights : str or path
-            ``imagenet`` (downloaded once by Keras), ``random`` (the same ones every time), or a
+            ``imagenet`` (downloaded once by Keras), ``random`` (the same every time), or a
             weights file.
         input_size : int or (int, int), optional
             Side, or height and width; by default what the network was trained on.
@@ -110,9 +129,9 @@ class Backbone(Network):
         name : str, optional
             By default the file's, without its ending.
         **options
-            Of :class:`Preprocessing`. ``input_size`` is needed where the model leaves it open, and
-            must match where it does not. ``scaling`` is needed where the model does not show it,
-            by scaling in its graph or by being a network of ``keras.applications``.
+            Of :class:`Preprocessing`. ``input_size`` is required if the model leaves it open, and
+            must match otherwise. ``scaling`` is required unless the model shows it, by scaling in
+            its graph or by being a network of ``keras.applications``.
         """
         if str(weights) in ("imagenet", "random"):
             raise BackboneError(
@@ -147,10 +166,10 @@ class Backbone(Network):
 
     @classmethod
     def pixels(cls, input_size: Size = 32, **options: Any) -> Backbone:
-        """Return the backbone without a network: its one layer ``pixels`` gives 0 to 1.
+        """Return a backbone without a network: its one layer ``pixels`` gives 0 to 1.
 
-        The baseline that cached features have to beat goes the same way as they do. Options are
-        those of :meth:`from_application`.
+        It is the baseline that other features have to beat. Options are those of
+        :meth:`from_application`.
         """
         import keras
 
@@ -165,7 +184,7 @@ class Backbone(Network):
     def open(
         cls, model: str | Path, *, weights: str | Path | None = None, **options: Any
     ) -> Backbone:
-        """Make a backbone of what the command line takes as MODEL.
+        """Make a backbone from what the command line takes as MODEL.
 
         Parameters
         ----------
@@ -174,7 +193,7 @@ class Backbone(Network):
         weights : str or path, optional
             See :meth:`from_application` and :meth:`from_file`.
         **options
-            Of :class:`Preprocessing`; None stands for the default.
+            Of :class:`Preprocessing`; None means the default.
         """
         given = {name: value for name, value in options.items() if value is not None}
         text = str(model)
@@ -191,7 +210,7 @@ class Backbone(Network):
         Raises
         ------
         BackboneError
-            If it was made of a Keras model object, or its file is gone.
+            If it was made from a Keras model object, or its file is gone.
         """
         makers: dict[str, Callable[..., Backbone]] = {
             "application": cls.from_application,
@@ -201,7 +220,7 @@ class Backbone(Network):
         options = {key: value for key, value in spec.items() if key != "source"}
         if spec["source"] not in makers:
             raise BackboneError(
-                f"backbone {spec['name']!r} was made of a Keras model object, which only the"
+                f"backbone {spec['name']!r} was made from a Keras model object, which only the"
                 " caller has: pass Backbone.from_model(…), or save the model and use its file"
             )
         return makers[spec["source"]](**options)

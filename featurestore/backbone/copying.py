@@ -1,9 +1,11 @@
-"""Copies of layers: the same configuration and weights, built on another tensor."""
+"""Making Keras layers: the same ones every time, and copies with their weights."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,20 @@ import numpy as np
 from featurestore.backbone.graph import Graph, Node, Tensor, dissolve
 from featurestore.errors import BackboneError, one_line
 
-# Numbers of a layer that may stand in its configuration, as text.
-_FEW = 64
+
+@contextlib.contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Make Keras layers inside draw their seeds from ``seed``.
+
+    Keras takes the seeds of initializers and of dropout from Python's random generator. Its state
+    is restored afterwards; no other global generator is touched.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "") -> list[Tensor]:
@@ -23,7 +37,7 @@ def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "")
     graph : Graph
         What to copy.
     inputs : keras.KerasTensor
-        What the copy is built on, in the place of the graph's input.
+        Takes the place of the graph's input.
     wanted : sequence of int
         Numbers of the nodes whose outputs to return; each must have one.
     prefix : str
@@ -38,8 +52,7 @@ def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "")
     def copied(node: Node) -> Any:
         key = id(node.operation)
         if key not in copies:
-            name = prefix + graph.layer_names[key]
-            copies[key] = _copy(node.operation, name)
+            copies[key] = _copy(node.operation, prefix + graph.layer_names[key])
         return at_rest(copies[key])
 
     tensors = graph.run(inputs, wanted, copied)
@@ -55,7 +68,7 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     Parameters
     ----------
     model : keras.Model
-        What to copy, nested models dissolved; it is only read.
+        What to copy, with nested models dissolved; it is only read.
     tensor : keras.KerasTensor (batch, …)
         Of the shape of the model's input.
     prefix : str
@@ -73,8 +86,8 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
 def set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:
     """Set the weights of a layer or model, and what its layers derive from them.
 
-    Keras' ``Normalization`` computes with a copy of its weights, which its ``set_weights`` leaves
-    as it was.
+    Keras' ``Normalization`` computes with a copy of its weights, which its own ``set_weights`` does
+    not update.
     """
     layer.set_weights(weights)
     for each in layer._flatten_layers():
@@ -96,14 +109,8 @@ def at_rest(layer: Any) -> Callable:
 
 
 def _copy(operation: Any, name: str) -> Any:
-    config = operation.get_config()
-    if _adapted(operation):
-        # Normalization computes with a copy of its weights, which set_weights leaves as it was;
-        # numbers in the configuration go wherever the layer goes.
-        mean, variance, _ = operation.get_weights()
-        config |= {"mean": mean.tolist(), "variance": variance.tolist()}
     try:
-        copy = type(operation).from_config(config)
+        copy = type(operation).from_config(operation.get_config())
     except Exception as error:  # whatever a layer raises that cannot describe itself
         raise BackboneError(
             f"layer {name!r} ({type(operation).__name__}) cannot be built from its configuration:"
@@ -113,19 +120,10 @@ def _copy(operation: Any, name: str) -> Any:
     return copy
 
 
-def _adapted(operation: Any) -> bool:
-    """Whether a layer is a Normalization that learned a few numbers, such as a mean a channel."""
-    import keras
-
-    if not isinstance(operation, keras.layers.Normalization) or not operation.weights:
-        return False
-    return int(np.prod(operation.weights[0].shape)) <= _FEW
-
-
 def _copy_weights(source: Any, copy: Any) -> None:
     if not getattr(copy, "weights", None):
         return
-    # Layers that were quantized hold their weights in another order.
+    # Quantized layers hold their weights in another order.
     names = [weight.name for weight in source.weights]
     arrays = dict(zip(names, source.get_weights(), strict=True))
     wanted = [weight.name for weight in copy.weights]

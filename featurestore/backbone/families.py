@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from featurestore.backbone.preprocessing import Scaling
@@ -21,35 +21,24 @@ class Application:
     module : str
         ``keras.applications.<module>``, which holds its ``preprocess_input``.
     scaling : {"none", "tf", "torch", "caffe"}
-        What to do to pixels of 0 to 255 before the first layer; "none" where it scales inside.
-    size, least : int
-        Side of the images it was trained on; least side that it takes.
+        How pixels of 0 to 255 are scaled before the first layer; "none" if the network does it.
+    size : int
+        Side of the images it was trained on.
     """
 
     constructor: str
     module: str
     scaling: Scaling
     size: int
-    least: int = 32
 
     @property
     def name(self) -> str:
         """The name in feature keys: the constructor's, in lower case."""
         return self.constructor.lower()
 
-    @property
-    def scales_inside(self) -> bool:
-        """Whether the network's own graph begins with the scaling."""
-        return self.scaling == "none"
 
-
-def _family(
-    module: str, scaling: Scaling, sizes: dict[str, int], least: int = 32
-) -> dict[str, Application]:
-    return {
-        name.lower(): Application(name, module, scaling, size, least)
-        for name, size in sizes.items()
-    }
+def _family(module: str, scaling: Scaling, sizes: dict[str, int]) -> dict[str, Application]:
+    return {name.lower(): Application(name, module, scaling, sizes[name]) for name in sizes}
 
 
 APPLICATIONS: dict[str, Application] = {
@@ -77,8 +66,8 @@ APPLICATIONS: dict[str, Application] = {
             "EfficientNetV2L": 480,
         },
     ),
-    **_family("inception_resnet_v2", "tf", {"InceptionResNetV2": 299}, least=75),
-    **_family("inception_v3", "tf", {"InceptionV3": 299}, least=75),
+    **_family("inception_resnet_v2", "tf", {"InceptionResNetV2": 299}),
+    **_family("inception_v3", "tf", {"InceptionV3": 299}),
     **_family("mobilenet", "tf", {"MobileNet": 224}),
     **_family("mobilenet_v2", "tf", {"MobileNetV2": 224}),
     **_family("mobilenet_v3", "none", {"MobileNetV3Small": 224, "MobileNetV3Large": 224}),
@@ -87,7 +76,7 @@ APPLICATIONS: dict[str, Application] = {
     **_family("resnet_v2", "tf", {f"ResNet{depth}V2": 224 for depth in (50, 101, 152)}),
     **_family("vgg16", "caffe", {"VGG16": 224}),
     **_family("vgg19", "caffe", {"VGG19": 224}),
-    **_family("xception", "tf", {"Xception": 299}, least=71),
+    **_family("xception", "tf", {"Xception": 299}),
 }
 
 
@@ -107,76 +96,41 @@ def known_application(name: str) -> Application:
     return found
 
 
-# How a model that was built from an application, and saved, still shows which one it was: the name
-# of the model, names that only this family gives its layers, and the name of the first layer.
-# Families that scale inside are not listed: their graph itself says so, or it was left out.
-@dataclass(frozen=True)
-class _Marks:
-    model: str
-    layers: frozenset[str]
-    first: frozenset[str]
-
-
-def _marks(model: str, layers: str, first: str) -> _Marks:
-    return _Marks(model, frozenset(layers.split()), frozenset(first.split()))
-
-
+# How a saved network of a family that does not scale inside is recognised: what its first layer may
+# be called, and names that only this family gives its layers.
 _MARKS = {
-    "densenet": _marks(
-        r"densenet(121|169|201)", "conv1_conv conv2_block1_concat pool2_pool", "zero_padding2d"
-    ),
-    "inception_resnet_v2": _marks(
-        r"inception_resnet_v2", "mixed_5b block35_1_mixed conv_7b", "conv2d"
-    ),
-    "inception_v3": _marks(r"inception_v3", "mixed0 mixed1 mixed2 mixed3", "conv2d"),
-    "mobilenet": _marks(
-        r"mobilenet_\d\.\d\d_\d+", "conv1 conv1_bn conv_dw_1 conv_pw_1", "conv1 conv1_pad"
-    ),
-    "mobilenet_v2": _marks(
-        r"mobilenetv2_\d\.\d\d_\d+",
-        "Conv1 bn_Conv1 expanded_conv_depthwise expanded_conv_project",
+    "densenet": ("zero_padding2d", "conv1_conv conv2_block1_concat pool2_pool"),
+    "inception_resnet_v2": ("conv2d", "mixed_5b block35_1_mixed conv_7b"),
+    "inception_v3": ("conv2d", "mixed0 mixed1 mixed2 mixed3"),
+    "mobilenet": ("conv1 conv1_pad", "conv1 conv1_bn conv_dw_1 conv_pw_1"),
+    "mobilenet_v2": (
         "Conv1 Conv1_pad",
+        "Conv1 bn_Conv1 expanded_conv_depthwise expanded_conv_project",
     ),
-    "nasnet": _marks(r"NASNet|nasnet_(mobile|large)", "stem_conv1 stem_bn1", "stem_conv1"),
-    "resnet": _marks(
-        r"resnet(50|101|152)", "conv1_conv conv1_bn pool1_pool conv2_block1_0_conv", "conv1_pad"
-    ),
-    "resnet_v2": _marks(
-        r"resnet(50|101|152)v2", "conv1_conv pool1_pool conv2_block1_preact_bn", "conv1_pad"
-    ),
-    "vgg16": _marks(r"vgg16", "block1_conv1 block1_conv2 block1_pool block3_conv3", "block1_conv1"),
-    "vgg19": _marks(r"vgg19", "block1_conv1 block1_conv2 block1_pool block3_conv4", "block1_conv1"),
-    "xception": _marks(
-        r"xception", "block1_conv1 block1_conv1_bn block1_conv2_act", "block1_conv1"
-    ),
+    "nasnet": ("stem_conv1", "stem_conv1 stem_bn1"),
+    "resnet": ("conv1_pad", "conv1_conv conv1_bn pool1_pool conv2_block1_0_conv"),
+    "resnet_v2": ("conv1_pad", "conv1_conv pool1_pool conv2_block1_preact_bn"),
+    "vgg16": ("block1_conv1", "block1_conv1 block1_conv2 block1_pool block3_conv3"),
+    "vgg19": ("block1_conv1", "block1_conv1 block1_conv2 block1_pool block3_conv4"),
+    "xception": ("block1_conv1", "block1_conv1 block1_conv1_bn block1_conv2_act"),
 }
 
 
-def recognise(
-    first: str, containers: Collection[str], model: str, layers: Collection[str]
-) -> list[Application]:
-    """Return the networks of the one family that a saved model came from, or none.
+def recognise(first: str, layers: Iterable[str]) -> list[Application]:
+    """Return the networks of the family that a saved model came from, or none.
 
     Parameters
     ----------
     first : str
         Name of the first layer that does not augment or resize.
-    containers : collection of str
-        Names of the nested models that this layer is in.
-    model : str
-        Name of the whole model.
-    layers : collection of str
+    layers : iterable of str
         Names of all layers.
     """
-    names = frozenset(layers)
+    names = set(layers)
     modules = {
         module
-        for module, marks in _MARKS.items()
-        if any(re.fullmatch(marks.model, each) for each in containers)
-    } or {
-        module
-        for module, marks in _MARKS.items()
-        if first in marks.first and (re.fullmatch(marks.model, model) or marks.layers <= names)
+        for module, (firsts, marks) in _MARKS.items()
+        if first in firsts.split() and names.issuperset(marks.split())
     }
     found = [each for each in APPLICATIONS.values() if each.module in modules]
     return found if len({each.scaling for each in found}) == 1 else []

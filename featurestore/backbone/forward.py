@@ -1,7 +1,7 @@
-"""The one interface to what only TensorFlow can do; other Keras backends take the plain way.
+"""Forward passes by TensorFlow: traced once and frozen, or layer by layer on the CPU.
 
-With TensorFlow, a forward pass is traced once and frozen: weights become constants, so that
-BatchNorm folds into convolutions and no variable is read again.
+Freezing makes constants of the weights, so that BatchNorm folds into convolutions and no variable
+is read again.
 """
 
 from __future__ import annotations
@@ -15,29 +15,34 @@ import numpy as np
 
 from featurestore.errors import BackboneError, one_line
 
-# A frozen graph is written as one protocol buffer on the way, which ends at 2 GB.
+# A frozen graph is written as one protocol buffer on the way, which is limited to 2 GB.
 MOST_CONSTANT_BYTES = 1_800_000_000
 
 Compute = Callable[[Any], list[Any]]
 
 _exact_lock = threading.Lock()
-# Passes that compute now, and what the process had before the first of them.
+# Passes that compute now, and the setting before the first of them.
 _exact_passes, _usual = 0, True
+
+
+def require_tensorflow() -> None:
+    """Raise BackboneError if Keras runs on another backend."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise BackboneError(
+            f"backbones compute with TensorFlow: found KERAS_BACKEND={keras.backend.backend()},"
+            " expected tensorflow"
+        )
 
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Compute float32 as float32 inside, with TensorFlow; leave the process as it was.
+    """Compute float32 as float32 inside, and leave the process as it was.
 
-    On newer GPUs TensorFlow rounds what matrix products and convolutions take to 10 bits (TF32),
-    under the same key. The switch is the whole process's: it goes back when the last of several
-    threads has left.
+    On newer GPUs, TensorFlow rounds the inputs of matrix products and convolutions to 10 bits
+    (TF32). The switch is process-wide: it goes back when the last of several threads leaves.
     """
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        yield
-        return
     from tensorflow.config.experimental import (
         enable_tensor_float_32_execution,
         tensor_float_32_execution_enabled,
@@ -58,40 +63,20 @@ def exact() -> Iterator[None]:
                 enable_tensor_float_32_execution(_usual)
 
 
-@contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Turn whatever Keras or TensorFlow raises inside into one line."""
-    try:
-        yield
-    except BackboneError:
-        raise
-    except Exception as error:
-        way = "; give a smaller --batch-size" if "ResourceExhausted" in type(error).__name__ else ""
-        raise BackboneError(f"{what}: {one_line(error)}{way}") from error
-
-
 def compiled(
-    compute: Compute, sample_shape: Sequence[int | None], weight_bytes: int
+    compute: Compute, sample_shape: Sequence[int | None]
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Return a quick function of uint8 images that gives float32 arrays.
+    """Return a fast function from uint8 images to float32 arrays.
 
     Parameters
     ----------
     compute : callable
-        From a uint8 tensor, real or symbolic, to a list of float32 tensors. Holds the weights
-        that ``weight_bytes`` counts.
+        From a uint8 tensor to a list of float32 tensors.
     sample_shape : sequence of int
         (height, width, channel) of an image; the batch may be of any size.
     """
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        image = keras.Input(tuple(sample_shape), dtype="uint8")
-        model = keras.Model(image, compute(image))
-        return lambda images: [np.asarray(each) for each in model.predict_on_batch(images)]
     with exact(), _one_line("the backbone does not compile"):
-        freeze = weight_bytes < MOST_CONSTANT_BYTES
-        function = _frozen(compute, (None, *sample_shape), freeze)
+        function = _frozen(compute, (None, *sample_shape))
 
     def forward(images: np.ndarray) -> list[np.ndarray]:
         import tensorflow as tf
@@ -103,9 +88,9 @@ def compiled(
 
 
 def plain(compute: Compute) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Return a slow function of uint8 images that gives float32 arrays: each layer by itself.
+    """Return a slow function from uint8 images to float32 arrays: each layer by itself.
 
-    Nothing is traced, frozen or fused, and the CPU computes it whatever else there is.
+    Nothing is traced, frozen or fused, and it always runs on the CPU.
     """
     import keras
 
@@ -118,11 +103,7 @@ def plain(compute: Compute) -> Callable[[np.ndarray], list[np.ndarray]]:
 
 
 def another_way() -> str:
-    """Say how else a pass can be computed that is wrong here."""
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        return "compute with KERAS_BACKEND=tensorflow"
+    """Say how else to compute a pass that is wrong here."""
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
@@ -133,17 +114,8 @@ def another_way() -> str:
 def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that resizes one uint8 image (height, width, channel=3) on the CPU.
 
-    Traced once for images of every size. It may be called from many threads.
+    Traced once for images of every size. Many threads may call it.
     """
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-
-        def resize_plainly(image: np.ndarray) -> np.ndarray:
-            with keras.device("cpu"):
-                return keras.ops.convert_to_numpy(layer(image[None]))[0]
-
-        return resize_plainly
     import tensorflow as tf
 
     with tf.device("CPU:0"):
@@ -157,7 +129,7 @@ def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
     return resize
 
 
-def _frozen(compute: Compute, shape: Sequence[int | None], freeze: bool) -> Callable:
+def _frozen(compute: Compute, shape: Sequence[int | None]) -> Callable:
     import keras
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -174,6 +146,24 @@ def _frozen(compute: Compute, shape: Sequence[int | None], freeze: bool) -> Call
             "a layer changes its own weights while it computes, as one that counts or draws random"
             " numbers does, so that an image has no features of its own; cut before it"
         )
-    if not freeze:
-        return traced
-    return convert_variables_to_constants_v2(traced)
+    held = sum(each.dtype.size * each.shape.num_elements() for each in traced.variables)
+    return convert_variables_to_constants_v2(traced) if held < MOST_CONSTANT_BYTES else traced
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn whatever Keras or TensorFlow raises inside into one line."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except Exception as error:
+        text, way = str(error), ""
+        if "ResourceExhausted" in type(error).__name__:
+            way = "; give a smaller --batch-size"
+        elif "NHWC" in text:
+            way = "; TensorFlow computes channels_first on this CPU with TF_ENABLE_ONEDNN_OPTS=1"
+        # TensorFlow puts a stack trace before the reason.
+        reason = text.rpartition("\n\n")[2] if "Detected at node" in text else ""
+        found = one_line(Exception(reason) if reason.strip() else error)
+        raise BackboneError(f"{what}: {found}{way}") from error

@@ -1,14 +1,14 @@
 """A Keras functional model as a flat graph: nested models dissolved, order and names fixed.
 
-Keras holds the graph in ``tensor._keras_history``, ``operation._inbound_nodes`` and
-``node.arguments``, which ``keras.models.clone_model`` and saving are built on. This module is the
-only one that reads them.
+Keras holds the graph in ``model._nodes_by_depth`` and ``node.arguments``, on which calling and
+saving are built. This module is the only one that reads them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,17 +26,15 @@ class Node:
     Attributes
     ----------
     name : str
-        Canonical and unique. A layer called a second time is ``name@2`` there.
+        Canonical and unique. The second call of a layer is ``name@2``.
     operation : keras.Operation or None
         None for the input.
     arguments : (tuple, dict)
-        What it was called with; symbolic tensors stand where ``inputs`` come in, in that order.
+        Arguments of the call; symbolic tensors mark the places of ``inputs``, in that order.
     inputs : tuple of (int, int)
         Node number and output number of each tensor that it takes.
     outputs : tuple of keras.KerasTensor
-        What it gave when the model was built: shapes and dtypes.
-    path : tuple of str
-        Names of the models that it was nested in, outermost first.
+        Its outputs when the model was built: shapes and dtypes.
     """
 
     name: str
@@ -44,7 +42,6 @@ class Node:
     arguments: tuple[tuple, dict]
     inputs: tuple[Edge, ...]
     outputs: tuple[Tensor, ...]
-    path: tuple[str, ...]
 
     @property
     def kind(self) -> str:
@@ -82,7 +79,7 @@ class Graph:
 
     @cached_property
     def by_name(self) -> dict[str, int]:
-        """Node number of each canonical name, the input's left out."""
+        """Node number of each canonical name, without the input's."""
         return {node.name: i for i, node in enumerate(self.nodes) if node.operation is not None}
 
     @cached_property
@@ -94,7 +91,7 @@ class Graph:
         return names
 
     def ancestors(self, wanted: Iterable[int]) -> list[int]:
-        """Return the numbers of all nodes that the wanted ones need, themselves too, in order."""
+        """Return the numbers of the wanted nodes and of all that they need, in order."""
         needed = set(wanted)
         for number in range(len(self.nodes) - 1, -1, -1):
             if number in needed:
@@ -102,11 +99,10 @@ class Graph:
         return sorted(needed)
 
     def bottlenecks(self) -> list[bool]:
-        """Tell for each node whether every path from the input to the outputs leads through it.
+        """Return for each node whether every path from the input to the outputs leads through it.
 
-        In a topological order, a node is one exactly where no edge leaps over it: a leaping edge
-        is part of a path that goes around it. One sweep, where building a model to try each layer
-        takes minutes for a NASNet.
+        In topological order, this holds if no edge leaps over the node: such an edge is part of a
+        path around it. Building a model to try each layer takes minutes for a NASNet.
         """
         furthest = list(range(len(self.nodes)))
         for number, node in enumerate(self.nodes):
@@ -131,7 +127,7 @@ class Graph:
         Parameters
         ----------
         inputs : tensor (batch, height, width, channel=3)
-            What comes after scaling.
+            Scaled images.
         wanted : sequence of int
             Numbers of the nodes whose outputs to return.
         call : callable of Node to callable
@@ -159,7 +155,7 @@ class Graph:
                 node.arguments,
             )
             values[number] = keras.tree.flatten(call(node)(*args, **kwargs))
-            # Real tensors of a deep network would fill the memory.
+            # All tensors of a deep network would fill the memory.
             for parent, _ in node.inputs:
                 if last_use[parent] == number and parent not in wanted:
                     values.pop(parent, None)
@@ -196,15 +192,15 @@ def flatten(model: Any) -> Graph:
     Raises
     ------
     BackboneError
-        If it is not functional, does not take one image, or remembers what it computed before.
+        If it is not functional, does not take one image, or keeps state between calls.
     """
     graph = dissolve(model)
     for node in graph.nodes[1:]:
         layers = getattr(node.operation, "_flatten_layers", lambda: ())()
         if any(getattr(layer, "stateful", False) for layer in layers):
             raise BackboneError(
-                f"layer {node.name!r} ({node.kind}) is stateful: what it gives for an image depends"
-                " on the images before it; build it with stateful=False"
+                f"layer {node.name!r} ({node.kind}) is stateful: its result for an image depends on"
+                " the images before it; build it with stateful=False"
             )
     shape = tuple(graph.nodes[0].outputs[0].shape)
     if len(shape) != 4 or shape[3] != 3:
@@ -233,13 +229,13 @@ def dissolve(model: Any) -> Graph:
 
 
 def as_functional(operation: Any) -> Any | None:
-    """Return the functional model behind a layer, or None where it is an ordinary one."""
+    """Return the functional model behind a layer, or None if it is an ordinary layer."""
     from keras.src.models.functional import Functional
     from keras.src.models.sequential import Sequential
 
     if isinstance(operation, Sequential):
         return operation._functional
-    # A subclass that computes something else than its graph cannot be dissolved.
+    # A subclass may compute something else than its graph.
     if isinstance(operation, Functional) and type(operation).call is Functional.call:
         return operation
     return None
@@ -247,10 +243,11 @@ def as_functional(operation: Any) -> Any | None:
 
 class _Flattener:
     def __init__(self, image: Tensor) -> None:
-        self.nodes = [Node("", None, ((), {}), (), (image,), ())]
+        self.nodes = [Node("image", None, ((), {}), (), (image,))]
+        self.paths: dict[int, tuple[str, ...]] = {}
 
     def dissolve(self, model: Any, inputs: list[Edge], path: tuple[str, ...]) -> list[Edge]:
-        """Append a model's nodes, given what its inputs are here; return what its outputs are."""
+        """Append a model's nodes, given the edges of its inputs; return those of its outputs."""
         edges = {id(tensor): edge for tensor, edge in zip(model.inputs, inputs, strict=True)}
         for call in _calls(model):
             taken = [edges[id(tensor)] for tensor in call.arguments.keras_tensors]
@@ -265,34 +262,30 @@ class _Flattener:
     def _append(self, call: Any, taken: list[Edge], path: tuple[str, ...]) -> list[Edge]:
         import keras
 
-        number = len(self.nodes)
         kwargs = dict(call.arguments.kwargs)
         # Some layers record their default, True, there. ``predict`` overrides it, and so do we.
         kwargs.pop("training", None)
         arguments = keras.tree.map_structure(_as_now, (call.arguments.args, kwargs))
-        self.nodes.append(
-            Node("", call.operation, arguments, tuple(taken), tuple(call.outputs), path)
-        )
-        return [(number, output) for output in range(len(call.outputs))]
+        self.nodes.append(Node("", call.operation, arguments, tuple(taken), tuple(call.outputs)))
+        self.paths.setdefault(id(call.operation), path)
+        return [(len(self.nodes) - 1, output) for output in range(len(call.outputs))]
 
     def graph(self, outputs: list[Edge]) -> Graph:
         """Order the nodes as Keras orders layers, drop those no output needs, and name them."""
         order = _keras_order(self.nodes, outputs)
         place = {old: new for new, old in enumerate(order)}
         nodes = [self.nodes[old] for old in order]
-        operations = list({id(node.operation): node for node in nodes[1:]}.values())
-        names = canonical_names([(node.operation, node.path) for node in operations])
-        by_id = {id(node.operation): name for node, name in zip(operations, names, strict=True)}
-        calls: dict[int, int] = {}
-        named = [Node("image", None, ((), {}), (), nodes[0].outputs, ())]
+        operations = {id(node.operation): node.operation for node in nodes[1:]}
+        names = canonical_names([(each, self.paths[key]) for key, each in operations.items()])
+        name_of = dict(zip(operations, names, strict=True))
+        calls: Counter[int] = Counter()
+        named = nodes[:1]
         for node in nodes[1:]:
             key = id(node.operation)
-            calls[key] = calls.get(key, 0) + 1
-            name = by_id[key] if calls[key] == 1 else f"{by_id[key]}@{calls[key]}"
+            calls[key] += 1
+            name = name_of[key] if calls[key] == 1 else f"{name_of[key]}@{calls[key]}"
             inputs = tuple((place[parent], output) for parent, output in node.inputs)
-            named.append(
-                Node(name, node.operation, node.arguments, inputs, node.outputs, node.path)
-            )
+            named.append(replace(node, name=name, inputs=inputs))
         own = {node.operation.name: node.name for node in reversed(named[1:])}
         return Graph(named, [(place[number], output) for number, output in outputs], own)
 
@@ -308,32 +301,21 @@ def _as_now(argument: Any) -> Any:
 
 
 def _calls(model: Any) -> list[Any]:
-    """Return the Keras nodes of one model, nested ones whole, each after all that it takes."""
-    given = {id(tensor) for tensor in model.inputs}
-    done: set[int] = set()
-    ordered: list[Any] = []
-    stack: list[tuple[Any, bool]] = [(tensor, False) for tensor in reversed(model.outputs)]
-    while stack:
-        tensor, visited = stack.pop()
-        if id(tensor) in given:
-            continue
-        history = tensor._keras_history
-        call = history.operation._inbound_nodes[history.node_index]
-        if id(call) in done:
-            continue
-        if visited:
-            done.add(id(call))
-            ordered.append(call)
-        else:
-            stack.append((tensor, True))
-            stack.extend((each, False) for each in reversed(call.arguments.keras_tensors))
-    return ordered
+    """Return the Keras nodes of one model, nested models whole, each after all that it takes."""
+    place = {id(operation): number for number, operation in enumerate(model.operations)}
+    by_depth = model._nodes_by_depth
+    calls = [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in sorted(by_depth[depth], key=lambda node: place[id(node.operation)])
+    ]
+    return [node for node in calls if not node.is_input]
 
 
 def _keras_order(nodes: Sequence[Node], outputs: Sequence[Edge]) -> list[int]:
-    """Return node numbers by falling distance from the outputs, then as first come.
+    """Return the numbers of the needed nodes, furthest from the outputs first.
 
-    This is how Keras orders ``model.layers``, so that "the last 3 layers" are the same ones.
+    Keras orders ``model.layers`` like this, so that "the last 3 layers" are the same ones.
     """
     depth = {number: 0 for number, _ in outputs}
     for number in range(len(nodes) - 1, 0, -1):

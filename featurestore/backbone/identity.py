@@ -1,32 +1,31 @@
 """The prefix digest: what decides the activation at a cut, and nothing else.
 
 The digest of a node covers its own description and the digests of its inputs, so one sweep gives
-the digest of the graph *up to* every layer. Names, training settings, nesting and what was built
-before in the process do not enter.
+the digest of the graph *up to* every layer. Names, training settings, nesting and what was
+built before in the process do not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from featurestore.backbone.code import code_digest
-from featurestore.backbone.foreign import (
+from featurestore.backbone.custom import (
     is_foreign,
     is_keras,
     refuse_hidden_functions,
-    registered,
+    registered_digest,
 )
 from featurestore.backbone.graph import Graph, Node, dissolve
 from featurestore.digests import canonical_number, digest_array, digest_fields
 from featurestore.errors import BackboneError, one_line
 
-# Settings of stock layers that change how weights come about and are trained, but not what the
-# layer computes.
+# Settings of stock layers that decide how weights start and are trained, but not what the layer
+# computes.
 _TRAINING = {"seed", "trainable"}
 _TRAINING_ENDINGS = ("initializer", "regularizer", "constraint")
 
-# Layers that hand on their input unchanged outside of training.
+# Layers that return their input unchanged outside of training.
 _TRANSPARENT = {
     "ActivityRegularization",
     "AlphaDropout",
@@ -46,7 +45,7 @@ def graph_digests(graph: Graph) -> list[str]:
     Raises
     ------
     BackboneError
-        If a layer has no canonical description (Lambda, unregistered code of the user's).
+        If a layer has no canonical description (Lambda, the user's unregistered code).
     """
     digests = [digest_fields({"class": "image"})]
     for node in graph.nodes[1:]:
@@ -59,7 +58,7 @@ def graph_digests(graph: Graph) -> list[str]:
 
 
 def training_digest(model: Any) -> str:
-    """Return the digest of what decides how a functional model is trained, its weights apart.
+    """Return the digest of what decides how a functional model is trained, except its weights.
 
     Dropout, initializers, regularizers and ``trainable`` flags count; names do not.
     """
@@ -93,7 +92,7 @@ def weight_digests(graph: Graph) -> list[str]:
 
 
 def precisions(graph: Graph) -> list[str]:
-    """Return for every node the types that its activation is computed with, as ``float32``."""
+    """Return for every node the types that compute its activation, such as ``float32``."""
     up_to: list[frozenset[str]] = [frozenset()]
     for node in graph.nodes[1:]:
         own = getattr(node.operation, "compute_dtype", None)
@@ -102,22 +101,13 @@ def precisions(graph: Graph) -> list[str]:
     return ["+".join(sorted(types)) or "float32" for types in up_to]
 
 
-def refuse_nan(graph: Graph, numbers: Iterable[int]) -> None:
-    """Raise BackboneError if a weight of some nodes is NaN, which later layers may hide.
-
-    TensorFlow's max-pooling, for one, passes over NaN.
-    """
+def has_nan(operation: Any) -> bool:
+    """Whether a layer has a weight that is NaN."""
     import numpy as np
 
-    for number in numbers:
-        node = graph.nodes[number]
-        for array in map(np.asarray, weight_arrays(node.operation)):
-            # By name: NumPy does not count bfloat16 and the like as floating types.
-            if "float" in array.dtype.name and np.isnan(array).any():
-                raise BackboneError(
-                    f"layer {node.name!r} has weights that are NaN, expected numbers: use weights"
-                    " from before the training diverged, or a sound file"
-                )
+    arrays = map(np.asarray, weight_arrays(operation))
+    # By name: NumPy does not count bfloat16 and the like as floating types.
+    return any("float" in array.dtype.name and np.isnan(array).any() for array in arrays)
 
 
 def weight_arrays(operation: Any) -> list[Any]:
@@ -126,8 +116,8 @@ def weight_arrays(operation: Any) -> list[Any]:
 
 
 def _is_transparent(node: Node) -> bool:
-    # On the image itself it casts to float; on a later output of a split, the digest of the node
-    # stands for the first output only.
+    # On the image it casts to float; on a later output of a split, the node's digest stands for the
+    # first output only.
     return (
         node.kind in _TRANSPARENT
         and is_keras(type(node.operation))
@@ -151,10 +141,10 @@ def _description(node: Node, training: bool = False) -> dict[str, Any]:
         own = not is_keras(type(operation))
         return {
             "class": serial.get("registered_name") or serial["class_name"],
-            # A layer of the user's may compute with its seed.
+            # A custom layer may compute with its seed.
             "config": canonical_config(serial["config"], training or own),
             "arguments": canonical_config(node.arguments, training),
-            "code": code_digest(registered(serial)) if own else None,
+            "code": registered_digest(serial) if own else None,
         }
     except BackboneError as error:
         raise BackboneError(f"layer {node.name!r} ({node.kind}) {error}") from None
@@ -172,7 +162,7 @@ def canonical_config(value: Any, training: bool = False) -> Any:
     value : JSON value, array, number, slice or KerasTensor, or a container of these
         Such as ``keras.saving.serialize_keras_object`` gives. Symbolic tensors all count alike.
     training : bool
-        Keep what matters to training only: initializers, regularizers, constraints, seeds.
+        Keep what matters only to training: initializers, regularizers, constraints, seeds.
 
     Raises
     ------
@@ -192,13 +182,13 @@ def canonical_config(value: Any, training: bool = False) -> Any:
         plain = {
             str(key): canonical_config(each, training)
             for key, each in value.items()
-            # Older releases of Keras lack settings that are None by default.
+            # Settings that are None by default are missing in older releases of Keras.
             if each is not None
             and key not in ("name", "build_config")
             and (training or not (key in _TRAINING or str(key).endswith(_TRAINING_ENDINGS)))
         }
         if is_foreign(value):
-            plain["code"] = code_digest(registered(value))
+            plain["code"] = registered_digest(value)
         return plain
     if isinstance(value, (list, tuple)):
         return [canonical_config(each, training) for each in value]

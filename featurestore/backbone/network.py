@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from featurestore.backbone import cost, forward, identity, numerics, reduction
-from featurestore.backbone.copying import at_rest, clone
+from featurestore.backbone import cost, forward, identity, reduction
+from featurestore.backbone.copying import at_rest, clone, seeded
 from featurestore.backbone.cost import LayerInfo
 from featurestore.backbone.forward import Compute
 from featurestore.backbone.graph import Graph, Node, at_inference
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.refs import LayerRef
-from featurestore.backbone.rounding import last_bit
-from featurestore.backbone.seeding import seeded
 from featurestore.digests import digest_fields
 from featurestore.errors import BackboneError, UnknownLayerError, nearest
 
 
 class Network:
-    """What :class:`Backbone` is once it is made: a graph of layers behind its preprocessing.
+    """A graph of layers behind its preprocessing: a :class:`Backbone`, however it was made.
 
     Parameters
     ----------
@@ -33,16 +31,15 @@ class Network:
     """
 
     def __init__(self, name: str, graph: Graph, preprocessing: Preprocessing) -> None:
+        forward.require_tensorflow()
         self.name = name
         self.preprocessing = preprocessing
         self._graph = graph
-        # At once: the user's code may have changed by the time that a key is asked for.
+        # Not later, because the user's code may change.
         self._graph_digests = identity.graph_digests(graph)
         self._shapes = graph.shapes(preprocessing.input_size)
         self._resize: Callable[[np.ndarray], np.ndarray] | None = None
         self._lock = threading.Lock()
-
-    # ------------------------------------------------------------------ looking at it
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -51,20 +48,20 @@ class Network:
 
     @cached_property
     def layer_names(self) -> list[str]:
-        """Names of the layers where it can be cut, in order."""
+        """Names of the layers where you can cut, in order."""
         return [self._graph.nodes[number].name for number in self._cuts]
 
+    def layers(self) -> list[LayerInfo]:
+        """Describe every layer where you can cut, in order."""
+        return cost.table(self._graph, self._shapes, self._cuts)
+
     def layers_before(self, layer: str) -> list[str]:
-        """Return the layers that a layer is computed from where it can be cut too, in order."""
+        """Return the layers that a layer is computed from and where you can cut, in order."""
         needed = set(self._graph.ancestors([self._number(layer)])) - {self._number(layer)}
         return [self._graph.nodes[number].name for number in self._cuts if number in needed]
 
-    def layers(self) -> list[LayerInfo]:
-        """Return every place where it can be cut, in order."""
-        return cost.table(self._graph, self._shapes, self._cuts)
-
     def shape(self, ref: LayerRef | str) -> tuple[int, ...]:
-        """Return the shape of one sample's activation at a ref, reduced as it says."""
+        """Return the shape of one sample's activation at a ref, reduced if the ref says so."""
         ref = LayerRef.parse(ref)
         number = self._number(ref.layer)
         shape = self._shapes[number][0][1:]
@@ -72,14 +69,12 @@ class Network:
             return shape
         return reduction.reduced_shape(ref, self._graph.nodes[number], shape, self._layouts[number])
 
-    # ------------------------------------------------------------------ identity
-
     def prefix_digest(self, layer: str) -> str:
         """Return the digest of all that decides the activation of a layer."""
         return digest_fields(self.prefix_fields(layer))
 
     def prefix_fields(self, layer: str) -> dict[str, Any]:
-        """Return the fields behind a prefix digest, to be kept so that a miss can be explained."""
+        """Return the fields behind a prefix digest, which explain a miss."""
         number = self._number(layer)
         return {
             "graph": self._graph_digests[number],
@@ -90,13 +85,11 @@ class Network:
         }
 
     def precision(self, layer: str) -> str:
-        """Return the types that are computed with up to a layer, joined by ``+``."""
+        """Return the types that the network computes with up to a layer, joined by ``+``."""
         return self._precisions[self._number(layer)]
 
-    # ------------------------------------------------------------------ computing
-
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resize one decoded image, by the layer that a cut model carries too.
+        """Resize one decoded image, by the same layer as in a cut model.
 
         Parameters
         ----------
@@ -105,9 +98,9 @@ class Network:
         Returns
         -------
         numpy.ndarray of uint8, (height, width, channel=3)
-            Of the backbone's input size. May be called from many threads.
+            Of the backbone's input size. Many threads may call this.
         """
-        with self._lock:  # many threads may ask for the first image at once
+        with self._lock:
             if self._resize is None:
                 self._resize = forward.compiled_resize(self.preprocessing.resizing())
         return self._resize(image)
@@ -118,7 +111,7 @@ class Network:
         Parameters
         ----------
         refs : sequence of LayerRef or str
-            Where to cut; several reductions of one layer too.
+            Where to cut; may hold several reductions of one layer.
 
         Returns
         -------
@@ -129,85 +122,61 @@ class Network:
         Raises
         ------
         BackboneError
-            If a weight that is needed is NaN.
+            If a weight on the way is NaN.
         """
-        parameters = cost.parameters(self._graph)
         needed = self._graph.ancestors(self._number(LayerRef.parse(ref).layer) for ref in refs)
-        identity.refuse_nan(self._graph, needed)
-        held = sum(parameters[number] for number in needed)
-        return forward.compiled(
-            self._computation(refs), (*self.input_size, 3), weight_bytes=4 * held
-        )
+        for node in (self._graph.nodes[number] for number in needed):
+            # Later layers may hide NaN: max pooling passes over it.
+            if identity.has_nan(node.operation):
+                raise BackboneError(
+                    f"layer {node.name!r} has weights that are NaN, expected numbers: use weights"
+                    " from before the training diverged, or a sound file"
+                )
+        return forward.compiled(self.computation(refs), (*self.input_size, 3))
 
     def reference(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
         """Return what :meth:`forward` must equal: each layer by itself, on the CPU. Slow.
 
         Parameters and the callable that is returned are those of :meth:`forward`.
         """
-        return forward.plain(self._computation(refs))
+        return forward.plain(self.computation(refs))
 
-    def rounded(
-        self, refs: Sequence[LayerRef | str], seed: int = 0
-    ) -> Callable[[np.ndarray], list[np.ndarray]]:
-        """Return :meth:`reference` with the last bit of each layer's result moved up or down.
-
-        What this changes is what rounding may change: the same layers, computed in another order of
-        sums, on another machine or in another batch, differ by about as much.
+    def computation(
+        self, refs: Sequence[LayerRef | str], move: Callable[[Any], Any] | None = None
+    ) -> Compute:
+        """Return the function from a uint8 tensor to the activations at several refs.
 
         Parameters
         ----------
         refs : sequence of LayerRef or str
-            As for :meth:`forward`.
-        seed : int
-            Each gives another movement. Equal values move alike, and a row moves alike whatever
-            else is in its batch.
+            Where to cut.
+        move : callable, optional
+            Applied to the network's input and to every layer's output.
         """
-        return forward.plain(self._computation(refs, last_bit(seed)))
+        import keras
 
-    def amplification(self, refs: Sequence[LayerRef | str], images: np.ndarray) -> list[float]:
-        """Return how far :meth:`rounded` is from :meth:`reference` on a few images.
+        parsed = [LayerRef.parse(ref) for ref in refs]
+        for ref in parsed:
+            self.shape(ref)
+        numbers = [self._number(ref.layer) for ref in parsed]
+        reductions = [self._reduction(ref) for ref in parsed]
 
-        Parameters
-        ----------
-        refs : sequence of LayerRef or str
-        images : numpy.ndarray of uint8, (row, height, width, channel=3)
+        def moved(node: Node) -> Callable:
+            call = at_inference(node)
+            return lambda *args, **kwargs: keras.tree.map_structure(move, call(*args, **kwargs))
 
-        Returns
-        -------
-        list of float
-            For each ref, relative to its largest activation: 1e-6 or so for most networks in
-            float32.
-        """
-        return numerics.amplification(self, refs, images)
+        def compute(images: Any) -> list[Any]:
+            scaled = self.preprocessing.scale(images)
+            if move is None:
+                outputs = self._graph.run(scaled, numbers)
+            else:
+                outputs = self._graph.run(move(scaled), numbers, moved)
+            return [
+                reduction.reduce(each[0], reduce)
+                for each, reduce in zip(outputs, reductions, strict=True)
+            ]
 
-    def check_forward(
-        self, refs: Sequence[LayerRef | str], images: np.ndarray, activations: Sequence[np.ndarray]
-    ) -> None:
-        """Check what :meth:`forward` gave for a batch against :meth:`reference`, on a few rows.
-
-        Parameters
-        ----------
-        refs : sequence of LayerRef or str
-            What the pass was compiled for.
-        images : numpy.ndarray of uint8, (batch, height, width, channel=3)
-            What it was given.
-        activations : sequence of numpy.ndarray of float32, (batch, …)
-            What it gave, one for each ref.
-
-        Raises
-        ------
-        ActivationError
-            If a layer differs by more than the tolerance of its precision (3e-4 of its largest
-            activation for float32), and by more than rounding explains in this network.
-        BackboneError
-            If an image alone gives another result than beside others, or each time another one.
-
-        Warns
-        -----
-        FeatureStoreWarning
-            If a larger difference is accepted because the network amplifies rounding.
-        """
-        numerics.check(self, [LayerRef.parse(ref) for ref in refs], images, activations)
+        return compute
 
     def cut(self, ref: LayerRef | str, *, layer_prefix: str = "") -> Any:
         """Build a new plain model from raw images to the activation at a ref.
@@ -224,8 +193,8 @@ class Network:
         keras.Model
             Flat: ``image``, uint8 (batch, height, width, channel=3) of any size, ``resizing``,
             ``scaling``, copies of the layers under their canonical names, and ``reduction``
-            where the ref has one, or where it takes a mask off, which stored features do not
-            have. Training it leaves the backbone as it is.
+            if the ref has one or the activation a mask, which stored features do not have.
+            Training it leaves the backbone as it is.
         """
         import keras
 
@@ -241,35 +210,8 @@ class Network:
                 output = reducing(output)
             elif reduction.is_masked(self._graph.nodes[self._number(ref.layer)]):
                 output = reduction.unmasked(output)
-            return keras.Model(image, output, name=_model_name(self.name))
-
-    # ------------------------------------------------------------------ inside
-
-    def _computation(
-        self, refs: Sequence[LayerRef | str], move: Callable[[Any], Any] | None = None
-    ) -> Compute:
-        """Return the function from a uint8 tensor to the activations at several refs.
-
-        ``move`` is done to what the network takes and to what each of its layers gives.
-        """
-        parsed = [LayerRef.parse(ref) for ref in refs]
-        for ref in parsed:
-            self.shape(ref)
-        numbers = [self._number(ref.layer) for ref in parsed]
-        reductions = [self._reduction(ref) for ref in parsed]
-
-        def compute(images: Any) -> list[Any]:
-            scaled = self.preprocessing.scale(images)
-            if move is None:
-                outputs = self._graph.run(scaled, numbers)
-            else:
-                outputs = self._graph.run(move(scaled), numbers, partial(_moved, move))
-            return [
-                reduction.reduce(each[0], reduce)
-                for each, reduce in zip(outputs, reductions, strict=True)
-            ]
-
-        return compute
+            name = "".join(each if each.isalnum() or each in "-_." else "_" for each in self.name)
+            return keras.Model(image, output, name=name)
 
     @cached_property
     def _weight_digests(self) -> list[str]:
@@ -278,6 +220,10 @@ class Network:
     @cached_property
     def _precisions(self) -> list[str]:
         return identity.precisions(self._graph)
+
+    @cached_property
+    def _layouts(self) -> list[str | None]:
+        return reduction.layouts(self._graph)
 
     @cached_property
     def _cuts(self) -> list[int]:
@@ -302,22 +248,7 @@ class Network:
             raise BackboneError(f"cannot cut {self.name} at {layer!r}: it {reason}")
         return number
 
-    @cached_property
-    def _layouts(self) -> list[str | None]:
-        return reduction.layouts(self._graph)
-
     def _reduction(self, ref: LayerRef) -> Any:
         """Return the layer that reduces a ref's activation, or None."""
         number = self._number(ref.layer)
         return reduction.reduction(ref, len(self._shapes[number][0]), self._layouts[number])
-
-
-def _moved(move: Callable[[Any], Any], node: Node) -> Callable:
-    import keras
-
-    call = at_inference(node)
-    return lambda *args, **kwargs: keras.tree.map_structure(move, call(*args, **kwargs))
-
-
-def _model_name(name: str) -> str:
-    return "".join(each if each.isalnum() or each in "-_." else "_" for each in name)

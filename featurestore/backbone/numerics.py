@@ -1,45 +1,46 @@
 """Whether a compiled pass computes what the plain layers do, one by one on the CPU.
 
-A faulty device, driver or compiler gives numbers that look like any others: only another
-computation of the same rows shows it. How far two right computations may be apart depends
-on the network: most keep rounding small, and some amplify it. So where a difference is large, what
-rounding does to this network is measured on the same rows.
+A faulty device, driver or compiler gives numbers that look like any others: only a second
+computation of the same rows shows it. How far two correct computations may differ depends on the
+network: most keep rounding small, and some amplify it. So if a difference is large, what rounding
+does to this network is measured on the same rows.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from featurestore.backbone import forward
+from featurestore.backbone.network import Network
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import ActivationError, BackboneError, FeatureStoreWarning
-
-if TYPE_CHECKING:
-    from featurestore.backbone.network import Network
 
 # Rows of a batch that the plain layers compute too.
 ROWS = 4
 
 # Of the layer's largest activation. In float32, TensorFlow's compiled pass keeps within 6e-5 on
-# trained networks, and rounds to float16, as features are stored, by 5e-4. Arithmetic of 10 bits
-# (TF32) is off by 3.4e-4 and more, of 7 bits (bfloat16) by 2e-3 and more.
+# trained networks, and rounding to float16, as features are stored, moves by 5e-4. Arithmetic of 10
+# bits (TF32) is off by 3.4e-4 and more, of 7 bits (bfloat16) by 2e-3 and more.
 TOLERANCE = 3e-4
-# A network that computes in float16 or bfloat16 itself may multiply their rounding a hundredfold
-# on its way, so that only gross errors can be detected.
+# A network that computes in float16 or bfloat16 may multiply their rounding a hundredfold, so that
+# only gross errors can be detected.
 LOW_PRECISION_TOLERANCE = 0.25
 
-# A right pass may be so many times as far from the plain layers as these move when the last bit of
-# each layer's result does. Measured on 30 layers of 14 network families: at most twice.
+# A correct pass may be this many times as far from the plain layers as they move when the last bit
+# of each layer's result does. Measured on 30 layers of 14 network families: at most twice.
 ROUNDINGS = 16.0
 DRAWS = 2
 
+# The distance from 1 to the next number of each type.
+_UNITS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
 
 def tolerance(precision: str) -> float:
-    """Return how far apart two computations may be, given the types that were computed with.
+    """Return how far apart two computations may be, given the types they compute with.
 
     Examples
     --------
@@ -69,13 +70,13 @@ def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = N
     found, wanted : numpy.ndarray of float32, (row, …)
         Two computations of the same activations.
     among : numpy.ndarray, optional
-        Activations to take the largest magnitude of, in the place of ``wanted``.
+        Take the largest magnitude of these activations instead of ``wanted``.
 
     Returns
     -------
     float
-        0 where they are equal, NaN counting as equal to NaN; infinity where one is not finite and
-        the other something else, or where only ``wanted`` is all zeros.
+        0 if they are equal (NaN equals NaN); infinity if one is not finite and the other differs,
+        or if only ``wanted`` is all zeros.
 
     Examples
     --------
@@ -87,7 +88,7 @@ def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = N
     unlike = (found != wanted) & ~(np.isnan(found) & np.isnan(wanted))
     if not unlike.any():
         return 0.0
-    # In float64: the difference of two large float32 numbers may be none.
+    # In float64, because the difference of two large float32 numbers may overflow.
     apart = np.abs(found[unlike].astype("float64") - wanted[unlike].astype("float64"))
     among = wanted if among is None else among
     largest = np.abs(among[np.isfinite(among)]).max(initial=0.0)
@@ -96,35 +97,67 @@ def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = N
     return float(apart.max() / largest)
 
 
+def rounded(
+    backbone: Network, refs: Sequence[LayerRef | str], seed: int = 0
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Return :meth:`Network.reference` with the last bit of each layer's result moved up or down.
+
+    What this changes is what rounding may change: the same layers, computed in another order of
+    sums, on another machine or in another batch, differ by about as much.
+
+    Parameters
+    ----------
+    backbone : Network
+    refs : sequence of LayerRef or str
+        Where to cut.
+    seed : int
+        From 0 on; each gives another movement. Equal values move alike, as they round alike, and
+        a row moves alike whatever else is in its batch.
+    """
+    import keras
+
+    def move(tensor: Any) -> Any:
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if dtype not in _UNITS:  # integers are exact
+            return tensor
+        factors = 1 + _UNITS[dtype] * _signs(keras.ops.convert_to_numpy(tensor), seed)
+        moved = keras.ops.multiply(tensor, keras.ops.convert_to_tensor(factors, dtype))
+        # A mask is an attribute of the tensor, and must go on with it.
+        moved._keras_mask = getattr(tensor, "_keras_mask", None)
+        return moved
+
+    return forward.plain(backbone.computation(refs, move))
+
+
 def amplification(
     backbone: Network,
     refs: Sequence[LayerRef | str],
     images: np.ndarray,
     wanted: Sequence[np.ndarray] | None = None,
 ) -> list[float]:
-    """Return how far the last bit of each layer's result moves the activations at some refs.
+    """Return how far :func:`rounded` is from the plain layers, relative to the largest activation.
 
-    ``wanted`` is what the plain layers give; the rest is as for :meth:`Network.amplification`.
+    ``wanted`` is what the plain layers give, if it is known already.
     """
     wanted = backbone.reference(refs)(images) if wanted is None else wanted
-    draws = [backbone.rounded(refs, seed)(images) for seed in range(DRAWS)]
+    draws = [rounded(backbone, refs, seed)(images) for seed in range(DRAWS)]
     moved = [max(distance(draw[i], w) for draw in draws) for i, w in enumerate(wanted)]
-    # What overflows where another bit does not explains nothing.
+    # A value that overflows only when its last bit moves explains nothing.
     return [each if np.isfinite(each) else 0.0 for each in moved]
 
 
 def check(
     backbone: Network,
-    refs: Sequence[LayerRef],
+    refs: Sequence[LayerRef | str],
     images: np.ndarray,
     found: Sequence[np.ndarray],
 ) -> None:
-    """Check what a compiled pass gave before it is stored.
+    """Check what a compiled pass gave for a batch, on a few rows, before it is stored.
 
     Parameters
     ----------
     backbone : Network
-    refs : sequence of LayerRef
+    refs : sequence of LayerRef or str
         What the pass was compiled for.
     images : numpy.ndarray of uint8, (batch, height, width, channel=3)
         What it was given.
@@ -134,41 +167,39 @@ def check(
     Raises
     ------
     ActivationError
-        If it is too far from the plain layers; it names the layer that is furthest beyond its
-        tolerance.
+        If a layer is further from the plain layers than the tolerance of its precision, and than
+        rounding explains in this network.
     BackboneError
-        If the plain layers give another result each time, or one that depends on which images
-        are in a batch.
+        If the plain layers give another result each time, or one that depends on which images are
+        in a batch.
 
     Warns
     -----
     FeatureStoreWarning
-        If a difference is accepted because the network amplifies rounding so much.
+        If a larger difference is accepted because the network amplifies rounding.
     """
-    rows = sampled(len(images))
-    few, reference = images[rows], backbone.reference(refs)
+    cuts = [LayerRef.parse(ref) for ref in refs]
+    rows, reference = sampled(len(images)), backbone.reference(refs)
+    few = images[rows]
+    if (few == few[:1]).all():  # whether rows are mixed shows only among different ones
+        few = np.concatenate([few, 255 - few[:1]])
     wanted = reference(few)
-    apart = [distance(f[rows], w) for f, w in zip(found, wanted, strict=True)]
-    beside, together = few, wanted
-    if (few == few[:1]).all():  # a row has to stand beside another one
-        beside = np.concatenate([few[:1], 255 - few[:1]])
-        together = reference(beside)
-    mixed = [0.0] * len(refs)
-    for end in (slice(0, 1), slice(len(beside) - 1, None)):
-        alone = reference(beside[end])
-        for i, all_ in enumerate(together):
-            mixed[i] = max(mixed[i], distance(alone[i], all_[end], all_))
-    usual = [tolerance(backbone.precision(ref.layer)) for ref in refs]
+    apart = [distance(f[rows], w[: len(rows)]) for f, w in zip(found, wanted, strict=True)]
+    mixed = [0.0] * len(cuts)
+    for end in (slice(0, 1), slice(len(few) - 1, None)):
+        for i, alone in enumerate(reference(few[end])):
+            mixed[i] = max(mixed[i], distance(alone, wanted[i][end], wanted[i]))
+    usual = [tolerance(backbone.precision(ref.layer)) for ref in cuts]
     if all(a <= u for a, u in zip(apart, usual, strict=True)) and max(mixed) <= TOLERANCE:
         return
-    again = [distance(*pair) for pair in zip(reference(beside), together, strict=True)]
-    moved = amplification(backbone, refs, beside, together)
-    for i, ref in enumerate(refs):
+    again = [distance(*pair) for pair in zip(reference(few), wanted, strict=True)]
+    moved = amplification(backbone, refs, few, wanted)
+    for i, ref in enumerate(cuts):
         _require_own(ref, again[i], mixed[i], max(TOLERANCE, ROUNDINGS * moved[i]))
-    _require(refs, apart, [max(u, ROUNDINGS * m) for u, m in zip(usual, moved, strict=True)])
-    for i, ref in enumerate(refs):
+    _require(cuts, apart, [max(u, ROUNDINGS * m) for u, m in zip(usual, moved, strict=True)])
+    for i, ref in enumerate(cuts):
         if apart[i] > usual[i] or mixed[i] > TOLERANCE:
-            _accept(backbone, ref, beside, moved[i])
+            _accept(backbone, ref, few, moved[i])
 
 
 def _require_own(ref: LayerRef, again: float, mixed: float, allowed: float) -> None:
@@ -202,7 +233,7 @@ def _accept(backbone: Network, ref: LayerRef, images: np.ndarray, moved: float) 
     steady, unsteady = -1, len(before)
     while unsteady - steady > 1:  # rounding grows with depth
         middle = (steady + unsteady) // 2
-        (each,) = amplification(backbone, [LayerRef(before[middle])], images)
+        (each,) = amplification(backbone, [before[middle]], images)
         if ROUNDINGS * each <= TOLERANCE:
             steady = middle
         else:
@@ -220,3 +251,11 @@ def _accept(backbone: Network, ref: LayerRef, images: np.ndarray, moved: float) 
         FeatureStoreWarning,
         stacklevel=2,
     )
+
+
+def _signs(values: np.ndarray, seed: int) -> np.ndarray:
+    """Return 1 or -1 for each value, by a multiplicative hash of its bits."""
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint64)
+    mixed = (bits ^ (bits >> np.uint64(15))) + np.uint64(seed * 0x632BE59BD9B4E019 % 2**64)
+    high = (mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(63)
+    return 2.0 * high.astype(np.float64) - 1.0

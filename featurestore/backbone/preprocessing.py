@@ -31,7 +31,7 @@ class Preprocessing:
     input_size : (int, int)
         Height and width that the backbone sees.
     resize : {"stretch", "crop", "pad"}
-        Ignore the aspect ratio; crop the longer side evenly; pad the shorter one evenly with black.
+        Ignore the aspect ratio; crop the longer side evenly; pad the shorter side evenly with black.
     interpolation : {"bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"}
         Always antialiased, except "nearest".
     scaling : {"none", "unit", "tf", "torch", "caffe"}
@@ -69,7 +69,7 @@ class Preprocessing:
         return {**asdict(self), "input_size": list(self.input_size)}
 
     def fields(self) -> dict[str, Any]:
-        """Return what enters a prefix digest, the input size apart."""
+        """Return what counts in a prefix digest, apart from the input size."""
         from featurestore.images import DECODER
 
         return {
@@ -83,9 +83,9 @@ class Preprocessing:
     def resizing(self) -> Any:
         """Return the layer: uint8 (batch, height, width, channel=3) of any size to the input size.
 
-        Its dtype is uint8: with the default one, Keras rounds in eager calls but hands on
-        unrounded float32 inside ``predict`` and ``fit``. A whole-number fill value, because a
-        float one cannot multiply uint8.
+        Its dtype is uint8: with the default, Keras rounds in eager calls but returns unrounded
+        float32 inside ``predict`` and ``fit``. The fill value is an integer, because a float cannot
+        multiply uint8.
         """
         import keras
 

@@ -1,8 +1,8 @@
-"""The preprocessing that a model file or object expects, where the model itself shows it.
+"""The preprocessing that a model file or object expects, if the model itself shows it.
 
-Two kinds of evidence count: the graph begins by scaling pixels of 0 to 255, or it begins with a
-network of ``keras.applications`` that is known by its name or by its layers' names. Without
-either, the caller has to say: a wrong guess would be silent.
+Two kinds of evidence count: the graph begins by scaling pixels of 0 to 255, or with a network of
+``keras.applications``, known by the names of its layers. Without either, the caller has to say: a
+wrong guess would be silent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from featurestore.backbone.graph import Graph, Node
 from featurestore.backbone.preprocessing import Preprocessing, Scaling, Size, size_pair
 from featurestore.errors import BackboneError
 
-# They keep the range of the pixels, so evidence may stand behind them.
+# They keep the range of the pixels, so that evidence may come after them.
 _KEEPS_RANGE = {
     "Cast",
     "CenterCrop",
@@ -34,8 +34,8 @@ _KEEPS_RANGE = {
     "Stack",
 }
 _SCALES = {"Add", "Divide", "Multiply", "Normalization", "Rescaling", "Subtract", "TrueDivide"}
-# Between what is done to pixels of 0 to 1 (at most a factor of some 4, a mean of some 0.5) and
-# what is done to pixels of 0 to 255 (1/128, 1/255, a mean of some 110).
+# Separates what scales pixels of 0 to 1 (a factor of up to 4, a mean of about 0.5) from what scales
+# pixels of 0 to 255 (a factor of 1/128 or 1/255, a mean of about 110).
 _LARGE = 32.0
 
 
@@ -54,7 +54,7 @@ def find_preprocessing(
     graph, model_name : Graph, str
         The model.
     input_size, scaling : optional
-        Needed where the model does not show them.
+        Required if the model does not show them.
     **options
         Of :class:`Preprocessing`.
 
@@ -65,7 +65,7 @@ def find_preprocessing(
     """
     networks: list[Application] = []
     if scaling is None:
-        scaling, networks = scaling_of(graph, model_name)
+        scaling, networks = shown_scaling(graph, model_name)
     height, width = graph.nodes[0].outputs[0].shape[1:3]
     if input_size is not None:
         size = size_pair(input_size)
@@ -81,7 +81,7 @@ def find_preprocessing(
     return Preprocessing(size, scaling=scaling, **options)
 
 
-def scaling_of(graph: Graph, model_name: str) -> tuple[Scaling, list[Application]]:
+def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Application]]:
     """Return a model's scaling, and the applications that it may have been built as, if any.
 
     Raises
@@ -90,7 +90,7 @@ def scaling_of(graph: Graph, model_name: str) -> tuple[Scaling, list[Application
         If the model does not show it.
     """
     if "int" in str(graph.nodes[0].outputs[0].dtype):
-        return "none", []  # whole numbers are pixels as they come
+        return "none", []  # the model takes pixels as they are
     first = _first_steps(graph)
     scales = [node for node in first if node.kind in _SCALES]
     if scales:
@@ -98,11 +98,9 @@ def scaling_of(graph: Graph, model_name: str) -> tuple[Scaling, list[Application
             return "none", []
         found = f"its first layer {scales[0].name!r} scales, but not clearly from 0 to 255"
     else:
-        layers = {node.name for node in graph.nodes[1:]}
-        if len(first) == 1:
-            networks = recognise(first[0].name, first[0].path, model_name, layers)
-            if networks:
-                return networks[0].scaling, networks
+        networks = recognise(first[0].name, graph.by_name) if len(first) == 1 else []
+        if networks:
+            return networks[0].scaling, networks
         found = "the graph does not scale them, and it is not a known keras.applications network"
     raise BackboneError(
         f"model {model_name!r} does not show which scaling of pixels it expects: {found}; pass"
@@ -121,8 +119,8 @@ def _usual_size(graph: Graph, networks: list[Application], model_name: str) -> t
 
 
 def _first_steps(graph: Graph) -> list[Node]:
-    """Return the first nodes on each way from the image that may change its range."""
-    pixels, found = {0}, []  # the nodes that give pixels as they came
+    """Return the first node on each path from the image that may change its range."""
+    pixels, found = {0}, []  # the nodes whose output has the range of the image
     for number, node in enumerate(graph.nodes[1:], start=1):
         if any(parent in pixels for parent, _ in node.inputs):
             if node.kind in _KEEPS_RANGE:
@@ -133,7 +131,7 @@ def _first_steps(graph: Graph) -> list[Node]:
 
 
 def _takes_bytes(node: Node) -> bool:
-    """Whether a scaling step makes sense on pixels of 0 to 255 only."""
+    """Whether a scaling step makes sense only on pixels of 0 to 255."""
     import keras
 
     if node.kind == "Rescaling":

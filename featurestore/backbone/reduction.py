@@ -1,18 +1,16 @@
-"""How an activation becomes one vector a sample: over which axes, and under which mask."""
+"""How an activation becomes one vector per sample: over which axes, and under which mask."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from featurestore.backbone.foreign import is_keras
 from featurestore.backbone.graph import Graph, Node
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import BackboneError
 
 CHANNELS_LAST, CHANNELS_FIRST = "channels_last", "channels_first"
 
-# They may put the channels on another axis while the number of axes stays.
+# They may move the channels to another axis and keep the shape.
 _MOVES_AXES = {
     "Dot",
     "Einsum",
@@ -29,33 +27,21 @@ _MOVES_AXES = {
 
 
 def layouts(graph: Graph) -> list[str | None]:
-    """Return for every node on which end its channels are; None where its neighbours disagree.
+    """Return the ``data_format`` of every node's output; None if it is unknown.
 
-    Layers with a ``data_format`` know it of what they take and give; what hands on its input axis
-    by axis (an activation, an addition) has the layout of its neighbours, before and after it.
-    Where nothing shows it, the last axis is the channels'.
+    Without any ``channels_first`` layer, everything is ``channels_last``. Otherwise a layer shows
+    its own ``data_format`` (a normalization its axis), and what keeps the axes of its inputs, such
+    as an activation or an addition, has theirs.
     """
-    group = list(range(len(graph.nodes)))
-
-    def root(number: int) -> int:
-        while group[number] != number:
-            number = group[number]
-        return number
-
-    shown: list[tuple[int, str]] = [(0, CHANNELS_LAST)]
-    for number, node in enumerate(graph.nodes[1:], start=1):
-        layout = _shown_by(node)
-        parents = [parent for parent, output in node.inputs if _like(graph, node, parent, output)]
-        for parent in parents:
-            group[root(parent)] = root(number)
-        if layout is not None:
-            around = parents if parents else [parent for parent, _ in node.inputs]
-            shown += [(each, layout) for each in (number, *around)]
-    found: dict[int, set[str]] = {}
-    for number, layout in shown:
-        found.setdefault(root(number), set()).add(layout)
-    known = [found.get(root(number), {CHANNELS_LAST}) for number in range(len(graph.nodes))]
-    return [next(iter(each)) if len(each) == 1 else None for each in known]
+    shown = [CHANNELS_LAST, *map(_shown_by, graph.nodes[1:])]
+    if CHANNELS_FIRST not in shown:
+        return [CHANNELS_LAST for _ in shown]
+    found: list[str | None] = []
+    for node, own in zip(graph.nodes, shown, strict=True):
+        inputs = {found[parent] for parent, _ in node.inputs}
+        kept = inputs.pop() if len(inputs) == 1 and _keeps_axes(graph, node) else None
+        found.append(own or kept)
+    return found
 
 
 def reduced_shape(
@@ -70,30 +56,29 @@ def reduced_shape(
     node : Node
         Its layer.
     shape : tuple of int
-        Of one sample's whole activation.
+        Shape of one sample's whole activation.
     layout : str or None
-        Where its channels are.
+        Where its channels are, see :func:`layouts`.
 
     Raises
     ------
     BackboneError
         If it cannot be reduced, or not as a plain Keras model would.
     """
+    whole = f"expected {ref.layer} without :{ref.reduction}"
     if len(shape) < 2:
         raise BackboneError(
-            f"layer {ref.layer!r} gives one vector a sample already (shape {shape}): expected"
-            f" {ref.layer} without :{ref.reduction}"
+            f"layer {ref.layer!r} gives one vector per sample already (shape {shape}): {whole}"
         )
     if layout is None:
         raise BackboneError(
-            f"layer {ref.layer!r} stands between layers of channels_first and channels_last, so"
-            f" that its channels are not known: expected {ref.layer} without :{ref.reduction}"
+            f"layer {ref.layer!r} is in a channels_first network and does not show which axis its"
+            f" channels are on: {whole}, or another layer"
         )
     if is_masked(node) and (ref.reduction != "avg" or len(shape) != 2):
         raise BackboneError(
             f"layer {ref.layer!r} is masked, and Keras has no masked :{ref.reduction} of"
-            f" {len(shape)} axes: expected {ref.layer} without :{ref.reduction}"
-            + (f", or {ref.layer}:avg" if len(shape) == 2 else "")
+            f" {len(shape)} axes: {whole}" + (f", or {ref.layer}:avg" if len(shape) == 2 else "")
         )
     return shape[:1] if layout == CHANNELS_FIRST else shape[-1:]
 
@@ -122,7 +107,7 @@ def reduce(activation: Any, layer: Any) -> Any:
     reduced = layer(activation)
     if not type(layer).__name__.startswith("GlobalMax"):
         return reduced
-    # A compiler that takes max(sqrt(x)) for sqrt(max(x)), as TensorFlow's does, passes NaN over.
+    # TensorFlow compiles max(sqrt(x)) to sqrt(max(x)), which hides NaN.
     axes = list(range(1, len(activation.shape)))
     axes.pop(0 if layer.data_format == CHANNELS_FIRST else -1)
     lost = keras.ops.any(keras.ops.isnan(activation), axis=tuple(axes))
@@ -130,12 +115,12 @@ def reduce(activation: Any, layer: Any) -> Any:
 
 
 def is_masked(node: Node) -> bool:
-    """Whether what a node gives carries a mask of its steps."""
+    """Whether a node's output carries a mask of its steps."""
     return getattr(node.outputs[0], "_keras_mask", None) is not None
 
 
 def unmasked(tensor: Any) -> Any:
-    """Return a symbolic tensor without its mask, as stored features are."""
+    """Return a symbolic tensor without its mask, as features are stored."""
     import keras
 
     copy = keras.ops.copy(tensor)
@@ -154,10 +139,7 @@ def _shown_by(node: Node) -> str | None:
     return None
 
 
-def _like(graph: Graph, node: Node, parent: int, output: int) -> bool:
-    """Whether a node's output has its axes in the order of one of its inputs."""
-    given: Sequence[Any] = graph.nodes[parent].outputs[output].shape
-    found = node.outputs[0].shape
-    if node.kind in _MOVES_AXES or len(given) != len(found) or len(found) < 3:
-        return False
-    return is_keras(type(node.operation)) or tuple(given) == tuple(found)
+def _keeps_axes(graph: Graph, node: Node) -> bool:
+    taken = {tuple(graph.nodes[parent].outputs[output].shape) for parent, output in node.inputs}
+    same = taken == {tuple(node.outputs[0].shape)} or node.kind == "Concatenate"
+    return same and node.kind not in _MOVES_AXES

@@ -1,4 +1,4 @@
-"""Where a backbone is cut: layer refs, and which layers a fine-tuning sets free."""
+"""Where to cut a backbone, and which of its layers to fine-tune."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ REDUCTIONS: tuple[Reduction, ...] = ("avg", "max")
 
 @dataclass(frozen=True, order=True)
 class LayerRef:
-    """A layer, and how its activation is reduced to one vector a sample.
+    """A layer, and how to reduce its activation to one vector per sample.
 
     Attributes
     ----------
     layer : str
         Canonical name of a layer, as ``featurestore layers`` shows it.
     reduction : {"avg", "max"} or None
-        Mean or maximum over every axis but sample and channel, masked steps left out; None keeps
-        the activation whole.
+        Mean or maximum over all axes but sample and channel, without masked steps; None keeps the
+        whole activation.
 
     Examples
     --------
@@ -59,22 +59,22 @@ class LayerRef:
 
 
 def unfrozen(layers: Sequence[str], what: str | int) -> list[str]:
-    """Return the layers that fine-tuning sets free, in order.
+    """Return the layers that fine-tuning unfreezes, in order.
 
     Parameters
     ----------
     layers : sequence of str
         The backbone's layers up to the cut, first to last, as ``model.layers`` counts them.
     what : str or int
-        A number: the last so many layers of any kind, as in ``base.layers[-3:]``. Otherwise a
-        layer's name or the beginning of one: every layer from the first such on.
+        A number of layers of any kind from the end, as in ``base.layers[-3:]``; or a layer's name
+        or its beginning: every layer from the first match on.
 
     Raises
     ------
     UnknownLayerError
-        If no layer's name begins so.
+        If no layer's name begins like this.
     BackboneError
-        If the number is below one, or there are not so many layers.
+        If the number is not between one and the number of layers.
 
     Examples
     --------

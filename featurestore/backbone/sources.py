@@ -1,4 +1,4 @@
-"""Where Keras models come from: ``keras.applications``, files, weights files."""
+"""Where Keras models come from: ``keras.applications``, files, weights files, model objects."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 
 from featurestore.backbone import forward, numerics
-from featurestore.backbone.copying import clone, set_weights
+from featurestore.backbone.copying import clone, seeded, set_weights
+from featurestore.backbone.custom import is_keras
 from featurestore.backbone.families import Application
-from featurestore.backbone.foreign import is_keras
 from featurestore.backbone.graph import Graph, flatten
-from featurestore.backbone.identity import graph_digests, weight_arrays
-from featurestore.backbone.model_files import load_model
+from featurestore.backbone.identity import graph_digests, has_nan
 from featurestore.backbone.preprocessing import Preprocessing
-from featurestore.backbone.seeding import seeded
 from featurestore.errors import BackboneError, InputError, one_line
 
 
@@ -34,28 +32,32 @@ def build_application(
     """
     import keras
 
-    if min(input_size) < network.least:
-        raise BackboneError(
-            f"{network.constructor} takes images of at least {network.least}×{network.least};"
-            f" found --input-size {input_size[0]}×{input_size[1]}"
-        )
     constructor = getattr(keras.applications, network.constructor)
     options = {"include_top": include_top, "input_shape": (*input_size, 3)}
-    if weights == "imagenet":
-        return _with_imagenet(network, constructor, options)
+    source = "imagenet" if weights == "imagenet" else None
     try:
-        with seeded():
-            model = constructor(weights=None, **options)
+        # Keras draws its download bar on stdout, which is for the command's answer.
+        with seeded(), contextlib.redirect_stdout(sys.stderr):
+            model = constructor(weights=source, **options)
     except ValueError as error:
-        raise BackboneError(f"cannot build {network.constructor}: {one_line(error)}") from error
-    if weights != "random":
+        height, width = input_size
+        raise BackboneError(
+            f"cannot build {network.constructor} with {weights} weights and --input-size"
+            f" {height}×{width}: {one_line(error)}"
+        ) from error
+    except Exception as error:  # get_file raises a bare Exception if the download fails
+        raise BackboneError(
+            f"cannot get the imagenet weights of {network.constructor}: {one_line(error)};"
+            " pass --weights FILE, or --weights random"
+        ) from error
+    if weights not in ("imagenet", "random"):
         load_weights(model, weights)
-        _mend_efficientnet(network, model)
+        _correct_efficientnet(network, model)
     return model
 
 
 def load_weights(model: Any, path: str | Path) -> None:
-    """Load a weights file into a model, all of it or an error.
+    """Load a weights file into a model, completely or not at all.
 
     Raises
     ------
@@ -72,24 +74,48 @@ def load_weights(model: Any, path: str | Path) -> None:
         raise BackboneError(
             f"weights file {file.name!r} has an unknown ending: expected .weights.h5, .h5 or .keras"
         )
-    _blank(model)
+    # Keras leaves the weights that a file does not have as they are, with a warning at most.
+    for weight in model.weights:
+        if "float" in str(weight.dtype):
+            weight.assign(np.full(weight.shape, np.nan, dtype="float32"))
     try:
         with warnings.catch_warnings():
-            # Keras warns of each group that it skips; what was skipped is checked below instead.
             warnings.simplefilter("ignore")
             model.load_weights(str(file))
-        reason = _blanks_left(model)
+        blank = [layer.name for layer in model.layers if has_nan(layer)]
+        reason = blank and f"no (finite) weights for {len(blank)} layers, such as {blank[0]!r}"
     except Exception as error:  # h5py and Keras raise a dozen kinds
         reason = one_line(error)
     if reason:
         raise BackboneError(
             f"weights file {file.name!r} does not fit {model.name!r}: {reason}; expected a file"
-            " saved from the same network, with its top where this has one, without where not"
+            " saved from the same network, with or without its top as here"
         )
 
 
+def load_model(path: str | Path) -> Any:
+    """Load a ``.keras`` or ``.h5`` model in Keras' safe mode, uncompiled.
+
+    Safe mode refuses lambdas, modules other than Keras' own, and files that the model refers to.
+
+    Raises
+    ------
+    InputError
+        If Keras refuses the file; the message is the reason.
+    """
+    import keras
+
+    try:
+        with seeded():
+            return keras.models.load_model(str(path), compile=False, safe_mode=True)
+    except Exception as error:  # zipfile, h5py, JSON and Keras raise a dozen kinds
+        # Keras wraps the error of a layer in a page about the model around it.
+        text = str(error).rpartition("Exception encountered:")[2].partition("If you trust")[0]
+        raise InputError(one_line(Exception(text) if text.strip() else error)) from error
+
+
 def model_from_file(path: str | Path) -> Any:
-    """Load a ``.keras`` or ``.h5`` model in safe mode, uncompiled.
+    """Load the ``.keras`` or ``.h5`` model of a backbone.
 
     Raises
     ------
@@ -135,23 +161,23 @@ def copied(graph: Graph, preprocessing: Preprocessing) -> Graph:
 
 
 def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> None:
-    """Raise BackboneError if a layer of the user's and its copy compute different things."""
-    own = [node.name for node in graph.nodes[1:] if not is_keras(type(node.operation))]
-    if not own:
+    """Raise BackboneError if a custom layer and its copy compute different things."""
+    custom = [node.name for node in graph.nodes[1:] if not is_keras(type(node.operation))]
+    if not custom:
         return
     shape = (2, *preprocessing.input_size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def computed(graph: Graph) -> list[np.ndarray]:
         def compute(images: Any) -> list[Any]:
-            numbers = [graph.by_name[name] for name in own]
+            numbers = [graph.by_name[name] for name in custom]
             return [each[0] for each in graph.run(preprocessing.scale(images), numbers)]
 
         return forward.plain(compute)(noise)
 
-    results = zip(own, computed(copy), computed(graph), computed(graph), strict=True)
+    results = zip(custom, computed(copy), computed(graph), computed(graph), strict=True)
     for name, found, wanted, again in results:
-        # One that is another each time is refused for that, where it is computed.
+        # A layer that differs each time is refused for that when it computes.
         steady = numerics.distance(again, wanted) <= numerics.TOLERANCE
         if steady and numerics.distance(found, wanted) > numerics.TOLERANCE:
             raise BackboneError(
@@ -161,27 +187,11 @@ def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> N
             )
 
 
-def _with_imagenet(network: Application, constructor: Any, options: dict[str, Any]) -> Any:
-    try:
-        # Keras draws its download bar on stdout, which belongs to the command's answer.
-        with seeded(), contextlib.redirect_stdout(sys.stderr):
-            return constructor(weights="imagenet", **options)
-    except ValueError as error:
-        raise BackboneError(
-            f"cannot build {network.constructor} with imagenet weights: {one_line(error)}"
-        ) from error
-    except Exception as error:  # get_file raises a bare Exception where the download fails
-        raise BackboneError(
-            f"cannot get the imagenet weights of {network.constructor}: {one_line(error)};"
-            " pass --weights FILE, or --weights random"
-        ) from error
-
-
-def _mend_efficientnet(network: Application, model: Any) -> None:
+def _correct_efficientnet(network: Application, model: Any) -> None:
     """Make a published EfficientNet weights file mean what ``weights="imagenet"`` means.
 
-    Its Normalization holds the deviation where the variance belongs, which Keras mends with an
-    extra layer in the network that it builds for ``imagenet`` only.
+    Its Normalization holds deviations instead of variances. Keras corrects that with an extra layer
+    in the network that it builds for ``imagenet`` only.
     """
     if network.module != "efficientnet":
         return
@@ -190,25 +200,3 @@ def _mend_efficientnet(network: Application, model: Any) -> None:
             mean, variance, count = layer.get_weights()
             if np.allclose(variance, (0.229, 0.224, 0.225), atol=1e-4):
                 set_weights(layer, [mean, np.square(variance), count])
-
-
-def _blank(model: Any) -> None:
-    """Fill all weights with NaN: Keras leaves those out silently that a file does not have."""
-    for weight in model.weights:
-        if "float" in str(weight.dtype):
-            weight.assign(np.full(weight.shape, np.nan, dtype="float32"))
-
-
-def _blanks_left(model: Any) -> str | None:
-    blank = [
-        layer.name
-        for layer in model.layers
-        if any(
-            np.isnan(np.asarray(array, dtype="float32")).any()
-            for array in weight_arrays(layer)
-            if "float" in str(array.dtype)
-        )
-    ]
-    if not blank:
-        return None
-    return f"it has no (finite) weights for {len(blank)} layers, {blank[0]!r} for one"

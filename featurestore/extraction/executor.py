@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from featurestore.backbone import numerics
 from featurestore.errors import ActivationError
 from featurestore.extraction.events import (
     ExtractionFinished,
@@ -150,7 +151,7 @@ class Executor:
         activations = self._forward(images)
         if not self._checked:
             # Before anything is stored: a device that computes wrongly shows it on its first batch.
-            self._backbone.check_forward(self._refs, images, activations)
+            numerics.check(self._backbone, self._refs, images, activations)
             self._checked = True
         return activations
 

@@ -88,7 +88,7 @@ def adopt(
 
 def _config(model: keras.Model) -> dict[str, Any]:
     """Return the configuration of a model, if all its parts are Keras' own."""
-    from featurestore.backbone.foreign import is_keras, refuse_hidden_functions
+    from featurestore.backbone.custom import is_keras, refuse_hidden_functions
 
     kind = type(model)
     if not (is_keras(kind) and kind.__name__ in ("Sequential", "Functional")):
@@ -107,7 +107,7 @@ def _config(model: keras.Model) -> dict[str, Any]:
 
 def _compile_config(model: keras.Model) -> dict[str, Any]:
     """Return how a model was compiled, if with Keras' own optimizer, loss and metrics."""
-    from featurestore.backbone.foreign import is_keras
+    from featurestore.backbone.custom import is_keras
 
     compiled = dict(model.get_compile_config())
     if isinstance(model.loss, FunctionType) and is_keras(model.loss):
@@ -117,7 +117,7 @@ def _compile_config(model: keras.Model) -> dict[str, Any]:
 
 
 def _refuse_foreign(config: Any) -> None:
-    from featurestore.backbone.foreign import foreign_names
+    from featurestore.backbone.custom import foreign_names
 
     for name in foreign_names(config):
         raise HeadError(
@@ -139,7 +139,7 @@ def _loss(model: keras.Model) -> tuple[str, bool]:
 def _build(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int) -> keras.Model:
     from keras import KerasTensor
 
-    from featurestore.backbone.seeding import seeded
+    from featurestore.backbone.copying import seeded
 
     with seeded(seed):
         model = kind.from_config(copy.deepcopy(config))  # Keras changes what it is given.

@@ -99,7 +99,7 @@ def load_keras(data: bytes, head_id: str) -> Any:
     DamagedError
         If the bytes are not a ``.keras`` file, or hold code.
     """
-    from featurestore.backbone.model_files import load_model
+    from featurestore.backbone.sources import load_model
 
     with scratch() as folder:
         path = folder / KERAS_FILE

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from featurestore.backbone.seeding import seeded
+from featurestore.backbone.copying import seeded
 from featurestore.errors import HeadError
 from featurestore.features.py_dataset import BatchDataset
 from featurestore.heads.network import Network, gives_logits

@@ -108,11 +108,8 @@ class Predictor:
         layer = _resizing(model)
         self.resize = compiled_resize(layer)
         self._columns = model.output_shape[-1]
-        weight_bytes = sum(int(np.prod(each.shape)) * 4 for each in model.weights)
         self._forward = compiled(
-            lambda images: [model(images, training=False)],
-            (layer.height, layer.width, 3),
-            weight_bytes,
+            lambda images: [model(images, training=False)], (layer.height, layer.width, 3)
         )
 
     def __call__(self, read: Callable[[Any, Any], np.ndarray], items: Any) -> np.ndarray:

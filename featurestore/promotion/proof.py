@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from featurestore.backbone import LayerRef
+from featurestore.backbone import LayerRef, numerics
 from featurestore.backbone.forward import exact
 from featurestore.errors import ParityError
 from featurestore.promotion.events import OnEvent, Proved
@@ -86,7 +86,7 @@ def prove(
     images = np.stack([data.image(int(row), backbone.resize) for row in rows[few]])
     stored = group.read(rows, dtype="float32")
     ref = LayerRef.parse(head.key.ref)
-    passes = (backbone.reference([ref]), backbone.rounded([ref]))
+    passes = (backbone.reference([ref]), numerics.rounded(backbone, [ref]))
     plain, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
     check = FeatureCheck(stored, group.dtype, backbone.precision(ref.layer), plain, rounded)
     check.require_distinct()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from featurestore.backbone import unfrozen
+from featurestore.backbone.copying import seeded
 from featurestore.backbone.naming import RESERVED
-from featurestore.backbone.seeding import seeded
 from featurestore.errors import FeatureStoreWarning, NotFoundError, PromotionError
 from featurestore.heads.stale import stale
 from featurestore.promotion.evaluation import measure

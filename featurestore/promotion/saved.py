@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from featurestore import durable
-from featurestore.backbone import model_files
+from featurestore.backbone import sources
 from featurestore.digests import digest_array, digest_fields
 from featurestore.errors import InputError, nearest, one_line
 from featurestore.promotion.seen import Seen
@@ -127,7 +127,7 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     path = Path(path)
     metadata = read_metadata(path)
     try:
-        model = model_files.load_model(path)
+        model = sources.load_model(path)
     except InputError as error:
         raise InputError(f"cannot load {path} as a Keras model: {error}") from error
     expected = (None, None, None, 3), (None, len(metadata["classes"]) or 1)

@@ -1,10 +1,10 @@
-"""What the user's own code computes, as a digest: changed code is a changed identity.
+"""Layers and functions that are not Keras' own: how to find them, and their identity.
 
-The digest is made of byte code, which is what runs: a source file may have been edited since it was
-imported. With a class or function go what it inherits, class attributes, defaults and closures, and
-the functions, classes and constants that it reads from its own module and other modules of the
-user's. Keras, TensorFlow, NumPy and the standard library count as fixed; other installed packages
-count by name and version. Anything else is refused.
+The identity is a digest of byte code, because that is what runs: the source file may have been
+edited since it was imported. It covers what a class inherits, class attributes, defaults and
+closures, and the functions, classes and constants that the code reads from its own module and the
+user's other modules. Keras, TensorFlow, NumPy and the standard library count as fixed; other
+installed packages count by name and version. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dis
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, ModuleType
 from typing import Any
@@ -36,8 +36,78 @@ _PARTS = (
 )
 
 
+def is_keras(code: Any) -> bool:
+    """Whether a class or function is Keras' own."""
+    return _package(getattr(code, "__module__", None)) == "keras"
+
+
+def is_foreign(part: Any) -> bool:
+    """Whether a part of a serialized configuration is a class or function that is not Keras' own.
+
+    Parameters
+    ----------
+    part : mapping or other JSON value
+        Anything that ``keras.saving.serialize_keras_object`` gives, or that is in it.
+    """
+    if not isinstance(part, Mapping) or not {"class_name", "config", "module"} <= set(part):
+        return False
+    # The module of a class of ``__main__`` is None.
+    package = _package(part["module"])
+    return package != "keras" and (package != "builtins" or part["class_name"] == "function")
+
+
+def foreign_names(config: Any) -> Iterator[str]:
+    """Yield the name of each class or function in a configuration that is not Keras' own."""
+    if is_foreign(config):
+        yield _name_of(config)
+    parts: Any = config.values() if isinstance(config, Mapping) else config
+    if isinstance(config, Mapping | list | tuple):
+        for part in parts:
+            yield from foreign_names(part)
+
+
+def refuse_hidden_functions(operation: Any) -> None:
+    """Raise BackboneError for a user's function that Keras serializes as its own of that name."""
+    import keras
+
+    for layer in getattr(operation, "_flatten_layers", lambda: [operation])():
+        for value in vars(layer).values() if is_keras(type(layer)) else ():
+            if not isinstance(value, FunctionType) or is_keras(value):
+                continue
+            if value.__name__ == "<lambda>":
+                raise BackboneError("uses a lambda, which has no canonical form: use keras.ops")
+            if isinstance(keras.activations.serialize(value), str):
+                raise BackboneError(
+                    f"uses a function {value.__name__!r} that is not Keras' own of that name: give"
+                    " it another name and decorate it with"
+                    " keras.saving.register_keras_serializable"
+                )
+
+
+def registered_digest(part: Mapping[str, Any]) -> str:
+    """Return the digest of the user's class or function in a part of a configuration.
+
+    Raises
+    ------
+    BackboneError
+        If it is not registered, so that Keras could not find it again when loading, or has no
+        canonical form.
+    """
+    import keras
+
+    name = _name_of(part)
+    key = name if part["class_name"] == "function" else part.get("registered_name")
+    found = keras.saving.get_registered_object(key) if ">" in str(key) else None
+    if found is None:
+        raise BackboneError(
+            f"uses {name!r}, which Keras cannot find by name: decorate it with"
+            " keras.saving.register_keras_serializable, or use a stock one"
+        )
+    return code_digest(found)
+
+
 def code_digest(code: Any) -> str:
-    """Return the digest of what a class or function of the user's computes.
+    """Return the digest of what a user's class or function computes.
 
     Raises
     ------
@@ -52,7 +122,7 @@ class _Walk:
 
     def __init__(self, root: Any) -> None:
         self._home = {_package(root.__module__), "__main__"}
-        # The objects are held, so that no other one gets their id.
+        # Holds the objects too, so that no other one gets their id.
         self._seen: dict[int, tuple[int, Any]] = {}
 
     def value(self, value: Any, name: str) -> Any:
@@ -65,7 +135,7 @@ class _Walk:
             return {type(value).__name__: repr(value)}
         if isinstance(value, logging.Logger):  # nothing is computed from it
             return {"logger": value.name}
-        # Equal tuples may be one object or two, as the interpreter likes.
+        # The interpreter may make one object or two of equal tuples.
         if isinstance(value, tuple):
             return {type(value).__name__: [self.value(each, name) for each in value]}
         if isinstance(value, (set, frozenset)):
@@ -107,7 +177,7 @@ class _Walk:
         )
 
     def _fixed(self, module: str, name: str) -> dict[str, Any] | None:
-        """Return what stands for code that need not be read; None for the user's own."""
+        """Return the stand-in for code that need not be read; None for the user's own."""
         package = _package(module)
         if package in self._home:
             return None
@@ -149,7 +219,7 @@ class _Walk:
         }
 
     def _argument(self, step: dis.Instruction, code: CodeType, scope: dict[str, Any]) -> Any:
-        """Return what an instruction takes: a constant, a name, or what the name stands for."""
+        """Return the argument of an instruction: a constant, a name, or the object of that name."""
         # Python 3.11 does not look up the names of keyword arguments, which are constants too.
         found = code.co_consts[step.arg or 0] if step.opcode in dis.hasconst else step.argval
         if isinstance(found, CodeType):
@@ -164,7 +234,7 @@ class _Walk:
         return self.value(found, str(step.argval))
 
     def _module(self, module: ModuleType, names: Sequence[str]) -> Any:
-        """Return what code may read of a module, by the names that it uses."""
+        """Return what code may read from a module, by the names that it uses."""
         fixed = self._fixed(module.__name__, "")
         if fixed is not None:
             return fixed
@@ -176,6 +246,10 @@ class _Walk:
             elif found is not None:
                 read[name] = self.value(found, name)
         return {"module": module.__name__, "reads": read}
+
+
+def _name_of(part: Mapping[str, Any]) -> str:
+    return str(part["config"] if part["class_name"] == "function" else part["class_name"])
 
 
 def _package(module: str | None) -> str:
