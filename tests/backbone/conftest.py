@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from featurestore.backbone import Backbone
+
 SIZE = 16
 
 
@@ -40,6 +42,18 @@ def tiny_network(
 @pytest.fixture
 def tiny() -> Callable[..., Any]:
     return tiny_network
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    """The tiny network as a backbone; tests that change it make their own."""
+    return Backbone.from_model(tiny_network(), name="tiny")
+
+
+@pytest.fixture(scope="session")
+def mobilenet() -> Backbone:
+    """A real network; tests that change it make their own."""
+    return Backbone.from_application("mobilenetv2", "random", 64)
 
 
 @pytest.fixture(scope="session")

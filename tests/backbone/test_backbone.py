@@ -1,22 +1,15 @@
 """The backbone as its users see it: made, listed, cut."""
 
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 
-from featurestore.backbone import Backbone, LayerRef, unfrozen
+from featurestore.backbone import Backbone, LayerRef
 from featurestore.errors import BackboneError, UnknownLayerError
 
 layers = keras.layers
-
-
-@pytest.fixture
-def backbone(tiny):
-    return Backbone.from_model(tiny(), name="tiny")
 
 
 def test_a_cut_is_one_flat_plain_model(tiny, photo):
@@ -118,7 +111,7 @@ def odd_outputs():
     ("layer", "message"),
     [("split", "has 2 outputs"), ("video", r"gives \(None, 2, 8"), ("sum", r"gives \(None,\)")],
 )
-def test_what_is_no_activation_of_a_sample_cannot_be_cut(layer, message):
+def test_you_cannot_cut_at_what_is_not_an_activation_of_a_sample(layer, message):
     backbone = Backbone.from_model(odd_outputs(), name="odd")
     assert backbone.layer_names == ["scaled", "flat"]
     with pytest.raises(BackboneError, match=message):
@@ -145,11 +138,6 @@ def test_a_cut_model_serves_as_a_backbone_again(backbone, photo, tmp_path):
     np.testing.assert_allclose(
         again.forward(["pool"])(resized)[0], backbone.forward(["pool"])(resized)[0], atol=1e-6
     )
-    again.cut("pool").save(tmp_path / "twice.keras")
-    model = keras.models.load_model(tmp_path / "twice.keras")
-    np.testing.assert_allclose(
-        model.predict(photo[None], verbose=0), backbone.forward(["pool"])(resized)[0], atol=1e-6
-    )
 
 
 def test_pixels_are_the_resized_image(photo):
@@ -161,20 +149,17 @@ def test_pixels_are_the_resized_image(photo):
     assert backbone.layers()[0].parameters == backbone.layers()[0].flops == 0
 
 
-def specs(tmp_path, tiny):
-    tiny(size=None).save(tmp_path / "net.keras")
-    return [
-        Backbone.pixels((8, 9), resize="pad"),
-        Backbone.from_application("mobilenetv2", "random", 32, interpolation="bicubic"),
-        Backbone.from_file(tmp_path / "net.keras", input_size=(16, 24), resize="crop", name="n"),
-    ]
-
-
 def test_a_spec_is_json_that_builds_the_same_backbone(tmp_path, tiny):
-    for backbone in specs(tmp_path, tiny):
+    tiny(size=None).save(tmp_path / "net.keras")
+    options = {"input_size": (16, 24), "resize": "crop", "name": "n"}
+    for backbone in (
+        Backbone.open("Pixels", input_size=(8, 9), resize="pad", interpolation=None),
+        Backbone.open("Mobile-Net", weights="random", input_size=32, interpolation="bicubic"),
+        Backbone.open(tmp_path / "net.keras", **options),
+    ):
         again = Backbone.from_spec(json.loads(json.dumps(backbone.spec)))
         assert again.spec == backbone.spec
-        assert again.name == backbone.name
+        assert again.name == backbone.name in ("pixels", "mobilenet", "n")
         assert again.preprocessing == backbone.preprocessing
         last = backbone.layer_names[-1]
         assert again.prefix_digest(last) == backbone.prefix_digest(last)
@@ -183,13 +168,6 @@ def test_a_spec_is_json_that_builds_the_same_backbone(tmp_path, tiny):
 def test_a_spec_of_a_model_object_asks_for_the_object(backbone):
     with pytest.raises(BackboneError, match="only the caller has"):
         Backbone.from_spec(backbone.spec)
-
-
-def test_open_takes_a_name_a_file_or_pixels(tmp_path, tiny):
-    tiny().save(tmp_path / "net.keras")
-    assert Backbone.open("Pixels").input_size == (32, 32)
-    assert Backbone.open(str(tmp_path / "net.keras")).name == "net"
-    assert Backbone.open("MobileNetV2", weights="random", input_size=32).name == "mobilenetv2"
 
 
 @pytest.mark.parametrize(
@@ -208,25 +186,10 @@ def test_open_explains_what_it_cannot_take(model, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_last_layers_are_counted_as_keras_counts_them():
-    backbone = Backbone.from_application("vgg16", "random", 32)
-    cut = backbone.cut("block5_pool")
-    names = [each.name for each in cut.layers if each.name in backbone.layer_names]
-    assert unfrozen(names, 3) == ["block5_conv2", "block5_conv3", "block5_pool"]
-    assert unfrozen(names, "block5")[0] == "block5_conv1"
-    assert names == backbone.layer_names
-
-
 def test_refs_may_be_text_or_refs(backbone, batch):
     found = backbone.forward([LayerRef("pool", "avg"), "pool:avg"])(batch)
     np.testing.assert_array_equal(*found)
     assert backbone.shape(LayerRef("pool", "max")) == backbone.shape("pool:max") == (4,)
-
-
-def test_importing_the_package_imports_no_tensorflow():
-    code = "import featurestore.backbone, sys; print({'tensorflow', 'keras'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 def test_a_colon_in_a_name_is_no_reduction(batch):
@@ -237,3 +200,9 @@ def test_a_colon_in_a_name_is_no_reduction(batch):
     assert backbone.layer_names == ["rescaling", "a", "a_avg"]
     assert backbone.forward(["a_avg", "a_avg:max"])(batch)[1].shape == (3, 3)
     assert backbone.cut("a_avg").predict(batch, verbose=0).shape == (3, 14, 14, 3)
+
+
+def test_another_keras_backend_is_refused(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(BackboneError, match="found KERAS_BACKEND=jax, expected tensorflow"):
+        Backbone.pixels()

@@ -1,9 +1,9 @@
+"""The flat graph of a model: order, names, shapes, and what cannot be one."""
+
 import keras
 import numpy as np
 import pytest
 
-from featurestore.backbone import Backbone
-from featurestore.backbone.copying import clone
 from featurestore.backbone.graph import flatten
 from featurestore.errors import BackboneError
 
@@ -15,23 +15,15 @@ def run_whole(graph, images):
     return np.asarray(graph.run(images, numbers, lambda node: node.operation)[0][0])
 
 
-def nested(base, size=16):
-    image = keras.Input((size, size, 3))
-    x = base(image, training=False)
-    return keras.Model(image, layers.Dense(2, name="top")(x))
-
-
-def test_a_flat_model_keeps_the_order_of_keras(tiny):
-    model = tiny()
-    assert [node.operation for node in flatten(model).nodes[1:]] == model.operations[1:]
-
-
-@pytest.mark.parametrize("name", ["MobileNetV2", "InceptionV3"])
-def test_real_networks_keep_the_order_of_keras(name):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["InceptionV3", "NASNetMobile", "EfficientNetV2B0"])
+def test_a_large_network_keeps_the_order_of_keras(name):
     model = getattr(keras.applications, name)(
         weights=None, include_top=False, input_shape=(96, 96, 3)
     )
-    assert [node.operation for node in flatten(model).nodes[1:]] == model.operations[1:]
+    graph = flatten(model)
+    assert [node.operation for node in graph.nodes[1:]] == model.operations[1:]
+    assert graph.bottlenecks() == bottlenecks_by_removal(graph)
 
 
 def test_a_graph_computes_what_the_model_computes(tiny, batch):
@@ -42,7 +34,9 @@ def test_a_graph_computes_what_the_model_computes(tiny, batch):
 
 def test_nested_models_dissolve(tiny, batch):
     base = tiny()
-    outer = nested(keras.Sequential([keras.Input((16, 16, 3)), base, layers.ReLU()]))
+    inner = keras.Sequential([keras.Input((16, 16, 3)), base, layers.ReLU()])
+    image = keras.Input((16, 16, 3))
+    outer = keras.Model(image, layers.Dense(2, name="top")(inner(image, training=False)))
     graph = flatten(outer)
     assert not any(isinstance(node.operation, keras.Model) for node in graph.nodes)
     assert [node.name for node in graph.nodes[-3:]] == ["logits", "re_lu", "top"]
@@ -92,14 +86,10 @@ def bottlenecks_by_removal(graph):
     return verdicts
 
 
-@pytest.mark.parametrize(
-    "name", ["MobileNetV2", pytest.param("NASNetMobile", marks=pytest.mark.slow)]
-)
-def test_bottlenecks_are_what_no_way_goes_around(name):
-    model = getattr(keras.applications, name)(
-        weights=None, include_top=False, input_shape=(64, 64, 3)
-    )
+def test_a_real_network_keeps_the_order_of_keras_and_has_its_bottlenecks(mobilenet):
+    model = mobilenet.cut(mobilenet.layer_names[-1])
     graph = flatten(model)
+    assert [node.operation for node in graph.nodes[1:]] == model.operations[1:]
     assert graph.bottlenecks() == bottlenecks_by_removal(graph)
 
 
@@ -127,41 +117,6 @@ def test_an_impossible_input_size_is_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_a_clone_has_its_own_layers_and_the_same_weights(tiny, batch):
-    model = tiny()
-    graph = flatten(model)
-    image = keras.Input((16, 16, 3))
-    copy = keras.Model(image, clone(graph, image, [len(graph.nodes) - 1], "base_"))
-    assert not {id(layer) for layer in copy.layers} & {id(layer) for layer in model.layers}
-    assert [layer.name for layer in copy.layers[1:3]] == ["base_rescaling", "base_conv2d"]
-    images = batch.astype("float32")
-    np.testing.assert_array_equal(copy(images), model(images))
-
-
-def test_a_clone_of_an_adapted_normalization_normalizes(batch):
-    layer = layers.Normalization()
-    layer.adapt(batch.astype("float32"))
-    image = keras.Input((16, 16, 3))
-    model = keras.Model(image, layer(image))
-    copy = keras.Model(image, clone(flatten(model), image, [1]))
-    images = batch.astype("float32")
-    np.testing.assert_array_equal(copy(images), model(images))
-    assert abs(float(np.mean(copy(images)))) < 1e-4
-
-
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("mode", ["float8", "int8"])
-def test_a_quantized_model_computes_what_it_computes(mode, batch):
-    image = keras.Input((16, 16, 3))
-    x = layers.Dense(12, activation="relu")(layers.Rescaling(1 / 255)(image))
-    model = keras.Model(image, layers.Dense(4, name="end")(layers.Flatten()(x)))
-    model.quantize(mode)
-    backbone = Backbone.from_model(model, name="quantized")
-    want = model.predict(batch, verbose=0)
-    np.testing.assert_array_equal(backbone.reference(["end"])(batch)[0], want)
-    np.testing.assert_array_equal(backbone.cut("end").predict(batch, verbose=0), want)
-
-
 @pytest.mark.parametrize("wrap", [lambda layer: layer, layers.Bidirectional])
 def test_a_layer_that_remembers_is_refused(wrap):
     image = keras.Input(batch_shape=(1, 16, 16, 3))
@@ -173,17 +128,6 @@ def test_a_layer_that_remembers_is_refused(wrap):
     ) as caught:
         flatten(keras.Model(image, layer(steps)))
     assert "\n" not in str(caught.value)
-
-
-def test_a_shared_layer_stays_shared_in_a_clone():
-    image = keras.Input((8, 8, 3))
-    shared = layers.Conv2D(3, 3, padding="same", name="shared")
-    model = keras.Model(image, shared(shared(image)))
-    graph = flatten(model)
-    fresh = keras.Input((8, 8, 3))
-    copy = keras.Model(fresh, clone(graph, fresh, [graph.by_name["shared@2"]]))
-    assert len(copy.weights) == 2
-    assert [layer.name for layer in copy.layers[1:]] == ["shared"]
 
 
 class Subclassed(keras.Model):

@@ -1,8 +1,4 @@
-import keras
-import pytest
-from keras.src.utils.naming import to_snake_case
-
-from featurestore.backbone.naming import canonical_names, snake_case
+from featurestore.backbone.naming import canonical_names
 
 
 class Stub:
@@ -68,10 +64,3 @@ def test_naming_again_changes_nothing():
     for operation, name in zip(operations, once, strict=True):
         operation.name = name
     assert names_of(*operations) == once
-
-
-@pytest.mark.parametrize(
-    "name", [each for each in dir(keras.layers) if each[0].isupper()] + ["GetItem", "TrueDivide"]
-)
-def test_the_stem_of_a_class_is_what_keras_makes_of_it(name):
-    assert snake_case(name) == to_snake_case(name)

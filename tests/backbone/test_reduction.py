@@ -11,20 +11,10 @@ layers = keras.layers
 FIRST = "channels_first"
 
 
-def backbone(make):
+def made_of(make):
     image = keras.Input((16, 16, 3))
     end = make(layers.Rescaling(1 / 255)(image))
     return Backbone.from_model(keras.Model(image, end), name="m")
-
-
-def first(x):
-    """A network whose middle has its channels first."""
-    x = layers.Permute((3, 1, 2), name="permuted")(x)
-    x = layers.Conv2D(5, 3, data_format=FIRST, name="conv")(x)
-    x = layers.BatchNormalization(axis=1, name="norm")(x)
-    x = layers.Add(name="sum")([x, layers.ReLU(name="relu")(x)])
-    x = layers.Permute((2, 3, 1), name="back")(x)
-    return layers.Conv2D(4, 3, name="last")(x)
 
 
 def check_against(made, ref, axes, images):
@@ -38,54 +28,103 @@ def check_against(made, ref, axes, images):
 
 
 @pytest.mark.parametrize("how", ["avg", "max"])
-@pytest.mark.parametrize("name", ["permuted", "conv", "norm", "relu", "sum"])
-def test_channels_first_are_reduced_over_the_other_axes(name, how, batch):
-    check_against(backbone(first), f"{name}:{how}", (2, 3), batch)
+def test_images_are_reduced_over_height_and_width(backbone, how, batch):
+    check_against(backbone, f"pool:{how}", (1, 2), batch)
 
 
-@pytest.mark.parametrize("name", ["rescaling", "back", "last"])
-def test_channels_last_are_too(name, batch):
-    check_against(backbone(first), f"{name}:avg", (1, 2), batch)
+def test_tokens_are_reduced_over_the_tokens(batch):
+    made = made_of(layers.Reshape((64, 12), name="tokens"))
+    check_against(made, "tokens:avg", (1,), batch)
 
 
-@pytest.mark.parametrize("how", ["avg", "max"])
-def test_tokens_with_channels_first(how, batch):
+def test_a_vector_cannot_be_reduced(backbone):
+    for use in (backbone.shape, lambda ref: backbone.forward([ref]), backbone.cut):
+        with pytest.raises(BackboneError, match="one vector per sample already"):
+            use("logits:avg")
+
+
+@pytest.fixture(scope="module")
+def first():
+    """A network whose middle has its channels first, of layers that every CPU computes."""
+
     def make(x):
-        x = layers.Permute((2, 1))(layers.Reshape((64, 12))(x))
-        return layers.ReLU(name="end")(layers.Conv1D(5, 3, data_format=FIRST)(x))
+        x = layers.Permute((3, 1, 2), name="permuted")(x)
+        x = layers.ZeroPadding2D(data_format=FIRST, name="padded")(x)
+        x = layers.BatchNormalization(axis=1, name="norm")(x)
+        x = layers.Add(name="sum")([x, layers.ReLU(name="relu")(x)])
+        x = layers.Concatenate(axis=1, name="both")([x, x])
+        x = layers.Permute((2, 3, 1), name="back")(x)
+        return layers.Conv2D(4, 3, name="last")(x)
 
-    check_against(backbone(make), f"end:{how}", (2,), batch)
+    return made_of(make)
+
+
+@pytest.mark.parametrize("ref", ["norm:max", "both:avg"])
+def test_channels_first_are_reduced_over_the_other_axes(first, ref, batch):
+    check_against(first, ref, (2, 3), batch)
+
+
+def test_each_layer_of_a_channels_first_network_shows_its_channels_or_is_refused(first):
+    sizes = {name: first.shape(f"{name}:avg") for name in ("rescaling", "padded", "relu", "sum")}
+    assert sizes == {"rescaling": (3,), "padded": (3,), "relu": (3,), "sum": (3,)}
+    assert first.shape("last:avg") == (4,)
+    for name in ("permuted", "back"):
+        assert len(first.shape(name)) == 3
+        with pytest.raises(BackboneError, match="which axis its channels are on") as caught:
+            first.shape(f"{name}:avg")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_convolution_that_this_cpu_does_not_compute_says_what_to_do(batch):
+    """TensorFlow computes channels_first convolutions with oneDNN, which not every CPU has on."""
+    made = made_of(
+        lambda x: layers.Conv2D(5, 3, data_format=FIRST, name="conv")(layers.Permute((3, 1, 2))(x))
+    )
+    assert made.shape("conv:avg") == (5,)
+    message = ""
+    try:
+        made.forward(["conv:avg"])(batch)
+    except BackboneError as error:
+        message = str(error)
+    if message:
+        assert "only supports the NHWC tensor format" in message
+        assert "TF_ENABLE_ONEDNN_OPTS=1" in message
+
+
+@pytest.mark.parametrize("refs", [["root:max"], ["root", "root:avg", "root:max"]])
+def test_a_reduction_keeps_nan(batch, refs):
+    """TensorFlow compiles max(sqrt(x)) to sqrt(max(x)), where the NaN of -1 would be lost."""
+    images = np.minimum(batch, 250)
+    images[1, 2, 3, 0] = 255
+    image = keras.Input((16, 16, 3))
+    root = layers.Identity(name="root")(keras.ops.sqrt(254.0 - image))
+    made = Backbone.from_model(keras.Model(image, root), name="m", scaling="none")
+    for compute in (made.forward(refs), made.reference(refs)):
+        for found in compute(images):
+            assert np.isnan(found).sum() == 1
+            assert np.isnan(found[1, ..., 0]).any()
 
 
 def test_max_keeps_nan_with_channels_first(batch):
     def make(x):
-        x = layers.Permute((3, 1, 2))(x)
-        x = layers.MaxPooling2D(2, data_format=FIRST)(x)
+        x = layers.ZeroPadding2D(data_format=FIRST)(layers.Permute((3, 1, 2))(x))
         return layers.Identity(name="end")(keras.ops.sqrt(0.9 - x))
 
-    found = backbone(make).forward(["end:max"])(batch)[0]
+    found = made_of(make).forward(["end:max"])(batch)[0]
     assert found.shape == (3, 3)
     assert np.isnan(found).all()
-
-
-def test_a_layer_of_two_layouts_is_not_reduced():
-    def make(x):
-        x = layers.Conv2D(16, 1)(x)
-        return layers.Conv2D(4, 3, data_format=FIRST, name="end")(layers.ReLU(name="middle")(x))
-
-    made = backbone(make)
-    for name in ("middle", "end"):
-        assert len(made.shape(name)) == 3
-        with pytest.raises(BackboneError, match="channels_first and channels_last") as caught:
-            made.shape(f"{name}:avg")
-        assert "\n" not in str(caught.value)
 
 
 def masked(x):
     """Steps of which the dark ones are masked."""
     x = layers.Reshape((16, 48))(layers.ReLU(threshold=0.5)(x))
     x = layers.Masking(name="masked")(x)
-    return layers.LSTM(6, return_sequences=True, name="steps")(x)
+    return layers.SimpleRNN(6, return_sequences=True, name="steps")(x)
+
+
+@pytest.fixture(scope="module")
+def sequence():
+    return made_of(masked)
 
 
 @pytest.fixture
@@ -96,46 +135,38 @@ def dark(batch):
     return images
 
 
-@pytest.mark.parametrize("name", ["masked", "steps"])
-def test_the_mean_of_a_masked_sequence_is_over_what_is_not_masked(name, dark, tmp_path):
-    made = backbone(masked)
-    whole, found = made.forward([name, f"{name}:avg"])(dark)
+def test_the_mean_of_a_masked_sequence_is_over_what_is_not_masked(sequence, dark, tmp_path):
+    whole, found = sequence.forward(["steps", "steps:avg"])(dark)
     seen = (dark > 127).any(axis=(2, 3))
     assert not seen.all()
     want = (whole * seen[..., None]).sum(axis=1) / seen.sum(axis=1)[:, None]
     np.testing.assert_allclose(found, want, atol=1e-6)
     assert np.abs(found - whole.mean(axis=1)).max() > 1e-2
-    np.testing.assert_allclose(made.reference([f"{name}:avg"])(dark)[0], want, atol=1e-6)
-    model = made.cut(f"{name}:avg")
+    np.testing.assert_allclose(sequence.reference(["steps:avg"])(dark)[0], want, atol=1e-6)
+    model = sequence.cut("steps:avg")
     model.save(tmp_path / "cut.keras")
-    for each in (model, keras.models.load_model(tmp_path / "cut.keras")):
-        np.testing.assert_allclose(each.predict(dark, verbose=0), want, atol=1e-6)
-        np.testing.assert_allclose(each(dark), want, atol=1e-6)
+    loaded = keras.models.load_model(tmp_path / "cut.keras")
+    np.testing.assert_allclose(model(dark), want, atol=1e-6)
+    np.testing.assert_allclose(loaded.predict(dark, verbose=0), want, atol=1e-6)
 
 
-def test_what_is_stored_whole_has_no_mask_and_neither_has_a_cut_model(dark, tmp_path):
-    made = backbone(masked)
-    whole = made.forward(["steps"])(dark)[0]
-    cut = made.cut("steps")
+def test_what_is_stored_whole_has_no_mask_and_neither_has_a_cut_model(sequence, dark):
+    whole = sequence.forward(["steps"])(dark)[0]
+    cut = sequence.cut("steps")
     head = layers.GlobalAveragePooling1D(name="head")(cut.output)
-    keras.Model(cut.input, head).save(tmp_path / "head.keras")
-    found = keras.models.load_model(tmp_path / "head.keras").predict(dark, verbose=0)
+    found = keras.Model(cut.input, head).predict(dark, verbose=0)
     np.testing.assert_allclose(found, whole.mean(axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(("ref", "way"), [("steps:max", "steps:avg"), ("images:avg", "without")])
 def test_a_reduction_that_keras_does_not_mask_is_refused(ref, way):
     def make(x):
-        steps = layers.TimeDistributed(layers.Reshape((4, 12)), name="images")
-        return layers.Concatenate()(
-            [
-                masked(x),
-                layers.TimeDistributed(layers.Flatten())(
-                    steps(layers.Masking()(layers.Reshape((16, 48))(x)))
-                ),
-            ]
+        images = layers.TimeDistributed(layers.Reshape((4, 12)), name="images")(
+            layers.Masking()(layers.Reshape((16, 48))(x))
         )
+        flat = layers.TimeDistributed(layers.Flatten())(images)
+        return layers.Concatenate()([masked(x), flat])
 
     with pytest.raises(BackboneError, match=f"is masked, .*{way}") as caught:
-        backbone(make).shape(ref)
+        made_of(make).shape(ref)
     assert "\n" not in str(caught.value)
