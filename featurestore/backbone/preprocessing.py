@@ -31,7 +31,7 @@ class Preprocessing:
     input_size : (int, int)
         Height and width that the backbone sees.
     resize : {"stretch", "crop", "pad"}
-        Ignore the aspect ratio; crop the longer side evenly; pad the shorter side evenly with black.
+        Ignore the aspect ratio; crop the longer side evenly; or pad the shorter one with black.
     interpolation : {"bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"}
         Always antialiased, except "nearest".
     scaling : {"none", "unit", "tf", "torch", "caffe"}
