@@ -123,10 +123,10 @@ def litter(made: Made, store: FeatureStore) -> None:
     Path(store.location, f"features/zarr.json.{'0' * 32}.partial").write_bytes(b"half")
 
 
-def mending(made: Made, store: FeatureStore) -> None:
+def repairing(made: Made, store: FeatureStore) -> None:
     left = [each.needs for each in repair(store, backbone=made.backbone) if each.needs]
     if left:
-        # What could not be mended is told, file by file, and the rest is mended all the same.
+        # Each file that cannot be repaired is named; the rest is repaired.
         raise StoreError(left[0])
 
 
@@ -154,7 +154,7 @@ ACTS = {
     "head": Act(head, nothing),
     "scan": Act(another_scan, nothing),
     "gc": Act(collection, litter),
-    "repair": Act(mending, damage, stops=False),
+    "repair": Act(repairing, damage, stops=False),
 }
 
 

@@ -222,7 +222,7 @@ class Disk:
 
     @contextmanager
     def _step(self, call: str, path: Any, half: Any = None) -> Iterator[None]:
-        """One after the other, lest what is noted of two steps mix."""
+        """One step after the other, so that notes of two steps do not mix."""
         with self._lock:
             self._strike(call, os.fspath(path), half)
             yield

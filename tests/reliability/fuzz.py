@@ -62,8 +62,8 @@ class Target:
         Reads a file's bytes; raises an error of featurestore where it refuses them.
     sound : list of bytes
         Files that it accepts.
-    mended : callable
-        Puts checksums and seals right in a changed file, so that what lies behind them is reached.
+    repaired : callable
+        Puts checksums right in a changed file, so that what lies behind them is reached.
     words : tuple of bytes
         What means something in such a file.
     parsed, written : callable
@@ -72,7 +72,7 @@ class Target:
 
     read: Callable[[bytes], object]
     sound: list[bytes]
-    mended: Callable[[bytes], bytes] = bytes
+    repaired: Callable[[bytes], bytes] = bytes
     words: tuple[bytes, ...] = ()
     parsed: Callable[[bytes], Any] | None = None
     written: Callable[[bytes, Any], bytes] = lambda data, value: json.dumps(value).encode()
@@ -81,9 +81,9 @@ class Target:
         """Return one of the sound files, changed: as bytes, or in what it says."""
         data = chance.choice(self.sound)
         if self.parsed is not None and chance.random() < 0.5:
-            return self.mended(self.written(data, _odd(self.parsed(data), chance)))
+            return self.repaired(self.written(data, _odd(self.parsed(data), chance)))
         data = changed(data, chance.choice(self.sound), self.words, chance)
-        return self.mended(data) if chance.random() < 0.7 else data
+        return self.repaired(data) if chance.random() < 0.7 else data
 
 
 @dataclass
@@ -222,18 +222,18 @@ def _image_target(folder: Path) -> Target:
         _require(verdict is None, f"check() {verdict!r}, decode() nothing")
         _require(pixels.dtype == np.uint8 and pixels.shape[2:] == (3,), pixels.shape)
 
-    return Target(read, sound, _mended_png)
+    return Target(read, sound, _repaired_png)
 
 
-def _mended_png(data: bytes) -> bytes:
+def _repaired_png(data: bytes) -> bytes:
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
-    mended, at = bytearray(data), 8
+    repaired, at = bytearray(data), 8
     while at + 12 <= len(data):
         stop = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        mended[stop : stop + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : stop]))
+        repaired[stop : stop + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : stop]))
         at = stop + 4
-    return bytes(mended)
+    return bytes(repaired)
 
 
 def _tiny_dataset(labels: list[Any], name: str = "tiny") -> Dataset:
@@ -371,10 +371,10 @@ def _document_target(folder: Path) -> Target:
             part["check"] = EMPTY_CHECKSUM
         return data[:1] + json.dumps(value).encode()
 
-    def mended(data: bytes) -> bytes:
+    def repaired(data: bytes) -> bytes:
         return data[:1] + _sealed_again(data[1:])
 
-    return Target(read, sound, mended, words, lambda data: json.loads(data[1:]), written)
+    return Target(read, sound, repaired, words, lambda data: json.loads(data[1:]), written)
 
 
 def _chunk_target(folder: Path) -> Target:
@@ -392,14 +392,14 @@ def _chunk_target(folder: Path) -> Target:
             raise FeatureStoreError(str(error)) from error
         assert found.shape == rows.shape
 
-    def mended(data: bytes) -> bytes:
+    def repaired(data: bytes) -> bytes:
         import google_crc32c
 
         packed = data[:-CHECKSUM_BYTES]
         return packed + int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
 
     sound = [encode(each, address) for each in (rows, np.zeros_like(rows))]
-    return Target(read, sound, mended, words=(b"\x28\xb5\x2f\xfd",))
+    return Target(read, sound, repaired, words=(b"\x28\xb5\x2f\xfd",))
 
 
 def _head_target(folder: Path) -> Target:

@@ -432,7 +432,7 @@ class StoreMachine(RuleBasedStateMachine):
         death=st.none() | st.integers(0, 20),
     )
     def fit(self, pick: int, head: str, death: int | None) -> None:
-        """Fit a head, or the same again; whatever lacks or is damaged must stop it."""
+        """Fit a head, or the same again; whatever is missing or damaged must stop it."""
         if not self.groups:
             return
         key = chosen(sorted(self.groups, key=str), pick)

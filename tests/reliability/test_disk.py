@@ -352,7 +352,7 @@ def test_a_disk_that_is_pulled_out(made: Made, new_disk: Callable[[], RealDisk])
         extract(
             made.dataset, made.backbone, LAYERS, FeatureStore(store), batch_size=4, on_event=then
         )
-    # Nothing was begun anew in the empty folder.
+    # No new store was begun in the empty folder.
     assert list(disk.path.rglob("*")) == []
     disk.mount("--bind", str(twin.path))
     resumes(made, store)

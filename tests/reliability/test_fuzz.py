@@ -13,7 +13,7 @@ from tests.reliability import fuzz
 from tests.reliability.fuzz import TARGETS, Figures, Target, limits, run, tried
 
 # Inputs of each target: a second or two of each.
-COUNTS = {"document": 80, "image": 400, "spec": 400} | dict.fromkeys(("table", "chunk"), 1000)
+COUNTS = {"document": 80, "image": 400} | dict.fromkeys(("table", "chunk"), 1000)
 SOAK_SECONDS = 120
 
 
@@ -71,15 +71,3 @@ def test_what_goes_wrong_is_found(read: Any, says: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(fuzz, "SECONDS", 0.2)
     with limits():
         assert says in str(tried(Target(read, [b"x"]), b"x"))
-
-
-def test_the_same_seed_tries_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[bytes]] = []
-    for part in ("one", "two"):
-        seen.append([])
-        monkeypatch.setitem(
-            TARGETS, "toy", lambda folder: Target(seen[-1].append, [b"abcdef", b"123"])
-        )
-        run("toy", tmp_path / part, tmp_path / "findings", seed=5, count=50)
-    assert seen[0] == seen[1]
-    assert len(set(seen[0])) > 25

@@ -69,11 +69,10 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
 
-def png(width: int, height: int, extra: bytes = b"", depth: int = 8) -> bytes:
+def png(width: int, height: int, extra: bytes = b"", rows: int | None = None) -> bytes:
     """A black PNG of any size, packed tightly."""
-    packer, row = zlib.compressobj(9), bytes(1 + (3 * width * depth + 7) // 8)
-    pixels = b"".join(packer.compress(row) for _ in range(min(height, 20_000))) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1 + 3 * width) * (height if rows is None else rows), 9)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = chunk(b"IHDR", header), extra, chunk(b"IDAT", pixels), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -107,13 +106,13 @@ def tiff(*fields: tuple[int, int]) -> bytes:
 
 def swollen(kind: bytes, head: bytes) -> bytes:
     """A chunk of text that is 50 MB when unpacked."""
-    return chunk(kind, head + zlib.compress(bytes(50_000_000), 9))
+    return chunk(kind, head + zlib.compress(bytes(50_000_000), 1))
 
 
 EXIF = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"
 IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     # What is large or odd, and sound.
-    "wide.png": (lambda: png(50_000, 1_700), None),
+    "wide.png": (lambda: png(50_000, 100), None),
     "a-png.jpg": (lambda: png(5, 5), None),
     "animated.gif": (
         lambda: encoded("GIF", save_all=True, append_images=[Image.new("RGB", (16, 12))] * 3),
@@ -122,7 +121,7 @@ IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "much-exif.jpg": (lambda: segments(1, EXIF + bytes(60_000), b"\xff\xe1"), None),
     "icc.jpg": (lambda: encoded("JPEG", icc_profile=bytes(3_000_000)), None),
     # What is not.
-    "huge.png": (lambda: png(60_000, 60_000), "more than 89,478,485 pixels"),
+    "huge.png": (lambda: png(60_000, 60_000, rows=1), "more than 89,478,485 pixels"),
     "long.png": (lambda: png(1, 70_000), "a side may have 65,535"),
     "page.png": (lambda: b"<!doctype html><title>404</title>", "not an image"),
     "program.jpg": (lambda: b"\x7fELF" + bytes(500), "not an image"),
@@ -317,7 +316,7 @@ PARTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
-@pytest.mark.parametrize("name", few(PARTS, "a Lambda", "a module"))
+@pytest.mark.parametrize("name", few(PARTS, "a Lambda"))
 def test_models_that_bring_code(
     model: Path, place: Path, monkeypatch: pytest.MonkeyPatch, name: str, ending: str
 ) -> None:
@@ -370,7 +369,6 @@ def _rewritten(
             new.writestr(name, data)
 
 
-@promise
 def test_model_files_that_are_not_what_they_seem(model: Path, place: Path) -> None:
     sound = (model / "tiny.keras").read_bytes()
     _rewritten(model / "tiny.keras", place / "deep.keras", **{"config.json": b"[" * 200_000})
@@ -432,7 +430,7 @@ def test_weights_that_lie_elsewhere(model: Path, place: Path, how: str) -> None:
 
 # ---------------------------------------------------------------- a store's own files
 #
-# Whoever sends a store may have written all that is in it, seals and checksums included.
+# Whoever sends a store may have written all that is in it, checksums included.
 
 
 @pytest.fixture
@@ -443,8 +441,8 @@ def store(place: Path) -> FeatureStore:
     return made
 
 
-def resealed(path: Path, change: Callable[[Any], Any]) -> None:
-    """Change a JSON document of a store, and seal it as whoever wrote it would."""
+def checked_again(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a JSON document of a store and renew its checksum."""
     document = json.loads(path.read_text())
     made = change(document)
     document = made if isinstance(made, dict) else document
@@ -523,7 +521,7 @@ ZARR: dict[str, Callable[[Any], Any]] = {
 def test_array_metadata_that_nobody_would_write(
     place: Path, store: FeatureStore, name: str
 ) -> None:
-    resealed(one(place, f"{GAP}/features/zarr.json"), ZARR[name])
+    checked_again(one(place, f"{GAP}/features/zarr.json"), ZARR[name])
 
     said = looked_at(place)
 
@@ -531,14 +529,6 @@ def test_array_metadata_that_nobody_would_write(
     # The other array is as it was.
     conv = store.features.get(next(key for key in store.features.keys() if key.ref == "conv"))
     assert conv.read().shape == (40, 4, 4, 3)
-
-
-def test_a_document_of_a_hundred_megabytes(place: Path, store: FeatureStore) -> None:
-    for path in (f"{GAP}/features/zarr.json", "heads/*/head.json", "datasets/*/current.json"):
-        document = one(place, path)
-        with open(document, "ab") as file:
-            file.truncate(10**8)
-    assert "100,000,000 bytes, expected at most" in looked_at(place)
 
 
 def test_a_document_nested_too_deeply(place: Path, store: FeatureStore) -> None:
@@ -559,9 +549,9 @@ def test_a_chunk_that_claims_ten_gigabytes(place: Path, store: FeatureStore) -> 
     packed = head + body + path.read_bytes()[-28:-4]
     path.write_bytes(packed + int(google_crc32c.value(packed)).to_bytes(4, "little"))
 
-    assert "10000000000 bytes found" in looked_at(place)
+    assert "does not decompress to" in looked_at(place)
     group = store.features.get(next(key for key in store.features.keys() if key.ref == "gap"))
-    with pytest.raises(DamagedError, match="10000000000 bytes found"):
+    with pytest.raises(DamagedError, match="does not decompress to"):
         group.read_block(0)
 
 
@@ -580,12 +570,12 @@ HEADS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", few(HEADS, "a file above"))
+@pytest.mark.parametrize("name", HEADS)
 def test_heads_that_nobody_would_write(place: Path, store: FeatureStore, name: str) -> None:
     from featurestore.heads import Head
 
     (head,) = [meta["id"] for meta in store.heads.values()]
-    resealed(one(place, "heads/*/head.json"), HEADS[name])
+    checked_again(one(place, "heads/*/head.json"), HEADS[name])
 
     looked_at(place)
 
@@ -613,7 +603,7 @@ def test_heads_that_nobody_would_write(place: Path, store: FeatureStore, name: s
 def test_data_sets_that_nobody_would_write(
     place: Path, store: FeatureStore, change: dict[str, Any]
 ) -> None:
-    resealed(one(place, "datasets/*/current.json"), lambda it: {**it, **change})
+    checked_again(one(place, "datasets/*/current.json"), lambda it: {**it, **change})
 
     looked_at(place)
 

@@ -350,8 +350,7 @@ def assert_stops_its_block(
         np.testing.assert_allclose(found, right[row], rtol=1e-3)
 
 
-@pytest.mark.parametrize("batch_size", [1, 32])
-@pytest.mark.parametrize("dtype", STEP)
+@pytest.mark.parametrize(("dtype", "batch_size"), [("float16", 1), ("float32", 32)])
 @pytest.mark.parametrize("kind", few(NOT_FINITE, "NaN"))
 def test_one_number_that_is_not_finite_stops_its_block(
     kind: str, dtype: str, batch_size: int, arrays: Dataset, store: FeatureStore
@@ -360,16 +359,14 @@ def test_one_number_that_is_not_finite_stops_its_block(
     assert_stops_its_block(backbone, arrays, store, message, dtype=dtype, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("ref", ["end:avg", "end:max"])
-@promise
+@pytest.mark.parametrize("ref", few(["end:avg", "end:max"], "end:avg"))
 def test_a_reduction_does_not_hide_it(ref: str, arrays: Dataset, store: FeatureStore) -> None:
     for compute in (NOT_FINITE["NaN"], NOT_FINITE["infinity"]):
         with pytest.raises(ActivationError, match=f"layer '{ref}' gave 1 activations that are NaN"):
             extract(arrays, of_image(compute), [ref], store)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@promise
+@pytest.mark.parametrize("sign", few([1, -1], 1))
 def test_overflow_of_float16_stops_its_block(
     sign: int, arrays: Dataset, store: FeatureStore
 ) -> None:

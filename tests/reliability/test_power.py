@@ -216,7 +216,6 @@ def read(store: FeatureStore, item: Item) -> None:
         Head.load(store, item.name.partition("/")[2])
 
 
-@promise
 def test_a_torn_file_is_never_read_as_data(made: Made, tmp_path: Path) -> None:
     link(made.store, tmp_path / "store")
     store = FeatureStore(tmp_path / "store")
@@ -244,7 +243,6 @@ def test_a_torn_file_is_never_read_as_data(made: Made, tmp_path: Path) -> None:
     assert not damages(Path(store.location))
 
 
-@promise
 def test_blocks_that_vanished_are_computed_again(made: Made, tmp_path: Path) -> None:
     store = tmp_path / "store"
     link(made.store, store)

@@ -441,7 +441,6 @@ def test_a_reader_of_features_that_are_replaced_gets_them_or_an_error(
 # ---------------------------------------------------------------- one process
 
 
-@promise
 def test_two_threads_share_an_extraction(arena: Arena, tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store")
     dataset = Dataset.from_folder(arena.folder / "photos")

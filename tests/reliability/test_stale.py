@@ -286,8 +286,7 @@ CHANGES: dict[str, tuple[Case, str | None]] = {
     "change",
     few(
         CHANGES,
-        *("a kernel before the cut", "BatchNorm: mean", "an activation", "the resize rule: crop"),
-        *("the channel order", "computed in bfloat16", "one byte of an image", "the mean"),
+        *("BatchNorm: mean", "the resize rule: crop", "one byte of an image"),
     ),
 )
 def test_what_could_change_an_activation_changes_the_key(
@@ -489,8 +488,7 @@ SAME: dict[str, Case] = {
     "same",
     few(
         SAME,
-        *("labels", "names of files", "the order of listing", "weights after the cut"),
-        *("names of layers", "a batch size of 5", "compression"),
+        *("labels", "weights after the cut"),
     ),
 )
 def test_what_cannot_change_an_activation_changes_no_key(
@@ -578,7 +576,6 @@ def test_another_decoder_rule_changes_the_key(
     assert found["why"] == "preprocessing.decoder: stored pillow-rgb-1, asked pillow-rgb-2"
 
 
-@promise
 def test_asking_for_more_precision_serves_nothing_of_less(
     usual: Any, photos: Path, store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -720,7 +717,7 @@ def test_a_new_scan_notices_a_file_that_changed(
 
 @pytest.mark.usefixtures("indexed")
 @pytest.mark.parametrize("after", MOMENTS)
-@pytest.mark.parametrize("change", few(FILES, rewritten, deleted), ids=named)
+@pytest.mark.parametrize("change", few(FILES, rewritten), ids=named)
 def test_a_file_that_changes_is_never_stored_under_its_old_digest(
     change: Callable[[Path, Path], None],
     after: str,
