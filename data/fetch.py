@@ -36,7 +36,7 @@ RECORD = ".fetched.json"
 
 
 def is_intact(asset: Asset, root: Path) -> bool:
-    """Tell whether the asset's folder holds what the present recipe wrote, byte for byte."""
+    """Whether the asset's folder holds what the present recipe wrote, byte for byte."""
     folder = root / asset.name
     record = _read_record(folder)
     if record.get("fingerprint") != asset.fingerprint() or not record.get("files"):
@@ -67,8 +67,8 @@ def fetch(asset: Asset, root: Path = HERE, packages: Path | None = None) -> Path
     Raises
     ------
     FetchError
-        If the package cannot be had, a digest differs, a needed module is missing, or the folder
-        to be replaced holds files that fetch did not write.
+        If the package cannot be downloaded, a digest differs, a needed module is missing, or the
+        folder to be replaced holds files that fetch.py did not write.
     """
     _require_modules(asset)
     _refuse_strangers(asset, root / asset.name)
@@ -100,7 +100,7 @@ def _require_modules(asset: Asset) -> None:
 
 
 def _refuse_strangers(asset: Asset, folder: Path) -> None:
-    """Refuse to replace a folder that holds files which somebody else put there."""
+    """Refuse to replace a folder that holds files of other origin."""
     known = _read_record(folder).get("files", {})
     present = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     strangers = [p for p in present if p not in known and not Path(p).name.startswith(".")]
@@ -128,7 +128,7 @@ def _obtain(asset: Asset, scratch: Path, packages: Path | None) -> dict[str, byt
 
 
 def _read_installed(asset: Asset) -> dict[str, bytes] | None:
-    """Read the members from the installed package; None where it is absent or holds other bytes."""
+    """Read the members from the installed package; None if it is absent or has other bytes."""
     spec = importlib.util.find_spec(asset.module) if asset.module else None
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -302,8 +302,9 @@ def _report(asset: Asset, root: Path, seconds: float) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="fetch.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch")
-    parser.add_argument("--list", action="store_true", help="show what there is")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="assets to fetch; without one, list them"
+    )
     from_help = "take wheels and .debs from DIR, download nothing"
     parser.add_argument("--from", dest="packages", type=Path, metavar="DIR", help=from_help)
     into_help = "where to put the assets (default: %(default)s)"
@@ -311,18 +312,15 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         catalog = read_catalog()
-        if options.list or not options.names:
+        if not options.names:
             print(_describe(catalog))
-            if not options.list:
-                parser.print_usage(sys.stderr)
-            return 0 if options.list else 2
         for asset in [find(catalog, name) for name in options.names]:
             start = time.monotonic()
             if is_intact(asset, options.into):
                 print(f"{asset.name}: already there and intact, in {options.into / asset.name}")
                 continue
             if (options.into / asset.name).exists():
-                print(f"{asset.name}: files missing, changed or of an older recipe: made anew")
+                print(f"{asset.name}: files missing, changed or of an older recipe: fetching again")
             fetch(asset, options.into, options.packages)
             print(_report(asset, options.into, time.monotonic() - start), flush=True)
     except (FetchError, OSError) as error:

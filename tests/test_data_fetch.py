@@ -25,7 +25,7 @@ sys.path.insert(0, str(DATA))  # data/ holds scripts, not a package
 import catalog as catalog_module  # noqa: E402
 import convert  # noqa: E402
 import fetch  # noqa: E402
-from catalog import Asset, FetchError, find, read_catalog  # noqa: E402
+from catalog import Asset, FetchError, read_catalog  # noqa: E402
 
 NAMES = {
     "digits",
@@ -126,34 +126,6 @@ class TestCatalog:
                 text = path.read_text(encoding="utf-8")
                 assert not re.search(r"https?:|\b(pypi|debian|pythonhosted)\.org", text), path
 
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"kind": "poem"}, "kind is 'poem'; expected one of images"),
-            ({"source": "hub"}, "expected 'debian' or 'pypi'"),
-            ({"archive_sha256": None}, "expected archive_sha256"),
-            ({"archive_sha256": "md5"}, "'md5' is not a SHA-256"),
-            ({"files": {PINNED: "A" * 64}}, "is not a SHA-256"),
-            ({"files": {}}, "either files or select"),
-            ({"outputs": ["elsewhere/weights.bin"]}, "lies outside toy/"),
-            ({"outputs": []}, "no outputs"),
-            ({"licence": None}, "licence"),
-            ({"lisence": "MIT"}, "lisence"),
-            ({"select": {"pattern": "x"}}, "count"),
-        ],
-    )
-    def test_refuses_an_entry_that_is_not_well_formed(
-        self, changes: dict[str, Any], message: str
-    ) -> None:
-        with pytest.raises(FetchError, match=re.escape("[toy]")) as caught:
-            Asset.from_dict("toy", toy_entry(**changes))
-        assert message in str(caught.value)
-
-    def test_refuses_what_is_not_toml(self, tmp_path: Path) -> None:
-        (tmp_path / "catalog.toml").write_text("[toy")
-        with pytest.raises(FetchError, match="is not TOML"):
-            read_catalog(tmp_path / "catalog.toml")
-
     def test_fingerprint_follows_the_pins_and_not_the_prose(self) -> None:
         asset = Asset.from_dict("toy", toy_entry())
         assert replace(asset, description="other", licence="BSD").fingerprint() == (
@@ -168,28 +140,15 @@ class TestCatalog:
         assert "no asset is named 'mobilnet'" in line
         assert "nearest: mobilenet, mobilenetv2" in line
 
-    def test_name_near_to_none_gives_them_all(self) -> None:
-        with pytest.raises(FetchError) as caught:
-            find(read_catalog(), "zzzz")
-        assert all(name in str(caught.value) for name in NAMES)
-
 
 class TestCommandLine:
     def test_list(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("--list") == 0
+        assert run() == 0
         assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == NAMES
-
-    def test_no_name_is_a_usage_error_that_shows_what_there_is(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert run() == 2
-        shown = capsys.readouterr()
-        assert "textures" in shown.out
-        assert shown.err.startswith("usage: fetch.py")
 
     def test_runs_as_a_script_without_loading_what_converts(self) -> None:
         code = (
-            "import runpy, sys; sys.argv = ['fetch.py', '--list']\n"
+            "import runpy, sys; sys.argv = ['fetch.py']\n"
             "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "except SystemExit as end: assert end.code == 0\n"
             "print([m for m in ('keras', 'numpy', 'onnx', 'tensorflow') if m in sys.modules])"
@@ -216,8 +175,8 @@ class TestFetch:
         assert run("--into", root, "--from", packages, "toy") == 0
         assert "already there and intact" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("damage", ["change", "delete", "lose record"])
-    def test_damaged_copy_is_made_anew(
+    @pytest.mark.parametrize("damage", ["change", "delete"])
+    def test_damaged_copy_is_fetched_again(
         self, toy: Asset, root: Path, packages: Path, damage: str
     ) -> None:
         fetch.fetch(toy, root, packages)
@@ -225,20 +184,11 @@ class TestFetch:
         assert fetch.is_intact(toy, root)
         if damage == "change":
             weights.write_bytes(CONTENT.upper())
-        elif damage == "delete":
-            weights.unlink()
         else:
             weights.unlink()
-            (root / "toy/.fetched.json").write_text("torn {")
         assert not fetch.is_intact(toy, root)
         assert run("--into", root, "--from", packages, "toy") == 0
         assert weights.read_bytes() == CONTENT
-
-    def test_newer_recipe_makes_the_copy_stale(
-        self, toy: Asset, root: Path, packages: Path
-    ) -> None:
-        fetch.fetch(toy, root, packages)
-        assert not fetch.is_intact(replace(toy, recipe=2), root)
 
     def test_refuses_another_archive(
         self, toy: Asset, root: Path, packages: Path, capsys: pytest.CaptureFixture[str]
@@ -255,13 +205,6 @@ class TestFetch:
         with pytest.raises(FetchError, match=f"{PINNED} has SHA-256 {sha256(CONTENT)}"):
             fetch.fetch(other, root, packages)
         assert list(root.iterdir()) == []
-
-    def test_refuses_an_archive_without_the_file(
-        self, toy: Asset, root: Path, packages: Path
-    ) -> None:
-        other = replace(toy, files={"toy/absent.bin": "1" * 64})
-        with pytest.raises(FetchError, match=re.escape("toy 1.0 holds no toy/absent.bin")):
-            fetch.fetch(other, root, packages)
 
     def test_failure_half_way_leaves_the_old_copy(
         self, toy: Asset, root: Path, packages: Path, monkeypatch: pytest.MonkeyPatch
@@ -304,12 +247,6 @@ class TestFetch:
         with pytest.raises(FetchError, match=r"holds 1 files .* \(mine.png"):
             fetch.fetch(toy, root, packages)
         assert (root / "toy/mine.png").read_bytes() == b"mine"
-
-    def test_output_that_was_not_written_is_an_error(
-        self, toy: Asset, root: Path, packages: Path
-    ) -> None:
-        with pytest.raises(FetchError, match="did not write toy/other"):
-            fetch.fetch(replace(toy, outputs=("toy/other",)), root, packages)
 
 
 class TestWaysOut:
@@ -408,14 +345,6 @@ class TestDebianPackage:
             "stamps/food/fruit-red_apple.png": b"3",
         }
 
-    def test_wrong_count_and_wrong_listing_are_refused(self) -> None:
-        stamps = read_catalog()["stamps"]
-        with pytest.raises(FetchError, match="holds 3 of the files wanted, expected 319"):
-            fetch.verify(stamps, STAMPS)
-        assert stamps.select is not None
-        with pytest.raises(FetchError, match="the listing of its files has SHA-256"):
-            fetch.verify(replace(stamps, select=replace(stamps.select, count=3)), STAMPS)
-
     def test_two_stamps_of_one_name_are_refused(self, tmp_path: Path) -> None:
         twice = {"x/stamps/food/a b.png": b"1", "x/stamps/food/a_b.png": b"2"}
         with pytest.raises(convert.ConversionError, match="flatten to one name"):
@@ -425,17 +354,17 @@ class TestDebianPackage:
 class TestInstalledPackages:
     """digits and textures are made from packages that are installed: no network."""
 
-    def test_digits_equal_scikit_learns(self, root: Path) -> None:
-        from sklearn.datasets import load_digits
-
-        fetch.fetch(read_catalog()["digits"], root)
-        expected = load_digits()
-        files = {int(path.stem): path for path in root.rglob("*.png")}
-        assert sorted(files) == list(range(1797))
-        for row, path in files.items():
-            assert path.parent.name == str(expected.target[row])
-            pixels = np.asarray(Image.open(path), np.float64)
-            np.testing.assert_array_equal(np.rint(pixels * 16 / 255), expected.images[row])
+    def test_digits_are_folders_of_pictures(self, tmp_path: Path) -> None:
+        values = np.arange(64) % 17
+        packed = gzip.compress(f"{','.join(map(str, values))},7\n".encode() * 2)
+        convert.digits({"digits.csv.gz": packed}, tmp_path)
+        files = sorted(tmp_path.rglob("*.png"))
+        assert [path.relative_to(tmp_path).as_posix() for path in files] == [
+            "7/0000.png",
+            "7/0001.png",
+        ]
+        pixels = np.asarray(Image.open(files[0]), np.float64)
+        np.testing.assert_array_equal(np.rint(pixels * 16 / 255).ravel(), values)
 
     def test_changed_file_in_the_installed_package_is_not_used(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -494,14 +423,6 @@ class TestTextures:
             columns.setdefault(row["label"], {}).setdefault(side, set()).add(int(x))
         for sides in columns.values():
             assert max(sides["left"]) + 1 < min(sides["right"])  # a column between them is unused
-
-    def test_same_bytes_every_time(self, textures: Path, tmp_path: Path) -> None:
-        again = fetch.fetch(read_catalog()["textures"], tmp_path)
-        first, second = (
-            {p.relative_to(top): p.read_bytes() for p in top.rglob("*") if p.is_file()}
-            for top in (textures, again)
-        )
-        assert first == second
 
 
 def idx(array: np.ndarray) -> bytes:
