@@ -24,7 +24,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import PIL
@@ -66,8 +66,6 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _BARE = {0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)}
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 
-Made = TypeVar("Made")
-
 
 class _Room:
     """Admits threads as long as their pixels fit, so that huge images wait for each other."""
@@ -92,14 +90,6 @@ class _Room:
 _ROOM = _Room(_AT_ONCE)
 
 
-@overload
-def decode(data: bytes, then: None = None) -> np.ndarray: ...
-
-
-@overload
-def decode(data: bytes, then: Callable[[np.ndarray], Made]) -> Made: ...
-
-
 def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
     """Decode the bytes of an image file by the one rule.
 
@@ -113,7 +103,7 @@ def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
 
     Returns
     -------
-    numpy.ndarray of uint8, shape (height, width, channel=3)
+    numpy.ndarray of uint8, (height, width, channel=3)
         Read-only, since a copy would double the time for a small photograph. With ``then``, its
         result instead.
 

@@ -14,8 +14,6 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-_GAP = 2
-_NARROWEST = 6
 _MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
 
 
@@ -39,51 +37,35 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
     """
     from rich.console import Console
 
-    cells = [list(columns.values())]
-    cells += [[cell(row.get(field)) for field in columns] for row in rows]
-    numeric = [all(_is_number(row.get(field)) for row in rows) for field in columns]
-    width, copied = _width(cells), None
-    terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    if terminal and width > terminal and len(columns) > 1:
-        copied = iter([row.pop() for row in cells][1:])
-        cells[0] = [heading.replace(" ", "\n") for heading in cells[0]]
+    cells = [[cell(row.get(field)) for field in columns] for row in rows]
+    right = [all(_is_number(row.get(field)) for row in rows) for field in columns]
+    table, copied = _table(list(columns.values()), cells, right), None
+    console = Console(file=sys.stdout, width=100_000)
+    width, terminal = console.measure(table).maximum, sys.stdout.isatty()
+    if terminal and width > shutil.get_terminal_size().columns and len(columns) > 1:
+        width = max(shutil.get_terminal_size().columns, 4 * len(columns))
+        copied = iter([row.pop() for row in cells])
         # A newline at the end of each cell leaves a blank line below each row.
-        cells[1:] = [[f"{text}\n" for text in row] for row in cells[1:]]
-        width = max(terminal, _width(cells, numeric))
-    console = Console(file=sys.stdout, force_terminal=terminal is not None, width=width)
+        cells = [[f"{text}\n" for text in row] for row in cells]
+        table = _table(list(columns.values())[:-1], cells, right)
+    console = Console(file=sys.stdout, force_terminal=terminal, width=width)
     with console.capture() as captured:
-        console.print(_table(cells, numeric))
+        console.print(table)
     for line in captured.get().splitlines():
         text = line.rstrip()
         click.echo(text if text or copied is None else f"  {next(copied)}")
 
 
-def _table(cells: list[list[str]], numeric: list[bool]) -> Table:
+def _table(headings: list[str], cells: list[list[str]], right: list[bool]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
-    for heading, right in zip(cells[0], numeric, strict=False):
-        justify: Any = "right" if right else "left"
-        table.add_column(Text(heading), justify=justify, no_wrap=right, overflow="fold")
-    for row in cells[1:]:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for heading, numbers in zip(headings, right, strict=False):
+        table.add_column(Text(heading), justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
         table.add_row(*map(Text, row))
     return table
-
-
-def _width(cells: list[list[str]], numeric: Sequence[bool] = ()) -> int:
-    """Return the columns of a terminal that a table takes; with ``numeric``, when text folds."""
-    from rich.cells import cell_len
-
-    widths = [
-        max(cell_len(line) for text in column for line in text.split("\n"))
-        for column in zip(*cells, strict=True)
-    ]
-    folded = [
-        width if right else min(width, _NARROWEST)
-        for width, right in zip(widths, numeric, strict=False)
-    ]
-    return sum(folded or widths) + _GAP * (len(widths) - 1)
 
 
 def _is_number(value: Any) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -385,12 +385,6 @@ class Dataset:
         again = f"put it back, or scan again and fit heads again: {self.scan_command}"
         # Heads work again after a scan of the folder's new place: it finds the same samples.
         return read_scanned(path, self.sample_digests[row], self.moved or again)
-
-    @overload
-    def image(self, row: int) -> np.ndarray: ...
-
-    @overload
-    def image(self, row: int, then: Callable[[np.ndarray], images.Made]) -> images.Made: ...
 
     def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
         """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.

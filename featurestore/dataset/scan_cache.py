@@ -73,12 +73,9 @@ class ScanCache:
 
     def lookup(self, paths: Sequence[str]) -> dict[str, Verdict]:
         """Return the verdict on each path that is known."""
-        keys = [os.fsencode(path) for path in paths]
-        marks = ",".join("?" * len(keys))
         found = self._run(
-            "SELECT path, digest, reason, stamp FROM scanned "
-            f"WHERE reader = ? AND path IN ({marks})",
-            [[self._reader, *keys]],
+            "SELECT path, digest, reason, stamp FROM scanned WHERE path = ? AND reader = ?",
+            [(os.fsencode(path), self._reader) for path in paths],
         )
         # SQLite has no checksums: a damaged digest must not become the identity of a sample.
         return {os.fsdecode(path): Verdict(*rest) for path, *rest in found if is_digest(rest[0])}
@@ -96,7 +93,7 @@ class ScanCache:
 
     def forget(self, path: str) -> None:
         """Delete what is known of a path."""
-        self._run("DELETE FROM scanned WHERE path = ?", [[os.fsencode(path)]])
+        self._run("DELETE FROM scanned WHERE path = ?", [(os.fsencode(path),)])
 
     def close(self) -> None:
         """Close the file."""
