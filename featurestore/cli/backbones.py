@@ -21,8 +21,8 @@ def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
 
     MODEL is a keras.applications name (any case) or a .keras/.h5 file. Parameters and FLOPs are
     those up to the layer, bytes those of one sample as float16; "tail" says whether the rest of
-    the network can be trained from the layer's stored activations. None of this depends on the
-    weights of an application: none are downloaded unless asked for.
+    the network can be trained from the layer's stored activations. The weights of an application
+    are downloaded only if you name them: the list does not depend on them.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``rank``, ``train``, ``sweep`` and ``heads``: everything that is done from the cache."""
+"""``rank``, ``train``, ``sweep`` and ``heads``: all work on stored features."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rank_command(
 ) -> None:
     """Rank the stored layers of DATASET by a quick cross-validated linear probe.
 
-    The options of a backbone, such as --input-size, leave out the variants of other values.
+    Backbone options such as --input-size leave out variants of other values.
 
     \b
     Example:
@@ -98,8 +98,7 @@ def train_command(
 ) -> None:
     """Train one head on the stored features of DATASET, and measure it on every split.
 
-    Where several variants of a layer are stored, the options of a backbone, such as --input-size,
-    pick one.
+    If several variants of a layer are stored, backbone options such as --input-size pick one.
 
     \b
     Example:
@@ -121,7 +120,7 @@ def train_command(
 
 
 def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
-    """Read ``k=v`` pairs; a value is read as in YAML, so that 0.1, true and [64, 32] are meant."""
+    """Read ``k=v`` pairs whose values are YAML: 0.1, true, [64, 32]."""
     from featurestore.pipeline import parse_value
 
     found = {}
@@ -192,10 +191,10 @@ def heads_command(
 ) -> None:
     """List the trained heads, of DATASET or all, best first.
 
-    Each data set has a table of its own. Stale heads, which were fitted on other samples, labels or
-    splits than it has now, stand apart: their metrics cannot be compared with the others.
+    Each data set has a table of its own. Stale heads were fitted on other samples, labels or splits
+    than the data set has now; they have a separate table, since their metrics do not compare.
 
-    The options of a backbone, such as --input-size, leave out heads on features of other values.
+    Backbone options such as --input-size leave out heads on features of other values.
 
     \b
     Example:

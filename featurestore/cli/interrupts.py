@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops the work in good order, the third at once."""
+"""Ctrl-C and SIGTERM: the first signal stops the work cleanly, the third at once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _AT_ONCE = 3
 class Interrupts:
     """Context in which the first signal raises KeyboardInterrupt.
 
-    A second one, as from a key held down, does not cut the cleanup short. A third exits without
-    cleanup; a store survives that as it survives a kill.
+    A second signal, as from a key held down, does not stop the cleanup. A third exits without
+    cleanup, which a store survives as it survives a kill.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from featurestore.cli.progress import Progress
 from featurestore.errors import PromotionError
 from featurestore.promotion.fine_tuning import FineTuning
 
-# What a figure is worth, by what its rows were used for.
+# What the rows of a metric were used for, in words.
 _ROWS = {
     "training": "trained on",
     "selection": "selected on",
@@ -88,8 +88,8 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
 def promote_command(head: str, output: str, store: str, as_json: bool, **options: Any) -> None:
     """Fuse HEAD onto its backbone, prove that they agree, fine-tune, and write one Keras model.
 
-    HEAD is an id that `featurestore heads` lists, or the beginning of one. Of the epochs, and of
-    the model without fine-tuning, the one with the lowest validation loss is written.
+    HEAD is an id that `featurestore heads` lists, or the beginning of one. The epoch with the
+    lowest validation loss is written, or the model before fine-tuning if its loss is lower still.
 
     \b
     Example:
@@ -126,7 +126,7 @@ def promote_command(head: str, output: str, store: str, as_json: bool, **options
 
 
 def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
-    """Print metrics by split, beside each what its rows were used for."""
+    """Print metrics by split, each with what its rows were used for."""
     rows = [
         {"split": split, "when": when, **each, "images": rows_were(split, each)}
         for when, found in measures.items()
@@ -154,10 +154,10 @@ def rows_were(split: str, measured: dict[str, Any]) -> str:
 @store_option
 @json_option
 def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
-    """Measure a promoted model on the labelled images of DATA, on those that it has seen apart.
+    """Measure a promoted model on the labelled images of DATA; images it has seen stand apart.
 
-    DATA is a folder, a table or a name, as for `featurestore scan`. Which images the model was
-    trained or selected on, its file says; neither the store nor how DATA is split matters.
+    DATA is a folder, a table or a name, as for `featurestore scan`. The model's file records the
+    images that it was trained and selected on; the store and the splits of DATA do not matter.
 
     \b
     Example:
@@ -187,7 +187,7 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     seen = sum(rows.get(use, 0) for use in ("training", "selection"))
     text = f"{cell(seen)} of {cell(sum(rows.values()))} images trained or selected this model"
     if "unknown" in rows:
-        return f"{text}; it was trained further after promotion, on images that are not known"
+        return f"{text}; it was trained further after promotion, on unknown images"
     if "nothing" in rows:
         return text
     return f"{text}: nothing here says how good it is on new images"

@@ -67,7 +67,7 @@ split_options = together(
     click.option(
         "--group-by",
         metavar="COL",
-        help="What never straddles two splits: equal values in a column of a table; for a folder "
+        help="What stays together in one split: equal values of a column of a table; for a folder "
         "of images, `folder` (each sub-folder) or what a regular expression finds in the paths.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Notes and warnings of libraries, kept off stderr so that those of a command are seen."""
+"""Keep notes and warnings of libraries off stderr, so that those of a command stand out."""
 
 from __future__ import annotations
 

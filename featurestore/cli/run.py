@@ -35,7 +35,7 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
     from featurestore.pipeline import PipelineSpec, read_spec, run_pipeline
     from featurestore.store import FeatureStore
 
-    read_spec(pipeline, PipelineSpec)  # a mistake in it makes no store
+    read_spec(pipeline, PipelineSpec)  # a file with a mistake must not create a store
     with Progress() as progress:
         manifest = run_pipeline(pipeline, FeatureStore(store), runs=runs, on_event=progress)
     if as_json:
@@ -47,7 +47,7 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
 
 
 def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
-    """Print the heads of a run, best first, each beside the same head on raw pixels."""
+    """Print the heads of a run, best first, each with the same head on raw pixels."""
     from featurestore.heads.compare import sort_key
 
     split, metric = manifest["selection"]["split"], manifest["selection"]["metric"]
@@ -89,7 +89,7 @@ def _value(row: dict[str, Any] | None, split: str, metric: str) -> float | None:
 
 
 def print_promotion(manifest: dict[str, Any]) -> None:
-    """Print what promotion gave."""
+    """Print the result of promotion."""
     promotion, metric = manifest["promotion"], manifest["selection"]["metric"]
     if promotion is None:
         return

@@ -23,7 +23,7 @@ from featurestore.store.variants import Variant, tell_apart
 def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     """List the stored features, and the data sets that have none yet.
 
-    The options of a backbone, such as --input-size, leave out features of other values.
+    Backbone options such as --input-size leave out features of other values.
 
     \b
     Example:
@@ -72,7 +72,7 @@ def print_features(rows: list[dict[str, Any]]) -> None:
 
 
 def print_damaged(store: FeatureStore) -> None:
-    """Print on stderr what listings leave out, because it cannot be read."""
+    """Print on stderr what listings leave out because it cannot be read."""
     for damaged in store.damaged():
         click.echo(printable(f"damaged: {damaged.path}: {damaged.reason}"), err=True)
 
@@ -85,8 +85,8 @@ def print_damaged(store: FeatureStore) -> None:
 def show_command(key: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
     """Show one feature array: its size, whole digests, and where it came from.
 
-    KEY is a key that `featurestore ls` lists, or any part of one that no other has; the options of
-    a backbone, such as --input-size, pick one of several variants.
+    KEY is a key that `featurestore ls` lists, or any unique part of one. Backbone options such as
+    --input-size pick one of several variants.
 
     \b
     Example:
@@ -122,10 +122,10 @@ def _flat(value: dict[str, Any], under: str = "") -> list[tuple[str, Any]]:
 @store_option
 @json_option
 def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
-    """Read all that is stored, or the features KEY, against checksums; exit 1 for damage.
+    """Check everything stored, or the features KEY, against checksums; exit 1 if damaged.
 
-    Every byte counts: blocks, metadata, manifests, heads. Blocks that were never extracted are
-    not damaged: `featurestore ls` shows them.
+    This reads every byte of blocks, metadata, manifests and heads. Blocks that were never extracted
+    are not damage; `featurestore ls` shows them.
 
     \b
     Example:
@@ -146,7 +146,7 @@ def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json
         click.echo(f"{_counted(items)} checked")
     if damaged:
         raise DamagedError(
-            f"{plural(len(damaged), 'file')} damaged; `featurestore repair` mends what can be"
+            f"{plural(len(damaged), 'file')} damaged; `featurestore repair` restores what it can"
         )
 
 
@@ -172,8 +172,8 @@ def _counted(items: list[Item]) -> str:
 def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
     """Compute the damaged blocks of KEY, or all that is damaged, again from the images.
 
-    Metadata are written anew from what else is kept, a manifest from a new scan. What cannot be
-    repaired is named with what is missing, and the exit status is then 1.
+    Metadata are rewritten from the rest of the store, a manifest from a new scan. What cannot be
+    repaired is listed with what it needs, and the exit status is then 1.
 
     \b
     Example:
@@ -207,8 +207,8 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
 def gc_command(yes: bool, store: str, as_json: bool) -> None:
     """Remove what no data set and no head refers to, after asking.
 
-    What another process is writing or fitting heads on stays. With --json and without --yes it
-    only lists.
+    What another process writes or fits heads on stays. With --json but without --yes, nothing is
+    removed.
 
     \b
     Example:
@@ -224,7 +224,9 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
         )
     if items and not yes and not as_json:
         if not sys.stdin.isatty():
-            raise InputError("nothing is removed, for nobody can be asked here; give --yes")
+            raise InputError(
+                "refusing to delete without confirmation (stdin is not a terminal); pass --yes"
+            )
         yes = click.confirm(f"remove {plural(len(items), 'item')}, {size(total)}?", err=True)
     freed = opened.gc(items) if items and yes else 0
     if as_json:
@@ -232,4 +234,4 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
         return
     click.echo(f"{size(freed)} freed" if freed else "nothing removed")
     if yes and freed < total:
-        click.echo("the rest is in use by now; run `featurestore gc` later", err=True)
+        click.echo("the rest is in use now; run `featurestore gc` later", err=True)

@@ -62,7 +62,7 @@ class Dataset:
         on_event: OnEvent | None = None,
         **splits: Any,
     ) -> Dataset:
-        """Scan a folder whose sub-folders are the classes; without sub-folders, it is unlabelled.
+        """Scan a folder whose sub-folders are the classes; without sub-folders it is unlabelled.
 
         If every sub-folder that holds images is named as a split (``train``, ``valid``, ``test``
         …, in any case), these are the splits, and the classes are the folders below them. A split
@@ -130,7 +130,7 @@ class Dataset:
         Raises
         ------
         DatasetError
-            If the table cannot be read or lacks a column, or none of the files is an image.
+            If the table cannot be read or misses a column, or none of the files is an image.
         InputError
             If an option is unknown or out of range.
         """
@@ -168,7 +168,7 @@ class Dataset:
             Text or integers (classification) or floats (regression), one for each image; None and
             NaN where missing.
         name : str
-            Of the data set.
+            Name of the data set.
         splits : sequence of str, optional
             ``train``, ``val`` or ``test``; None is drawn.
         groups : sequence, optional

@@ -39,7 +39,7 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     entries, folders = _label(root, paths, groups, verdicts)
     if folders:
         problems.append(_own_splits(folders, splits, root))
-        # What has a folder is not drawn.
+        # Splits that have a folder are not drawn.
         own = {"val", "test"} & set(folders.values())
         splits = splits.model_copy(update=dict.fromkeys(own, 0.0))
     samples = merge(entries, verdicts, splits, root, from_train=bool(folders))
@@ -179,7 +179,7 @@ def _label(
 
 
 def _own_splits(folders: Mapping[str, Split], splits: Splits, where: str) -> Problem:
-    """Report that a folder has its own splits, and which splits are drawn nevertheless."""
+    """Report that a folder has its own splits, and which other splits are drawn."""
     own = set(folders.values())
     drawn = [
         f"{name} ({fraction:g})"

@@ -53,7 +53,7 @@ def list_table(
     Raises
     ------
     DatasetError
-        If the table cannot be read or lacks a column, or a cell cannot be used.
+        If the table cannot be read or misses a column, or a cell cannot be used.
     """
     wanted = [path_column, label_column or "label", split_column or "split", group_column]
     table = _read(location, [name for name in wanted if name])
@@ -99,7 +99,7 @@ def _column(table: Any, name: str, where: str) -> list[Any]:
 
 
 def _optional(table: Any, name: str | None, default: str, where: str) -> list[Any] | None:
-    """Return the column that was asked for, or else the default one if there is one."""
+    """Return the requested column, or the default one if it exists."""
     if name is not None or default in table.column_names:
         return _column(table, name or default, where)
     for other in table.column_names:

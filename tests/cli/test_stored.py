@@ -104,7 +104,7 @@ def test_gc_only_lists_without_consent(littered: Place) -> None:
 
     assert report["bytes_freed"] == 0
     assert [item["kind"] for item in report["items"]] == ["manifest"]
-    assert "give --yes" in refused.error
+    assert "pass --yes" in refused.error
     assert "spare/" in refused.out
     assert tree(littered.store) == before
 
