@@ -230,6 +230,7 @@ def test_the_second_inception_of_a_process_has_the_names_and_digests_of_the_firs
     assert {"conv2d", "conv2d_93", "mixed10"} <= set(first)
 
 
+@pytest.mark.reliability
 def test_digests_are_those_of_another_process(mobilenet):
     code = """
 import keras
