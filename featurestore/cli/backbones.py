@@ -44,13 +44,6 @@ def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
     ]
     print_table(
         rows,
-        {
-            "name": "layer",
-            "kind": "class",
-            "shape": "shape",
-            "parameters": "parameters",
-            "operations": "FLOPs",
-            "size": "bytes/sample",
-            "tail": "tail",
-        },
+        ["name", "kind", "shape", "parameters", "operations", "size", "tail"],
+        {"name": "layer", "kind": "class", "operations": "FLOPs", "size": "bytes/sample"},
     )

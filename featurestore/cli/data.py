@@ -81,15 +81,14 @@ def print_dataset(dataset: Dataset) -> None:
     """Print a data set: rows by class and split, then its problems."""
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')}, {dataset.digest[:20]}")
     summary = dataset.summary()
-    columns = {split: split for split in summary["splits"]}
     if summary["classes"]:
         rows = [{"class": name, **counts} for name, counts in summary["classes"].items()]
-        print_table(rows, {"class": "class", **columns})
+        print_table(rows, ["class", *summary["splits"]])
     elif summary["targets"]:
         rows = [{"split": split, **target} for split, target in summary["targets"].items()]
-        print_table(rows, {name: name for name in ("split", "rows", "min", "mean", "max")})
+        print_table(rows, ["split", "rows", "min", "mean", "max"])
     else:
-        print_table([summary["splits"]], columns)
+        print_table([summary["splits"]], list(summary["splits"]))
     if summary["task"] and summary["unlabelled"]:
         click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
     print_problems(dataset)
@@ -178,22 +177,23 @@ def extract_command(
         print_json(report)
         return
     print_problems(dataset)
-    columns = {"rows_computed": "computed", "rows_reused": "reused", "key": "key"}
-    _print_features(report, {"size": "on disk", **columns})
+    _print_features(report, ["size", "rows_computed", "rows_reused", "key"], "on disk")
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')} in {extraction.seconds:.1f} s")
 
 
-def _print_features(report: dict[str, Any], columns: dict[str, str]) -> None:
+def _print_features(report: dict[str, Any], fields: list[str], size_is: str) -> None:
     rows = [
         {"layer": ref, **row, "size": size(row["bytes"])} for ref, row in report["features"].items()
     ]
-    print_table(rows, {"layer": "layer", "shape": "shape", "dtype": "dtype", **columns})
+    headings = {"rows_computed": "computed", "rows_to_compute": "to compute"}
+    headings |= {"rows_reused": "reused", "size": size_is}
+    print_table(rows, ["layer", "shape", "dtype", *fields], headings)
 
 
 def print_plan(decided: ExtractionPlan) -> None:
     """Print what an extraction would do."""
-    columns = {"rows_to_compute": "to compute", "rows_reused": "reused"}
-    _print_features(decided.to_dict(), {**columns, "size": "to write", "why": "why"})
+    fields = ["rows_to_compute", "rows_reused", "size", "why"]
+    _print_features(decided.to_dict(), fields, "to write")
     click.echo(
         f"{plural(decided.rows_to_compute, 'image')} through the backbone, at most "
         f"{size(decided.bytes_to_write)} to write, peak memory about {size(decided.peak_bytes)} "

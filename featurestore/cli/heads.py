@@ -41,19 +41,10 @@ def rank_command(
         print_json(rows)
         return
     shown, variants = tell_apart(rows)
-    metric = rows[0]["metric"]
     print_table(
         [{**row, "size": size(row["bytes"])} for row in shown],
-        {
-            "model": "model",
-            **variants,
-            "layer": "layer",
-            "score": metric,
-            "spread": "spread",
-            "rows": "rows",
-            "shape": "shape",
-            "size": "bytes/sample",
-        },
+        ["model", *variants, "layer", "score", "spread", "rows", "shape", "size"],
+        {"score": rows[0]["metric"], "size": "bytes/sample"},
     )
 
 
@@ -136,7 +127,7 @@ def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:
     """Print metrics, a row for each split."""
     rows = [{"split": split, **each} for split, each in metrics.items()]
     names = [name for name in rows[0] if name not in ("split", "confusion")]
-    print_table(rows, {"split": "split", **{name: name.replace("_", " ") for name in names}})
+    print_table(rows, ["split", *names])
 
 
 @click.command("sweep")
@@ -225,21 +216,22 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
             [row for row in mine if bool(row["stale"]) == old] for old in (False, True)
         )
         if fresh:
-            _print_heads(fresh, {})
+            _print_heads(fresh, [])
         click.echo(plural(len(fresh), "head"))
         if former:
             count = plural(len(former), "stale head")
             click.echo(f"\n{count}, measured on other samples, labels or splits:")
-            _print_heads(former, {"stale": "differs in"})
+            _print_heads(former, ["stale"])
 
 
-def _print_heads(rows: list[dict[str, Any]], more: dict[str, str]) -> None:
+def _print_heads(rows: list[dict[str, Any]], more: list[str]) -> None:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
     known = (*fixed, "seed", "manifest", "stale", "prefix", *FIELDS)
     measured = dict.fromkeys(name for row in rows for name in row if name not in known)
     rows, variants = tell_apart(rows)
-    seeds = {"seed": "seed"} if len({row["seed"] for row in rows}) > 1 else {}
-    columns = {"name": "head", "params": "parameters", **seeds, "model": "model", **variants}
-    columns["layer"] = "layer"
-    columns |= {name: name.replace("_", " ", 1).replace("_", " ") for name in measured}
-    print_table(rows, {**columns, **more, "head": "id"})
+    seeds = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
+    print_table(
+        rows,
+        ["name", "params", *seeds, "model", *variants, "layer", *measured, *more, "head"],
+        {"name": "head", "params": "parameters", "stale": "differs in", "head": "id"},
+    )

@@ -136,10 +136,9 @@ def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
     if not rows:
         return
     fixed = ("split", "when", "images", "used_for", "confusion")
-    columns = {"when": "fine-tuning"} if tuned else {}
-    columns |= {"split": "split", "images": "images were"}
-    columns |= {name: name.replace("_", " ") for name in rows[0] if name not in fixed}
-    print_table(rows, columns)
+    measured = [name for name in rows[0] if name not in fixed]
+    fields = [*(["when"] if tuned else []), "split", "images", *measured]
+    print_table(rows, fields, {"when": "fine-tuning", "images": "images were"})
 
 
 def rows_were(split: str, measured: dict[str, Any]) -> str:
@@ -215,7 +214,5 @@ def predict_command(model: str, images: tuple[str, ...], as_json: bool) -> None:
         {**asdict(each), "probability": max(each.probabilities.values(), default=None)}
         for each in predictions
     ]
-    columns = {"path": "image", "label": "label"}
-    if predictions[0].probabilities:
-        columns["probability"] = "probability"
-    print_table(rows, columns)
+    fields = ["path", "label", *(["probability"] if predictions[0].probabilities else [])]
+    print_table(rows, fields, {"path": "image"})

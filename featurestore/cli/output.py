@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+_NONE: Mapping[str, str] = {}
 _MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
 
 
@@ -23,7 +24,9 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(finite, indent=2))
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+def print_table(
+    rows: Sequence[Mapping[str, Any]], fields: Sequence[str], headings: Mapping[str, str] = _NONE
+) -> None:
     """Print rows as a table, numbers aligned to the right.
 
     A pipe gets one line a row, however long. On a terminal that is too narrow, cells fold, and
@@ -32,22 +35,25 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
     Parameters
     ----------
     rows : sequence of mapping
-    columns : mapping of str to str
-        Heading of each field to show, in order.
+    fields : sequence of str
+        What to show, in order.
+    headings : mapping of str to str
+        Of fields whose name, with spaces for underscores, is not the heading.
     """
     from rich.console import Console
 
-    cells = [[cell(row.get(field)) for field in columns] for row in rows]
-    right = [all(_is_number(row.get(field)) for row in rows) for field in columns]
-    table, copied = _table(list(columns.values()), cells, right), None
+    cells = [[cell(row.get(field)) for field in fields] for row in rows]
+    right = [all(_is_number(row.get(field)) for row in rows) for field in fields]
+    names = [headings.get(field, field.replace("_", " ")) for field in fields]
+    table, copied = _table(names, cells, right), None
     console = Console(file=sys.stdout, width=100_000)
     width, terminal = console.measure(table).maximum, sys.stdout.isatty()
-    if terminal and width > shutil.get_terminal_size().columns and len(columns) > 1:
-        width = max(shutil.get_terminal_size().columns, 4 * len(columns))
+    if terminal and width > shutil.get_terminal_size().columns and len(fields) > 1:
+        width = max(shutil.get_terminal_size().columns, 4 * len(fields))
         copied = iter([row.pop() for row in cells])
         # A newline at the end of each cell leaves a blank line below each row.
         cells = [[f"{text}\n" for text in row] for row in cells]
-        table = _table(list(columns.values())[:-1], cells, right)
+        table = _table(names[:-1], cells, right)
     console = Console(file=sys.stdout, force_terminal=terminal, width=width)
     with console.capture() as captured:
         console.print(table)

@@ -66,16 +66,16 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
         if row["on"] == "features"
     ]
     rows.sort(key=lambda row: sort_key(row[split], metric))
-    name = metric.replace("_", " ")
-    columns = {"chosen": "", "name": "head", "params": "parameters"}
     more = len(rows) - most
     rows, variants = tell_apart(rows[:most])
-    columns |= {"seed": "seed"} if len({row["seed"] for row in rows}) > 1 else {}
-    columns |= {"model": "model"} if len({row["model"] for row in rows}) > 1 else {}
-    columns |= {**variants, "layer": "layer"}
-    columns |= {each: f"{each} {name}" for each in (split, held_out)}
-    columns |= {"pixels": f"{held_out} on pixels"} if pixels else {}
-    print_table(rows, {**columns, "seconds": "seconds", "head": "id"})
+    several = [name for name in ("seed", "model") if len({row[name] for row in rows}) > 1]
+    name = metric.replace("_", " ")
+    headings = {each: f"{each} {name}" for each in (split, held_out)}
+    headings |= {"chosen": "", "name": "head", "params": "parameters", "head": "id"}
+    fields = ["chosen", "name", "params", *several, *variants, "layer"]
+    fields += [*dict.fromkeys((split, held_out)), *(["pixels"] if pixels else [])]
+    headings["pixels"] = f"{held_out} on pixels"
+    print_table(rows, [*fields, "seconds", "head"], headings)
     if more > 0:
         click.echo(f"and {more} more; `featurestore heads` lists them")
 

@@ -54,20 +54,13 @@ def print_features(rows: list[dict[str, Any]]) -> None:
     """Print feature arrays as a table."""
     rows, variants = tell_apart(rows)
     variants.pop("prefix", None)  # the key has it
-    columns = {"layer": "layer", "datasets": "data set", "shape": "shape", "dtype": "dtype"}
     print_table(
         [
             {**row, "size": size(row["bytes"]), "datasets": ", ".join(row["datasets"])}
             for row in rows
         ],
-        {
-            "model": "model",
-            **variants,
-            **columns,
-            "size": "on disk",
-            "state": "state",
-            "key": "key",
-        },
+        ["model", *variants, "layer", "datasets", "shape", "dtype", "size", "state", "key"],
+        {"datasets": "data set", "size": "on disk"},
     )
 
 
@@ -142,7 +135,7 @@ def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json
         print_json({"checked": len(items), "damaged": damaged})
     else:
         if damaged:
-            print_table([_shown(each) for each in damaged], _DAMAGE_COLUMNS)
+            print_table([_shown(each) for each in damaged], _DAMAGE)
         click.echo(f"{_counted(items)} checked")
     if damaged:
         raise DamagedError(
@@ -150,7 +143,7 @@ def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json
         )
 
 
-_DAMAGE_COLUMNS = {"key": "key", "block": "block", "rows": "rows", "reason": "reason"}
+_DAMAGE = ["key", "block", "rows", "reason"]
 
 
 def _shown(damage: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +187,7 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
                 {**_shown(row), "state": f"left: {row['needs']}" if row["needs"] else "repaired"}
                 for row in rows
             ]
-            print_table(shown, {**_DAMAGE_COLUMNS, "reason": "was", "state": "now"})
+            print_table(shown, [*_DAMAGE, "state"], {"reason": "was", "state": "now"})
         click.echo(f"{plural(len(rows) - len(left), 'file')} repaired, {len(left)} left")
     if left:
         raise DamagedError(f"{plural(len(left), 'file')} cannot be repaired: {left[0]['needs']}")
@@ -220,7 +213,8 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
     if not as_json and items:
         print_table(
             [{**asdict(item), "size": size(item.bytes)} for item in items],
-            {"kind": "kind", "name": "name", "size": "on disk", "reason": "why"},
+            ["kind", "name", "size", "reason"],
+            {"size": "on disk", "reason": "why"},
         )
     if items and not yes and not as_json:
         if not sys.stdin.isatty():

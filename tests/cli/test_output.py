@@ -25,11 +25,12 @@ ROWS: list[dict[str, Any]] = [
     {"name": "logistic", "params": {"C": 1e-5, "units": [64, 32]}, "score": 0.5, "id": "x-123"},
     {"name": "größe 日本", "params": {}, "score": None, "id": "y-456"},
 ]
-COLUMNS = {"name": "head", "params": "parameters", "score": "val accuracy", "id": "id"}
+FIELDS = ["name", "params", "score", "id"]
+HEADINGS = {"name": "head", "params": "parameters", "score": "val accuracy"}
 
 
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(ROWS, COLUMNS)
+    print_table(ROWS, FIELDS, HEADINGS)
 
     assert capsys.readouterr().out == (
         "head        parameters             val accuracy  id\n"
@@ -39,21 +40,21 @@ def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def on_terminal(
-    columns: int, monkeypatch: pytest.MonkeyPatch, rows: Any = ROWS, headings: Any = COLUMNS
+    columns: int, monkeypatch: pytest.MonkeyPatch, rows: Any = ROWS, fields: Any = FIELDS
 ) -> list[str]:
     """What a terminal shows of a table."""
     terminal = StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
-    print_table(rows, headings)
+    print_table(rows, fields, HEADINGS if fields is FIELDS else dict.fromkeys(fields, ""))
     return [line.rstrip() for line in ESCAPE.sub("", terminal.getvalue()).splitlines()]
 
 
 def test_a_wide_terminal_shows_what_a_pipe_gets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_table(ROWS, COLUMNS)
+    print_table(ROWS, FIELDS, HEADINGS)
 
     assert on_terminal(80, monkeypatch) == capsys.readouterr().out.splitlines()
 
@@ -78,10 +79,9 @@ WORD = st.text("abcxyz-:/", min_size=1, max_size=40)
 def test_a_terminal_loses_nothing_and_keeps_what_is_copied_whole(
     cells: list[tuple[str, str, str]], width: int
 ) -> None:
-    headings = dict.fromkeys(range(3), "")
-    rows = [dict(enumerate(each)) for each in cells]
+    rows = [dict(zip("abc", each, strict=True)) for each in cells]
     with pytest.MonkeyPatch.context() as patch:
-        lines = on_terminal(width, patch, rows, headings)
+        lines = on_terminal(width, patch, rows, list("abc"))
 
     shown = Counter("".join("".join(lines).split()))
     assert shown == Counter("".join("".join(row) for row in cells))
