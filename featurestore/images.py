@@ -31,6 +31,7 @@ import PIL
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from featurestore.errors import ImageError, InputError, one_line
+from featurestore.image_bombs import MOST_EXIF, refuse_bomb
 
 DECODER = "pillow-rgb-1"
 # Tried in this order. The last two need a plugin, such as pillow-heif.
@@ -56,15 +57,7 @@ _TURNS = {
 
 # Pixels that all threads decode at a time: with resizing, about 4 GB at most.
 _AT_ONCE = 2 * MAX_PIXELS
-# Each scan of a progressive JPEG goes over all its pixels; encoders write 3 to 15 scans.
-_MOST_SCANS = 100
-# Pillow reads segments and chunks one by one; files of many gigabytes have fewer.
-_MOST_PARTS = 100_000
-_MOST_EXIF = 2**20
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-# Markers in the head of a JPEG that no length follows.
-_BARE = {0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)}
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 
 
 class _Room:
@@ -214,7 +207,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         )
     if not data:
         raise ImageError("empty file")
-    _check_parts(data)
+    refuse_bomb(data)
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
@@ -222,64 +215,19 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         raise ImageError("not an image of a format that is read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, the limit for one image") from None
-    _check_size(*image.size)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # libtiff holds a whole tile, even if the picture covers little of it.
-        tile = [int(image.tag_v2.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
-        if tile[0] * tile[1] > MAX_PIXELS:
-            raise ImageError(f"tiles of {tile[0]} × {tile[1]} pixels, beyond the limit")
-    return image
-
-
-def _check_size(width: int, height: int) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, the limit for one image")
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{width} × {height} pixels; a side may have {MAX_SIDE:,}")
     if width < 1 or height < 1:
         raise ImageError(f"no pixels: {width} × {height}")
-
-
-def _check_parts(data: bytes) -> None:
-    """Refuse what Pillow would read for hours, or hold many times over."""
-    if data.startswith(b"\xff\xd8\xff"):
-        _check_jpeg(data)
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-        _check_png(data)
-
-
-def _check_jpeg(data: bytes) -> None:
-    at, parts, exif, scans = 2, 0, 0, 0
-    while (found := _MARKER.search(data, at)) and parts <= _MOST_PARTS:
-        marker, end = found[1][0], found.end()
-        if marker == 0xD9 and scans:  # the end of the image
-            break
-        parts += 1 + (end - at - 2 if scans == 0 else 0)
-        at = end if marker in _BARE else end + int.from_bytes(data[end : end + 2], "big")
-        if marker == 0xE1 and data.startswith(b"Exif\0\0", end + 2):
-            exif += at - end
-        if marker == 0xDA:
-            # These two bytes never occur inside a scan: few of them mean few scans.
-            if scans == 0 and data.count(b"\xff\xda", at) < _MOST_SCANS:
-                break
-            scans += 1
-    if parts > _MOST_PARTS:
-        raise ImageError(f"more than {_MOST_PARTS:,} segments or bytes between them")
-    if exif > _MOST_EXIF:
-        raise ImageError(f"more than {_MOST_EXIF:,} bytes of EXIF")
-    if scans > _MOST_SCANS:
-        raise ImageError(f"more than {_MOST_SCANS} scans")
-
-
-def _check_png(data: bytes) -> None:
-    at, parts = 8, 0
-    # Full chunks are worth the time to read them.
-    most = _MOST_PARTS + len(data) // 1024
-    while at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
-        parts += 1
-        if parts > most:
-            raise ImageError(f"more than {most:,} chunks in {len(data):,} bytes")
-        at += int.from_bytes(data[at : at + 4], "big") + 12
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # libtiff holds a whole tile, even if the picture covers little of it.
+        tile = [int(image.tag_v2.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+        if tile[0] * tile[1] > MAX_PIXELS:
+            raise ImageError(f"tiles of {tile[0]} × {tile[1]} pixels, beyond the limit")
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -319,7 +267,7 @@ def _high_byte(values: np.ndarray, key: int | None) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Any:
-    if len(image.info.get("exif", b"")) > _MOST_EXIF:
+    if len(image.info.get("exif", b"")) > MOST_EXIF:
         return 1
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurestore.cli.options import json_option, store_option
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import cell, print_json, print_table
 from featurestore.cli.progress import Progress
 from featurestore.store.variants import tell_apart
 
@@ -72,9 +72,9 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     name = metric.replace("_", " ")
     headings = {each: f"{each} {name}" for each in (split, held_out)}
     headings |= {"chosen": "", "name": "head", "params": "parameters", "head": "id"}
+    headings |= {"pixels": f"{held_out} on pixels"}
     fields = ["chosen", "name", "params", *several, *variants, "layer"]
     fields += [*dict.fromkeys((split, held_out)), *(["pixels"] if pixels else [])]
-    headings["pixels"] = f"{held_out} on pixels"
     print_table(rows, [*fields, "seconds", "head"], headings)
     if more > 0:
         click.echo(f"and {more} more; `featurestore heads` lists them")
@@ -102,14 +102,10 @@ def print_promotion(manifest: dict[str, Any]) -> None:
 
     tuned = promotion["fine_tuning"].get("kept_epoch")
     for split, before in promotion["before"].items():
-        texts = [_text(before[metric])]
+        texts = [cell(before[metric])]
         if tuned:
-            texts = [f"{texts[0]} fused", f"{_text(promotion['after'][split][metric])} fine-tuned"]
+            texts = [f"{texts[0]} fused", f"{cell(promotion['after'][split][metric])} fine-tuned"]
         name = f"{split} {metric.replace('_', ' ')} ({rows_were(split, before)})"
         click.echo(f"  {name}: {', '.join(texts)}")
     if tuned is not None:
         click.echo(f"  {promotion['fine_tuning']['verdict']}")
-
-
-def _text(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

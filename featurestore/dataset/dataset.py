@@ -44,7 +44,7 @@ class Dataset:
     samples : Samples
         The rows as plain lists.
     images_in_memory : list of numpy.ndarray, (row,), or None
-        uint8, (height, width, channel=1 or 3) each, where the samples are in memory.
+        uint8, (height, width, channel=1 or 3) each; None if the samples are files.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Dataset:
         Raises
         ------
         DatasetError
-            If there is no such folder, or no image in it.
+            If the folder does not exist, or holds no image.
         InputError
             If an option is unknown or out of range.
         """
@@ -158,7 +158,7 @@ class Dataset:
         groups: Iterable[Any] | None = None,
         **options: Any,
     ) -> Dataset:
-        """Take samples from arrays in memory. They are not copied, and no store keeps them.
+        """Take samples from arrays in memory, which are not copied. A store does not keep them.
 
         Parameters
         ----------
@@ -315,7 +315,7 @@ class Dataset:
 
     @cached_property
     def task(self) -> Task | None:
-        """``classification``, ``regression``, or None where no sample has a label."""
+        """``classification``, ``regression``, or None if no sample has a label."""
         return labelling.task(self.samples.labels)
 
     @cached_property
@@ -358,7 +358,7 @@ class Dataset:
             ``train``, ``val`` or ``test``; by default all.
         labelled : bool, optional
             True leaves out the rows without a label, False keeps them. By default they are left
-            out where the data set has labels; `Features` follows the same rule.
+            out if the data set has labels; `Features` follows the same rule.
         """
         if split is not None and split not in SPLITS:
             raise DatasetError(f"no split {split!r}: {nearest(split, SPLITS)}")
@@ -382,9 +382,12 @@ class Dataset:
         path = self.paths[row]
         if path is None:
             return self._array(row).tobytes()
-        again = f"put it back, or scan again and fit heads again: {self.scan_command}"
+        return read_scanned(path, self.sample_digests[row], self._remedy)
+
+    def _remedy(self) -> str:
         # Heads work again after a scan of the folder's new place: it finds the same samples.
-        return read_scanned(path, self.sample_digests[row], self.moved or again)
+        again = f"put it back, or scan again and fit heads again: {self.scan_command}"
+        return self.moved or again
 
     def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
         """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.

@@ -67,7 +67,7 @@ def list_folder(root: str) -> tuple[list[str], list[Problem]]:
     Raises
     ------
     DatasetError
-        If there is no such folder, or no file in it.
+        If the folder does not exist, or holds no file.
     """
     if is_uri(root):
         raise DatasetError(

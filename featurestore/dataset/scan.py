@@ -105,7 +105,7 @@ def _status(source: str) -> os.stat_result | None:
         return None
 
 
-def read_scanned(path: str, digest: str, remedy: str) -> bytes:
+def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
     """Read a file again, and check that it has the bytes that were scanned.
 
     Parameters
@@ -114,8 +114,8 @@ def read_scanned(path: str, digest: str, remedy: str) -> bytes:
         Absolute path or URI.
     digest : str
         Of the bytes that were scanned.
-    remedy : str
-        What to do about other bytes, for the error.
+    remedy : callable
+        Returns what to do about a missing or changed file, for the error.
 
     Raises
     ------
@@ -127,12 +127,12 @@ def read_scanned(path: str, digest: str, remedy: str) -> bytes:
     try:
         data = read(path)
     except UnreadableError as error:
-        raise DatasetError(f"{path!r}: {error}; {remedy}") from error
+        raise DatasetError(f"{path!r}: {error}; {remedy()}") from error
     found = digest_bytes(data)
     if found != digest:
         with closing(ScanCache()) as cache:
             cache.forget(path)
         raise SourceChangedError(
-            f"{path!r} has changed since it was scanned: {found}, expected {digest}; {remedy}"
+            f"{path!r} has changed since it was scanned: {found}, expected {digest}; {remedy()}"
         )
     return data
