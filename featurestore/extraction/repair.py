@@ -137,7 +137,7 @@ def _repair_features(
 ) -> Needs:
     """Repair row ids, then blocks, of features with sound metadata."""
     blocks = {each.block: each.path for each in damages if each.block is not None}
-    key = store.features.match(item.name)
+    key = store.features.open(item).key
     with store.features.lock([key], shared=True):
         group = store.features.get(key)
         dataset = store.datasets.load_samples(key.dataset_digest)

@@ -14,7 +14,6 @@ from featurestore.errors import (
     DamagedError,
     IncompleteFeaturesError,
     NotFoundError,
-    StoreError,
     nearest,
 )
 from featurestore.extraction.events import OnEvent
@@ -219,20 +218,15 @@ def _open(
         "keras_backend": keras.backend.backend(),
         "versions": versions(),
     }
-    try:
-        group = store.features.create(
-            layer.key,
-            shape=layer.shape,
-            dtype=layer.dtype,
-            sample_ids=dataset.sample_ids,
-            provenance=provenance,
-        )
-    except StoreError:
-        if not store.features.has(layer.key):
-            raise
-        # Another process has just created it, as another type.
-        return store.features.get(layer.key)
-    if layer.source is not None:
+    group = store.features.create(
+        layer.key,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        sample_ids=dataset.sample_ids,
+        provenance=provenance,
+    )
+    # Another process may just have created it as another type.
+    if layer.source is not None and group.dtype == layer.dtype:
         with suppress(NotFoundError):  # Removed in the meantime.
             _copy(store.features.get(layer.source), group)
     return group

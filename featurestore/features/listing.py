@@ -60,7 +60,7 @@ def describe_features(store: FeatureStore, key: str, **variant: Any) -> dict[str
     NotFoundError
         If no key or more than one matches.
     """
-    return _describe(store, store.features.get(store.features.match(key, **variant)))
+    return _describe(store, store.features.open(store.features.match(key, **variant)))
 
 
 def _describe(store: FeatureStore, group: FeatureGroup) -> dict[str, Any]:

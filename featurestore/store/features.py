@@ -79,7 +79,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         sample_ids: np.ndarray,
         provenance: Mapping[str, Any] | None = None,
     ) -> FeatureGroup:
-        """Create a feature group without blocks, or open the existing one.
+        """Create a feature group without blocks, or open the existing one as it is.
 
         Parameters
         ----------
@@ -87,7 +87,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         shape : sequence of int
             (row, …)
         dtype : numpy.dtype
-            The stored type. An existing group must have it.
+            The stored type. An existing group keeps its own.
         sample_ids : numpy.ndarray of uint8, shape (row, 16)
             `Dataset.sample_ids`.
         provenance : mapping of str to JSON values
@@ -95,8 +95,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
         Raises
         ------
-        StoreError
-            A group of this key exists in another dtype.
+        StoreError, DamagedError
+            As `get`, for an existing group.
         """
         dtype = np.dtype(dtype)
         path = self.path(key)
@@ -116,7 +116,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         group = FeatureGroup.from_attributes(self._files, path, attributes)
         with self.lock([key], shared=True), self._lock_metadata(path):
             if self.has(key):
-                return self._reopened(key, group, sample_ids)
+                return self.get(key)
             # Blocks that an interrupted removal left would count as done, and may be of another
             # type. Flushed, so that a power cut does not bring them and their metadata back.
             for each in self._files.sizes(group.features.path):
@@ -134,23 +134,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     def _lock_metadata(self, path: str) -> AbstractContextManager[bool]:
         return self._files.locks.acquire([f"{path}/{self.marker}"])
-
-    def _reopened(
-        self, key: FeatureKey, asked: FeatureGroup, sample_ids: np.ndarray
-    ) -> FeatureGroup:
-        group = self.get(key)
-        where = f"{self._files.location}/{group.path}"
-        if group.dtype != asked.dtype:
-            raise StoreError(
-                f"{key} is stored as {group.dtype}, expected {asked.dtype}; pass "
-                f"`--dtype {group.dtype}`, or remove {where} and extract again"
-            )
-        if group.shape != asked.shape or not np.array_equal(group.samples, sample_ids):
-            raise DamagedError(
-                f"{key} holds {group.shape} over other row ids, expected {asked.shape}; remove "
-                f"{where} and extract again"
-            )
-        return group
 
     def _make_groups(self, path: str) -> None:
         """Make the folder of a group, and write the metadata of those above it.
@@ -196,6 +179,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     # Finding
 
+    def open(self, item: Item) -> FeatureGroup:
+        """Open the feature group of an item."""
+        return self._read(item.path)
+
     def find(
         self, prefix_digest: str, ref: str, dataset_digest: str, model: str | None = None
     ) -> FeatureKey | None:
@@ -225,8 +212,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                     return key
         return None
 
-    def match(self, text: str, **variant: Any) -> FeatureKey:
-        """Find the one key that a text stands for.
+    def match(self, text: str, **variant: Any) -> Item:
+        """Find the one item that a text stands for, readable or not.
 
         Parameters
         ----------
@@ -240,10 +227,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         NotFoundError
             If no key or more than one matches.
         """
-        return self._read(self.match_item(text, **variant).path).key
-
-    def match_item(self, text: str, **variant: Any) -> Item:
-        """Find the one item that a text stands for, readable or not; as `match`."""
         asked = Variant(**variant)
         known = {path: _parse(path) for path in self._stored()}
         if asked.asked():

@@ -94,7 +94,7 @@ class FeatureStore:
             If no key or more than one matches.
         """
         if key is not None or variant:
-            return [self.features.match_item(key or "", **variant)]
+            return [self.features.match(key or "", **variant)]
         return [item for shelf in self._shelves for item in shelf.items()]
 
     def check(self, item: Item) -> list[Damage]:

@@ -207,7 +207,7 @@ def torn(data: bytes) -> Iterator[bytes]:
 
 def read(store: FeatureStore, item: Item) -> None:
     if item.kind == "features":
-        group = store.features.get(store.features.match(item.name))
+        group = store.features.open(item)
         group.read()
         assert len(group.samples)
     elif item.kind == "dataset":
