@@ -336,8 +336,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def _paths(self) -> Iterator[str]:
         for model in self._files.names(self.folder):
             for layer in self._files.names(f"{self.folder}/{model}"):
-                if KeyPath.parse(f"{model}/{layer}/{'0' * 12}") is None:
-                    continue
                 for dataset in self._files.names(f"{self.folder}/{model}/{layer}"):
                     if KeyPath.parse(f"{model}/{layer}/{dataset}") is not None:
                         yield f"{self.folder}/{model}/{layer}/{dataset}"
