@@ -2,15 +2,14 @@
 
 ::
 
-    registry    heads by name                      candidate   what to fit, checked, with its id
+    registry    heads by name                      candidate   what to fit, with its id
     network     ready-made Keras heads             adopted     Keras models of the user's
-    identity    an estimator in canonical form     persist     estimators as files, without pickle
-    fit         fit, measure and save heads        training    fit a Keras head
-    rows        the rows of each split             metrics     how good predictions are
-    head        a fitted head: predict, save       measure     a head's metrics on each split
-    schema      of a head's JSON document          stale       heads on a former state of the data
-    compare     heads listed best first            probe       layers ranked
-    events      events of fitting and ranking
+    identity    estimators in canonical form       persist     estimators as files, without pickle
+    fit         fit, measure and save heads        training    train a Keras head
+    rows        features and labels by split       metrics     how good predictions are
+    head        a fitted head: predict, save       schema      schema of ``head.json``
+    compare     heads listed best first            stale       heads on a former state of the data
+    probe       layers ranked                      events      events of fitting and ranking
 """
 
 from featurestore.heads.compare import best, list_heads
@@ -19,7 +18,6 @@ from featurestore.heads.events import (
     HeadEvent,
     HeadFitted,
     HeadReused,
-    HeadStarted,
     HeadWarned,
     LayerRanked,
 )
@@ -37,7 +35,6 @@ __all__ = [
     "HeadEvent",
     "HeadFitted",
     "HeadReused",
-    "HeadStarted",
     "HeadWarned",
     "LayerRanked",
     "best",

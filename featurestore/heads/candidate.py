@@ -50,7 +50,7 @@ class Candidate:
 def candidate(
     estimator: Any, params: Mapping[str, Any] | None, features: Features, seed: int
 ) -> Candidate:
-    """Decide which head is meant, and check that it can be fitted and stored.
+    """Return the head that is meant, after checking that it can be fitted and stored.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def candidate(
     features : Features
         Labelled.
     seed : int
-        Of everything random.
+        For everything random.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def _copy(estimator: Any) -> Any:
 
 
 def _name_of(estimator: Any) -> str:
-    """Return the class name of an estimator; of a pipeline, those of its steps joined by ``+``."""
+    """Return the class name of an estimator, or those of a pipeline's steps joined by ``+``."""
     if hasattr(estimator, "steps"):
         steps = [step for _, step in estimator.steps if step not in (None, "passthrough")]
         return "+".join(map(_name_of, steps))

@@ -1,4 +1,4 @@
-"""Comparing heads: listed best first, and the best of some."""
+"""Comparing heads: a list, best first, and the best of some."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
-from featurestore.errors import (
-    DamagedError,
-    FeatureStoreWarning,
-    HeadError,
-    NotFoundError,
-    nearest,
-)
+from featurestore.errors import DamagedError, FeatureStoreWarning, HeadError, nearest
 from featurestore.heads import metrics
 from featurestore.heads.head import Head
 from featurestore.heads.rows import SPLITS
@@ -50,12 +44,12 @@ def sort_key(value: float | None, metric: str) -> tuple[bool, float]:
 
 
 def best(heads: Sequence[Head], metric: str | None = None) -> Head:
-    """Return the best of some heads; the first of equals.
+    """Return the best of some heads; of equals, the first.
 
     Parameters
     ----------
     heads : sequence of Head
-        Fitted on one state of one data set: on the same rows, labels and splits.
+        Fitted on the same state of one data set: rows, labels and splits.
     metric : str, optional
         Such as ``"accuracy"`` or ``"test.macro_f1"``; by default, accuracy or R² on the validation
         split.
@@ -63,8 +57,8 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     Raises
     ------
     HeadError
-        If no head has the metric, for example because the split has no rows; if the heads were
-        fitted on different data, so that their metrics cannot be compared.
+        If no head has the metric, for example because the split has no rows; or if the heads
+        were fitted on different data, so that their metrics cannot be compared.
     """
     if not heads:
         raise HeadError("there are no heads to choose from; fit some with `featurestore train`")
@@ -97,15 +91,15 @@ def list_heads(
 ) -> list[dict[str, Any]]:
     """List the heads of a store by data set, best first. Loads neither scikit-learn nor Keras.
 
-    Only heads that were fitted on the present state of a data set are ranked with each other. After
-    them come its stale heads, newest first: fitted on other samples, labels or splits, or on part
-    of the rows, their metrics cannot be compared.
+    Only heads on the present state of a data set are ranked with each other. The stale ones come
+    last, newest first: they were fitted on other samples, labels or splits, or on part of the rows,
+    so that their metrics cannot be compared.
 
     Parameters
     ----------
     store : FeatureStore
     dataset : str, optional
-        Only heads that were fitted on this data set: a name, or a path that was scanned.
+        Only heads on this data set: a name, or a path that was scanned.
     sort_metric : str, optional
         As in `best`. Heads without it come last, before the stale ones.
     **variant
@@ -115,7 +109,7 @@ def list_heads(
     -------
     list of dict
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
-        ``stale`` (None, or what differs from the present state: ``"labels (5), splits (12)"``),
+        ``stale`` (None, or how the present state differs: ``"labels (5), splits (12)"``),
         ``model``, ``layer``, ``name``, ``kind``, ``params``, ``seed``, ``val_accuracy`` and
         ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such rows), the metric that
         they are sorted by, ``metrics`` by split, ``prefix`` (first digits of the prefix digest),
@@ -123,8 +117,9 @@ def list_heads(
     """
     asked = Variant(**variant)
     documents = _valid(store)
-    if dataset is not None:
-        dataset = _dataset_name(store, dataset, documents)
+    names = {each["lineage"]["dataset"]["name"] for each in documents}
+    if dataset is not None and dataset not in names:
+        dataset = store.datasets.load(dataset).name
     if sort_metric is not None:
         parse_metric(sort_metric, "")
     documents = [
@@ -180,15 +175,3 @@ def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, 
         **Variant.of(origin).to_dict(),
         "created": origin["created"],
     }
-
-
-def _dataset_name(store: FeatureStore, text: str, documents: Sequence[Mapping[str, Any]]) -> str:
-    if text in {each["lineage"]["dataset"]["name"] for each in documents}:
-        return text
-    try:
-        return store.datasets.load(text).name
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"no data set {text!r} in {store.location}; "
-            f"{nearest(text, [entry.name for entry in store.datasets.values()])}"
-        ) from error

@@ -1,4 +1,4 @@
-"""Events of fitting and ranking, which a caller may draw."""
+"""Events of fitting and ranking, for callbacks."""
 
 from __future__ import annotations
 
@@ -9,31 +9,23 @@ from typing import Any
 
 @dataclass(frozen=True)
 class HeadReused:
-    """The head is in the store already; nothing was fitted."""
+    """A head was loaded from the store instead of fitted."""
 
     head: str
-
-
-@dataclass(frozen=True)
-class HeadStarted:
-    """A head is about to be fitted on ``rows`` training rows."""
-
-    head: str
-    rows: int
 
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """A Keras head has finished an epoch.
+    """A Keras head was trained for one more epoch.
 
     Attributes
     ----------
     head : str
         Its id.
     epoch, epochs : int
-        Epochs done, and all.
+        Number of this epoch, from 1, and of all.
     logs : mapping of str to float
-        ``loss`` and ``accuracy``, and the same with ``val_`` if there are validation rows.
+        ``loss`` and ``accuracy``; with validation rows, also ``val_loss`` and ``val_accuracy``.
     """
 
     head: str
@@ -44,7 +36,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class HeadWarned:
-    """A problem of a head, such as a solver that has not converged."""
+    """A head has a problem, such as a solver that did not converge."""
 
     head: str
     text: str
@@ -52,7 +44,7 @@ class HeadWarned:
 
 @dataclass(frozen=True)
 class HeadFitted:
-    """A head has been fitted and measured, in ``seconds`` of wall time."""
+    """A head was fitted and measured in ``seconds`` of wall time."""
 
     head: str
     metrics: Mapping[str, Mapping[str, Any]]
@@ -61,12 +53,12 @@ class HeadFitted:
 
 @dataclass(frozen=True)
 class LayerRanked:
-    """One feature array has been probed; ``done`` of ``total`` so far."""
+    """A layer was probed: number ``done`` of ``total``."""
 
     key: str
     done: int
     total: int
 
 
-HeadEvent = HeadReused | HeadStarted | EpochEnded | HeadWarned | HeadFitted | LayerRanked
+HeadEvent = HeadReused | EpochEnded | HeadWarned | HeadFitted | LayerRanked
 OnEvent = Callable[[HeadEvent], None]

@@ -19,7 +19,6 @@ from featurestore.heads.events import (
     EpochEnded,
     HeadFitted,
     HeadReused,
-    HeadStarted,
     HeadWarned,
     OnEvent,
 )
@@ -43,8 +42,8 @@ def fit_head(
 ) -> Head:
     """Fit a head on the training rows of stored features, and measure it on every split.
 
-    The same head on the same features, labels and splits is fitted once, then loaded from the
-    store.
+    The same head on the same features, labels and splits is fitted once; later calls load it from
+    the store.
 
     Parameters
     ----------
@@ -54,12 +53,13 @@ def fit_head(
         A ready-made name (see docs/heads.md); the class name or import path of a scikit-learn
         estimator, several joined by ``+`` for a pipeline; an estimator or pipeline; or a Keras
         model of Keras' own layers with outputs (row, class), built or not, compiled or not.
-        The object itself is not changed.
+        Objects are copied, not changed.
     params : mapping, optional
-        Parameters of the estimator; of the last step of a pipeline, or ``step__parameter`` of
-        any. A Keras model takes ``epochs``, ``batch_size`` and ``learning_rate``.
+        Parameters of the estimator. In a pipeline, they belong to the last step;
+        ``step__parameter`` sets those of the others. A Keras model takes ``epochs``,
+        ``batch_size`` and ``learning_rate``.
     seed : int
-        Of everything random: each ``random_state`` that is None, initial weights, dropout, order
+        For everything random: each ``random_state`` that is None, initial weights, dropout, order
         of rows.
     save : bool
         Whether to save the head in the features' store.
@@ -73,8 +73,8 @@ def fit_head(
     Raises
     ------
     HeadError
-        For an unknown head or parameter, labels that no head can learn from, or an estimator that
-        cannot be stored without pickle.
+        If the head or a parameter is unknown, if no head can learn from the labels, or if the
+        estimator cannot be stored without pickle.
     IncompleteFeaturesError, DamagedError
         If rows were never extracted, or cannot be read.
 
@@ -114,9 +114,7 @@ def fit_heads(
     check_labels(features.dataset)
     seed = operator.index(seed)
     candidates = [candidate(each, params, features, seed) for each, params in wanted]
-    rows = Rows(features)
-    rows.check_enough()
-    fitting = _Fitting(rows, seed, save, on_event or (lambda event: None))
+    fitting = _Fitting(Rows(features), seed, save, on_event or (lambda event: None))
     heads: dict[str, Head] = {}
     dataset, store = features.dataset, features.store
     if save and not all(store.heads.has(each.id) for each in candidates):
@@ -133,7 +131,7 @@ def fit_heads(
 
 @dataclass(frozen=True)
 class _Fitting:
-    """What all heads of one call have in common."""
+    """What the heads of one call share."""
 
     rows: Rows
     seed: int
@@ -141,13 +139,13 @@ class _Fitting:
     on_event: OnEvent
 
     def head(self, each: Candidate) -> Head:
-        """Return a head from the store, or fit it."""
+        """Load a head from the store, or else fit it."""
         store = self.rows.features.store
         if store.heads.has(each.id):
             try:
                 head = Head.load(store, each.id)
             except DamagedError:
-                pass  # Its message says to fit the head again.
+                pass  # It is fitted again.
             else:
                 if self.save:
                     store.heads.fsync(head.id)
@@ -161,7 +159,6 @@ class _Fitting:
     def _fit(self, each: Candidate) -> Head:
         started = time.perf_counter()
         rows, features = self.rows, self.rows.features
-        self.on_event(HeadStarted(each.id, rows.count("train")))
         problems = rows.problems()
         history: dict[str, list[float]] = {}
         if each.kind == "keras":
@@ -207,7 +204,7 @@ class _Fitting:
 
 
 def _fit_sklearn(each: Candidate, rows: Rows) -> tuple[Any, list[str]]:
-    """Return the fitted estimator, and what it warned of."""
+    """Return the fitted estimator and its warnings."""
     from sklearn.base import clone
 
     X, y = rows.values("train"), rows.labels("train")
@@ -216,7 +213,7 @@ def _fit_sklearn(each: Candidate, rows: Rows) -> tuple[Any, list[str]]:
         warnings.simplefilter("always")
         try:
             estimator = clone(each.template).fit(X, y)
-            # Some mistakes, such as more neighbours than rows, show at the first prediction.
+            # Some mistakes, such as more neighbours than rows, only show in a prediction.
             estimator.predict(X[:1])
         except Exception as error:  # scikit-learn's estimators raise a dozen kinds
             raise HeadError(
@@ -227,7 +224,7 @@ def _fit_sklearn(each: Candidate, rows: Rows) -> tuple[Any, list[str]]:
 
 
 def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
-    """Return where a head comes from, as JSON values."""
+    """Return the origin of a head as JSON values."""
     key, dataset, provenance = features.key, features.dataset, features.group.provenance
     partial = {} if features.blocks is None else {"rows": len(features)}
     return {

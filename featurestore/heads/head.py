@@ -1,4 +1,4 @@
-"""A fitted head: its predictions, metrics and origin; saving and loading."""
+"""A fitted head: predictions, metrics, origin, saving and loading."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class Head:
     Attributes
     ----------
     id : str
-        ``<name>-<12 hex digits>``; the digits are a digest of everything that decides the head:
+        ``<name>-<12 hex digits>``. The digits are a digest of everything that decides the head:
         estimator, parameters, seed, features, and the data set with its labels and splits.
     name : str
         Ready-made name, or the class names of the estimator.
     kind : {"sklearn", "keras"}
-        The library that fitted it.
+        The library of the estimator.
     estimator : scikit-learn estimator or keras.Model
         Fitted.
     task : {"classification", "regression"}
     classes : tuple
         The class of each column of `scores` and `predict_proba`; ``()`` for regression. A
-        scikit-learn head has the classes of its training rows, a Keras head all of the data set.
+        scikit-learn head has the classes of its training rows, a Keras head those of the data set.
     shape : tuple of int
-        Of one row of features, such as ``(14, 14, 512)``.
+        Shape of one row of features, such as ``(14, 14, 512)``.
     params : dict
         Parameters that the user gave.
     seed : int
     metrics : dict
-        By split, those that have labelled rows: see `featurestore.heads.metrics`.
+        By split, if it has labelled rows: see `featurestore.heads.metrics`.
     history : dict of str to list of float
         Loss and metrics of each epoch of a Keras head.
     problems : tuple of str
@@ -74,7 +74,7 @@ class Head:
 
     @property
     def key(self) -> FeatureKey:
-        """Key of the features it was fitted on."""
+        """Key of the features that the head was fitted on."""
         origin = self.lineage["features"]
         return FeatureKey(
             origin["model"], origin["ref"], origin["prefix_digest"], origin["dataset_digest"]
@@ -86,7 +86,7 @@ class Head:
         Parameters
         ----------
         X : numpy.ndarray (row, …) or (row, feature)
-            Features, in their own shape or flattened.
+            Features in their own shape, or flattened.
 
         Returns
         -------
@@ -105,9 +105,12 @@ class Head:
         return np.asarray(self.estimator.predict(self._rows(X)))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray | None:
-        """Predict the probability of each class: float64 (row, class).
+        """Predict the probability of each class.
 
-        None if the head has no probabilities (a ridge classifier, a linear SVM, a regressor).
+        Returns
+        -------
+        numpy.ndarray of float64 (row, class) or None
+            None if the head has no probabilities (a ridge classifier, a linear SVM, a regressor).
         """
         if self.task == "regression":
             return None
@@ -118,13 +121,13 @@ class Head:
         return np.asarray(self.estimator.predict_proba(self._rows(X)), np.float64)
 
     def scores(self, X: np.ndarray) -> np.ndarray:
-        """Return the values that decide the prediction.
+        """Return the values that predictions are made from.
 
         Returns
         -------
         numpy.ndarray (row, class), or (row, 1) for regression
             float64. Logits of a Keras head and of ``MLPClassifier``; decision values of other
-            scikit-learn classifiers, two classes as (0, decision); probabilities of classifiers
+            scikit-learn classifiers, (0, decision) for two classes; probabilities of classifiers
             without decision values; predicted values of a regressor.
         """
         rows = self._rows(X)
@@ -165,20 +168,20 @@ class Head:
 
     @classmethod
     def load(cls, store: FeatureStore, head: str) -> Head:
-        """Load a head that predicts exactly as the saved one.
+        """Load a head. It predicts exactly as the saved one.
 
         Parameters
         ----------
         store : FeatureStore
         head : str
-            Its id, or the beginning of one that no other id has.
+            Its id, or a unique beginning of it.
 
         Raises
         ------
         NotFoundError
-            If no id, or more than one, begins so; names the nearest.
+            If no id begins so, or several do; the message offers the nearest.
         DamagedError
-            If a file is missing, changed, or has content that must not be loaded.
+            If a file is missing or changed, or has content that must not be loaded.
         """
         head_id = find(store, head)
         document = store.heads.get(head_id)
@@ -196,13 +199,13 @@ class Head:
         return cls(id=head_id, estimator=estimator, store=store, **fields)
 
     def _rows(self, X: np.ndarray) -> np.ndarray:
-        """Return features as float32 in the shape that the estimator takes."""
+        """Return features, float32, in the shape that the estimator takes."""
         X = np.asarray(X, np.float32)
         size = int(np.prod(self.shape))
         if X.ndim < 2 or X.shape[1:] not in (self.shape, (size,)):
             raise HeadError(
-                f"found features of shape {X.shape}; expected {('row', *self.shape)}, those of "
-                f"layer {self.lineage['features']['ref']!r}, for head {self.id!r}"
+                f"found features of shape {X.shape}; head {self.id!r} expects "
+                f"{('row', *self.shape)}, those of layer {self.lineage['features']['ref']!r}"
             )
         return X.reshape(len(X), *(self.shape if self.kind == "keras" else (size,)))
 
@@ -247,7 +250,7 @@ def find(store: FeatureStore, text: str) -> str:
 
 
 def _decision(estimator: Any, rows: np.ndarray) -> np.ndarray:
-    """Return decision values or logits of a fitted classifier, else its probabilities."""
+    """Return the decision values or logits of a fitted classifier, or else its probabilities."""
     if hasattr(estimator, "best_estimator_"):
         return _decision(estimator.best_estimator_, rows)
     if hasattr(estimator, "decision_function"):

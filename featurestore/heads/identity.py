@@ -1,4 +1,4 @@
-"""The identity of a scikit-learn estimator: its class and parameters in canonical form."""
+"""The identity of a scikit-learn estimator: class and parameters in canonical form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WITHOUT_EFFECT = frozenset({"n_jobs", "verbose", "memory", "cache_size", "pre_di
 
 
 def estimator_fields(estimator: Any) -> dict[str, Any]:
-    """Return an unfitted scikit-learn estimator as JSON values: its import path and parameters.
+    """Return an unfitted scikit-learn estimator as JSON values: import path and parameters.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def import_path(thing: Any) -> str:
 
 
 def canonical(value: Any, name: str) -> Any:
-    """Return a parameter's value as JSON values, the same in every process.
+    """Return the value of a parameter as JSON values, the same in every process.
 
     Parameters
     ----------

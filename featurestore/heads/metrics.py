@@ -1,4 +1,4 @@
-"""How good predictions are, as plain numbers that JSON can hold."""
+"""How good predictions are, in plain numbers for JSON."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ CLASSIFICATION, REGRESSION = get_args(_Classification), get_args(_Regression)
 METRICS = get_args(Metric)
 LESS_IS_BETTER = frozenset({"log_loss", "rmse"})
 
-# Lower bound of a probability, so that one confident mistake does not make a loss infinite.
+# Least probability in a loss, so that one confident mistake does not make it infinite.
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
 
 def primary(task: str) -> str:
-    """Return the metric that heads of a task are compared by, by default."""
+    """Return the default metric for comparing the heads of a task."""
     return "r2" if task == "regression" else "accuracy"
 
 

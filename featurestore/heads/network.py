@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TrainingOptions(Settings):
-    """How a Keras head is trained: all options of a model that the user brings."""
+    """How a Keras head is trained: the options of a user's own model."""
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32
@@ -30,7 +30,7 @@ def _listed(value: Any) -> Any:
 
 
 class DenseOptions(TrainingOptions):
-    """All options of a ready-made Keras head; ``units`` has a number for each hidden layer."""
+    """The options of a ready-made Keras head; ``units`` has a number for each hidden layer."""
 
     pool: Literal["avg", "max", "flatten"] = "avg"
     units: Annotated[list[PositiveInt], BeforeValidator(_listed)] = Field(default=[128])
@@ -41,7 +41,7 @@ Options = TypeVar("Options", bound=TrainingOptions)
 
 
 def parse_options(kind: type[Options], name: str, params: Mapping[str, Any]) -> Options:
-    """Return the options of a Keras head; HeadError if one is unknown or out of its range."""
+    """Return the options of a Keras head; HeadError if one is unknown or out of range."""
     try:
         return kind.of(params)
     except InputError as error:
@@ -55,14 +55,14 @@ class Network:
     Attributes
     ----------
     build : callable
-        Returns a new, uncompiled model. It takes the mean and the standard deviation of the
-        training labels, which a ready-made regression head scales its output by.
+        Returns a new, uncompiled model. Its arguments are the mean and the standard deviation of
+        the training labels, which scale the output of a ready-made regression head.
     epochs, batch_size : int
         As ``keras.Model.fit`` takes them.
     learning_rate : float or None
-        Of Adam; None keeps the user's own optimizer.
+        Learning rate; None keeps that of the user's optimizer.
     compiled : dict or None
-        The user's own optimizer and loss, as Keras serializes them.
+        The user's optimizer and loss, as Keras serializes them; None for Adam and cross-entropy.
     sparse : bool
         Whether the loss takes class numbers instead of one-hot rows.
     """
@@ -76,7 +76,7 @@ class Network:
 
 
 def dense(options: DenseOptions, features: Features) -> Network:
-    """Return a ready-made head: pooling, hidden layers, and logits before a separate softmax."""
+    """Return a ready-made head: pooling, hidden layers, logits and a separate softmax."""
     shape, outputs = features.shape[1:], len(features.classes) or 1
     classification = features.task == "classification"
 
@@ -111,7 +111,7 @@ def _pooling(pool: str, axes: int) -> Any:
 
 
 def last_operation(model: keras.Model) -> Any:
-    """Return the layer or operation that computes a model's output, inside nested models too."""
+    """Return the layer or operation that computes a model's output; also inside nested models."""
     from featurestore.backbone.graph import as_functional
 
     functional: Any = as_functional(model)

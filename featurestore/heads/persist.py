@@ -1,4 +1,4 @@
-"""Fitted estimators as files and back, without pickle: loading a file never runs its code."""
+"""Estimators as files and back, without pickle: loading a file never runs code from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dump_sklearn(estimator: Any, name: str) -> bytes:
     Raises
     ------
     HeadError
-        If it holds a type that could not be loaded again without trusting foreign code.
+        If it holds a type that cannot be loaded without trusting foreign code.
     """
     import skops.io
 
@@ -48,8 +48,8 @@ def dump_sklearn(estimator: Any, name: str) -> bytes:
     foreign = [each for each in types if not _is_trusted(each)]
     if foreign:
         raise HeadError(
-            f"head {name!r} holds {', '.join(foreign)}, which could only be stored as code to be "
-            "trusted; use scikit-learn's own estimators and functions, or a keras.Model"
+            f"head {name!r} holds {', '.join(foreign)}, which cannot be loaded without trusting "
+            "its code; use scikit-learn's own estimators and functions, or a keras.Model"
         )
     return data
 
@@ -92,7 +92,7 @@ def dump_keras(model: Any) -> bytes:
 
 
 def load_keras(data: bytes, head_id: str) -> Any:
-    """Read a Keras model in safe mode, which refuses code; it is not compiled.
+    """Read a Keras model, uncompiled, in safe mode, which refuses code.
 
     Raises
     ------

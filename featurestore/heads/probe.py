@@ -1,4 +1,4 @@
-"""Ranking the stored layers of a data set by a quick linear probe."""
+"""Rank the stored layers of a data set by a quick linear probe."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 2000
 PROBE_FOLDS = 5
-# A probe reads at most this many numbers of a layer, which takes some 1.5 GB. If one layer is very
-# wide, all are probed on fewer rows, but not on fewer than this.
+# A probe reads at most this many numbers of a layer, which takes about 1.5 GB. One very wide layer
+# reduces the rows that all are probed on, to this many at least.
 PROBE_VALUES = 50_000_000
 FEWEST_PROBE_ROWS = 200
-# Times the number of features; leave-one-out picks the best.
+# Multiplied by the number of features; leave-one-out picks the best.
 PROBE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
@@ -40,10 +40,10 @@ def rank(
 ) -> list[dict[str, Any]]:
     """Rank the stored layers of a data set by how well a quick linear probe does on each.
 
-    The probe is scikit-learn's ridge on standardized features, its penalty chosen by leave-one-out.
-    It is measured by cross-validation on training rows alone (by group, if there are groups);
-    means, deviations and penalty are those of a fold's training rows. All layers are probed on the
-    same rows and folds: the first of content order, which are a fair sample.
+    The probe is ridge on standardized features, with the penalty chosen by leave-one-out. Its
+    score is cross-validated on training rows alone (by group, if there are groups); each fold
+    takes means, deviations and penalty from its own training rows. All layers are probed on the
+    same rows and folds: the first rows of content order, which are a fair sample.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def rank(
     NotFoundError
         If the store has no features of the data set, or of the model.
     IncompleteFeaturesError
-        If no layer is complete. Otherwise incomplete ones are left out, with a warning.
+        If no layer is complete. Otherwise incomplete layers are left out, with a warning.
     """
     asked = stored(store, dataset, model=model, **variant)
     found = [each for each in asked if each.complete]
@@ -143,7 +143,7 @@ def _are_classes(y: np.ndarray) -> bool:
 
 
 def _folds(y: np.ndarray, groups: np.ndarray | None) -> Folds:
-    """Return the training and held-out rows of each fold that can be scored."""
+    """Return the training rows and the held-out rows of each fold that can be scored."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     classes = _are_classes(y)

@@ -98,15 +98,14 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
     params : mapping
         Parameters of the last step, or ``step__parameter`` of any.
     task : {"classification", "regression"}
-        Decides which variant of a ready-made head is meant.
+        Decides between the classifier and the regressor of a ready-made head.
     seed : int
         For every ``random_state`` that is None.
 
     Raises
     ------
     HeadError
-        For an unknown name or parameter, with the nearest ones; for a head that does not fit the
-        task.
+        For an unknown name or parameter, or a head that does not fit the task.
     """
     from sklearn.pipeline import make_pipeline
 
@@ -154,7 +153,7 @@ def check_task(estimator: Any, name: str, task: Task) -> None:
 
 
 def _find_class(name: str) -> type:
-    """Return an estimator of scikit-learn's; no module is imported because of its name."""
+    """Return a class of scikit-learn; no module is imported because of its name."""
     from sklearn.utils import all_estimators
 
     known = dict(all_estimators())
@@ -171,9 +170,9 @@ def _find_class(name: str) -> type:
 
 
 def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int) -> Any:
-    """Set parameters of an unfitted estimator, and the seed where no random state is given.
+    """Set parameters of an unfitted estimator, and the seed of each ``random_state`` that is None.
 
-    A parameter that a pipeline does not have goes to its last step.
+    A parameter that a pipeline does not have belongs to its last step.
     """
     known = estimator.get_params(deep=True)
     last = getattr(estimator, "steps", [("", None)])[-1][0]

@@ -20,7 +20,7 @@ STREAMED_ROWS = 1024
 
 
 class Rows:
-    """Features with targets by split; what has been read stays in memory.
+    """Features and labels by split. Features stay in memory once they are read.
 
     Parameters
     ----------
@@ -35,33 +35,33 @@ class Rows:
         self._read: dict[str, np.ndarray] = {}
 
     def count(self, split: str) -> int:
-        """Labelled rows of a split."""
+        """Return the number of labelled rows of a split."""
         return len(self._numbers[split])
 
     @property
     def in_memory(self) -> bool:
-        """Whether the rows of all splits fit in memory."""
+        """Whether the features of all splits fit in memory."""
         rows = sum(map(self.count, SPLITS))
         return 4 * rows * int(np.prod(self.features.shape[1:])) < IN_MEMORY
 
     def values(self, split: str) -> np.ndarray:
-        """Features float32 (row, …)."""
+        """Return features, float32 (row, …)."""
         if split not in self._read:
             self._read[split] = self.features.group.read(self._numbers[split], np.float32)
         return self._read[split]
 
     def targets(self, split: str) -> np.ndarray:
-        """Class numbers int32 (row,), or values float64 (row,)."""
+        """Return class codes, int32 (row,), or values, float64 (row,)."""
         return self.features.dataset.targets[self._numbers[split]]
 
     def labels(self, split: str) -> np.ndarray:
-        """Labels (row,) as the user gave them."""
+        """Return labels (row,) as the user gave them."""
         labels = self.features.labels(split)
         assert labels is not None
         return labels
 
     def parts(self, split: str) -> Iterator[np.ndarray]:
-        """Yield all features of a split in order, float32 (row, …), at once or streamed."""
+        """Yield the features of a split in order, float32 (row, …), at once or streamed."""
         if self.in_memory or split in self._read:
             yield self.values(split)
             return
@@ -70,19 +70,8 @@ class Rows:
         for index in range(len(batches)):
             yield epoch.batch(index)[0]
 
-    def check_enough(self) -> None:
-        """Raise HeadError if the rows that were extracted so far are too few to learn from."""
-        features = self.features
-        learnt = len(np.unique(self.targets("train")))
-        if features.blocks is not None and learnt < (2 if self.task == "classification" else 1):
-            raise HeadError(
-                f"{features.key}: of {features.group.shape[0]} rows {len(features)} exist, and "
-                "their training labels are too few to learn from; "
-                f"run `{features.group.extract_command}`"
-            )
-
     def problems(self) -> list[str]:
-        """Return what a head on these rows should be read with: missing rows, missing classes."""
+        """Return warnings about a head on these rows: missing rows, missing classes."""
         features, found = self.features, []
         if features.blocks is not None:
             found.append(

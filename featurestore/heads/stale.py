@@ -1,4 +1,4 @@
-"""Which heads are stale: fitted on a state that their data set no longer has."""
+"""Stale heads: fitted on a former state of their data set."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def stale(store: FeatureStore, documents: Sequence[Mapping[str, Any]]) -> list[str | None]:
-    """Return for each head what differs from the present state of its data set; None if nothing.
+    """Return how the present state of its data set differs for each head; None if it does not.
 
-    The present state is the one in the store; if the data set is not in it, the state of the newest
-    head. Manifests are read only if digests differ.
+    The present state is the one in the store; for a data set that is not in it, the state that the
+    newest head was fitted on. Manifests are read only if digests differ.
 
     Parameters
     ----------
@@ -61,12 +61,12 @@ def _partly(origin: Mapping[str, Any]) -> str | None:
 
 
 def state(origin: Mapping[str, Any]) -> tuple[str, int | None]:
-    """Return what heads must share to be compared: the manifest digest and the number of rows."""
+    """Return what heads must share to be comparable: manifest digest and number of rows."""
     return origin["dataset"]["manifest_digest"], origin["features"].get("rows")
 
 
 def differences(former: Dataset, present: Dataset) -> str:
-    """Describe how two states of a data set differ, and in how many samples.
+    """Return in what two states of a data set differ, each with the number of samples.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def differences(former: Dataset, present: Dataset) -> str:
 
 
 def _rows(dataset: Dataset) -> dict[str, tuple[Any, ...]]:
-    # The integer 1 is a class and the float 1.0 a number, although they are equal.
+    # 1 is a class and 1.0 a number, although they are equal.
     labels = [None if each is None else (dataset.task, each) for each in dataset.samples.labels]
     columns = (labels, dataset.samples.splits, dataset.samples.groups)
     return dict(zip(dataset.sample_digests, zip(*columns, strict=True), strict=True))

@@ -14,7 +14,7 @@ from featurestore.features.py_dataset import BatchDataset
 from featurestore.heads.network import Network, gives_logits
 from featurestore.heads.rows import Rows
 
-# Steps that TensorFlow runs in one call: halves the time of a small head, same result.
+# Steps that TensorFlow runs in one call, which halves the time of a small head.
 STEPS_AT_ONCE = 16
 EVALUATION_ROWS = 1024
 
@@ -35,16 +35,16 @@ def train(
     network : Network
         What to build, and how to train it.
     rows : Rows
-        Training rows, and validation rows to watch.
+        Training rows, and validation rows to report on.
     seed : int
-        Of initial weights, dropout and the order of rows.
+        For initial weights, dropout and the order of rows.
     on_epoch : callable
-        Receives the number of epochs done and the epoch's logs.
+        Receives the number of each epoch, from 1, and its logs.
 
     Returns
     -------
     model : keras.Model
-        Not compiled, so that it has no optimizer state.
+        Uncompiled, so that it has no optimizer state.
     history : dict of str to list of float
         Loss and metrics of each epoch.
 
@@ -64,7 +64,7 @@ def train(
 
     with seeded(seed):
         model = network.build(mean, deviation)
-        # It shares the layers of the model, which stays without optimizer state.
+        # It shares the layers of the model, which stays uncompiled.
         trainer = keras.Model(model.inputs, model.outputs)
         batches = _batches(rows, "train", network.batch_size, encode, seed=seed)
         _compile(trainer, network, len(batches), rows.task)
@@ -80,8 +80,8 @@ def train(
         )
         if not all(np.isfinite(array).all() for array in model.get_weights()):
             raise HeadError(
-                "training diverged: the weights are no longer finite numbers; lower learning_rate"
-                " (`--param learning_rate=…`), or take another layer"
+                "training diverged: weights became NaN or infinite; lower learning_rate "
+                "(`--param learning_rate=…`), or take another layer"
             )
     history = {key: [float(each) for each in values] for key, values in fitted.history.items()}
     return model, history

@@ -1,4 +1,4 @@
-"""Pipelines and sweeps: files that say what to do, and what does it, stage by stage."""
+"""Pipelines and sweeps: YAML files of what to do, and the code that runs them."""
 
 from featurestore.pipeline.events import PipelineEvent, StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.run import run_pipeline

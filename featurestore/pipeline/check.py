@@ -1,8 +1,9 @@
-"""Mistakes in a pipeline file that depend on more than the file, found before any work."""
+"""Mistakes in a pipeline file that reading it does not show, found before any work."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,32 +11,45 @@ from featurestore.errors import FeatureStoreError, HeadError
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile
 from featurestore.pipeline.sweep import check_heads, check_layers
+from featurestore.store.variants import Variant, tell_apart
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
 
-    Cut = tuple[Backbone, list[str]]
-
 File = SpecFile[PipelineSpec]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where features come from: a backbone with its layers, and its name in messages."""
+
+    backbone: Backbone
+    layers: list[str]
+    name: str
+    is_pixels: bool = False
+
+
 _RELATIVE = "paths are relative to the folder of the pipeline file"
 
 
-def check(file: File) -> list[Cut]:
-    """Check everything that does not depend on the data.
+def check(file: File) -> list[Source]:
+    """Check everything that does not depend on the data set.
 
     Returns
     -------
-    list of (Backbone, list of str)
-        The backbones, each with its layers.
+    list of Source
+        The backbones, then the pixels of the baseline, once for each way of resizing.
 
     Raises
     ------
     SpecError
-        For the first mistake, with its line: the data, a model, weights file, layer, head or
+        For the first mistake, with its line: a path, model, weights file, layer, head or
         parameter that does not exist.
     """
     from sklearn.model_selection import ParameterGrid
+
+    from featurestore.backbone import Backbone
 
     spec = file.spec
     check_heads(file)
@@ -45,28 +59,34 @@ def check(file: File) -> list[Cut]:
     data = file.resolve(spec.data.path)
     if "://" not in spec.data.path and not data.exists():
         raise file.mistake(["data", "path"], f"nothing at {str(data)!r}; {_RELATIVE}")
-    cuts = [
-        _cut(file, number, options)
+    opened = [
+        _open(file, number, options)
         for number, part in enumerate(spec.backbone)
         for options in ParameterGrid(part.model_dump(exclude={"layers"}, exclude_none=True))
     ]
-    _check_unfreeze(file, cuts)
-    return cuts
+    names = _names([backbone for backbone, _ in opened])
+    found = [Source(*each, name) for each, name in zip(opened, names, strict=True)]
+    _check_unfreeze(file, found)
+    if spec.baseline is not None:
+        for resize in dict.fromkeys(backbone.spec["resize"] for backbone, _ in opened):
+            plain = Backbone.pixels(spec.baseline.input_size, resize=resize)
+            found.append(Source(plain, ["pixels"], "pixels", is_pixels=True))
+    return found
 
 
 def check_data(file: File, dataset: Dataset) -> dict[str, str]:
-    """Check that heads can be fitted on the data set, and chosen by it.
+    """Check that heads can be fitted on the data set, and that the best one can be chosen.
 
     Returns
     -------
     dict
-        ``split`` and ``metric`` that decide which head is the best.
+        The ``split`` and ``metric`` that heads are chosen by.
 
     Raises
     ------
     SpecError
-        If there are no labels, or none in the split; if heads cannot be fitted on them; if the
-        metric or a head is for labels of another kind.
+        If there are no labels, or none in the split; if heads cannot be fitted on them; or if
+        the metric or a head does not fit their kind.
     """
     from featurestore.heads import check_labels, metrics
 
@@ -93,7 +113,8 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
     return {"split": split, "metric": metric or metrics.primary(str(dataset.task))}
 
 
-def _cut(file: File, number: int, options: dict[str, Any]) -> Cut:
+def _open(file: File, number: int, options: dict[str, Any]) -> tuple[Backbone, list[str]]:
+    """Open one backbone of an entry, and check its layers."""
     from featurestore.backbone import Backbone, LayerRef
 
     where: list[str | int] = ["backbone", number]
@@ -120,16 +141,31 @@ def _existing(file: File, where: list[str | int], path: str) -> str:
     return str(found)
 
 
-def _check_unfreeze(file: File, cuts: list[Cut]) -> None:
+def _names(backbones: list[Backbone]) -> list[str]:
+    """Return what backbones are called in messages: their names, and in what they differ."""
+    rows = []
+    for each in backbones:
+        prefix = each.prefix_fields(each.layer_names[0])
+        variant = Variant.of({"backbone": each.spec, "prefix": prefix})
+        rows.append({"model": each.name, "layer": None, "prefix": "", **variant.to_dict()})
+    rows, columns = tell_apart(rows)
+    words = [[f"{columns[name]} {cell}" for name in columns if (cell := row[name])] for row in rows]
+    return [
+        f"{each.name} ({', '.join(said)})" if said else each.name
+        for each, said in zip(backbones, words, strict=True)
+    ]
+
+
+def _check_unfreeze(file: File, sources: list[Source]) -> None:
     """Check that each backbone has the layers to unfreeze; which one is promoted shows later."""
     promote = file.spec.promote
     if promote is None or promote.unfreeze is None:
         return
-    for backbone, layers in cuts:
+    for source in sources:
         try:
-            unfrozen_up_to(backbone, layers, promote.unfreeze)
+            unfrozen_up_to(source.backbone, source.layers, promote.unfreeze)
         except FeatureStoreError as error:
-            which = f"of {backbone.name}: " if len(cuts) > 1 else ""
+            which = f"of {source.name}: " if len(sources) > 1 else ""
             raise file.mistake(["promote", "unfreeze"], f"{which}{error}") from error
 
 

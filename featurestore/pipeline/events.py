@@ -1,4 +1,4 @@
-"""What a pipeline tells while it runs, beside the events of its stages."""
+"""Events of a pipeline, beside those of its stages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins; ``what`` says on what."""
+    """A stage, or a part of it, begins; ``what`` says which."""
 
     stage: str
     what: str
@@ -15,7 +15,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class StageSkipped:
-    """A stage had nothing to do: its result is up to date."""
+    """A stage had nothing to do: its result, ``what``, is up to date."""
 
     stage: str
     what: str
@@ -23,7 +23,7 @@ class StageSkipped:
 
 @dataclass(frozen=True)
 class StageNoted:
-    """What the user should know of what a stage found."""
+    """A stage found something that the user should know."""
 
     stage: str
     what: str

@@ -1,9 +1,10 @@
-"""Running a pipeline file: its stages in order, each skipped if its result is up to date."""
+"""Run a pipeline file: its stages in order, each skipped if its result is up to date."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, short
 from featurestore.errors import BackboneError, DatasetError, InputError
-from featurestore.pipeline.check import check, check_data, unfrozen_up_to
+from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
 from featurestore.scratch import scratch
-from featurestore.store.variants import Variant, tell_apart
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -25,11 +25,8 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.extraction import Extraction
     from featurestore.heads import Head
-    from featurestore.pipeline.check import Cut
-    from featurestore.promotion import FineTuning
     from featurestore.store import FeatureStore
 
-FORMAT = 1
 SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
 
 
@@ -68,6 +65,14 @@ def run_pipeline(
     return _Run(path, store, Path(runs), on_event or (lambda event: None)).run()
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """A head, and the source of its features."""
+
+    head: Head
+    source: Source
+
+
 class _Run:
     """One run of a pipeline file: a method for each stage."""
 
@@ -80,34 +85,35 @@ class _Run:
     def run(self) -> dict[str, Any]:
         began = datetime.now(UTC).isoformat(timespec="seconds")
         clock = time.perf_counter()
-        cuts = check(self.file)
-        backbones = [backbone for backbone, _ in cuts]
-        self.names = _names(backbones)
+        sources = check(self.file)
+        backbones = [source for source in sources if not source.is_pixels]
         _make_folder(self.runs)
         dataset = self._data()
         selection = check_data(self.file, dataset)
-        folder = self._folder(dataset, cuts)
+        folder = self._folder(dataset, backbones)
         _write(folder / SPEC, self.file.text.encode())
-        extractions, pixels = self._extract(dataset, cuts)
-        fitted, baseline = self._heads(extractions, pixels, selection)
-        heads = [head for head, _ in fitted.values()]
-        chosen = self._choose(heads, selection)
-        promotion = self._promote(*fitted[chosen.id], dataset, folder, selection["split"])
+        extracted = self._extract(dataset, sources)
+        fitted = self._heads(extracted, selection)
+        chosen = self._choose(fitted, selection)
+        promotion = self._promote(chosen, dataset, folder, selection["split"])
         manifest = {
-            "format": FORMAT,
             "pipeline": self.spec.name,
             "began": began,
             "seconds": round(time.perf_counter() - clock, 3),
             "stages": self.stages,
             "inputs": {
                 "dataset": _dataset_fields(dataset),
-                "backbones": [each.spec for each in backbones],
+                "backbones": [source.backbone.spec for source in backbones],
             },
-            "features": [str(each.key) for _, found in extractions for each in found.values()],
-            "heads": [_row(head, "features", selection) for head in heads]
-            + [_row(head, "pixels", selection) for head in baseline],
+            "features": [
+                str(features.key)
+                for source, extraction in extracted
+                for features in extraction.values()
+                if not source.is_pixels
+            ],
+            "heads": [_row(each, selection) for each in fitted],
             "selection": selection,
-            "selected": chosen.id,
+            "selected": chosen.head.id,
             "promotion": promotion,
             "versions": versions(),
         }
@@ -144,90 +150,70 @@ class _Run:
             self.on_event(StageNoted("data", line))
         return dataset
 
-    def _extract(
-        self, dataset: Dataset, cuts: list[Cut]
-    ) -> tuple[list[tuple[Backbone, Extraction]], list[Extraction]]:
-        from featurestore.backbone import Backbone
+    def _extract(self, dataset: Dataset, sources: list[Source]) -> list[tuple[Source, Extraction]]:
         from featurestore.extraction import extract
 
         started = time.perf_counter()
         options = {**self.spec.extract.model_dump(), "on_event": self.on_event}
         found = []
-        for backbone, layers in cuts:
-            name = self.names[backbone]
-            self.on_event(StageStarted("extract", f"features of {dataset.name} by {name}"))
-            found.append((backbone, extract(dataset, backbone, layers, self.store, **options)))
-        pixels = []
-        if self.spec.baseline is not None:
-            size = self.spec.baseline.input_size
-            for resize in dict.fromkeys(backbone.spec["resize"] for backbone, _ in cuts):
-                plain = Backbone.pixels(size, resize=resize)
-                pixels.append(extract(dataset, plain, ["pixels"], self.store, **options))
-        reports = [
-            report
-            for each in [*(extraction for _, extraction in found), *pixels]
-            for report in each.reports.values()
-        ]
+        for source in sources:
+            self.on_event(StageStarted("extract", f"features of {dataset.name} by {source.name}"))
+            extraction = extract(dataset, source.backbone, source.layers, self.store, **options)
+            found.append((source, extraction))
+        reports = [report for _, extraction in found for report in extraction.reports.values()]
         fresh = any(report.rows_computed for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
-        return found, pixels
+        return found
 
     def _heads(
-        self,
-        extractions: list[tuple[Backbone, Extraction]],
-        pixels: list[Extraction],
-        selection: dict[str, str],
-    ) -> tuple[dict[str, tuple[Head, Backbone]], list[Head]]:
-        """Return each head by its id, with its backbone, and the heads on pixels."""
+        self, extracted: list[tuple[Source, Extraction]], selection: dict[str, str]
+    ) -> list[_Fitted]:
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads.values()}
         self.on_event(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
-        found: dict[str, tuple[Head, Backbone]] = {}
-        for backbone, extraction in extractions:
-            for features in extraction.values():
-                self.on_event(StageStarted("heads", f"{self.names[backbone]} {features.ref}"))
-                for head in fit_all(features, self.spec.heads, self.on_event):
-                    found[head.id] = head, backbone
         everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
-        baseline = []
-        for each in pixels:
-            self.on_event(StageStarted("heads", "pixels"))
-            baseline += fit_all(each["pixels"], everywhere, self.on_event)
-        fresh = any(head not in before for head in (*found, *(each.id for each in baseline)))
-        self._end("heads", started, fresh=fresh, result="all heads are stored")
-        return found, baseline
+        found: dict[str, _Fitted] = {}
+        for source, extraction in extracted:
+            heads = everywhere if source.is_pixels else self.spec.heads
+            for features in extraction.values():
+                self.on_event(StageStarted("heads", f"on {features.ref} by {source.name}"))
+                for head in fit_all(features, heads, self.on_event):
+                    found[head.id] = _Fitted(head, source)
+        self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")
+        return list(found.values())
 
-    def _choose(self, heads: list[Head], selection: dict[str, str]) -> Head:
-        """Return the best head; where one is to be promoted, the best of those that can be."""
+    def _choose(self, fitted: list[_Fitted], selection: dict[str, str]) -> _Fitted:
+        """Return the best head on features; for a promotion, the best that can be promoted."""
         from featurestore.heads import best
 
-        metric = "{split}.{metric}".format(**selection)
-        if self.spec.promote is None:
-            return best(heads, metric)
-        from featurestore.promotion import promotable
+        can = {each.head.id: each for each in fitted if not each.source.is_pixels}
+        if self.spec.promote is not None:
+            from featurestore.promotion import promotable
 
-        can = [head for head in heads if promotable(head)]
+            can = {name: each for name, each in can.items() if promotable(each.head)}
         if not can:
             raise self.file.mistake(
                 ["promote"],
                 "none of the heads can be promoted; add one that can, such as logistic, ridge or "
                 "dense, or leave out `promote`",
             )
-        return best(can, metric)
+        return can[
+            best([each.head for each in can.values()], "{split}.{metric}".format(**selection)).id
+        ]
 
     def _promote(
-        self, head: Head, backbone: Backbone, dataset: Dataset, folder: Path, chosen_by: str
+        self, chosen: _Fitted, dataset: Dataset, folder: Path, chosen_by: str
     ) -> dict[str, Any] | None:
-        asked = self.spec.promote
+        asked, head, backbone = self.spec.promote, chosen.head, chosen.source.backbone
         if asked is None:
             return None
         started = time.perf_counter()
         options = {**asked.model_dump(), "epochs": asked.passes}
-        options["unfreeze"] = _unfreeze(asked, head, backbone)
-        idle = asked.unfreeze is not None and options["unfreeze"] is None
-        note = f" ({asked.unfreeze} comes after it: nothing to unfreeze)" if idle else ""
-        of = f" of {self.names[backbone]}" if len(self.names) > 1 else ""
-        self.on_event(StageStarted("promote", f"{head.id} on {head.key.ref}{of}{note}"))
+        what = f"{head.id} on {head.key.ref} by {chosen.source.name}"
+        if asked.unfreeze is not None and not _reaches(backbone, head.key.ref, asked.unfreeze):
+            options["unfreeze"] = None
+            what += f" ({asked.unfreeze} comes after it: nothing to unfreeze)"
+        self.on_event(StageStarted("promote", what))
         digest = digest_fields({"head": head.id, **asked.model_dump()})
         done = _promoted(folder, digest)
         if done is not None:
@@ -248,7 +234,7 @@ class _Run:
             **promotion.report,
         }
 
-    def _folder(self, dataset: Dataset, cuts: list[Cut]) -> Path:
+    def _folder(self, dataset: Dataset, sources: list[Source]) -> Path:
         from featurestore.backbone import LayerRef
 
         identity = {
@@ -259,9 +245,9 @@ class _Run:
             ),
             "dataset": dataset.manifest_digest,
             "prefixes": [
-                backbone.prefix_digest(LayerRef.parse(layer).layer)
-                for backbone, layers in cuts
-                for layer in layers
+                source.backbone.prefix_digest(LayerRef.parse(layer).layer)
+                for source in sources
+                for layer in source.layers
             ],
         }
         name = Path(self.spec.name, short(digest_fields(identity)))
@@ -269,21 +255,6 @@ class _Run:
         for each in (folder, *folder.parents[:3]):
             durable.fsync_folder(each)
         return folder
-
-
-def _names(backbones: list[Backbone]) -> dict[Backbone, str]:
-    """Return what backbones are called in messages: their names, and in what they differ."""
-    rows = []
-    for each in backbones:
-        prefix = each.prefix_fields(each.layer_names[0])
-        variant = Variant.of({"backbone": each.spec, "prefix": prefix})
-        rows.append({"model": each.name, "layer": None, "prefix": "", **variant.to_dict()})
-    rows, columns = tell_apart(rows)
-    words = [[f"{columns[name]} {cell}" for name in columns if (cell := row[name])] for row in rows]
-    return {
-        each: f"{each.name} ({', '.join(said)})" if said else each.name
-        for each, said in zip(backbones, words, strict=True)
-    }
 
 
 def _make_folder(folder: Path) -> Path:
@@ -304,15 +275,12 @@ def _write(path: Path, data: bytes) -> None:
         durable.commit(part, path)
 
 
-def _unfreeze(promote: FineTuning, head: Head, backbone: Backbone) -> str | int | None:
-    """Return what to unfreeze below a head; None if its layer comes before all of it."""
-    if promote.unfreeze is None:
-        return None
+def _reaches(backbone: Backbone, layer: str, unfreeze: str | int) -> bool:
+    """Whether there is anything to unfreeze up to a layer."""
     try:
-        unfrozen_up_to(backbone, [head.key.ref], promote.unfreeze)
+        return bool(unfrozen_up_to(backbone, [layer], unfreeze))
     except BackboneError:
-        return None
-    return promote.unfreeze
+        return False
 
 
 def _promoted(folder: Path, digest: str) -> dict[str, Any] | None:
@@ -326,11 +294,12 @@ def _promoted(folder: Path, digest: str) -> dict[str, Any] | None:
     return recorded if fits else None
 
 
-def _row(head: Head, on: str, selection: dict[str, str]) -> dict[str, Any]:
+def _row(fitted: _Fitted, selection: dict[str, str]) -> dict[str, Any]:
     from featurestore.heads.compare import head_row
 
-    row = head_row(head.document(), selection["split"], selection["metric"])
-    return {"on": on, **row, "seconds": head.lineage["seconds"]}
+    on = "pixels" if fitted.source.is_pixels else "features"
+    row = head_row(fitted.head.document(), selection["split"], selection["metric"])
+    return {"on": on, **row, "seconds": fitted.head.lineage["seconds"]}
 
 
 def _dataset_fields(dataset: Dataset) -> dict[str, Any]:

@@ -40,7 +40,7 @@ Layers = Annotated[list[str], Field(min_length=1)]
 
 
 class VariantSpec(Settings):
-    """Models and their preprocessing: a pipeline makes them, a sweep picks stored ones."""
+    """Models and preprocessing: a pipeline builds them, a sweep picks stored features."""
 
     model: Several[str] | None = None
     weights: Several[str] | None = None
@@ -65,7 +65,7 @@ class ExtractSpec(Settings):
 
 
 class BaselineSpec(Settings):
-    """The same heads on raw pixels, resized to a square with sides of this many pixels."""
+    """The same heads on raw pixels, as a baseline; ``input_size`` is the side of the square."""
 
     input_size: Count = 32
 

@@ -1,4 +1,4 @@
-"""Reading a pipeline or sweep file; every mistake is reported with its line."""
+"""Read a pipeline or sweep file. Every mistake is reported with its line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """Read one value as in a file: 0.1, 1e-3, true, [64, 32]; anything else is text.
+    """Read one value as in a file: 0.1, 1e-3, true, [64, 32]. Anything else is text.
 
     Examples
     --------
@@ -80,12 +80,12 @@ class SpecFile(Generic[AnySpec]):
     _root: yaml.Node
 
     def mistake(self, where: Sequence[str | int], message: str) -> SpecError:
-        """Return the error for a field whose value turns out to be wrong, with its line."""
+        """Return the error for a field with a wrong value, with its line."""
         line, field = _locate(self._root, where)
         return SpecError(f"{self.path}:{line}: {field}: {message}")
 
     def resolve(self, path: str) -> Path:
-        """Return the absolute path of a path in the file, which is relative to its folder."""
+        """Return a path in the file, which is relative to its folder, as an absolute path."""
         return Path(os.path.normpath(self.path.parent.absolute() / os.path.expanduser(path)))
 
 
@@ -164,7 +164,7 @@ def _message(kind: type[Settings], error: Any) -> str:
 
 
 def _fields(kind: type[Settings], where: Sequence[Any]) -> list[str]:
-    """Return the fields that a part of the file may have; none if it is not a mapping."""
+    """Return the fields of a part of the file; none if it is not a mapping."""
     part: Any = kind
     for step in where:
         if isinstance(step, str) and part is not None:
@@ -174,7 +174,7 @@ def _fields(kind: type[Settings], where: Sequence[Any]) -> list[str]:
 
 
 def part_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the model that a field holds, one or several of; None if it holds plain values."""
+    """Return the model of a field that holds one or several; None if it holds plain values."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = (part_of(inner) for inner in getattr(annotation, "__args__", ()))
@@ -184,9 +184,9 @@ def part_of(annotation: Any) -> type[BaseModel] | None:
 def _locate(root: yaml.Node, where: Sequence[str | int]) -> tuple[int, str]:
     """Return the line of a field, counted from 1, and its name.
 
-    A field that the file does not have gets the line of the part that it belongs to. Steps that
-    the file does not show are left out: the number of a value that is given without a list, and
-    the branch of a union.
+    A field that is missing from the file gets the line of the part that it belongs to. The steps
+    of pydantic that the file does not show are left out: the number of a value that is given
+    without a list, and the branch of a union.
     """
     node: Any = root
     line, names = root.start_mark.line, []

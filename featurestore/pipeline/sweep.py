@@ -1,4 +1,4 @@
-"""Many heads on stored features."""
+"""Sweeps: many heads on stored features."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from featurestore.store import FeatureStore
 
 
 def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) -> list[Head]:
-    """Fit every head of a sweep file on every layer that it names; stored heads are reused.
+    """Fit every head of a sweep file on every layer that it names. Stored heads are reused.
 
     Parameters
     ----------
     path : path-like
-        A sweep file: ``dataset``, ``heads``, and what picks features: ``model``, ``layers``,
-        ``input_size``, ….
+        A sweep file: ``dataset``, ``heads``, and fields that pick features: ``model``,
+        ``layers``, ``input_size``, ….
     store : FeatureStore
-        Has the features, and receives the heads.
+        Holds the features, and receives the heads.
     on_event : callable, optional
         Receives the events of fitting.
 
@@ -75,7 +75,7 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
 
 
 def check_heads(file: SpecFile[Any], task: Task | None = None) -> None:
-    """Raise SpecError for a head or parameter that does not exist, or does not fit the task."""
+    """Raise SpecError for a head or parameter that does not exist or does not fit the task."""
     for number, head in enumerate(file.spec.heads):
         for params in combinations(head):
             try:
@@ -96,14 +96,14 @@ def check_layers(file: SpecFile[Any], layers: Sequence[str]) -> None:
 
 
 def combinations(head: HeadSpec) -> list[dict[str, Any]]:
-    """Return the parameters of each head that one entry of a file stands for."""
+    """Return the parameters of each head that an entry of a file stands for."""
     from sklearn.model_selection import ParameterGrid
 
     return [{**head.params, **each} for each in ParameterGrid(head.grid)]
 
 
 def fit_all(features: Features, heads: Sequence[HeadSpec], on_event: Any) -> list[Head]:
-    """Fit the heads that are meant for a layer; heads of one seed share what is read."""
+    """Fit the heads that are meant for a layer. Heads of one seed read its features once."""
     by_seed: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     for head in heads:
         if head.layers is None or features.ref in head.layers:

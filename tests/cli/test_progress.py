@@ -70,9 +70,7 @@ def test_every_event_of_the_library_is_drawn() -> None:
     names = {each.__name__ for union in unions for each in union.__args__} | {"Scanned"}
 
     drawn = {*progress._LINES, *progress._COUNTS, "HeadReused"}
-    # A started head is drawn by its epochs, or its end.
-    assert names - drawn == {"HeadStarted"}
-    assert drawn <= names
+    assert names == drawn
 
 
 def test_heads_from_the_store_are_counted_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,6 @@ from featurestore.heads import (
     Head,
     HeadFitted,
     HeadReused,
-    HeadStarted,
     HeadWarned,
     fit_head,
     fit_heads,
@@ -43,7 +42,7 @@ class Twice(TransformerMixin, BaseEstimator):
 def test_the_same_head_is_fitted_once(three: Features) -> None:
     events: list[Any] = []
     first = fit_head(three, "logistic", {"C": 0.5}, on_event=events.append)
-    assert [type(each) for each in events] == [HeadStarted, HeadFitted]
+    assert [type(each) for each in events] == [HeadFitted]
     events.clear()
     second = fit_head(three, "logistic", {"C": 0.5}, on_event=events.append)
     assert events == [HeadReused(first.id)]

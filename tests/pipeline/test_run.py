@@ -52,9 +52,9 @@ def test_a_first_run(ran: tuple[Pipeline, dict[str, Any]]) -> None:
     heads = [event for event in pipeline.told("StageStarted") if event.stage == "heads"]
     assert [event.what for event in heads] == [
         "the best by val accuracy",
-        "tiny conv_a:avg",
-        "tiny conv_b:avg",
-        "pixels",
+        "on conv_a:avg by tiny",
+        "on conv_b:avg by tiny",
+        "on pixels by pixels",
     ]
 
 
@@ -64,7 +64,7 @@ def test_the_manifest_lists_inputs_outputs_and_versions(
     pipeline, manifest = ran
 
     assert set(manifest) == {
-        *("folder", "format", "pipeline", "began", "seconds", "stages", "inputs", "features"),
+        *("folder", "pipeline", "began", "seconds", "stages", "inputs", "features"),
         *("heads", "selection", "selected", "promotion", "versions"),
     }
     dataset = manifest["inputs"]["dataset"]
@@ -323,5 +323,5 @@ def test_a_layer_before_all_that_is_unfrozen_is_promoted_as_it_is(
     manifest = pipeline.run(heads=heads, baseline=None)
 
     (note,) = [event.what for event in pipeline.told("StageStarted") if event.stage == "promote"]
-    assert note.endswith("on conv_a:avg (conv_b comes after it: nothing to unfreeze)")
+    assert note.endswith("on conv_a:avg by tiny (conv_b comes after it: nothing to unfreeze)")
     assert manifest["promotion"]["parity"]["agreement"] == 1
