@@ -98,9 +98,6 @@ def _run(args: list[str]) -> int:
             result: Any = cli.main(args, prog_name="featurestore", standalone_mode=False)
             return result if isinstance(result, int) else 0
         except BaseException as error:
-            if isinstance(error.__cause__, EOFError):
-                # click takes the unexpected end of a file for Ctrl-D at a prompt.
-                raise error.__cause__ from None
             # Libraries may turn KeyboardInterrupt into another error.
             if interrupts.received or isinstance(error, click.Abort | KeyboardInterrupt):
                 interrupts.report()

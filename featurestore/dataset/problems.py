@@ -15,11 +15,11 @@ class Problem:
     kind : str
         About one sample: ``quarantined`` (it does not decode and is left out), ``duplicate`` (the
         bytes of another), ``label-conflict``, ``split-conflict`` and ``group-conflict`` (identical
-        samples, or samples of one group, contradict each other), ``unlabelled`` (no label in a
-        labelled data set). About the whole data set: ``labels`` (suspicious classes, or no column
-        of labels), ``groups`` (samples without a group, or groups with similar names), ``splits``
-        (the folder has splits of its own), ``few-rows`` (too few rows of a class in a split to
-        measure anything on).
+        samples, or samples of one group, contradict each other). About the whole data set:
+        ``unlabelled`` (samples without a label in a labelled data set), ``labels`` (suspicious
+        classes, or no column of labels), ``groups`` (samples without a group, or groups with
+        similar names), ``splits`` (the folder has splits of its own), ``few-rows`` (too few rows
+        of a class in a split to measure anything on).
     path : str
         Path or URI; ``X[3]`` for arrays. For the whole data set, its source or name.
     reason : str

@@ -10,13 +10,11 @@ from unicodedata import normalize
 from featurestore.dataset.labels import task
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
-from featurestore.dataset.splits import Splits
+from featurestore.dataset.splits import Split, Splits
 
 # With fewer rows of a class, a single hit or miss moves its accuracy by more than a fifth.
 FEW_ROWS = 5
 _SHOWN = 3
-# A split of more rows than this in which no row has a label is reported in one line.
-_MANY = 10
 _LIKE_MISSING = {"nan", "na", "n/a", "<na>", "null"}
 
 
@@ -41,19 +39,19 @@ def review(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
 
 def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
     totals = Counter(samples.splits)
-    missing = Counter(
-        split for label, split in zip(samples.labels, samples.splits, strict=True) if label is None
-    )
-    if missing == totals:
-        return
-    whole = {split for split in totals if missing[split] == totals[split] > _MANY}
-    for split in whole:
-        reason = f"no label in the {split} split ({totals[split]:,} samples): heads leave it out"
-        yield Problem("unlabelled", where, reason)
     conflicts = {each.path for each in samples.problems if each.kind == "label-conflict"}
+    missing: dict[Split, list[str | None]] = {}
     for label, split, path in zip(samples.labels, samples.splits, samples.paths, strict=True):
-        if label is None and path not in conflicts and split not in whole:
-            yield Problem("unlabelled", str(path), "no label: heads leave it out")
+        if label is None and path not in conflicts:
+            missing.setdefault(split, []).append(path)
+    if task(samples.labels) is None:
+        return
+    for split, paths in missing.items():
+        reason = (
+            f"no label for {len(paths):,} of {_rows(totals[split])} in {split}, such as "
+            f"{paths[0]!r}: heads leave them out"
+        )
+        yield Problem("unlabelled", where, reason)
 
 
 def _labels(samples: Samples) -> Iterator[str]:

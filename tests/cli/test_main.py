@@ -178,18 +178,6 @@ def test_what_nobody_foresaw_is_not_hidden(
         raising(monkeypatch, error)
 
 
-def test_the_unexpected_end_of_a_file_is_no_interrupt(
-    monkeypatch: pytest.MonkeyPatch, place: Place
-) -> None:
-    def fail(*args: Any) -> None:
-        raise EOFError("a torn file")
-
-    monkeypatch.setattr("featurestore.store.features.FeatureShelf.values", fail)
-
-    with pytest.raises(EOFError):
-        featurestore("ls")
-
-
 def test_a_folder_that_was_removed_under_the_command(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,18 +13,6 @@ from tests.dataset.conftest import (
     folder,
 )
 
-numbers = st.lists(st.integers(0, 4000), min_size=1, max_size=25)
-
-
-@given(numbers, numbers, st.integers(-5, 5), st.floats(0, 0.49), st.floats(0, 0.49))
-def test_adding_samples_moves_none(
-    values: list[int], more: list[int], seed: int, val: float, test: float
-) -> None:
-    one = Dataset.from_arrays(arrays(values), name="x", seed=seed, val=val, test=test)
-    two = Dataset.from_arrays(arrays(values + more), name="x", seed=seed, val=val, test=test)
-    after = dict(zip(two.sample_digests, two.splits, strict=True))
-    assert all(after[d] == split for d, split in zip(one.sample_digests, one.splits, strict=True))
-
 
 @st.composite
 def fractions(draw: Any, most: float = 0.98) -> tuple[float, float, float, float]:
@@ -58,32 +46,6 @@ def test_other_fractions_move_nothing_between_val_and_test(
     assert [key for key in more if more[key] == "val"] == [
         key for key in first if first[key] == "val"
     ]
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 60),
-            st.sampled_from(["a", "b", None]),
-            st.sampled_from(["p", "q", "r", "s", None]),
-        ),
-        min_size=1,
-    ),
-    fractions(),
-    st.integers(0, 9),
-)
-def test_a_test_split_asked_for_later_takes_no_validation_image_of_any_data(
-    said: list[tuple[int, str | None, str | None]], asked: tuple[float, ...], seed: int
-) -> None:
-    val, val_later, test, test_later = asked
-    numbers, y, groups = zip(*said, strict=True)
-    X = arrays(list(numbers))
-    first, second = (
-        Dataset.from_arrays(X, y, name="x", groups=groups, val=each[0], test=each[1], seed=seed)
-        for each in ((val, test), (val_later, test_later))
-    )
-    for pair in zip(first.splits, second.splits, strict=True):
-        assert set(pair) != {"val", "test"}
 
 
 @given(units, units, fractions(0.5), st.integers(0, 9), how, how)
@@ -136,15 +98,6 @@ def test_adding_an_image_to_a_class_moves_those_at_the_edge() -> None:
         moved.append(sum(two[key] != split for key, split in one.items()))
     assert max(moved) <= 2
     assert sum(moved) / len(moved) < 1
-
-
-def test_a_test_split_asked_for_later_takes_no_validation_image(tmp_path: Path) -> None:
-    root = folder(tmp_path / "photos", cat=150, dog=150, newt=41)
-    before = Dataset.from_folder(root, val=0.2)
-    after = Dataset.from_folder(root, val=0.2, test=0.15)
-    assert len(after.rows("test")) > 40
-    assert set(before.splits[after.rows("test")]) == {"train"}
-    assert after.rows("val").tolist() == before.rows("val").tolist()
 
 
 def test_small_classes_are_stratified_unless_asked_otherwise(tmp_path: Path) -> None:
