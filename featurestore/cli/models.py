@@ -12,7 +12,6 @@ from featurestore.cli.data import open_store
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import cell, print_json, print_table
 from featurestore.cli.progress import Progress
-from featurestore.errors import PromotionError
 from featurestore.promotion.fine_tuning import FineTuning
 
 # What the rows of a metric were used for, in words.
@@ -95,24 +94,16 @@ def promote_command(head: str, output: str, store: str, as_json: bool, **options
     Example:
       featurestore promote logistic-3fa9 --unfreeze block5 --epochs 3 -o flowers.keras
     """
-    from featurestore.heads import Head
     from featurestore.store import FeatureStore
 
     opened = FeatureStore(store, create=False)
     with Progress() as progress:
         with progress.busy(f"load {head}"):
-            from featurestore.backbone import Backbone
             from featurestore.promotion import check_target, promote
+            from featurestore.promotion.origin import load_origin
 
             check_target(output)
-            fitted = Head.load(opened, head)
-            origin = fitted.lineage["dataset"]
-            data = opened.datasets.load(origin["name"], origin["manifest_digest"])
-            if fitted.lineage["backbone"] is None:
-                raise PromotionError(
-                    f"{fitted.id} does not record its backbone; use promote() in Python"
-                )
-            backbone = Backbone.from_spec(fitted.lineage["backbone"])
+            fitted, backbone, data = load_origin(opened, head)
         promotion = promote(fitted, backbone, data=data, on_event=progress, **options)
     promotion.save(output)
     report = promotion.report

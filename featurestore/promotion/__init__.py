@@ -8,6 +8,7 @@
     fine_tuning  the options of fine-tuning                 run         the whole of it
     saved        model files with class names               seen        samples a model has seen
     inference    predictions from images                    evaluation  metrics, by what was seen
+    origin       backbone and data set behind a head
 
 The names below are loaded on first use: reading the options imports no Keras.
 """
