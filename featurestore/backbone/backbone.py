@@ -133,11 +133,6 @@ class Backbone(Network):
             must match otherwise. ``scaling`` is required unless the model shows it, by scaling in
             its graph or by being a network of ``keras.applications``.
         """
-        if str(weights) in ("imagenet", "random"):
-            raise BackboneError(
-                f"{str(path)!r} is a model file, which has its own weights: found --weights"
-                f" {weights}, expected none or a weights file"
-            )
         model = sources.model_from_file(path)
         if weights is not None:
             sources.load_weights(model, weights)

@@ -10,38 +10,15 @@ from featurestore.errors import BackboneError
 
 CHANNELS_LAST, CHANNELS_FIRST = "channels_last", "channels_first"
 
-# They may move the channels to another axis and keep the shape.
-_MOVES_AXES = {
-    "Dot",
-    "Einsum",
-    "EinsumDense",
-    "Matmul",
-    "Moveaxis",
-    "Permute",
-    "Reshape",
-    "Rot90",
-    "Swapaxes",
-    "Tensordot",
-    "Transpose",
-}
-
 
 def layouts(graph: Graph) -> list[str | None]:
     """Return the ``data_format`` of every node's output; None if it is unknown.
 
     Without any ``channels_first`` layer, everything is ``channels_last``. Otherwise a layer shows
-    its own ``data_format`` (a normalization its axis), and what keeps the axes of its inputs, such
-    as an activation or an addition, has theirs.
+    its own ``data_format``, and a normalization its axis.
     """
     shown = [CHANNELS_LAST, *map(_shown_by, graph.nodes[1:])]
-    if CHANNELS_FIRST not in shown:
-        return [CHANNELS_LAST for _ in shown]
-    found: list[str | None] = []
-    for node, own in zip(graph.nodes, shown, strict=True):
-        inputs = {found[parent] for parent, _ in node.inputs}
-        kept = inputs.pop() if len(inputs) == 1 and _keeps_axes(graph, node) else None
-        found.append(own or kept)
-    return found
+    return shown if CHANNELS_FIRST in shown else [CHANNELS_LAST for _ in shown]
 
 
 def reduced_shape(
@@ -73,7 +50,7 @@ def reduced_shape(
     if layout is None:
         raise BackboneError(
             f"layer {ref.layer!r} is in a channels_first network and does not show which axis its"
-            f" channels are on: {whole}, or another layer"
+            f" channels are on: {whole}, or a layer with a data_format"
         )
     if is_masked(node) and (ref.reduction != "avg" or len(shape) != 2):
         raise BackboneError(
@@ -137,9 +114,3 @@ def _shown_by(node: Node) -> str | None:
         axis = node.operation.axis
         return {1: CHANNELS_FIRST, -1: CHANNELS_LAST, rank - 1: CHANNELS_LAST}.get(axis)
     return None
-
-
-def _keeps_axes(graph: Graph, node: Node) -> bool:
-    taken = {tuple(graph.nodes[parent].outputs[output].shape) for parent, output in node.inputs}
-    same = taken == {tuple(node.outputs[0].shape)} or node.kind == "Concatenate"
-    return same and node.kind not in _MOVES_AXES

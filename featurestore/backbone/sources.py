@@ -67,12 +67,8 @@ def load_weights(model: Any, path: str | Path) -> None:
     file = Path(path)
     if not file.is_file():
         raise BackboneError(
-            f"no weights file {str(path)!r}: expected imagenet, random or the path of a"
-            " .weights.h5, .h5 or .keras file"
-        )
-    if not file.name.endswith((".h5", ".hdf5", ".keras")):
-        raise BackboneError(
-            f"weights file {file.name!r} has an unknown ending: expected .weights.h5, .h5 or .keras"
+            f"no weights file {str(path)!r}: expected the path of a .weights.h5, .h5 or .keras"
+            " file, or imagenet or random for a keras.applications network"
         )
     # Keras leaves the weights that a file does not have as they are, with a warning at most.
     for weight in model.weights:
@@ -125,10 +121,6 @@ def model_from_file(path: str | Path) -> Any:
     file = Path(path)
     if not file.is_file():
         raise BackboneError(f"no model file {str(path)!r}: expected a .keras or .h5 file")
-    if file.suffix not in (".keras", ".h5", ".hdf5"):
-        raise BackboneError(
-            f"model file {file.name!r} has an unknown ending: expected .keras or .h5"
-        )
     try:
         return load_model(file)
     except InputError as error:

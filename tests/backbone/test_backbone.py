@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from featurestore.backbone import Backbone, LayerRef
+from featurestore.backbone import Backbone
 from featurestore.errors import BackboneError, UnknownLayerError
 
 layers = keras.layers
@@ -157,6 +157,7 @@ def test_a_spec_is_json_that_builds_the_same_backbone(tmp_path, tiny):
         Backbone.open("Mobile-Net", weights="random", input_size=32, interpolation="bicubic"),
         Backbone.open(tmp_path / "net.keras", **options),
     ):
+        keras.utils.set_random_seed(6)  # changes no random weights
         again = Backbone.from_spec(json.loads(json.dumps(backbone.spec)))
         assert again.spec == backbone.spec
         assert again.name == backbone.name in ("pixels", "mobilenet", "n")
@@ -175,8 +176,6 @@ def test_a_spec_of_a_model_object_asks_for_the_object(backbone):
     [
         ("vgg61", {}, "did you mean 'VGG1"),
         ("nothing/here.keras", {}, "no model file"),
-        ("here.onnx", {}, "no model file"),
-        ("here.keras", {"weights": "random"}, "has its own weights"),
         ("vgg16", {"scaling": "tf", "weights": "random"}, "VGG16 has scaling 'caffe'"),
     ],
 )
@@ -184,12 +183,6 @@ def test_open_explains_what_it_cannot_take(model, options, message):
     with pytest.raises(BackboneError, match=message) as caught:
         Backbone.open(model, **options)
     assert "\n" not in str(caught.value)
-
-
-def test_refs_may_be_text_or_refs(backbone, batch):
-    found = backbone.forward([LayerRef("pool", "avg"), "pool:avg"])(batch)
-    np.testing.assert_array_equal(*found)
-    assert backbone.shape(LayerRef("pool", "max")) == backbone.shape("pool:max") == (4,)
 
 
 def test_a_colon_in_a_name_is_no_reduction(batch):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import keras
 import numpy as np
@@ -42,23 +43,6 @@ class Mine(Base):
 """
 USUAL = {"helper": "double", "factor": 1, "shift": 0, "within": "", "comment": "one"}
 
-SCRIPT = """
-from featurestore.backbone import Backbone
-from featurestore.dataset import Dataset
-from featurestore.extraction import extract
-from featurestore.store import FeatureStore
-
-image = keras.Input((4, 4, 3))
-model = keras.Model(image, Mine(name="mine")(keras.layers.Rescaling(1.0, name="plain")(image)))
-backbone = Backbone.from_model(model, name="m", scaling="none")
-print(backbone.prefix_digest("plain"), backbone.prefix_digest("mine"))
-if {extract}:
-    images = np.arange(3 * 48, dtype=np.uint8).reshape(3, 4, 4, 3)
-    data = Dataset.from_arrays(images, ["a", "b", "a"], name="three")
-    found = extract(data, backbone, ["mine"], FeatureStore("store"), dtype="float32")["mine"]
-    print(found.arrays()[0].sum())
-"""
-
 
 def write(folder, double="2 * x", value="0", **changes):
     (folder / "settings").mkdir(exist_ok=True)
@@ -70,47 +54,42 @@ def write(folder, double="2 * x", value="0", **changes):
     return LAYER.format(**{**USUAL, **changes})
 
 
-def run(folder, *codes):
-    """Run a script of the user's, whose layer is one of ``__main__``; extract with the last."""
-    path, last = folder / "script.py", len(codes) - 1
-    parts = [code + SCRIPT.format(extract=place == last) for place, code in enumerate(codes)]
-    path.write_text("\n".join(parts))
-    done = subprocess.run(
-        [sys.executable, "-B", str(path)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "random"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+SCRIPT = """
+from featurestore.backbone import Backbone
+image = keras.Input((4, 4, 3))
+model = keras.Model(image, Mine(name="mine")(keras.layers.Rescaling(1.0, name="plain")(image)))
+backbone = Backbone.from_model(model, name="m", scaling="none")
+print(backbone.prefix_digest("plain"), backbone.prefix_digest("mine"))
+"""
 
 
 @pytest.mark.slow
-def test_a_script_that_changed_is_never_served_the_former_features(tmp_path):
-    code, changed = write(tmp_path), write(tmp_path, within=" * 3")
-    plain, mine, total = run(tmp_path, code)
-    found = run(tmp_path, code.replace("# one", "# two\n"), changed)
+def test_a_script_that_changed_asks_for_other_features(tmp_path):
+    def run(code):
+        (tmp_path / "script.py").write_text(code + SCRIPT)
+        path = os.pathsep.join(sys.path)
+        return subprocess.run(
+            [sys.executable, "-B", "script.py"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "random"},
+            check=True,
+        ).stdout.split()
+
+    plain, mine = run(write(tmp_path))
     # A comment and another process change nothing.
-    assert found[:2] == [plain, mine]
-    assert found[2] == plain
-    assert found[3] != mine
-    assert float(found[4]) == 3 * float(total)
-
-
-def module(name, code):
-    """Run code as a module would, in this process."""
-    import types
-
-    made = types.ModuleType(name)
-    sys.modules[name] = made
-    exec(compile(code, name, "exec"), made.__dict__)
-    return made
+    assert run(write(tmp_path, comment="two")) == [plain, mine]
+    found = run(write(tmp_path, within=" * 3"))
+    assert found[0] == plain
+    assert found[1] != mine
 
 
 def digest(code, name="Mine"):
-    return code_digest(getattr(module("users", textwrap.dedent(code)), name))
+    """Run code as a module would, in this process; return the digest of something in it."""
+    module = sys.modules["users"] = types.ModuleType("users")
+    exec(compile(textwrap.dedent(code), "users", "exec"), module.__dict__)
+    return code_digest(getattr(module, name))
 
 
 @pytest.fixture
@@ -130,9 +109,10 @@ def mine(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def test_whatever_the_layer_computes_with_is_in_its_digest(mine):
+    usual = mine()
+    assert usual == mine(comment="two") == mine()
+    for change in (
         {"helper": "unused"},
         {"factor": 2},
         {"factor": "float('inf')"},
@@ -141,12 +121,8 @@ def mine(tmp_path, monkeypatch):
         {"within": " - 1"},
         {"double": "x + x"},
         {"value": 7},
-    ],
-    ids=str,
-)
-def test_whatever_the_layer_computes_with_is_in_its_digest(mine, change):
-    assert mine() == mine(comment="two") == mine()
-    assert mine(**change) != mine()
+    ):
+        assert mine(**change) != usual, change
 
 
 WRAPPED = """
@@ -184,13 +160,14 @@ def test_two_functions_that_differ_in_a_number(code):
     assert first == again != second
 
 
-def test_recursion_ends():
-    code = "def f(x): return g(x)\ndef g(x): return f(x - 1) if x else L\nL = []\nL.append(L)"
-    assert digest(code, "f") == digest(code, "f")
-
-
-def test_locks_and_loggers_do_not_matter():
-    code = "import logging\nL = logging.getLogger('a')\ndef f(x):\n  L.info(x)\n  return x"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(x): return g(x)\ndef g(x): return f(x - 1) if x else L\nL = []\nL.append(L)",
+        "import logging\nL = logging.getLogger('a')\ndef f(x):\n  L.info(x)\n  return x",
+    ],
+)
+def test_recursion_and_loggers(code):
     assert digest(code, "f") == digest(code, "f")
 
 

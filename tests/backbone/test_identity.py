@@ -1,7 +1,4 @@
-"""The prefix digest: what must change it, and what must not."""
-
-import subprocess
-import sys
+"""The prefix digest of layers; ``tests/reliability/test_stale.py`` has the keys of features."""
 
 import keras
 import numpy as np
@@ -10,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.backbone import Backbone
-from featurestore.backbone.identity import weight_arrays
 
 from .conftest import tiny_network
 
@@ -53,38 +49,6 @@ def test_any_weight_changes_exactly_what_comes_after_it(data):
     )
     after = {name for name in before if owner in (name, *made.layers_before(name))}
     assert changed(before, digests(model)) == after
-
-
-def test_the_head_after_the_cut_does_not_matter():
-    model = tiny_network()
-    cut = keras.Model(model.input, model.get_layer("pool").output)
-    other = keras.Model(model.input, layers.Flatten()(model.get_layer("pool").output))
-    want = digests(model)["pool"]
-    assert digests(cut)["pool"] == digests(other)["pool"] == want
-
-
-def test_training_settings_and_names_do_not_matter():
-    def network(named, **options):
-        image = keras.Input((16, 16, 3))
-        x = layers.Rescaling(1 / 255)(image)
-        x = layers.Conv2D(4, 3, name=f"{named}_conv", **options)(x)
-        return keras.Model(image, layers.BatchNormalization(name=f"{named}_norm")(x))
-
-    first = network("a")
-    second = network("b", kernel_initializer="zeros", kernel_regularizer="l2", trainable=False)
-    second.set_weights(first.get_weights())
-    assert list(digests(first).values()) == list(digests(second).values())
-
-
-def test_settings_that_decide_the_output_matter():
-    def network(**chosen):
-        image = keras.Input((16, 16, 3))
-        x = layers.Conv2D(4, 3, name="conv", kernel_initializer="ones", **chosen)
-        return keras.Model(image, x(layers.Rescaling(1 / 255)(image)))
-
-    options = ({}, {"strides": 2}, {"activation": "relu"}, {"padding": "same"})
-    ends = [digests(network(**each))["conv"] for each in options]
-    assert len(set(ends)) == len(ends)
 
 
 def test_constant_arguments_and_edges_matter():
@@ -184,19 +148,6 @@ def test_a_layer_that_is_only_called_dropout_is_described():
     assert backbone.prefix_digest("triple") != backbone.prefix_digest("conv")
 
 
-def test_every_part_of_preprocessing_matters(monkeypatch):
-    def digest(**options):
-        return Backbone.pixels(**options).prefix_digest("pixels")
-
-    options = [{}, {"resize": "crop"}, {"resize": "pad"}, {"interpolation": "bicubic"}]
-    options += [{"scaling": "tf"}, {"input_size": 16}, {"input_size": (16, 32)}]
-    found = [digest(**each) for each in options]
-    fields = Backbone.pixels().prefix_fields("pixels")
-    assert fields["preprocessing"]["decoder"] == "pillow-rgb-1"
-    monkeypatch.setattr("featurestore.images.DECODER", "other-rule")
-    assert len({*found, digest()}) == len(options) + 1
-
-
 def test_precision_matters():
     def network(dtype):
         image = keras.Input((16, 16, 3))
@@ -217,41 +168,3 @@ def test_fields_say_what_differs():
     assert {key for key in before if before[key] != after[key]} == {"weights"}
     cropped = made_of(model, resize="crop").prefix_fields("logits")
     assert {key for key in after if after[key] != cropped[key]} == {"preprocessing"}
-
-
-@pytest.mark.slow
-def test_the_second_inception_of_a_process_has_the_names_and_digests_of_the_first():
-    def made():
-        network = Backbone.from_application("InceptionV3", "random", 96)
-        return {name: network.prefix_digest(name) for name in network.layer_names}
-
-    first, second = made(), made()
-    assert first == second
-    assert {"conv2d", "conv2d_93", "mixed10"} <= set(first)
-
-
-@pytest.mark.reliability
-def test_digests_are_those_of_another_process(mobilenet):
-    code = """
-import keras
-keras.layers.Conv2D(1, 1); keras.Input((3,)); keras.layers.Rescaling(2.0)
-from featurestore.backbone import Backbone
-made = Backbone.from_application("mobilenetv2", "random", 64)
-print(made.prefix_digest("Conv1"), made.prefix_digest("out_relu"))
-"""
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert output[-2:] == [mobilenet.prefix_digest(each) for each in ("Conv1", "out_relu")]
-
-
-def test_each_weight_is_read_once(monkeypatch):
-    made = made_of()
-    read = []
-    monkeypatch.setattr(
-        "featurestore.backbone.identity.weight_arrays",
-        lambda operation: read.append(operation) or weight_arrays(operation),
-    )
-    for name in made.layer_names * 2:
-        made.prefix_digest(name)
-    assert len(read) == len({id(operation) for operation in read})

@@ -130,15 +130,6 @@ def test_the_reference_is_traced_nowhere_and_leaves_the_device_in_use():
     assert done.stdout.strip() == "[(True, 'device:CPU:0')]", done.stderr
 
 
-def test_black_images_agree(backbone):
-    images = np.zeros((4, 16, 16, 3), np.uint8)
-    numerics.check(backbone, REFS, images, backbone.forward(REFS)(images))
-    pixels, black = Backbone.pixels(16), np.zeros((4, 16, 16, 3), np.float32)
-    numerics.check(pixels, ["pixels"], images, [black])
-    with pytest.raises(ActivationError, match="differs by inf"):
-        numerics.check(pixels, ["pixels"], images, [black + np.float32(1e-6)])
-
-
 def test_a_layer_that_is_another_where_it_is_traced_is_found(batch):
     backbone = odd(1.001)
     with pytest.raises(ActivationError, match=r"layer 'odd' differs by 0\.001 of its largest"):
@@ -147,11 +138,10 @@ def test_a_layer_that_is_another_where_it_is_traced_is_found(batch):
     numerics.check(same, ["odd"], batch, same.forward(["odd"])(batch))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_on_one_side_is_found(backbone, batch, value):
+def test_a_value_that_is_not_finite_on_one_side_is_found(backbone, batch):
     found = backbone.forward(["pool"])(batch)
     found[0] = found[0].copy()
-    found[0][2, 3, 4, 1] = value
+    found[0][2, 3, 4, 1] = np.inf
     with pytest.raises(ActivationError, match="'pool' differs by inf"):
         numerics.check(backbone, ["pool"], batch, found)
 
@@ -170,19 +160,21 @@ def test_what_is_not_finite_on_both_sides_agrees(batch):
     numerics.check(backbone, ["huge"], batch, found)
 
 
-def test_rows_in_the_wrong_order_are_found(backbone, batch):
-    found = [np.roll(each, 1, axis=0) for each in backbone.forward(REFS)(batch)]
-    with pytest.raises(ActivationError):
-        numerics.check(backbone, REFS, batch, found)
-
-
-@pytest.mark.parametrize("row", [0, -1])
-def test_the_first_and_the_last_row_are_among_those_compared(backbone, batch, row):
+def test_the_first_and_the_last_row_are_among_those_compared(backbone, batch):
     images = np.resize(batch, (32, *batch.shape[1:]))
-    found = backbone.forward(["pool"])(images)[0].copy()
-    found[row] *= 1.01
-    with pytest.raises(ActivationError, match="'pool'"):
-        numerics.check(backbone, ["pool"], images, [found])
+    right = backbone.forward(["pool"])(images)[0]
+    for row in (0, -1):
+        found = right.copy()
+        found[row] *= 1.01
+        with pytest.raises(ActivationError, match="'pool'"):
+            numerics.check(backbone, ["pool"], images, [found])
+
+
+def test_where_zero_is_expected_any_difference_is_too_large():
+    images, black = np.zeros((4, 8, 8, 3), np.uint8), np.zeros((4, 8, 8, 3), np.float32)
+    numerics.check(Backbone.pixels(8), ["pixels"], images, [black])
+    with pytest.raises(ActivationError, match="differs by inf"):
+        numerics.check(Backbone.pixels(8), ["pixels"], images, [black + np.float32(1e-6)])
 
 
 def test_the_message_gives_layer_difference_tolerance_and_the_way_out(backbone, batch):
@@ -196,9 +188,8 @@ def test_the_message_gives_layer_difference_tolerance_and_the_way_out(backbone, 
     assert "TF_ENABLE_ONEDNN_OPTS=0" in message or "CUDA_VISIBLE_DEVICES=-1" in message
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_layers_of_low_precision_are_held_to_what_they_can_keep(batch, policy):
-    image = keras.Input((16, 16, 3))
+def test_layers_of_low_precision_are_held_to_what_they_can_keep(batch):
+    policy, image = "mixed_bfloat16", keras.Input((16, 16, 3))
     x = layers.Rescaling(1 / 255, name="exact")(image)
     x = layers.Conv2D(8, 3, dtype=policy, name="coarse")(x)
     model = keras.Model(image, layers.BatchNormalization(dtype=policy, name="norm")(x))

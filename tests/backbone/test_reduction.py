@@ -50,25 +50,21 @@ def first():
     def make(x):
         x = layers.Permute((3, 1, 2), name="permuted")(x)
         x = layers.ZeroPadding2D(data_format=FIRST, name="padded")(x)
-        x = layers.BatchNormalization(axis=1, name="norm")(x)
-        x = layers.Add(name="sum")([x, layers.ReLU(name="relu")(x)])
-        x = layers.Concatenate(axis=1, name="both")([x, x])
-        x = layers.Permute((2, 3, 1), name="back")(x)
+        x = layers.ReLU(name="relu")(layers.BatchNormalization(axis=1, name="norm")(x))
+        x = layers.Permute((2, 3, 1))(x)
         return layers.Conv2D(4, 3, name="last")(x)
 
     return made_of(make)
 
 
-@pytest.mark.parametrize("ref", ["norm:max", "both:avg"])
+@pytest.mark.parametrize("ref", ["padded:max", "norm:avg"])
 def test_channels_first_are_reduced_over_the_other_axes(first, ref, batch):
     check_against(first, ref, (2, 3), batch)
 
 
-def test_each_layer_of_a_channels_first_network_shows_its_channels_or_is_refused(first):
-    sizes = {name: first.shape(f"{name}:avg") for name in ("rescaling", "padded", "relu", "sum")}
-    assert sizes == {"rescaling": (3,), "padded": (3,), "relu": (3,), "sum": (3,)}
+def test_a_layer_of_a_channels_first_network_that_does_not_show_its_channels_is_refused(first):
     assert first.shape("last:avg") == (4,)
-    for name in ("permuted", "back"):
+    for name in ("permuted", "relu"):
         assert len(first.shape(name)) == 3
         with pytest.raises(BackboneError, match="which axis its channels are on") as caught:
             first.shape(f"{name}:avg")
@@ -107,8 +103,8 @@ def test_a_reduction_keeps_nan(batch, refs):
 
 def test_max_keeps_nan_with_channels_first(batch):
     def make(x):
-        x = layers.ZeroPadding2D(data_format=FIRST)(layers.Permute((3, 1, 2))(x))
-        return layers.Identity(name="end")(keras.ops.sqrt(0.9 - x))
+        roots = keras.ops.sqrt(0.9 - layers.Permute((3, 1, 2))(x))
+        return layers.ZeroPadding2D(data_format=FIRST, name="end")(roots)
 
     found = made_of(make).forward(["end:max"])(batch)[0]
     assert found.shape == (3, 3)

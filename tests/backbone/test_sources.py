@@ -42,15 +42,13 @@ def test_a_weights_file_of_any_format_over_a_model_file(files, name):
 
 
 def test_weights_of_an_application(tmp_path):
-    """A file with a top serves a network without one, but not the other way round."""
+    """A file with a top also serves a network without one."""
     options = {"weights": None, "input_shape": (32, 32, 3)}
     keras.applications.MobileNet(**options).save_weights(tmp_path / "top.weights.h5")
     plain = Backbone.from_application("mobilenet", tmp_path / "top.weights.h5", 32)
     last = plain.layer_names[-1]
-    plain.cut(last).save(tmp_path / "notop.h5")
     top = Backbone.from_application("mobilenet", tmp_path / "top.weights.h5", 32, include_top=True)
     assert plain.prefix_digest(last) == top.prefix_digest(last)
-    refused("does not fit", lambda: Backbone.from_application("mobilenetv2", tmp_path / "notop.h5"))
 
 
 def test_weights_that_do_not_fit(files, tmp_path):
@@ -75,10 +73,10 @@ def test_weights_files_that_are_none(files, tmp_path):
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "text.txt").write_text("hello")
     for weights, message in [
-        ("missing.h5", "no weights file .*expected imagenet, random or the path"),
+        ("imagenet", "no weights file 'imagenet': expected the path"),
         (tmp_path, "no weights file"),
         (tmp_path / "text.h5", "does not fit"),
-        (tmp_path / "text.txt", "unknown ending"),
+        (tmp_path / "text.txt", "does not fit .*txt"),
     ]:
         refused(
             message,
@@ -95,7 +93,7 @@ def test_model_files_that_are_none(tmp_path, tiny):
         ("missing.keras", "no model file"),
         ("text.h5", "does not load as a Keras model"),
         ("text.keras", "does not load as a Keras model"),
-        ("model.pt", "expected .keras or .h5"),
+        ("model.pt", "does not load as a Keras model: .*model.pt"),
         ("only.weights.h5", "No model config found.*; pass a file of weights as --weights"),
     ]:
         refused(message, lambda name=name: Backbone.from_file(tmp_path / name))
@@ -119,12 +117,6 @@ def test_a_model_file_gives_the_backbone_of_its_model(tmp_path, ending, tiny):
     given = Backbone.from_model(model, name="x")
     for name in given.layer_names:
         assert backbone.prefix_digest(name) == given.prefix_digest(name)
-
-
-def test_random_weights_are_always_the_same(mobilenet):
-    keras.utils.set_random_seed(6)
-    again = Backbone.from_application("mobilenetv2", "random", 64)
-    assert again.prefix_digest("out_relu") == mobilenet.prefix_digest("out_relu")
 
 
 @pytest.mark.slow
