@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -38,8 +37,6 @@ class Network:
         # Not later, because the user's code may change.
         self._graph_digests = identity.graph_digests(graph)
         self._shapes = graph.shapes(preprocessing.input_size)
-        self._resize: Callable[[np.ndarray], np.ndarray] | None = None
-        self._lock = threading.Lock()
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -100,9 +97,6 @@ class Network:
         numpy.ndarray of uint8, (height, width, channel=3)
             Of the backbone's input size. Many threads may call this.
         """
-        with self._lock:
-            if self._resize is None:
-                self._resize = forward.compiled_resize(self.preprocessing.resizing())
         return self._resize(image)
 
     def forward(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
@@ -212,6 +206,10 @@ class Network:
                 output = reduction.unmasked(output)
             name = "".join(each if each.isalnum() or each in "-_." else "_" for each in self.name)
             return keras.Model(image, output, name=name)
+
+    @cached_property
+    def _resize(self) -> Callable[[np.ndarray], np.ndarray]:
+        return forward.compiled_resize(self.preprocessing.resizing())
 
     @cached_property
     def _weight_digests(self) -> list[str]:
