@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from featurestore.backbone import Preprocessing
 from featurestore.errors import (
@@ -59,7 +59,7 @@ class LayerReport:
     rows_derived: int = 0
 
 
-class Extraction(Mapping[str, Features]):
+class Extraction(dict[str, Features]):
     """The features of one extraction by layer ref, and a report.
 
     Attributes
@@ -79,24 +79,13 @@ class Extraction(Mapping[str, Features]):
         dataset: Dataset,
         seconds: float,
     ) -> None:
-        self._features = features
+        super().__init__(features)
         self.reports = reports
         self.dataset = dataset
         self.seconds = seconds
 
-    def __getitem__(self, ref: str) -> Features:
-        if ref not in self._features:
-            raise NotFoundError(f"layer {ref!r} was not extracted; {nearest(ref, self._features)}")
-        return self._features[ref]
-
-    def __contains__(self, ref: object) -> bool:
-        return ref in self._features
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._features)
-
-    def __len__(self) -> int:
-        return len(self._features)
+    def __missing__(self, ref: str) -> NoReturn:
+        raise NotFoundError(f"layer {ref!r} was not extracted; {nearest(ref, self)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, as ``featurestore extract --json`` prints them."""

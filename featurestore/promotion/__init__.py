@@ -2,13 +2,13 @@
 
 ::
 
-    convert      scikit-learn estimators as Keras layers    fuse        head and backbone as one
-    parity       how far two predictors may differ          proof       that they are the same one
-    freezing     which layers train, and at which rate      tune        fine-tuning end to end
-    fine_tuning  the options of fine-tuning                 run         the whole of it
-    saved        model files with class names               seen        samples a model has seen
-    inference    predictions from images                    evaluation  metrics, by what was seen
-    origin       backbone and data set behind a head
+    run          promote: all steps                        fuse        a head on its backbone
+    convert      scikit-learn estimators as Keras layers   proof       compare with the cached head
+    parity       tolerances of the proof                   tune        fine-tune end to end
+    fine_tuning  options of fine-tuning                    freezing    which layers train, and how
+    saved        model files with class names              seen        samples a model has seen
+    inference    predictions from images                   evaluation  metrics, by what was seen
+    origin       backbone and data set of a head
 
 The names below are loaded on first use: reading the options imports no Keras.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from featurestore.promotion.inference import Prediction, predict
     from featurestore.promotion.parity import Parity
     from featurestore.promotion.run import Promotion, promote
-    from featurestore.promotion.saved import check_target, load_model, save_model
+    from featurestore.promotion.saved import check_target, load_model
 
 _HOMES = {
     "FineTuning": "fine_tuning",
@@ -48,7 +48,6 @@ _HOMES = {
     "predict": "inference",
     "promotable": "fuse",
     "promote": "run",
-    "save_model": "saved",
 }
 
 __all__ = [
@@ -66,7 +65,6 @@ __all__ = [
     "predict",
     "promotable",
     "promote",
-    "save_model",
 ]
 
 

@@ -1,10 +1,10 @@
 """Fitted scikit-learn estimators as stock Keras layers, step by step.
 
-What converts: linear classifiers and regressors, ``MLPClassifier`` and ``MLPRegressor``, alone or
-behind scalers, PCA and feature selection in a ``Pipeline``, or inside a fitted search.
+Linear classifiers and regressors, ``MLPClassifier`` and ``MLPRegressor`` convert, alone or behind
+scalers, PCA and feature selection in a ``Pipeline``, or inside a fitted search.
 
-Everything that a head has learned is in ordinary weights, which ``set_weights`` and every exporter
-carry. Scaling and selection are weights that are not trainable.
+All that a head has learned becomes ordinary weights, which ``set_weights`` and every exporter
+carry. The weights of scaling and selection are not trainable.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PROMOTABLE = (
 
 @dataclass(frozen=True)
 class Flow:
-    """Features on their way through a head's steps.
+    """Features between two steps of a head.
 
-    A selection keeps the width and sets the other features to zero: dropping them would take a
-    matrix as large as the features squared, or their numbers as text in the model's configuration.
+    A selection keeps the width and sets the other features to zero. Dropping them would take a
+    matrix of the features squared, or a list of numbers as text in the model's configuration.
 
     Attributes
     ----------
@@ -43,11 +43,11 @@ class Flow:
 
     @classmethod
     def of(cls, x: Any) -> Flow:
-        """Start at a tensor, with all of its features."""
+        """Start at a tensor, with all features."""
         return cls(x, np.arange(int(x.shape[-1])))
 
     def scaled(self, center: Any, factor: Any, name: str) -> Flow:
-        """Return the flow after ``(features - center) * factor``, by a layer that stays fixed."""
+        """Apply ``(features - center) * factor``, a layer that is not trained."""
         import keras
 
         width, selected = int(self.x.shape[-1]), len(self.index)
@@ -57,20 +57,16 @@ class Flow:
         x = layer(self.x)
         factors, bias = np.zeros(width, "float32"), np.zeros(width, "float32")
         factors[self.index] = np.broadcast_to(factor, selected)
-        # The bias fits the factors as float32 rounds them: features far from zero do not shift.
+        # Use the factors as float32 rounds them, so that features far from zero do not shift.
         center = np.broadcast_to(np.asarray(center, "float64"), selected)
         bias[self.index] = -center * factors[self.index].astype("float64")
         layer.set_weights([factors, bias])
         return Flow(x, self.index)
 
-    def selected(self, support: np.ndarray, name: str) -> Flow:
-        """Return the flow of some of the features, by their positions."""
-        return Flow(self.x, self.index[support]).scaled(0.0, 1.0, name)
-
     def dense(
         self, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None
     ) -> Flow:
-        """Return the flow after a Dense layer: ``features @ kernel + bias``, and an activation."""
+        """Apply ``activation(features @ kernel + bias)``."""
         import keras
 
         full = np.zeros((int(self.x.shape[-1]), kernel.shape[1]), "float32")
@@ -85,7 +81,7 @@ class Flow:
 Convert = Callable[[Any, Flow, str], Flow]
 
 
-def scores_tensor(estimator: Any, x: Any, prefix: str = "head_") -> Any:
+def as_layers(estimator: Any, x: Any, prefix: str, softmax: str) -> tuple[Any, Any]:
     """Apply a fitted estimator to a tensor of flat features, as stock Keras layers.
 
     Parameters
@@ -95,54 +91,48 @@ def scores_tensor(estimator: Any, x: Any, prefix: str = "head_") -> Any:
     x : KerasTensor (row, feature)
         Features.
     prefix : str
-        Put before the name of every layer.
+        Prefix of the names of the layers.
+    softmax : str
+        Name of a classifier's last layer.
 
     Returns
     -------
-    KerasTensor
-        Logits (row, class), one column for each class also where there are two; or the predicted
+    scores : KerasTensor
+        Logits (row, class), one column for each class also if there are two; or the predicted
         value (row, 1) of a regressor.
+    output : KerasTensor
+        The probabilities (row, class) of a classifier's ``predict_proba``, or the softmax of its
+        decision values if it has none; the scores of a regressor.
 
     Raises
     ------
     PromotionError
         If a step has no Keras form; the message lists what can be promoted.
     """
-    flow = Flow.of(x)
-    for number, (step, convert) in enumerate(_conversions(estimator)):
-        flow = convert(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
-    return flow.x
-
-
-def probabilities_tensor(estimator: Any, scores: Any, prefix: str, name: str) -> Any:
-    """Turn a classifier's scores into the probabilities that it gives itself, by a softmax.
-
-    Parameters
-    ----------
-    estimator : scikit-learn classifier
-        Fitted.
-    scores : KerasTensor (row, class)
-        From :func:`scores_tensor`.
-    prefix : str
-        Put before the name of a layer between scores and softmax.
-    name : str
-        Of the softmax layer.
-    """
     import keras
 
-    if _is_one_versus_rest(_steps(estimator)[-1]):
+    flow = Flow.of(x)
+    steps = conversions(estimator)
+    for number, (step, convert) in enumerate(steps):
+        flow = convert(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
+    last, scores = steps[-1][0], flow.x
+    if not hasattr(last, "classes_"):
+        return scores, scores
+    logits = scores
+    if _is_one_versus_rest(last):
         # Each sigmoid's share of their sum is the softmax of their logarithms.
-        scores = keras.layers.Activation("log_sigmoid", name=f"{prefix}log_sigmoid")(scores)
-    return keras.layers.Softmax(name=name)(scores)
+        logits = keras.layers.Activation("log_sigmoid", name=f"{prefix}log_sigmoid")(scores)
+    return scores, keras.layers.Softmax(name=softmax)(logits)
 
 
-def require_convertible(estimator: Any) -> None:
-    """Raise PromotionError where a step of a fitted estimator has no Keras form."""
-    _conversions(estimator)
+def conversions(estimator: Any) -> list[tuple[Any, Convert]]:
+    """Return each step of a fitted estimator, and the function that converts it.
 
-
-def _conversions(estimator: Any) -> list[tuple[Any, Convert]]:
-    """Return each step with what converts it; the last one predicts, the others transform."""
+    Raises
+    ------
+    PromotionError
+        If a step has no Keras form.
+    """
     steps = _steps(estimator)
     found = []
     for step in steps:
@@ -185,16 +175,16 @@ def _predictor(step: Any) -> Convert | None:
 
 
 def _refusal(step: Any) -> str | None:
-    """Return why a step of a class that converts does not, as it was fitted."""
+    """Return why a step does not convert although its class does, or None."""
     name = type(step).__name__
-    if name in ("MinMaxScaler", "MaxAbsScaler") and getattr(step, "clip", False):
+    if getattr(step, "clip", False):
         return "clip=True has no Keras form; fit it with clip=False"
     if name == "Normalizer" and step.norm != "l2":
         return f"norm={step.norm!r} has no Keras form; use norm='l2'"
     if name == "SGDClassifier" and step.loss == "modified_huber":
         return "loss='modified_huber' gives probabilities that no layer gives; use 'log_loss'"
     if name == "MLPClassifier" and step.out_activation_ == "logistic" and len(step.classes_) > 2:
-        return "it tells several labels of one sample at once; use one class for each sample"
+        return "it predicts several labels for one sample; use one class for each sample"
     if name == "MLPRegressor" and step.out_activation_ != "identity":
         return f"its output is {step.out_activation_!r} of a sum; use loss='squared_error'"
     return None
@@ -213,22 +203,11 @@ def _is_one_versus_rest(step: Any) -> bool:
 _LINKED = {"PoissonRegressor", "GammaRegressor", "TweedieRegressor"}
 
 
-def _standard_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    mean = step.mean_ if step.with_mean else 0.0
-    return flow.scaled(mean, 1 / step.scale_ if step.with_std else 1.0, name)
-
-
-def _min_max_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.scaled(-step.min_ / step.scale_, step.scale_, name)
-
-
-def _max_abs_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.scaled(0.0, 1 / step.scale_, name)
-
-
-def _robust_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    center = step.center_ if step.with_centering else 0.0
-    return flow.scaled(center, 1 / step.scale_ if step.with_scaling else 1.0, name)
+def _scaler(step: Any, flow: Flow, name: str) -> Flow:
+    # Scalers are affine in each feature: the values at 0 and 1 give center and factor.
+    width = len(flow.index)
+    zero, one = step.transform(np.stack([np.zeros(width), np.ones(width)]))
+    return flow.scaled(-zero / (one - zero), one - zero, name)
 
 
 def _normalizer(step: Any, flow: Flow, name: str) -> Flow:
@@ -252,7 +231,8 @@ def _truncated_svd(step: Any, flow: Flow, name: str) -> Flow:
 
 
 def _selection(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.selected(step.get_support(indices=True), name)
+    selected = flow.index[step.get_support(indices=True)]
+    return Flow(flow.x, selected).scaled(0.0, 1.0, name)
 
 
 def _linear(step: Any, flow: Flow, name: str) -> Flow:
@@ -282,12 +262,12 @@ def _multilayer_perceptron(step: Any, flow: Flow, name: str) -> Flow:
 
 _TRANSFORMERS: dict[str, Convert] = {
     "IncrementalPCA": _pca,
-    "MaxAbsScaler": _max_abs_scaler,
-    "MinMaxScaler": _min_max_scaler,
+    "MaxAbsScaler": _scaler,
+    "MinMaxScaler": _scaler,
     "Normalizer": _normalizer,
     "PCA": _pca,
-    "RobustScaler": _robust_scaler,
-    "StandardScaler": _standard_scaler,
+    "RobustScaler": _scaler,
+    "StandardScaler": _scaler,
     "TruncatedSVD": _truncated_svd,
 }
 _PREDICTORS: dict[str, Convert] = {

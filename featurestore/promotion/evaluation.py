@@ -1,4 +1,4 @@
-"""How good a promoted model is, on samples that it has seen and on held-out ones apart."""
+"""Measure a promoted model, with separate figures for samples that it has seen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUPS = ("train", "val", "test", UNSEEN)
 
 
 def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]:
-    """Measure a promoted model on labelled samples, on those that it has seen apart.
+    """Measure a promoted model on labelled samples, with separate figures for those it has seen.
 
     The model file records which samples it has seen, by their digests; the splits of ``data`` do
     not matter.
@@ -56,7 +56,7 @@ def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]
         found = f"labels for {data.task}" if data.task else "no labels"
         raise DatasetError(
             f"{model_path} was trained for {metadata['task']}, and {data.name} has {found}; "
-            "give data that is labelled alike, or use `featurestore predict`"
+            "give data with such labels, or use `featurestore predict`"
         )
     known = metadata["classes"]
     if known and not set(known) & set(data.classes):
@@ -64,7 +64,7 @@ def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]
             f"{model_path} knows the classes {', '.join(map(str, known[:5]))}, and none of them "
             f"is a label in {data.name} ({', '.join(map(str, data.classes[:5]))})"
         )
-    return measure(model, data, read_seen(Path(model_path), metadata), known)
+    return measure(model, data, read_seen(model_path), known)
 
 
 def measure(

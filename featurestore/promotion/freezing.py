@@ -1,4 +1,4 @@
-"""Which layers of a fused model are trained, at which rate, and what before them can be stored."""
+"""Which layers of a fused model train, at which rate, and from which stored features."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from featurestore.heads import Head
 
 HEAD = "head"
-# What families call the parts that they repeat, with its number: block5, conv5_block3, stage_2.
+# Names of repeated parts in network families, with a number: block5, conv5_block3, stage_2.
 _BLOCK = re.compile(
     r".*(?:block|stage|stack|layer|cell|group|expanded_conv)s?[_/.]?\d+[a-z]?(?![0-9a-z])", re.I
 )
 
 
 def freeze(fused: Fused, unfrozen: Sequence[str]) -> None:
-    """Freeze the backbone except for some layers; BatchNorm and preprocessing always.
+    """Freeze the backbone except for some layers, and BatchNorm and preprocessing everywhere.
 
-    BatchNorm layers are frozen by ``trainable = False``, because nothing else keeps their
-    statistics: ``fit`` overrides a ``training=False`` at call time.
+    Only ``trainable = False`` keeps the statistics of BatchNorm: ``fit`` overrides a
+    ``training=False`` at call time.
     """
     for layer in fused.model.layers:
         if isinstance(layer, keras.layers.BatchNormalization | keras.layers.Normalization):
@@ -38,7 +38,7 @@ def freeze(fused: Fused, unfrozen: Sequence[str]) -> None:
 
 
 def block(layer: str) -> str:
-    """Return the block that a layer belongs to, by its name; a name without one is its own block.
+    """Return the block of a layer by its name; a layer without one is its own block.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def block(layer: str) -> str:
 
 
 def rates(fused: Fused, options: FineTuning) -> dict[str, float]:
-    """Return the rate of the head and of each block of the backbone that is trained, last first.
+    """Return the learning rates of the head and of each trained block, last block first.
 
     The last block learns at ``learning_rate``, each one before at ``lr_decay`` times the rate of
     the next.
@@ -70,17 +70,16 @@ def rates(fused: Fused, options: FineTuning) -> dict[str, float]:
 
 
 def boundary(fused: Fused, stored: Mapping[str, str]) -> tuple[str, Any] | None:
-    """Find the last tensor that all paths lead through and before which all is frozen.
+    """Find the last tensor that all paths lead through with only frozen layers before it.
 
-    It never changes while the model is tuned, so that it can be read from the store instead of
-    being computed again in every epoch.
+    It does not change during fine-tuning, so that epochs can read it from the store.
 
     Parameters
     ----------
     fused : Fused
-        With all layers frozen that are not to be trained.
+        After :func:`freeze`.
     stored : mapping of str to str
-        The layer ref that stores what a layer gives, by the layer's name.
+        The layer ref of a layer's output, by the layer's name.
 
     Returns
     -------
@@ -100,7 +99,7 @@ def boundary(fused: Fused, stored: Mapping[str, str]) -> tuple[str, Any] | None:
 
 
 def stored_refs(head: Head, backbone: Backbone) -> dict[str, str]:
-    """Return the layer ref that stores what a layer of the fused model gives, by its name."""
+    """Return the layer refs of the outputs that are worth storing, by layer name."""
     names = set(backbone.layer_names)
     refs = {
         info.name: info.name

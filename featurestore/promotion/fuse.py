@@ -1,9 +1,10 @@
-"""One plain Keras model out of a backbone's layers and a fitted head's."""
+"""Fuse a backbone and a fitted head into one plain Keras model."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -12,11 +13,7 @@ from featurestore.backbone import LayerRef
 from featurestore.backbone.copying import clone_onto
 from featurestore.errors import PromotionError
 from featurestore.heads.network import logits_model
-from featurestore.promotion.convert import (
-    probabilities_tensor,
-    require_convertible,
-    scores_tensor,
-)
+from featurestore.promotion.convert import as_layers, conversions
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -33,10 +30,10 @@ class Fused:
         From uint8 RGB images (batch, height, width, channel=3) to class probabilities
         (batch, class), or to the predicted value (batch, 1) of a regressor.
     features : str
-        Name of the layer or operation in ``model`` that gives the features, (batch, …).
+        Name of the layer or operation of ``model`` whose output is the features, (batch, …).
     scores : str
-        Name of the layer in ``model`` that gives what the cached head decides by: logits,
-        decision values, or predicted values, (batch, class).
+        Name of the layer of ``model`` whose output is the scores, (batch, class): logits,
+        decision values, or predicted values.
     backbone_layers : tuple of str
         Names of the layers and operations in ``model`` that come from the backbone, its
         preprocessing included, in order.
@@ -49,7 +46,7 @@ class Fused:
 
 
 def fuse(head: Head, backbone: Backbone) -> Fused:
-    """Build the promoted model, without changing the head or the backbone.
+    """Build the promoted model from copies of the head's and the backbone's layers.
 
     Parameters
     ----------
@@ -67,27 +64,28 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     PromotionError
         If the head has no Keras form, or the backbone is not the one of its features.
     """
-    ref = check_origin(head, backbone)
-    if head.kind == "sklearn":
-        require_convertible(head.estimator)
+    ref = LayerRef.parse(head.key.ref)
+    if backbone.prefix_digest(ref.layer) != head.key.prefix_digest:
+        raise PromotionError(
+            f"{head.id} was fitted on features of another model: {head.key.model} up to "
+            f"{ref.layer}, as stored, and {backbone.name} differ in weights, graph or "
+            "preprocessing; build the backbone as it was for `featurestore extract`"
+        )
     base = backbone.cut(ref)
+    x = base.outputs[0]
     names = tuple(operation.name for operation in base.operations)
     prefix = _free_prefix(names)
-    x = base.outputs[0]
+    softmax = f"{prefix}probabilities" if "probabilities" in names else "probabilities"
     if head.kind == "sklearn":
-        scores = scores_tensor(head.estimator, _flat(x, prefix), prefix)
+        flat = x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
+        scores, output = as_layers(head.estimator, flat, prefix, softmax)
+    elif head.classes:
+        scores = clone_onto(logits_model(head.estimator), x, prefix)
+        output = keras.layers.Softmax(name=softmax)(scores)
     else:
-        scoring = logits_model(head.estimator) if head.classes else head.estimator
-        scores = clone_onto(scoring, x, prefix)
-    output = scores
-    if head.task == "classification":
-        softmax = f"{prefix}probabilities" if "probabilities" in names else "probabilities"
-        if head.kind == "sklearn":
-            output = probabilities_tensor(head.estimator, scores, prefix, softmax)
-        else:
-            output = keras.layers.Softmax(name=softmax)(scores)
+        scores = output = clone_onto(head.estimator, x, prefix)
     model = keras.Model(base.inputs, output, name="promoted")
-    return Fused(model, _maker(base.outputs[0]), _maker(scores), names)
+    return Fused(model, _maker(x), _maker(scores), names)
 
 
 def _maker(tensor: Any) -> str:
@@ -96,13 +94,9 @@ def _maker(tensor: Any) -> str:
 
 def with_internals(model: keras.Model, fused: Fused) -> keras.Model:
     """Return a fused model, or a copy of one, that gives (features, scores, output)."""
-    inside = [output_of(model, name) for name in (fused.features, fused.scores)]
+    given = {each.name: each.output for each in model.operations}
+    inside = [given[fused.features], given[fused.scores]]
     return keras.Model(model.inputs[0], [*inside, model.outputs[0]])
-
-
-def output_of(model: keras.Model, name: str) -> Any:
-    """Return the tensor that a layer or operation of a model gives."""
-    return next(each.output for each in model.operations if each.name == name)
 
 
 def promotable(head: Head) -> bool:
@@ -110,32 +104,13 @@ def promotable(head: Head) -> bool:
     if head.kind == "keras":
         return True
     try:
-        require_convertible(head.estimator)
+        conversions(head.estimator)
     except PromotionError:
         return False
     return True
 
 
-def check_origin(head: Head, backbone: Backbone) -> LayerRef:
-    """Return the layer ref of a head's features; PromotionError if another backbone made them."""
-    ref = LayerRef.parse(head.key.ref)
-    if backbone.prefix_digest(ref.layer) != head.key.prefix_digest:
-        raise PromotionError(
-            f"{head.id} was fitted on features of another model: {head.key.model} up to "
-            f"{ref.layer}, as stored, and {backbone.name} differ in weights, graph or "
-            "preprocessing; build the backbone as it was for `featurestore extract`"
-        )
-    return ref
-
-
 def _free_prefix(names: Collection[str]) -> str:
-    """Return a prefix for the head's layers that no layer of the backbone begins with."""
-    prefix, count = "head_", 1
-    while any(name.startswith(prefix) for name in names):
-        count += 1
-        prefix = f"head{count}_"
-    return prefix
-
-
-def _flat(x: Any, prefix: str) -> Any:
-    return x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
+    """Return a prefix for the head's layers that no name of the backbone begins with."""
+    candidates = chain(["head_"], (f"head{number}_" for number in count(2)))
+    return next(each for each in candidates if not any(name.startswith(each) for name in names))

@@ -1,4 +1,4 @@
-"""Predictions of promoted models on images of any size, decoded in threads."""
+"""Predict images of any size with a promoted model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import keras
 
 BATCH = 32
-# Decoded while the one before them is computed.
+# Batches decoded while another is computed.
 BATCHES_AHEAD = 2
 
 
@@ -88,28 +88,23 @@ def _read(path: Path, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
 
 
 class Predictor:
-    """A promoted model compiled for inference, with the weights that it has now.
+    """A promoted model compiled for inference, with its current weights.
 
-    Images are resized one by one, by the model's own layer, and predicted in batches: resizing an
-    image of the right size again does not change it.
+    Threads decode images and resize them with the model's own layer, ahead of the batch in work.
+    The model resizes them again, which does not change an image of the right size.
 
     Parameters
     ----------
     model : keras.Model
-        From uint8 RGB images (batch, height, width, channel=3).
-
-    Raises
-    ------
-    InputError
-        If the model has no resizing layer, and so was not promoted here.
+        Promoted: takes uint8 RGB images (batch, height, width, channel=3).
     """
 
     def __init__(self, model: keras.Model) -> None:
-        layer = _resizing(model)
-        self.resize = compiled_resize(layer)
+        resizing = model.get_layer("resizing")
+        self.resize = compiled_resize(resizing)
         self._columns = model.output_shape[-1]
         self._forward = compiled(
-            lambda images: [model(images, training=False)], (layer.height, layer.width, 3)
+            lambda images: [model(images, training=False)], (resizing.height, resizing.width, 3)
         )
 
     def __call__(self, read: Callable[[Any, Any], np.ndarray], items: Any) -> np.ndarray:
@@ -134,15 +129,3 @@ class Predictor:
             while batch := list(islice(images, BATCH)):
                 parts.append(self._forward(np.stack(batch))[0])
         return np.concatenate(parts)
-
-
-def _resizing(model: keras.Model) -> keras.layers.Resizing:
-    import keras
-
-    layers = [each for each in model.layers if each.name == "resizing"]
-    if not layers or not isinstance(layers[0], keras.layers.Resizing):
-        raise InputError(
-            f"model {model.name!r} has no layer 'resizing', and so was not promoted from a head; "
-            "make one with `featurestore promote HEAD -o MODEL.keras`"
-        )
-    return layers[0]

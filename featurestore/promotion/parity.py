@@ -1,15 +1,14 @@
-"""When two predictors are the same: the arithmetic of the proof.
+"""How far two equal predictors may differ: the tolerances of the proof.
 
-A fused model is the predictor that its cached head is if both halves agree:
+A fused model equals its cached head if both halves agree:
 
-- the fused network computes from an image the features that are stored for it, up to rounding to
-  the stored type and the order of sums (:class:`FeatureCheck`);
-- the fused head computes from these features what the cached head computes from the same ones, up
-  to float32 arithmetic (:func:`head_tolerance`).
+- the fused network computes the stored features from the images, up to rounding to the stored type
+  and the order of sums (:class:`FeatureCheck`);
+- the fused head and the cached head compute the same from equal features, up to float32 arithmetic
+  (:func:`head_tolerance`).
 
-The effect of rounding on the scores is then measured instead of bounded: the cached head on stored
-rows against the cached head on computed ones. Nothing is assumed about how rounding errors
-correlate.
+The effect of rounding on the scores is measured instead of bounded: the cached head on stored rows
+against the cached head on computed ones. Nothing is assumed about how rounding errors correlate.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from featurestore.errors import ParityError
 # differ. Measured on MobileNet, MobileNetV2 and ResNet50 at float32: 1e-6 in the mean over
 # features, 1e-5 in the worst percent.
 ARITHMETIC = {"float64": 2.0**-17, "float32": 2.0**-17, "float16": 2.0**-7, "bfloat16": 2.0**-5}
-# A feature that is next to zero is allowed this share of what the others are.
+# Features next to zero may differ by this share of what the others may.
 SPILL = 1 / 8
-# Networks that amplify rounding may differ by this many times what moving the last bit of each
-# layer's result does to their features.
+# Networks that amplify rounding may differ by this many times the effect of moving the last bit of
+# each layer's result.
 ROUNDINGS = 8.0
 # Error of summing in another order in float32, relative to the terms, and to the result. A
 # flattened layer of 65,536 features, centred by its bias, reached a quarter of it.
 SUM = 2.0**-17
 LAST_SUM = 2.0**-18
-# Share of the rows that rounding may decide; with more, the cached metrics say too little about the
-# model. A few ties in a hundred are usual, and most of them come out the same.
+# Share of the rows that rounding may decide; with more, the cached metrics do not describe the
+# model. A few ties in a hundred are usual.
 MOST_TIES = 1 / 10
 # Share of the range of predicted values by which rounding may move one.
 MOST_MOVED = 1 / 20
@@ -61,8 +60,7 @@ class Parity:
     agreement : float
         Fraction of the samples with the same class; 1 for regression.
     ties : int
-        Samples whose two best classes are closer than twice the tolerance, so that rounding
-        decides between them.
+        Samples whose two best classes are closer than twice the tolerance: rounding decides.
     """
 
     rows: int
@@ -73,24 +71,13 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether the scores agree, and the classes agree except on a few ties."""
-        differ = round((1 - self.agreement) * self.rows)
-        return self.max_abs_diff <= self.tolerance and differ <= self.ties <= most_ties(self.rows)
+        """Whether the scores agree, and so the classes, except on a few ties."""
+        few = max(1, int(self.rows * MOST_TIES))
+        return self.max_abs_diff <= self.tolerance and self.ties <= few
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parity as JSON values."""
         return asdict(self)
-
-
-def most_ties(rows: int) -> int:
-    """Return how many of ``rows`` may be ties: one in ten, at least one.
-
-    Examples
-    --------
-    >>> most_ties(128), most_ties(8)
-    (12, 1)
-    """
-    return max(1, int(rows * MOST_TIES))
 
 
 class FeatureCheck:
@@ -101,9 +88,9 @@ class FeatureCheck:
     stored : numpy.ndarray of float32, (row, …)
         Stored rows.
     dtype : numpy.dtype
-        The type they are stored in.
+        Their stored type.
     precision : str
-        The types that they were computed in, joined by ``+``.
+        The types of the forward pass, joined by ``+``.
     plain, rounded : numpy.ndarray of float32, (some row, …)
         Features of a few images, without and with the last bit of each layer's result moved: they
         show how strongly this network amplifies rounding.
@@ -128,7 +115,7 @@ class FeatureCheck:
         self.relative = max(relative, ROUNDINGS * float(moved.max(initial=0)))
 
     def require(self, features: np.ndarray, rows: np.ndarray, what: str) -> None:
-        """Raise ParityError if computed features are not the stored ones."""
+        """Raise ParityError if computed features differ from the stored ones."""
         excess = float(self._ratio(features, self.stored[rows]).max())
         if not excess <= 1:
             raise ParityError(
@@ -139,7 +126,7 @@ class FeatureCheck:
             )
 
     def require_distinct(self) -> None:
-        """Raise ParityError if most rows would pass for their neighbours: the check cannot fail."""
+        """Raise ParityError if most rows pass for their neighbours, so that the check is void."""
         rows = len(self.stored)
         other = np.roll(self.stored, 1, axis=0)
         same = self._ratio(other, self.stored).reshape(rows, -1).max(axis=1) <= 1
@@ -155,7 +142,7 @@ class FeatureCheck:
         half = np.spacing(np.abs(stored).astype(self.dtype)).astype(np.float32) / 2
         allowed = half + np.float32(self.relative) * self._size
         apart = np.abs(np.asarray(features, np.float32) - stored)
-        # If the whole layer is zero in all rows, nothing is allowed.
+        # If the whole layer is zero in all rows, no difference is allowed.
         return np.where(apart > 0, apart / np.maximum(allowed, np.finfo("f4").tiny), 0)
 
 
@@ -177,8 +164,7 @@ def head_tolerance(scores: Scores, features: np.ndarray) -> float:
     base = scores(features)
     step = 2.0**-12
     signs = np.random.default_rng(0).integers(0, 2, features.shape, np.int8) * 2 - 1
-    # Of one sign: terms that add up until a bias cancels them. Of random signs: terms that cancel
-    # each other.
+    # One sign: terms add up until a bias cancels them. Random signs: terms cancel each other.
     moved = sum(
         float(np.abs(scores(features * (1 + np.float32(step) * change)) - base).max())
         for change in (np.int8(1), signs)
@@ -218,19 +204,19 @@ def require(parity: Parity, measured: np.ndarray, dtype: np.dtype, what: str) ->
             f"agree on {parity.agreement:.1%} of {parity.rows} rows; nothing was trained or saved. "
             "Check the stored rows with `featurestore verify`"
         )
-    values = measured.shape[1] == 1
-    reach = max(np.ptp(measured) * MOST_MOVED, 4 * LAST_SUM * np.abs(measured).max())
-    if not parity.holds or (values and parity.tolerance > reach):
-        decided = (
-            f"moves the values by {parity.tolerance:.3g}, and they range over "
-            f"{np.ptp(measured):.3g}"
-            if values
-            else f"decides the class of {parity.ties} of {parity.rows} rows"
-        )
-        raise ParityError(
-            f"cannot prove a promotion: rounding the features to {dtype} {decided}, so that the "
-            f"model would not be what was measured; {_remedy(dtype)}"
-        )
+    if measured.shape[1] == 1:
+        spread = np.ptp(measured)
+        if parity.tolerance <= max(spread * MOST_MOVED, 4 * LAST_SUM * np.abs(measured).max()):
+            return
+        moves = f"moves the values by {parity.tolerance:.3g}, and they range over {spread:.3g}"
+    elif parity.holds:
+        return
+    else:
+        moves = f"decides the class of {parity.ties} of {parity.rows} rows"
+    raise ParityError(
+        f"cannot prove a promotion: rounding the features to {dtype} {moves}, so that the "
+        f"model would not be what was measured; {_remedy(dtype)}"
+    )
 
 
 def _remedy(dtype: np.dtype) -> str:

@@ -1,4 +1,4 @@
-"""The proof: the fused model, given image files, against the cached head, given stored rows."""
+"""Prove that a fused model on image files equals the cached head on stored rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from featurestore.backbone.forward import exact
 from featurestore.errors import ParityError
 from featurestore.promotion.events import OnEvent, Proved
 from featurestore.promotion.fuse import Fused, with_internals
-from featurestore.promotion.parity import (
-    FeatureCheck,
-    Parity,
-    compare,
-    head_tolerance,
-    require,
-)
+from featurestore.promotion.parity import FeatureCheck, Parity, compare, head_tolerance, require
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
 
@@ -29,15 +23,15 @@ if TYPE_CHECKING:
     from featurestore.store import FeatureGroup
 
 PROOF_ROWS = 128
-# The rows come from this many blocks: a block in the place of another shows, and little is read.
+# The rows come from this many blocks: swapped blocks show, and little is read.
 PROOF_BLOCKS = 16
-# Very wide layers are compared on fewer rows, which fit this many bytes.
+# Rows of wide layers are limited to this many bytes.
 PROOF_BYTES = 2**28
-# Rows that the plain layers compute, also with the last bit of each layer's result moved.
+# Rows for measuring how strongly the network amplifies rounding.
 ROUNDED_ROWS = 8
-# Rows that the model is also called on, in one batch.
+# Rows in the batch that the model is also called on.
 CALLED_ROWS = 32
-# If all its sigmoids underflow, scikit-learn calls the classes equally likely.
+# Below this, all sigmoids underflow, and scikit-learn gives all classes the same probability.
 UNDERFLOW = -80.0
 
 
@@ -49,24 +43,24 @@ def prove(
     metadata: dict[str, Any],
     on_event: OnEvent,
 ) -> Parity:
-    """Prove that a fused model is the predictor that its head is; then that its file is.
+    """Prove that a fused model, and its saved file, predict what the cached head predicts.
 
-    Whole images of their own sizes are predicted one by one, as a user would. The model is also
-    called on a batch of them, as export and nesting do. The saved file, loaded by Keras, goes
-    through both again. No weight may move.
+    Images are predicted one by one, in their own sizes, as a user would. The model is also called
+    on a batch, as export and nesting do. Then the file is saved, loaded by Keras, and compared in
+    both ways. No weight may change.
 
     Parameters
     ----------
     head : Head
         Blocks of its features that were never extracted are left out.
     backbone : Backbone
-        The model that they were extracted by.
+        The model that its features come from.
     fused : Fused
         The head on its backbone, before anything is trained.
     data : Dataset
         The samples of the features, with their images.
     metadata : dict
-        What the file holds beside the model.
+        Saved in the file beside the model.
     on_event : callable
         Receives :class:`Proved` for the model and for its file.
 
@@ -78,7 +72,9 @@ def prove(
     Raises
     ------
     ParityError
-        If they disagree, if a weight moves, or if rounding decides too much for a proof.
+        If they disagree, if a weight changes, or if rounding decides too much for a proof.
+    IncompleteFeaturesError
+        If no block of the features exists.
     """
     group = head.store.features.get(head.key)
     rows = proof_rows(group)
@@ -95,7 +91,6 @@ def prove(
     def both_ways(model: keras.Model, index: np.ndarray, what: str) -> Parity:
         traced = with_internals(model, fused)
         with exact():
-            # As a user would: whole images of their own sizes, one by one, by Keras itself.
             found = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows[index]]
             called = [np.asarray(each) for each in traced(images)]
         outputs = [np.concatenate(parts) for parts in zip(*found, strict=True)]
@@ -120,13 +115,7 @@ def prove(
 
 
 def proof_rows(group: FeatureGroup) -> np.ndarray:
-    """Return the rows that are compared, from blocks that exist.
-
-    Raises
-    ------
-    IncompleteFeaturesError
-        If there are none.
-    """
+    """Return the rows to compare, from blocks that exist."""
     missing = group.missing()
     stored = np.setdiff1d(np.arange(group.blocks), missing)
     if not len(stored):

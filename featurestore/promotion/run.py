@@ -1,9 +1,10 @@
-"""Promotion: fuse, prove, fine-tune, and save what was proven."""
+"""Promote a head: fuse, prove, fine-tune, save."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import keras
 from featurestore.backbone import unfrozen
 from featurestore.backbone.copying import seeded
 from featurestore.backbone.naming import RESERVED
-from featurestore.errors import FeatureStoreWarning, NotFoundError, PromotionError
+from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
 from featurestore.heads.stale import stale
 from featurestore.promotion.evaluation import measure
 from featurestore.promotion.events import OnEvent
@@ -21,8 +22,9 @@ from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
-from featurestore.promotion.saved import find_seen, save_model, weights_digest
+from featurestore.promotion.saved import read_seen, save_model, weights_digest
 from featurestore.promotion.seen import Seen
+from featurestore.promotion.tune import tune
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -46,9 +48,9 @@ class Promotion:
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
-        Metrics on each held-out split before and after fine-tuning, with ``used_for``: validation
-        rows chose head and epoch (``selection``), test rows nothing. Equal if nothing was
-        trained, or no epoch was better.
+        Metrics on each held-out split before and after fine-tuning. ``used_for`` says what its
+        rows were used for: validation rows for the ``selection`` of head and epoch, test rows for
+        ``nothing``. Equal if nothing was trained, or no epoch was better.
     history : list of dict
         Loss and metrics of each epoch.
     fine_tuning : dict
@@ -56,7 +58,7 @@ class Promotion:
         accuracy before the first epoch), ``kept_epoch`` and ``verdict``, the outcome in one
         line. Empty if nothing was trained.
     metadata : dict
-        What :meth:`save` writes beside the model: classes, task, lineage.
+        Written beside the model by :meth:`save`: classes, task, lineage.
     seen : Seen
         The samples that the model was trained and selected on.
     """
@@ -74,8 +76,8 @@ class Promotion:
     def save(self, path: str | Path) -> None:
         """Write the model, as it is now, with its metadata as one ``.keras`` file.
 
-        If it was trained further since promotion, the file says so, and the figures of its former
-        weights are left out.
+        If it was trained further since promotion, the file records this, and leaves out the figures
+        of its former weights.
 
         Raises
         ------
@@ -83,14 +85,11 @@ class Promotion:
             If the path does not end in ``.keras`` or cannot be written to.
         """
         further = weights_digest(self.model) != self._weights
-        metadata = {**self.metadata, "trained_further": further}
+        metadata = self.metadata
         if not further:
-            metadata |= {
-                "before": _without_confusion(self.before),
-                "after": _without_confusion(self.after),
-                "parity": self.parity.to_dict(),
-                "fine_tuning": self.fine_tuning,
-            }
+            metadata = {**metadata, **self.report}
+            metadata["before"] = _without_confusion(self.before)
+            metadata["after"] = _without_confusion(self.after)
         seen = replace(self.seen, complete=self.seen.complete and not further)
         save_model(self.model, path, metadata, seen)
 
@@ -123,7 +122,7 @@ def promote(
     on_event: OnEvent | None = None,
     **options: Any,
 ) -> Promotion:
-    """Fuse a head onto its backbone, prove that they are one predictor, and fine-tune end to end.
+    """Fuse a head onto its backbone, prove that the model predicts the same, and fine-tune it.
 
     Parameters
     ----------
@@ -134,12 +133,11 @@ def promote(
     data : Dataset
         The samples that the head was fitted on, with their images.
     selected_on : collection of str
-        Splits by whose rows the head was chosen among others, so that figures on them say so.
+        Splits whose rows chose the head among others; their figures then say so.
     on_event : callable, optional
         Receives :class:`Proved`, :class:`TuningStarted` and :class:`TuningEpochEnded`.
     **options
-        Of fine-tuning, see :class:`FineTuning`: ``unfreeze``, ``epochs``, ``learning_rate``,
-        ``lr_decay``, ``patience``, ``keep_tuned``, ``batch_size`` and ``seed``.
+        Fields of :class:`FineTuning`, such as ``unfreeze`` and ``epochs``.
 
     Returns
     -------
@@ -172,7 +170,7 @@ def promote(
     seen = _seen(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)
     on_event = on_event or (lambda event: None)
-    # Seeds new layers and dropout; the process's own generator is left as it was.
+    # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
         fused = fuse(head, backbone)
         unfrozen_layers = _unfrozen_layers(fused, tuning.unfreeze)
@@ -188,11 +186,8 @@ def promote(
         history: list[dict[str, float]] = []
         record: dict[str, Any] = {}
         if tuning.passes:
-            # It imports extraction, which the other steps do without.
-            from featurestore.promotion.tune import tune
-
-            tuned, record = tune(head, backbone, fused, data, unfrozen_layers, tuning, on_event)
-            history = tuned.history
+            tuned = tune(head, backbone, fused, data, unfrozen_layers, tuning, on_event)
+            history, record = tuned.history, tuned.record
             after = measures() if tuned.kept_epoch else before
         # A new model around the same layers leaves the optimizer behind.
         model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
@@ -248,8 +243,11 @@ def _seen(
     # Fine-tuning chooses the epoch by the validation rows.
     chosen_by = {*selected_on, "val"} if tuning.passes else selected_on
     datasets = [fitted_on, data] if tuning.passes else [fitted_on]
-    file = backbone.spec.get("path")
-    return Seen.by(datasets, chosen_by, find_seen(Path(file)) if file else None)
+    earlier = None
+    if "path" in backbone.spec:
+        with suppress(InputError):  # not a promoted model
+            earlier = read_seen(backbone.spec["path"])
+    return Seen.by(datasets, chosen_by, earlier)
 
 
 def _warn_if_stale(head: Head) -> None:

@@ -1,7 +1,6 @@
 """Promoted models as files: plain ``.keras`` archives with two more members.
 
-``keras.models.load_model`` ignores them. They hold what a Keras model has no place for:
-``featurestore.json`` the class names, the task, and where the head came from; and
+Keras ignores them. ``featurestore.json`` holds the class names, the task and the lineage;
 ``featurestore-samples.bin`` the digests of the samples that the model has seen.
 """
 
@@ -30,7 +29,7 @@ SAMPLES = "featurestore-samples.bin"
 
 
 class Metadata(BaseModel):
-    """What ``featurestore.json`` must hold for the model to be used; the lineage is free."""
+    """The fields of ``featurestore.json`` that a model is used by; others are kept as they are."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -49,7 +48,7 @@ class Metadata(BaseModel):
 def save_model(
     model: keras.Model, path: str | Path, metadata: dict[str, Any], seen: Seen | None = None
 ) -> None:
-    """Write a model and its metadata as one file, whole or not at all.
+    """Write a model and its metadata as one file, atomically.
 
     Parameters
     ----------
@@ -66,7 +65,7 @@ def save_model(
     ------
     InputError
         If the path does not end in ``.keras``, its folder does not exist, or it cannot be
-        written to. A file that was there before is left as it was.
+        written to. A former file of that name is then unchanged.
     """
     path = check_target(path)
     try:
@@ -124,14 +123,14 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     InputError
         If there is no such file, or it is not a promoted model.
     """
-    path = Path(path)
     metadata = read_metadata(path)
     try:
         model = sources.load_model(path)
     except InputError as error:
         raise InputError(f"cannot load {path} as a Keras model: {error}") from error
     expected = (None, None, None, 3), (None, len(metadata["classes"]) or 1)
-    if (model.input_shape, model.output_shape) != expected:
+    resizes = any(layer.name == "resizing" for layer in model.layers)
+    if (model.input_shape, model.output_shape) != expected or not resizes:
         raise InputError(
             f"{path} maps {model.input_shape} to {model.output_shape}; expected a promoted model, "
             f"which by its {MEMBER} maps images {expected[0]} to {expected[1]}; promote the head "
@@ -140,8 +139,15 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     return model, metadata
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a promoted model without loading Keras."""
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Read the metadata of a promoted model without loading Keras.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is not a promoted model.
+    """
+    path = Path(path)
     if not path.is_file():
         known = [str(each) for each in path.parent.glob("*.keras")] if path.parent.is_dir() else []
         raise InputError(f"no model file {str(path)!r}; {nearest(str(path), known)}")
@@ -155,29 +161,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def find_seen(path: Path) -> Seen | None:
-    """Read which samples a model file has seen; None if it is not a promoted model."""
-    try:
-        return read_seen(path, read_metadata(path))
-    except InputError:
-        return None
-
-
-def read_seen(path: Path, metadata: dict[str, Any]) -> Seen:
+def read_seen(path: str | Path) -> Seen:
     """Read which samples a promoted model was trained and selected on.
-
-    Parameters
-    ----------
-    path : Path
-        A file that :func:`save_model` wrote.
-    metadata : dict
-        What :func:`read_metadata` returned.
 
     Raises
     ------
     InputError
-        If the file does not record it.
+        If the file is not a promoted model, or does not record it.
     """
+    metadata = read_metadata(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return Seen.from_bytes(archive.read(SAMPLES), metadata["samples"])

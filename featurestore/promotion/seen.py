@@ -1,4 +1,4 @@
-"""Which samples a model has seen: only figures on the others say how good it is on new images."""
+"""Which samples a model has seen: only figures on others describe it on new images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 ID_BYTES = 8
 SAMPLE = np.dtype([("id", ">u8"), ("split", "u1")])
 UNSEEN = "unseen"
-# What the rows of a split were used for.
-TRAINING, SELECTION, NOTHING, UNKNOWN = "training", "selection", "nothing", "unknown"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +31,7 @@ class Seen:
     selected_on : tuple of str
         Splits whose rows chose the head or the epoch.
     complete : bool
-        False if the model was trained further, on samples that are not known.
+        False if the model was trained further, on unknown samples.
     """
 
     samples: np.ndarray
@@ -96,13 +94,13 @@ class Seen:
         {"training", "selection", "nothing", "unknown"}
         """
         if split == "train":
-            return TRAINING
+            return "training"
         if split in self.selected_on:
-            return SELECTION
-        return NOTHING if self.complete else UNKNOWN
+            return "selection"
+        return "nothing" if self.complete else "unknown"
 
     def fields(self) -> dict[str, Any]:
-        """Return what a model's metadata says of the samples, as JSON values."""
+        """Return the other attributes as JSON values, for the model's metadata."""
         return {"selected_on": list(self.selected_on), "complete": self.complete}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: BatchNorm at rest, a rate for each block, the best epoch kept."""
+"""Fine-tune end to end: frozen BatchNorm, a learning rate for each block, the best epoch kept."""
 
 from __future__ import annotations
 
@@ -30,37 +30,54 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tuned:
-    """The outcome of fine-tuning.
+    """The course and outcome of fine-tuning.
 
     Attributes
     ----------
-    history : list of dict
-        Loss and metrics of each epoch.
+    options : FineTuning
+    rates : dict of str to float
+        Learning rates of the head and of each block.
     start : dict of str to float
         ``val_loss`` (and ``val_accuracy``) before the first epoch; empty without validation rows.
+    history : list of dict
+        Loss and metrics of each epoch.
     kept_epoch : int
         The epoch whose weights the model has, from 1; 0 if none was better than the start.
     """
 
-    history: list[dict[str, float]] = field(default_factory=list)
+    options: FineTuning
+    rates: dict[str, float]
     start: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
     kept_epoch: int = 0
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """See :attr:`Promotion.fine_tuning`."""
+        return {
+            **self.options.model_dump(),
+            "epochs": self.options.passes,
+            "rates": self.rates,
+            "start": self.start,
+            "kept_epoch": self.kept_epoch,
+            "verdict": self.verdict,
+        }
+
     def worse(self, epoch: int) -> bool:
-        """Whether the model was better on the validation rows before the first epoch."""
+        """Whether an epoch is worse on the validation rows than the model before the first one."""
         logs = self.history[epoch - 1]
         accuracy = logs.get("val_accuracy", 0.0) < self.start.get("val_accuracy", 0.0)
         return accuracy or not logs["val_loss"] < self.start["val_loss"]
 
     @property
     def verdict(self) -> str:
-        """The outcome in one line, compared with the model before fine-tuning."""
+        """The outcome in one line."""
         ran, kept = len(self.history), self.kept_epoch
         if not self.start:
             return (
                 f"kept epoch {kept} of {ran}, the last: there are no validation rows to choose an "
-                "epoch by, or to see whether fine-tuning made the model worse; split some off "
-                "with `featurestore scan --val 0.2`"
+                "epoch by, or to show whether fine-tuning made the model worse; add some with "
+                "`featurestore scan --val 0.2`"
             )
         losses = [each["val_loss"] for each in self.history]
         least = min((each for each in losses if not math.isnan(each)), default=losses[0])
@@ -87,8 +104,12 @@ def tune(
     unfrozen: Sequence[str],
     options: FineTuning,
     on_event: OnEvent,
-) -> tuple[Tuned, dict[str, Any]]:
-    """Fine-tune a fused model in place, from stored features where they save work.
+) -> Tuned:
+    """Fine-tune a fused model in place, from stored features if they save work.
+
+    The best epoch is kept: the one with the lowest validation loss. The model before the first
+    epoch counts as epoch 0, and an epoch with a lower validation accuracy is not a candidate.
+    Without validation rows, the last epoch is kept.
 
     Parameters
     ----------
@@ -106,12 +127,10 @@ def tune(
 
     Returns
     -------
-    tuned : Tuned
-    record : dict
-        See :attr:`Promotion.fine_tuning`.
+    Tuned
     """
     freeze(fused, unfrozen)
-    rates_of = rates(fused, options)
+    tuned = Tuned(options, rates(fused, options), kept_epoch=options.passes)
     found = boundary(fused, stored_refs(head, backbone))
     dataset: Callable[..., keras.utils.PyDataset]
     if found is None:
@@ -122,27 +141,28 @@ def tune(
         dataset = _features(data, backbone, ref, head, on_event).py_dataset
     train = dataset("train", batch_size=options.batch_size, shuffle=True, seed=options.seed)
     validation = dataset("val", batch_size=options.batch_size)
-    on_event(TuningStarted(head.id, rates_of))
-    tuned = fine_tune(
-        model,
-        fused.backbone_layers,
-        rates_of,
-        train,
-        validation if len(validation) else None,
-        options,
-        on_epoch=lambda epoch, logs: on_event(
-            TuningEpochEnded(head.id, epoch, options.passes, logs)
-        ),
+    on_event(TuningStarted(head.id, tuned.rates))
+    classify = head.task == "classification"
+    model.compile(
+        _optimizer(model, fused.backbone_layers, tuned.rates),
+        loss="sparse_categorical_crossentropy" if classify else "mean_squared_error",
+        metrics=["accuracy"] if classify else [],
+        # XLA is many times slower for depthwise networks on a CPU.
+        jit_compile=False,
     )
-    record = {
-        **options.model_dump(),
-        "epochs": options.passes,
-        "rates": rates_of,
-        "start": tuned.start,
-        "kept_epoch": tuned.kept_epoch,
-        "verdict": tuned.verdict,
-    }
-    return tuned, record
+    if len(validation):
+        logs = model.evaluate(validation, verbose=0, return_dict=True)
+        tuned.start = {f"val_{name}": float(value) for name, value in logs.items()}
+    model.fit(
+        train,
+        validation_data=validation if len(validation) else None,
+        epochs=options.passes,
+        # The batches are in seeded order; Keras would shuffle them again.
+        shuffle=False,
+        verbose=0,
+        callbacks=[_BestEpoch(tuned, head.id, on_event)],
+    )
+    return tuned
 
 
 def _features(
@@ -156,7 +176,7 @@ def _features(
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images of a data set at the size that a backbone takes, as rows to be batched.
+    """Resized images of a data set, as rows for :class:`Batches`.
 
     Parameters
     ----------
@@ -192,64 +212,6 @@ def labelled_images(
     return BatchDataset(batches)
 
 
-def fine_tune(
-    model: keras.Model,
-    backbone_layers: Collection[str],
-    rates_of: Mapping[str, float],
-    train: keras.utils.PyDataset,
-    validation: keras.utils.PyDataset | None,
-    options: FineTuning,
-    *,
-    on_epoch: Callable[[int, dict[str, float]], None],
-) -> Tuned:
-    """Train the unfrozen layers in place, and keep the best epoch.
-
-    The best is the epoch with the lowest validation loss. The model as it was counts as epoch 0,
-    and an epoch with a lower validation accuracy than that is no candidate. Without validation
-    rows, the last epoch is kept.
-
-    Parameters
-    ----------
-    model : keras.Model
-        A fused model, or the part of one after its boundary, frozen except for what is trained.
-    backbone_layers : collection of str
-        Names of the layers that come from the backbone; the others are the head's.
-    rates_of : mapping of str to float
-        From :func:`rates`.
-    train, validation : keras.utils.PyDataset
-        Batches of inputs and targets: codes of classes, or values.
-    options : FineTuning
-    on_epoch : callable
-        Receives the number of the epoch, from 1, and its loss and metrics.
-
-    Returns
-    -------
-    Tuned
-    """
-    classify = model.output_shape[-1] > 1
-    model.compile(
-        _optimizer(model, backbone_layers, rates_of),
-        loss="sparse_categorical_crossentropy" if classify else "mean_squared_error",
-        metrics=["accuracy"] if classify else [],
-        # XLA is many times slower for depthwise networks on a CPU.
-        jit_compile=False,
-    )
-    tuned = Tuned(kept_epoch=options.passes)
-    if validation is not None:
-        logs = model.evaluate(validation, verbose=0, return_dict=True)
-        tuned.start = {f"val_{name}": float(value) for name, value in logs.items()}
-    model.fit(
-        train,
-        validation_data=validation,
-        epochs=options.passes,
-        # The batches are in seeded order; Keras would shuffle them again.
-        shuffle=False,
-        verbose=0,
-        callbacks=[_BestEpoch(tuned, options, on_epoch)],
-    )
-    return tuned
-
-
 def _optimizer(
     model: keras.Model, backbone_layers: Collection[str], rates_of: Mapping[str, float]
 ) -> keras.optimizers.Optimizer:
@@ -263,26 +225,21 @@ def _optimizer(
 
 
 class _BestEpoch(keras.callbacks.Callback):
-    """Records epochs and restores the best one; Keras' own callbacks know no epoch 0."""
+    """Record epochs and restore the best one; callbacks of Keras have no epoch 0."""
 
-    def __init__(
-        self,
-        tuned: Tuned,
-        options: FineTuning,
-        on_epoch: Callable[[int, dict[str, float]], None],
-    ) -> None:
+    def __init__(self, tuned: Tuned, head: str, on_event: OnEvent) -> None:
         super().__init__()
-        self._tuned, self._options, self._on_epoch = tuned, options, on_epoch
+        self._tuned, self._head, self._on_event = tuned, head, on_event
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self._tuned.start:
             self._tuned.kept_epoch, self._best = 0, self._values()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        tuned, options = self._tuned, self._options
+        tuned, options = self._tuned, self._tuned.options
         found = {name: float(value) for name, value in (logs or {}).items()}
         tuned.history.append(found)
-        self._on_epoch(epoch + 1, found)
+        self._on_event(TuningEpochEnded(self._head, epoch + 1, options.passes, found))
         if not tuned.start:
             return
         kept = tuned.kept_epoch
@@ -299,7 +256,7 @@ class _BestEpoch(keras.callbacks.Callback):
                 weight.assign(value)
 
     def _weights(self) -> list[Any]:
-        # Those of the other layers do not move.
+        # The weights of other layers do not change.
         layers = [each for each in self.model.layers if each.trainable_variables]
         return [weight for layer in layers for weight in layer.weights]
 

@@ -8,76 +8,46 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from sklearn import discriminant_analysis, ensemble, linear_model, neighbors, svm
+from sklearn import discriminant_analysis, ensemble, linear_model, svm
 from sklearn.base import clone
 from sklearn.decomposition import PCA, IncrementalPCA, KernelPCA, TruncatedSVD
 from sklearn.feature_selection import RFE, SelectKBest, SelectPercentile, VarianceThreshold
 from sklearn.model_selection import GridSearchCV
-from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
     Normalizer,
-    PowerTransformer,
     RobustScaler,
     StandardScaler,
 )
 
 from featurestore.errors import PromotionError
 from featurestore.heads.head import _decision
-from featurestore.promotion.convert import (
-    probabilities_tensor,
-    require_convertible,
-    scores_tensor,
-)
+from featurestore.promotion.convert import as_layers, conversions
 
 ROWS, WIDTH = 90, 7
 
 CLASSIFIERS = [
     linear_model.LogisticRegression(max_iter=40),
-    linear_model.LogisticRegression(solver="saga", l1_ratio=1, max_iter=40),
-    linear_model.LogisticRegressionCV(
-        Cs=3, cv=2, l1_ratios=(0,), use_legacy_attributes=False, max_iter=40
-    ),
     linear_model.RidgeClassifier(fit_intercept=False),
-    linear_model.RidgeClassifierCV(),
-    linear_model.SGDClassifier(random_state=0),
     linear_model.SGDClassifier(loss="log_loss", average=True, random_state=0),
     linear_model.Perceptron(random_state=0),
     svm.LinearSVC(random_state=0),
     discriminant_analysis.LinearDiscriminantAnalysis(),
-    discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"),
-    *(
-        MLPClassifier((6, 4), activation=activation, max_iter=20, random_state=0)
-        for activation in ("identity", "logistic", "tanh", "relu")
-    ),
+    MLPClassifier((6, 4), activation="tanh", max_iter=20, random_state=0),
+    MLPClassifier((5,), activation="logistic", max_iter=20, random_state=0),
     MLPClassifier((), max_iter=20, random_state=0),
 ]
 REGRESSORS = [
-    linear_model.LinearRegression(),
-    linear_model.LinearRegression(fit_intercept=False, positive=True),
-    linear_model.Ridge(),
+    linear_model.LinearRegression(fit_intercept=False),
     linear_model.RidgeCV(),
-    linear_model.Lasso(0.01),
     linear_model.LassoCV(cv=2),
-    linear_model.LassoLars(0.01),
-    linear_model.LassoLarsIC(),
-    linear_model.ElasticNet(0.01),
-    linear_model.ElasticNetCV(cv=2),
-    linear_model.Lars(),
-    linear_model.OrthogonalMatchingPursuit(),
-    linear_model.OrthogonalMatchingPursuitCV(cv=2),
-    linear_model.BayesianRidge(),
-    linear_model.ARDRegression(),
     linear_model.HuberRegressor(),
-    linear_model.TheilSenRegressor(random_state=0, max_subpopulation=200),
-    linear_model.QuantileRegressor(alpha=0.01),
     linear_model.SGDRegressor(random_state=0),
     svm.LinearSVR(random_state=0),
     MLPRegressor(hidden_layer_sizes=(6,), max_iter=40, random_state=0),
-    MLPRegressor(hidden_layer_sizes=(6,), activation="tanh", max_iter=40, random_state=0),
 ]
 TRANSFORMERS = [
     StandardScaler(),
@@ -119,12 +89,10 @@ def rows() -> np.ndarray:
     return x.astype(np.float16).astype(np.float32)
 
 
-def convert(estimator: Any, rows: np.ndarray, classes: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores of the Keras form, and its probabilities (scores again without classes)."""
+def convert(estimator: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores and the output of the Keras form."""
     x = keras.Input(rows.shape[1:])
-    scores = scores_tensor(estimator, x)
-    likely = probabilities_tensor(estimator, scores, "head_", "likely") if classes else scores
-    found = keras.Model(x, [scores, likely])(rows)
+    found = keras.Model(x, as_layers(estimator, x, "head_", "likely"))(rows)
     return keras.ops.convert_to_numpy(found[0]), keras.ops.convert_to_numpy(found[1])
 
 
@@ -139,7 +107,7 @@ def check_classifier(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> No
     expected = np.asarray(_decision(fitted, rows), np.float64)
     if expected.ndim == 1:
         expected = np.stack([np.zeros(len(rows)), expected], axis=1)
-    scores, likely = convert(fitted, rows, len(fitted.classes_))
+    scores, likely = convert(fitted, rows)
     size = np.abs(expected).max()
     assert np.abs(scores - expected).max() <= 1e-4 * size, name_of(estimator)
     margin = np.sort(expected, axis=1)
@@ -154,14 +122,9 @@ def check_classifier(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> No
         assert error.max() < 1e-4, name_of(estimator)
 
 
-@pytest.mark.parametrize("kind", ["two", "three", "numbered"])
-def test_classifiers(rows: np.ndarray, kind: str) -> None:
-    codes = (rows[:, 0] + rows[:, 3] > 3).astype(int) + (rows[:, 4] > 2)
-    labels = {
-        "two": np.array(["no", "yes"])[np.minimum(codes, 1)],
-        "three": np.array(["ant", "bee", "cat"])[codes],
-        "numbered": np.array([30, 10, 20])[codes],
-    }[kind]
+@pytest.mark.parametrize("names", [["no", "yes", "yes"], [30, 10, 20]], ids=["two", "three"])
+def test_classifiers(rows: np.ndarray, names: list[Any]) -> None:
+    labels = np.array(names)[(rows[:, 0] + rows[:, 3] > 3).astype(int) + (rows[:, 4] > 2)]
     for estimator in CLASSIFIERS:
         check_classifier(estimator, rows, labels)
 
@@ -182,11 +145,8 @@ def test_regressors(rows: np.ndarray) -> None:
 def test_steps_before_the_last(rows: np.ndarray) -> None:
     labels = np.array(["ant", "bee", "cat"])[np.arange(ROWS) % 3]
     for transformer in TRANSFORMERS:
-        for predictor in (
-            linear_model.LogisticRegression(C=10, max_iter=15),
-            MLPClassifier((5,), max_iter=5, random_state=0),
-        ):
-            check_classifier(make_pipeline(transformer, predictor), rows, labels)
+        predictor = linear_model.LogisticRegression(C=10, max_iter=15)
+        check_classifier(make_pipeline(transformer, predictor), rows, labels)
 
 
 def test_a_search_is_its_best_pipeline(rows: np.ndarray) -> None:
@@ -216,7 +176,7 @@ def test_many_features_make_no_large_model(tmp_path: Any) -> None:
     )
     fitted = fit(head, rows, labels)
     x = keras.Input(rows.shape[1:])
-    model = keras.Model(x, scores_tensor(fitted, x))
+    model = keras.Model(x, as_layers(fitted, x, "head_", "likely")[0])
     scaler_and_selections = 3 * 2 * 20_000
     assert model.count_params() == scaler_and_selections + 3 * 20_000 + 3
     model.save(tmp_path / "model.keras")
@@ -229,22 +189,19 @@ def test_many_features_make_no_large_model(tmp_path: Any) -> None:
 
 def test_a_copy_with_the_same_weights_is_the_same_head(rows: np.ndarray) -> None:
     """No layer computes with anything but its weights, which ``set_weights`` carries."""
-    for transformer in TRANSFORMERS:
-        labels = np.array(["ant", "bee", "cat"])[np.arange(ROWS) % 3]
-        fitted = fit(make_pipeline(transformer, svm.LinearSVC(random_state=0)), rows, labels)
-        x = keras.Input(rows.shape[1:])
-        model = keras.Model(x, scores_tensor(fitted, x))
-        expected = model.predict_on_batch(rows)
-        rebuilt = keras.Model.from_config(model.get_config())
-        for copy in (keras.models.clone_model(model), rebuilt):
-            copy.set_weights(model.get_weights())
-            assert np.array_equal(copy.predict_on_batch(rows), expected), name_of(transformer)
+    steps = (RobustScaler(), SelectKBest(k=4), Normalizer(), PCA(3, whiten=True))
+    fitted = fit(make_pipeline(*steps, LOGISTIC), rows, np.arange(ROWS) % 3)
+    x = keras.Input(rows.shape[1:])
+    model = keras.Model(x, as_layers(fitted, x, "head_", "likely")[1])
+    copy = keras.Model.from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    assert np.array_equal(copy.predict_on_batch(rows), model.predict_on_batch(rows))
 
 
 def test_without_probabilities_the_softmax_of_the_decision_values(rows: np.ndarray) -> None:
     fitted = fit(svm.LinearSVC(random_state=0), rows, np.arange(ROWS) % 3)
     powers = np.exp(fitted.decision_function(rows))
-    likely = convert(fitted, rows, 3)[1]
+    likely = convert(fitted, rows)[1]
     assert np.allclose(likely, powers / powers.sum(axis=1, keepdims=True), atol=1e-5)
 
 
@@ -253,7 +210,7 @@ def test_features_far_from_zero(rows: np.ndarray) -> None:
     far = (rows + 1000).astype(np.float32)
     labels = (rows[:, 0] > 0.5).astype(int)
     fitted = fit(make_pipeline(StandardScaler(), LOGISTIC), far, labels)
-    scores = convert(fitted, far, 2)[0]
+    scores = convert(fitted, far)[0]
     expected = fitted.decision_function(far)
     assert np.abs(scores[:, 1] - expected).max() < 1e-2 * np.ptp(expected)
 
@@ -264,36 +221,15 @@ class Outside(linear_model.LogisticRegression):
 
 REFUSED: list[tuple[Any, str, str]] = [
     (ensemble.RandomForestClassifier(3), "RandomForestClassifier", "linear classifiers"),
-    (neighbors.KNeighborsClassifier(), "KNeighborsClassifier", "MLPClassifier"),
-    (GaussianNB(), "GaussianNB", "featurestore train"),
-    (svm.SVC(), "SVC", "linear-svm"),
     (svm.SVC(kernel="linear"), "SVC", "linear-svm"),
-    (
-        discriminant_analysis.QuadraticDiscriminantAnalysis(reg_param=0.1),
-        "QuadraticDisc",
-        "Keras heads",
-    ),
     (Outside(max_iter=5), "Outside", "what can be"),
-    (make_pipeline(PowerTransformer(), LOGISTIC), "PowerTransformer before another", "scalers"),
     (make_pipeline(KernelPCA(2), LOGISTIC), "KernelPCA before another step", "PCA"),
-    (
-        make_pipeline(StandardScaler(), RFE(linear_model.Perceptron())),
-        "RFE as the last step",
-        "selection",
-    ),
-    (
-        make_pipeline(discriminant_analysis.LinearDiscriminantAnalysis(), LOGISTIC),
-        "LinearDiscriminantAnalysis before another step",
-        "what can be",
-    ),
+    (make_pipeline(PCA(2), RFE(linear_model.Perceptron())), "RFE as the last step", "selection"),
     (make_pipeline(MinMaxScaler(clip=True), LOGISTIC), "MinMaxScaler", "clip=False"),
     (make_pipeline(Normalizer("l1"), LOGISTIC), "Normalizer", "norm='l2'"),
     (linear_model.SGDClassifier(loss="modified_huber"), "SGDClassifier", "'log_loss'"),
     (linear_model.PoissonRegressor(max_iter=1), "PoissonRegressor", "Lasso"),
-    (linear_model.GammaRegressor(max_iter=1), "GammaRegressor", "Lasso"),
-    (linear_model.TweedieRegressor(max_iter=1), "TweedieRegressor", "Lasso"),
     (linear_model.RANSACRegressor(random_state=0), "RANSACRegressor", "Lasso"),
-    (ensemble.HistGradientBoostingRegressor(max_iter=3), "HistGradientBoosting", "Lasso"),
 ]
 
 
@@ -305,20 +241,18 @@ def test_what_has_no_keras_form_is_refused_by_name(
     labels = 1 + rows[:, 0] if regression else np.arange(ROWS) % 3
     fitted = fit(estimator, rows, labels)
     with pytest.raises(PromotionError, match=name) as caught:
-        require_convertible(fitted)
+        conversions(fitted)
     assert way in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(PromotionError):
-        scores_tensor(fitted, keras.Input((WIDTH,)))
 
 
 def test_several_outputs_are_refused(rows: np.ndarray) -> None:
     several = fit(MLPClassifier((3,), max_iter=5), rows, np.eye(3)[np.arange(ROWS) % 3])
     with pytest.raises(PromotionError, match="several labels"):
-        require_convertible(several)
+        conversions(several)
 
 
 def test_a_regressor_of_counts_is_refused(rows: np.ndarray) -> None:
     counts = fit(MLPRegressor("poisson", hidden_layer_sizes=(3,), max_iter=5), rows, rows[:, 0] + 1)
     with pytest.raises(PromotionError, match="squared_error"):
-        require_convertible(counts)
+        conversions(counts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,10 @@ from featurestore.backbone import Backbone
 from featurestore.errors import ImageError, InputError
 from featurestore.features import Features
 from featurestore.heads import fit_head
-from featurestore.promotion import (
-    predict,
-    promote,
-)
+from featurestore.promotion import predict
 from featurestore.promotion.fuse import fuse
-from featurestore.promotion.inference import BATCH, BATCHES_AHEAD, Predictor
+from featurestore.promotion.inference import BATCH, BATCHES_AHEAD, Predictor, _prediction
 from tests.promotion.conftest import pictures
-
-MakeFeatures = Callable[..., Features]
 
 
 def test_predict_images_of_any_size_and_mode(model: Path, tmp_path: Path) -> None:
@@ -48,44 +42,34 @@ def test_predict_images_of_any_size_and_mode(model: Path, tmp_path: Path) -> Non
         assert list(each.probabilities) == ["ant", "bee", "cat"]
         assert sum(each.probabilities.values()) == pytest.approx(1, abs=1e-5)
         assert each.label == max(each.probabilities, key=each.probabilities.__getitem__)
-    # The same image anew, and alone, is the same prediction.
+    # The same image alone is the same prediction.
     assert predict(model, files[:1])[0].probabilities == pytest.approx(
         found[0].probabilities, abs=1e-6
     )
     assert predict(model, []) == []
 
 
-def test_predict_values_and_numbered_classes(
-    values_model: Path, make_features: MakeFeatures, backbone: Backbone, tmp_path: Path
-) -> None:
+def test_predict_values(values_model: Path, tmp_path: Path) -> None:
     Image.fromarray(pictures(1, 3)[0]).save(tmp_path / "one.png")
-    found = predict(values_model, [tmp_path / "one.png"])[0]
+    (found,) = predict(values_model, [tmp_path / "one.png"])
     assert isinstance(found.label, float)
     assert found.probabilities == {}
-    features = make_features([30, 10, 20] * 8)
-    promotion = promote(fit_head(features, "ridge"), backbone, data=features.dataset)
-    promotion.save(tmp_path / "numbered.keras")
-    found = predict(tmp_path / "numbered.keras", [tmp_path / "one.png"])[0]
-    assert found.label in (10, 20, 30)
-    assert isinstance(found.label, int)
-    assert list(found.probabilities) == ["10", "20", "30"]
+
+
+def test_numbered_classes_keep_their_type() -> None:
+    found = _prediction("one.png", np.array([0.25, 0.5, 0.25]), [30, 10, 20])
+    assert (found.label, found.probabilities) == (10, {"30": 0.25, "10": 0.5, "20": 0.25})
 
 
 def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
     good = tmp_path / "good.png"
     Image.fromarray(pictures(1, 3)[0]).save(good)
     (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "torn.png").write_bytes(good.read_bytes()[:60])
-    (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "zeros.png").symlink_to("/dev/zero")
     for name, error, says in (
         ("text.png", ImageError, "cannot decode .*text.png"),
-        ("torn.png", ImageError, "cannot decode .*torn.png"),
-        ("folder.png", InputError, "cannot read .*folder.png.*: not a regular file"),
         ("missing.png", InputError, "cannot read .*missing.png.*: no such file"),
         ("pipe.png", InputError, "cannot read .*pipe.png.*: not a regular file"),
-        ("zeros.png", InputError, "cannot read .*zeros.png.*: not a regular file"),
     ):
         with pytest.raises(error, match=says) as caught:
             predict(model, [good, tmp_path / name, good])
@@ -104,15 +88,19 @@ def fused_model(pooled: Features, backbone: Backbone) -> keras.Model:
 
 def test_it_predicts_what_keras_predicts(fused_model: keras.Model, pooled: Features) -> None:
     data = pooled.dataset
-    found = Predictor(fused_model)(data.image, list(range(len(data))))
+    predictor = Predictor(fused_model)
+    found = predictor(data.image, range(len(data)))
     assert found.shape == (45, 3)
     assert found.dtype == np.float32
-    plain = [fused_model.predict_on_batch(data.image(row)[None])[0] for row in range(len(data))]
-    assert np.allclose(found, plain, atol=1e-5)
+    plain = [np.asarray(fused_model(data.image(row)[None]))[0] for row in range(6)]
+    assert np.allclose(found[:6], plain, atol=1e-5)
+    assert predictor(data.image, []).shape == (0, 3)
 
 
-@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos3", "nearest"])
+@pytest.mark.parametrize(
+    ("resize", "interpolation"),
+    [("stretch", "bilinear"), ("crop", "nearest"), ("pad", "lanczos3")],
+)
 def test_resizing_twice_is_resizing_once(resize: str, interpolation: str) -> None:
     backbone = Backbone.pixels(9, resize=resize, interpolation=interpolation)
     cut = backbone.cut("pixels")
@@ -120,10 +108,6 @@ def test_resizing_twice_is_resizing_once(resize: str, interpolation: str) -> Non
     assert np.array_equal(
         Predictor(cut)._forward(backbone.resize(image)[None])[0], cut.predict_on_batch(image[None])
     )
-
-
-def test_nothing_to_predict(fused_model: keras.Model) -> None:
-    assert Predictor(fused_model)(lambda item, then: then(item), []).shape == (0, 3)
 
 
 def test_it_has_the_weights_of_now(fused_model: keras.Model, pooled: Features) -> None:
@@ -172,10 +156,3 @@ def test_one_that_cannot_be_read_ends_it(fused_model: keras.Model) -> None:
 
     with pytest.raises(InputError, match="no such image"):
         Predictor(fused_model)(one, list(range(100)))
-
-
-def test_a_model_from_elsewhere() -> None:
-    x = keras.Input((4,))
-    for layer in (keras.layers.Dense(2), keras.layers.Dense(2, name="resizing")):
-        with pytest.raises(InputError, match="no layer 'resizing'"):
-            Predictor(keras.Model(x, layer(x)))

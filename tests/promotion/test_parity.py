@@ -1,4 +1,4 @@
-"""What the comparison allows: what storage and arithmetic do, and no mistake."""
+"""The tolerances allow what storage and arithmetic do, and no mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from featurestore.promotion.parity import (
     Parity,
     compare,
     head_tolerance,
-    most_ties,
     require,
 )
 
@@ -60,7 +59,7 @@ def check_of(stored: np.ndarray, dtype: str, amplified: float = 0.0) -> FeatureC
 @pytest.mark.parametrize(("make", "dtype"), CASES, ids=NAMES)
 def test_stored_features_pass_and_others_do_not(make: Callable, dtype: str) -> None:
     every = np.arange(ROWS)
-    for seed in range(5):
+    for seed in range(2):
         random = np.random.default_rng(seed)
         true = make(random).astype(np.float32)
         stored = true.astype(dtype).astype(np.float32)
@@ -119,7 +118,7 @@ def in_float32(rows: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.nda
 
 @pytest.mark.parametrize("make", ROWS_OF.values(), ids=ROWS_OF)
 def test_arithmetic_is_allowed_and_a_kernel_off_by_a_hundredth_is_not(make: Callable) -> None:
-    for seed in range(5):
+    for seed in range(2):
         rows = make(np.random.default_rng(seed)).astype("float32")
         # Also where the scores are far from zero: years, not their deviation, are predicted.
         for bias in (0.0, 2000.0):
@@ -150,7 +149,6 @@ def test_more_than_a_few_ties_are_a_refusal() -> None:
     for tolerance, allowed in ((0.001, True), (0.5, False)):
         parity = compare(measured, measured, tolerance)
         assert parity.agreement == 1.0
-        assert (parity.ties <= most_ties(ROWS)) is allowed
         assert parity.holds is allowed
     with pytest.raises(ParityError, match=r"decides the class of \d+ of 128 rows.*float32"):
         require(parity, measured, F16, "it")

@@ -13,9 +13,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import SelectKBest
-from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
-from sklearn.model_selection import GridSearchCV
-from sklearn.neural_network import MLPClassifier
+from sklearn.linear_model import Ridge, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -26,7 +24,6 @@ from featurestore.errors import (
     IncompleteFeaturesError,
     NotFoundError,
     ParityError,
-    PromotionError,
 )
 from featurestore.extraction import extract
 from featurestore.features import Features
@@ -52,21 +49,10 @@ def proven(
     return parity, told
 
 
-SKLEARN = [
-    LogisticRegression(max_iter=50),
-    make_pipeline(
-        StandardScaler(), SelectKBest(k=30), PCA(8, whiten=True), SGDClassifier("log_loss")
-    ),
-    GridSearchCV(make_pipeline(StandardScaler(), MLPClassifier((8,), max_iter=20)), {}, cv=2),
-]
-
-
-@pytest.mark.parametrize("estimator", SKLEARN, ids=["one", "pipeline", "search"])
-def test_from_image_files_to_the_saved_file(
-    maps: Features, backbone: Backbone, estimator: Any
-) -> None:
+def test_from_image_files_to_the_saved_file(maps: Features, backbone: Backbone) -> None:
     """Images of three sizes and three modes, decoded, resized and scaled by the model itself."""
-    head = fit_head(maps, estimator, save=False)
+    steps = (StandardScaler(), SelectKBest(k=30), PCA(8, whiten=True), SGDClassifier("log_loss"))
+    head = fit_head(maps, make_pipeline(*steps), save=False)
     parity, told = proven(head, backbone, maps)
     assert parity.holds
     assert parity.rows == 45
@@ -92,28 +78,24 @@ def test_a_keras_head_whose_softmax_is_nested(maps: Features, backbone: Backbone
     assert proven(head, backbone, maps)[0].holds
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("dtype", "limit"), [("float16", 1e-1), ("float32", 1e-2)])
 def test_two_classes_and_both_types(
-    make_features: MakeFeatures, backbone: Backbone, dtype: str
+    make_features: MakeFeatures, backbone: Backbone, dtype: str, limit: float
 ) -> None:
     features = make_features([0, 1] * 20, dtype=dtype, kinds=2)
-    for name in ("logistic", "linear-svm"):
-        parity = proven(fit_head(features, name, save=False), backbone, features)[0]
-        assert parity.holds
-        assert parity.ties == 0
-        limit = 1e-2 if dtype == "float16" else 1e-3
-        assert parity.tolerance < limit * 10
+    parity = proven(fit_head(features, "linear-svm", save=False), backbone, features)[0]
+    assert parity.holds
+    assert parity.ties == 0
+    assert parity.tolerance < limit
 
 
 def test_values(make_features: MakeFeatures, backbone: Backbone) -> None:
     features = make_features([2000 + number % 3 + number / 50 for number in range(40)])
-    for estimator, params in ((Ridge(), {}), ("dense", {"epochs": 2})):
-        head = fit_head(features, estimator, params, save=False)
-        parity = proven(head, backbone, features)[0]
-        assert parity.holds
-        assert (parity.agreement, parity.ties) == (1.0, 0)
-        # Two classes of colour lie 1 apart: the proof sees far less.
-        assert parity.tolerance < 0.05
+    parity = proven(fit_head(features, Ridge(), save=False), backbone, features)[0]
+    assert parity.holds
+    assert (parity.agreement, parity.ties) == (1.0, 0)
+    # Two classes of colour lie 1 apart: the proof sees far less.
+    assert parity.tolerance < 0.05
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +122,6 @@ def swapped(weights: list[np.ndarray]) -> list[np.ndarray]:
     ("layer", "change"),
     [
         ("head_1_logisticregression", scaled(1.01)),
-        ("head_1_logisticregression", swapped),
         ("block1_conv", scaled(1.005)),
         ("block2_bn", scaled(1.02, place=3)),
         ("block3_conv", swapped),
@@ -152,8 +133,6 @@ def test_a_wrong_weight_anywhere_stops(
     fused = fuse(head, backbone)
     wrong = fused.model.get_layer(layer)
     wrong.set_weights(change(wrong.get_weights()))
-    if hasattr(wrong, "finalize_state"):
-        wrong.finalize_state()
     told: list[Proved] = []
     with pytest.raises(ParityError, match=r"the fused model (disagrees|differs)") as caught:
         told += proven(head, backbone, toys, fused)[1]
@@ -172,35 +151,28 @@ def test_wrong_probabilities_of_right_scores_stop(
         proven(head, backbone, toys, wrong)
 
 
-def reversed_rows(rows: np.ndarray) -> np.ndarray:
-    return rows[::-1]
-
-
-def two_swapped(rows: np.ndarray) -> np.ndarray:
-    rows = rows.copy()
+def two_swapped(rows: np.ndarray) -> None:
     rows[[3, 4]] = rows[[4, 3]]
-    return rows
 
 
-def one_noisy(rows: np.ndarray) -> np.ndarray:
-    rows = rows.copy()
-    rows[5] = rows[5] * np.float16(1.1)
-    return rows
+def one_noisy(rows: np.ndarray) -> None:
+    rows[5] *= np.float16(1.1)
 
 
-@pytest.mark.parametrize("change", [reversed_rows, two_swapped, one_noisy])
 def test_stored_rows_that_are_not_the_images_stop(
-    make_features: MakeFeatures, backbone: Backbone, change: Callable, tmp_path: Any
+    make_features: MakeFeatures, backbone: Backbone
 ) -> None:
     """Blocks that pass their checksum, but hold something else."""
     features = make_features(CLASSES * 8)
-    head = fit_head(features, "logistic")
-    features.group.write_block(0, change(features.group.read_block(0)))
-    events: list[Any] = []
-    with pytest.raises(ParityError, match="featurestore verify"):
-        promote(head, backbone, data=features.dataset, epochs=1, on_event=events.append)
-    assert not events
-    assert not list(tmp_path.iterdir())
+    head, rows = fit_head(features, "logistic"), features.group.read_block(0)
+    for change in (two_swapped, one_noisy):
+        changed = rows.copy()
+        change(changed)
+        features.group.write_block(0, changed)
+        events: list[Any] = []
+        with pytest.raises(ParityError, match="featurestore verify"):
+            promote(head, backbone, data=features.dataset, epochs=1, on_event=events.append)
+        assert not events
 
 
 def test_a_backbone_whose_weights_moved_under_it_stops(
@@ -223,12 +195,11 @@ def test_a_network_of_half_precision(make_features: MakeFeatures) -> None:
     x = keras.layers.Conv2D(8, 3, strides=2, activation="relu", dtype="mixed_float16")(image)
     x = keras.layers.Conv2D(8, 3, activation="relu", dtype="mixed_float16", name="last")(x)
     backbone = Backbone.from_model(keras.Model(image, x), name="half", scaling="unit")
-    for ref in ("last", "last:avg"):
-        features = make_features(CLASSES * 10, ref, model=backbone)
-        head = fit_head(features, "logistic", save=False)
-        promotion = promote(head, backbone, data=features.dataset)
-        assert promotion.parity.holds
-        assert promotion.model.output.dtype == "float32"
+    features = make_features(CLASSES * 10, "last", model=backbone)
+    head = fit_head(features, "logistic", save=False)
+    fused = fuse(head, backbone)
+    assert fused.model.output.dtype == "float32"
+    assert proven(head, backbone, features, fused)[0].holds
 
 
 def test_a_head_that_rounding_decides_is_refused(backbone: Backbone, tmp_path: Path) -> None:
@@ -256,15 +227,13 @@ def attention() -> keras.Model:
     return keras.Model(image, keras.layers.Activation("linear", name="tokens")(x))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_a_network_that_amplifies_rounding(make_features: MakeFeatures, dtype: str) -> None:
+def test_a_network_that_amplifies_rounding(make_features: MakeFeatures) -> None:
     backbone = Backbone.from_model(attention(), name="attention", scaling="tf")
-    features = make_features(CLASSES * 16, "tokens", dtype=dtype, model=backbone)
+    features = make_features(CLASSES * 16, "tokens", dtype="float32", model=backbone)
     assert proven(fit_head(features, "ridge", save=False), backbone, features)[0].holds
 
 
-@pytest.mark.parametrize("name", ["logistic", "ridge"])
-def test_grey_photos_as_float16(name: str, tmp_path: Path) -> None:
+def test_grey_photos_as_float16(tmp_path: Path) -> None:
     """Channels that see equal pixels round alike, so that their errors add up in a score."""
     image = keras.Input((16, 16, 3))
     x = keras.layers.DepthwiseConv2D(5, depth_multiplier=4, activation="relu", name="same")(image)
@@ -275,19 +244,8 @@ def test_grey_photos_as_float16(name: str, tmp_path: Path) -> None:
     grey = [np.repeat(each[..., :1], 3, axis=2) for each in pictures(60, 3)]
     data = Dataset.from_arrays(grey, CLASSES * 20, name="grey", val=0.3)
     features = extract(data, backbone, ["same"], FeatureStore(tmp_path / "store"))["same"]
-    params = {"C": 100} if name == "logistic" else {}
-    assert proven(fit_head(features, name, params, save=False), backbone, features)[0].holds
-
-
-def test_other_samples_are_refused(toys: Features, backbone: Backbone, head: Head) -> None:
-    other = type(toys.dataset).from_arrays(
-        np.zeros((4, 16, 16, 3), np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None],
-        ["ant", "bee", "ant", "bee"],
-        name="others",
-    )
-    with pytest.raises(PromotionError, match="other samples than others holds") as caught:
-        promote(head, backbone, data=other)
-    assert "\n" not in str(caught.value)
+    head = fit_head(features, "logistic", {"C": 100}, save=False)
+    assert proven(head, backbone, features)[0].holds
 
 
 def test_features_that_are_gone(make_features: MakeFeatures, backbone: Backbone) -> None:
@@ -302,11 +260,10 @@ def test_features_that_are_gone(make_features: MakeFeatures, backbone: Backbone)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("count", [1, 3, 127, 128, 129, 1000, 5000])
 @pytest.mark.parametrize(("values", "size"), [(12, 1024), (100_000, 20), (4_000_000, 1)])
-def test_rows_are_taken_from_blocks_spread_over_all(count: int, values: int, size: int) -> None:
-    total = -(-count // size)
-    for there in (np.arange(total), np.arange(0, total, 2)):
+def test_rows_are_taken_from_blocks_spread_over_all(values: int, size: int) -> None:
+    for count in (1, 3, 129, 5000):
+        there = np.arange(0, -(-count // size), 2)
         rows = spread(there, size, (count, values))
         assert np.array_equal(rows, np.unique(rows))
         assert rows[-1] < count
@@ -318,12 +275,16 @@ def test_rows_are_taken_from_blocks_spread_over_all(count: int, values: int, siz
         assert len(blocks) == min(len(there), PROOF_BLOCKS)
 
 
-def test_a_head_on_the_rows_that_exist(make_features: MakeFeatures, backbone: Backbone) -> None:
+def test_a_head_on_the_rows_that_exist(
+    make_features: MakeFeatures, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Blocks are missing: the head was fitted without them, and is proven without them."""
-    features = make_features(CLASSES * 400, "block3_relu", dtype="float32")
-    assert features.group.blocks > 1
+    for place in ("extraction.planning", "store.features"):
+        monkeypatch.setattr(f"featurestore.{place}.block_rows", lambda row_bytes: 16)
+    features = make_features(CLASSES * 10, dtype="float32")
     drop_block(features.group, 1)
-    head = fit_head(features.completed(), "ridge")
+    head = fit_head(features.completed(), "ridge", save=False)
     with pytest.warns(FeatureStoreWarning, match="another state of toys: rows"):
         promotion = promote(head, backbone, data=features.dataset)
     assert promotion.parity.holds
+    assert promotion.parity.rows == 16

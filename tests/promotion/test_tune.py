@@ -1,138 +1,203 @@
-"""Fine-tuning: what moves, how fast, and from where."""
+"""Fine-tuning: what moves, how fast, from where, and which epoch is kept."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
-from keras import layers
 
 from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
-from featurestore.promotion.fine_tuning import FineTuning
-from featurestore.promotion.freezing import boundary, freeze, stored_refs
-from featurestore.promotion.fuse import Fused, fuse
-from featurestore.promotion.run import _unfrozen_layers
-from featurestore.promotion.tune import fine_tune, labelled_images
+from featurestore.promotion import FineTuning, Promotion, TuningEpochEnded, promote
+from featurestore.promotion.fuse import fuse
+from featurestore.promotion.tune import Tuned, labelled_images
 
 MakeFeatures = Callable[..., Features]
 RATE = 1e-3
 
 
-def values(model: keras.Model) -> dict[str, list[np.ndarray]]:
-    return {each.name: [array.copy() for array in each.get_weights()] for each in model.layers}
+def moved(head: Head, backbone: Backbone, promotion: Promotion) -> dict[str, float]:
+    """How far the weights of each layer moved at most; without those that did not."""
+    found = {}
+    for layer in fuse(head, backbone).model.layers:
+        now = promotion.model.get_layer(layer.name).get_weights()
+        pairs = zip(layer.get_weights(), now, strict=True)
+        found[layer.name] = max((float(np.abs(new - old).max()) for old, new in pairs), default=0)
+    return {name: distance for name, distance in found.items() if distance}
 
 
-def moved(before: dict[str, list[np.ndarray]], model: keras.Model) -> dict[str, float]:
-    """Return how far the weights of each layer moved at most."""
-    return {
-        name: max(float(np.abs(old - new).max()) for old, new in zip(arrays, now, strict=True))
-        for name, arrays in before.items()
-        if (now := model.get_layer(name).get_weights())
+@pytest.fixture(scope="module")
+def dropout_head(maps: Features) -> Head:
+    return fit_head(maps, "gap-dense256-dropout", {"epochs": 1, "units": 8})
+
+
+TUNING: dict[str, Any] = {
+    "unfreeze": "block3",
+    "epochs": 2,
+    "learning_rate": RATE,
+    "batch_size": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def tuned(dropout_head: Head, flowers: Dataset, backbone: Backbone) -> tuple[Promotion, list[Any]]:
+    events: list[Any] = []
+    promotion = promote(dropout_head, backbone, data=flowers, on_event=events.append, **TUNING)
+    return promotion, events
+
+
+def test_what_fine_tuning_moves(
+    tuned: tuple[Promotion, list[Any]], dropout_head: Head, backbone: Backbone
+) -> None:
+    """BatchNorm stays as it is bit for bit, statistics and factors, in unfrozen blocks too."""
+    found = moved(dropout_head, backbone, tuned[0])
+    assert set(found) == {"block3_conv", "head_hidden_0", "head_logits"}
+    ratio = max(found["head_hidden_0"], found["head_logits"]) / found["block3_conv"]
+    assert 5 < ratio < 20
+
+
+def test_what_it_reports(tuned: tuple[Promotion, list[Any]], dropout_head: Head) -> None:
+    promotion, events = tuned
+    epochs = [each for each in events if isinstance(each, TuningEpochEnded)]
+    assert [(each.epoch, each.epochs, each.head) for each in epochs] == [
+        (number, 2, dropout_head.id) for number in (1, 2)
+    ]
+    assert [dict(each.logs) for each in epochs] == promotion.history
+    assert set(promotion.history[0]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert promotion.fine_tuning["unfreeze"] == "block3"
+    assert promotion.fine_tuning["rates"] == {"head": 10 * RATE, "block3": RATE}
+    assert not promotion.model.compiled
+
+
+def test_the_seed_decides(
+    tuned: tuple[Promotion, list[Any]], dropout_head: Head, flowers: Dataset, backbone: Backbone
+) -> None:
+    """Order, dropout and all, whatever the process drew before. No global generator moves."""
+    random.seed(1)
+    np.random.seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    again = promote(dropout_head, backbone, data=flowers, **TUNING)
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
+    for old, new in zip(tuned[0].model.get_weights(), again.model.get_weights(), strict=True):
+        assert np.allclose(old, new, atol=1e-6)
+
+
+def test_images_train_at_a_rate_for_each_block(
+    pooled: Features, flowers: Dataset, backbone: Backbone
+) -> None:
+    """With the first layer unfrozen, no stored features save work."""
+    head = fit_head(pooled, "logistic", save=False)
+    options = {"unfreeze": "block1", "epochs": 1, "batch_size": 64, "keep_tuned": True}
+    promotion = promote(head, backbone, data=flowers, learning_rate=RATE, lr_decay=0.5, **options)
+    rates = {"head": 10 * RATE, "block3": RATE, "block2": RATE / 2, "block1": RATE / 4}
+    assert promotion.fine_tuning["rates"] == rates
+    # One batch, so that Adam takes one step: the rate itself.
+    found = moved(head, backbone, promotion)
+    assert {name.partition("_")[0]: pytest.approx(each, rel=0.01) for name, each in found.items()} \
+        == rates  # fmt: skip
+
+
+def test_training_from_the_store_is_training_from_images(
+    make_features: MakeFeatures, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch an epoch, so that the order does not matter: the same weights."""
+    features = make_features(["ant", "bee", "cat"] * 8)
+    data, head = features.dataset, fit_head(features, "logistic", save=False)
+    extract(data, backbone, ["block2_relu"], features.store, dtype="float32")
+    options: dict[str, Any] = {**TUNING, "batch_size": 64, "keep_tuned": True}
+    from_store = promote(head, backbone, data=data, **options)
+    monkeypatch.setattr("featurestore.promotion.tune.boundary", lambda *arguments: None)
+    from_images = promote(head, backbone, data=data, **options)
+    pairs = zip(from_store.model.get_weights(), from_images.model.get_weights(), strict=True)
+    assert all(np.abs(one - other).max() < 0.05 * RATE for one, other in pairs)
+
+
+def test_the_head_alone_trains_on_stored_features(
+    pooled: Features, flowers: Dataset, backbone: Backbone
+) -> None:
+    head = fit_head(pooled, "logistic", save=False)
+    keys = set(pooled.store.features.keys())
+    options = {"epochs": 1, "learning_rate": RATE, "keep_tuned": True}
+    promotion = promote(head, backbone, data=flowers, **options)
+    assert set(pooled.store.features.keys()) == keys
+    assert set(moved(head, backbone, promotion)) == {"head_1_logisticregression"}
+
+
+def test_batches_of_images(flowers: Dataset, backbone: Backbone) -> None:
+    rows = flowers.rows("train", labelled=True)
+    batches = labelled_images(flowers, backbone, "train", batch_size=7)
+    assert len(batches) == -(-len(rows) // 7)
+    images, targets = batches[0]
+    assert images.dtype == np.uint8
+    assert images.shape == (7, 16, 16, 3)
+    assert np.array_equal(targets, flowers.targets[rows[:7]])
+    assert np.array_equal(images[3], backbone.resize(flowers.image(int(rows[3]))))
+
+
+# ------------------------------------------------------------------ the best epoch
+
+
+def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
+    pooled: Features, flowers: Dataset, backbone: Backbone
+) -> None:
+    head = fit_head(pooled, "logistic", save=False)
+    options: dict[str, Any] = {"epochs": 3, "learning_rate": 1.0, "patience": 1}
+    promotion = promote(head, backbone, data=flowers, **options)
+    assert promotion.fine_tuning["kept_epoch"] == 0
+    assert len(promotion.history) == 1
+    assert promotion.fine_tuning["verdict"].startswith("fine-tuning made the model worse: epoch ")
+    assert promotion.after == promotion.before
+    assert not moved(head, backbone, promotion)
+    kept = promote(head, backbone, data=flowers, keep_tuned=True, **options)
+    assert kept.fine_tuning["kept_epoch"] == 1
+    assert kept.fine_tuning["verdict"].endswith("worse, kept because of `keep_tuned`")
+    assert kept.after["val"]["log_loss"] > kept.before["val"]["log_loss"]
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_rest(
+    make_features: MakeFeatures, backbone: Backbone
+) -> None:
+    """A head that learned little gains first, and then learns labels that are wrong."""
+    classes = ["ant", "bee", "cat"]
+    features = make_features([classes[(row + (row % 4 == 0)) % 3] for row in range(48)])
+    head = fit_head(features, "logistic", {"C": 1e-3}, save=False)
+    options = {"learning_rate": 0.01, "batch_size": 8, "epochs": 8, "patience": 1}
+    promotion = promote(head, backbone, data=features.dataset, **options)
+    start, kept = promotion.fine_tuning["start"], promotion.fine_tuning["kept_epoch"]
+    assert 0 < kept == len(promotion.history) - 1 < 7
+    best = promotion.history[kept - 1]
+    assert best["val_loss"] < start["val_loss"]
+    assert best["val_accuracy"] >= start["val_accuracy"]
+    # The model has the weights of that epoch.
+    assert promotion.after["val"]["log_loss"] == pytest.approx(best["val_loss"], rel=0.02)
+
+
+def test_without_validation_rows_the_last_epoch_is_kept_and_the_verdict_says_so(
+    make_features: MakeFeatures, backbone: Backbone
+) -> None:
+    features = make_features(["ant", "bee", "cat"] * 8, val=0.0)
+    head = fit_head(features, "logistic", save=False)
+    promotion = promote(head, backbone, data=features.dataset, epochs=2, patience=1)
+    assert promotion.fine_tuning["kept_epoch"] == len(promotion.history) == 2
+    assert promotion.fine_tuning["start"] == {}
+    assert "no validation rows to choose an epoch by" in promotion.fine_tuning["verdict"]
+    assert "val_loss" not in promotion.history[0]
+    assert {split: each["used_for"] for split, each in promotion.after.items()} == {
+        "train": "training"
     }
 
 
-def ignore(epoch: int, logs: dict[str, float]) -> None:
-    pass
-
-
-# ------------------------------------------------------------------ the two rates
-
-
-def test_both_rates_inside_fit() -> None:
-    """Adam's first step is the rate."""
-    keras.utils.set_random_seed(0)
-    x = keras.Input((4,))
-    model = keras.Model(x, layers.Dense(2, "softmax", name="b")(layers.Dense(5, name="a")(x)))
-    before = values(model)
-    data = np.random.default_rng(0).normal(size=(8, 4)), np.arange(8) % 2
-    options = FineTuning(epochs=1, learning_rate=RATE)
-    rates_of = {"head": 10 * RATE, "a": RATE}
-    fine_tune(model, ["a"], rates_of, Batches([data]), None, options, on_epoch=ignore)
-    found = moved(before, model)
-    assert found["a"] == pytest.approx(RATE, rel=1e-3)
-    assert found["b"] == pytest.approx(10 * RATE, rel=1e-3)
-
-
-class Batches(keras.utils.PyDataset):
-    """Batches that were made before."""
-
-    def __init__(self, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        super().__init__()
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.batches[index]
-
-
-# ------------------------------------------------------------------ batches of images
-
-
-def test_batches_of_images(flowers: Any, backbone: Backbone) -> None:
-    rows = flowers.rows("train", labelled=True)
-    plain = labelled_images(flowers, backbone, "train", batch_size=7)
-    assert len(plain) == -(-len(rows) // 7)
-    images = np.concatenate([plain[index][0] for index in range(len(plain))])
-    targets = np.concatenate([plain[index][1] for index in range(len(plain))])
-    assert images.dtype == np.uint8
-    assert images.shape == (len(rows), 16, 16, 3)
-    assert np.array_equal(targets, flowers.targets[rows])
-    assert np.array_equal(images[3], backbone.resize(flowers.image(int(rows[3]))))
-    shuffled = labelled_images(flowers, backbone, "train", batch_size=100, shuffle=True, seed=1)
-    mixed, codes = shuffled[0]
-    assert sorted(codes) == sorted(targets)
-    assert codes.tolist() != targets.tolist()
-    of_image = {image.tobytes(): code for image, code in zip(images, targets, strict=True)}
-    assert [of_image[image.tobytes()] for image in mixed] == codes.tolist()
-
-
-# ------------------------------------------------------------------ from the store, from images
-
-
-def prepared(head: Head, backbone: Backbone, unfreeze: str) -> tuple[Fused, Any]:
-    fused = fuse(head, backbone)
-    freeze(fused, _unfrozen_layers(fused, unfreeze))
-    found = boundary(fused, stored_refs(head, backbone))
-    assert found is not None
-    return fused, found
-
-
-@pytest.mark.parametrize("estimator", ["logistic", "dense"])
-def test_training_from_the_store_is_training_from_images(
-    flowers: Any, maps: Features, backbone: Backbone, estimator: str
-) -> None:
-    """Same rows, same order, three epochs: the same weights, whichever way the rows came."""
-    head = fit_head(maps, estimator, save=False)
-    rows = flowers.rows("train", labelled=True)
-    options = FineTuning(epochs=3, learning_rate=RATE)
-    rates_of = {"head": 10 * RATE, "block3": RATE}
-
-    from_images, _ = prepared(head, backbone, "block3")
-    before = values(from_images.model)
-    batches = labelled_images(flowers, backbone, "train", batch_size=8)
-    names = from_images.backbone_layers
-    fine_tune(from_images.model, names, rates_of, batches, None, options, on_epoch=ignore)
-
-    from_store, (ref, tensor) = prepared(head, backbone, "block3")
-    stored = extract(flowers, backbone, [ref], maps.store, dtype="float32")[ref]
-    model = keras.Model(tensor, from_store.model.outputs)
-    assert model.get_layer("block3_conv") is from_store.model.get_layer("block3_conv")
-    batches = stored.py_dataset("train", batch_size=8)
-    assert sum(len(batches[index][0]) for index in range(len(batches))) == len(rows)
-    fine_tune(model, names, rates_of, batches, None, options, on_epoch=ignore)
-
-    far = moved(before, from_images.model)
-    apart = moved(values(from_store.model), from_images.model)
-    assert far["block3_conv"] > 5 * RATE
-    for name, distance in far.items():
-        assert apart[name] <= 0.01 * distance + 1e-7, name
-    still = [name for name, distance in far.items() if distance == 0]
-    assert {"block1_conv", "block2_conv", "block2_bn", "block3_bn"} <= set(still)
+def test_a_lower_loss_does_not_make_up_for_wrong_predictions() -> None:
+    tuned = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 1.0, "val_accuracy": 0.9})
+    tuned.history = [{"val_loss": 0.5, "val_accuracy": 0.8}, {"val_loss": 0.5, "val_accuracy": 0.9}]
+    assert tuned.worse(1)
+    assert not tuned.worse(2)
+    values = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 1.0})
+    values.history = [{"val_loss": float("nan")}]
+    assert values.worse(1)

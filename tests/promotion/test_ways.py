@@ -204,10 +204,8 @@ REDUCTIONS = st.sampled_from(["", ":avg", ":max"])
 DTYPES = st.sampled_from(["float16", "float32"])
 
 
-@settings(max_examples=3, deadline=None)
-@given(st.sampled_from(list(SMALL)), st.sampled_from(list(HEADS)), REDUCTIONS, DTYPES)
-def test_small_networks(family: str, head: str, reduction: str, dtype: str) -> None:
-    check(*small(family, reduction, dtype), head)
+def test_a_small_network() -> None:
+    check(*small("augmenting", "", "float16"), "nested")
 
 
 @pytest.mark.slow
