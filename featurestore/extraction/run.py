@@ -195,8 +195,6 @@ def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> No
 def _open(
     layer: LayerPlan, dataset: Dataset, backbone: Backbone, store: FeatureStore, batch_size: int
 ) -> FeatureGroup:
-    import keras
-
     if store.features.has(layer.key):
         return store.features.get(layer.key)
     provenance = {
@@ -204,7 +202,6 @@ def _open(
         "batch_size": batch_size,
         "backbone": backbone.spec,
         "prefix": backbone.prefix_fields(layer.ref.layer),
-        "keras_backend": keras.backend.backend(),
         "versions": versions(),
     }
     group = store.features.create(
