@@ -46,7 +46,7 @@ def run(examples: int, steps: int, **options: Any) -> Counter[str]:
 
 
 def test_any_order_of_steps() -> None:
-    run(30, 20, derandomize=True)
+    run(12, 20, derandomize=True)
 
 
 @pytest.mark.soak
