@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,11 +132,3 @@ def test_evaluate_values(values_model: Path) -> None:
     assert set(found) == {"used_for", "rows", "r2", "rmse"}
     with pytest.raises(DatasetError, match="trained for regression"):
         evaluate(values_model, labelled(["ant", "bee", "cat"] * 4))
-
-
-def test_it_loads_no_extraction() -> None:
-    program = (
-        "import sys; import featurestore.promotion.evaluation; "
-        "sys.exit('featurestore.extraction' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
