@@ -56,10 +56,11 @@ def command_line(source: str, name: str, options: dict[str, Any]) -> str:
     words = ["featurestore", "scan", source]
     if name != default_name(source):
         words += ["--name", name]
-    for key, field in Splits.model_fields.items():
-        value = options.get(key, field.default)
-        if key == "stratify" and value is not None:
-            words.append("--stratify" if value else "--no-stratify")
-        elif value != field.default:
-            words += [f"--{key.replace('_', '-')}", str(value)]
+    splits = {key: value for key, value in options.items() if key in Splits.model_fields}
+    for key, value in Splits.of(splits).model_dump(exclude_defaults=True).items():
+        option = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
     return shlex.join(words)
