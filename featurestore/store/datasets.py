@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError, nearest
 from featurestore.store.documents import Digest, read_json, write_json
-from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, Garbage, Item, NamedShelf
+from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Garbage, Item
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -69,7 +69,7 @@ class DatasetEntry(BaseModel):
         )
 
 
-class DatasetShelf(NamedShelf[DatasetEntry]):
+class DatasetShelf(DocumentShelf[DatasetEntry]):
     """The data sets of a store, by name: `get` returns which manifest is current."""
 
     kind = "dataset"

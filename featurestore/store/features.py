@@ -32,7 +32,7 @@ ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
 class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     """The feature groups of a store.
 
-    Its first item is the metadata above the groups, which Zarr needs to find them.
+    Its first item is the metadata of the Zarr group that holds them, which marks a store.
     """
 
     kind = "features"
@@ -122,7 +122,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             for each in self._files.sizes(group.features.path):
                 self._files.remove(each)
             self._files.fsync(group.features.path)
-            self._make_groups(path)
             *documents, last = group.documents().items()
             for array in (group.sample, group.features):
                 self._make_folder(array.path)
@@ -135,34 +134,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def _lock_metadata(self, path: str) -> AbstractContextManager[bool]:
         return self._files.locks.acquire([f"{path}/{self.marker}"])
 
-    def _make_groups(self, path: str) -> None:
-        """Make the folder of a group, and write the metadata of those above it.
-
-        Zarr v3 finds a group only below groups that have metadata.
-        """
-        with self._files.locks.acquire([self.folder]):
-            self._make_folder(path)
-            for above in _above(path):
-                if not self._files.is_file(f"{above}/{METADATA}"):
-                    write_json(self._files, f"{above}/{METADATA}", group_document({}))
-
     def remove(self, key: FeatureKey) -> int:
         """Remove a feature group; return the bytes freed."""
-        path = self.path(key)
         with self.lock([key]):
-            return self.discard(path) + self.prune([path])
-
-    def prune(self, paths: Iterable[str]) -> int:
-        """Remove the folders above removed groups that are now empty; return the bytes freed."""
-        freed = 0
-        # Locked, so that no group is created below them at this moment.
-        with self._files.locks.acquire([self.folder]):
-            for above in sorted({each for path in paths for each in _above(path)}, reverse=True):
-                if set(self._files.names(above)) <= {METADATA}:
-                    freed += sum(self._files.sizes(f"{above}/{METADATA}").values())
-                    self._files.remove(f"{above}/{METADATA}")
-                    self._files.remove_folder(above)
-        return freed
+            return self.discard(self.path(key))
 
     def lock_blocks(
         self, blocks: Iterable[tuple[FeatureGroup, int]], *, wait: bool = False
@@ -271,23 +246,16 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     # Integrity
 
     def items(self) -> list[Item]:
-        """List the metadata above the groups, then all groups, readable or not."""
+        """List the store's own metadata, then all groups, readable or not."""
         return [Item("store", self.folder, self.folder), *super().items()]
 
     def damaged(self) -> list[Damage]:
         """Return what listings leave out because it cannot be read."""
         return [*self.check(self.items()[0]), *super().damaged()]
 
-    def _documents_above(self) -> dict[str, dict[str, Any]]:
-        """Return the metadata above the groups, as it must be, by path."""
-        above = {each for path in self._stored() for each in _above(path)}
-        return {ROOT: ROOT_DOCUMENT} | {
-            f"{path}/{METADATA}": group_document({}) for path in sorted(above)
-        }
-
     def _check(self, item: Item) -> Iterator[Damage]:
         if item.kind == "store":
-            for path, error in compare_json(self._files, self._documents_above()).items():
+            for path, error in compare_json(self._files, {ROOT: ROOT_DOCUMENT}).items():
                 yield Damage(item.name, path, str(error))
         elif self._exists(item.path):
             group, wrong = self._open(item.path)
@@ -300,9 +268,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def _repair(self, item: Item) -> None:
         if item.kind == "store":
             with self._files.locks.acquire([self.folder]):
-                documents = self._documents_above()
-                for path in compare_json(self._files, documents):
-                    write_json(self._files, path, documents[path])
+                if compare_json(self._files, {ROOT: ROOT_DOCUMENT}):
+                    write_json(self._files, ROOT, ROOT_DOCUMENT)
             return
         with self._files.locks.acquire([item.path], shared=True), self._lock_metadata(item.path):
             group, wrong = self._open(item.path)
@@ -316,12 +283,9 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                     write_json(self._files, path, document)
 
     def _fsync(self, path: str) -> None:
-        if path == self.folder:
-            for each in self._documents_above():
-                self._files.fsync(each.rpartition("/")[0])
-        else:
-            self._files.fsync(f"{path}/{FEATURES}")
-            self._files.fsync(f"{path}/{SAMPLE}")
+        folders = [path] if path == self.folder else [f"{path}/{FEATURES}", f"{path}/{SAMPLE}"]
+        for folder in folders:
+            self._files.fsync(folder)
 
     def _unused(self, path: str, in_use: Collection[str]) -> str | None:
         if self._exists(path):
@@ -333,15 +297,12 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     # Reading
 
-    def _paths(self) -> Iterator[str]:
-        for model in self._files.names(self.folder):
-            for layer in self._files.names(f"{self.folder}/{model}"):
-                for dataset in self._files.names(f"{self.folder}/{model}/{layer}"):
-                    if KeyPath.parse(f"{model}/{layer}/{dataset}") is not None:
-                        yield f"{self.folder}/{model}/{layer}/{dataset}"
+    def _label(self, segment: str) -> str | None:
+        parts = KeyPath.parse(segment)
+        return None if parts is None else str(parts)
 
     def _name(self, path: str) -> str:
-        return str(_parse(path))
+        return self._key(path)
 
     def _read(self, path: str) -> FeatureGroup:
         group, wrong = self._open(path)
@@ -380,12 +341,6 @@ def _parse(path: str) -> KeyPath:
     parts = KeyPath.parse(path.partition("/")[2])
     assert parts is not None
     return parts
-
-
-def _above(path: str) -> tuple[str, str]:
-    """Return the folders between the shelf and a group: of its model, and of its layer."""
-    layer = path.rpartition("/")[0]
-    return layer.rpartition("/")[0], layer
 
 
 def _check_blocks(item: Item, array: BlockArray) -> Iterator[Damage]:

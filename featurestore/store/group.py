@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from featurestore.digests import ROW_BYTES
 from featurestore.errors import DamagedError, IncompleteFeaturesError, StoreFormatError
 from featurestore.store.blocks import METADATA, BlockArray, as_type, dimension_names
-from featurestore.store.key import FeatureKey, KeyPath
+from featurestore.store.key import FeatureKey
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -123,7 +123,7 @@ class FeatureGroup:
                 "away and run `featurestore extract`"
             ) from error
         key = FeatureKey(valid.model, valid.layer, valid.prefix_digest, valid.dataset_digest)
-        if KeyPath.parse(path.partition("/")[2]) != key.short:
+        if path.rpartition("/")[2] != key.path:
             raise DamagedError(f"{where} holds {key}: the folder was moved; move it back")
         layout = valid.features
         shape, dtype = tuple(layout.shape), np.dtype(layout.dtype).newbyteorder("<")

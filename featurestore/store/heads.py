@@ -15,7 +15,7 @@ from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
 from featurestore.store.documents import Digest, read_json, write_json
 from featurestore.store.key import name_of
 from featurestore.store.local import PARTIAL
-from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, Item, NamedShelf
+from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Item
 
 DOCUMENT = "head.json"
 _REMEDY = "fit the head again with `featurestore train`"
@@ -35,7 +35,7 @@ class _Document(BaseModel):
     files: dict[str, _File]
 
 
-class HeadShelf(NamedShelf[dict[str, Any]]):
+class HeadShelf(DocumentShelf[dict[str, Any]]):
     """The fitted heads of a store, by id: `get` returns a head's document."""
 
     kind = "head"

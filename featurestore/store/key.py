@@ -9,7 +9,8 @@ from urllib.parse import quote, unquote
 from featurestore.digests import SHORT, short
 from featurestore.errors import InputError
 
-# A file name may have 255 bytes on every file system in use; temporary files add a suffix.
+# A name may have 255 bytes on every file system in use; temporary files add a suffix.
+LONGEST_NAME = 255
 LONGEST_SEGMENT = 200
 
 # Windows gives these names to devices, whatever the extension.
@@ -71,7 +72,7 @@ def name_of(segment: str) -> str | None:
 
 @dataclass(frozen=True)
 class KeyPath:
-    """The path of a feature group: whole names, short digests.
+    """The name of a feature group's folder: whole names, short digests.
 
     Parameters
     ----------
@@ -89,9 +90,9 @@ class KeyPath:
     dataset: str
 
     @classmethod
-    def parse(cls, path: str) -> KeyPath | None:
-        """Read ``<model>/<layer ref>-<prefix>/<dataset>``; None for a path of another form."""
-        names = [name_of(segment) for segment in path.split("/")]
+    def parse(cls, segment: str) -> KeyPath | None:
+        """Read ``<model>@<layer ref>-<prefix>@<dataset>``; None for a name of another form."""
+        names = [name_of(part) for part in segment.split("@")]
         if len(names) != 3 or None in names:
             return None
         model, layer, dataset = map(str, names)
@@ -101,9 +102,21 @@ class KeyPath:
         return cls(model, parts[1], parts[2], dataset)
 
     def encode(self) -> str:
-        """Return the path, its segments percent-encoded."""
-        layer = encode_segment(f"{self.ref}-{self.prefix}")
-        return f"{encode_segment(self.model)}/{layer}/{self.dataset}"
+        """Return the name, its parts percent-encoded.
+
+        Raises
+        ------
+        InputError
+            If it is too long for a file name.
+        """
+        parts = (self.model, f"{self.ref}-{self.prefix}", self.dataset)
+        segment = "@".join(map(encode_segment, parts))
+        if len(segment) > LONGEST_NAME:
+            raise InputError(
+                f"the names of model {self.model!r} and layer {self.ref!r} are too long: expected "
+                f"at most {LONGEST_NAME} characters once encoded, found {len(segment)}"
+            )
+        return segment
 
     def __str__(self) -> str:
         return f"{self.model}/{self.ref}-{self.prefix}/{self.dataset}"
@@ -130,7 +143,7 @@ class FeatureKey:
     >>> str(key)
     'vgg16/block5_pool:avg-3f3f3f3f3f3f/9c9c9c9c9c9c'
     >>> key.path
-    'vgg16/block5_pool%3Aavg-3f3f3f3f3f3f/9c9c9c9c9c9c'
+    'vgg16@block5_pool%3Aavg-3f3f3f3f3f3f@9c9c9c9c9c9c'
     """
 
     model: str
@@ -145,7 +158,7 @@ class FeatureKey:
 
     @property
     def path(self) -> str:
-        """Path of the group below ``features/``, percent-encoded."""
+        """Name of the group's folder below ``features/``, percent-encoded."""
         return self.short.encode()
 
     def __str__(self) -> str:

@@ -98,8 +98,9 @@ class Garbage:
 class Shelf(ABC, Generic[K, V]):
     """The things of one kind in a store.
 
-    A thing is a folder, which exists for readers once it holds the `marker` file. Keys name things
-    that are readable; items are all things, so that damage is listed too.
+    A thing is a folder below that of the shelf, which exists for readers once it holds the
+    `marker` file. Keys name things that are readable; items are all things, so that damage is
+    listed too.
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ class Shelf(ABC, Generic[K, V]):
 
     @abstractmethod
     def keys(self) -> list[K]:
-        """Keys, sorted by path."""
+        """Keys, sorted."""
 
     def get(self, key: K) -> V:
         """Read what is stored under a key.
@@ -249,17 +250,26 @@ class Shelf(ABC, Generic[K, V]):
 
     # For the shelves
 
-    @abstractmethod
     def _paths(self) -> Iterator[str]:
         """Yield paths that have the form of a thing's, sorted."""
+        for segment in self._files.names(self.folder):
+            if self._label(segment) is not None:
+                yield f"{self.folder}/{segment}"
+
+    def _label(self, segment: str) -> str | None:
+        """Return the name that a folder's name encodes; None for a foreign folder."""
+        return name_of(segment)
+
+    def _key(self, path: str) -> str:
+        return str(self._label(path.partition("/")[2]))
 
     def _stored(self) -> Iterator[str]:
         """Yield the paths of all things, readable or not."""
         return filter(self._exists, self._paths())
 
-    @abstractmethod
     def _name(self, path: str) -> str:
         """Return the name of the item at a path."""
+        return f"{self.folder}/{self._key(path)}"
 
     @abstractmethod
     def _read(self, path: str) -> V:
@@ -320,11 +330,8 @@ class Shelf(ABC, Generic[K, V]):
         }
 
 
-class NamedShelf(Shelf[str, V]):
-    """A shelf whose folders bear the names of the things.
-
-    What its documents refer to is in use: the digests of data sets and manifests in them.
-    """
+class DocumentShelf(Shelf[str, V]):
+    """A shelf of things with a name and a JSON document."""
 
     def path(self, key: str) -> str:
         """Path of a thing in the store, whether it exists or not."""
@@ -335,7 +342,7 @@ class NamedShelf(Shelf[str, V]):
         return sorted(map(self._key, self._stored()))
 
     def references(self) -> set[str]:
-        """Return every digest in the documents on this shelf.
+        """Return every digest in the documents: the data sets and manifests that are in use.
 
         Raises
         ------
@@ -346,14 +353,3 @@ class NamedShelf(Shelf[str, V]):
         if damaged:
             raise DamagedError(f"{damaged[0].reason}; until then gc cannot know what is in use")
         return set(DIGEST.findall(to_json(documents).decode()))
-
-    def _key(self, path: str) -> str:
-        return str(name_of(path.partition("/")[2]))
-
-    def _paths(self) -> Iterator[str]:
-        for folder in self._files.names(self.folder):
-            if name_of(folder) is not None:
-                yield f"{self.folder}/{folder}"
-
-    def _name(self, path: str) -> str:
-        return f"{self.folder}/{self._key(path)}"

@@ -138,7 +138,6 @@ class FeatureStore:
             Bytes freed.
         """
         locks = {each: self._shelf(each.path).lock_name(each) for each in garbage}
-        removed = []
         freed = 0
         with self._files.locks.acquire_free(set(locks.values())) as held:
             # Listed again now that nobody can begin to use it.
@@ -146,8 +145,7 @@ class FeatureStore:
             for each, lock in locks.items():
                 if lock in held and each.path in still:
                     freed += self._shelf(each.path).discard(each.path)
-                    removed += [each.path] if each.kind == "features" else []
-        return freed + self.features.prune(removed)
+        return freed
 
     def _shelf(self, path: str) -> Shelf[Any, Any]:
         folder = path.partition("/")[0]

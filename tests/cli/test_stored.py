@@ -10,7 +10,7 @@ from tests.toys import featurestore, tree
 
 
 def damage(place: Place) -> None:
-    chunk = next(place.store.glob("features/tiny/conv_a-*/*/features/c.0*"))
+    chunk = next(place.store.glob("features/tiny@conv_a-*/features/c.0*"))
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 255
     chunk.write_bytes(data)

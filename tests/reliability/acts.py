@@ -134,10 +134,10 @@ def damage(made: Made, store: FeatureStore) -> None:
     """A block, the row ids, two documents and the manifest, a bit of each."""
     root = Path(store.location)
     for pattern in (
-        "features/*/conv_a-*/*/features/c.2.*",
-        "features/*/gap-*/*/sample/c.0.0",
-        "features/*/conv_a-*/*/zarr.json",
-        "features/*/gap-*/zarr.json",
+        "features/*@conv_a-*/features/c.2.*",
+        "features/*@gap-*/sample/c.0.0",
+        "features/*@conv_a-*/zarr.json",
+        "features/zarr.json",
         "datasets/photos/*.parquet",
     ):
         (path,) = root.glob(pattern)

@@ -146,14 +146,14 @@ class Bench:
         for whole in (
             *store.glob("datasets/photos/*"),
             *store.glob("heads/*/head.json"),
-            *store.glob("features/*/*/*/features/c.0.*"),
+            *store.glob("features/*/features/c.0.*"),
         ):
             whole.with_name(f"{whole.name}.{'0123456789abcdef' * 2}.partial").write_bytes(b"half")
 
     def _damaged(self) -> None:
         self.put("extracted")
-        for pattern in ("conv_a*/*/features/c.*", "pool_a*/*/features/c.*", "pool_a*/*/sample/c.*"):
-            files = sorted(self.place.glob(f"store/features/tiny/{pattern}"))
+        for pattern in ("conv_a*/features/c.*", "pool_a*/features/c.*", "pool_a*/sample/c.*"):
+            files = sorted(self.place.glob(f"store/features/tiny@{pattern}"))
             for each in files[:: max(1, len(files) // 3)]:
                 flip(each)
 

@@ -29,7 +29,7 @@ OTHERS = {"dark": (40, 40, 40), "light": (200, 200, 200)}
 FLIPS = 100
 SOAK_FLIPS = 2500
 # What `repair` restores; for the rest it says what to run.
-REPAIRED = ("block", "row ids", "metadata", "metadata above", "current.json", "manifest")
+REPAIRED = ("block", "row ids", "metadata", "root", "current.json", "manifest")
 NEEDING = ("former manifest", "head")
 
 
@@ -134,7 +134,7 @@ class Kept:
             return "row ids" if self.block(name) is None else "block"
         if place.kind == "dataset" and file != "current.json":
             return "manifest" if self.state(name) is self.state_now(name) else "former manifest"
-        kinds = {"store": "metadata above", "features": "metadata", "dataset": "current.json"}
+        kinds = {"store": "root", "features": "metadata", "dataset": "current.json"}
         return kinds.get(place.kind, "head")
 
     def state_now(self, name: str) -> Dataset:
@@ -149,7 +149,7 @@ class Kept:
     # Reading, as users do.
 
     def ways(self, name: str) -> list[Callable[[], object]]:
-        """The ways to read what a file is for; none for the metadata above the groups."""
+        """The ways to read what a file is for; none for the root."""
         kind, place, store = self.kind(name), self.place(name), self.store
         if kind == "block":
             block, group = self.block(name), store.features.get(self.key(name))
@@ -374,10 +374,9 @@ def test_wrecked_files_are_found_raise_and_are_repaired(kept: Kept, wreck: str) 
         examine(kept, dict(changed.values()))
 
 
-@pytest.mark.parametrize("kind", [*REPAIRED, *NEEDING, "the root"])
+@pytest.mark.parametrize("kind", [*REPAIRED, *NEEDING])
 def test_a_sector_that_cannot_be_read_takes_nothing_else_away(kept: Kept, kind: str) -> None:
-    names = [each for each in kept.files if kept.kind(each) == kind]
-    name = names[0] if names else "features/zarr.json"
+    name = next(each for each in kept.files if kept.kind(each) == kind)
     with failing(errno.EIO, calls=["read"], match=str(kept.path(name))):
         (found,) = kept.damages()
         assert found.path == name
@@ -394,15 +393,15 @@ def test_a_sector_that_cannot_be_read_takes_nothing_else_away(kept: Kept, kind: 
 
 @pytest.mark.parametrize("other", ["block", "features", "data set"])
 def test_a_sound_chunk_in_the_place_of_another_is_found(kept: Kept, other: str) -> None:
-    names = [name for name in kept.files if kept.kind(name) == "block" and "/pool_a-" in name]
+    names = [name for name in kept.files if kept.kind(name) == "block" and "@pool_a-" in name]
     first, *rest = (name for name in names if kept.key(name).dataset_digest == kept.photos)
     if other == "block":
         stray = rest[0]
     elif other == "data set":
         stray = next(name for name in names if kept.key(name).dataset_digest != kept.photos)
     else:
-        first = next(name for name in kept.files if "/pixels%3Amax-" in name and "/c.0" in name)
-        stray = next(name for name in kept.files if "/conv_b%3Aavg-" in name and "/c.0" in name)
+        first = next(name for name in kept.files if "@pixels%3Amax-" in name and "/c.0" in name)
+        stray = next(name for name in kept.files if "@conv_b%3Aavg-" in name and "/c.0" in name)
     examine(kept, {first: kept.files[stray]})
 
 
@@ -460,10 +459,10 @@ def test_without_the_images_all_else_is_repaired(kept: Kept) -> None:
     photos, others = (kept.states[name][0].digest[8:20] for name in ("photos", "others"))
     block, ids, metadata, elsewhere, current, pointer = names = wrecked(
         kept,
-        rf"pool_a-.*/{photos}/features/c\.2",
-        rf"pool_a-.*/{photos}/sample/c",
-        rf"conv_b.*/{photos}/zarr\.json",
-        rf"pool_a-.*/{others}/features/c\.1",
+        rf"pool_a-.*@{photos}/features/c\.2",
+        rf"pool_a-.*@{photos}/sample/c",
+        rf"conv_b.*@{photos}/zarr\.json",
+        rf"pool_a-.*@{others}/features/c\.1",
         rf"datasets/photos/{kept.states['photos'][0].manifest_digest[8:20]}",
         r"datasets/others/current\.json",
     )
@@ -487,8 +486,8 @@ def test_one_image_that_is_gone_leaves_its_block_alone(kept: Kept) -> None:
     assert gone is not None
     lost, found = wrecked(
         kept,
-        rf"pool_a-.*/{photos.digest[8:20]}/features/c\.1",
-        r"pool_a-.*/{}/features/c\.3".replace("{}", photos.digest[8:20]),
+        rf"pool_a-.*@{photos.digest[8:20]}/features/c\.1",
+        r"pool_a-.*@{}/features/c\.3".replace("{}", photos.digest[8:20]),
     )
     with away(Path(gone)):
         needs = needs_after_repair(kept)
@@ -523,7 +522,7 @@ def test_without_the_model_all_else_is_repaired(kept: Kept, what: str) -> None:
 @pytest.mark.parametrize("part", ["zarr", "features/zarr", "sample/zarr", "sample/c", "features/c"])
 def test_damage_is_no_hindrance_to_a_model_that_would_share(kept: Kept, part: str) -> None:
     """Features of a model with the same layers would be copied; what is damaged is computed."""
-    wrecked(kept, rf"pool_a-.*/{kept.photos[8:20]}/{part}")
+    wrecked(kept, rf"pool_a-.*@{kept.photos[8:20]}/{part}")
     twin = Backbone.from_file(kept.network, name="twin")
     photos = kept.states["photos"][0]
     features = extract(photos, twin, ["pool_a"], kept.store, batch_size=8)["pool_a"]
@@ -570,7 +569,7 @@ def test_which_state_was_current_is_never_guessed(kept: Kept) -> None:
 def test_commands_tell_and_repair_what_is_damaged(kept: Kept) -> None:
     store = ("--store", kept.store.location)
     photos = kept.states["photos"][0].digest[8:20]
-    block, head = wrecked(kept, rf"pool_a-.*/{photos}/features/c\.3", r"heads/.*/head\.json")
+    block, head = wrecked(kept, rf"pool_a-.*@{photos}/features/c\.3", r"heads/.*/head\.json")
     found = featurestore("verify", "--json", *store)
     assert found.status == 1
     rows = {row["path"]: row for row in found.json["damaged"]}

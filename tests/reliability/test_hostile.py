@@ -478,8 +478,8 @@ def looked_at(place: Path) -> str:
     return said
 
 
-CONV = "features/toy/conv-*/[0-9a-f]*"
-GAP = "features/toy/gap-*/[0-9a-f]*"
+CONV = "features/toy@conv-*"
+GAP = "features/toy@gap-*"
 ZARR: dict[str, Callable[[Any], Any]] = {
     "more rows than there are atoms": lambda it: it["shape"].__setitem__(0, 10**18),
     "a row of a petabyte": lambda it: (
@@ -612,7 +612,7 @@ def test_data_sets_that_nobody_would_write(
 # ---------------------------------------------------------------- links out of the store
 
 
-@pytest.mark.parametrize("what", [GAP, "features/toy/gap-*", "heads/*", "datasets/*", "datasets"])
+@pytest.mark.parametrize("what", [GAP, "heads/*", "datasets/*", "datasets"])
 def test_a_folder_that_is_a_link_out_of_the_store(
     place: Path, store: FeatureStore, what: str
 ) -> None:

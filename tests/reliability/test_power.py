@@ -247,7 +247,7 @@ def test_blocks_that_vanished_are_computed_again(made: Made, tmp_path: Path) -> 
     store = tmp_path / "store"
     link(made.store, store)
     for name in ("c.1.0.0.0", "c.3.0.0.0"):
-        (path,) = store.glob(f"features/*/conv_a-*/*/features/{name}")
+        (path,) = store.glob(f"features/*@conv_a-*/features/{name}")
         os.unlink(path)
     ACTS["extraction"].do(made, FeatureStore(store))
     assert blocks(store) == blocks(made.store)
