@@ -95,7 +95,9 @@ class FeatureStore:
         """
         if key is not None or variant:
             return [self.features.match(key or "", **variant)]
-        return [item for shelf in self._shelves for item in shelf.items()]
+        items = [item for shelf in self._shelves for item in shelf.items()]
+        # The root first: nothing can be repaired in a store that has lost it.
+        return sorted(items, key=lambda item: item.kind != "store")
 
     def check(self, item: Item) -> list[Damage]:
         """Read every byte of an item against its checksums; return what is damaged.
