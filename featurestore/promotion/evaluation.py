@@ -26,23 +26,23 @@ GROUPS = ("train", "val", "test", UNSEEN)
 def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]:
     """Measure a promoted model on labelled samples, with separate figures for those it has seen.
 
-    The model file records which samples it has seen, by their digests; the splits of ``data`` do
-    not matter.
+    The model file records the digests of the samples it has seen; the splits of ``data`` do not
+    matter.
 
     Parameters
     ----------
     model_path : path-like
         A promoted ``.keras`` file.
     data : Dataset
-        Labelled with the classes that the model knows.
+        Labelled with classes of the model.
 
     Returns
     -------
     dict of str to dict
-        Metrics of each group of samples: ``train``, ``val`` and ``test`` as they were split when
-        the model was made, ``unseen`` for those that were not in its data set. ``used_for`` is
-        what the model used a group for: ``training``, ``selection`` (of the head or the epoch),
-        ``nothing``, or ``unknown`` if the model was trained further after promotion.
+        Metrics of each group of samples: ``train``, ``val`` and ``test`` by the splits that the
+        model was made with, ``unseen`` for samples that were not in its data set. ``used_for`` is
+        the use of a group: ``training``, ``selection`` (of the head or the epoch), ``nothing``, or
+        ``unknown`` if the model was trained further after promotion.
 
     Raises
     ------
@@ -82,13 +82,13 @@ def measure(
     model : keras.Model
         Promoted.
     data : Dataset
-        With labels of the kind that the model predicts.
+        With labels for the task of the model.
     seen : Seen
         The samples that the model was made with.
     classes : sequence
         The class of each column of the model's output; empty for regression.
     held_out : bool
-        Leave out the rows that the model was trained on, unless there are no others.
+        Leave out rows that the model was trained on, unless there are no others.
 
     Returns
     -------

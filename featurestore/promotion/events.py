@@ -11,7 +11,7 @@ from featurestore.promotion.parity import Parity
 
 @dataclass(frozen=True)
 class Proved:
-    """``what`` (the fused model, or its saved file) was proven to be the cached head."""
+    """``what`` (the fused model or its saved file) was proven to predict what the head predicts."""
 
     what: str
     parity: Parity
@@ -19,7 +19,7 @@ class Proved:
 
 @dataclass(frozen=True)
 class TuningStarted:
-    """Fine-tuning starts; ``rates`` are the learning rates of the head and of each block."""
+    """Fine-tuning starts, with the learning rates of the head and of each block."""
 
     head: str
     rates: Mapping[str, float]
@@ -27,7 +27,7 @@ class TuningStarted:
 
 @dataclass(frozen=True)
 class TuningEpochEnded:
-    """An epoch of fine-tuning ended; ``logs`` as Keras reports them."""
+    """An epoch of fine-tuning ended; ``logs`` are those of Keras."""
 
     head: str
     epoch: int

@@ -12,34 +12,34 @@ from pydantic import Field
 from featurestore.settings import Settings
 
 DEFAULT_EPOCHS = 3
-# The head starts near its optimum, but may move faster than weights that took a million images.
+# The head may move faster than weights that were trained on a million images.
 HEAD_FACTOR = 10.0
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class FineTuning(Settings):
-    """How a promoted model is trained end to end; with 0 epochs it is not.
+    """How to train a promoted model end to end; 0 epochs do not train it.
 
     Attributes
     ----------
     unfreeze : str or int, optional
-        Layers of the backbone to train: the first whose name begins so and all after it, or the
-        last so many. By default none: the head alone is trained.
+        Layers of the backbone to train. A name: the first layer whose name begins with it, and all
+        layers after it. A number: the last N layers. By default only the head is trained.
     epochs : int, optional
         Passes over the training rows; by default 3 with ``unfreeze``, else 0.
     learning_rate : float
-        Adam's step for the last block of the backbone; the head's is ten times that.
+        Learning rate of Adam for the last block of the backbone; the head's is ten times that.
     lr_decay : float
-        Factor of the step for each block before the last one, above 0 and at most 1.
+        Factor of the learning rate for each block before the last one, above 0 and at most 1.
     patience : int, optional
-        Stop after so many epochs without a better one. By default all epochs run.
+        Stop after this many epochs without a better one. By default all epochs run.
     keep_tuned : bool
-        Take the best epoch even if the model was better before the first.
+        Keep the best epoch even if the model was better before the first one.
     batch_size : int
         Samples in a training batch.
     seed : int
-        Of the order of the training rows, and of dropout.
+        Seed of the order of the training rows, and of dropout.
     """
 
     unfreeze: int | str | None = None
@@ -53,7 +53,7 @@ class FineTuning(Settings):
 
     @property
     def passes(self) -> int:
-        """Epochs, the default resolved."""
+        """Epochs to run."""
         if self.epochs is not None:
             return self.epochs
         return DEFAULT_EPOCHS if self.unfreeze is not None else 0

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from featurestore.backbone import LayerRef
+from featurestore.backbone import LayerRef, unfrozen
 from featurestore.backbone.graph import flatten
+from featurestore.backbone.naming import RESERVED
 from featurestore.promotion.fine_tuning import HEAD_FACTOR, FineTuning
 from featurestore.promotion.fuse import Fused
 
@@ -24,7 +25,15 @@ _BLOCK = re.compile(
 )
 
 
-def freeze(fused: Fused, unfrozen: Sequence[str]) -> None:
+def unfrozen_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
+    """Return the names of the backbone's layers that ``FineTuning.unfreeze`` selects."""
+    if unfreeze is None:
+        return []
+    names = set(fused.backbone_layers) - set(RESERVED)
+    return unfrozen([each.name for each in fused.model.layers if each.name in names], unfreeze)
+
+
+def freeze(fused: Fused, trained: Sequence[str]) -> None:
     """Freeze the backbone except for some layers, and BatchNorm and preprocessing everywhere.
 
     Only ``trainable = False`` keeps the statistics of BatchNorm: ``fit`` overrides a
@@ -34,7 +43,7 @@ def freeze(fused: Fused, unfrozen: Sequence[str]) -> None:
         if isinstance(layer, keras.layers.BatchNormalization | keras.layers.Normalization):
             layer.trainable = False
         elif layer.name in fused.backbone_layers:
-            layer.trainable = layer.name in unfrozen
+            layer.trainable = layer.name in trained
 
 
 def block(layer: str) -> str:

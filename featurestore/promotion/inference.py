@@ -53,7 +53,7 @@ def predict(model_path: str | Path, images: Sequence[str | Path]) -> list[Predic
     model_path : path-like
         A promoted ``.keras`` file.
     images : sequence of path-like
-        Files of any format and size that a data set takes.
+        Of any format and size that a data set takes.
 
     Returns
     -------

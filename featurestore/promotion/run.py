@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from featurestore.backbone import unfrozen
 from featurestore.backbone.copying import seeded
-from featurestore.backbone.naming import RESERVED
 from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
 from featurestore.heads.stale import stale
 from featurestore.promotion.evaluation import measure
 from featurestore.promotion.events import OnEvent
 from featurestore.promotion.fine_tuning import FineTuning
-from featurestore.promotion.fuse import Fused, fuse
+from featurestore.promotion.freezing import unfrozen_layers
+from featurestore.promotion.fuse import fuse
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
 from featurestore.promotion.saved import read_seen, save_model, weights_digest
@@ -173,7 +172,7 @@ def promote(
     # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
         fused = fuse(head, backbone)
-        unfrozen_layers = _unfrozen_layers(fused, tuning.unfreeze)
+        trained = unfrozen_layers(fused, tuning.unfreeze)
         metadata = _metadata(head, data)
         parity = prove(head, backbone, fused, data, metadata, on_event)
 
@@ -186,7 +185,7 @@ def promote(
         history: list[dict[str, float]] = []
         record: dict[str, Any] = {}
         if tuning.passes:
-            tuned = tune(head, backbone, fused, data, unfrozen_layers, tuning, on_event)
+            tuned = tune(head, backbone, fused, data, trained, tuning, on_event)
             history, record = tuned.history, tuned.record
             after = measures() if tuned.kept_epoch else before
         # A new model around the same layers leaves the optimizer behind.
@@ -198,8 +197,8 @@ def promote(
 def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
     if data.digest != head.key.dataset_digest:
         raise PromotionError(
-            f"{head.id} was fitted on other samples than {data.name} holds now; open the data set "
-            "as it was, or train the head again on the present one with `featurestore train`"
+            f"{head.id} was fitted on other samples than {data.name} holds now; open the former "
+            "data set, or train the head again on this one with `featurestore train`"
         )
     if not tuning.passes:
         return
@@ -208,7 +207,7 @@ def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
         found = f"labels for {data.task}" if data.task else "no labels"
         raise PromotionError(
             f"{head.id} was fitted for {head.task}, and {data.name} has {found}; to fine-tune, "
-            "give the data set that the head was fitted on"
+            "use the data set of the head"
         )
     if list(head.classes) != list(data.classes):
         differ = sorted(set(map(repr, head.classes)) ^ set(map(repr, data.classes)))
@@ -228,7 +227,7 @@ def _seen(
     tuning: FineTuning,
     selected_on: Collection[str],
 ) -> Seen:
-    """Return what the model will have seen: the head's rows, and those of fine-tuning."""
+    """Return the samples that the model sees: the head's rows, and those of fine-tuning."""
     origin = head.lineage["dataset"]
     fitted_on = data
     if data.manifest_digest != origin["manifest_digest"]:
@@ -237,7 +236,7 @@ def _seen(
         except NotFoundError as error:
             raise PromotionError(
                 f"{head.store.location} no longer has data set {origin['name']!r} as {head.id} was "
-                "fitted on it, which says what the model was trained on; give the data set with "
+                "fitted on it, which says what the model was trained on; use the data set with "
                 "those labels and splits, or train the head again with `featurestore train`"
             ) from error
     # Fine-tuning chooses the epoch by the validation rows.
@@ -260,13 +259,6 @@ def _warn_if_stale(head: Head) -> None:
             FeatureStoreWarning,
             stacklevel=3,
         )
-
-
-def _unfrozen_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
-    if unfreeze is None:
-        return []
-    names = set(fused.backbone_layers) - set(RESERVED)
-    return unfrozen([each.name for each in fused.model.layers if each.name in names], unfreeze)
 
 
 def _metadata(head: Head, data: Dataset) -> dict[str, Any]:

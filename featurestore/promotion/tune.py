@@ -101,7 +101,7 @@ def tune(
     backbone: Backbone,
     fused: Fused,
     data: Dataset,
-    unfrozen: Sequence[str],
+    trained: Sequence[str],
     options: FineTuning,
     on_event: OnEvent,
 ) -> Tuned:
@@ -119,7 +119,7 @@ def tune(
         The head on its backbone.
     data : Dataset
         With the labels that the head was fitted for.
-    unfrozen : sequence of str
+    trained : sequence of str
         Names of the backbone's layers to train.
     options : FineTuning
     on_event : callable
@@ -129,7 +129,7 @@ def tune(
     -------
     Tuned
     """
-    freeze(fused, unfrozen)
+    freeze(fused, trained)
     tuned = Tuned(options, rates(fused, options), kept_epoch=options.passes)
     found = boundary(fused, stored_refs(head, backbone))
     dataset: Callable[..., keras.utils.PyDataset]

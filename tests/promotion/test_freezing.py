@@ -19,9 +19,14 @@ from featurestore.backbone import Backbone
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
 from featurestore.promotion.fine_tuning import FineTuning
-from featurestore.promotion.freezing import boundary, freeze, rates, stored_refs
+from featurestore.promotion.freezing import (
+    boundary,
+    freeze,
+    rates,
+    stored_refs,
+    unfrozen_layers,
+)
 from featurestore.promotion.fuse import fuse, with_internals
-from featurestore.promotion.run import _unfrozen_layers
 
 MakeFeatures = Callable[..., Features]
 
@@ -31,7 +36,7 @@ def frozen_until(
 ) -> tuple[list[str], str | None]:
     """Return the layers that train, the head's apart, and the layer ref they train from."""
     fused = fuse(head, backbone)
-    freeze(fused, _unfrozen_layers(fused, unfreeze))
+    freeze(fused, unfrozen_layers(fused, unfreeze))
     found = boundary(fused, stored_refs(head, backbone))
     training = [each.name for each in fused.model.layers if each.trainable_variables]
     return [name for name in training if name in fused.backbone_layers], found and found[0]
