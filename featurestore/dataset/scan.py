@@ -84,7 +84,7 @@ def _scan_one(source: str, known: Verdict | None) -> Verdict:
     started = time.time_ns()
     before = _status(source)
     if known is not None and before is not None and known.stamp == stamp(before):
-        return known
+        return replace(known, stamp=None)  # it is recorded already
     try:
         data = read(source)
     except UnreadableError as error:

@@ -36,7 +36,7 @@ class Verdict:
     reason : str or None
         Why it is not a sample; None if it decodes.
     stamp : str or None
-        State of the file for which this holds; None if it must be read again.
+        State of the file, for a verdict that is to be recorded for it.
     """
 
     digest: str | None
