@@ -115,11 +115,8 @@ def last_operation(model: keras.Model) -> Any:
     from featurestore.backbone.graph import as_functional
 
     functional: Any = as_functional(model)
-    output = functional.outputs[0]
-    for operation in reversed(functional.operations):
-        if operation.output is output:
-            return operation if as_functional(operation) is None else last_operation(operation)
-    raise HeadError(f"the output of model {model.name!r} is its input: there is nothing to train")
+    operation = functional.outputs[0]._keras_history.operation
+    return operation if as_functional(operation) is None else last_operation(operation)
 
 
 def gives_logits(model: keras.Model) -> bool:

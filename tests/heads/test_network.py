@@ -61,7 +61,8 @@ def test_where_models_end() -> None:
     nested = sequential(keras.Input((4,)), layers.Dense(4), inner)
     activation = sequential(keras.Input((4,)), layers.Dense(3), layers.Activation("softmax"))
     X = np.random.default_rng(0).normal(size=(5, 4)).astype("f4")
-    for model in (activation, inner, nested):
+    functional = keras.Model(inputs := keras.Input((4,)), inner(inputs))
+    for model in (activation, inner, nested, keras.Model(inputs, functional(inputs))):
         assert not gives_logits(model)
         logits = logits_model(model)(X).numpy()
         assert np.allclose(softmax(logits), model(X).numpy(), atol=1e-6)
