@@ -145,7 +145,7 @@ def _build(kind: Any, config: dict[str, Any], shape: tuple[int, ...], seed: int)
         model = kind.from_config(copy.deepcopy(config))  # Keras changes what it is given.
         try:
             model(KerasTensor((None, *shape)))
-        except Exception as error:  # whatever a layer raises that does not take the shape
+        except Exception as error:  # layers raise anything
             raise HeadError(
                 f"the model does not take features of shape {shape}; make its keras.Input of that "
                 "shape, or leave it out"

@@ -40,7 +40,7 @@ def dump_sklearn(estimator: Any, name: str) -> bytes:
     try:
         data = skops.io.dumps(estimator)
         types = skops.io.get_untrusted_types(data=data)
-    except Exception as error:  # whatever an object raises that skops cannot describe
+    except Exception as error:  # an object that skops cannot describe may raise anything
         raise HeadError(
             f"head {name!r} cannot be stored without pickle: {one_line(error)}; "
             "use an estimator of scikit-learn's own, or a keras.Model"

@@ -119,5 +119,5 @@ def check_labels(dataset: Dataset) -> None:
         only = str(dataset.classes[int(seen[0])])
         raise HeadError(
             f"the train split of data set {dataset.name!r} has one class, {only!r}; a head "
-            f"needs two to tell apart: add samples, or split again with {scan} --val F --seed N"
+            f"needs at least two: add samples, or split again with {scan} --val F --seed N"
         )

@@ -1,4 +1,4 @@
-"""Events of a pipeline, beside those of its stages."""
+"""Events of a pipeline, in addition to those of its stages."""
 
 from __future__ import annotations
 

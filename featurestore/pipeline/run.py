@@ -117,7 +117,7 @@ class _Run:
             "promotion": promotion,
             "versions": versions(),
         }
-        # A loss that is no number is null in JSON.
+        # A loss that is not finite is null in JSON.
         manifest = json.loads(json.dumps(manifest), parse_constant=lambda name: None)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         _write(folder / MANIFEST, text.encode("utf-8", "backslashreplace"))
@@ -284,7 +284,7 @@ def _reaches(backbone: Backbone, layer: str, unfreeze: str | int) -> bool:
 
 
 def _promoted(folder: Path, digest: str) -> dict[str, Any] | None:
-    """Return what a former run recorded of this promotion, where its model is intact."""
+    """Return what an earlier run recorded of this promotion, if its model is intact."""
     try:
         recorded = json.loads((folder / MANIFEST).read_bytes())["promotion"]
         model = digest_bytes((folder / MODEL).read_bytes())

@@ -1,4 +1,4 @@
-"""A real small store: samples, their manifest, and features that tell the classes apart."""
+"""A small store: samples, their manifest, and features that separate the classes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("keras_seed")
 
 
 def test_a_keras_head_is_the_same_every_time(maps: Features) -> None:
-    """Same seed, same weights, whatever ran before; and no global generator moves."""
+    """The same seed gives the same weights, and global random generators keep their state."""
     random.seed(3)
     np.random.seed(3)
     states = random.getstate(), np.random.get_state()[1].tolist()

@@ -116,7 +116,7 @@ def test_mistakes_are_found_before_any_work(
             {**data(test=0.0), "select": {"split": "test"}},
             "select.split: the test split has no labelled sample to choose heads by; give it",
         ),
-        (data(path="one"), "data.path: .* one class, 'red'; a head needs two to tell apart"),
+        (data(path="one"), "data.path: .* one class, 'red'; a head needs at least two"),
         (
             {**data(path="hues.csv"), "heads": ["knn", "logistic"]},
             "heads.1: head 'logistic' predicts classes, and the labels are numbers",

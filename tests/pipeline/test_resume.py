@@ -1,4 +1,4 @@
-"""Killed in every stage, a pipeline goes on from where it was."""
+"""A pipeline that is killed resumes in the stage that it was in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.toys import Result, build_network, featurestore, take_photos, tree
 def killed(
     commands: Commands, pipeline: Pipeline, event: str, at: int, by: signal.Signals
 ) -> Result:
-    """Run the pipeline by a command that is hit by a signal as soon as it tells of an event."""
+    """Run the pipeline by a command that gets a signal as soon as it emits an event."""
     words = ["run", pipeline.file, "--store", "store", "--runs", "runs"]
     strike = Strike(by, at, event=event)
     return commands.run(pipeline.folder, *words, strike=strike, COLUMNS="80")
