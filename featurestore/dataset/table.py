@@ -139,14 +139,16 @@ def _read(location: str, names: list[str]) -> Any:
         if not _is_csv(location):
             table = parquet.read_table(data)
             table.validate(full=True)
-            return table
-        delimiter = "\t" if _suffix(location) == ".tsv" else ","
-        return csv.read_csv(
-            data,
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-        )
-    except (UnreadableError, pa.ArrowException, OSError) as error:
+        else:
+            delimiter = "\t" if _suffix(location) == ".tsv" else ","
+            table = csv.read_csv(
+                data,
+                parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+            )
+        _ = table.column_names  # pyarrow decodes them only now
+        return table
+    except (UnreadableError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"table {location!r} cannot be read: {one_line(error)}; expected UTF-8 text with a "
             "header line, or Parquet"

@@ -63,6 +63,7 @@ def test_columns(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
         (b"path,label\n", "has no rows"),
         (b"path,label\nimg/0.png\n", "Expected 2 columns, got 1: img/0.png"),
         (b"path,label\nimg/caf\xe9.png,a\n", "invalid UTF8 data; expected UTF-8 text"),
+        (b"path,gr\xf6\xdfe\nimg/0.png,3\n", "can't decode byte 0xf6 in position 2"),
         (b"path;label\nimg/0.png;a\n", "no column 'path'; did you mean 'path;label'?"),
         (b"path,label\n,a\n", "row 1: no path"),
         (b"path,path\na,b\n", "several columns 'path', expected one"),
