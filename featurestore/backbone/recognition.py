@@ -99,7 +99,9 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
         found = f"its first layer {scales[0].name!r} scales, but not clearly from 0 to 255"
     else:
         networks = recognise(first[0].name, graph.by_name) if len(first) == 1 else []
-        if networks:
+        # The Inceptions begin with an unnamed convolution of stride 2; an adapter in front of one
+        # may get its name.
+        if networks and (first[0].name != "conv2d" or first[0].operation.strides == (2, 2)):
             return networks[0].scaling, networks
         found = "the graph does not scale them, and it is not a known keras.applications network"
     raise BackboneError(

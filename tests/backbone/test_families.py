@@ -106,6 +106,7 @@ def test_an_unknown_name_offers_the_nearest():
 
 
 def check_recognition(name):
+    adapter = keras.layers.Conv2D(3, 1)  # before the network's layers, which Keras then renumbers
     constructor = getattr(keras.applications, name)
     model = constructor(weights=None, include_top=False, input_shape=(96, 96, 3))
     want = application(name).scaling
@@ -120,7 +121,7 @@ def check_recognition(name):
     inside = keras.Model(image, model(module.preprocess_input(image)))
     assert shown_scaling(flatten(inside), inside.name) == ("none", [])
     image = keras.Input((96, 96, 3))
-    adapted = keras.Model(image, model(keras.layers.Conv2D(3, 1, name="adapter")(image)))
+    adapted = keras.Model(image, model(adapter(image)))
     with pytest.raises(BackboneError, match=r"--scaling none\|unit\|tf\|torch\|caffe"):
         shown_scaling(flatten(adapted), adapted.name)
 
