@@ -91,22 +91,11 @@ def show_command(key: str, variant: dict[str, Any], store: str, as_json: bool) -
     if as_json:
         print_json(described)
         return
-    rows = _flat(described)
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {printable(str(value))}")
+    import yaml
 
-
-def _flat(value: dict[str, Any], under: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, each in value.items():
-        if isinstance(each, dict):
-            rows += _flat(each, f"{under}{name}.")
-        elif isinstance(each, list):
-            rows.append((f"{under}{name}", ", ".join(str(part) for part in each) or "-"))
-        else:
-            rows.append((f"{under}{name}", "-" if each is None else each))
-    return rows
+    # Lists and the innermost mappings take one line.
+    style: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 10_000}
+    click.echo(yaml.safe_dump(described, allow_unicode=True, **style), nl=False)
 
 
 @click.command("verify")

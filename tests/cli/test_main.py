@@ -195,7 +195,7 @@ def test_a_reader_that_goes_away_is_no_error(place: Place) -> None:
     pipe = f"{sys.executable} -c 'from featurestore.cli import main; main()' show conv_a | head -1"
     done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, check=False)
 
-    assert done.stdout.startswith("key ")
+    assert done.stdout.startswith("key: ")
     assert done.stderr == ""
 
 
