@@ -185,7 +185,7 @@ def test_open_explains_what_it_cannot_take(model, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_colon_in_a_name_is_no_reduction(batch):
+def test_a_colon_in_a_name_is_not_a_reduction(batch):
     image = keras.Input((16, 16, 3))
     x = layers.Conv2D(3, 3, name="a")(layers.Rescaling(1 / 255)(image))
     model = keras.Model(image, layers.ReLU(name="a:avg")(x))

@@ -155,7 +155,7 @@ def on_input(*shape):
         (lambda: on_input(20), "RGB image"),
     ],
 )
-def test_models_that_are_no_backbone(model, message):
+def test_models_that_cannot_be_a_backbone(model, message):
     with pytest.raises(BackboneError, match=message) as caught:
         flatten(model())
     assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ def test_a_ref_survives_being_written_and_read(layer, reduction):
 
 
 @pytest.mark.parametrize("text", ["", ":avg", "block5_pool:", "block5_pool:mean", "a:avg:max"])
-def test_what_is_no_ref_is_refused_with_what_would_be(text):
+def test_an_invalid_ref_is_refused_with_an_example(text):
     with pytest.raises(BackboneError, match="LAYER:avg or LAYER:max"):
         LayerRef.parse(text)
 
@@ -42,7 +42,7 @@ def test_unfreezing_everything():
 
 
 @pytest.mark.parametrize("what", [0, -1, 6, "0", "-2"])
-def test_a_number_of_layers_that_there_are_not(what):
+def test_an_impossible_number_of_layers(what):
     with pytest.raises(BackboneError, match="from 1 to 5"):
         unfrozen(NAMES, what)
 

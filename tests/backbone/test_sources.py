@@ -69,7 +69,7 @@ def test_weights_that_do_not_fit(files, tmp_path):
         )
 
 
-def test_weights_files_that_are_none(files, tmp_path):
+def test_files_without_weights(files, tmp_path):
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "text.txt").write_text("hello")
     for weights, message in [
@@ -84,7 +84,7 @@ def test_weights_files_that_are_none(files, tmp_path):
         )
 
 
-def test_model_files_that_are_none(tmp_path, tiny):
+def test_files_without_a_model(tmp_path, tiny):
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "text.keras").write_text("hello")
     (tmp_path / "model.pt").write_text("hello")
