@@ -137,15 +137,11 @@ class Dataset:
         source = absolute(path)
         name = checked_name(default_name(source) if name is None else name)
         how = Splits.of(splits)
-        columns = {
-            "path_column": path_column,
-            "label_column": label_column,
-            "split_column": split_column,
-        }
+        columns = {"label_column": label_column, "split_column": split_column}
+        columns = {"path_column": path_column, **columns}
         samples = scan_table(source, columns, how, on_event)
-        options = {**how.model_dump(), **columns}
-        options = {key: value for key, value in options.items() if value is not None}
-        return cls(name, source, options, samples)
+        given = {key: value for key, value in columns.items() if value is not None}
+        return cls(name, source, {**how.model_dump(exclude_none=True), **given}, samples)
 
     @classmethod
     def from_arrays(
@@ -298,14 +294,9 @@ class Dataset:
     @cached_property
     def manifest_digest(self) -> str:
         """Digest of samples, labels, splits and groups; paths do not matter."""
-        return digest_fields(
-            {
-                "samples": self.samples.digests,
-                "labels": self.samples.labels,
-                "splits": self.samples.splits,
-                "groups": self.samples.groups,
-            }
-        )
+        samples = self.samples
+        fields = {"labels": samples.labels, "splits": samples.splits, "groups": samples.groups}
+        return digest_fields({"samples": samples.digests, **fields})
 
     @cached_property
     def sample_ids(self) -> np.ndarray:
@@ -334,11 +325,6 @@ class Dataset:
         if self.source is None:
             return None
         return command_line(self.source, self.name, self.options)
-
-    @property
-    def moved(self) -> str | None:
-        """If the folder or table is gone, how to record its new place; otherwise None."""
-        return self.source and moved(self.source, self.name, self.options)
 
     def __len__(self) -> int:
         return len(self.sample_digests)
@@ -386,8 +372,8 @@ class Dataset:
 
     def _remedy(self) -> str:
         # Heads work again after a scan of the folder's new place: it finds the same samples.
-        again = f"put it back, or scan again and fit heads again: {self.scan_command}"
-        return self.moved or again
+        gone = moved(str(self.source), self.name, self.options)
+        return gone or f"put it back, or scan again and fit heads again: {self.scan_command}"
 
     def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
         """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
@@ -419,11 +405,6 @@ class Dataset:
             ``targets``: for a regression, for each split its rows, minimum, mean and maximum;
             ``unlabelled``: rows without label; ``problem_counts`` by kind, and ``problems``.
         """
-        return {
-            "dataset": self.name,
-            "source": self.source,
-            "digest": self.digest,
-            "manifest_digest": self.manifest_digest,
-            "rows": len(self),
-            **summarize(self.samples),
-        }
+        digests = {"digest": self.digest, "manifest_digest": self.manifest_digest}
+        whole = {"dataset": self.name, "source": self.source, **digests, "rows": len(self)}
+        return {**whole, **summarize(self.samples)}
