@@ -88,7 +88,7 @@ class Arena:
 
     def blocks(self, *layers: str, data: str = "photos") -> dict[str, str]:
         """The blocks of some layers in that store."""
-        folders = [f"/{encode_segment(layer)}-" for layer in layers]
+        folders = [f"@{encode_segment(layer)}-" for layer in layers]
         return {
             path: digest
             for path, digest in blocks(self.alone(data)).items()
