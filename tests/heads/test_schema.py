@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from featurestore.errors import DamagedError, FeatureStoreWarning
+from featurestore.features import Features
+from featurestore.heads import fit_head, list_heads
+from featurestore.heads.schema import validate
+from featurestore.store.heads import HeadShelf
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"kind": "pickle"}, "'kind': Input should be 'sklearn' or 'keras'"),
+        ({"metrics": {"val": {"accuracy": "best"}}}, "'metrics.val.accuracy'"),
+        ({"lineage": None}, "'lineage'"),
+    ],
+)
+def test_an_invalid_document_is_damaged_and_left_out_of_listings(
+    three: Features, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], says: str
+) -> None:
+    head = fit_head(three, "ridge")
+    document = three.store.heads.get(head.id)
+    validate(document)
+    with pytest.raises(DamagedError, match=says):
+        validate({**document, **change})
+    monkeypatch.setattr(HeadShelf, "values", lambda shelf: [{**document, **change}])
+    with pytest.warns(FeatureStoreWarning, match=rf"{head.id}.*not valid.*featurestore train"):
+        assert list_heads(three.store) == []
