@@ -100,7 +100,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert images.check(data) is None
 
 
-def test_damaged_exif_counts_as_none() -> None:
+def test_damaged_exif_is_ignored() -> None:
     data = encoded(photo(), "JPEG", exif=b"Exif\0\0" + b"MM\0\x2a\xff\xff\xff\xff\0\0")
     assert images.decode(data).shape == (43, 61, 3)
     assert images.check(data) is None
@@ -237,7 +237,7 @@ def test_the_limit_does_not_depend_on_the_process(monkeypatch: pytest.MonkeyPatc
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "not an image of a format that is read"),
     ],
 )
-def test_what_is_no_image(data: bytes, reason: str) -> None:
+def test_files_that_are_not_images(data: bytes, reason: str) -> None:
     assert str(images.check(data)).startswith(reason)
     assert verdict(data) == images.check(data)
 
@@ -290,7 +290,7 @@ def test_small_jpegs(width: int, height: int) -> None:
     assert images.decode(data).shape == (height, width, 3)
 
 
-def test_a_process_that_accepts_half_images_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepting_truncated_images_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     for act in (images.check, images.decode):
         with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES") as caught:

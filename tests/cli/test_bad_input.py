@@ -90,7 +90,7 @@ def bad(made: Path, promoted: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize(
     ("arguments", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_one_line_says_the_way_out(
+def test_a_mistake_gives_one_line_that_says_what_to_do(
     bad: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: list[str]
 ) -> None:
     monkeypatch.chdir(bad)
@@ -103,7 +103,7 @@ def test_one_line_says_the_way_out(
     assert tree(bad) == before
 
 
-def test_names_of_any_kind_go_through(place: Place, promoted: Path) -> None:
+def test_unusual_names_work_everywhere(place: Place, promoted: Path) -> None:
     odd = Path("odd")
     for number, name in enumerate(("new\nline\x1b[31m", "-dash", "größe 日本")):
         (odd / name).mkdir(parents=True)

@@ -73,7 +73,7 @@ def test_a_folder_that_has_its_own_splits_says_so(place: Place) -> None:
         assert "fewer than 5 rows of a class in val ('blue' 4, 'green' 4, 'red' 4): " in result.err
 
 
-def test_a_name_that_gets_other_samples_is_said(place: Place) -> None:
+def test_a_name_that_gets_other_samples_is_noted(place: Place) -> None:
     featurestore("scan", "photos", "--name", "mine")
     take_photos(Path("mine"), 30)
 

@@ -33,7 +33,7 @@ def test_parameters_are_read_as_yaml_means_them(pair: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("pair", ["C", "=1", ""])
-def test_what_is_no_parameter_is_refused(pair: str) -> None:
+def test_pairs_without_a_name_or_value_are_refused(pair: str) -> None:
     with pytest.raises(click.BadParameter, match="is not k=v"):
         parse_params((pair,))
 

@@ -56,7 +56,7 @@ def test_every_command_has_help_with_an_example_and_explains_its_options(name: s
             assert option.metavar or option.is_flag or isinstance(option.type, click.Choice)
 
 
-def test_the_lines_of_the_commands_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_lines_are_not_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     lines = featurestore("--help").out.partition("Commands:\n")[2].splitlines()
 
@@ -64,7 +64,7 @@ def test_the_lines_of_the_commands_are_whole(monkeypatch: pytest.MonkeyPatch) ->
     assert not any("..." in line for line in lines)
 
 
-def test_what_only_reads_loads_no_tensorflow(place: Place) -> None:
+def test_commands_that_only_read_load_no_tensorflow(place: Place) -> None:
     program = f"""
 import sys
 from featurestore.cli import main
@@ -164,23 +164,19 @@ def test_an_interrupt_prints_the_command_that_resumes(
         (OSError(errno.ENOENT, "No such file or directory"), "current folder does not exist"),
     ],
 )
-def test_what_the_system_refuses_is_one_line(
+def test_an_operating_system_error_is_one_line(
     monkeypatch: pytest.MonkeyPatch, error: OSError, expected: str
 ) -> None:
     assert expected in raising(monkeypatch, error).error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("without a number")])
-def test_what_nobody_foresaw_is_not_hidden(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_unforeseen_errors_are_raised(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     with pytest.raises(type(error)):
         raising(monkeypatch, error)
 
 
-def test_a_folder_that_was_removed_under_the_command(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_current_folder_was_removed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = place.folder / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -191,7 +187,7 @@ def test_a_folder_that_was_removed_under_the_command(
     assert featurestore("ls", "--store", place.store).status == 0
 
 
-def test_a_reader_that_goes_away_is_no_error(place: Place) -> None:
+def test_a_closed_pipe_is_not_an_error(place: Place) -> None:
     pipe = f"{sys.executable} -c 'from featurestore.cli import main; main()' show conv_a | head -1"
     done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, check=False)
 
@@ -199,7 +195,7 @@ def test_a_reader_that_goes_away_is_no_error(place: Place) -> None:
     assert done.stderr == ""
 
 
-def test_names_that_the_encoding_lacks_are_escaped(
+def test_names_outside_the_encoding_are_escaped(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert featurestore("scan", "photos", "--name", "日本").status == 0

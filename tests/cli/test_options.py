@@ -96,7 +96,7 @@ def test_an_error_names_what_differs_and_the_option_that_decides(
     assert expected in featurestore(*TRAIN, *asked).error
 
 
-def test_what_the_error_offers_is_taken(place: Path) -> None:
+def test_the_options_that_the_error_offers_work(place: Path) -> None:
     error = featurestore(*TRAIN, "--input-size", "16", "--resize", "stretch").error
     offered = error.rpartition(": ")[2].split(" or ")
 
@@ -138,7 +138,7 @@ def test_tables_have_a_column_for_what_differs(place: Path) -> None:
     assert len(rank(FeatureStore("store"), "photos", resize="crop")) == 1
 
 
-def test_heads_tell_the_variants_they_are_fitted_on(place: Path) -> None:
+def test_heads_show_the_variant_they_were_fitted_on(place: Path) -> None:
     for size in (12, 16):
         options = ["--input-size", size, "--weights", "first/tiny.keras", "--resize", "stretch"]
         assert featurestore(*TRAIN, *options, "--seed", "7").status == 0
@@ -173,7 +173,7 @@ def test_the_file_that_was_extracted_from_picks_its_own_features(place: Path) ->
     assert len(stored(store, "photos", model="elsewhere/tiny.keras")) == 4
 
 
-def test_a_model_file_that_changed_is_told_by_its_prefix(tmp_path: Path) -> None:
+def test_a_model_file_that_changed_is_shown_by_its_prefix(tmp_path: Path) -> None:
     for seed in (3, 4):
         build_network(tmp_path / "net.keras", size=12, seed=seed)
         extract = ["extract", "photos", "--model", tmp_path / "net.keras", "--layer", LAYER]
@@ -190,7 +190,7 @@ def test_a_model_file_that_changed_is_told_by_its_prefix(tmp_path: Path) -> None
     }
 
 
-def test_features_that_record_nothing_are_no_hindrance() -> None:
+def test_features_without_provenance_are_listed() -> None:
     fixture = Path(__file__).parents[1] / "fixtures" / "store-v1"
     rows = featurestore("ls", "--store", fixture, "--json").json
 

@@ -88,7 +88,7 @@ def test_a_terminal_loses_nothing_and_keeps_what_is_copied_whole(
     assert all(any(line.endswith(row[2]) for line in lines) for row in cells)
 
 
-def test_json_is_one_document_even_with_what_json_lacks(
+def test_json_has_null_for_infinity_and_nan(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     print_json({"loss": float("nan"), "max": float("inf"), "path": "caf\udce9/日本", "n": [1, 2.5]})

@@ -81,7 +81,7 @@ def test_heads_from_the_store_are_counted_once(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "fit: 2 heads taken from the store\n"
 
 
-def test_a_log_hears_now_and_then_of_long_work(
+def test_long_work_is_logged_every_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0

@@ -26,7 +26,7 @@ def test_warnings_of_libraries_are_silent_and_ours_take_a_line() -> None:
     assert run(PROGRAM) == ("", "warning: ours, in two lines\n")
 
 
-def test_whoever_asks_python_for_warnings_gets_them() -> None:
+def test_python_options_show_all_warnings() -> None:
     lines = run(PROGRAM, "-W", "default")[1].splitlines()
 
     assert [line.partition(" (")[0] for line in lines] == [

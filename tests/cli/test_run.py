@@ -53,7 +53,7 @@ def test_run_prints_heads_promotion_and_where_the_results_are(pipeline: Path) ->
     assert "fit: " not in second.err
 
 
-def test_a_mistake_makes_no_store(pipeline: Path) -> None:
+def test_a_mistake_in_the_file_creates_no_store(pipeline: Path) -> None:
     pipeline.write_text(PIPELINE.replace("heads:", "head:"))
 
     result = featurestore("run", "flowers.yaml", "--store", "new")

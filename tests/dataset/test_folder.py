@@ -97,7 +97,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     assert os.fsdecode(raw) in again.paths
     for row in range(7):
         assert again.read(row) == hostile.read(row)
-    # the index holds them, too
+    # the cache has them, too
     assert Dataset.from_folder(tmp_path, name="hostile").paths == hostile.paths
     frame = pd.read_parquet(io.BytesIO(hostile.to_parquet()))
     assert frame["path"].str.endswith("caf%E9.png").sum() == 1
@@ -182,7 +182,7 @@ def test_folders_named_as_splits_are_the_splits(
     assert again.manifest_digest == pets.manifest_digest
 
 
-def test_what_there_is_no_folder_of_is_drawn_from_train(tmp_path: Path) -> None:
+def test_a_split_without_a_folder_is_drawn_from_train(tmp_path: Path) -> None:
     for kind, at in (("cat", 0), ("dog", 1000)):
         for number in range(40):
             put(tmp_path / "train" / kind / f"{number}.png", at + number)
@@ -269,7 +269,7 @@ def test_links_between_the_classes_of_a_split(tmp_path: Path) -> None:
     assert len(found) == 8
 
 
-def test_what_systems_leave_in_folders_is_passed_over(tmp_path: Path) -> None:
+def test_files_of_operating_systems_are_skipped(tmp_path: Path) -> None:
     folder(tmp_path, cat=3)
     for name in ("@eaDir", "__MACOSX", "$RECYCLE.BIN", ".thumbnails", "cat/@eaDir"):
         put(tmp_path / name / "thumb.png", 900)

@@ -85,7 +85,7 @@ def test_copies_under_two_unicode_forms_do_not_contradict(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("cell", ["NaN", " null ", " "])
-def test_labels_that_are_all_missing_are_no_class(
+def test_a_column_of_missing_labels_has_no_classes(
     tmp_path: Path, listed: list[dict[str, Any]], cell: str
 ) -> None:
     rows = [{**row, "label": cell} for row in listed]

@@ -107,7 +107,7 @@ def test_a_manifest_with_a_right_checksum_and_wrong_contents(
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"junk" * 100, b"PAR1" + b"\xff" * 40 + b"PAR1"])
-def test_bytes_that_are_no_manifest(data: bytes) -> None:
+def test_bytes_that_are_not_a_manifest(data: bytes) -> None:
     with pytest.raises(DamagedError, match="damaged"):
         Dataset.from_parquet(data)
 

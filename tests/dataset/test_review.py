@@ -15,7 +15,7 @@ from tests.dataset.conftest import (
 )
 
 
-def test_a_folder_within_a_folder_is_said(tmp_path: Path) -> None:
+def test_a_single_class_with_folders_is_reported(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", **{"pets/cat": 3, "pets/dog": 3})
     found = Dataset.from_folder(root)
     assert found.classes == ("pets",)
@@ -38,7 +38,7 @@ def test_a_folder_within_a_folder_is_said(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_labels_that_look_alike_are_said(y: list[str], said: str) -> None:
+def test_similar_labels_are_reported(y: list[str], said: str) -> None:
     found = Dataset.from_arrays(X4, y, name="x")
     assert len(found.classes) == 3
     (problem,) = of_kind(found, "labels")
@@ -46,7 +46,7 @@ def test_labels_that_look_alike_are_said(y: list[str], said: str) -> None:
     assert not of_kind(Dataset.from_arrays(X4, ["a", " ", "b", "b"], name="x"), "labels")
 
 
-def test_samples_without_group_and_groups_that_look_alike_are_said(tmp_path: Path) -> None:
+def test_missing_and_similar_groups_are_reported(tmp_path: Path) -> None:
     for number in range(12):
         name = f"patient_{number // 4}" if number < 8 else "unknown"
         put(tmp_path / "ill" / f"{name}_{number}.png", number)
@@ -62,7 +62,7 @@ def test_samples_without_group_and_groups_that_look_alike_are_said(tmp_path: Pat
     assert said.reason == "'P1 ' and 'p1' differ only in case or spaces and lie in several splits"
 
 
-def test_few_validation_rows_are_said_in_one_line(tmp_path: Path) -> None:
+def test_few_validation_rows_are_reported_in_one_line(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", cat=8, dog=14, newt=19)
     (problem,) = Dataset.from_folder(root).problems
     assert (problem.kind, problem.path) == ("few-rows", str(root))

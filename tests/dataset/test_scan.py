@@ -21,7 +21,7 @@ from tests.dataset.conftest import (
 )
 
 
-def test_what_does_not_decode_is_quarantined_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_broken_files_are_quarantined_and_the_scan_goes_on(tmp_path: Path) -> None:
     folder(tmp_path, cat=2)
     (tmp_path / "cat" / "empty.png").touch()
     (tmp_path / "cat" / "notes.txt").write_text("about cats")
@@ -49,7 +49,7 @@ def test_what_does_not_decode_is_quarantined_and_the_rest_goes_on(tmp_path: Path
     }
 
 
-def test_a_process_that_accepts_half_images_is_told(
+def test_accepting_truncated_images_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder(tmp_path, cat=1)
@@ -159,7 +159,7 @@ def test_an_interrupted_scan_keeps_what_it_read(
     assert len(seen) == 60
 
 
-def test_a_file_that_changed_or_went(tmp_path: Path) -> None:
+def test_a_file_that_changed_or_is_gone(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png", 1)
     found = Dataset.from_folder(tmp_path, name="my cats", val=0.5)
     os.rename(tmp_path / "cat" / "a.png", tmp_path / "cat" / "b.png")

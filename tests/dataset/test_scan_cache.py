@@ -15,10 +15,10 @@ from tests.dataset.conftest import (
 
 
 @pytest.mark.usefixtures("later")
-def test_the_index_is_no_identity(tmp_path: Path, cache: Path) -> None:
+def test_the_cache_is_not_an_identity(tmp_path: Path, cache: Path) -> None:
     put(tmp_path / "cat" / "a.png", 1)
     Dataset.from_folder(tmp_path)
-    # the index is deceived, as by a file system that keeps no change times; reading is not
+    # the cache holds a wrong digest, as on a file system without change times
     with sqlite3.connect(cache / "scan.sqlite") as connection:
         connection.execute("UPDATE scanned SET digest = ?", [digest_bytes(png(2))])
     with pytest.raises(SourceChangedError, match="featurestore scan"):
@@ -28,7 +28,7 @@ def test_the_index_is_no_identity(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("later")
-def test_a_damaged_digest_in_the_index_is_no_sample(tmp_path: Path, cache: Path) -> None:
+def test_a_damaged_digest_in_the_cache_is_ignored(tmp_path: Path, cache: Path) -> None:
     put(tmp_path / "cat" / "a.png", 1)
     Dataset.from_folder(tmp_path)
     for damaged in (digest_bytes(png(1))[:-1] + "g", digest_bytes(png(1))[:-1], "", None, 7):
