@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 from sklearn.neighbors import RadiusNeighborsRegressor
@@ -17,7 +17,6 @@ from tests.heads.conftest import refused
 CLASSES = ("a", "b", "c", "d")
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(CLASSES), st.sampled_from(CLASSES)), min_size=1))
 def test_classification_equals_scikit_learn(pairs: list[tuple[str, str]]) -> None:
     truth, predicted = (np.array(each) for each in zip(*pairs, strict=True))
