@@ -89,7 +89,7 @@ class Executor:
         if not units:
             return {}
         started = time.perf_counter()
-        self._done, self._total = 0, sum(_count(self._plan.windows(unit)) for unit in units)
+        self._done, self._total = 0, self._plan.rows_of(units)
         names = tuple(map(str, self._refs))
         self._on_event(ExtractionStarted(self._backbone.name, names, self._total))
         with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
@@ -120,8 +120,7 @@ class Executor:
 
     def _wait(self, units: list[Unit]) -> None:
         """Wait until another process has computed the first of these units, or has ended."""
-        left = sum(_count(self._plan.windows(unit)) for unit in units)
-        self._on_event(WaitingForOthers(left))
+        self._on_event(WaitingForOthers(self._plan.rows_of(units)))
         with self._store.features.lock_blocks(self._blocks(units[0]), wait=True):
             pass
 
@@ -171,8 +170,9 @@ class Executor:
                 for layer, block in unit.blocks
                 if self._is_missing(self._groups[layer], block)
             )
-            windows = self._plan.windows(replace(unit, blocks=missing))
-            self._advance(_count(self._plan.windows(unit)) - _count(windows))
+            rest = replace(unit, blocks=missing)
+            self._advance(self._plan.rows_of([unit]) - self._plan.rows_of([rest]))
+            windows = self._plan.windows(rest)
             if not windows:
                 lock.close()
                 continue
@@ -186,10 +186,6 @@ class Executor:
         if rows:
             self._done += rows
             self._on_event(RowsComputed(self._done, self._total))
-
-
-def _count(windows: list[range]) -> int:
-    return sum(map(len, windows))
 
 
 def _decoded(

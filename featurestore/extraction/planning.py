@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -138,10 +138,14 @@ class ExtractionPlan:
             if any(span.start < window.stop and window.start < span.stop for span in spans)
         ]
 
+    def rows_of(self, units: Iterable[Unit]) -> int:
+        """Return the number of samples in the batches that some units need."""
+        return sum(len(window) for unit in units for window in self.windows(unit))
+
     @property
     def rows_to_compute(self) -> int:
-        """Samples that will go through the backbone."""
-        return sum(len(window) for unit in self.units for window in self.windows(unit))
+        """Samples that go through the backbone."""
+        return self.rows_of(self.units)
 
     @property
     def bytes_to_write(self) -> int:
