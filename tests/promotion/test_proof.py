@@ -78,15 +78,12 @@ def test_a_keras_head_whose_softmax_is_nested(maps: Features, backbone: Backbone
     assert proven(head, backbone, maps)[0].holds
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("float16", 1e-1), ("float32", 1e-2)])
-def test_two_classes_and_both_types(
-    make_features: MakeFeatures, backbone: Backbone, dtype: str, limit: float
-) -> None:
-    features = make_features([0, 1] * 20, dtype=dtype, kinds=2)
+def test_two_classes_as_float32(make_features: MakeFeatures, backbone: Backbone) -> None:
+    features = make_features([0, 1] * 20, dtype="float32", kinds=2)
     parity = proven(fit_head(features, "linear-svm", save=False), backbone, features)[0]
     assert parity.holds
     assert parity.ties == 0
-    assert parity.tolerance < limit
+    assert parity.tolerance < 1e-2
 
 
 def test_values(make_features: MakeFeatures, backbone: Backbone) -> None:

@@ -118,17 +118,6 @@ def test_training_from_the_store_is_training_from_images(
     assert all(np.abs(one - other).max() < 0.05 * RATE for one, other in pairs)
 
 
-def test_the_head_alone_trains_on_stored_features(
-    pooled: Features, flowers: Dataset, backbone: Backbone
-) -> None:
-    head = fit_head(pooled, "logistic", save=False)
-    keys = set(pooled.store.features.keys())
-    options = {"epochs": 1, "learning_rate": RATE, "keep_tuned": True}
-    promotion = promote(head, backbone, data=flowers, **options)
-    assert set(pooled.store.features.keys()) == keys
-    assert set(moved(head, backbone, promotion)) == {"head_1_logisticregression"}
-
-
 def test_batches_of_images(flowers: Dataset, backbone: Backbone) -> None:
     rows = flowers.rows("train", labelled=True)
     batches = labelled_images(flowers, backbone, "train", batch_size=7)
@@ -147,6 +136,7 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     pooled: Features, flowers: Dataset, backbone: Backbone
 ) -> None:
     head = fit_head(pooled, "logistic", save=False)
+    keys = set(pooled.store.features.keys())
     options: dict[str, Any] = {"epochs": 3, "learning_rate": 1.0, "patience": 1}
     promotion = promote(head, backbone, data=flowers, **options)
     assert promotion.fine_tuning["kept_epoch"] == 0
@@ -158,6 +148,9 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     assert kept.fine_tuning["kept_epoch"] == 1
     assert kept.fine_tuning["verdict"].endswith("worse, kept because of `keep_tuned`")
     assert kept.after["val"]["log_loss"] > kept.before["val"]["log_loss"]
+    # Without unfreezing, the head alone trains, on the features that it was fitted on.
+    assert set(moved(head, backbone, kept)) == {"head_1_logisticregression"}
+    assert set(pooled.store.features.keys()) == keys
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_rest(
