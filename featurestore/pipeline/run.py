@@ -176,7 +176,8 @@ class _Run:
         for source, extraction in extracted:
             heads = everywhere if source.is_pixels else self.spec.heads
             for features in extraction.values():
-                self.on_event(StageStarted("heads", f"on {features.ref} by {source.name}"))
+                if any(head.takes(features.ref) for head in heads):
+                    self.on_event(StageStarted("heads", f"on {features.ref} by {source.name}"))
                 for head in fit_all(features, heads, self.on_event):
                     found[head.id] = _Fitted(head, source)
         self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")

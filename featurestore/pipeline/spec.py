@@ -79,6 +79,10 @@ class HeadSpec(Settings):
     layers: Layers | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
+    def takes(self, layer: str) -> bool:
+        """Whether the head is fitted on a layer."""
+        return self.layers is None or layer in self.layers
+
 
 def _head(value: Any) -> Any:
     return {"head": value} if isinstance(value, str) else value

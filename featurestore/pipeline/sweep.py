@@ -106,7 +106,7 @@ def fit_all(features: Features, heads: Sequence[HeadSpec], on_event: Any) -> lis
     """Fit the heads that are meant for a layer. Heads of one seed read its features once."""
     by_seed: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     for head in heads:
-        if head.layers is None or features.ref in head.layers:
+        if head.takes(features.ref):
             named = [(head.head, params) for params in combinations(head)]
             by_seed.setdefault(head.seed, []).extend(named)
     return [
