@@ -103,7 +103,7 @@ def choices(variants: Sequence[Variant]) -> tuple[str, str]:
     """
     known = _with_short_weights([each.to_dict() for each in variants])
     differing = [name for name in FIELDS if len({str(each[name]) for each in known}) > 1]
-    options = sorted({Variant(**each).options(differing) for each in known})
+    options = list(dict.fromkeys(Variant(**each).options(differing) for each in known))
     what = " and ".join(name.replace("_", " ") for name in differing)
     return what, " or ".join(options) if "" not in options and len(options) == len(known) else ""
 
