@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
-from pydantic_core import to_json
-
 from featurestore.digests import DIGEST
 from featurestore.errors import DamagedError, NotFoundError, StoreError
 from featurestore.store.blocks import METADATA
@@ -352,4 +350,4 @@ class DocumentShelf(Shelf[str, V]):
         documents, damaged = self._survey()
         if damaged:
             raise DamagedError(f"{damaged[0].reason}; until then gc cannot know what is in use")
-        return set(DIGEST.findall(to_json(documents).decode()))
+        return set(DIGEST.findall(repr(documents)))
