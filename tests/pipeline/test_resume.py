@@ -80,9 +80,7 @@ def test_a_killed_pipeline_goes_on(
     }
     log = last.err.splitlines()
     assert [line.partition("]")[0] for line in log if line.startswith("[")] == [
-        *("[data", "[data", "[data", "[extract", "[extract"),
-        # Once as a whole, and once for each layer.
-        *("[heads", "[heads", "[heads", "[promote"),
+        *("[data", "[data", "[data", "[extract", "[extract", "[heads", "[heads", "[promote"),
     ]
     assert all(line.isprintable() for line in log)
     assert not any("━" in line for line in log)
