@@ -76,7 +76,7 @@ def test_each_option_picks_and_all_together_leave_one(place: Path) -> None:
         ),
         (
             ["--input-size", "16"],
-            "which differ in resize and weights: --resize crop --weights first/tiny.keras or ",
+            "which differ in resize and weights: --resize stretch --weights again/tiny.keras or ",
         ),
         (
             ["--input-size", "224"],

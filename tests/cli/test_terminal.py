@@ -33,6 +33,8 @@ def on_terminal(
 
     ``see`` is shown what is on the terminal so far, and may answer with what is typed.
     """
+    # The width of the terminal that the tests run on is not that of this one.
+    inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     child, terminal = pty.fork()
     if child == 0:
         fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -40,7 +42,7 @@ def on_terminal(
         os.execve(
             sys.executable,
             [sys.executable, "-c", program, *args],
-            {**os.environ, "TERM": "xterm-256color", **environment},
+            {**inherited, "TERM": "xterm-256color", **environment},
         )
     text, typed, end = "", None, time.monotonic() + 120
     while time.monotonic() < end:
