@@ -36,6 +36,8 @@ RUN_COMMANDS = ("quickstart.md", "extraction.md")
 # Pages that make their own photos, or look at a store that is there already.
 OWN_PHOTOS = ("datasets.md",)
 READY_STORE = ("format.md",)
+# Pages that train for seconds.
+TRAINING = ("heads.md", "pipelines.md", "promotion.md", "quickstart.md")
 
 FENCE = re.compile(
     r"(?P<skip><!-- not run: .* -->\n+)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
@@ -86,6 +88,18 @@ def parse(words: list[str]) -> None:
 
 def named(pages: list[Path]) -> list[Any]:
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
+
+
+def quick_or_not(pages: list[Path]) -> list[Any]:
+    """Mark the pages that train for seconds, so that they run with the reliability tests."""
+    return [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=pytest.mark.reliability if page.name in TRAINING else (),
+        )
+        for page in pages
+    ]
 
 
 # ---------------------------------------------------------------------------- what pages find
@@ -181,7 +195,7 @@ def fill_store(place: Path) -> None:
 # ---------------------------------------------------------------------------- pages
 
 
-@pytest.mark.parametrize("page", named(PAGES))
+@pytest.mark.parametrize("page", quick_or_not(PAGES))
 def test_a_page_runs(page: Path, place: Path) -> None:
     run(page, place)
 

@@ -114,7 +114,9 @@ def fit_heads(
     check_labels(features.dataset)
     seed = operator.index(seed)
     candidates = [candidate(each, params, features, seed) for each, params in wanted]
-    fitting = _Fitting(Rows(features), seed, save, on_event or (lambda event: None))
+    rows = Rows(features)
+    rows.check_completed()
+    fitting = _Fitting(rows, seed, save, on_event or (lambda event: None))
     heads: dict[str, Head] = {}
     dataset, store = features.dataset, features.store
     if save and not all(store.heads.has(each.id) for each in candidates):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -154,9 +155,7 @@ def check_task(estimator: Any, name: str, task: Task) -> None:
 
 def _find_class(name: str) -> type:
     """Return a class of scikit-learn; no module is imported because of its name."""
-    from sklearn.utils import all_estimators
-
-    known = dict(all_estimators())
+    known = _estimators()
     module, _, attribute = name.rpartition(".")
     found = known.get(attribute)
     if found is None or not f"{found.__module__}.".startswith(f"{module}." if module else ""):
@@ -167,6 +166,14 @@ def _find_class(name: str) -> type:
             "by class name or import path; see docs/heads.md)"
         )
     return found
+
+
+@cache
+def _estimators() -> dict[str, type]:
+    """Return every estimator of scikit-learn by its class name; this imports all of them."""
+    from sklearn.utils import all_estimators
+
+    return dict(all_estimators())
 
 
 def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int) -> Any:

@@ -70,6 +70,17 @@ class Rows:
         for index in range(len(batches)):
             yield epoch.batch(index)[0]
 
+    def check_completed(self) -> None:
+        """Raise HeadError if the rows that exist are too few to learn from."""
+        features = self.features
+        known = len(np.unique(self.targets("train")))
+        if features.blocks is not None and known < (2 if self.task == "classification" else 1):
+            raise HeadError(
+                f"{features.key}: of {features.group.shape[0]} rows {len(features)} exist, and "
+                "their training labels are too few to learn from; "
+                f"run `{features.group.extract_command}`"
+            )
+
     def problems(self) -> list[str]:
         """Return warnings about a head on these rows: missing rows, missing classes."""
         features, found = self.features, []

@@ -63,7 +63,7 @@ print(backbone.prefix_digest("plain"), backbone.prefix_digest("mine"))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_a_script_that_changed_asks_for_other_features(tmp_path):
     def run(code):
         (tmp_path / "script.py").write_text(code + SCRIPT)

@@ -85,6 +85,7 @@ def check_against_keras(backbone, name):
     assert np.abs(ours - want).max() <= 1e-5 * np.abs(want).max()
 
 
+@pytest.mark.reliability
 def test_scaling_and_network_together_equal_keras(mobilenet):
     check_against_keras(mobilenet, "MobileNetV2")
 

@@ -106,7 +106,7 @@ def test_a_global_dtype_policy_leaves_scaling_in_float32(batch):
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_a_saved_cut_needs_nothing_of_ours(photo, tmp_path, tiny):
     backbone = Backbone.from_model(tiny(), name="tiny", resize="pad", interpolation="bicubic")
     features = backbone.forward(["pool:avg"])(backbone.resize(photo)[None])[0]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.conftest import Place
 from tests.toys import featurestore, featurestore_process
 
@@ -23,6 +25,7 @@ def test_layers_are_a_table_or_a_list_of_rows(place: Place) -> None:
     )
 
 
+@pytest.mark.reliability
 def test_a_process_that_starts_tensorflow_writes_nothing_but_the_answer(place: Place) -> None:
     result = featurestore_process("layers", "tiny.keras", "--json")
 

@@ -74,6 +74,7 @@ def test_pipelines_by_name_and_as_objects(three: Features) -> None:
     assert np.array_equal(Head.load(three.store, head.id).predict(X), head.predict(X))
 
 
+@pytest.mark.reliability
 def test_another_process_finds_the_same_heads_and_loads_little(three: Features) -> None:
     wanted = "[('forest', {'n_estimators': 3, 'class_weight': {'ant': 1, 'bee': 2, 'cat': 1}})]"
     code = (

@@ -14,6 +14,7 @@ from tests.heads.keras_models import QUICK
 pytestmark = pytest.mark.usefixtures("keras_seed")
 
 
+@pytest.mark.reliability
 def test_a_keras_head_is_the_same_every_time(maps: Features) -> None:
     """The same seed gives the same weights, and global random generators keep their state."""
     random.seed(3)

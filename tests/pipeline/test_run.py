@@ -170,6 +170,7 @@ def test_another_spec_is_another_folder_over_the_same_features(
     assert not pipeline.told("RowsComputed")
 
 
+@pytest.mark.reliability
 def test_a_broken_model_is_promoted_again(again: tuple[Pipeline, dict[str, Any]]) -> None:
     pipeline, before = again
     model = Path(before["folder"]) / "model.keras"
@@ -257,6 +258,7 @@ def test_the_metric_and_the_split_decide(
     assert manifest["selection"] == {"split": split, "metric": metric}
 
 
+@pytest.mark.reliability
 def test_the_options_of_fine_tuning_are_those_of_promote(
     again: tuple[Pipeline, dict[str, Any]],
 ) -> None:
@@ -314,6 +316,7 @@ def test_numbers_are_learned_too(again: tuple[Pipeline, dict[str, Any]]) -> None
     assert {"r2", "rmse"} <= set(manifest["promotion"]["after"]["val"])
 
 
+@pytest.mark.reliability
 def test_a_layer_before_all_that_is_unfrozen_is_promoted_as_it_is(
     again: tuple[Pipeline, dict[str, Any]],
 ) -> None:

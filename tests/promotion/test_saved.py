@@ -41,6 +41,7 @@ print(model.input_shape, model.inputs[0].dtype, model.output_shape)
 """
 
 
+@pytest.mark.reliability
 def test_plain_keras_reads_it_in_another_process(
     promotion: Promotion, flowers: Dataset, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_what_it_reports(tuned: tuple[Promotion, list[Any]], dropout_head: Head)
     assert not promotion.model.compiled
 
 
+@pytest.mark.reliability
 def test_the_seed_decides(
     tuned: tuple[Promotion, list[Any]], dropout_head: Head, flowers: Dataset, backbone: Backbone
 ) -> None:
@@ -88,6 +89,7 @@ def test_the_seed_decides(
         assert np.allclose(old, new, atol=1e-6)
 
 
+@pytest.mark.reliability
 def test_images_train_at_a_rate_for_each_block(
     pooled: Features, flowers: Dataset, backbone: Backbone
 ) -> None:
@@ -103,6 +105,7 @@ def test_images_train_at_a_rate_for_each_block(
         == rates  # fmt: skip
 
 
+@pytest.mark.reliability
 def test_training_from_the_store_is_training_from_images(
     make_features: MakeFeatures, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +174,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_rest(
     assert promotion.after["val"]["log_loss"] == pytest.approx(best["val_loss"], rel=0.02)
 
 
+@pytest.mark.reliability
 def test_without_validation_rows_the_last_epoch_is_kept_and_the_verdict_says_so(
     make_features: MakeFeatures, backbone: Backbone
 ) -> None:
