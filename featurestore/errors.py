@@ -15,7 +15,7 @@
     │   ├── NotFoundError (LookupError)    no such features, data set or head
     │   ├── IncompleteFeaturesError    some blocks were never extracted
     │   └── DamagedError               stored bytes that fail their checksum
-    ├── ExtractionError                the forward pass, or what it read, went wrong
+    ├── ExtractionError                features could not be computed
     │   ├── SourceChangedError         an image no longer has the bytes that were scanned
     │   └── ActivationError            NaN, a value that the stored type cannot hold, or a wrong one
     └── PromotionError                 a head that cannot be fused
@@ -87,7 +87,7 @@ class DamagedError(StoreError):
 
 
 class ExtractionError(FeatureStoreError):
-    """The forward pass, or what it read, went wrong."""
+    """Features could not be computed, or an image could not be used."""
 
 
 class SourceChangedError(ExtractionError):

@@ -44,7 +44,7 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     default=_DEFAULT["learning_rate"],
     show_default=True,
     metavar="X",
-    help="Adam's step for the last block of the backbone; the head's is ten times that.",
+    help="Learning rate of the last block of the backbone; the head's is ten times that.",
 )
 @click.option(
     "--lr-decay",
@@ -52,7 +52,7 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     default=_DEFAULT["lr_decay"],
     show_default=True,
     metavar="F",
-    help="Factor of the step for each block before the last one, such as 0.7.",
+    help="Factor of the learning rate for each block before the last one, such as 0.7.",
 )
 @click.option(
     "--patience",
@@ -155,12 +155,17 @@ def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
     """
     with Progress() as progress:
         with progress.busy(f"load {model}"):
+            from featurestore.dataset import Dataset
             from featurestore.promotion import evaluate
             from featurestore.promotion.saved import read_metadata
-            from featurestore.store.lookup import open_dataset
+            from featurestore.store.lookup import is_place, open_dataset
 
             read_metadata(Path(model))  # a file that is not such a model, before a long scan
-        dataset = open_dataset(data, open_store(store, data, write=False), on_event=progress)
+        # A place is scanned as it is: no store decides what is measured.
+        if is_place(data):
+            dataset = Dataset.open(data, on_event=progress)
+        else:
+            dataset = open_dataset(data, open_store(store, data, write=False), on_event=progress)
         with progress.busy(f"evaluate {model}"):
             metrics = evaluate(model, dataset)
     if as_json:

@@ -47,7 +47,7 @@ class LayerReport:
     rows_reused : int
         Rows that were stored before.
     rows_derived : int
-        Rows reduced from another stored array instead of computed.
+        Always 0: no rows are reduced from another stored array yet.
     """
 
     key: str

@@ -90,7 +90,7 @@ def _read(path: Path, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
 class Predictor:
     """A promoted model compiled for inference, with its current weights.
 
-    Threads decode images and resize them with the model's own layer, ahead of the batch in work.
+    Threads decode images and resize them with the model's own layer, ahead of the current batch.
     The model resizes them again, which does not change an image of the right size.
 
     Parameters

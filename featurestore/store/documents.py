@@ -70,7 +70,7 @@ def compare_json(files: Files, expected: Mapping[str, Mapping[str, Any]]) -> dic
         where = f"{files.location}/{path}"
         try:
             if read_json(files, path) != document:
-                wrong[path] = DamagedError(f"{where} does not hold what it must; {REMEDY}")
+                wrong[path] = DamagedError(f"{where} has other content than expected; {REMEDY}")
         except FileNotFoundError:
             wrong[path] = DamagedError(f"{where} does not exist; {REMEDY}")
         except StoreError as error:

@@ -275,7 +275,7 @@ class Shelf(ABC, Generic[K, V]):
 
     @abstractmethod
     def _check(self, item: Item) -> Iterator[Damage]:
-        """Read all of a thing; yield what is damaged."""
+        """Read every file of a thing; yield what is damaged."""
 
     def _repair(self, item: Item) -> None:
         """Rewrite damaged metadata."""

@@ -101,6 +101,10 @@ def test_what_counts_as_seen_depends_on_no_store(model: str) -> None:
         "images\n"
     )
     assert not Path("none").exists()
+    Path("store-of-others").mkdir()
+    Path("store-of-others", "file").touch()
+    foreign = featurestore("evaluate", model, "photos", "--store", "store-of-others", "--json")
+    assert foreign.json == at_home
 
 
 def test_a_name_finds_its_images_in_the_store(model: str) -> None:
