@@ -113,7 +113,9 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             self.fsync(dataset.name)
             return entry
         entry = DatasetEntry.of(dataset, _now())
-        with self.lock([dataset.name]):
+        path = self.manifest_path(dataset.name, dataset.manifest_digest)
+        # The manifest is locked until it is current: gc removes one that is not.
+        with self.lock([dataset.name]), self._files.locks.acquire([path], shared=True):
             self._write_manifest(dataset, entry.added)
             self._write_current(entry)
         return entry

@@ -8,6 +8,7 @@ import pytest
 from featurestore.dataset import Dataset
 from featurestore.errors import DamagedError, NotFoundError
 from featurestore.store import FeatureStore
+from featurestore.store.datasets import DatasetEntry, DatasetShelf
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
 from tests.store.conftest import put
@@ -41,6 +42,21 @@ def test_a_new_state_becomes_current_and_the_former_stays(store: FeatureStore) -
     assert again.manifest_digest == former.manifest_digest
     store.datasets.add(former)
     assert store.datasets.load("shapes").manifest_digest == former.manifest_digest
+
+
+def test_gc_leaves_a_manifest_that_is_being_added(
+    folder_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, other = DatasetShelf._write_current, FeatureStore(folder_store.location)
+
+    def gc_first(shelf: DatasetShelf, entry: DatasetEntry) -> None:
+        assert [each.kind for each in other.garbage()] == ["manifest"]
+        assert other.gc(other.garbage()) == 0
+        write(shelf, entry)
+
+    monkeypatch.setattr(DatasetShelf, "_write_current", gc_first)
+    folder_store.datasets.add(shapes())
+    assert len(folder_store.datasets.load("shapes")) == 6
 
 
 def scanned(folder: Path, name: str) -> Dataset:
