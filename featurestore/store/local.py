@@ -64,6 +64,8 @@ class LocalFiles:
                 flags = os.O_RDONLY | _BINARY | getattr(os, "O_NONBLOCK", 0)
                 descriptor = os.open(self._root / path, flags)
                 with os.fdopen(descriptor, "rb") as file:
+                    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                        raise FileNotFoundError(path)  # /dev/zero would never end.
                     return file.read()
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise FileNotFoundError(path) from error

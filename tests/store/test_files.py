@@ -48,6 +48,12 @@ def test_reading_what_is_no_file(location: str, path: str) -> None:
         files.read(path)
 
 
+def test_a_device_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(os.devnull)
+    with pytest.raises(FileNotFoundError):
+        LocalFiles(str(tmp_path)).read("a")
+
+
 def test_survives_pickling(location: str) -> None:
     files = open_files(location)
     files.make_folder("")
