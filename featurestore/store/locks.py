@@ -22,8 +22,23 @@ from featurestore.errors import StoreError
 _OPEN_FILE_LOCKS = sys.platform == "linux"
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _TAKEN = (errno.EAGAIN, errno.EACCES)
+# Of some network file systems; ENOLCK is of NFS without a lock server.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 _DENIED = (errno.EACCES, errno.EPERM)
 _NO_FILE = (*_DENIED, errno.EROFS, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
+
+# Open files that have locks. A fork shares them, and would keep the locks for as long as it runs.
+_held: set[int] = set()
+
+
+def _close_held() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_held)
 
 
 class Locks:
@@ -85,10 +100,15 @@ class Locks:
     @contextmanager
     def _file(self, shared: bool = False) -> Iterator[int | None]:
         descriptor = self._open(shared)
+        if descriptor is None:
+            yield None
+            return
+        _held.add(descriptor)
         try:
             yield descriptor
         finally:
-            if descriptor is not None:
+            if descriptor in _held:  # Not in a fork.
+                _held.remove(descriptor)
                 os.close(descriptor)
 
     def _open(self, shared: bool) -> int | None:
@@ -118,7 +138,14 @@ class Locks:
         except OSError as error:
             if error.errno in _TAKEN:
                 return False
-            self.available = False  # Some network file systems have no locks.
+            if error.errno is None:
+                raise  # Of a signal handler, such as TimeoutError.
+            if error.errno not in _NO_LOCKS:
+                raise StoreError(
+                    f"cannot lock {self._path}: {error.strerror}; check the disk, then run the "
+                    "command again: it resumes"
+                ) from error
+            self.available = False
         return True
 
 

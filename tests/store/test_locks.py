@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import errno
+import os
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
+
+from featurestore.errors import StoreError
 from featurestore.store.locks import Locks
 
 
@@ -21,6 +28,53 @@ def test_who_may_hold_what_together(tmp_path: Path) -> None:
         assert not alone
     with second.acquire(["a", "b"], wait=False) as again:
         assert again
+
+
+def test_a_fork_keeps_no_lock(tmp_path: Path) -> None:
+    first, second = Locks(tmp_path / "lock"), Locks(tmp_path / "lock")
+    ready, here = os.pipe()
+    with first.acquire(["a"]):
+        child = os.fork()
+        if not child:
+            os.write(here, b"1")
+            signal.pause()
+            os._exit(1)
+        os.read(ready, 1)
+    with second.acquire(["a"], wait=False) as free:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert free
+
+
+@pytest.mark.parametrize(("number", "granted"), [(errno.ENOLCK, True), (errno.EIO, False)])
+def test_only_a_file_system_without_locks_grants_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, granted: bool
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    locks = Locks(tmp_path / "lock")
+    monkeypatch.setattr("fcntl.fcntl", failing)
+    expected = nullcontext() if granted else pytest.raises(StoreError, match="cannot lock")
+    with expected, locks.acquire(["a"]) as held:
+        assert held
+    assert locks.available != granted
+
+
+def test_a_signal_handler_ends_the_wait_for_a_lock(tmp_path: Path) -> None:
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    first, second = Locks(tmp_path / "lock"), Locks(tmp_path / "lock")
+    former = signal.signal(signal.SIGALRM, late)
+    try:
+        with first.acquire(["a"]):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(TimeoutError), second.acquire(["a"]):
+                pass
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert second.available
 
 
 def test_without_a_file_every_lock_is_granted() -> None:
