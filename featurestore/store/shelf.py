@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from featurestore.digests import DIGEST
-from featurestore.errors import DamagedError, NotFoundError, StoreError
+from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError
 from featurestore.store.blocks import METADATA
 from featurestore.store.key import encode_segment, name_of
 from featurestore.store.local import PARTIAL
@@ -138,7 +138,11 @@ class Shelf(ABC, Generic[K, V]):
 
     def has(self, key: K) -> bool:
         """Whether a thing of this key was completely created."""
-        return self._exists(self.path(key))
+        try:
+            path = self.path(key)
+        except InputError:  # Too long for a name; it may be the path of a data set.
+            return False
+        return self._exists(path)
 
     def values(self) -> list[V]:
         """Read everything that can be read, sorted by path."""

@@ -90,6 +90,19 @@ def test_found_by_the_path_that_was_scanned(
         store.datasets.load(folder)
 
 
+def test_a_path_may_be_longer_than_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_store: FeatureStore
+) -> None:
+    monkeypatch.setenv("FEATURESTORE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / ("long " * 20) / ("longer " * 20)
+    folder_store.datasets.add(scanned(folder, "holiday"))
+    assert folder_store.datasets.load(folder).name == "holiday"
+    for missing in (str(folder / "missing"), "x" * 300):
+        assert not folder_store.heads.has(missing)
+        with pytest.raises(NotFoundError, match="no data set"):
+            folder_store.datasets.load(missing)
+
+
 def test_a_path_means_the_set_that_was_added_last(store: FeatureStore, location: str) -> None:
     files = open_files(location)
     for name, added in (("b", "2024-01-02"), ("a", "2024-01-03"), ("c", "2024-01-01")):
