@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from featurestore.errors import HeadError, NotFoundError, nearest
+from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line
 from featurestore.heads import persist
 from featurestore.heads.schema import FIELDS, validate
 from featurestore.store import FeatureKey, FeatureStore
@@ -18,6 +19,8 @@ from featurestore.store import FeatureKey, FeatureStore
 CONFUSION_FILE = "confusion.json"
 # Bytes of features that go through a Keras head at once.
 FORWARD_BYTES = 64 * 2**20
+# What the document says of the estimator.
+_FITTED = ("kind", "task", "classes", "shape")
 
 
 @dataclass(frozen=True)
@@ -189,13 +192,22 @@ class Head:
         read = partial(store.heads.read, head_id)
         fields = {name: document[name] for name in FIELDS}
         fields |= {name: tuple(document[name]) for name in ("classes", "shape", "problems")}
-        if fields["task"] == "classification":
-            for split, confusion in json.loads(read(CONFUSION_FILE)).items():
-                fields["metrics"][split]["confusion"] = confusion
-        if fields["kind"] == "keras":
-            estimator = persist.load_keras(read(persist.KERAS_FILE), head_id)
-        else:
-            estimator = persist.load_sklearn(read(persist.SKLEARN_FILE), head_id)
+        try:
+            if fields["task"] == "classification":
+                for split, confusion in json.loads(read(CONFUSION_FILE)).items():
+                    fields["metrics"][split]["confusion"] = confusion
+            if fields["kind"] == "keras":
+                estimator = persist.load_keras(read(persist.KERAS_FILE), head_id)
+            else:
+                estimator = persist.load_sklearn(read(persist.SKLEARN_FILE), head_id)
+            wrong = _misfit(estimator, **{name: fields[name] for name in _FITTED})
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            wrong = f"{type(error).__name__}: {one_line(error)}"
+        if wrong:
+            raise DamagedError(
+                f"the files of head {head_id!r} do not fit its document: {wrong}; fit the head "
+                "again with `featurestore train`"
+            )
         return cls(id=head_id, estimator=estimator, store=store, **fields)
 
     def _rows(self, X: np.ndarray) -> np.ndarray:
@@ -247,6 +259,31 @@ def find(store: FeatureStore, text: str) -> str:
     raise NotFoundError(
         f"{what} {text!r} in {store.location}; {offer}; list them with `featurestore heads`"
     )
+
+
+def _misfit(
+    estimator: Any, kind: str, task: str, classes: tuple[Any, ...], shape: tuple[int, ...]
+) -> str | None:
+    """Return how an estimator contradicts the document of its head; None if it fits."""
+    if (task == "regression") == bool(classes):
+        return f"its task is {task}, with {len(classes)} classes"
+    if kind == "keras":
+        found = (*estimator.input_shape[1:], *estimator.output_shape)
+        sizes = (*shape, None, len(classes) or 1)
+        fits = len(found) == len(sizes) and found[-2:] == sizes[-2:]
+        if fits and all(have in (None, size) for have, size in zip(found, sizes, strict=True)):
+            return None
+        return f"its model maps {estimator.input_shape} to {estimator.output_shape}"
+    from sklearn.base import is_classifier, is_regressor
+
+    if not (is_regressor if task == "regression" else is_classifier)(estimator):
+        return f"its task is {task}, which {type(estimator).__name__} is not for"
+    if classes and list(estimator.classes_) != list(classes):
+        return "its estimator has other classes, or another order of them"
+    width = getattr(estimator, "n_features_in_", None)
+    if width not in (None, math.prod(shape)):
+        return f"its estimator takes {width} features, and its shape is {shape}"
+    return None
 
 
 def _decision(estimator: Any, rows: np.ndarray) -> np.ndarray:

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featurestore.errors import HeadError
+from featurestore.errors import DamagedError, HeadError
+from featurestore.features import Features
 from featurestore.heads import Head, fit_head
+from featurestore.heads.head import CONFUSION_FILE
+from featurestore.heads.persist import KERAS_FILE, SKLEARN_FILE
 from tests.heads.conftest import MakeFeatures
 
 
@@ -54,3 +61,43 @@ def test_spatial_features_are_flattened(make_features: MakeFeatures) -> None:
     assert np.array_equal(head.scores(X), head.scores(X.reshape(len(X), -1)))
     with pytest.raises(HeadError, match=r"\('row', 3, 3, 4\)"):
         head.predict(X[:, :2])
+
+
+Files = dict[str, bytes]
+
+
+def confusion(value: Any) -> Callable[[dict[str, Any], Files], object]:
+    return lambda document, files: files.update({CONFUSION_FILE: json.dumps(value).encode()})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda document, files: document["classes"].reverse(), "another order"),
+        (lambda document, files: document.update(classes=[]), "with 0 classes"),
+        (lambda document, files: document.update(shape=[5]), "takes 12 features"),
+        (lambda document, files: document.update(task="regression", classes=[]), "regression"),
+        (confusion([1]), "AttributeError"),
+        (confusion({"train": [], "nope": []}), "KeyError"),
+    ],
+)
+def test_a_head_whose_files_do_not_fit_its_document_is_damaged(
+    three: Features, change: Callable[[dict[str, Any], Files], object], says: str
+) -> None:
+    head, heads = fit_head(three, "ridge"), three.store.heads
+    files = {name: heads.read(head.id, name) for name in (SKLEARN_FILE, CONFUSION_FILE)}
+    document = json.loads(json.dumps(head.document()))
+    change(document, files)
+    heads.save("odd-000000000000", document, files)
+
+    with pytest.raises(DamagedError, match=f"do not fit its document.*{says}.*featurestore train"):
+        Head.load(three.store, "odd-")
+
+
+def test_a_keras_head_with_other_classes_is_damaged(three: Features) -> None:
+    head, heads = fit_head(three, "dense", {"epochs": 1}), three.store.heads
+    files = {name: heads.read(head.id, name) for name in (KERAS_FILE, CONFUSION_FILE)}
+    heads.save("odd-000000000000", {**head.document(), "classes": ["ant", "bee"]}, files)
+
+    with pytest.raises(DamagedError, match=r"maps \(None, 12\) to \(None, 3\)"):
+        Head.load(three.store, "odd-")
