@@ -80,8 +80,10 @@ class Tuned:
                 "`featurestore scan --val 0.2`"
             )
         losses = [each["val_loss"] for each in self.history]
-        least = min((each for each in losses if not math.isnan(each)), default=losses[0])
-        epoch = kept or losses.index(least) + 1
+        finite = [each for each in losses if math.isfinite(each)]
+        if not finite:
+            return "no epoch gave a finite loss; kept the model as it was before"
+        epoch = kept or losses.index(min(finite)) + 1
         figures = ", ".join(
             f"{name} {self.history[epoch - 1][name]:.3f} ({before:.3f} before)"
             for name, before in self.start.items()

@@ -198,3 +198,9 @@ def test_a_lower_loss_does_not_make_up_for_wrong_predictions() -> None:
     values = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 1.0})
     values.history = [{"val_loss": float("nan")}]
     assert values.worse(1)
+
+
+def test_losses_that_are_not_finite_have_a_verdict_of_their_own() -> None:
+    tuned = Tuned(FineTuning(epochs=1, keep_tuned=True), {}, start={"val_loss": 1.0})
+    tuned.history = [{"val_loss": float("nan")}, {"val_loss": float("inf")}]
+    assert tuned.verdict == "no epoch gave a finite loss; kept the model as it was before"
