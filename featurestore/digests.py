@@ -62,6 +62,18 @@ def digest_fields(fields: Mapping[str, Any]) -> str:
     return digest_bytes(canonical.encode("ascii"))
 
 
+def json_text(value: Any) -> str:
+    """Return indented JSON with null for NaN and infinity, which JSON does not have.
+
+    Examples
+    --------
+    >>> json_text(float("nan")), json_text("é")
+    ('null', '"é"')
+    """
+    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(finite, indent=2, ensure_ascii=False)
+
+
 def canonical_number(value: float) -> float | dict[str, str]:
     """Return a number as JSON has it, with a form for infinity and NaN, which JSON does not have.
 

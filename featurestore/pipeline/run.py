@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore import durable
-from featurestore.digests import digest_bytes, digest_fields, short
+from featurestore.digests import digest_bytes, digest_fields, json_text, short
 from featurestore.errors import BackboneError, DatasetError, InputError
 from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
@@ -117,11 +117,9 @@ class _Run:
             "promotion": promotion,
             "versions": versions(),
         }
-        # A loss that is not finite is null in JSON.
-        manifest = json.loads(json.dumps(manifest), parse_constant=lambda name: None)
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        _write(folder / MANIFEST, text.encode("utf-8", "backslashreplace"))
-        return {"folder": str(folder), **manifest}
+        text = json_text(manifest)
+        _write(folder / MANIFEST, f"{text}\n".encode("utf-8", "backslashreplace"))
+        return {"folder": str(folder), **json.loads(text)}
 
     def _end(self, stage: str, started: float, *, fresh: bool, result: str) -> None:
         """Record what became of a stage; ``result`` says what is up to date if nothing is new."""

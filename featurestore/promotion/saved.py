@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from featurestore import durable
 from featurestore.backbone import sources
-from featurestore.digests import digest_array, digest_fields
+from featurestore.digests import digest_array, digest_fields, json_text
 from featurestore.errors import InputError, nearest, one_line
 from featurestore.promotion.seen import Seen
 from featurestore.scratch import scratch
@@ -76,7 +76,7 @@ def save_model(
                 if seen is not None:
                     metadata = {**metadata, "samples": seen.fields()}
                     archive.writestr(SAMPLES, seen.samples.tobytes())
-                archive.writestr(MEMBER, json.dumps(metadata, indent=2, ensure_ascii=False))
+                archive.writestr(MEMBER, json_text(metadata))
             durable.commit(part, path)
     except OSError as error:
         raise InputError(
@@ -129,7 +129,7 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
     except InputError as error:
         raise InputError(f"cannot load {path} as a Keras model: {error}") from error
     expected = (None, None, None, 3), (None, len(metadata["classes"]) or 1)
-    resizes = any(layer.name == "resizing" for layer in model.layers)
+    resizes = any(_resizes(layer) for layer in model.layers)
     if (model.input_shape, model.output_shape) != expected or not resizes:
         raise InputError(
             f"{path} maps {model.input_shape} to {model.output_shape}; expected a promoted model, "
@@ -137,6 +137,12 @@ def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
             "again"
         )
     return model, metadata
+
+
+def _resizes(layer: keras.Layer) -> bool:
+    import keras
+
+    return layer.name == "resizing" and isinstance(layer, keras.layers.Resizing)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -219,6 +219,23 @@ def test_a_model_inside_that_is_damaged(saved: Path, tmp_path: Path, member: str
     one_line(rewritten(saved, tmp_path / "odd.keras", member, b"{"), "cannot load .* Keras model")
 
 
+def test_a_layer_named_resizing_that_is_another(tmp_path: Path) -> None:
+    x = keras.Input((None, None, 3), dtype="uint8")
+    y = keras.layers.GlobalAveragePooling2D(name="resizing")(x)
+    path = tmp_path / "other.keras"
+    save_model(keras.Model(x, keras.layers.Dense(2, "softmax")(y)), path, METADATA)
+    one_line(path, "expected a promoted model")
+
+
+def test_losses_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    save_model(tiny(), path, {**METADATA, "history": [{"loss": float("nan"), "val_loss": 0.5}]})
+    with zipfile.ZipFile(path) as archive:
+        text = archive.read(MEMBER).decode()
+    assert "NaN" not in text
+    assert json.loads(text)["history"] == [{"loss": None, "val_loss": 0.5}]
+
+
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     x = keras.Input((None, None, 3), dtype="uint8")
     y = keras.layers.Resizing(2, 2, name="resizing")(x)
