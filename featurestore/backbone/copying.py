@@ -13,6 +13,9 @@ import numpy as np
 from featurestore.backbone.graph import Graph, Node, Tensor, dissolve
 from featurestore.errors import BackboneError, one_line
 
+# As many numbers go from the weights of a Normalization into its configuration.
+_FEW = 64
+
 
 @contextlib.contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
@@ -29,7 +32,9 @@ def seeded(seed: int = 0) -> Iterator[None]:
         random.setstate(state)
 
 
-def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "") -> list[Tensor]:
+def clone(
+    graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "", *, settled: bool = False
+) -> list[Tensor]:
     """Copy nodes onto a symbolic tensor: new layers of the same configuration and weights.
 
     Parameters
@@ -42,6 +47,10 @@ def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "")
         Numbers of the nodes whose outputs to return; each must have one.
     prefix : str
         Put before every canonical name.
+    settled : bool
+        Make settings of what an adapted ``Normalization`` has learned. Keras' ``set_weights`` does
+        not update the numbers that it computes with; settings go wherever the layer goes. They
+        change the digest.
 
     Returns
     -------
@@ -52,7 +61,7 @@ def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "")
     def copied(node: Node) -> Any:
         key = id(node.operation)
         if key not in copies:
-            copies[key] = _copy(node.operation, prefix + graph.layer_names[key])
+            copies[key] = _copy(node.operation, prefix + graph.layer_names[key], settled)
         return at_rest(copies[key])
 
     tensors = graph.run(inputs, wanted, copied)
@@ -62,7 +71,7 @@ def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "")
     return [outputs[0] for outputs in tensors]
 
 
-def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
+def clone_onto(model: Any, tensor: Tensor, prefix: str = "", *, settled: bool = False) -> Tensor:
     """Copy a functional model of one input and one output onto a symbolic tensor.
 
     Parameters
@@ -73,6 +82,8 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
         Of the shape of the model's input.
     prefix : str
         Put before every canonical name.
+    settled : bool
+        As in :func:`clone`.
 
     Returns
     -------
@@ -80,7 +91,8 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
         The model's output.
     """
     graph = dissolve(model)
-    return clone(graph, tensor, [number for number, _ in graph.outputs], prefix)[0]
+    ends = [number for number, _ in graph.outputs]
+    return clone(graph, tensor, ends, prefix, settled=settled)[0]
 
 
 def set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:
@@ -108,9 +120,13 @@ def at_rest(layer: Any) -> Callable:
     return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": False})
 
 
-def _copy(operation: Any, name: str) -> Any:
+def _copy(operation: Any, name: str, settled: bool) -> Any:
     try:
-        copy = type(operation).from_config(operation.get_config())
+        config = operation.get_config()
+        if settled and _adapted(operation):
+            mean, variance, _ = operation.get_weights()
+            config |= {"mean": mean.tolist(), "variance": variance.tolist()}
+        copy = type(operation).from_config(config)
     except Exception as error:  # whatever a layer raises that cannot describe itself
         raise BackboneError(
             f"layer {name!r} ({type(operation).__name__}) cannot be built from its configuration:"
@@ -118,6 +134,15 @@ def _copy(operation: Any, name: str) -> Any:
         ) from error
     copy.name = name
     return copy
+
+
+def _adapted(operation: Any) -> bool:
+    """Whether a layer is a Normalization that learned a few numbers, such as a mean a channel."""
+    import keras
+
+    if not isinstance(operation, keras.layers.Normalization) or not operation.weights:
+        return False
+    return int(np.prod(operation.weights[0].shape)) <= _FEW
 
 
 def _copy_weights(source: Any, copy: Any) -> None:

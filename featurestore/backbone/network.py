@@ -198,11 +198,12 @@ class Network:
             image = keras.Input((None, None, 3), dtype="uint8", name="image")
             resized = at_rest(self.preprocessing.resizing())(image)
             scaled = self.preprocessing.scale(resized)
-            output = clone(self._graph, scaled, [self._number(ref.layer)], layer_prefix)[0]
+            number = self._number(ref.layer)
+            output = clone(self._graph, scaled, [number], layer_prefix, settled=True)[0]
             reducing = self._reduction(ref)
             if reducing is not None:
                 output = reducing(output)
-            elif reduction.is_masked(self._graph.nodes[self._number(ref.layer)]):
+            elif reduction.is_masked(self._graph.nodes[number]):
                 output = reduction.unmasked(output)
             name = "".join(each if each.isalnum() or each in "-_." else "_" for each in self.name)
             return keras.Model(image, output, name=name)

@@ -205,7 +205,7 @@ DTYPES = st.sampled_from(["float16", "float32"])
 
 
 def test_a_small_network() -> None:
-    check(*small("augmenting", "", "float16"), "nested")
+    check(*small("squeezed", "", "float16"), "nested")
 
 
 @pytest.mark.slow
