@@ -142,7 +142,7 @@ def _description(node: Node, training: bool = False) -> dict[str, Any]:
         return {
             "class": serial.get("registered_name") or serial["class_name"],
             # A custom layer may compute with its seed.
-            "config": canonical_config(serial["config"], training or own),
+            "config": canonical_config(serial["config"], training, seeds=own),
             "arguments": canonical_config(node.arguments, training),
             "code": registered_digest(serial) if own else None,
         }
@@ -154,7 +154,7 @@ def _description(node: Node, training: bool = False) -> dict[str, Any]:
         ) from error
 
 
-def canonical_config(value: Any, training: bool = False) -> Any:
+def canonical_config(value: Any, training: bool = False, *, seeds: bool = False) -> Any:
     """Return a serialized configuration, or the arguments of a call, in canonical JSON form.
 
     Parameters
@@ -163,6 +163,8 @@ def canonical_config(value: Any, training: bool = False) -> Any:
         Such as ``keras.saving.serialize_keras_object`` gives. Symbolic tensors all count alike.
     training : bool
         Keep what matters only to training: initializers, regularizers, constraints, seeds.
+    seeds : bool
+        Keep seeds in any case.
 
     Raises
     ------
@@ -172,6 +174,14 @@ def canonical_config(value: Any, training: bool = False) -> Any:
     import keras
     import numpy as np
 
+    def canonical(part: Any) -> Any:
+        return canonical_config(part, training, seeds=seeds)
+
+    def counts(name: str) -> bool:
+        if training or (seeds and name == "seed"):
+            return True
+        return name not in _TRAINING and not name.endswith(_TRAINING_ENDINGS)
+
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -180,18 +190,16 @@ def canonical_config(value: Any, training: bool = False) -> Any:
         if value.get("class_name") == "DTypePolicy":
             return value["config"]["name"]
         plain = {
-            str(key): canonical_config(each, training)
+            str(key): canonical(each)
             for key, each in value.items()
             # Settings that are None by default are missing in older releases of Keras.
-            if each is not None
-            and key not in ("name", "build_config")
-            and (training or not (key in _TRAINING or str(key).endswith(_TRAINING_ENDINGS)))
+            if each is not None and key not in ("name", "build_config") and counts(str(key))
         }
         if is_foreign(value):
             plain["code"] = registered_digest(value)
         return plain
     if isinstance(value, (list, tuple)):
-        return [canonical_config(each, training) for each in value]
+        return [canonical(each) for each in value]
     if isinstance(value, keras.KerasTensor):
         return {"input": True}
     if isinstance(value, slice):

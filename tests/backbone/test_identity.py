@@ -148,6 +148,30 @@ def test_a_layer_that_is_only_called_dropout_is_described():
     assert backbone.prefix_digest("triple") != backbone.prefix_digest("conv")
 
 
+@keras.saving.register_keras_serializable("identity")
+class Drawing(layers.Layer):
+    def __init__(self, seed=0, kernel_initializer="ones", **kwargs):
+        super().__init__(**kwargs)
+        self.seed, self.kernel_initializer = seed, kernel_initializer
+
+    def get_config(self):
+        own = {"seed": self.seed, "kernel_initializer": self.kernel_initializer}
+        return {**super().get_config(), **own}
+
+    def call(self, x):
+        return x + self.seed
+
+
+def test_of_the_training_settings_of_a_custom_layer_only_the_seed_counts():
+    def digest(**settings):
+        image = keras.Input((16, 16, 3))
+        model = keras.Model(image, Drawing(name="end", **settings)(image))
+        return digests(model, scaling="none")["end"]
+
+    assert digest() == digest(trainable=False) == digest(kernel_initializer="zeros")
+    assert digest() != digest(seed=1)
+
+
 def test_precision_matters():
     def network(dtype):
         image = keras.Input((16, 16, 3))
