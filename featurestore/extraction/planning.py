@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -11,6 +11,7 @@ import numpy as np
 
 from featurestore.errors import InputError, NotFoundError, StoreError
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, block_rows
+from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
@@ -304,7 +305,7 @@ def _why(
     for group in store.features.values():
         other = group.key
         if (other.model, other.ref) == (key.model, key.ref):
-            differences = _differences(group.provenance.get("prefix", {}), fields)
+            differences = _differences(part_of(group.provenance, "prefix"), fields)
             if other.dataset_digest != dataset.digest:
                 differences.append(f"samples: stored others, asked those of {dataset.name}")
             near.append(differences)
@@ -312,7 +313,7 @@ def _why(
     return "; ".join(near[0]) if near else None
 
 
-def _differences(stored: dict[str, Any], asked: dict[str, Any], under: str = "") -> list[str]:
+def _differences(stored: Mapping[str, Any], asked: dict[str, Any], under: str = "") -> list[str]:
     found = []
     for name in sorted(stored.keys() | asked.keys()):
         old, new = stored.get(name), asked.get(name)

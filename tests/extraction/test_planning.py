@@ -8,6 +8,7 @@ from featurestore.backbone import Backbone
 from featurestore.errors import InputError, UnknownLayerError
 from featurestore.extraction import extract, plan
 from featurestore.features import one_stored
+from featurestore.store.documents import read_json, write_json
 from tests.toys import drop_block
 
 
@@ -67,6 +68,15 @@ def test_a_miss_is_explained_by_the_field_that_differs(dataset, store):
     extract(dataset, Backbone.pixels(8), ["pixels"], store)
     assert why(8, "crop") == "preprocessing.resize: stored stretch, asked crop"
     assert "input_size: stored [8, 8], asked [12, 12]" in why(12, "stretch")
+
+
+def test_a_miss_beside_what_another_version_recorded(dataset, store):
+    group = extract(dataset, Backbone.pixels(8), ["pixels"], store)["pixels"].group
+    for document in (f"{group.path}/zarr.json", f"{group.path}/features/zarr.json"):
+        found = read_json(store._files, document)
+        found["attributes"]["provenance"]["prefix"] = ["a", "list"]
+        write_json(store._files, document, found)
+    assert "asked" in plan(dataset, Backbone.pixels(9), ["pixels"], store).layers[0].why
 
 
 def test_features_of_another_model_with_the_same_prefix_are_copied(dataset, store):
