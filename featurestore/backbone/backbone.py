@@ -15,7 +15,7 @@ from featurestore.backbone.network import Network
 from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
 from featurestore.backbone.recognition import find_preprocessing
 from featurestore.backbone.refs import LayerRef
-from featurestore.errors import BackboneError
+from featurestore.errors import BackboneError, FeatureStoreError, one_line
 
 
 class Backbone(Network):
@@ -205,17 +205,25 @@ class Backbone(Network):
         Raises
         ------
         BackboneError
-            If it was made from a Keras model object, or its file is gone.
+            If it was made from a Keras model object, its file is gone, or it is no such ``spec``.
         """
         makers: dict[str, Callable[..., Backbone]] = {
             "application": cls.from_application,
             "file": cls.from_file,
             "pixels": cls.pixels,
         }
-        options = {key: value for key, value in spec.items() if key != "source"}
-        if spec["source"] not in makers:
+        try:
+            options = {key: value for key, value in spec.items() if key != "source"}
+            if spec["source"] not in makers:
+                raise BackboneError(
+                    f"backbone {spec['name']!r} was made from a Keras model object, which only the"
+                    " caller has: pass Backbone.from_model(…), or save the model and use its file"
+                )
+            return makers[spec["source"]](**options)
+        except FeatureStoreError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BackboneError(
-                f"backbone {spec['name']!r} was made from a Keras model object, which only the"
-                " caller has: pass Backbone.from_model(…), or save the model and use its file"
-            )
-        return makers[spec["source"]](**options)
+                f"the backbone is recorded in a form unknown to this version ({one_line(error)});"
+                " pass it in Python"
+            ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
-from featurestore.errors import ExtractionError, FeatureStoreError, one_line
+from featurestore.errors import ExtractionError, FeatureStoreError
 from featurestore.extraction.events import OnEvent
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import LayerPlan, plan_units
@@ -202,10 +202,4 @@ def _backbone(group: FeatureGroup) -> Backbone:
     spec = group.provenance.get("backbone")
     if spec is None:
         raise ExtractionError("its backbone is not recorded; pass it in Python")
-    try:
-        return Backbone.from_spec(spec)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ExtractionError(
-            f"its backbone is recorded in a form unknown to this version ({one_line(error)}); "
-            "pass it in Python"
-        ) from error
+    return Backbone.from_spec(spec)

@@ -119,6 +119,7 @@ def test_a_model_from_memory_must_be_passed(dataset, backbone, tmp_path):
         ({"backbone": None}, "its backbone is not recorded"),
         ({"backbone": 5}, "unknown to this version"),
         ({"backbone": {"source": "pixels", "option": 1}}, "unknown to this version"),
+        ({"backbone": {"source": "pixels", "input_size": ["a", "b"]}}, "unknown to this version"),
     ],
 )
 def test_what_another_version_recorded(store, group, recorded, needs):
