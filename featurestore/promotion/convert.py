@@ -203,11 +203,22 @@ def _is_one_versus_rest(step: Any) -> bool:
 _LINKED = {"PoissonRegressor", "GammaRegressor", "TweedieRegressor"}
 
 
-def _scaler(step: Any, flow: Flow, name: str) -> Flow:
-    # Scalers are affine in each feature: the values at 0 and 1 give center and factor.
-    width = len(flow.index)
-    zero, one = step.transform(np.stack([np.zeros(width), np.ones(width)]))
-    return flow.scaled(-zero / (one - zero), one - zero, name)
+def _standard_scaler(step: Any, flow: Flow, name: str) -> Flow:
+    mean = step.mean_ if step.with_mean else 0.0
+    return flow.scaled(mean, 1 / step.scale_ if step.with_std else 1.0, name)
+
+
+def _min_max_scaler(step: Any, flow: Flow, name: str) -> Flow:
+    return flow.scaled(-step.min_ / step.scale_, step.scale_, name)
+
+
+def _max_abs_scaler(step: Any, flow: Flow, name: str) -> Flow:
+    return flow.scaled(0.0, 1 / step.scale_, name)
+
+
+def _robust_scaler(step: Any, flow: Flow, name: str) -> Flow:
+    center = step.center_ if step.with_centering else 0.0
+    return flow.scaled(center, 1 / step.scale_ if step.with_scaling else 1.0, name)
 
 
 def _normalizer(step: Any, flow: Flow, name: str) -> Flow:
@@ -262,12 +273,12 @@ def _multilayer_perceptron(step: Any, flow: Flow, name: str) -> Flow:
 
 _TRANSFORMERS: dict[str, Convert] = {
     "IncrementalPCA": _pca,
-    "MaxAbsScaler": _scaler,
-    "MinMaxScaler": _scaler,
+    "MaxAbsScaler": _max_abs_scaler,
+    "MinMaxScaler": _min_max_scaler,
     "Normalizer": _normalizer,
     "PCA": _pca,
-    "RobustScaler": _scaler,
-    "StandardScaler": _scaler,
+    "RobustScaler": _robust_scaler,
+    "StandardScaler": _standard_scaler,
     "TruncatedSVD": _truncated_svd,
 }
 _PREDICTORS: dict[str, Convert] = {

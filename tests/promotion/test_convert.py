@@ -215,6 +215,16 @@ def test_features_far_from_zero(rows: np.ndarray) -> None:
     assert np.abs(scores[:, 1] - expected).max() < 1e-2 * np.ptp(expected)
 
 
+@pytest.mark.parametrize("scaler", [StandardScaler(), MinMaxScaler(), RobustScaler()])
+def test_a_constant_feature_too_large_to_count_by_ones(scaler: Any, rows: np.ndarray) -> None:
+    huge = np.concatenate([rows, np.full((ROWS, 1), 1e17, np.float32)], axis=1)
+    labels = (rows[:, 0] > 0.5).astype(int)
+    fitted = fit(make_pipeline(scaler, LOGISTIC), huge, labels)
+    np.testing.assert_allclose(
+        convert(fitted, huge)[0][:, 1], fitted.decision_function(huge), atol=1e-4
+    )
+
+
 class Outside(linear_model.LogisticRegression):
     """Linear, but nobody knows what it predicts."""
 
