@@ -135,6 +135,15 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"known: {shown or 'none'}"
 
 
+def refuse_newer(found: int, known: int, where: str) -> None:
+    """Raise StoreFormatError for a format that only a later featurestore can read."""
+    if found > known:
+        raise StoreFormatError(
+            f"{where} has format {found}, this featurestore reads up to {known}; "
+            "run `git pull && pip install .` in its clone"
+        )
+
+
 def one_line(error: BaseException, length: int = 200) -> str:
     """Return the first sentence or so of another library's error message."""
     text = " ".join(str(error).split()) or type(error).__name__

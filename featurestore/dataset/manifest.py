@@ -18,7 +18,7 @@ from featurestore.dataset.samples import Samples
 from featurestore.dataset.source import native, portable
 from featurestore.dataset.splits import SPLITS
 from featurestore.digests import EMPTY_CHECKSUM, checksum_matches, insert_checksum, is_digest
-from featurestore.errors import DamagedError, StoreFormatError, one_line
+from featurestore.errors import DamagedError, one_line, refuse_newer
 
 FORMAT = 1
 _KEY = b"featurestore"
@@ -85,11 +85,7 @@ def read(data: bytes) -> tuple[Samples, Header]:
         table = parquet.read_table(pa.BufferReader(data))
         table.validate(full=True)
         fields = json.loads((table.schema.metadata or {})[_KEY])
-        if fields["format"] > FORMAT:
-            raise StoreFormatError(
-                f"a data set manifest of format {fields['format']}, this featurestore reads up to "
-                f"{FORMAT}: install a newer featurestore"
-            )
+        refuse_newer(fields["format"], FORMAT, "a data set manifest")
         header = Header.model_validate(fields)
         types = {str(table[name].type) for name in _COLUMNS if name != "label"}
         digests, paths, labels, splits, groups = (table[name].to_pylist() for name in _COLUMNS)

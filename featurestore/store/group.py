@@ -14,7 +14,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from featurestore.digests import ROW_BYTES
-from featurestore.errors import DamagedError, IncompleteFeaturesError, StoreFormatError
+from featurestore.errors import (
+    DamagedError,
+    IncompleteFeaturesError,
+    StoreFormatError,
+    refuse_newer,
+)
 from featurestore.store.blocks import METADATA, BlockArray, as_type, dimension_names
 from featurestore.store.key import FeatureKey
 
@@ -67,11 +72,7 @@ def check_format(attributes: Mapping[str, Any], where: str) -> None:
             f"{where} is a Zarr group but not a feature store: it has no attribute "
             f"`{FORMAT_ATTRIBUTE}`; give another folder"
         )
-    if found > FORMAT:
-        raise StoreFormatError(
-            f"{where} has format {found}, this featurestore reads format {FORMAT}; "
-            "run `pip install --upgrade featurestore`"
-        )
+    refuse_newer(found, FORMAT, where)
 
 
 def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from featurestore.digests import digest_bytes
-from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
+from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, refuse_newer
 from featurestore.store.documents import Digest, read_json, write_json
 from featurestore.store.key import name_of
 from featurestore.store.local import PARTIAL
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Item
 
 DOCUMENT = "head.json"
+FORMAT = 1
 _REMEDY = "fit the head again with `featurestore train`"
 
 
@@ -31,6 +32,7 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
+    format: int = FORMAT
     id: str
     files: dict[str, _File]
 
@@ -49,6 +51,9 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         head_id = self._key(path)
         try:
             document = read_json(self._files, f"{path}/{DOCUMENT}")
+            found = document.get("format", FORMAT)
+            if isinstance(found, int):
+                refuse_newer(found, FORMAT, f"{self._files.location}/{path}/{DOCUMENT}")
             valid = _Document.model_validate(document).id == head_id
         except FileNotFoundError as error:
             raise NotFoundError(
@@ -105,6 +110,8 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
                 raise ValueError(f"{name!r} cannot name a file of a head")
         with self._files.locks.acquire([path]):
             if self.has(key):
+                with suppress(DamagedError):
+                    self.get(key)  # A newer format is refused, not replaced.
                 if not list(self._check(self.item(path))):
                     self.fsync(key)
                     return

@@ -59,7 +59,7 @@ def test_newer_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(manifest, "FORMAT", 2)
     newer = pets.to_parquet()
     monkeypatch.undo()
-    with pytest.raises(StoreFormatError, match=r"of format 2, .* reads up to 1: install a newer"):
+    with pytest.raises(StoreFormatError, match=r"has format 2, .* reads up to 1; run `git pull"):
         Dataset.from_parquet(newer)
 
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from featurestore.errors import DamagedError, NotFoundError
+from featurestore.errors import DamagedError, NotFoundError, StoreFormatError
 from featurestore.store import FeatureStore
+from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
 from tests.store.conftest import put
 
@@ -27,6 +28,17 @@ def test_an_unknown_head(store: FeatureStore) -> None:
     store.heads.save("logistic-1", META, {})
     with pytest.raises(NotFoundError, match=r"did you mean 'logistic-1'.*`featurestore heads`"):
         store.heads.get("logistc-1")
+
+
+def test_a_head_of_a_newer_format_is_refused(store: FeatureStore, location: str) -> None:
+    store.heads.save("h", META, {"model.skops": b"one"})
+    files = open_files(location)
+    newer = read_json(files, "heads/h/head.json") | {"format": 2}
+    write_json(files, "heads/h/head.json", newer)
+    for use in (store.heads.get, lambda key: store.heads.save(key, META, {})):
+        with pytest.raises(StoreFormatError, match=r"head\.json has format 2, .*`git pull"):
+            use("h")
+    assert read_json(files, "heads/h/head.json") == newer
 
 
 def test_the_document_commits(store: FeatureStore, location: str) -> None:

@@ -84,7 +84,7 @@ def checked(attributes: dict[str, object]) -> bytes:
         (b"", DamagedError, r"features/zarr\.json cannot be parsed"),
         (b'{"zarr_format": 3, "node_type": "group"}', DamagedError, "does not match its checksum"),
         (checked({}), StoreFormatError, "not a feature store"),
-        (checked({"featurestore_format": 2}), StoreFormatError, "format 2.*--upgrade"),
+        (checked({"featurestore_format": 2}), StoreFormatError, "format 2.*`git pull && pip"),
     ],
 )
 def test_a_store_that_cannot_be_understood(
