@@ -141,6 +141,11 @@ def _frozen(compute: Compute, shape: Sequence[int | None]) -> Callable:
 
     specification = tf.TensorSpec(shape, tf.uint8)
     traced = tf.function(stateless, autograph=False).get_concrete_function(specification)
+    if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
+        raise BackboneError(
+            "a layer changes its own weights while it computes, so that an image has no features of"
+            " its own; cut before it"
+        )
     held = sum(each.dtype.size * each.shape.num_elements() for each in traced.variables)
     return convert_variables_to_constants_v2(traced) if held < MOST_CONSTANT_BYTES else traced
 

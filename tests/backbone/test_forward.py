@@ -133,6 +133,23 @@ def test_layers_that_change_while_they_compute_are_refused(layer, batch):
     assert "\n" not in str(caught.value)
 
 
+@keras.saving.register_keras_serializable("forward")
+class TensorFlowCounter(layers.Layer):
+    def build(self, shape):
+        self.count = tf.Variable(0.0)
+
+    def call(self, x):
+        return x * self.count.assign_add(1.0)
+
+
+def test_layers_that_change_variables_of_tensorflow_are_refused(batch):
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, TensorFlowCounter(name="end")(image))
+    backbone = Backbone.from_model(model, name="m", scaling="none")
+    with pytest.raises(BackboneError, match="an image has no features of its own"):
+        backbone.forward(["end"])
+
+
 def test_dropout_inside_recurrent_layers_is_off(batch):
     image = keras.Input((16, 16, 3))
     steps = layers.Reshape((16, 48))(layers.Rescaling(1 / 255)(image))
