@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -110,26 +111,40 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
     """
     from sklearn.pipeline import make_pipeline
 
-    steps = _steps(name, task)
-    estimator = steps[0] if len(steps) == 1 else make_pipeline(*steps)
-    check_task(estimator, name, task)
-    return with_params(estimator, params, name, seed)
+    try:
+        steps = _steps(name, task, params)
+        estimator = steps[0] if len(steps) == 1 else make_pipeline(*steps)
+        check_task(estimator, name, task)
+        return with_params(estimator, params, name, seed)
+    except HeadError:
+        raise
+    except Exception as error:  # a meta-estimator around what is no estimator
+        raise HeadError(
+            f"head {name!r} does not take these parameters: {one_line(error)}; in Python, give "
+            "the estimator itself"
+        ) from error
 
 
-def _steps(name: str, task: Task) -> list[Any]:
-    """Return the estimators that a name stands for."""
+def _steps(name: str, task: Task, params: Mapping[str, Any]) -> list[Any]:
+    """Return the estimators that a name stands for; the last is made with what it requires."""
     if "+" in name:
-        return [step for part in name.split("+") for step in _steps(part.strip(), task)]
+        first, _, rest = name.partition("+")
+        return [*_steps(first.strip(), task, {}), *_steps(rest.strip(), task, params)]
     if name in KERAS_HEADS:
         raise HeadError(f"{name!r} is a Keras head and cannot be a step of a pipeline")
     if name in SKLEARN_HEADS:
         head = SKLEARN_HEADS[name]
         regressor = head.regressor if task == "regression" else None
-        *others, last = _steps(regressor or head.classifier, task)
+        *others, last = _steps(regressor or head.classifier, task, {})
         return [*others, last.set_params(**head.params)]
     found = _find_class(name)
+    required = [
+        each.name
+        for each in inspect.signature(found).parameters.values()
+        if each.default is each.empty and each.name in params
+    ]
     try:
-        return [found()]
+        return [found(**{each: params[each] for each in required})]
     except TypeError as error:
         raise HeadError(
             f"head {name!r} cannot be made by name: {one_line(error)}; in Python, give the "

@@ -96,6 +96,15 @@ def test_names_are_checked_without_features() -> None:
         check_named("logistic", {}, "regression")
 
 
+def test_meta_estimators_have_names_too(three: Features) -> None:
+    for name in ("OneVsRestClassifier", "StandardScaler+OneVsRestClassifier"):
+        check_named(name, {"estimator": SVC(), "n_jobs": 1}, "classification")
+    head = fit_head(three, "OneVsRestClassifier", {"estimator": SVC()})
+    assert Head.load(three.store, head.id).metrics["val"]["accuracy"] > 0.7
+    with pytest.raises(HeadError, match="does not take these parameters"):
+        check_named("OneVsRestClassifier", {"estimator": "SVC"}, "classification")
+
+
 def test_a_name_imports_nothing_but_scikit_learn(
     three: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
