@@ -10,6 +10,7 @@ from featurestore.cli.data import print_problems
 from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
+from featurestore.cli.quiet import load_tensorflow
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
 from featurestore.store.variants import FIELDS, Variant, tell_apart
@@ -96,10 +97,12 @@ def train_command(
       featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
     """
     from featurestore.features import one_stored
-    from featurestore.heads import fit_head
+    from featurestore.heads import KERAS_HEADS, fit_head
 
     opened = FeatureStore(store, create=False)
     features = one_stored(opened, dataset, model=model, layer=layer, **variant)
+    if head in KERAS_HEADS:
+        load_tensorflow()
     with Progress() as progress:
         fitted = fit_head(features, head, parse_params(params), seed=seed, on_event=progress)
     if as_json:
@@ -151,10 +154,12 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
     Example:
       featurestore sweep sweep.yaml
     """
-    from featurestore.heads import list_heads
-    from featurestore.pipeline import run_sweep
+    from featurestore.heads import KERAS_HEADS, list_heads
+    from featurestore.pipeline import SweepSpec, read_spec, run_sweep
 
     opened = FeatureStore(store, create=False)
+    if any(each.head in KERAS_HEADS for each in read_spec(sweep, SweepSpec).spec.heads):
+        load_tensorflow()
     with Progress() as progress:
         found = run_sweep(sweep, opened, on_event=progress)
     fitted = {head.id for head in found}

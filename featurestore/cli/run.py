@@ -9,6 +9,7 @@ import click
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import cell, print_json, print_table
 from featurestore.cli.progress import Progress
+from featurestore.cli.quiet import load_tensorflow
 from featurestore.store.variants import tell_apart
 
 
@@ -36,6 +37,7 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
     from featurestore.store import FeatureStore
 
     read_spec(pipeline, PipelineSpec)  # a file with a mistake must not create a store
+    load_tensorflow()
     with Progress() as progress:
         manifest = run_pipeline(pipeline, FeatureStore(store), runs=runs, on_event=progress)
     if as_json:

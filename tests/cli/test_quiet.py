@@ -3,6 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from featurestore.errors import FeatureStoreError
+from tests.cli.conftest import Place
+from tests.toys import featurestore
+
 PROGRAM = """
 import logging, warnings
 from featurestore.cli.quiet import quiet_libraries
@@ -34,3 +40,43 @@ def test_python_options_show_all_warnings() -> None:
         "warning: soon gone",
         "warning: ours, in two lines",
     ]
+
+
+TRAIN = "train photos --model tiny --layer conv_b:avg --head"
+SWEEP = "dataset: photos\nheads: [knn, {head}]\n"
+RUN = """name: x
+data: {path: photos}
+backbone: {model: tiny.keras}
+layers: [conv_b]
+heads: [knn]
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "loads"),
+    [
+        (f"{TRAIN} logistic", False),
+        (f"{TRAIN} dense", True),
+        ("sweep logistic.yaml", False),
+        ("sweep dense.yaml", True),
+        ("run run.yaml", True),
+        ("repair", True),
+    ],
+)
+def test_commands_load_tensorflow_before_they_need_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, command: str, loads: bool
+) -> None:
+    """They load it without its notes; commands on scikit-learn heads do not load it."""
+    for head in ("logistic", "dense"):
+        (place.folder / f"{head}.yaml").write_text(SWEEP.format(head=head))
+    (place.folder / "run.yaml").write_text(RUN)
+
+    def load() -> None:
+        raise FeatureStoreError("TensorFlow is loaded")
+
+    for module in ("heads", "run", "stored"):
+        monkeypatch.setattr(f"featurestore.cli.{module}.load_tensorflow", load)
+
+    result = featurestore(*command.split())
+
+    assert (result.status, "TensorFlow is loaded" in result.err) == (int(loads), loads)
