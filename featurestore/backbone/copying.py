@@ -13,7 +13,7 @@ import numpy as np
 from featurestore.backbone.graph import Graph, Node, Tensor, dissolve
 from featurestore.errors import BackboneError, one_line
 
-# As many numbers go from the weights of a Normalization into its configuration.
+# At most this many numbers of a Normalization go into its configuration.
 _FEW = 64
 
 
@@ -33,7 +33,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
 
 
 def clone(
-    graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "", *, settled: bool = False
+    graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "", *, fixed: bool = False
 ) -> list[Tensor]:
     """Copy nodes onto a symbolic tensor: new layers of the same configuration and weights.
 
@@ -47,10 +47,10 @@ def clone(
         Numbers of the nodes whose outputs to return; each must have one.
     prefix : str
         Put before every canonical name.
-    settled : bool
-        Make settings of what an adapted ``Normalization`` has learned. Keras' ``set_weights`` does
-        not update the numbers that it computes with; settings go wherever the layer goes. They
-        change the digest.
+    fixed : bool
+        Put the learned mean and variance of a ``Normalization`` into its configuration too, because
+        Keras' ``set_weights`` does not update the numbers that the layer computes with. This
+        changes its digest.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def clone(
     def copied(node: Node) -> Any:
         key = id(node.operation)
         if key not in copies:
-            copies[key] = _copy(node.operation, prefix + graph.layer_names[key], settled)
+            copies[key] = _copy(node.operation, prefix + graph.layer_names[key], fixed)
         return at_rest(copies[key])
 
     tensors = graph.run(inputs, wanted, copied)
@@ -71,7 +71,7 @@ def clone(
     return [outputs[0] for outputs in tensors]
 
 
-def clone_onto(model: Any, tensor: Tensor, prefix: str = "", *, settled: bool = False) -> Tensor:
+def clone_onto(model: Any, tensor: Tensor, prefix: str = "", *, fixed: bool = False) -> Tensor:
     """Copy a functional model of one input and one output onto a symbolic tensor.
 
     Parameters
@@ -82,7 +82,7 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "", *, settled: bool = 
         Of the shape of the model's input.
     prefix : str
         Put before every canonical name.
-    settled : bool
+    fixed : bool
         As in :func:`clone`.
 
     Returns
@@ -92,7 +92,7 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "", *, settled: bool = 
     """
     graph = dissolve(model)
     ends = [number for number, _ in graph.outputs]
-    return clone(graph, tensor, ends, prefix, settled=settled)[0]
+    return clone(graph, tensor, ends, prefix, fixed=fixed)[0]
 
 
 def set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:
@@ -120,10 +120,10 @@ def at_rest(layer: Any) -> Callable:
     return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": False})
 
 
-def _copy(operation: Any, name: str, settled: bool) -> Any:
+def _copy(operation: Any, name: str, fixed: bool) -> Any:
     try:
         config = operation.get_config()
-        if settled and _adapted(operation):
+        if fixed and _adapted(operation):
             mean, variance, _ = operation.get_weights()
             config |= {"mean": mean.tolist(), "variance": variance.tolist()}
         copy = type(operation).from_config(config)

@@ -199,7 +199,7 @@ class Network:
             resized = at_rest(self.preprocessing.resizing())(image)
             scaled = self.preprocessing.scale(resized)
             number = self._number(ref.layer)
-            output = clone(self._graph, scaled, [number], layer_prefix, settled=True)[0]
+            output = clone(self._graph, scaled, [number], layer_prefix, fixed=True)[0]
             reducing = self._reduction(ref)
             if reducing is not None:
                 output = reducing(output)

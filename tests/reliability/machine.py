@@ -1,7 +1,7 @@
 """A store, a model of it in plain dictionaries, and steps in any order that may be killed.
 
 What features must hold is computed from the pixels by numpy. After a step that was killed it is
-seen what it did, within what it may have done. What was *settled* was reported done, and survives
+seen what it did, within what it may have done. What was *durable* was reported done, and survives
 even a power cut; what was only seen may be lost with one.
 """
 
@@ -100,16 +100,16 @@ class Sources:
 
 @dataclass
 class Group:
-    """What is stored under a key: the blocks that were seen, and those that are settled.
+    """What is stored under a key: the blocks that were seen, and those that are durable.
 
-    ``settled`` is None where not even the group was reported done.
+    ``durable`` is None where not even the group was reported done.
     """
 
     backbone: str
     dataset: Dataset
     dtype: str
     blocks: set[int] = field(default_factory=set)
-    settled: set[int] | None = None
+    durable: set[int] | None = None
 
     @property
     def all_blocks(self) -> set[int]:
@@ -128,7 +128,7 @@ class Fitted:
     key: FeatureKey
     scores: np.ndarray
     again: Callable[[], Head]
-    settled: bool
+    durable: bool
 
 
 @dataclass
@@ -375,7 +375,7 @@ class StoreMachine(RuleBasedStateMachine):
             if done:
                 assert not self.is_blind(key)
                 self.groups[key] = group
-                group.blocks = group.settled = group.all_blocks
+                group.blocks = group.durable = group.all_blocks
                 self.going.pop(key, None)
             else:
                 self.see(key, group, replaced)
@@ -452,14 +452,14 @@ class StoreMachine(RuleBasedStateMachine):
         if done:
             scores = fitted[0].scores(self.values(key, range(3)))
             known = self.heads.setdefault(
-                fitted[0].id, Fitted(dataset, key, scores, again, settled=True)
+                fitted[0].id, Fitted(dataset, key, scores, again, durable=True)
             )
             assert np.array_equal(known.scores, scores)
-            known.settled = True
+            known.durable = True
             return
         for head_id in {each["id"] for each in self.store.heads.values()} - self.heads.keys():
             scores = Head.load(self.store, head_id).scores(self.values(key, range(3)))
-            self.heads[head_id] = Fitted(dataset, key, scores, again, settled=False)
+            self.heads[head_id] = Fitted(dataset, key, scores, again, durable=False)
 
     # Rot, repair, removal.
 
@@ -579,16 +579,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.states.keys() >= self.settled_states
         for key, group in [*self.going.items(), *self.groups.items()]:
             if not self.store.features.has(key):
-                assert group.settled is None or key in self.going
+                assert group.durable is None or key in self.going
                 self.groups.pop(key, None)
                 continue
             self.groups[key] = group
             group.blocks = self.blocks_on_disk(key)
-            assert group.blocks >= (group.settled or set())
+            assert group.blocks >= (group.durable or set())
         self.going.clear()
         there = {name.split("/")[1] for name in self.names() if name.endswith("/head.json")}
         for head_id in self.heads.keys() - there:
-            assert not self.heads.pop(head_id).settled
+            assert not self.heads.pop(head_id).durable
         self.look_for_flips()
 
     # What holds after each step.
