@@ -62,16 +62,26 @@ def digest_fields(fields: Mapping[str, Any]) -> str:
     return digest_bytes(canonical.encode("ascii"))
 
 
+def finite_json(value: Any) -> Any:
+    """Return JSON values with None for NaN and infinity, which JSON does not have.
+
+    Examples
+    --------
+    >>> finite_json({"loss": [0.5, float("nan")]})
+    {'loss': [0.5, None]}
+    """
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
+
+
 def json_text(value: Any) -> str:
-    """Return indented JSON with null for NaN and infinity, which JSON does not have.
+    """Return indented JSON with null for NaN and infinity.
 
     Examples
     --------
     >>> json_text(float("nan")), json_text("é")
     ('null', '"é"')
     """
-    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    return json.dumps(finite, indent=2, ensure_ascii=False)
+    return json.dumps(finite_json(value), indent=2, ensure_ascii=False)
 
 
 def canonical_number(value: float) -> float | dict[str, str]:

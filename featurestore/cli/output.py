@@ -20,8 +20,9 @@ _MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout; numbers that JSON cannot represent become null."""
-    finite = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    click.echo(json.dumps(finite, indent=2))
+    from featurestore.digests import finite_json
+
+    click.echo(json.dumps(finite_json(value), indent=2))
 
 
 def print_table(

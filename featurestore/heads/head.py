@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from featurestore.digests import finite_json
 from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line
 from featurestore.heads import persist
 from featurestore.heads.schema import FIELDS, validate
@@ -149,12 +150,8 @@ class Head:
             split: {name: value for name, value in each.items() if name != "confusion"}
             for split, each in self.metrics.items()
         }
-        # A loss may be infinite, which JSON has no form for.
-        history = {
-            name: [each if np.isfinite(each) else None for each in values]
-            for name, values in self.history.items()
-        }
         document = {name: getattr(self, name) for name in FIELDS}
+        history = finite_json(self.history)  # A loss may be infinite.
         return {**document, "id": self.id, "metrics": metrics, "history": history}
 
     def save(self, store: FeatureStore) -> None:
