@@ -26,12 +26,12 @@ def list_features(store: FeatureStore, **variant: Any) -> list[dict[str, Any]]:
         ``key``, ``model``, ``layer``, ``datasets`` (names), ``shape``, ``dtype``, ``bytes`` (on
         disk), ``state``, ``prefix`` and the fields of `Variant`.
     """
-    asked, rows = Variant(**variant), []
+    asked, names, rows = Variant(**variant), _names(store), []
     for group in store.features.values():
         found = Variant.of(group.provenance)
         if not found.fits(asked):
             continue
-        described = _describe(store, group)
+        described = _describe(group, names)
         done, blocks = described["blocks_done"], described["blocks"]
         rows.append(
             {
@@ -60,10 +60,17 @@ def describe_features(store: FeatureStore, key: str, **variant: Any) -> dict[str
     NotFoundError
         If no key or more than one matches.
     """
-    return _describe(store, store.features.open(store.features.match(key, **variant)))
+    group = store.features.open(store.features.match(key, **variant))
+    return _describe(group, _names(store))
 
 
-def _describe(store: FeatureStore, group: FeatureGroup) -> dict[str, Any]:
-    digest = group.key.dataset_digest
-    names = [entry.name for entry in store.datasets.values() if entry.digest == digest]
-    return {**group.describe(), "datasets": names}
+def _names(store: FeatureStore) -> dict[str, list[str]]:
+    """Return the names of the data sets of each digest."""
+    names: dict[str, list[str]] = {}
+    for entry in store.datasets.values():
+        names.setdefault(entry.digest, []).append(entry.name)
+    return names
+
+
+def _describe(group: FeatureGroup, names: dict[str, list[str]]) -> dict[str, Any]:
+    return {**group.describe(), "datasets": names.get(group.key.dataset_digest, [])}
