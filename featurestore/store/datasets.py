@@ -134,11 +134,10 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         return None
 
     def _write_manifest(self, dataset: Dataset, added: str) -> None:
+        """Write a manifest; the caller holds its lock, shared with those who fit heads on it."""
+        self._make_folder(self.path(dataset.name))
         path = self.manifest_path(dataset.name, dataset.manifest_digest)
-        # Others may fit heads on this manifest, and only a removal would harm them.
-        with self._files.locks.acquire([path], shared=True):
-            self._make_folder(self.path(dataset.name))
-            self._files.write(path, dataset.to_parquet(added))
+        self._files.write(path, dataset.to_parquet(added))
 
     def _write_current(self, entry: DatasetEntry) -> None:
         write_json(self._files, f"{self.path(entry.name)}/{CURRENT}", entry.model_dump())
@@ -158,7 +157,8 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def restore(self, dataset: Dataset) -> bool:
         """Rewrite the current manifest of a data set, if this is it; return whether it is."""
-        with self.lock([dataset.name]):
+        path = self.manifest_path(dataset.name, dataset.manifest_digest)
+        with self.lock([dataset.name]), self._files.locks.acquire([path], shared=True):
             entry = self.get(dataset.name)
             same = entry.manifest_digest == dataset.manifest_digest
             if same:
