@@ -205,7 +205,7 @@ class Backbone(Network):
         Raises
         ------
         BackboneError
-            If it was made from a Keras model object, its file is gone, or it is no such ``spec``.
+            If it was made from a Keras model object, its file is gone, or ``spec`` is not valid.
         """
         makers: dict[str, Callable[..., Backbone]] = {
             "application": cls.from_application,

@@ -118,7 +118,7 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
         return with_params(estimator, params, name, seed)
     except HeadError:
         raise
-    except Exception as error:  # a meta-estimator around what is no estimator
+    except Exception as error:  # a meta-estimator around something else
         raise HeadError(
             f"head {name!r} does not take these parameters: {one_line(error)}; in Python, give "
             "the estimator itself"

@@ -344,7 +344,7 @@ def _parse(path: str) -> KeyPath:
 
 
 def _check_blocks(item: Item, array: BlockArray) -> Iterator[Damage]:
-    """Check all blocks of an array. A block of features that does not exist is no damage."""
+    """Check all blocks of an array. A block of features that does not exist is not damaged."""
     is_sample = array.path.endswith(f"/{SAMPLE}")
     for block in range(array.count):
         reason = array.damage(block)
