@@ -59,7 +59,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         write_fashion(Path(folder), IMAGES)
-        data = fs.Dataset.from_folder(folder)
+        data = fs.Dataset.open(folder)
         backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=96)
         for layer in LAYERS:
             seconds: dict[bool, list[float]] = {True: [], False: []}

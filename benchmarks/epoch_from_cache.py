@@ -46,7 +46,7 @@ class EpochTimes(keras.callbacks.Callback):
 
 
 def stamps() -> fs.Dataset:
-    return fs.Dataset.from_folder(STAMPS, val=0.0)
+    return fs.Dataset.open(STAMPS, val=0.0)
 
 
 def fashion() -> fs.Dataset:

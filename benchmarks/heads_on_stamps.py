@@ -18,7 +18,7 @@ from benchmarks.measure import MOBILENETV2, STAMPS, machine
 
 
 def main() -> None:
-    data = fs.Dataset.from_folder(STAMPS)
+    data = fs.Dataset.open(STAMPS)
     trained = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=160)
     random = fs.Backbone.from_application("mobilenetv2", weights="random", input_size=160)
     cases = [

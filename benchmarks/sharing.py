@@ -28,7 +28,7 @@ def extract(folder: str, store: str, start: str, threads: str, *layers: str) -> 
     import featurestore as fs
 
     tf.config.threading.set_intra_op_parallelism_threads(int(threads))
-    data = fs.Dataset.from_folder(folder)
+    data = fs.Dataset.open(folder)
     backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=64)
     opened = fs.FeatureStore(store)
     print("ready", flush=True)

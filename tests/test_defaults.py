@@ -61,8 +61,8 @@ def test_what_is_left_out_gives_what_the_default_gives(
     monkeypatch.chdir(tmp_path)
     take_photos(tmp_path / "photos", 6)
 
-    photos = fs.Dataset.from_folder("photos")
-    given = fs.Dataset.from_folder("photos", name="photos", **Splits().model_dump())
+    photos = fs.Dataset.open("photos")
+    given = fs.Dataset.open("photos", name="photos", **Splits().model_dump())
     assert photos.manifest_digest == given.manifest_digest
     assert set(photos.splits) == {"train", "val"}
 

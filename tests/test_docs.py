@@ -187,7 +187,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fill_store(place: Path) -> None:
     import featurestore as fs
 
-    photos = fs.Dataset.from_folder(place / "photos")
+    photos = fs.Dataset.open(place / "photos")
     backbone = fs.Backbone.from_file(place / "my_model.keras")
     fs.extract(photos, backbone, ["pool", "top:avg"], fs.FeatureStore(place / "store"))
 

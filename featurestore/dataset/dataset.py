@@ -32,7 +32,7 @@ from featurestore.errors import DatasetError, nearest
 class Dataset:
     """A table of samples, one row for each digest, in content order.
 
-    Made by :meth:`from_folder`, :meth:`from_table` or :meth:`from_arrays`.
+    Made by :meth:`open` or :meth:`from_arrays`.
 
     Attributes
     ----------
@@ -54,68 +54,33 @@ class Dataset:
     images_in_memory: list[np.ndarray] | None = None
 
     @classmethod
-    def from_folder(
+    def open(
         cls,
-        path: str | os.PathLike[str],
+        data: str | os.PathLike[str],
         *,
         name: str | None = None,
-        on_event: OnEvent | None = None,
-        **splits: Any,
-    ) -> Dataset:
-        """Scan a folder whose sub-folders are the classes; without sub-folders it is unlabelled.
-
-        If every sub-folder that holds images is named as a split (``train``, ``valid``, ``test``
-        …, in any case), these are the splits, and the classes are the folders below them. A split
-        without a folder is drawn from ``train``.
-
-        Parameters
-        ----------
-        path : path
-            The folder. Nested folders belong to the class above them; names that begin with a dot
-            are skipped.
-        name : str, optional
-            By default the folder's name.
-        on_event : callable, optional
-            Receives :class:`Scanned` events.
-        **splits
-            How samples are split: ``val``, ``test``, ``seed``, ``stratify`` and ``group_by``, the
-            fields of :class:`Splits`.
-
-        Raises
-        ------
-        DatasetError
-            If the folder does not exist, or holds no image.
-        InputError
-            If an option is unknown or out of range.
-        """
-        source = absolute(path)
-        name = checked_name(default_name(source) if name is None else name)
-        how = Splits.of(splits)
-        samples = scan_folder(source, how, on_event)
-        return cls(name, source, how.model_dump(exclude_none=True), samples)
-
-    @classmethod
-    def from_table(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        name: str | None = None,
-        path_column: str = "path",
+        path_column: str | None = None,
         label_column: str | None = None,
         split_column: str | None = None,
         on_event: OnEvent | None = None,
         **splits: Any,
     ) -> Dataset:
-        """Scan the images that a CSV, TSV or Parquet table lists.
+        """Scan a folder of images, or the images that a CSV, TSV or Parquet table lists.
+
+        The sub-folders of a folder are the classes; without sub-folders it is unlabelled. If every
+        sub-folder that holds images is named as a split (``train``, ``valid``, ``test`` …, in any
+        case), these are the splits, and the classes are the folders below them. A split without a
+        folder is drawn from ``train``.
 
         Parameters
         ----------
-        path : path or URI
-            The table.
+        data : path or URI
+            A folder: nested folders belong to the class above them; names that begin with a dot
+            are skipped. Or a table.
         name : str, optional
-            By default the table's file name without its ending.
-        path_column : str
-            Paths, relative to the table's folder, or URIs.
+            By default the folder's name, or the table's file name without its ending.
+        path_column : str, optional
+            Of a table, by default ``path``: paths relative to the table's folder, or URIs.
         label_column : str, optional
             By default ``label`` if the table has it; otherwise the samples are unlabelled. In a
             CSV, a column of integers makes integer classes, a column of other numbers a
@@ -125,22 +90,28 @@ class Dataset:
         on_event : callable, optional
             Receives :class:`Scanned` events.
         **splits
-            As in :meth:`from_folder`; ``group_by`` names a column.
+            How samples are split: ``val``, ``test``, ``seed``, ``stratify`` and ``group_by``, the
+            fields of :class:`Splits`.
 
         Raises
         ------
         DatasetError
-            If the table cannot be read or misses a column, or none of the files is an image.
+            If it does not exist, holds no image, or is a table that cannot be read or misses a
+            column.
         InputError
             If an option is unknown or out of range.
         """
-        source = absolute(path)
+        source = absolute(data)
         name = checked_name(default_name(source) if name is None else name)
         how = Splits.of(splits)
-        columns = {"label_column": label_column, "split_column": split_column}
-        columns = {"path_column": path_column, **columns}
-        samples = scan_table(source, columns, how, on_event)
-        given = {key: value for key, value in columns.items() if value is not None}
+        columns = {"path": path_column, "label": label_column, "split": split_column}
+        given = {f"{key}_column": value for key, value in columns.items() if value is not None}
+        if not os.path.isdir(source):
+            samples = scan_table(source, given, how, on_event)
+        elif given:
+            raise DatasetError(f"{source!r} is a folder, and {next(iter(given))} is for tables")
+        else:
+            samples = scan_folder(source, how, on_event)
         return cls(name, source, {**how.model_dump(exclude_none=True), **given}, samples)
 
     @classmethod
@@ -191,28 +162,6 @@ class Dataset:
             raise DatasetError("group_by is for folders and tables; for arrays use groups")
         samples, kept = in_memory.list_arrays(X, y, splits, groups, how, name)
         return cls(name, None, how.model_dump(exclude_none=True), samples, kept)
-
-    @classmethod
-    def open(cls, data: str | os.PathLike[str], **options: Any) -> Dataset:
-        """Scan a folder or a table.
-
-        Parameters
-        ----------
-        data : path or URI
-            A folder of images, or a CSV, TSV or Parquet file.
-        **options
-            Those of :meth:`from_folder` or :meth:`from_table`.
-
-        Raises
-        ------
-        DatasetError
-            If it is neither.
-        InputError
-            If an option is unknown or out of range.
-        """
-        source = absolute(data)
-        make = cls.from_folder if os.path.isdir(source) else cls.from_table
-        return make(source, **options)
 
     @classmethod
     def from_parquet(cls, data: bytes) -> Dataset:

@@ -14,7 +14,6 @@ from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Entry, Samples
 from featurestore.dataset.scan import OnEvent, scan
 from featurestore.dataset.scan_cache import Verdict
-from featurestore.dataset.source import is_uri, missing
 from featurestore.dataset.splits import Split, Splits, meaning
 from featurestore.errors import DatasetError
 
@@ -32,7 +31,7 @@ _LITTER = {
 
 
 def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
-    """Scan a folder, see :meth:`Dataset.from_folder`."""
+    """Scan a folder, see :meth:`Dataset.open`."""
     paths, problems = list_folder(root)
     groups = _find_groups(root, paths, splits.group_by)
     verdicts = scan(paths, on_event)
@@ -67,17 +66,8 @@ def list_folder(root: str) -> tuple[list[str], list[Problem]]:
     Raises
     ------
     DatasetError
-        If the folder does not exist, or holds no file.
+        If the folder holds no file.
     """
-    if is_uri(root):
-        raise DatasetError(
-            f"{root!r} is a URI, expected a local folder; list the images' URIs in a table and use "
-            "from_table"
-        )
-    if not os.path.lexists(root):
-        raise missing(root, "a folder of images")
-    if not os.path.isdir(root):
-        raise DatasetError(f"{root!r} is a file, expected a folder; for tables use from_table")
     problems: list[Problem] = []
     real = Path(root).resolve()
     above = frozenset(map(str, [real, *real.parents]))

@@ -7,7 +7,7 @@ import re
 import stat
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from featurestore.errors import DatasetError, nearest, one_line
+from featurestore.errors import one_line
 
 # A file is held in memory while it is decoded; anything larger is a video or an archive.
 MAX_BYTES = 2**30
@@ -67,20 +67,6 @@ def native(path: str) -> str:
     if path.startswith("file://"):
         return os.fsdecode(unquote_to_bytes(path.removeprefix("file://")))
     return path
-
-
-def missing(path: str, what: str) -> DatasetError:
-    """Return the error for a path that does not exist, with similar names beside it."""
-    parent, name = os.path.split(path.rstrip(os.sep))
-    while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
-        parent, name = os.path.split(parent)
-    try:
-        siblings = sorted(each for each in os.listdir(parent) if not each.startswith("."))
-    except OSError:
-        siblings = []
-    return DatasetError(
-        f"{path!r} does not exist, expected {what}; in {parent!r}: {nearest(name, siblings)}"
-    )
 
 
 def read(source: str) -> bytes:

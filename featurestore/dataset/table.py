@@ -11,7 +11,7 @@ from featurestore.dataset.merge import merge
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Entry, Samples, list_entries
 from featurestore.dataset.scan import OnEvent, scan
-from featurestore.dataset.source import UnreadableError, beside, is_uri, missing, read
+from featurestore.dataset.source import UnreadableError, beside, is_uri, read
 from featurestore.dataset.splits import Splits
 from featurestore.errors import DatasetError, nearest, one_line
 
@@ -21,7 +21,7 @@ SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 def scan_table(
     location: str, columns: dict[str, Any], splits: Splits, on_event: OnEvent | None
 ) -> Samples:
-    """Scan a table, see :meth:`Dataset.from_table`; ``columns`` are the options of `list_table`."""
+    """Scan a table, see :meth:`Dataset.open`; ``columns`` are the options of `list_table`."""
     entries, problems = list_table(location, **columns, group_column=splits.group_by)
     verdicts = scan([each.path for each in entries], on_event)
     samples = merge(entries, verdicts, splits, location)
@@ -123,13 +123,11 @@ def _is_csv(location: str) -> bool:
 def _read(location: str, names: list[str]) -> Any:
     """Return a pyarrow.Table; in a CSV file, the columns of these names are text."""
     if not is_uri(location) and not os.path.lexists(location):
-        raise missing(location, "a folder or a table of images")
-    if os.path.isdir(location):
-        raise DatasetError(f"{location!r} is a folder, expected a table; use from_folder")
+        raise _missing(location)
     if _suffix(location) not in SUFFIXES:
         raise DatasetError(
             f"{location!r} is neither a folder nor a table ({', '.join(SUFFIXES)}); for a single "
-            "image, give the folder that holds it"
+            "image, give the folder that holds it; for images behind URLs, a table that lists them"
         )
     import pyarrow as pa
     from pyarrow import csv, parquet
@@ -153,3 +151,18 @@ def _read(location: str, names: list[str]) -> Any:
             f"table {location!r} cannot be read: {one_line(error)}; expected UTF-8 text with a "
             "header line, or Parquet"
         ) from error
+
+
+def _missing(path: str) -> DatasetError:
+    """Return the error for a path that does not exist, with similar names beside it."""
+    parent, name = os.path.split(path.rstrip(os.sep))
+    while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
+        parent, name = os.path.split(parent)
+    try:
+        siblings = sorted(each for each in os.listdir(parent) if not each.startswith("."))
+    except OSError:
+        siblings = []
+    return DatasetError(
+        f"{path!r} does not exist, expected a folder or a table of images; in {parent!r}: "
+        f"{nearest(name, siblings)}"
+    )

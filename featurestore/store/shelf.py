@@ -224,8 +224,8 @@ class Shelf(ABC, Generic[K, V]):
         """Return the name that a process which writes there has locked."""
         if garbage.kind != "leftover":
             return garbage.path
-        things = (path for path in self._paths() if garbage.path.startswith(f"{path}/"))
-        return next(things, self.folder)
+        folder, thing, *inside = garbage.path.split("/")
+        return f"{folder}/{thing}" if inside and self._label(thing) is not None else folder
 
     def discard(self, path: str) -> int:
         """Remove a file, or the files of a thing that this program wrote, with its empty folders.

@@ -117,7 +117,7 @@ def example(tmp_path: Path) -> Dataset:
     root = folder(tmp_path / "pets", cat=6, dog=5)
     (root / "dog" / "junk.png").write_bytes(b"junk")
     shutil.copy(root / "cat" / "0.png", root / "cat" / "copy.png")
-    return Dataset.from_folder(root, test=0.2, group_by="[0-9]")
+    return Dataset.open(root, test=0.2, group_by="[0-9]")
 
 
 def same(one: Dataset, two: Dataset) -> bool:

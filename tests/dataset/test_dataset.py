@@ -30,10 +30,9 @@ from tests.dataset.conftest import (
 
 def test_a_wrong_path_offers_its_neighbours(tmp_path: Path) -> None:
     folder(tmp_path / "photos", cat=1)
-    for make in (Dataset.from_folder, Dataset.from_table, Dataset.open):
-        with pytest.raises(DatasetError, match="did you mean 'photos'") as caught:
-            make(tmp_path / "photo")
-        one_line(caught.value)
+    with pytest.raises(DatasetError, match="did you mean 'photos'") as caught:
+        Dataset.open(tmp_path / "photo")
+    one_line(caught.value)
     with pytest.raises(DatasetError, match="did you mean 'photos'"):
         Dataset.open(tmp_path / "photso" / "deeper" / "still")
 
@@ -42,13 +41,9 @@ def test_neither_folder_nor_table(tmp_path: Path) -> None:
     single = put(tmp_path / "a.png", 1)
     with pytest.raises(DatasetError, match="neither a folder nor a table"):
         Dataset.open(single)
-    with pytest.raises(DatasetError, match="is a file, expected a folder"):
-        Dataset.from_folder(single)
-    with pytest.raises(DatasetError, match="is a folder, expected a table"):
-        Dataset.from_table(tmp_path)
-    with pytest.raises(DatasetError, match="is a URI, expected a local folder"):
-        Dataset.from_folder("s3://bucket/photos")
-    with pytest.raises(InputError, match="no option 'path_column'"):
+    with pytest.raises(DatasetError, match="for images behind URLs, a table that lists them"):
+        Dataset.open("s3://bucket/photos")
+    with pytest.raises(DatasetError, match="is a folder, and path_column is for tables"):
         Dataset.open(tmp_path, path_column="file")
 
 
@@ -69,12 +64,12 @@ def test_neither_folder_nor_table(tmp_path: Path) -> None:
 def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     folder(tmp_path, cat=1, dog=1)
     with pytest.raises(InputError, match=re.escape(message)) as caught:
-        Dataset.from_folder(tmp_path, **options)
+        Dataset.open(tmp_path, **options)
     one_line(caught.value)
 
 
 def test_data_sets_travel_to_other_processes(tmp_path: Path) -> None:
-    found = Dataset.from_folder(folder(tmp_path, cat=2))
+    found = Dataset.open(folder(tmp_path, cat=2))
     again = pickle.loads(pickle.dumps(found))
     assert again.digest == found.digest
     assert again.read(1) == found.read(1)
@@ -116,8 +111,8 @@ def test_renaming_and_moving_files_keep_the_digest(
             put(one / each / f"{number}.png", number)
             put(two / each / "deep" / f"IMG_{name}", number)
             put(moved / "all" / f"{number}.png", number)
-        first, renamed = map(Dataset.from_folder, (one, two))
-        plain, relabelled = (Dataset.from_folder(each, stratify=False) for each in (one, moved))
+        first, renamed = map(Dataset.open, (one, two))
+        plain, relabelled = (Dataset.open(each, stratify=False) for each in (one, moved))
     assert first.digest == renamed.digest == relabelled.digest
     assert first.manifest_digest == renamed.manifest_digest
     assert plain.splits.tolist() == relabelled.splits.tolist()

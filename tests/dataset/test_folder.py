@@ -29,7 +29,7 @@ from tests.dataset.conftest import (
 def test_class_folders(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", cat=3, dog=2)
     put(root / "dog" / "puppies" / "small" / "p.png", 77)
-    pets = Dataset.from_folder(root)
+    pets = Dataset.open(root)
     assert (pets.name, pets.source, len(pets)) == ("pets", str(root), 6)
     assert (pets.task, pets.classes, wrong(pets)) == ("classification", ("cat", "dog"), ())
     assert pets.sample_digests == sorted(pets.sample_digests)
@@ -49,7 +49,7 @@ def test_class_folders(tmp_path: Path) -> None:
 def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     for number in range(3):
         put(tmp_path / f"{number}.png", number)
-    flat = Dataset.from_folder(tmp_path)
+    flat = Dataset.open(tmp_path)
     assert (flat.task, flat.labels, flat.classes, flat.problems) == (None, None, (), [])
     assert flat.targets.tolist() == [-1, -1, -1]
     assert len(flat.rows()) == 3
@@ -60,7 +60,7 @@ def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
 def test_files_beside_class_folders_are_reported(tmp_path: Path) -> None:
     folder(tmp_path, cat=1, dog=1)
     stray = put(tmp_path / "stray.png", 9)
-    pets = Dataset.from_folder(tmp_path)
+    pets = Dataset.open(tmp_path)
     (said,) = of_kind(pets, "unlabelled")
     assert said.reason.startswith("no label for 1 of ")
     assert f"such as {str(stray)!r}: heads leave them out" in said.reason
@@ -75,7 +75,7 @@ def test_unreadable_files_and_folders_are_quarantined() -> None:
         secret.chmod(0)
         (root / "dog").chmod(0)
         with nobody():
-            found = Dataset.from_folder(root)
+            found = Dataset.open(root)
         (root / "dog").chmod(0o755)
     assert found.classes == ("cat",)
     assert [(Path(each.path).name, each.reason) for each in wrong(found)] == [
@@ -90,7 +90,7 @@ def test_hostile_names(tmp_path: Path) -> None:
         put(tmp_path / "cat" / name, number)
     raw = os.fsencode(str(tmp_path / "cat")) + b"/caf\xe9.png"
     put(Path(os.fsdecode(raw)), 40)
-    hostile = Dataset.from_folder(tmp_path, name="hostile")
+    hostile = Dataset.open(tmp_path, name="hostile")
     assert (len(hostile), wrong(hostile)) == (7, ())
     again = Dataset.from_parquet(hostile.to_parquet())
     assert again.paths == hostile.paths
@@ -98,7 +98,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     for row in range(7):
         assert again.read(row) == hostile.read(row)
     # the cache has them, too
-    assert Dataset.from_folder(tmp_path, name="hostile").paths == hostile.paths
+    assert Dataset.open(tmp_path, name="hostile").paths == hostile.paths
     frame = pd.read_parquet(io.BytesIO(hostile.to_parquet()))
     assert frame["path"].str.endswith("caf%E9.png").sum() == 1
 
@@ -107,7 +107,7 @@ def test_problems_with_hostile_names_fit_on_a_line(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png", 1)
     bad = Path(os.fsdecode(os.fsencode(str(tmp_path)) + b"/cat/x\n\xff.png"))
     bad.write_bytes(b"junk")
-    found = Dataset.from_folder(tmp_path)
+    found = Dataset.open(tmp_path)
     text = str(found.problems[0])
     assert "\n" not in text
     text.encode()
@@ -117,7 +117,7 @@ def test_problems_with_hostile_names_fit_on_a_line(tmp_path: Path) -> None:
 
 def test_a_class_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     put(Path(os.fsdecode(os.fsencode(str(tmp_path)) + b"/caf\xe9")) / "a.png", 1)
-    assert Dataset.from_folder(tmp_path).classes == (r"caf\udce9",)
+    assert Dataset.open(tmp_path).classes == (r"caf\udce9",)
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (root / "dog" / "top").symlink_to("/")
     (root / "self").symlink_to(root)
     (root / "dog" / "linked.png").symlink_to(tmp_path / "elsewhere" / "far.png")
-    pets = Dataset.from_folder(root)
+    pets = Dataset.open(root)
     assert pets.classes == ("cat", "dog")
     assert len(pets) == 5
     # one file under two classes is a contradiction, whichever way it got there
@@ -167,7 +167,7 @@ def test_folders_named_as_splits_are_the_splits(
     (root / "annotations").mkdir()
     (root / "annotations" / "all.json").write_text("{}")
     (root / "labels.csv").write_text("no image")
-    pets = Dataset.from_folder(root, val=0.5, test=0.3)
+    pets = Dataset.open(root, val=0.5, test=0.3)
     assert pets.classes == ("cat", "dog")
     assert splits_of(pets) == {
         "train": {f"{train}/cat", f"{train}/dog"},
@@ -188,24 +188,24 @@ def test_a_split_without_a_folder_is_drawn_from_train(tmp_path: Path) -> None:
             put(tmp_path / "train" / kind / f"{number}.png", at + number)
         for number in range(40, 50):
             put(tmp_path / "test" / kind / f"{number}.png", at + number)
-    found = Dataset.from_folder(tmp_path, test=0.4, name="pets")
+    found = Dataset.open(tmp_path, test=0.4, name="pets")
     counts = {"train": 32, "val": 8, "test": 10}
     assert found.summary()["classes"] == {"cat": counts, "dog": counts}
     assert splits_of(found)["test"] == {"test/cat", "test/dog"}
     (said,) = found.problems
     assert said.reason.endswith("'test', 'train' are its splits; val (0.2) drawn from train")
     os.rename(tmp_path / "test", tmp_path / "val")
-    other = Dataset.from_folder(tmp_path, test=0.1, name="pets")
+    other = Dataset.open(tmp_path, test=0.1, name="pets")
     assert other.summary()["classes"]["cat"] == {"train": 36, "val": 10, "test": 4}
     shutil.rmtree(tmp_path / "val")
-    alone = Dataset.from_folder(tmp_path, name="pets")
+    alone = Dataset.open(tmp_path, name="pets")
     assert alone.summary()["splits"] == {"train": 64, "val": 16, "test": 0}
 
 
 def test_split_folders_without_classes(tmp_path: Path) -> None:
     for number in range(40):
         put(tmp_path / ("train" if number < 30 else "valid") / f"{number}.png", number)
-    found = Dataset.from_folder(tmp_path)
+    found = Dataset.open(tmp_path)
     assert (found.task, found.summary()["splits"]) == (None, {"train": 30, "val": 10, "test": 0})
     assert [each.kind for each in found.problems] == ["splits"]
 
@@ -215,7 +215,7 @@ def test_an_unlabelled_test_folder_beside_classes(tmp_path: Path) -> None:
         put(tmp_path / "train" / ("cat" if number % 2 else "dog") / f"{number}.png", number)
     for number in range(500, 530):
         put(tmp_path / "test" / f"{number}.png", number)
-    found = Dataset.from_folder(tmp_path, name="kaggle")
+    found = Dataset.open(tmp_path, name="kaggle")
     assert found.classes == ("cat", "dog")
     assert splits_of(found)["test"] == {"test"}
     assert [len(found.rows("test", labelled=only)) for only in (False, True)] == [30, 0]
@@ -230,7 +230,7 @@ def test_a_copy_in_two_split_folders_is_a_leak_and_stays_in_train(tmp_path: Path
     )
     shutil.copy(root / "train" / "cat" / "0.png", root / "test" / "cat" / "leak.png")
     shutil.copy(root / "val" / "cat" / "0.png", root / "test" / "cat" / "other.png")
-    found = Dataset.from_folder(root)
+    found = Dataset.open(root)
     leaks = of_kind(found, "split-conflict")
     assert len(leaks) == 2
     assert "'test'" in leaks[0].reason
@@ -242,7 +242,7 @@ def test_a_group_in_two_split_folders_stays_where_it_is(tmp_path: Path) -> None:
     for number in range(24):
         split = "test" if number % 12 == 0 else "train"
         put(tmp_path / split / "ill" / f"patient{number // 4}_{number}.png", number)
-    found = Dataset.from_folder(tmp_path, group_by="patient[0-9]+", val=0.4)
+    found = Dataset.open(tmp_path, group_by="patient[0-9]+", val=0.4)
     for path, split in zip(found.paths, found.splits, strict=True):
         given = Path(str(path)).relative_to(tmp_path).parts[0]
         assert split == given or (given, split) == ("train", "val")
@@ -253,18 +253,18 @@ def test_a_group_in_two_split_folders_stays_where_it_is(tmp_path: Path) -> None:
 
 def test_other_folders_beside_them_make_all_of_them_classes(tmp_path: Path) -> None:
     vehicles = folder(tmp_path / "vehicles", bus=8, car=8, train=8)
-    assert Dataset.from_folder(vehicles).classes == ("bus", "car", "train")
+    assert Dataset.open(vehicles).classes == ("bus", "car", "train")
     mixed = folder(tmp_path / "mixed", **{"train/cat": 3, "test/cat": 3, "more/cat": 3})
-    assert Dataset.from_folder(mixed).classes == ("more", "test", "train")
+    assert Dataset.open(mixed).classes == ("more", "test", "train")
     pets = folder(tmp_path / "pets", **{"cat/train": 3, "dog/test": 3})
-    assert Dataset.from_folder(pets).classes == ("cat", "dog")
-    assert not of_kind(Dataset.from_folder(mixed), "splits")
+    assert Dataset.open(pets).classes == ("cat", "dog")
+    assert not of_kind(Dataset.open(mixed), "splits")
 
 
 def test_links_between_the_classes_of_a_split(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", **{"train/cat": 3, "train/dog": 3, "test/cat": 2})
     (root / "train" / "cat" / "more").symlink_to(root / "train" / "dog")
-    found = Dataset.from_folder(root)
+    found = Dataset.open(root)
     assert len(of_kind(found, "label-conflict")) == 3
     assert len(found) == 8
 
@@ -274,23 +274,23 @@ def test_files_of_operating_systems_are_skipped(tmp_path: Path) -> None:
     for name in ("@eaDir", "__MACOSX", "$RECYCLE.BIN", ".thumbnails", "cat/@eaDir"):
         put(tmp_path / name / "thumb.png", 900)
     (tmp_path / "cat" / "thumbs.DB").write_bytes(b"x")
-    found = Dataset.from_folder(tmp_path)
+    found = Dataset.open(tmp_path)
     assert (found.classes, len(found), wrong(found)) == (("cat",), 3, ())
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_formats_are_read_by_content_not_by_name(tmp_path: Path, kind: str) -> None:
     Image.new("RGB", (9, 9), "red").save(tmp_path / "x", kind)
-    assert Dataset.from_folder(tmp_path).image(0).shape == (9, 9, 3)
+    assert Dataset.open(tmp_path).image(0).shape == (9, 9, 3)
 
 
 def test_folders_without_images(tmp_path: Path) -> None:
     (tmp_path / "void" / "inner").mkdir(parents=True)
     with pytest.raises(DatasetError, match=r"no files in .* expected images in class sub-folders"):
-        Dataset.from_folder(tmp_path / "void")
+        Dataset.open(tmp_path / "void")
     (tmp_path / "void" / "a.txt").write_text("no")
     with pytest.raises(DatasetError, match=r"none of the 1 files listed .*a\.txt.*: not an"):
-        Dataset.from_folder(tmp_path / "void")
+        Dataset.open(tmp_path / "void")
 
 
 def test_groups_by_folder_and_by_pattern(tmp_path: Path) -> None:
@@ -298,11 +298,11 @@ def test_groups_by_folder_and_by_pattern(tmp_path: Path) -> None:
         put(
             tmp_path / "xray" / f"visit{number % 3}" / f"patient_{number // 6}_{number}.png", number
         )
-    by_pattern = Dataset.from_folder(tmp_path, group_by="patient_([0-9]+)", val=0.3, test=0.3)
+    by_pattern = Dataset.open(tmp_path, group_by="patient_([0-9]+)", val=0.3, test=0.3)
     assert set(by_pattern.groups) == {str(number) for number in range(10)}
-    by_folder = Dataset.from_folder(tmp_path, group_by="folder")
+    by_folder = Dataset.open(tmp_path, group_by="folder")
     assert set(by_folder.groups) == {f"xray/visit{number}" for number in range(3)}
-    whole = Dataset.from_folder(tmp_path, group_by="patient_[0-9]")
+    whole = Dataset.open(tmp_path, group_by="patient_[0-9]")
     assert "patient_7" in set(whole.groups)
     for found in (by_pattern, by_folder, whole):
         splits: dict[str, set[str]] = {}

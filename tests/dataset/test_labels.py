@@ -36,7 +36,7 @@ def test_types_of_labels_in_a_csv(
     classes: tuple[Any, ...],
 ) -> None:
     rows = [{**row, "label": cell} for row, cell in zip(listed, cells, strict=True)]
-    found = Dataset.from_table(table(tmp_path / "t.csv", rows))
+    found = Dataset.open(table(tmp_path / "t.csv", rows))
     assert (found.task, found.classes) == (task, classes)
     again = Dataset.from_parquet(found.to_parquet())
     assert (again.task, again.classes) == (task, classes)
@@ -55,7 +55,7 @@ def test_missing_labels_in_parquet(tmp_path: Path, listed: list[dict[str, Any]])
     ):
         frame["label"] = values
         frame.to_parquet(tmp_path / "t.parquet")
-        found = Dataset.from_table(tmp_path / "t.parquet")
+        found = Dataset.open(tmp_path / "t.parquet")
         assert found.classes == classes
         assert len(of_kind(found, "unlabelled")) == 1
         assert sum(found.targets == -1) == 1
@@ -67,7 +67,7 @@ COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 def test_two_unicode_forms_of_a_class_are_one(tmp_path: Path) -> None:
     put(tmp_path / COMPOSED / "a.png", 1)
     put(tmp_path / DECOMPOSED / "b.png", 2)
-    found = Dataset.from_folder(tmp_path)
+    found = Dataset.open(tmp_path)
     assert found.classes == (COMPOSED,)
     listed = Dataset.from_arrays(X4, [COMPOSED, DECOMPOSED] * 2, name=DECOMPOSED)
     assert listed.classes == (COMPOSED,)
@@ -79,7 +79,7 @@ def test_two_unicode_forms_of_a_class_are_one(tmp_path: Path) -> None:
 def test_copies_under_two_unicode_forms_do_not_contradict(tmp_path: Path) -> None:
     put(tmp_path / COMPOSED / "a.png", 1)
     put(tmp_path / DECOMPOSED / "a.png", 1)
-    found = Dataset.from_folder(tmp_path)
+    found = Dataset.open(tmp_path)
     assert {each.kind for each in wrong(found)} == {"duplicate"}
     assert found.labels.tolist() == [COMPOSED]
 
@@ -89,11 +89,11 @@ def test_a_column_of_missing_labels_has_no_classes(
     tmp_path: Path, listed: list[dict[str, Any]], cell: str
 ) -> None:
     rows = [{**row, "label": cell} for row in listed]
-    found = Dataset.from_table(table(tmp_path / "t.csv", rows))
+    found = Dataset.open(table(tmp_path / "t.csv", rows))
     assert (found.task, found.classes) == (None, ())
     frame = pd.DataFrame({"path": [row["path"] for row in listed], "label": [np.nan] * 4})
     frame.to_parquet(tmp_path / "t.parquet")
-    assert Dataset.from_table(tmp_path / "t.parquet").task is None
+    assert Dataset.open(tmp_path / "t.parquet").task is None
 
 
 @pytest.mark.parametrize(

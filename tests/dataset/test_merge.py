@@ -32,7 +32,7 @@ def test_contradictions_are_reported(tmp_path: Path) -> None:
         {"path": "a.png", "label": "cat", "split": "train", "who": "p1"},
         {"path": "c.png", "label": "cat", "split": "test", "who": "p1"},
     ]
-    found = Dataset.from_table(table(tmp_path / "t.csv", rows), group_by="who")
+    found = Dataset.open(table(tmp_path / "t.csv", rows), group_by="who")
     row = found.paths.index(str(tmp_path / "a.png"))
     assert len(found) == 2
     assert found.labels[row] is None
@@ -61,7 +61,7 @@ def test_members_of_a_group_follow_the_given_split(tmp_path: Path) -> None:
         put(tmp_path / f"{number}.png", number)
         split = "test" if number == 0 else ""
         rows.append({"path": f"{number}.png", "split": split, "who": "one"})
-    found = Dataset.from_table(table(tmp_path / "t.csv", rows), group_by="who")
+    found = Dataset.open(table(tmp_path / "t.csv", rows), group_by="who")
     assert set(found.splits) == {"test"}
     assert found.problems == []
 

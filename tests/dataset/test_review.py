@@ -17,14 +17,14 @@ from tests.dataset.conftest import (
 
 def test_a_single_class_with_folders_is_reported(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", **{"pets/cat": 3, "pets/dog": 3})
-    found = Dataset.from_folder(root)
+    found = Dataset.open(root)
     assert found.classes == ("pets",)
     (said,) = of_kind(found, "labels")
     inner = str(root / "pets")
     assert said.path == inner
     assert said.reason.endswith(f"contains folders: if these are the classes, scan {inner!r}")
     put(root / "pets" / "x.png", 99)
-    assert not of_kind(Dataset.from_folder(root), "labels")
+    assert not of_kind(Dataset.open(root), "labels")
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_missing_and_similar_groups_are_reported(tmp_path: Path) -> None:
     for number in range(12):
         name = f"patient_{number // 4}" if number < 8 else "unknown"
         put(tmp_path / "ill" / f"{name}_{number}.png", number)
-    found = Dataset.from_folder(tmp_path, group_by="patient_([0-9])")
+    found = Dataset.open(tmp_path, group_by="patient_([0-9])")
     (said,) = of_kind(found, "groups")
     assert said.reason.startswith("no group for 4 of 12 rows, such as '")
     assert said.reason.endswith(".png': each is drawn independently")
-    assert not of_kind(Dataset.from_folder(tmp_path), "groups")
+    assert not of_kind(Dataset.open(tmp_path), "groups")
     apart = Dataset.from_arrays(
         X4, name="x", groups=["p1", "P1 ", "p2", "p2"], splits=["train", "val", "test", "test"]
     )
@@ -64,17 +64,17 @@ def test_missing_and_similar_groups_are_reported(tmp_path: Path) -> None:
 
 def test_few_validation_rows_are_reported_in_one_line(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", cat=8, dog=14, newt=19)
-    (problem,) = Dataset.from_folder(root).problems
+    (problem,) = Dataset.open(root).problems
     assert (problem.kind, problem.path) == ("few-rows", str(root))
     assert problem.reason == (
         "fewer than 5 rows of a class in val ('cat' 2, 'dog' 3, 'newt' 4): metrics on them are "
         "rough; add images or larger fractions"
     )
-    assert repr(Dataset.from_folder(root)).endswith("problems=1)")
-    assert Dataset.from_folder(root, val=0).problems == []
-    both = Dataset.from_folder(root, val=0.4, test=0.1).problems[0].reason
+    assert repr(Dataset.open(root)).endswith("problems=1)")
+    assert Dataset.open(root, val=0).problems == []
+    both = Dataset.open(root, val=0.4, test=0.1).problems[0].reason
     assert "in val ('cat' 3) and test ('cat' 1, 'dog' 1, 'newt' 2)" in both
-    many = Dataset.from_folder(folder(tmp_path / "many", **{f"kind {n}": 9 for n in range(6)}))
+    many = Dataset.open(folder(tmp_path / "many", **{f"kind {n}": 9 for n in range(6)}))
     assert "('kind 0' 2, 'kind 1' 2, 'kind 2' 2 and 3 more classes)" in many.problems[0].reason
 
 

@@ -34,7 +34,7 @@ def test_broken_files_are_quarantined_and_the_scan_goes_on(tmp_path: Path) -> No
     (tmp_path / ".git").mkdir()
     put(tmp_path / ".git" / "hidden.png", 8)
     os.mkfifo(tmp_path / "cat" / "pipe.png")
-    cats = Dataset.from_folder(tmp_path)
+    cats = Dataset.open(tmp_path)
     assert len(cats) == 2
     assert {each.kind for each in wrong(cats)} == {"quarantined"}
     reasons = {Path(each.path).name: each.reason for each in wrong(cats)}
@@ -55,9 +55,9 @@ def test_accepting_truncated_images_is_an_error(
     folder(tmp_path, cat=1)
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES is set"):
-        Dataset.from_folder(tmp_path)
+        Dataset.open(tmp_path)
     monkeypatch.undo()
-    assert wrong(Dataset.from_folder(tmp_path)) == ()
+    assert wrong(Dataset.open(tmp_path)) == ()
 
 
 @pytest.mark.usefixtures("later")
@@ -67,25 +67,25 @@ def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.M
     junk.write_bytes(b"junk")
     os.utime(junk, (LONG_AGO, LONG_AGO))
     seen = reads(monkeypatch)
-    first = Dataset.from_folder(root)
+    first = Dataset.open(root)
     assert len(seen) == 11
     seen.clear()
-    again = Dataset.from_folder(root, seed=1)
+    again = Dataset.open(root, seed=1)
     assert seen == []
     assert (again.digest, again.problems) == (first.digest, first.problems)
     changed = put(root / "dog" / "0.png", 900)
     os.utime(changed, (LONG_AGO + 1, LONG_AGO + 1))
-    new = Dataset.from_folder(root)
+    new = Dataset.open(root)
     assert seen == [str(changed)]
     assert new.digest != first.digest
     # what this Pillow cannot decode, another may
     monkeypatch.setattr("featurestore.images.reader", lambda: "pillow of the future")
     seen.clear()
-    Dataset.from_folder(root)
+    Dataset.open(root)
     assert len(seen) == 11
     monkeypatch.setattr("featurestore.images.DECODER", "pillow-rgb-2")
     seen.clear()
-    Dataset.from_folder(root)
+    Dataset.open(root)
     assert len(seen) == 11
 
 
@@ -95,8 +95,8 @@ def test_files_written_just_now_are_not_trusted(
     # an old modification time says nothing: a copying tool may have set it
     path = put(tmp_path / "cat" / "a.png", 1)
     seen = reads(monkeypatch)
-    Dataset.from_folder(tmp_path)
-    Dataset.from_folder(tmp_path)
+    Dataset.open(tmp_path)
+    Dataset.open(tmp_path)
     assert seen == [str(path)] * 2
 
 
@@ -116,13 +116,13 @@ def test_a_file_rewritten_with_the_size_and_time_it_had_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any
 ) -> None:
     path, same = put(tmp_path / "cat" / "a.png", 1), put(tmp_path / "cat" / "b.png", 2)
-    first, before = Dataset.from_folder(tmp_path), path.stat()
+    first, before = Dataset.open(tmp_path), path.stat()
     write(path, 3)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = path.stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     seen = reads(monkeypatch)
-    found = Dataset.from_folder(tmp_path)
+    found = Dataset.open(tmp_path)
     assert seen == [str(path)]
     assert set(found.sample_digests) == {digest_bytes(png(3)), digest_bytes(same.read_bytes())}
     assert found.digest != first.digest
@@ -131,7 +131,7 @@ def test_a_file_rewritten_with_the_size_and_time_it_had_is_read_again(
 def test_progress(tmp_path: Path) -> None:
     folder(tmp_path, cat=70)
     events: list[Scanned] = []
-    Dataset.from_folder(tmp_path, on_event=events.append)
+    Dataset.open(tmp_path, on_event=events.append)
     assert events[0] == Scanned(0, 70)
     assert events[-1] == Scanned(70, 70)
     assert [each.done for each in events] == sorted(each.done for each in events)
@@ -151,17 +151,17 @@ def test_an_interrupted_scan_keeps_what_it_read(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Dataset.from_folder(tmp_path, on_event=stop)
+        Dataset.open(tmp_path, on_event=stop)
     with sqlite3.connect(cache / "scan.sqlite") as connection:
         assert connection.execute("SELECT count(*) FROM scanned").fetchone() == (40,)
     seen = reads(monkeypatch)
-    assert len(Dataset.from_folder(tmp_path)) == 100
+    assert len(Dataset.open(tmp_path)) == 100
     assert len(seen) == 60
 
 
 def test_a_file_that_changed_or_is_gone(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png", 1)
-    found = Dataset.from_folder(tmp_path, name="my cats", val=0.5)
+    found = Dataset.open(tmp_path, name="my cats", val=0.5)
     os.rename(tmp_path / "cat" / "a.png", tmp_path / "cat" / "b.png")
     command = f"featurestore scan {tmp_path} --name 'my cats' --val 0.5"
     with pytest.raises(DatasetError, match="no such file; put it back, or scan again") as caught:

@@ -29,7 +29,7 @@ def test_a_larger_file_than_the_limit_is_not_read(
     folder(tmp_path, cat=1)
     put(tmp_path / "cat" / "large.bmp", 3).write_bytes(b"BM" + b"\0" * 5000)
     monkeypatch.setattr("featurestore.dataset.source.MAX_BYTES", 4000)
-    found = Dataset.from_folder(tmp_path)
+    found = Dataset.open(tmp_path)
     assert wrong(found)[0].reason == "larger than 4,000 bytes"
 
 
@@ -41,7 +41,7 @@ def test_absolute_paths_uris_and_bytes_marks(tmp_path: Path, listed: list[dict[s
     ]
     path = table(tmp_path / "t.csv", rows)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\r\n", b"\r\n\r\n"))
-    found = Dataset.from_table(path)
+    found = Dataset.open(path)
     assert (len(found), found.classes, wrong(found)) == (3, ("x", "y", "z"), ())
     assert Dataset.from_parquet(found.to_parquet()).paths == found.paths
 
@@ -79,7 +79,7 @@ def test_paths_that_cannot_be_files(tmp_path: Path, listed: list[dict[str, Any]]
     rows.append({"path": "pipe.png", "label": "a"})
     frame = pd.DataFrame(rows)
     frame.to_parquet(tmp_path / "t.parquet")
-    found = Dataset.from_table(tmp_path / "t.parquet")
+    found = Dataset.open(tmp_path / "t.parquet")
     assert sorted(each.reason for each in wrong(found)) == [
         "embedded null byte",
         "not a regular file",

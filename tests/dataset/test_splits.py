@@ -102,12 +102,12 @@ def test_adding_an_image_to_a_class_moves_those_at_the_edge() -> None:
 
 def test_small_classes_are_stratified_unless_asked_otherwise(tmp_path: Path) -> None:
     root = folder(tmp_path / "photos", cat=10, dog=30, newt=99)
-    counts = Dataset.from_folder(root, test=0.1).summary()["classes"]
+    counts = Dataset.open(root, test=0.1).summary()["classes"]
     assert [counts[each]["val"] for each in ("cat", "dog", "newt")] == [2, 6, 20]
     assert [counts[each]["test"] for each in ("cat", "dog", "newt")] == [1, 3, 10]
     many = folder(tmp_path / "many", cat=100)
-    assert len(Dataset.from_folder(many, stratify=True).rows("val")) == 20
-    default, plain = (Dataset.from_folder(many, stratify=how) for how in (None, False))
+    assert len(Dataset.open(many, stratify=True).rows("val")) == 20
+    default, plain = (Dataset.open(many, stratify=how) for how in (None, False))
     assert default.splits.tolist() == plain.splits.tolist()
     assert plain.options["stratify"] is False
     assert str(plain.scan_command).endswith(" --no-stratify")

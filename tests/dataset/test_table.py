@@ -41,19 +41,19 @@ def test_columns(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     rows = [{"file": row["path"], "kind": row["label"], "id": 3} for row in listed]
     path = table(tmp_path / "t.csv", rows)
     with pytest.raises(DatasetError, match="no column 'path'; known: file, kind, id"):
-        Dataset.from_table(path)
+        Dataset.open(path)
     # no default label column: unlabelled
-    assert Dataset.from_table(path, path_column="file").task is None
-    assert Dataset.from_table(path, path_column="file", label_column="kind").classes == ("a", "b")
+    assert Dataset.open(path, path_column="file").task is None
+    assert Dataset.open(path, path_column="file", label_column="kind").classes == ("a", "b")
     for column in ("label_column", "split_column", "group_by", "path_column"):
         with pytest.raises(DatasetError, match=r"no column 'knid'.*did you mean 'kind'"):
-            Dataset.from_table(path, **{"path_column": "file", column: "knid"})
+            Dataset.open(path, **{"path_column": "file", column: "knid"})
     grouped = Dataset.open(path, path_column="file", group_by="id")
     assert grouped.groups.tolist() == ["3"] * 4
     assert len(set(grouped.splits)) == 1
     path = table(tmp_path / "t.csv", [{"path": row["path"], " Label": "a"} for row in listed])
     with pytest.raises(DatasetError, match="no column 'label', but ' Label'"):
-        Dataset.from_table(path)
+        Dataset.open(path)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_columns(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
 def test_bad_csv(tmp_path: Path, listed: list[dict[str, Any]], data: bytes, message: str) -> None:
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(DatasetError, match=re.escape(message)) as caught:
-        Dataset.from_table(tmp_path / "t.csv")
+        Dataset.open(tmp_path / "t.csv")
     one_line(caught.value)
 
 
@@ -82,18 +82,18 @@ def test_bad_parquet(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     path = tmp_path / "t.parquet"
     path.write_bytes(b"PAR1junk")
     with pytest.raises(DatasetError, match="not a parquet file"):
-        Dataset.from_table(path)
+        Dataset.open(path)
     pd.DataFrame({"path": [1, 2]}).to_parquet(path)
     with pytest.raises(DatasetError, match="row 1: path 1, expected"):
-        Dataset.from_table(path)
+        Dataset.open(path)
     pd.DataFrame({"path": ["img/0.png"], "label": [[1, 2]]}).to_parquet(path)
     with pytest.raises(DatasetError, match=r"label .* of type list, expected text"):
-        Dataset.from_table(path)
+        Dataset.open(path)
 
 
 def test_rows_listed_twice(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     path = table(tmp_path / "t.csv", [*listed, listed[0], {**listed[1], "label": "a"}])
-    found = Dataset.from_table(path)
+    found = Dataset.open(path)
     assert len(found) == 4
     assert [Path(each.path).name for each in of_kind(found, "duplicate")] == ["0.png", "1.png"]
     assert [Path(each.path).name for each in of_kind(found, "label-conflict")] == ["1.png"]
@@ -102,23 +102,23 @@ def test_rows_listed_twice(tmp_path: Path, listed: list[dict[str, Any]]) -> None
 def test_given_splits(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     named = [" Train", "VALIDATION", "testing", ""]
     rows = [{**row, "split": split} for row, split in zip(listed, named, strict=True)]
-    found = Dataset.from_table(table(tmp_path / "t.csv", rows), val=0)
+    found = Dataset.open(table(tmp_path / "t.csv", rows), val=0)
     by_number = {Path(str(p)).stem: s for p, s in zip(found.paths, found.splits, strict=True)}
     assert by_number == {"0": "train", "1": "val", "2": "test", "3": "train"}
     rows[3]["split"] = "Holdout"
     with pytest.raises(DatasetError, match="row 4: split 'Holdout', expected 'train', 'val'"):
-        Dataset.from_table(table(tmp_path / "t.csv", rows))
+        Dataset.open(table(tmp_path / "t.csv", rows))
 
 
 def test_a_table_without_labels_but_with_other_columns_says_so(
     tmp_path: Path, listed: list[dict[str, Any]]
 ) -> None:
     rows = [{"path": row["path"], "class": row["label"], "split": "train"} for row in listed]
-    found = Dataset.from_table(table(tmp_path / "t.csv", rows))
+    found = Dataset.open(table(tmp_path / "t.csv", rows))
     (said,) = found.problems
     assert said.reason == "no column 'label', so the samples have no labels; other columns: 'class'"
     plain = table(tmp_path / "t.csv", [{"path": row["path"]} for row in listed])
-    assert Dataset.from_table(plain).problems == []
+    assert Dataset.open(plain).problems == []
 
 
 def test_the_order_of_a_tables_rows_does_not_matter(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_the_order_of_a_tables_rows_does_not_matter(tmp_path: Path) -> None:
         put(tmp_path / f"{number}.png", number // 2)
         rows.append({"path": f"{number}.png", "label": "abc"[number % 3], "split": "train"})
     path = table(tmp_path / "t.csv", rows)
-    one = Dataset.from_table(path)
+    one = Dataset.open(path)
     table(path, rows[::-1])
-    two = Dataset.from_table(path)
+    two = Dataset.open(path)
     assert len(one) == 6
     assert one.to_parquet() == two.to_parquet()

@@ -46,7 +46,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(photos: Path) -> Dataset:
-    return Dataset.from_folder(photos, val=0.3)
+    return Dataset.open(photos, val=0.3)
 
 
 @pytest.fixture

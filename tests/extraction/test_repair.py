@@ -17,7 +17,7 @@ def kept(photos, tmp_path_factory):
     """A folder with images and a store of their pixels; tests copy it."""
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(photos, folder / "photos")
-    dataset = Dataset.from_folder(folder / "photos")
+    dataset = Dataset.open(folder / "photos")
     extract(dataset, Backbone.pixels(8), ["pixels"], FeatureStore(folder / "store"))
     return folder
 
@@ -83,7 +83,7 @@ def test_one_missing_image_leaves_only_its_block(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("featurestore.extraction.planning.block_rows", lambda row_bytes: 32)
     monkeypatch.setattr("featurestore.store.features.block_rows", lambda row_bytes: 32)
     store = FeatureStore(tmp_path / "store")
-    dataset = Dataset.from_folder(shutil.copytree(photos, tmp_path / "photos"))
+    dataset = Dataset.open(shutil.copytree(photos, tmp_path / "photos"))
     group = extract(dataset, Backbone.pixels(8), ["pixels"], store)["pixels"].group
     good = group.read()
     for block in range(group.blocks):

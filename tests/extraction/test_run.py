@@ -40,7 +40,7 @@ def test_a_second_run_computes_nothing(extracted, photos, backbone):
     assert all(report.rows_computed == 45 for report in extracted.extraction.reports.values())
     store, events = extracted.copy(), []
     before = stored_bytes(store)
-    other = Dataset.from_folder(photos, name="other", val=0.5, seed=9)
+    other = Dataset.open(photos, name="other", val=0.5, seed=9)
     again = extract(other, backbone, LAYERS, store, on_event=events.append)
     for report in again.reports.values():
         assert (report.rows_computed, report.rows_reused) == (0, 45)
@@ -58,7 +58,7 @@ def test_the_batch_size_changes_no_value(extracted, dataset, backbone, store):
 
 
 def test_float32_serves_float16_and_replaces_it(photos, store, tmp_path):
-    dataset = Dataset.from_folder(shutil.copytree(photos, tmp_path / "copy"))
+    dataset = Dataset.open(shutil.copytree(photos, tmp_path / "copy"))
     backbone = Backbone.pixels(8)
 
     def report(dtype):
@@ -78,7 +78,7 @@ def test_float32_serves_float16_and_replaces_it(photos, store, tmp_path):
 
 def test_a_changed_image_is_noticed_and_never_stored(tmp_path, photos, store):
     copy = shutil.copytree(photos, tmp_path / "copy")
-    dataset = Dataset.from_folder(copy)
+    dataset = Dataset.open(copy)
     path = next(copy.rglob("*.png"))
     path.write_bytes(next(photos.rglob("1*.png")).read_bytes() + b"x")
     with pytest.raises(SourceChangedError, match="featurestore scan"):

@@ -93,7 +93,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def flowers(photos: Path) -> Dataset:
-    return Dataset.from_folder(photos, name="flowers", val=0.3)
+    return Dataset.open(photos, name="flowers", val=0.3)
 
 
 @pytest.fixture(scope="session")

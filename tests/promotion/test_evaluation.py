@@ -36,7 +36,7 @@ def test_the_splits_of_the_data_do_not_matter(
     model: Path, promotion: Promotion, flowers: Dataset, photos: Path
 ) -> None:
     """What the model was trained on is trained on, though the folder is split in another way."""
-    again = Dataset.from_folder(photos, name="again", val=0.0, test=0.6, seed=5)
+    again = Dataset.open(photos, name="again", val=0.0, test=0.6, seed=5)
     found = evaluate(model, again)
     assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
         split: (used_for, len(flowers.rows(split)))

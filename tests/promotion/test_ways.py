@@ -145,7 +145,7 @@ def real(family: str, reduction: str, dtype: str) -> tuple[Features, Backbone]:
         (photos / kind).mkdir()
         for path in sorted((DATA / "stamps" / kind).rglob("*.png"))[:30]:
             shutil.copy(path, photos / kind)
-    data = Dataset.from_folder(photos, name="photos", val=0.3)
+    data = Dataset.open(photos, name="photos", val=0.3)
     return extracted(data, backbone, f"{layer}{reduction}", dtype), backbone
 
 

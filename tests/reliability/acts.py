@@ -59,7 +59,7 @@ def make(folder: Path) -> Made:
     take_photos(folder / "photos", 5)
     build_network(folder / "tiny.keras", size=64, channels=128)
     backbone = Backbone.open(str(folder / "tiny.keras"))
-    dataset = Dataset.from_folder(folder / "photos", val=0.3)
+    dataset = Dataset.open(folder / "photos", val=0.3)
     store = FeatureStore(folder / "store")
     extract(dataset, backbone, LAYERS, store)
     fit_head(one_stored(store, "photos", model="tiny", layer="gap"), "logistic")
@@ -106,7 +106,7 @@ def head(made: Made, store: FeatureStore) -> None:
 
 
 def another_scan(made: Made, store: FeatureStore) -> None:
-    store.datasets.add(Dataset.from_folder(made.photos, test=0.4, seed=1))
+    store.datasets.add(Dataset.open(made.photos, test=0.4, seed=1))
 
 
 def collection(made: Made, store: FeatureStore) -> None:
@@ -115,8 +115,8 @@ def collection(made: Made, store: FeatureStore) -> None:
 
 def litter(made: Made, store: FeatureStore) -> None:
     """Features and a manifest that nothing refers to, a head half saved, a temporary file."""
-    extract(Dataset.from_folder(made.photos / "red", name="of late"), made.backbone, LAYERS, store)
-    store.datasets.add(Dataset.from_folder(made.photos / "blue", name="of late"))
+    extract(Dataset.open(made.photos / "red", name="of late"), made.backbone, LAYERS, store)
+    store.datasets.add(Dataset.open(made.photos / "blue", name="of late"))
     head_folder = Path(store.location, "heads", "knn-000000000000")
     head_folder.mkdir(parents=True)
     (head_folder / "model.skops").write_bytes(b"half")

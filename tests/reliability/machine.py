@@ -254,7 +254,7 @@ class StoreMachine(RuleBasedStateMachine):
             writer = csv.writer(file)
             writer.writerow(("path", "label", "split"))
             writer.writerows((self.sources.paths[each], *rest) for each, *rest in rows)
-        state = self.tables[name] = Dataset.from_table(table, name=name)
+        state = self.tables[name] = Dataset.open(table, name=name)
         self.ever[state.manifest_digest] = state
         if self.attempt("add a state", death, lambda: self.store.datasets.add(state)):
             self.settle_state(state)

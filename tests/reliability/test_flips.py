@@ -43,10 +43,8 @@ class Kept:
         take_photos(folder / "others", 8, OTHERS)
         self.network = build_network(folder / "net.keras")
         self.backbones = {"net": Backbone.from_file(self.network), "pixels": Backbone.pixels(16)}
-        unused, former, current = (
-            Dataset.from_folder(folder / "photos", seed=seed) for seed in range(3)
-        )
-        others = Dataset.from_folder(folder / "others")
+        unused, former, current = (Dataset.open(folder / "photos", seed=seed) for seed in range(3))
+        others = Dataset.open(folder / "others")
         for dataset in (unused, former, current, others):
             self.store.datasets.add(dataset)
         self.photos = current.digest

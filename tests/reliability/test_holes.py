@@ -37,7 +37,7 @@ class Torn:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.photos = Dataset.from_folder(take_photos(folder / "photos"), name="photos")
+        self.photos = Dataset.open(take_photos(folder / "photos"), name="photos")
         self.network = build_network(folder / "net.keras")
         self.backbone = Backbone.from_file(self.network)
         self.store = FeatureStore(folder / "store")
@@ -224,7 +224,7 @@ def test_blocks_of_zeros_are_data(tmp_path: Path) -> None:
         4, 3, activation="relu", bias_initializer=keras.initializers.Constant(-1e6), name="dead"
     )
     backbone = Backbone.from_model(keras.Model(image, dead(image)), name="dead", scaling="none")
-    photos = Dataset.from_folder(take_photos(tmp_path / "photos", 4))
+    photos = Dataset.open(take_photos(tmp_path / "photos", 4))
     store = FeatureStore(tmp_path / "store")
     features = extract(photos, backbone, ["dead", "dead:max"], store)
     for each in features.values():

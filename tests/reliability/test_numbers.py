@@ -116,7 +116,7 @@ WORLDS = {"small": small_world, "mobilenetv2": trained_world}
 def world(request: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp(request.param)
     photos, backbone, refs = WORLDS[request.param](folder)
-    dataset = Dataset.from_folder(photos)
+    dataset = Dataset.open(photos)
     usual = {
         dtype: extracted(dataset, backbone, refs, FeatureStore(folder / dtype), dtype=dtype)
         for dtype in STEP
@@ -246,7 +246,7 @@ def test_part_of_a_data_set_has_the_same_rows(
     half = sorted(path for path in world.photos.glob("*/*") if int(path.stem) % 2)
     table = tmp_path / "half.csv"
     table.write_text("\n".join(["path", *map(str, reversed(half))]) + "\n")
-    dataset = Dataset.from_table(table)
+    dataset = Dataset.open(table)
     found = extracted(dataset, world.backbone, world.refs, store, dtype=dtype, batch_size=7)
     rows = [world.dataset.sample_digests.index(digest) for digest in dataset.sample_digests]
     assert len(rows) == 22
@@ -263,7 +263,7 @@ name, photos, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 _, backbone, refs = WORLDS[name](folder)
 for dtype in ("float16", "float32"):
     store = FeatureStore(folder / dtype)
-    found = extracted(Dataset.from_folder(photos), backbone, refs, store, dtype=dtype)
+    found = extracted(Dataset.open(photos), backbone, refs, store, dtype=dtype)
     np.savez(folder / f"{dtype}.npz", **found)
 """
 

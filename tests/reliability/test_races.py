@@ -225,7 +225,7 @@ def scans(arena: Arena, store: Path, options: list[list[str]]) -> None:
     opened = FeatureStore(store)
     (entry,) = (entry for entry in opened.datasets.values() if entry.name == "x")
     expected = {
-        Dataset.from_folder(
+        Dataset.open(
             arena.folder / "photos", name="x", **{"val": 0.0, "test": 0.0, **_numbers(each)}
         ).manifest_digest
         for each in options
@@ -443,7 +443,7 @@ def test_a_reader_of_features_that_are_replaced_gets_them_or_an_error(
 
 def test_two_threads_share_an_extraction(arena: Arena, tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store")
-    dataset = Dataset.from_folder(arena.folder / "photos")
+    dataset = Dataset.open(arena.folder / "photos")
     backbone = Backbone.open(str(arena.folder / "tiny.keras"))
     done: list[Any] = []
 
@@ -465,8 +465,8 @@ def test_who_scans_waits_for_nobody_who_fits(arena: Arena, extracted: Path) -> N
     dataset = store.datasets.load("photos")
     (key,) = (key for key in store.features.keys() if key.ref == POOLED)
     with store.features.lock([key], shared=True), store.datasets.keep(dataset):
-        moved = Dataset.from_folder(arena.folder / "photos", name="photos", val=0.3)
-        for each in (moved, Dataset.from_folder(arena.folder / "photos", val=0.6), moved):
+        moved = Dataset.open(arena.folder / "photos", name="photos", val=0.3)
+        for each in (moved, Dataset.open(arena.folder / "photos", val=0.6), moved):
             adding = threading.Thread(target=store.datasets.add, args=[each], daemon=True)
             adding.start()
             adding.join(HANGS_AFTER)
@@ -479,7 +479,7 @@ def test_the_state_that_a_head_was_fitted_on_is_kept_whoever_removes_it(
     """gc may come between reading a data set and beginning to fit on it."""
     store = FeatureStore(arena.new_store(like=extracted))
     features = one_stored(store, "photos", model="tiny", layer=POOLED)
-    store.datasets.add(Dataset.from_folder(arena.folder / "photos", val=0.6))
+    store.datasets.add(Dataset.open(arena.folder / "photos", val=0.6))
     store.gc(store.garbage())
     with pytest.raises(NotFoundError):
         store.datasets.load("photos", features.dataset.manifest_digest)

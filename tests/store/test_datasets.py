@@ -65,7 +65,7 @@ def scanned(folder: Path, name: str) -> Dataset:
     (folder / "a").mkdir(parents=True, exist_ok=True)
     for index in range(3):
         Image.fromarray(IMAGES[index]).save(folder / "a" / f"{index}.png")
-    return Dataset.from_folder(folder, name=name)
+    return Dataset.open(folder, name=name)
 
 
 def test_found_by_the_path_that_was_scanned(
