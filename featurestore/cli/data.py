@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def open_store(location: str, data: str, *, write: bool = True) -> FeatureStore:
     """Open the store for work on DATA; a new one is made only if there is such data."""
     from featurestore.dataset import Dataset
+    from featurestore.dataset.source import is_place
     from featurestore.store import FeatureStore
-    from featurestore.store.lookup import is_place
 
     try:
         return FeatureStore(location, create=write and is_place(data))
@@ -37,10 +37,8 @@ def open_store(location: str, data: str, *, write: bool = True) -> FeatureStore:
 
 
 def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
-    """Open DATA for recording: as `open_dataset`, with a note if another data set is replaced."""
-    from featurestore.store.lookup import open_dataset
-
-    dataset = open_dataset(data, store, on_event=progress, **options)
+    """Open DATA for recording, with a note if another data set is replaced."""
+    dataset = store.datasets.open(data, on_event=progress, **options)
     for entry in store.datasets.values():
         same = entry.source == dataset.source or entry.digest == dataset.digest
         if entry.name == dataset.name and not same and options["name"] is None:

@@ -156,16 +156,17 @@ def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
     with Progress() as progress:
         with progress.busy(f"load {model}"):
             from featurestore.dataset import Dataset
+            from featurestore.dataset.source import is_place
             from featurestore.promotion import evaluate
             from featurestore.promotion.saved import read_metadata
-            from featurestore.store.lookup import is_place, open_dataset
 
             read_metadata(Path(model))  # a file that is not such a model, before a long scan
         # A place is scanned as it is: no store decides what is measured.
         if is_place(data):
             dataset = Dataset.open(data, on_event=progress)
         else:
-            dataset = open_dataset(data, open_store(store, data, write=False), on_event=progress)
+            opened = open_store(store, data, write=False)
+            dataset = opened.datasets.open(data, on_event=progress)
         with progress.busy(f"evaluate {model}"):
             metrics = evaluate(model, dataset)
     if as_json:

@@ -28,6 +28,11 @@ def is_uri(source: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
 
 
+def is_place(data: str) -> bool:
+    """Whether this is a folder, file or URI, and so not the name of a data set."""
+    return is_uri(data) or os.path.exists(data)
+
+
 def absolute(path: str | os.PathLike[str]) -> str:
     """Return an absolute path, or the URI unchanged; ``file://`` URIs become paths."""
     text = native(os.fsdecode(path))

@@ -102,8 +102,6 @@ def repair(
 
 def _repair_manifests(store: FeatureStore, item: Item, damages: Sequence[Damage]) -> Needs:
     """Restore the current manifest of a data set if a new scan gives the same."""
-    from featurestore.dataset import Dataset
-
     needs = {
         each.path: "heads may have been fitted on this former state of the data set: scan it as it "
         "was then; if none was, `featurestore gc` removes it"
@@ -114,13 +112,8 @@ def _repair_manifests(store: FeatureStore, item: Item, damages: Sequence[Damage]
     current = [each.path for each in damages if entry and short(entry.manifest_digest) in each.path]
     if entry is None or not current:
         return needs
-    if entry.source is None:
-        needs[current[0]] = (
-            "it was made from arrays; pass them to `FeatureStore.datasets.add` again"
-        )
-        return needs
     try:
-        dataset = Dataset.open(entry.source, **{**entry.options, "name": entry.name})
+        dataset = store.datasets.scan_again(entry)
         store.datasets.restore(dataset)
         needs[current[0]] = f"{entry.source} has changed since; run `{dataset.scan_command}`"
     except FeatureStoreError as error:

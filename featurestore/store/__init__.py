@@ -12,7 +12,6 @@ group     `FeatureGroup`: the rows of one layer over one data set
 blocks    a Zarr array in whole chunks: encoding, checksums, metadata
 key       `FeatureKey`, and names as path segments
 variants  how variants of a layer differ, and which are asked for
-lookup    from what people call their data to a data set
 documents JSON documents with a checksum
 locks     locks between processes
 files     whole files: in a local folder (local) or behind a URL (remote)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from featurestore.digests import SHORT, is_digest, short
-from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError, nearest
+from featurestore.errors import (
+    DamagedError,
+    DatasetError,
+    NotFoundError,
+    StoreError,
+    StoreFormatError,
+    nearest,
+)
 from featurestore.store.documents import Digest, read_json, write_json
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Garbage, Item
 
@@ -165,7 +172,88 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 self._write_manifest(dataset, entry.added)
         return same
 
-    # Loading
+    # Loading and scanning
+
+    def open(
+        self,
+        data: str,
+        *,
+        rescan: bool = False,
+        on_event: Callable[[Any], None] | None = None,
+        **options: Any,
+    ) -> Dataset:
+        """Load a data set by its name, or scan a folder or table with the options of its last scan.
+
+        Parameters
+        ----------
+        data : str
+            A name, a folder, a table or a URI. A folder wins over a name.
+        rescan : bool
+            Scan a name again too. A name is also scanned again if any option is given.
+        on_event : callable, optional
+            Receives :class:`Scanned` events.
+        **options
+            Of :meth:`Dataset.open`, in place of those of the last scan; None stands for the latter.
+
+        Raises
+        ------
+        DatasetError
+            If there is neither such a name nor such a place, the folder or table of a name is gone,
+            or its samples were arrays.
+        """
+        from featurestore.dataset import Dataset
+        from featurestore.dataset.source import is_place
+
+        given = {name: value for name, value in options.items() if value is not None}
+        if not is_place(data) and self.has(data):
+            entry = self.get(data)
+            if rescan or given:
+                return self.scan_again(entry, on_event, **given)
+            return self.load(entry.name)
+        before = self._scanned_before(data, given.get("name"))
+        if before is not None:
+            given = {"name": before.name, **before.options, **given}
+        return Dataset.open(data, on_event=on_event, **given)
+
+    def scan_again(
+        self,
+        entry: DatasetEntry,
+        on_event: Callable[[Any], None] | None = None,
+        **options: Any,
+    ) -> Dataset:
+        """Scan the folder or table of an entry with the options of its last scan, or with others.
+
+        Raises
+        ------
+        DatasetError
+            If the folder or table is gone, or the samples were arrays.
+        """
+        from featurestore.dataset import Dataset
+        from featurestore.dataset.naming import moved
+
+        if entry.source is None:
+            raise DatasetError(
+                f"data set {entry.name!r} was made from arrays, which a store does not keep; make "
+                "it again in Python with Dataset.from_arrays"
+            )
+        if gone := moved(entry.source, entry.name, entry.options):
+            raise DatasetError(f"data set {entry.name!r}: {gone}")
+        given = {"name": entry.name, **entry.options, **options}
+        return Dataset.open(entry.source, on_event=on_event, **given)
+
+    def _scanned_before(self, data: str, name: str | None) -> DatasetEntry | None:
+        """Return the last scan of a folder or table, under this name if it has several."""
+        from featurestore.dataset.naming import moved
+        from featurestore.dataset.source import absolute
+
+        if name is None:
+            return self.find(data)
+        with suppress(StoreError):
+            entry = self.get(name)
+            source = entry.source
+            if source and (source == absolute(data) or moved(source, name, entry.options)):
+                return entry
+        return None
 
     def load(self, name_or_path: str | Path, manifest_digest: str | None = None) -> Dataset:
         """Load a data set.

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
-from featurestore.errors import DamagedError, NotFoundError
+from featurestore.errors import DamagedError, DatasetError, NotFoundError
 from featurestore.store import FeatureStore
 from featurestore.store.datasets import DatasetEntry, DatasetShelf
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
 from tests.store.conftest import put
+from tests.toys import take_photos
 
 IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
 
@@ -172,3 +173,95 @@ def test_a_lost_pointer_is_restored_from_the_manifest_that_was_added_last(
     put(files, store.datasets.manifest_path("shapes", entry.manifest_digest), b"")
     with pytest.raises(DamagedError, match="manifest is damaged"):
         store.repair(item)
+
+
+@pytest.fixture
+def photo_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+    """A store in the current folder, beside ``photos``."""
+    monkeypatch.setenv("FEATURESTORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    take_photos(Path("photos"), 4)
+    return FeatureStore("store")
+
+
+def record(photo_store: FeatureStore, data: str, **options: object) -> Dataset:
+    dataset = photo_store.datasets.open(data, rescan=True, **options)
+    photo_store.datasets.add(dataset)
+    return dataset
+
+
+def test_a_folder_is_scanned_as_before_unless_asked_otherwise(photo_store: FeatureStore) -> None:
+    record(photo_store, "photos", val=0.5, seed=9, stratify=False, name="mine")
+
+    again = photo_store.datasets.open("photos")
+    changed = photo_store.datasets.open("photos", val=0.1, stratify=True, test=None)
+
+    assert (again.name, again.options) == ("mine", {**again.options, "val": 0.5, "seed": 9})
+    assert again.options["stratify"] is False
+    assert (changed.name, changed.options["val"], changed.options["seed"]) == ("mine", 0.1, 9)
+    assert changed.options["stratify"] is True
+    assert changed.digest == again.digest
+
+
+def test_each_name_of_a_folder_keeps_its_own_options(photo_store: FeatureStore) -> None:
+    record(photo_store, "photos", val=0.5, name="half")
+    record(photo_store, "photos", val=0.1, name="tenth")
+
+    found = [photo_store.datasets.open("photos", name=name) for name in ("half", "tenth", "third")]
+
+    assert [each.options["val"] for each in found] == [0.5, 0.1, 0.2]
+
+
+def test_the_columns_of_a_table_are_kept(photo_store: FeatureStore) -> None:
+    rows = "".join(f"photos/red/0{number}.png,{number % 2}\n" for number in range(4))
+    Path("visits.csv").write_text(f"path,patient\n{rows}")
+    record(photo_store, "visits.csv", group_by="patient")
+
+    assert photo_store.datasets.open("visits.csv", val=0.5).options["group_by"] == "patient"
+
+
+def test_a_name_is_loaded_and_scanned_again_if_asked(photo_store: FeatureStore) -> None:
+    record(photo_store, "photos", name="mine")
+    Path("photos/red/00.png").unlink()
+
+    assert len(photo_store.datasets.open("mine")) == 12
+    assert len(photo_store.datasets.open("mine", rescan=True)) == 11
+    assert len(photo_store.datasets.open("mine", val=0.4)) == 11
+
+
+def test_a_folder_that_moved_keeps_its_name_and_options(photo_store: FeatureStore) -> None:
+    record(photo_store, "photos", name="mine", val=0.5)
+    Path("photos").rename("elsewhere")
+
+    gone = r"'mine': '.*photos' is gone; .*: featurestore scan NEW_PLACE --name mine --val 0.5"
+    with pytest.raises(DatasetError, match=gone):
+        photo_store.datasets.open("mine", rescan=True)
+    assert len(photo_store.datasets.open("mine")) == 12
+    assert photo_store.datasets.open("elsewhere", name="mine").options["val"] == 0.5
+
+
+def test_a_folder_wins_over_a_name(photo_store: FeatureStore) -> None:
+    record(photo_store, "photos", name="mine")
+    take_photos(Path("mine"), 5)
+
+    assert len(photo_store.datasets.open("mine")) == 15
+
+
+def test_arrays_cannot_be_scanned_again(photo_store: FeatureStore) -> None:
+    X = np.arange(4 * 9, dtype=np.uint8).reshape(4, 3, 3)
+    photo_store.datasets.add(Dataset.from_arrays(X, [0, 1, 0, 1], name="arrays"))
+
+    assert len(photo_store.datasets.open("arrays")) == 4
+    with pytest.raises(DatasetError, match=r"made from arrays.*Dataset\.from_arrays"):
+        photo_store.datasets.open("arrays", val=0.5)
+
+
+def test_a_damaged_manifest_is_replaced_by_a_scan_with_the_same_options(
+    photo_store: FeatureStore,
+) -> None:
+    record(photo_store, "photos", val=0.5)
+    for manifest in Path("store").glob("datasets/photos/*.parquet"):
+        manifest.write_bytes(b"torn")
+
+    assert record(photo_store, "photos").options["val"] == 0.5
+    assert len(photo_store.datasets.load("photos")) == 12
