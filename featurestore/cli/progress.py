@@ -54,6 +54,8 @@ class Progress:
             self._reused += 1
         elif name == "StageSkipped":
             self._reused = 0
+        elif name == "BackboneLoading":
+            load_tensorflow()
         if name in _LINES:
             self.say(_LINES[name](event))
         if name in _COUNTS:
@@ -134,6 +136,7 @@ def _proved(event: Any) -> str:
 
 # The line that an event is printed as.
 _LINES: dict[str, Callable[[Any], str]] = {
+    "BackboneLoading": lambda event: f"repair: load {event.model}",
     "ExtractionFinished": _extraction_finished,
     "ExtractionStarted": lambda event: (
         f"extract: {plural(event.rows, 'image')} through {event.model} to {', '.join(event.layers)}"

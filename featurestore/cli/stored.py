@@ -11,7 +11,6 @@ import click
 from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
-from featurestore.cli.quiet import load_tensorflow
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Item
 from featurestore.store.variants import Variant, tell_apart
@@ -165,7 +164,6 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
     from featurestore.extraction import repair
 
     opened = FeatureStore(store, create=False)
-    load_tensorflow()
     with Progress() as progress:
         found = repair(opened, key, on_event=progress, **variant)
     rows = [{**asdict(each.damage), "needs": each.needs} for each in found]

@@ -1,6 +1,7 @@
 """From images to stored features: plan, then compute in one forward pass; repair."""
 
 from featurestore.extraction.events import (
+    BackboneLoading,
     ExtractionEvent,
     ExtractionFinished,
     ExtractionStarted,
@@ -12,6 +13,7 @@ from featurestore.extraction.repair import Repair, repair
 from featurestore.extraction.run import Extraction, LayerReport, extract
 
 __all__ = [
+    "BackboneLoading",
     "Extraction",
     "ExtractionEvent",
     "ExtractionFinished",

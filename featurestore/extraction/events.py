@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class BackboneLoading:
+    """A repair is about to load the backbone of damaged features."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class ExtractionStarted:
     """The forward pass is about to start.
 
@@ -48,5 +55,7 @@ class ExtractionFinished:
     seconds: float
 
 
-ExtractionEvent = ExtractionStarted | RowsComputed | WaitingForOthers | ExtractionFinished
+ExtractionEvent = (
+    BackboneLoading | ExtractionStarted | RowsComputed | WaitingForOthers | ExtractionFinished
+)
 OnEvent = Callable[[ExtractionEvent], None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import ExtractionError, FeatureStoreError
-from featurestore.extraction.events import OnEvent
+from featurestore.extraction.events import BackboneLoading, OnEvent
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import LayerPlan, plan_units
 from featurestore.store import Damage, FeatureGroup, FeatureStore, Item
@@ -142,7 +142,11 @@ def _repair_features(
             group.write_samples(dataset.sample_ids)
         if not blocks:
             return {}
-        return _repair_blocks(store, group, dataset, blocks, backbone or _backbone(group), on_event)
+        if backbone is None:
+            if on_event is not None:
+                on_event(BackboneLoading(key.model))
+            backbone = _backbone(group)
+        return _repair_blocks(store, group, dataset, blocks, backbone, on_event)
 
 
 def _repair_blocks(

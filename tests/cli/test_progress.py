@@ -9,6 +9,7 @@ from featurestore.cli import progress
 from featurestore.cli.progress import Progress
 from featurestore.dataset.scan import Scanned
 from featurestore.extraction import (
+    BackboneLoading,
     ExtractionEvent,
     ExtractionFinished,
     ExtractionStarted,
@@ -30,6 +31,7 @@ class Parity:
 
 EVENTS: list[tuple[Any, str]] = [
     (Scanned(1, 10), ""),
+    (BackboneLoading("vgg16"), "repair: load vgg16\n"),
     (ExtractionStarted("vgg16", ("a", "b:avg"), 1), "extract: 1 image through vgg16 to a, b:avg\n"),
     (RowsComputed(32, 1000), ""),
     (ExtractionFinished(1000, 4.0), "extract: 1,000 images in 4.0 s, 250 img/s\n"),
