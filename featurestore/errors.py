@@ -106,7 +106,7 @@ class ParityError(PromotionError):
     """The fused model disagrees with the head that was measured on the cache."""
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """Return a phrase that offers the known names nearest to ``name``.
 
     Parameters
@@ -115,8 +115,6 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         What was asked for.
     known : iterable of str
         What exists.
-    count : int
-        How many to offer.
 
     Returns
     -------
@@ -127,7 +125,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     # Keys and ids are long: a name may also be near to how one begins.
     folded = {each[: len(name)].casefold(): each for each in reversed(names)}
     folded |= {each.casefold(): each for each in reversed(names)}
-    close = difflib.get_close_matches(name.casefold(), folded, n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name.casefold(), folded, cutoff=0.5)
     if close:
         offered = dict.fromkeys(repr(folded[each]) for each in close)
         return "did you mean " + " or ".join(offered) + "?"

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 
 class Executor:
-    """Computes the missing blocks of a plan and writes them into their groups.
+    """Computes the missing or damaged blocks of a plan and writes them into their groups.
 
     Processes that do the same at the same time share the work: each locks a unit, and then checks
-    once more which of its blocks are missing.
+    once more which of its blocks are missing or damaged.
 
     Parameters
     ----------
@@ -51,8 +51,6 @@ class Executor:
     store : FeatureStore
         Of the groups.
     on_event : callable, optional
-    is_missing : callable
-        Whether a block of a group is to be computed.
     """
 
     def __init__(
@@ -63,15 +61,12 @@ class Executor:
         groups: Mapping[str, FeatureGroup],
         store: FeatureStore,
         on_event: OnEvent | None = None,
-        *,
-        is_missing: Callable[[FeatureGroup, int], bool] = FeatureGroup.is_missing,
     ) -> None:
         self._plan = decided
         self._dataset = dataset
         self._backbone = backbone
         self._groups = [groups[str(layer.ref)] for layer in decided.layers]
         self._store = store
-        self._is_missing = is_missing
         self._on_event = on_event or (lambda event: None)
         # Layers of the plan that have missing blocks, by number.
         self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
@@ -168,7 +163,7 @@ class Executor:
             missing = tuple(
                 (layer, block)
                 for layer, block in unit.blocks
-                if self._is_missing(self._groups[layer], block)
+                if not self._groups[layer].features.is_sound(block)
             )
             rest = replace(unit, blocks=missing)
             self._advance(self._plan.rows_of([unit]) - self._plan.rows_of([rest]))

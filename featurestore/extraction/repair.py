@@ -172,9 +172,7 @@ def _repair_blocks(
     if not isinstance(batch_size, int) or batch_size < 1:
         batch_size = 32
     decided = plan_units((layer,), len(dataset), batch_size, backbone.input_size)
-    executor = Executor(
-        decided, dataset, backbone, {key.ref: group}, store, on_event, is_missing=_is_damaged
-    )
+    executor = Executor(decided, dataset, backbone, {key.ref: group}, store, on_event)
     with suppress(FeatureStoreError):
         executor.run(decided.units)
         return {}
@@ -186,10 +184,6 @@ def _repair_blocks(
         except FeatureStoreError as error:
             needs |= {blocks[block]: str(error) for _, block in unit.blocks}
     return needs
-
-
-def _is_damaged(group: FeatureGroup, block: int) -> bool:
-    return group.features.damage(block) is not None
 
 
 def _backbone(group: FeatureGroup) -> Backbone:

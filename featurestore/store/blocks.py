@@ -240,6 +240,10 @@ class BlockArray:
         whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self._address(block))
         return whole[: len(self.span(block))]
 
+    def is_sound(self, block: int) -> bool:
+        """Whether a block exists and can be read."""
+        return self.exists(block) and self.damage(block) is None
+
     def damage(self, block: int) -> str | None:
         """Read a block and return what is wrong with it; None if it is sound or does not exist."""
         try:

@@ -134,11 +134,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def _lock_metadata(self, path: str) -> AbstractContextManager[bool]:
         return self._files.locks.acquire([f"{path}/{self.marker}"])
 
-    def remove(self, key: FeatureKey) -> int:
-        """Remove a feature group; return the bytes freed."""
-        with self.lock([key]):
-            return self.discard(self.path(key))
-
     def lock_blocks(
         self, blocks: Iterable[tuple[FeatureGroup, int]], *, wait: bool = False
     ) -> AbstractContextManager[bool]:

@@ -235,10 +235,6 @@ class FeatureGroup:
         existing = self.features.existing()
         return [block for block in range(self.blocks) if block not in existing]
 
-    def is_missing(self, block: int) -> bool:
-        """Whether a block does not exist."""
-        return not self.features.exists(block)
-
     def write_block(self, block: int, rows: np.ndarray) -> None:
         """Write one block whole, atomically.
 

@@ -227,6 +227,11 @@ class Shelf(ABC, Generic[K, V]):
         folder, thing, *inside = garbage.path.split("/")
         return f"{folder}/{thing}" if inside and self._label(thing) is not None else folder
 
+    def remove(self, key: K) -> int:
+        """Remove a thing; return the bytes freed."""
+        with self.lock([key]):
+            return self.discard(self.path(key))
+
     def discard(self, path: str) -> int:
         """Remove a file, or the files of a thing that this program wrote, with its empty folders.
 
