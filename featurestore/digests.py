@@ -12,9 +12,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import StringConstraints
 
 ALGORITHM = "blake2b"
 DIGEST_BYTES = 32
@@ -24,6 +25,8 @@ SHORT = 12
 EMPTY_CHECKSUM = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"
 #: Finds the digests in a text.
 DIGEST = re.compile(rf"{ALGORITHM}:[0-9a-f]{{{2 * DIGEST_BYTES}}}")
+#: A digest in a pydantic model.
+Digest = Annotated[str, StringConstraints(pattern=rf"^{DIGEST.pattern}$")]
 _CHECKSUM = re.compile(rb'"check": ?"(blake2b:[0-9a-f]{64})"')
 
 

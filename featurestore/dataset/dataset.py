@@ -16,6 +16,7 @@ from featurestore.dataset import labels as labelling
 from featurestore.dataset import manifest
 from featurestore.dataset.folder import scan_folder
 from featurestore.dataset.labels import Task
+from featurestore.dataset.manifest import DatasetEntry
 from featurestore.dataset.naming import checked_name, command_line, default_name, moved
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
@@ -176,27 +177,30 @@ class Dataset:
         StoreFormatError
             If they are of a newer format.
         """
-        samples, header = manifest.read(data)
-        return cls(header.name, header.source, header.options, samples)
+        samples, entry = manifest.read(data)
+        return cls(entry.name, entry.source, dict(entry.options), samples)
 
-    def to_parquet(self, added: str | None = None) -> bytes:
+    def to_parquet(self, added: str = "") -> bytes:
         """Write the data set as a manifest: a Parquet table with a row for each sample.
 
         Parameters
         ----------
-        added : str, optional
+        added : str
             When it became the current state in a store, ISO 8601.
         """
-        header = manifest.Header(
+        return manifest.write(self.samples, self.entry(added))
+
+    def entry(self, added: str = "") -> DatasetEntry:
+        """Return what is known of the data set without its rows; `added` as in `to_parquet`."""
+        return DatasetEntry(
             name=self.name,
             source=self.source,
-            options=self.options,
+            rows=len(self),
             digest=self.digest,
             manifest_digest=self.manifest_digest,
-            problems=self.samples.problems,
             added=added,
+            options=self.options,
         )
-        return manifest.write(self.samples, header)
 
     @property
     def sample_digests(self) -> list[str]:

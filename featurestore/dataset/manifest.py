@@ -7,9 +7,10 @@ and ``group``; the rest is JSON in the file's metadata, under the key ``features
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter
 
 from featurestore.dataset.labels import Label
 from featurestore.dataset.naming import checked_name
@@ -17,36 +18,53 @@ from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.source import native, portable
 from featurestore.dataset.splits import SPLITS
-from featurestore.digests import EMPTY_CHECKSUM, checksum_matches, insert_checksum, is_digest
+from featurestore.digests import (
+    EMPTY_CHECKSUM,
+    Digest,
+    checksum_matches,
+    insert_checksum,
+    is_digest,
+)
 from featurestore.errors import DamagedError, one_line, refuse_newer
 
 FORMAT = 1
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
+_PROBLEMS = TypeAdapter(list[Problem])
 
 
-class Header(BaseModel):
-    """What a manifest holds beside its rows.
+class DatasetEntry(BaseModel):
+    """One state of a data set, known without its rows.
 
-    Attributes
+    Parameters
     ----------
-    name, source, options, digest, manifest_digest
-        See :class:`Dataset`.
-    problems : list of Problem
-    added : str, optional
-        When it became the current state in a store, ISO 8601.
+    name : str
+    source : str or None
+        Folder, table or URI that was scanned; None for arrays.
+    rows : int
+        Samples.
+    digest : str
+        Digest of the set of samples.
+    manifest_digest : str
+        Digest of samples, labels, splits and groups.
+    added : str
+        When it became the current state in a store, ISO 8601 in UTC; empty if it never did.
+    options : dict
+        How it was scanned: `Dataset.options`.
     """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     name: Annotated[str, AfterValidator(checked_name)]
     source: str | None
-    options: dict[str, str | int | float]
-    digest: str
-    manifest_digest: str
-    problems: list[Problem]
-    added: str | None = None
+    rows: int
+    digest: Digest
+    manifest_digest: Digest
+    added: str
+    options: dict[str, bool | str | int | float]
 
 
-def write(samples: Samples, header: Header) -> bytes:
+def write(samples: Samples, entry: DatasetEntry) -> bytes:
     """Write the rows of a data set, and what is known beside them, as a manifest."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -58,7 +76,12 @@ def write(samples: Samples, header: Header) -> bytes:
         "split": samples.splits,
         "group": samples.groups,
     }
-    fields = {"format": FORMAT, **header.model_dump(), "check": EMPTY_CHECKSUM}
+    fields = {
+        "format": FORMAT,
+        **entry.model_dump(exclude={"rows"}),
+        "problems": [asdict(each) for each in samples.problems],
+        "check": EMPTY_CHECKSUM,
+    }
     types = {name: pa.string() for name in _COLUMNS} | {"label": _type(samples.labels)}
     schema = pa.schema(types, {_KEY: json.dumps(fields).encode()})
     buffer = pa.BufferOutputStream()
@@ -66,8 +89,8 @@ def write(samples: Samples, header: Header) -> bytes:
     return insert_checksum(buffer.getvalue().to_pybytes())
 
 
-def read(data: bytes) -> tuple[Samples, Header]:
-    """Read the rows and the header that :func:`write` wrote.
+def read(data: bytes) -> tuple[Samples, DatasetEntry]:
+    """Read what :func:`write` wrote.
 
     Raises
     ------
@@ -85,8 +108,10 @@ def read(data: bytes) -> tuple[Samples, Header]:
         table = parquet.read_table(pa.BufferReader(data))
         table.validate(full=True)
         fields = json.loads((table.schema.metadata or {})[_KEY])
-        refuse_newer(fields["format"], FORMAT, "a data set manifest")
-        header = Header.model_validate(fields)
+        refuse_newer(fields.pop("format"), FORMAT, "a data set manifest")
+        problems = _PROBLEMS.validate_python(fields.pop("problems"))
+        del fields["check"]
+        entry = DatasetEntry.model_validate({**fields, "rows": len(table)})
         types = {str(table[name].type) for name in _COLUMNS if name != "label"}
         digests, paths, labels, splits, groups = (table[name].to_pylist() for name in _COLUMNS)
         sound = (
@@ -101,7 +126,7 @@ def read(data: bytes) -> tuple[Samples, Header]:
     if not sound:
         raise _damaged("its rows are not those of a data set in content order")
     paths = [path and native(path) for path in paths]
-    return Samples(digests, paths, labels, splits, groups, header.problems), header
+    return Samples(digests, paths, labels, splits, groups, problems), entry
 
 
 def _damaged(reason: str) -> DamagedError:

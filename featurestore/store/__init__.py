@@ -20,8 +20,8 @@ files     whole files: in a local folder (local) or behind a URL (remote)
 docs/format.md specifies what is written.
 """
 
+from featurestore.dataset.manifest import DatasetEntry
 from featurestore.store.blocks import block_rows
-from featurestore.store.datasets import DatasetEntry
 from featurestore.store.group import FeatureGroup
 from featurestore.store.key import FeatureKey
 from featurestore.store.shelf import Damage, Garbage, Item

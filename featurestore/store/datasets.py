@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from featurestore.dataset.manifest import DatasetEntry
 from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import (
     DamagedError,
@@ -21,7 +22,7 @@ from featurestore.errors import (
     StoreFormatError,
     nearest,
 )
-from featurestore.store.documents import Digest, read_json, write_json
+from featurestore.store.documents import read_json, write_json
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Garbage, Item
 
 if TYPE_CHECKING:
@@ -30,50 +31,6 @@ if TYPE_CHECKING:
 CURRENT = "current.json"
 SUFFIX = ".parquet"
 _MANIFEST = re.compile(rf"[0-9a-f]{{{SHORT}}}{re.escape(SUFFIX)}")
-
-
-class DatasetEntry(BaseModel):
-    """The current state of a data set, known without reading its manifest.
-
-    Parameters
-    ----------
-    name : str
-    source : str or None
-        Folder, table or URI that was scanned; None for arrays.
-    rows : int
-        Samples.
-    digest : str
-        Digest of the set of samples.
-    manifest_digest : str
-        Digest of samples, labels, splits and groups.
-    added : str
-        When it became current, ISO 8601 in UTC.
-    options : dict
-        How it was scanned: `Dataset.options`.
-    """
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    name: str
-    source: str | None
-    rows: int
-    digest: Digest
-    manifest_digest: Digest
-    added: str
-    options: dict[str, Any]
-
-    @classmethod
-    def of(cls, dataset: Dataset, added: str) -> DatasetEntry:
-        """Return the entry of a data set."""
-        return cls(
-            name=dataset.name,
-            source=dataset.source,
-            rows=len(dataset),
-            digest=dataset.digest,
-            manifest_digest=dataset.manifest_digest,
-            added=added,
-            options=dataset.options,
-        )
 
 
 class DatasetShelf(DocumentShelf[DatasetEntry]):
@@ -119,7 +76,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         if entry is not None:
             self.fsync(dataset.name)
             return entry
-        entry = DatasetEntry.of(dataset, _now())
+        entry = dataset.entry(_now())
         path = self.manifest_path(dataset.name, dataset.manifest_digest)
         # The manifest is locked until it is current: gc removes one that is not.
         with self.lock([dataset.name]), self._files.locks.acquire([path], shared=True):
@@ -133,7 +90,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             entry = self.get(dataset.name)
             path = self.manifest_path(dataset.name, dataset.manifest_digest)
             if (
-                entry == DatasetEntry.of(dataset, entry.added)
+                entry == dataset.entry(entry.added)
                 and (entry.source is None or self.find(entry.source) == entry)
                 and self._files.read(path) == dataset.to_parquet(entry.added)
             ):
@@ -371,14 +328,14 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 return
             # A damaged manifest may be the one that was current, so it ends this.
             paths = self._manifests(item.path)
-            added = [(manifest.read(self._files.read(each))[1].added or "", each) for each in paths]
+            added = [(manifest.read(self._files.read(each))[1].added, each) for each in paths]
             if not added:
                 raise DamagedError(
                     f"{self._files.location}/{item.path} has no manifest; run `featurestore scan` "
                     "on the images"
                 )
             when, path = max(added)
-            self._write_current(DatasetEntry.of(self._load_file(path), when))
+            self._write_current(self._load_file(path).entry(when))
 
     # Removal
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import StringConstraints
+from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import EMPTY_CHECKSUM, checksum_matches, insert_checksum
 from featurestore.errors import DamagedError, StoreError
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
-
-#: A digest in a pydantic model.
-Digest = Annotated[str, StringConstraints(pattern=r"^blake2b:[0-9a-f]{64}$")]
 
 CHECK = "check"
 REMEDY = "run `featurestore repair`"

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from featurestore.digests import digest_bytes
+from featurestore.digests import Digest, digest_bytes
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, refuse_newer
-from featurestore.store.documents import Digest, read_json, write_json
+from featurestore.store.documents import read_json, write_json
 from featurestore.store.key import name_of
 from featurestore.store.local import PARTIAL
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Item
