@@ -64,7 +64,7 @@ class Network:
         shape = self._shapes[number][0][1:]
         if ref.reduction is None:
             return shape
-        return reduction.reduced_shape(ref, self._graph.nodes[number], shape, self._layouts[number])
+        return reduction.reduced_shape(ref, self._graph, self._graph.nodes[number], shape)
 
     def prefix_digest(self, layer: str) -> str:
         """Return the digest of all that decides the activation of a layer."""
@@ -221,10 +221,6 @@ class Network:
         return identity.precisions(self._graph)
 
     @cached_property
-    def _layouts(self) -> list[str | None]:
-        return reduction.layouts(self._graph)
-
-    @cached_property
     def _cuts(self) -> list[int]:
         return [
             number
@@ -249,5 +245,4 @@ class Network:
 
     def _reduction(self, ref: LayerRef) -> Any:
         """Return the layer that reduces a ref's activation, or None."""
-        number = self._number(ref.layer)
-        return reduction.reduction(ref, len(self._shapes[number][0]), self._layouts[number])
+        return reduction.reduction(ref, len(self._shapes[self._number(ref.layer)][0]))

@@ -8,21 +8,9 @@ from featurestore.backbone.graph import Graph, Node
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import BackboneError
 
-CHANNELS_LAST, CHANNELS_FIRST = "channels_last", "channels_first"
-
-
-def layouts(graph: Graph) -> list[str | None]:
-    """Return the ``data_format`` of every node's output; None if it is unknown.
-
-    Without any ``channels_first`` layer, everything is ``channels_last``. Otherwise a layer shows
-    its own ``data_format``, and a normalization its axis.
-    """
-    shown = [CHANNELS_LAST, *map(_shown_by, graph.nodes[1:])]
-    return shown if CHANNELS_FIRST in shown else [CHANNELS_LAST for _ in shown]
-
 
 def reduced_shape(
-    ref: LayerRef, node: Node, shape: tuple[int, ...], layout: str | None
+    ref: LayerRef, graph: Graph, node: Node, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Return the shape of one sample's reduced activation.
 
@@ -30,12 +18,10 @@ def reduced_shape(
     ----------
     ref : LayerRef
         With a reduction.
-    node : Node
-        Its layer.
+    graph, node : Graph, Node
+        The network and its layer.
     shape : tuple of int
         Shape of one sample's whole activation.
-    layout : str or None
-        Where its channels are, see :func:`layouts`.
 
     Raises
     ------
@@ -47,20 +33,21 @@ def reduced_shape(
         raise BackboneError(
             f"layer {ref.layer!r} gives one vector per sample already (shape {shape}): {whole}"
         )
-    if layout is None:
+    # Which axis has the channels of a layer in between does not show.
+    if any(getattr(each.operation, "data_format", "") == "channels_first" for each in graph.nodes):
         raise BackboneError(
-            f"layer {ref.layer!r} is in a channels_first network and does not show which axis its"
-            f" channels are on: {whole}, or a layer with a data_format"
+            f"layer {ref.layer!r} is in a network with channels_first layers, whose channels may be"
+            f" on either axis: {whole}"
         )
     if is_masked(node) and (ref.reduction != "avg" or len(shape) != 2):
         raise BackboneError(
             f"layer {ref.layer!r} is masked, and Keras has no masked :{ref.reduction} of"
             f" {len(shape)} axes: {whole}" + (f", or {ref.layer}:avg" if len(shape) == 2 else "")
         )
-    return shape[:1] if layout == CHANNELS_FIRST else shape[-1:]
+    return shape[-1:]
 
 
-def reduction(ref: LayerRef, rank: int, layout: str | None) -> Any:
+def reduction(ref: LayerRef, rank: int) -> Any:
     """Return the layer that reduces a ref's activation of ``rank`` axes, or None."""
     import keras
 
@@ -68,7 +55,7 @@ def reduction(ref: LayerRef, rank: int, layout: str | None) -> Any:
         return None
     kind = {"avg": "Average", "max": "Max"}[ref.reduction]
     layer = getattr(keras.layers, f"Global{kind}Pooling{rank - 2}D")
-    return layer(name="reduction", dtype="float32", data_format=layout)
+    return layer(name="reduction", dtype="float32", data_format="channels_last")
 
 
 def reduce(activation: Any, layer: Any) -> Any:
@@ -85,9 +72,8 @@ def reduce(activation: Any, layer: Any) -> Any:
     if not type(layer).__name__.startswith("GlobalMax"):
         return reduced
     # TensorFlow compiles max(sqrt(x)) to sqrt(max(x)), which hides NaN.
-    axes = list(range(1, len(activation.shape)))
-    axes.pop(0 if layer.data_format == CHANNELS_FIRST else -1)
-    lost = keras.ops.any(keras.ops.isnan(activation), axis=tuple(axes))
+    axes = tuple(range(1, len(activation.shape) - 1))
+    lost = keras.ops.any(keras.ops.isnan(activation), axis=axes)
     return keras.ops.where(lost, float("nan"), reduced)
 
 
@@ -103,14 +89,3 @@ def unmasked(tensor: Any) -> Any:
     copy = keras.ops.copy(tensor)
     copy._keras_history.operation.name = "reduction"
     return copy
-
-
-def _shown_by(node: Node) -> str | None:
-    layout = getattr(node.operation, "data_format", None)
-    if layout in (CHANNELS_FIRST, CHANNELS_LAST) and node.kind != "Flatten":
-        return str(layout)
-    rank = len(node.outputs[0].shape)
-    if node.kind in ("BatchNormalization", "GroupNormalization") and rank > 2:
-        axis = node.operation.axis
-        return {1: CHANNELS_FIRST, -1: CHANNELS_LAST, rank - 1: CHANNELS_LAST}.get(axis)
-    return None

@@ -43,31 +43,19 @@ def test_a_vector_cannot_be_reduced(backbone):
             use("logits:avg")
 
 
-@pytest.fixture(scope="module")
-def first():
-    """A network whose middle has its channels first, of layers that every CPU computes."""
+def test_a_network_with_channels_first_layers_is_not_reduced():
+    """Which axis has the channels does not show at each layer, and the wrong one looks right."""
 
     def make(x):
         x = layers.Permute((3, 1, 2), name="permuted")(x)
         x = layers.ZeroPadding2D(data_format=FIRST, name="padded")(x)
-        x = layers.ReLU(name="relu")(layers.BatchNormalization(axis=1, name="norm")(x))
-        x = layers.Permute((2, 3, 1))(x)
-        return layers.Conv2D(4, 3, name="last")(x)
+        return layers.Permute((2, 3, 1), name="back")(x)
 
-    return made_of(make)
-
-
-@pytest.mark.parametrize("ref", ["padded:max", "norm:avg"])
-def test_channels_first_are_reduced_over_the_other_axes(first, ref, batch):
-    check_against(first, ref, (2, 3), batch)
-
-
-def test_a_layer_of_a_channels_first_network_that_does_not_show_its_channels_is_refused(first):
-    assert first.shape("last:avg") == (4,)
-    for name in ("permuted", "relu"):
-        assert len(first.shape(name)) == 3
-        with pytest.raises(BackboneError, match="which axis its channels are on") as caught:
-            first.shape(f"{name}:avg")
+    made = made_of(make)
+    for name in ("permuted", "padded", "back"):
+        assert len(made.shape(name)) == 3
+        with pytest.raises(BackboneError, match="channels_first layers.*without :avg") as caught:
+            made.shape(f"{name}:avg")
         assert "\n" not in str(caught.value)
 
 
@@ -76,10 +64,9 @@ def test_a_convolution_that_this_cpu_does_not_compute_says_what_to_do(batch):
     made = made_of(
         lambda x: layers.Conv2D(5, 3, data_format=FIRST, name="conv")(layers.Permute((3, 1, 2))(x))
     )
-    assert made.shape("conv:avg") == (5,)
     message = ""
     try:
-        made.forward(["conv:avg"])(batch)
+        made.forward(["conv"])(batch)
     except BackboneError as error:
         message = str(error)
     if message:
@@ -99,16 +86,6 @@ def test_a_reduction_keeps_nan(batch, refs):
         for found in compute(images):
             assert np.isnan(found).sum() == 1
             assert np.isnan(found[1, ..., 0]).any()
-
-
-def test_max_keeps_nan_with_channels_first(batch):
-    def make(x):
-        roots = keras.ops.sqrt(0.9 - layers.Permute((3, 1, 2))(x))
-        return layers.ZeroPadding2D(data_format=FIRST, name="end")(roots)
-
-    found = made_of(make).forward(["end:max"])(batch)[0]
-    assert found.shape == (3, 3)
-    assert np.isnan(found).all()
 
 
 def masked(x):
