@@ -71,7 +71,7 @@ def clone(
     return [outputs[0] for outputs in tensors]
 
 
-def clone_onto(model: Any, tensor: Tensor, prefix: str = "", *, fixed: bool = False) -> Tensor:
+def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     """Copy a functional model of one input and one output onto a symbolic tensor.
 
     Parameters
@@ -82,8 +82,6 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "", *, fixed: bool = Fa
         Of the shape of the model's input.
     prefix : str
         Put before every canonical name.
-    fixed : bool
-        As in :func:`clone`.
 
     Returns
     -------
@@ -92,7 +90,7 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "", *, fixed: bool = Fa
     """
     graph = dissolve(model)
     ends = [number for number, _ in graph.outputs]
-    return clone(graph, tensor, ends, prefix, fixed=fixed)[0]
+    return clone(graph, tensor, ends, prefix, fixed=True)[0]
 
 
 def set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:

@@ -16,7 +16,7 @@ from featurestore.backbone.custom import (
     refuse_hidden_functions,
     registered_digest,
 )
-from featurestore.backbone.graph import Graph, Node, dissolve
+from featurestore.backbone.graph import Graph, Node
 from featurestore.digests import canonical_number, digest_array, digest_fields
 from featurestore.errors import BackboneError, one_line
 
@@ -39,8 +39,15 @@ _TRANSPARENT = {
 }
 
 
-def graph_digests(graph: Graph) -> list[str]:
-    """Return for every node the digest of the graph up to it.
+def graph_digests(graph: Graph, *, training: bool = False) -> list[str]:
+    """Return for every node the digest of the graph up to it; names and weights do not count.
+
+    Parameters
+    ----------
+    graph : Graph
+    training : bool
+        Digest also what matters only to training: dropout, initializers, regularizers,
+        ``trainable`` flags, and which calls share a layer.
 
     Raises
     ------
@@ -48,31 +55,18 @@ def graph_digests(graph: Graph) -> list[str]:
         If a layer has no canonical description (Lambda, the user's unregistered code).
     """
     digests = [digest_fields({"class": "image"})]
-    for node in graph.nodes[1:]:
-        inputs = [[digests[parent], output] for parent, output in node.inputs]
-        if _is_transparent(node):
-            digests.append(digests[node.inputs[0][0]])
-        else:
-            digests.append(digest_fields({**_description(node), "inputs": inputs}))
-    return digests
-
-
-def training_digest(model: Any) -> str:
-    """Return the digest of what decides how a functional model is trained, except its weights.
-
-    Dropout, initializers, regularizers and ``trainable`` flags count; names do not.
-    """
-    graph = dissolve(model)
-    layers = {id(node.operation): number for number, node in reversed([*enumerate(graph.nodes)])}
-    calls = [
-        {
-            **_description(node, training=True),
-            "inputs": node.inputs,
-            "layer": layers[id(node.operation)],
+    first_calls: dict[int, int] = {}
+    for number, node in enumerate(graph.nodes[1:], start=1):
+        fields: dict[str, Any] = {
+            "inputs": [[digests[parent], output] for parent, output in node.inputs]
         }
-        for node in graph.nodes[1:]
-    ]
-    return digest_fields({"calls": calls, "outputs": graph.outputs})
+        if training:
+            fields["layer"] = first_calls.setdefault(id(node.operation), number)
+        elif _is_transparent(node):
+            digests.append(digests[node.inputs[0][0]])
+            continue
+        digests.append(digest_fields({**_description(node, training), **fields}))
+    return digests
 
 
 def weight_digests(graph: Graph) -> list[str]:
@@ -126,7 +120,7 @@ def _is_transparent(node: Node) -> bool:
     )
 
 
-def _description(node: Node, training: bool = False) -> dict[str, Any]:
+def _description(node: Node, training: bool) -> dict[str, Any]:
     """Return a node's class, settings and constant arguments in canonical JSON form."""
     import keras
 

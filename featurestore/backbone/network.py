@@ -85,19 +85,13 @@ class Network:
         """Return the types that the network computes with up to a layer, joined by ``+``."""
         return self._precisions[self._number(layer)]
 
-    def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resize one decoded image, by the same layer as in a cut model.
+    @cached_property
+    def resize(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Function that resizes one decoded image, by the same layer as in a cut model.
 
-        Parameters
-        ----------
-        image : numpy.ndarray of uint8, (height, width, channel=3)
-
-        Returns
-        -------
-        numpy.ndarray of uint8, (height, width, channel=3)
-            Of the backbone's input size. Many threads may call this.
+        It takes and returns uint8 (height, width, channel=3). Many threads may call it.
         """
-        return self._resize(image)
+        return forward.compiled_resize(self.preprocessing.resizing())
 
     def forward(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
         """Compile one pass that gives the activations at several refs.
@@ -207,10 +201,6 @@ class Network:
                 output = reduction.unmasked(output)
             name = "".join(each if each.isalnum() or each in "-_." else "_" for each in self.name)
             return keras.Model(image, output, name=name)
-
-    @cached_property
-    def _resize(self) -> Callable[[np.ndarray], np.ndarray]:
-        return forward.compiled_resize(self.preprocessing.resizing())
 
     @cached_property
     def _weight_digests(self) -> list[str]:

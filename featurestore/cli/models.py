@@ -100,7 +100,7 @@ def promote_command(head: str, output: str, store: str, as_json: bool, **options
     with Progress() as progress:
         with progress.busy(f"load {head}"):
             from featurestore.promotion import check_target, promote
-            from featurestore.promotion.origin import load_origin
+            from featurestore.promotion.run import load_origin
 
             check_target(output)
             fitted, backbone, data = load_origin(opened, head)

@@ -46,7 +46,8 @@ def adopt(
         If it cannot be stored, or does not fit the features or the labels.
     """
     from featurestore.backbone.copying import set_weights
-    from featurestore.backbone.identity import canonical_config, training_digest
+    from featurestore.backbone.graph import dissolve
+    from featurestore.backbone.identity import canonical_config, graph_digests
 
     config = _config(model)
     weights = model.get_weights() if model.built else None
@@ -61,7 +62,7 @@ def adopt(
     _check_output(built, features)
     logits = features.task == "classification" and gives_logits(built)
     compiled, sparse = None, False
-    rate: float | None = options.learning_rate
+    training = options.model_dump()
     if model.compiled:
         compiled = _compile_config(model)
         loss, from_logits = _loss(model)
@@ -73,15 +74,17 @@ def adopt(
                 "it uncompiled"
             )
         if "learning_rate" not in options.model_fields_set:
-            rate = None
-    network = Network(build, options.epochs, options.batch_size, rate, compiled, sparse)
+            training["learning_rate"] = None
+    graph = dissolve(built)
+    ((end, output),) = graph.outputs
+    network = Network(build, options, compiled, sparse)
     fields = {
         "class": type(model).__name__,
-        "graph": training_digest(built),
+        "graph": [graph_digests(graph, training=True)[end], output],
         "weights": None if weights is None else [digest_array(each) for each in weights],
         "compiled": compiled
         and {key: canonical_config(compiled[key], training=True) for key in ("optimizer", "loss")},
-        "training": {**options.model_dump(), "learning_rate": rate},
+        "training": training,
     }
     return network, fields
 

@@ -200,7 +200,7 @@ class _Fitting:
         from featurestore.heads.training import train
 
         def on_epoch(epoch: int, logs: dict[str, float]) -> None:
-            self.on_event(EpochEnded(each.id, epoch, each.template.epochs, logs))
+            self.on_event(EpochEnded(each.id, epoch, each.template.options.epochs, logs))
 
         return train(each.template, self.rows, seed=self.seed, on_epoch=on_epoch)
 

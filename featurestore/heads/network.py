@@ -57,10 +57,8 @@ class Network:
     build : callable
         Returns a new, uncompiled model. Its arguments are the mean and the standard deviation of
         the training labels, which scale the output of a ready-made regression head.
-    epochs, batch_size : int
-        As ``keras.Model.fit`` takes them.
-    learning_rate : float or None
-        Learning rate; None keeps that of the user's optimizer.
+    options : TrainingOptions
+        Without an explicit ``learning_rate``, the user's optimizer keeps its own.
     compiled : dict or None
         The user's optimizer and loss, as Keras serializes them; None for Adam and cross-entropy.
     sparse : bool
@@ -68,9 +66,7 @@ class Network:
     """
 
     build: Callable[[float, float], keras.Model]
-    epochs: int
-    batch_size: int
-    learning_rate: float | None
+    options: TrainingOptions
     compiled: dict[str, Any] | None = None
     sparse: bool = False
 
@@ -98,7 +94,7 @@ def dense(options: DenseOptions, features: Features) -> Network:
         value = layers.Rescaling(deviation or 1.0, mean, name="value")(x)
         return Model(inputs, value, name="head")
 
-    return Network(build, options.epochs, options.batch_size, options.learning_rate)
+    return Network(build, options)
 
 
 def _pooling(pool: str, axes: int) -> Any:

@@ -118,10 +118,10 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
         return with_params(estimator, params, name, seed)
     except HeadError:
         raise
-    except Exception as error:  # a meta-estimator around something else
+    except Exception as error:  # a required parameter is missing, or is of another kind
         raise HeadError(
-            f"head {name!r} does not take these parameters: {one_line(error)}; in Python, give "
-            "the estimator itself"
+            f"head {name!r} cannot be made by name: {one_line(error)}; in Python, give the "
+            "estimator itself"
         ) from error
 
 
@@ -143,13 +143,7 @@ def _steps(name: str, task: Task, params: Mapping[str, Any]) -> list[Any]:
         for each in inspect.signature(found).parameters.values()
         if each.default is each.empty and each.name in params
     ]
-    try:
-        return [found(**{each: params[each] for each in required})]
-    except TypeError as error:
-        raise HeadError(
-            f"head {name!r} cannot be made by name: {one_line(error)}; in Python, give the "
-            "estimator itself"
-        ) from error
+    return [found(**{each: params[each] for each in required})]
 
 
 def check_task(estimator: Any, name: str, task: Task) -> None:

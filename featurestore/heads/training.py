@@ -66,14 +66,14 @@ def train(
         model = network.build(mean, deviation)
         # It shares the layers of the model, which stays uncompiled.
         trainer = keras.Model(model.inputs, model.outputs)
-        batches = _batches(rows, "train", network.batch_size, encode, seed=seed)
+        batches = _batches(rows, "train", network.options.batch_size, encode, seed=seed)
         _compile(trainer, network, len(batches), rows.task)
         fitted = trainer.fit(
             batches,
             validation_data=_batches(rows, "val", EVALUATION_ROWS, encode)
             if rows.count("val")
             else None,
-            epochs=network.epochs,
+            epochs=network.options.epochs,
             shuffle=False,
             verbose=0,
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)],
@@ -93,10 +93,10 @@ def _compile(model: keras.Model, network: Network, steps: int, task: str) -> Non
         speed["steps_per_execution"] = max(1, min(STEPS_AT_ONCE, steps))
     if network.compiled is not None:
         model.compile_from_config({**network.compiled, **speed})
-        if network.learning_rate is not None:
-            model.optimizer.learning_rate = network.learning_rate
+        if "learning_rate" in network.options.model_fields_set:
+            model.optimizer.learning_rate = network.options.learning_rate
         return
-    optimizer = keras.optimizers.Adam(network.learning_rate)
+    optimizer = keras.optimizers.Adam(network.options.learning_rate)
     if task == "regression":
         model.compile(optimizer, "mse", **speed)
         return

@@ -8,7 +8,6 @@
     fine_tuning  options of fine-tuning                    freezing    which layers train, and how
     saved        model files with class names              seen        samples a model has seen
     inference    predictions from images                   evaluation  metrics, by what was seen
-    origin       backbone and data set of a head
 
 The names below are loaded on first use: reading the options imports no Keras.
 """

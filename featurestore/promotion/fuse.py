@@ -80,10 +80,10 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
         flat = x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
         scores, output = as_layers(head.estimator, flat, prefix, softmax)
     elif head.classes:
-        scores = clone_onto(logits_model(head.estimator), x, prefix, fixed=True)
+        scores = clone_onto(logits_model(head.estimator), x, prefix)
         output = keras.layers.Softmax(name=softmax)(scores)
     else:
-        scores = output = clone_onto(head.estimator, x, prefix, fixed=True)
+        scores = output = clone_onto(head.estimator, x, prefix)
     model = keras.Model(base.inputs, output, name="promoted")
     return Fused(model, _maker(x), _maker(scores), names)
 

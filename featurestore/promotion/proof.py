@@ -149,25 +149,10 @@ def _judge(
     outputs: list[np.ndarray],
     what: str,
 ) -> Parity:
-    """Compare a model, inside and out, with the cached head on some of the stored rows.
+    """Compare a model's features, scores and output with the cached head on some stored rows.
 
-    Parameters
-    ----------
-    head : Head
-    check : FeatureCheck
-        Of the stored rows.
-    index : numpy.ndarray of int
-        Positions of the rows among these.
-    held_out : numpy.ndarray of bool, (row,)
-        The stored rows that the head was not trained on.
-    outputs : list of numpy.ndarray
-        Features, scores and output of the model for these rows.
-    what : str
-        What the model is, for messages.
-
-    Raises
-    ------
-    ParityError
+    ``index`` holds their positions in the check, ``held_out`` (row,) says which of the check's rows
+    the head was not trained on, and ``what`` names the model in messages.
     """
     features, scores, output = outputs
     check.require(features, index, what)

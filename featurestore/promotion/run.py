@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from featurestore.backbone import Backbone
 from featurestore.backbone.copying import seeded
 from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
+from featurestore.heads import Head
 from featurestore.heads.stale import stale
 from featurestore.promotion.evaluation import measure
 from featurestore.promotion.events import OnEvent
@@ -27,9 +29,8 @@ from featurestore.promotion.tune import tune
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
-    from featurestore.heads import Head
+    from featurestore.store import FeatureStore
 
 FORMAT = 1
 
@@ -110,6 +111,30 @@ def _without_confusion(measures: dict[str, Any]) -> dict[str, Any]:
         split: {name: value for name, value in each.items() if name != "confusion"}
         for split, each in measures.items()
     }
+
+
+def load_origin(store: FeatureStore, head: str) -> tuple[Head, Backbone, Dataset]:
+    """Load a head, and the backbone and data set that its lineage records: what to promote.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    head : str
+        An id, or the beginning of one.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such head, or its data set was removed.
+    PromotionError
+        If the head does not record its backbone.
+    """
+    fitted = Head.load(store, head)
+    recorded = fitted.lineage["dataset"]
+    data = store.datasets.load(recorded["name"], recorded["manifest_digest"])
+    if fitted.lineage["backbone"] is None:
+        raise PromotionError(f"{fitted.id} does not record its backbone; use promote() in Python")
+    return fitted, Backbone.from_spec(fitted.lineage["backbone"]), data
 
 
 def promote(

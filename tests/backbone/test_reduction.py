@@ -54,7 +54,7 @@ def test_a_network_with_channels_first_layers_is_not_reduced():
     made = made_of(make)
     for name in ("permuted", "padded", "back"):
         assert len(made.shape(name)) == 3
-        with pytest.raises(BackboneError, match="channels_first layers.*without :avg") as caught:
+        with pytest.raises(BackboneError, match=r"channels_first layers.*without :avg") as caught:
             made.shape(f"{name}:avg")
         assert "\n" not in str(caught.value)
 
