@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from featurestore.backbone import numerics, sources
-from featurestore.backbone.families import application, known_application
+from featurestore.backbone.families import APPLICATIONS, application
 from featurestore.backbone.graph import Graph, flatten
 from featurestore.backbone.network import Network
-from featurestore.backbone.preprocessing import Preprocessing, Size, size_pair
+from featurestore.backbone.preprocessing import Preprocessing, Size
 from featurestore.backbone.recognition import find_preprocessing
 from featurestore.backbone.refs import LayerRef
-from featurestore.errors import BackboneError, FeatureStoreError, one_line
+from featurestore.errors import BackboneError, nearest, one_line
 
 
 class Backbone(Network):
@@ -87,10 +87,18 @@ class Backbone(Network):
         ------
         BackboneError
             No such network, no such weights, or weights of another network.
+        InputError
+            An option that is unknown or not one of the allowed values.
         """
-        network = known_application(name)
-        size = size_pair(input_size or network.size)
-        preprocessing = Preprocessing(size, **{"scaling": network.scaling, **options})
+        network = application(name)
+        if network is None:
+            known = [each.constructor for each in APPLICATIONS.values()]
+            raise BackboneError(
+                f"no keras.applications network is called {name!r}; {nearest(name, known)}"
+            )
+        preprocessing = Preprocessing.of(
+            {"input_size": input_size or network.size, "scaling": network.scaling, **options}
+        )
         if preprocessing.scaling != network.scaling:
             raise BackboneError(
                 f"{network.constructor} has scaling {network.scaling!r}; found --scaling"
@@ -106,7 +114,7 @@ class Backbone(Network):
             "include_top": include_top,
             **preprocessing.to_dict(),
         }
-        model = sources.build_application(network, chosen, size, include_top)
+        model = sources.build_application(network, chosen, preprocessing.input_size, include_top)
         return cls(network.name, flatten(model), preprocessing, spec)
 
     @classmethod
@@ -168,7 +176,7 @@ class Backbone(Network):
         """
         import keras
 
-        preprocessing = Preprocessing(size_pair(input_size), **options)
+        preprocessing = Preprocessing.of({"input_size": input_size, **options})
         image = keras.Input((*preprocessing.input_size, 3), name="image")
         layer = keras.layers.Rescaling(1 / 255.0, name="pixels", dtype="float32")
         model = keras.Model(image, layer(image), name="pixels")
@@ -220,7 +228,7 @@ class Backbone(Network):
                     " caller has: pass Backbone.from_model(…), or save the model and use its file"
                 )
             return makers[spec["source"]](**options)
-        except FeatureStoreError:
+        except BackboneError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BackboneError(

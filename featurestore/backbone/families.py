@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from featurestore.backbone.preprocessing import Scaling
-from featurestore.errors import BackboneError, nearest
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,6 @@ APPLICATIONS: dict[str, Application] = {
 def application(name: str) -> Application | None:
     """Return the application of that name, whatever its case, hyphens and underscores."""
     return APPLICATIONS.get(re.sub(r"[-_ ]", "", name).lower())
-
-
-def known_application(name: str) -> Application:
-    """Return the application of that name, or raise with the nearest names."""
-    found = application(name)
-    if found is None:
-        raise BackboneError(
-            f"no keras.applications network is called {name!r};"
-            f" {nearest(name, (each.constructor for each in APPLICATIONS.values()))}"
-        )
-    return found
 
 
 # How a saved network of a family that does not scale inside is recognised: what its first layer may

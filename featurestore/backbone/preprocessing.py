@@ -5,11 +5,11 @@ Both are stock Keras layers, so that a promoted model carries the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from featurestore.errors import BackboneError, nearest
+from pydantic import BeforeValidator, PositiveInt
+
+from featurestore.settings import Settings
 
 Size = int | tuple[int, int]  # side, or height and width
 Resize = Literal["stretch", "crop", "pad"]
@@ -22,14 +22,17 @@ _TORCH_MEAN = tuple(255.0 * mean for mean in (0.485, 0.456, 0.406))
 _TORCH_VARIANCE = tuple((255.0 * deviation) ** 2 for deviation in (0.229, 0.224, 0.225))
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+def _pair(size: Any) -> Any:
+    return (size, size) if isinstance(size, int) else size
+
+
+class Preprocessing(Settings):
     """What happens to a decoded image before the backbone's first layer.
 
     Attributes
     ----------
     input_size : (int, int)
-        Height and width that the backbone sees.
+        Height and width that the backbone sees; one number for a square.
     resize : {"stretch", "crop", "pad"}
         Ignore the aspect ratio; crop the longer side evenly; or pad the shorter one with black.
     interpolation : {"bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"}
@@ -37,36 +40,16 @@ class Preprocessing:
     scaling : {"none", "unit", "tf", "torch", "caffe"}
         0 to 255 as it is (the network scales inside); 0 to 1; -1 to 1; ImageNet mean and
         deviation; BGR less ImageNet mean.
-
-    Raises
-    ------
-    BackboneError
-        If a value is not one of these.
     """
 
-    input_size: tuple[int, int]
+    input_size: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
     resize: Resize = "stretch"
     interpolation: Interpolation = "bilinear"
     scaling: Scaling = "none"
 
-    def __post_init__(self) -> None:
-        for option, type_ in (
-            ("resize", Resize),
-            ("interpolation", Interpolation),
-            ("scaling", Scaling),
-        ):
-            value, allowed = getattr(self, option), get_args(type_)
-            if value not in allowed:
-                raise BackboneError(
-                    f"unknown {option} {value!r}: expected one of {', '.join(allowed)};"
-                    f" {nearest(str(value), allowed)}"
-                )
-        if min(self.input_size) < 1:
-            raise BackboneError(f"input size {self.input_size} is empty: expected at least 1")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON values."""
-        return {**asdict(self), "input_size": list(self.input_size)}
+        return self.model_dump(mode="json")
 
     def fields(self) -> dict[str, Any]:
         """Return what counts in a prefix digest, apart from the input size."""
@@ -128,11 +111,3 @@ class Preprocessing:
             }[self.scaling]
             layer = layers.Rescaling(scale, offset, name="scaling", dtype="float32")
         return layer(images)
-
-
-def size_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (height, width) from one number or two."""
-    if isinstance(size, int):
-        return size, size
-    height, width = (int(side) for side in size)
-    return height, width

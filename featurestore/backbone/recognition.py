@@ -11,7 +11,7 @@ from typing import Any
 
 from featurestore.backbone.families import Application, recognise
 from featurestore.backbone.graph import Graph, Node
-from featurestore.backbone.preprocessing import Preprocessing, Scaling, Size, size_pair
+from featurestore.backbone.preprocessing import Preprocessing, Scaling, Size
 from featurestore.errors import BackboneError
 
 # They keep the range of the pixels, so that evidence may come after them.
@@ -67,18 +67,17 @@ def find_preprocessing(
     if scaling is None:
         scaling, networks = shown_scaling(graph, model_name)
     height, width = graph.nodes[0].outputs[0].shape[1:3]
-    if input_size is not None:
-        size = size_pair(input_size)
-    elif height and width:
-        size = height, width
-    else:
-        size = _usual_size(graph, networks, model_name)
+    if input_size is None:
+        own = (height, width) if height and width else None
+        input_size = own or _usual_size(graph, networks, model_name)
+    found = Preprocessing.of({"input_size": input_size, "scaling": scaling, **options})
+    size = found.input_size
     if height not in (None, size[0]) or width not in (None, size[1]):
         raise BackboneError(
             f"model {model_name!r} takes images of {height}×{width}; found --input-size"
             f" {size[0]}×{size[1]}"
         )
-    return Preprocessing(size, scaling=scaling, **options)
+    return found
 
 
 def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Application]]:
@@ -110,14 +109,14 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
     )
 
 
-def _usual_size(graph: Graph, networks: list[Application], model_name: str) -> tuple[int, int]:
+def _usual_size(graph: Graph, networks: list[Application], model_name: str) -> Size:
     for node in graph.nodes[1:]:
         if node.kind == "Resizing" and node.inputs == ((0, 0),):  # as in a promoted model
             return node.operation.height, node.operation.width
     sizes = {network.size for network in networks}
     if len(sizes) != 1:
         raise BackboneError(f"model {model_name!r} takes images of any size: pass --input-size N")
-    return size_pair(sizes.pop())
+    return sizes.pop()
 
 
 def _first_steps(graph: Graph) -> list[Node]:

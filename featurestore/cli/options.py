@@ -92,7 +92,7 @@ _BACKBONE: dict[str, dict[str, Any]] = {
         "help": "Filter of the resize.",
     },
 }
-_DEFAULTS = {name: getattr(Preprocessing, name) for name in ("resize", "interpolation")}
+_DEFAULTS = {name: Preprocessing.model_fields[name].default for name in ("resize", "interpolation")}
 _SHOWN_DEFAULTS = {"weights": "imagenet for an application", **_DEFAULTS}
 
 backbone_options = together(

@@ -238,7 +238,7 @@ def _command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
         words += ["--weights", spec["weights"]]
     words += ["--input-size", str(height)]
     for option in ("resize", "interpolation"):
-        if spec[option] != getattr(Preprocessing, option):
+        if spec[option] != Preprocessing.model_fields[option].default:
             words += [f"--{option}", spec[option]]
     if spec["source"] == "file":
         words += ["--scaling", spec["scaling"]]

@@ -9,7 +9,7 @@ import pytest
 
 from featurestore.backbone import Backbone, Preprocessing
 from featurestore.backbone.copying import set_weights
-from featurestore.backbone.families import APPLICATIONS, application, known_application
+from featurestore.backbone.families import APPLICATIONS, application
 from featurestore.backbone.graph import flatten
 from featurestore.backbone.recognition import shown_scaling
 from featurestore.errors import BackboneError
@@ -32,7 +32,7 @@ def test_scaling_equals_preprocess_input(name):
     network = APPLICATIONS[name]
     images = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
     module = getattr(keras.applications, network.module)
-    preprocessing = Preprocessing((9, 9), scaling=network.scaling)
+    preprocessing = Preprocessing(input_size=9, scaling=network.scaling)
     np.testing.assert_allclose(
         preprocessing.scale(images), module.preprocess_input(images.astype("float32")), atol=1e-5
     )
@@ -98,12 +98,12 @@ def test_scaling_and_other_networks_together_equal_keras(name):
 
 @pytest.mark.parametrize("name", ["VGG16", "vgg16", "Vgg-16", "ResNet50V2", "resnet50_v2"])
 def test_names_in_any_case(name):
-    assert known_application(name).name in ("vgg16", "resnet50v2")
+    assert application(name).name in ("vgg16", "resnet50v2")
 
 
 def test_an_unknown_name_offers_the_nearest():
     with pytest.raises(BackboneError, match="did you mean 'MobileNet"):
-        known_application("mobilnet_v2")
+        Backbone.from_application("mobilnet_v2")
 
 
 def check_recognition(name):

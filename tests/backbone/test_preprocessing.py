@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from featurestore.backbone import Backbone, Preprocessing
 from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
-from featurestore.errors import BackboneError
+from featurestore.errors import InputError
 
 QUICK = {("stretch", "bilinear"), ("crop", "lanczos3"), ("pad", "nearest")}
 RULES = [
@@ -85,7 +85,7 @@ def test_resizing_from_many_threads(photo):
 
 @pytest.mark.parametrize("scaling", ["unit", "caffe"])
 def test_scaling_survives_saving(scaling, batch, tmp_path):
-    preprocessing = Preprocessing((16, 16), scaling=scaling)
+    preprocessing = Preprocessing(input_size=(16, 16), scaling=scaling)
     image = keras.Input((None, None, 3), dtype="uint8", name="image")
     model = keras.Model(image, preprocessing.scale(preprocessing.resizing()(image)))
     model.save(tmp_path / "scale.keras")
@@ -101,7 +101,9 @@ def test_a_global_dtype_policy_leaves_scaling_in_float32(batch):
     keras.config.set_dtype_policy("mixed_float16")
     try:
         for scaling in get_args(Scaling):
-            assert Preprocessing((16, 16), scaling=scaling).scale(batch).dtype == "float32"
+            assert (
+                Preprocessing(input_size=(16, 16), scaling=scaling).scale(batch).dtype == "float32"
+            )
     finally:
         keras.config.set_dtype_policy("float32")
 
@@ -125,12 +127,13 @@ assert not any(name.startswith("featurestore") for name in sys.modules)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resize": "squash"}, "stretch, crop, pad"),
-        ({"interpolation": "bicubik"}, "did you mean 'bicubic'"),
-        ({"scaling": "caffee"}, "did you mean 'caffe'"),
-        ({"input_size": (0, 5)}, "at least 1"),
+        ({"resize": "squash"}, "resize is 'squash': input should be 'stretch', 'crop' or 'pad'"),
+        ({"interpolation": "bicubik"}, "interpolation is 'bicubik'"),
+        ({"scaling": "caffee"}, "scaling is 'caffee'"),
+        ({"input_size": (0, 5)}, "input_size.0 is 0"),
+        ({"resise": "crop"}, "no option 'resise'; did you mean 'resize'"),
     ],
 )
-def test_unknown_rules_are_refused(options, message):
-    with pytest.raises(BackboneError, match=message):
-        Preprocessing(**{"input_size": (8, 8), **options})
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Backbone.pixels(**{"input_size": 8, **options})
