@@ -12,17 +12,16 @@ if TYPE_CHECKING:
     from featurestore.backbone.backbone import Backbone
     from featurestore.backbone.cost import LayerInfo
     from featurestore.backbone.preprocessing import Preprocessing
-    from featurestore.backbone.refs import LayerRef, unfrozen
+    from featurestore.backbone.refs import LayerRef
 
 _HOMES = {
     "Backbone": "backbone",
     "LayerInfo": "cost",
     "LayerRef": "refs",
     "Preprocessing": "preprocessing",
-    "unfrozen": "refs",
 }
 
-__all__ = ["Backbone", "LayerInfo", "LayerRef", "Preprocessing", "unfrozen"]
+__all__ = ["Backbone", "LayerInfo", "LayerRef", "Preprocessing"]
 
 
 def __getattr__(name: str) -> Any:

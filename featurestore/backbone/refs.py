@@ -1,12 +1,11 @@
-"""Where to cut a backbone, and which of its layers to fine-tune."""
+"""Where to cut a backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from featurestore.errors import BackboneError, UnknownLayerError, nearest
+from featurestore.errors import BackboneError
 
 Reduction = Literal["avg", "max"]
 REDUCTIONS: tuple[Reduction, ...] = ("avg", "max")
@@ -56,49 +55,3 @@ class LayerRef:
 
     def __str__(self) -> str:
         return f"{self.layer}:{self.reduction}" if self.reduction else self.layer
-
-
-def unfrozen(layers: Sequence[str], what: str | int) -> list[str]:
-    """Return the layers that fine-tuning unfreezes, in order.
-
-    Parameters
-    ----------
-    layers : sequence of str
-        The backbone's layers up to the cut, first to last, as ``model.layers`` counts them.
-    what : str or int
-        A number of layers of any kind from the end, as in ``base.layers[-3:]``; or a layer's name
-        or its beginning: every layer from the first match on.
-
-    Raises
-    ------
-    UnknownLayerError
-        If no layer's name begins like this.
-    BackboneError
-        If the number is not between one and the number of layers.
-
-    Examples
-    --------
-    >>> names = ["block1_conv1", "block1_pool", "block2_conv1", "block2_pool"]
-    >>> unfrozen(names, "block2")
-    ['block2_conv1', 'block2_pool']
-    >>> unfrozen(names, 1)
-    ['block2_pool']
-    """
-    if isinstance(what, int) or what.strip().lstrip("-").isdigit():
-        count = int(what)
-        if not 1 <= count <= len(layers):
-            raise BackboneError(
-                f"cannot unfreeze the last {count} layers: the backbone has {len(layers)} up to"
-                f" the cut, expected a number from 1 to {len(layers)}"
-            )
-        return list(layers[len(layers) - count :])
-    names = list(layers)
-    start = names.index(what) if what in names else None
-    if start is None and what:
-        start = next((i for i, name in enumerate(names) if name.startswith(what)), None)
-    if start is None:
-        raise UnknownLayerError(
-            f"no layer to unfreeze from: no name up to the cut begins with {what!r};"
-            f" {nearest(what, names)}"
-        )
-    return names[start:]

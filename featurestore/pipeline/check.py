@@ -16,6 +16,7 @@ from featurestore.store.variants import Variant, tell_apart
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
+    from featurestore.promotion import FineTuning
 
 File = SpecFile[PipelineSpec]
 
@@ -159,17 +160,17 @@ def _names(backbones: list[Backbone]) -> list[str]:
 def _check_unfreeze(file: File, sources: list[Source]) -> None:
     """Check that each backbone has the layers to unfreeze; which one is promoted shows later."""
     promote = file.spec.promote
-    if promote is None or promote.unfreeze is None:
+    if promote is None:
         return
     for source in sources:
         try:
-            unfrozen_up_to(source.backbone, source.layers, promote.unfreeze)
+            unfrozen_up_to(source.backbone, source.layers, promote)
         except FeatureStoreError as error:
             which = f"of {source.name}: " if len(sources) > 1 else ""
             raise file.mistake(["promote", "unfreeze"], f"{which}{error}") from error
 
 
-def unfrozen_up_to(backbone: Backbone, layers: list[str], unfreeze: str | int) -> list[str]:
+def unfrozen_up_to(backbone: Backbone, layers: list[str], options: FineTuning) -> list[str]:
     """Return the layers that are unfrozen up to the last of some cuts.
 
     Raises
@@ -177,8 +178,8 @@ def unfrozen_up_to(backbone: Backbone, layers: list[str], unfreeze: str | int) -
     BackboneError
         If there are none.
     """
-    from featurestore.backbone import LayerRef, unfrozen
+    from featurestore.backbone import LayerRef
 
     names = backbone.layer_names
     last = max(names.index(LayerRef.parse(layer).layer) for layer in layers)
-    return unfrozen(names[: last + 1], unfreeze)
+    return options.unfrozen(names[: last + 1])

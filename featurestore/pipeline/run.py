@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.extraction import Extraction
     from featurestore.heads import Head
+    from featurestore.promotion import FineTuning
     from featurestore.store import FeatureStore
 
 SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
@@ -209,7 +210,7 @@ class _Run:
         started = time.perf_counter()
         options = {**asked.model_dump(), "epochs": asked.passes}
         what = f"{head.id} on {head.key.ref} by {chosen.source.name}"
-        if asked.unfreeze is not None and not _reaches(backbone, head.key.ref, asked.unfreeze):
+        if asked.unfreeze is not None and not _reaches(backbone, head.key.ref, asked):
             options["unfreeze"] = None
             what += f" ({asked.unfreeze} comes after it: nothing to unfreeze)"
         self.on_event(StageStarted("promote", what))
@@ -274,10 +275,10 @@ def _write(path: Path, data: bytes) -> None:
         durable.commit(part, path)
 
 
-def _reaches(backbone: Backbone, layer: str, unfreeze: str | int) -> bool:
+def _reaches(backbone: Backbone, layer: str, options: FineTuning) -> bool:
     """Whether there is anything to unfreeze up to a layer."""
     try:
-        return bool(unfrozen_up_to(backbone, [layer], unfreeze))
+        return bool(unfrozen_up_to(backbone, [layer], options))
     except BackboneError:
         return False
 

@@ -5,10 +5,12 @@ Nothing heavy is imported here, so that ``--help`` and the check of a pipeline f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
+from featurestore.errors import BackboneError, UnknownLayerError, nearest
 from featurestore.settings import Settings
 
 DEFAULT_EPOCHS = 3
@@ -57,3 +59,47 @@ class FineTuning(Settings):
         if self.epochs is not None:
             return self.epochs
         return DEFAULT_EPOCHS if self.unfreeze is not None else 0
+
+    def unfrozen(self, layers: Sequence[str]) -> list[str]:
+        """Return the layers that ``unfreeze`` selects, in order; none without it.
+
+        Parameters
+        ----------
+        layers : sequence of str
+            The backbone's layers up to the cut, first to last, as ``model.layers`` counts them.
+
+        Raises
+        ------
+        UnknownLayerError
+            If no layer's name begins like this.
+        BackboneError
+            If the number is not between one and the number of layers.
+
+        Examples
+        --------
+        >>> names = ["block1_conv1", "block1_pool", "block2_conv1", "block2_pool"]
+        >>> FineTuning(unfreeze="block2").unfrozen(names)
+        ['block2_conv1', 'block2_pool']
+        >>> FineTuning(unfreeze=1).unfrozen(names)
+        ['block2_pool']
+        """
+        names, what = list(layers), self.unfreeze
+        if what is None:
+            return []
+        if isinstance(what, int) or what.strip().lstrip("-").isdigit():
+            count = int(what)
+            if not 1 <= count <= len(names):
+                raise BackboneError(
+                    f"cannot unfreeze the last {count} layers: the backbone has {len(names)} up to"
+                    f" the cut, expected a number from 1 to {len(names)}"
+                )
+            return names[-count:]
+        if what in names:
+            return names[names.index(what) :]
+        starts = [i for i, name in enumerate(names) if what and name.startswith(what)]
+        if not starts:
+            raise UnknownLayerError(
+                f"no layer to unfreeze from: no name up to the cut begins with {what!r};"
+                f" {nearest(what, names)}"
+            )
+        return names[starts[0] :]

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from featurestore.backbone import LayerRef, unfrozen
-from featurestore.backbone.graph import flatten
-from featurestore.backbone.naming import RESERVED
+from featurestore.backbone import LayerRef
+from featurestore.backbone.graph import RESERVED, flatten
 from featurestore.promotion.fine_tuning import HEAD_FACTOR, FineTuning
 from featurestore.promotion.fuse import Fused
 
@@ -25,12 +24,10 @@ _BLOCK = re.compile(
 )
 
 
-def unfrozen_layers(fused: Fused, unfreeze: str | int | None) -> list[str]:
+def unfrozen_layers(fused: Fused, options: FineTuning) -> list[str]:
     """Return the names of the backbone's layers that ``FineTuning.unfreeze`` selects."""
-    if unfreeze is None:
-        return []
     names = set(fused.backbone_layers) - set(RESERVED)
-    return unfrozen([each.name for each in fused.model.layers if each.name in names], unfreeze)
+    return options.unfrozen([each.name for each in fused.model.layers if each.name in names])
 
 
 def freeze(fused: Fused, trained: Sequence[str]) -> None:

@@ -197,7 +197,7 @@ def promote(
     # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
         fused = fuse(head, backbone)
-        trained = unfrozen_layers(fused, tuning.unfreeze)
+        trained = unfrozen_layers(fused, tuning)
         metadata = _metadata(head, data)
         parity = prove(head, backbone, fused, data, metadata, on_event)
 

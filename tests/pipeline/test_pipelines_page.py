@@ -93,7 +93,8 @@ def test_the_examples_are_pipelines_and_the_sweep_a_sweep() -> None:
 
 @pytest.mark.slow
 def test_the_layers_of_other_networks_exist() -> None:
-    from featurestore.backbone import Backbone, LayerRef, unfrozen
+    from featurestore.backbone import Backbone, LayerRef
+    from featurestore.promotion import FineTuning
 
     rows = re.findall(r"^\| `(\w+)` \| `(\w+:avg)` \| `(\w+)` \|$", section("The recipes"), re.M)
     assert len(rows) == 5
@@ -102,6 +103,5 @@ def test_the_layers_of_other_networks_exist() -> None:
         assert len(backbone.shape(LayerRef.parse(pooled))) == 1
         assert backbone.shape(LayerRef.parse(middle))[:2] == (14, 14)
         if model == "resnet50":
-            assert ", ".join(f"`{name}`" for name in unfrozen(backbone.layer_names, 3)[:2]) in (
-                PAGE.replace("\n", " ")
-            )
+            last = FineTuning(unfreeze=3).unfrozen(backbone.layer_names)
+            assert ", ".join(f"`{name}`" for name in last[:2]) in PAGE.replace("\n", " ")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.errors import InputError
+from featurestore.errors import BackboneError, InputError, UnknownLayerError
 from featurestore.promotion import FineTuning
 
 
@@ -31,3 +31,43 @@ def test_epochs_by_default() -> None:
     assert FineTuning().passes == 0
     assert FineTuning(unfreeze="block5").passes == 3
     assert FineTuning(unfreeze="block5", epochs=0).passes == 0
+
+
+NAMES = ["block1_conv1", "block1_pool", "block4_pool", "block5_conv1", "block5_pool"]
+
+
+def unfrozen(names: list[str], what: Any) -> list[str]:
+    return FineTuning(unfreeze=what).unfrozen(names)
+
+
+def test_unfreezing_by_prefix_takes_everything_from_the_first_match_on() -> None:
+    assert unfrozen(NAMES, "block5") == ["block5_conv1", "block5_pool"]
+    assert unfrozen(NAMES, "block4_pool") == NAMES[2:]
+    assert unfrozen(NAMES, None) == []
+
+
+def test_unfreezing_prefers_a_whole_name_to_a_beginning() -> None:
+    names = ["conv2d_1", "conv2d_10", "conv2d"]
+    assert unfrozen(names, "conv2d") == ["conv2d"]
+    assert unfrozen(names, "conv2d_1") == names
+
+
+@pytest.mark.parametrize("what", [3, "3"])
+def test_unfreezing_by_number_counts_layers_of_any_kind_from_the_end(what: Any) -> None:
+    assert unfrozen(NAMES, what) == NAMES[-3:]
+
+
+def test_unfreezing_everything() -> None:
+    assert unfrozen(NAMES, len(NAMES)) == NAMES
+
+
+@pytest.mark.parametrize("what", [0, -1, 6, "0", "-2"])
+def test_an_impossible_number_of_layers(what: Any) -> None:
+    with pytest.raises(BackboneError, match="from 1 to 5"):
+        unfrozen(NAMES, what)
+
+
+@pytest.mark.parametrize("what", ["blok5_pool", ""])
+def test_an_unknown_prefix_offers_the_nearest(what: Any) -> None:
+    with pytest.raises(UnknownLayerError, match="block"):
+        unfrozen(NAMES, what)

@@ -36,7 +36,7 @@ def frozen_until(
 ) -> tuple[list[str], str | None]:
     """Return the layers that train, the head's apart, and the layer ref they train from."""
     fused = fuse(head, backbone)
-    freeze(fused, unfrozen_layers(fused, unfreeze))
+    freeze(fused, unfrozen_layers(fused, FineTuning(unfreeze=unfreeze)))
     found = boundary(fused, stored_refs(head, backbone))
     training = [each.name for each in fused.model.layers if each.trainable_variables]
     return [name for name in training if name in fused.backbone_layers], found and found[0]
