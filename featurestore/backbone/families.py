@@ -1,9 +1,8 @@
-"""The 40 networks of ``keras.applications``: how each is called, scaled and recognised."""
+"""The 40 networks of ``keras.applications``: how each is called and scaled."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from featurestore.backbone.preprocessing import Scaling
@@ -82,43 +81,3 @@ APPLICATIONS: dict[str, Application] = {
 def application(name: str) -> Application | None:
     """Return the application of that name, whatever its case, hyphens and underscores."""
     return APPLICATIONS.get(re.sub(r"[-_ ]", "", name).lower())
-
-
-# How a saved network of a family that does not scale inside is recognised: what its first layer may
-# be called, and names that only this family gives its layers.
-_MARKS = {
-    "densenet": ("zero_padding2d", "conv1_conv conv2_block1_concat pool2_pool"),
-    "inception_resnet_v2": ("conv2d", "mixed_5b block35_1_mixed conv_7b"),
-    "inception_v3": ("conv2d", "mixed0 mixed1 mixed2 mixed3"),
-    "mobilenet": ("conv1 conv1_pad", "conv1 conv1_bn conv_dw_1 conv_pw_1"),
-    "mobilenet_v2": (
-        "Conv1 Conv1_pad",
-        "Conv1 bn_Conv1 expanded_conv_depthwise expanded_conv_project",
-    ),
-    "nasnet": ("stem_conv1", "stem_conv1 stem_bn1"),
-    "resnet": ("conv1_pad", "conv1_conv conv1_bn pool1_pool conv2_block1_0_conv"),
-    "resnet_v2": ("conv1_pad", "conv1_conv pool1_pool conv2_block1_preact_bn"),
-    "vgg16": ("block1_conv1", "block1_conv1 block1_conv2 block1_pool block3_conv3"),
-    "vgg19": ("block1_conv1", "block1_conv1 block1_conv2 block1_pool block3_conv4"),
-    "xception": ("block1_conv1", "block1_conv1 block1_conv1_bn block1_conv2_act"),
-}
-
-
-def recognise(first: str, layers: Iterable[str]) -> list[Application]:
-    """Return the networks of the family that a saved model came from, or none.
-
-    Parameters
-    ----------
-    first : str
-        Name of the first layer that does not augment or resize.
-    layers : iterable of str
-        Names of all layers.
-    """
-    names = set(layers)
-    modules = {
-        module
-        for module, (firsts, marks) in _MARKS.items()
-        if first in firsts.split() and names.issuperset(marks.split())
-    }
-    found = [each for each in APPLICATIONS.values() if each.module in modules]
-    return found if len({each.scaling for each in found}) == 1 else []

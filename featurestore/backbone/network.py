@@ -166,15 +166,13 @@ class Network:
 
         return compute
 
-    def cut(self, ref: LayerRef | str, *, layer_prefix: str = "") -> Any:
+    def cut(self, ref: LayerRef | str) -> Any:
         """Build a new plain model from raw images to the activation at a ref.
 
         Parameters
         ----------
         ref : LayerRef or str
             Where to cut.
-        layer_prefix : str
-            Put before the canonical names of the backbone's layers.
 
         Returns
         -------
@@ -193,7 +191,7 @@ class Network:
             resized = at_rest(self.preprocessing.resizing())(image)
             scaled = self.preprocessing.scale(resized)
             number = self._number(ref.layer)
-            output = clone(self._graph, scaled, [number], layer_prefix, fixed=True)[0]
+            output = clone(self._graph, scaled, [number], fixed=True)[0]
             reducing = self._reduction(ref)
             if reducing is not None:
                 output = reducing(output)

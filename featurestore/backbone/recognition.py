@@ -7,9 +7,10 @@ wrong guess would be silent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from featurestore.backbone.families import Application, recognise
+from featurestore.backbone.families import APPLICATIONS, Application
 from featurestore.backbone.graph import Graph, Node
 from featurestore.backbone.preprocessing import Preprocessing, Scaling, Size
 from featurestore.errors import BackboneError
@@ -37,6 +38,25 @@ _SCALES = {"Add", "Divide", "Multiply", "Normalization", "Rescaling", "Subtract"
 # Separates what scales pixels of 0 to 1 (a factor of up to 4, a mean of about 0.5) from what scales
 # pixels of 0 to 255 (a factor of 1/128 or 1/255, a mean of about 110).
 _LARGE = 32.0
+
+# How a saved network of a family that does not scale inside is recognised: what its first layer may
+# be called, and names that only this family gives its layers.
+_MARKS = {
+    "densenet": ("zero_padding2d", "conv1_conv conv2_block1_concat pool2_pool"),
+    "inception_resnet_v2": ("conv2d", "mixed_5b block35_1_mixed conv_7b"),
+    "inception_v3": ("conv2d", "mixed0 mixed1 mixed2 mixed3"),
+    "mobilenet": ("conv1 conv1_pad", "conv1 conv1_bn conv_dw_1 conv_pw_1"),
+    "mobilenet_v2": (
+        "Conv1 Conv1_pad",
+        "Conv1 bn_Conv1 expanded_conv_depthwise expanded_conv_project",
+    ),
+    "nasnet": ("stem_conv1", "stem_conv1 stem_bn1"),
+    "resnet": ("conv1_pad", "conv1_conv conv1_bn pool1_pool conv2_block1_0_conv"),
+    "resnet_v2": ("conv1_pad", "conv1_conv pool1_pool conv2_block1_preact_bn"),
+    "vgg16": ("block1_conv1", "block1_conv1 block1_conv2 block1_pool block3_conv3"),
+    "vgg19": ("block1_conv1", "block1_conv1 block1_conv2 block1_pool block3_conv4"),
+    "xception": ("block1_conv1", "block1_conv1 block1_conv1_bn block1_conv2_act"),
+}
 
 
 def find_preprocessing(
@@ -97,7 +117,7 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
             return "none", []
         found = f"its first layer {scales[0].name!r} scales, but not clearly from 0 to 255"
     else:
-        networks = recognise(first[0].name, graph.by_name) if len(first) == 1 else []
+        networks = _recognise(first[0].name, graph.by_name) if len(first) == 1 else []
         # The Inceptions begin with an unnamed convolution of stride 2; an adapter in front of one
         # may get its name.
         if networks and (first[0].name != "conv2d" or first[0].operation.strides == (2, 2)):
@@ -107,6 +127,21 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
         f"model {model_name!r} does not show which scaling of pixels it expects: {found}; pass"
         " --scaling none|unit|tf|torch|caffe"
     )
+
+
+def _recognise(first: str, layers: Iterable[str]) -> list[Application]:
+    """Return the networks of the family that a saved model came from, or none.
+
+    ``first`` is the name of the first layer that does not augment or resize.
+    """
+    names = set(layers)
+    modules = {
+        module
+        for module, (firsts, marks) in _MARKS.items()
+        if first in firsts.split() and names.issuperset(marks.split())
+    }
+    found = [each for each in APPLICATIONS.values() if each.module in modules]
+    return found if len({each.scaling for each in found}) == 1 else []
 
 
 def _usual_size(graph: Graph, networks: list[Application], model_name: str) -> Size:

@@ -37,11 +37,6 @@ def test_a_cut_is_one_flat_plain_model(tiny, photo):
     assert cut.predict(photo[None], verbose=0).shape == (1, 4)
 
 
-def test_layers_of_a_cut_can_be_prefixed(backbone):
-    names = [each.name for each in backbone.cut("conv2d", layer_prefix="base_").layers]
-    assert names == ["image", "resizing", "scaling", "base_rescaling", "base_conv2d"]
-
-
 def test_training_a_cut_leaves_the_backbone_as_it_is(backbone, batch):
     before = backbone.forward(["pool"])(batch)[0]
     digest = backbone.prefix_digest("pool")
