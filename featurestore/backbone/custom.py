@@ -122,7 +122,7 @@ class _Walk:
 
     def __init__(self, root: Any) -> None:
         self._home = {_package(root.__module__), "__main__"}
-        # Holds the objects too, so that no other one gets their id.
+        # Keeps the objects alive, so that their ids stay unique.
         self._seen: dict[int, tuple[int, Any]] = {}
 
     def value(self, value: Any, name: str) -> Any:

@@ -135,7 +135,7 @@ def _frozen(compute: Compute, shape: Sequence[int | None]) -> Callable:
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     def stateless(images: Any) -> list[Any]:
-        # Layers with dropout draw from their seeds outside of training too, for nothing.
+        # Dropout layers advance their seeds at inference too.
         with keras.StatelessScope():
             return compute(images)
 
@@ -143,8 +143,8 @@ def _frozen(compute: Compute, shape: Sequence[int | None]) -> Callable:
     traced = tf.function(stateless, autograph=False).get_concrete_function(specification)
     if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
         raise BackboneError(
-            "a layer changes its own weights while it computes, so that an image has no features of"
-            " its own; cut before it"
+            "a layer changes its own weights while it computes, so that the features of an image"
+            " depend on the images before it; cut before that layer"
         )
     held = sum(each.dtype.size * each.shape.num_elements() for each in traced.variables)
     return convert_variables_to_constants_v2(traced) if held < MOST_CONSTANT_BYTES else traced

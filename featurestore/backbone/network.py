@@ -221,7 +221,7 @@ class Network:
         if number is None:
             own = self._graph.own_names.get(layer)
             hint = (
-                f"the layer that the model itself calls so is {own!r} here"
+                f"the model's own layer of that name is called {own!r} here"
                 if own
                 else nearest(layer, self.layer_names)
             )

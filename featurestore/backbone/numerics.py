@@ -208,7 +208,7 @@ def _require_own(ref: LayerRef, again: float, mixed: float, allowed: float) -> N
         raise BackboneError(
             f"layer {str(ref)!r} gives another result each time: the same images differ by"
             f" {again:.2g} of its largest activation; cut before the layer that draws random"
-            " numbers or remembers"
+            " numbers or keeps state"
         )
     if mixed > allowed:
         raise BackboneError(

@@ -29,7 +29,7 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
 @click.option(
     "--unfreeze",
     metavar="L",
-    help="Train the backbone from the first layer whose name begins so; or its last N.",
+    help="Train the backbone from the first layer whose name begins with L; or its last L layers.",
 )
 @click.option(
     "--epochs",

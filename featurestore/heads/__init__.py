@@ -3,7 +3,7 @@
 ::
 
     registry    heads by name                      candidate   what to fit, with its id
-    network     ready-made Keras heads             adopted     Keras models of the user's
+    network     ready-made Keras heads             adopted     the user's own Keras models
     identity    estimators in canonical form       persist     estimators as files, without pickle
     fit         fit, measure and save heads        training    train a Keras head
     rows        features and labels by split       metrics     how good predictions are

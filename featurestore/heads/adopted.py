@@ -1,4 +1,4 @@
-"""Keras models of the user's as heads: which can be one, and their identity."""
+"""The user's own Keras models as heads: which are accepted, and their identity."""
 
 from __future__ import annotations
 

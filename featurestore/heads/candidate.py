@@ -50,7 +50,7 @@ class Candidate:
 def candidate(
     estimator: Any, params: Mapping[str, Any] | None, features: Features, seed: int
 ) -> Candidate:
-    """Return the head that is meant, after checking that it can be fitted and stored.
+    """Return the head to fit, after checking that it can be fitted and stored.
 
     Parameters
     ----------

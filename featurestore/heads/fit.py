@@ -15,13 +15,7 @@ import numpy as np
 
 from featurestore.errors import DamagedError, HeadError, one_line
 from featurestore.heads.candidate import Candidate, candidate
-from featurestore.heads.events import (
-    EpochEnded,
-    HeadFitted,
-    HeadReused,
-    HeadWarned,
-    OnEvent,
-)
+from featurestore.heads.events import HeadFitted, HeadReused, HeadWarned, OnEvent
 from featurestore.heads.head import Head
 from featurestore.heads.metrics import measure
 from featurestore.heads.rows import Rows, check_labels
@@ -164,7 +158,11 @@ class _Fitting:
         problems = rows.problems()
         history: dict[str, list[float]] = {}
         if each.kind == "keras":
-            estimator, history = self._fit_keras(each)
+            from featurestore.heads.training import train
+
+            estimator, history = train(
+                each.template, rows, seed=self.seed, head=each.id, on_event=self.on_event
+            )
             classes = tuple(features.classes)
         else:
             estimator, warned = _fit_sklearn(each, rows)
@@ -195,14 +193,6 @@ class _Fitting:
         )
         self.on_event(HeadFitted(head.id, head.metrics, seconds))
         return head
-
-    def _fit_keras(self, each: Candidate) -> tuple[Any, dict[str, list[float]]]:
-        from featurestore.heads.training import train
-
-        def on_epoch(epoch: int, logs: dict[str, float]) -> None:
-            self.on_event(EpochEnded(each.id, epoch, each.template.options.epochs, logs))
-
-        return train(each.template, self.rows, seed=self.seed, on_epoch=on_epoch)
 
 
 def _fit_sklearn(each: Candidate, rows: Rows) -> tuple[Any, list[str]]:

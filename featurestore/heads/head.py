@@ -179,7 +179,7 @@ class Head:
         Raises
         ------
         NotFoundError
-            If no id begins so, or several do; the message offers the nearest.
+            If no id begins with it, or several do; the message offers the nearest.
         DamagedError
             If a file is missing or changed, or has content that must not be loaded.
         """

@@ -21,7 +21,7 @@ CLASSIFICATION, REGRESSION = get_args(_Classification), get_args(_Regression)
 METRICS = get_args(Metric)
 LESS_IS_BETTER = frozenset({"log_loss", "rmse"})
 
-# Least probability in a loss, so that one confident mistake does not make it infinite.
+# Smallest probability in a loss, so that one confident mistake does not make it infinite.
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from featurestore.backbone.copying import seeded
 from featurestore.errors import HeadError
 from featurestore.features.py_dataset import BatchDataset
+from featurestore.heads.events import EpochEnded, OnEvent
 from featurestore.heads.network import Network, gives_logits
 from featurestore.heads.rows import Rows
 
@@ -26,7 +27,8 @@ def train(
     rows: Rows,
     *,
     seed: int,
-    on_epoch: Callable[[int, dict[str, float]], None],
+    head: str,
+    on_event: OnEvent,
 ) -> tuple[keras.Model, dict[str, list[float]]]:
     """Build and train a Keras head.
 
@@ -38,8 +40,10 @@ def train(
         Training rows, and validation rows to report on.
     seed : int
         For initial weights, dropout and the order of rows.
-    on_epoch : callable
-        Receives the number of each epoch, from 1, and its logs.
+    head : str
+        Its id, for the events.
+    on_event : callable
+        Receives `EpochEnded`.
 
     Returns
     -------
@@ -60,7 +64,8 @@ def train(
         mean, deviation = float(values.mean()), float(values.std())
 
     def end_epoch(epoch: int, logs: dict[str, Any]) -> None:
-        on_epoch(epoch + 1, {key: float(value) for key, value in logs.items()})
+        figures = {key: float(value) for key, value in logs.items()}
+        on_event(EpochEnded(head, epoch + 1, network.options.epochs, figures))
 
     with seeded(seed):
         model = network.build(mean, deviation)

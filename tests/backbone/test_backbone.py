@@ -89,7 +89,7 @@ def test_a_name_of_the_models_own_counting_is_explained(tiny):
         layers.Conv2D(1, 1)
     model = tiny()
     own = [each.name for each in model.layers if each.name.startswith("conv2d")]
-    with pytest.raises(UnknownLayerError, match="calls so is 'conv2d_1' here"):
+    with pytest.raises(UnknownLayerError, match="of that name is called 'conv2d_1' here"):
         Backbone.from_model(model, name="tiny").cut(own[1])
 
 

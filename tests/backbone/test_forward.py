@@ -146,7 +146,7 @@ def test_layers_that_change_variables_of_tensorflow_are_refused(batch):
     image = keras.Input((16, 16, 3))
     model = keras.Model(image, TensorFlowCounter(name="end")(image))
     backbone = Backbone.from_model(model, name="m", scaling="none")
-    with pytest.raises(BackboneError, match="an image has no features of its own"):
+    with pytest.raises(BackboneError, match="depend on the images before it"):
         backbone.forward(["end"])
 
 
