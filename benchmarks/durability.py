@@ -73,7 +73,7 @@ def main() -> None:
                         tempfile.TemporaryDirectory(dir=ROOT / "data") as place,
                         flushes(done) as it,
                     ):
-                        store = fs.FeatureStore(f"{place}/store")
+                        store = fs.FeatureStore(f"{place}/store", create=True)
                         found = fs.extract(data, backbone, [layer, POOLED], store)
                     if turn >= 0:  # The first compiles.
                         seconds[done].append(found.seconds)

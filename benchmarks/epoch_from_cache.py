@@ -63,7 +63,9 @@ def from_cache(data: fs.Dataset, backbone: fs.Backbone, layer: str) -> list[floa
             ended.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        features = fs.extract(data, backbone, [layer], fs.FeatureStore(folder + "/store"))
+        features = fs.extract(
+            data, backbone, [layer], fs.FeatureStore(folder + "/store", create=True)
+        )
         fs.fit_head(features[layer], "gap-dense128", {"epochs": 30}, on_event=note)
     return np.diff(ended).tolist()
 

@@ -34,7 +34,7 @@ def main() -> None:
     head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     for backbone, layer in cases:
         with tempfile.TemporaryDirectory() as folder:
-            store = fs.FeatureStore(folder + "/store")
+            store = fs.FeatureStore(folder + "/store", create=True)
             # Activations of random weights fade below what float16 holds.
             features = fs.extract(data, backbone, [layer], store, dtype="float32")
             x, y = features[layer].arrays()

@@ -75,7 +75,9 @@ def ours(name: str, folder: str) -> None:
     data = fs.Dataset.open(folder, val=0.2)
     backbone = fs.Backbone.from_application(name, weights=weights, input_size=size)
     with tempfile.TemporaryDirectory() as place:
-        features = fs.extract(data, backbone, [layer], fs.FeatureStore(place + "/store"))
+        features = fs.extract(
+            data, backbone, [layer], fs.FeatureStore(place + "/store", create=True)
+        )
         fs.fit_head(features[layer], "gap-dense128")
 
 

@@ -22,7 +22,7 @@ def extract(folder: str) -> None:
     backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=64)
     with tempfile.TemporaryDirectory() as store:
         layers = ["block_6_expand_relu", "out_relu:avg"]
-        fs.extract(data, backbone, layers, fs.FeatureStore(store + "/store"))
+        fs.extract(data, backbone, layers, fs.FeatureStore(store + "/store", create=True))
 
 
 def main() -> None:

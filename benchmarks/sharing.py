@@ -30,7 +30,7 @@ def extract(folder: str, store: str, start: str, threads: str, *layers: str) -> 
     tf.config.threading.set_intra_op_parallelism_threads(int(threads))
     data = fs.Dataset.open(folder)
     backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=64)
-    opened = fs.FeatureStore(store)
+    opened = fs.FeatureStore(store, create=True)
     print("ready", flush=True)
     while not os.path.exists(start):
         time.sleep(0.01)

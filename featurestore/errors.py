@@ -133,6 +133,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {shown or 'none'}"
 
 
+def received(value: object) -> str:
+    """Return a phrase that shows a value of a wrong type.
+
+    Examples
+    --------
+    >>> received(3), received([1, 2])
+    ('3 (int)', '[1, 2] (list)')
+    """
+    kind = type(value)
+    shown = " ".join(repr(value).split()) if kind.__module__ == "builtins" else ""
+    if not shown or len(shown) > 40 or " at 0x" in shown:
+        where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+        return f"of type {where}{kind.__qualname__}"
+    return f"{shown} ({kind.__name__})" if value is not None else shown
+
+
 def refuse_newer(found: int, known: int, where: str) -> None:
     """Raise StoreFormatError for a format that only a later featurestore can read."""
     if found > known:

@@ -66,7 +66,7 @@ def test_what_is_left_out_gives_what_the_default_gives(
     assert photos.manifest_digest == given.manifest_digest
     assert set(photos.splits) == {"train", "val"}
 
-    store = fs.FeatureStore()
+    store = fs.FeatureStore(create=True)
     assert Path(store.location) == tmp_path / "store"
     fs.extract(photos, fs.Backbone.pixels(), ["pixels"], store)
     pixels = fs.Backbone.pixels(32, resize="stretch", interpolation="bilinear")

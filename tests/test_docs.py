@@ -189,7 +189,7 @@ def fill_store(place: Path) -> None:
 
     photos = fs.Dataset.open(place / "photos")
     backbone = fs.Backbone.from_file(place / "my_model.keras")
-    fs.extract(photos, backbone, ["pool", "top:avg"], fs.FeatureStore(place / "store"))
+    fs.extract(photos, backbone, ["pool", "top:avg"], fs.FeatureStore(place / "store", create=True))
 
 
 # ---------------------------------------------------------------------------- pages

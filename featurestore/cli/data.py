@@ -33,7 +33,7 @@ def open_store(location: str, data: str, *, write: bool = True) -> FeatureStore:
     except NotFoundError:
         if not is_place(data):
             Dataset.open(data)  # says that there is no such place, and what is near
-        return FeatureStore("memory://nothing-stored-yet")
+        return FeatureStore("memory://nothing-stored-yet", create=True)
 
 
 def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:

@@ -35,7 +35,7 @@ def rank_command(
     """
     from featurestore.heads import rank
 
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     with Progress() as progress:
         rows = rank(opened, dataset, model, on_event=progress, **variant)
     if as_json:
@@ -99,7 +99,7 @@ def train_command(
     from featurestore.features import one_stored
     from featurestore.heads import KERAS_HEADS, fit_head
 
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     features = one_stored(opened, dataset, model=model, layer=layer, **variant)
     if head in KERAS_HEADS:
         load_tensorflow()
@@ -157,7 +157,7 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
     from featurestore.heads import KERAS_HEADS, list_heads
     from featurestore.pipeline import SweepSpec, read_spec, run_sweep
 
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     if any(each.head in KERAS_HEADS for each in read_spec(sweep, SweepSpec).spec.heads):
         load_tensorflow()
     with Progress() as progress:
@@ -198,7 +198,7 @@ def heads_command(
     """
     from featurestore.heads import list_heads
 
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     rows = list_heads(opened, dataset, sort, **variant)
     if as_json:
         print_json(rows)

@@ -96,7 +96,7 @@ def promote_command(head: str, output: str, store: str, as_json: bool, **options
     """
     from featurestore.store import FeatureStore
 
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     with Progress() as progress:
         with progress.busy(f"load {head}"):
             from featurestore.promotion import check_target, promote

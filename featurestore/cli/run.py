@@ -34,12 +34,11 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
       featurestore run pipelines/quickstart.yaml
     """
     from featurestore.pipeline import PipelineSpec, read_spec, run_pipeline
-    from featurestore.store import FeatureStore
 
-    read_spec(pipeline, PipelineSpec)  # a file with a mistake must not create a store
+    read_spec(pipeline, PipelineSpec)  # a mistake is reported before TensorFlow is loaded
     load_tensorflow()
     with Progress() as progress:
-        manifest = run_pipeline(pipeline, FeatureStore(store), runs=runs, on_event=progress)
+        manifest = run_pipeline(pipeline, store, runs=runs, on_event=progress)
     if as_json:
         print_json(manifest)
         return

@@ -31,7 +31,7 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     """
     from featurestore.features.listing import list_features
 
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     rows = list_features(opened, **variant)
     if as_json:
         print_json(rows)
@@ -87,7 +87,7 @@ def show_command(key: str, variant: dict[str, Any], store: str, as_json: bool) -
     """
     from featurestore.features.listing import describe_features
 
-    described = describe_features(FeatureStore(store, create=False), key, **variant)
+    described = describe_features(FeatureStore(store), key, **variant)
     if as_json:
         print_json(described)
         return
@@ -113,7 +113,7 @@ def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json
     Example:
       featurestore verify
     """
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     items = opened.items(key, **variant)
     damaged = []
     with Progress() as progress:
@@ -163,7 +163,7 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
     """
     from featurestore.extraction import repair
 
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     with Progress() as progress:
         found = repair(opened, key, on_event=progress, **variant)
     rows = [{**asdict(each.damage), "needs": each.needs} for each in found]
@@ -196,7 +196,7 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
     Example:
       featurestore gc
     """
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     items = opened.garbage()
     total = sum(item.bytes for item in items)
     if not as_json and items:

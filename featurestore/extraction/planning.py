@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from featurestore.errors import InputError, NotFoundError, StoreError
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, block_rows
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def plan(
     dataset: Dataset,
     backbone: Backbone,
     layers: Sequence[str],
-    store: FeatureStore,
+    store: StoreLike = None,
     *,
     dtype: str = "float16",
     batch_size: int = 32,
@@ -210,8 +210,9 @@ def plan(
         The frozen model.
     layers : sequence of str
         Layer refs such as ``"block4_pool"`` or ``"block5_pool:avg"``.
-    store : FeatureStore
-        Where features are, and go.
+    store : FeatureStore, path or URL, optional
+        Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
+        ``./store``.
     dtype : {"float16", "float32"}
         Stored type.
     batch_size : int
@@ -230,6 +231,7 @@ def plan(
     """
     from featurestore.backbone import LayerRef
 
+    store = _present(store)
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
     if batch_size < 1:
@@ -240,6 +242,14 @@ def plan(
         raise InputError("no layers given; name at least one, see `featurestore layers`")
     plans = tuple(_plan_layer(dataset, backbone, ref, store, dtype) for ref in refs)
     return plan_units(plans, len(dataset), batch_size, backbone.input_size)
+
+
+def _present(store: StoreLike) -> FeatureStore:
+    """Open a store; where there is none yet, an empty one stands for it."""
+    try:
+        return FeatureStore.of(store)
+    except NotFoundError:
+        return FeatureStore("memory://nothing-stored-yet", create=True)
 
 
 def plan_units(

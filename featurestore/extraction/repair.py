@@ -12,7 +12,7 @@ from featurestore.errors import ExtractionError, FeatureStoreError
 from featurestore.extraction.events import BackboneLoading, OnEvent
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import LayerPlan, plan_units
-from featurestore.store import Damage, FeatureGroup, FeatureStore, Item
+from featurestore.store import Damage, FeatureGroup, FeatureStore, Item, StoreLike
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -46,7 +46,7 @@ _HELP = {
 
 
 def repair(
-    store: FeatureStore,
+    store: StoreLike = None,
     key: str | None = None,
     *,
     backbone: Backbone | None = None,
@@ -60,7 +60,8 @@ def repair(
 
     Parameters
     ----------
-    store : FeatureStore
+    store : FeatureStore, path or URL, optional
+        By default FEATURESTORE_STORE, else ``./store``.
     key : str, optional
         Feature key, or a part of one: repair only these features. By default the whole store.
     backbone : Backbone, optional
@@ -76,7 +77,7 @@ def repair(
     list of Repair
         One for each damage that was found.
     """
-    found = []
+    store, found = FeatureStore.of(store), []
     for item in store.items(key, **variant):
         damages = {each.path: each for each in store.check(item)}
         needs: Needs = {}

@@ -20,12 +20,12 @@ from featurestore.extraction.events import OnEvent
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
 from featurestore.features import Features
+from featurestore.store import FeatureGroup, FeatureStore, StoreLike
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
-    from featurestore.store import FeatureGroup, FeatureStore
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def extract(
     dataset: Dataset,
     backbone: Backbone,
     layers: Sequence[str],
-    store: FeatureStore,
+    store: StoreLike = None,
     *,
     dtype: str = "float16",
     batch_size: int = 32,
@@ -125,8 +125,9 @@ def extract(
         The frozen model.
     layers : sequence of str
         Layer refs such as ``"block4_pool"`` or ``"block5_pool:avg"``.
-    store : FeatureStore
-        Where the features are stored.
+    store : FeatureStore, path or URL, optional
+        Where the features are stored; made if there is none at that place. By default
+        FEATURESTORE_STORE, else ``./store``.
     dtype : {"float16", "float32"}
         Stored type. Stored float32 features are reused for float16 requests; stored float16
         features are computed again and replaced for float32 requests.
@@ -157,6 +158,7 @@ def extract(
     (3670, 512)
     """
     started = time.perf_counter()
+    store = FeatureStore.of(store, create=True)
     settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
     while True:
         asked = plan(dataset, backbone, layers, store, **settings)

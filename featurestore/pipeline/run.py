@@ -18,6 +18,7 @@ from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.pipeline.sweep import fit_all
 from featurestore.scratch import scratch
+from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -26,13 +27,12 @@ if TYPE_CHECKING:
     from featurestore.extraction import Extraction
     from featurestore.heads import Head
     from featurestore.promotion import FineTuning
-    from featurestore.store import FeatureStore
 
 SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
 
 
 def run_pipeline(
-    path: str | Path, store: FeatureStore, *, runs: str | Path = "runs", on_event: Any = None
+    path: str | Path, store: StoreLike = None, *, runs: str | Path = "runs", on_event: Any = None
 ) -> dict[str, Any]:
     """Run a pipeline file: data, extract, heads, promote. Stages that are up to date are skipped.
 
@@ -40,8 +40,9 @@ def run_pipeline(
     ----------
     path : path-like
         The YAML file; relative paths in it are taken from its folder.
-    store : FeatureStore
-        Stores features and heads, and provides those that exist.
+    store : FeatureStore, path or URL, optional
+        Stores features and heads, and provides those that exist; made if there is none at that
+        place. By default FEATURESTORE_STORE, else ``./store``.
     runs : path-like
         Folder of the runs. Each has ``NAME/ID/`` with the spec as run (``spec.yaml``), a
         manifest of inputs, outputs, versions and metrics (``manifest.json``), and the promoted
@@ -77,10 +78,12 @@ class _Fitted:
 class _Run:
     """One run of a pipeline file: a method for each stage."""
 
-    def __init__(self, path: str | Path, store: FeatureStore, runs: Path, on_event: Any) -> None:
+    def __init__(self, path: str | Path, store: StoreLike, runs: Path, on_event: Any) -> None:
         self.file: SpecFile[PipelineSpec] = read_spec(path, PipelineSpec)
         self.spec = self.file.spec
-        self.store, self.runs, self.on_event = store, runs, on_event
+        # A file with a mistake must not make a store.
+        self.store = FeatureStore.of(store, create=True)
+        self.runs, self.on_event = runs, on_event
         self.stages: dict[str, dict[str, Any]] = {}
 
     def run(self) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from featurestore.heads import Head, check_named, fit_heads
 from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SweepSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, StoreLike
 
 
-def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) -> list[Head]:
+def run_sweep(path: str | Path, store: StoreLike = None, *, on_event: Any = None) -> list[Head]:
     """Fit every head of a sweep file on every layer that it names. Stored heads are reused.
 
     Parameters
@@ -23,7 +23,7 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
     path : path-like
         A sweep file: ``dataset``, ``heads``, and fields that pick features: ``model``,
         ``layers``, ``input_size``, ….
-    store : FeatureStore
+    store : FeatureStore, path or URL, optional
         Holds the features, and receives the heads.
     on_event : callable, optional
         Receives the events of fitting.
@@ -39,7 +39,7 @@ def run_sweep(path: str | Path, store: FeatureStore, *, on_event: Any = None) ->
     """
     file = read_spec(path, SweepSpec)
     check_heads(file)
-    found = _features(file, store)
+    found = _features(file, FeatureStore.of(store))
     check_layers(file, list(dict.fromkeys(features.ref for features in found)))
     return [head for each in found for head in fit_all(each, file.spec.heads, on_event)]
 

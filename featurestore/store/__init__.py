@@ -25,7 +25,7 @@ from featurestore.store.blocks import block_rows
 from featurestore.store.group import FeatureGroup
 from featurestore.store.key import FeatureKey
 from featurestore.store.shelf import Damage, Garbage, Item
-from featurestore.store.store import FeatureStore
+from featurestore.store.store import FeatureStore, StoreLike
 
 __all__ = [
     "Damage",
@@ -35,5 +35,6 @@ __all__ = [
     "FeatureStore",
     "Garbage",
     "Item",
+    "StoreLike",
     "block_rows",
 ]

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from featurestore.errors import DamagedError, NotFoundError, StoreError, StoreFormatError
+from featurestore.errors import (
+    DamagedError,
+    InputError,
+    NotFoundError,
+    StoreError,
+    StoreFormatError,
+    nearest,
+    received,
+)
 from featurestore.store.datasets import DatasetShelf
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.features import ROOT_DOCUMENT, FeatureShelf
@@ -19,6 +26,10 @@ from featurestore.store.shelf import ROOT, Damage, Garbage, Item, Shelf
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
+
+#: What every function that works on a store takes: one that is open, its path or URL, or None for
+#: the default.
+StoreLike: TypeAlias = Union["FeatureStore", str, os.PathLike[str], None]
 
 VARIABLE = "FEATURESTORE_STORE"
 DEFAULT = "./store"
@@ -33,7 +44,7 @@ class FeatureStore:
         A local folder or an fsspec URL (``s3://bucket/store``). By default the environment
         variable FEATURESTORE_STORE, else ``./store``.
     create : bool
-        Create a new store if there is none. Commands that only read pass False.
+        Make a new store if there is none. `extract` makes the store that it is given by its path.
 
     Attributes
     ----------
@@ -48,6 +59,8 @@ class FeatureStore:
     ------
     NotFoundError
         There is no store, and ``create`` is False.
+    InputError
+        The location is not text or a path.
     StoreFormatError
         A file, a folder of other things, or a store of a newer format.
     DamagedError
@@ -55,20 +68,31 @@ class FeatureStore:
 
     Examples
     --------
-    >>> store = FeatureStore("memory://example")
+    >>> store = FeatureStore("memory://example", create=True)
     >>> store.features.keys()
     []
     """
 
-    def __init__(self, location: str | Path | None = None, *, create: bool = True) -> None:
+    def __init__(
+        self, location: str | os.PathLike[str] | None = None, *, create: bool = False
+    ) -> None:
         chosen = location if location is not None else os.environ.get(VARIABLE) or DEFAULT
-        self._files: Files = open_files(str(chosen))
+        if not isinstance(chosen, str | os.PathLike):
+            raise InputError(
+                f"the store is {received(location)}; expected a path, a URL or a FeatureStore"
+            )
+        self._files: Files = open_files(os.fspath(chosen))
         self.features = FeatureShelf(self._files)
         self.datasets = DatasetShelf(self._files)
         self.heads = HeadShelf(self._files)
         # Data sets before the features whose repair needs them.
         self._shelves: tuple[Shelf[Any, Any], ...] = (self.datasets, self.features, self.heads)
         self._open(create)
+
+    @classmethod
+    def of(cls, store: StoreLike, *, create: bool = False) -> FeatureStore:
+        """Return a store as it is, or open the one at a location; as the constructor."""
+        return store if isinstance(store, cls) else cls(store, create=create)  # type: ignore[arg-type]
 
     @property
     def location(self) -> str:
@@ -179,11 +203,20 @@ class FeatureStore:
         self._refuse_foreign()
         if not create:
             raise NotFoundError(
-                f"no store at {self.location}; make one with `featurestore extract`"
+                f"no store at {self.location}{self._near()}; make one with `featurestore extract`, "
+                "or in Python with FeatureStore(…, create=True)"
             )
         self._files.make_folder(self.features.folder)
         with self._files.locks.acquire([self.features.folder]):
             write_json(self._files, ROOT, ROOT_DOCUMENT)
+
+    def _near(self) -> str:
+        """Return a phrase that names the store in the same folder with the nearest name."""
+        folder, name = os.path.split(self.location)
+        if "://" in folder or not os.path.isdir(folder):
+            return ""
+        stores = [each for each in os.listdir(folder) if os.path.isfile(f"{folder}/{each}/{ROOT}")]
+        return f", {nearest(name, sorted(stores))}" if stores else ""
 
     def _refuse_foreign(self) -> None:
         if self._files.is_file(""):

@@ -47,7 +47,7 @@ def variants(rows: list[dict[str, Any]]) -> set[tuple[int, str, str]]:
 
 
 def test_each_option_picks_and_all_together_leave_one(place: Path) -> None:
-    store = FeatureStore("store")
+    store = FeatureStore("store", create=True)
 
     assert len(stored(store, "photos")) == 4
     assert len(stored(store, "photos", input_size=16)) == 3
@@ -135,7 +135,7 @@ def test_tables_have_a_column_for_what_differs(place: Path) -> None:
     assert ranked.splitlines()[0].split()[:5] == ["model", "input", "size", "resize", "layer"]
     one = featurestore("rank", "photos", "--input-size", "12").out
     assert one.splitlines()[0].split()[:2] == ["model", "layer"]
-    assert len(rank(FeatureStore("store"), "photos", resize="crop")) == 1
+    assert len(rank(FeatureStore("store", create=True), "photos", resize="crop")) == 1
 
 
 def test_heads_show_the_variant_they_were_fitted_on(place: Path) -> None:
@@ -162,7 +162,7 @@ def test_lists_are_narrowed_by_the_same_options(place: Path) -> None:
 
 
 def test_the_file_that_was_extracted_from_picks_its_own_features(place: Path) -> None:
-    store = FeatureStore("store")
+    store = FeatureStore("store", create=True)
 
     own = stored(store, "photos", model="again/tiny.keras")
     assert [each.group.provenance["backbone"]["path"] for each in own] == [
@@ -197,4 +197,4 @@ def test_features_without_provenance_are_listed() -> None:
     assert {row["input_size"] for row in rows} == {None}
     name = rows[0]["datasets"][0]
     with pytest.raises(NotFoundError, match="with --input-size 16; stored: none that record it"):
-        stored(FeatureStore(fixture), name, input_size=16)
+        stored(FeatureStore(fixture, create=True), name, input_size=16)

@@ -51,7 +51,7 @@ def dataset(photos: Path) -> Dataset:
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore(tmp_path / "store")
+    return FeatureStore(tmp_path / "store", create=True)
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class Extracted:
 
     def copy(self) -> FeatureStore:
         shutil.copytree(self.store.location, self.tmp_path / "copy")
-        return FeatureStore(self.tmp_path / "copy")
+        return FeatureStore(self.tmp_path / "copy", create=True)
 
     @property
     def empty(self) -> FeatureStore:
-        return FeatureStore(self.tmp_path / "empty")
+        return FeatureStore(self.tmp_path / "empty", create=True)
 
 
 @pytest.fixture(scope="session")
 def _extracted(
     dataset: Dataset, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Extraction, list[Any], FeatureStore]:
-    store = FeatureStore(tmp_path_factory.mktemp("extracted") / "store")
+    store = FeatureStore(tmp_path_factory.mktemp("extracted") / "store", create=True)
     events: list[Any] = []
     extraction = extract(dataset, backbone, LAYERS, store, batch_size=8, on_event=events.append)
     return extraction, events, store

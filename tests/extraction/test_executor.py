@@ -53,7 +53,10 @@ def test_a_resumed_extraction_is_byte_for_byte_the_uninterrupted_one(
         if isinstance(event, RowsComputed) and event.done >= 13:
             raise Interrupted
 
-    whole, broken = FeatureStore(tmp_path / "whole"), FeatureStore(tmp_path / "broken")
+    whole, broken = (
+        FeatureStore(tmp_path / "whole", create=True),
+        FeatureStore(tmp_path / "broken", create=True),
+    )
     extract(dataset, backbone, layers, whole, batch_size=3)
     with pytest.raises(Interrupted):
         extract(dataset, backbone, layers, broken, batch_size=3, on_event=interrupt)

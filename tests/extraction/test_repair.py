@@ -18,14 +18,14 @@ def kept(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(photos, folder / "photos")
     dataset = Dataset.open(folder / "photos")
-    extract(dataset, Backbone.pixels(8), ["pixels"], FeatureStore(folder / "store"))
+    extract(dataset, Backbone.pixels(8), ["pixels"], FeatureStore(folder / "store", create=True))
     return folder
 
 
 @pytest.fixture
 def store(kept, tmp_path):
     shutil.copytree(kept / "store", tmp_path / "store")
-    return FeatureStore(tmp_path / "store")
+    return FeatureStore(tmp_path / "store", create=True)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_damaged_manifest_is_scanned_again(store):
 def test_one_missing_image_leaves_only_its_block(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("featurestore.extraction.planning.block_rows", lambda row_bytes: 32)
     monkeypatch.setattr("featurestore.store.features.block_rows", lambda row_bytes: 32)
-    store = FeatureStore(tmp_path / "store")
+    store = FeatureStore(tmp_path / "store", create=True)
     dataset = Dataset.open(shutil.copytree(photos, tmp_path / "photos"))
     group = extract(dataset, Backbone.pixels(8), ["pixels"], store)["pixels"].group
     good = group.read()
@@ -99,7 +99,7 @@ def test_one_missing_image_leaves_only_its_block(photos, tmp_path, monkeypatch):
 
 
 def test_a_model_from_memory_must_be_passed(dataset, backbone, tmp_path):
-    store = FeatureStore(tmp_path / "other")
+    store = FeatureStore(tmp_path / "other", create=True)
     path = block_file(store, extract(dataset, backbone, ["gap"], store)["gap"].group)
     path.write_bytes(b"")
     (left,) = repair(store)

@@ -53,7 +53,7 @@ def stored(
     skip: tuple[int, ...] = (),
 ) -> Features:
     """Features that begin with bytes of their sample's digest: what is misaligned is seen."""
-    store = FeatureStore(location)
+    store = FeatureStore(location, create=True)
     prefix = "blake2b:" + "3f" * 32
     key = FeatureKey("net", "pool", prefix, dataset.digest)
     shape = (len(dataset), *tail)
@@ -486,7 +486,7 @@ def bare_group() -> FeatureGroup:
     """Without blocks, each of which would have one row."""
     key = FeatureKey("net", "pool", "blake2b:" + "3f" * 32, "blake2b:" + "9c" * 32)
     ids = np.zeros((500, 16), np.uint8)
-    return FeatureStore("memory://bare/store").features.create(
+    return FeatureStore("memory://bare/store", create=True).features.create(
         key, shape=(500, 2**21), sample_ids=ids
     )
 

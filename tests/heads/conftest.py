@@ -34,7 +34,7 @@ def refused(features: Features, estimator: Any, params: dict[str, Any] | None = 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore(tmp_path / "store")
+    return FeatureStore(tmp_path / "store", create=True)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_another_process_finds_the_same_heads_and_loads_little(three: Features) 
         "from featurestore.heads import fit_heads, list_heads\n"
         "from featurestore.heads.candidate import candidate\n"
         "from featurestore.store import FeatureStore\n"
-        f"store = FeatureStore({three.store.location!r})\n"
+        f"store = FeatureStore({three.store.location!r}, create=True)\n"
         "assert len(list_heads(store, 'toys')) == 1\n"
         "assert not {'tensorflow', 'keras', 'sklearn', 'skops', 'pandas'} & set(sys.modules)\n"
         "(group,), dataset = store.features.values(), store.datasets.load('toys')\n"

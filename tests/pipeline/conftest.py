@@ -38,7 +38,7 @@ class Pipeline:
 
     @property
     def store(self) -> FeatureStore:
-        return FeatureStore(self.folder / "store")
+        return FeatureStore(self.folder / "store", create=True)
 
     @property
     def runs(self) -> Path:

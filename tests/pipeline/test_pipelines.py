@@ -22,7 +22,7 @@ RECIPES = {
 
 def run(name: str, tmp_path: Path) -> dict[str, Any]:
     file = FOLDER / f"{name}.yaml"
-    return run_pipeline(file, FeatureStore(tmp_path / "store"), runs=tmp_path / "runs")
+    return run_pipeline(file, FeatureStore(tmp_path / "store", create=True), runs=tmp_path / "runs")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Path:
 def sweep(place: Path, **changes: Any) -> list[Head]:
     path = place / "sweep.yaml"
     path.write_text(yaml.safe_dump({**SWEEP, **changes}, sort_keys=False))
-    return run_sweep(path, FeatureStore(place / "store"))
+    return run_sweep(path, FeatureStore(place / "store", create=True))
 
 
 def asked(heads: list[Head]) -> list[tuple[str, str, dict[str, Any], int]]:

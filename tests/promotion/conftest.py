@@ -98,7 +98,7 @@ def flowers(photos: Path) -> Dataset:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return FeatureStore(tmp_path_factory.mktemp("stores") / "store")
+    return FeatureStore(tmp_path_factory.mktemp("stores") / "store", create=True)
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +161,7 @@ def make_features(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) 
         images = pictures(count or len(labels or ()), kinds, [(SIZE, SIZE)])
         options = {"val": 0.3, **options}
         dataset = Dataset.from_arrays(images, labels, name="toys", **options)
-        own = FeatureStore(tmp_path_factory.mktemp("stores") / "store")
+        own = FeatureStore(tmp_path_factory.mktemp("stores") / "store", create=True)
         return extract(dataset, model or backbone, [ref], own, dtype=dtype)[ref]
 
     return make

@@ -206,7 +206,9 @@ def test_a_head_that_rounding_decides_is_refused(backbone: Backbone, tmp_path: P
     labels = random.choice(CLASSES, 200).tolist()
     images = np.broadcast_to(colours, (200, 16, 16, 3))
     data = Dataset.from_arrays(images, labels, name="plain", splits=["train"] * 140 + ["val"] * 60)
-    features = extract(data, backbone, ["block2_relu"], FeatureStore(tmp_path / "store"))
+    features = extract(
+        data, backbone, ["block2_relu"], FeatureStore(tmp_path / "store", create=True)
+    )
     head = fit_head(features["block2_relu"], LinearDiscriminantAnalysis(), save=False)
     with pytest.raises(ParityError, match=r"float16 decides the class of \d+ .*--dtype float32"):
         promote(head, backbone, data=data)
@@ -240,7 +242,9 @@ def test_grey_photos_as_float16(tmp_path: Path) -> None:
     backbone = Backbone.from_model(network, name="grey", scaling="tf")
     grey = [np.repeat(each[..., :1], 3, axis=2) for each in pictures(60, 3)]
     data = Dataset.from_arrays(grey, CLASSES * 20, name="grey", val=0.3)
-    features = extract(data, backbone, ["same"], FeatureStore(tmp_path / "store"))["same"]
+    features = extract(data, backbone, ["same"], FeatureStore(tmp_path / "store", create=True))[
+        "same"
+    ]
     head = fit_head(features, "logistic", {"C": 100}, save=False)
     assert proven(head, backbone, features)[0].holds
 

@@ -150,7 +150,9 @@ def real(family: str, reduction: str, dtype: str) -> tuple[Features, Backbone]:
 
 
 def extracted(data: Dataset, backbone: Backbone, ref: str, dtype: str) -> Features:
-    return extract(data, backbone, [ref], FeatureStore(folder() / "store"), dtype=dtype)[ref]
+    return extract(
+        data, backbone, [ref], FeatureStore(folder() / "store", create=True), dtype=dtype
+    )[ref]
 
 
 def check(features: Features, backbone: Backbone, head: str) -> None:

@@ -60,7 +60,7 @@ def make(folder: Path) -> Made:
     build_network(folder / "tiny.keras", size=64, channels=128)
     backbone = Backbone.open(str(folder / "tiny.keras"))
     dataset = Dataset.open(folder / "photos", val=0.3)
-    store = FeatureStore(folder / "store")
+    store = FeatureStore(folder / "store", create=True)
     extract(dataset, backbone, LAYERS, store)
     fit_head(one_stored(store, "photos", model="tiny", layer="gap"), "logistic")
     return Made(folder, backbone, dataset)
@@ -182,5 +182,5 @@ def content(store: Path) -> dict[str, str]:
 
 
 def damages(store: Path) -> list[object]:
-    opened = FeatureStore(store)
+    opened = FeatureStore(store, create=True)
     return [damage for place in opened.items() for damage in opened.check(place)]

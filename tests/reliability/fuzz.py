@@ -310,7 +310,7 @@ def small_store(folder: Path) -> Any:
     from featurestore.heads import fit_head
     from featurestore.store import FeatureKey, FeatureStore
 
-    store = FeatureStore(folder / "store")
+    store = FeatureStore(folder / "store", create=True)
     dataset = _tiny_dataset(["cat", "dog"] * 20)
     store.datasets.add(dataset)
     generator = np.random.default_rng(0)
@@ -341,7 +341,7 @@ def _document_target(folder: Path) -> Target:
         before = {each for each in folder.rglob("*") if each.is_dir() or each.is_file()}
         with _replaced(path, data[1:]):
             try:
-                opened = FeatureStore(root, create=False)
+                opened = FeatureStore(root)
                 refusals = [*map(str, opened.damaged())]
                 for place in opened.items():
                     refusals += map(str, opened.check(place))

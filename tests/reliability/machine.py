@@ -170,7 +170,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         with self.disk.use():
-            self.store = FeatureStore(self.folder / "store")
+            self.store = FeatureStore(self.folder / "store", create=True)
 
     def path(self, name: str) -> Path:
         return Path(self.store.location, name)

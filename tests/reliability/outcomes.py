@@ -75,7 +75,7 @@ def heads(place: Path) -> dict[str, Any]:
     """Scores that the stored heads give for the first rows of their features."""
     if not (place / "store").is_dir():
         return {}
-    store = FeatureStore(place / "store", create=False)
+    store = FeatureStore(place / "store")
     found = {}
     for meta in store.heads.values():
         head = Head.load(store, meta["id"])

@@ -52,14 +52,14 @@ class Trial:
             start.mkdir()
         else:
             link(made.store, start)
-            act.prepare(made, FeatureStore(start))
+            act.prepare(made, FeatureStore(start, create=True))
         self._start = start
         store = self._begin()
         with failing() as disk:
-            act.do(made, FeatureStore(store))
+            act.do(made, FeatureStore(store, create=True))
         self.steps = list(disk.steps)
         with failing(calls=READS) as disk:
-            act.do(made, FeatureStore(self._begin()))
+            act.do(made, FeatureStore(self._begin(), create=True))
         self.reads = list(disk.steps)
         self._end = content(store)
         assert not damages(store)
@@ -78,7 +78,7 @@ class Trial:
         said = ""
         with failing(fault, at=steps, calls=calls, half=half) as disk:
             try:
-                self._act.do(self._made, FeatureStore(store))
+                self._act.do(self._made, FeatureStore(store, create=True))
             except FeatureStoreError as error:
                 said = str(error)
         failed = disk.steps[steps.start : steps.stop]
@@ -90,7 +90,7 @@ class Trial:
             assert digest in (before.get(path), self._end.get(path)), (fault, failed)
         lasting = before.items() & self._end.items()
         assert {path for path, _ in lasting} <= tree(store).keys(), (fault, failed)
-        again = FeatureStore(store)
+        again = FeatureStore(store, create=True)
         self._act.do(self._made, again)
         # What the disk did not let it remove, gc finds.
         again.gc([item for item in again.garbage() if item.kind == "leftover"])
@@ -310,8 +310,10 @@ def test_a_disk_that_has_less_than_it_claims(
     subprocess.run(["fsck.ext4", "-p", image], capture_output=True, check=False)
     disk.mount("-o", "loop", str(image))
     # Whether it is sound is known only by reading it: such a disk lies.
-    for place in FeatureStore(store).items() if (store / "features/zarr.json").exists() else []:
-        for damage in FeatureStore(store).check(place):
+    for place in (
+        FeatureStore(store, create=True).items() if (store / "features/zarr.json").exists() else []
+    ):
+        for damage in FeatureStore(store, create=True).check(place):
             (store / damage.path).unlink(missing_ok=True)
     resumes(made, store)
 
@@ -329,7 +331,12 @@ def test_a_disk_that_turns_read_only(
 
     with pytest.raises(StoreError) as caught:
         extract(
-            made.dataset, made.backbone, LAYERS, FeatureStore(store), batch_size=4, on_event=then
+            made.dataset,
+            made.backbone,
+            LAYERS,
+            FeatureStore(store, create=True),
+            batch_size=4,
+            on_event=then,
         )
     assert_clear(str(caught.value), store, *DISK_ERRORS)
     assert blocks(store).items() < blocks(made.store).items()
@@ -350,7 +357,12 @@ def test_a_disk_that_is_pulled_out(made: Made, new_disk: Callable[[], RealDisk])
 
     with pytest.raises(StoreError, match=r"gone.*reconnect the disk.*run the command again"):
         extract(
-            made.dataset, made.backbone, LAYERS, FeatureStore(store), batch_size=4, on_event=then
+            made.dataset,
+            made.backbone,
+            LAYERS,
+            FeatureStore(store, create=True),
+            batch_size=4,
+            on_event=then,
         )
     # No new store was begun in the empty folder.
     assert list(disk.path.rglob("*")) == []

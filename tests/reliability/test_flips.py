@@ -38,7 +38,7 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.store = FeatureStore(folder / "store")
+        self.store = FeatureStore(folder / "store", create=True)
         take_photos(folder / "photos")
         take_photos(folder / "others", 8, OTHERS)
         self.network = build_network(folder / "net.keras")
@@ -272,9 +272,7 @@ def examine(
         for read in kept.ways(name):
             with pytest.raises(StoreError):
                 read()
-    assert len(FeatureStore(kept.store.location, create=False).features.keys()) == len(
-        kept.store.features.keys()
-    )
+    assert len(FeatureStore(kept.store.location).features.keys()) == len(kept.store.features.keys())
     kept.read_others(changed, heads=publicly)
     before = kept.written()
     done = {each.damage.path: each.needs for each in kept.repair(changed, publicly)}
@@ -382,7 +380,7 @@ def test_a_sector_that_cannot_be_read_takes_nothing_else_away(kept: Kept, kind: 
         for read in kept.ways(name):
             with pytest.raises(StoreError):
                 read()
-        FeatureStore(kept.store.location, create=False)
+        FeatureStore(kept.store.location)
         kept.read_others([name], heads=False)
         repair(kept.store)
     assert kept.damages() == []

@@ -40,7 +40,7 @@ class Torn:
         self.photos = Dataset.open(take_photos(folder / "photos"), name="photos")
         self.network = build_network(folder / "net.keras")
         self.backbone = Backbone.from_file(self.network)
-        self.store = FeatureStore(folder / "store")
+        self.store = FeatureStore(folder / "store", create=True)
         self.features = extract(self.photos, self.backbone, [LAYER], self.store)[LAYER]
         self.whole = self.features.group.read()
 
@@ -181,7 +181,7 @@ def test_a_block_that_goes_during_an_epoch_stops_it(made: Torn) -> None:
 
 @promise
 def test_a_killed_extraction_leaves_holes_and_no_zeros(made: Torn, tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path / "store")
+    store = FeatureStore(tmp_path / "store", create=True)
     with (
         failing(Killed, at=1, match="*/features/c.*", calls=["replace"]),
         pytest.raises(Killed),
@@ -201,7 +201,7 @@ def test_arrays_are_completed_in_python(torn: Torn, tmp_path: Path) -> None:
 
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
     dataset = Dataset.from_arrays(pixels, ["a", "b"] * 10, name="arrays")
-    store, backbone = FeatureStore(tmp_path / "store"), Backbone.pixels(8)
+    store, backbone = FeatureStore(tmp_path / "store", create=True), Backbone.pixels(8)
     features = extract(dataset, backbone, ["pixels"], store)["pixels"]
     drop_block(features.group, 1)
     with pytest.raises(IncompleteFeaturesError) as caught:
@@ -225,7 +225,7 @@ def test_blocks_of_zeros_are_data(tmp_path: Path) -> None:
     )
     backbone = Backbone.from_model(keras.Model(image, dead(image)), name="dead", scaling="none")
     photos = Dataset.open(take_photos(tmp_path / "photos", 4))
-    store = FeatureStore(tmp_path / "store")
+    store = FeatureStore(tmp_path / "store", create=True)
     features = extract(photos, backbone, ["dead", "dead:max"], store)
     for each in features.values():
         assert each.complete

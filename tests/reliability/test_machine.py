@@ -65,12 +65,12 @@ def test_a_store_that_dies_while_it_is_made(tmp_path: Path) -> None:
         folder, disk = tmp_path / f"{number}" / "store", Disk()
         try:
             with disk.use(Killed, at=number, half=True):
-                FeatureStore(folder)
+                FeatureStore(folder, create=True)
             died = False
         except Killed:
             number += 1
         disk.crash(tmp_path, random.Random(number))
-        store = FeatureStore(folder)
+        store = FeatureStore(folder, create=True)
         assert [each for place in store.items() for each in store.check(place)] == []
         assert store.features.keys() == []
     assert number > 5

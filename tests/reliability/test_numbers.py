@@ -118,7 +118,9 @@ def world(request: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
     photos, backbone, refs = WORLDS[request.param](folder)
     dataset = Dataset.open(photos)
     usual = {
-        dtype: extracted(dataset, backbone, refs, FeatureStore(folder / dtype), dtype=dtype)
+        dtype: extracted(
+            dataset, backbone, refs, FeatureStore(folder / dtype, create=True), dtype=dtype
+        )
         for dtype in STEP
     }
     return World(request.param, photos, dataset, backbone, refs, usual)
@@ -126,7 +128,7 @@ def world(request: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore(tmp_path / "store")
+    return FeatureStore(tmp_path / "store", create=True)
 
 
 # ---------------------------------------------------------------- the same numbers, however
@@ -262,7 +264,7 @@ from tests.reliability.test_numbers import WORLDS, Dataset, FeatureStore, extrac
 name, photos, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 _, backbone, refs = WORLDS[name](folder)
 for dtype in ("float16", "float32"):
-    store = FeatureStore(folder / dtype)
+    store = FeatureStore(folder / dtype, create=True)
     found = extracted(Dataset.open(photos), backbone, refs, store, dtype=dtype)
     np.savez(folder / f"{dtype}.npz", **found)
 """

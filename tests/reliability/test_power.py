@@ -48,14 +48,14 @@ def start(made: Made, act: Act, folder: Path) -> Path:
         store.mkdir()
     else:
         link(made.store, store)
-        act.prepare(made, FeatureStore(store))
+        act.prepare(made, FeatureStore(store, create=True))
     return store
 
 
 def test_bytes_are_flushed_before_they_get_a_name_and_the_name_before_it_is_reported(
     made: Made, act: Act, tmp_path: Path
 ) -> None:
-    store = FeatureStore(start(made, act, tmp_path))
+    store = FeatureStore(start(made, act, tmp_path), create=True)
     with failing() as disk:
         act.do(made, store)
 
@@ -113,7 +113,7 @@ class Cuts:
         self._start = start(made, act, folder)
         whole = self._begin()
         with failing() as disk:
-            act.do(made, FeatureStore(whole))
+            act.do(made, FeatureStore(whole, create=True))
         self.steps = len(disk.steps)
         named = [number for number, step in enumerate(disk.steps) if step.call == "replace"]
         # Where a kill leaves a file that has its name, and a folder that does not tell it yet.
@@ -132,7 +132,7 @@ class Cuts:
             assert digest in (self._end.get(path), blocks(self._start).get(path)), path
         if self._act.stops:
             assert not damages(store)
-        again = FeatureStore(store)
+        again = FeatureStore(store, create=True)
         self._act.do(self._made, again)
         again.gc([item for item in again.garbage() if item.kind == "leftover"])
         assert content(store) == self._end
@@ -144,7 +144,7 @@ class Cuts:
         store, disk = self._begin(), Disk()
         reported = content(store)
         with disk.use(Killed, at=at), pytest.raises(Killed):
-            self._act.do(self._made, FeatureStore(store))
+            self._act.do(self._made, FeatureStore(store, create=True))
         disk.crash(store, chance)
         kept = reported.items() & self._end.items()
         assert kept <= content(store).items()
@@ -154,9 +154,9 @@ class Cuts:
         """A kill, the same command again, and when that has reported the end, the power goes."""
         store, disk = self._begin(), Disk()
         with disk.use(Killed, at=at), pytest.raises(Killed):
-            self._act.do(self._made, FeatureStore(store))
+            self._act.do(self._made, FeatureStore(store, create=True))
         with disk.use():
-            self._act.do(self._made, FeatureStore(store))
+            self._act.do(self._made, FeatureStore(store, create=True))
         disk.crash(store, chance)
         found = content(store)
         assert self._end.items() <= found.items()
@@ -218,7 +218,7 @@ def read(store: FeatureStore, item: Item) -> None:
 
 def test_a_torn_file_is_never_read_as_data(made: Made, tmp_path: Path) -> None:
     link(made.store, tmp_path / "store")
-    store = FeatureStore(tmp_path / "store")
+    store = FeatureStore(tmp_path / "store", create=True)
     places = sorted(store.items(), key=lambda place: -len(place.path))
     tried = 0
     for path in [path for path in sorted(Path(store.location).rglob("*")) if path.is_file()]:
@@ -249,5 +249,5 @@ def test_blocks_that_vanished_are_computed_again(made: Made, tmp_path: Path) -> 
     for name in ("c.1.0.0.0", "c.3.0.0.0"):
         (path,) = store.glob(f"features/*@conv_a-*/features/{name}")
         os.unlink(path)
-    ACTS["extraction"].do(made, FeatureStore(store))
+    ACTS["extraction"].do(made, FeatureStore(store, create=True))
     assert blocks(store) == blocks(made.store)

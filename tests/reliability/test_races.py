@@ -121,7 +121,7 @@ def assert_whole(store: Path, expected: dict[str, str]) -> None:
     assert blocks(store) == expected
     assert not temporary(store)
     assert not damages(store)
-    assert not FeatureStore(store).garbage()
+    assert not FeatureStore(store, create=True).garbage()
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def kill_one(arena: Arena, count: int, at: int) -> None:
     others = [arena.start(store, *extraction()) for _ in range(count - 1)]
     assert doomed.wait().status in (-signal.SIGKILL, 0)  # 0 where the others left it nothing.
     results = all_well(others)
-    leftovers = FeatureStore(store)
+    leftovers = FeatureStore(store, create=True)
     leftovers.gc(leftovers.garbage())
     assert_whole(store, arena.blocks(WHOLE))
     assert written(results) <= ROWS
@@ -196,7 +196,9 @@ def batches(arena: Arena, sizes: list[int]) -> None:
     assert not damages(store)
     assert not temporary(store)
     ours, theirs = (
-        one_stored(FeatureStore(each), "photos", model="tiny", layer=WHOLE).group.read()
+        one_stored(
+            FeatureStore(each, create=True), "photos", model="tiny", layer=WHOLE
+        ).group.read()
         for each in (store, arena.alone())
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -211,7 +213,7 @@ def test_a_store_that_several_processes_begin(arena: Arena) -> None:
     store = arena.new_store()
     names = [f"name-{number}" for number in range(6)]
     all_well([arena.start(store, "scan", "photos", "--name", name) for name in names])
-    assert [entry.name for entry in FeatureStore(store).datasets.values()] == names
+    assert [entry.name for entry in FeatureStore(store, create=True).datasets.values()] == names
     assert_whole(store, {})
 
 
@@ -222,7 +224,7 @@ def scans(arena: Arena, store: Path, options: list[list[str]]) -> None:
     """One of the states wins whole; the others are kept until gc."""
     running = [arena.start(store, "scan", "photos", "--name", "x", *each) for each in options]
     all_well(running)
-    opened = FeatureStore(store)
+    opened = FeatureStore(store, create=True)
     (entry,) = (entry for entry in opened.datasets.values() if entry.name == "x")
     expected = {
         Dataset.open(
@@ -254,7 +256,7 @@ def test_one_of_several_scans_of_a_name_wins_whole(arena: Arena) -> None:
 
 def abandon(store: Path) -> None:
     """Make garbage of the features of `photos`, in part, as if its folder held others now."""
-    opened = FeatureStore(store)
+    opened = FeatureStore(store, create=True)
     for key in opened.features.keys():
         group = opened.features.get(key)
         for block in range(0, group.blocks, 3):
@@ -284,7 +286,7 @@ def revive(arena: Arena, extracted: Path, gcs: int) -> None:
     asked = extraction(*LAYERS, val=0.3)
     beside_gc(arena, store, asked, ("verify",), ("ls",), asked, ("verify",), gcs=gcs)
     assert blocks(store) == blocks(extracted)
-    opened = FeatureStore(store)
+    opened = FeatureStore(store, create=True)
     opened.gc(opened.garbage())
     assert_whole(store, blocks(extracted))
     shutil.rmtree(store)
@@ -311,7 +313,7 @@ def replace_and_train(arena: Arena, extracted: Path, gcs: int) -> None:
     )
     assert results[1].json["head"].startswith("logistic-")
     assert len(results[2].json) == HEADS
-    opened = FeatureStore(store)
+    opened = FeatureStore(store, create=True)
     for head in opened.heads.values():
         # Each head's own state of the data set is kept for it.
         origin = head["lineage"]["dataset"]
@@ -358,7 +360,7 @@ def sweeps(arena: Arena, extracted: Path, count: int) -> None:
     results = all_well([arena.start(store, "sweep", "sweep.yaml") for _ in range(count)])
     taken = [re.search(r"fit: (\d+) heads? taken", result.err) for result in results]
     assert sum(int(each.group(1)) for each in taken if each) == (count - 1) * HEADS
-    assert len(FeatureStore(store).heads.values()) == HEADS
+    assert len(FeatureStore(store, create=True).heads.values()) == HEADS
     assert not temporary(store)
     assert not damages(store)
     shutil.rmtree(store)
@@ -391,7 +393,7 @@ def test_two_promotions_to_one_file(arena: Arena, extracted: Path) -> None:
 def replace_type(arena: Arena, extracted: Path, others: list[tuple[str, ...]]) -> set[str]:
     """Replace features while they are read and extracted; return what reading gave."""
     store = arena.new_store(like=extracted)
-    former = one_stored(FeatureStore(store), "photos", model="tiny", layer=WHOLE).group
+    former = one_stored(FeatureStore(store, create=True), "photos", model="tiny", layer=WHOLE).group
     expected = former.read()
     running = [arena.start(store, *extraction(WHOLE, dtype="float32"))]
     running += [arena.start(store, *command) for command in others]
@@ -410,7 +412,7 @@ def replace_type(arena: Arena, extracted: Path, others: list[tuple[str, ...]]) -
     waiting.join()
     assert ended.is_set()
     outcomes |= {_read(former, block, expected) for block in range(former.blocks)}
-    after = one_stored(FeatureStore(store), "photos", model="tiny", layer=WHOLE)
+    after = one_stored(FeatureStore(store, create=True), "photos", model="tiny", layer=WHOLE)
     assert after.dtype == np.float32
     np.testing.assert_allclose(after.group.read(), expected, rtol=1e-3, atol=1e-4)
     assert not damages(store)
@@ -442,7 +444,7 @@ def test_a_reader_of_features_that_are_replaced_gets_them_or_an_error(
 
 
 def test_two_threads_share_an_extraction(arena: Arena, tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path / "store")
+    store = FeatureStore(tmp_path / "store", create=True)
     dataset = Dataset.open(arena.folder / "photos")
     backbone = Backbone.open(str(arena.folder / "tiny.keras"))
     done: list[Any] = []
@@ -461,7 +463,7 @@ def test_two_threads_share_an_extraction(arena: Arena, tmp_path: Path) -> None:
 
 
 def test_who_scans_waits_for_nobody_who_fits(arena: Arena, extracted: Path) -> None:
-    store = FeatureStore(arena.new_store(like=extracted))
+    store = FeatureStore(arena.new_store(like=extracted), create=True)
     dataset = store.datasets.load("photos")
     (key,) = (key for key in store.features.keys() if key.ref == POOLED)
     with store.features.lock([key], shared=True), store.datasets.keep(dataset):
@@ -477,7 +479,7 @@ def test_the_state_that_a_head_was_fitted_on_is_kept_whoever_removes_it(
     arena: Arena, extracted: Path
 ) -> None:
     """gc may come between reading a data set and beginning to fit on it."""
-    store = FeatureStore(arena.new_store(like=extracted))
+    store = FeatureStore(arena.new_store(like=extracted), create=True)
     features = one_stored(store, "photos", model="tiny", layer=POOLED)
     store.datasets.add(Dataset.open(arena.folder / "photos", val=0.6))
     store.gc(store.garbage())

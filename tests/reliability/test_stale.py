@@ -142,7 +142,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Feature
     """The images, a store with the usual request's features, and their key."""
     folder = tmp_path_factory.mktemp("usual")
     asked = Case().ask(take_photos(folder / "photos"))
-    store = FeatureStore(folder / "store")
+    store = FeatureStore(folder / "store", create=True)
     asked.features_from(store)
     return folder / "photos", folder / "store", asked.key_in(store)
 
@@ -155,7 +155,7 @@ def photos(usual: Any, tmp_path: Path) -> Path:
 @pytest.fixture
 def store(usual: Any, tmp_path: Path) -> FeatureStore:
     """A store that holds the usual features."""
-    return FeatureStore(shutil.copytree(usual[1], tmp_path / "store"))
+    return FeatureStore(shutil.copytree(usual[1], tmp_path / "store"), create=True)
 
 
 Identity = tuple[str, str, str]
@@ -586,7 +586,9 @@ def test_asking_for_more_precision_serves_nothing_of_less(
     assert (layer.replaces, layer.why) == (True, "stored as float16")
     found, computed = asked.features_from(store)
     assert computed == len(asked.dataset)
-    np.testing.assert_array_equal(found, asked.features_from(FeatureStore(tmp_path / "new"))[0])
+    np.testing.assert_array_equal(
+        found, asked.features_from(FeatureStore(tmp_path / "new", create=True))[0]
+    )
 
 
 @promise
@@ -727,7 +729,7 @@ def test_a_file_that_changes_is_never_stored_under_its_old_digest(
 ) -> None:
     in_small_blocks(monkeypatch)
     backbone = Backbone.pixels(8)
-    store = FeatureStore(tmp_path / "store")
+    store = FeatureStore(tmp_path / "store", create=True)
     dataset = Dataset.open(photos)
     right = dict(zip(dataset.sample_digests, pixels_of(dataset, backbone), strict=True))
     moment, (other, path) = MOMENTS[after], (Path(str(each)) for each in dataset.paths[-2:])
@@ -766,7 +768,10 @@ def pixels_of(dataset: Dataset, backbone: Backbone) -> np.ndarray:
 @promise
 def test_an_array_that_changes_is_noticed(tmp_path: Path) -> None:
     X = np.random.default_rng(0).integers(0, 256, (6, 4, 8), dtype=np.uint8)
-    dataset, store = Dataset.from_arrays(X, name="arrays"), FeatureStore(tmp_path / "store")
+    dataset, store = (
+        Dataset.from_arrays(X, name="arrays"),
+        FeatureStore(tmp_path / "store", create=True),
+    )
     X[2, 1, 1] ^= 1
     with pytest.raises(SourceChangedError, match="make the data set again"):
         extract(dataset, Backbone.pixels(8), ["pixels"], store)

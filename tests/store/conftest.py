@@ -39,12 +39,12 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def store(location: str) -> FeatureStore:
-    return FeatureStore(location)
+    return FeatureStore(location, create=True)
 
 
 @pytest.fixture
 def folder_store(tmp_path: Path) -> FeatureStore:
-    return FeatureStore(tmp_path / "store")
+    return FeatureStore(tmp_path / "store", create=True)
 
 
 def put(files: Files, path: str, data: bytes) -> None:

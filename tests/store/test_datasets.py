@@ -48,7 +48,7 @@ def test_a_new_state_becomes_current_and_the_former_stays(store: FeatureStore) -
 def test_gc_leaves_a_manifest_that_is_being_added(
     folder_store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, other = DatasetShelf._write_current, FeatureStore(folder_store.location)
+    write, other = DatasetShelf._write_current, FeatureStore(folder_store.location, create=True)
 
     def gc_first(shelf: DatasetShelf, entry: DatasetEntry) -> None:
         assert [each.kind for each in other.garbage()] == ["manifest"]
@@ -73,7 +73,7 @@ def test_found_by_the_path_that_was_scanned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATURESTORE_CACHE", str(tmp_path / "cache"))
-    store = FeatureStore(tmp_path / "store")
+    store = FeatureStore(tmp_path / "store", create=True)
     folder = tmp_path / "photos"
     given = scanned(folder, "holiday")
     store.datasets.add(given)
@@ -181,7 +181,7 @@ def photo_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore
     monkeypatch.setenv("FEATURESTORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     take_photos(Path("photos"), 4)
-    return FeatureStore("store")
+    return FeatureStore("store", create=True)
 
 
 def record(photo_store: FeatureStore, data: str, **options: object) -> Dataset:

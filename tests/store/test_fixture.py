@@ -18,7 +18,7 @@ from tests.store.write_fixture import ABSENT, FIXTURES, TAILS, data_set, rows_of
 @pytest.fixture(params=sorted(path.name for path in FIXTURES.glob("store-v*")))
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
     shutil.copytree(FIXTURES / request.param, tmp_path / "old")
-    return FeatureStore(tmp_path / "old", create=False)
+    return FeatureStore(tmp_path / "old")
 
 
 def test_features(old: FeatureStore) -> None:

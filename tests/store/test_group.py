@@ -87,7 +87,7 @@ def test_rows_in_any_order(nineteen: FeatureGroup, rows: list[int], dtype: str |
 
 @pytest.fixture(scope="module")
 def nineteen(small_blocks: None, tmp_path_factory: pytest.TempPathFactory) -> FeatureGroup:
-    return filled(FeatureStore(tmp_path_factory.mktemp("nineteen")), 19)
+    return filled(FeatureStore(tmp_path_factory.mktemp("nineteen"), create=True), 19)
 
 
 def test_missing_blocks_raise_wherever_they_are_read(store: FeatureStore) -> None:
@@ -148,7 +148,7 @@ def test_damaged_row_ids(store: FeatureStore, harm: str) -> None:
 
 
 def test_leftovers_of_a_killed_write_are_no_blocks(tmp_path) -> None:
-    group = filled(FeatureStore(tmp_path / "store"), 30, skip=(1,))
+    group = filled(FeatureStore(tmp_path / "store", create=True), 30, skip=(1,))
     files = group.features.files
     assert isinstance(files, LocalFiles)
     files.write(f"{chunk(group, 1)}.{'0' * 32}.partial", b"half a ch")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.digests import EMPTY_CHECKSUM, insert_checksum
-from featurestore.errors import DamagedError, NotFoundError, StoreFormatError
+from featurestore.errors import DamagedError, InputError, NotFoundError, StoreFormatError
 from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
 from tests.store.conftest import filled, put
@@ -26,10 +26,10 @@ def test_the_place_comes_from_the_argument_then_the_environment_then_the_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FEATURESTORE_STORE", raising=False)
-    assert FeatureStore().location == str(tmp_path / "store")
+    assert FeatureStore(create=True).location == str(tmp_path / "store")
     monkeypatch.setenv("FEATURESTORE_STORE", str(tmp_path / "other"))
-    assert FeatureStore().location == str(tmp_path / "other")
-    assert FeatureStore("third").location == str(tmp_path / "third")
+    assert FeatureStore(create=True).location == str(tmp_path / "other")
+    assert FeatureStore("third", create=True).location == str(tmp_path / "third")
     stores = ("other", "store", "third")
     assert files_below(tmp_path) == [
         f"{store}/{name}" for store in stores for name in ("features/zarr.json", "lock")
@@ -38,21 +38,21 @@ def test_the_place_comes_from_the_argument_then_the_environment_then_the_folder(
 
 def test_a_new_store_opens_again(location: str) -> None:
     with pytest.raises(
-        NotFoundError, match=r"no store at .*; make one with `featurestore extract`"
+        NotFoundError, match=r"no store at .*; make one with `featurestore extract`, or "
     ):
-        FeatureStore(location, create=False)
+        FeatureStore(location)
     assert open_files(location).names("") == []
-    made = FeatureStore(location)
+    made = FeatureStore(location, create=True)
     for shelf in (made.features, made.datasets, made.heads):
         assert shelf.keys() == shelf.values() == []
     assert made.garbage() == made.damaged() == []
-    assert FeatureStore(location, create=False).location == made.location
+    assert FeatureStore(location).location == made.location
 
 
 def test_an_empty_folder_and_an_interrupted_beginning_become_a_store(tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / f"zarr.json.{'0' * 32}.partial").write_bytes(b"{")
-    assert FeatureStore(tmp_path).features.keys() == []
+    assert FeatureStore(tmp_path, create=True).features.keys() == []
 
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
@@ -93,17 +93,32 @@ def test_a_store_that_cannot_be_understood(
     files = open_files(location)
     put(files, "features/zarr.json", document)
     with pytest.raises(error, match=message):
-        FeatureStore(location)
+        FeatureStore(location, create=True)
     assert files.read("features/zarr.json") == document
 
 
 def test_importing_and_listing_load_nothing_heavy(tmp_path: Path) -> None:
-    filled(FeatureStore(tmp_path / "store"))
+    filled(FeatureStore(tmp_path / "store", create=True))
     script = (
         "import sys; from featurestore.store import FeatureStore\n"
-        f"store = FeatureStore({str(tmp_path / 'store')!r}, create=False)\n"
+        f"store = FeatureStore({str(tmp_path / 'store')!r})\n"
         "store.features.keys(); store.heads.values(); store.datasets.values(); store.damaged()\n"
         "heavy = {'zarr', 'tensorflow', 'keras', 'sklearn', 'pandas', 'pyarrow', 'fsspec'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_mistyped_place_names_the_store_beside_it(tmp_path: Path) -> None:
+    FeatureStore(tmp_path / "store", create=True)
+    with pytest.raises(NotFoundError, match=r"no store at .*stoer, did you mean 'store'\?"):
+        FeatureStore(tmp_path / "stoer")
+    assert not (tmp_path / "stoer").exists()
+
+
+def test_a_store_is_taken_as_it_is_or_by_its_place(tmp_path: Path) -> None:
+    made = FeatureStore.of(tmp_path / "store", create=True)
+    assert FeatureStore.of(made) is made
+    assert FeatureStore.of(str(tmp_path / "store")).location == made.location
+    with pytest.raises(InputError, match=r"the store is 3 \(int\); expected a path, a URL or a"):
+        FeatureStore.of(3)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ def rows_of(sample_ids: np.ndarray, tail: tuple[int, ...]) -> np.ndarray:
 
 def write(location: Path) -> None:
     """Write the store into a new folder."""
-    store = FeatureStore(location)
+    store = FeatureStore(location, create=True)
     store.datasets.add(data_set("aabb"))
     dataset = data_set()
     store.datasets.add(dataset)
