@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from featurestore.dataset.labels import text
@@ -32,7 +31,7 @@ _LITTER = {
 
 def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     """Scan a folder, see :meth:`Dataset.open`."""
-    paths, problems = list_folder(root)
+    paths, problems = _list(root)
     groups = _find_groups(root, paths, splits.group_by)
     verdicts = scan(paths, on_event)
     entries, folders = _label(root, paths, groups, verdicts)
@@ -41,32 +40,14 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
         # Splits that have a folder are not drawn.
         own = {"val", "test"} & set(folders.values())
         splits = splits.model_copy(update=dict.fromkeys(own, 0.0))
-    samples = merge(entries, verdicts, splits, root, from_train=bool(folders))
-    return replace(samples, problems=sorted(samples.problems + problems))
+    return merge(entries, verdicts, splits, root, problems, from_train=bool(folders))
 
 
-def list_folder(root: str) -> tuple[list[str], list[Problem]]:
-    """List the files below a folder.
+def _list(root: str) -> tuple[list[str], list[Problem]]:
+    """List the files below a folder, sorted, and its sub-folders that cannot be listed.
 
     Links are followed, except to a folder that contains the link. Names that begin with a dot and
     what operating systems leave behind are skipped.
-
-    Parameters
-    ----------
-    root : str
-        Absolute path of a folder.
-
-    Returns
-    -------
-    paths : list of str
-        Sorted.
-    problems : list of Problem
-        Sub-folders that cannot be listed.
-
-    Raises
-    ------
-    DatasetError
-        If the folder holds no file.
     """
     problems: list[Problem] = []
     real = Path(root).resolve()

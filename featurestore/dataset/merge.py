@@ -21,6 +21,7 @@ def merge(
     verdicts: Mapping[str, Verdict],
     splits: Splits,
     where: str,
+    listing: Sequence[Problem] = (),
     *,
     from_train: bool = False,
 ) -> Samples:
@@ -36,6 +37,8 @@ def merge(
         How splits are drawn where none is given.
     where : str
         Source or name of the data set, for problems.
+    listing : sequence of Problem
+        Those found while the entries were listed.
     from_train : bool
         Also draw the splits of samples that are given to ``train``.
 
@@ -70,7 +73,8 @@ def merge(
         problems=problems,
     )
     # Entries that are listed twice have the same problems.
-    return replace(samples, problems=sorted({*problems, *review(samples, splits, where)}))
+    found = {*problems, *listing, *review(samples, splits, where)}
+    return replace(samples, problems=sorted(found))
 
 
 def _merged(same: list[Entry], problems: list[Problem]) -> Entry:

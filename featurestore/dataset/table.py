@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 from featurestore.dataset.labels import Label, is_missing, parse, uniform
@@ -19,42 +18,22 @@ SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
 
 def scan_table(
-    location: str, columns: dict[str, Any], splits: Splits, on_event: OnEvent | None
+    location: str, columns: dict[str, str], splits: Splits, on_event: OnEvent | None
 ) -> Samples:
-    """Scan a table, see :meth:`Dataset.open`; ``columns`` are the options of `list_table`."""
-    entries, problems = list_table(location, **columns, group_column=splits.group_by)
+    """Scan a table, see :meth:`Dataset.open`; ``columns`` are its options of that name."""
+    entries, problems = _list(location, **columns, group_column=splits.group_by)
     verdicts = scan([each.path for each in entries], on_event)
-    samples = merge(entries, verdicts, splits, location)
-    return replace(samples, problems=sorted(samples.problems + problems))
+    return merge(entries, verdicts, splits, location, problems)
 
 
-def list_table(
+def _list(
     location: str,
     path_column: str = "path",
     label_column: str | None = None,
     split_column: str | None = None,
     group_column: str | None = None,
 ) -> tuple[list[Entry], list[Problem]]:
-    """List the samples of a table, in an order that does not depend on that of its rows.
-
-    Parameters
-    ----------
-    location : str
-        Absolute path or URI of the table.
-    path_column, label_column, split_column, group_column : str, optional
-        By default ``label`` and ``split`` are used if the table has them, and no groups.
-
-    Returns
-    -------
-    entries : list of Entry
-    problems : list of Problem
-        If the table has columns but none called ``label``.
-
-    Raises
-    ------
-    DatasetError
-        If the table cannot be read or misses a column, or a cell cannot be used.
-    """
+    """List the samples of a table, in an order that does not depend on that of its rows."""
     wanted = [path_column, label_column or "label", split_column or "split", group_column]
     table = _read(location, [name for name in wanted if name])
     where = f"table {location!r}"
