@@ -96,11 +96,11 @@ def train_command(
     Example:
       featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
     """
-    from featurestore.features import one_stored
+    from featurestore.features import Features
     from featurestore.heads import KERAS_HEADS, fit_head
 
     opened = FeatureStore(store)
-    features = one_stored(opened, dataset, model=model, layer=layer, **variant)
+    features = Features.open(dataset, layer, opened, model=model, **variant)
     if head in KERAS_HEADS:
         load_tensorflow()
     with Progress() as progress:

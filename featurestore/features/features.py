@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.errors import DamagedError, StoreError
 from featurestore.features.batches import Batches
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 
 if TYPE_CHECKING:
     import dask.array
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
     import xarray
 
+    from featurestore.backbone import LayerRef
     from featurestore.dataset import Dataset
 
 
@@ -67,6 +70,48 @@ class Features:
         self.dataset = dataset
         self.store = store
         self.blocks: tuple[int, ...] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        dataset: Dataset | str | os.PathLike[str],
+        layer: str | LayerRef,
+        store: StoreLike = None,
+        *,
+        model: str | os.PathLike[str] | None = None,
+        **variant: Any,
+    ) -> Features:
+        """Open stored features by what people call them; nothing is computed.
+
+        Parameters
+        ----------
+        dataset : Dataset, str or path
+            A data set, its name, or the folder or table that was scanned. A `Dataset` gives its
+            own labels and splits.
+        layer : str or LayerRef
+            A layer ref; with ``-`` and the first digits of its prefix digest for one variant.
+        store : FeatureStore, path or URL, optional
+            By default FEATURESTORE_STORE, else ``./store``.
+        model : str or path, optional
+            A backbone's name in any case, or its model file; needed if several models have the
+            layer.
+        **variant
+            ``input_size``, ``resize``, ``interpolation``, ``scaling``, ``weights`` or
+            ``precision``, if several variants of the layer are stored: see `Variant`.
+
+        Raises
+        ------
+        NotFoundError
+            If there are none, or several: the message says what is stored, or how they differ
+            and what selects each.
+
+        Examples
+        --------
+        >>> features = Features.open("photos", "out_relu:avg")  # doctest: +SKIP
+        """
+        from featurestore.features.stored import one_stored
+
+        return one_stored(FeatureStore.of(store), dataset, str(layer), model, **variant)
 
     def completed(self) -> Features:
         """Return the features of the rows that are stored now, leaving out missing blocks.
@@ -147,32 +192,25 @@ class Features:
             All by default.
         labelled : bool, optional
             True leaves out the rows without a label, False keeps them; as in `Dataset.rows`. By
-            default they are left out if the data set has labels. `labels`, `arrays` and `dask`
-            follow the same rule: the same arguments give the same rows.
+            default they are left out if the data set has labels. `arrays` and `dask` follow the
+            same rule: the same arguments give the same rows.
         """
         rows = self.dataset.rows(split, labelled=labelled)
         if self.blocks is None:
             return rows
         return rows[np.isin(rows // self.group.block_rows, self.blocks)]
 
-    def labels(
-        self, split: str | None = None, *, labelled: bool | None = None
-    ) -> np.ndarray | None:
-        """Labels of the rows of a split, in content order.
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Labels of all rows, in content order: (row,), or None for an unlabelled data set.
 
-        Parameters
-        ----------
-        split, labelled
-            As in `rows`.
-
-        Returns
-        -------
-        numpy.ndarray of shape (row,) or None
-            Classes as they were given (str or int64), float64 for regression. Rows without a
-            label have None among classes (dtype object), NaN among numbers. None for an
-            unlabelled data set.
+        Classes as they were given (str or int64), float64 for regression. Rows without a label
+        have None among classes (dtype object), NaN among numbers. Those of a split are
+        ``labels[rows(split)]``, also of `completed` features; `arrays` returns them too.
         """
-        rows = self.rows(split, labelled=labelled)
+        return self._labels(np.arange(self.group.shape[0]))
+
+    def _labels(self, rows: np.ndarray) -> np.ndarray | None:
         if self.task is None:
             return None
         targets = self.dataset.targets[rows]
@@ -199,7 +237,7 @@ class Features:
         -------
         X : numpy.ndarray of shape (row, …)
         y : numpy.ndarray of shape (row,) or None
-            As `labels`.
+            Labels of these rows, as in `labels`.
 
         Raises
         ------
@@ -210,7 +248,7 @@ class Features:
         """
         rows = self.rows(split, labelled=labelled)
         self.group.require(rows)
-        return self.group.read(rows, dtype), self.labels(split, labelled=labelled)
+        return self.group.read(rows, dtype), self._labels(rows)
 
     def dask(self, split: str | None = None, *, labelled: bool | None = None) -> dask.array.Array:
         """Return the features as a lazy dask array, a chunk for each block.
@@ -223,8 +261,8 @@ class Features:
         Returns
         -------
         dask.array.Array of shape (row, …)
-            Of the stored type. `labels` with the same arguments gives its labels. Blocks that
-            are missing or damaged raise when computed.
+            Of the stored type. ``labels[rows(split)]`` are its labels. Blocks that are missing or
+            damaged raise when computed.
         """
         import dask.array
 
@@ -260,7 +298,7 @@ class Features:
             "sample": ("row", np.asarray(dataset.sample_digests, dtype=str)[rows]),
             "split": ("row", np.asarray(dataset.splits, dtype=str)[rows]),
         }
-        labels = self.labels(labelled=False)
+        labels = self._labels(rows)
         if labels is not None:
             coordinates["label"] = ("row", labels)
         if dataset.groups is not None:

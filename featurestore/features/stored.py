@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 def stored(
     store: FeatureStore,
-    dataset: str,
+    dataset: Dataset | str | os.PathLike[str],
     *,
-    model: str | Sequence[str] | None = None,
+    model: str | os.PathLike[str] | Sequence[str] | None = None,
     layer: str | None = None,
     **variant: Any,
 ) -> list[Features]:
@@ -30,9 +31,9 @@ def stored(
     Parameters
     ----------
     store : FeatureStore
-    dataset : str
-        A name, or a path that was scanned.
-    model : str or sequence of str, optional
+    dataset : Dataset, str or path
+        A data set, its name, or a path that was scanned.
+    model : str, path or sequence of str, optional
         A backbone's name in any case, or the model file that it was made of; or several.
     layer : str, optional
         A layer ref; with ``-`` and the first digits of its prefix digest for one variant.
@@ -51,8 +52,8 @@ def stored(
         If there are none; the message lists what is stored.
     """
     asked = Variant(**variant)
-    models = [model] if isinstance(model, str) else list(model or ())
-    loaded = store.datasets.load(dataset)
+    models = [os.fspath(model)] if isinstance(model, str | os.PathLike) else list(model or ())
+    loaded = _loaded(store, dataset)
     what = repr(loaded.name) + (f" at layer {layer!r}" if layer else "")
     command = _command(loaded, models[0] if models else "M", layer)
     try:
@@ -62,6 +63,12 @@ def stored(
         _refuse_damaged(store, loaded, models, layer)
         raise
     return [Features(group, loaded, store) for group in groups]
+
+
+def _loaded(store: FeatureStore, dataset: Dataset | str | os.PathLike[str]) -> Dataset:
+    if isinstance(dataset, str | os.PathLike):
+        return store.datasets.load(os.fspath(dataset))
+    return dataset
 
 
 def _command(dataset: Dataset, model: str, layer: str | None) -> str:
@@ -139,22 +146,27 @@ def _refuse_damaged(
 
 
 def one_stored(
-    store: FeatureStore, dataset: str, *, model: str, layer: str, **variant: Any
+    store: FeatureStore,
+    dataset: Dataset | str | os.PathLike[str],
+    layer: str,
+    model: str | os.PathLike[str] | None,
+    **variant: Any,
 ) -> Features:
-    """Return the one feature array of a data set, model, layer and variant; as :func:`stored`.
-
-    Raises
-    ------
-    NotFoundError
-        If there are none, or several: the message says how they differ and what selects each.
-    """
+    """Return the one feature array of a data set, layer, model and variant: `Features.open`."""
     found = stored(store, dataset, model=model, layer=layer, **variant)
     if len(found) > 1:
+        models = sorted({each.key.model for each in found})
+        name = found[0].dataset.name
+        if len(models) > 1:
+            raise NotFoundError(
+                f"{len(models)} models have features of {name!r} at layer {layer!r}: "
+                f"{', '.join(models)}; give one with --model"
+            )
         what, options = choices([Variant.of(each.group.provenance) for each in found])
         layers = [f"--layer {each.key.ref}-{each.key.short.prefix}" for each in found]
         raise NotFoundError(
-            f"{len(found)} variants of {layer} by {model} are stored for {dataset!r}, which differ "
-            f"in {what or 'weights or graph'}: {options or ' or '.join(layers)}"
+            f"{len(found)} variants of {layer} by {models[0]} are stored for {name!r}, which "
+            f"differ in {what or 'weights or graph'}: {options or ' or '.join(layers)}"
         )
     return found[0]
 

@@ -56,9 +56,10 @@ class Rows:
 
     def labels(self, split: str) -> np.ndarray:
         """Return labels (row,) as the user gave them."""
-        labels = self.features.labels(split)
-        assert labels is not None
-        return labels
+        assert self.features.labels is not None
+        labels = self.features.labels[self._numbers[split]]
+        # scikit-learn takes classes of type object, which missing labels make of all, for unknown.
+        return np.asarray(labels.tolist()) if labels.dtype == object else labels
 
     def parts(self, split: str) -> Iterator[np.ndarray]:
         """Yield the features of a split in order, float32 (row, …), at once or streamed."""

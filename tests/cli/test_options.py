@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from featurestore.errors import NotFoundError
-from featurestore.features import one_stored, stored
+from featurestore.features import Features, stored
 from featurestore.heads import rank
 from featurestore.store import FeatureStore
 from tests.toys import build_network, featurestore, take_photos
@@ -56,7 +56,7 @@ def test_each_option_picks_and_all_together_leave_one(place: Path) -> None:
     assert len(stored(store, "photos", weights="again/tiny.keras")) == 1
     assert len(stored(store, "photos", weights=place / "first" / "tiny.keras")) == 3
     assert len(stored(store, "photos", precision="float32")) == 4
-    cropped = one_stored(store, "photos", model="tiny", layer=LAYER, resize="crop")
+    cropped = Features.open("photos", LAYER, store, model="tiny", resize="crop")
     assert cropped.group.provenance["prefix"]["preprocessing"]["resize"] == "crop"
     with pytest.raises(TypeError, match="inputsize"):
         stored(store, "photos", inputsize=16)

@@ -7,7 +7,7 @@ import pytest
 from featurestore.backbone import Backbone
 from featurestore.errors import InputError, UnknownLayerError
 from featurestore.extraction import extract, plan
-from featurestore.features import one_stored
+from featurestore.features import Features
 from featurestore.store.documents import read_json, write_json
 from tests.toys import drop_block
 
@@ -91,5 +91,5 @@ def test_features_of_another_model_with_the_same_prefix_are_copied(dataset, stor
     assert (layer.missing, layer.source) == ((), stored.key)
     extraction = extract(dataset, second, ["shared:avg"], store)
     assert extraction.reports["shared:avg"].rows_reused == 45
-    found = one_stored(store, dataset.name, model="second", layer="shared:avg")
+    found = Features.open(dataset.name, "shared:avg", store, model="second")
     np.testing.assert_array_equal(found.group.read(), stored.group.read())

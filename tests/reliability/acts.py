@@ -14,7 +14,7 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import StoreError
 from featurestore.extraction import extract, repair
-from featurestore.features import one_stored
+from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.store import FeatureStore
 from tests.toys import build_network, drop_block, featurestore, take_photos, tree
@@ -62,7 +62,7 @@ def make(folder: Path) -> Made:
     dataset = Dataset.open(folder / "photos", val=0.3)
     store = FeatureStore(folder / "store", create=True)
     extract(dataset, backbone, LAYERS, store)
-    fit_head(one_stored(store, "photos", model="tiny", layer="gap"), "logistic")
+    fit_head(Features.open("photos", "gap", store, model="tiny"), "logistic")
     return Made(folder, backbone, dataset)
 
 
@@ -102,7 +102,7 @@ def copies(made: Made, store: FeatureStore) -> None:
 
 
 def head(made: Made, store: FeatureStore) -> None:
-    fit_head(one_stored(store, "photos", model="tiny", layer="gap"), "knn", {"n_neighbors": 2})
+    fit_head(Features.open("photos", "gap", store, model="tiny"), "knn", {"n_neighbors": 2})
 
 
 def another_scan(made: Made, store: FeatureStore) -> None:

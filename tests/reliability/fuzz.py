@@ -306,7 +306,7 @@ def _replaced(path: Path, data: bytes) -> Iterator[None]:
 
 def small_store(folder: Path) -> Any:
     """A store with features of two layers, a data set and a head, made without any network."""
-    from featurestore.features import one_stored
+    from featurestore.features import Features
     from featurestore.heads import fit_head
     from featurestore.store import FeatureKey, FeatureStore
 
@@ -322,7 +322,7 @@ def small_store(folder: Path) -> Any:
         for block in range(group.blocks):
             rows = generator.normal(size=(len(group.features.span(block)), *shape))
             group.write_block(block, rows.astype(np.float16))
-    fit_head(one_stored(store, "tiny", model="toy", layer="gap"), "forest", {"n_estimators": 2})
+    fit_head(Features.open("tiny", "gap", store, model="toy"), "forest", {"n_estimators": 2})
     return store
 
 

@@ -19,7 +19,7 @@ from featurestore.errors import (
     NotFoundError,
 )
 from featurestore.extraction import extract, plan
-from featurestore.features import Features, one_stored
+from featurestore.features import Features
 from featurestore.heads import Head, fit_head, fit_heads, rank, rows
 from featurestore.pipeline import run_sweep
 from featurestore.promotion import promote
@@ -162,7 +162,7 @@ def test_a_layer_that_is_complete_is_ranked_without_the_others(torn: Torn) -> No
     extract(torn.photos, torn.backbone, ["gap"], torn.store)
     with pytest.warns(FeatureStoreWarning, match="not ranked"):
         assert [row["layer"] for row in rank(torn.store, "photos")] == ["gap"]
-    torn.store.features.remove(one_stored(torn.store, "photos", model="net", layer="gap").key)
+    torn.store.features.remove(Features.open("photos", "gap", torn.store, model="net").key)
 
 
 def test_a_block_that_goes_during_an_epoch_stops_it(made: Torn) -> None:
@@ -187,7 +187,7 @@ def test_a_killed_extraction_leaves_holes_and_no_zeros(made: Torn, tmp_path: Pat
         pytest.raises(Killed),
     ):
         extract(made.photos, made.backbone, [LAYER], store, batch_size=8)
-    features = one_stored(store, "photos", model="net", layer=LAYER)
+    features = Features.open("photos", LAYER, store, model="net")
     assert 0 < len(features.group.missing()) < 5
     with pytest.raises(IncompleteFeaturesError):
         features.arrays()
@@ -276,4 +276,4 @@ def test_too_little_to_learn_from(torn: Torn) -> None:
     with pytest.raises(HeadError, match=r"of 36 rows 0 exist.*run `featurestore extract photos"):
         fit_head(nothing, "ridge")
     with pytest.raises(NotFoundError, match="no features"):
-        one_stored(torn.store, "photos", model="net", layer="conv_a")
+        Features.open("photos", "conv_a", torn.store, model="net")

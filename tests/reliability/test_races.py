@@ -20,7 +20,7 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import NotFoundError, StoreError
 from featurestore.extraction import extract
-from featurestore.features import one_stored
+from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.store.key import encode_segment
@@ -196,9 +196,7 @@ def batches(arena: Arena, sizes: list[int]) -> None:
     assert not damages(store)
     assert not temporary(store)
     ours, theirs = (
-        one_stored(
-            FeatureStore(each, create=True), "photos", model="tiny", layer=WHOLE
-        ).group.read()
+        Features.open("photos", WHOLE, each, model="tiny").group.read()
         for each in (store, arena.alone())
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -393,7 +391,7 @@ def test_two_promotions_to_one_file(arena: Arena, extracted: Path) -> None:
 def replace_type(arena: Arena, extracted: Path, others: list[tuple[str, ...]]) -> set[str]:
     """Replace features while they are read and extracted; return what reading gave."""
     store = arena.new_store(like=extracted)
-    former = one_stored(FeatureStore(store, create=True), "photos", model="tiny", layer=WHOLE).group
+    former = Features.open("photos", WHOLE, store, model="tiny").group
     expected = former.read()
     running = [arena.start(store, *extraction(WHOLE, dtype="float32"))]
     running += [arena.start(store, *command) for command in others]
@@ -412,7 +410,7 @@ def replace_type(arena: Arena, extracted: Path, others: list[tuple[str, ...]]) -
     waiting.join()
     assert ended.is_set()
     outcomes |= {_read(former, block, expected) for block in range(former.blocks)}
-    after = one_stored(FeatureStore(store, create=True), "photos", model="tiny", layer=WHOLE)
+    after = Features.open("photos", WHOLE, store, model="tiny")
     assert after.dtype == np.float32
     np.testing.assert_allclose(after.group.read(), expected, rtol=1e-3, atol=1e-4)
     assert not damages(store)
@@ -480,7 +478,7 @@ def test_the_state_that_a_head_was_fitted_on_is_kept_whoever_removes_it(
 ) -> None:
     """gc may come between reading a data set and beginning to fit on it."""
     store = FeatureStore(arena.new_store(like=extracted), create=True)
-    features = one_stored(store, "photos", model="tiny", layer=POOLED)
+    features = Features.open("photos", POOLED, store, model="tiny")
     store.datasets.add(Dataset.open(arena.folder / "photos", val=0.6))
     store.gc(store.garbage())
     with pytest.raises(NotFoundError):
