@@ -7,10 +7,16 @@ from importlib.metadata import PackageNotFoundError, version
 PACKAGES = ("featurestore", "keras", "numpy", "pillow", "scikit-learn", "tensorflow", "zarr")
 
 
-def versions() -> dict[str, str]:
-    """Return the version of each library that is installed."""
+def versions(*paths: str) -> dict[str, str]:
+    """Return the version of each library that is installed.
+
+    Parameters
+    ----------
+    *paths : str
+        Import paths whose packages to add.
+    """
     found = {}
-    for package in PACKAGES:
+    for package in dict.fromkeys([*PACKAGES, *(path.partition(".")[0] for path in paths)]):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +14,8 @@ import numpy as np
 from featurestore.digests import digest_fields, short
 from featurestore.errors import HeadError, one_line
 from featurestore.heads import adopted, network, registry
-from featurestore.heads.identity import canonical, estimator_fields
-from featurestore.heads.persist import dump_sklearn
+from featurestore.heads.identity import canonical, estimator_fields, import_path
+from featurestore.heads.persist import is_portable
 
 if TYPE_CHECKING:
     from featurestore.features import Features
@@ -37,6 +38,10 @@ class Candidate:
         The user's parameters, as JSON values.
     fields : dict
         The identity of the estimator and its parameters, as JSON values.
+    portable : bool
+        Whether the fitted estimator can be stored so that loading it runs no foreign code.
+    nameless : str or None
+        Why the estimator has no identity, so that its head cannot be saved.
     """
 
     id: str
@@ -45,12 +50,14 @@ class Candidate:
     template: Any
     params: dict[str, Any]
     fields: dict[str, Any]
+    portable: bool = True
+    nameless: str | None = None
 
 
 def candidate(
     estimator: Any, params: Mapping[str, Any] | None, features: Features, seed: int
 ) -> Candidate:
-    """Return the head to fit, after checking that it can be fitted and stored.
+    """Return the head to fit, after checking what can be checked before.
 
     Parameters
     ----------
@@ -65,7 +72,7 @@ def candidate(
     Raises
     ------
     HeadError
-        If it cannot be fitted or stored.
+        If it cannot be fitted.
     """
     given = dict(params or {})
     params = {k: each.item() if isinstance(each, np.generic) else each for k, each in given.items()}
@@ -74,7 +81,7 @@ def candidate(
     if isinstance(estimator, str):
         # "sklearn.svm.SVC", "SVC" and SVC() are the same head.
         name = "+".join(part.strip().rpartition(".")[2] for part in estimator.split("+"))
-        if name in registry.KERAS_HEADS:
+        if estimator in registry.KERAS_HEADS:
             kind, options = "keras", registry.dense_options(name, params)
             template: Any = network.dense(options, features)
             fields = {"class": "dense", "params": options.model_dump()}
@@ -90,12 +97,34 @@ def candidate(
         name, params = _name_of(template), {**_changed(template), **params}
         registry.check_task(template, name, task)
         registry.with_params(template, params, name, seed)
+    portable, nameless = True, None
     if kind == "sklearn":
-        fields = estimator_fields(template)
-        dump_sklearn(template, name)
-    shown = {param: canonical(value, param) for param, value in params.items()}
+        portable = is_portable(template)
+        try:
+            fields = estimator_fields(template)
+        except HeadError as error:
+            nameless = str(error)
+            # Unlike any other, so that it is never taken for a stored one.
+            fields = {"class": import_path(type(template)), "fit": uuid.uuid4().hex}
     digest = digest_fields(_identity(fields, features, seed))
-    return Candidate(f"{name[:LONGEST_NAME]}-{short(digest)}", name, kind, template, shown, fields)
+    return Candidate(
+        id=f"{name[:LONGEST_NAME]}-{short(digest)}",
+        name=name,
+        kind=kind,
+        template=template,
+        params={param: shown(value, param) for param, value in params.items()},
+        fields=fields,
+        portable=portable,
+        nameless=nameless,
+    )
+
+
+def shown(value: Any, param: str) -> Any:
+    """Return the value of a parameter as JSON values; of one without canonical form, its name."""
+    try:
+        return canonical(value, param)
+    except HeadError:
+        return {"import": import_path(value if hasattr(value, "__name__") else type(value))}
 
 
 def _is_keras(estimator: Any) -> bool:
@@ -137,11 +166,15 @@ def _changed(estimator: Any) -> dict[str, Any]:
             if hasattr(part, "get_params")
             for param, value in _changed(part).items()
         }
-    defaults = inspect.signature(type(estimator)).parameters
+    try:
+        defaults = type(estimator)().get_params(deep=False)
+    except Exception:  # It requires parameters.
+        signature = inspect.signature(type(estimator)).parameters
+        defaults = {param: each.default for param, each in signature.items()}
     return {
         param: value
         for param, value in estimator.get_params(deep=False).items()
-        if repr(value) != repr(defaults[param].default)
+        if param not in defaults or repr(value) != repr(defaults[param])
     }
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import operator
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from featurestore.errors import DamagedError, HeadError, one_line
-from featurestore.heads.candidate import Candidate, candidate
+from featurestore.errors import DamagedError, HeadError
+from featurestore.heads.candidate import Candidate, candidate, shown
+from featurestore.heads.estimator import fit_estimator
 from featurestore.heads.events import HeadFitted, HeadReused, HeadWarned, OnEvent
 from featurestore.heads.head import Head
+from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import measure
+from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import Rows, check_labels
 from featurestore.versions import versions
 
@@ -44,9 +44,10 @@ def fit_head(
     features : Features
         Of a labelled data set.
     estimator : str, scikit-learn estimator or keras.Model
-        A ready-made name (see docs/heads.md); the class name or import path of a scikit-learn
-        estimator, several joined by ``+`` for a pipeline; an estimator or pipeline; or a Keras
-        model of Keras' own layers with outputs (row, class), built or not, compiled or not.
+        A ready-made name (see docs/heads.md); the import path of an estimator, or the class name
+        of one of scikit-learn's; several joined by ``+`` for a pipeline; an estimator or pipeline;
+        or a Keras model of Keras' own layers with outputs (row, class), built or not, compiled or
+        not.
         Objects are copied, not changed.
     params : mapping, optional
         Parameters of the estimator. In a pipeline, they belong to the last step;
@@ -56,7 +57,9 @@ def fit_head(
         For everything random: each ``random_state`` that is None, initial weights, dropout, order
         of rows.
     save : bool
-        Whether to save the head in the features' store.
+        Whether to save the head in the features' store. Of an estimator that cannot be loaded
+        without running foreign code (XGBoost, a class of yours) everything but the estimator is
+        saved: see `Head.portable`.
     on_event : callable, optional
         Receives each `HeadEvent`.
 
@@ -68,7 +71,7 @@ def fit_head(
     ------
     HeadError
         If the head or a parameter is unknown, if no head can learn from the labels, or if the
-        estimator cannot be stored without pickle.
+        estimator is to be saved and has no identity, such as one with a lambda.
     IncompleteFeaturesError, DamagedError
         If rows were never extracted, or cannot be read.
 
@@ -108,6 +111,9 @@ def fit_heads(
     check_labels(features.dataset)
     seed = operator.index(seed)
     candidates = [candidate(each, params, features, seed) for each, params in wanted]
+    for each in candidates:
+        if save and each.nameless:
+            raise HeadError(f"head {each.name!r}: {each.nameless}; or fit it with save=False")
     rows = Rows(features)
     rows.check_completed()
     fitting = _Fitting(rows, seed, save, on_event or (lambda event: None))
@@ -146,7 +152,7 @@ class _Fitting:
                 if self.save:
                     store.heads.fsync(head.id)
                 self.on_event(HeadReused(head.id))
-                return head
+                return head if head.portable else fitted_again(head, each, self.rows)
         head = self._fit(each)
         if self.save:
             head.save(store)
@@ -165,16 +171,15 @@ class _Fitting:
             )
             classes = tuple(features.classes)
         else:
-            estimator, warned = _fit_sklearn(each, rows)
+            estimator, classes, warned = fit_estimator(each, rows)
             problems += warned
-            classes = tuple(getattr(estimator, "classes_", np.array([])).tolist())
         for text in problems:
             self.on_event(HeadWarned(each.id, text))
         head = Head(
             id=each.id,
             name=each.name,
             kind=each.kind,
-            estimator=estimator,
+            _fit=lambda: estimator,
             task=rows.task,
             classes=classes,
             shape=features.shape[1:],
@@ -184,6 +189,10 @@ class _Fitting:
             history=history,
             problems=tuple(problems),
             lineage=_lineage(features, each),
+            portable=each.portable,
+            best_params=_best_params(estimator),
+            tags=(),
+            note="",
             store=features.store,
         )
         metrics = measure(head, rows)
@@ -195,24 +204,9 @@ class _Fitting:
         return head
 
 
-def _fit_sklearn(each: Candidate, rows: Rows) -> tuple[Any, list[str]]:
-    """Return the fitted estimator and its warnings."""
-    from sklearn.base import clone
-
-    X, y = rows.values("train"), rows.labels("train")
-    X = X.reshape(len(X), -1)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            estimator = clone(each.template).fit(X, y)
-            # Some mistakes, such as more neighbours than rows, only show in a prediction.
-            estimator.predict(X[:1])
-        except Exception as error:  # scikit-learn's estimators raise a dozen kinds
-            raise HeadError(
-                f"head {each.name!r} cannot be fitted: {one_line(error, 300)}"
-            ) from error
-    texts = [" ".join(str(warning.message).split()) for warning in caught]
-    return estimator, [text[:300] for text in dict.fromkeys(texts)]
+def _best_params(estimator: Any) -> dict[str, Any]:
+    found = getattr(estimator, "best_params_", None) or {}
+    return {name: shown(value, name) for name, value in found.items()}
 
 
 def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
@@ -238,6 +232,6 @@ def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
         "backbone": provenance.get("backbone"),
         "prefix": provenance.get("prefix"),
         "estimator": each.fields,
-        "versions": versions(),
+        "versions": versions(*foreign(each.fields)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

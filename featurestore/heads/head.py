@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -20,13 +20,14 @@ from featurestore.store import FeatureKey, FeatureStore
 CONFUSION_FILE = "confusion.json"
 # Bytes of features that go through a Keras head at once.
 FORWARD_BYTES = 64 * 2**20
+_TUPLES = ("classes", "shape", "problems", "tags")
 # What the document says of the estimator.
 _FITTED = ("kind", "task", "classes", "shape")
 
 
 @dataclass(frozen=True)
 class Head:
-    """A scikit-learn estimator or Keras model fitted on one layer's features.
+    """An estimator or Keras model fitted on one layer's features.
 
     Attributes
     ----------
@@ -34,11 +35,9 @@ class Head:
         ``<name>-<12 hex digits>``. The digits are a digest of everything that decides the head:
         estimator, parameters, seed, features, and the data set with its labels and splits.
     name : str
-        Ready-made name, or the class names of the estimator.
+        As the user named it; else the ready-made name, or the class names of the estimator.
     kind : {"sklearn", "keras"}
-        The library of the estimator.
-    estimator : scikit-learn estimator or keras.Model
-        Fitted.
+        Which interface the estimator has.
     task : {"classification", "regression"}
     classes : tuple
         The class of each column of `scores` and `predict_proba`; ``()`` for regression. A
@@ -57,6 +56,14 @@ class Head:
     lineage : dict
         ``features`` (key and whole digests), ``dataset``, ``backbone`` (its spec), ``prefix``,
         ``estimator`` (the fields of its identity), ``versions``, ``created``, ``seconds``.
+    portable : bool
+        Whether a store can keep the estimator. Of one that is not portable, such as XGBoost's, a
+        store keeps everything else, and the estimator is fitted again where it is needed.
+    best_params : dict
+        ``best_params_`` of a search.
+    tags : tuple of str
+    note : str
+        Of the user; like the name, they can be changed later and do not decide the id.
     store : FeatureStore
         The store of its features, and of the head itself if it was saved.
     """
@@ -64,7 +71,7 @@ class Head:
     id: str
     name: str
     kind: Literal["sklearn", "keras"]
-    estimator: Any = field(repr=False, compare=False)
+    _fit: Callable[[], Any] = field(repr=False, compare=False)
     task: Literal["classification", "regression"]
     classes: tuple[Any, ...]
     shape: tuple[int, ...]
@@ -74,7 +81,22 @@ class Head:
     history: dict[str, list[float]] = field(repr=False)
     problems: tuple[str, ...]
     lineage: dict[str, Any] = field(repr=False)
+    portable: bool
+    best_params: dict[str, Any] = field(repr=False)
+    tags: tuple[str, ...]
+    note: str = field(repr=False)
     store: FeatureStore = field(repr=False, compare=False)
+
+    @cached_property
+    def estimator(self) -> Any:
+        """The fitted scikit-learn estimator or keras.Model.
+
+        Raises
+        ------
+        HeadError
+            If the head is not portable and was loaded without its estimator.
+        """
+        return self._fit()
 
     @property
     def key(self) -> FeatureKey:
@@ -106,7 +128,7 @@ class Head:
             return self.scores(X)[:, 0]
         if self.kind == "keras":
             return np.asarray(self.classes)[self._probabilities(X).argmax(axis=1)]
-        return np.asarray(self.estimator.predict(self._rows(X)))
+        return self._named(np.asarray(self.estimator.predict(self._rows(X))))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray | None:
         """Predict the probability of each class.
@@ -155,11 +177,12 @@ class Head:
         return {**document, "id": self.id, "metrics": metrics, "history": history}
 
     def save(self, store: FeatureStore) -> None:
-        """Save the head in a store."""
+        """Save the head in a store; of one that is not portable, all but its estimator."""
+        files = {}
         if self.kind == "keras":
-            files = {persist.KERAS_FILE: persist.dump_keras(self.estimator)}
-        else:
-            files = {persist.SKLEARN_FILE: persist.dump_sklearn(self.estimator, self.name)}
+            files[persist.KERAS_FILE] = persist.dump_keras(self.estimator)
+        elif self.portable:
+            files[persist.SKLEARN_FILE] = persist.dump_sklearn(self.estimator, self.name)
         if self.task == "classification":
             # In a file of its own: with a thousand classes it is a megabyte.
             confusion = {split: each["confusion"] for split, each in self.metrics.items()}
@@ -167,7 +190,7 @@ class Head:
         store.heads.save(self.id, self.document(), files)
 
     @classmethod
-    def load(cls, store: FeatureStore, head: str) -> Head:
+    def load(cls, store: FeatureStore, head: str, estimator: Any = None) -> Head:
         """Load a head. It predicts exactly as the saved one.
 
         Parameters
@@ -175,29 +198,37 @@ class Head:
         store : FeatureStore
         head : str
             Its id, or a unique beginning of it.
+        estimator : str, class or estimator, optional
+            For a head that is not portable: what it was fitted as, since nothing that a store names
+            is imported. A class or import path gets the recorded parameters. It is fitted again
+            on the stored features when it is first needed, and a warning says so if its metrics
+            are not those that are recorded.
 
         Raises
         ------
         NotFoundError
             If no id begins with it, or several do; the message offers the nearest.
+        HeadError
+            If ``estimator`` is not what the head was fitted as.
         DamagedError
             If a file is missing or changed, or has content that must not be loaded.
         """
         head_id = find(store, head)
-        document = store.heads.get(head_id)
-        validate(document)
+        document = validate(store.heads.get(head_id))
         read = partial(store.heads.read, head_id)
         fields = {name: document[name] for name in FIELDS}
-        fields |= {name: tuple(document[name]) for name in ("classes", "shape", "problems")}
+        fields |= {name: tuple(document[name]) for name in _TUPLES}
+        wrong = None
         try:
             if fields["task"] == "classification":
                 for split, confusion in json.loads(read(CONFUSION_FILE)).items():
                     fields["metrics"][split]["confusion"] = confusion
-            if fields["kind"] == "keras":
-                estimator = persist.load_keras(read(persist.KERAS_FILE), head_id)
-            else:
-                estimator = persist.load_sklearn(read(persist.SKLEARN_FILE), head_id)
-            wrong = _misfit(estimator, **{name: fields[name] for name in _FITTED})
+            if fields["portable"]:
+                if fields["kind"] == "keras":
+                    fitted = persist.load_keras(read(persist.KERAS_FILE), head_id)
+                else:
+                    fitted = persist.load_sklearn(read(persist.SKLEARN_FILE), head_id)
+                wrong = _misfit(fitted, **{name: fields[name] for name in _FITTED})
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             wrong = f"{type(error).__name__}: {one_line(error)}"
         if wrong:
@@ -205,7 +236,20 @@ class Head:
                 f"the files of head {head_id!r} do not fit its document: {wrong}; fit the head "
                 "again with `featurestore train`"
             )
-        return cls(id=head_id, estimator=estimator, store=store, **fields)
+        loaded = cls(id=head_id, _fit=lambda: fitted, store=store, **fields)
+        if loaded.portable:
+            return loaded
+        from featurestore.heads.refit import missing_estimator, refit
+
+        if estimator is not None:
+            return refit(loaded, estimator)
+        return replace(loaded, _fit=partial(missing_estimator, loaded))
+
+    def _named(self, predicted: np.ndarray) -> np.ndarray:
+        """Return labels: an estimator may have been fitted on class numbers."""
+        if list(self.estimator.classes_) == list(self.classes):
+            return predicted
+        return np.asarray(self.classes)[predicted]
 
     def _rows(self, X: np.ndarray) -> np.ndarray:
         """Return features, float32, in the shape that the estimator takes."""

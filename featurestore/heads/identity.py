@@ -1,29 +1,46 @@
-"""The identity of a scikit-learn estimator: class and parameters in canonical form."""
+"""The identity of an estimator: class and parameters in canonical form."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurestore.digests import canonical_number
+from featurestore.digests import canonical_number, digest_bytes
 from featurestore.errors import HeadError
 
 # Parameters that change how fast an estimator is fitted, not what it learns.
 WITHOUT_EFFECT = frozenset({"n_jobs", "verbose", "memory", "cache_size", "pre_dispatch"})
+# Packages whose code is not in the identity; their versions are recorded.
+KNOWN = frozenset({"builtins", "numpy", "scipy", "sklearn"})
 
 
 def estimator_fields(estimator: Any) -> dict[str, Any]:
-    """Return an unfitted scikit-learn estimator as JSON values: import path and parameters.
+    """Return an unfitted estimator as JSON values: import path and parameters.
+
+    A class or function from outside scikit-learn, NumPy and SciPy has ``source``, the digest of its
+    module's file: a head must not be reused after its code was changed.
 
     Raises
     ------
     HeadError
-        If a parameter has no canonical form, such as a lambda or a random generator.
+        If a parameter has no canonical form, such as a lambda or a random generator; or the class
+        is in no module that can be imported.
     """
+    path = import_path(type(estimator))
+    if not _is_importable(path):
+        raise HeadError(
+            f"{path} cannot be part of a head's identity; define the class in a module that can be "
+            "imported"
+        )
     return {
-        "class": import_path(type(estimator)),
+        "class": path,
+        **_source(type(estimator)),
         "params": {
             name: canonical(value, name)
             for name, value in sorted(estimator.get_params(deep=False).items())
@@ -36,6 +53,41 @@ def import_path(thing: Any) -> str:
     """Return ``module.name`` of a class or function."""
     module = getattr(thing, "__module__", None) or "numpy"
     return f"{module}.{getattr(thing, '__qualname__', thing.__name__)}"
+
+
+def foreign(fields: Any) -> Iterator[str]:
+    """Yield the import paths, in the fields of an estimator, from outside the known packages."""
+    if isinstance(fields, Mapping):
+        for name, value in fields.items():
+            if name in ("class", "import") and str(value).partition(".")[0] not in KNOWN:
+                yield str(value)
+            yield from foreign(value)
+    elif isinstance(fields, list):
+        for each in fields:
+            yield from foreign(each)
+
+
+def _is_importable(path: str) -> bool:
+    return "<" not in path and not path.startswith("__main__.")
+
+
+def _source(thing: Any) -> dict[str, str]:
+    """Return the digest of the file that a class or function is defined in, unless it is known."""
+    name = getattr(thing, "__module__", None) or "numpy"
+    if name.partition(".")[0] in KNOWN:
+        return {}
+    module: Any = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    if name not in _DIGESTS or _DIGESTS[name][0] is not spec:
+        try:
+            _DIGESTS[name] = spec, digest_bytes(Path(inspect.getfile(module)).read_bytes())
+        except (OSError, TypeError):  # built into Python
+            return {}
+    return {"source": _DIGESTS[name][1]}
+
+
+# Digests of the files of modules, with the spec: a file may change without being imported again.
+_DIGESTS: dict[str, tuple[Any, str]] = {}
 
 
 def canonical(value: Any, name: str) -> Any:
@@ -62,8 +114,8 @@ def canonical(value: Any, name: str) -> Any:
         return {"dict": sorted(pairs, key=lambda pair: json.dumps(pair, sort_keys=True))}
     if callable(value) and hasattr(value, "__name__"):
         path = import_path(value)
-        if "<" not in path and not path.startswith("__main__."):
-            return {"import": path}
+        if _is_importable(path):
+            return {"import": path, **_source(value)}
     elif hasattr(value, "get_params"):
         return estimator_fields(value)
     elif type(value).__module__.startswith("sklearn."):

@@ -54,6 +54,15 @@ def dump_sklearn(estimator: Any, name: str) -> bytes:
     return data
 
 
+def is_portable(estimator: Any) -> bool:
+    """Whether an estimator can be stored so that loading it runs no foreign code."""
+    try:
+        dump_sklearn(estimator, "")
+    except HeadError:
+        return False
+    return True
+
+
 def load_sklearn(data: bytes, head_id: str) -> Any:
     """Read a scikit-learn estimator that `dump_sklearn` wrote.
 

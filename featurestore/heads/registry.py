@@ -1,8 +1,10 @@
-"""Heads by name: the ready-made ones, any scikit-learn estimator, and pipelines of them."""
+"""Heads by name: the ready-made ones, any estimator by its class, and pipelines of them."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -51,6 +53,23 @@ KERAS_HEADS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "gap-dense256-dropout": {"pool": "avg", "units": 256, "dropout": 0.5},
     }
 )
+# What else people call them, in lower case without hyphens.
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("logreg", "lr", "logit", "softmax", "linear", "linearprobe"), "logistic"),
+        **dict.fromkeys(("svm", "lsvm"), "linear-svm"),
+        **dict.fromkeys(("rf", "randomforest", "forests", "trees"), "forest"),
+        **dict.fromkeys(("nearest", "neighbors", "neighbours", "kneighbors"), "knn"),
+        **dict.fromkeys(("mlp", "nn", "net", "neuralnet", "keras", "fc"), "dense"),
+        **dict.fromkeys(("gbm", "gbdt", "gb", "boosting"), "HistGradientBoostingClassifier"),
+        **dict.fromkeys(("tree", "decisiontree"), "DecisionTreeClassifier"),
+        **dict.fromkeys(("nb", "bayes", "naivebayes"), "GaussianNB"),
+        **dict.fromkeys(("xgb", "xgboost", "xgbclassifier"), "xgboost.XGBClassifier"),
+        **dict.fromkeys(("lgbm", "lightgbm", "lgbmclassifier"), "lightgbm.LGBMClassifier"),
+        "lda": "LinearDiscriminantAnalysis",
+        "sgd": "SGDClassifier",
+    }
+)
 
 
 def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) -> None:
@@ -94,9 +113,9 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
     Parameters
     ----------
     name : str
-        A ready-made name, the class name of a scikit-learn estimator (``"SVC"``), an import path
-        (``"sklearn.svm.SVC"``), or several of these joined by ``+`` to a pipeline
-        (``"StandardScaler+PCA+logistic"``).
+        A ready-made name, the class name of a scikit-learn estimator (``"SVC"``), the import path
+        of any estimator (``"sklearn.svm.SVC"``, ``"xgboost.XGBClassifier"``), or several of these
+        joined by ``+`` to a pipeline (``"StandardScaler+PCA+logistic"``).
     params : mapping
         Parameters of the last step, or ``step__parameter`` of any.
     task : {"classification", "regression"}
@@ -163,18 +182,42 @@ def check_task(estimator: Any, name: str, task: Task) -> None:
 
 
 def _find_class(name: str) -> type:
-    """Return a class of scikit-learn; no module is imported because of its name."""
+    """Return the class of an estimator: of scikit-learn by its name, of others by import path."""
     known = _estimators()
     module, _, attribute = name.rpartition(".")
     found = known.get(attribute)
-    if found is None or not f"{found.__module__}.".startswith(f"{module}." if module else ""):
-        asked = attribute if module.startswith("sklearn") else name
-        offer = nearest(asked, [*SKLEARN_HEADS, *KERAS_HEADS, *known])
+    if found is not None and f"{found.__module__}.".startswith(f"{module}." if module else ""):
+        return found
+    if module and module.partition(".")[0] != "sklearn":
+        return _imported(module, attribute)
+    asked = attribute if module else name
+    alias = ALIASES.get(re.sub(r"[-_ ]", "", asked.casefold()))
+    offer = nearest(asked, [*SKLEARN_HEADS, *KERAS_HEADS, *known])
+    raise HeadError(
+        f"unknown head {name!r}; {f'did you mean {alias!r}?' if alias else offer} (or any "
+        "estimator by import path, of scikit-learn also by class name; see docs/heads.md)"
+    )
+
+
+def _imported(module: str, attribute: str) -> type:
+    """Import a class that the user names. What is stored never names a class to import."""
+    name = f"{module}.{attribute}"
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
         raise HeadError(
-            f"unknown head {name!r}; {offer} (or any scikit-learn estimator, "
-            "by class name or import path; see docs/heads.md)"
-        )
-    return found
+            f"head {name!r} needs the module {error.name!r}, which is not installed: "
+            f"`pip install {str(error.name).partition('.')[0]}`, or put the folder of your own "
+            "module on PYTHONPATH"
+        ) from error
+    except Exception as error:  # the module is not ours
+        raise HeadError(f"head {name!r} cannot be imported: {one_line(error)}") from error
+    if isinstance(found, type) and hasattr(found, "fit") and hasattr(found, "get_params"):
+        return found
+    raise HeadError(
+        f"found {'nothing' if found is None else repr(found)} at {name!r}; expected the class of "
+        "an estimator with the methods of scikit-learn's: fit, predict, get_params"
+    )
 
 
 @cache
@@ -191,12 +234,15 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int)
     A parameter that a pipeline does not have belongs to its last step.
     """
     known = estimator.get_params(deep=True)
-    last = getattr(estimator, "steps", [("", None)])[-1][0]
+    steps = getattr(estimator, "steps", None)
+    prefix, last = (f"{steps[-1][0]}__", steps[-1][1]) if steps else ("", estimator)
+    signature = inspect.signature(type(last)).parameters.values()
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in signature)  # LightGBM
     chosen = {}
     for param, value in params.items():
-        full = param if param in known else f"{last}__{param}"
-        if full not in known:
-            own = [each.removeprefix(f"{last}__") for each in known]
+        full = param if param in known else f"{prefix}{param}"
+        if full not in known and not takes_any:
+            own = [each.removeprefix(prefix) for each in known]
             raise HeadError(f"head {name!r} has no parameter {param!r}; {nearest(param, own)}")
         chosen[full] = value
     estimator.set_params(**chosen)

@@ -46,16 +46,24 @@ class _Document(_Part):
     history: dict[str, list[float | None]]
     problems: list[str]
     lineage: _Lineage
+    portable: bool = True
+    best_params: dict[str, Any] = {}
+    tags: list[str] = []
+    note: str = ""
 
 
 # All are attributes of a `Head`.
 FIELDS = tuple(_Document.model_fields)
+_DEFAULTS = {
+    name: field.default for name, field in _Document.model_fields.items() if not field.is_required()
+}
 
 
-def validate(document: Mapping[str, Any]) -> None:
-    """Raise DamagedError if the document of a head is not valid."""
+def validate(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of a head with its defaults; DamagedError if it is not valid."""
     try:
         _Document.model_validate(document)
+        return {**_DEFAULTS, **document}
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -140,16 +140,20 @@ def conversions(estimator: Any) -> list[tuple[Any, Convert]]:
         convert = _predictor(step) if last else _transformer(step)
         if convert is None or not type(step).__module__.startswith("sklearn."):
             place = "as the last step" if last else "before another step"
-            raise PromotionError(
-                f"{name} {f'{place} ' if len(steps) > 1 else ''}has no Keras form and cannot be "
-                f"promoted; what can be: {PROMOTABLE}. Train one of these on the same features "
-                "with `featurestore train`"
-            )
+            raise no_form(f"{name} {place}" if len(steps) > 1 else name)
         reason = _refusal(step)
         if reason is not None:
             raise PromotionError(f"{name} cannot be promoted: {reason}")
         found.append((step, convert))
     return found
+
+
+def no_form(what: str) -> PromotionError:
+    """Return the error for a head, or a step of one, that has no Keras form."""
+    return PromotionError(
+        f"{what} has no Keras form and cannot be promoted; what can be: {PROMOTABLE}. Train one of "
+        "these on the same features with `featurestore train`"
+    )
 
 
 def _steps(estimator: Any) -> list[Any]:

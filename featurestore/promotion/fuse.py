@@ -13,7 +13,7 @@ from featurestore.backbone import LayerRef
 from featurestore.backbone.copying import clone_onto
 from featurestore.errors import PromotionError
 from featurestore.heads.network import logits_model
-from featurestore.promotion.convert import as_layers, conversions
+from featurestore.promotion.convert import as_layers, conversions, no_form
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -64,6 +64,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     PromotionError
         If the head has no Keras form, or the backbone is not the one of its features.
     """
+    if not head.portable:  # Known without fitting it again.
+        raise no_form(head.name)
     ref = LayerRef.parse(head.key.ref)
     if backbone.prefix_digest(ref.layer) != head.key.prefix_digest:
         raise PromotionError(
@@ -103,6 +105,8 @@ def promotable(head: Head) -> bool:
     """Whether a head has a Keras form."""
     if head.kind == "keras":
         return True
+    if not head.portable:
+        return False
     try:
         conversions(head.estimator)
     except PromotionError:

@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.multioutput import ClassifierChain
 from sklearn.neighbors import RadiusNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import LabelPropagation
 from sklearn.svm import SVC
 
@@ -27,16 +24,6 @@ from featurestore.heads import (
 )
 from featurestore.store import FeatureStore
 from tests.heads.conftest import refused
-
-
-class Twice(TransformerMixin, BaseEstimator):
-    """A transformer of the user's own."""
-
-    def fit(self, X: Any, y: Any = None) -> Twice:
-        return self
-
-    def transform(self, X: Any) -> Any:
-        return 2 * X
 
 
 def test_the_same_head_is_fitted_once(three: Features) -> None:
@@ -101,7 +88,6 @@ def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) ->
         (ClassifierChain(LogisticRegression()), "cannot be fitted: tuple index out of range"),
         (RadiusNeighborsClassifier(1e-3), "cannot predict the val split: No neighbors found"),
         (LabelPropagation(gamma=1e6), "predicts NaN or infinity on the"),
-        (make_pipeline(StandardScaler(), Twice(), LogisticRegression()), "Twice"),
         (Ridge(), "predicts numbers, and the labels are classes"),
         (GridSearchCV(Ridge(), {"alpha": [1]}), "predicts numbers"),
         (GridSearchCV(SVC(), {"C": [1]}, refit=False), "no attribute 'predict'"),

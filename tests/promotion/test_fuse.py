@@ -137,7 +137,7 @@ def test_keras_heads_of_every_ending(
     model = build()
     model.build((None, 4, 4, 12))
     # What it has learned does not matter here.
-    head = replace(dense_head, estimator=model)
+    head = replace(dense_head, _fit=lambda: model)
     fused = fuse(head, backbone)
     rows = range(6)
     images = np.stack([backbone.resize(maps.dataset.image(row)) for row in rows])

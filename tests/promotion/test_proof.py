@@ -73,7 +73,7 @@ def test_a_keras_head_whose_softmax_is_nested(maps: Features, backbone: Backbone
     whole.build((None, 4, 4, 12))
     # Large weights: probabilities down to the smallest that float32 holds.
     whole.set_weights([40 * array for array in whole.get_weights()])
-    head = replace(fit_head(maps, "dense", {"epochs": 1}), estimator=whole)
+    head = replace(fit_head(maps, "dense", {"epochs": 1}), _fit=lambda: whole)
     assert head.scores(maps.group.read(np.arange(9), np.float32)).min() < -80
     assert proven(head, backbone, maps)[0].holds
 

@@ -1,0 +1,71 @@
+"""Fitting a scikit-learn estimator, or another library's, on the training rows."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from featurestore.errors import HeadError, one_line
+from featurestore.heads.candidate import Candidate
+from featurestore.heads.rows import Rows
+
+
+def fit_estimator(candidate: Candidate, rows: Rows) -> tuple[Any, tuple[Any, ...], list[str]]:
+    """Fit a copy of an estimator on the training rows.
+
+    Classifiers of other libraries may take nothing but class numbers from 0 (XGBoost, skorch). They
+    get these if they refuse the labels; `Head.predict` then gives labels again.
+
+    Returns
+    -------
+    estimator
+        Fitted.
+    classes : tuple
+        Label of each column of ``predict_proba``; ``()`` for regression.
+    problems : list of str
+        Warnings of the estimator.
+
+    Raises
+    ------
+    HeadError
+        If it cannot be fitted, or cannot predict.
+    """
+    X, y = rows.values("train"), rows.labels("train")
+    X = X.reshape(len(X), -1)
+    labels: np.ndarray | None = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            try:
+                estimator = _fitted(candidate.template, X, y)
+            except (TypeError, ValueError):
+                if candidate.portable or rows.task == "regression":
+                    raise
+                labels, numbers = np.unique(y, return_inverse=True)
+                estimator = _fitted(candidate.template, X, numbers)
+            # Some mistakes, such as more neighbours than rows, only show in a prediction.
+            estimator.predict(X[:1])
+        except Exception as error:  # estimators raise a dozen kinds
+            raise HeadError(
+                f"head {candidate.name!r} cannot be fitted: {one_line(error, 300)}"
+            ) from error
+    if rows.task == "regression":
+        classes: list[Any] = []
+    else:
+        if not hasattr(estimator, "classes_"):
+            with suppress(AttributeError):
+                estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
+        classes = (estimator.classes_ if labels is None else labels).tolist()
+    texts = [" ".join(str(warning.message).split()) for warning in caught]
+    return estimator, tuple(classes), [text[:300] for text in dict.fromkeys(texts)]
+
+
+def _fitted(template: Any, X: np.ndarray, y: np.ndarray) -> Any:
+    from sklearn.base import clone
+
+    estimator = clone(template)
+    fitted = estimator.fit(X, y)
+    return estimator if fitted is None else fitted  # A class of the user's may return nothing.

@@ -1,0 +1,141 @@
+"""Heads that are not portable: the estimator that a store cannot keep is fitted again.
+
+Nothing that a store names is imported. The user hands in the estimator; what is stored only says
+whether it is the right one.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from featurestore.errors import FeatureStoreWarning, HeadError
+from featurestore.features import Features
+from featurestore.heads.candidate import Candidate, candidate
+from featurestore.heads.estimator import fit_estimator
+from featurestore.heads.identity import WITHOUT_EFFECT, foreign
+from featurestore.heads.metrics import measure
+from featurestore.heads.rows import Rows
+
+if TYPE_CHECKING:
+    from featurestore.heads.head import Head
+
+# Relative difference of a metric that rounding explains.
+TOLERANCE = 1e-6
+
+
+def missing_estimator(head: Head) -> NoReturn:
+    """Raise HeadError that says how to hand in the estimator of a head."""
+    paths = list(dict.fromkeys(foreign(head.lineage["estimator"])))
+    (path, *others) = paths or ["its class"]
+    module, _, name = path.rpartition(".")
+    alone = not others and head.lineage["estimator"].get("class") == path
+    given = name if alone else "the estimator that it was fitted as"
+    raise HeadError(
+        f"head {head.id!r} is not portable: the store has its parameters and metrics, and not the "
+        f"estimator, which holds {', '.join(paths)}; hand that in, to fit it again: `from {module} "
+        f"import {name}`, then Head.load(store, {head.id!r}, estimator={given})"
+    )
+
+
+def refit(head: Head, estimator: Any) -> Head:
+    """Return a stored head with an estimator that is fitted when it is first needed.
+
+    Raises
+    ------
+    HeadError
+        If it is another estimator, or has other parameters, than the head was fitted with.
+    NotFoundError
+        If the features or the state of the data set are gone.
+    """
+    features = _features(head)
+    if isinstance(estimator, str | type):
+        params = {
+            name: _plain(value, name, head)
+            for name, value in head.params.items()
+            if name not in WITHOUT_EFFECT
+        }
+        if isinstance(estimator, type):
+            found = candidate(estimator(**params), None, features, head.seed)
+        else:
+            found = candidate(estimator, params, features, head.seed)
+    else:
+        found = candidate(estimator, None, features, head.seed)
+    if found.id.rpartition("-")[2] != head.id.rpartition("-")[2]:
+        raise HeadError(
+            f"head {head.id!r} was fitted as another estimator than the one that is handed in: "
+            f"{_difference(head.lineage['estimator'], found.fields)}; fit that one with fit_head"
+        )
+    return fitted_again(head, found, Rows(features))
+
+
+def fitted_again(head: Head, given: Candidate, rows: Rows) -> Head:
+    """Return a head whose estimator is fitted, and compared with its metrics, when needed."""
+
+    @cache
+    def fit() -> Any:
+        estimator, *_ = fit_estimator(given, rows)
+        measured = measure(replace(head, _fit=lambda: estimator), rows)
+        if differing := list(_differing(head.metrics, measured)):
+            warnings.warn(
+                f"head {head.id!r} was fitted again and measures otherwise than recorded: "
+                f"{', '.join(differing)}; another version of its library, or something random "
+                "without a seed",
+                FeatureStoreWarning,
+                stacklevel=3,
+            )
+        return estimator
+
+    return replace(head, _fit=fit)
+
+
+def _features(head: Head) -> Features:
+    recorded = head.lineage["dataset"]
+    dataset = head.store.datasets.load(recorded["name"], recorded["manifest_digest"])
+    features = Features(head.store.features.get(head.key), dataset, head.store)
+    return features.completed() if head.lineage["features"].get("rows") else features
+
+
+def _plain(value: Any, name: str, head: Head) -> Any:
+    """Return a recorded parameter, if it is nothing but data."""
+    if isinstance(value, list):
+        return [_plain(each, name, head) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"float"}:
+        return float(value["float"])
+    if value.keys() == {"dict"}:
+        return {_plain(key, name, head): _plain(each, name, head) for key, each in value["dict"]}
+    raise HeadError(
+        f"head {head.id!r} has an object as its parameter {name!r}, which a store does not keep; "
+        "hand in the estimator with its parameters, not the class"
+    )
+
+
+def _difference(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Say how the fields of two estimators differ first."""
+    for name in dict.fromkeys([*recorded, *found]):
+        before, now = recorded.get(name), found.get(name)
+        if before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping) and name != "dict":
+            return _difference(before, now)
+        if name == "source":
+            return f"the code of {found.get('class') or found.get('import')} has changed"
+        return f"{name} was {before!r} and is {now!r}"
+    return "it has the same parameters, on other features"
+
+
+def _differing(recorded: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{split} {name} {now:.3f} (recorded: {before:.3f})"
+        for split, metrics in recorded.items()
+        for name, before in metrics.items()
+        if isinstance(before, float)
+        and isinstance(now := measured.get(split, {}).get(name), float)
+        and not math.isclose(before, now, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    ]
