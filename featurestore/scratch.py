@@ -1,4 +1,4 @@
-"""Folders for files in the making; what a killed process leaves, the next one removes."""
+"""Temporary folders; the next process removes those that a killed one left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PREFIX, _SUFFIX = ".featurestore-", ".partial"
 
 @contextmanager
 def scratch(beside: Path | None = None) -> Iterator[Path]:
-    """Make a folder for a while, and remove those whose processes have died.
+    """Make a temporary folder, and remove those whose processes have died.
 
     A process holds a lock on its folder, which the kernel takes back when the process ends. Where
     there are no such locks, nothing of others is removed.
@@ -57,7 +57,7 @@ def _made(parent: Path) -> tuple[Path, int | None]:
 
 
 def _hold(folder: Path, *, wait: bool) -> int | None:
-    """Lock a folder; None where another process has it, or locks are not to be had."""
+    """Lock a folder; None if another process has locked it or the system has no such locks."""
     try:
         import fcntl
 

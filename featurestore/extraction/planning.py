@@ -297,7 +297,7 @@ def _stored(store: FeatureStore, key: FeatureKey) -> FeatureGroup | None:
     try:
         return None if found is None else store.features.get(found)
     except NotFoundError:
-        return None  # gc was quicker
+        return None  # gc has just removed them
     except StoreError:
         if found == key:
             raise

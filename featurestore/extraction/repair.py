@@ -177,7 +177,7 @@ def _repair_blocks(
     with suppress(FeatureStoreError):
         executor.run(decided.units)
         return {}
-    # An image is missing, or has changed: repair the blocks that do without it.
+    # An image is missing, or has changed: repair the blocks that do not need it.
     needs: Needs = {}
     for unit in decided.units:
         try:

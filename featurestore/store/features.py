@@ -175,7 +175,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             if (parts.prefix, parts.dataset, parts.ref.partition(":")[2]) == wanted:
                 candidates.append((parts.model != model, parts.ref != ref, path))
         for *_, path in sorted(candidates):
-            # Damaged features of others are neither used nor in the way.
+            # Damaged features of other models are skipped.
             with suppress(StoreError):
                 key = self._read(path).key
                 if (key.prefix_digest, key.dataset_digest) == (prefix_digest, dataset_digest):

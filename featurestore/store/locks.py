@@ -81,7 +81,7 @@ class Locks:
             system or file system has no locks: work is then not shared out.
         """
         with self._file(shared) as descriptor:
-            # Everybody locks in the same order, so that no two processes wait for each other.
+            # Every process locks in the same order, so that no two processes wait for each other.
             yield descriptor is None or all(
                 self._lock(descriptor, offset, shared, wait)
                 for offset in sorted(map(_offset, set(names)))

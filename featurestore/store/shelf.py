@@ -29,7 +29,7 @@ _LEFTOVER = re.compile(rf".+{PARTIAL_SUFFIX}")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that is checked and repaired as a whole, whether it can be read or not.
+    """An entry of a shelf that is checked and repaired as a whole, whether it can be read or not.
 
     Parameters
     ----------
@@ -94,11 +94,10 @@ class Garbage:
 
 
 class Shelf(ABC, Generic[K, V]):
-    """The things of one kind in a store.
+    """The entries of one kind in a store.
 
-    A thing is a folder below that of the shelf, which exists for readers once it holds the
-    `marker` file. Keys name things that are readable; items are all things, so that damage is
-    listed too.
+    An entry is a folder below that of the shelf. It exists for readers once it holds the `marker`
+    file. Keys name the readable entries; items are all of them, so that damage is listed too.
 
     Parameters
     ----------
@@ -109,19 +108,19 @@ class Shelf(ABC, Generic[K, V]):
     kind: ClassVar[Literal["features", "dataset", "head"]]
     #: Folder of the shelf in the store.
     folder: ClassVar[str]
-    #: The file of a thing that is written last.
+    #: The file of an entry that is written last.
     marker: ClassVar[str]
-    #: Paths, within a thing, of files that this program writes.
+    #: Paths, within an entry, of files that this program writes.
     own_files: ClassVar[re.Pattern[str]]
 
     def __init__(self, files: Files) -> None:
         self._files = files
 
-    # Things by key
+    # Entries by key
 
     @abstractmethod
     def path(self, key: K) -> str:
-        """Path of a thing in the store, whether it exists or not."""
+        """Path of an entry in the store, whether it exists or not."""
 
     @abstractmethod
     def keys(self) -> list[K]:
@@ -137,7 +136,7 @@ class Shelf(ABC, Generic[K, V]):
         return self._read(self.path(key))
 
     def has(self, key: K) -> bool:
-        """Whether a thing of this key was completely created."""
+        """Whether the entry of this key was completely created."""
         try:
             path = self.path(key)
         except InputError:  # Too long for a name; it may be the path of a data set.
@@ -151,7 +150,7 @@ class Shelf(ABC, Generic[K, V]):
     def lock(
         self, keys: Iterable[K], *, shared: bool = False, wait: bool = True
     ) -> AbstractContextManager[bool]:
-        """Lock things among all processes: shared to use them, exclusively to change them.
+        """Lock entries among all processes: shared to use them, exclusively to change them.
 
         The context manager gives whether all locks are held. A lock ends with its process.
 
@@ -172,24 +171,24 @@ class Shelf(ABC, Generic[K, V]):
         return self._files.locks.available
 
     def fsync(self, key: K) -> None:
-        """Make a thing durable whoever wrote it: its writer may have died before it did."""
+        """Make an entry durable, even if another process wrote it and died before it did."""
         self._fsync(self.path(key))
 
     # Integrity
 
     def items(self) -> list[Item]:
-        """List all things, readable or not."""
+        """List all entries, readable or not."""
         return [self.item(path) for path in self._stored()]
 
     def item(self, path: str) -> Item:
-        """Return the item of a thing, by its path in the store."""
+        """Return the item of an entry, by its path in the store."""
         return Item(self.kind, self._name(path), path)
 
     def check(self, item: Item) -> list[Damage]:
-        """Read every byte of a thing against its checksums; return what is damaged."""
+        """Read every byte of an entry against its checksums; return what is damaged."""
         found = list(self._check(item))
         if found:
-            # It may just have been removed or replaced; with the lock nobody can do that.
+            # It may just have been removed or replaced; under the lock no process can do that.
             with self._files.locks.acquire([item.path], shared=True):
                 found = list(self._check(item))
         return found
@@ -224,16 +223,16 @@ class Shelf(ABC, Generic[K, V]):
         """Return the name that a process which writes there has locked."""
         if garbage.kind != "leftover":
             return garbage.path
-        folder, thing, *inside = garbage.path.split("/")
-        return f"{folder}/{thing}" if inside and self._label(thing) is not None else folder
+        folder, segment, *inside = garbage.path.split("/")
+        return f"{folder}/{segment}" if inside and self._label(segment) is not None else folder
 
     def remove(self, key: K) -> int:
-        """Remove a thing; return the bytes freed."""
+        """Remove an entry; return the bytes freed."""
         with self.lock([key]):
             return self.discard(self.path(key))
 
     def discard(self, path: str) -> int:
-        """Remove a file, or the files of a thing that this program wrote, with its empty folders.
+        """Remove a file, or the files of an entry that this program wrote, with its empty folders.
 
         The caller holds the lock.
 
@@ -258,7 +257,7 @@ class Shelf(ABC, Generic[K, V]):
     # For the shelves
 
     def _paths(self) -> Iterator[str]:
-        """Yield paths that have the form of a thing's, sorted."""
+        """Yield paths that have the form of an entry's, sorted."""
         for segment in self._files.names(self.folder):
             if self._label(segment) is not None:
                 yield f"{self.folder}/{segment}"
@@ -271,7 +270,7 @@ class Shelf(ABC, Generic[K, V]):
         return str(self._label(path.partition("/")[2]))
 
     def _stored(self) -> Iterator[str]:
-        """Yield the paths of all things, readable or not."""
+        """Yield the paths of all entries, readable or not."""
         return filter(self._exists, self._paths())
 
     def _name(self, path: str) -> str:
@@ -280,25 +279,25 @@ class Shelf(ABC, Generic[K, V]):
 
     @abstractmethod
     def _read(self, path: str) -> V:
-        """Read the thing at a path."""
+        """Read the entry at a path."""
 
     @abstractmethod
     def _check(self, item: Item) -> Iterator[Damage]:
-        """Read every file of a thing; yield what is damaged."""
+        """Read every file of an entry; yield what is damaged."""
 
     def _repair(self, item: Item) -> None:
         """Rewrite damaged metadata."""
 
     def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
-        """Yield the things that can be removed."""
+        """Yield the entries that can be removed."""
         for path in self._paths():
             reason = self._unused(path, in_use)
             own = self._own(path) if reason else {}
-            if reason and own and path not in own:  # Somebody's file is not a thing.
+            if reason and own and path not in own:  # A foreign file is not an entry.
                 yield Garbage(self.kind, self._name(path), path, sum(own.values()), reason)
 
     def _unused(self, path: str, in_use: Collection[str]) -> str | None:
-        """Return why a thing can be removed; None if it cannot."""
+        """Return why an entry can be removed; None if it cannot."""
         return None if self._exists(path) else "writing it was interrupted"
 
     def _exists(self, path: str) -> bool:
@@ -338,10 +337,10 @@ class Shelf(ABC, Generic[K, V]):
 
 
 class DocumentShelf(Shelf[str, V]):
-    """A shelf of things with a name and a JSON document."""
+    """A shelf of entries with a name and a JSON document."""
 
     def path(self, key: str) -> str:
-        """Path of a thing in the store, whether it exists or not."""
+        """Path of an entry in the store, whether it exists or not."""
         return f"{self.folder}/{encode_segment(key)}"
 
     def keys(self) -> list[str]:

@@ -166,7 +166,7 @@ class FeatureStore:
         locks = {each: self._shelf(each.path).lock_name(each) for each in garbage}
         freed = 0
         with self._files.locks.acquire_free(set(locks.values())) as held:
-            # Listed again now that nobody can begin to use it.
+            # Listed again: under the locks no process can begin to use it.
             still = {each.path for each in self.garbage()} if held else set()
             for each, lock in locks.items():
                 if lock in held and each.path in still:
