@@ -211,15 +211,12 @@ class Features:
         return self._labels(np.arange(self.group.shape[0]))
 
     def _labels(self, rows: np.ndarray) -> np.ndarray | None:
-        if self.task is None:
+        if self.dataset.labels is None:
             return None
-        targets = self.dataset.targets[rows]
-        if self.task == "regression":
-            return targets
-        if (targets >= 0).all():
-            return np.asarray(self.classes)[targets]
-        # The code of a missing label, -1, picks the None at the end.
-        return np.array([*self.classes, None], dtype=object)[targets]
+        labels = self.dataset.labels[rows]
+        if self.task == "regression" or None in labels:
+            return labels
+        return labels.astype(np.asarray(self.classes).dtype)
 
     def arrays(
         self, split: str | None = None, *, labelled: bool | None = None, dtype: Any = "float32"
