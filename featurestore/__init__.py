@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
     from featurestore.errors import FeatureStoreError
-    from featurestore.extraction import Extraction, extract
+    from featurestore.extraction import Extraction, extract, plan
+    from featurestore.extraction.repair import repair
     from featurestore.features import Features
-    from featurestore.heads import Head, fit_head
-    from featurestore.promotion import promote
+    from featurestore.heads import Head, fit_head, fit_heads, leaderboard, rank
+    from featurestore.pipeline.run import run
+    from featurestore.pipeline.sweep import sweep
+    from featurestore.promotion import Promotion, evaluate, predict, promote
     from featurestore.store import FeatureKey, FeatureStore
 
 _HOMES = {
@@ -28,9 +31,19 @@ _HOMES = {
     "Features": "features",
     "Head": "heads",
     "LayerRef": "backbone",
+    "Promotion": "promotion",
+    "evaluate": "promotion",
     "extract": "extraction",
     "fit_head": "heads",
+    "fit_heads": "heads",
+    "leaderboard": "heads",
+    "plan": "extraction",
+    "predict": "promotion",
     "promote": "promotion",
+    "rank": "heads",
+    "repair": "extraction.repair",
+    "run": "pipeline.run",
+    "sweep": "pipeline.sweep",
 }
 
 __all__ = [
@@ -43,9 +56,19 @@ __all__ = [
     "Features",
     "Head",
     "LayerRef",
+    "Promotion",
+    "evaluate",
     "extract",
     "fit_head",
+    "fit_heads",
+    "leaderboard",
+    "plan",
+    "predict",
     "promote",
+    "rank",
+    "repair",
+    "run",
+    "sweep",
 ]
 
 

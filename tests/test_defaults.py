@@ -14,7 +14,7 @@ import pytest
 import featurestore as fs
 from featurestore.cli import cli
 from featurestore.dataset import Splits
-from featurestore.heads import fit_heads, list_heads
+from featurestore.heads import fit_heads, leaderboard
 from featurestore.pipeline.spec import BaselineSpec, ExtractSpec, HeadSpec, SelectSpec
 from featurestore.promotion.fine_tuning import FineTuning
 from tests.toys import take_photos
@@ -83,4 +83,4 @@ def test_what_is_left_out_gives_what_the_default_gives(
 
     head = fs.fit_head(features, "ridge")
     assert fs.fit_head(features, "ridge", {}, seed=0, save=True).id == head.id
-    assert [row["head"] for row in list_heads(store)] == [head.id]
+    assert [row["head"] for row in leaderboard(store=store)] == [head.id]

@@ -37,7 +37,7 @@ def rank_command(
 
     opened = FeatureStore(store)
     with Progress() as progress:
-        rows = rank(opened, dataset, model, on_event=progress, **variant)
+        rows = rank(dataset, opened, model, on_event=progress, **variant)
     if as_json:
         print_json(rows)
         return
@@ -134,10 +134,10 @@ def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:
 
 
 @click.command("sweep")
-@click.argument("sweep", metavar="SWEEP.yaml")
+@click.argument("file", metavar="SWEEP.yaml")
 @store_option
 @json_option
-def sweep_command(sweep: str, store: str, as_json: bool) -> None:
+def sweep_command(file: str, store: str, as_json: bool) -> None:
     """Train every head that SWEEP.yaml lists on the stored features it names.
 
     \b
@@ -154,19 +154,20 @@ def sweep_command(sweep: str, store: str, as_json: bool) -> None:
     Example:
       featurestore sweep sweep.yaml
     """
-    from featurestore.heads import KERAS_HEADS, list_heads
-    from featurestore.pipeline import SweepSpec, read_spec, run_sweep
+    from featurestore.heads import KERAS_HEADS, leaderboard
+    from featurestore.pipeline import SweepSpec, read_spec
+    from featurestore.pipeline.sweep import sweep
 
     opened = FeatureStore(store)
-    if any(each.head in KERAS_HEADS for each in read_spec(sweep, SweepSpec).spec.heads):
+    if any(each.head in KERAS_HEADS for each in read_spec(file, SweepSpec).spec.heads):
         load_tensorflow()
     with Progress() as progress:
-        found = run_sweep(sweep, opened, on_event=progress)
+        found = sweep(file, opened, on_event=progress)
     fitted = {head.id for head in found}
     rows = [
         row
         for name in {head.lineage["dataset"]["name"] for head in found}
-        for row in list_heads(opened, name)
+        for row in leaderboard(name, opened)
         if row["head"] in fitted
     ]
     print_json(rows) if as_json else print_heads(rows)
@@ -196,10 +197,10 @@ def heads_command(
     Example:
       featurestore heads photos
     """
-    from featurestore.heads import list_heads
+    from featurestore.heads import leaderboard
 
     opened = FeatureStore(store)
-    rows = list_heads(opened, dataset, sort, **variant)
+    rows = leaderboard(dataset, opened, sort=sort, **variant)
     if as_json:
         print_json(rows)
     elif rows:

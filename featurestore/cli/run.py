@@ -33,12 +33,13 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
     Example:
       featurestore run pipelines/quickstart.yaml
     """
-    from featurestore.pipeline import PipelineSpec, read_spec, run_pipeline
+    from featurestore.pipeline import PipelineSpec, read_spec
+    from featurestore.pipeline.run import run
 
     read_spec(pipeline, PipelineSpec)  # a mistake is reported before TensorFlow is loaded
     load_tensorflow()
     with Progress() as progress:
-        manifest = run_pipeline(pipeline, store, runs=runs, on_event=progress)
+        manifest = run(pipeline, store, runs=runs, on_event=progress)
     if as_json:
         print_json(manifest)
         return

@@ -12,7 +12,7 @@
     probe       layers ranked                      events      events of fitting and ranking
 """
 
-from featurestore.heads.compare import best, list_heads
+from featurestore.heads.compare import best, leaderboard
 from featurestore.heads.events import (
     EpochEnded,
     HeadEvent,
@@ -42,6 +42,6 @@ __all__ = [
     "check_named",
     "fit_head",
     "fit_heads",
-    "list_heads",
+    "leaderboard",
     "rank",
 ]

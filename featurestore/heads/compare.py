@@ -13,10 +13,13 @@ from featurestore.heads.head import Head
 from featurestore.heads.rows import SPLITS
 from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale, state
+from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import Variant
 
 if TYPE_CHECKING:
-    from featurestore.store import FeatureStore
+    import os
+
+    from featurestore.dataset import Dataset
 
 
 def parse_metric(text: str | None, task: str) -> tuple[str, str]:
@@ -83,10 +86,11 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     return min(heads, key=lambda head: sort_key(values[head.id], name))
 
 
-def list_heads(
-    store: FeatureStore,
-    dataset: str | None = None,
-    sort_metric: str | None = None,
+def leaderboard(
+    dataset: Dataset | str | os.PathLike[str] | None = None,
+    store: StoreLike = None,
+    *,
+    sort: str | None = None,
     **variant: Any,
 ) -> list[dict[str, Any]]:
     """List the heads of a store by data set, best first. Loads neither scikit-learn nor Keras.
@@ -97,10 +101,11 @@ def list_heads(
 
     Parameters
     ----------
-    store : FeatureStore
-    dataset : str, optional
-        Only heads on this data set: a name, or a path that was scanned.
-    sort_metric : str, optional
+    dataset : Dataset, str or path, optional
+        Only heads on this data set: a `Dataset`, a name, or a path that was scanned.
+    store : FeatureStore, path or URL, optional
+        By default FEATURESTORE_STORE, else ``./store``.
+    sort : str, optional
         As in `best`. Heads without it come last, before the stale ones.
     **variant
         Only heads on features of this ``input_size``, ``resize``, ``weights``, …: as in `stored`.
@@ -116,21 +121,23 @@ def list_heads(
         the fields of `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
     """
     asked = Variant(**variant)
+    store = FeatureStore.of(store)
     documents = _valid(store)
     names = {each["lineage"]["dataset"]["name"] for each in documents}
-    if dataset is not None and dataset not in names:
-        dataset = store.datasets.load(dataset).name
-    if sort_metric is not None:
-        parse_metric(sort_metric, "")
+    name = None if dataset is None else str(getattr(dataset, "name", dataset))
+    if name is not None and name not in names:
+        name = store.datasets.load(name).name
+    if sort is not None:
+        parse_metric(sort, "")
     documents = [
         each
         for each in documents
-        if dataset in (None, each["lineage"]["dataset"]["name"])
+        if name in (None, each["lineage"]["dataset"]["name"])
         and Variant.of(each["lineage"]).fits(asked)
     ]
     rows, order = [], {}
     for each, differs in zip(documents, stale(store, documents), strict=True):
-        split, metric = parse_metric(sort_metric, each["task"])
+        split, metric = parse_metric(sort, each["task"])
         row = {**head_row(each, split, metric), "stale": differs}
         rows.append(row)
         order[row["head"]] = sort_key(row[f"{split}_{metric}"], metric)
@@ -155,7 +162,7 @@ def _valid(store: FeatureStore) -> list[dict[str, Any]]:
 
 
 def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
-    """Return what a table shows of a head: the columns of `list_heads`, but ``stale``."""
+    """Return what a table shows of a head: the columns of `leaderboard`, but ``stale``."""
     usual = metrics.primary(document["task"])
     columns = dict.fromkeys([("val", usual), ("test", usual), (split, metric)])
     measured, origin = document["metrics"], document["lineage"]

@@ -145,7 +145,7 @@ class _Fitting:
         store = self.rows.features.store
         if store.heads.has(each.id):
             try:
-                head = Head.load(store, each.id)
+                head = Head.load(each.id, store)
             except DamagedError:
                 pass  # It is fitted again.
             else:

@@ -15,7 +15,7 @@ from featurestore.digests import finite_json
 from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line
 from featurestore.heads import persist
 from featurestore.heads.schema import FIELDS, validate
-from featurestore.store import FeatureKey, FeatureStore
+from featurestore.store import FeatureKey, FeatureStore, StoreLike
 
 CONFUSION_FILE = "confusion.json"
 # Bytes of features that go through a Keras head at once.
@@ -190,14 +190,15 @@ class Head:
         store.heads.save(self.id, self.document(), files)
 
     @classmethod
-    def load(cls, store: FeatureStore, head: str, estimator: Any = None) -> Head:
+    def load(cls, head: str, store: StoreLike = None, estimator: Any = None) -> Head:
         """Load a head. It predicts exactly as the saved one.
 
         Parameters
         ----------
-        store : FeatureStore
         head : str
             Its id, or a unique beginning of it.
+        store : FeatureStore, path or URL, optional
+            By default FEATURESTORE_STORE, else ``./store``.
         estimator : str, class or estimator, optional
             For a head that is not portable: what it was fitted as, since nothing that a store names
             is imported. A class or import path gets the recorded parameters. It is fitted again
@@ -213,6 +214,7 @@ class Head:
         DamagedError
             If a file is missing or changed, or has content that must not be loaded.
         """
+        store = FeatureStore.of(store)
         head_id = find(store, head)
         document = validate(store.heads.get(head_id))
         read = partial(store.heads.read, head_id)

@@ -13,10 +13,13 @@ from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
 from featurestore.heads.events import LayerRanked, OnEvent
 from featurestore.heads.rows import check_labels
+from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import Variant
 
 if TYPE_CHECKING:
-    from featurestore.store import FeatureStore
+    import os
+
+    from featurestore.dataset import Dataset
 
 PROBE_ROWS = 2000
 PROBE_FOLDS = 5
@@ -31,9 +34,9 @@ Folds = list[tuple[np.ndarray, np.ndarray]]
 
 
 def rank(
-    store: FeatureStore,
-    dataset: str,
-    model: str | None = None,
+    dataset: Dataset | str | os.PathLike[str],
+    store: StoreLike = None,
+    model: str | os.PathLike[str] | None = None,
     *,
     on_event: OnEvent | None = None,
     **variant: Any,
@@ -47,10 +50,11 @@ def rank(
 
     Parameters
     ----------
-    store : FeatureStore
-    dataset : str
-        A name, or a path that was scanned.
-    model : str, optional
+    dataset : Dataset, str or path
+        A data set, its name, or a path that was scanned.
+    store : FeatureStore, path or URL, optional
+        By default FEATURESTORE_STORE, else ``./store``.
+    model : str or path, optional
         Only layers of this backbone.
     on_event : callable, optional
         Receives `LayerRanked` after each layer.
@@ -74,7 +78,7 @@ def rank(
     IncompleteFeaturesError
         If no layer is complete. Otherwise incomplete layers are left out, with a warning.
     """
-    asked = stored(store, dataset, model=model, **variant)
+    asked = stored(FeatureStore.of(store), dataset, model=model, **variant)
     found = [each for each in asked if each.complete]
     if not found:
         asked[0].group.require()

@@ -38,7 +38,7 @@ def missing_estimator(head: Head) -> NoReturn:
     raise HeadError(
         f"head {head.id!r} is not portable: the store has its parameters and metrics, and not the "
         f"estimator, which holds {', '.join(paths)}; hand that in, to fit it again: `from {module} "
-        f"import {name}`, then Head.load(store, {head.id!r}, estimator={given})"
+        f"import {name}`, then Head.load({head.id!r}, store, estimator={given})"
     )
 
 

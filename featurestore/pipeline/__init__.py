@@ -1,10 +1,11 @@
-"""Pipelines and sweeps: YAML files of what to do, and the code that runs them."""
+"""Pipelines and sweeps: YAML files of what to do, and the code that runs them.
+
+`featurestore.run` and `featurestore.sweep` are in the modules of the same names.
+"""
 
 from featurestore.pipeline.events import PipelineEvent, StageNoted, StageSkipped, StageStarted
-from featurestore.pipeline.run import run_pipeline
 from featurestore.pipeline.spec import PipelineSpec, SweepSpec
 from featurestore.pipeline.spec_file import SpecFile, parse_value, read_spec
-from featurestore.pipeline.sweep import run_sweep
 
 __all__ = [
     "PipelineEvent",
@@ -16,6 +17,4 @@ __all__ = [
     "SweepSpec",
     "parse_value",
     "read_spec",
-    "run_pipeline",
-    "run_sweep",
 ]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
 
 
-def run_pipeline(
+def run(
     path: str | Path, store: StoreLike = None, *, runs: str | Path = "runs", on_event: Any = None
 ) -> dict[str, Any]:
     """Run a pipeline file: data, extract, heads, promote. Stages that are up to date are skipped.

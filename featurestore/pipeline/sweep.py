@@ -15,7 +15,7 @@ from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore, StoreLike
 
 
-def run_sweep(path: str | Path, store: StoreLike = None, *, on_event: Any = None) -> list[Head]:
+def sweep(path: str | Path, store: StoreLike = None, *, on_event: Any = None) -> list[Head]:
     """Fit every head of a sweep file on every layer that it names. Stored heads are reused.
 
     Parameters

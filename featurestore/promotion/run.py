@@ -129,7 +129,7 @@ def load_origin(store: FeatureStore, head: str) -> tuple[Head, Backbone, Dataset
     PromotionError
         If the head does not record its backbone.
     """
-    fitted = Head.load(store, head)
+    fitted = Head.load(head, store)
     recorded = fitted.lineage["dataset"]
     data = store.datasets.load(recorded["name"], recorded["manifest_digest"])
     if fitted.lineage["backbone"] is None:

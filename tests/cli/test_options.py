@@ -135,7 +135,7 @@ def test_tables_have_a_column_for_what_differs(place: Path) -> None:
     assert ranked.splitlines()[0].split()[:5] == ["model", "input", "size", "resize", "layer"]
     one = featurestore("rank", "photos", "--input-size", "12").out
     assert one.splitlines()[0].split()[:2] == ["model", "layer"]
-    assert len(rank(FeatureStore("store", create=True), "photos", resize="crop")) == 1
+    assert len(rank("photos", FeatureStore("store", create=True), resize="crop")) == 1
 
 
 def test_heads_show_the_variant_they_were_fitted_on(place: Path) -> None:

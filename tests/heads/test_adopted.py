@@ -36,7 +36,7 @@ def test_an_unbuilt_model_takes_shape_and_seed(maps: Features) -> None:
     assert head.metrics["train"]["accuracy"] > 0.8
     X, _ = maps.arrays("val")
     assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
-    again = Head.load(maps.store, head.id)
+    again = Head.load(head.id, maps.store)
     assert np.array_equal(again.scores(X), head.scores(X))
 
 
@@ -61,7 +61,7 @@ def test_a_built_model_starts_from_its_weights(maps: Features) -> None:
     X, _ = maps.arrays("val")
     assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
     # Normalization computes with a copy of its weights, which must come back too.
-    assert np.array_equal(Head.load(maps.store, head.id).scores(X), head.scores(X))
+    assert np.array_equal(Head.load(head.id, maps.store).scores(X), head.scores(X))
 
 
 def test_a_compiled_model_keeps_its_optimizer_and_loss(maps: Features) -> None:

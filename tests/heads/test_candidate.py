@@ -71,7 +71,7 @@ def test_pipelines_by_name_and_as_objects(three: Features) -> None:
     assert head.name == "StandardScaler+PCA+LogisticRegression"
     assert head.params == {"pca__n_components": 4, "logisticregression__C": 0.1}
     X, _ = three.arrays("test")
-    assert np.array_equal(Head.load(three.store, head.id).predict(X), head.predict(X))
+    assert np.array_equal(Head.load(head.id, three.store).predict(X), head.predict(X))
 
 
 @pytest.mark.reliability
@@ -80,11 +80,11 @@ def test_another_process_finds_the_same_heads_and_loads_little(three: Features) 
     code = (
         "import sys\n"
         "from featurestore.features import Features\n"
-        "from featurestore.heads import fit_heads, list_heads\n"
+        "from featurestore.heads import fit_heads, leaderboard\n"
         "from featurestore.heads.candidate import candidate\n"
         "from featurestore.store import FeatureStore\n"
         f"store = FeatureStore({three.store.location!r}, create=True)\n"
-        "assert len(list_heads(store, 'toys')) == 1\n"
+        "assert len(leaderboard('toys', store)) == 1\n"
         "assert not {'tensorflow', 'keras', 'sklearn', 'skops', 'pandas'} & set(sys.modules)\n"
         "(group,), dataset = store.features.values(), store.datasets.load('toys')\n"
         "features = Features(group, dataset, store)\n"

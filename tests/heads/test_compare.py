@@ -4,7 +4,7 @@ import pytest
 
 from featurestore.errors import HeadError, NotFoundError
 from featurestore.features import Features
-from featurestore.heads import best, fit_head, fit_heads, list_heads
+from featurestore.heads import best, fit_head, fit_heads, leaderboard
 from featurestore.store import FeatureStore
 from tests.heads.conftest import MakeFeatures
 
@@ -18,7 +18,7 @@ def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> N
     fit_heads(poor, [("ridge", None), ("logistic", None)])
     unmeasured = fit_head(other, "ridge")
 
-    table = list_heads(store)
+    table = leaderboard(store=store)
     assert [row["dataset"] for row in table] == ["others"] + ["toys"] * 4
     assert table.pop(0)["head"] == unmeasured.id
     assert [row["layer"] for row in table[:2]] == ["good:avg"] * 2
@@ -28,15 +28,15 @@ def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> N
     assert {row["manifest"] for row in table} == {good.dataset.manifest_digest}
     assert {row["stale"] for row in table} == {None}
 
-    assert [row["dataset"] for row in list_heads(store, "others")] == ["others"]
-    losses = [row["test_log_loss"] for row in list_heads(store, "toys", "test.log_loss")]
+    assert [row["dataset"] for row in leaderboard("others", store)] == ["others"]
+    losses = [row["test_log_loss"] for row in leaderboard("toys", store, sort="test.log_loss")]
     known = [each for each in losses if each is not None]
     assert known == sorted(known)
     assert losses[2:] == [None, None]
     with pytest.raises(NotFoundError, match="did you mean 'toys'"):
-        list_heads(store, "toyz")
+        leaderboard("toyz", store)
     with pytest.raises(HeadError, match="did you mean 'accuracy'"):
-        list_heads(store, sort_metric="acuracy")
+        leaderboard(store=store, sort="acuracy")
 
 
 def test_the_best_of_some_heads(three: Features) -> None:

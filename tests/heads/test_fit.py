@@ -41,7 +41,7 @@ def test_what_a_solver_warns_of_is_kept(three: Features) -> None:
     head = fit_head(three, "logistic", {"max_iter": 1}, on_event=events.append)
     assert any("converge" in text for text in head.problems)
     assert any(isinstance(each, HeadWarned) for each in events)
-    assert Head.load(three.store, head.id).problems == head.problems
+    assert Head.load(head.id, three.store).problems == head.problems
 
 
 def test_lineage(three: Features) -> None:
@@ -75,11 +75,11 @@ def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) ->
     (folder,) = (Path(store.location) / "heads").iterdir()
     (folder / "model.skops").write_bytes(b"torn")
     with pytest.raises(FeatureStoreError, match="featurestore train"):
-        Head.load(store, head.id)
+        Head.load(head.id, store)
     events: list[Any] = []
     fit_head(three, "ridge", on_event=events.append)
     assert isinstance(events[-1], HeadFitted)
-    assert Head.load(store, head.id).metrics == head.metrics
+    assert Head.load(head.id, store).metrics == head.metrics
 
 
 @pytest.mark.parametrize(

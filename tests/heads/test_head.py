@@ -49,7 +49,7 @@ def test_scores_of_a_perceptron_are_its_logits(
 def test_integer_labels_stay_integers(make_features: MakeFeatures) -> None:
     head = fit_head(make_features([3, 5, 9] * 10), "ridge")
     assert head.classes == (3, 5, 9)
-    assert Head.load(make_features([3, 5, 9] * 10).store, head.id).classes == (3, 5, 9)
+    assert Head.load(head.id, make_features([3, 5, 9] * 10).store).classes == (3, 5, 9)
     assert head.predict(np.zeros((1, 12))).dtype.kind == "i"
 
 
@@ -91,7 +91,7 @@ def test_a_head_whose_files_do_not_fit_its_document_is_damaged(
     heads.save("odd-000000000000", document, files)
 
     with pytest.raises(DamagedError, match=f"do not fit its document.*{says}.*featurestore train"):
-        Head.load(three.store, "odd-")
+        Head.load("odd-", three.store)
 
 
 def test_a_keras_head_with_other_classes_is_damaged(three: Features) -> None:
@@ -100,4 +100,4 @@ def test_a_keras_head_with_other_classes_is_damaged(three: Features) -> None:
     heads.save("odd-000000000000", {**head.document(), "classes": ["ant", "bee"]}, files)
 
     with pytest.raises(DamagedError, match=r"maps \(None, 12\) to \(None, 3\)"):
-        Head.load(three.store, "odd-")
+        Head.load("odd-", three.store)

@@ -45,7 +45,7 @@ def test_a_ready_made_head(maps: Features) -> None:
     assert len(head.history["loss"]) == 8
 
     X, y = maps.arrays("val")
-    again = Head.load(maps.store, head.id)
+    again = Head.load(head.id, maps.store)
     assert again == head
     assert np.array_equal(again.predict(X), head.predict(X))
     assert np.array_equal(again.scores(X), head.scores(X))

@@ -22,15 +22,15 @@ def test_layers_ranked_by_a_probe(make_features: MakeFeatures, store: FeatureSto
     drop_block(incomplete.group, 0)
     events: list[object] = []
     with pytest.warns(FeatureStoreWarning, match="1 of 3 layers are not ranked.*: part:avg; "):
-        table = rank(store, "toys", on_event=events.append)
+        table = rank("toys", store, on_event=events.append)
     assert [row["layer"] for row in table] == ["good", "poor:avg"]
     assert table[0]["score"] > 0.9 > table[1]["score"]
     assert (table[0]["dims"], table[0]["bytes"], table[0]["shape"]) == (128, 256, [4, 4, 8])
     assert len(events) == 2
     with pytest.warns(FeatureStoreWarning):
-        assert rank(store, "toys") == table
+        assert rank("toys", store) == table
     with pytest.raises(NotFoundError, match="did you mean 'toynet'"):
-        rank(store, "toys", "toynett")
+        rank("toys", store, "toynett")
 
 
 @pytest.mark.parametrize("dims", [5, 300])
@@ -43,7 +43,7 @@ def test_a_probe_of_numbers_and_groups(
     monkeypatch.setattr(probe, "PROBE_ROWS", 40)
     groups = [str(number // 4) for number in range(60)]
     make_features(np.linspace(0, 1, 60).tolist(), (dims,), noise=0.1, groups=groups)
-    (row,) = rank(store, "toys")
+    (row,) = rank("toys", store)
     assert row["metric"] == "r2"
     assert row["score"] > 0.8
     assert row["rows"] == 40
@@ -83,17 +83,17 @@ def test_layers_are_ranked_on_the_same_rows(
     monkeypatch.setattr(probe, "FEWEST_PROBE_ROWS", 20)
     make_features(["a", "b", "c"] * 40, ref="narrow:avg")
     make_features(["a", "b", "c"] * 40, (10, 10), ref="wide")
-    assert [row["rows"] for row in rank(store, "toys")] == [30, 30]
+    assert [row["rows"] for row in rank("toys", store)] == [30, 30]
 
 
 def test_constant_features_are_ranked_too(make_features: MakeFeatures, store: FeatureStore) -> None:
     make_features(["a", "b"] * 20, (3,), values=np.zeros((40, 3)))
     make_features(["a", "b"] * 20, (300,), values=np.zeros((40, 300)), ref="wide:avg")
-    assert all(0.2 < row["score"] < 0.8 for row in rank(store, "toys"))
+    assert all(0.2 < row["score"] < 0.8 for row in rank("toys", store))
 
 
 def test_nothing_stored_to_rank(make_features: MakeFeatures, store: FeatureStore) -> None:
     features = make_features(["a", "b"] * 10)
     drop_block(features.group, 0)
     with pytest.raises(IncompleteFeaturesError, match=r"never extracted.*`featurestore extract"):
-        rank(store, "toys")
+        rank("toys", store)

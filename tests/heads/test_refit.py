@@ -14,7 +14,7 @@ from sklearn.svm import SVC
 
 from featurestore.errors import FeatureStoreWarning, HeadError
 from featurestore.features import Features
-from featurestore.heads import Head, fit_head, list_heads
+from featurestore.heads import Head, fit_head, leaderboard
 from featurestore.heads.events import HeadReused
 from tests.heads.conftest import refused
 from tests.heads.own_estimators import Bare, Nearest, Unseeded, halve
@@ -36,10 +36,10 @@ def test_a_head_is_kept_without_its_estimator_and_fitted_again(
     assert set(stored["files"]) == {"confusion.json"}
     assert stored["params"] == {"shrink": 0.5} | ({"numbers": True} if numbers else {})
     assert stored["lineage"]["versions"].keys() >= {"scikit-learn"}
-    assert list_heads(three.store)[0]["val_accuracy"] == head.metrics["val"]["accuracy"]
+    assert leaderboard(store=three.store)[0]["val_accuracy"] == head.metrics["val"]["accuracy"]
 
     for given in (Nearest, PATH, Nearest(0.5, numbers=numbers)):
-        again = Head.load(three.store, head.id, estimator=given)
+        again = Head.load(head.id, three.store, estimator=given)
         assert again == head
         assert np.array_equal(again.predict(X), head.predict(X))
         assert np.array_equal(again.scores(X), head.scores(X))
@@ -47,13 +47,13 @@ def test_a_head_is_kept_without_its_estimator_and_fitted_again(
 
 def test_loading_imports_nothing_and_says_what_to_hand_in(three: Features) -> None:
     head = fit_head(three, PATH)
-    loaded = Head.load(three.store, head.id)
+    loaded = Head.load(head.id, three.store)
     assert loaded.metrics == head.metrics
     with pytest.raises(HeadError) as caught:
         loaded.predict(three.arrays("val")[0])
     text = str(caught.value)
     assert "from tests.heads.own_estimators import Nearest" in text
-    assert f"Head.load(store, {head.id!r}, estimator=Nearest)" in text
+    assert f"Head.load({head.id!r}, store, estimator=Nearest)" in text
     assert "\n" not in text
 
 
@@ -68,7 +68,7 @@ def test_a_document_names_no_module_that_is_imported(
     lineage = {**document["lineage"], "estimator": forged}
     three.store.heads.save("forged", {**document, "lineage": lineage}, {"confusion.json": b"{}"})
     with pytest.raises(HeadError, match=r"from lurking import Head"):
-        _ = Head.load(three.store, "forged").estimator
+        _ = Head.load("forged", three.store).estimator
     assert "lurking" not in sys.modules
 
 
@@ -83,7 +83,7 @@ def test_a_document_names_no_module_that_is_imported(
 def test_another_estimator_is_not_taken(three: Features, given: Any, says: str) -> None:
     head = fit_head(three, Nearest(0.5))
     with pytest.raises(HeadError, match=says):
-        Head.load(three.store, head.id, estimator=given)
+        Head.load(head.id, three.store, estimator=given)
 
 
 def test_the_same_head_is_not_fitted_twice_for_its_figures(three: Features) -> None:
@@ -97,7 +97,7 @@ def test_the_same_head_is_not_fitted_twice_for_its_figures(three: Features) -> N
 
 def test_other_figures_than_the_recorded_are_said(three: Features) -> None:
     head = fit_head(three, Unseeded())
-    loaded = Head.load(three.store, head.id, estimator=Unseeded)
+    loaded = Head.load(head.id, three.store, estimator=Unseeded)
     with pytest.warns(FeatureStoreWarning, match=r"measures otherwise.*\(recorded: "):
         loaded.predict(three.arrays("val")[0])
 
@@ -120,17 +120,17 @@ def test_code_that_changed_is_another_head(
     importlib.reload(sys.modules["my_estimators"])
     assert fit_head(three, "my_estimators.Nearest").id != head.id
     with pytest.raises(HeadError, match=r"the code of my_estimators.Nearest has changed"):
-        Head.load(three.store, head.id, estimator="my_estimators.Nearest")
+        Head.load(head.id, three.store, estimator="my_estimators.Nearest")
 
 
 def test_functions_of_the_users(three: Features) -> None:
     head = fit_head(three, make_pipeline(FunctionTransformer(halve), SVC()))
     assert not head.portable
-    again = Head.load(three.store, head.id, make_pipeline(FunctionTransformer(halve), SVC()))
+    again = Head.load(head.id, three.store, make_pipeline(FunctionTransformer(halve), SVC()))
     X, _ = three.arrays("val")
     assert np.array_equal(again.predict(X), head.predict(X))
     with pytest.raises(HeadError, match=r"halve.*estimator=the estimator that it was fitted as"):
-        _ = Head.load(three.store, head.id).estimator
+        _ = Head.load(head.id, three.store).estimator
 
 
 def test_what_has_no_identity_is_used_and_not_saved(three: Features) -> None:
@@ -173,6 +173,6 @@ def test_boosted_trees(three: Features, path: str, params: dict[str, Any]) -> No
     assert head.params == params
     assert head.metrics["val"]["accuracy"] > 0.5
     X, _ = three.arrays("val")
-    again = Head.load(three.store, head.id, estimator=path)
+    again = Head.load(head.id, three.store, estimator=path)
     assert np.array_equal(again.predict(X), head.predict(X))
     assert np.allclose(again.predict_proba(X), head.predict_proba(X))

@@ -21,7 +21,7 @@ def test_ready_made_classifiers_learn_and_come_back_the_same(three: Features, na
     assert head.metrics["val"]["accuracy"] > 0.7
     assert head.classes == ("ant", "bee", "cat")
     X, y = three.arrays("val")
-    again = Head.load(three.store, head.id)
+    again = Head.load(head.id, three.store)
     assert again == head
     assert np.array_equal(again.predict(X), head.predict(X))
     assert np.array_equal(again.scores(X), head.scores(X))
@@ -40,7 +40,7 @@ def test_ready_made_regressors(numbers: Features, name: str) -> None:
     assert set(head.metrics["val"]) == {"rows", "r2", "rmse"}
     X, y = numbers.arrays("val")
     assert head.scores(X).shape == (len(y), 1)
-    assert np.array_equal(Head.load(numbers.store, head.id).predict(X), head.predict(X))
+    assert np.array_equal(Head.load(head.id, numbers.store).predict(X), head.predict(X))
     assert head.predict_proba(X) is None
 
 
@@ -105,7 +105,7 @@ def test_meta_estimators_have_names_too(three: Features) -> None:
     for name in ("OneVsRestClassifier", "StandardScaler+OneVsRestClassifier"):
         check_named(name, {"estimator": SVC(), "n_jobs": 1}, "classification")
     head = fit_head(three, "OneVsRestClassifier", {"estimator": SVC()})
-    assert Head.load(three.store, head.id).metrics["val"]["accuracy"] > 0.7
+    assert Head.load(head.id, three.store).metrics["val"]["accuracy"] > 0.7
     with pytest.raises(HeadError, match="cannot be made by name"):
         check_named("OneVsRestClassifier", {"estimator": "SVC"}, "classification")
 

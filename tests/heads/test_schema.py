@@ -6,7 +6,7 @@ import pytest
 
 from featurestore.errors import DamagedError, FeatureStoreWarning
 from featurestore.features import Features
-from featurestore.heads import fit_head, list_heads
+from featurestore.heads import fit_head, leaderboard
 from featurestore.heads.schema import validate
 from featurestore.store.heads import HeadShelf
 
@@ -29,4 +29,4 @@ def test_an_invalid_document_is_damaged_and_left_out_of_listings(
         validate({**document, **change})
     monkeypatch.setattr(HeadShelf, "values", lambda shelf: [{**document, **change}])
     with pytest.warns(FeatureStoreWarning, match=rf"{head.id}.*not valid.*featurestore train"):
-        assert list_heads(three.store) == []
+        assert leaderboard(store=three.store) == []

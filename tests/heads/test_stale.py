@@ -6,7 +6,7 @@ import pytest
 
 from featurestore.errors import HeadError
 from featurestore.features import Features
-from featurestore.heads import best, fit_head, list_heads
+from featurestore.heads import best, fit_head, leaderboard
 from featurestore.store import FeatureStore
 from tests.heads.conftest import MakeFeatures, samples
 from tests.toys import drop_block
@@ -24,7 +24,7 @@ def test_heads_on_a_former_state_are_stale_and_apart(
     split_again = Features(first.group, samples(labels, 60, "toys", **drawn, seed=1), store)
     never_added = fit_head(split_again, "ridge")
 
-    table = list_heads(store, "toys")
+    table = leaderboard("toys", store)
     assert [row["head"] for row in table[:1]] == [new.id]
     assert old.id != new.id
     found = {row["head"]: row["stale"] for row in table}
@@ -35,12 +35,12 @@ def test_heads_on_a_former_state_are_stale_and_apart(
         best([old, new])
 
     make_features(labels + ["a"] * 6, noise=0.1, **drawn)
-    found = {row["head"]: row["stale"] for row in list_heads(store)}
+    found = {row["head"]: row["stale"] for row in leaderboard(store=store)}
     assert found[old.id] == "samples (6 added, 0 removed)"
     assert found[new.id] == "samples (6 added, 0 removed), labels (2)"
 
     store.datasets.add(first.dataset)
-    assert list_heads(store)[0]["head"] == old.id
+    assert leaderboard(store=store)[0]["head"] == old.id
 
 
 def test_a_former_manifest_that_is_gone(
@@ -50,9 +50,9 @@ def test_a_former_manifest_that_is_gone(
     make_features(["a", "b"] * 20, val=0.4)
     path = store.datasets.manifest_path("toys", old.lineage["dataset"]["manifest_digest"])
     (tmp_path / "store" / path).write_bytes(b"torn")
-    assert list_heads(store)[0]["stale"] == "unknown (a manifest is damaged)"
+    assert leaderboard(store=store)[0]["stale"] == "unknown (a manifest is damaged)"
     (tmp_path / "store" / path).unlink()
-    assert list_heads(store)[0]["stale"] == "unknown (its manifest is gone)"
+    assert leaderboard(store=store)[0]["stale"] == "unknown (its manifest is gone)"
 
 
 def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
@@ -62,6 +62,6 @@ def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
     features = make_features(["a", "b"] * 50, val=0.3)
     drop_block(features.group, 0)
     part = fit_head(features.completed(), "ridge")
-    (row,) = list_heads(store)
+    (row,) = leaderboard(store=store)
     assert row["stale"] == "rows (68 of 100)"
     assert best([part]) is part

@@ -46,6 +46,6 @@ def test_regression(numbers: Features) -> None:
     head = fit_head(numbers, "dense", {"epochs": 40, "learning_rate": 0.01})
     assert head.metrics["train"]["r2"] > 0.8
     X, _ = numbers.arrays("val")
-    again = Head.load(numbers.store, head.id)
+    again = Head.load(head.id, numbers.store)
     assert np.array_equal(again.predict(X), head.predict(X))
     assert head.scores(X).shape == (len(X), 1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from featurestore.pipeline import run_pipeline
+import featurestore as fs
 from featurestore.store import FeatureStore
 from tests.toys import build_network, take_photos
 
@@ -54,7 +54,7 @@ class Pipeline:
         """Write the file and run it."""
         self.write(**changes)
         self.events.clear()
-        return run_pipeline(self.file, self.store, runs=self.runs, on_event=self.events.append)
+        return fs.run(self.file, self.store, runs=self.runs, on_event=self.events.append)
 
     def told(self, name: str) -> list[Any]:
         return [event for event in self.events if type(event).__name__ == name]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+import featurestore as fs
 from featurestore.cli.run import print_heads
 from featurestore.errors import SpecError
-from featurestore.heads import list_heads
-from featurestore.pipeline import run_sweep
+from featurestore.heads import leaderboard
 from tests.pipeline.conftest import Pipeline
 from tests.toys import build_network, featurestore
 
@@ -119,8 +119,8 @@ def test_a_sweep_takes_several_models_and_variants(
     def sweep(**changes: Any) -> list[tuple[str, int, str]]:
         spec = {"dataset": "photos", **changes, "heads": ["knn"]}
         Path("sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-        fitted = {head.id for head in run_sweep("sweep.yaml", several.store)}
-        rows = [row for row in list_heads(several.store) if row["head"] in fitted]
+        fitted = {head.id for head in fs.sweep("sweep.yaml", several.store)}
+        rows = [row for row in leaderboard(store=several.store) if row["head"] in fitted]
         return sorted((row["model"], row["input_size"], row["layer"]) for row in rows)
 
     assert len(sweep()) == 4

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from featurestore.pipeline import PipelineSpec, read_spec, run_pipeline
-from featurestore.store import FeatureStore
+import featurestore as fs
+from featurestore.pipeline import PipelineSpec, read_spec
 
 FOLDER = Path(__file__).parents[2] / "pipelines"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -22,7 +22,7 @@ RECIPES = {
 
 def run(name: str, tmp_path: Path) -> dict[str, Any]:
     file = FOLDER / f"{name}.yaml"
-    return run_pipeline(file, FeatureStore(tmp_path / "store", create=True), runs=tmp_path / "runs")
+    return fs.run(file, tmp_path / "store", runs=tmp_path / "runs")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

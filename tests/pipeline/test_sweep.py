@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+import featurestore as fs
 from featurestore.errors import SpecError
 from featurestore.heads import Head
-from featurestore.pipeline import run_sweep
 from featurestore.pipeline.spec import HeadSpec
 from featurestore.pipeline.sweep import combinations
-from featurestore.store import FeatureStore
 from tests.toys import featurestore, take_photos
 
 SWEEP: dict[str, Any] = {"dataset": "photos", "heads": ["knn"]}
@@ -35,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Path:
 def sweep(place: Path, **changes: Any) -> list[Head]:
     path = place / "sweep.yaml"
     path.write_text(yaml.safe_dump({**SWEEP, **changes}, sort_keys=False))
-    return run_sweep(path, FeatureStore(place / "store", create=True))
+    return fs.sweep(path, place / "store")
 
 
 def asked(heads: list[Head]) -> list[tuple[str, str, dict[str, Any], int]]:

@@ -327,7 +327,7 @@ def small_store(folder: Path) -> Any:
 
 
 def _document_target(folder: Path) -> Target:
-    from featurestore.heads import Head, list_heads
+    from featurestore.heads import Head, leaderboard
     from featurestore.store import FeatureStore
 
     store = small_store(folder)
@@ -347,14 +347,14 @@ def _document_target(folder: Path) -> Target:
                     refusals += map(str, opened.check(place))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of heads that are left out
-                    list_heads(opened)
+                    leaderboard(store=opened)
                 for key in opened.features.keys():
                     opened.features.get(key).describe()
                     opened.features.get(key).read()
                 opened.datasets.values()
                 opened.datasets.load("tiny")
                 for meta in opened.heads.values():
-                    Head.load(opened, meta["id"])
+                    Head.load(meta["id"], opened)
                 opened.garbage()
             finally:
                 after = {each for each in folder.rglob("*") if each.is_dir() or each.is_file()}

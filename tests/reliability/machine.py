@@ -458,7 +458,7 @@ class StoreMachine(RuleBasedStateMachine):
             known.durable = True
             return
         for head_id in {each["id"] for each in self.store.heads.values()} - self.heads.keys():
-            scores = Head.load(self.store, head_id).scores(self.values(key, range(3)))
+            scores = Head.load(head_id, self.store).scores(self.values(key, range(3)))
             self.heads[head_id] = Fitted(dataset, key, scores, again, durable=False)
 
     # Rot, repair, removal.
@@ -663,9 +663,9 @@ class StoreMachine(RuleBasedStateMachine):
         for head_id, head in self.heads.items():
             if any(name.startswith(f"heads/{head_id}/") for name in self.flips):
                 with pytest.raises(DamagedError):
-                    Head.load(self.store, head_id)
+                    Head.load(head_id, self.store)
             elif head.key in self.groups:
-                loaded = Head.load(self.store, head_id)
+                loaded = Head.load(head_id, self.store)
                 assert np.array_equal(loaded.scores(self.values(head.key, range(3))), head.scores)
         for name in [name for name in self.flips if not self.can_repair(name)]:
             # By hand, as from a copy.

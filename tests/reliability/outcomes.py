@@ -78,7 +78,7 @@ def heads(place: Path) -> dict[str, Any]:
     store = FeatureStore(place / "store")
     found = {}
     for meta in store.heads.values():
-        head = Head.load(store, meta["id"])
+        head = Head.load(meta["id"], store)
         rows = store.features.get(head.key).read(np.arange(4), dtype="float32")
         found[f"scores of {head.id}"] = head.scores(rows).tolist()
     return found

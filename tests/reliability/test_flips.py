@@ -79,7 +79,7 @@ class Kept:
         self.files = self._files()
 
     def _scores(self, head_id: str) -> np.ndarray:
-        head = Head.load(self.store, head_id)
+        head = Head.load(head_id, self.store)
         return head.scores(self.values[head.key][:5])
 
     def _files(self) -> dict[str, bytes]:

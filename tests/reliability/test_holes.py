@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import featurestore as fs
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import (
@@ -21,7 +22,6 @@ from featurestore.errors import (
 from featurestore.extraction import extract, plan
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head, fit_heads, rank, rows
-from featurestore.pipeline import run_sweep
 from featurestore.promotion import promote
 from featurestore.store import FeatureStore, blocks
 from tests.reliability.faults import Killed, failing
@@ -85,7 +85,7 @@ def fit_streamed(torn: Torn) -> None:
 def sweep(torn: Torn) -> None:
     file = torn.folder / "sweep.yaml"
     file.write_text(f"dataset: photos\nmodel: net\nlayers: ['{LAYER}']\nheads: [ridge, knn]\n")
-    run_sweep(file, torn.store)
+    fs.sweep(file, torn.store)
 
 
 READERS: dict[str, Callable[[Torn], object]] = {
@@ -101,7 +101,7 @@ READERS: dict[str, Callable[[Torn], object]] = {
     "fit_head, Keras": lambda torn: fit_head(torn.features, "dense", {"epochs": 1}),
     "fit_head, streamed": fit_streamed,
     "fit_heads": lambda torn: fit_heads(torn.features, [("ridge", {}), ("logistic", {})]),
-    "rank": lambda torn: rank(torn.store, "photos"),
+    "rank": lambda torn: rank("photos", torn.store),
     "sweep": sweep,
 }
 
@@ -161,7 +161,7 @@ def test_a_pipeline_completes_what_is_missing(torn: Torn) -> None:
 def test_a_layer_that_is_complete_is_ranked_without_the_others(torn: Torn) -> None:
     extract(torn.photos, torn.backbone, ["gap"], torn.store)
     with pytest.warns(FeatureStoreWarning, match="not ranked"):
-        assert [row["layer"] for row in rank(torn.store, "photos")] == ["gap"]
+        assert [row["layer"] for row in rank("photos", torn.store)] == ["gap"]
     torn.store.features.remove(Features.open("photos", "gap", torn.store, model="net").key)
 
 
@@ -259,7 +259,7 @@ def test_a_head_on_what_there_is_is_another_head(torn: Torn) -> None:
     assert not whole.problems
     # The view is of what existed then, and its head is still found.
     assert fit_head(part, "ridge").id == on_part.id
-    assert Head.load(torn.store, on_part.id).problems == on_part.problems
+    assert Head.load(on_part.id, torn.store).problems == on_part.problems
     with pytest.warns(FeatureStoreWarning, match=r"stale: .*rows \(28 of 36\)"):
         promotion = promote(on_part, torn.backbone, data=torn.photos)
     assert promotion.model.output_shape == (None, 3)

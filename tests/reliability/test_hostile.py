@@ -581,7 +581,7 @@ def test_heads_that_nobody_would_write(place: Path, store: FeatureStore, name: s
     calm(featurestore("promote", head, "-o", "m.keras"))
     assert not (place / "m.keras").exists()
     with pytest.raises(StoreError):
-        Head.load(store, head)
+        Head.load(head, store)
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def read(store: FeatureStore, item: Item) -> None:
     elif item.kind == "dataset":
         store.datasets.load("photos")
     elif item.kind == "head":
-        Head.load(store, item.name.partition("/")[2])
+        Head.load(item.name.partition("/")[2], store)
 
 
 def test_a_torn_file_is_never_read_as_data(made: Made, tmp_path: Path) -> None:
