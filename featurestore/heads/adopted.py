@@ -28,7 +28,7 @@ def adopt(
         Sequential or functional, of Keras' own layers. If it is not built, it gets the shape of
         the features and weights drawn from the seed; otherwise training starts from its weights.
     options : TrainingOptions
-        By default, a compiled model keeps its learning rate.
+        By default, a compiled model keeps its optimizer.
     features : Features
         What the model is trained on.
     seed : int
@@ -62,7 +62,6 @@ def adopt(
     _check_output(built, features)
     logits = features.task == "classification" and gives_logits(built)
     compiled, sparse = None, False
-    training = options.model_dump()
     if model.compiled:
         compiled = _compile_config(model)
         loss, from_logits = _loss(model)
@@ -73,8 +72,6 @@ def adopt(
                 f"from_logits={from_logits}; compile it with from_logits={logits}, or leave "
                 "it uncompiled"
             )
-        if "learning_rate" not in options.model_fields_set:
-            training["learning_rate"] = None
     graph = dissolve(built)
     ((end, output),) = graph.outputs
     network = Network(build, options, compiled, sparse)
@@ -84,7 +81,7 @@ def adopt(
         "weights": None if weights is None else [digest_array(each) for each in weights],
         "compiled": compiled
         and {key: canonical_config(compiled[key], training=True) for key in ("optimizer", "loss")},
-        "training": training,
+        "training": options.fields(compiled=compiled is not None),
     }
     return network, fields
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,7 +55,11 @@ class Candidate:
 
 
 def candidate(
-    estimator: Any, params: Mapping[str, Any] | None, features: Features, seed: int
+    estimator: Any,
+    params: Mapping[str, Any] | None,
+    features: Features,
+    seed: int,
+    callbacks: Sequence[Any] = (),
 ) -> Candidate:
     """Return the head to fit, after checking what can be checked before.
 
@@ -68,6 +72,8 @@ def candidate(
         Labelled.
     seed : int
         For everything random.
+    callbacks : sequence of keras.callbacks.Callback
+        They have no canonical form, so that a head that is trained with some is like no other.
 
     Raises
     ------
@@ -84,13 +90,15 @@ def candidate(
         if estimator in registry.KERAS_HEADS:
             kind, options = "keras", registry.dense_options(name, params)
             template: Any = network.dense(options, features)
-            fields = {"class": "dense", "params": options.model_dump()}
+            options.check(features, name)
+            fields = {"class": "dense", "params": options.fields()}
         else:
             template = registry.sklearn_head(estimator, params, task, seed)
     elif _is_keras(estimator):
         automatic = re.fullmatch(r"(sequential|functional|model)(_\d+)?", estimator.name)
         name = "keras" if automatic else f"keras-{estimator.name}"
         kind, training = "keras", network.parse_options(network.TrainingOptions, name, params)
+        training.check(features, name)
         template, fields = adopted.adopt(estimator, training, features, seed)
     else:
         template = _copy(estimator)
@@ -106,6 +114,11 @@ def candidate(
             nameless = str(error)
             # Unlike any other, so that it is never taken for a stored one.
             fields = {"class": import_path(type(template)), "fit": uuid.uuid4().hex}
+    if callbacks:
+        if kind != "keras":
+            raise HeadError(f"head {name!r} is not trained by Keras; callbacks are for Keras heads")
+        used = [import_path(type(each)) for each in callbacks]
+        fields = {**fields, "callbacks": used, "fit": uuid.uuid4().hex}
     digest = digest_fields(_identity(fields, features, seed))
     return Candidate(
         id=f"{name[:LONGEST_NAME]}-{short(digest)}",

@@ -32,6 +32,7 @@ def fit_head(
     *,
     seed: int = 0,
     save: bool = True,
+    callbacks: Sequence[Any] = (),
     on_event: OnEvent | None = None,
 ) -> Head:
     """Fit a head on the training rows of stored features, and measure it on every split.
@@ -51,8 +52,8 @@ def fit_head(
         Objects are copied, not changed.
     params : mapping, optional
         Parameters of the estimator. In a pipeline, they belong to the last step;
-        ``step__parameter`` sets those of the others. A Keras model takes ``epochs``,
-        ``batch_size`` and ``learning_rate``.
+        ``step__parameter`` sets those of the others. A Keras model takes those of
+        `featurestore.heads.network.TrainingOptions`.
     seed : int
         For everything random: each ``random_state`` that is None, initial weights, dropout, order
         of rows.
@@ -60,6 +61,9 @@ def fit_head(
         Whether to save the head in the features' store. Of an estimator that cannot be loaded
         without running foreign code (XGBoost, a class of yours) everything but the estimator is
         saved: see `Head.portable`.
+    callbacks : sequence of keras.callbacks.Callback
+        For a Keras head. What they do cannot be compared, so that a head that is trained with some
+        gets an id of its own, and is never taken from the store for another call.
     on_event : callable, optional
         Receives each `HeadEvent`.
 
@@ -81,7 +85,8 @@ def fit_head(
     >>> head.metrics["val"]["accuracy"]  # doctest: +SKIP
     0.93
     """
-    return fit_heads(features, [(estimator, params)], seed=seed, save=save, on_event=on_event)[0]
+    options: dict[str, Any] = {"seed": seed, "save": save, "callbacks": callbacks}
+    return fit_heads(features, [(estimator, params)], on_event=on_event, **options)[0]
 
 
 def fit_heads(
@@ -90,6 +95,7 @@ def fit_heads(
     *,
     seed: int = 0,
     save: bool = True,
+    callbacks: Sequence[Any] = (),
     on_event: OnEvent | None = None,
 ) -> list[Head]:
     """Fit several heads on one layer's features, which are read once.
@@ -100,7 +106,7 @@ def fit_heads(
         Of a labelled data set.
     wanted : sequence of (estimator, params)
         As `fit_head` takes them. All are checked before the first is fitted.
-    seed, save, on_event
+    seed, save, callbacks, on_event
         As in `fit_head`.
 
     Returns
@@ -110,13 +116,13 @@ def fit_heads(
     """
     check_labels(features.dataset)
     seed = operator.index(seed)
-    candidates = [candidate(each, params, features, seed) for each, params in wanted]
+    candidates = [candidate(each, params, features, seed, callbacks) for each, params in wanted]
     for each in candidates:
         if save and each.nameless:
             raise HeadError(f"head {each.name!r}: {each.nameless}; or fit it with save=False")
     rows = Rows(features)
     rows.check_completed()
-    fitting = _Fitting(rows, seed, save, on_event or (lambda event: None))
+    fitting = _Fitting(rows, seed, save, callbacks, on_event or (lambda event: None))
     heads: dict[str, Head] = {}
     dataset, store = features.dataset, features.store
     if save and not all(store.heads.has(each.id) for each in candidates):
@@ -138,6 +144,7 @@ class _Fitting:
     rows: Rows
     seed: int
     save: bool
+    callbacks: Sequence[Any]
     on_event: OnEvent
 
     def head(self, each: Candidate) -> Head:
@@ -167,7 +174,12 @@ class _Fitting:
             from featurestore.heads.training import train
 
             estimator, history = train(
-                each.template, rows, seed=self.seed, head=each.id, on_event=self.on_event
+                each.template,
+                rows,
+                seed=self.seed,
+                head=each.id,
+                callbacks=self.callbacks,
+                on_event=self.on_event,
             )
             classes = tuple(features.classes)
         else:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from featurestore.errors import HeadError, InputError
+from featurestore.errors import HeadError, InputError, nearest
+from featurestore.heads.identity import canonical
 from featurestore.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,12 +19,109 @@ if TYPE_CHECKING:
     from featurestore.features import Features
 
 
+# Optimizers of Keras by name, with the learning rate that each has in Keras.
+OPTIMIZERS = {
+    **dict.fromkeys(("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"), 1e-3),
+    **dict.fromkeys(("ftrl", "lion", "muon", "nadam", "rmsprop"), 1e-3),
+    "sgd": 1e-2,
+}
+
+
+def _known(name: Any) -> Any:
+    if name is not None and (not isinstance(name, str) or name.casefold() not in OPTIMIZERS):
+        raise ValueError(f"no optimizer of Keras; {nearest(str(name), OPTIMIZERS)}")
+    return name and name.casefold()
+
+
+def _weighted(value: Any) -> Any:
+    if value is None or value == "balanced" or isinstance(value, dict):
+        return value
+    raise ValueError("expected 'balanced', or the weight of each class, such as {cat: 2}")
+
+
+Weight = Annotated[float, Field(gt=0)]
+ClassWeight = Annotated[
+    Literal["balanced"] | dict[str | int, Weight] | None, BeforeValidator(_weighted)
+]
+
+
 class TrainingOptions(Settings):
-    """How a Keras head is trained: the options of a user's own model."""
+    """How a Keras head is trained: the options of a user's own model.
+
+    Attributes
+    ----------
+    optimizer : str or None
+        Name in `OPTIMIZERS`; None is the optimizer that the user's model is compiled with, or Adam.
+    learning_rate, weight_decay : float or None
+        None leaves what the optimizer has.
+    class_weight : {"balanced"} or dict or None
+        Weight of the training rows of each class, by label; 1 for those that are left out.
+        ``"balanced"``: rows / (classes * rows of the class), as scikit-learn has it.
+    early_stopping : int or None
+        Stop after this many epochs without a lower validation loss, and take the best epoch.
+    """
 
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 32
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    optimizer: Annotated[str | None, BeforeValidator(_known)] = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    class_weight: ClassWeight = None
+    early_stopping: PositiveInt | None = None
+
+    def fields(self, *, compiled: bool = False) -> dict[str, Any]:
+        """Return what decides the training, as JSON values.
+
+        Parameters
+        ----------
+        compiled : bool
+            Whether the user's model has an optimizer, which is used unless another is named.
+        """
+        found = self.model_dump()
+        if not compiled or self.optimizer:
+            optimizer = self.optimizer or "adam"
+            rate = self.learning_rate or OPTIMIZERS[optimizer]
+            found |= {"optimizer": optimizer, "learning_rate": rate}
+        return {name: canonical(value, name) for name, value in found.items()}
+
+    def check(self, features: Features, name: str) -> None:
+        """Raise HeadError if the data set does not have the classes or the rows that it takes."""
+        if self.early_stopping and not len(features.rows("val")):
+            raise HeadError(
+                f"head {name!r}: early_stopping needs validation rows, and data set "
+                f"{features.dataset.name!r} has none with labels; `featurestore scan --val F` "
+                "gives it some"
+            )
+        if self.class_weight is None:
+            return
+        if features.task != "classification":
+            raise HeadError(
+                f"head {name!r}: class_weight is for classes, and the labels are numbers"
+            )
+        known = list(features.classes)
+        for label in () if self.class_weight == "balanced" else self.class_weight:
+            if label not in known:
+                offer = nearest(str(label), map(str, known))
+                raise HeadError(f"head {name!r}: class_weight names no class {label!r}; {offer}")
+
+    def class_weights(self, classes: Sequence[Any], targets: np.ndarray) -> dict[int, float] | None:
+        """Return the weight of each class by its code.
+
+        Parameters
+        ----------
+        classes : sequence of labels
+        targets : numpy.ndarray of int (row,)
+            Codes of the training rows.
+        """
+        if self.class_weight is None:
+            return None
+        if self.class_weight != "balanced":
+            return {code: self.class_weight.get(name, 1.0) for code, name in enumerate(classes)}
+        codes, counts = np.unique(targets, return_counts=True)
+        weights = len(targets) / (len(codes) * counts)
+        return dict.fromkeys(range(len(classes)), 1.0) | dict(
+            zip(codes.tolist(), weights.tolist(), strict=True)
+        )
 
 
 def _listed(value: Any) -> Any:
@@ -58,7 +157,6 @@ class Network:
         Returns a new, uncompiled model. Its arguments are the mean and the standard deviation of
         the training labels, which scale the output of a ready-made regression head.
     options : TrainingOptions
-        Without an explicit ``learning_rate``, the user's optimizer keeps its own.
     compiled : dict or None
         The user's optimizer and loss, as Keras serializes them; None for Adam and cross-entropy.
     sparse : bool

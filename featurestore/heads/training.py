@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -28,6 +28,7 @@ def train(
     *,
     seed: int,
     head: str,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
     on_event: OnEvent,
 ) -> tuple[keras.Model, dict[str, list[float]]]:
     """Build and train a Keras head.
@@ -42,6 +43,8 @@ def train(
         For initial weights, dropout and the order of rows.
     head : str
         Its id, for the events.
+    callbacks : sequence of keras.callbacks.Callback
+        Of the user; they see a model that shares the layers of the one that is returned.
     on_event : callable
         Receives `EpochEnded`.
 
@@ -57,7 +60,7 @@ def train(
     HeadError
         If training diverges.
     """
-    encode = _encoder(network, rows)
+    encode, options = _encoder(network, rows), network.options
     mean, deviation = 0.0, 1.0
     if rows.task == "regression":
         values = rows.targets("train")
@@ -65,23 +68,32 @@ def train(
 
     def end_epoch(epoch: int, logs: dict[str, Any]) -> None:
         figures = {key: float(value) for key, value in logs.items()}
-        on_event(EpochEnded(head, epoch + 1, network.options.epochs, figures))
+        on_event(EpochEnded(head, epoch + 1, options.epochs, figures))
 
+    own = [keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)]
+    if options.early_stopping:
+        own.append(
+            keras.callbacks.EarlyStopping(
+                "val_loss", patience=options.early_stopping, restore_best_weights=True
+            )
+        )
     with seeded(seed):
         model = network.build(mean, deviation)
         # It shares the layers of the model, which stays uncompiled.
         trainer = keras.Model(model.inputs, model.outputs)
-        batches = _batches(rows, "train", network.options.batch_size, encode, seed=seed)
-        _compile(trainer, network, len(batches), rows.task)
+        batches = _batches(rows, "train", options.batch_size, encode, seed=seed)
+        # Callbacks see every batch.
+        _compile(trainer, network, 1 if callbacks else len(batches), rows.task)
         fitted = trainer.fit(
             batches,
             validation_data=_batches(rows, "val", EVALUATION_ROWS, encode)
             if rows.count("val")
             else None,
-            epochs=network.options.epochs,
+            epochs=options.epochs,
             shuffle=False,
             verbose=0,
-            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)],
+            class_weight=options.class_weights(rows.features.classes, rows.targets("train")),
+            callbacks=[*callbacks, *own],
         )
         if not all(np.isfinite(array).all() for array in model.get_weights()):
             raise HeadError(
@@ -96,17 +108,29 @@ def _compile(model: keras.Model, network: Network, steps: int, task: str) -> Non
     speed: dict[str, Any] = {"jit_compile": False}
     if keras.backend.backend() == "tensorflow":
         speed["steps_per_execution"] = max(1, min(STEPS_AT_ONCE, steps))
+    optimizer = keras.optimizers.get(_optimizer(network))
     if network.compiled is not None:
-        model.compile_from_config({**network.compiled, **speed})
-        if "learning_rate" in network.options.model_fields_set:
-            model.optimizer.learning_rate = network.options.learning_rate
+        named = keras.optimizers.serialize(optimizer)
+        model.compile_from_config({**network.compiled, "optimizer": named, **speed})
         return
-    optimizer = keras.optimizers.Adam(network.options.learning_rate)
     if task == "regression":
         model.compile(optimizer, "mse", **speed)
         return
     loss = keras.losses.CategoricalCrossentropy(from_logits=gives_logits(model))
     model.compile(optimizer, loss, metrics=["accuracy"], **speed)
+
+
+def _optimizer(network: Network) -> dict[str, Any]:
+    """Return the configuration of the optimizer, with what the options change of it."""
+    options = network.options
+    fields = options.fields(compiled=network.compiled is not None)
+    changed = {name: fields[name] for name in ("learning_rate", "weight_decay")}
+    changed = {name: value for name, value in changed.items() if value is not None}
+    if fields["optimizer"]:
+        return {"class_name": fields["optimizer"], "config": changed}
+    assert network.compiled is not None
+    given = network.compiled["optimizer"]
+    return {**given, "config": {**given["config"], **changed}}
 
 
 def _encoder(network: Network, rows: Rows) -> Encode:

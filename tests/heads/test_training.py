@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from keras import layers
 
+from featurestore.errors import HeadError
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
 from featurestore.heads import rows as rows_module
-from tests.heads.keras_models import QUICK
+from featurestore.heads.candidate import candidate
+from featurestore.heads.network import OPTIMIZERS, TrainingOptions
+from featurestore.heads.training import _compile
+from tests.heads.conftest import MakeFeatures, refused
+from tests.heads.keras_models import QUICK, compiled, functional
 
 pytestmark = pytest.mark.usefixtures("keras_seed")
 
@@ -49,3 +56,99 @@ def test_regression(numbers: Features) -> None:
     again = Head.load(head.id, numbers.store)
     assert np.array_equal(again.predict(X), head.predict(X))
     assert head.scores(X).shape == (len(X), 1)
+
+
+def test_early_stopping_takes_the_best_epoch(maps: Features) -> None:
+    params = {"epochs": 40, "learning_rate": 0.1, "early_stopping": 2}
+    head = fit_head(maps, "dense", params)
+    losses = head.history["val_loss"]
+    assert len(losses) < 40
+    assert head.metrics["val"]["log_loss"] == pytest.approx(min(losses), rel=1e-4)
+    assert losses.index(min(losses)) == len(losses) - 3
+
+
+def test_early_stopping_needs_validation_rows(make_features: MakeFeatures) -> None:
+    text = refused(make_features(["a", "b"] * 10, val=0), "dense", {"early_stopping": 2})
+    assert "featurestore scan --val" in text
+
+
+def test_class_weights_count_in_training(make_features: MakeFeatures) -> None:
+    labels = ["rare"] * 6 + ["usual"] * 54
+    features = make_features(labels, values=np.ones((60, 12)), val=0)
+    params = {"epochs": 15, "units": [], "learning_rate": 0.1, "class_weight": {"usual": 0.001}}
+    head = fit_head(features, "dense", params, save=False)
+    assert set(head.predict(features.arrays("train")[0])) == {"rare"}
+
+
+def test_balanced_is_what_scikit_learn_means(three: Features) -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    _, labels = three.arrays("train")
+    targets = three.dataset.targets[three.rows("train")]
+    weights = TrainingOptions(class_weight="balanced").class_weights(three.classes, targets)
+    expected = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    assert list((weights or {}).values()) == pytest.approx(expected.tolist())
+
+
+def test_optimizers_by_name(maps: Features) -> None:
+    def found(estimator: Any, **params: Any) -> Any:
+        return candidate(estimator, params, maps, 0)
+
+    assert found("dense").id == found("dense", optimizer="Adam", learning_rate=0.001).id
+    assert found("dense").id != found("dense", optimizer="sgd").id
+    assert found("dense", optimizer="sgd").fields["params"]["learning_rate"] == 0.01
+    sgd = keras.optimizers.SGD(0.5)
+    mine = compiled(functional(), optimizer=sgd, loss="categorical_crossentropy")
+    for estimator, params, expected in (
+        ("dense", {}, ("Adam", 0.001, None)),
+        ("dense", {"optimizer": "adamw", "weight_decay": 0.1}, ("AdamW", 0.001, 0.1)),
+        (mine, {}, ("SGD", 0.5, None)),
+        (mine, {"learning_rate": 0.1, "weight_decay": 0.2}, ("SGD", 0.1, 0.2)),
+        (mine, {"optimizer": "adamw"}, ("AdamW", 0.001, 0.004)),
+    ):
+        model = functional()
+        _compile(model, found(estimator, **params).template, 1, "classification")
+        used = model.optimizer
+        rate = round(float(used.learning_rate), 6)
+        assert (type(used).__name__, rate, used.weight_decay) == expected
+
+
+def test_every_optimizer_that_is_named_is_in_keras() -> None:
+    for name, rate in OPTIMIZERS.items():
+        assert float(keras.optimizers.get(name).learning_rate) == pytest.approx(rate)
+
+
+class Counted(keras.callbacks.Callback):
+    batches = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches += 1
+
+
+def test_callbacks_make_a_head_of_its_own(maps: Features) -> None:
+    used = Counted()
+    head = fit_head(maps, "dense", {"epochs": 2, "batch_size": 8}, callbacks=[used])
+    assert used.batches == 2 * -(-len(maps.rows("train")) // 8)
+    again, plain = (candidate("dense", head.params, maps, 0, each) for each in ([used], []))
+    assert len({head.id, again.id, plain.id}) == 3
+    loaded = Head.load(maps.store, head.id)
+    assert loaded.lineage["estimator"]["callbacks"] == ["tests.heads.test_training.Counted"]
+    with pytest.raises(HeadError, match="callbacks are for Keras heads"):
+        fit_head(maps, "logistic", callbacks=[used])
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"optimizer": "adamm"}, "no optimizer of Keras; did you mean 'adam'"),
+        ({"class_weight": "balance"}, "expected 'balanced'"),
+        ({"class_weight": {"anr": 2}}, "no class 'anr'; did you mean 'ant'"),
+        ({"early_stopping": 0}, "greater than 0"),
+    ],
+)
+def test_mistakes_in_training_options(maps: Features, params: dict[str, Any], says: str) -> None:
+    assert says in refused(maps, "dense", params)
+
+
+def test_class_weights_are_not_for_numbers(numbers: Features) -> None:
+    assert "class_weight is for classes" in refused(numbers, "dense", {"class_weight": "balanced"})
