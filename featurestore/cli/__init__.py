@@ -25,6 +25,7 @@ _COMMANDS = {
     "show": ("stored", "Show one feature array and where it comes from."),
     "verify": ("stored", "Check every byte that is stored."),
     "repair": ("stored", "Restore what is damaged, from the images."),
+    "rm": ("stored", "Remove data sets, heads or features."),
     "gc": ("stored", "Remove what no data set or head refers to."),
     "rank": ("heads", "Rank the stored layers by a quick linear probe."),
     "train": ("heads", "Train one head on stored features."),

@@ -1,8 +1,9 @@
-"""``ls``, ``show``, ``verify``, ``repair`` and ``gc``: what the store holds, and its soundness."""
+"""``ls``, ``show``, ``verify``, ``repair``, ``rm`` and ``gc``: what the store holds, and its soundness."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
 from featurestore.errors import DamagedError, InputError
-from featurestore.store import FeatureStore, Item
+from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.variants import Variant, tell_apart
 
 
@@ -198,7 +199,48 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
     """
     opened = FeatureStore(store)
     items = opened.garbage()
-    total = sum(item.bytes for item in items)
+    freed = _remove(items, lambda: opened.gc(items), yes=yes, as_json=as_json)
+    if freed is not None and freed < sum(item.bytes for item in items) and not as_json:
+        click.echo("the rest is in use now; run `featurestore gc` later", err=True)
+
+
+@click.command("rm")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--keep-heads", is_flag=True, help="Keep the heads on features that are removed.")
+@click.option("--yes", is_flag=True, help="Do not ask before removing.")
+@variant_options
+@store_option
+@json_option
+def rm_command(
+    names: tuple[str, ...],
+    keep_heads: bool,
+    yes: bool,
+    variant: dict[str, Any],
+    store: str,
+    as_json: bool,
+) -> None:
+    """Remove data sets, heads or features, and what depends on them, after asking.
+
+    NAME is a data set, the id of a head or its beginning, or a key of features or any unique part
+    of one. Heads go with the data set or the features that they were fitted on, and features with
+    the last data set or head that needs them: all are listed first. Images and promoted models
+    are not touched. With --json but without --yes, nothing is removed.
+
+    \b
+    Example:
+      featurestore rm logistic-5f0c2a
+      featurestore rm vgg16/block4_pool --keep-heads
+      featurestore rm photos
+    """
+    opened = FeatureStore(store, create=False)
+    removal = opened.removal(*names, keep_heads=keep_heads, **variant)
+    _remove(removal.items, lambda: opened.remove(removal), yes=yes, as_json=as_json)
+
+
+def _remove(
+    items: Sequence[Garbage], remove: Callable[[], int], *, yes: bool, as_json: bool
+) -> int | None:
+    """List items, ask, remove them, and report; return the bytes freed if consent was given."""
     if not as_json and items:
         print_table(
             [{**asdict(item), "size": size(item.bytes)} for item in items],
@@ -210,11 +252,11 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
             raise InputError(
                 "refusing to delete without confirmation (stdin is not a terminal); pass --yes"
             )
-        yes = click.confirm(f"remove {plural(len(items), 'item')}, {size(total)}?", err=True)
-    freed = opened.gc(items) if items and yes else 0
+        total = size(sum(item.bytes for item in items))
+        yes = click.confirm(f"remove {plural(len(items), 'item')}, {total}?", err=True)
+    freed = remove() if items and yes else 0
     if as_json:
         print_json({"items": [asdict(item) for item in items], "bytes_freed": freed})
-        return
-    click.echo(f"{size(freed)} freed" if freed else "nothing removed")
-    if yes and freed < total:
-        click.echo("the rest is in use now; run `featurestore gc` later", err=True)
+    else:
+        click.echo(f"{size(freed)} freed" if freed else "nothing removed")
+    return freed if items and yes else None

@@ -200,7 +200,7 @@ def _open(
     if store.features.has(layer.key):
         return store.features.get(layer.key)
     provenance = {
-        "command": _command(dataset, backbone, str(layer.ref)),
+        "command": extract_command(dataset, backbone, str(layer.ref)),
         "batch_size": batch_size,
         "backbone": backbone.spec,
         "prefix": backbone.prefix_fields(layer.ref.layer),
@@ -227,7 +227,7 @@ def _copy(source: FeatureGroup, group: FeatureGroup) -> None:
             group.write_block(block, source.read_block(block))
 
 
-def _command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
+def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     """Return the command that extracts these features, or the Python call if none does."""
     spec = backbone.spec
     height, width = backbone.input_size

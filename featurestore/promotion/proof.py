@@ -9,7 +9,8 @@ import numpy as np
 
 from featurestore.backbone import LayerRef, numerics
 from featurestore.backbone.forward import exact
-from featurestore.errors import ParityError
+from featurestore.errors import NotFoundError, ParityError
+from featurestore.extraction.run import extract_command
 from featurestore.promotion.events import OnEvent, Proved
 from featurestore.promotion.fuse import Fused, with_internals
 from featurestore.promotion.parity import FeatureCheck, Parity, compare, head_tolerance, require
@@ -73,10 +74,12 @@ def prove(
     ------
     ParityError
         If they disagree, if a weight changes, or if rounding decides too much for a proof.
+    NotFoundError
+        If the features were removed.
     IncompleteFeaturesError
         If no block of the features exists.
     """
-    group = head.store.features.get(head.key)
+    group = _stored(head, backbone, data)
     rows = proof_rows(group)
     few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
     images = np.stack([data.image(int(row), backbone.resize) for row in rows[few]])
@@ -112,6 +115,17 @@ def prove(
             "trained: a layer is in training mode at inference; cut the backbone before that layer"
         )
     return parity
+
+
+def _stored(head: Head, backbone: Backbone, data: Dataset) -> FeatureGroup:
+    """Open the features of a head, which may have been removed since."""
+    try:
+        return head.store.features.get(head.key)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"the features of {head.id} are no longer in {head.store.location}, and the proof "
+            f"needs them; extract them again with `{extract_command(data, backbone, head.key.ref)}`"
+        ) from error
 
 
 def proof_rows(group: FeatureGroup) -> np.ndarray:

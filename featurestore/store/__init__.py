@@ -5,6 +5,7 @@ module    contents
 ========= ==========================================================================
 store     `FeatureStore`: opening, and what concerns all shelves
 shelf     what the shelves have in common: keys, locks, checks, removal
+removal   what depends on a thing, and goes with it
 features  the shelf of feature groups
 datasets  the shelf of data sets
 heads     the shelf of heads
@@ -24,6 +25,7 @@ from featurestore.dataset.manifest import DatasetEntry
 from featurestore.store.blocks import block_rows
 from featurestore.store.group import FeatureGroup
 from featurestore.store.key import FeatureKey
+from featurestore.store.removal import Removal
 from featurestore.store.shelf import Damage, Garbage, Item
 from featurestore.store.store import FeatureStore, StoreLike
 
@@ -35,6 +37,7 @@ __all__ = [
     "FeatureStore",
     "Garbage",
     "Item",
+    "Removal",
     "StoreLike",
     "block_rows",
 ]

@@ -273,15 +273,15 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 with suppress(StoreError):
                     return self.load(entry.name, entry.manifest_digest)
         for folder in self._stored():
-            for path in self._manifests(folder):
+            for path in self.manifests(folder):
                 with suppress(StoreError, FileNotFoundError):
                     dataset = self._load_file(path)
                     if dataset.digest == digest:
                         return dataset
         return None
 
-    def _manifests(self, folder: str) -> list[str]:
-        """Paths of the manifests in a data set's folder, sorted."""
+    def manifests(self, folder: str) -> list[str]:
+        """Paths of the manifests in a data set's folder, current and former, sorted."""
         names = self._files.names(folder)
         return [f"{folder}/{name}" for name in names if _MANIFEST.fullmatch(name)]
 
@@ -309,7 +309,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             needed = {self.manifest_path(entry.name, entry.manifest_digest)}
         except StoreError as error:
             yield Damage(item.name, f"{item.path}/{CURRENT}", str(error))
-        for path in sorted(needed | {*self._manifests(item.path)}):
+        for path in sorted(needed | {*self.manifests(item.path)}):
             try:
                 self._load_file(path)
             except FileNotFoundError:
@@ -327,7 +327,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 self._read(item.path)
                 return
             # A damaged manifest may be the one that was current, so it ends this.
-            paths = self._manifests(item.path)
+            paths = self.manifests(item.path)
             added = [(manifest.read(self._files.read(each))[1].added, each) for each in paths]
             if not added:
                 raise DamagedError(
@@ -343,7 +343,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         kept = set(map(short, in_use))
         for folder in self._paths():
             how = "replaced" if self._exists(folder) else "never made current"
-            for path in self._manifests(folder):
+            for path in self.manifests(folder):
                 stem = path.rpartition("/")[2].removesuffix(SUFFIX)
                 if stem not in kept:
                     yield Garbage(

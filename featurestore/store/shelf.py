@@ -76,7 +76,7 @@ class Garbage:
 
     Parameters
     ----------
-    kind : {"features", "manifest", "head", "leftover"}
+    kind : {"features", "dataset", "manifest", "head", "leftover"}
         ``"leftover"`` is the temporary file of an interrupted write.
     name : str
         Key of the features, name of the data set with its manifest, else the path.
@@ -209,6 +209,10 @@ class Shelf(ABC, Generic[K, V]):
         return self._survey()[1]
 
     # Removal
+
+    def size(self, path: str) -> int:
+        """Bytes of the files of a thing that this program wrote."""
+        return sum(self._own(path).values())
 
     def garbage(self, in_use: Collection[str]) -> list[Garbage]:
         """List what no digest in use refers to, and what interrupted writes left."""

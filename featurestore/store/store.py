@@ -22,6 +22,7 @@ from featurestore.store.files import open_files
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.local import LOCK, PARTIAL
+from featurestore.store.removal import Removal, find, plan
 from featurestore.store.shelf import ROOT, Damage, Garbage, Item, Shelf
 
 if TYPE_CHECKING:
@@ -172,6 +173,81 @@ class FeatureStore:
                 if lock in held and each.path in still:
                     freed += self._shelf(each.path).discard(each.path)
         return freed
+
+    def removal(self, *names: str, keep_heads: bool = False, **variant: Any) -> Removal:
+        """Say what goes if data sets, heads or features are removed; nothing is removed.
+
+        Heads go with the data set or features that they were fitted on, and features with the
+        last data set or head that needs them. Images are never touched.
+
+        Parameters
+        ----------
+        *names : str
+            Names of data sets; ids of heads, or unique beginnings; keys of features, or parts.
+        keep_heads : bool
+            Keep the heads on features that are removed. They predict as before, and can be
+            promoted once the features are extracted again.
+        **variant
+            As in `FeatureShelf.match`: the names are those of features of this variant.
+
+        Raises
+        ------
+        NotFoundError
+            If nothing, or more than one thing, has a name.
+        DamagedError
+            If a document cannot be read, so that what depends on the names is unknown.
+        InputError
+            If ``keep_heads`` is asked for, and a data set is removed.
+
+        Examples
+        --------
+        >>> removal = store.removal("photos")  # doctest: +SKIP
+        >>> [item.name for item in removal.items]  # doctest: +SKIP
+        ['heads/knn-5f0…', 'datasets/photos', 'vgg16/block5_pool:avg-3f…/9c…']
+        >>> store.remove(removal)  # doctest: +SKIP
+        1834022
+        """
+        named = [find(self, each, **variant) for each in names]
+        return plan(self, named, keep_heads)
+
+    def remove(self, removal: Removal) -> int:
+        """Remove what `removal` listed, all of it or nothing.
+
+        If the process is killed, each thing is whole or gone; `gc` removes what is left of one.
+
+        Returns
+        -------
+        int
+            Bytes freed.
+
+        Raises
+        ------
+        StoreError
+            If another process uses one of them, or more depends on them now.
+        """
+        locks = {each.path: each for each in removal.items}
+        for each in removal.items:
+            if each.kind == "dataset":
+                # Whoever fits heads on a state of it has locked its manifest.
+                locks.update(dict.fromkeys(self.datasets.manifests(each.path), each))
+        with self._files.locks.acquire_free(set(locks)) as held:
+            for path, each in locks.items():
+                if path not in held:
+                    raise StoreError(
+                        f"another process uses {each.name}, nothing was removed; wait until it is "
+                        "done, or stop it, then run the command again"
+                    )
+            for each in plan(self, removal.named, removal.keep_heads).items:
+                if each.path not in locks:
+                    raise StoreError(
+                        f"{each.name} was stored in the meantime, {each.reason}, nothing was "
+                        "removed; run the command again"
+                    )
+            return sum(self._shelf(each.path).discard(each.path) for each in removal.items)
+
+    def size(self, item: Item) -> int:
+        """Bytes of an item on disk."""
+        return self._shelf(item.path).size(item.path)
 
     def _shelf(self, path: str) -> Shelf[Any, Any]:
         folder = path.partition("/")[0]

@@ -130,3 +130,41 @@ def test_gc_asks_on_a_terminal(littered: Place, monkeypatch: pytest.MonkeyPatch)
     assert refused.out.endswith("nothing removed\n")
     assert agreed.out.endswith(" freed\n")
     assert "remove 1 item" in agreed.err
+
+
+def test_rm_lists_what_goes_and_removes_with_consent(place: Place) -> None:
+    before = tree(place.store)
+
+    refused = featurestore("rm", "photos")
+    report = featurestore("rm", "photos", "--json").json
+    assert "pass --yes" in refused.error
+    kinds = [item["kind"] for item in report["items"]]
+    assert kinds == ["head", "head", "dataset", "features", "features"]
+    assert report["bytes_freed"] == 0
+    for item in report["items"]:
+        assert item["name"] in refused.out
+    assert "fitted on data set photos" in refused.out
+    assert tree(place.store) == before
+
+    done = featurestore("rm", "photos", "--yes", "--json").json
+    assert done["bytes_freed"] == sum(item["bytes"] for item in report["items"])
+    assert featurestore("heads").out == "no heads yet; `featurestore train` adds one\n"
+    assert featurestore("gc").out == "nothing removed\n"
+    assert place.photos.is_dir()
+    assert featurestore("extract", "photos", "--model", "tiny.keras", "--layer", "gap").status == 0
+
+
+def test_rm_of_features_keeps_heads_if_asked(place: Place) -> None:
+    asked = ["rm", "tiny/conv_b:avg", "--json"]
+    with_heads, alone = (featurestore(*asked, *more).json for more in ([], ["--keep-heads"]))
+    assert [item["kind"] for item in with_heads["items"]] == ["head", "head", "features"]
+    assert [item["kind"] for item in alone["items"]] == ["features"]
+
+    featurestore("rm", "tiny/conv_b:avg", "--keep-heads", "--yes")
+    assert "logistic" in featurestore("heads", "photos").out
+    refused = featurestore("promote", "logistic", "-o", "model.keras")
+    assert "extract them again with `featurestore extract photos" in refused.error
+    again = refused.error.partition("`featurestore ")[2].rstrip("`").split()
+    assert featurestore(*again).status == 0
+    assert featurestore("promote", "logistic", "-o", "model.keras").status == 0
+    assert "cannot be kept" in featurestore("rm", "photos", "--keep-heads").error

@@ -256,7 +256,7 @@ def test_features_that_are_gone(make_features: MakeFeatures, backbone: Backbone)
     with pytest.raises(IncompleteFeaturesError):
         promote(head, backbone, data=features.dataset)
     features.store.features.remove(features.key)
-    with pytest.raises(NotFoundError) as caught:
+    with pytest.raises(NotFoundError, match="extract them again with") as caught:
         promote(head, backbone, data=features.dataset)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,204 @@
+"""What goes if features, data sets or heads are removed: they, and what depends on them.
+
+========== ================================================
+removed    what depends on it
+========== ================================================
+data set   heads fitted on it; features that nothing else needs
+features   heads fitted on them
+head       nothing
+========== ================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError, nearest
+from featurestore.store.shelf import Garbage, Item
+from featurestore.store.variants import part_of
+
+if TYPE_CHECKING:
+    from featurestore.store.store import FeatureStore
+
+# Heads before what they refer to; features last: without their data set, gc removes them too.
+_ORDER = {"head": 0, "dataset": 1, "features": 2}
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What `FeatureStore.remove` removes.
+
+    Attributes
+    ----------
+    named : tuple of Item
+        What was asked for.
+    items : tuple of Garbage
+        The same and what depends on it, each with the reason, in the order of removal.
+    keep_heads : bool
+        Whether heads on the features stay.
+    """
+
+    named: tuple[Item, ...]
+    items: tuple[Garbage, ...]
+    keep_heads: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk of all items."""
+        return sum(each.bytes for each in self.items)
+
+
+def find(store: FeatureStore, text: str, **variant: Any) -> Item:
+    """Find the one data set, head or feature array that a text stands for.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    text : str
+        Name of a data set; id of a head or its beginning; a key of features or a part of it, as
+        `FeatureShelf.match` takes it. ``datasets/NAME`` and ``heads/ID`` are only those.
+    **variant
+        As in `FeatureShelf.match`: only features are meant.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing or more than one thing matches.
+    """
+    if variant:
+        return store.features.match(text, **variant)
+    items = [item for item in store.items() if item.kind != "store"]
+    exact = [each for each in items if text in _names(each)]
+    found = exact or [
+        each for each in items if each.kind == "head" and _names(each)[-1].startswith(text)
+    ]
+    if not exact:
+        with suppress(NotFoundError):
+            found.append(store.features.match(text))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shown = ", ".join(each.name for each in found[:4]) + (", …" if len(found) > 4 else "")
+        raise NotFoundError(f"{text!r} matches {len(found)} things: {shown}; give one of these")
+    if any(text in each.name for each in items if each.kind == "features"):
+        store.features.match(text)  # Several keys: the error says how they differ.
+    known = [name for each in items for name in _names(each)]
+    raise NotFoundError(
+        f"no data set, head or features {text!r} in {store.location}, {nearest(text, known)}; list "
+        "them with `featurestore ls` and `featurestore heads`"
+    )
+
+
+def _names(item: Item) -> tuple[str, ...]:
+    """Return the whole names of an item; the last is the shortest."""
+    if item.kind == "features":
+        return (item.name,)
+    return item.name, item.name.partition("/")[2]
+
+
+def plan(store: FeatureStore, named: Iterable[Item], keep_heads: bool = False) -> Removal:
+    """Return what goes if some items are removed; nothing is removed.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    named : iterable of Item
+    keep_heads : bool
+        Keep the heads on features that are removed. They predict features as before, and can be
+        promoted once the features are extracted again.
+
+    Raises
+    ------
+    DamagedError
+        If a document cannot be read, so that what depends on the items is unknown.
+    InputError
+        If ``keep_heads`` is asked for, and a data set is removed.
+    """
+    named = tuple(dict.fromkeys(named))
+    if keep_heads and any(each.kind == "dataset" for each in named):
+        raise InputError(
+            "heads cannot be kept without the data set that they were fitted on; remove its "
+            "features by their keys instead, see `featurestore ls`"
+        )
+    going = {each.path: (each, "named") for each in named}
+    if any(each.kind != "head" for each in named):
+        for item, reason in _dependents(store, named, keep_heads):
+            going.setdefault(item.path, (item, reason))
+    items = [_garbage(store, item, reason) for item, reason in going.values()]
+    items.sort(key=lambda each: _ORDER[each.kind])
+    return Removal(named, tuple(items), keep_heads)
+
+
+def _dependents(
+    store: FeatureStore, named: Collection[Item], keep_heads: bool
+) -> Iterator[tuple[Item, str]]:
+    documents = _documents(store, named)
+    data = {each.name.partition("/")[2] for each in named if each.kind == "dataset"}
+    arrays = {each.path: each.name for each in named if each.kind == "features"}
+    digests, needed = set(), set()
+    for entry in _entries(store, named):
+        (digests if entry.name in data else needed).add(entry.digest)
+    for head, document in documents.items():
+        path, dataset = features_of(store, document), _part(document, "dataset")
+        digest = _part(document, "features").get("dataset_digest")
+        if dataset.get("name") in data:
+            digests.add(digest)
+            yield store.heads.item(head), f"fitted on data set {dataset['name']}"
+        elif path in arrays and not keep_heads:
+            yield store.heads.item(head), f"fitted on {arrays[path]}"
+        else:
+            needed.add(digest)
+    for group in store.features.values() if data else []:
+        if group.key.dataset_digest in digests - needed:
+            reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
+            yield store.features.item(group.path), reason
+
+
+def _documents(store: FeatureStore, named: Collection[Item]) -> dict[str, Mapping[str, Any]]:
+    """Return the documents of the heads that are not named themselves, by path."""
+    removed = {each.path for each in named}
+    for damage in store.heads.damaged():
+        if damage.path not in removed:
+            raise DamagedError(
+                f"{damage.reason}; until then it is unknown what depends on {_and(named)}; or run "
+                f"`featurestore rm {damage.key}`"
+            )
+    documents = {store.heads.path(each["id"]): each for each in store.heads.values()}
+    return {path: each for path, each in documents.items() if path not in removed}
+
+
+def _entries(store: FeatureStore, named: Collection[Item]) -> list[Any]:
+    """Return the entries of the data sets; a damaged one may only be among those removed."""
+    for damage in store.datasets.damaged():
+        if damage.path not in {each.path for each in named}:
+            raise DamagedError(f"{damage.reason}; until then it is unknown what needs its features")
+    return store.datasets.values()
+
+
+def _and(named: Collection[Item]) -> str:
+    return " and ".join(each.name for each in named)
+
+
+def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a head's lineage."""
+    return part_of(part_of(document, "lineage"), name)
+
+
+def features_of(store: FeatureStore, document: Mapping[str, Any]) -> str | None:
+    """Return the path of the features that a head was fitted on, whether they exist or not."""
+    from featurestore.store.key import FeatureKey
+
+    origin = _part(document, "features")
+    fields = [origin.get(name) for name in ("model", "ref", "prefix_digest", "dataset_digest")]
+    if not all(isinstance(each, str) for each in fields):
+        return None
+    with suppress(StoreError, InputError):
+        return store.features.path(FeatureKey(*map(str, fields)))
+    return None
+
+
+def _garbage(store: FeatureStore, item: Item, reason: str) -> Garbage:
+    return Garbage(item.kind, item.name, item.path, store.size(item), reason)
