@@ -85,7 +85,7 @@ def find(store: FeatureStore, text: str, **variant: Any) -> Item:
         raise NotFoundError(f"{text!r} matches {len(found)} things: {shown}; give one of these")
     if any(text in each.name for each in items if each.kind == "features"):
         store.features.match(text)  # Several keys: the error says how they differ.
-    known = [name for each in items for name in _names(each)]
+    known = [_names(each)[-1] for each in items]
     raise NotFoundError(
         f"no data set, head or features {text!r} in {store.location}, {nearest(text, known)}; list "
         "them with `featurestore ls` and `featurestore heads`"
