@@ -1,4 +1,4 @@
-"""``ls``, ``show``, ``verify``, ``repair``, ``rm`` and ``gc``: what the store holds, and its soundness."""
+"""``ls``, ``show``, ``verify``, ``repair``, ``rm`` and ``gc``: what the store holds."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def rm_command(
       featurestore rm vgg16/block4_pool --keep-heads
       featurestore rm photos
     """
-    opened = FeatureStore(store, create=False)
+    opened = FeatureStore(store)
     removal = opened.removal(*names, keep_heads=keep_heads, **variant)
     _remove(removal.items, lambda: opened.remove(removal), yes=yes, as_json=as_json)
 

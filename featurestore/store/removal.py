@@ -138,7 +138,8 @@ def _dependents(
     documents = _documents(store, named)
     data = {each.name.partition("/")[2] for each in named if each.kind == "dataset"}
     arrays = {each.path: each.name for each in named if each.kind == "features"}
-    digests, needed = set(), set()
+    digests: set[Any] = set()
+    needed: set[Any] = set()
     for entry in _entries(store, named):
         (digests if entry.name in data else needed).add(entry.digest)
     for head, document in documents.items():
