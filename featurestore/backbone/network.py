@@ -43,6 +43,11 @@ class Network:
         """Height and width that the first layer sees."""
         return self.preprocessing.input_size
 
+    @property
+    def operations(self) -> list[Any]:
+        """The layers and operations of the network, in order."""
+        return [node.operation for node in self._graph.nodes[1:]]
+
     @cached_property
     def layer_names(self) -> list[str]:
         """Names of the layers where you can cut, in order."""

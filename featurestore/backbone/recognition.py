@@ -87,6 +87,9 @@ def find_preprocessing(
     if scaling is None:
         scaling, networks = shown_scaling(graph, model_name)
     height, width = graph.nodes[0].outputs[0].shape[1:3]
+    if _takes_pixels(graph):
+        # A nested model records the size of the first images that it saw; it resizes any.
+        height = width = None
     if input_size is None:
         own = (height, width) if height and width else None
         input_size = own or _usual_size(graph, networks, model_name)
@@ -108,8 +111,8 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
     BackboneError
         If the model does not show it.
     """
-    if "int" in str(graph.nodes[0].outputs[0].dtype):
-        return "none", []  # the model takes pixels as they are
+    if _takes_pixels(graph):
+        return "none", []
     first = _first_steps(graph)
     scales = [node for node in first if node.kind in _SCALES]
     if scales:
@@ -127,6 +130,16 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
         f"model {model_name!r} does not show which scaling of pixels it expects: {found}; pass"
         " --scaling none|unit|tf|torch|caffe"
     )
+
+
+def _takes_pixels(graph: Graph) -> bool:
+    """Whether a model takes pixels as they are, as a promoted one does, also inside another."""
+    first = [node.operation for node in graph.nodes[1:] if node.inputs == ((0, 0),)]
+    types = [
+        graph.nodes[0].outputs[0].dtype,
+        *(getattr(each, "compute_dtype", None) for each in first),
+    ]
+    return any("int" in str(each) for each in types)
 
 
 def _recognise(first: str, layers: Iterable[str]) -> list[Application]:

@@ -60,6 +60,28 @@ def _list(
     return entries, problems
 
 
+def is_table(place: str) -> bool:
+    """Whether a path or URI has the ending of a table."""
+    return _suffix(place) in SUFFIXES
+
+
+def list_rows(location: str, path_column: str = "path") -> list[tuple[str, dict[str, Any]]]:
+    """List the images of a table in the order of its rows, each with all cells of its row.
+
+    Raises
+    ------
+    DatasetError
+        If the table cannot be read or misses the column.
+    """
+    table = _read(location, [path_column])
+    where = f"table {location!r}"
+    paths = _column(table, path_column, where)
+    return [
+        (beside(location, _path(path, f"{where}, row {number}")), row)
+        for number, (path, row) in enumerate(zip(paths, table.to_pylist(), strict=True), 1)
+    ]
+
+
 def _path(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         found = "no path" if is_missing(value) else f"path {value!r}"

@@ -8,6 +8,7 @@
     fine_tuning  options of fine-tuning                    freezing    which layers train, and how
     saved        model files with class names              seen        samples a model has seen
     inference    predictions from images                   evaluation  metrics, by what was seen
+    carried      what the layers carry                      listing     images to predict
 
 The names below are loaded on first use: reading the options imports no Keras.
 """
@@ -18,7 +19,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featurestore.promotion.evaluation import evaluate
+    from featurestore.promotion.carried import fixed_images
+    from featurestore.promotion.evaluation import evaluate, mistakes
     from featurestore.promotion.events import (
         PromotionEvent,
         Proved,
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
     from featurestore.promotion.inference import Prediction, predict
     from featurestore.promotion.parity import Parity
     from featurestore.promotion.run import Promotion, promote
-    from featurestore.promotion.saved import check_target, load_model
+    from featurestore.promotion.saved import Promoted, check_target, load_model
 
 _HOMES = {
     "FineTuning": "fine_tuning",
     "Parity": "parity",
     "Prediction": "inference",
+    "Promoted": "saved",
     "Promotion": "run",
     "PromotionEvent": "events",
     "Proved": "events",
@@ -43,7 +46,9 @@ _HOMES = {
     "TuningStarted": "events",
     "check_target": "saved",
     "evaluate": "evaluation",
+    "fixed_images": "carried",
     "load_model": "saved",
+    "mistakes": "evaluation",
     "predict": "inference",
     "promotable": "fuse",
     "promote": "run",
@@ -53,6 +58,7 @@ __all__ = [
     "FineTuning",
     "Parity",
     "Prediction",
+    "Promoted",
     "Promotion",
     "PromotionEvent",
     "Proved",
@@ -60,7 +66,9 @@ __all__ = [
     "TuningStarted",
     "check_target",
     "evaluate",
+    "fixed_images",
     "load_model",
+    "mistakes",
     "predict",
     "promotable",
     "promote",

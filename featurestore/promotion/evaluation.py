@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,105 +12,191 @@ import numpy as np
 from featurestore.errors import DatasetError
 from featurestore.heads import metrics
 from featurestore.promotion.inference import Predictor
-from featurestore.promotion.saved import load_model, read_seen
-from featurestore.promotion.seen import UNSEEN, Seen
+from featurestore.promotion.saved import Promoted, load_model
+from featurestore.promotion.seen import UNKNOWN, UNSEEN
 
 if TYPE_CHECKING:
     import keras
 
     from featurestore.dataset import Dataset
 
-# In the order of the report.
-GROUPS = ("train", "val", "test", UNSEEN)
+# In the order of the report. The last is all that a file without a record of samples allows.
+GROUPS = ("train", "val", "test", UNSEEN, UNKNOWN)
 
 
-def evaluate(model_path: str | Path, data: Dataset) -> dict[str, dict[str, Any]]:
+def evaluate(
+    model: str | Path | keras.Model | Promoted,
+    data: Dataset,
+    *,
+    classes: Sequence[Any] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Measure a promoted model on labelled samples, with separate figures for those it has seen.
 
-    The model file records the digests of the samples it has seen; the splits of ``data`` do not
-    matter.
+    The file of a promotion records the digests of the samples it has seen; the splits of ``data``
+    do not matter.
 
     Parameters
     ----------
-    model_path : path-like
-        A promoted ``.keras`` file.
+    model : path-like or keras.Model
+        A promoted model; see :func:`load_model`.
     data : Dataset
         Labelled with classes of the model.
+    classes : sequence of str or int, optional
+        The class of each column of the output, if the model does not carry them.
 
     Returns
     -------
     dict of str to dict
         Metrics of each group of samples: ``train``, ``val`` and ``test`` by the splits that the
-        model was made with, ``unseen`` for samples that were not in its data set. ``used_for`` is
+        model was made with, ``unseen`` for samples that were not in its data set, ``unknown`` if
+        nothing records which samples these were, as in a file that Keras saved. ``used_for`` is
         the use of a group: ``training``, ``selection`` (of the head or the epoch), ``nothing``, or
         ``unknown`` if the model was trained further after promotion.
 
     Raises
     ------
     InputError
-        If the file is not a promoted model.
+        If the model cannot be used.
     DatasetError
         If the data set has no labels, or labels of another kind.
     """
-    model, metadata = load_model(model_path)
-    if data.labels is None or data.task != metadata["task"]:
-        found = f"labels for {data.task}" if data.task else "no labels"
-        raise DatasetError(
-            f"{model_path} was trained for {metadata['task']}, and {data.name} has {found}; "
-            "give data with such labels, or use `featurestore predict`"
-        )
-    known = metadata["classes"]
-    if known and not set(known) & set(data.classes):
-        raise DatasetError(
-            f"{model_path} knows the classes {', '.join(map(str, known[:5]))}, and none of them "
-            f"is a label in {data.name} ({', '.join(map(str, data.classes[:5]))})"
-        )
-    return measure(model, data, read_seen(model_path), known)
+    return Evaluation.of(load_model(model, classes), data).metrics
 
 
-def measure(
-    model: keras.Model,
+def mistakes(
+    model: str | Path | keras.Model | Promoted,
     data: Dataset,
-    seen: Seen,
-    classes: Sequence[Any],
     *,
-    held_out: bool = False,
-) -> dict[str, dict[str, Any]]:
-    """Measure a promoted model on the labelled rows of a data set.
+    classes: Sequence[Any] | None = None,
+) -> list[dict[str, Any]]:
+    """List the samples that a promoted model predicts wrongly, the most confident first.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Promoted.
-    data : Dataset
-        With labels for the task of the model.
-    seen : Seen
-        The samples that the model was made with.
-    classes : sequence
-        The class of each column of the model's output; empty for regression.
-    held_out : bool
-        Leave out rows that the model was trained on, unless there are no others.
+    Parameters and errors are those of :func:`evaluate`.
 
     Returns
     -------
-    dict of str to dict
-        As :func:`evaluate`; groups without rows are left out.
+    list of dict
+        ``path`` (None for arrays), ``row`` in the data set, ``label``, ``predicted``,
+        ``probability`` of the predicted class, and ``used_for``, as in :func:`evaluate`. For a
+        regression all samples, those with the largest error first, with ``error`` (predicted less
+        label) in place of ``probability``.
     """
-    splits = seen.splits_of(data)
-    labelled = data.rows(labelled=True)
-    rows = {split: labelled[splits[labelled] == split] for split in GROUPS}
-    rows = {split: each for split, each in rows.items() if len(each)}
-    if held_out and set(rows) - {"train"}:
-        rows.pop("train", None)
-    predictor = Predictor(model)
-    assert data.labels is not None
-    found = {}
-    for split, each in rows.items():
-        output, truth = predictor(data.image, each.tolist()), data.labels[each]
-        if classes:
-            predicted = np.asarray(classes, dtype=object)[output.argmax(axis=1)]
-            figures = metrics.classification(truth, predicted, output, classes, classes)
-        else:
-            figures = metrics.regression(truth, output[:, 0].astype(np.float64))
-        found[split] = {"used_for": seen.used_for(split), **figures}
-    return found
+    return Evaluation.of(load_model(model, classes), data).mistakes
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a promoted model predicts for labelled samples.
+
+    Attributes
+    ----------
+    data : Dataset
+    classes : list
+        The class of each column of the output; empty for regression.
+    rows : dict of str to numpy.ndarray
+        The rows of the data set in each group, (row,).
+    outputs : dict of str to numpy.ndarray
+        The model's output for these, (row, class) or (row, 1).
+    used_for : dict of str to str
+        What the rows of each group were used for.
+    """
+
+    data: Dataset
+    classes: list[Any]
+    rows: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+    used_for: dict[str, str]
+
+    @classmethod
+    def of(cls, promoted: Promoted, data: Dataset, *, held_out: bool = False) -> Evaluation:
+        """Predict the labelled samples of a data set.
+
+        Parameters
+        ----------
+        promoted : Promoted
+        data : Dataset
+        held_out : bool
+            Leave out rows that the model was trained on, unless there are no others.
+
+        Raises
+        ------
+        DatasetError
+            If the data set has no labels, or labels of another kind.
+        """
+        classes = _comparable(promoted, data)
+        labelled = data.rows(labelled=True)
+        seen = promoted.seen
+        splits = np.full(len(data), UNKNOWN) if seen is None else seen.splits_of(data)
+        rows = {split: labelled[splits[labelled] == split] for split in GROUPS}
+        rows = {split: each for split, each in rows.items() if len(each)}
+        if held_out and set(rows) - {"train"}:
+            rows.pop("train", None)
+        predictor = Predictor(promoted)
+        outputs = {split: predictor(data.image, each.tolist()) for split, each in rows.items()}
+        used_for = {split: UNKNOWN if seen is None else seen.used_for(split) for split in rows}
+        return cls(data, classes, rows, outputs, used_for)
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """See :func:`evaluate`."""
+        return {
+            split: {"used_for": self.used_for[split], **self._figures(split)} for split in self.rows
+        }
+
+    @property
+    def mistakes(self) -> list[dict[str, Any]]:
+        """See :func:`mistakes`."""
+        found = [
+            {
+                "path": self.data.paths[row],
+                "row": int(row),
+                "label": label,
+                **(self._guess(output) if self.classes else _miss(output, label)),
+                "used_for": self.used_for[split],
+            }
+            for split in self.rows
+            for row, output, label in zip(
+                self.rows[split], self.outputs[split], self._truth(split).tolist(), strict=True
+            )
+        ]
+        if self.classes:
+            wrong = [each for each in found if each["predicted"] != each["label"]]
+            return sorted(wrong, key=lambda each: (-each["probability"], each["row"]))
+        return sorted(found, key=lambda each: (-abs(each["error"]), each["row"]))
+
+    def _truth(self, split: str) -> np.ndarray:
+        assert self.data.labels is not None
+        return self.data.labels[self.rows[split]]
+
+    def _figures(self, split: str) -> dict[str, Any]:
+        output, truth = self.outputs[split], self._truth(split)
+        if not self.classes:
+            return metrics.regression(truth, output[:, 0].astype(np.float64))
+        predicted = np.asarray(self.classes, dtype=object)[output.argmax(axis=1)]
+        return metrics.classification(truth, predicted, output, self.classes, self.classes)
+
+    def _guess(self, output: np.ndarray) -> dict[str, Any]:
+        best = int(output.argmax())
+        return {"predicted": self.classes[best], "probability": float(output[best])}
+
+
+def _miss(output: np.ndarray, label: float) -> dict[str, Any]:
+    return {"predicted": float(output[0]), "error": float(output[0]) - label}
+
+
+def _comparable(promoted: Promoted, data: Dataset) -> list[Any]:
+    """Return the model's classes as the labels of a data set write them: 1 may be "1" there."""
+    if data.labels is None or data.task != promoted.task:
+        found = f"labels for {data.task}" if data.task else "no labels"
+        raise DatasetError(
+            f"{promoted.name} was trained for {promoted.task}, and {data.name} has {found}; "
+            "give data with such labels, or use `featurestore predict`"
+        )
+    written = {str(each): each for each in data.classes}
+    known = [written.get(str(each), each) for each in promoted.classes]
+    if known and not set(known) & set(data.classes):
+        raise DatasetError(
+            f"{promoted.name} knows the classes {', '.join(map(str, known[:5]))}, and none of them "
+            f"is a label in {data.name} ({', '.join(map(str, data.classes[:5]))})"
+        )
+    return known

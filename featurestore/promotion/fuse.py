@@ -13,6 +13,7 @@ from featurestore.backbone import LayerRef
 from featurestore.backbone.copying import clone_onto
 from featurestore.errors import PromotionError
 from featurestore.heads.network import logits_model
+from featurestore.promotion.carried import CLASSES, classes_layer
 from featurestore.promotion.convert import as_layers, conversions, no_form
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     x = base.outputs[0]
     names = tuple(operation.name for operation in base.operations)
     prefix = _free_prefix(names)
-    softmax = f"{prefix}probabilities" if "probabilities" in names else "probabilities"
+    softmax, named = (
+        f"{prefix}{each}" if each in names else each for each in ("probabilities", CLASSES)
+    )
     if head.kind == "sklearn":
         flat = x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
         scores, output = as_layers(head.estimator, flat, prefix, softmax)
@@ -86,6 +89,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
         output = keras.layers.Softmax(name=softmax)(scores)
     else:
         scores = output = clone_onto(head.estimator, x, prefix)
+    if head.classes:
+        output = classes_layer(head.classes, named)(output)
     model = keras.Model(base.inputs, output, name="promoted")
     return Fused(model, _maker(x), _maker(scores), names)
 

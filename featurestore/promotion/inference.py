@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.backbone.forward import compiled, compiled_resize
+from featurestore.backbone.forward import compiled_resize
+from featurestore.backbone.graph import dissolve
 from featurestore.dataset.source import UnreadableError, read
 from featurestore.errors import ImageError, InputError
 from featurestore.images import decode
-from featurestore.promotion.saved import load_model
+from featurestore.promotion.listing import Listed, list_images
+from featurestore.promotion.saved import Promoted, load_model
 from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
@@ -34,78 +36,117 @@ class Prediction:
     ----------
     path : str
         The image file.
-    label : str, int or float
-        The class of the highest probability, or the predicted value.
+    label : str, int, float or None
+        The class of the highest probability, or the predicted value; None if the image cannot be
+        used.
     probabilities : dict
         By class; empty for regression.
+    columns : dict
+        The cells of the image's row, if a table listed it.
+    problem : str or None
+        Why the image cannot be used.
     """
 
     path: str
     label: Any
     probabilities: dict[str, float]
+    columns: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
 
 
-def predict(model_path: str | Path, images: Sequence[str | Path]) -> list[Prediction]:
-    """Predict image files with a promoted model.
+def predict(
+    model: str | Path | keras.Model | Promoted,
+    images: str | Path | Sequence[str | Path],
+    *,
+    classes: Sequence[Any] | None = None,
+) -> list[Prediction]:
+    """Predict images with a promoted model.
 
     Parameters
     ----------
-    model_path : path-like
-        A promoted ``.keras`` file.
-    images : sequence of path-like
-        Of any format and size that a data set takes.
+    model : path-like or keras.Model
+        A promoted model; see :func:`load_model`.
+    images : path-like, or sequence of these
+        Image files of any format and size that a data set takes, folders of them, and CSV, TSV or
+        Parquet tables with a column ``path``.
+    classes : sequence of str or int, optional
+        The class of each column of the output, if the model does not carry them.
 
     Returns
     -------
     list of Prediction
-        In the order of the images.
+        In the order given: a folder's files sorted, a table's rows as they are. An image of a
+        folder or table that cannot be used has a ``problem`` and no label.
 
     Raises
     ------
     InputError
-        If the file is not a promoted model, or an image cannot be read.
+        If the model cannot be used, or an image that was named cannot be read.
     """
-    model, metadata = load_model(model_path)
-    output = Predictor(model)(_read, [Path(image) for image in images])
-    classes = metadata["classes"]
-    return [_prediction(str(path), row, classes) for path, row in zip(images, output, strict=True)]
+    listed = list_images(images)
+    promoted = load_model(model, classes)
+    problems: dict[int, str] = {}
+
+    def read(number: int, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        image = listed[number]
+        try:
+            return _read(image.path, then)
+        except InputError as error:
+            if image.named:
+                raise
+            problems[number] = str(error)
+            return then(np.zeros((1, 1, 3), np.uint8))
+
+    output = Predictor(promoted)(read, range(len(listed)))
+    return [
+        _unusable(image, problems[number])
+        if number in problems
+        else _prediction(image, row, promoted.classes)
+        for number, (image, row) in enumerate(zip(listed, output, strict=True))
+    ]
 
 
-def _prediction(path: str, row: np.ndarray, classes: list[Any]) -> Prediction:
+def _prediction(image: Listed, row: np.ndarray, classes: Sequence[Any]) -> Prediction:
     if not classes:
-        return Prediction(path, float(row[0]), {})
+        return Prediction(image.path, float(row[0]), {}, image.columns)
     probabilities = {str(name): float(each) for name, each in zip(classes, row, strict=True)}
-    return Prediction(path, classes[int(row.argmax())], probabilities)
+    return Prediction(image.path, classes[int(row.argmax())], probabilities, image.columns)
 
 
-def _read(path: Path, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _unusable(image: Listed, problem: str) -> Prediction:
+    return Prediction(image.path, None, {}, image.columns, problem)
+
+
+def _read(path: str, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     try:
-        return decode(read(str(path)), then)
+        return decode(read(path), then)
     except UnreadableError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error}") from None
+        raise InputError(f"cannot read {path!r}: {error}") from None
     except ImageError as error:
-        raise ImageError(f"cannot decode {str(path)!r}: {error}") from None
+        raise ImageError(f"cannot decode {path!r}: {error}") from None
 
 
 class Predictor:
     """A promoted model compiled for inference, with its current weights.
 
-    Threads decode images and resize them with the model's own layer, ahead of the current batch.
-    The model resizes them again, which does not change an image of the right size.
+    Threads decode images and resize them by the model's own rule, ahead of the current batch. The
+    model resizes them again, which does not change an image of the right size.
 
     Parameters
     ----------
-    model : keras.Model
-        Promoted: takes uint8 RGB images (batch, height, width, channel=3).
+    promoted : Promoted
     """
 
-    def __init__(self, model: keras.Model) -> None:
-        resizing = model.get_layer("resizing")
+    def __init__(self, promoted: Promoted) -> None:
+        resizing = promoted.resizing
         self.resize = compiled_resize(resizing)
-        self._columns = model.output_shape[-1]
-        self._forward = compiled(
-            lambda images: [model(images, training=False)], (resizing.height, resizing.width, 3)
-        )
+        self._columns = int(promoted.model.output_shape[-1])
+        # One sigmoid is the probability of the second of two classes.
+        self._one_of_two = self._columns == 1 and len(promoted.classes) == 2
+        shape = (resizing.height, resizing.width, 3)
+        from featurestore.promotion.carried import forward_of
+
+        self._forward = forward_of(dissolve(promoted.model), shape)
 
     def __call__(self, read: Callable[[Any, Any], np.ndarray], items: Any) -> np.ndarray:
         """Predict for each item.
@@ -127,5 +168,6 @@ class Predictor:
         images = map_ahead(lambda item: read(item, self.resize), items, BATCHES_AHEAD * BATCH)
         with closing(images):
             while batch := list(islice(images, BATCH)):
-                parts.append(self._forward(np.stack(batch))[0])
-        return np.concatenate(parts)
+                parts.append(self._forward(np.stack(batch)))
+        output = np.concatenate(parts)
+        return np.concatenate([1 - output, output], axis=1) if self._one_of_two else output

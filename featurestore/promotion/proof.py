@@ -107,7 +107,7 @@ def prove(
     with scratch() as folder:
         path = folder / "model.keras"
         save_model(fused.model, path, metadata)
-        loaded = load_model(path)[0]
+        loaded = load_model(path).model
     both_ways(loaded, few, "the saved file")
     if not weights_digest(fused.model) == weights_digest(loaded) == weights:
         raise ParityError(

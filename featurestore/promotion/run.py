@@ -7,7 +7,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import keras
 
@@ -16,14 +16,21 @@ from featurestore.backbone.copying import seeded
 from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
 from featurestore.heads import Head
 from featurestore.heads.stale import stale
-from featurestore.promotion.evaluation import measure
+from featurestore.promotion.carried import carries_classes, fixed_images
+from featurestore.promotion.evaluation import Evaluation
 from featurestore.promotion.events import OnEvent
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import unfrozen_layers
 from featurestore.promotion.fuse import fuse
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
-from featurestore.promotion.saved import read_seen, save_model, weights_digest
+from featurestore.promotion.saved import (
+    check_target,
+    load_model,
+    read_seen,
+    save_model,
+    weights_digest,
+)
 from featurestore.promotion.seen import Seen
 from featurestore.promotion.tune import tune
 from featurestore.versions import versions
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     from featurestore.store import FeatureStore
 
 FORMAT = 1
+Images = Literal["any", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class Promotion:
     model : keras.Model
         A plain Keras model, from uint8 RGB images (batch, height, width, channel=3) to class
         probabilities (batch, class), or predicted values (batch, 1). Train, nest, export or save
-        it like any other; :meth:`save` also writes the class names and the lineage.
+        it like any other: its last layer, ``classes``, carries the class names. :meth:`save` also
+        writes the lineage.
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
@@ -58,7 +67,7 @@ class Promotion:
         accuracy before the first epoch), ``kept_epoch`` and ``verdict``, the outcome in one
         line. Empty if nothing was trained.
     metadata : dict
-        Written beside the model by :meth:`save`: classes, task, lineage.
+        The lineage, which :meth:`save` writes beside the model.
     seen : Seen
         The samples that the model was trained and selected on.
     """
@@ -73,25 +82,39 @@ class Promotion:
     seen: Seen = field(repr=False)
     _weights: str = field(repr=False)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, images: Images = "any") -> None:
         """Write the model, as it is now, with its metadata as one ``.keras`` file.
 
         If it was trained further since promotion, the file records this, and leaves out the figures
         of its former weights.
 
+        Parameters
+        ----------
+        path : path-like
+            Must end in ``.keras``.
+        images : {"any", "fixed"}
+            ``fixed`` leaves the resize out: the model takes images of the backbone's input size
+            only, and exports to LiteRT and ONNX. See :func:`fixed_images`.
+
         Raises
         ------
         InputError
             If the path does not end in ``.keras`` or cannot be written to.
+        ParityError
+            If the model for images of one size differs from the other.
         """
+        if images not in get_args(Images):
+            raise InputError(f"images={images!r}, expected one of {', '.join(get_args(Images))}")
+        path = check_target(path)
         further = weights_digest(self.model) != self._weights
-        metadata = self.metadata
+        metadata = {**self.metadata, "images": images}
         if not further:
             metadata = {**metadata, **self.report}
             metadata["before"] = _without_confusion(self.before)
             metadata["after"] = _without_confusion(self.after)
         seen = replace(self.seen, complete=self.seen.complete and not further)
-        save_model(self.model, path, metadata, seen)
+        model = self.model if images == "any" else fixed_images(self.model)
+        save_model(model, path, metadata, seen)
 
     @property
     def report(self) -> dict[str, Any]:
@@ -166,8 +189,8 @@ def promote(
     Returns
     -------
     Promotion
-        ``model`` is a plain Keras model, ``save(path)`` writes it with its class names and
-        lineage, ``report`` has the proof and the metrics.
+        ``model`` is a plain Keras model that carries its class names, ``save(path)`` writes it with
+        its lineage, ``report`` has the proof and the metrics.
 
     Raises
     ------
@@ -204,7 +227,8 @@ def promote(
         def measures() -> dict[str, Any]:
             if data.labels is None or data.task != head.task:
                 return {}
-            return measure(fused.model, data, seen, head.classes, held_out=True)
+            promoted = replace(load_model(fused.model), seen=seen)
+            return Evaluation.of(promoted, data, held_out=True).metrics
 
         before = after = measures()
         history: list[dict[str, float]] = []
@@ -271,6 +295,8 @@ def _seen(
     if "path" in backbone.spec:
         with suppress(InputError):  # not a promoted model
             earlier = read_seen(backbone.spec["path"])
+    if earlier is None and carries_classes(backbone.operations):
+        earlier = Seen.unknown()  # a promoted model without its record
     return Seen.by(datasets, chosen_by, earlier)
 
 
@@ -290,7 +316,6 @@ def _metadata(head: Head, data: Dataset) -> dict[str, Any]:
     return {
         "featurestore_model": FORMAT,
         "task": head.task,
-        "classes": list(head.classes),
         "head": head.id,
         "features": str(head.key),
         "backbone": head.lineage["backbone"],

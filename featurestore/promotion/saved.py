@@ -1,7 +1,8 @@
 """Promoted models as files: plain ``.keras`` archives with two more members.
 
-Keras ignores them. ``featurestore.json`` holds the class names, the task and the lineage;
-``featurestore-samples.bin`` the digests of the samples that the model has seen.
+Keras ignores them, and leaves them out when it saves the model itself. ``featurestore.json`` holds
+the lineage, ``featurestore-samples.bin`` the digests of the samples that the model has seen. The
+class names are in the model; see :mod:`featurestore.promotion.carried`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, model_validator
+from typing import TYPE_CHECKING, Any
 
 from featurestore import durable
 from featurestore.backbone import sources
@@ -28,21 +29,36 @@ MEMBER = "featurestore.json"
 SAMPLES = "featurestore-samples.bin"
 
 
-class Metadata(BaseModel):
-    """The fields of ``featurestore.json`` that a model is used by; others are kept as they are."""
+@dataclass(frozen=True)
+class Promoted:
+    """A promoted model, ready to be measured and to predict.
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    Attributes
+    ----------
+    name : str
+        Its file, for messages.
+    model : keras.Model
+    classes : tuple of str or int
+        The class of each column of its output; empty for a regressor.
+    resizing : keras.layers.Resizing
+        How images get the size that the backbone takes.
+    seen : Seen or None
+        The samples that it was trained and selected on; None if nothing says which.
+    metadata : dict
+        The lineage; empty if Keras saved the file.
+    """
 
-    task: Literal["classification", "regression"]
-    classes: list[str] | list[int]
+    name: str
+    model: keras.Model
+    classes: tuple[Any, ...]
+    resizing: Any
+    seen: Seen | None
+    metadata: dict[str, Any]
 
-    @model_validator(mode="after")
-    def _fit(self) -> Metadata:
-        count = len(self.classes)
-        fits = count == 0 if self.task == "regression" else count > 1
-        if not fits or len(set(self.classes)) < count:
-            raise ValueError(f"{self.classes[:5]} are not the classes of a {self.task}")
-        return self
+    @property
+    def task(self) -> str:
+        """``classification``, or ``regression``."""
+        return "classification" if self.classes else "regression"
 
 
 def save_model(
@@ -57,7 +73,7 @@ def save_model(
     path : path-like
         Must end in ``.keras``.
     metadata : dict of JSON values
-        ``classes``, ``task`` and the lineage.
+        The lineage.
     seen : Seen, optional
         The samples that the model was made with.
 
@@ -103,82 +119,156 @@ def weights_digest(model: keras.Model) -> str:
     return digest_fields({"weights": [digest_array(each) for each in model.get_weights()]})
 
 
-def load_model(path: str | Path) -> tuple[keras.Model, dict[str, Any]]:
-    """Load a promoted model, in Keras' safe mode, with its metadata.
+def load_model(
+    model: str | Path | keras.Model | Promoted, classes: Sequence[Any] | None = None
+) -> Promoted:
+    """Open a promoted model: its file, in Keras' safe mode, or a model in memory.
+
+    Training it further, saving it with Keras and nesting it in a ``keras.Sequential`` leave it
+    what it is.
 
     Parameters
     ----------
-    path : path-like
-        A file that :func:`save_model` wrote.
-
-    Returns
-    -------
-    model : keras.Model
-        Takes raw uint8 RGB images (batch, height, width, channel=3).
-    metadata : dict
-        ``classes``, ``task`` and the lineage.
+    model : path-like or keras.Model
+        What :meth:`Promotion.save`, ``keras.Model.save`` or ``ModelCheckpoint`` wrote, or the model
+        itself.
+    classes : sequence of str or int, optional
+        The class of each column of the output, if the model does not carry them.
 
     Raises
     ------
     InputError
-        If there is no such file, or it is not a promoted model.
+        If there is no such file, it is not a promoted model, or its classes are not known.
     """
+    if isinstance(model, Promoted):
+        return model
+    if not isinstance(model, str | os.PathLike):
+        return _promoted(f"model {model.name!r}", model, classes, None, {})
+    path = Path(model)
     metadata = read_metadata(path)
     try:
-        model = sources.load_model(path)
+        loaded = sources.load_model(path)
     except InputError as error:
         raise InputError(f"cannot load {path} as a Keras model: {error}") from error
-    expected = (None, None, None, 3), (None, len(metadata["classes"]) or 1)
-    resizes = any(_resizes(layer) for layer in model.layers)
-    if (model.input_shape, model.output_shape) != expected or not resizes:
+    return _promoted(str(path), loaded, classes, read_seen(path), metadata)
+
+
+def _promoted(
+    name: str,
+    model: keras.Model,
+    classes: Sequence[Any] | None,
+    seen: Seen | None,
+    metadata: dict[str, Any],
+) -> Promoted:
+    from featurestore.backbone.graph import dissolve
+    from featurestore.promotion.carried import carried_classes, resizing_of
+
+    try:
+        graph = dissolve(model)
+        resizing, carried = resizing_of(graph), carried_classes(graph)
+    except InputError as error:
+        raise InputError(f"{name} is not a promoted model: {error}") from error
+    found = tuple(graph.nodes[0].outputs[0].shape), tuple(model.output_shape)
+    if resizing is None or len(found[0]) != 4 or found[0][3] != 3 or len(found[1]) != 2:
         raise InputError(
-            f"{path} maps {model.input_shape} to {model.output_shape}; expected a promoted model, "
-            f"which by its {MEMBER} maps images {expected[0]} to {expected[1]}; promote the head "
-            "again"
+            f"{name} maps {found[0]} to {found[1]}; expected a promoted model, which resizes "
+            "images (None, None, None, 3) itself; make one with "
+            "`featurestore promote HEAD -o MODEL.keras`"
         )
-    return model, metadata
+    return Promoted(name, model, _classes(name, model, carried, classes), resizing, seen, metadata)
 
 
-def _resizes(layer: keras.Layer) -> bool:
-    import keras
+def _classes(
+    name: str, model: keras.Model, carried: Sequence[Any] | None, given: Sequence[Any] | None
+) -> tuple[Any, ...]:
+    """Return the class of each column, as the model says or, if it does not, the caller."""
+    columns = int(model.output_shape[1])
+    probabilities = carried is not None or _gives_probabilities(model)
+    if given is None and columns == 1 and not probabilities:
+        return ()
+    # One sigmoid is the probability of the second of two classes.
+    wanted = max(columns, 2)
+    if carried is None and given is None:
+        raise InputError(
+            f"{name} gives {columns} values for an image, and does not say of which classes; pass "
+            f"--classes with {wanted} names in the order of its output, joined by commas "
+            "(classes=[…] in Python)"
+        )
+    if not probabilities:
+        raise InputError(
+            f"{name} ends without softmax, so that it gives no probabilities; add one: "
+            "keras.Sequential([model, keras.layers.Softmax()])"
+        )
+    known = tuple(carried if carried is not None else given or ())
+    of_one_type = {str} == set(map(type, known)) or {int} == set(map(type, known))
+    if not of_one_type or len(set(known)) < len(known) or len(known) != wanted:
+        shown = ", ".join(map(str, known[:5]))
+        raise InputError(
+            f"{name} tells {wanted} classes apart; found {len(known)} ({shown}), expected a name "
+            "for each, all different"
+        )
+    if given is not None and tuple(given) != known:
+        raise InputError(
+            f"{name} says itself which classes it knows ({', '.join(map(str, known[:5]))}); leave "
+            "--classes out"
+        )
+    return known
 
-    return layer.name == "resizing" and isinstance(layer, keras.layers.Resizing)
+
+def _gives_probabilities(model: keras.Model) -> bool:
+    from featurestore.heads.network import last_operation
+
+    last = last_operation(model)
+    name = getattr(getattr(last, "activation", None), "__name__", type(last).__name__)
+    return name.lower() in ("sigmoid", "softmax")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the metadata of a promoted model without loading Keras.
+    """Read the lineage of a promoted model without loading Keras; ``{}`` if it records none.
 
     Raises
     ------
     InputError
-        If there is no such file, or it is not a promoted model.
+        If there is no such file, it is not a model of Keras, or its lineage is damaged.
     """
     path = Path(path)
     if not path.is_file():
         known = [str(each) for each in path.parent.glob("*.keras")] if path.parent.is_dir() else []
         raise InputError(f"no model file {str(path)!r}; {nearest(str(path), known)}")
+    if path.suffix in (".h5", ".hdf5"):
+        return {}
     try:
         with zipfile.ZipFile(path) as archive:
-            return Metadata.model_validate(json.loads(archive.read(MEMBER))).model_dump()
-    except Exception as error:  # zipfile, zlib, JSON and pydantic raise a dozen kinds
+            archive.getinfo("config.json")
+            if MEMBER not in archive.namelist():
+                return {}
+            metadata = json.loads(archive.read(MEMBER))
+            if not isinstance(metadata, dict):
+                raise ValueError(f"{MEMBER} is not an object")
+            return metadata
+    except Exception as error:  # zipfile, zlib and JSON raise a dozen kinds
         raise InputError(
             f"{path} is not a promoted model: {one_line(error)}; make one with "
             "`featurestore promote HEAD -o MODEL.keras`"
         ) from error
 
 
-def read_seen(path: str | Path) -> Seen:
-    """Read which samples a promoted model was trained and selected on.
+def read_seen(path: str | Path) -> Seen | None:
+    """Read which samples a promoted model was trained and selected on; None if it does not say.
 
     Raises
     ------
     InputError
-        If the file is not a promoted model, or does not record it.
+        If the file is not a model of Keras, or the record is damaged.
     """
-    metadata = read_metadata(path)
+    fields = read_metadata(path).get("samples")
+    if not zipfile.is_zipfile(path):
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
-            return Seen.from_bytes(archive.read(SAMPLES), metadata["samples"])
+            if SAMPLES not in archive.namelist() and fields is None:
+                return None
+            return Seen.from_bytes(archive.read(SAMPLES), fields)
     except Exception as error:  # zipfile and zlib raise a dozen kinds
         raise InputError(
             f"{path} does not say which samples it was trained on ({one_line(error)}); promote the "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Of each digest. Among a million samples, two are alike with a chance of one in 40 million.
 ID_BYTES = 8
 SAMPLE = np.dtype([("id", ">u8"), ("split", "u1")])
-UNSEEN = "unseen"
+UNSEEN, UNKNOWN = "unseen", "unknown"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,11 @@ class Seen:
         found["id"], found["split"] = ids, splits[first]
         return cls(found, selected, backbone is None or backbone.complete)
 
+    @classmethod
+    def unknown(cls) -> Seen:
+        """Return what a model has seen that records nothing."""
+        return cls(np.empty(0, SAMPLE), (), complete=False)
+
     def splits_of(self, data: Dataset) -> np.ndarray:
         """Return the split that each sample of a data set had for the model, str (row,).
 
@@ -97,7 +102,7 @@ class Seen:
             return "training"
         if split in self.selected_on:
             return "selection"
-        return "nothing" if self.complete else "unknown"
+        return "nothing" if self.complete else UNKNOWN
 
     def fields(self) -> dict[str, Any]:
         """Return the other attributes as JSON values, for the model's metadata."""

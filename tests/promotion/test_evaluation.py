@@ -10,11 +10,11 @@ import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import DatasetError, InputError
+from featurestore.errors import DatasetError
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import fit_head
-from featurestore.promotion import Promotion, evaluate, load_model, promote
+from featurestore.promotion import Promotion, evaluate, load_model, mistakes, promote
 from featurestore.promotion.saved import save_model
 from featurestore.store import FeatureStore
 from tests.promotion.conftest import pictures
@@ -66,7 +66,7 @@ def test_a_model_that_was_trained_further_has_seen_what_nobody_knows(
     layer = promotion.model.get_layer("head_1_logisticregression")
     layer.kernel.assign(layer.kernel * 2)
     promotion.save(tmp_path / "further.keras")
-    metadata = load_model(tmp_path / "further.keras")[1]
+    metadata = load_model(tmp_path / "further.keras").metadata
     assert metadata["samples"] == {"selected_on": ["val"], "complete": False}
     assert not {"before", "after", "parity", "fine_tuning"} & set(metadata)
     found = evaluate(tmp_path / "further.keras", labelled(["ant", "bee", "cat"] * 4))
@@ -91,11 +91,55 @@ def test_what_trained_the_backbone_is_not_new(
 def test_a_file_that_does_not_say_what_it_was_trained_on(
     promotion: Promotion, flowers: Dataset, tmp_path: Path
 ) -> None:
+    """Its figures stand apart: they may be on images that trained it."""
     path = tmp_path / "bare.keras"
     save_model(promotion.model, path, promotion.metadata)
-    with pytest.raises(InputError, match="does not say which samples it was trained on") as caught:
-        evaluate(path, flowers)
-    assert "\n" not in str(caught.value)
+    found = evaluate(path, flowers)
+    assert set(found) == {"unknown"}
+    assert found["unknown"]["used_for"] == "unknown"
+    assert found["unknown"]["rows"] == 45
+    assert evaluate(promotion.model, flowers) == found
+
+
+def test_mistakes_begin_with_the_most_confident(
+    model: Path, flowers: Dataset, promotion: Promotion
+) -> None:
+    wrong = Dataset.from_arrays(
+        [flowers.image(row) for row in range(12)],
+        [{"ant": "bee", "bee": "ant", "cat": "cat"}[each] for each in flowers.samples.labels[:12]],
+        name="wrong",
+    )
+    found = mistakes(model, wrong)
+    predicted = predict_rows(promotion, wrong)
+    expected = {
+        row: label for row, label in predicted.items() if label != wrong.samples.labels[row]
+    }
+    assert {each["row"]: each["predicted"] for each in found} == expected
+    assert len(expected) > 3
+    sure = [each["probability"] for each in found]
+    assert sure == sorted(sure, reverse=True)
+    assert {each["used_for"] for each in found} == {"nothing"}
+    assert found[0].keys() == {"path", "row", "label", "predicted", "probability", "used_for"}
+    assert mistakes(model, flowers)[:1] == [] or mistakes(model, flowers)[0]["path"]
+
+
+def predict_rows(promotion: Promotion, data: Dataset) -> dict[int, str]:
+    images = {row: data.image(row)[None] for row in range(len(data))}
+    return {
+        row: ["ant", "bee", "cat"][int(promotion.model.predict_on_batch(image).argmax())]
+        for row, image in images.items()
+    }
+
+
+def test_mistakes_of_values_are_the_largest_errors(values_model: Path) -> None:
+    data = labelled([0.5, 1.5, 2.5, 90.0] * 3)
+    found = mistakes(values_model, data)
+    assert len(found) == len(data)
+    assert {each["label"] for each in found[:3]} == {90.0}
+    for each in found:
+        assert each["error"] == pytest.approx(each["predicted"] - each["label"])
+    errors = [abs(each["error"]) for each in found]
+    assert errors == sorted(errors, reverse=True)
 
 
 def labelled(labels: list[Any] | None, **options: Any) -> Dataset:

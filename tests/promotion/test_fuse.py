@@ -42,8 +42,9 @@ def test_it_is_plain_and_its_output_is_probabilities(pooled: Features, backbone:
     assert fused.model.input_shape == (None, None, None, 3)
     assert fused.model.inputs[0].dtype == "uint8"
     assert fused.model.output_shape == (None, 3)
-    last = [each.name for each in fused.model.layers][-3:]
-    assert last == ["head_0_standardscaler", "head_1_logisticregression", "probabilities"]
+    last = [each.name for each in fused.model.layers][-4:]
+    head_layers = ["head_0_standardscaler", "head_1_logisticregression"]
+    assert last == [*head_layers, "probabilities", "classes"]
     assert fused.backbone_layers[:3] == ("image", "resizing", "scaling")
     assert "block2_bn" in fused.backbone_layers
     assert fused.backbone_layers[-1] == "reduction"
@@ -147,9 +148,9 @@ def test_keras_heads_of_every_ending(
     centred = scores - scores.mean(1, keepdims=True)
     assert np.allclose(centred, expected - expected.mean(1, keepdims=True), atol=0.02)
     assert np.allclose(likely, head.predict_proba(stored), atol=0.01)
-    assert fused.model.layers[-1].name == "probabilities"
+    assert [each.name for each in fused.model.layers[-2:]] == ["probabilities", "classes"]
     # Trained with the head's dropout, and by the logits: a softmax apart from its Dense.
-    kinds = [type(layer).__name__ for layer in fused.model.layers]
+    kinds = [type(layer).__name__ for layer in fused.model.layers[:-1]]
     assert kinds.count("Dropout") == (build is with_dropout_and_norm)
     assert kinds[-1] == "Softmax"
 
@@ -168,7 +169,7 @@ def test_regression_gives_the_value(make_features: MakeFeatures, backbone: Backb
 
 def clashing_backbone() -> Backbone:
     image = x = keras.Input((16, 16, 3))
-    for name in ("head_flatten", "head_0_standardscaler", "head2_x", "probabilities"):
+    for name in ("head_flatten", "head_0_standardscaler", "head2_x", "classes", "probabilities"):
         x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name=name)(x)
     return Backbone.from_model(keras.Model(image, x), name="clash", scaling="unit")
 
@@ -179,7 +180,8 @@ def test_names_that_the_backbone_has_already(make_features: MakeFeatures) -> Non
     fused = fuse(fit_head(features, "logistic", save=False), backbone)
     added = [each.name for each in fused.model.layers if each.name not in fused.backbone_layers]
     assert all(name.startswith("head3_") for name in added)
-    assert fused.model.layers[-1].name == "head3_probabilities"
+    last = [each.name for each in fused.model.layers[-2:]]
+    assert last == ["head3_probabilities", "head3_classes"]
 
 
 def test_what_can_be_promoted(pooled: Features, dense_head: Head, backbone: Backbone) -> None:

@@ -17,9 +17,11 @@ from featurestore.backbone import Backbone
 from featurestore.errors import ImageError, InputError
 from featurestore.features import Features
 from featurestore.heads import fit_head
-from featurestore.promotion import predict
+from featurestore.promotion import load_model, predict
 from featurestore.promotion.fuse import fuse
 from featurestore.promotion.inference import BATCH, BATCHES_AHEAD, Predictor, _prediction
+from featurestore.promotion.listing import Listed
+from featurestore.promotion.saved import Promoted
 from tests.promotion.conftest import pictures
 
 
@@ -57,7 +59,7 @@ def test_predict_values(values_model: Path, tmp_path: Path) -> None:
 
 
 def test_numbered_classes_keep_their_type() -> None:
-    found = _prediction("one.png", np.array([0.25, 0.5, 0.25]), [30, 10, 20])
+    found = _prediction(Listed("one.png"), np.array([0.25, 0.5, 0.25]), [30, 10, 20])
     assert (found.label, found.probabilities) == (10, {"30": 0.25, "10": 0.5, "20": 0.25})
 
 
@@ -68,7 +70,7 @@ def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for name, error, says in (
         ("text.png", ImageError, "cannot decode .*text.png"),
-        ("missing.png", InputError, "cannot read .*missing.png.*: no such file"),
+        ("missing.png", InputError, "no image .*missing.png'; did you mean"),
         ("pipe.png", InputError, "cannot read .*pipe.png.*: not a regular file"),
     ):
         with pytest.raises(error, match=says) as caught:
@@ -88,7 +90,7 @@ def fused_model(pooled: Features, backbone: Backbone) -> keras.Model:
 
 def test_it_predicts_what_keras_predicts(fused_model: keras.Model, pooled: Features) -> None:
     data = pooled.dataset
-    predictor = Predictor(fused_model)
+    predictor = Predictor(load_model(fused_model))
     found = predictor(data.image, range(len(data)))
     assert found.shape == (45, 3)
     assert found.dtype == np.float32
@@ -105,8 +107,10 @@ def test_resizing_twice_is_resizing_once(resize: str, interpolation: str) -> Non
     backbone = Backbone.pixels(9, resize=resize, interpolation=interpolation)
     cut = backbone.cut("pixels")
     image = np.random.default_rng(0).integers(0, 256, (14, 23, 3), dtype=np.uint8)
+    promoted = Promoted("cut", cut, (), cut.get_layer("resizing"), None, {})
     assert np.array_equal(
-        Predictor(cut)._forward(backbone.resize(image)[None])[0], cut.predict_on_batch(image[None])
+        Predictor(promoted)._forward(backbone.resize(image)[None]),
+        cut.predict_on_batch(image[None]),
     )
 
 
@@ -114,10 +118,10 @@ def test_it_has_the_weights_of_now(fused_model: keras.Model, pooled: Features) -
     copy = keras.models.clone_model(fused_model)
     copy.set_weights(fused_model.get_weights())
     image = pooled.dataset.image(0)
-    first = Predictor(copy)(lambda _, then: then(image), [0])
-    bias = copy.layers[-2].bias
+    first = Predictor(load_model(copy))(lambda _, then: then(image), [0])
+    bias = copy.layers[-3].bias
     bias.assign(bias + np.array([0, 50, 0], np.float32))
-    second = Predictor(copy)(lambda _, then: then(image), [0])
+    second = Predictor(load_model(copy))(lambda _, then: then(image), [0])
     assert second[0, 1] > 0.99 > first[0, 1]
 
 
@@ -131,10 +135,10 @@ def test_images_are_read_ahead_but_few(fused_model: keras.Model, monkeypatch: An
             read.append(item)
         return then(image)
 
-    predictor = Predictor(fused_model)
+    predictor = Predictor(load_model(fused_model))
     forward = predictor._forward
 
-    def slow(images: np.ndarray) -> list[np.ndarray]:
+    def slow(images: np.ndarray) -> np.ndarray:
         time.sleep(0.05)
         ahead.append(len(read))
         return forward(images)
@@ -155,4 +159,4 @@ def test_one_that_cannot_be_read_ends_it(fused_model: keras.Model) -> None:
         return then(np.zeros((16, 16, 3), np.uint8))
 
     with pytest.raises(InputError, match="no such image"):
-        Predictor(fused_model)(one, list(range(100)))
+        Predictor(load_model(fused_model))(one, list(range(100)))

@@ -72,10 +72,12 @@ def test_the_model_is_a_plain_one(
 def test_what_the_file_holds(
     promotion: Promotion, model: Path, pooled: Features, flowers: Dataset
 ) -> None:
-    loaded, metadata = load_model(model)
+    loaded = load_model(model)
+    metadata = loaded.metadata
     image = flowers.image(0)[None]
-    assert np.array_equal(loaded(image), promotion.model(image))
-    assert metadata["classes"] == CLASSES
+    assert np.array_equal(loaded.model(image), promotion.model(image))
+    assert list(loaded.classes) == CLASSES
+    assert metadata["images"] == "any"
     assert metadata["features"] == str(pooled.key)
     assert metadata["parity"] == promotion.parity.to_dict()
     # With a thousand classes, a confusion matrix is a megabyte: only the report has it.
@@ -163,7 +165,7 @@ def test_a_class_that_was_not_in_train(make_features: MakeFeatures, backbone: Ba
     head = fit_head(features, "logistic")
     promotion = promote(head, backbone, data=features.dataset)
     assert promotion.model.output_shape == (None, 2)
-    assert promotion.metadata["classes"] == ["ant", "bee"]
+    assert load_model(promotion.model).classes == ("ant", "bee")
     assert promotion.before["val"]["accuracy"] == 0.0
     with pytest.raises(PromotionError, match="knows 2 classes, and toys has 3; not in both: 'cat'"):
         promote(head, backbone, data=features.dataset, epochs=1)

@@ -181,7 +181,7 @@ def check(features: Features, backbone: Backbone, head: str) -> None:
     }
     for name, copy in (
         ("reloaded", keras.models.load_model(own / "model.keras", compile=False)),
-        ("loaded here", load_model(own / "model.keras")[0]),
+        ("loaded here", load_model(own / "model.keras").model),
         ("clone", clone),
         ("from_config", rebuilt),
     ):

@@ -1,0 +1,61 @@
+"""The images to predict: files, folders and tables, listed before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featurestore.dataset.folder import list_folder
+from featurestore.dataset.source import absolute, is_uri
+from featurestore.dataset.table import is_table, list_rows
+from featurestore.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image to predict.
+
+    Attributes
+    ----------
+    path : str
+        As it was given; of a folder's files, the folder as it was given and the path in it.
+    columns : dict
+        The cells of its row, if a table listed it.
+    named : bool
+        Whether the caller named this very file.
+    """
+
+    path: str
+    columns: dict[str, Any] = field(default_factory=dict)
+    named: bool = True
+
+
+def list_images(images: str | Path | Sequence[str | Path]) -> list[Listed]:
+    """List image files, those of folders, and those that tables name.
+
+    Raises
+    ------
+    InputError
+        If a file, folder or table does not exist, a folder holds no file, or a table has no column
+        ``path``.
+    """
+    given = [images] if isinstance(images, str | os.PathLike) else images
+    return [each for place in given for each in _images_of(os.fspath(place))]
+
+
+def _images_of(place: str) -> Iterator[Listed]:
+    if os.path.isdir(place):
+        for path in list_folder(absolute(place))[0]:
+            yield Listed(os.path.join(place, os.path.relpath(path, absolute(place))), named=False)
+    elif is_table(place):
+        for path, row in list_rows(absolute(place)):
+            yield Listed(path, row, named=False)
+    elif is_uri(place) or os.path.lexists(place):
+        yield Listed(place)
+    else:
+        parent = Path(place).parent
+        known = sorted(str(each) for each in parent.iterdir()) if parent.is_dir() else []
+        raise InputError(f"no image {place!r}; {nearest(place, known)}")

@@ -1,0 +1,172 @@
+"""What the layers of a promoted model carry through everything that Keras does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import InputError
+from featurestore.extraction import extract
+from featurestore.features import Features
+from featurestore.heads import fit_head
+from featurestore.promotion import Promotion, evaluate, fixed_images, load_model, predict, promote
+from featurestore.promotion.carried import classes_layer
+from featurestore.store import FeatureStore
+from tests.promotion.conftest import SIZE, small_network
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def trained(pooled: Features, flowers: Dataset, backbone: Backbone, tmp_path_factory: Any) -> Path:
+    """Trained further by Keras, which wrote the file: a checkpoint of a nested model."""
+    model = promote(fit_head(pooled, "logistic"), backbone, data=flowers).model
+    path = tmp_path_factory.mktemp("trained") / "checkpoint.keras"
+    images = np.stack([flowers.image(row, backbone.resize) for row in range(8)])
+    outer = keras.Sequential([model])
+    outer.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    checkpoint = keras.callbacks.ModelCheckpoint(path)
+    outer.fit(images, flowers.targets[:8], verbose=0, callbacks=[checkpoint])
+    return path
+
+
+def test_keras_keeps_the_classes(trained: Path, flowers: Dataset, photos: Path) -> None:
+    assert load_model(trained).classes == CLASSES
+    # Nothing says which images it has seen.
+    assert load_model(trained).seen is None
+    found = evaluate(trained, flowers)
+    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
+        "unknown": ("unknown", 45)
+    }
+    image = next(photos.rglob("*.png"))
+    assert predict(trained, [image])[0].probabilities.keys() == set(CLASSES)
+
+
+def test_every_copy_keeps_the_classes(promotion: Promotion, tmp_path: Path) -> None:
+    model = promotion.model
+    model.save(tmp_path / "resaved.keras")
+    image = keras.Input((None, None, 3), dtype="uint8")
+    copies = [
+        model,
+        keras.models.clone_model(model),
+        keras.Model.from_config(model.get_config()),
+        keras.Model(image, model(image)),
+        tmp_path / "resaved.keras",
+    ]
+    assert [load_model(each).classes for each in copies] == [CLASSES] * len(copies)
+    assert model.get_layer("classes").seed == list(CLASSES)
+
+
+def head_of(last: Callable[[Any], Any]) -> keras.Model:
+    image = keras.Input((None, None, 3), dtype="uint8")
+    x = keras.layers.Rescaling(1 / 255.0)(keras.layers.Resizing(4, 4, dtype="uint8")(image))
+    return keras.Model(image, last(keras.layers.GlobalAveragePooling2D()(x)), name="mine")
+
+
+def test_classes_of_a_model_that_never_had_them() -> None:
+    three = head_of(keras.layers.Dense(3, "softmax"))
+    with pytest.raises(InputError, match="3 values .* pass --classes with 3 names"):
+        load_model(three)
+    assert load_model(three, ["x", "y", "z"]).classes == ("x", "y", "z")
+    for classes, says in (
+        (["x", "y"], "tells 3 classes apart; found 2"),
+        (["x", "y", "x"], "all different"),
+        (["x", "y", 3], "all different"),
+    ):
+        with pytest.raises(InputError, match=says):
+            load_model(three, classes)
+    with pytest.raises(InputError, match="ends without softmax"):
+        load_model(head_of(keras.layers.Dense(3)), ["x", "y", "z"])
+    assert load_model(head_of(keras.layers.Dense(1))).task == "regression"
+
+
+def test_one_sigmoid_tells_two_classes_apart(photos: Path) -> None:
+    model = head_of(keras.layers.Dense(1, "sigmoid"))
+    image = next(photos.rglob("*.png"))
+    with pytest.raises(InputError, match="pass --classes with 2 names"):
+        load_model(model)
+    (found,) = predict(model, image, classes=["no", "yes"])
+    assert found.probabilities["no"] == pytest.approx(1 - found.probabilities["yes"])
+    assert found.label == max(found.probabilities, key=found.probabilities.__getitem__)
+
+
+def test_classes_that_contradict_the_model(promotion: Promotion) -> None:
+    assert load_model(promotion.model, list(CLASSES)).classes == CLASSES
+    with pytest.raises(InputError, match=r"says itself .* \(ant, bee, cat\); leave --classes out"):
+        load_model(promotion.model, ["x", "y", "z"])
+
+
+def test_a_layer_that_carries_nothing_sensible() -> None:
+    for classes, says in ((["a"], "found 1"), (["a", "a", "b"], "all different")):
+        model = head_of(lambda x, named=classes: classes_layer(named)(keras.layers.Dense(3)(x)))
+        with pytest.raises(InputError, match=says):
+            load_model(model)
+
+
+def test_a_backbone_without_its_record_has_seen_unknown_images(
+    trained: Path, flowers: Dataset, tmp_path: Path
+) -> None:
+    """The checkpoint of a promoted model as the backbone of another."""
+    backbone = Backbone.from_file(trained)
+    ref = next(each for each in backbone.layer_names if each.endswith("block3_relu"))
+    others = Dataset.from_arrays(
+        [flowers.image(row) for row in range(24)], flowers.samples.labels[:24], name="x", val=0.3
+    )
+    features = extract(others, backbone, [f"{ref}:avg"], FeatureStore(tmp_path / "store"))
+    second = promote(fit_head(features[f"{ref}:avg"], "logistic"), backbone, data=others)
+    assert not second.seen.complete
+
+
+# ------------------------------------------------------------------ images of one size
+
+
+@pytest.fixture(scope="module")
+def fixed(promotion: Promotion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fixed") / "fixed.keras"
+    promotion.save(path, images="fixed")
+    return path
+
+
+def test_a_model_for_images_of_one_size_is_the_same_predictor(
+    fixed: Path, model: Path, promotion: Promotion, flowers: Dataset, photos: Path
+) -> None:
+    loaded = keras.models.load_model(fixed)
+    assert loaded.input_shape == (None, SIZE, SIZE, 3)
+    assert not any(isinstance(each, keras.layers.Resizing) for each in loaded.layers)
+    images = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
+    expected = promotion.model.predict(images, verbose=0)
+    assert np.abs(loaded.predict(images, verbose=0) - expected).max() < 1e-6
+    # The resize is done outside, by the rule that the model carries.
+    assert load_model(fixed).metadata["images"] == "fixed"
+    assert load_model(fixed).resizing.get_config().items() >= {"height": SIZE}.items()
+    assert evaluate(fixed, flowers) == evaluate(model, flowers)
+    files = sorted(photos.rglob("*.png"))[:5]
+    for one, other in zip(predict(fixed, files), predict(model, files), strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad"])
+def test_the_rule_of_the_resize_is_carried(resize: Any, tmp_path: Path) -> None:
+    backbone = Backbone.from_model(small_network(), name="small", resize=resize)
+    model = backbone.cut("block3_relu:avg")
+    model = keras.Model(model.inputs[0], keras.layers.Dense(1)(model.outputs[0]))
+    once = fixed_images(model)
+    once.save(tmp_path / "once.keras")
+    for each in (tmp_path / "once.keras", fixed_images(once)):
+        found = load_model(each)
+        assert found.resizing.crop_to_aspect_ratio == (resize == "crop")
+        assert found.resizing.pad_to_aspect_ratio == (resize == "pad")
+
+
+def test_images_is_any_or_fixed(promotion: Promotion, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="images='small', expected one of any, fixed"):
+        promotion.save(tmp_path / "x.keras", images="small")
+    with pytest.raises(InputError, match="does not begin with the resize"):
+        fixed_images(small_network())
