@@ -31,7 +31,7 @@ _LITTER = {
 
 def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     """Scan a folder, see :meth:`Dataset.open`."""
-    paths, problems = _list(root)
+    paths, problems = list_files(root)
     groups = _find_groups(root, paths, splits.group_by)
     verdicts = scan(paths, on_event)
     entries, folders = _label(root, paths, groups, verdicts)
@@ -43,7 +43,7 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     return merge(entries, verdicts, splits, root, problems, from_train=bool(folders))
 
 
-def _list(root: str) -> tuple[list[str], list[Problem]]:
+def list_files(root: str) -> tuple[list[str], list[Problem]]:
     """List the files below a folder, sorted, and its sub-folders that cannot be listed.
 
     Links are followed, except to a folder that contains the link. Names that begin with a dot and

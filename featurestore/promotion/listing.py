@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featurestore.dataset.folder import list_folder
+from featurestore.dataset.folder import list_files
 from featurestore.dataset.source import absolute, is_uri
 from featurestore.dataset.table import is_table, list_rows
 from featurestore.errors import InputError, nearest
@@ -48,7 +48,7 @@ def list_images(images: str | Path | Sequence[str | Path]) -> list[Listed]:
 
 def _images_of(place: str) -> Iterator[Listed]:
     if os.path.isdir(place):
-        for path in list_folder(absolute(place))[0]:
+        for path in list_files(absolute(place))[0]:
             yield Listed(os.path.join(place, os.path.relpath(path, absolute(place))), named=False)
     elif is_table(place):
         for path, row in list_rows(absolute(place)):

@@ -266,7 +266,7 @@ def read_seen(path: str | Path) -> Seen | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            if SAMPLES not in archive.namelist() and fields is None:
+            if fields is None:
                 return None
             return Seen.from_bytes(archive.read(SAMPLES), fields)
     except Exception as error:  # zipfile and zlib raise a dozen kinds

@@ -64,7 +64,7 @@ def test_each_is_extracted_and_the_best_is_promoted_with_its_own_backbone(
     }
     assert values[manifest["selected"]] == max(values.values())
     chosen = next(row for row in manifest["heads"] if row["head"] == manifest["selected"])
-    promoted = load_model(Path(manifest["folder"]) / "model.keras")[1]["backbone"]
+    promoted = load_model(Path(manifest["folder"]) / "model.keras").metadata["backbone"]
     assert (promoted["name"], promoted["input_size"][0]) == (chosen["model"], chosen["input_size"])
     assert {each["status"] for each in again["stages"].values()} == {"up to date"}
     assert again["folder"] == manifest["folder"]

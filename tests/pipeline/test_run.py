@@ -122,8 +122,8 @@ def test_the_promoted_model_is_plain_keras(ran: tuple[Pipeline, dict[str, Any]])
     model = keras.models.load_model(path)
 
     assert model.predict_on_batch(np.zeros((1, 30, 40, 3), np.uint8)).shape == (1, 3)
-    assert load_model(path)[1]["classes"] == ["blue", "green", "red"]
-    assert str(pipeline.folder) in load_model(path)[1]["backbone"]["path"]
+    assert load_model(path).classes == ("blue", "green", "red")
+    assert str(pipeline.folder) in load_model(path).metadata["backbone"]["path"]
 
 
 def test_what_is_up_to_date_is_skipped(again: tuple[Pipeline, dict[str, Any]]) -> None:

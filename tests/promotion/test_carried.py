@@ -72,7 +72,7 @@ def head_of(last: Callable[[Any], Any]) -> keras.Model:
 
 def test_classes_of_a_model_that_never_had_them() -> None:
     three = head_of(keras.layers.Dense(3, "softmax"))
-    with pytest.raises(InputError, match="3 values .* pass --classes with 3 names"):
+    with pytest.raises(InputError, match=r"3 values .* pass --classes with 3 names"):
         load_model(three)
     assert load_model(three, ["x", "y", "z"]).classes == ("x", "y", "z")
     for classes, says in (
@@ -119,7 +119,7 @@ def test_a_backbone_without_its_record_has_seen_unknown_images(
     others = Dataset.from_arrays(
         [flowers.image(row) for row in range(24)], flowers.samples.labels[:24], name="x", val=0.3
     )
-    features = extract(others, backbone, [f"{ref}:avg"], FeatureStore(tmp_path / "store"))
+    features = extract(others, backbone, [f"{ref}:avg"], FeatureStore(tmp_path / "store", create=True))
     second = promote(fit_head(features[f"{ref}:avg"], "logistic"), backbone, data=others)
     assert not second.seen.complete
 
