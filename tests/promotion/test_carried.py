@@ -119,7 +119,9 @@ def test_a_backbone_without_its_record_has_seen_unknown_images(
     others = Dataset.from_arrays(
         [flowers.image(row) for row in range(24)], flowers.samples.labels[:24], name="x", val=0.3
     )
-    features = extract(others, backbone, [f"{ref}:avg"], FeatureStore(tmp_path / "store", create=True))
+    features = extract(
+        others, backbone, [f"{ref}:avg"], FeatureStore(tmp_path / "store", create=True)
+    )
     second = promote(fit_head(features[f"{ref}:avg"], "logistic"), backbone, data=others)
     assert not second.seen.complete
 
