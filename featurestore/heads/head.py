@@ -14,6 +14,7 @@ import numpy as np
 from featurestore.digests import finite_json
 from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line
 from featurestore.heads import persist
+from featurestore.heads.metrics import without_confusion
 from featurestore.heads.schema import FIELDS, validate
 from featurestore.store import FeatureKey, FeatureStore, StoreLike
 
@@ -168,12 +169,9 @@ class Head:
 
     def document(self) -> dict[str, Any]:
         """Return what ``head.json`` holds, without confusion matrices, as JSON values."""
-        metrics = {
-            split: {name: value for name, value in each.items() if name != "confusion"}
-            for split, each in self.metrics.items()
-        }
         document = {name: getattr(self, name) for name in FIELDS}
         history = finite_json(self.history)  # A loss may be infinite.
+        metrics = without_confusion(self.metrics)
         return {**document, "id": self.id, "metrics": metrics, "history": history}
 
     def save(self, store: FeatureStore) -> None:
@@ -184,7 +182,7 @@ class Head:
         elif self.portable:
             files[persist.SKLEARN_FILE] = persist.dump_sklearn(self.estimator, self.name)
         if self.task == "classification":
-            # In a file of its own: with a thousand classes it is a megabyte.
+            # In a file of its own, because it may be large.
             confusion = {split: each["confusion"] for split, each in self.metrics.items()}
             files[CONFUSION_FILE] = json.dumps(confusion, separators=(",", ":")).encode()
         store.heads.save(self.id, self.document(), files)

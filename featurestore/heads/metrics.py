@@ -59,6 +59,14 @@ def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
     return found
 
 
+def without_confusion(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return metrics by split without confusion matrices: with a thousand classes, a megabyte."""
+    return {
+        split: {name: value for name, value in each.items() if name != "confusion"}
+        for split, each in measured.items()
+    }
+
+
 def _predict(head: Head, features: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Return predicted labels (row,), and the probabilities (row, class) of a head that has any."""
     try:

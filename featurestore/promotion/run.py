@@ -15,6 +15,7 @@ from featurestore.backbone import Backbone
 from featurestore.backbone.copying import seeded
 from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
 from featurestore.heads import Head
+from featurestore.heads.metrics import without_confusion
 from featurestore.heads.stale import stale
 from featurestore.promotion.carried import carries_classes, fixed_images
 from featurestore.promotion.evaluation import Evaluation
@@ -110,8 +111,8 @@ class Promotion:
         metadata = {**self.metadata, "images": images}
         if not further:
             metadata = {**metadata, **self.report}
-            metadata["before"] = _without_confusion(self.before)
-            metadata["after"] = _without_confusion(self.after)
+            metadata["before"] = without_confusion(self.before)
+            metadata["after"] = without_confusion(self.after)
         seen = replace(self.seen, complete=self.seen.complete and not further)
         model = self.model if images == "any" else fixed_images(self.model)
         save_model(model, path, metadata, seen)
@@ -126,14 +127,6 @@ class Promotion:
             "fine_tuning": self.fine_tuning,
             "history": self.history,
         }
-
-
-def _without_confusion(measures: dict[str, Any]) -> dict[str, Any]:
-    # With a thousand classes, a confusion matrix is a megabyte.
-    return {
-        split: {name: value for name, value in each.items() if name != "confusion"}
-        for split, each in measures.items()
-    }
 
 
 def load_origin(store: FeatureStore, head: str) -> tuple[Head, Backbone, Dataset]:
