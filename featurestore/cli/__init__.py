@@ -128,7 +128,7 @@ def _failed(error: BaseException) -> int:
 def _os_error(error: OSError) -> str:
     if error.errno == errno.ENOENT and not error.filename:
         # From os.getcwd.
-        return "the current folder does not exist any more; change to another one"
+        return "the current folder no longer exists; change to another one"
     text = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
     if error.errno == errno.ENOSPC:
         return f"{text}; free some space and run the same command again: it resumes"

@@ -77,7 +77,7 @@ def print_damaged(store: FeatureStore) -> None:
 @store_option
 @json_option
 def show_command(key: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
-    """Show one feature array: its size, whole digests, and where it came from.
+    """Show one feature array: its size, full digests, and where it came from.
 
     KEY is a key that `featurestore ls` lists, or any unique part of one. Backbone options such as
     --input-size pick one of several variants.

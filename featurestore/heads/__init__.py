@@ -8,7 +8,7 @@
     fit         fit, measure and save heads        training    train a Keras head
     rows        features and labels by split       metrics     how good predictions are
     head        a fitted head: predict, save       schema      schema of ``head.json``
-    compare     heads listed best first            stale       heads on a former state of the data
+    compare     heads listed best first            stale       heads on an earlier state of the data
     probe       layers ranked                      events      events of fitting and ranking
 """
 

@@ -55,7 +55,7 @@ class Head:
     problems : tuple of str
         Warnings of the estimator; missing rows or classes.
     lineage : dict
-        ``features`` (key and whole digests), ``dataset``, ``backbone`` (its spec), ``prefix``,
+        ``features`` (key and full digests), ``dataset``, ``backbone`` (its spec), ``prefix``,
         ``estimator`` (the fields of its identity), ``versions``, ``created``, ``seconds``.
     portable : bool
         Whether a store can keep the estimator. Of one that is not portable, such as XGBoost's, a

@@ -1,4 +1,4 @@
-"""Stale heads: fitted on a former state of their data set."""
+"""Stale heads: fitted on an earlier state of their data set."""
 
 from __future__ import annotations
 

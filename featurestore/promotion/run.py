@@ -87,7 +87,7 @@ class Promotion:
         """Write the model, as it is now, with its metadata as one ``.keras`` file.
 
         If it was trained further since promotion, the file records this, and leaves out the figures
-        of its former weights.
+        of its earlier weights.
 
         Parameters
         ----------
@@ -239,7 +239,7 @@ def promote(
 def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
     if data.digest != head.key.dataset_digest:
         raise PromotionError(
-            f"{head.id} was fitted on other samples than {data.name} holds now; open the former "
+            f"{head.id} was fitted on other samples than {data.name} holds now; open the earlier "
             "data set, or train the head again on this one with `featurestore train`"
         )
     if not tuning.passes:

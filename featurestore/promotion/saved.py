@@ -81,7 +81,7 @@ def save_model(
     ------
     InputError
         If the path does not end in ``.keras``, its folder does not exist, or it cannot be
-        written to. A former file of that name is then unchanged.
+        written to. An existing file of that name is then unchanged.
     """
     path = check_target(path)
     try:
