@@ -161,7 +161,7 @@ def test_an_interrupt_prints_the_command_that_resumes(
         (OSError(errno.EACCES, "Permission denied", "/s/x"), "give access to it"),
         (OSError(errno.EROFS, "Read-only file system", "/s/x"), "give access to it"),
         (OSError(errno.EIO, "Input/output error", "/s/x"), "Input/output error (/s/x)"),
-        (OSError(errno.ENOENT, "No such file or directory"), "current folder does not exist"),
+        (OSError(errno.ENOENT, "No such file or directory"), "current folder no longer exists"),
     ],
 )
 def test_an_operating_system_error_is_one_line(
