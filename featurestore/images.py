@@ -212,7 +212,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
         # Pillow's message contains a memory address.
-        raise ImageError("not an image of a format that is read") from None
+        raise ImageError("not an image in a supported format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, the limit for one image") from None
     width, height = image.size

@@ -231,10 +231,10 @@ def test_the_limit_does_not_depend_on_the_process(monkeypatch: pytest.MonkeyPatc
     ("data", "reason"),
     [
         (b"", "empty file"),
-        (b"not an image", "not an image of a format that is read"),
-        (b"\x89PNG\r\n\x1a\n", "not an image of a format that is read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a format"),
-        (b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "not an image of a format that is read"),
+        (b"not an image", "not an image in a supported format"),
+        (b"\x89PNG\r\n\x1a\n", "not an image in a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a supported"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 64, "not an image in a supported format"),
     ],
 )
 def test_files_that_are_not_images(data: bytes, reason: str) -> None:

@@ -77,7 +77,7 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     Parameters
     ----------
     model : keras.Model
-        What to copy, with nested models dissolved; it is only read.
+        What to copy, with nested models flattened; it is only read.
     tensor : keras.KerasTensor (batch, …)
         Of the shape of the model's input.
     prefix : str

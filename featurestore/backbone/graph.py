@@ -1,4 +1,4 @@
-"""A Keras functional model as a flat graph: nested models dissolved, order and names fixed.
+"""A Keras functional model as a flat graph: nested models flattened, order and names fixed.
 
 Keras holds the graph in ``model._nodes_by_depth`` and ``node.arguments``, on which calling and
 saving are built. This module is the only one that reads them.

@@ -84,8 +84,8 @@ def load_weights(model: Any, path: str | Path) -> None:
         reason = one_line(error)
     if reason:
         raise BackboneError(
-            f"weights file {file.name!r} does not fit {model.name!r}: {reason}; expected a file"
-            " saved from the same network, with or without its top as here"
+            f"weights file {file.name!r} does not fit {model.name!r}: {reason}; expected weights "
+            "saved from this network (with its classifier if the model has one, else without)"
         )
 
 

@@ -58,7 +58,8 @@ def merge(
     if not copies:
         first = problems[0]
         raise DatasetError(
-            f"none of the {len(entries)} files listed is an image: {first.path!r}: {first.reason}"
+            f"no listed file is an image ({len(entries)} tried); the first, {first.path!r}: "
+            f"{first.reason}"
         )
     rows = {digest: _merged(same, problems) for digest, same in sorted(copies.items())}
     drawn = _splits(rows, splits, from_train)

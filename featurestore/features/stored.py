@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,8 @@ def _loaded(store: FeatureStore, dataset: Dataset | str | os.PathLike[str]) -> D
 
 
 def _command(dataset: Dataset, model: str, layer: str | None) -> str:
-    return f"featurestore extract {dataset.name} --model {model} --layer {layer or 'L'}"
+    words = [dataset.name, "--model", model, "--layer", layer or "L"]
+    return shlex.join(["featurestore", "extract", *words])
 
 
 def _found(
@@ -86,14 +88,14 @@ def _found(
         if not any(_is_model(name, [each]) for name in names):
             raise NotFoundError(
                 f"no features of {loaded.name!r} by model {each!r}; "
-                f"{nearest(each, sorted(names))}, or run `{_command(loaded, each, layer)}`"
+                f"{nearest(each, sorted(names))}; or run `{_command(loaded, each, layer)}`"
             )
     groups = [group for group in groups if _is_model(group.key.model, models)]
     found = [each for each in groups if layer is None or _is_layer(each.key.short, layer)]
     if layer is not None and not found:
         refs = sorted({group.key.ref for group in groups})
         raise NotFoundError(
-            f"no features of {loaded.name!r} at layer {layer!r}; {nearest(layer, refs)}, "
+            f"no features of {loaded.name!r} at layer {layer!r}; {nearest(layer, refs)}; "
             f"or run `{command}`"
         )
     return found

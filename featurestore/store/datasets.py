@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -255,15 +256,19 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         if found is None:
             raise NotFoundError(
                 f"no data set {text!r} in {self._files.location}, {nearest(text, self.keys())}; "
-                f"add it with `featurestore scan {text}`"
+                f"add it with `{shlex.join(['featurestore', 'scan', text])}`"
             )
         return found
 
     def find(self, path: str | Path) -> DatasetEntry | None:
         """Find the data set scanned from a folder, table or URI; of several, the latest."""
-        text = str(path)
-        forms = {text, os.path.abspath(os.path.expanduser(text)), os.path.realpath(text)}
-        found = [entry for entry in self.values() if entry.source in forms]
+        from featurestore.dataset.source import absolute
+
+        entries = list(self.values())
+        # A link that was itself scanned is another data set than the folder behind it.
+        for source in (absolute(path), os.path.realpath(path)):
+            if found := [entry for entry in entries if entry.source == source]:
+                break
         return max(found, key=lambda entry: entry.added, default=None)
 
     def load_samples(self, digest: str) -> Dataset | None:

@@ -21,7 +21,7 @@ PROMOTE = ["promote", "logistic", "-o"]
 # What is asked, and what the one line must say: what was found, and the way out.
 CASES: list[tuple[str, list[str], list[str]]] = [
     ("a path that is not there", ["scan", "foto"], ["does not exist", "did you mean 'photos'"]),
-    ("no image at all", ["scan", "junk"], ["none of the 1 files listed", "not an image"]),
+    ("no image at all", ["scan", "junk"], ["no listed file is an image", "not an image"]),
     ("a file that is no table", ["scan", "tiny.keras"], ["neither a folder nor a table"]),
     ("nothing to train on", ["scan", "photos", "--val", "0.9", "--test", "0.9"], ["below 1"]),
     ("a name of two lines", ["scan", "photos", "--name", "a\nb"], ["printable text", "--name"]),

@@ -42,7 +42,7 @@ def test_broken_files_are_quarantined_and_the_scan_goes_on(tmp_path: Path) -> No
     assert "symbolic links" in reasons.pop("round.png")
     assert reasons == {
         "empty.png": "empty file",
-        "notes.txt": "not an image of a format that is read",
+        "notes.txt": "not an image in a supported format",
         "gone.png": "no such file (a broken link)",
         "null.png": "not a regular file",
         "pipe.png": "not a regular file",

@@ -68,7 +68,7 @@ def test_columns(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
         (b"path,label\n,a\n", "row 1: no path"),
         (b"path,path\na,b\n", "several columns 'path', expected one"),
         (b"path,label\nimg/0.png,9223372036854775808\n", "expected text, an integer of 64 bits"),
-        (b"path,label\nnot.png,a\n", "none of the 1 files listed is an image"),
+        (b"path,label\nnot.png,a\n", "no listed file is an image (1 tried)"),
     ],
 )
 def test_bad_csv(tmp_path: Path, listed: list[dict[str, Any]], data: bytes, message: str) -> None:

@@ -135,7 +135,7 @@ IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "filler.jpg": (lambda: b"\xff\xd8" + b"\xff" * 200_000 + encoded("JPEG")[2:], "segments"),
     "exif-bomb.jpg": (lambda: segments(40, EXIF + bytes(60_000), b"\xff\xe1"), "bytes of EXIF"),
     "tiles.tif": (lambda: tiff((322, 32_000), (323, 32_000), (324, 200), (325, 99)), "tiles of"),
-    "slow.dds": (lambda: encoded("DDS"), "not an image of a format that is read"),
+    "slow.dds": (lambda: encoded("DDS"), "not an image in a supported format"),
     "slow.ppm": (lambda: b"P6 " + b" " * 100_000, "."),
     "half.jpg": (lambda: encoded("JPEG", (200, 200))[:-300], "truncated"),
     "half.webp": (lambda: encoded("WEBP", (200, 200))[:-30], "."),

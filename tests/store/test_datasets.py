@@ -83,6 +83,8 @@ def test_found_by_the_path_that_was_scanned(
         assert store.datasets.load(path).name == "holiday"
     assert store.datasets.find("photos").manifest_digest == given.manifest_digest
     assert store.datasets.find("holiday") is None
+    store.datasets.add(scanned(tmp_path / "link", "linked"))
+    assert [store.datasets.load(path).name for path in ("photos", "link")] == ["holiday", "linked"]
     # Moved, and scanned again under the same name: the paths are the new ones.
     store.datasets.add(scanned(tmp_path / "moved", "holiday"))
     assert len(open_files(store.location).names("datasets/holiday")) == 2
