@@ -31,7 +31,7 @@ CASES: list[tuple[str, list[str], list[str]]] = [
     (
         "weights of another shape",
         [*EXTRACT, "gap", "--weights", "other.weights.h5"],
-        ["does not fit 'tiny'", "saved from the same network"],
+        ["does not fit 'tiny'", "saved from this network"],
     ),
     ("an unknown data set", ["train", "foto", *TRAIN[2:], "knn"], ["did you mean 'photos'"]),
     ("a layer without features", [*TRAIN[:4], "--layer", "conv_b", "--head", "knn"],
