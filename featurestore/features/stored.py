@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.digests import short
 from featurestore.errors import DamagedError, NotFoundError, nearest
 from featurestore.features.features import Features
-from featurestore.store import FeatureGroup, FeatureStore
+from featurestore.store import Damage, FeatureGroup, FeatureStore
 from featurestore.store.key import KeyPath
 from featurestore.store.variants import Variant, choices, part_of
 
@@ -57,11 +57,12 @@ def stored(
     loaded = _loaded(store, dataset)
     what = repr(loaded.name) + (f" at layer {layer!r}" if layer else "")
     command = _command(loaded, models[0] if models else "M", layer)
+    readable, damages = store.features.survey()
     try:
-        groups = _of_files(_found(store, loaded, models, layer, command), models)
+        groups = _of_files(_found(readable, store, loaded, models, layer, command), models)
         groups = _of_variant(groups, asked, what, command)
     except NotFoundError:
-        _refuse_damaged(store, loaded, models, layer)
+        _refuse_damaged(damages, loaded, models, layer)
         raise
     return [Features(group, loaded, store) for group in groups]
 
@@ -78,9 +79,14 @@ def _command(dataset: Dataset, model: str, layer: str | None) -> str:
 
 
 def _found(
-    store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None, command: str
+    readable: list[FeatureGroup],
+    store: FeatureStore,
+    loaded: Dataset,
+    models: list[str],
+    layer: str | None,
+    command: str,
 ) -> list[FeatureGroup]:
-    groups = [each for each in store.features.values() if each.key.dataset_digest == loaded.digest]
+    groups = [each for each in readable if each.key.dataset_digest == loaded.digest]
     if not groups:
         raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run `{command}`")
     names = {group.key.model for group in groups}
@@ -133,10 +139,10 @@ def _of_variant(
 
 
 def _refuse_damaged(
-    store: FeatureStore, loaded: Dataset, models: list[str], layer: str | None
+    damages: list[Damage], loaded: Dataset, models: list[str], layer: str | None
 ) -> None:
     """Raise DamagedError if the features that are asked for exist but cannot be read."""
-    for damaged in store.damaged():
+    for damaged in damages:
         parts = KeyPath.parse(damaged.path.partition("/")[2])
         if (
             parts is not None

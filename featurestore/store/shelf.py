@@ -145,7 +145,19 @@ class Shelf(ABC, Generic[K, V]):
 
     def values(self) -> list[V]:
         """Read everything that can be read, sorted by path."""
-        return self._survey()[0]
+        return self.survey()[0]
+
+    def survey(self) -> tuple[list[V], list[Damage]]:
+        """Return, of one reading, `values` and what they leave out."""
+        found, damaged = [], []
+        for item in map(self.item, self._stored()):
+            try:
+                found.append(self._read(item.path))
+            except NotFoundError:
+                continue  # Removed in the meantime.
+            except StoreError as error:
+                damaged.append(Damage(item.name, item.path, str(error)))
+        return found, damaged
 
     def lock(
         self, keys: Iterable[K], *, shared: bool = False, wait: bool = True
@@ -206,7 +218,7 @@ class Shelf(ABC, Generic[K, V]):
 
     def damaged(self) -> list[Damage]:
         """Return what listings leave out because it cannot be read."""
-        return self._survey()[1]
+        return self.survey()[1]
 
     # Removal
 
@@ -310,17 +322,6 @@ class Shelf(ABC, Generic[K, V]):
     def _fsync(self, path: str) -> None:
         self._files.fsync(path)
 
-    def _survey(self) -> tuple[list[V], list[Damage]]:
-        found, damaged = [], []
-        for item in map(self.item, self._stored()):
-            try:
-                found.append(self._read(item.path))
-            except NotFoundError:
-                continue  # Removed in the meantime.
-            except StoreError as error:
-                damaged.append(Damage(item.name, item.path, str(error)))
-        return found, damaged
-
     def _make_folder(self, path: str) -> None:
         """Make a folder of an existing store."""
         if not self._files.is_file(ROOT):
@@ -359,7 +360,7 @@ class DocumentShelf(Shelf[str, V]):
         DamagedError
             If a document cannot be read, so that its references are unknown.
         """
-        documents, damaged = self._survey()
+        documents, damaged = self.survey()
         if damaged:
             raise DamagedError(f"{damaged[0].reason}; until then gc cannot know what is in use")
         return set(DIGEST.findall(repr(documents)))

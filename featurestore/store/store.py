@@ -266,7 +266,7 @@ class FeatureStore:
                 found = str(error).rpartition(";")[0]
                 raise DamagedError(
                     f"{found}, and nothing else there can be read; restore a copy, or move "
-                    f"{self.location} away"
+                    f"{self.location} away, then run the command again"
                 ) from error
         else:
             check_format(document.get("attributes") or {}, self.location)
