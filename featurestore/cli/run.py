@@ -68,6 +68,7 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
         if row["on"] == "features"
     ]
     rows.sort(key=lambda row: sort_key(row[split], metric))
+    notes = _notes(rows, [_value(row, split, metric) for row in pixels.values()], split, metric)
     more = len(rows) - most
     rows, variants = tell_apart(rows[:most])
     several = [name for name in ("seed", "model") if len({row[name] for row in rows}) > 1]
@@ -80,6 +81,33 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     print_table(rows, [*fields, "seconds", "head"], headings)
     if more > 0:
         click.echo(f"and {more} more; `featurestore heads` lists them")
+    for note in notes:
+        click.echo(f"note: {note}")
+
+
+def _notes(
+    rows: list[dict[str, Any]], on_pixels: list[float | None], split: str, metric: str
+) -> list[str]:
+    """Return what else a reader should know of the head that was chosen."""
+    from featurestore.heads.compare import sort_key
+
+    chosen = next((row for row in rows if row["chosen"] == "*"), None)
+    if chosen is None:
+        return []
+    mine = sort_key(chosen[split], metric)
+    name, found = f"{split} {metric.replace('_', ' ')}", []
+    if sort_key(rows[0][split], metric) < mine:
+        found.append(
+            f"{rows[0]['head']} has the better {name}, {cell(rows[0][split])}, but no Keras form "
+            "to promote"
+        )
+    best_on_pixels = min(on_pixels, key=lambda value: sort_key(value, metric), default=None)
+    if sort_key(best_on_pixels, metric) < mine:
+        found.append(
+            f"a head on raw pixels has the better {name}, {cell(best_on_pixels)}: these features "
+            "do not help here"
+        )
+    return found
 
 
 def _asked(row: dict[str, Any]) -> tuple[str, str, int, str]:

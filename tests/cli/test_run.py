@@ -117,3 +117,16 @@ def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
         "* h - 7 l 0.970 0.570 1.000 features-7",
         "h - 3 l 0.930 0.530 1.000 features-3",
     ]
+
+
+def test_what_was_better_than_the_chosen_head_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("knn-1", 0.9), row("ridge-2", 0.8), row("knn-3", 0.95, on="pixels")]
+    selection = {"split": "val", "metric": "accuracy"}
+
+    print_heads({"heads": rows, "selection": selection, "selected": "ridge-2"})
+
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "note: knn-1 has the better val accuracy, 0.900, but no Keras form to promote",
+        "note: a head on raw pixels has the better val accuracy, 0.950: these features do not help "
+        "here",
+    ]
