@@ -9,7 +9,7 @@ import click
 from featurestore.cli.options import (
     backbone_options,
     json_option,
-    split_options,
+    scan_options,
     store_option,
 )
 from featurestore.cli.output import plural, print_json, print_table, printable, size
@@ -51,32 +51,37 @@ def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any
 
 @click.command("scan")
 @click.argument("data")
-@split_options
+@scan_options
+@click.option("--problems", "every", is_flag=True, help="Print every problem, not a line a kind.")
 @store_option
 @json_option
-def scan_command(data: str, store: str, as_json: bool, **splits: Any) -> None:
+def scan_command(data: str, every: bool, store: str, as_json: bool, **options: Any) -> None:
     """Record the samples, labels and splits of DATA under a name.
 
     DATA is a folder (class sub-folders, or flat; folders train, val and test are the splits), a CSV
     or Parquet table with the columns path and label, optionally split, or a name that was given to
-    one of these. No feature is computed; what was recorded under the name before is replaced.
+    one of these. No feature is computed; what was recorded under the name before is replaced. If
+    the folder or table was moved, scan its new place with the same --name: the options of the last
+    scan are kept, and no feature is lost.
 
     \b
-    Example:
+    Examples:
       featurestore scan photos/ --val 0.2 --test 0.1
+      featurestore scan visits.csv --image-column file --label-column species
     """
     opened = open_store(store, data)
     with Progress() as progress:
-        dataset = open_data(data, opened, progress, rescan=True, **splits)
+        dataset = open_data(data, opened, progress, rescan=True, **options)
     opened.datasets.add(dataset)
     if as_json:
         print_json(dataset.summary())
-    else:
-        print_dataset(dataset)
+        return
+    print_dataset(dataset)
+    print_problems(dataset, every=every)
 
 
 def print_dataset(dataset: Dataset) -> None:
-    """Print a data set: rows by class and split, then its problems."""
+    """Print a data set: rows by class and split."""
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')}, {dataset.digest[:20]}")
     summary = dataset.summary()
     if summary["classes"]:
@@ -89,14 +94,14 @@ def print_dataset(dataset: Dataset) -> None:
         print_table([summary["splits"]], list(summary["splits"]))
     if summary["task"] and summary["unlabelled"]:
         click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
-    print_problems(dataset)
 
 
-def print_problems(dataset: Dataset, kind: str | None = None) -> None:
-    """Print on stderr the problems of a data set, the first few of each kind."""
+def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = False) -> None:
+    """Print on stderr the problems of a data set: every one, or a line for each kind."""
     from featurestore.dataset import problem_lines
 
-    for line in problem_lines([each for each in dataset.problems if kind in (None, each.kind)]):
+    found = [each for each in dataset.problems if kind in (None, each.kind)]
+    for line in map(str, found) if every else problem_lines(found, dataset.name):
         click.echo(printable(line), err=True)
 
 
@@ -128,7 +133,7 @@ def print_problems(dataset: Dataset, kind: str | None = None) -> None:
     help="Images in a forward batch.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be computed; write nothing.")
-@split_options
+@scan_options
 @store_option
 @json_option
 def extract_command(
@@ -150,8 +155,9 @@ def extract_command(
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
     """
-    names = ("name", "val", "test", "seed", "stratify", "group_by")
-    splits = {name: options.pop(name) for name in names}
+    from featurestore.dataset import ScanOptions
+
+    scanning = {name: options.pop(name) for name in ("name", *ScanOptions.model_fields)}
     opened = open_store(store, data, write=not dry_run)
     with Progress() as progress:
         with progress.busy(f"load {model}"):
@@ -161,7 +167,7 @@ def extract_command(
             backbone = Backbone.open(model, **options)
             for layer in layers:
                 backbone.shape(LayerRef.parse(layer))  # unknown ones before a long scan
-        dataset = open_data(data, opened, progress, **splits)
+        dataset = open_data(data, opened, progress, **scanning)
         settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
         if dry_run:
             decided = plan(dataset, backbone, layers, opened, **settings)

@@ -36,7 +36,7 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
-split_options = together(
+scan_options = together(
     click.option(
         "--name", metavar="N", help="Name of the data set; by default the folder's or file's."
     ),
@@ -69,6 +69,24 @@ split_options = together(
         metavar="COL",
         help="What stays together in one split: equal values of a column of a table; for a folder "
         "of images, `folder` (each sub-folder) or what a regular expression finds in the paths.",
+    ),
+    click.option(
+        "--image-column", metavar="COL", help="Column of paths or URIs in a table.  [default: path]"
+    ),
+    click.option(
+        "--label-column",
+        metavar="COL",
+        help="Column of labels in a table.  [default: label, if there is one]",
+    ),
+    click.option(
+        "--split-column",
+        metavar="COL",
+        help="Column of splits in a table.  [default: split, if there is one]",
+    ),
+    click.option(
+        "--root",
+        metavar="DIR",
+        help="What paths in a table are relative to.  [default: the table's folder]",
     ),
 )
 

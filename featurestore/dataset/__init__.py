@@ -2,8 +2,9 @@
 
 ::
 
-    dataset     the Dataset itself                   table       samples listed in a table
-    samples     listed samples, rows as lists        folder      samples in a folder
+    dataset     the Dataset itself                   folder      samples in a folder
+    options     how a folder or table is scanned     table       samples listed in a table
+    samples     listed samples, rows as lists        table_file  CSV, Parquet, DataFrames as tables
     merge       one row per digest, in order         arrays      samples in memory
     splits      train, val, test: given or drawn     scan        digests and verdicts, in threads
     labels      one type for all labels              scan_cache  what earlier scans found
@@ -13,8 +14,18 @@
 """
 
 from featurestore.dataset.dataset import Dataset
+from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem, problem_lines
 from featurestore.dataset.scan import Scanned
 from featurestore.dataset.splits import SPLITS, Split, Splits
 
-__all__ = ["SPLITS", "Dataset", "Problem", "Scanned", "Split", "Splits", "problem_lines"]
+__all__ = [
+    "SPLITS",
+    "Dataset",
+    "Problem",
+    "ScanOptions",
+    "Scanned",
+    "Split",
+    "Splits",
+    "problem_lines",
+]

@@ -10,11 +10,12 @@ import numpy as np
 
 from featurestore.dataset.labels import uniform
 from featurestore.dataset.merge import merge
-from featurestore.dataset.samples import Samples, list_entries
+from featurestore.dataset.review import merged_spellings
+from featurestore.dataset.samples import Listing, Samples, list_entries
 from featurestore.dataset.scan_cache import Verdict
 from featurestore.dataset.splits import Splits
 from featurestore.digests import digest_array
-from featurestore.errors import DatasetError, SourceChangedError
+from featurestore.errors import DatasetError, SourceChangedError, one_line
 
 
 def list_arrays(
@@ -22,6 +23,7 @@ def list_arrays(
     y: Any,
     given: Sequence[str | None] | None,
     groups: Iterable[Any] | None,
+    ids: Iterable[Any] | None,
     splits: Splits,
     name: str,
 ) -> tuple[Samples, list[np.ndarray]]:
@@ -39,9 +41,10 @@ def list_arrays(
     if not count:
         raise DatasetError("X is empty, expected at least one image")
     listed = {where: _sample(image, where) for where, image in listed.items()}
+    labels = None if y is None else _flat(y, "y", count)
     entries = list_entries(
         list(listed),
-        None if y is None else uniform(_flat(y, "y", count), "y"),
+        None if labels is None else uniform(labels, "y"),
         None if given is None else _flat(given, "splits", count),
         None if groups is None else _flat(groups, "groups", count),
         "splits",
@@ -49,7 +52,11 @@ def list_arrays(
     verdicts = {where: Verdict(digest_array(each), None) for where, each in listed.items()}
     samples = merge(entries, verdicts, splits, name)
     kept = [listed[str(each)] for each in samples.paths]
-    return replace(samples, paths=[None] * len(kept)), kept
+    columns = {} if ids is None else {"id": _ids(_flat(ids, "ids", count))}
+    listing = Listing(samples.listing.rows, [None] * count, columns)
+    problems = sorted([*samples.problems, *merged_spellings(labels or [], name)])
+    samples = replace(samples, paths=[None] * len(kept), listing=listing, problems=problems)
+    return samples, kept
 
 
 def checked(images: list[np.ndarray] | None, row: int, digest: str, name: str) -> np.ndarray:
@@ -72,6 +79,18 @@ def checked(images: list[np.ndarray] | None, row: int, digest: str, name: str) -
             f"the array behind row {row} of data set {name!r} has changed: make the data set again"
         )
     return images[row]
+
+
+def _ids(values: list[Any]) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.chunked_array([values])
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"ids: {one_line(error)}; expected all text or all integers, such as "
+            "[str(each) for each in ids]"
+        ) from error
 
 
 def _images(X: Any) -> Iterable[np.ndarray]:

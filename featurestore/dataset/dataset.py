@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,16 +17,21 @@ from featurestore.dataset import manifest
 from featurestore.dataset.folder import scan_folder
 from featurestore.dataset.labels import Task
 from featurestore.dataset.manifest import DatasetEntry
-from featurestore.dataset.naming import checked_name, command_line, default_name, moved
+from featurestore.dataset.naming import checked_name, command_line, default_name, remedy
+from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.scan import OnEvent, read_scanned
 from featurestore.dataset.source import absolute
 from featurestore.dataset.splits import SPLITS, Splits
 from featurestore.dataset.summary import summarize
-from featurestore.dataset.table import scan_table
+from featurestore.dataset.table import scan_frame, scan_table
+from featurestore.dataset.table_file import is_frame
 from featurestore.digests import ROW_BYTES, digest_fields, digest_set, row_id
 from featurestore.errors import DatasetError, nearest
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,7 +44,7 @@ class Dataset:
     ----------
     name : str
     source : str or None
-        Absolute path or URI of the folder or table; None for arrays.
+        Absolute path or URI of the folder or table; None for a DataFrame and for arrays.
     options : dict
         How it was scanned: ``open(source, name=name, **options)`` does it again.
     samples : Samples
@@ -57,16 +62,17 @@ class Dataset:
     @classmethod
     def open(
         cls,
-        data: str | os.PathLike[str],
+        data: Any,
         *,
         name: str | None = None,
-        path_column: str | None = None,
+        image_column: str | None = None,
         label_column: str | None = None,
         split_column: str | None = None,
+        root: str | os.PathLike[str] | None = None,
         on_event: OnEvent | None = None,
         **splits: Any,
     ) -> Dataset:
-        """Scan a folder of images, or the images that a CSV, TSV or Parquet table lists.
+        """Scan a folder of images, or the images that a table lists.
 
         The sub-folders of a folder are the classes; without sub-folders it is unlabelled. If every
         sub-folder that holds images is named as a split (``train``, ``valid``, ``test`` …, in any
@@ -75,19 +81,24 @@ class Dataset:
 
         Parameters
         ----------
-        data : path or URI
+        data : path, URI or DataFrame
             A folder: nested folders belong to the class above them; names that begin with a dot
-            are skipped. Or a table.
+            are skipped. Or a table with a row for each image: a CSV, TSV or Parquet file, or a
+            DataFrame of pandas, polars or Arrow.
         name : str, optional
-            By default the folder's name, or the table's file name without its ending.
-        path_column : str, optional
-            Of a table, by default ``path``: paths relative to the table's folder, or URIs.
+            By default the folder's name, or the table's file name without its ending. A DataFrame
+            needs one.
+        image_column : str, optional
+            Of a table, by default ``path``: paths or URIs.
         label_column : str, optional
             By default ``label`` if the table has it; otherwise the samples are unlabelled. In a
             CSV, a column of integers makes integer classes, a column of other numbers a
             regression, and everything else text.
         split_column : str, optional
             By default ``split`` if the table has it. Empty cells are drawn.
+        root : path or URI, optional
+            What paths in a table are relative to: by default the table's folder, or the working
+            folder for a DataFrame.
         on_event : callable, optional
             Receives :class:`Scanned` events.
         **splits
@@ -102,18 +113,24 @@ class Dataset:
         InputError
             If an option is unknown or out of range.
         """
-        source = absolute(data)
-        name = checked_name(default_name(source) if name is None else name)
-        how = Splits.of(splits)
-        columns = {"path": path_column, "label": label_column, "split": split_column}
+        columns = {"image": image_column, "label": label_column, "split": split_column}
         given = {f"{key}_column": value for key, value in columns.items() if value is not None}
-        if not os.path.isdir(source):
-            samples = scan_table(source, given, how, on_event)
+        if root is not None:
+            given["root"] = absolute(root)
+        how = ScanOptions.of({**splits, **given})
+        source = None if is_frame(data) else absolute(_place(data))
+        if source is None and name is None:
+            raise DatasetError("a DataFrame has no name: Dataset.open(frame, name='photos')")
+        name = checked_name(default_name(str(source)) if name is None else name)
+        if source is None:
+            samples = scan_frame(data, name, how, on_event)
+        elif not os.path.isdir(source):
+            samples = scan_table(source, how, on_event)
         elif given:
             raise DatasetError(f"{source!r} is a folder, and {next(iter(given))} is for tables")
         else:
             samples = scan_folder(source, how, on_event)
-        return cls(name, source, {**how.model_dump(exclude_none=True), **given}, samples)
+        return cls(name, source, how.model_dump(exclude_none=True), samples)
 
     @classmethod
     def from_arrays(
@@ -124,6 +141,7 @@ class Dataset:
         name: str,
         splits: Sequence[str | None] | None = None,
         groups: Iterable[Any] | None = None,
+        ids: Iterable[Any] | None = None,
         **options: Any,
     ) -> Dataset:
         """Take samples from arrays in memory, which are not copied. A store does not keep them.
@@ -141,6 +159,8 @@ class Dataset:
             ``train``, ``val`` or ``test``; None is drawn.
         groups : sequence, optional
             Images of one group stay in one split.
+        ids : sequence of str or int, optional
+            Your own name for each image: a column ``id`` of `to_frame` and `Features.xarray`.
         **options
             How samples are split: ``val``, ``test``, ``seed`` and ``stratify``.
 
@@ -161,7 +181,7 @@ class Dataset:
         name, how = checked_name(name), Splits.of(options)
         if how.group_by is not None:
             raise DatasetError("group_by is for folders and tables; for arrays use groups")
-        samples, kept = in_memory.list_arrays(X, y, splits, groups, how, name)
+        samples, kept = in_memory.list_arrays(X, y, splits, groups, ids, how, name)
         return cls(name, None, how.model_dump(exclude_none=True), samples, kept)
 
     @classmethod
@@ -211,6 +231,17 @@ class Dataset:
     def paths(self) -> list[str | None]:
         """Absolute path or URI of the first of identical files, (row,); None for arrays."""
         return self.samples.paths
+
+    @cached_property
+    def given(self) -> np.ndarray:
+        """The row of each image in the order that you gave them in, int64 (given,).
+
+        Of arrays, in the order of ``X``; of a table, of its rows; of a folder, of the sorted paths.
+        Identical images have the same row. An image that could not be read has -1.
+
+        The order is that of the last scan, and part of no digest. A store keeps it.
+        """
+        return np.array(self.samples.listing.rows, np.int64)
 
     @property
     def problems(self) -> list[Problem]:
@@ -272,9 +303,36 @@ class Dataset:
         """What heads fit, (row,): int32 codes into the classes or float64; -1 or NaN if missing."""
         return labelling.targets(self.samples.labels)
 
+    def to_frame(self) -> pandas.DataFrame:
+        """Return what you gave, in your order, with what became of it.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A line for each row of the table or of ``X``, or for each file of the folder, as in
+            `given`: ``row`` (-1 if it could not be read), ``sample`` (digest), ``path``,
+            ``label``, ``split`` and ``group`` where the data set has them, then the other columns
+            of your table. A column of yours with one of these names has ``_given`` after it.
+        """
+        import pandas
+
+        listing, samples = self.samples.listing, self.samples
+        columns: dict[str, Any] = {"sample": samples.digests}
+        columns |= {"label": samples.labels, "split": samples.splits, "group": samples.groups}
+        frame = pandas.DataFrame({"row": self.given})
+        for name, values in columns.items():
+            if any(each is not None for each in values):
+                # The last is what rows numbered -1 pick.
+                frame[name] = np.array([*values, None], object)[self.given]
+        frame = frame.infer_objects()
+        if any(listing.paths):
+            frame.insert(2, "path", listing.paths)
+        others = {name: column.to_pandas() for name, column in listing.columns.items()}
+        return pandas.concat([frame, pandas.DataFrame(others, index=frame.index)], axis=1)
+
     @property
     def scan_command(self) -> str | None:
-        """The command that scans the same again; None for arrays."""
+        """The command that scans the same again; None for a DataFrame and for arrays."""
         if self.source is None:
             return None
         return command_line(self.source, self.name, self.options)
@@ -306,6 +364,16 @@ class Dataset:
             kept &= np.array([each is not None for each in self.samples.labels], bool)
         return np.flatnonzero(kept)
 
+    def found_by(self, scan: Dataset) -> Dataset:
+        """Return this data set with the places where another scan found the same images."""
+        places = dict(zip(scan.sample_digests, scan.paths, strict=True))
+        now = [
+            places.get(digest) or path
+            for digest, path in zip(self.sample_digests, self.paths, strict=True)
+        ]
+        samples = replace(self.samples, paths=now)
+        return replace(self, source=scan.source or self.source, samples=samples)
+
     def read(self, row: int) -> bytes:
         """Return the bytes of a sample, checked against its digest.
 
@@ -324,9 +392,7 @@ class Dataset:
         return read_scanned(path, self.sample_digests[row], self._remedy)
 
     def _remedy(self) -> str:
-        # Heads work again after a scan of the folder's new place: it finds the same samples.
-        gone = moved(str(self.source), self.name, self.options)
-        return gone or f"put it back, or scan again and fit heads again: {self.scan_command}"
+        return remedy(self.source, self.name, self.options)
 
     def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
         """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
@@ -361,3 +427,12 @@ class Dataset:
         digests = {"digest": self.digest, "manifest_digest": self.manifest_digest}
         whole = {"dataset": self.name, "source": self.source, **digests, "rows": len(self)}
         return {**whole, **summarize(self.samples)}
+
+
+def _place(data: Any) -> str | os.PathLike[str]:
+    if not isinstance(data, str | os.PathLike):
+        raise DatasetError(
+            f"received a {type(data).__name__}, expected the path or URI of a folder or table, or "
+            "a DataFrame; for arrays, Dataset.from_arrays(X, y, name='photos')"
+        )
+    return data

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from featurestore.dataset.labels import text
 from featurestore.dataset.merge import merge
 from featurestore.dataset.problems import Problem
+from featurestore.dataset.review import merged_spellings
 from featurestore.dataset.samples import Entry, Samples
 from featurestore.dataset.scan import OnEvent, scan
 from featurestore.dataset.scan_cache import Verdict
@@ -34,7 +36,8 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     paths, problems = list_files(root)
     groups = _find_groups(root, paths, splits.group_by)
     verdicts = scan(paths, on_event)
-    entries, folders = _label(root, paths, groups, verdicts)
+    entries, folders, classes = _label(root, paths, groups, verdicts)
+    problems += merged_spellings(classes, root)
     if folders:
         problems.append(_own_splits(folders, splits, root))
         # Splits that have a folder are not drawn.
@@ -44,42 +47,63 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
 
 
 def list_files(root: str) -> tuple[list[str], list[Problem]]:
-    """List the files below a folder, sorted, and its sub-folders that cannot be listed.
+    """List the files below a folder, sorted, and its sub-folders that are left out.
 
-    Links are followed, except to a folder that contains the link. Names that begin with a dot and
-    what operating systems leave behind are skipped.
+    Links are followed, except to a folder that is listed already or contains the link. Names that
+    begin with a dot and what operating systems leave behind are skipped.
     """
-    problems: list[Problem] = []
-    real = Path(root).resolve()
-    above = frozenset(map(str, [real, *real.parents]))
-    paths = sorted(_walk(root, above, problems))
-    if not paths:
-        reasons = "".join(f"; {each.path!r}: {each.reason}" for each in problems[:1])
+    walk = _Walk(dict.fromkeys(map(str, Path(root).resolve().parents)))
+    walk.all(root)
+    if not walk.paths:
+        reasons = "".join(f"; {each.path!r}: {each.reason}" for each in walk.problems[:1])
         raise DatasetError(
             f"no files in {root!r}, expected images in class sub-folders, or directly in it for an "
             f"unlabelled data set{reasons}"
         )
-    return paths, problems
+    return sorted(walk.paths), walk.problems
 
 
-def _walk(folder: str, above: frozenset[str], problems: list[Problem]) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as listed:
-            entries = list(listed)
-    except OSError as error:
-        problems.append(Problem("quarantined", folder, f"folder: {error.strerror}"))
-        return
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name.casefold() in _LITTER:
-            continue
-        if not entry.is_dir(follow_symlinks=False) and not (
-            entry.is_symlink() and os.path.isdir(entry.path)
-        ):
-            yield entry.path
-            continue
-        real = os.path.realpath(entry.path)
-        if real not in above:
-            yield from _walk(entry.path, above | {real}, problems)
+@dataclass
+class _Walk:
+    """Files below a folder, each folder listed once however many links lead to it."""
+
+    # Where each folder is listed, by its real path; the folders above the root are not.
+    listed: dict[str, str | None]
+    paths: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+
+    def all(self, root: str) -> None:
+        """List a folder, then the folders that links lead to, in the order of their paths."""
+        self._folder(root, os.path.realpath(root))
+        while self.links:
+            link = min(self.links)
+            self.links.remove(link)
+            self._folder(link, os.path.realpath(link))
+
+    def _folder(self, folder: str, real: str) -> None:
+        if real in self.listed:
+            first = self.listed[real]
+            if first is not None and not folder.startswith(first + os.sep):  # not a loop
+                reason = f"a link to {first!r}, whose files are listed already: they are not again"
+                self.problems.append(Problem("link", folder, reason))
+            return
+        self.listed[real] = folder
+        try:
+            with os.scandir(folder) as listed:
+                entries = list(listed)
+        except OSError as error:
+            self.problems.append(Problem("quarantined", folder, f"folder: {error.strerror}"))
+            return
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.casefold() in _LITTER:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                self._folder(entry.path, os.path.join(real, entry.name))
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                self.links.append(entry.path)
+            else:
+                self.paths.append(entry.path)
 
 
 def _find_groups(root: str, paths: list[str], group_by: str | None) -> list[str | None]:
@@ -119,7 +143,7 @@ def _find_groups(root: str, paths: list[str], group_by: str | None) -> list[str 
 
 def _label(
     root: str, paths: list[str], groups: list[str | None], verdicts: Mapping[str, Verdict]
-) -> tuple[list[Entry], dict[str, Split]]:
+) -> tuple[list[Entry], dict[str, Split], set[str]]:
     """Read classes and splits from the names of the folders.
 
     The first-level folders are the classes, unless all of them that hold images are named as
@@ -131,6 +155,8 @@ def _label(
         In the order of the paths.
     folders : dict
         Folder name to split; empty if the folders are classes.
+    classes : set of str
+        Names of the class folders as they are written.
     """
     parts = [os.path.relpath(path, root).split(os.sep)[:-1] for path in paths]
     names = {
@@ -141,12 +167,13 @@ def _label(
     splits = {name: split for name in names if (split := meaning(name)) is not None}
     if len(splits) < len(names):
         splits = {}
-    entries = []
-    for path, folders, group in zip(paths, parts, groups, strict=True):
+    entries, written = [], set()
+    for place, (path, folders, group) in enumerate(zip(paths, parts, groups, strict=True)):
         split = splits.get(folders[0]) if folders else None
         classes = folders[1:] if splits else folders
-        entries.append(Entry(path, text(classes[0]) if classes else None, split, group))
-    return entries, splits
+        written.update(classes[:1])
+        entries.append(Entry(path, text(classes[0]) if classes else None, split, group, place))
+    return entries, splits, written
 
 
 def _own_splits(folders: Mapping[str, Split], splits: Splits, where: str) -> Problem:

@@ -22,15 +22,26 @@ _NUMBER = re.compile(
 _ABSENT = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 
 
-def parse(cells: Sequence[str]) -> list[Label]:
+def parse(cells: Sequence[str], decimals: str = ".") -> list[Label]:
     """Give the cells of a CSV column one type: integers, else floats, else text.
+
+    Parameters
+    ----------
+    cells : sequence of str
+    decimals : str
+        The decimal point. Where it is a comma, a point is one too.
 
     Examples
     --------
     >>> parse(["007", "7", ""]), parse(["1.5", "2", "NaN"]), parse(["cat", "7"])
     ([7, 7, None], [1.5, 2.0, None], ['cat', '7'])
+    >>> parse(["1,5", "2"], ","), parse(["1,5", "2"])
+    ([1.5, 2.0], ['1,5', '2'])
     """
-    stripped = [None if each.strip().casefold() in _ABSENT else each.strip() for each in cells]
+    stripped = [
+        None if each.strip().casefold() in _ABSENT else each.strip().replace(decimals, ".")
+        for each in cells
+    ]
     present = [each for each in stripped if each is not None]
     if all(_INTEGER.fullmatch(each) for each in present):
         return [None if each is None else int(each) for each in stripped]

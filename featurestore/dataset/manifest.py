@@ -1,7 +1,9 @@
 """The Parquet form of a data set: a table that any Parquet reader opens.
 
-One row per sample, in content order, with the columns ``digest``, ``path``, ``label``, ``split``
-and ``group``; the rest is JSON in the file's metadata, under the key ``featurestore``.
+One row for each listed image, in the order of the list, with the columns ``digest``, ``path``,
+``label``, ``split`` and ``group`` and the list's other columns. Identical images have the same
+digest, label, split and group; an image that could not be read has none of these. The rest is JSON
+in the file's metadata, under the key ``featurestore``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter
 from featurestore.dataset.labels import Label
 from featurestore.dataset.naming import checked_name
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.samples import Samples
+from featurestore.dataset.samples import Listing, Samples
 from featurestore.dataset.source import native, portable
 from featurestore.dataset.splits import SPLITS
 from featurestore.digests import (
@@ -25,9 +27,9 @@ from featurestore.digests import (
     insert_checksum,
     is_digest,
 )
-from featurestore.errors import DamagedError, one_line, refuse_newer
+from featurestore.errors import DamagedError, StoreFormatError, one_line, refuse_newer
 
-FORMAT = 1
+FORMAT = 2
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
 _PROBLEMS = TypeAdapter(list[Problem])
@@ -65,27 +67,31 @@ class DatasetEntry(BaseModel):
 
 
 def write(samples: Samples, entry: DatasetEntry) -> bytes:
-    """Write the rows of a data set, and what is known beside them, as a manifest."""
+    """Write what was listed, and what is known beside it, as a manifest."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns = {
+    listing = samples.listing
+    rows = pa.array([None if row < 0 else row for row in listing.rows], pa.int64())
+    values = {
         "digest": samples.digests,
-        "path": [portable(each) for each in samples.paths],
         "label": samples.labels,
         "split": samples.splits,
         "group": samples.groups,
     }
+    types = {name: pa.string() for name in _COLUMNS} | {"label": _type(samples.labels)}
+    columns = {name: pa.array(each, types[name]).take(rows) for name, each in values.items()}
+    columns["path"] = pa.array([portable(each) for each in listing.paths], pa.string())
     fields = {
         "format": FORMAT,
-        **entry.model_dump(exclude={"rows"}),
+        **entry.model_dump(),
         "problems": [asdict(each) for each in samples.problems],
         "check": EMPTY_CHECKSUM,
     }
-    types = {name: pa.string() for name in _COLUMNS} | {"label": _type(samples.labels)}
-    schema = pa.schema(types, {_KEY: json.dumps(fields).encode()})
+    table = pa.table({name: columns[name] for name in _COLUMNS} | listing.columns)
+    table = table.replace_schema_metadata({_KEY: json.dumps(fields).encode()})
     buffer = pa.BufferOutputStream()
-    parquet.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
+    parquet.write_table(table.combine_chunks(), buffer, compression="zstd")
     return insert_checksum(buffer.getvalue().to_pybytes())
 
 
@@ -97,7 +103,7 @@ def read(data: bytes) -> tuple[Samples, DatasetEntry]:
     DamagedError
         If the bytes fail their checksum or are not a manifest.
     StoreFormatError
-        If they are of a newer format.
+        If they are of another format.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -108,25 +114,55 @@ def read(data: bytes) -> tuple[Samples, DatasetEntry]:
         table = parquet.read_table(pa.BufferReader(data))
         table.validate(full=True)
         fields = json.loads((table.schema.metadata or {})[_KEY])
-        refuse_newer(fields.pop("format"), FORMAT, "a data set manifest")
+        _check_format(fields.pop("format"))
         problems = _PROBLEMS.validate_python(fields.pop("problems"))
         del fields["check"]
-        entry = DatasetEntry.model_validate({**fields, "rows": len(table)})
+        entry = DatasetEntry.model_validate(fields)
         types = {str(table[name].type) for name in _COLUMNS if name != "label"}
-        digests, paths, labels, splits, groups = (table[name].to_pylist() for name in _COLUMNS)
-        sound = (
-            types == {"string"}
-            and str(table["label"].type) in ("string", "int64", "double")
-            and all(map(is_digest, digests))
-            and digests == sorted(set(digests))
-            and set(splits) <= set(SPLITS)
-        )
+        if types != {"string"} or str(table["label"].type) not in ("string", "int64", "double"):
+            raise _damaged("its columns are of other types")
+        samples = _samples(table, problems)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(one_line(error)) from error
-    if not sound:
-        raise _damaged("its rows are not those of a data set in content order")
-    paths = [path and native(path) for path in paths]
-    return Samples(digests, paths, labels, splits, groups, problems), entry
+    if len(samples.digests) != entry.rows:
+        raise _damaged(f"it has {len(samples.digests)} samples, expected {entry.rows}")
+    return samples, entry
+
+
+def _samples(table: Any, problems: list[Problem]) -> Samples:
+    """Return the samples that the rows of a manifest list."""
+    listed, places, labels, splits, groups = (table[name].to_pylist() for name in _COLUMNS)
+    paths = [each and native(each) for each in places]
+    found: dict[str, tuple[Any, ...]] = {}
+    for digest, path, *rest in zip(listed, paths, labels, splits, groups, strict=True):
+        if digest is None:
+            continue
+        first, *known = found.setdefault(digest, (path, *rest))
+        if known != rest or not is_digest(digest) or rest[1] not in SPLITS:
+            raise _damaged("its rows contradict each other")
+        if path is not None and path < first:
+            found[digest] = (path, *rest)
+    digests = sorted(found)
+    numbers = {digest: row for row, digest in enumerate(digests)}
+    others = {name: table[name] for name in table.column_names if name not in _COLUMNS}
+    return Samples(
+        digests=digests,
+        paths=[found[each][0] for each in digests],
+        labels=[found[each][1] for each in digests],
+        splits=[found[each][2] for each in digests],
+        groups=[found[each][3] for each in digests],
+        listing=Listing([numbers.get(each, -1) for each in listed], paths, others),
+        problems=problems,
+    )
+
+
+def _check_format(found: int) -> None:
+    refuse_newer(found, FORMAT, "a data set manifest")
+    if found < FORMAT:
+        raise StoreFormatError(
+            f"a data set manifest has format {found}, expected {FORMAT}, which keeps the order of "
+            "what was listed; scan the data set again"
+        )
 
 
 def _damaged(reason: str) -> DamagedError:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from featurestore.dataset.labels import Label, task
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.review import review
-from featurestore.dataset.samples import Entry, Samples
+from featurestore.dataset.samples import Entry, Listing, Samples
 from featurestore.dataset.scan_cache import Verdict
+from featurestore.dataset.source import NO_FILE
 from featurestore.dataset.splits import Split, Splits
 from featurestore.errors import DatasetError
 
@@ -21,9 +22,10 @@ def merge(
     verdicts: Mapping[str, Verdict],
     splits: Splits,
     where: str,
-    listing: Sequence[Problem] = (),
+    noted: Sequence[Problem] = (),
     *,
     from_train: bool = False,
+    hint: str = "",
 ) -> Samples:
     """Merge listed samples into rows, and review them.
 
@@ -37,10 +39,12 @@ def merge(
         How splits are drawn where none is given.
     where : str
         Source or name of the data set, for problems.
-    listing : sequence of Problem
+    noted : sequence of Problem
         Those found while the entries were listed.
     from_train : bool
         Also draw the splits of samples that are given to ``train``.
+    hint : str
+        What to do if none of the files exists, for the error.
 
     Raises
     ------
@@ -57,9 +61,10 @@ def merge(
             copies.setdefault(verdict.digest, []).append(entry)
     if not copies:
         first = problems[0]
+        more = f"; {hint}" if hint and first.reason.startswith(NO_FILE) else ""
         raise DatasetError(
             f"no listed file is an image ({len(entries)} tried); the first, {first.path!r}: "
-            f"{first.reason}"
+            f"{first.reason}{more}"
         )
     rows = {digest: _merged(same, problems) for digest, same in sorted(copies.items())}
     drawn = _splits(rows, splits, from_train)
@@ -71,11 +76,22 @@ def merge(
         labels=[each.label for each in rows.values()],
         splits=drawn,
         groups=[each.group or digest if grouped else None for digest, each in rows.items()],
+        listing=_listing(entries, copies),
         problems=problems,
     )
     # Entries that are listed twice have the same problems.
-    found = {*problems, *listing, *review(samples, splits, where)}
+    found = {*problems, *noted, *review(samples, splits, where)}
     return replace(samples, problems=sorted(found))
+
+
+def _listing(entries: Sequence[Entry], copies: Mapping[str, Sequence[Entry]]) -> Listing:
+    rows, paths = [-1] * len(entries), [""] * len(entries)
+    for entry in entries:
+        paths[entry.place] = entry.path
+    for row, digest in enumerate(sorted(copies)):
+        for entry in copies[digest]:
+            rows[entry.place] = row
+    return Listing(rows, [*paths])
 
 
 def _merged(same: list[Entry], problems: list[Problem]) -> Entry:

@@ -7,8 +7,8 @@ import shlex
 from typing import Any
 from unicodedata import normalize
 
+from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.source import is_uri
-from featurestore.dataset.splits import Splits
 from featurestore.errors import DatasetError
 
 
@@ -37,12 +37,24 @@ def default_name(source: str) -> str:
     return last if os.path.isdir(source) else os.path.splitext(last.partition("?")[0])[0]
 
 
-def moved(source: str, name: str, options: dict[str, Any]) -> str | None:
+def moved(source: str, name: str) -> str | None:
     """If a folder or table is gone, return how to record its new place; otherwise None."""
     if is_uri(source) or os.path.exists(source):
         return None
-    command = command_line("NEW_PLACE", name, options)
+    command = shlex.join(["featurestore", "scan", "NEW", "--name", name])
     return f"{source!r} is gone; if it was moved: {command}"
+
+
+def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
+    """Return what to do about an image that is missing or has changed."""
+    if source is None:
+        return f"put it back, or open the DataFrame again with root=NEW, name={name!r}"
+    if gone := moved(source, name):
+        return gone
+    command = command_line(source, name, options)
+    if os.path.isdir(source):
+        return f"put it back; or go on without it: {command}, and fit heads again"
+    return f"put it back, or if the images were moved: {command} --root NEW"
 
 
 def command_line(source: str, name: str, options: dict[str, Any]) -> str:
@@ -56,8 +68,7 @@ def command_line(source: str, name: str, options: dict[str, Any]) -> str:
     words = ["featurestore", "scan", source]
     if name != default_name(source):
         words += ["--name", name]
-    splits = {key: value for key, value in options.items() if key in Splits.model_fields}
-    for key, value in Splits.of(splits).model_dump(exclude_defaults=True).items():
+    for key, value in ScanOptions.of(options).model_dump(exclude_defaults=True).items():
         option = key.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")

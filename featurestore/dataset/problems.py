@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+# Kinds of problems with single samples, of which there may be many.
+OF_SAMPLES = {
+    "quarantined",
+    "duplicate",
+    "link",
+    "label-conflict",
+    "split-conflict",
+    "group-conflict",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -14,12 +25,13 @@ class Problem:
     ----------
     kind : str
         About one sample: ``quarantined`` (it does not decode and is left out), ``duplicate`` (the
-        bytes of another), ``label-conflict``, ``split-conflict`` and ``group-conflict`` (identical
-        samples, or samples of one group, contradict each other). About the whole data set:
-        ``unlabelled`` (samples without a label in a labelled data set), ``labels`` (suspicious
-        classes, or no column of labels), ``groups`` (samples without a group, or groups with
-        similar names), ``splits`` (the folder has splits of its own), ``few-rows`` (too few rows
-        of a class in a split to measure anything on).
+        bytes of another), ``link`` (to a folder that is listed already), ``label-conflict``,
+        ``split-conflict`` and ``group-conflict`` (identical samples, or samples of one group,
+        contradict each other). About the whole data set: ``unlabelled`` (samples without a label
+        in a labelled data set), ``labels`` (suspicious classes, or no column of labels),
+        ``groups`` (samples without a group, or groups with similar names), ``splits`` (the folder
+        has splits of its own), ``table`` (how it was read), ``few-rows`` (too few rows of a class
+        in a split to measure anything on).
     path : str
         Path or URI; ``X[3]`` for arrays. For the whole data set, its source or name.
     reason : str
@@ -34,14 +46,24 @@ class Problem:
         return f"{self.kind}: {self.path!r}: {self.reason}"
 
 
-def problem_lines(problems: Sequence[Problem], most: int = 10) -> list[str]:
-    """Return a line for each problem: the first few of each kind, and how many more there are."""
+def problem_lines(problems: Sequence[Problem], name: str) -> list[str]:
+    """Return a line for each kind of problem with samples, and for each problem with the whole.
+
+    Parameters
+    ----------
+    problems : sequence of Problem
+    name : str
+        Of the data set, for the command that shows all of them.
+    """
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem)
-    lines = []
+    command = shlex.join(["featurestore", "scan", name, "--problems"])
+    lines: list[str] = []
     for kind, found in kinds.items():
-        lines += [str(each) for each in found[:most]]
-        if len(found) > most:
-            lines.append(f"{kind}: and {len(found) - most:,} more; see `scan --json`")
+        if len(found) == 1 or kind not in OF_SAMPLES:
+            lines += map(str, found)
+        else:
+            first = f"{found[0].path!r}: {found[0].reason}"
+            lines.append(f"{kind}: {len(found):,}, such as {first}; all: `{command}`")
     return lines

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 from unicodedata import normalize
 
-from featurestore.dataset.labels import task
+from featurestore.dataset.labels import task, text
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.splits import Split, Splits
@@ -35,6 +36,23 @@ def review(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
     yield from _nested(samples, where)
     yield from (Problem("groups", where, reason) for reason in _groups(samples))
     yield from _few_rows(samples, splits, where)
+
+
+def merged_spellings(labels: Iterable[Any], where: str) -> Iterator[Problem]:
+    """Yield the labels that are written in several Unicode forms, which are one class.
+
+    Parameters
+    ----------
+    labels : iterable
+        As they were given, before `text`.
+    where : str
+        Source or name of the data set.
+    """
+    forms = Counter(map(text, {each for each in labels if isinstance(each, str)}))
+    for name, count in sorted(forms.items()):
+        if count > 1:
+            reason = f"{name!r} is written in {count} Unicode forms, such as é and e + ´: one class"
+            yield Problem("labels", where, reason)
 
 
 def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:

@@ -14,12 +14,32 @@ from featurestore.errors import DatasetError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One listed sample: where it is, and what the list says about it."""
+    """One listed sample: where it is, what the list says about it, and its place in the list."""
 
     path: str
     label: Label = None
     split: Split | None = None
     group: str | None = None
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was listed, in the order of the list: rows of a table or of arrays, files of a folder.
+
+    Attributes
+    ----------
+    rows : list of int, (given,)
+        The row of each in the data set; -1 if it could not be read.
+    paths : list of str or None, (given,)
+        Path or URI; None for arrays.
+    columns : dict of str to pyarrow.ChunkedArray, (given,)
+        The other columns of the list, by name.
+    """
+
+    rows: list[int]
+    paths: list[str | None]
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,8 @@ class Samples:
     splits : list of str, (row,)
     groups : list of str or None, (row,)
         A sample without a group has its own digest here; all None if no sample has a group.
+    listing : Listing
+        What was listed, in the caller's order.
     problems : list of Problem
         Sorted.
     """
@@ -46,6 +68,7 @@ class Samples:
     labels: list[Label]
     splits: list[Split]
     groups: list[str | None]
+    listing: Listing
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -60,12 +83,12 @@ def list_entries(
 
     Parameters
     ----------
-    paths : sequence of str, (row,)
-    labels : sequence, (row,), optional
+    paths : sequence of str, (given,)
+    labels : sequence, (given,), optional
         Of one type, as `uniform` returns them.
-    splits : iterable, (row,), optional
+    splits : iterable, (given,), optional
         Names of splits; the split of a missing value is drawn.
-    groups : iterable, (row,), optional
+    groups : iterable, (given,), optional
         Names of groups; a missing value means no group.
     where : str
         Names the list of samples in an error.
@@ -78,7 +101,8 @@ def list_entries(
     nothing = [None] * len(paths)
     given = [_split(value, row, where) for row, value in enumerate(splits or nothing, 1)]
     named = [None if is_missing(value) else text(value) for value in groups or nothing]
-    return [Entry(*each) for each in zip(paths, labels or nothing, given, named, strict=True)]
+    columns = zip(paths, labels or nothing, given, named, strict=True)
+    return [Entry(*each, place) for place, each in enumerate(columns)]
 
 
 def _split(value: Any, row: int, where: str) -> Split | None:

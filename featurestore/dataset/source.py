@@ -11,6 +11,8 @@ from featurestore.errors import one_line
 
 # A file is held in memory while it is decoded; anything larger is a video or an archive.
 MAX_BYTES = 2**30
+# How the reason begins if there is no such file.
+NO_FILE = "no such file"
 
 
 class UnreadableError(Exception):
@@ -39,13 +41,13 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return text if is_uri(text) else os.path.abspath(text)
 
 
-def beside(table: str, path: str) -> str:
-    """Resolve a path listed in a table, relative to the table's folder."""
+def below(root: str, path: str) -> str:
+    """Resolve a path listed in a table, relative to a folder or URI."""
     if is_uri(path):
         return absolute(path)
-    if is_uri(table):
-        return path if path.startswith("/") else f"{table.rpartition('/')[0]}/{path}"
-    joined = os.path.join(os.path.dirname(table), path)
+    if is_uri(root):
+        return path if path.startswith("/") else f"{root.rstrip('/')}/{path}"
+    joined = os.path.join(root, path)
     # normpath() would resolve ".." wrongly behind a symbolic link.
     return joined if ".." in path.split("/") else os.path.normpath(joined)
 
@@ -102,7 +104,7 @@ def read(source: str) -> bytes:
         raise
     except FileNotFoundError as error:
         link = " (a broken link)" if os.path.islink(source) else ""
-        raise UnreadableError(f"no such file{link}") from error
+        raise UnreadableError(f"{NO_FILE}{link}") from error
     except OSError as error:
         raise UnreadableError(error.strerror or one_line(error)) from error
     except Exception as error:  # the libraries behind fsspec raise errors of their own

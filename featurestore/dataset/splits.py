@@ -20,9 +20,16 @@ _SYNONYMS: dict[str, Split] = {
     "validation": "val",
     "valid": "val",
     "dev": "val",
+    "development": "val",
     "eval": "val",
+    "evaluation": "val",
     "test": "test",
     "testing": "test",
+    "holdout": "test",
+    "hold-out": "test",
+    "hold_out": "test",
+    "heldout": "test",
+    "held-out": "test",
 }
 # In a class of this size, drawing each sample independently comes close enough to the fraction.
 SMALL_CLASS = 100

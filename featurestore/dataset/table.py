@@ -1,71 +1,157 @@
-"""Tables of images: CSV, TSV and Parquet."""
+"""Tables of images: which column says what, and the samples that the rows list."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from featurestore.dataset.labels import Label, is_missing, parse, uniform
 from featurestore.dataset.merge import merge
+from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
+from featurestore.dataset.review import merged_spellings
 from featurestore.dataset.samples import Entry, Samples, list_entries
 from featurestore.dataset.scan import OnEvent, scan
-from featurestore.dataset.source import UnreadableError, beside, is_uri, read
-from featurestore.dataset.splits import Splits
-from featurestore.errors import DatasetError, nearest, one_line
+from featurestore.dataset.source import below, is_uri
+from featurestore.dataset.table_file import is_text, read_frame, read_table, separator_note
+from featurestore.errors import DatasetError, nearest
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+# What a data set calls its own columns: another column of such a name gets a new one.
+_OWN = {"row", "sample", "digest", "path", "label", "split", "group"}
+# The option that names each column.
+_OPTIONS = {
+    "path": "image_column",
+    "label": "label_column",
+    "split": "split_column",
+    "group": "group_by",
+}
 
 
-def scan_table(
-    location: str, columns: dict[str, str], splits: Splits, on_event: OnEvent | None
+def scan_table(location: str, how: ScanOptions, on_event: OnEvent | None) -> Samples:
+    """Scan a table file, see :meth:`Dataset.open`."""
+    names = [how.image_column or "path", how.label_column or "label", how.split_column or "split"]
+    table, separator = read_table(location, {*names, *filter(None, [how.group_by])})
+    folder = _folder(location)
+    # Where semicolons separate columns, a comma may be the decimal point.
+    decimals = ("," if separator == ";" else ".") if is_text(location) else None
+    entries, columns, problems = list_table(table, how, how.root or folder, location, decimals)
+    problems += separator_note(location, separator)
+    hint = f"paths are relative to {how.root or folder!r}; --root names another folder"
+    return _scanned(entries, columns, problems, how, location, hint, on_event)
+
+
+def _folder(location: str) -> str:
+    return location.rpartition("/")[0] if is_uri(location) else os.path.dirname(location)
+
+
+def scan_frame(frame: Any, name: str, how: ScanOptions, on_event: OnEvent | None) -> Samples:
+    """Scan a DataFrame, see :meth:`Dataset.open`."""
+    root = how.root or os.getcwd()
+    entries, columns, problems = list_table(read_frame(frame, name), how, root, name)
+    hint = f"paths are relative to {root!r}; root= names another folder"
+    return _scanned(entries, columns, problems, how, name, hint, on_event)
+
+
+def _scanned(
+    entries: list[Entry],
+    columns: dict[str, Any],
+    problems: list[Problem],
+    how: ScanOptions,
+    place: str,
+    hint: str,
+    on_event: OnEvent | None,
 ) -> Samples:
-    """Scan a table, see :meth:`Dataset.open`; ``columns`` are its options of that name."""
-    entries, problems = _list(location, **columns, group_column=splits.group_by)
     verdicts = scan([each.path for each in entries], on_event)
-    return merge(entries, verdicts, splits, location, problems)
+    samples = merge(entries, verdicts, how, place, problems, hint=hint)
+    return replace(samples, listing=replace(samples.listing, columns=columns))
 
 
-def _list(
-    location: str,
-    path_column: str = "path",
-    label_column: str | None = None,
-    split_column: str | None = None,
-    group_column: str | None = None,
-) -> tuple[list[Entry], list[Problem]]:
-    """List the samples of a table, in an order that does not depend on that of its rows."""
-    wanted = [path_column, label_column or "label", split_column or "split", group_column]
-    table = _read(location, [name for name in wanted if name])
-    where = f"table {location!r}"
+def list_table(
+    table: Any, how: ScanOptions, root: str, place: str, decimals: str | None = None
+) -> tuple[list[Entry], dict[str, Any], list[Problem]]:
+    """List the samples of a table, in an order that does not depend on that of its rows.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+    how : ScanOptions
+    root : str
+        Folder or URI that paths are relative to.
+    place : str
+        Location of the table, or name of the data set.
+    decimals : str, optional
+        The decimal point, if cells are text and labels may be numbers.
+
+    Returns
+    -------
+    entries : list of Entry
+    columns : dict of str to pyarrow.ChunkedArray
+        The other columns, in the order of the rows; none that holds lists, objects or bytes.
+    problems : list of Problem
+        If the table has columns but none of labels; or labels in two spellings.
+
+    Raises
+    ------
+    DatasetError
+        If the table misses a column, or a cell cannot be used.
+    """
+    where = f"table {place!r}"
+    named = {
+        "path": how.image_column or "path",
+        "label": _found(table, how.label_column, "label", where),
+        "split": _found(table, how.split_column, "split", where),
+        "group": how.group_by,
+    }
+    cells = {
+        what: None if name is None else _column(table, name, where, what)
+        for what, name in named.items()
+    }
     paths = [
-        beside(location, _path(value, f"{where}, row {row}"))
-        for row, value in enumerate(_column(table, path_column, where), 1)
+        below(root, _path(value, f"{where}, row {row}"))
+        for row, value in enumerate(cells["path"] or [], 1)
     ]
     if not paths:
         raise DatasetError(f"{where} has no rows, expected one for each image")
     labels: list[Label] | None = None
-    problems = []
-    cells = _optional(table, label_column, "label", where)
-    others = set(table.column_names) - set(wanted)
-    if cells is not None:
-        labels = uniform(parse(cells) if _is_csv(location) else cells, where)
+    problems: list[Problem] = []
+    others = set(table.column_names) - set(named.values())
+    if cells["label"] is not None:
+        found = parse(cells["label"], decimals) if decimals else cells["label"]
+        labels = uniform(found, where)
+        problems += merged_spellings(found, place)
     elif others:
         names = ", ".join(map(repr, sorted(others)))
-        reason = f"no column 'label', so the samples have no labels; other columns: {names}"
-        problems.append(Problem("labels", location, reason))
-    splits = _optional(table, split_column, "split", where)
-    groups = _column(table, group_column, where) if group_column else None
-    entries = list_entries(paths, labels, splits, groups, where)
-    entries.sort(key=lambda e: (e.path, str(e.label), e.split or "", e.group or ""))
-    return entries, problems
+        reason = (
+            f"no column 'label', so the samples have no labels; other columns: {names}: "
+            "--label-column names one (label_column in Python)"
+        )
+        problems.append(Problem("labels", place, reason))
+    entries = list_entries(paths, labels, cells["split"], cells["group"], where)
+    entries.sort(key=lambda e: (e.path, str(e.label), e.split or "", e.group or "", e.place))
+    return entries, _others(table, named), problems
 
 
-def is_table(place: str) -> bool:
-    """Whether a path or URI has the ending of a table."""
-    return _suffix(place) in SUFFIXES
+def _others(table: Any, named: dict[str, str | None]) -> dict[str, Any]:
+    """Return the columns that the data set has under no name of its own."""
+    import pyarrow.types as kinds
+
+    columns: dict[str, Any] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        if kinds.is_nested(kind) or kinds.is_binary(kind) or kinds.is_large_binary(kind):
+            continue
+        if named.get(name) == name:
+            continue  # the data set has it, under the same name
+        while name in _OWN or name in columns:
+            name = f"{name}_given"
+        columns[name] = column
+    return columns
 
 
-def list_rows(location: str, path_column: str = "path") -> list[tuple[str, dict[str, Any]]]:
+def list_rows(
+    location: str, image_column: str | None = None, root: str | None = None
+) -> list[tuple[str, dict[str, Any]]]:
     """List the images of a table in the order of its rows, each with all cells of its row.
 
     Raises
@@ -73,11 +159,12 @@ def list_rows(location: str, path_column: str = "path") -> list[tuple[str, dict[
     DatasetError
         If the table cannot be read or misses the column.
     """
-    table = _read(location, [path_column])
-    where = f"table {location!r}"
-    paths = _column(table, path_column, where)
+    name = image_column or "path"
+    table, _ = read_table(location, [name])
+    where, root = f"table {location!r}", root or _folder(location)
+    paths = _column(table, name, where, "path")
     return [
-        (beside(location, _path(path, f"{where}, row {number}")), row)
+        (below(root, _path(path, f"{where}, row {number}")), row)
         for number, (path, row) in enumerate(zip(paths, table.to_pylist(), strict=True), 1)
     ]
 
@@ -89,81 +176,28 @@ def _path(value: Any, where: str) -> str:
     return value
 
 
-def _column(table: Any, name: str, where: str) -> list[Any]:
+def _column(table: Any, name: str, where: str, what: str) -> list[Any]:
     names = table.column_names
     if names.count(name) > 1:
         raise DatasetError(f"{where} has several columns {name!r}, expected one")
     if name not in names:
-        raise DatasetError(f"{where} has no column {name!r}; {nearest(name, names)}")
+        option = _OPTIONS[what]
+        raise DatasetError(
+            f"{where} has no column {name!r} (--{option.replace('_', '-')} names another, {option} "
+            f"in Python); {nearest(name, names)}"
+        )
     values: list[Any] = table[name].to_pylist()
     return values
 
 
-def _optional(table: Any, name: str | None, default: str, where: str) -> list[Any] | None:
+def _found(table: Any, name: str | None, default: str, where: str) -> str | None:
     """Return the requested column, or the default one if it exists."""
     if name is not None or default in table.column_names:
-        return _column(table, name or default, where)
+        return name or default
     for other in table.column_names:
         if other.strip().casefold() == default:
             raise DatasetError(
                 f"{where} has no column {default!r}, but {other!r}: rename it, or use "
-                f"{default}_column={other!r}"
+                f"--{default}-column {other!r} ({default}_column in Python)"
             )
     return None
-
-
-def _suffix(location: str) -> str:
-    path = location.partition("?")[0] if is_uri(location) else location
-    return os.path.splitext(path)[1].lower()
-
-
-def _is_csv(location: str) -> bool:
-    return _suffix(location) in (".csv", ".tsv")
-
-
-def _read(location: str, names: list[str]) -> Any:
-    """Return a pyarrow.Table; in a CSV file, the columns of these names are text."""
-    if not is_uri(location) and not os.path.lexists(location):
-        raise _missing(location)
-    if _suffix(location) not in SUFFIXES:
-        raise DatasetError(
-            f"{location!r} is neither a folder nor a table ({', '.join(SUFFIXES)}); for a single "
-            "image, give the folder that holds it; for images behind URLs, a table that lists them"
-        )
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    try:
-        data = pa.BufferReader(read(location))
-        if not _is_csv(location):
-            table = parquet.read_table(data)
-            table.validate(full=True)
-        else:
-            delimiter = "\t" if _suffix(location) == ".tsv" else ","
-            table = csv.read_csv(
-                data,
-                parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-            )
-        _ = table.column_names  # pyarrow decodes them only now
-        return table
-    except (UnreadableError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"table {location!r} cannot be read: {one_line(error)}; expected UTF-8 text with a "
-            "header line, or Parquet"
-        ) from error
-
-
-def _missing(path: str) -> DatasetError:
-    """Return the error for a path that does not exist, with similar names beside it."""
-    parent, name = os.path.split(path.rstrip(os.sep))
-    while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
-        parent, name = os.path.split(parent)
-    try:
-        siblings = sorted(each for each in os.listdir(parent) if not each.startswith("."))
-    except OSError:
-        siblings = []
-    return DatasetError(
-        f"{path!r} does not exist, expected a folder or a table of images; in {parent!r}: "
-        f"{nearest(name, siblings)}"
-    )

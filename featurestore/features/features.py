@@ -6,11 +6,11 @@ import itertools
 import os
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from featurestore.errors import DamagedError, StoreError
+from featurestore.errors import DamagedError, InputError, StoreError, nearest
 from featurestore.features.batches import Batches
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from featurestore.backbone import LayerRef
     from featurestore.dataset import Dataset
+
+Order = Literal["content", "given"]
 
 
 class Features:
@@ -183,8 +185,14 @@ class Features:
         """Whether these are all rows, and every block was extracted."""
         return self.blocks is None and not self.group.missing()
 
-    def rows(self, split: str | None = None, *, labelled: bool | None = None) -> np.ndarray:
-        """Row numbers of a split, ascending: int64 (row,).
+    def rows(
+        self,
+        split: str | None = None,
+        *,
+        labelled: bool | None = None,
+        order: Order = "content",
+    ) -> np.ndarray:
+        """Row numbers of a split, ascending or in the order in which you gave the images.
 
         Parameters
         ----------
@@ -194,11 +202,26 @@ class Features:
             True leaves out the rows without a label, False keeps them; as in `Dataset.rows`. By
             default they are left out if the data set has labels. `arrays` and `dask` follow the
             same rule: the same arguments give the same rows.
+        order : {"content", "given"}
+            ``"given"``: as `Dataset.given` has them, the rows of identical images repeated.
+            Without a split and ``labelled``, one for each image that you gave, labelled or not:
+            -1 for one that could not be read, or that these features do not have.
+
+        Returns
+        -------
+        numpy.ndarray of int64, (row,)
         """
-        rows = self.dataset.rows(split, labelled=labelled)
-        if self.blocks is None:
+        if order not in get_args(Order):
+            raise InputError(f"no order {order!r}: {nearest(order, get_args(Order))}")
+        every = order == "given" and split is None and labelled is None
+        rows = self.dataset.rows(split, labelled=False if every else labelled)
+        if self.blocks is not None:
+            rows = rows[np.isin(rows // self.group.block_rows, self.blocks)]
+        if order == "content":
             return rows
-        return rows[np.isin(rows // self.group.block_rows, self.blocks)]
+        given = self.dataset.given
+        have = np.isin(given, rows)
+        return np.where(have, given, -1) if every else given[have]
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -208,25 +231,33 @@ class Features:
         have None among classes (dtype object), NaN among numbers. Those of a split are
         ``labels[rows(split)]``, also of `completed` features; `arrays` returns them too.
         """
-        return self._labels(np.arange(self.group.shape[0]))
+        return self.labels_of(np.arange(self.group.shape[0]))
 
-    def _labels(self, rows: np.ndarray) -> np.ndarray | None:
+    def labels_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Labels of rows, (row,), as in `labels`; row -1 has none."""
         if self.dataset.labels is None:
             return None
         labels = self.dataset.labels[rows]
+        labels[rows < 0] = np.nan if self.task == "regression" else None
         if self.task == "regression" or None in labels:
             return labels
         return labels.astype(np.asarray(self.classes).dtype)
 
     def arrays(
-        self, split: str | None = None, *, labelled: bool | None = None, dtype: Any = "float32"
+        self,
+        split: str | None = None,
+        *,
+        labelled: bool | None = None,
+        order: Order = "content",
+        dtype: Any = "float32",
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Read features and labels into memory, aligned, in content order.
+        """Read features and labels into memory, aligned.
 
         Parameters
         ----------
-        split, labelled
-            As in `rows`.
+        split, labelled, order
+            As in `rows`. With ``order="given"`` and nothing else, row i is the i-th row of your
+            table or of the ``X`` that you gave; an image that could not be read has NaN.
         dtype : numpy.dtype
             Of the features.
 
@@ -242,10 +273,28 @@ class Features:
             If some of the rows were never extracted.
         DamagedError
             If a block fails its checksum.
+        InputError
+            If an image could not be read, and ``dtype`` has no NaN.
+
+        Examples
+        --------
+        >>> X, y = features.arrays(order="given")  # doctest: +SKIP
+        >>> frame.join(pandas.DataFrame(X, index=frame.index))  # doctest: +SKIP
         """
-        rows = self.rows(split, labelled=labelled)
-        self.group.require(rows)
-        return self.group.read(rows, dtype), self._labels(rows)
+        rows = self.rows(split, labelled=labelled, order=order)
+        have = rows >= 0
+        self.group.require(rows[have])
+        X = self.group.read(rows[have], dtype)
+        if not have.all():
+            if X.dtype.kind != "f":
+                raise InputError(
+                    f"{np.count_nonzero(~have):,} of {len(rows):,} images have no features, which "
+                    f"{X.dtype} cannot say: leave out dtype, and they are NaN"
+                )
+            every = np.full((len(rows), *X.shape[1:]), np.nan, X.dtype)
+            every[have] = X
+            X = every
+        return X, self.labels_of(rows)
 
     def dask(self, split: str | None = None, *, labelled: bool | None = None) -> dask.array.Array:
         """Return the features as a lazy dask array, a chunk for each block.
@@ -279,29 +328,24 @@ class Features:
             meta=np.empty((0,) * len(self.shape), dtype=self.dtype),
         )
 
-    def xarray(self) -> xarray.Dataset:
+    def xarray(self, *, order: Order = "content") -> xarray.Dataset:
         """Return ``features`` (row, …), lazy, with the coordinates of every row, labelled or not.
+
+        Parameters
+        ----------
+        order : {"content", "given"}
+            As in `rows`; with ``"given"``, an image that could not be read has NaN.
 
         Returns
         -------
         xarray.Dataset
-            Coordinates along ``row``: ``sample`` (whole digest), ``split``, and ``label`` and
-            ``group`` if the data set has them.
+            Coordinates along ``row``: ``sample`` (whole digest), ``split``, ``label`` and
+            ``group`` if the data set has them, and the other columns of your table (or ``id``).
+            In content order, a row has the values of the first of identical images.
         """
-        import xarray
+        from featurestore.features.labelled_array import as_xarray
 
-        dataset, rows = self.dataset, self.rows(labelled=False)
-        coordinates = {
-            "sample": ("row", np.asarray(dataset.sample_digests, dtype=str)[rows]),
-            "split": ("row", np.asarray(dataset.splits, dtype=str)[rows]),
-        }
-        labels = self._labels(rows)
-        if labels is not None:
-            coordinates["label"] = ("row", labels)
-        if dataset.groups is not None:
-            coordinates["group"] = ("row", np.asarray(dataset.groups)[rows])
-        features = (self.group.features.dimension_names, self.dask(labelled=False))
-        return xarray.Dataset({"features": features}, coordinates, attrs={"key": str(self.key)})
+        return as_xarray(self, order)
 
     def tf_dataset(
         self,

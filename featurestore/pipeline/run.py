@@ -132,13 +132,17 @@ class _Run:
         if not fresh:
             self.on_event(StageSkipped(stage, result))
 
+    def _place(self, path: str) -> str:
+        return path if "://" in path else str(self.file.resolve(path))
+
     def _data(self) -> Dataset:
         from featurestore.dataset import Dataset, problem_lines
 
         started = time.perf_counter()
         options = self.spec.data.model_dump(exclude={"path"}, exclude_none=True)
-        path = self.spec.data.path
-        location = path if "://" in path else str(self.file.resolve(path))
+        location = self._place(self.spec.data.path)
+        if "root" in options:
+            options["root"] = self._place(options["root"])
         self.on_event(StageStarted("data", location))
         try:
             dataset = Dataset.open(location, on_event=self.on_event, **options)
@@ -148,7 +152,7 @@ class _Run:
         self.store.datasets.add(dataset)
         fresh = dataset.manifest_digest not in known
         self._end("data", started, fresh=fresh, result=f"{len(dataset):,} samples")
-        for line in problem_lines(dataset.problems, most=3):
+        for line in problem_lines(dataset.problems, dataset.name):
             self.on_event(StageNoted("data", line))
         return dataset
 
@@ -244,7 +248,7 @@ class _Run:
             # The digests stand for what is found at the paths.
             "spec": self.spec.model_dump(
                 mode="json",
-                exclude={"data": {"path"}, "backbone": {"__all__": {"model", "weights"}}},
+                exclude={"data": {"path", "root"}, "backbone": {"__all__": {"model", "weights"}}},
             ),
             "dataset": dataset.manifest_digest,
             "prefixes": [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
-from featurestore.dataset import Split, Splits
+from featurestore.dataset import ScanOptions, Split
 from featurestore.extraction.planning import Dtype
 from featurestore.heads.metrics import Metric
 from featurestore.promotion.fine_tuning import FineTuning
@@ -22,8 +23,8 @@ def _given(value: Any) -> Any:
     return value
 
 
-class DataSpec(Splits):
-    """Where the samples are and how they are split."""
+class DataSpec(ScanOptions):
+    """Where the samples are and how they are scanned."""
 
     path: str
     name: str | None = None
@@ -98,10 +99,19 @@ class SelectSpec(Settings):
     split: Split = "val"
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w .-]*(?<! )", name):
+        raise ValueError(
+            f"is {name!r}; it names a folder of runs: letters, digits, spaces and . _ -, and a "
+            "letter or digit first"
+        )
+    return name
+
+
 class PipelineSpec(Settings):
     """A pipeline: data, backbone, layers, heads, selection and promotion."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+    name: Annotated[str, AfterValidator(_folder_name)]
     data: DataSpec
     backbone: Several[BackboneSpec]
     layers: Annotated[Layers | None, Field(validate_default=True)] = None

@@ -10,7 +10,8 @@ from typing import Any
 
 from featurestore.dataset.folder import list_files
 from featurestore.dataset.source import absolute, is_uri
-from featurestore.dataset.table import is_table, list_rows
+from featurestore.dataset.table import list_rows
+from featurestore.dataset.table_file import is_table
 from featurestore.errors import InputError, nearest
 
 

@@ -191,25 +191,25 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
         if entry.source is None:
             raise DatasetError(
-                f"data set {entry.name!r} was made from arrays, which a store does not keep; make "
-                "it again in Python with Dataset.from_arrays"
+                f"data set {entry.name!r} was made in Python from arrays or a DataFrame, which a "
+                "store does not keep; make it again with Dataset.from_arrays or Dataset.open"
             )
-        if gone := moved(entry.source, entry.name, entry.options):
+        if gone := moved(entry.source, entry.name):
             raise DatasetError(f"data set {entry.name!r}: {gone}")
         given = {"name": entry.name, **entry.options, **options}
         return Dataset.open(entry.source, on_event=on_event, **given)
 
     def _scanned_before(self, data: str, name: str | None) -> DatasetEntry | None:
-        """Return the last scan of a folder or table, under this name if it has several."""
-        from featurestore.dataset.naming import moved
+        """Return the last scan of a folder or table; or that of a name, if it had another place."""
         from featurestore.dataset.source import absolute
+        from featurestore.dataset.table_file import is_table
 
         if name is None:
             return self.find(data)
         with suppress(StoreError):
             entry = self.get(name)
-            source = entry.source
-            if source and (source == absolute(data) or moved(source, name, entry.options)):
+            # The options of a table do not fit a folder.
+            if entry.source and is_table(entry.source) == is_table(absolute(data)):
                 return entry
         return None
 
@@ -221,13 +221,14 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         name_or_path : str or pathlib.Path
             Its name, or the folder or table that was scanned.
         manifest_digest : str, optional
-            A former state, such as the one that a head was fitted on.
+            A former state, such as the one that a head was fitted on. Its images are where the
+            last scan under this name found them.
 
         Raises
         ------
         NotFoundError, DamagedError
         """
-        name = str(name_or_path)
+        name, former = str(name_or_path), manifest_digest is not None
         if manifest_digest is None:
             entry = self._resolve(name)
             name, manifest_digest = entry.name, entry.manifest_digest
@@ -246,6 +247,9 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 f"{self._files.location}/{path} has the digest {dataset.manifest_digest}, expected "
                 f"{manifest_digest}; run `featurestore scan` on {name!r} again"
             )
+        if former:
+            with suppress(StoreError):  # whose places are then those of its own scan
+                return dataset.found_by(self.load(name))
         return dataset
 
     def _resolve(self, text: str) -> DatasetEntry:

@@ -47,15 +47,19 @@ def test_scan_of_a_flat_folder_shows_its_splits(place: Place) -> None:
     assert sum(map(int, shown[2].split())) == 12
 
 
-def test_many_problems_are_cut_short(place: Place) -> None:
+def test_many_problems_of_a_kind_are_one_line_until_all_are_asked_for(place: Place) -> None:
     for number in range(15):
         (place.photos / "red" / f"{number}.txt").write_text("no image")
 
-    few, *lines = featurestore("scan", "photos").err.splitlines()
+    few, quarantined = featurestore("scan", "photos", "--name", "my photos").err.splitlines()
+    every = featurestore("scan", "my photos", "--problems").err.splitlines()
+    report = featurestore("scan", "my photos", "--json").json
 
     assert few.startswith("few-rows: ")
-    assert len(lines) == 11
-    assert lines[-1] == "quarantined: and 5 more; see `scan --json`"
+    assert quarantined.startswith("quarantined: 15, such as '")
+    assert quarantined.endswith("; all: `featurestore scan 'my photos' --problems`")
+    assert len(every) == 16
+    assert len(report["problems"]) == 16
 
 
 def test_a_folder_that_has_its_own_splits_says_so(place: Place) -> None:

@@ -63,8 +63,8 @@ def test_bad_arrays(X: Any, y: Any, message: str) -> None:
 
 
 def test_bad_splits_and_groups() -> None:
-    with pytest.raises(DatasetError, match="splits, row 2: split 'holdout'"):
-        Dataset.from_arrays(X4, name="x", splits=["train", "holdout", "val", None])
+    with pytest.raises(DatasetError, match="splits, row 2: split 'later'"):
+        Dataset.from_arrays(X4, name="x", splits=["train", "later", "val", None])
     with pytest.raises(DatasetError, match="groups has 1 values, expected 4"):
         Dataset.from_arrays(X4, name="x", groups=["a"])
     with pytest.raises(DatasetError, match="no split 'vla': did you mean 'val'"):
@@ -84,3 +84,21 @@ def test_arrays_from_a_store_must_be_passed_again() -> None:
     for act in (again.read, again.image):
         with pytest.raises(DatasetError, match=r"Dataset\.from_arrays\(X, y, name='x'\)"):
             act(0)
+
+
+def test_the_order_in_which_arrays_were_given() -> None:
+    X = X4[[2, 0, 1, 0, 3]]
+    found = Dataset.from_arrays(X, name="x", ids=["two", "zero", "one", "again", "three"])
+    for each in (found, Dataset.from_parquet(found.to_parquet())):
+        assert each.given.dtype == np.int64
+        assert [found.image(row)[:, :, 0].tolist() for row in each.given] == X.tolist()
+        frame = each.to_frame()
+        assert frame["id"].tolist() == ["two", "zero", "one", "again", "three"]
+        assert frame["row"].tolist() == each.given.tolist()
+    other = Dataset.from_arrays(X4, name="x")
+    assert other.manifest_digest == found.manifest_digest
+    assert other.given.tolist() != found.given.tolist()
+    with pytest.raises(DatasetError, match="ids has 2 values, expected 5"):
+        Dataset.from_arrays(X, name="x", ids=["a", "b"])
+    with pytest.raises(DatasetError, match="expected all text or all integers"):
+        Dataset.from_arrays(X4, name="x", ids=["a", 1, "b", 2])

@@ -43,8 +43,8 @@ def test_neither_folder_nor_table(tmp_path: Path) -> None:
         Dataset.open(single)
     with pytest.raises(DatasetError, match="for images behind URLs, a table that lists them"):
         Dataset.open("s3://bucket/photos")
-    with pytest.raises(DatasetError, match="is a folder, and path_column is for tables"):
-        Dataset.open(tmp_path, path_column="file")
+    with pytest.raises(DatasetError, match="is a folder, and image_column is for tables"):
+        Dataset.open(tmp_path, image_column="file")
 
 
 @pytest.mark.parametrize(

@@ -265,8 +265,24 @@ def test_links_between_the_classes_of_a_split(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", **{"train/cat": 3, "train/dog": 3, "test/cat": 2})
     (root / "train" / "cat" / "more").symlink_to(root / "train" / "dog")
     found = Dataset.open(root)
-    assert len(of_kind(found, "label-conflict")) == 3
-    assert len(found) == 8
+    (said,) = of_kind(found, "link")
+    assert (said.path, f"a link to {str(root / 'train' / 'dog')!r}" in said.reason) == (
+        str(root / "train" / "cat" / "more"),
+        True,
+    )
+    assert (len(found), found.labels.tolist().count("dog")) == (8, 3)
+
+
+def test_folders_that_link_to_each_other_are_listed_once(tmp_path: Path) -> None:
+    names = "abcdefghij"
+    root = folder(tmp_path / "pets", **dict.fromkeys(names, 1))
+    for one in names:
+        for other in names.replace(one, ""):
+            (root / one / f"to_{other}").symlink_to(root / other)
+    found = Dataset.open(root)
+    assert (len(found), found.classes) == (10, tuple(names))
+    assert len(of_kind(found, "link")) == 90
+    assert not of_kind(found, "duplicate")
 
 
 def test_files_of_operating_systems_are_skipped(tmp_path: Path) -> None:

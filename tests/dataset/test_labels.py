@@ -69,8 +69,11 @@ def test_two_unicode_forms_of_a_class_are_one(tmp_path: Path) -> None:
     put(tmp_path / DECOMPOSED / "b.png", 2)
     found = Dataset.open(tmp_path)
     assert found.classes == (COMPOSED,)
+    (said,) = of_kind(found, "labels")
+    assert said.reason.startswith(f"{COMPOSED!r} is written in 2 Unicode forms")
     listed = Dataset.from_arrays(X4, [COMPOSED, DECOMPOSED] * 2, name=DECOMPOSED)
     assert listed.classes == (COMPOSED,)
+    assert len(of_kind(listed, "labels")) == 1
     assert listed.name == COMPOSED
     groups = Dataset.from_arrays(X4, name="x", groups=[COMPOSED, DECOMPOSED] * 2)
     assert set(groups.groups) == {COMPOSED}
@@ -80,7 +83,7 @@ def test_copies_under_two_unicode_forms_do_not_contradict(tmp_path: Path) -> Non
     put(tmp_path / COMPOSED / "a.png", 1)
     put(tmp_path / DECOMPOSED / "a.png", 1)
     found = Dataset.open(tmp_path)
-    assert {each.kind for each in wrong(found)} == {"duplicate"}
+    assert {each.kind for each in wrong(found)} == {"duplicate", "labels"}
     assert found.labels.tolist() == [COMPOSED]
 
 

@@ -46,21 +46,28 @@ def test_plain_pandas_reads_manifests(tmp_path: Path) -> None:
     pets = example(tmp_path)
     frame = pd.read_parquet(io.BytesIO(pets.to_parquet()))
     assert list(frame.columns) == ["digest", "path", "label", "split", "group"]
-    assert frame["digest"].tolist() == pets.sample_digests
-    assert frame["path"].tolist() == pets.paths
-    assert frame["label"].tolist() == pets.labels.tolist()
+    assert frame["path"].tolist() == sorted(frame["path"])
+    assert [frame["digest"].isna().sum(), frame["digest"].nunique(), len(frame)] == [1, 11, 13]
+    rows = frame.dropna(subset="digest").drop_duplicates("digest").sort_values("digest")
+    assert rows["digest"].tolist() == pets.sample_digests
+    assert rows["path"].tolist() == pets.paths
+    assert rows["label"].tolist() == pets.labels.tolist()
     fields = json.loads(pq.read_metadata(io.BytesIO(pets.to_parquet())).metadata[b"featurestore"])
     assert fields["format"] == manifest.FORMAT
     assert fields["manifest_digest"] == pets.manifest_digest
 
 
-def test_newer_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifests_of_other_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pets = example(tmp_path)
-    monkeypatch.setattr(manifest, "FORMAT", 2)
+    monkeypatch.setattr(manifest, "FORMAT", 3)
     newer = pets.to_parquet()
+    monkeypatch.setattr(manifest, "FORMAT", 1)
+    older = pets.to_parquet()
     monkeypatch.undo()
-    with pytest.raises(StoreFormatError, match=r"has format 2, .* reads up to 1; run `git pull"):
+    with pytest.raises(StoreFormatError, match=r"has format 3, .* reads up to 2; run `git pull"):
         Dataset.from_parquet(newer)
+    with pytest.raises(StoreFormatError, match=r"format 1, expected 2.*; scan the data set again"):
+        Dataset.from_parquet(older)
 
 
 def edited(manifest: bytes, **columns: Any) -> bytes:
@@ -92,10 +99,14 @@ def with_checksum(rows: pa.Table) -> bytes:
         {"name": "a\x1b[2J"},
         {"problems": [{"kind": 1, "path": "a", "reason": "b"}]},
         {"format": "1"},
-        {"digest": ["../../x"] * 11},
-        {"digest": ["blake2b:" + "0" * 64] * 11},
-        {"split": ["trainx"] * 11},
-        {"label": [[1]] * 11},
+        {"digest": ["../../x"] * 13},
+        {"digest": ["blake2b:" + "0" * 64] * 13},
+        {"digest": pa.nulls(13, pa.string())},
+        {"split": ["trainx"] * 13},
+        {"split": pa.nulls(13, pa.string())},
+        {"label": [[1]] * 13},
+        {"label": [str(number) for number in range(13)]},
+        {"rows": 10},
     ],
 )
 def test_a_manifest_with_a_right_checksum_and_wrong_contents(

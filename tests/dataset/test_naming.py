@@ -15,7 +15,7 @@ def test_stored_options_scan_the_same_again(tmp_path: Path, listed: list[dict[st
         for n, row in enumerate(listed)
     ]
     path = table(tmp_path / "t.csv", rows)
-    one = Dataset.open(path, path_column="file", group_by="who", val=0.4, seed=3)
+    one = Dataset.open(path, image_column="file", group_by="who", val=0.4, seed=3)
     two = Dataset.open(str(one.source), name=one.name, **one.options)
     assert (two.manifest_digest, two.options) == (one.manifest_digest, one.options)
     one = Dataset.open(tmp_path / "img", group_by="^[01]", test=0.1)

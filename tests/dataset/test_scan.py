@@ -164,10 +164,12 @@ def test_a_file_that_changed_or_is_gone(tmp_path: Path) -> None:
     found = Dataset.open(tmp_path, name="my cats", val=0.5)
     os.rename(tmp_path / "cat" / "a.png", tmp_path / "cat" / "b.png")
     command = f"featurestore scan {tmp_path} --name 'my cats' --val 0.5"
-    with pytest.raises(DatasetError, match="no such file; put it back, or scan again") as caught:
+    with pytest.raises(
+        DatasetError, match="no such file; put it back; or go on without it: "
+    ) as caught:
         found.read(0)
-    assert one_line(caught.value).endswith(command)
+    assert one_line(caught.value).endswith(f"{command}, and fit heads again")
     put(tmp_path / "cat" / "a.png", 2)
     with pytest.raises(SourceChangedError, match="has changed since it was scanned") as changed:
         found.image(0)
-    assert one_line(changed.value).endswith(command)
+    assert command in one_line(changed.value)

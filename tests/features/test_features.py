@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.dataset import Dataset
-from featurestore.errors import DamagedError, DatasetError, IncompleteFeaturesError, StoreError
+from featurestore.errors import (
+    DamagedError,
+    DatasetError,
+    IncompleteFeaturesError,
+    InputError,
+    StoreError,
+)
 from featurestore.features import Features
 from featurestore.features import batches as batching
 from featurestore.features.batches import Batches
@@ -337,6 +343,66 @@ def test_completed_is_what_existed_then(tmp_path: Path) -> None:
     drop_block(features.group, 1)
     with pytest.raises(IncompleteFeaturesError, match="block 1, rows 8"):
         taken.arrays()
+
+
+# The order in which images were given
+
+
+def given_twice(tmp_path: Path, kind: str = "int", **options: Any) -> tuple[np.ndarray, Features]:
+    """Features of 40 images that were given in another order, some of them twice."""
+    order = np.concatenate([np.random.default_rng(1).permutation(40), [3, 5, 3]])
+    X = images(40)[order]
+    dataset = Dataset.from_arrays(X, labels_of(X, kind), name="ramp", ids=order, val=0.3)
+    return order, stored(tmp_path / "s", dataset, **options)
+
+
+@pytest.mark.parametrize("kind", ["int", "str", "float", "none"])
+def test_arrays_in_the_order_given(tmp_path: Path, kind: str) -> None:
+    order, features = given_twice(tmp_path, kind)
+    digests = dict(zip(order, features.dataset.to_frame()["sample"], strict=True))
+    X, y = features.arrays(order="given")
+    assert features.rows(order="given").tolist() == features.dataset.given.tolist()
+    expected = [list(bytes.fromhex(digests[number].partition(":")[2])[:4]) for number in order]
+    assert ids_in(X).tolist() == expected
+    labels = labels_of(images(40)[order], kind)
+    if labels is None:
+        assert y is None
+    else:
+        assert [None if each != each else each for each in y.tolist()] == labels
+    split, targets = features.arrays("val", order="given", labelled=True)
+    if kind != "none":
+        assert None not in targets.tolist()
+        assert sorted(map(tuple, ids_in(split))) == sorted(
+            map(tuple, ids_in(X)[np.isin(features.dataset.given, features.rows("val"))])
+        )
+
+
+def test_xarray_in_both_orders(tmp_path: Path) -> None:
+    order, features = given_twice(tmp_path)
+    X, _ = features.arrays(order="given")
+    given, content = features.xarray(order="given"), features.xarray()
+    assert given["id"].values.tolist() == order.tolist()
+    assert np.array_equal(given["features"].values, X)
+    rows = zip(content["id"].values, ids_in(content["features"]), strict=True)
+    by_id = {int(number): ids for number, ids in rows}
+    assert [by_id[number].tolist() for number in order] == ids_in(X).tolist()
+
+
+def test_what_was_never_read_or_stored_is_nan_in_the_order_given(tmp_path: Path) -> None:
+    order, features = given_twice(tmp_path, skip=(1,))
+    with pytest.raises(IncompleteFeaturesError):
+        features.arrays(order="given")
+    taken = features.completed()
+    absent = taken.rows(order="given") < 0
+    assert 0 < absent.sum() < len(order)
+    X, _ = taken.arrays(order="given")
+    assert np.array_equal(np.isnan(X).all(axis=(1, 2, 3)), absent)
+    assert np.array_equal(np.isnan(taken.xarray(order="given")["features"])[:, 0, 0, 0], absent)
+    assert not np.isnan(taken.arrays("train", order="given")[0]).any()
+    with pytest.raises(InputError, match=f"{absent.sum()} of 43 images have no features"):
+        taken.arrays(order="given", dtype="int32")
+    with pytest.raises(InputError, match="no order 'givn': did you mean 'given'"):
+        taken.rows(order="givn")
 
 
 # dask and xarray

@@ -1,0 +1,44 @@
+"""Features with their coordinates, as an xarray.Dataset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dask.array
+import numpy as np
+import xarray
+
+if TYPE_CHECKING:
+    from featurestore.features.features import Features, Order
+
+
+def as_xarray(features: Features, order: Order) -> xarray.Dataset:
+    """Return features with the coordinates of every row: `Features.xarray`."""
+    stored = features.rows(labelled=False)
+    rows, values = stored, features.dask(labelled=False)
+    frame = features.dataset.to_frame()
+    if order == "given":
+        rows = features.rows(order=order)
+        values = _in_order(values, np.searchsorted(stored, rows), rows >= 0)
+    else:
+        # Of identical images, the first.
+        frame = frame.drop_duplicates("row").set_index("row").loc[rows]
+    names = features.group.features.dimension_names
+    coordinates = {
+        name: ("row", frame[name].to_numpy())
+        for name in frame
+        if name not in ("row", "path", "features", *names)
+    }
+    labels = features.labels_of(rows)
+    if labels is not None:
+        coordinates["label"] = ("row", labels)
+    return xarray.Dataset({"features": (names, values)}, coordinates, {"key": str(features.key)})
+
+
+def _in_order(values: dask.array.Array, places: np.ndarray, have: np.ndarray) -> dask.array.Array:
+    """Return rows of an array in any order, NaN where there is none."""
+    if not len(values):
+        return dask.array.full((len(have), *values.shape[1:]), np.nan, dtype=values.dtype)
+    picked = values[np.where(have, places, 0)]
+    wide = have.reshape(-1, *[1] * (values.ndim - 1))
+    return dask.array.where(wide, picked, np.array(np.nan, values.dtype))

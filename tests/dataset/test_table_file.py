@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from featurestore.dataset import Dataset
+from featurestore.errors import DatasetError
+from tests.dataset.conftest import of_kind, one_line
+
+
+@pytest.mark.parametrize(("separator", "word"), [(";", "semicolons"), ("\t", "tabs"), (",", "")])
+def test_the_separator_of_a_csv_file_is_found_and_said(
+    tmp_path: Path, listed: list[dict[str, Any]], separator: str, word: str
+) -> None:
+    pd.DataFrame(listed).to_csv(tmp_path / "t.csv", index=False, sep=separator)
+    found = Dataset.open(tmp_path / "t.csv")
+    assert found.classes == ("a", "b")
+    assert [each.reason for each in of_kind(found, "table")] == (
+        [f"its columns are separated by {word}"] if word else []
+    )
+
+
+def test_numbers_of_a_file_with_semicolons_may_have_decimal_commas(
+    tmp_path: Path, listed: list[dict[str, Any]]
+) -> None:
+    rows = "".join(f"{row['path']};{number},5\n" for number, row in enumerate(listed))
+    (tmp_path / "t.csv").write_text(f"path;label\n{rows}")
+    found = Dataset.open(tmp_path / "t.csv")
+    assert found.task == "regression"
+    assert sorted(found.labels) == [0.5, 1.5, 2.5, 3.5]
+
+
+def frame(listed: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(listed).rename(columns={"path": "photo", "label": "kind"})
+
+
+COLUMNS = {"image_column": "photo", "label_column": "kind"}
+
+
+def test_a_data_frame(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
+    table = frame(listed).assign(camera=["x", "y", "x", "y"])
+    found = Dataset.open(table, name="mine", root=tmp_path, group_by="camera", **COLUMNS)
+    assert (found.name, found.source, found.classes) == ("mine", None, ("a", "b"))
+    assert found.image(0).shape == (3, 4, 3)
+    assert found.to_frame()["camera"].tolist() == table["camera"].tolist()
+    assert Dataset.from_parquet(found.to_parquet()).image(0).shape == (3, 4, 3)
+    for other in (pa.table(table), as_polars(table)):
+        again = Dataset.open(other, name="mine", root=tmp_path, group_by="camera", **COLUMNS)
+        assert again.manifest_digest == found.manifest_digest
+
+
+def as_polars(table: pd.DataFrame) -> Any:
+    """A polars DataFrame, or what is left of one where polars is not installed: its interface."""
+    try:
+        import polars
+    except ImportError:
+
+        class Frame:
+            def __arrow_c_stream__(self, schema: Any = None) -> Any:
+                return pa.table(table).__arrow_c_stream__(schema)
+
+        return Frame()
+    return polars.from_pandas(table)
+
+
+def test_a_data_frame_beside_the_working_folder(
+    tmp_path: Path, listed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = frame(listed)
+    table["photo"] = [Path(each) for each in table["photo"]]
+    found = Dataset.open(table[1:], name="mine", **COLUMNS)
+    assert found.paths[found.given[0]] == os.path.join(os.getcwd(), "img", "1.png")
+    # Rows that were left out show in the index.
+    assert found.to_frame()["index"].tolist() == [1, 2, 3]
+
+
+def test_bad_data_frames(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
+    with pytest.raises(DatasetError, match=r"Dataset\.open\(frame, name='photos'\)"):
+        Dataset.open(frame(listed))
+    with pytest.raises(DatasetError, match=r"table 'x' has no column 'path'.*image_column"):
+        Dataset.open(frame(listed), name="x")
+    with pytest.raises(DatasetError, match=r"no such file; paths are relative to .*root= names"):
+        Dataset.open(frame(listed), name="x", root=tmp_path / "nowhere", **COLUMNS)
+    odd = frame(listed).assign(odd=[np.ones(2), "a", 1, {}])
+    with pytest.raises(DatasetError, match="leave this column out") as caught:
+        Dataset.open(odd, name="x", root=tmp_path, **COLUMNS)
+    one_line(caught.value)
+    with pytest.raises(DatasetError, match=r"received a list.*Dataset\.from_arrays"):
+        Dataset.open(listed)
