@@ -65,7 +65,7 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
     scan are kept, and no feature is lost.
 
     \b
-    Examples:
+    Example:
       featurestore scan photos/ --val 0.2 --test 0.1
       featurestore scan visits.csv --image-column file --label-column species
     """
