@@ -64,7 +64,9 @@ def stored(
     except NotFoundError:
         _refuse_damaged(damages, loaded, models, layer)
         raise
-    return [Features(group, loaded, store) for group in groups]
+    # What failed before its first block stands in nobody's way.
+    begun = [group for group in groups if len(group.missing()) < group.blocks]
+    return [Features(group, loaded, store) for group in begun or groups]
 
 
 def _loaded(store: FeatureStore, dataset: Dataset | str | os.PathLike[str]) -> Dataset:

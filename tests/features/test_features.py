@@ -572,3 +572,14 @@ def test_an_epoch_is_a_permutation_that_holds_few_blocks(bare_group, rows, seed,
     windows = [set(order[at : at + batches.window]) for at in range(0, rows, batches.window)]
     assert sum(map(len, windows)) == rows
     assert not np.array_equal(order, batches.epoch(number + 1).order) or rows < 5
+
+
+def test_what_failed_before_its_first_block_is_not_found_beside_what_is_stored(tmp_path) -> None:
+    dataset = made()
+    features = stored(tmp_path / "s", dataset)
+    features.store.datasets.add(dataset)
+    failed = FeatureKey("net", "pool", "blake2b:" + "77" * 32, dataset.digest)
+    shape = (len(dataset), *TAIL)
+    features.store.features.create(failed, shape=shape, sample_ids=dataset.sample_ids)
+
+    assert Features.open("ramp", "pool", features.store).key == features.key
