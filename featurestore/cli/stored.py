@@ -57,7 +57,12 @@ def print_features(rows: list[dict[str, Any]]) -> None:
     variants.pop("prefix", None)  # the key has it
     print_table(
         [
-            {**row, "size": size(row["bytes"]), "datasets": ", ".join(row["datasets"])}
+            {
+                **row,
+                "size": size(row["bytes"]),
+                "datasets": ", ".join(row["datasets"]),
+                "state": row["state"] + (", boundary" if row["boundary"] else ""),
+            }
             for row in rows
         ],
         ["model", *variants, "layer", "datasets", "shape", "dtype", "size", "state", "key"],
@@ -184,12 +189,15 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
 
 
 @click.command("gc")
+@click.option("--boundaries", is_flag=True, help="Also what fine-tuning stored for itself.")
+@click.option("--unused", is_flag=True, help="Also all features that no head was fitted on.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")
 @store_option
 @json_option
-def gc_command(yes: bool, store: str, as_json: bool) -> None:
+def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: bool) -> None:
     """Remove what no data set and no head refers to, after asking.
 
+    Features of the samples that a data set has now stay, unless --boundaries or --unused is given.
     What another process writes or fits heads on stays. With --json but without --yes, nothing is
     removed.
 
@@ -198,7 +206,7 @@ def gc_command(yes: bool, store: str, as_json: bool) -> None:
       featurestore gc
     """
     opened = FeatureStore(store)
-    items = opened.garbage()
+    items = opened.garbage(boundaries=boundaries, unused=unused)
     freed = _remove(items, lambda: opened.gc(items), yes=yes, as_json=as_json)
     if freed is not None and freed < sum(item.bytes for item in items) and not as_json:
         click.echo("the rest is in use now; run `featurestore gc` later", err=True)

@@ -20,7 +20,7 @@ from featurestore.extraction.events import OnEvent
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
 from featurestore.features import Features
-from featurestore.store import FeatureGroup, FeatureStore, StoreLike
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def extract(
     layers: Sequence[str],
     store: StoreLike = None,
     *,
+    boundaries: Sequence[str] = (),
     dtype: str = "float16",
     batch_size: int = 32,
     on_event: OnEvent | None = None,
@@ -128,6 +129,10 @@ def extract(
     store : FeatureStore, path or URL, optional
         Where the features are stored; made if there is none at that place. By default
         FEATURESTORE_STORE, else ``./store``.
+    boundaries : sequence of str
+        Layer refs that only fine-tuning reads: these boundary arrays are marked, so that ``rank``
+        and ``sweep`` leave them out, and ``gc --boundaries`` removes them. What is stored as
+        ordinary features stays that.
     dtype : {"float16", "float32"}
         Stored type. Stored float32 features are reused for float16 requests; stored float16
         features are computed again and replaced for float32 requests.
@@ -160,8 +165,11 @@ def extract(
     started = time.perf_counter()
     store = FeatureStore.of(store, create=True)
     settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
+    ordinary = [layers] if isinstance(layers, str) else [*layers]
+    layers = [*ordinary, *boundaries]
+    asked = plan(dataset, backbone, layers, store, **settings)
+    marked = _to_mark(asked, ordinary, store)
     while True:
-        asked = plan(dataset, backbone, layers, store, **settings)
         _replace(asked, dataset, store)
         sources = [layer.source for layer in asked.layers if layer.source is not None]
         in_use = [*(layer.key for layer in asked.layers), *sources]
@@ -169,11 +177,14 @@ def extract(
             # Locked, and then referred to by a manifest: gc removes neither.
             store.datasets.add(dataset)
             groups = {
-                str(layer.ref): _open(layer, dataset, backbone, store, batch_size)
+                str(layer.ref): _open(
+                    layer, dataset, backbone, store, batch_size, boundary=layer.key in marked
+                )
                 for layer in asked.layers
             }
             decided = plan(dataset, backbone, layers, store, **settings)
             if any(layer.replaces for layer in decided.layers):
+                asked = decided
                 continue  # Another process has just created them, as float16.
             executor = Executor(decided, dataset, backbone, groups, store, on_event)
             written = executor.run(decided.units)
@@ -182,6 +193,18 @@ def extract(
             features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
             reports = {ref: _report(group, written.get(ref, 0)) for ref, group in groups.items()}
         return Extraction(features, reports, dataset, time.perf_counter() - started)
+
+
+def _to_mark(
+    asked: ExtractionPlan, ordinary: Sequence[str], store: FeatureStore
+) -> set[FeatureKey]:
+    """Return the keys of boundary arrays: nobody asks, or asked, for them as features."""
+    from featurestore.backbone import LayerRef
+
+    refs = set(map(LayerRef.parse, ordinary))
+    others = [layer.key for layer in asked.layers if layer.ref not in refs]
+    has = store.features.has
+    return {key for key in others if not has(key) or store.features.get(key).is_boundary}
 
 
 def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> None:
@@ -195,9 +218,17 @@ def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> No
 
 
 def _open(
-    layer: LayerPlan, dataset: Dataset, backbone: Backbone, store: FeatureStore, batch_size: int
+    layer: LayerPlan,
+    dataset: Dataset,
+    backbone: Backbone,
+    store: FeatureStore,
+    batch_size: int,
+    *,
+    boundary: bool,
 ) -> FeatureGroup:
     if store.features.has(layer.key):
+        if not boundary:
+            store.features.unmark(layer.key)
         return store.features.get(layer.key)
     provenance = {
         "command": extract_command(dataset, backbone, str(layer.ref)),
@@ -212,6 +243,7 @@ def _open(
         dtype=layer.dtype,
         sample_ids=dataset.sample_ids,
         provenance=provenance,
+        boundary=boundary,
     )
     # Another process may just have created it as another type.
     if layer.source is not None and group.dtype == layer.dtype:

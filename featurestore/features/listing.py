@@ -24,7 +24,8 @@ def list_features(store: FeatureStore, **variant: Any) -> list[dict[str, Any]]:
     -------
     list of dict
         ``key``, ``model``, ``layer``, ``datasets`` (names), ``shape``, ``dtype``, ``bytes`` (on
-        disk), ``state``, ``prefix`` and the fields of `Variant`.
+        disk), ``state``, ``boundary`` (whether only fine-tuning asked for it), ``prefix`` and the
+        fields of `Variant`.
     """
     asked, names, rows = Variant(**variant), _names(store), []
     for group in store.features.values():
@@ -37,6 +38,7 @@ def list_features(store: FeatureStore, **variant: Any) -> list[dict[str, Any]]:
             {
                 **{name: described[name] for name in _KEPT},
                 "state": "complete" if done == blocks else f"{done} of {blocks} blocks",
+                "boundary": described["boundary"],
                 "prefix": short(described["prefix_digest"]),
                 **found.to_dict(),
             }

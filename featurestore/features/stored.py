@@ -69,6 +69,24 @@ def stored(
     return [Features(group, loaded, store) for group in begun or groups]
 
 
+def without_boundaries(found: Sequence[Features]) -> list[Features]:
+    """Leave out boundary arrays, which fine-tuning stored for itself.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing is left.
+    """
+    left = [each for each in found if not each.group.is_boundary]
+    if found and not left:
+        refs = ", ".join(sorted({each.ref for each in found}))
+        raise NotFoundError(
+            f"of {found[0].dataset.name!r} only boundary arrays of fine-tuning are stored: {refs}; "
+            f"name one as the layer, or run `{_command(found[0].dataset, 'M', None)}`"
+        )
+    return left
+
+
 def _loaded(store: FeatureStore, dataset: Dataset | str | os.PathLike[str]) -> Dataset:
     if isinstance(dataset, str | os.PathLike):
         return store.datasets.load(os.fspath(dataset))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import FeatureStoreWarning
-from featurestore.features import Features, stored
+from featurestore.features import Features, stored, without_boundaries
 from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
 from featurestore.heads.events import LayerRanked, OnEvent
@@ -78,7 +78,7 @@ def rank(
     IncompleteFeaturesError
         If no layer is complete. Otherwise incomplete layers are left out, with a warning.
     """
-    asked = stored(FeatureStore.of(store), dataset, model=model, **variant)
+    asked = without_boundaries(stored(FeatureStore.of(store), dataset, model=model, **variant))
     found = [each for each in asked if each.complete]
     if not found:
         asked[0].group.require()

@@ -6,12 +6,13 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
-from featurestore.errors import BackboneError, DatasetError, InputError
+from featurestore.errors import ActivationError, BackboneError, DatasetError, InputError
 from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.spec import PipelineSpec
@@ -96,7 +97,7 @@ class _Run:
         selection = check_data(self.file, dataset)
         folder = self._folder(dataset, backbones)
         _write(folder / SPEC, self.file.text.encode())
-        extracted = self._extract(dataset, sources)
+        extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
         fitted = self._heads(extracted, selection)
         chosen = self._choose(fitted, selection)
         promotion = self._promote(chosen, dataset, folder, selection["split"])
@@ -156,15 +157,48 @@ class _Run:
             self.on_event(StageNoted("data", line))
         return dataset
 
-    def _extract(self, dataset: Dataset, sources: list[Source]) -> list[tuple[Source, Extraction]]:
+    def _boundaries(self, backbones: list[Source], folder: Path) -> list[str]:
+        """Return the layer that fine-tuning will read, if the file alone decides it.
+
+        It is then extracted in the same pass as the layers of the heads. With several backbones,
+        or layers that are fine-tuned from different places, the best head decides.
+        """
+        asked, source = self.spec.promote, backbones[0]
+        if asked is None or not asked.passes or len(backbones) > 1 or _promoted(folder):
+            return []
+        from featurestore.promotion import boundary_ref
+
+        refs = {
+            boundary_ref(source.backbone, layer, asked)
+            if _reaches(source.backbone, layer, asked)
+            else layer
+            for layer in source.layers
+            if any(head.takes(layer) for head in self.spec.heads)
+        }
+        return [ref for ref in refs if ref and ref not in source.layers] if len(refs) == 1 else []
+
+    def _extract(
+        self, dataset: Dataset, sources: list[Source], boundaries: list[str]
+    ) -> list[tuple[Source, Extraction]]:
         from featurestore.extraction import extract
 
         started = time.perf_counter()
         options = {**self.spec.extract.model_dump(), "on_event": self.on_event}
         found = []
         for source in sources:
-            self.on_event(StageStarted("extract", f"features of {dataset.name} by {source.name}"))
-            extraction = extract(dataset, source.backbone, source.layers, self.store, **options)
+            more = [] if source.is_pixels else boundaries
+            what = f"features of {dataset.name} by {source.name}"
+            what += "".join(f"; {ref} too, for fine-tuning" for ref in more)
+            self.on_event(StageStarted("extract", what))
+            ask = partial(extract, dataset, source.backbone, source.layers, self.store, **options)
+            try:
+                extraction = ask(boundaries=more)
+            except ActivationError:
+                if not more:
+                    raise
+                extraction = ask()  # Fine-tuning stores its own layer as float32.
+            for ref in more:
+                extraction.pop(ref, None)  # Heads are not fitted on it.
             found.append((source, extraction))
         reports = [report for _, extraction in found for report in extraction.reports.values()]
         fresh = any(report.rows_computed for report in reports)
@@ -290,12 +324,12 @@ def _reaches(backbone: Backbone, layer: str, options: FineTuning) -> bool:
         return False
 
 
-def _promoted(folder: Path, digest: str) -> dict[str, Any] | None:
-    """Return what an earlier run recorded of this promotion, if its model is intact."""
+def _promoted(folder: Path, digest: str | None = None) -> dict[str, Any] | None:
+    """Return what an earlier run recorded of this promotion, or any, if its model is intact."""
     try:
         recorded = json.loads((folder / MANIFEST).read_bytes())["promotion"]
         model = digest_bytes((folder / MODEL).read_bytes())
-        fits = recorded["digest"] == digest and recorded["model_digest"] == model
+        fits = digest in (None, recorded["digest"]) and recorded["model_digest"] == model
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return recorded if fits else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import HeadError, NotFoundError
-from featurestore.features import Features, stored
+from featurestore.features import Features, stored, without_boundaries
 from featurestore.heads import Head, check_named, fit_heads
 from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SweepSpec
@@ -60,7 +60,7 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
                 asked[name] = values
                 found = stored(store, dataset, **asked)
         if spec.layers is None:
-            return found
+            return without_boundaries(found)
         picked: list[Features] = []
         for number, layer in enumerate(spec.layers):
             where = ["layers", number]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TuningStarted,
     )
     from featurestore.promotion.fine_tuning import FineTuning
+    from featurestore.promotion.freezing import boundary_ref
     from featurestore.promotion.fuse import promotable
     from featurestore.promotion.inference import Prediction, predict
     from featurestore.promotion.parity import Parity
@@ -44,6 +45,7 @@ _HOMES = {
     "Proved": "events",
     "TuningEpochEnded": "events",
     "TuningStarted": "events",
+    "boundary_ref": "freezing",
     "check_target": "saved",
     "evaluate": "evaluation",
     "fixed_images": "carried",
@@ -64,6 +66,7 @@ __all__ = [
     "Proved",
     "TuningEpochEnded",
     "TuningStarted",
+    "boundary_ref",
     "check_target",
     "evaluate",
     "fixed_images",

@@ -15,7 +15,6 @@ from featurestore.promotion.fuse import Fused
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
-    from featurestore.heads import Head
 
 HEAD = "head"
 # Names of repeated parts in network families, with a number: block5, conv5_block3, stage_2.
@@ -104,8 +103,34 @@ def boundary(fused: Fused, stored: Mapping[str, str]) -> tuple[str, Any] | None:
     return found
 
 
-def stored_refs(head: Head, backbone: Backbone) -> dict[str, str]:
-    """Return the layer refs of the outputs that are worth storing, by layer name."""
+def boundary_ref(backbone: Backbone, ref: str, options: FineTuning) -> str | None:
+    """Return the layer ref that fine-tuning of any head at a cut reads, as `boundary` finds it.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    ref : str
+        Text of the layer ref of the cut.
+    options : FineTuning
+    """
+    base = backbone.cut(ref)
+    names = tuple(operation.name for operation in base.operations)
+    # The layers of a head come after all that counts here.
+    cut = Fused(base, names[-1], names[-1], names)
+    freeze(cut, unfrozen_layers(cut, options))
+    found = boundary(cut, stored_refs(ref, backbone))
+    return None if found is None else found[0]
+
+
+def stored_refs(ref: str, backbone: Backbone) -> dict[str, str]:
+    """Return the layer refs of the outputs that are worth storing, by layer name.
+
+    Parameters
+    ----------
+    ref : str
+        Text of the layer ref that a head is fitted on.
+    backbone : Backbone
+    """
     names = set(backbone.layer_names)
     refs = {
         info.name: info.name
@@ -114,5 +139,5 @@ def stored_refs(head: Head, backbone: Backbone) -> dict[str, str]:
         # say which of its calls is meant.
         if info.flops > 0 and f"{info.name}@2" not in names
     }
-    own = LayerRef.parse(head.key.ref)
-    return {**refs, "reduction" if own.reduction else own.layer: head.key.ref}
+    own = LayerRef.parse(ref)
+    return {**refs, "reduction" if own.reduction else own.layer: ref}

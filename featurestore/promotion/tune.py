@@ -133,7 +133,7 @@ def tune(
     """
     freeze(fused, trained)
     tuned = Tuned(options, rates(fused, options), kept_epoch=options.passes)
-    found = boundary(fused, stored_refs(head, backbone))
+    found = boundary(fused, stored_refs(head.key.ref, backbone))
     dataset: Callable[..., keras.utils.PyDataset]
     if found is None:
         model, dataset = fused.model, partial(labelled_images, data, backbone)
@@ -170,10 +170,11 @@ def tune(
 def _features(
     data: Dataset, backbone: Backbone, ref: str, head: Head, on_event: OnEvent
 ) -> Features:
+    ask = partial(extract, data, backbone, [], head.store, boundaries=[ref], on_event=on_event)
     try:
-        return extract(data, backbone, [ref], head.store, on_event=on_event)[ref]
+        return ask()[ref]
     except ActivationError:
-        return extract(data, backbone, [ref], head.store, dtype="float32", on_event=on_event)[ref]
+        return ask(dtype="float32")[ref]
 
 
 @dataclass(frozen=True)

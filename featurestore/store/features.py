@@ -15,6 +15,7 @@ from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
 from featurestore.store.blocks import METADATA, BlockArray, block_rows
 from featurestore.store.documents import compare_json, read_json, write_json
 from featurestore.store.group import (
+    BOUNDARY,
     FEATURES,
     FORMAT,
     FORMAT_ATTRIBUTE,
@@ -23,7 +24,7 @@ from featurestore.store.group import (
     group_document,
 )
 from featurestore.store.key import FeatureKey, KeyPath
-from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Item, Shelf
+from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Garbage, Item, Shelf
 from featurestore.store.variants import Variant, choices
 
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
@@ -39,7 +40,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     folder = "features"
     marker = f"{FEATURES}/{METADATA}"
     own_files = re.compile(
-        rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+))"
+        rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+)"
+        rf"|{FEATURES}/{BOUNDARY})"
         rf"{PARTIAL_SUFFIX}?"
     )
 
@@ -78,6 +80,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         dtype: Any = "float16",
         sample_ids: np.ndarray,
         provenance: Mapping[str, Any] | None = None,
+        boundary: bool = False,
     ) -> FeatureGroup:
         """Create a feature group without blocks, or open the existing one as it is.
 
@@ -92,6 +95,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             `Dataset.sample_ids`.
         provenance : mapping of str to JSON values
             Recorded, shown, and not part of the identity. Error messages offer its ``"command"``.
+        boundary : bool
+            Mark a new group as a boundary array: only fine-tuning asks for it.
 
         Raises
         ------
@@ -128,8 +133,17 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             for each, document in documents:
                 write_json(self._files, each, document)
             group.write_samples(sample_ids)
+            if boundary:
+                self._files.write(group.boundary_mark, b"")
             write_json(self._files, *last)
         return group
+
+    def unmark(self, key: FeatureKey) -> None:
+        """Make a boundary array ordinary features, which a user asked for."""
+        group = self.get(key)
+        if group.is_boundary:
+            with self.lock([key], shared=True):
+                self._files.remove(group.boundary_mark)
 
     def _lock_metadata(self, path: str) -> AbstractContextManager[bool]:
         return self._files.locks.acquire([f"{path}/{self.marker}"])
@@ -289,6 +303,25 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                     return "no data set has these samples"
             return None
         return super()._unused(path, in_use)
+
+    def without_head(
+        self, fitted: Collection[str | None], *, only_boundaries: bool
+    ) -> Iterator[Garbage]:
+        """Yield the features that no head was fitted on.
+
+        Parameters
+        ----------
+        fitted : collection of str
+            Paths of the features that heads were fitted on.
+        only_boundaries : bool
+            Only boundary arrays.
+        """
+        for group in self.values():
+            mark = group.is_boundary
+            if group.path not in fitted and (mark or not only_boundaries):
+                reason = "a boundary array of fine-tuning" if mark else "no head was fitted on it"
+                size = self.size(group.path)
+                yield Garbage(self.kind, self._name(group.path), group.path, size, reason)
 
     # Reading
 

@@ -30,6 +30,8 @@ FORMAT = 1
 FORMAT_ATTRIBUTE = "featurestore_format"
 FEATURES = "features"
 SAMPLE = "sample"
+# An empty file in the folder of the features. Beside their group, Zarr would warn of it.
+BOUNDARY = "boundary"
 SAMPLE_ROWS = 65536
 # More than any network and data set has, and few enough to list their blocks.
 MOST_BLOCK_BYTES = 2**30
@@ -155,6 +157,16 @@ class FeatureGroup:
         }
 
     @property
+    def boundary_mark(self) -> str:
+        """Path of the file that marks a boundary array."""
+        return f"{self.features.path}/{BOUNDARY}"
+
+    @property
+    def is_boundary(self) -> bool:
+        """Whether only fine-tuning asked for this array: a boundary array."""
+        return self.features.files.is_file(self.boundary_mark)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the feature array, (row, …)."""
         return self.features.shape
@@ -198,6 +210,7 @@ class FeatureGroup:
             "blocks": self.blocks,
             "blocks_done": self.blocks - len(self.missing()),
             "bytes": self.nbytes_stored,
+            "boundary": self.is_boundary,
             "bytes_uncompressed": prod(self.shape) * self.dtype.itemsize,
             "path": self.path,
             "provenance": self.provenance,

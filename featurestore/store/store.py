@@ -22,7 +22,7 @@ from featurestore.store.files import open_files
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.local import LOCK, PARTIAL
-from featurestore.store.removal import Removal, find, plan
+from featurestore.store.removal import Removal, features_of, find, plan
 from featurestore.store.shelf import ROOT, Damage, Garbage, Item, Shelf
 
 if TYPE_CHECKING:
@@ -145,8 +145,15 @@ class FeatureStore:
         """Return what listings leave out because it cannot be read."""
         return [damage for shelf in self._shelves for damage in shelf.damaged()]
 
-    def garbage(self) -> list[Garbage]:
+    def garbage(self, *, boundaries: bool = False, unused: bool = False) -> list[Garbage]:
         """List what no data set and no head refers to; nothing is removed.
+
+        Parameters
+        ----------
+        boundaries : bool
+            Also boundary arrays, which fine-tuning stored for itself.
+        unused : bool
+            Also all features that no head was fitted on.
 
         Raises
         ------
@@ -154,7 +161,16 @@ class FeatureStore:
             A data set or a head cannot be read, so that what it refers to is unknown.
         """
         in_use = self.datasets.references() | self.heads.references()
-        return [garbage for shelf in self._shelves for garbage in shelf.garbage(in_use)]
+        found = [garbage for shelf in self._shelves for garbage in shelf.garbage(in_use)]
+        if boundaries or unused:
+            fitted = {features_of(self, document) for document in self.heads.values()}
+            listed = {garbage.path for garbage in found}
+            found += [
+                garbage
+                for garbage in self.features.without_head(fitted, only_boundaries=not unused)
+                if garbage.path not in listed
+            ]
+        return found
 
     def gc(self, garbage: Sequence[Garbage]) -> int:
         """Remove what `garbage` listed, is still garbage, and is not locked by another process.
@@ -168,9 +184,11 @@ class FeatureStore:
         freed = 0
         with self._files.locks.acquire_free(set(locks.values())) as held:
             # Listed again: under the locks no process can begin to use it.
-            still = {each.path for each in self.garbage()} if held else set()
+            again = self.garbage(boundaries=True, unused=True) if held else []
+            # For the same reason: not because it is another kind of garbage now.
+            still = {(each.path, each.reason) for each in again}
             for each, lock in locks.items():
-                if lock in held and each.path in still:
+                if lock in held and (each.path, each.reason) in still:
                     freed += self._shelf(each.path).discard(each.path)
         return freed
 

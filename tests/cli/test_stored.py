@@ -168,3 +168,19 @@ def test_rm_of_features_keeps_heads_if_asked(place: Place) -> None:
     assert featurestore(*again).status == 0
     assert featurestore("promote", "logistic", "-o", "model.keras").status == 0
     assert "cannot be kept" in featurestore("rm", "photos", "--keep-heads").error
+
+
+def test_what_fine_tuning_stored_for_itself_is_marked_and_removed(place: Place) -> None:
+    options = ["--unfreeze", "conv_b", "--epochs", "1"]
+    assert featurestore("promote", "logistic", "-o", "model.keras", *options).status == 0
+
+    rows = featurestore("ls", "--json").json
+    assert [row["layer"] for row in rows if row["boundary"]] == ["pool_a"]
+    assert "complete, boundary" in featurestore("ls").out
+    assert "pool_a" not in featurestore("rank", "photos").out
+    assert featurestore("gc").out == "nothing removed\n"
+    (item,) = featurestore("gc", "--boundaries", "--yes", "--json").json["items"]
+    assert item["reason"] == "a boundary array of fine-tuning"
+    (item,) = featurestore("gc", "--unused", "--yes", "--json").json["items"]
+    assert item["name"].startswith("tiny/conv_a-")
+    assert [row["layer"] for row in featurestore("ls", "--json").json] == ["conv_b:avg"]

@@ -8,6 +8,9 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import FeatureStoreError, NotFoundError, SourceChangedError
 from featurestore.extraction import extract
+from featurestore.features import Features, without_boundaries
+from featurestore.features.listing import list_features
+from featurestore.heads import fit_head, rank
 from tests.extraction.conftest import LAYERS
 
 
@@ -84,3 +87,30 @@ def test_a_changed_image_is_noticed_and_never_stored(tmp_path, photos, store):
     with pytest.raises(SourceChangedError, match="featurestore scan"):
         extract(dataset, Backbone.pixels(8), ["pixels"], store)
     assert not [path for path in stored_bytes(store) if path.parent.name == "features"]
+
+
+def test_a_boundary_array_is_marked_until_somebody_asks_for_it(extracted, dataset, backbone):
+    store = extracted.copy()
+
+    def marked():
+        return {row["layer"] for row in list_features(store) if row["boundary"]}
+
+    found = extract(dataset, backbone, ["gap"], store, boundaries=["relu_a", "pool_a"])
+    # pool_a was stored as ordinary features before.
+    assert list(found) == ["gap", "relu_a", "pool_a"]
+    assert marked() == {"relu_a"}
+    extract(dataset, backbone, [], store, boundaries=["relu_a"], dtype="float32")
+    assert marked() == {"relu_a"}
+    with pytest.raises(NotFoundError, match=r"only boundary arrays of fine-tuning.*relu_a"):
+        without_boundaries([found["relu_a"]])
+    assert "relu_a" not in {row["layer"] for row in rank(dataset, store)}
+    assert store.garbage() == []
+    (garbage,) = store.garbage(boundaries=True)
+    assert "/relu_a-" in garbage.name
+    assert len(store.garbage(unused=True)) == len(LAYERS) + 1
+    extract(dataset, backbone, ["relu_a"], store)
+    assert marked() == set()
+    assert store.gc([garbage]) == 0
+    extract(dataset, backbone, [], store, boundaries=["conv_a"])
+    fit_head(Features.open(dataset, "conv_a", store), "ridge")
+    assert store.garbage(boundaries=True) == []

@@ -328,3 +328,37 @@ def test_a_layer_before_all_that_is_unfrozen_is_promoted_as_it_is(
     (note,) = [event.what for event in pipeline.told("StageStarted") if event.stage == "promote"]
     assert note.endswith("on conv_a:avg by tiny (conv_b comes after it: nothing to unfreeze)")
     assert manifest["promotion"]["parity"]["agreement"] == 1
+
+
+def test_one_pass_gives_the_features_and_what_fine_tuning_reads(
+    new_pipeline: Callable[[], Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featurestore.backbone import Backbone
+
+    counted: list[int] = []
+    forward = Backbone.forward
+
+    def counting(self: Backbone, refs: Any) -> Any:
+        compute = forward(self, refs)
+
+        def count(images: Any) -> Any:
+            counted.append(len(images))
+            return compute(images)
+
+        return count
+
+    monkeypatch.setattr(Backbone, "forward", counting)
+    pipeline = new_pipeline()
+    manifest = pipeline.run(layers=["conv_b:avg"], heads=["ridge"], baseline=None)
+
+    assert sum(counted) == manifest["inputs"]["dataset"]["rows"] == 36
+    assert len(manifest["promotion"]["history"]) == 1
+    assert [(row["layer"]) for row in manifest["heads"]] == ["conv_b:avg"]
+    assert len(manifest["features"]) == 1
+    marked = {group.key.ref: group.is_boundary for group in pipeline.store.features.values()}
+    assert marked == {"conv_b:avg": False, "pool_a": True}
+    # Once the model is there, nothing needs the boundary array.
+    pipeline.store.gc(pipeline.store.garbage(boundaries=True))
+    again = pipeline.run(layers=["conv_b:avg"], heads=["ridge"], baseline=None)
+    assert status(again) == dict.fromkeys(STAGES, "up to date")
+    assert sum(counted) == 36

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,16 @@ def test_a_data_set_without_features(place: Path) -> None:
         SpecError, match=r":1: dataset: no features of 'bare' .*featurestore extract"
     ):
         sweep(place, dataset="bare")
+
+
+def test_boundary_arrays_are_only_used_by_name(place: Path, network: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "store", tmp_path / "store")
+    store = fs.FeatureStore(tmp_path / "store")
+    backbone = fs.Backbone.from_file(network)
+    fs.extract(store.datasets.load("photos"), backbone, [], store, boundaries=["pool_a"])
+    file = tmp_path / "sweep.yaml"
+    found = []
+    for layers in ({}, {"layers": ["pool_a"]}):
+        file.write_text(yaml.safe_dump({**SWEEP, **layers}))
+        found.append([head.key.ref for head in fs.sweep(file, store)])
+    assert found == [["conv_a:avg", "conv_b:avg"], ["pool_a"]]

@@ -21,6 +21,7 @@ from featurestore.heads import Head, fit_head
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import (
     boundary,
+    boundary_ref,
     freeze,
     rates,
     stored_refs,
@@ -37,7 +38,11 @@ def frozen_until(
     """Return the layers that train, the head's apart, and the layer ref they train from."""
     fused = fuse(head, backbone)
     freeze(fused, unfrozen_layers(fused, FineTuning(unfreeze=unfreeze)))
-    found = boundary(fused, stored_refs(head, backbone))
+    found = boundary(fused, stored_refs(head.key.ref, backbone))
+    if unfreeze is not None:
+        assert boundary_ref(backbone, head.key.ref, FineTuning(unfreeze=unfreeze)) == (
+            found and found[0]
+        )
     training = [each.name for each in fused.model.layers if each.trainable_variables]
     return [name for name in training if name in fused.backbone_layers], found and found[0]
 
