@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from featurestore.cli.data import open_store
-from featurestore.cli.options import json_option, store_option
-from featurestore.cli.output import cell, print_json, print_table
+from featurestore.cli.options import Command, json_option, store_option
+from featurestore.cli.output import cell, check_table, plural, print_json, print_table, write_table
 from featurestore.cli.progress import Progress
 from featurestore.promotion.fine_tuning import FineTuning
 
+if TYPE_CHECKING:
+    from featurestore.promotion import Prediction
+
+# Mistakes that are printed; a file takes all.
+SHOWN = 20
 # What the rows of a metric were used for, in words.
 _ROWS = {
     "training": "trained on",
@@ -81,10 +88,33 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     metavar="N",
     help="Seed of the order of the training images, and of dropout.",
 )
+@click.option(
+    "--model", metavar="FILE", help="The backbone's model file, if it was moved or renamed."
+)
+@click.option(
+    "--weights", metavar="FILE", help="The backbone's weights file, if it was moved or renamed."
+)
+@click.option(
+    "--images",
+    type=click.Choice(["any", "fixed"]),
+    default="any",
+    show_default=True,
+    help="Sizes of image that the model takes: any, or fixed, the backbone's own. Fixed leaves "
+    "the resize out, so that the model exports to LiteRT and ONNX.",
+)
 @click.option("-o", "--output", required=True, metavar="MODEL.keras", help="The file to write.")
 @store_option
 @json_option
-def promote_command(head: str, output: str, store: str, as_json: bool, **options: Any) -> None:
+def promote_command(
+    head: str,
+    output: str,
+    store: str,
+    as_json: bool,
+    model: str | None,
+    weights: str | None,
+    images: Literal["any", "fixed"],
+    **options: Any,
+) -> None:
     """Fuse HEAD onto its backbone, prove that they agree, fine-tune, and write one Keras model.
 
     HEAD is an id that `featurestore heads` lists, or the beginning of one. The epoch with the
@@ -100,12 +130,13 @@ def promote_command(head: str, output: str, store: str, as_json: bool, **options
     with Progress() as progress:
         with progress.busy(f"load {head}"):
             from featurestore.promotion import check_target, promote
-            from featurestore.promotion.run import load_origin
+            from featurestore.promotion.origin import load_origin
 
             check_target(output)
-            fitted, backbone, data = load_origin(opened, head)
+            fitted, backbone, data = load_origin(opened, head, model=model, weights=weights)
         promotion = promote(fitted, backbone, data=data, on_event=progress, **options)
-    promotion.save(output)
+        with progress.busy(f"write {output}"):
+            promotion.save(output, images)
     report = promotion.report
     if as_json:
         print_json({"model": str(Path(output)), **report})
@@ -138,29 +169,65 @@ def rows_were(split: str, measured: dict[str, Any]) -> str:
     return "never seen" if (split, used_for) == ("unseen", "nothing") else _ROWS[used_for]
 
 
+classes_option = click.option(
+    "--classes",
+    metavar="A,B,C",
+    callback=lambda context, option, text: text and [each.strip() for each in text.split(",")],
+    help="The class of each output of a model that does not carry them, in their order.",
+)
+
+
+def table_option(what: str) -> Callable[[Command], Command]:
+    """Return the option of a file to write rows to."""
+    return click.option(
+        "-o",
+        "--output",
+        metavar="TABLE",
+        callback=lambda context, option, path: path and check_table(path),
+        help=f"Write {what} to a .csv, .tsv or .parquet file.",
+    )
+
+
 @click.command("evaluate")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("data")
+@classes_option
+@click.option(
+    "--mistakes",
+    is_flag=True,
+    help=f"List the images that are predicted wrongly, the most confident {SHOWN} first; of "
+    "numbers, the largest errors.",
+)
+@table_option("all mistakes")
 @store_option
 @json_option
-def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
+def evaluate_command(
+    model: str,
+    data: str,
+    classes: list[str] | None,
+    mistakes: bool,
+    output: str | None,
+    store: str,
+    as_json: bool,
+) -> None:
     """Measure a promoted model on the labelled images of DATA; images it has seen stand apart.
 
-    DATA is a folder, a table or a name, as for `featurestore scan`. The model's file records the
-    images that it was trained and selected on; the store and the splits of DATA do not matter.
+    DATA is a folder, a table or a name, as for `featurestore scan`. The file that `promote` wrote
+    records the images that the model was trained and selected on; the store and the splits of DATA
+    do not matter. A file that Keras wrote records none.
 
     \b
     Example:
-      featurestore evaluate flowers.keras photos/
+      featurestore evaluate flowers.keras photos/ --mistakes -o mistakes.csv
     """
     with Progress() as progress:
         with progress.busy(f"load {model}"):
             from featurestore.dataset import Dataset
             from featurestore.dataset.source import is_place
-            from featurestore.promotion import evaluate
-            from featurestore.promotion.saved import read_metadata
+            from featurestore.promotion import load_model
+            from featurestore.promotion.evaluation import Evaluation
 
-            read_metadata(Path(model))  # a file that is not such a model, before a long scan
+            promoted = load_model(model, classes)  # before a long scan
         # A place is scanned as it is: no store decides what is measured.
         if is_place(data):
             dataset = Dataset.open(data, on_event=progress)
@@ -168,18 +235,44 @@ def evaluate_command(model: str, data: str, store: str, as_json: bool) -> None:
             opened = open_store(store, data, write=False)
             dataset = opened.datasets.open(data, on_event=progress)
         with progress.busy(f"evaluate {model}"):
-            metrics = evaluate(model, dataset)
+            evaluation = Evaluation.of(promoted, dataset)
+    metrics = evaluation.metrics
+    wrong = evaluation.mistakes if mistakes or output else []
+    if output:
+        write_table(wrong, output)
     if as_json:
-        print_json(metrics)
+        print_json({**metrics, "mistakes": wrong} if mistakes or output else metrics)
         return
     print_splits({"now": metrics}, tuned=False)
     click.echo(_held_out(metrics))
+    if mistakes:
+        _print_mistakes(wrong, numbers=not evaluation.classes)
+    if output:
+        click.echo(f"{plural(len(wrong), 'row')} in {output}")
+
+
+def _print_mistakes(wrong: list[dict[str, Any]], numbers: bool) -> None:
+    if not wrong:
+        click.echo("no mistakes")
+        return
+    rows = [{**each, "images": _ROWS[each["used_for"]]} for each in wrong[:SHOWN]]
+    measured = "error" if numbers else "probability"
+    fields = ["label", "predicted", measured, "images", "path"]
+    print_table(rows, fields, {"images": "images were", "path": "image"})
+    if len(wrong) > SHOWN:
+        what = "images" if numbers else "mistakes"
+        click.echo(f"{SHOWN} of {cell(len(wrong))} {what}; -o mistakes.csv writes all")
 
 
 def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     rows: dict[str, int] = {}
     for each in metrics.values():
         rows[each["used_for"]] = rows.get(each["used_for"], 0) + each["rows"]
+    if "unknown" in metrics:
+        return (
+            "this file does not record which images it has seen, as the one that `featurestore "
+            "promote` wrote does: these figures may be on images that trained it"
+        )
     seen = sum(rows.get(use, 0) for use in ("training", "selection"))
     text = f"{cell(seen)} of {cell(sum(rows.values()))} images trained or selected this model"
     if "unknown" in rows:
@@ -192,24 +285,70 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
 @click.command("predict")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@classes_option
+@table_option("the predictions, a column for each class,")
 @json_option
-def predict_command(model: str, images: tuple[str, ...], as_json: bool) -> None:
-    """Predict image files with a promoted model.
+def predict_command(
+    model: str,
+    images: tuple[str, ...],
+    classes: list[str] | None,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Predict images with a promoted model.
+
+    IMAGE is a file, a folder of files, a table with the column path, or - for a list of files on
+    stdin, one a line. A table's other columns are kept.
 
     \b
     Example:
-      featurestore predict flowers.keras rose.jpg tulip.png
+      featurestore predict flowers.keras rose.jpg more/ -o predictions.csv
+      find photos -name "*.jpg" | featurestore predict flowers.keras -
     """
-    with Progress() as progress, progress.busy(f"predict with {model}"):
-        from featurestore.promotion import predict
+    from featurestore.promotion.listing import list_images
+    from featurestore.promotion.saved import read_metadata
 
-        predictions = predict(model, images)
+    # Before TensorFlow is loaded, which takes seconds.
+    read_metadata(model)
+    lines = sys.stdin.read().splitlines() if "-" in images else []
+    given = [each for name in images for each in (lines if name == "-" else [name])]
+    listed = list_images(given)
+    with Progress() as progress, progress.busy(f"predict with {model}"):
+        from featurestore.promotion.inference import predict_listed
+
+        predictions = predict_listed(model, listed, classes)
+        for each in predictions:
+            if each.problem:
+                progress.say(f"not predicted: {each.problem}")
+    if output:
+        write_table([_row(each) for each in predictions], output)
     if as_json:
-        print_json([asdict(each) for each in predictions])
-        return
-    rows: list[dict[str, Any]] = [
-        {**asdict(each), "probability": max(each.probabilities.values(), default=None)}
-        for each in predictions
-    ]
-    fields = ["path", "label", *(["probability"] if predictions[0].probabilities else [])]
-    print_table(rows, fields, {"path": "image"})
+        print_json([_document(each) for each in predictions])
+    elif output:
+        click.echo(f"{plural(len(predictions), 'row')} in {output}")
+    else:
+        rows = [_row(each) for each in predictions]
+        likely = any(each.probabilities for each in predictions)
+        print_table(rows, ["path", "predicted", *(["probability"] if likely else [])], _HEADINGS)
+
+
+_HEADINGS = {"path": "image", "predicted": "label"}
+
+
+def _document(prediction: Prediction) -> dict[str, Any]:
+    document = asdict(prediction)
+    return {name: value for name, value in document.items() if value or name in _ALWAYS}
+
+
+_ALWAYS = ("path", "label", "probabilities")
+
+
+def _row(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as a row of a table: the cells of the user's own, then what is new."""
+    new = {"predicted": prediction.label}
+    if prediction.probabilities:
+        new["probability"] = max(prediction.probabilities.values())
+        new |= {f"probability_{name}": each for name, each in prediction.probabilities.items()}
+    if prediction.problem:
+        new["problem"] = prediction.problem
+    return {"path": prediction.path, **prediction.columns, **new}

@@ -53,7 +53,10 @@ def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
         return gone
     command = command_line(source, name, options)
     if os.path.isdir(source):
-        return f"put it back; or go on without it: {command}, and fit heads again"
+        return (
+            f"put it back, or scan again: {command} (an image that was moved is found; to go on "
+            "without it, fit heads again too)"
+        )
     return f"put it back, or if the images were moved: {command} --root NEW"
 
 

@@ -83,7 +83,15 @@ def predict(
     InputError
         If the model cannot be used, or an image that was named cannot be read.
     """
-    listed = list_images(images)
+    return predict_listed(model, list_images(images), classes)
+
+
+def predict_listed(
+    model: str | Path | keras.Model | Promoted,
+    listed: Sequence[Listed],
+    classes: Sequence[Any] | None = None,
+) -> list[Prediction]:
+    """Predict images that :func:`list_images` has listed; see :func:`predict`."""
     promoted = load_model(model, classes)
     problems: dict[int, str] = {}
 

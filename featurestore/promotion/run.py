@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import keras
 
-from featurestore.backbone import Backbone
 from featurestore.backbone.copying import seeded
 from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
-from featurestore.heads import Head
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.stale import stale
 from featurestore.promotion.carried import carries_classes, fixed_images
@@ -23,6 +21,7 @@ from featurestore.promotion.events import OnEvent
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import unfrozen_layers
 from featurestore.promotion.fuse import fuse
+from featurestore.promotion.origin import load_backbone, load_data
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
 from featurestore.promotion.saved import (
@@ -37,8 +36,9 @@ from featurestore.promotion.tune import tune
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
-    from featurestore.store import FeatureStore
+    from featurestore.heads import Head
 
 FORMAT = 1
 Images = Literal["any", "fixed"]
@@ -129,35 +129,11 @@ class Promotion:
         }
 
 
-def load_origin(store: FeatureStore, head: str) -> tuple[Head, Backbone, Dataset]:
-    """Load a head, and the backbone and data set that its lineage records: what to promote.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    head : str
-        An id, or the beginning of one.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such head, or its data set was removed.
-    PromotionError
-        If the head does not record its backbone.
-    """
-    fitted = Head.load(head, store)
-    recorded = fitted.lineage["dataset"]
-    data = store.datasets.load(recorded["name"], recorded["manifest_digest"])
-    if fitted.lineage["backbone"] is None:
-        raise PromotionError(f"{fitted.id} does not record its backbone; use promote() in Python")
-    return fitted, Backbone.from_spec(fitted.lineage["backbone"]), data
-
-
 def promote(
     head: Head,
-    backbone: Backbone,
+    backbone: Backbone | None = None,
     *,
-    data: Dataset,
+    data: Dataset | None = None,
     selected_on: Collection[str] = ("val",),
     on_event: OnEvent | None = None,
     **options: Any,
@@ -168,10 +144,11 @@ def promote(
     ----------
     head : Head
         Fitted on cached features.
-    backbone : Backbone
-        The model that these features came from.
-    data : Dataset
-        The samples that the head was fitted on, with their images.
+    backbone : Backbone, optional
+        The model that these features came from; by default the one that the head records.
+    data : Dataset, optional
+        The samples that the head was fitted on, with their images; by default those of its store,
+        with the labels and splits that it was fitted on.
     selected_on : collection of str
         Splits whose rows chose the head among others; their figures then say so.
     on_event : callable, optional
@@ -201,11 +178,13 @@ def promote(
 
     Examples
     --------
-    >>> promotion = promote(head, backbone, data=photos, unfreeze="block5")  # doctest: +SKIP
+    >>> promotion = promote(head, unfreeze="block5")  # doctest: +SKIP
     >>> promotion.fine_tuning["verdict"]  # doctest: +SKIP
     'kept epoch 3 of 3: val_loss 0.214 (0.251 before)'
     """
     tuning = FineTuning.of(options)
+    backbone = load_backbone(head) if backbone is None else backbone
+    data = load_data(head.store, head) if data is None else data
     _check_data(head, data, tuning)
     seen = _seen(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,8 @@ def model(place: Place, promoted: Path) -> str:
 def test_the_options_of_promote_are_those_of_the_library() -> None:
     options = {each.name for each in promote_command.params}
 
-    assert options - {"head", "output", "store", "as_json"} == set(FineTuning.model_fields)
+    own = {"head", "output", "store", "as_json", "model", "weights", "images"}
+    assert options - own == set(FineTuning.model_fields)
 
 
 def test_promote_fuses_and_proves(place: Place) -> None:
@@ -151,3 +155,121 @@ def test_numbers_are_predicted_without_probabilities(place: Place) -> None:
     assert shown[0].split() == ["image", "label"]
     assert float(shown[1].split()[1]) > 0.5
     assert {"r2", "rmse"} <= set(metrics["val"])
+
+
+def test_predict_takes_folders_tables_and_a_list_on_stdin(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("list.csv").write_text("path,taken\nphotos/red/01.png,May\nphotos/none.png,June\n")
+    Path("photos/red/notes.txt").write_text("no image")
+    monkeypatch.setattr("sys.stdin", StringIO("photos/green/00.png\nphotos/green/01.png\n"))
+
+    result = featurestore("predict", model, "photos/red", "list.csv", "-", "--json")
+
+    rows = result.json
+    assert [row["path"] for row in rows[:2]] == ["photos/red/00.png", "photos/red/01.png"]
+    assert [row["path"] for row in rows[-2:]] == ["photos/green/00.png", "photos/green/01.png"]
+    assert len(rows) == 12 + 1 + 2 + 2
+    assert rows[1]["probabilities"] == pytest.approx(rows[13]["probabilities"])
+    assert rows[13]["columns"] == {"path": "photos/red/01.png", "taken": "May"}
+    # What a folder or table lists and is no image is left without a label, and said.
+    assert [row["label"] for row in rows if "problem" in row] == [None, None]
+    assert result.err.count("not predicted: cannot ") == 2
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "predictions.parquet"])
+def test_predict_writes_a_table_with_the_columns_of_the_given_one(model: str, name: str) -> None:
+    import pandas as pd
+
+    Path("list.csv").write_text("path,label,id\nphotos/red/01.png,red,7\nphotos/blue/01.png,no,8\n")
+
+    result = featurestore("predict", model, "list.csv", "-o", name)
+
+    read = pd.read_csv if name.endswith("csv") else pd.read_parquet
+    table = read(name)
+    classes = [f"probability_{each}" for each in ("blue", "green", "red")]
+    assert list(table) == ["path", "label", "id", "predicted", "probability", *classes]
+    assert table["id"].tolist() == [7, 8]
+    assert table["path"].tolist() == ["photos/red/01.png", "photos/blue/01.png"]
+    assert table["probability"].tolist() == pytest.approx(table[classes].max(axis=1).tolist())
+    assert result.out == f"2 rows in {name}\n"
+    assert "as .csv, .tsv or .parquet" in featurestore("predict", model, "x", "-o", "x.txt").error
+
+
+def test_a_missing_image_is_said_before_tensorflow_is_loaded(place: Place, promoted: Path) -> None:
+    script = (
+        "import sys; from featurestore.cli import main\n"
+        "try: main(['predict', 'flowers.keras', 'photos/red/0.png'])\n"
+        "finally: assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    shutil.copy(promoted, "flowers.keras")
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no image 'photos/red/0.png'; did you mean 'photos/red/")
+
+
+def test_evaluate_lists_mistakes(model: str) -> None:
+    import pandas as pd
+
+    Path("photos/red").rename("photos/x")
+    Path("photos/blue").rename("photos/red")
+
+    shown = featurestore("evaluate", model, "photos", "--mistakes", "-o", "wrong.csv")
+    found = featurestore("evaluate", model, "photos", "--mistakes", "--json").json["mistakes"]
+
+    table = pd.read_csv("wrong.csv")
+    assert list(table) == ["path", "row", "label", "predicted", "probability", "used_for"]
+    assert len(table) == len(found) >= 20
+    assert table["probability"].is_monotonic_decreasing
+    lines = shown.out.splitlines()
+    first = next(at for at, line in enumerate(lines) if line.startswith("label"))
+    assert lines[first].split() == ["label", "predicted", "probability", "images", "were", "image"]
+    assert lines[first + 1].split()[:2] == [found[0]["label"], found[0]["predicted"]]
+    assert f"20 of {len(found)} mistakes; -o mistakes.csv writes all" in lines or len(found) == 20
+    assert lines[-1] == f"{len(found)} rows in wrong.csv"
+
+
+def test_a_file_that_keras_wrote(model: str) -> None:
+    import keras
+
+    keras.models.load_model(model).save("resaved.keras")
+
+    shown = featurestore("evaluate", "resaved.keras", "photos").out.splitlines()
+
+    assert shown[1].split()[:3] == ["unknown", "not", "known"]
+    assert shown[-1].startswith("this file does not record which images it has seen")
+    rows = featurestore("predict", "resaved.keras", "photos/red/00.png", "--json").json
+    assert set(rows[0]["probabilities"]) == {"blue", "green", "red"}
+
+
+def test_classes_for_a_model_without_them(model: str) -> None:
+    import keras
+
+    promoted = keras.models.load_model(model)
+    keras.Model(promoted.input, promoted.get_layer("probabilities").output).save("bare.keras")
+
+    assert "pass --classes with 3 names" in featurestore("evaluate", "bare.keras", "photos").error
+    found = featurestore("evaluate", "bare.keras", "photos", "--classes", "blue,green,red").status
+    (row,) = featurestore(
+        "predict", "bare.keras", "photos/red/00.png", "--classes", "b, g, r", "--json"
+    ).json
+
+    assert found == 0
+    assert set(row["probabilities"]) == {"b", "g", "r"}
+
+
+def test_promote_finds_a_backbone_that_was_renamed(place: Place) -> None:
+    Path("tiny.keras").rename("other.keras")
+    # The head records the place where it was made, where the file still is.
+    images = ["--images", "fixed", "-o", "fixed.keras"]
+
+    result = featurestore("promote", "logistic", "--model", "other.keras", *images)
+
+    assert result.status == 0, result.err
+    (row,) = featurestore("predict", "fixed.keras", "photos/red/00.png", "--json").json
+    assert row["label"] == "red"
+    wrong = featurestore("promote", "logistic", "--model", "photos/red/00.png", "-o", "x.keras")
+    assert "does not load as a Keras model" in wrong.error
