@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from featurestore.cli.data import open_store
-from featurestore.cli.options import Command, json_option, store_option
+from featurestore.cli.options import (
+    Command,
+    image_column_option,
+    json_option,
+    label_column_option,
+    root_option,
+    store_option,
+)
 from featurestore.cli.output import cell, check_table, plural, print_json, print_table, write_table
 from featurestore.cli.progress import Progress
 from featurestore.promotion.fine_tuning import FineTuning
@@ -192,6 +199,9 @@ def table_option(what: str) -> Callable[[Command], Command]:
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("data")
 @classes_option
+@image_column_option
+@label_column_option
+@root_option
 @click.option(
     "--mistakes",
     is_flag=True,
@@ -209,6 +219,7 @@ def evaluate_command(
     output: str | None,
     store: str,
     as_json: bool,
+    **columns: Any,
 ) -> None:
     """Measure a promoted model on the labelled images of DATA; images it has seen stand apart.
 
@@ -230,10 +241,10 @@ def evaluate_command(
             promoted = load_model(model, classes)  # before a long scan
         # A place is scanned as it is: no store decides what is measured.
         if is_place(data):
-            dataset = Dataset.open(data, on_event=progress)
+            dataset = Dataset.open(data, on_event=progress, **columns)
         else:
             opened = open_store(store, data, write=False)
-            dataset = opened.datasets.open(data, on_event=progress)
+            dataset = opened.datasets.open(data, on_event=progress, **columns)
         with progress.busy(f"evaluate {model}"):
             evaluation = Evaluation.of(promoted, dataset)
     metrics = evaluation.metrics
@@ -286,6 +297,8 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @classes_option
+@image_column_option
+@root_option
 @table_option("the predictions, a column for each class,")
 @json_option
 def predict_command(
@@ -294,11 +307,13 @@ def predict_command(
     classes: list[str] | None,
     output: str | None,
     as_json: bool,
+    image_column: str | None,
+    root: str | None,
 ) -> None:
     """Predict images with a promoted model.
 
-    IMAGE is a file, a folder of files, a table with the column path, or - for a list of files on
-    stdin, one a line. A table's other columns are kept.
+    IMAGE is a file, a folder of files, a table of files, or - for a list of files on stdin, one a
+    line. The columns of a table are kept.
 
     \b
     Example:
@@ -312,7 +327,7 @@ def predict_command(
     read_metadata(model)
     lines = sys.stdin.read().splitlines() if "-" in images else []
     given = [each for name in images for each in (lines if name == "-" else [name])]
-    listed = list_images(given)
+    listed = list_images(given, image_column, root)
     with Progress() as progress, progress.busy(f"predict with {model}"):
         from featurestore.promotion.inference import predict_listed
 
@@ -351,4 +366,8 @@ def _row(prediction: Prediction) -> dict[str, Any]:
         new |= {f"probability_{name}": each for name, each in prediction.probabilities.items()}
     if prediction.problem:
         new["problem"] = prediction.problem
-    return {"path": prediction.path, **prediction.columns, **new}
+    columns = {"path": prediction.path, **prediction.columns}
+    return {
+        **{f"{name}_given" if name in new else name: cells for name, cells in columns.items()},
+        **new,
+    }

@@ -36,6 +36,20 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
+image_column_option = click.option(
+    "--image-column", metavar="COL", help="Column of paths or URIs in a table.  [default: path]"
+)
+label_column_option = click.option(
+    "--label-column",
+    metavar="COL",
+    help="Column of labels in a table.  [default: label, if there is one]",
+)
+root_option = click.option(
+    "--root",
+    metavar="DIR",
+    help="What paths in a table are relative to.  [default: the table's folder]",
+)
+
 scan_options = together(
     click.option(
         "--name", metavar="N", help="Name of the data set; by default the folder's or file's."
@@ -70,24 +84,14 @@ scan_options = together(
         help="What stays together in one split: equal values of a column of a table; for a folder "
         "of images, `folder` (each sub-folder) or what a regular expression finds in the paths.",
     ),
-    click.option(
-        "--image-column", metavar="COL", help="Column of paths or URIs in a table.  [default: path]"
-    ),
-    click.option(
-        "--label-column",
-        metavar="COL",
-        help="Column of labels in a table.  [default: label, if there is one]",
-    ),
+    image_column_option,
+    label_column_option,
     click.option(
         "--split-column",
         metavar="COL",
         help="Column of splits in a table.  [default: split, if there is one]",
     ),
-    click.option(
-        "--root",
-        metavar="DIR",
-        help="What paths in a table are relative to.  [default: the table's folder]",
-    ),
+    root_option,
 )
 
 _BACKBONE: dict[str, dict[str, Any]] = {

@@ -59,6 +59,8 @@ def predict(
     images: str | Path | Sequence[str | Path],
     *,
     classes: Sequence[Any] | None = None,
+    image_column: str | None = None,
+    root: str | Path | None = None,
 ) -> list[Prediction]:
     """Predict images with a promoted model.
 
@@ -68,9 +70,13 @@ def predict(
         A promoted model; see :func:`load_model`.
     images : path-like, or sequence of these
         Image files of any format and size that a data set takes, folders of them, and CSV, TSV or
-        Parquet tables with a column ``path``.
+        Parquet tables of them.
     classes : sequence of str or int, optional
         The class of each column of the output, if the model does not carry them.
+    image_column : str, optional
+        Column of paths in tables; by default ``path``.
+    root : path-like, optional
+        What paths in tables are relative to; by default the table's folder.
 
     Returns
     -------
@@ -83,7 +89,7 @@ def predict(
     InputError
         If the model cannot be used, or an image that was named cannot be read.
     """
-    return predict_listed(model, list_images(images), classes)
+    return predict_listed(model, list_images(images, image_column, root), classes)
 
 
 def predict_listed(

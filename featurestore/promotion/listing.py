@@ -34,25 +34,38 @@ class Listed:
     named: bool = True
 
 
-def list_images(images: str | Path | Sequence[str | Path]) -> list[Listed]:
+def list_images(
+    images: str | Path | Sequence[str | Path],
+    image_column: str | None = None,
+    root: str | Path | None = None,
+) -> list[Listed]:
     """List image files, those of folders, and those that tables name.
+
+    Parameters
+    ----------
+    images : path-like, or sequence of these
+    image_column : str, optional
+        Column of paths in tables; by default ``path``.
+    root : path-like, optional
+        What paths in tables are relative to; by default the table's folder.
 
     Raises
     ------
     InputError
-        If a file, folder or table does not exist, a folder holds no file, or a table has no column
-        ``path``.
+        If a file, folder or table does not exist, a folder holds no file, or a table does not have
+        the column.
     """
     given = [images] if isinstance(images, str | os.PathLike) else images
-    return [each for place in given for each in _images_of(os.fspath(place))]
+    above = None if root is None else absolute(root)
+    return [each for place in given for each in _images_of(os.fspath(place), image_column, above)]
 
 
-def _images_of(place: str) -> Iterator[Listed]:
+def _images_of(place: str, image_column: str | None, root: str | None) -> Iterator[Listed]:
     if os.path.isdir(place):
         for path in list_files(absolute(place))[0]:
             yield Listed(os.path.join(place, os.path.relpath(path, absolute(place))), named=False)
     elif is_table(place):
-        for path, row in list_rows(absolute(place)):
+        for path, row in list_rows(absolute(place), image_column, root):
             yield Listed(path, row, named=False)
     elif is_uri(place) or os.path.lexists(place):
         yield Listed(place)

@@ -181,16 +181,21 @@ def test_predict_takes_folders_tables_and_a_list_on_stdin(
 def test_predict_writes_a_table_with_the_columns_of_the_given_one(model: str, name: str) -> None:
     import pandas as pd
 
-    Path("list.csv").write_text("path,label,id\nphotos/red/01.png,red,7\nphotos/blue/01.png,no,8\n")
+    Path("list.csv").write_text("file,predicted,id\nred/01.png,red,7\nblue/01.png,no,8\n")
+    where = ["--image-column", "file", "--root", "photos"]
 
-    result = featurestore("predict", model, "list.csv", "-o", name)
+    result = featurestore("predict", model, "list.csv", *where, "-o", name)
 
     read = pd.read_csv if name.endswith("csv") else pd.read_parquet
     table = read(name)
     classes = [f"probability_{each}" for each in ("blue", "green", "red")]
-    assert list(table) == ["path", "label", "id", "predicted", "probability", *classes]
-    assert table["id"].tolist() == [7, 8]
-    assert table["path"].tolist() == ["photos/red/01.png", "photos/blue/01.png"]
+    own = ["path", "file", "predicted_given", "id"]
+    assert list(table) == [*own, "predicted", "probability", *classes]
+    assert list(map(int, table["id"])) == [7, 8]
+    assert table["file"].tolist() == ["red/01.png", "blue/01.png"]
+    assert table["path"].tolist() == [
+        str(Path("photos", each).absolute()) for each in table["file"]
+    ]
     assert table["probability"].tolist() == pytest.approx(table[classes].max(axis=1).tolist())
     assert result.out == f"2 rows in {name}\n"
     assert "as .csv, .tsv or .parquet" in featurestore("predict", model, "x", "-o", "x.txt").error
