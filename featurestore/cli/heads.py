@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurestore.cli.data import print_problems
-from featurestore.cli.options import json_option, store_option, variant_options
+from featurestore.cli.options import json_option, store_option, together, variant_options
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
 from featurestore.cli.quiet import load_tensorflow
@@ -49,6 +49,13 @@ def rank_command(
     )
 
 
+note_options = together(
+    click.option("--name", metavar="N", help="A name of your own, instead of the estimator's."),
+    click.option("--tag", "tags", multiple=True, metavar="T", help="A tag; may be repeated."),
+    click.option("--note", metavar="TEXT", help="A note, which `featurestore show` prints."),
+)
+
+
 @click.command("train")
 @click.argument("dataset")
 @click.option("--model", required=True, metavar="M", help="Name of the model, or its file.")
@@ -58,7 +65,8 @@ def rank_command(
     "--head",
     required=True,
     metavar="H",
-    help="logistic, ridge, linear-svm, knn, forest, dense, …, or an import path.",
+    help="logistic, ridge, linear-svm, knn, forest, dense, …, or an import path such as "
+    "xgboost.XGBClassifier.",
 )
 @click.option(
     "--param",
@@ -75,6 +83,7 @@ def rank_command(
     metavar="N",
     help="Seed of everything random in the head.",
 )
+@note_options
 @store_option
 @json_option
 def train_command(
@@ -87,10 +96,12 @@ def train_command(
     variant: dict[str, Any],
     store: str,
     as_json: bool,
+    **notes: Any,
 ) -> None:
     """Train one head on the stored features of DATASET, and measure it on every split.
 
     If several variants of a layer are stored, backbone options such as --input-size pick one.
+    --name, --tag and --note do not make another head; `featurestore tag` changes them later.
 
     \b
     Example:
@@ -104,7 +115,8 @@ def train_command(
     if head in KERAS_HEADS:
         load_tensorflow()
     with Progress() as progress:
-        fitted = fit_head(features, head, parse_params(params), seed=seed, on_event=progress)
+        options: dict[str, Any] = {"seed": seed, **notes}
+        fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
     if as_json:
         print_json({"head": fitted.id, "metrics": fitted.metrics})
         return
@@ -180,18 +192,28 @@ def sweep_command(file: str, store: str, as_json: bool) -> None:
     metavar="METRIC",
     help="accuracy, macro_f1, log_loss, r2, …, or SPLIT.METRIC such as test.accuracy.",
 )
+@click.option(
+    "--tag", "tags", multiple=True, metavar="T", help="Only heads with this tag; may be repeated."
+)
 @variant_options
 @store_option
 @json_option
 def heads_command(
-    dataset: str | None, sort: str | None, variant: dict[str, Any], store: str, as_json: bool
+    dataset: str | None,
+    sort: str | None,
+    tags: tuple[str, ...],
+    variant: dict[str, Any],
+    store: str,
+    as_json: bool,
 ) -> None:
     """List the trained heads, of DATASET or all, best first.
 
     Each data set has a table of its own. Stale heads were fitted on other samples, labels or splits
     than the data set has now; they have a separate table, since their metrics do not compare.
 
-    Backbone options such as --input-size leave out heads on features of other values.
+    Of the parameters, the table shows those that differ between heads of one name; --json and
+    `featurestore show` give all. Backbone options such as --input-size leave out heads on features
+    of other values.
 
     \b
     Example:
@@ -200,7 +222,7 @@ def heads_command(
     from featurestore.heads import leaderboard
 
     opened = FeatureStore(store)
-    rows = leaderboard(dataset, opened, sort=sort, **variant)
+    rows = leaderboard(dataset, opened, sort=sort, tags=tags, **variant)
     if as_json:
         print_json(rows)
     elif rows:
@@ -209,6 +231,33 @@ def heads_command(
         which = f"with {Variant(**variant).options()}" if variant else "yet"
         click.echo(f"no heads {which}; `featurestore train` adds one")
     print_damaged(opened)
+
+
+@click.command("tag")
+@click.argument("head")
+@click.argument("tags", metavar="[TAG]...", nargs=-1)
+@click.option("--remove", multiple=True, metavar="T", help="Take this tag away; may be repeated.")
+@click.option("--name", metavar="N", help="A name of your own.")
+@click.option("--note", metavar="TEXT", help='A note in place of the former; "" removes it.')
+@store_option
+@json_option
+def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:
+    """Tag HEAD, name it, or write a note on it: none of this changes its id.
+
+    HEAD is an id that `featurestore heads` lists, the beginning of one, or a name.
+
+    \b
+    Example:
+      featurestore tag logistic-3fa9 paper figure-2 --name final --note "C by the val split"
+    """
+    from featurestore.heads import annotate
+
+    written = annotate(head, FeatureStore(store), **notes)
+    if as_json:
+        print_json(written)
+    else:
+        shown = {**written, "tags": ", ".join(written["tags"]), "id": written["head"]}
+        print_table([shown], ["name", "tags", "note", "id"])
 
 
 def print_heads(rows: list[dict[str, Any]]) -> None:
@@ -232,12 +281,43 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
 
 def _print_heads(rows: list[dict[str, Any]], more: list[str]) -> None:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
-    known = (*fixed, "seed", "manifest", "stale", "prefix", *FIELDS)
+    notes = ("tags", "note", "portable", "best_params")
+    known = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
     measured = dict.fromkeys(name for row in rows for name in row if name not in known)
     rows, variants = tell_apart(rows)
-    seeds = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
+    several = [*(["seed"] if len({row["seed"] for row in rows}) > 1 else []), "model"]
+    tags = ["tags"] if any(row["tags"] for row in rows) else []
     print_table(
-        rows,
-        ["name", "params", *seeds, "model", *variants, "layer", *measured, *more, "head"],
+        with_differing_params([{**row, "tags": ", ".join(row["tags"])} for row in rows]),
+        ["name", *tags, "params", *several, *variants, "layer", *measured, *more, "head"],
         {"name": "head", "params": "parameters", "stale": "differs in", "head": "id"},
+        cut="params",
     )
+
+
+def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return heads for a table: of their parameters, those that differ between heads of one name.
+
+    Of a search, what it found takes the place of what it searched.
+    """
+    shown = []
+    for row in rows:
+        found = row["best_params"]
+        searched = ("estimator", "param_grid", "param_distributions") if found else ()
+        kept = {name: each for name, each in row["params"].items() if name not in searched}
+        shown.append({**row, "params": {**kept, **found}})
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in shown:
+        groups.setdefault(row["name"], []).append(row["params"])
+    return [
+        {
+            **row,
+            "params": {
+                name: value
+                for name, value in row["params"].items()
+                if len(others := groups[row["name"]]) < 2
+                or any(name not in each or each[name] != value for each in others)
+            },
+        }
+        for row in shown
+    ]

@@ -28,8 +28,15 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(finite_json(value), indent=2))
 
 
+# A cell that is cut has at most this many characters, and on a narrow terminal no fewer than these.
+LONGEST, SHORTEST = 60, 16
+
+
 def print_table(
-    rows: Sequence[Mapping[str, Any]], fields: Sequence[str], headings: Mapping[str, str] = _NONE
+    rows: Sequence[Mapping[str, Any]],
+    fields: Sequence[str],
+    headings: Mapping[str, str] = _NONE,
+    cut: str | None = None,
 ) -> None:
     """Print rows as a table, numbers aligned to the right.
 
@@ -43,15 +50,26 @@ def print_table(
         What to show, in order.
     headings : mapping of str to str
         Of fields whose name, with spaces for underscores, is not the heading.
+    cut : str, optional
+        A field whose cells are cut to fit: ``C=0.1 kernel=…``.
     """
     from rich.console import Console
 
     cells = [[cell(row.get(field)) for field in fields] for row in rows]
+    if cut in fields:
+        _cut(cells, fields.index(cut), LONGEST)
     right = [all(_is_number(row.get(field)) for row in rows) for field in fields]
     names = [headings.get(field, field.replace("_", " ")) for field in fields]
     table, copied = _table(names, cells, right), None
     console = Console(file=sys.stdout, width=100_000)
     width, terminal = console.measure(table).maximum, sys.stdout.isatty()
+    over = width - shutil.get_terminal_size().columns
+    if terminal and over > 0 and cut in fields:
+        column = fields.index(cut)
+        longest = max(len(row[column]) for row in cells)
+        _cut(cells, column, max(SHORTEST, longest - over))
+        table = _table(names, cells, right)
+        width = console.measure(table).maximum
     if terminal and width > shutil.get_terminal_size().columns and len(fields) > 1:
         width = max(shutil.get_terminal_size().columns, 4 * len(fields))
         copied = iter([row.pop() for row in cells])
@@ -64,6 +82,12 @@ def print_table(
     for line in captured.get().splitlines():
         text = line.rstrip()
         click.echo(text if text or copied is None else f"  {next(copied)}")
+
+
+def _cut(cells: list[list[str]], column: int, length: int) -> None:
+    for row in cells:
+        if len(row[column]) > length:
+            row[column] = f"{row[column][: length - 1]}…"
 
 
 def _table(headings: list[str], cells: list[list[str]], right: list[bool]) -> Table:
@@ -151,6 +175,12 @@ def _param(value: Any) -> str:
     # As typed after --param: 1e-05 must not become 0.000.
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_param, value))}]"
+    if isinstance(value, dict):
+        # As `featurestore.heads.identity.canonical` writes what JSON does not have.
+        if "dict" in value:
+            return f"{{{','.join(f'{_param(key)}:{_param(each)}' for key, each in value['dict'])}}}"
+        named = value.get("class") or value.get("import") or value.get("float")
+        return printable(str(named).rpartition(".")[2] if named else str(value))
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from featurestore.cli.heads import with_differing_params
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import cell, print_json, print_table
 from featurestore.cli.progress import Progress
@@ -78,7 +79,7 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     headings |= {"pixels": f"{held_out} on pixels"}
     fields = ["chosen", "name", "params", *several, *variants, "layer"]
     fields += [*dict.fromkeys((split, held_out)), *(["pixels"] if pixels else [])]
-    print_table(rows, [*fields, "seconds", "head"], headings)
+    print_table(with_differing_params(rows), [*fields, "seconds", "head"], headings, cut="params")
     if more > 0:
         click.echo(f"and {more} more; `featurestore heads` lists them")
     for note in notes:
@@ -111,7 +112,9 @@ def _notes(
 
 
 def _asked(row: dict[str, Any]) -> tuple[str, str, int, str]:
-    return row["name"], str(row["params"]), row["seed"], row["resize"]
+    # The beginning of the id, since a head may have a name of its own.
+    estimator = row["head"].rpartition("-")[0]
+    return estimator, str(row["params"]), row["seed"], row["resize"]
 
 
 def _value(row: dict[str, Any] | None, split: str, metric: str) -> float | None:

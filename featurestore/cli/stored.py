@@ -14,6 +14,7 @@ from featurestore.cli.output import plural, print_json, print_table, printable, 
 from featurestore.cli.progress import Progress
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
+from featurestore.store.removal import find
 from featurestore.store.variants import Variant, tell_apart
 
 
@@ -77,23 +78,37 @@ def print_damaged(store: FeatureStore) -> None:
 
 
 @click.command("show")
-@click.argument("key")
+@click.argument("name")
 @variant_options
 @store_option
 @json_option
-def show_command(key: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
-    """Show one feature array: its size, full digests, and where it came from.
+def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
+    """Show all that is stored of one head, data set or feature array.
 
-    KEY is a key that `featurestore ls` lists, or any unique part of one. Backbone options such as
+    NAME is the id of a head that `featurestore heads` lists, or its name: parameters, metrics, how
+    well each class is predicted, and where it came from. Or NAME is a key that `featurestore ls`
+    lists: size, full digests and origin. Any unique part will do. Backbone options such as
     --input-size pick one of several variants.
 
     \b
     Example:
       featurestore show vgg16/block5_pool:avg
     """
-    from featurestore.features.listing import describe_features
+    opened = FeatureStore(store)
+    found = find(opened, name, **variant)
+    described: dict[str, Any]
+    if found.kind == "head":
+        from featurestore.heads import describe_head
 
-    described = describe_features(FeatureStore(store), key, **variant)
+        described = describe_head(found.name.partition("/")[2], opened)
+    elif found.kind == "dataset":
+        data = opened.datasets.load(found.name.partition("/")[2])
+        fields = ("name", "source", "digest", "manifest_digest")
+        described = {**{each: getattr(data, each) for each in fields}, **data.summary()}
+    else:
+        from featurestore.features.listing import describe_features
+
+        described = describe_features(opened, found.name)
     if as_json:
         print_json(described)
         return

@@ -8,11 +8,14 @@
     fit         fit, measure and save heads        training    train a Keras head
     rows        features and labels by split       metrics     how good predictions are
     head        a fitted head: predict, save       schema      schema of ``head.json``
+    estimator   fit an estimator                   refit       heads that are not portable
     compare     heads listed best first            stale       heads on an earlier state of the data
+    describe    all that is stored of a head       notes       names, tags and notes of users
     probe       layers ranked                      events      events of fitting and ranking
 """
 
 from featurestore.heads.compare import best, leaderboard
+from featurestore.heads.describe import describe_head
 from featurestore.heads.events import (
     EpochEnded,
     HeadEvent,
@@ -23,6 +26,7 @@ from featurestore.heads.events import (
 )
 from featurestore.heads.fit import fit_head, fit_heads
 from featurestore.heads.head import Head
+from featurestore.heads.notes import annotate
 from featurestore.heads.probe import rank
 from featurestore.heads.registry import KERAS_HEADS, SKLEARN_HEADS, check_named
 from featurestore.heads.rows import check_labels
@@ -37,9 +41,11 @@ __all__ = [
     "HeadReused",
     "HeadWarned",
     "LayerRanked",
+    "annotate",
     "best",
     "check_labels",
     "check_named",
+    "describe_head",
     "fit_head",
     "fit_heads",
     "leaderboard",

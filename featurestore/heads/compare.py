@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
 
+_SHOWN = ("name", "tags", "note", "kind", "portable", "params", "best_params")
+
+
 def parse_metric(text: str | None, task: str) -> tuple[str, str]:
     """Read ``METRIC`` (on the validation split) or ``SPLIT.METRIC``.
 
@@ -91,6 +94,7 @@ def leaderboard(
     store: StoreLike = None,
     *,
     sort: str | None = None,
+    tags: str | Sequence[str] = (),
     **variant: Any,
 ) -> list[dict[str, Any]]:
     """List the heads of a store by data set, best first. Loads neither scikit-learn nor Keras.
@@ -107,6 +111,8 @@ def leaderboard(
         By default FEATURESTORE_STORE, else ``./store``.
     sort : str, optional
         As in `best`. Heads without it come last, before the stale ones.
+    tags : str or sequence of str
+        Only heads that have this tag, or all of these.
     **variant
         Only heads on features of this ``input_size``, ``resize``, ``weights``, …: as in `stored`.
 
@@ -115,14 +121,19 @@ def leaderboard(
     list of dict
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
         ``stale`` (None, or how the present state differs: ``"labels (5), splits (12)"``),
-        ``model``, ``layer``, ``name``, ``kind``, ``params``, ``seed``, ``val_accuracy`` and
-        ``test_accuracy`` (or ``val_r2`` and ``test_r2``; None without such rows), the metric that
-        they are sorted by, ``metrics`` by split, ``prefix`` (first digits of the prefix digest),
-        the fields of `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
+        ``model``, ``layer``, ``name``, ``tags``, ``note``, ``kind``, ``portable``, ``params``,
+        ``best_params`` (of a search), ``seed``, ``val_accuracy`` and ``test_accuracy`` (or
+        ``val_r2`` and ``test_r2``; None without such rows), the metric that they are sorted by,
+        ``metrics`` by split, ``prefix`` (first digits of the prefix digest), the fields
+        of `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
     """
     asked = Variant(**variant)
     store = FeatureStore.of(store)
     documents = _valid(store)
+    wanted = {tags} if isinstance(tags, str) else set(tags)
+    known = {tag for each in documents for tag in each["tags"]}
+    for tag in wanted - known:
+        raise HeadError(f"no head in {store.location} has the tag {tag!r}; {nearest(tag, known)}")
     names = {each["lineage"]["dataset"]["name"] for each in documents}
     name = None if dataset is None else str(getattr(dataset, "name", dataset))
     if name is not None and name not in names:
@@ -133,6 +144,7 @@ def leaderboard(
         each
         for each in documents
         if name in (None, each["lineage"]["dataset"]["name"])
+        and wanted.issubset(each["tags"])
         and Variant.of(each["lineage"]).fits(asked)
     ]
     rows, order = [], {}
@@ -153,11 +165,9 @@ def _valid(store: FeatureStore) -> list[dict[str, Any]]:
     found = []
     for document in store.heads.values():
         try:
-            validate(document)
+            found.append(validate(document))
         except DamagedError as error:
             warnings.warn(str(error), FeatureStoreWarning, stacklevel=3)
-        else:
-            found.append(document)
     return found
 
 
@@ -172,9 +182,7 @@ def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, 
         "manifest": origin["dataset"]["manifest_digest"],
         "model": origin["features"]["model"],
         "layer": origin["features"]["ref"],
-        "name": document["name"],
-        "kind": document["kind"],
-        "params": document["params"],
+        **{field: document[field] for field in _SHOWN},
         "seed": document["seed"],
         **{f"{part}_{each}": measured.get(part, {}).get(each) for part, each in columns},
         "metrics": measured,

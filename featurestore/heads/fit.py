@@ -17,6 +17,7 @@ from featurestore.heads.events import HeadFitted, HeadReused, HeadWarned, OnEven
 from featurestore.heads.head import Head
 from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import measure
+from featurestore.heads.notes import Notes
 from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import Rows, check_labels
 from featurestore.versions import versions
@@ -33,6 +34,9 @@ def fit_head(
     seed: int = 0,
     save: bool = True,
     callbacks: Sequence[Any] = (),
+    name: str | None = None,
+    tags: Sequence[str] = (),
+    note: str | None = None,
     on_event: OnEvent | None = None,
 ) -> Head:
     """Fit a head on the training rows of stored features, and measure it on every split.
@@ -64,6 +68,9 @@ def fit_head(
     callbacks : sequence of keras.callbacks.Callback
         For a Keras head. What they do cannot be compared, so that a head that is trained with some
         gets an id of its own, and is never taken from the store for another call.
+    name, tags, note : str, sequence of str, str, optional
+        To find the head again. They do not decide its id: `annotate` changes them later, and a
+        head that is taken from the store gets them too.
     on_event : callable, optional
         Receives each `HeadEvent`.
 
@@ -86,6 +93,7 @@ def fit_head(
     0.93
     """
     options: dict[str, Any] = {"seed": seed, "save": save, "callbacks": callbacks}
+    options |= {"name": name, "tags": tags, "note": note}
     return fit_heads(features, [(estimator, params)], on_event=on_event, **options)[0]
 
 
@@ -96,6 +104,9 @@ def fit_heads(
     seed: int = 0,
     save: bool = True,
     callbacks: Sequence[Any] = (),
+    name: str | None = None,
+    tags: Sequence[str] = (),
+    note: str | None = None,
     on_event: OnEvent | None = None,
 ) -> list[Head]:
     """Fit several heads on one layer's features, which are read once.
@@ -106,7 +117,7 @@ def fit_heads(
         Of a labelled data set.
     wanted : sequence of (estimator, params)
         As `fit_head` takes them. All are checked before the first is fitted.
-    seed, save, callbacks, on_event
+    seed, save, callbacks, name, tags, note, on_event
         As in `fit_head`.
 
     Returns
@@ -114,6 +125,7 @@ def fit_heads(
     list of Head
         In the order of ``wanted``.
     """
+    notes = Notes.parse(name, tags, note)
     check_labels(features.dataset)
     seed = operator.index(seed)
     candidates = [candidate(each, params, features, seed, callbacks) for each, params in wanted]
@@ -122,7 +134,7 @@ def fit_heads(
             raise HeadError(f"head {each.name!r}: {each.nameless}; or fit it with save=False")
     rows = Rows(features)
     rows.check_completed()
-    fitting = _Fitting(rows, seed, save, callbacks, on_event or (lambda event: None))
+    fitting = _Fitting(rows, seed, save, callbacks, notes, on_event or (lambda event: None))
     heads: dict[str, Head] = {}
     dataset, store = features.dataset, features.store
     if save and not all(store.heads.has(each.id) for each in candidates):
@@ -145,6 +157,7 @@ class _Fitting:
     seed: int
     save: bool
     callbacks: Sequence[Any]
+    notes: Notes
     on_event: OnEvent
 
     def head(self, each: Candidate) -> Head:
@@ -156,8 +169,12 @@ class _Fitting:
             except DamagedError:
                 pass  # It is fitted again.
             else:
+                changes = self.notes.changes(head.document())
                 if self.save:
+                    if changes:
+                        store.heads.update(head.id, changes)
                     store.heads.fsync(head.id)
+                head = head.noted(changes)
                 self.on_event(HeadReused(head.id))
                 return head if head.portable else fitted_again(head, each, self.rows)
         head = self._fit(each)
@@ -189,7 +206,7 @@ class _Fitting:
             self.on_event(HeadWarned(each.id, text))
         head = Head(
             id=each.id,
-            name=each.name,
+            name=self.notes.name or each.name,
             kind=each.kind,
             _fit=lambda: estimator,
             task=rows.task,
@@ -203,8 +220,8 @@ class _Fitting:
             lineage=_lineage(features, each),
             portable=each.portable,
             best_params=_best_params(estimator),
-            tags=(),
-            note="",
+            tags=tuple(self.notes.tags),
+            note=self.notes.note or "",
             store=features.store,
         )
         metrics = measure(head, rows)

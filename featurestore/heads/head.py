@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -194,7 +194,7 @@ class Head:
         Parameters
         ----------
         head : str
-            Its id, or a unique beginning of it.
+            Its id, a unique beginning of it, or its name.
         store : FeatureStore, path or URL, optional
             By default FEATURESTORE_STORE, else ``./store``.
         estimator : str, class or estimator, optional
@@ -245,6 +245,11 @@ class Head:
             return refit(loaded, estimator)
         return replace(loaded, _fit=partial(missing_estimator, loaded))
 
+    def noted(self, changes: Mapping[str, Any]) -> Head:
+        """Return the head with another name, other tags or another note."""
+        given = {**changes, "tags": tuple(changes.get("tags", self.tags))}
+        return replace(self, **given)
+
     def _named(self, predicted: np.ndarray) -> np.ndarray:
         """Return labels: an estimator may have been fitted on class numbers."""
         if list(self.estimator.classes_) == list(self.classes):
@@ -288,15 +293,15 @@ class Head:
 
 
 def find(store: FeatureStore, text: str) -> str:
-    """Return the one id that begins with ``text``; NotFoundError offers the nearest."""
-    if store.heads.has(text):
-        return text
-    ids = store.heads.keys()
-    found = [each for each in ids if each.startswith(text)]
+    """Return the one id that begins with ``text``, or whose head has that name.
+
+    NotFoundError offers the nearest.
+    """
+    found = store.heads.matching(text)
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} heads begin with" if found else "no head"
-    offer = f"such as {found[0]!r} and {found[1]!r}" if found else nearest(text, ids)
+    what = f"{len(found)} heads are named so or begin with" if found else "no head"
+    offer = f"such as {found[0]!r} and {found[1]!r}" if found else nearest(text, store.heads.keys())
     raise NotFoundError(
         f"{what} {text!r} in {store.location}; {offer}; list them with `featurestore heads`"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -133,6 +133,45 @@ def classification(
         "log_loss": None if probabilities is None else _log_loss(truth, probabilities, columns),
         "confusion": {"classes": order, "matrix": matrix.tolist()},
     }
+
+
+def by_class(confusion: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return how well each class is predicted.
+
+    Parameters
+    ----------
+    confusion : mapping
+        ``classes`` and ``matrix`` (true class, predicted class), as `classification` returns it.
+
+    Returns
+    -------
+    list of dict
+        ``class``, ``rows``, ``precision`` (None if it was never predicted), ``recall`` (None
+        without rows), ``f1``, and ``mistaken_for``, the other class that its rows were given most.
+
+    Examples
+    --------
+    >>> by_class({"classes": ["a", "b"], "matrix": [[3, 1], [0, 2]]})[1]["precision"]
+    0.6666666666666666
+    """
+    classes, matrix = confusion["classes"], np.asarray(confusion["matrix"])
+    found = []
+    for index, name in enumerate(classes):
+        right = int(matrix[index, index])
+        rows, predicted = int(matrix[index].sum()), int(matrix[:, index].sum())
+        wrong = matrix[index].copy()
+        wrong[index] = 0
+        found.append(
+            {
+                "class": name,
+                "rows": rows,
+                "precision": right / predicted if predicted else None,
+                "recall": right / rows if rows else None,
+                "f1": 2 * right / (rows + predicted) if rows + predicted else None,
+                "mistaken_for": classes[int(wrong.argmax())] if wrong.any() else None,
+            }
+        )
+    return found
 
 
 def _positions(labels: np.ndarray, order: Sequence[Any]) -> np.ndarray:

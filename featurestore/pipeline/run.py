@@ -282,7 +282,11 @@ class _Run:
             # The digests stand for what is found at the paths.
             "spec": self.spec.model_dump(
                 mode="json",
-                exclude={"data": {"path", "root"}, "backbone": {"__all__": {"model", "weights"}}},
+                exclude={
+                    "data": {"path", "root"},
+                    "backbone": {"__all__": {"model", "weights"}},
+                    "heads": {"__all__": {"name", "tags", "note"}},
+                },
             ),
             "dataset": dataset.manifest_digest,
             "prefixes": [

@@ -11,6 +11,7 @@ from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.dataset import ScanOptions, Split
 from featurestore.extraction.planning import Dtype
 from featurestore.heads.metrics import Metric
+from featurestore.heads.notes import Line, Tags
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.settings import Settings
 
@@ -79,6 +80,9 @@ class HeadSpec(Settings):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     layers: Layers | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    name: Line | None = None
+    tags: Tags = Field(default=[])
+    note: str | None = None
 
     def takes(self, layer: str) -> bool:
         """Whether the head is fitted on a layer."""

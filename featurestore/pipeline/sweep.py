@@ -103,14 +103,21 @@ def combinations(head: HeadSpec) -> list[dict[str, Any]]:
 
 
 def fit_all(features: Features, heads: Sequence[HeadSpec], on_event: Any) -> list[Head]:
-    """Fit the heads that are meant for a layer. Heads of one seed read its features once."""
-    by_seed: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+    """Fit the heads that are meant for a layer; those of one seed and note read it once."""
+    groups: list[tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = []
     for head in heads:
-        if head.takes(features.ref):
-            named = [(head.head, params) for params in combinations(head)]
-            by_seed.setdefault(head.seed, []).extend(named)
+        if not head.takes(features.ref):
+            continue
+        options = head.model_dump(include={"seed", "name", "tags", "note"})
+        named = [(head.head, params) for params in combinations(head)]
+        for known, wanted in groups:
+            if known == options:
+                wanted += named
+                break
+        else:
+            groups.append((options, named))
     return [
         fitted
-        for seed, named in by_seed.items()
-        for fitted in fit_heads(features, named, seed=seed, on_event=on_event)
+        for options, wanted in groups
+        for fitted in fit_heads(features, wanted, on_event=on_event, **options)
     ]

@@ -127,6 +127,33 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
             whole = {**document, "id": key, "files": listing}
             write_json(self._files, f"{path}/{DOCUMENT}", whole)
 
+    def update(self, key: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change fields of a head's document, and return the document.
+
+        Parameters
+        ----------
+        key : str
+            Id of the head.
+        changes : mapping of str to JSON values
+            Neither ``id`` nor ``files``.
+        """
+        path = self.path(key)
+        with self._files.locks.acquire([path]):
+            document = {**self.get(key), **changes}
+            if changes:
+                write_json(self._files, f"{path}/{DOCUMENT}", document)
+        return document
+
+    def matching(self, text: str) -> list[str]:
+        """Return the ids that begin with a text, and of the heads that are named so.
+
+        A whole id is only itself.
+        """
+        if self.has(text):
+            return [text]
+        named = {document["id"] for document in self.values() if document.get("name") == text}
+        return [each for each in self.keys() if each in named or each.startswith(text)]
+
     def check_writable(self) -> None:
         """Raise StoreError if no head could be saved, before one is fitted."""
         probe = f"{self.folder}/probe.{uuid.uuid4().hex}{PARTIAL}"

@@ -58,8 +58,8 @@ def find(store: FeatureStore, text: str, **variant: Any) -> Item:
     ----------
     store : FeatureStore
     text : str
-        Name of a data set; id of a head or its beginning; a key of features or a part of it, as
-        `FeatureShelf.match` takes it. ``datasets/NAME`` and ``heads/ID`` are only those.
+        Name of a data set; id of a head, its beginning, or its name; a key of features or a part
+        of it, as `FeatureShelf.match` takes it. ``datasets/NAME`` and ``heads/ID`` are only those.
     **variant
         As in `FeatureShelf.match`: only features are meant.
 
@@ -72,9 +72,8 @@ def find(store: FeatureStore, text: str, **variant: Any) -> Item:
         return store.features.match(text, **variant)
     items = [item for item in store.items() if item.kind != "store"]
     exact = [each for each in items if text in _names(each)]
-    found = exact or [
-        each for each in items if each.kind == "head" and _names(each)[-1].startswith(text)
-    ]
+    heads = [] if exact else store.heads.matching(text)
+    found = exact or [each for each in items if each.kind == "head" and _names(each)[-1] in heads]
     if not exact:
         with suppress(NotFoundError):
             found.append(store.features.match(text))

@@ -6,7 +6,7 @@ from typing import Any
 import click
 import pytest
 
-from featurestore.cli.heads import parse_params, print_heads
+from featurestore.cli.heads import parse_params, print_heads, with_differing_params
 from featurestore.store.variants import Variant
 from tests.cli.conftest import Place
 from tests.toys import featurestore
@@ -125,6 +125,7 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
                 "name": "knn",
             },
             **{"params": {}, "seed": 0, "prefix": "p", "stale": None, "val_accuracy": 0.5},
+            **{"best_params": {}, "tags": [], "note": "", "portable": True},
             **Variant().to_dict(),
         }
         for name in ("others", "photos", "photos")
@@ -180,3 +181,81 @@ def test_sweep_lists_its_heads_best_first(place: Place) -> None:
     assert "taken from the store" in rows.err
     assert again.out.splitlines()[-1] == "3 heads"
     assert again.err == "fit: 3 heads taken from the store\n"
+
+
+def test_a_head_is_named_tagged_and_shown(place: Place) -> None:
+    note = ["--name", "my best", "--tag", "talk", "--note", "for Monday"]
+    head = featurestore(*TRAIN, "logistic", "--param", "C=0.5", *note, "--json").json["head"]
+
+    rows = featurestore("heads", "--tag", "talk", "--json").json
+    assert [(row["head"], row["name"], row["tags"]) for row in rows] == [
+        (head, "my best", ["talk"])
+    ]
+    shown = featurestore("heads").out.splitlines()
+    assert shown[0].split()[:3] == ["head", "tags", "parameters"]
+    assert any(line.startswith("my best") for line in shown)
+
+    tagged = featurestore(
+        "tag", "my best", "final", "--remove", "talk", "--note", "", "--json"
+    ).json
+    assert tagged == {"head": head, "name": "my best", "tags": ["final"], "note": ""}
+    assert "final" in featurestore("tag", head[:12], "final").out
+    assert "did you mean 'final'" in featurestore("heads", "--tag", "finall").error
+
+    document = featurestore("show", "my best", "--json").json
+    assert document["params"] == {"C": 0.5}
+    assert {row["class"] for row in document["classes"]["val"]} == {"blue", "green", "red"}
+    text = featurestore("show", head).out
+    assert "class: red" in text
+    assert "lineage:" in text
+    assert featurestore("show", "photos", "--json").json["name"] == "photos"
+
+
+def test_parameters_that_differ_are_shown_and_cut() -> None:
+    def row(head: str, best: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
+        return {"name": head, "params": params, "best_params": best or {}}
+
+    rows = with_differing_params(
+        [
+            row("logistic", C=0.1, max_iter=500),
+            row("logistic", C=1, max_iter=500),
+            row("logistic", C=1, max_iter=500, tol=0.1),
+            row("knn", n_neighbors=3),
+            row("search", {"C": 10}, estimator={"class": "sklearn.svm.SVC"}, param_grid={}, cv=3),
+        ]
+    )
+    assert [each["params"] for each in rows] == [
+        {"C": 0.1},
+        {"C": 1},
+        {"C": 1, "tol": 0.1},
+        {"n_neighbors": 3},
+        {"cv": 3, "C": 10},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"), [("logreg", "logistic"), ("rf", "forest"), ("MLP", "dense")]
+)
+def test_common_names_of_heads_are_suggested(place: Place, asked: str, meant: str) -> None:
+    assert f"did you mean '{meant}'?" in featurestore(*TRAIN, asked).error
+    Path("sweep.yaml").write_text(SWEEP.replace("- knn", f"- {asked}"))
+    error = featurestore("sweep", "sweep.yaml").error
+    assert error.startswith("sweep.yaml:5: heads.0")
+    assert f"did you mean '{meant}'?" in error
+
+
+def test_an_estimator_by_import_path(place: Place) -> None:
+    head = featurestore(*TRAIN, "tests.heads.own_estimators.Nearest", "--json").json["head"]
+    assert featurestore("show", head, "--json").json["portable"] is False
+    assert featurestore(*TRAIN, "tests.heads.own_estimators.Nearest").err.startswith("fit: 1 head")
+    error = featurestore("promote", head, "-o", "x.keras").error
+    assert error.startswith("Nearest has no Keras form and cannot be promoted")
+
+
+def test_keras_heads_take_training_options(place: Place) -> None:
+    options = {"epochs": 9, "early_stopping": 1, "class_weight": "{red: 2.0}", "optimizer": "adamw"}
+    params = [word for name, value in options.items() for word in ("--param", f"{name}={value}")]
+    head = featurestore(*TRAIN, "dense", *params, "--json").json["head"]
+    found = featurestore("show", head, "--json").json
+    assert found["params"]["class_weight"] == {"dict": [["red", 2.0]]}
+    assert "no optimizer of Keras" in featurestore(*TRAIN, "dense", "--param", "optimizer=a").error

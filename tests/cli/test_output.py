@@ -145,3 +145,34 @@ def test_sizes(count: float, shown: str) -> None:
 
 def test_plurals() -> None:
     assert [plural(count, "file") for count in (0, 1, 1234)] == ["0 files", "1 file", "1,234 files"]
+
+
+def test_long_cells_are_cut_to_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = {f"parameter_{number}": number for number in range(99)}
+    rows = [{"name": "logistic", "params": params, "id": "x-123"}, {"name": "knn", "id": "y-456"}]
+    print_table(rows, ["name", "params", "id"], cut="params")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines[1]) < 90
+    assert "parameter_1=1 paramet" in lines[1]
+    assert lines[1].endswith("…  x-123")
+
+    terminal = StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "50")
+    print_table(rows, ["name", "params", "id"], cut="params")
+    lines = [line.rstrip() for line in ESCAPE.sub("", terminal.getvalue()).splitlines()]
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 50
+    assert lines[1].endswith("…  x-123")
+
+
+def test_parameters_in_canonical_form_are_short() -> None:
+    params = {
+        "weights": {"dict": [["cat", 2.0], ["dog", 1]]},
+        "estimator": {"class": "sklearn.svm._classes.SVC", "params": {}},
+        "missing": {"float": "nan"},
+    }
+    assert cell(params) == "weights={cat:2,dog:1} estimator=SVC missing=nan"

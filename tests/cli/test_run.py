@@ -72,6 +72,7 @@ def row(head: str, value: float | None, metric: str = "accuracy", **more: Any) -
     return {
         **{"model": "m", "prefix": "0" * 12, **Variant().to_dict()},
         **{"head": head, "on": "features", "name": "h", "layer": "l", "params": {}, "seed": 0},
+        "best_params": {},
         **{"seconds": 1.0, "metrics": {"val": {metric: value}}, **more},
     }
 
@@ -103,19 +104,19 @@ def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = [
-        row(f"{on}-{seed}", value + seed / 100, on=on, seed=seed)
+        row(f"h-{on}{seed}", value + seed / 100, on=on, seed=seed)
         for on, value in (("features", 0.9), ("pixels", 0.5))
         for seed in (3, 7)
     ]
     selection = {"split": "val", "metric": "accuracy"}
 
-    print_heads({"heads": rows, "selection": selection, "selected": "features-7"})
+    print_heads({"heads": rows, "selection": selection, "selected": "h-features7"})
 
     head, *body = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert head == "head parameters seed layer val accuracy val on pixels seconds id"
     assert body == [
-        "* h - 7 l 0.970 0.570 1.000 features-7",
-        "h - 3 l 0.930 0.530 1.000 features-3",
+        "* h - 7 l 0.970 0.570 1.000 h-features7",
+        "h - 3 l 0.930 0.530 1.000 h-features3",
     ]
 
 

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
+
+from featurestore.errors import DamagedError
+from featurestore.features import Features
+from featurestore.heads import describe_head, fit_head
+from featurestore.heads.metrics import by_class
+
+
+def test_everything_of_a_head(three: Features) -> None:
+    head = fit_head(three, GridSearchCV(SVC(), {"C": [0.1, 1.0]}), note="why")
+    found = describe_head("GridSearchCV", three.store)
+    json.dumps(found, allow_nan=False)
+    assert found["id"] == head.id
+    assert found["best_params"] == head.best_params == head.estimator.best_params_
+    assert found["note"] == "why"
+    assert found["stale"] is None
+    assert found["metrics"]["val"]["accuracy"] == head.metrics["val"]["accuracy"]
+    assert found["lineage"] == head.lineage
+    rows = found["classes"]["val"]
+    assert [row["class"] for row in rows] == ["ant", "bee", "cat"]
+    assert sum(row["rows"] for row in rows) == head.metrics["val"]["rows"]
+    f1 = sum(row["f1"] for row in rows) / len(rows)
+    assert f1 == pytest.approx(head.metrics["val"]["macro_f1"])
+
+
+def test_numbers_have_no_classes(numbers: Features) -> None:
+    fit_head(numbers, "ridge")
+    assert "classes" not in describe_head("ridge", numbers.store)["metrics"]
+
+
+def test_what_each_class_is_mistaken_for() -> None:
+    never, rare = by_class({"classes": ["never", "rare"], "matrix": [[0, 0], [0, 0]]})
+    assert never["precision"] is never["recall"] is never["f1"] is rare["mistaken_for"] is None
+    matrix = [[3, 1, 0], [0, 2, 0], [2, 0, 0]]
+    a, b, c = by_class({"classes": ["a", "b", "c"], "matrix": matrix})
+    assert (a["precision"], a["recall"], a["mistaken_for"]) == (0.6, 0.75, "b")
+    assert (b["mistaken_for"], c["mistaken_for"], c["precision"]) == (None, "a", None)
+
+
+def test_a_damaged_confusion_matrix(three: Features) -> None:
+    head = fit_head(three, "knn")
+    document = three.store.heads.get(head.id)
+    lineage = {**document, "id": "forged"}
+    three.store.heads.save("forged", lineage, {"confusion.json": b'{"val": 3}'})
+    with pytest.raises(DamagedError, match="not a confusion matrix"):
+        describe_head("forged", three.store)
