@@ -20,6 +20,8 @@ Edge = tuple[int, int]  # a node's number and which of its outputs
 
 # Names of the layers around a backbone in a cut or promoted model.
 RESERVED = ("image", "resizing", "scaling_bgr", "scaling", "reduction")
+# What TensorFlow takes as the name of a layer.
+_GRAPH_NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>:-]*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +206,11 @@ def flatten(model: Any) -> Graph:
             raise BackboneError(
                 f"layer {node.name!r} ({node.kind}) is stateful: its result for an image depends on"
                 " the images before it; build it with stateful=False"
+            )
+        if not _GRAPH_NAME.fullmatch(node.operation.name):
+            raise BackboneError(
+                f"layer {node.operation.name!r} has a name that TensorFlow cannot compile; rename "
+                "it in Latin letters and digits, not beginning with an underscore: layer.name = …"
             )
     shape = tuple(graph.nodes[0].outputs[0].shape)
     if len(shape) != 4 or shape[3] != 3:
