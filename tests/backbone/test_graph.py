@@ -132,7 +132,7 @@ def test_a_layer_that_remembers_is_refused(wrap):
 
 def test_a_name_that_tensorflow_refuses_is_refused_at_once():
     image = keras.Input((8, 8, 3))
-    with pytest.raises(BackboneError, match="'Faltung ä' has a name .* rename it"):
+    with pytest.raises(BackboneError, match=r"'Faltung ä' has a name .* rename it"):
         flatten(keras.Model(image, layers.Conv2D(2, 3, name="Faltung ä")(image)))
 
 
