@@ -39,7 +39,15 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
 
 
 @click.command("promote")
-@click.argument("head")
+@click.argument("head", required=False)
+@click.option(
+    "--best",
+    is_flag=False,
+    flag_value="",
+    metavar="[DATASET]",
+    help="Instead of HEAD: of the heads of DATASET that can be promoted, the best by accuracy (or "
+    "R²) on the validation split.",
+)
 @click.option(
     "--unfreeze",
     metavar="L",
@@ -113,7 +121,8 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
 @store_option
 @json_option
 def promote_command(
-    head: str,
+    head: str | None,
+    best: str | None,
     output: str,
     store: str,
     as_json: bool,
@@ -124,29 +133,39 @@ def promote_command(
 ) -> None:
     """Fuse HEAD onto its backbone, prove that they agree, fine-tune, and write one Keras model.
 
-    HEAD is an id that `featurestore heads` lists, or the beginning of one. The epoch with the
-    lowest validation loss is written, or the model before fine-tuning if its loss is lower still.
+    HEAD is an id that `featurestore heads` lists, the beginning of one, or the name of a head. The
+    epoch with the lowest validation loss is written, or the model before fine-tuning if its loss is
+    lower still.
 
     \b
     Example:
       featurestore promote logistic-3fa9 --unfreeze block5 --epochs 3 -o flowers.keras
+      featurestore promote --best flowers -o flowers.keras
     """
     from featurestore.store import FeatureStore
 
+    if (head is None) == (best is None):
+        raise click.UsageError("give a HEAD that `featurestore heads` lists, or --best [DATASET]")
     opened = FeatureStore(store)
     with Progress() as progress:
-        with progress.busy(f"load {head}"):
+        with progress.busy(f"load {head or 'the best head'}"):
             from featurestore.promotion import check_target, promote
+            from featurestore.promotion.choice import best_promotable
             from featurestore.promotion.origin import load_origin
 
             check_target(output)
+            if head is None:
+                chosen, passed = best_promotable(opened, best or None)
+                head = chosen.id
+                no_form = f", after {', '.join(passed)}, without Keras form" if passed else ""
+                progress.say(f"best: {head} on {chosen.key.short.model} {chosen.key.ref}{no_form}")
             fitted, backbone, data = load_origin(opened, head, model=model, weights=weights)
         promotion = promote(fitted, backbone, data=data, on_event=progress, **options)
         with progress.busy(f"write {output}"):
             promotion.save(output, images)
     report = promotion.report
     if as_json:
-        print_json({"model": str(Path(output)), **report})
+        print_json({"model": str(Path(output)), "head": fitted.id, **report})
         return
     print_splits({"before": promotion.before, "after": promotion.after}, bool(promotion.history))
     if promotion.fine_tuning:

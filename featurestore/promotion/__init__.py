@@ -9,6 +9,7 @@
     saved        model files with class names              seen        samples a model has seen
     inference    predictions from images                   evaluation  metrics, by what was seen
     carried      what the layers carry                      listing     images to predict
+    choice       the best head that can be promoted         origin      backbone and data of a head
 
 The names below are loaded on first use: reading the options imports no Keras.
 """

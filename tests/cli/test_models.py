@@ -24,7 +24,7 @@ def model(place: Place, promoted: Path) -> str:
 def test_the_options_of_promote_are_those_of_the_library() -> None:
     options = {each.name for each in promote_command.params}
 
-    own = {"head", "output", "store", "as_json", "model", "weights", "images"}
+    own = {"head", "best", "output", "store", "as_json", "model", "weights", "images"}
     assert options - own == set(FineTuning.model_fields)
 
 
@@ -38,6 +38,27 @@ def test_promote_fuses_and_proves(place: Place) -> None:
     assert result.json["before"] == result.json["after"]
     assert Path("out.keras").is_file()
     assert [line.partition(":")[0] for line in result.err.splitlines()] == ["proof", "proof"]
+
+
+def test_promote_takes_the_best_head_that_has_a_keras_form(place: Place) -> None:
+    rows = featurestore("heads", "photos", "--json").json
+    best = next(row["head"] for row in rows if row["name"] == "logistic")
+    passed = [row["head"] for row in rows[: [row["head"] for row in rows].index(best)]]
+
+    result = featurestore("promote", "--best", "-o", "out.keras", "--json")
+    assert f"best: {best} on tiny conv_b:avg" in result.err
+    assert result.json["head"] == best
+    assert all(head in result.err.splitlines()[0] for head in passed)
+    assert Path("out.keras").is_file()
+
+    featurestore("scan", "photos", "--val", "0.4")
+    error = featurestore("promote", "--best", "photos", "-o", "x.keras").error
+    assert error.startswith("none of the 0 heads of data set 'photos' on its present state")
+    assert (
+        "did you mean 'photos'" in featurestore("promote", "--best", "photo", "-o", "x.keras").error
+    )
+    for wrong in (["promote", "-o", "x.keras"], ["promote", "knn", "--best", "-o", "x.keras"]):
+        assert featurestore(*wrong).status == 2
 
 
 @pytest.mark.slow
