@@ -27,6 +27,7 @@ A message says in one line what was found, what was expected, and how to fix it.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -147,6 +148,22 @@ def received(value: object) -> str:
         where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
         return f"of type {where}{kind.__qualname__}"
     return f"{shown} ({kind.__name__})" if value is not None else shown
+
+
+def path_text(
+    value: object, what: str, expected: str, error: type[FeatureStoreError] = InputError
+) -> str:
+    """Return a path or name as text; raise ``error`` if the value is neither.
+
+    Examples
+    --------
+    >>> path_text(3, "the model file", "the path of a .keras file")
+    Traceback (most recent call last):
+    featurestore.errors.InputError: the model file is 3 (int); expected the path of a .keras file
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise error(f"{what} is {received(value)}; expected {expected}")
+    return os.fspath(value)
 
 
 def refuse_newer(found: int, known: int, where: str) -> None:

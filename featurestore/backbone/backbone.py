@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from featurestore.backbone.network import Network
 from featurestore.backbone.preprocessing import Preprocessing, Size
 from featurestore.backbone.recognition import find_preprocessing
 from featurestore.backbone.refs import LayerRef
-from featurestore.errors import BackboneError, nearest, one_line
+from featurestore.errors import BackboneError, nearest, one_line, path_text, received
 
 
 class Backbone(Network):
@@ -56,6 +58,28 @@ class Backbone(Network):
             relative to the largest activation: about 1e-6 for most networks in float32.
         """
         return numerics.amplification(self, refs, images)
+
+    @classmethod
+    def of(cls, model: Any) -> Backbone:
+        """Return a backbone as it is, or make one of what stands for one.
+
+        Parameters
+        ----------
+        model : Backbone, str, path or keras.Model
+            A name or a file as in :meth:`open`; a Keras model as in :meth:`from_model`, under its
+            own name.
+        """
+        if isinstance(model, cls):
+            return model
+        if isinstance(model, str | os.PathLike):
+            return cls.open(model)
+        keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
+        if keras is not None and isinstance(model, keras.Model):
+            return cls.from_model(model, name=model.name)
+        raise BackboneError(
+            f"the backbone is {received(model)}; expected a Backbone, the name of a "
+            "keras.applications network, a model file or a keras.Model"
+        )
 
     @classmethod
     def from_application(
@@ -162,6 +186,10 @@ class Backbone(Network):
         The model is not changed, and training it later does not change the backbone. Options are
         those of :meth:`from_file`.
         """
+        import keras
+
+        if not isinstance(model, keras.Model):
+            raise BackboneError(f"the model is {received(model)}; expected a keras.Model")
         graph = flatten(model)
         preprocessing = find_preprocessing(graph, model.name, **options)
         spec = {"source": "model", "name": name, **preprocessing.to_dict()}
@@ -185,7 +213,7 @@ class Backbone(Network):
 
     @classmethod
     def open(
-        cls, model: str | Path, *, weights: str | Path | None = None, **options: Any
+        cls, model: str | os.PathLike[str], *, weights: str | Path | None = None, **options: Any
     ) -> Backbone:
         """Make a backbone from what the command line takes as MODEL.
 
@@ -199,7 +227,8 @@ class Backbone(Network):
             Of :class:`Preprocessing`; None means the default.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        text = str(model)
+        what = "the name of a keras.applications network, or a model file"
+        text = path_text(model, "the model", what, BackboneError)
         if text.casefold() == "pixels":
             return cls.pixels(**given)
         if application(text) is None and (Path(text).is_file() or Path(text).suffix):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from featurestore.errors import BackboneError
+from featurestore.errors import BackboneError, received
 
 Reduction = Literal["avg", "max"]
 REDUCTIONS: tuple[Reduction, ...] = ("avg", "max")
@@ -45,6 +45,10 @@ class LayerRef:
         """
         if isinstance(text, LayerRef):
             return text
+        if not isinstance(text, str):
+            raise BackboneError(
+                f"a layer ref is {received(text)}; expected text such as 'block5_pool:avg'"
+            )
         layer, colon, reduction = text.partition(":")
         if not layer or (colon and reduction not in REDUCTIONS):
             raise BackboneError(

@@ -14,26 +14,11 @@ from featurestore.cli.options import (
 )
 from featurestore.cli.output import plural, print_json, print_table, printable, size
 from featurestore.cli.progress import Progress
-from featurestore.errors import NotFoundError
+from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.extraction import ExtractionPlan
-    from featurestore.store import FeatureStore
-
-
-def open_store(location: str, data: str, *, write: bool = True) -> FeatureStore:
-    """Open the store for work on DATA; a new one is made only if there is such data."""
-    from featurestore.dataset import Dataset
-    from featurestore.dataset.source import is_place
-    from featurestore.store import FeatureStore
-
-    try:
-        return FeatureStore(location, create=write and is_place(data))
-    except NotFoundError:
-        if not is_place(data):
-            Dataset.open(data)  # says that there is no such place, and what is near
-        return FeatureStore("memory://nothing-stored-yet", create=True)
 
 
 def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
@@ -69,7 +54,7 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
       featurestore scan photos/ --val 0.2 --test 0.1
       featurestore scan visits.csv --image-column file --label-column species
     """
-    opened = open_store(store, data)
+    opened = FeatureStore.for_data(data, store)
     with Progress() as progress:
         dataset = open_data(data, opened, progress, rescan=True, **options)
     opened.datasets.add(dataset)
@@ -158,7 +143,7 @@ def extract_command(
     from featurestore.dataset import ScanOptions
 
     scanning = {name: options.pop(name) for name in ("name", *ScanOptions.model_fields)}
-    opened = open_store(store, data, write=not dry_run)
+    opened = FeatureStore.for_data(data, store, write=not dry_run)
     with Progress() as progress:
         with progress.busy(f"load {model}"):
             from featurestore.backbone import Backbone, LayerRef

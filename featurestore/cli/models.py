@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from featurestore.cli.data import open_store
 from featurestore.cli.options import (
     Command,
     image_column_option,
@@ -22,6 +21,7 @@ from featurestore.cli.options import (
 from featurestore.cli.output import cell, check_table, plural, print_json, print_table, write_table
 from featurestore.cli.progress import Progress
 from featurestore.promotion.fine_tuning import FineTuning
+from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
     from featurestore.promotion import Prediction
@@ -142,8 +142,6 @@ def promote_command(
       featurestore promote logistic-3fa9 --unfreeze block5 --epochs 3 -o flowers.keras
       featurestore promote --best flowers -o flowers.keras
     """
-    from featurestore.store import FeatureStore
-
     if (head is None) == (best is None):
         raise click.UsageError("give a HEAD that `featurestore heads` lists, or --best [DATASET]")
     opened = FeatureStore(store)
@@ -252,18 +250,11 @@ def evaluate_command(
     """
     with Progress() as progress:
         with progress.busy(f"load {model}"):
-            from featurestore.dataset import Dataset
-            from featurestore.dataset.source import is_place
             from featurestore.promotion import load_model
-            from featurestore.promotion.evaluation import Evaluation
+            from featurestore.promotion.evaluation import Evaluation, open_data
 
             promoted = load_model(model, classes)  # before a long scan
-        # A place is scanned as it is: no store decides what is measured.
-        if is_place(data):
-            dataset = Dataset.open(data, on_event=progress, **columns)
-        else:
-            opened = open_store(store, data, write=False)
-            dataset = opened.datasets.open(data, on_event=progress, **columns)
+        dataset = open_data(data, store, progress, **columns)
         with progress.busy(f"evaluate {model}"):
             evaluation = Evaluation.of(promoted, dataset)
     metrics = evaluation.metrics

@@ -22,13 +22,13 @@ from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.scan import OnEvent, read_scanned
-from featurestore.dataset.source import absolute
-from featurestore.dataset.splits import SPLITS, Splits
+from featurestore.dataset.source import absolute, text_of
+from featurestore.dataset.splits import Splits, named
 from featurestore.dataset.summary import summarize
 from featurestore.dataset.table import scan_frame, scan_table
 from featurestore.dataset.table_file import is_frame
 from featurestore.digests import ROW_BYTES, digest_fields, digest_set, row_id
-from featurestore.errors import DatasetError, nearest
+from featurestore.errors import DatasetError
 
 if TYPE_CHECKING:
     import pandas
@@ -118,7 +118,7 @@ class Dataset:
         if root is not None:
             given["root"] = absolute(root)
         how = ScanOptions.of({**splits, **given})
-        source = None if is_frame(data) else absolute(_place(data))
+        source = None if is_frame(data) else absolute(text_of(data))
         if source is None and name is None:
             raise DatasetError("a DataFrame has no name: Dataset.open(frame, name='photos')")
         name = checked_name(default_name(str(source)) if name is None else name)
@@ -352,14 +352,13 @@ class Dataset:
         Parameters
         ----------
         split : str, optional
-            ``train``, ``val`` or ``test``; by default all.
+            ``train``, ``val`` or ``test``, or a word for one such as ``validation``; by default
+            all.
         labelled : bool, optional
             True leaves out the rows without a label, False keeps them. By default they are left
             out if the data set has labels; `Features` follows the same rule.
         """
-        if split is not None and split not in SPLITS:
-            raise DatasetError(f"no split {split!r}: {nearest(split, SPLITS)}")
-        kept = np.ones(len(self), bool) if split is None else self.splits == split
+        kept = np.ones(len(self), bool) if split is None else self.splits == named(split)
         if labelled or (labelled is None and self.task is not None):
             kept &= np.array([each is not None for each in self.samples.labels], bool)
         return np.flatnonzero(kept)
@@ -427,12 +426,3 @@ class Dataset:
         digests = {"digest": self.digest, "manifest_digest": self.manifest_digest}
         whole = {"dataset": self.name, "source": self.source, **digests, "rows": len(self)}
         return {**whole, **summarize(self.samples)}
-
-
-def _place(data: Any) -> str | os.PathLike[str]:
-    if not isinstance(data, str | os.PathLike):
-        raise DatasetError(
-            f"received a {type(data).__name__}, expected the path or URI of a folder or table, or "
-            "a DataFrame; for arrays, Dataset.from_arrays(X, y, name='photos')"
-        )
-    return data

@@ -7,7 +7,7 @@ import re
 import stat
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from featurestore.errors import one_line
+from featurestore.errors import DatasetError, one_line, path_text
 
 # A file is held in memory while it is decoded; anything larger is a video or an archive.
 MAX_BYTES = 2**30
@@ -33,6 +33,15 @@ def is_uri(source: str) -> bool:
 def is_place(data: str) -> bool:
     """Whether this is a folder, file or URI, and so not the name of a data set."""
     return is_uri(data) or os.path.exists(data)
+
+
+def text_of(data: object) -> str:
+    """Return the text of a name or place; DatasetError for what is neither."""
+    expected = (
+        "a Dataset, the path or URI of a folder or table, the name of a data set, or a DataFrame "
+        "as Dataset.open(frame, name=…); for arrays, Dataset.from_arrays(X, y, name=…)"
+    )
+    return path_text(data, "the data set", expected, DatasetError)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from featurestore.digests import unit_interval
+from featurestore.errors import InputError, nearest, received
 from featurestore.settings import Settings
 
 Split = Literal["train", "val", "test"]
@@ -135,6 +136,26 @@ class Splits(Settings):
 def _at_least_one(fraction: float, wanted: int, count: int) -> int:
     """Return how many of a class's samples a split takes: at least one, never all."""
     return min(max(wanted, 1), count - 1) if fraction else 0
+
+
+def named(text: Any) -> Split:
+    """Return the split that a word stands for.
+
+    Raises
+    ------
+    InputError
+        If it stands for none.
+
+    Examples
+    --------
+    >>> named("validation")
+    'val'
+    """
+    found = meaning(text) if isinstance(text, str) else None
+    if found is None:
+        shown = repr(text) if isinstance(text, str) else received(text)
+        raise InputError(f"no split {shown}; {nearest(str(text), SPLITS)}")
+    return found
 
 
 def meaning(name: str) -> Split | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from featurestore.errors import InputError, NotFoundError, StoreError
+from featurestore.errors import InputError, NotFoundError, StoreError, received
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
+    import keras
+
     from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
 
@@ -192,9 +195,9 @@ class ExtractionPlan:
 
 
 def plan(
-    dataset: Dataset,
-    backbone: Backbone,
-    layers: Sequence[str],
+    data: Dataset | str | os.PathLike[str],
+    backbone: Backbone | str | os.PathLike[str] | keras.Model,
+    layers: LayerRef | str | Iterable[LayerRef | str],
     store: StoreLike = None,
     *,
     dtype: str = "float16",
@@ -204,12 +207,8 @@ def plan(
 
     Parameters
     ----------
-    dataset : Dataset
-        The samples.
-    backbone : Backbone
-        The frozen model.
-    layers : sequence of str
-        Layer refs such as ``"block4_pool"`` or ``"block5_pool:avg"``.
+    data, backbone, layers
+        As in :func:`extract`.
     store : FeatureStore, path or URL, optional
         Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
         ``./store``.
@@ -229,27 +228,55 @@ def plan(
     InputError
         For an unknown type, a batch size below 1 or an empty list of layers.
     """
+    request = Request.of(backbone, layers, dtype, batch_size)
+    opened = FeatureStore.for_data(data, store, write=False)
+    return request.plan(opened.datasets.open(data), opened)
+
+
+def refs_of(layers: Any) -> tuple[LayerRef, ...]:
+    """Return one or several layer refs, each once."""
     from featurestore.backbone import LayerRef
 
-    store = _present(store)
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
-    if batch_size < 1:
-        raise InputError(f"batch size is {batch_size}; expected 1 or more, such as 32")
-    names = [layers] if isinstance(layers, str) else layers
-    refs = list(dict.fromkeys(map(LayerRef.parse, names)))
-    if not refs:
-        raise InputError("no layers given; name at least one, see `featurestore layers`")
-    plans = tuple(_plan_layer(dataset, backbone, ref, store, dtype) for ref in refs)
-    return plan_units(plans, len(dataset), batch_size, backbone.input_size)
+    names = [layers] if isinstance(layers, str | LayerRef) else layers
+    if not isinstance(names, Iterable):
+        raise InputError(
+            f"the layers are {received(layers)}; expected layer refs such as 'block5_pool:avg'"
+        )
+    return tuple(dict.fromkeys(map(LayerRef.parse, names)))
 
 
-def _present(store: StoreLike) -> FeatureStore:
-    """Open a store; where there is none yet, an empty one stands for it."""
-    try:
-        return FeatureStore.of(store)
-    except NotFoundError:
-        return FeatureStore("memory://nothing-stored-yet", create=True)
+@dataclass(frozen=True)
+class Request:
+    """What an extraction is asked for: a backbone, where to cut it, and how to store that."""
+
+    backbone: Backbone
+    refs: tuple[LayerRef, ...]
+    dtype: str
+    batch_size: int
+
+    @classmethod
+    def of(cls, backbone: Any, layers: Any, dtype: str, batch_size: int) -> Request:
+        """Check what :func:`plan` takes; raises as it does."""
+        from featurestore.backbone import Backbone
+
+        if dtype not in DTYPES:
+            raise InputError(f"dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch size is {batch_size!r}; expected 1 or more, such as 32")
+        refs = refs_of(layers)
+        if not refs:
+            raise InputError("no layers given; name at least one, see `featurestore layers`")
+        network = Backbone.of(backbone)
+        for ref in refs:
+            network.shape(ref)
+        return cls(network, refs, dtype, batch_size)
+
+    def plan(self, dataset: Dataset, store: FeatureStore) -> ExtractionPlan:
+        """Return what is missing in a store."""
+        layers = tuple(
+            _plan_layer(dataset, self.backbone, ref, store, self.dtype) for ref in self.refs
+        )
+        return plan_units(layers, len(dataset), self.batch_size, self.backbone.input_size)
 
 
 def plan_units(

@@ -12,7 +12,7 @@ from featurestore.errors import ExtractionError, FeatureStoreError
 from featurestore.extraction.events import BackboneLoading, OnEvent
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import LayerPlan, plan_units
-from featurestore.store import Damage, FeatureGroup, FeatureStore, Item, StoreLike
+from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, Item, StoreLike
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -47,7 +47,7 @@ _HELP = {
 
 def repair(
     store: StoreLike = None,
-    key: str | None = None,
+    key: str | FeatureKey | None = None,
     *,
     backbone: Backbone | None = None,
     on_event: OnEvent | None = None,
@@ -62,8 +62,8 @@ def repair(
     ----------
     store : FeatureStore, path or URL, optional
         By default FEATURESTORE_STORE, else ``./store``.
-    key : str, optional
-        Feature key, or a part of one: repair only these features. By default the whole store.
+    key : str or FeatureKey, optional
+        A feature key, or a part of one: repair only these features. By default the whole store.
     backbone : Backbone, optional
         By default rebuilt as it was for the extraction.
     on_event : callable, optional

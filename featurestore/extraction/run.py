@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
 from featurestore.errors import (
@@ -18,13 +19,15 @@ from featurestore.errors import (
 )
 from featurestore.extraction.events import OnEvent
 from featurestore.extraction.executor import Executor
-from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
+from featurestore.extraction.planning import ExtractionPlan, LayerPlan, Request, refs_of
 from featurestore.features import Features
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone
+    import keras
+
+    from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
 
 
@@ -84,8 +87,11 @@ class Extraction(dict[str, Features]):
         self.dataset = dataset
         self.seconds = seconds
 
-    def __missing__(self, ref: str) -> NoReturn:
-        raise NotFoundError(f"layer {ref!r} was not extracted; {nearest(ref, self)}")
+    def __missing__(self, ref: Any) -> Features:
+        text = str(ref)
+        if text != ref and text in self:  # a LayerRef
+            return self[text]
+        raise NotFoundError(f"layer {text!r} was not extracted; {nearest(text, self)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, as ``featurestore extract --json`` prints them."""
@@ -103,9 +109,9 @@ class Extraction(dict[str, Features]):
 
 
 def extract(
-    dataset: Dataset,
-    backbone: Backbone,
-    layers: Sequence[str],
+    data: Dataset | str | os.PathLike[str],
+    backbone: Backbone | str | os.PathLike[str] | keras.Model,
+    layers: LayerRef | str | Iterable[LayerRef | str],
     store: StoreLike = None,
     *,
     boundaries: Sequence[str] = (),
@@ -120,11 +126,12 @@ def extract(
 
     Parameters
     ----------
-    dataset : Dataset
-        The samples; their manifest is recorded in the store.
-    backbone : Backbone
-        The frozen model.
-    layers : sequence of str
+    data : Dataset, str or path
+        The samples: a data set, a folder, a table, or the name of a data set in the store. Their
+        manifest is recorded in the store.
+    backbone : Backbone, str, path or keras.Model
+        The frozen model: see :meth:`Backbone.of`.
+    layers : str or LayerRef, or several
         Layer refs such as ``"block4_pool"`` or ``"block5_pool:avg"``.
     store : FeatureStore, path or URL, optional
         Where the features are stored; made if there is none at that place. By default
@@ -163,11 +170,11 @@ def extract(
     (3670, 512)
     """
     started = time.perf_counter()
-    store = FeatureStore.of(store, create=True)
-    settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
-    ordinary = [layers] if isinstance(layers, str) else [*layers]
-    layers = [*ordinary, *boundaries]
-    asked = plan(dataset, backbone, layers, store, **settings)
+    ordinary = refs_of(layers)
+    request = Request.of(backbone, [*ordinary, *refs_of(boundaries)], dtype, batch_size)
+    store = FeatureStore.for_data(data, store)
+    dataset = store.datasets.open(data, on_event=on_event)
+    asked = request.plan(dataset, store)
     marked = _to_mark(asked, ordinary, store)
     while True:
         _replace(asked, dataset, store)
@@ -177,16 +184,14 @@ def extract(
             # Locked, and then referred to by a manifest: gc removes neither.
             store.datasets.add(dataset)
             groups = {
-                str(layer.ref): _open(
-                    layer, dataset, backbone, store, batch_size, boundary=layer.key in marked
-                )
+                str(layer.ref): _open(layer, dataset, request, store, boundary=layer.key in marked)
                 for layer in asked.layers
             }
-            decided = plan(dataset, backbone, layers, store, **settings)
+            decided = request.plan(dataset, store)
             if any(layer.replaces for layer in decided.layers):
                 asked = decided
                 continue  # Another process has just created them, as float16.
-            executor = Executor(decided, dataset, backbone, groups, store, on_event)
+            executor = Executor(decided, dataset, request.backbone, groups, store, on_event)
             written = executor.run(decided.units)
             for layer in decided.layers:
                 store.features.fsync(layer.key)
@@ -196,13 +201,10 @@ def extract(
 
 
 def _to_mark(
-    asked: ExtractionPlan, ordinary: Sequence[str], store: FeatureStore
+    asked: ExtractionPlan, ordinary: Sequence[LayerRef], store: FeatureStore
 ) -> set[FeatureKey]:
     """Return the keys of boundary arrays: nobody asks, or asked, for them as features."""
-    from featurestore.backbone import LayerRef
-
-    refs = set(map(LayerRef.parse, ordinary))
-    others = [layer.key for layer in asked.layers if layer.ref not in refs]
+    others = [layer.key for layer in asked.layers if layer.ref not in ordinary]
     has = store.features.has
     return {key for key in others if not has(key) or store.features.get(key).is_boundary}
 
@@ -220,19 +222,19 @@ def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> No
 def _open(
     layer: LayerPlan,
     dataset: Dataset,
-    backbone: Backbone,
+    request: Request,
     store: FeatureStore,
-    batch_size: int,
     *,
     boundary: bool,
 ) -> FeatureGroup:
+    backbone = request.backbone
     if store.features.has(layer.key):
         if not boundary:
             store.features.unmark(layer.key)
         return store.features.get(layer.key)
     provenance = {
         "command": extract_command(dataset, backbone, str(layer.ref)),
-        "batch_size": batch_size,
+        "batch_size": request.batch_size,
         "backbone": backbone.spec,
         "prefix": backbone.prefix_fields(layer.ref.layer),
         "versions": versions(),

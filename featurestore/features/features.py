@@ -111,9 +111,12 @@ class Features:
         --------
         >>> features = Features.open("photos", "out_relu:avg")  # doctest: +SKIP
         """
+        from featurestore.backbone import LayerRef
         from featurestore.features.stored import one_stored
 
-        return one_stored(FeatureStore.of(store), dataset, str(layer), model, **variant)
+        if not isinstance(layer, str):
+            layer = str(LayerRef.parse(layer))
+        return one_stored(FeatureStore.of(store), dataset, layer, model, **variant)
 
     def completed(self) -> Features:
         """Return the features of the rows that are stored now, leaving out missing blocks.

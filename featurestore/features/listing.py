@@ -27,7 +27,7 @@ def list_features(store: FeatureStore, **variant: Any) -> list[dict[str, Any]]:
         disk), ``state``, ``boundary`` (whether only fine-tuning asked for it), ``prefix`` and the
         fields of `Variant`.
     """
-    asked, names, rows = Variant(**variant), _names(store), []
+    asked, names, rows = Variant.asking(variant), _names(store), []
     for group in store.features.values():
         found = Variant.of(group.provenance)
         if not found.fits(asked):

@@ -52,9 +52,9 @@ def stored(
     NotFoundError
         If there are none; the message lists what is stored.
     """
-    asked = Variant(**variant)
+    asked = Variant.asking(variant)
     models = [os.fspath(model)] if isinstance(model, str | os.PathLike) else list(model or ())
-    loaded = _loaded(store, dataset)
+    loaded = store.datasets.load(dataset)
     what = repr(loaded.name) + (f" at layer {layer!r}" if layer else "")
     command = _command(loaded, models[0] if models else "M", layer)
     readable, damages = store.features.survey()
@@ -85,12 +85,6 @@ def without_boundaries(found: Sequence[Features]) -> list[Features]:
             f"name one as the layer, or run `{_command(found[0].dataset, 'M', None)}`"
         )
     return left
-
-
-def _loaded(store: FeatureStore, dataset: Dataset | str | os.PathLike[str]) -> Dataset:
-    if isinstance(dataset, str | os.PathLike):
-        return store.datasets.load(os.fspath(dataset))
-    return dataset
 
 
 def _command(dataset: Dataset, model: str, layer: str | None) -> str:

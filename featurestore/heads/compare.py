@@ -10,7 +10,6 @@ from featurestore.digests import short
 from featurestore.errors import DamagedError, FeatureStoreWarning, HeadError, nearest
 from featurestore.heads import metrics
 from featurestore.heads.head import Head
-from featurestore.heads.rows import SPLITS
 from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale, state
 from featurestore.store import FeatureStore, StoreLike
@@ -30,13 +29,13 @@ def parse_metric(text: str | None, task: str) -> tuple[str, str]:
 
     Examples
     --------
-    >>> parse_metric("test.macro_f1", "classification"), parse_metric(None, "regression")
+    >>> parse_metric("testing.macro_f1", "classification"), parse_metric(None, "regression")
     (('test', 'macro_f1'), ('val', 'r2'))
     """
+    from featurestore.dataset.splits import named
+
     split, _, metric = (text or metrics.primary(task)).rpartition(".")
-    split = split or "val"
-    if split not in SPLITS:
-        raise HeadError(f"no split {split!r} in {text!r}; {nearest(split, SPLITS)}")
+    split = named(split or "val")
     if metric not in metrics.METRICS:
         raise HeadError(f"no metric {metric!r}; {nearest(metric, metrics.METRICS)}")
     return split, metric
@@ -127,7 +126,7 @@ def leaderboard(
         ``metrics`` by split, ``prefix`` (first digits of the prefix digest), the fields
         of `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
     """
-    asked = Variant(**variant)
+    asked = Variant.asking(variant)
     store = FeatureStore.of(store)
     documents = _valid(store)
     wanted = {tags} if isinstance(tags, str) else set(tags)
@@ -135,9 +134,9 @@ def leaderboard(
     for tag in wanted - known:
         raise HeadError(f"no head in {store.location} has the tag {tag!r}; {nearest(tag, known)}")
     names = {each["lineage"]["dataset"]["name"] for each in documents}
-    name = None if dataset is None else str(getattr(dataset, "name", dataset))
-    if name is not None and name not in names:
-        name = store.datasets.load(name).name
+    name = dataset
+    if dataset is not None and not (isinstance(dataset, str) and dataset in names):
+        name = store.datasets.load(dataset).name
     if sort is not None:
         parse_metric(sort, "")
     documents = [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from featurestore.errors import DamagedError, HeadError
+from featurestore.errors import DamagedError, HeadError, received
+from featurestore.features import Features
 from featurestore.heads.candidate import Candidate, candidate, shown
 from featurestore.heads.estimator import fit_estimator
 from featurestore.heads.events import HeadFitted, HeadReused, HeadWarned, OnEvent
@@ -22,12 +23,9 @@ from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import Rows, check_labels
 from featurestore.versions import versions
 
-if TYPE_CHECKING:
-    from featurestore.features import Features
-
 
 def fit_head(
-    features: Features,
+    features: Features | Mapping[str, Features],
     estimator: Any,
     params: Mapping[str, Any] | None = None,
     *,
@@ -47,7 +45,7 @@ def fit_head(
     Parameters
     ----------
     features : Features
-        Of a labelled data set.
+        Of a labelled data set; or what `extract` gave for one layer.
     estimator : str, scikit-learn estimator or keras.Model
         A ready-made name (see docs/heads.md); the import path of an estimator, or the class name
         of one of scikit-learn's; several joined by ``+`` for a pipeline; an estimator or pipeline;
@@ -98,8 +96,8 @@ def fit_head(
 
 
 def fit_heads(
-    features: Features,
-    wanted: Sequence[tuple[Any, Mapping[str, Any] | None]],
+    features: Features | Mapping[str, Features],
+    wanted: Iterable[Any],
     *,
     seed: int = 0,
     save: bool = True,
@@ -115,7 +113,7 @@ def fit_heads(
     ----------
     features : Features
         Of a labelled data set.
-    wanted : sequence of (estimator, params)
+    wanted : iterable of estimators, or of (estimator, params)
         As `fit_head` takes them. All are checked before the first is fitted.
     seed, save, callbacks, name, tags, note, on_event
         As in `fit_head`.
@@ -126,9 +124,9 @@ def fit_heads(
         In the order of ``wanted``.
     """
     notes = Notes.parse(name, tags, note)
+    features, seed = _of_one_layer(features), _index(seed)
     check_labels(features.dataset)
-    seed = operator.index(seed)
-    candidates = [candidate(each, params, features, seed, callbacks) for each, params in wanted]
+    candidates = [candidate(*_pair(each), features, seed, callbacks) for each in wanted]
     for each in candidates:
         if save and each.nameless:
             raise HeadError(f"head {each.name!r}: {each.nameless}; or fit it with save=False")
@@ -147,6 +145,37 @@ def fit_heads(
                 with store.heads.lock([each.id]):
                     heads[each.id] = fitting.head(each)
     return [heads[each.id] for each in candidates]
+
+
+def _of_one_layer(features: Any) -> Features:
+    layers = list(features.values()) if isinstance(features, Mapping) else [features]
+    if len(layers) > 1:
+        raise HeadError(
+            f"these are the features of {len(layers)} layers, {', '.join(map(str, features))}; "
+            f"give those of one, such as features[{next(iter(features))!r}]"
+        )
+    if layers and isinstance(layers[0], Features):
+        return layers[0]
+    raise HeadError(
+        f"the features are {received(features)}; expected those of one layer: "
+        "extract(…)['LAYER'], or Features.open(DATASET, 'LAYER')"
+    )
+
+
+def _index(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise HeadError(f"the seed is {received(seed)}; expected an integer") from None
+
+
+def _pair(wanted: Any) -> tuple[Any, Mapping[str, Any] | None]:
+    estimator, params = wanted if isinstance(wanted, tuple) and len(wanted) == 2 else (wanted, None)
+    if params is not None and not isinstance(params, Mapping):
+        raise HeadError(
+            f"the parameters are {received(params)}; expected a dict such as {{'C': 1}}"
+        )
+    return estimator, params
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from featurestore.digests import finite_json
-from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line
+from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line, received
 from featurestore.heads import persist
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.schema import FIELDS, validate
@@ -188,6 +188,11 @@ class Head:
         store.heads.save(self.id, self.document(), files)
 
     @classmethod
+    def of(cls, head: Head | str, store: StoreLike = None) -> Head:
+        """Return a head as it is, or load the one that an id stands for; as :meth:`load`."""
+        return head if isinstance(head, Head) else cls.load(head, store)
+
+    @classmethod
     def load(cls, head: str, store: StoreLike = None, estimator: Any = None) -> Head:
         """Load a head. It predicts exactly as the saved one.
 
@@ -212,6 +217,11 @@ class Head:
         DamagedError
             If a file is missing or changed, or has content that must not be loaded.
         """
+        if not isinstance(head, str):
+            raise HeadError(
+                f"the head is {received(head)}; expected a Head, or the id of one, such as "
+                "'logistic-3fa9' (`featurestore heads` lists them)"
+            )
         store = FeatureStore.of(store)
         head_id = find(store, head)
         document = validate(store.heads.get(head_id))

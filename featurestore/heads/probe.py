@@ -78,6 +78,11 @@ def rank(
     IncompleteFeaturesError
         If no layer is complete. Otherwise incomplete layers are left out, with a warning.
     """
+    from featurestore.dataset import Dataset
+    from featurestore.dataset.source import text_of
+
+    if not isinstance(dataset, Dataset):
+        text_of(dataset)  # before the store is opened: the two may be in the wrong order
     asked = without_boundaries(stored(FeatureStore.of(store), dataset, model=model, **variant))
     found = [each for each in asked if each.complete]
     if not found:

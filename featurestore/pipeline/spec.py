@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.dataset import ScanOptions, Split
+from featurestore.dataset.splits import meaning
 from featurestore.extraction.planning import Dtype
 from featurestore.heads.metrics import Metric
 from featurestore.heads.notes import Line, Tags
@@ -96,11 +97,15 @@ def _head(value: Any) -> Any:
 Heads = Annotated[list[Annotated[HeadSpec, BeforeValidator(_head)]], Field(min_length=1)]
 
 
+def _split(value: Any) -> Any:
+    return (meaning(value) if isinstance(value, str) else None) or value
+
+
 class SelectSpec(Settings):
     """How the best head is chosen; by default by accuracy (or R²) on the validation split."""
 
     metric: Metric | None = None
-    split: Split = "val"
+    split: Annotated[Split, BeforeValidator(_split)] = "val"
 
 
 def _folder_name(name: str) -> str:

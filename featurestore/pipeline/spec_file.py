@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from featurestore.errors import SpecError, nearest
+from featurestore.errors import SpecError, nearest, path_text
 from featurestore.settings import Settings
 
 _LONGEST_VALUE = 60
@@ -108,7 +108,7 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
     SpecError
         A line for each mistake: file, line, field, what was found, what is allowed.
     """
-    path = Path(path)
+    path = Path(path_text(path, "the file", "the path of a YAML file", SpecError))
     try:
         text = path.read_text(encoding="utf-8")
         loader = _Loader(text)

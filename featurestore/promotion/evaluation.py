@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.dataset import Dataset
+from featurestore.dataset.source import is_place
 from featurestore.errors import DatasetError
 from featurestore.heads import metrics
 from featurestore.promotion.inference import Predictor
 from featurestore.promotion.saved import Promoted, load_model
 from featurestore.promotion.seen import UNKNOWN, UNSEEN
+from featurestore.store import FeatureStore, StoreLike
 
 if TYPE_CHECKING:
     import keras
-
-    from featurestore.dataset import Dataset
 
 # In the order of the report. The last is all that a file without a record of samples allows.
 GROUPS = ("train", "val", "test", UNSEEN, UNKNOWN)
@@ -26,7 +28,8 @@ GROUPS = ("train", "val", "test", UNSEEN, UNKNOWN)
 
 def evaluate(
     model: str | Path | keras.Model | Promoted,
-    data: Dataset,
+    data: Dataset | str | os.PathLike[str],
+    store: StoreLike = None,
     *,
     classes: Sequence[Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -39,8 +42,11 @@ def evaluate(
     ----------
     model : path-like or keras.Model
         A promoted model; see :func:`load_model`.
-    data : Dataset
-        Labelled with classes of the model.
+    data : Dataset, str or path
+        Labelled with classes of the model: a data set, a folder or a table, which are scanned as
+        they are, or the name of a data set in the store.
+    store : FeatureStore, path or URL, optional
+        Of a data set that is given by its name.
     classes : sequence of str or int, optional
         The class of each column of the output, if the model does not carry them.
 
@@ -60,12 +66,13 @@ def evaluate(
     DatasetError
         If the data set has no labels, or labels of another kind.
     """
-    return Evaluation.of(load_model(model, classes), data).metrics
+    return _evaluation(model, data, store, classes).metrics
 
 
 def mistakes(
     model: str | Path | keras.Model | Promoted,
-    data: Dataset,
+    data: Dataset | str | os.PathLike[str],
+    store: StoreLike = None,
     *,
     classes: Sequence[Any] | None = None,
 ) -> list[dict[str, Any]]:
@@ -81,7 +88,25 @@ def mistakes(
         regression all samples, those with the largest error first, with ``error`` (predicted less
         label) in place of ``probability``.
     """
-    return Evaluation.of(load_model(model, classes), data).mistakes
+    return _evaluation(model, data, store, classes).mistakes
+
+
+def _evaluation(model: Any, data: Any, store: StoreLike, classes: Any) -> Evaluation:
+    promoted = load_model(model, classes)  # a file that is not such a model, before a long scan
+    return Evaluation.of(promoted, open_data(data, store))
+
+
+def open_data(
+    data: Dataset | str | os.PathLike[str],
+    store: StoreLike = None,
+    on_event: Callable[[Any], None] | None = None,
+    **options: Any,
+) -> Dataset:
+    """Open what a model is measured on; a place is scanned as it is, no store asked."""
+    if isinstance(data, str | os.PathLike) and is_place(os.fspath(data)):
+        return Dataset.open(data, on_event=on_event, **options)
+    opened = FeatureStore.for_data(data, store, write=False)
+    return opened.datasets.open(data, on_event=on_event, **options)
 
 
 @dataclass(frozen=True, eq=False)

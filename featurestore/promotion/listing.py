@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from featurestore.dataset.folder import list_files
 from featurestore.dataset.source import absolute, is_uri
 from featurestore.dataset.table import list_rows
 from featurestore.dataset.table_file import is_table
-from featurestore.errors import InputError, nearest
+from featurestore.errors import InputError, nearest, path_text, received
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,11 @@ def list_images(
     """
     given = [images] if isinstance(images, str | os.PathLike) else images
     above = None if root is None else absolute(root)
-    return [each for place in given for each in _images_of(os.fspath(place), image_column, above)]
+    what, expected = "the images", "image files, folders or tables"
+    if not isinstance(given, Iterable):
+        raise InputError(f"{what} are {received(images)}; expected {expected}")
+    places = [path_text(each, "one of " + what, expected) for each in given]
+    return [each for place in places for each in _images_of(place, image_column, above)]
 
 
 def _images_of(place: str, image_column: str | None, root: str | None) -> Iterator[Listed]:

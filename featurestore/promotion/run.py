@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import keras
 
+from featurestore.backbone import Backbone
 from featurestore.backbone.copying import seeded
 from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
+from featurestore.heads import Head
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.stale import stale
 from featurestore.promotion.carried import carries_classes, fixed_images
@@ -36,9 +38,10 @@ from featurestore.promotion.tune import tune
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone
+    import os
+
     from featurestore.dataset import Dataset
-    from featurestore.heads import Head
+    from featurestore.store import StoreLike
 
 FORMAT = 1
 Images = Literal["any", "fixed"]
@@ -130,10 +133,11 @@ class Promotion:
 
 
 def promote(
-    head: Head,
-    backbone: Backbone | None = None,
+    head: Head | str,
+    backbone: Backbone | str | os.PathLike[str] | keras.Model | None = None,
     *,
-    data: Dataset | None = None,
+    data: Dataset | str | os.PathLike[str] | None = None,
+    store: StoreLike = None,
     selected_on: Collection[str] = ("val",),
     on_event: OnEvent | None = None,
     **options: Any,
@@ -142,13 +146,16 @@ def promote(
 
     Parameters
     ----------
-    head : Head
-        Fitted on cached features.
-    backbone : Backbone, optional
-        The model that these features came from; by default the one that the head records.
-    data : Dataset, optional
-        The samples that the head was fitted on, with their images; by default those of its store,
+    head : Head or str
+        Fitted on cached features; or the id of one, or the beginning of its id.
+    backbone : Backbone, str, path or keras.Model, optional
+        The model that these features came from: see :meth:`Backbone.of`. By default the one that
+        the head records.
+    data : Dataset, str or path, optional
+        The samples that the head was fitted on, with their images. By default those of its store,
         with the labels and splits that it was fitted on.
+    store : FeatureStore, path or URL, optional
+        Of a head that is given by its id. By default FEATURESTORE_STORE, else ``./store``.
     selected_on : collection of str
         Splits whose rows chose the head among others; their figures then say so.
     on_event : callable, optional
@@ -178,13 +185,14 @@ def promote(
 
     Examples
     --------
-    >>> promotion = promote(head, unfreeze="block5")  # doctest: +SKIP
+    >>> promotion = promote("logistic-3fa9", unfreeze="block5")  # doctest: +SKIP
     >>> promotion.fine_tuning["verdict"]  # doctest: +SKIP
     'kept epoch 3 of 3: val_loss 0.214 (0.251 before)'
     """
     tuning = FineTuning.of(options)
-    backbone = load_backbone(head) if backbone is None else backbone
-    data = load_data(head.store, head) if data is None else data
+    head = Head.of(head, store)
+    data = load_data(head.store, head) if data is None else head.store.datasets.open(data)
+    backbone = load_backbone(head) if backbone is None else Backbone.of(backbone)
     _check_data(head, data, tuning)
     seen = _seen(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore import durable
 from featurestore.backbone import sources
 from featurestore.digests import digest_array, digest_fields, json_text
-from featurestore.errors import InputError, nearest, one_line
+from featurestore.errors import InputError, nearest, one_line, received
 from featurestore.promotion.seen import Seen
 from featurestore.scratch import scratch
 
@@ -143,6 +144,11 @@ def load_model(
     if isinstance(model, Promoted):
         return model
     if not isinstance(model, str | os.PathLike):
+        keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
+        if keras is None or not isinstance(model, keras.Model):
+            raise InputError(
+                f"the model is {received(model)}; expected a promoted .keras file or a keras.Model"
+            )
         return _promoted(f"model {model.name!r}", model, classes, None, {})
     path = Path(model)
     metadata = read_metadata(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.dataset.splits import SPLITS
+from featurestore.dataset.splits import SPLITS, named
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -58,7 +58,8 @@ class Seen:
             What the backbone was trained and selected on, if it is a promoted model; counts as
             trained on.
         """
-        selected = tuple(each for each in SPLITS if each in selected_on)
+        words = [selected_on] if isinstance(selected_on, str) else selected_on
+        selected = tuple(sorted({named(each) for each in words}, key=SPLITS.index))
         parts: list[tuple[str, np.ndarray]] = []
         # A sample in several splits counts as in the first of these.
         for split in sorted(SPLITS, key=lambda each: (each != "train", each not in selected)):

@@ -134,7 +134,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def open(
         self,
-        data: str,
+        data: Dataset | str | os.PathLike[str],
         *,
         rescan: bool = False,
         on_event: Callable[[Any], None] | None = None,
@@ -144,8 +144,9 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
         Parameters
         ----------
-        data : str
-            A name, a folder, a table or a URI. A folder wins over a name.
+        data : Dataset, str or path
+            A name, a folder, a table or a URI. A folder wins over a name. A `Dataset` is returned
+            as it is.
         rescan : bool
             Scan a name again too. A name is also scanned again if any option is given.
         on_event : callable, optional
@@ -160,8 +161,11 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             or its samples were arrays.
         """
         from featurestore.dataset import Dataset
-        from featurestore.dataset.source import is_place
+        from featurestore.dataset.source import is_place, text_of
 
+        if isinstance(data, Dataset):
+            return data
+        data = text_of(data)
         given = {name: value for name, value in options.items() if value is not None}
         if not is_place(data) and self.has(data):
             entry = self.get(data)
@@ -213,13 +217,15 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 return entry
         return None
 
-    def load(self, name_or_path: str | Path, manifest_digest: str | None = None) -> Dataset:
+    def load(
+        self, data: Dataset | str | os.PathLike[str], manifest_digest: str | None = None
+    ) -> Dataset:
         """Load a data set.
 
         Parameters
         ----------
-        name_or_path : str or pathlib.Path
-            Its name, or the folder or table that was scanned.
+        data : Dataset, str or path
+            Its name, or the folder or table that was scanned. A `Dataset` is returned as it is.
         manifest_digest : str, optional
             A former state, such as the one that a head was fitted on. Its images are where the
             last scan under this name found them.
@@ -228,7 +234,12 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         ------
         NotFoundError, DamagedError
         """
-        name, former = str(name_or_path), manifest_digest is not None
+        from featurestore.dataset import Dataset
+        from featurestore.dataset.source import text_of
+
+        if isinstance(data, Dataset):
+            return data
+        name, former = text_of(data), manifest_digest is not None
         if manifest_digest is None:
             entry = self._resolve(name)
             name, manifest_digest = entry.name, entry.manifest_digest

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featurestore.digests import short
-from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
+from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, path_text
 from featurestore.store.blocks import METADATA, BlockArray, block_rows
 from featurestore.store.documents import compare_json, read_json, write_json
 from featurestore.store.group import (
@@ -196,12 +196,12 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                     return key
         return None
 
-    def match(self, text: str, **variant: Any) -> Item:
+    def match(self, text: str | FeatureKey, **variant: Any) -> Item:
         """Find the one item that a text stands for, readable or not.
 
         Parameters
         ----------
-        text : str
+        text : str or FeatureKey
             A whole key, or model and layer, or any part of a key.
         **variant
             Only keys of this ``input_size``, ``resize``, ``weights``, …: fields of `Variant`.
@@ -211,7 +211,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         NotFoundError
             If no key or more than one matches.
         """
-        asked = Variant(**variant)
+        if isinstance(text, FeatureKey):
+            text = str(text)
+        text = path_text(text, "the key", "a feature key, or a part of one")
+        asked = Variant.asking(variant)
         known = {path: _parse(path) for path in self._stored()}
         if asked.asked():
             known = {path: key for path, key in known.items() if self._variant(path).fits(asked)}

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from featurestore.errors import (
     DamagedError,
-    InputError,
     NotFoundError,
     StoreError,
     StoreFormatError,
     nearest,
-    received,
+    path_text,
 )
 from featurestore.store.datasets import DatasetShelf
 from featurestore.store.documents import read_json, write_json
@@ -21,6 +20,7 @@ from featurestore.store.features import ROOT_DOCUMENT, FeatureShelf
 from featurestore.store.files import open_files
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
+from featurestore.store.key import FeatureKey
 from featurestore.store.local import LOCK, PARTIAL
 from featurestore.store.removal import Removal, features_of, find, plan
 from featurestore.store.shelf import ROOT, Damage, Garbage, Item, Shelf
@@ -78,11 +78,8 @@ class FeatureStore:
         self, location: str | os.PathLike[str] | None = None, *, create: bool = False
     ) -> None:
         chosen = location if location is not None else os.environ.get(VARIABLE) or DEFAULT
-        if not isinstance(chosen, str | os.PathLike):
-            raise InputError(
-                f"the store is {received(location)}; expected a path, a URL or a FeatureStore"
-            )
-        self._files: Files = open_files(os.fspath(chosen))
+        where = path_text(chosen, "the store", "a path, a URL or a FeatureStore")
+        self._files: Files = open_files(where)
         self.features = FeatureShelf(self._files)
         self.datasets = DatasetShelf(self._files)
         self.heads = HeadShelf(self._files)
@@ -95,6 +92,35 @@ class FeatureStore:
         """Return a store as it is, or open the one at a location; as the constructor."""
         return store if isinstance(store, cls) else cls(store, create=create)  # type: ignore[arg-type]
 
+    @classmethod
+    def for_data(cls, data: object, store: StoreLike = None, *, write: bool = True) -> FeatureStore:
+        """Open the store for work on data; a new one is made only if there are such data.
+
+        Parameters
+        ----------
+        data : Dataset, str or path
+            As `DatasetShelf.open` takes it.
+        store : FeatureStore, path or URL, optional
+        write : bool
+            Whether to make a store where there is none; otherwise an empty one in memory stands
+            for it.
+
+        Raises
+        ------
+        DatasetError
+            If there is no store, and no such data either.
+        """
+        from featurestore.dataset import Dataset
+        from featurestore.dataset.source import is_place, text_of
+
+        there = isinstance(data, Dataset) or is_place(text_of(data))
+        try:
+            return cls.of(store, create=write and there)
+        except NotFoundError:
+            if not there:
+                Dataset.open(text_of(data))  # says that there is no such place, and what is near
+            return cls("memory://nothing-stored-yet", create=True)
+
     @property
     def location(self) -> str:
         """Absolute path of the folder, or the URL."""
@@ -103,12 +129,12 @@ class FeatureStore:
     def __repr__(self) -> str:
         return f"FeatureStore({self.location!r})"
 
-    def items(self, key: str | None = None, **variant: Any) -> list[Item]:
+    def items(self, key: str | FeatureKey | None = None, **variant: Any) -> list[Item]:
         """List everything that is stored, readable or not.
 
         Parameters
         ----------
-        key : str, optional
+        key : str or FeatureKey, optional
             Only the features that this text stands for; as in `FeatureShelf.match`.
         **variant
             As in `FeatureShelf.match`.

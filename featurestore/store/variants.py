@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from featurestore.errors import InputError, nearest
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -43,6 +45,14 @@ class Variant:
     scaling: Any = None
     weights: Any = None
     precision: Any = None
+
+    @classmethod
+    def asking(cls, options: Mapping[str, Any]) -> Variant:
+        """Return what options of a function ask for; InputError for an unknown one."""
+        for name in options:
+            if name not in FIELDS:
+                raise InputError(f"no option {name!r}; {nearest(name, FIELDS)}")
+        return cls(**options)
 
     @classmethod
     def of(cls, origin: Mapping[str, Any]) -> Variant:
