@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
-from featurestore.errors import DatasetError, SourceChangedError
+from featurestore.errors import DatasetError, InputError, SourceChangedError
 from tests.dataset.conftest import (
     X4,
     one_line,
@@ -67,7 +67,7 @@ def test_bad_splits_and_groups() -> None:
         Dataset.from_arrays(X4, name="x", splits=["train", "later", "val", None])
     with pytest.raises(DatasetError, match="groups has 1 values, expected 4"):
         Dataset.from_arrays(X4, name="x", groups=["a"])
-    with pytest.raises(DatasetError, match="no split 'vla': did you mean 'val'"):
+    with pytest.raises(InputError, match="no split 'vla'; did you mean 'val'"):
         Dataset.from_arrays(X4, name="x").rows("vla")
 
 
