@@ -92,5 +92,5 @@ def test_bad_data_frames(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     with pytest.raises(DatasetError, match="leave this column out") as caught:
         Dataset.open(odd, name="x", root=tmp_path, **COLUMNS)
     one_line(caught.value)
-    with pytest.raises(DatasetError, match=r"\(list\).*Dataset\.from_arrays"):
+    with pytest.raises(DatasetError, match=r"of type list.*Dataset\.from_arrays"):
         Dataset.open(listed)
