@@ -169,7 +169,7 @@ class Backbone(Network):
         if weights is not None:
             sources.load_weights(model, weights)
         graph, found = flatten(model), Path(path)
-        preprocessing = find_preprocessing(graph, model.name, **options)
+        preprocessing = find_preprocessing(graph, found.name, **options)
         spec = {
             "source": "file",
             "path": str(found.absolute()),
@@ -191,7 +191,7 @@ class Backbone(Network):
         if not isinstance(model, keras.Model):
             raise BackboneError(f"the model is {received(model)}; expected a keras.Model")
         graph = flatten(model)
-        preprocessing = find_preprocessing(graph, model.name, **options)
+        preprocessing = find_preprocessing(graph, name, **options)
         spec = {"source": "model", "name": name, **preprocessing.to_dict()}
         return cls(name, sources.copied(graph, preprocessing), preprocessing, spec)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -81,7 +82,8 @@ def load_weights(model: Any, path: str | Path) -> None:
         blank = [layer.name for layer in model.layers if has_nan(layer)]
         reason = blank and f"no (finite) weights for {len(blank)} layers, such as {blank[0]!r}"
     except Exception as error:  # h5py and Keras raise a dozen kinds
-        reason = one_line(error)
+        differ = re.search(r"A total of (\d+) objects .*?name=([^,>]+)", str(error), re.DOTALL)
+        reason = f"{differ[1]} layers differ, such as {differ[2]!r}" if differ else one_line(error)
     if reason:
         raise BackboneError(
             f"weights file {file.name!r} does not fit {model.name!r}: {reason}; expected weights "

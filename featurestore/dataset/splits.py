@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from featurestore.digests import unit_interval
 from featurestore.errors import InputError, nearest, received
@@ -64,7 +64,7 @@ class Splits(Settings):
     val: Fraction = 0.2
     test: Fraction = 0.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
-    stratify: bool | None = None
+    stratify: StrictBool | None = None
     group_by: str | None = None
 
     @model_validator(mode="after")
