@@ -182,9 +182,11 @@ def _column(table: Any, name: str, where: str, what: str) -> list[Any]:
         raise DatasetError(f"{where} has several columns {name!r}, expected one")
     if name not in names:
         option = _OPTIONS[what]
+        # Names that are near to a default one mean nothing.
+        known = f"it has {', '.join(map(repr, names))}" if name == what else nearest(name, names)
         raise DatasetError(
             f"{where} has no column {name!r} (--{option.replace('_', '-')} names another, {option} "
-            f"in Python); {nearest(name, names)}"
+            f"in Python); {known}"
         )
     values: list[Any] = table[name].to_pylist()
     return values

@@ -42,7 +42,7 @@ def test_columns(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     path = table(tmp_path / "t.csv", rows)
     with pytest.raises(
         DatasetError,
-        match=r"no column 'path' \(--image-column names another, .*known: file, kind, id",
+        match=r"no column 'path' \(--image-column names another, .*it has 'file', 'kind', 'id'",
     ):
         Dataset.open(path)
     # no default label column: unlabelled
