@@ -19,11 +19,12 @@ for each other.
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,16 @@ from featurestore.errors import ImageError, InputError, one_line
 from featurestore.image_bombs import MOST_EXIF, refuse_bomb
 
 DECODER = "pillow-rgb-1"
-# Tried in this order. The last two need a plugin, such as pillow-heif.
+# Tried in this order. The last two need a plugin.
 FORMATS = (
     "JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "PCX", "PSD", "QOI",
     "SGI", "SUN", "TGA", "HEIF", "JXL",
 )  # fmt: skip
+# For each format that needs a plugin: how its files begin, and what is installed for it.
+_PLUGINS = {
+    "HEIF": (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "pillow-heif"),
+    "JXL": (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "pillow-jxl-plugin"),
+}
 # Pillow's own limit, whose global any code in the process may change.
 MAX_PIXELS = 89_478_485
 # The most that a JPEG can have; TensorFlow resizes longer images slowly, or not at all.
@@ -194,9 +200,24 @@ def reader() -> str:
     return f"pillow {PIL.__version__} {' '.join(_formats())}"
 
 
+@functools.cache
 def _formats() -> list[str]:
     Image.init()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401
     return [each for each in FORMATS if each in Image.ID]
+
+
+def _unknown(data: bytes) -> str:
+    """Return why bytes are in no format that is read."""
+    for name, (begins, package) in _PLUGINS.items():
+        if begins.match(data) and name not in _formats():
+            return f"{name} needs a plugin: pip install {package}, then scan again"
+    return "not an image in a supported format"
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -212,7 +233,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
         # Pillow's message contains a memory address.
-        raise ImageError("not an image in a supported format") from None
+        raise ImageError(_unknown(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, the limit for one image") from None
     width, height = image.size

@@ -296,3 +296,38 @@ def test_accepting_truncated_images_is_an_error(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(InputError, match="LOAD_TRUNCATED_IMAGES") as caught:
             act(encoded(photo()))
         assert not isinstance(caught.value, ImageError)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "package"),
+    [
+        (HEIC, "HEIF", "pillow-heif"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL", "pillow-jxl-plugin"),
+        (b"\xff\x0a\xfa\x7f", "JXL", "pillow-jxl-plugin"),
+    ],
+)
+def test_a_format_that_needs_a_plugin_says_which(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, name: str, package: str
+) -> None:
+    known = [each for each in images._formats() if each != name]
+    monkeypatch.setattr(images, "_formats", lambda: known)
+    with pytest.raises(ImageError, match=f"^{name} needs a plugin: pip install {package}"):
+        images.decode(data)
+
+
+def test_heic_is_read_where_its_plugin_is_installed() -> None:
+    pytest.importorskip("pillow_heif")
+    assert "HEIF" in images.reader()
+    picture = Image.new("RGBA", (160, 80), (200, 10, 10, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    buffer = io.BytesIO()
+    picture.save(buffer, "HEIF", quality=-1, exif=exif.tobytes())
+    pixels = images.decode(buffer.getvalue())
+    assert pixels.shape == (160, 80, 3)
+    assert np.abs(pixels.astype(int) - (200, 10, 10)).max() < 8
+    assert images.check(buffer.getvalue()) is None
+    assert images.check(buffer.getvalue()[:-20]) is not None
