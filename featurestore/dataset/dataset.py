@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -362,16 +362,6 @@ class Dataset:
         if labelled or (labelled is None and self.task is not None):
             kept &= np.array([each is not None for each in self.samples.labels], bool)
         return np.flatnonzero(kept)
-
-    def found_by(self, scan: Dataset) -> Dataset:
-        """Return this data set with the places where another scan found the same images."""
-        places = dict(zip(scan.sample_digests, scan.paths, strict=True))
-        now = [
-            places.get(digest) or path
-            for digest, path in zip(self.sample_digests, self.paths, strict=True)
-        ]
-        samples = replace(self.samples, paths=now)
-        return replace(self, source=scan.source or self.source, samples=samples)
 
     def read(self, row: int) -> bytes:
         """Return the bytes of a sample, checked against its digest.

@@ -205,16 +205,19 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _scanned_before(self, data: str, name: str | None) -> DatasetEntry | None:
         """Return the last scan of a folder or table; or that of a name, if it had another place."""
+        from featurestore.dataset.naming import default_name, moved
         from featurestore.dataset.source import absolute
         from featurestore.dataset.table_file import is_table
 
-        if name is None:
-            return self.find(data)
+        if name is None and (found := self.find(data)):
+            return found
+        place = absolute(data)
         with suppress(StoreError):
-            entry = self.get(name)
+            entry = self.get(name or default_name(place))
             # The options of a table do not fit a folder.
-            if entry.source and is_table(entry.source) == is_table(absolute(data)):
-                return entry
+            if entry.source and is_table(entry.source) == is_table(place):
+                # Without a name it may be another folder that is only called the same.
+                return entry if name or moved(entry.source, entry.name) else None
         return None
 
     def load(
@@ -227,8 +230,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         data : Dataset, str or path
             Its name, or the folder or table that was scanned. A `Dataset` is returned as it is.
         manifest_digest : str, optional
-            A former state, such as the one that a head was fitted on. Its images are where the
-            last scan under this name found them.
+            A former state, such as the one that a head was fitted on.
 
         Raises
         ------
@@ -239,7 +241,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
         if isinstance(data, Dataset):
             return data
-        name, former = text_of(data), manifest_digest is not None
+        name = text_of(data)
         if manifest_digest is None:
             entry = self._resolve(name)
             name, manifest_digest = entry.name, entry.manifest_digest
@@ -258,9 +260,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 f"{self._files.location}/{path} has the digest {dataset.manifest_digest}, expected "
                 f"{manifest_digest}; run `featurestore scan` on {name!r} again"
             )
-        if former:
-            with suppress(StoreError):  # whose places are then those of its own scan
-                return dataset.found_by(self.load(name))
         return dataset
 
     def _resolve(self, text: str) -> DatasetEntry:

@@ -154,3 +154,55 @@ def test_the_stored_types_are_those_of_the_library() -> None:
 
     assert isinstance(choice, click.Choice)
     assert tuple(choice.choices) == DTYPES
+
+
+def test_a_table_with_columns_of_other_names(place: Place) -> None:
+    rows = "".join(
+        f"{photo};{photo.parent.name};{'Holdout' if number % 4 == 0 else 'Training'}\n"
+        for number, photo in enumerate(sorted(Path("photos").glob("*/*.png")))
+    )
+    Path("visits.csv").write_text(f"file;species;part\n{rows}")
+    columns = ["--image-column", "file", "--label-column", "species", "--split-column", "part"]
+
+    without = featurestore("scan", "visits.csv").error
+    scanned = featurestore("scan", "visits.csv", *columns, "--name", "my visits")
+    extracted = featurestore("extract", "my visits", *EXTRACT, "--json").json
+    fitted = featurestore(
+        *("train", "my visits", "--model", "tiny", "--layer", "conv_b:avg", "--head", "ridge")
+    )
+
+    assert "no column 'path' (--image-column names another, image_column in Python); it " in without
+    assert scanned.out.splitlines()[2].split() == ["blue", "9", "0", "3"]
+    assert "its columns are separated by semicolons" in scanned.err
+    assert (extracted["dataset"], extracted["rows"]) == ("my visits", 36)
+    assert extracted["features"]["conv_b:avg"]["rows_computed"] == 0
+    assert fitted.status == 0
+    # Scanned again by its path, it keeps its name and columns.
+    assert featurestore("scan", "visits.csv", "--json").json["dataset"] == "my visits"
+
+
+def test_a_table_may_lie_elsewhere_than_its_images(place: Place) -> None:
+    Path("lists").mkdir()
+    Path("lists/some.csv").write_text("path\nred/00.png\nblue/00.png\n")
+
+    assert "--root names another folder" in featurestore("scan", "lists/some.csv").error
+    found = featurestore("scan", "lists/some.csv", "--root", "photos", "--json").json
+
+    assert found["rows"] == 2
+
+
+def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> None:
+    new = ("--store", "new")
+    featurestore("extract", "photos", *EXTRACT, "--name", "mine", *new)
+    train = ("train", "mine", "--model", "tiny", "--layer", "conv_b:avg", "--head", "logistic")
+    head = featurestore(*train, *new, "--json").json["head"]
+    Path("photos/red/00.png").rename("photos/blue/late.png")
+    Path("photos").rename("elsewhere")
+
+    lost = featurestore("promote", head, "-o", "m.keras", *new).error
+    featurestore("scan", "elsewhere", "--name", "mine", *new)
+    found = featurestore("promote", head, "-o", "m.keras", *new)
+
+    assert lost.endswith("if it was moved: featurestore scan NEW --name mine")
+    assert found.status == 0, found.err
+    assert f"{head} is stale" in found.err

@@ -362,3 +362,21 @@ def test_one_pass_gives_the_features_and_what_fine_tuning_reads(
     again = pipeline.run(layers=["conv_b:avg"], heads=["ridge"], baseline=None)
     assert status(again) == dict.fromkeys(STAGES, "up to date")
     assert sum(counted) == 36
+
+
+def test_a_table_with_columns_of_other_names(pipeline: Pipeline) -> None:
+    photos = sorted((pipeline.folder / "photos").glob("*/*.png"))
+    rows = [f"{photo.parent.name}/{photo.name};{photo.parent.name}\n" for photo in photos]
+    (pipeline.folder / "visits.csv").write_text(f"file;species\n{''.join(rows)}")
+    data = {"path": "visits.csv", "image_column": "file", "label_column": "species", "val": 0.25}
+
+    manifest = pipeline.run(
+        name="my visits", data={**data, "root": "photos"}, heads=["ridge"], **SIMPLE
+    )
+
+    assert Path(manifest["folder"]).parent == pipeline.runs / "my visits"
+    assert manifest["inputs"]["dataset"]["rows"] == 36
+    notes = [event.what for event in pipeline.told("StageNoted")]
+    assert any("its columns are separated by semicolons" in note for note in notes)
+    with pytest.raises(SpecError, match=r"data: table .* has no column 'file2'"):
+        pipeline.run(data={**data, "image_column": "file2", "root": "photos"})

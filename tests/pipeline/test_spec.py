@@ -129,3 +129,14 @@ def test_a_sweep_has_fields_of_its_own(tmp_path: Path) -> None:
 
     with pytest.raises(SpecError, match=r"sweep.yaml:3: promote: unknown field; "):
         read_spec(path, SweepSpec)
+
+
+@pytest.mark.parametrize("name", ["my run", "größe-2", "7.b"])
+def test_names_of_pipelines(tmp_path: Path, name: str) -> None:
+    assert spec(tmp_path, LEAST.replace("flowers", name)).spec.name == name
+
+
+@pytest.mark.parametrize("name", ["a/b", ".hidden", "'tail '", "..", "-rf"])
+def test_a_name_that_cannot_be_a_folder_says_what_can(tmp_path: Path, name: str) -> None:
+    (line,) = mistakes(tmp_path, LEAST.replace("flowers", name))
+    assert "letters, digits, spaces and . _ -, and a letter or digit first" in line

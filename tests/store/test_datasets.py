@@ -270,20 +270,16 @@ def test_a_damaged_manifest_is_replaced_by_a_scan_with_the_same_options(
     assert len(photo_store.datasets.load("photos")) == 12
 
 
-def test_a_former_state_finds_images_where_the_last_scan_found_them(
+def test_a_folder_that_moved_needs_no_name_if_it_is_called_the_same(
     photo_store: FeatureStore,
 ) -> None:
-    former = record(photo_store, "photos").manifest_digest
-    Path("photos/red/00.png").rename("photos/blue/late.png")
-    Path("photos").rename("elsewhere")
-    record(photo_store, "elsewhere", name="photos")
+    before = record(photo_store, "photos", val=0.5)
+    take_photos(Path("other/photos"), 4)
+    assert photo_store.datasets.open("other/photos").options["val"] == 0.2
 
-    found = photo_store.datasets.load("photos", former)
+    shutil.move("photos", "new/photos")
 
-    assert found.manifest_digest == former
-    assert [found.labels[row] for row in range(12)].count("red") == 4
-    for row in range(12):
-        found.read(row)
+    assert photo_store.datasets.open("new/photos").manifest_digest == before.manifest_digest
 
 
 @pytest.mark.parametrize("gone", [True, False])
