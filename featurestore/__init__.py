@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from featurestore.extraction import Extraction, extract, plan
     from featurestore.extraction.repair import repair
     from featurestore.features import Features
+    from featurestore.features.listing import ls
     from featurestore.heads import Head, fit_head, fit_heads, leaderboard, rank
     from featurestore.pipeline.run import run
     from featurestore.pipeline.sweep import sweep
     from featurestore.promotion import Promotion, evaluate, predict, promote
+    from featurestore.promotion.evaluation import mistakes
     from featurestore.store import FeatureKey, FeatureStore
+    from featurestore.table import Table
 
 _HOMES = {
     "Backbone": "backbone",
@@ -32,11 +35,14 @@ _HOMES = {
     "Head": "heads",
     "LayerRef": "backbone",
     "Promotion": "promotion",
+    "Table": "table",
     "evaluate": "promotion",
     "extract": "extraction",
     "fit_head": "heads",
     "fit_heads": "heads",
     "leaderboard": "heads",
+    "ls": "features.listing",
+    "mistakes": "promotion.evaluation",
     "plan": "extraction",
     "predict": "promotion",
     "promote": "promotion",
@@ -57,11 +63,14 @@ __all__ = [
     "Head",
     "LayerRef",
     "Promotion",
+    "Table",
     "evaluate",
     "extract",
     "fit_head",
     "fit_heads",
     "leaderboard",
+    "ls",
+    "mistakes",
     "plan",
     "predict",
     "promote",

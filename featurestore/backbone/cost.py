@@ -8,13 +8,14 @@ recurrent layers) count as none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from featurestore.backbone.graph import Graph, Node
+from featurestore.table import Grid, Table, size
 
 Shape = tuple
 
@@ -48,7 +49,7 @@ class LayerInfo:
 
 def table(
     graph: Graph, shapes: Sequence[Sequence[Shape]], numbers: Sequence[int]
-) -> list[LayerInfo]:
+) -> Table[LayerInfo]:
     """Describe nodes of a graph.
 
     Parameters
@@ -66,7 +67,7 @@ def table(
     ]
     parameters_to, flops_to = _totals(graph, _parameters(graph)), _totals(graph, work)
     through, last = graph.bottlenecks(), len(graph.nodes) - 1
-    return [
+    infos = [
         LayerInfo(
             name=graph.nodes[number].name,
             kind=graph.nodes[number].kind,
@@ -78,6 +79,19 @@ def table(
         )
         for number in numbers
     ]
+    return Table(infos, layers_layout)
+
+
+def layers_layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
+    """Show the layers of a backbone."""
+    yield Grid(
+        [
+            {**row, "operations": size(row["flops"], "FLOP"), "size": size(row["bytes"])}
+            for row in rows
+        ],
+        ["name", "kind", "shape", "parameters", "operations", "size", "tail"],
+        {"name": "layer", "kind": "class", "operations": "FLOPs", "size": "bytes/sample"},
+    )
 
 
 def why_no_cut(shapes: Sequence[Shape]) -> str | None:

@@ -17,6 +17,7 @@ from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.refs import LayerRef
 from featurestore.digests import digest_fields
 from featurestore.errors import BackboneError, UnknownLayerError, nearest
+from featurestore.table import Table
 
 
 class Network:
@@ -53,7 +54,7 @@ class Network:
         """Names of the layers where you can cut, in order."""
         return [self._graph.nodes[number].name for number in self._cuts]
 
-    def layers(self) -> list[LayerInfo]:
+    def layers(self) -> Table[LayerInfo]:
         """Describe every layer where you can cut, in order."""
         return cost.table(self._graph, self._shapes, self._cuts)
 

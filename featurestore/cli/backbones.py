@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featurestore.cli.options import backbone_options, json_option
-from featurestore.cli.output import print_json, print_table, size
+from featurestore.cli.output import print_json, print_shown
 from featurestore.cli.progress import Progress
 
 
@@ -38,12 +38,4 @@ def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
     if as_json:
         print_json([asdict(info) for info in infos])
         return
-    rows = [
-        {**asdict(info), "operations": size(info.flops, "FLOP"), "size": size(info.bytes)}
-        for info in infos
-    ]
-    print_table(
-        rows,
-        ["name", "kind", "shape", "parameters", "operations", "size", "tail"],
-        {"name": "layer", "kind": "class", "operations": "FLOPs", "size": "bytes/sample"},
-    )
+    print_shown(infos)

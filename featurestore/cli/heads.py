@@ -8,12 +8,13 @@ import click
 
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import json_option, store_option, together, variant_options
-from featurestore.cli.output import plural, print_json, print_table, printable, size
+from featurestore.cli.output import print_json, print_shown, print_table
 from featurestore.cli.progress import Progress
 from featurestore.cli.quiet import load_tensorflow
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
-from featurestore.store.variants import FIELDS, Variant, tell_apart
+from featurestore.store.variants import Variant
+from featurestore.table import Table
 
 
 @click.command("rank")
@@ -41,12 +42,7 @@ def rank_command(
     if as_json:
         print_json(rows)
         return
-    shown, variants = tell_apart(rows)
-    print_table(
-        [{**row, "size": size(row["bytes"])} for row in shown],
-        ["model", *variants, "layer", "score", "spread", "rows", "shape", "size"],
-        {"score": rows[0]["metric"], "size": "bytes/sample"},
-    )
+    print_shown(rows)
 
 
 note_options = together(
@@ -167,6 +163,7 @@ def sweep_command(file: str, store: str, as_json: bool) -> None:
       featurestore sweep sweep.yaml
     """
     from featurestore.heads import KERAS_HEADS, leaderboard
+    from featurestore.heads.listing import heads_layout
     from featurestore.pipeline import SweepSpec, read_spec
     from featurestore.pipeline.sweep import sweep
 
@@ -176,13 +173,10 @@ def sweep_command(file: str, store: str, as_json: bool) -> None:
     with Progress() as progress:
         found = sweep(file, opened, on_event=progress)
     fitted = {head.id for head in found}
-    rows = [
-        row
-        for name in {head.lineage["dataset"]["name"] for head in found}
-        for row in leaderboard(name, opened)
-        if row["head"] in fitted
-    ]
-    print_json(rows) if as_json else print_heads(rows)
+    datasets = {head.lineage["dataset"]["name"] for head in found}
+    listed = [row for name in datasets for row in leaderboard(name, opened)]
+    rows = Table([row for row in listed if row["head"] in fitted], heads_layout)
+    print_json(rows) if as_json else print_shown(rows)
 
 
 @click.command("heads")
@@ -226,7 +220,7 @@ def heads_command(
     if as_json:
         print_json(rows)
     elif rows:
-        print_heads(rows)
+        print_shown(rows)
     else:
         which = f"with {Variant(**variant).options()}" if variant else "yet"
         click.echo(f"no heads {which}; `featurestore train` adds one")
@@ -258,66 +252,3 @@ def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:
     else:
         shown = {**written, "tags": ", ".join(written["tags"]), "id": written["head"]}
         print_table([shown], ["name", "tags", "note", "id"])
-
-
-def print_heads(rows: list[dict[str, Any]]) -> None:
-    """Print heads: a table for each data set, its stale heads in another."""
-    names = list(dict.fromkeys(row["dataset"] for row in rows))
-    for number, name in enumerate(names):
-        if len(names) > 1:
-            click.echo(("\n" if number else "") + printable(f"data set {name}"))
-        mine = [row for row in rows if row["dataset"] == name]
-        fresh, former = (
-            [row for row in mine if bool(row["stale"]) == old] for old in (False, True)
-        )
-        if fresh:
-            _print_heads(fresh, [])
-        click.echo(plural(len(fresh), "head"))
-        if former:
-            count = plural(len(former), "stale head")
-            click.echo(f"\n{count}, measured on other samples, labels or splits:")
-            _print_heads(former, ["stale"])
-
-
-def _print_heads(rows: list[dict[str, Any]], more: list[str]) -> None:
-    fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
-    notes = ("tags", "note", "portable", "best_params")
-    known = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
-    measured = dict.fromkeys(name for row in rows for name in row if name not in known)
-    rows, variants = tell_apart(rows)
-    several = [*(["seed"] if len({row["seed"] for row in rows}) > 1 else []), "model"]
-    tags = ["tags"] if any(row["tags"] for row in rows) else []
-    print_table(
-        with_differing_params([{**row, "tags": ", ".join(row["tags"])} for row in rows]),
-        ["name", *tags, "params", *several, *variants, "layer", *measured, *more, "head"],
-        {"name": "head", "params": "parameters", "stale": "differs in", "head": "id"},
-        cut="params",
-    )
-
-
-def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return heads for a table: of their parameters, those that differ between heads of one name.
-
-    Of a search, what it found takes the place of what it searched.
-    """
-    shown = []
-    for row in rows:
-        found = row["best_params"]
-        searched = ("estimator", "param_grid", "param_distributions") if found else ()
-        kept = {name: each for name, each in row["params"].items() if name not in searched}
-        shown.append({**row, "params": {**kept, **found}})
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in shown:
-        groups.setdefault(row["name"], []).append(row["params"])
-    return [
-        {
-            **row,
-            "params": {
-                name: value
-                for name, value in row["params"].items()
-                if len(others := groups[row["name"]]) < 2
-                or any(name not in each or each[name] != value for each in others)
-            },
-        }
-        for row in shown
-    ]

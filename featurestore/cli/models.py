@@ -18,7 +18,15 @@ from featurestore.cli.options import (
     root_option,
     store_option,
 )
-from featurestore.cli.output import cell, check_table, plural, print_json, print_table, write_table
+from featurestore.cli.output import (
+    cell,
+    check_table,
+    plural,
+    print_json,
+    print_shown,
+    print_table,
+    write_table,
+)
 from featurestore.cli.progress import Progress
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.store import FeatureStore
@@ -346,18 +354,13 @@ def predict_command(
             if each.problem:
                 progress.say(f"not predicted: {each.problem}")
     if output:
-        write_table([_row(each) for each in predictions], output)
+        write_table(predictions.rows(), output)
     if as_json:
         print_json([_document(each) for each in predictions])
     elif output:
         click.echo(f"{plural(len(predictions), 'row')} in {output}")
     else:
-        rows = [_row(each) for each in predictions]
-        likely = any(each.probabilities for each in predictions)
-        print_table(rows, ["path", "predicted", *(["probability"] if likely else [])], _HEADINGS)
-
-
-_HEADINGS = {"path": "image", "predicted": "label"}
+        print_shown(predictions)
 
 
 def _document(prediction: Prediction) -> dict[str, Any]:
@@ -366,18 +369,3 @@ def _document(prediction: Prediction) -> dict[str, Any]:
 
 
 _ALWAYS = ("path", "label", "probabilities")
-
-
-def _row(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as a row of a table: the cells of the user's own, then what is new."""
-    new = {"predicted": prediction.label}
-    if prediction.probabilities:
-        new["probability"] = max(prediction.probabilities.values())
-        new |= {f"probability_{name}": each for name, each in prediction.probabilities.items()}
-    if prediction.problem:
-        new["problem"] = prediction.problem
-    columns = {"path": prediction.path, **prediction.columns}
-    return {
-        **{f"{name}_given" if name in new else name: cells for name, cells in columns.items()},
-        **new,
-    }

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from featurestore.cli.heads import with_differing_params
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import cell, print_json, print_table
 from featurestore.cli.progress import Progress
@@ -79,6 +78,8 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     headings |= {"pixels": f"{held_out} on pixels"}
     fields = ["chosen", "name", "params", *several, *variants, "layer"]
     fields += [*dict.fromkeys((split, held_out)), *(["pixels"] if pixels else [])]
+    from featurestore.heads.listing import with_differing_params
+
     print_table(with_differing_params(rows), [*fields, "seconds", "head"], headings, cut="params")
     if more > 0:
         click.echo(f"and {more} more; `featurestore heads` lists them")

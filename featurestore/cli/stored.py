@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from featurestore.cli.options import json_option, store_option, variant_options
-from featurestore.cli.output import plural, print_json, print_table, printable, size
+from featurestore.cli.output import plural, print_json, print_shown, print_table, printable, size
 from featurestore.cli.progress import Progress
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.removal import find
-from featurestore.store.variants import Variant, tell_apart
+from featurestore.store.variants import Variant
 
 
 @click.command("ls")
@@ -31,14 +31,14 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     Example:
       featurestore ls
     """
-    from featurestore.features.listing import list_features
+    from featurestore.features.listing import ls
 
     opened = FeatureStore(store)
-    rows = list_features(opened, **variant)
+    rows = ls(opened, **variant)
     if as_json:
         print_json(rows)
     elif rows:
-        print_features(rows)
+        print_shown(rows)
     elif variant:
         click.echo(f"no features with {Variant(**variant).options()}")
     else:
@@ -50,25 +50,6 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
                 samples = plural(entry.rows, "sample")
                 click.echo(f"data set {entry.name}: {samples}, no features yet")
     print_damaged(opened)
-
-
-def print_features(rows: list[dict[str, Any]]) -> None:
-    """Print feature arrays as a table."""
-    rows, variants = tell_apart(rows)
-    variants.pop("prefix", None)  # the key has it
-    print_table(
-        [
-            {
-                **row,
-                "size": size(row["bytes"]),
-                "datasets": ", ".join(row["datasets"]),
-                "state": row["state"] + (", boundary" if row["boundary"] else ""),
-            }
-            for row in rows
-        ],
-        ["model", *variants, "layer", "datasets", "shape", "dtype", "size", "state", "key"],
-        {"datasets": "data set", "size": "on disk"},
-    )
 
 
 def print_damaged(store: FeatureStore) -> None:

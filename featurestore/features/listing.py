@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from featurestore.digests import short
-from featurestore.store import FeatureGroup, FeatureStore
-from featurestore.store.variants import Variant
+from featurestore.store import FeatureGroup, FeatureStore, StoreLike
+from featurestore.store.variants import Variant, tell_apart
+from featurestore.table import Grid, Table, size
 
 _KEPT = ("key", "model", "layer", "datasets", "shape", "dtype", "bytes")
 
 
-def list_features(store: FeatureStore, **variant: Any) -> list[dict[str, Any]]:
-    """Return a row for each feature array, as JSON values.
+def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
+    """List the stored features, a row for each array, as JSON values.
 
     Parameters
     ----------
-    store : FeatureStore
+    store : FeatureStore, path or URL, optional
+        By default FEATURESTORE_STORE, else ``./store``.
     **variant
         Leave out features of other values, see `Variant`.
 
     Returns
     -------
-    list of dict
+    Table of dict
         ``key``, ``model``, ``layer``, ``datasets`` (names), ``shape``, ``dtype``, ``bytes`` (on
         disk), ``state``, ``boundary`` (whether only fine-tuning asked for it), ``prefix`` and the
         fields of `Variant`.
     """
+    store = FeatureStore.of(store)
     asked, names, rows = Variant.asking(variant), _names(store), []
     for group in store.features.values():
         found = Variant.of(group.provenance)
@@ -43,7 +47,25 @@ def list_features(store: FeatureStore, **variant: Any) -> list[dict[str, Any]]:
                 **found.to_dict(),
             }
         )
-    return rows
+    return Table(rows, _layout)
+
+
+def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
+    shown, variants = tell_apart(rows)
+    variants.pop("prefix", None)  # the key has it
+    yield Grid(
+        [
+            {
+                **row,
+                "size": size(row["bytes"]),
+                "datasets": ", ".join(row["datasets"]),
+                "state": row["state"] + (", boundary" if row["boundary"] else ""),
+            }
+            for row in shown
+        ],
+        ["model", *variants, "layer", "datasets", "shape", "dtype", "size", "state", "key"],
+        {"datasets": "data set", "size": "on disk"},
+    )
 
 
 def describe_features(store: FeatureStore, key: str, **variant: Any) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from featurestore.digests import short
 from featurestore.errors import DamagedError, FeatureStoreWarning, HeadError, nearest
 from featurestore.heads import metrics
 from featurestore.heads.head import Head
+from featurestore.heads.listing import heads_layout
 from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale, state
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import Variant
+from featurestore.table import Table
 
 if TYPE_CHECKING:
     import os
@@ -95,7 +97,7 @@ def leaderboard(
     sort: str | None = None,
     tags: str | Sequence[str] = (),
     **variant: Any,
-) -> list[dict[str, Any]]:
+) -> Table[dict[str, Any]]:
     """List the heads of a store by data set, best first. Loads neither scikit-learn nor Keras.
 
     Only heads on the present state of a data set are ranked with each other. The stale ones come
@@ -117,7 +119,7 @@ def leaderboard(
 
     Returns
     -------
-    list of dict
+    Table of dict
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
         ``stale`` (None, or how the present state differs: ``"labels (5), splits (12)"``),
         ``model``, ``layer``, ``name``, ``tags``, ``note``, ``kind``, ``portable``, ``params``,
@@ -156,7 +158,8 @@ def leaderboard(
     former = [row for row in reversed(rows) if row["stale"]]
     present = [row for row in rows if not row["stale"]]
     present.sort(key=lambda row: order[row["head"]])
-    return sorted([*present, *former], key=lambda row: str(row["dataset"]))
+    rows = sorted([*present, *former], key=lambda row: str(row["dataset"]))
+    return Table(rows, heads_layout)
 
 
 def _valid(store: FeatureStore) -> list[dict[str, Any]]:

@@ -12,9 +12,11 @@ from featurestore.features import Features, stored, without_boundaries
 from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
 from featurestore.heads.events import LayerRanked, OnEvent
+from featurestore.heads.listing import ranking_layout
 from featurestore.heads.rows import check_labels
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import Variant
+from featurestore.table import Table
 
 if TYPE_CHECKING:
     import os
@@ -40,7 +42,7 @@ def rank(
     *,
     on_event: OnEvent | None = None,
     **variant: Any,
-) -> list[dict[str, Any]]:
+) -> Table[dict[str, Any]]:
     """Rank the stored layers of a data set by how well a quick linear probe does on each.
 
     The probe is ridge on standardized features, with the penalty chosen by leave-one-out. Its
@@ -63,7 +65,7 @@ def rank(
 
     Returns
     -------
-    list of dict
+    Table of dict
         Best first: ``key``, ``model``, ``layer``, ``metric`` ("accuracy" or "r2"), ``score``,
         ``spread`` (standard deviation over folds), ``rows``, ``dims`` (numbers per row), ``bytes``
         (per row, as stored, uncompressed), ``shape`` (of a row), ``prefix`` (first digits of the
@@ -108,7 +110,8 @@ def rank(
         table.append(_probe(features, chosen, y, splits))
         if on_event is not None:
             on_event(LayerRanked(str(features.key), done, len(found)))
-    return sorted(table, key=lambda row: (sort_key(row["score"], row["metric"]), row["dims"]))
+    table.sort(key=lambda row: (sort_key(row["score"], row["metric"]), row["dims"]))
+    return Table(table, ranking_layout)
 
 
 def _dims(features: Features) -> int:

@@ -18,6 +18,7 @@ from featurestore.promotion.inference import Predictor
 from featurestore.promotion.saved import Promoted, load_model
 from featurestore.promotion.seen import UNKNOWN, UNSEEN
 from featurestore.store import FeatureStore, StoreLike
+from featurestore.table import Table
 
 if TYPE_CHECKING:
     import keras
@@ -75,20 +76,20 @@ def mistakes(
     store: StoreLike = None,
     *,
     classes: Sequence[Any] | None = None,
-) -> list[dict[str, Any]]:
+) -> Table[dict[str, Any]]:
     """List the samples that a promoted model predicts wrongly, the most confident first.
 
     Parameters and errors are those of :func:`evaluate`.
 
     Returns
     -------
-    list of dict
+    Table of dict
         ``path`` (None for arrays), ``row`` in the data set, ``label``, ``predicted``,
         ``probability`` of the predicted class, and ``used_for``, as in :func:`evaluate`. For a
         regression all samples, those with the largest error first, with ``error`` (predicted less
         label) in place of ``probability``.
     """
-    return _evaluation(model, data, store, classes).mistakes
+    return Table(_evaluation(model, data, store, classes).mistakes)
 
 
 def _evaluation(model: Any, data: Any, store: StoreLike, classes: Any) -> Evaluation:

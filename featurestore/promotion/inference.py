@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,6 +18,7 @@ from featurestore.errors import ImageError, InputError
 from featurestore.images import decode
 from featurestore.promotion.listing import Listed, list_images
 from featurestore.promotion.saved import Promoted, load_model
+from featurestore.table import Grid, Table
 from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def predict(
     classes: Sequence[Any] | None = None,
     image_column: str | None = None,
     root: str | Path | None = None,
-) -> list[Prediction]:
+) -> Table[Prediction]:
     """Predict images with a promoted model.
 
     Parameters
@@ -80,7 +81,7 @@ def predict(
 
     Returns
     -------
-    list of Prediction
+    Table of Prediction
         In the order given: a folder's files sorted, a table's rows as they are. An image of a
         folder or table that cannot be used has a ``problem`` and no label.
 
@@ -96,7 +97,7 @@ def predict_listed(
     model: str | Path | keras.Model | Promoted,
     listed: Sequence[Listed],
     classes: Sequence[Any] | None = None,
-) -> list[Prediction]:
+) -> Table[Prediction]:
     """Predict images that :func:`list_images` has listed; see :func:`predict`."""
     promoted = load_model(model, classes)
     problems: dict[int, str] = {}
@@ -112,12 +113,34 @@ def predict_listed(
             return then(np.zeros((1, 1, 3), np.uint8))
 
     output = Predictor(promoted)(read, range(len(listed)))
-    return [
+    predictions = [
         _unusable(image, problems[number])
         if number in problems
         else _prediction(image, row, promoted.classes)
         for number, (image, row) in enumerate(zip(listed, output, strict=True))
     ]
+    return Table(predictions, _layout, _as_row)
+
+
+def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
+    likely = any("probability" in row for row in rows)
+    fields = ["path", "predicted", *(["probability"] if likely else [])]
+    yield Grid(rows, fields, {"path": "image", "predicted": "label"})
+
+
+def _as_row(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as a row of a table: the cells of the user's own, then what is new."""
+    new = {"predicted": prediction.label}
+    if prediction.probabilities:
+        new["probability"] = max(prediction.probabilities.values())
+        new |= {f"probability_{name}": each for name, each in prediction.probabilities.items()}
+    if prediction.problem:
+        new["problem"] = prediction.problem
+    columns = {"path": prediction.path, **prediction.columns}
+    return {
+        **{f"{name}_given" if name in new else name: cells for name, cells in columns.items()},
+        **new,
+    }
 
 
 def _prediction(image: Listed, row: np.ndarray, classes: Sequence[Any]) -> Prediction:

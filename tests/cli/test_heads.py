@@ -6,8 +6,11 @@ from typing import Any
 import click
 import pytest
 
-from featurestore.cli.heads import parse_params, print_heads, with_differing_params
+from featurestore.cli.heads import parse_params
+from featurestore.cli.output import print_shown
+from featurestore.heads.listing import heads_layout, with_differing_params
 from featurestore.store.variants import Variant
+from featurestore.table import Table
 from tests.cli.conftest import Place
 from tests.toys import featurestore
 
@@ -131,7 +134,7 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
         for name in ("others", "photos", "photos")
     ]
 
-    print_heads(rows)
+    print_shown(Table(rows, heads_layout))
 
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("data set")] == [

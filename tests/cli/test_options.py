@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.errors import NotFoundError
+from featurestore.errors import InputError, NotFoundError
 from featurestore.features import Features, stored
 from featurestore.heads import rank
 from featurestore.store import FeatureStore
@@ -58,7 +58,7 @@ def test_each_option_picks_and_all_together_leave_one(place: Path) -> None:
     assert len(stored(store, "photos", precision="float32")) == 4
     cropped = Features.open("photos", LAYER, store, model="tiny", resize="crop")
     assert cropped.group.provenance["prefix"]["preprocessing"]["resize"] == "crop"
-    with pytest.raises(TypeError, match="inputsize"):
+    with pytest.raises(InputError, match="inputsize"):
         stored(store, "photos", inputsize=16)
 
 

@@ -9,7 +9,7 @@ from featurestore.dataset import Dataset
 from featurestore.errors import FeatureStoreError, NotFoundError, SourceChangedError
 from featurestore.extraction import extract
 from featurestore.features import Features, without_boundaries
-from featurestore.features.listing import list_features
+from featurestore.features.listing import ls
 from featurestore.heads import fit_head, rank
 from tests.extraction.conftest import LAYERS
 
@@ -93,7 +93,7 @@ def test_a_boundary_array_is_marked_until_somebody_asks_for_it(extracted, datase
     store = extracted.copy()
 
     def marked():
-        return {row["layer"] for row in list_features(store) if row["boundary"]}
+        return {row["layer"] for row in ls(store) if row["boundary"]}
 
     found = extract(dataset, backbone, ["gap"], store, boundaries=["relu_a", "pool_a"])
     # pool_a was stored as ordinary features before.

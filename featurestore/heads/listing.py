@@ -1,0 +1,84 @@
+"""How tables show heads and ranked layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from featurestore.store.variants import FIELDS, tell_apart
+from featurestore.table import Grid, plural, printable, size
+
+Rows = list[dict[str, Any]]
+
+
+def heads_layout(rows: Rows) -> Iterator[Grid | str]:
+    """Show heads: a table for each data set, its stale heads in another."""
+    names = list(dict.fromkeys(row["dataset"] for row in rows))
+    for number, name in enumerate(names):
+        if len(names) > 1:
+            yield ("\n" if number else "") + printable(f"data set {name}")
+        mine = [row for row in rows if row["dataset"] == name]
+        fresh, former = (
+            [row for row in mine if bool(row["stale"]) == old] for old in (False, True)
+        )
+        if fresh:
+            yield _heads(fresh, [])
+        yield plural(len(fresh), "head")
+        if former:
+            count = plural(len(former), "stale head")
+            yield f"\n{count}, measured on other samples, labels or splits:"
+            yield _heads(former, ["stale"])
+
+
+def _heads(rows: Rows, more: list[str]) -> Grid:
+    fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
+    notes = ("tags", "note", "portable", "best_params")
+    known = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
+    measured = dict.fromkeys(name for row in rows for name in row if name not in known)
+    rows, variants = tell_apart(rows)
+    several = [*(["seed"] if len({row["seed"] for row in rows}) > 1 else []), "model"]
+    tags = ["tags"] if any(row["tags"] for row in rows) else []
+    return Grid(
+        with_differing_params([{**row, "tags": ", ".join(row["tags"])} for row in rows]),
+        ["name", *tags, "params", *several, *variants, "layer", *measured, *more, "head"],
+        {"name": "head", "params": "parameters", "stale": "differs in", "head": "id"},
+        cut="params",
+    )
+
+
+def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return heads for a table: of their parameters, those that differ between heads of one name.
+
+    Of a search, what it found takes the place of what it searched.
+    """
+    shown = []
+    for row in rows:
+        found = row["best_params"]
+        searched = ("estimator", "param_grid", "param_distributions") if found else ()
+        kept = {name: each for name, each in row["params"].items() if name not in searched}
+        shown.append({**row, "params": {**kept, **found}})
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in shown:
+        groups.setdefault(row["name"], []).append(row["params"])
+    return [
+        {
+            **row,
+            "params": {
+                name: value
+                for name, value in row["params"].items()
+                if len(others := groups[row["name"]]) < 2
+                or any(name not in each or each[name] != value for each in others)
+            },
+        }
+        for row in shown
+    ]
+
+
+def ranking_layout(rows: Rows) -> Iterator[Grid]:
+    """Show ranked layers."""
+    shown, variants = tell_apart(rows)
+    yield Grid(
+        [{**row, "size": size(row["bytes"])} for row in shown],
+        ["model", *variants, "layer", "score", "spread", "rows", "shape", "size"],
+        {"score": rows[0]["metric"], "size": "bytes/sample"},
+    )

@@ -1,0 +1,289 @@
+"""Tables: rows that show themselves on a terminal, in a notebook and as a DataFrame."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
+
+if TYPE_CHECKING:
+    import pandas
+    import rich.table
+
+T = TypeVar("T")
+Row = dict[str, Any]
+_MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
+# A cell that is cut has at most this many characters, and on a narrow terminal no fewer than these.
+LONGEST, SHORTEST = 60, 16
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is shown of some rows.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+    fields : sequence of str
+        What to show, in order.
+    headings : mapping of str to str
+        Of fields whose name, with spaces for underscores, is not the heading.
+    cut : str, optional
+        A field whose cells are cut to fit: ``C=0.1 kernel=…``.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    fields: Sequence[str]
+    headings: Mapping[str, str] = field(default_factory=dict)
+    cut: str | None = None
+
+    def text(self, *, terminal: bool = False, bold: bool = False) -> str:
+        """Return the rows as aligned lines, numbers to the right.
+
+        Without a terminal each row is one line, however long. On a terminal that is too narrow,
+        cells fold, and the last column, which people copy (keys and ids), moves to a line of its
+        own.
+        """
+        from rich.console import Console
+
+        names, cells, right = self._names(), self._cells(), self._right()
+        table, copied = _rich(names, cells, right), None
+        console = Console(file=sys.stdout, width=100_000)
+        width, columns = console.measure(table).maximum, shutil.get_terminal_size().columns
+        over = width - columns
+        if terminal and over > 0 and self.cut in self.fields:
+            column = self.fields.index(self.cut)
+            longest = max(len(row[column]) for row in cells)
+            _cut(cells, column, max(SHORTEST, longest - over))
+            table = _rich(names, cells, right)
+            width = console.measure(table).maximum
+        if terminal and width > columns and len(self.fields) > 1:
+            width = max(columns, 4 * len(self.fields))
+            copied = iter([row.pop() for row in cells])
+            # A newline at the end of each cell leaves a blank line below each row.
+            cells = [[f"{text}\n" for text in row] for row in cells]
+            table = _rich(names[:-1], cells, right)
+        console = Console(
+            file=sys.stdout,
+            force_terminal=terminal,
+            width=width,
+            color_system="auto" if bold else None,
+        )
+        with console.capture() as captured:
+            console.print(table)
+        lines = [line.rstrip() for line in captured.get().splitlines()]
+        return "\n".join(line if line or copied is None else f"  {next(copied)}" for line in lines)
+
+    def html(self) -> str:
+        """Return the rows as an HTML table."""
+        align = ["right" if numbers else "left" for numbers in self._right()]
+        lines = [("th", self._names()), *(("td", row) for row in self._cells())]
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f'<{tag} style="text-align:{side}">{html.escape(text)}</{tag}>'
+                for side, text in zip(align, cells, strict=True)
+            )
+            + "</tr>"
+            for tag, cells in lines
+        )
+        return f"<table>{body}</table>"
+
+    def _names(self) -> list[str]:
+        return [self.headings.get(each, each.replace("_", " ")) for each in self.fields]
+
+    def _cells(self) -> list[list[str]]:
+        cells = [[cell(row.get(each)) for each in self.fields] for row in self.rows]
+        if self.cut in self.fields:
+            _cut(cells, self.fields.index(self.cut), LONGEST)
+        return cells
+
+    def _right(self) -> list[bool]:
+        return [all(_is_number(row.get(each)) for row in self.rows) for each in self.fields]
+
+
+# From rows to what is shown of them: grids, and lines of text between them.
+Layout = Callable[[list[Row]], Iterable[Grid | str]]
+
+
+def simple(rows: list[Row]) -> Iterable[Grid]:
+    """Show every field that holds one value, not a list or mapping."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    flat = [
+        name
+        for name in names
+        if not any(isinstance(row.get(name), list | tuple | Mapping) for row in rows)
+    ]
+    return [Grid(rows, flat)] if flat else []
+
+
+class Table(list[T]):
+    """A list that shows itself as a table, as the command line prints it.
+
+    Printing it draws the table, a notebook shows it as HTML, and `to_frame` makes a DataFrame of
+    it. It is a list all the same; a slice of it is a table again.
+
+    Parameters
+    ----------
+    items : iterable of dict or dataclass
+    layout : callable, optional
+        From rows, as dicts, to what is shown of them.
+    as_row : callable, optional
+        From an item to its row.
+
+    Examples
+    --------
+    >>> Table([{"layer": "pool", "score": 0.9142}, {"layer": "top", "score": 0.87}])
+    layer  score
+    pool   0.914
+    top    0.870
+    """
+
+    def __init__(
+        self,
+        items: Iterable[T] = (),
+        layout: Layout = simple,
+        as_row: Callable[[Any], Row] | None = None,
+    ) -> None:
+        super().__init__(items)
+        self._layout, self._as_row = layout, as_row or _as_row
+
+    def rows(self) -> list[Row]:
+        """Return the items as dicts."""
+        return [self._as_row(each) for each in self]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return the items as a pandas DataFrame, a column for each field."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def text(self, *, terminal: bool = False, bold: bool = False) -> str:
+        """Return the table as text; see `Grid.text`."""
+        shown = self._layout(self.rows()) if self else ["(no rows)"]
+        return "\n".join(
+            each if isinstance(each, str) else each.text(terminal=terminal, bold=bold)
+            for each in shown
+        )
+
+    def __repr__(self) -> str:
+        return self.text(terminal=sys.stdout.isatty())
+
+    def _repr_html_(self) -> str:
+        shown = self._layout(self.rows()) if self else ["(no rows)"]
+        return "".join(
+            each.html() if isinstance(each, Grid) else f"<p>{html.escape(each)}</p>"
+            for each in shown
+        )
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Table[T]: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> T | Table[T]:
+        found = super().__getitem__(index)
+        return Table(found, self._layout, self._as_row) if isinstance(index, slice) else found  # type: ignore[arg-type, return-value]
+
+
+def _as_row(item: Any) -> Row:
+    return asdict(item) if is_dataclass(item) else dict(item)  # type: ignore[arg-type]
+
+
+def show_html(title: str, *parts: Grid | str) -> str:
+    """Return an object's line and its tables as HTML, for a notebook."""
+    shown = (
+        each.html() if isinstance(each, Grid) else f"<p>{html.escape(each)}</p>"
+        for each in parts
+        if each
+    )
+    return f"<p><code>{html.escape(title)}</code></p>{''.join(shown)}"
+
+
+def _cut(cells: list[list[str]], column: int, length: int) -> None:
+    for row in cells:
+        if len(row[column]) > length:
+            row[column] = f"{row[column][: length - 1]}…"
+
+
+def _rich(headings: list[str], cells: list[list[str]], right: list[bool]) -> rich.table.Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for heading, numbers in zip(headings, right, strict=False):
+        table.add_column(Text(heading), justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _is_number(value: Any) -> bool:
+    measure = isinstance(value, str) and _MEASURE.fullmatch(value)
+    return bool(measure) or isinstance(value, int | float | None)
+
+
+def printable(text: str) -> str:
+    r"""Escape the characters that could break the line or control the terminal.
+
+    Examples
+    --------
+    >>> printable("two\nlines")
+    'two\\nlines'
+    """
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def cell(value: Any) -> str:
+    """Format a value for a table."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return " x ".join(str(each) for each in value)
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_param(each)}" for name, each in value.items()) or "-"
+    return printable(str(value))
+
+
+def _param(value: Any) -> str:
+    # As typed after --param: 1e-05 must not become 0.000.
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_param, value))}]"
+    if isinstance(value, dict):
+        # As `featurestore.heads.identity.canonical` writes what JSON does not have.
+        if "dict" in value:
+            return f"{{{','.join(f'{_param(key)}:{_param(each)}' for key, each in value['dict'])}}}"
+        named = value.get("class") or value.get("import") or value.get("float")
+        return printable(str(named).rpartition(".")[2] if named else str(value))
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
+
+
+def size(count: float, unit: str = "B") -> str:
+    """Format a number of bytes, or of another unit.
+
+    Examples
+    --------
+    >>> size(3_300_000)
+    '3.3 MB'
+    """
+    for prefix in ("", "k", "M", "G"):
+        if count < 999.95:
+            return f"{count:.1f} {prefix}{unit}" if prefix else f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} T{unit}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``1 file`` or ``1,234 files``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import featurestore as fs
+
+ROWS = [{"layer": "<pool>", "score": 0.9142, "shape": [4, 4]}, {"layer": "top", "score": None}]
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    y: int
+
+
+def test_a_table_is_a_list_that_shows_itself() -> None:
+    table = fs.Table(ROWS)
+    assert table == ROWS
+    assert json.loads(json.dumps(table)) == ROWS
+    assert repr(table).splitlines() == ["layer   score", "<pool>  0.914", "top         -"]
+    assert repr(table[1:]).splitlines() == ["layer  score", "top        -"]
+    assert table[0] is ROWS[0]
+    assert repr(fs.Table()) == "(no rows)"
+
+
+def test_a_notebook_gets_html_in_which_names_are_escaped() -> None:
+    html = fs.Table(ROWS)._repr_html_()
+    assert html.startswith("<table>")
+    assert "&lt;pool&gt;" in html
+    assert "<pool>" not in html
+
+
+def test_a_table_becomes_a_data_frame() -> None:
+    frame = fs.Table(ROWS).to_frame()
+    assert frame.columns.tolist() == ["layer", "score", "shape"]
+    assert frame["layer"].tolist() == ["<pool>", "top"]
+    points = fs.Table([Point(1, 2), Point(3, 4)])
+    assert points[0].x == 1
+    assert points.to_frame()["y"].tolist() == [2, 4]
+    assert repr(points).split() == ["x", "y", "1", "2", "3", "4"]
