@@ -10,6 +10,7 @@
     inference    predictions from images                   evaluation  metrics, by what was seen
     carried      what the layers carry                      listing     images to predict
     choice       the best head that can be promoted         origin      backbone and data of a head
+    exportable   images of one size, for LiteRT and ONNX
 
 The names below are loaded on first use: reading the options imports no Keras.
 """
@@ -20,7 +21,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featurestore.promotion.carried import fixed_images
     from featurestore.promotion.evaluation import evaluate, mistakes
     from featurestore.promotion.events import (
         PromotionEvent,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TuningEpochEnded,
         TuningStarted,
     )
+    from featurestore.promotion.exportable import fixed_images
     from featurestore.promotion.fine_tuning import FineTuning
     from featurestore.promotion.freezing import boundary_ref
     from featurestore.promotion.fuse import promotable
@@ -49,7 +50,7 @@ _HOMES = {
     "boundary_ref": "freezing",
     "check_target": "saved",
     "evaluate": "evaluation",
-    "fixed_images": "carried",
+    "fixed_images": "exportable",
     "load_model": "saved",
     "mistakes": "evaluation",
     "predict": "inference",

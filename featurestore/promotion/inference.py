@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.backbone.forward import compiled_resize
-from featurestore.backbone.graph import dissolve
+from featurestore.backbone.forward import compiled, compiled_resize
+from featurestore.backbone.graph import Graph, dissolve
 from featurestore.dataset.source import UnreadableError, read
 from featurestore.errors import ImageError, InputError
 from featurestore.images import decode
@@ -181,8 +181,6 @@ class Predictor:
         # One sigmoid is the probability of the second of two classes.
         self._one_of_two = self._columns == 1 and len(promoted.classes) == 2
         shape = (resizing.height, resizing.width, 3)
-        from featurestore.promotion.carried import forward_of
-
         self._forward = forward_of(dissolve(promoted.model), shape)
 
     def __call__(self, read: Callable[[Any, Any], np.ndarray], items: Any) -> np.ndarray:
@@ -208,3 +206,10 @@ class Predictor:
                 parts.append(self._forward(np.stack(batch)))
         output = np.concatenate(parts)
         return np.concatenate([1 - output, output], axis=1) if self._one_of_two else output
+
+
+def forward_of(graph: Graph, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Compile a model's first output for images of one size, uint8 (batch, *shape)."""
+    ((end, output), *_) = graph.outputs
+    forward = compiled(lambda images: [graph.run(images, [end])[0][output]], shape)
+    return lambda images: forward(images)[0]

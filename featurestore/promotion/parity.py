@@ -57,8 +57,8 @@ class Parity:
     tolerance : float
         Largest difference that the measured rounding of the stored rows and float32 arithmetic
         explain.
-    agreement : float
-        Fraction of the samples with the same class; 1 for regression.
+    agreement : float or None
+        Fraction of the samples with the same class; None for regression.
     ties : int
         Samples whose two best classes are closer than twice the tolerance: rounding decides.
     """
@@ -66,7 +66,7 @@ class Parity:
     rows: int
     max_abs_diff: float
     tolerance: float
-    agreement: float
+    agreement: float | None
     ties: int
 
     @property
@@ -177,7 +177,7 @@ def compare(measured: np.ndarray, found: np.ndarray, tolerance: float) -> Parity
     rows, columns = measured.shape
     difference = float(np.abs(measured - found).max())
     if columns == 1:
-        return Parity(rows, difference, tolerance, 1.0, 0)
+        return Parity(rows, difference, tolerance, None, 0)
     best = np.sort(measured, axis=1)
     tie = best[:, -1] - best[:, -2] <= 2 * tolerance
     same = measured.argmax(axis=1) == found.argmax(axis=1)
@@ -198,11 +198,13 @@ def require(parity: Parity, measured: np.ndarray, dtype: np.dtype, what: str) ->
         What was compared with the cached head.
     """
     if parity.max_abs_diff > parity.tolerance:
+        scores, also = "values", ""
+        if parity.agreement is not None:
+            scores, also = "scores", f", and classes agree on {parity.agreement:.1%}"
         raise ParityError(
-            f"{what} disagrees with the cached head: scores differ by up to "
-            f"{parity.max_abs_diff:.3g} where {parity.tolerance:.3g} is explained, and classes "
-            f"agree on {parity.agreement:.1%} of {parity.rows} rows; nothing was trained or saved. "
-            "Check the stored rows with `featurestore verify`"
+            f"{what} disagrees with the cached head: {scores} of {parity.rows} rows differ by up "
+            f"to {parity.max_abs_diff:.3g} where {parity.tolerance:.3g} is explained{also}; "
+            "nothing was trained or saved. Check the stored rows with `featurestore verify`"
         )
     if measured.shape[1] == 1:
         spread = np.ptp(measured)

@@ -38,7 +38,8 @@ class Tuned:
     rates : dict of str to float
         Learning rates of the head and of each block.
     start : dict of str to float
-        ``val_loss`` (and ``val_accuracy``) before the first epoch; empty without validation rows.
+        ``val_loss``, and ``val_accuracy`` or ``val_rmse``, before the first epoch; empty without
+        validation rows.
     history : list of dict
         Loss and metrics of each epoch.
     kept_epoch : int
@@ -87,6 +88,8 @@ class Tuned:
         figures = ", ".join(
             f"{name} {self.history[epoch - 1][name]:.3f} ({before:.3f} before)"
             for name, before in self.start.items()
+            # The root of it is in the unit of the values.
+            if name != "val_loss" or "val_rmse" not in self.start
         )
         if not kept:
             return (
@@ -148,7 +151,7 @@ def tune(
     model.compile(
         _optimizer(model, fused.backbone_layers, tuned.rates),
         loss="sparse_categorical_crossentropy" if classify else "mean_squared_error",
-        metrics=["accuracy"] if classify else [],
+        metrics=["accuracy" if classify else keras.metrics.RootMeanSquaredError(name="rmse")],
         # XLA is many times slower for depthwise networks on a CPU.
         jit_compile=False,
     )

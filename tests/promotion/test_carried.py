@@ -16,10 +16,9 @@ from featurestore.errors import InputError
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import fit_head
-from featurestore.promotion import Promotion, evaluate, fixed_images, load_model, predict, promote
+from featurestore.promotion import Promotion, evaluate, load_model, predict, promote
 from featurestore.promotion.carried import classes_layer
 from featurestore.store import FeatureStore
-from tests.promotion.conftest import SIZE, small_network
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -124,51 +123,3 @@ def test_a_backbone_without_its_record_has_seen_unknown_images(
     )
     second = promote(fit_head(features[f"{ref}:avg"], "logistic"), backbone, data=others)
     assert not second.seen.complete
-
-
-# ------------------------------------------------------------------ images of one size
-
-
-@pytest.fixture(scope="module")
-def fixed(promotion: Promotion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("fixed") / "fixed.keras"
-    promotion.save(path, images="fixed")
-    return path
-
-
-def test_a_model_for_images_of_one_size_is_the_same_predictor(
-    fixed: Path, model: Path, promotion: Promotion, flowers: Dataset, photos: Path
-) -> None:
-    loaded = keras.models.load_model(fixed)
-    assert loaded.input_shape == (None, SIZE, SIZE, 3)
-    assert not any(isinstance(each, keras.layers.Resizing) for each in loaded.layers)
-    images = np.random.default_rng(0).integers(0, 256, (9, SIZE, SIZE, 3), np.uint8)
-    expected = promotion.model.predict(images, verbose=0)
-    assert np.abs(loaded.predict(images, verbose=0) - expected).max() < 1e-6
-    # The resize is done outside, by the rule that the model carries.
-    assert load_model(fixed).metadata["images"] == "fixed"
-    assert load_model(fixed).resizing.get_config().items() >= {"height": SIZE}.items()
-    assert evaluate(fixed, flowers) == evaluate(model, flowers)
-    files = sorted(photos.rglob("*.png"))[:5]
-    for one, other in zip(predict(fixed, files), predict(model, files), strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
-
-
-@pytest.mark.parametrize("resize", ["crop", "pad"])
-def test_the_rule_of_the_resize_is_carried(resize: Any, tmp_path: Path) -> None:
-    backbone = Backbone.from_model(small_network(), name="small", resize=resize)
-    model = backbone.cut("block3_relu:avg")
-    model = keras.Model(model.inputs[0], keras.layers.Dense(1)(model.outputs[0]))
-    once = fixed_images(model)
-    once.save(tmp_path / "once.keras")
-    for each in (tmp_path / "once.keras", fixed_images(once)):
-        found = load_model(each)
-        assert found.resizing.crop_to_aspect_ratio == (resize == "crop")
-        assert found.resizing.pad_to_aspect_ratio == (resize == "pad")
-
-
-def test_images_is_any_or_fixed(promotion: Promotion, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="images='small', expected one of any, fixed"):
-        promotion.save(tmp_path / "x.keras", images="small")
-    with pytest.raises(InputError, match="does not begin with the resize"):
-        fixed_images(small_network())

@@ -166,8 +166,12 @@ def test_scores_that_differ_are_a_refusal() -> None:
 def test_values() -> None:
     measured = np.linspace(2000, 2010, 20)[:, None]
     parity = compare(measured, measured + 0.1, 0.2)
-    assert (parity.agreement, parity.ties) == (1.0, 0)
+    assert (parity.agreement, parity.ties) == (None, 0)
     require(parity, measured, F16, "it")
+    apart = compare(measured, measured + 0.1, 0.01)
+    with pytest.raises(ParityError, match=r"values of 20 rows differ by up to 0.1") as caught:
+        require(apart, measured, F16, "it")
+    assert "class" not in str(caught.value)
     wide = compare(measured, measured + 0.1, 1.0)
     with pytest.raises(ParityError, match="moves the values by 1, and they range over 10"):
         require(wide, measured, F16, "it")

@@ -200,6 +200,12 @@ def test_a_lower_loss_does_not_make_up_for_wrong_predictions() -> None:
     assert values.worse(1)
 
 
+def test_the_verdict_of_a_regression_speaks_of_values() -> None:
+    tuned = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 4.0, "val_rmse": 2.0}, kept_epoch=1)
+    tuned.history = [{"loss": 1.0, "val_loss": 2.25, "val_rmse": 1.5}]
+    assert tuned.verdict == "kept epoch 1 of 1: val_rmse 1.500 (2.000 before)"
+
+
 def test_losses_that_are_not_finite_have_a_verdict_of_their_own() -> None:
     tuned = Tuned(FineTuning(epochs=1, keep_tuned=True), {}, start={"val_loss": 1.0})
     tuned.history = [{"val_loss": float("nan")}, {"val_loss": float("inf")}]
