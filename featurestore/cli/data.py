@@ -28,7 +28,7 @@ def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any
         same = entry.source == dataset.source or entry.digest == dataset.digest
         if entry.name == dataset.name and not same and options["name"] is None:
             progress.say(
-                f"note: {entry.name!r} was {entry.source or 'arrays'} so far and is "
+                f"note: {entry.name!r} was {entry.source or 'made in Python'} so far and is "
                 f"{dataset.source} now; --name keeps both"
             )
     return dataset

@@ -97,9 +97,9 @@ def _listing(entries: Sequence[Entry], copies: Mapping[str, Sequence[Entry]]) ->
 def _merged(same: list[Entry], problems: list[Problem]) -> Entry:
     """Merge the entries of one sample, and add their contradictions to the problems."""
     path = same[0].path
-    problems += (
-        Problem("duplicate", each.path, f"the same bytes as {path!r}") for each in same[1:]
-    )
+    for each in same[1:]:
+        twice = "listed again" if each.path == path else f"the same bytes as {path!r}"
+        problems.append(Problem("duplicate", each.path, twice))
     groups = [each.group for each in same if each.group is not None]
     return Entry(
         path,
