@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
+    from featurestore.bars import progress
     from featurestore.dataset import Dataset
     from featurestore.errors import FeatureStoreError
     from featurestore.extraction import Extraction, extract, plan
@@ -45,6 +46,7 @@ _HOMES = {
     "mistakes": "promotion.evaluation",
     "plan": "extraction",
     "predict": "promotion",
+    "progress": "bars",
     "promote": "promotion",
     "rank": "heads",
     "repair": "extraction.repair",
@@ -73,6 +75,7 @@ __all__ = [
     "mistakes",
     "plan",
     "predict",
+    "progress",
     "promote",
     "rank",
     "repair",

@@ -18,6 +18,7 @@ from featurestore.backbone.preprocessing import Preprocessing, Size
 from featurestore.backbone.recognition import find_preprocessing
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import BackboneError, nearest, one_line, path_text, received
+from featurestore.quiet import load_tensorflow
 
 
 class Backbone(Network):
@@ -202,6 +203,7 @@ class Backbone(Network):
         It is the baseline that other features have to beat. Options are those of
         :meth:`from_application`.
         """
+        load_tensorflow()
         import keras
 
         preprocessing = Preprocessing.of({"input_size": input_size, **options})

@@ -19,6 +19,7 @@ from featurestore.backbone.graph import Graph, flatten
 from featurestore.backbone.identity import graph_digests, has_nan
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.errors import BackboneError, InputError, one_line
+from featurestore.quiet import load_tensorflow
 
 
 def build_application(
@@ -31,6 +32,7 @@ def build_application(
     weights : str
         ``imagenet``, ``random``, or the path of a weights file.
     """
+    load_tensorflow()
     import keras
 
     constructor = getattr(keras.applications, network.constructor)
@@ -101,6 +103,7 @@ def load_model(path: str | Path) -> Any:
     InputError
         If Keras refuses the file; the message is the reason.
     """
+    load_tensorflow()
     import keras
 
     try:

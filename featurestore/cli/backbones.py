@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from featurestore.bars import Progress
 from featurestore.cli.options import backbone_options, json_option
 from featurestore.cli.output import print_json, print_shown
-from featurestore.cli.progress import Progress
 
 
 @click.command("layers")

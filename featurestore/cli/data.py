@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featurestore.bars import Progress
 from featurestore.cli.options import (
     backbone_options,
     json_option,
@@ -13,7 +14,6 @@ from featurestore.cli.options import (
     store_option,
 )
 from featurestore.cli.output import plural, print_json, print_table, printable, size
-from featurestore.cli.progress import Progress
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
+from featurestore.bars import Progress
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import json_option, store_option, together, variant_options
 from featurestore.cli.output import print_json, print_shown, print_table
-from featurestore.cli.progress import Progress
-from featurestore.cli.quiet import load_tensorflow
 from featurestore.cli.stored import print_damaged
+from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
 from featurestore.table import Table

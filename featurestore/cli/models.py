@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from featurestore.bars import Progress
 from featurestore.cli.options import (
     Command,
     image_column_option,
@@ -27,7 +28,6 @@ from featurestore.cli.output import (
     print_table,
     write_table,
 )
-from featurestore.cli.progress import Progress
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.store import FeatureStore
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from featurestore.cli.output import printable
 from featurestore.errors import FeatureStoreWarning
+from featurestore.quiet import LEVEL
 
 
 def quiet_libraries() -> None:
@@ -17,7 +18,7 @@ def quiet_libraries() -> None:
 
     ``python -W …`` and PYTHONWARNINGS show the warnings all the same.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault(LEVEL, "3")
     for name in ("tensorflow", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Pillow logs the errors that it raises.
@@ -38,19 +39,3 @@ def _show(
 ) -> None:
     where = "" if issubclass(category, FeatureStoreWarning) else f" ({filename}:{lineno})"
     print(f"warning: {printable(' '.join(str(message).split()))}{where}", file=file or sys.stderr)
-
-
-def load_tensorflow() -> None:
-    """Import TensorFlow without the notes on CPU and CUDA that it writes to descriptor 2.
-
-    TensorFlow 2.21 writes them before TF_CPP_MIN_LOG_LEVEL takes effect.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
+from featurestore.bars import Progress
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import cell, print_json, print_table
-from featurestore.cli.progress import Progress
-from featurestore.cli.quiet import load_tensorflow
+from featurestore.quiet import load_tensorflow
 from featurestore.store.variants import tell_apart
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from featurestore.bars import Progress
 from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import plural, print_json, print_shown, print_table, printable, size
-from featurestore.cli.progress import Progress
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.removal import find

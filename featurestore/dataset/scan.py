@@ -13,6 +13,7 @@ from featurestore.dataset.scan_cache import ScanCache, Verdict, stamp
 from featurestore.dataset.source import UnreadableError, is_uri, read
 from featurestore.digests import digest_bytes
 from featurestore.errors import DatasetError, SourceChangedError
+from featurestore.listening import receiver
 from featurestore.threads import map_ahead, processors
 
 # Files per task, so that handing tasks to threads costs little beside reading.
@@ -56,7 +57,7 @@ def scan(sources: Sequence[str], on_event: OnEvent | None = None) -> dict[str, V
         By source.
     """
     unique = list(dict.fromkeys(sources))
-    emit = on_event or (lambda event: None)
+    emit = receiver(on_event)
     emit(Scanned(0, len(unique)))
     workers = max(processors(), _REMOTE_WORKERS if any(map(is_uri, unique)) else 1)
     verdicts: dict[str, Verdict] = {}

@@ -26,6 +26,7 @@ from featurestore.extraction.events import (
     WaitingForOthers,
 )
 from featurestore.extraction.planning import BATCHES_AHEAD, ExtractionPlan, LayerPlan, Unit
+from featurestore.listening import receiver
 from featurestore.store import FeatureGroup
 from featurestore.threads import map_ahead
 
@@ -67,7 +68,7 @@ class Executor:
         self._backbone = backbone
         self._groups = [groups[str(layer.ref)] for layer in decided.layers]
         self._store = store
-        self._on_event = on_event or (lambda event: None)
+        self._on_event = receiver(on_event)
         # Layers of the plan that have missing blocks, by number.
         self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
         self._refs = [decided.layers[number].ref for number in self._todo]

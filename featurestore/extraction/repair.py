@@ -12,6 +12,7 @@ from featurestore.errors import ExtractionError, FeatureStoreError
 from featurestore.extraction.events import BackboneLoading, OnEvent
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import LayerPlan, plan_units
+from featurestore.listening import receiver
 from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, Item, StoreLike
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def repair(
     list of Repair
         One for each damage that was found.
     """
-    store, found = FeatureStore.of(store), []
+    store, found, on_event = FeatureStore.of(store), [], receiver(on_event)
     for item in store.items(key, **variant):
         damages = {each.path: each for each in store.check(item)}
         needs: Needs = {}
@@ -127,7 +128,7 @@ def _repair_features(
     item: Item,
     damages: Sequence[Damage],
     backbone: Backbone | None,
-    on_event: OnEvent | None,
+    on_event: OnEvent,
 ) -> Needs:
     """Repair row ids, then blocks, of features with sound metadata."""
     blocks = {each.block: each.path for each in damages if each.block is not None}
@@ -144,8 +145,7 @@ def _repair_features(
         if not blocks:
             return {}
         if backbone is None:
-            if on_event is not None:
-                on_event(BackboneLoading(key.model))
+            on_event(BackboneLoading(key.model))
             backbone = _backbone(group)
         return _repair_blocks(store, group, dataset, blocks, backbone, on_event)
 
@@ -156,7 +156,7 @@ def _repair_blocks(
     dataset: Dataset,
     blocks: dict[int, str],
     backbone: Backbone,
-    on_event: OnEvent | None,
+    on_event: OnEvent,
 ) -> Needs:
     from featurestore.backbone import LayerRef
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from featurestore.errors import DamagedError, InputError, StoreError, nearest
 from featurestore.features.batches import Batches
+from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 
 if TYPE_CHECKING:
@@ -376,6 +377,7 @@ class Features:
             Of (x, y): x float32 (batch, …); y int32 codes into `classes` or float32. Of x alone
             for an unlabelled data set.
         """
+        load_tensorflow()
         import tensorflow as tf
 
         source = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
@@ -413,6 +415,7 @@ class Features:
         **options
             Of `keras.utils.PyDataset`, such as ``workers``.
         """
+        load_tensorflow()
         from featurestore.features.py_dataset import BatchDataset
 
         source = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)

@@ -21,6 +21,7 @@ from featurestore.heads.metrics import measure
 from featurestore.heads.notes import Notes
 from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import Rows, check_labels
+from featurestore.listening import receiver
 from featurestore.versions import versions
 
 
@@ -132,7 +133,7 @@ def fit_heads(
             raise HeadError(f"head {each.name!r}: {each.nameless}; or fit it with save=False")
     rows = Rows(features)
     rows.check_completed()
-    fitting = _Fitting(rows, seed, save, callbacks, notes, on_event or (lambda event: None))
+    fitting = _Fitting(rows, seed, save, callbacks, notes, receiver(on_event))
     heads: dict[str, Head] = {}
     dataset, store = features.dataset, features.store
     if save and not all(store.heads.has(each.id) for each in candidates):

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 
 from featurestore.errors import HeadError, InputError, nearest
 from featurestore.heads.identity import canonical
+from featurestore.quiet import load_tensorflow
 from featurestore.settings import Settings
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def dense(options: DenseOptions, features: Features) -> Network:
     classification = features.task == "classification"
 
     def build(mean: float, deviation: float) -> keras.Model:
+        load_tensorflow()
         from keras import Input, Model, layers
 
         inputs = x = Input(shape, name="features")

@@ -14,6 +14,7 @@ from featurestore.heads.compare import sort_key
 from featurestore.heads.events import LayerRanked, OnEvent
 from featurestore.heads.listing import ranking_layout
 from featurestore.heads.rows import check_labels
+from featurestore.listening import receiver
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import Variant
 from featurestore.table import Table
@@ -105,11 +106,10 @@ def rank(
     groups = None if samples.groups is None else samples.groups[chosen]
     y = samples.targets[chosen]
     splits = _folds(y, groups)
-    table = []
+    table, emit = [], receiver(on_event)
     for done, features in enumerate(found, 1):
         table.append(_probe(features, chosen, y, splits))
-        if on_event is not None:
-            on_event(LayerRanked(str(features.key), done, len(found)))
+        emit(LayerRanked(str(features.key), done, len(found)))
     table.sort(key=lambda row: (sort_key(row["score"], row["metric"]), row["dims"]))
     return Table(table, ranking_layout)
 

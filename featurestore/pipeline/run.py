@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
 from featurestore.errors import ActivationError, BackboneError, DatasetError, InputError
+from featurestore.listening import receiver
 from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.spec import PipelineSpec
@@ -65,7 +66,7 @@ def run(
     FeatureStoreError
         As the stages.
     """
-    return _Run(path, store, Path(runs), on_event or (lambda event: None)).run()
+    return _Run(path, store, Path(runs), receiver(on_event)).run()
 
 
 @dataclass(frozen=True)

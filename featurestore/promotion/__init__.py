@@ -57,6 +57,8 @@ _HOMES = {
     "promotable": "fuse",
     "promote": "run",
 }
+# Modules that import Keras at their top.
+_WITH_KERAS = ("carried", "freezing", "fuse", "run")
 
 __all__ = [
     "FineTuning",
@@ -84,4 +86,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'featurestore.promotion' has no attribute {name!r}")
+    if home in _WITH_KERAS:
+        from featurestore.quiet import load_tensorflow
+
+        load_tensorflow()
     return getattr(importlib.import_module(f"featurestore.promotion.{home}"), name)

@@ -17,6 +17,7 @@ from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, 
 from featurestore.heads import Head
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.stale import stale
+from featurestore.listening import receiver
 from featurestore.promotion.carried import carries_classes
 from featurestore.promotion.evaluation import Evaluation
 from featurestore.promotion.events import OnEvent
@@ -197,7 +198,7 @@ def promote(
     _check_data(head, data, tuning)
     seen = _seen(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)
-    on_event = on_event or (lambda event: None)
+    on_event = receiver(on_event)
     # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
         fused = fuse(head, backbone)

@@ -74,8 +74,8 @@ def test_commands_load_tensorflow_before_they_need_it(
     def load() -> None:
         raise FeatureStoreError("TensorFlow is loaded")
 
-    for module in ("heads", "run", "progress"):
-        monkeypatch.setattr(f"featurestore.cli.{module}.load_tensorflow", load)
+    for module in ("cli.heads", "cli.run", "bars"):
+        monkeypatch.setattr(f"featurestore.{module}.load_tensorflow", load)
 
     result = featurestore(*command.split())
 

@@ -260,7 +260,7 @@ def _arm(strike: Strike) -> None:
 
         durable.os = local.os = StrikingOs(strike)  # type: ignore[attr-defined]
         return
-    from featurestore.cli.progress import Progress
+    from featurestore.bars import Progress
 
     draw, seen = Progress.__call__, 0
 

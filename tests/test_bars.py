@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from featurestore.cli import progress
-from featurestore.cli.progress import Progress
+import featurestore as fs
+from featurestore import bars
+from featurestore.bars import Progress
 from featurestore.dataset.scan import Scanned
 from featurestore.extraction import (
     BackboneLoading,
@@ -18,6 +20,7 @@ from featurestore.extraction import (
 from featurestore.heads import EpochEnded, HeadEvent, HeadFitted, HeadReused, HeadWarned
 from featurestore.pipeline import PipelineEvent, StageSkipped, StageStarted
 from featurestore.promotion import PromotionEvent, Proved, TuningEpochEnded
+from tests.toys import take_photos
 
 
 @dataclass
@@ -76,7 +79,7 @@ def test_every_event_of_the_library_is_drawn() -> None:
     unions = (ExtractionEvent, HeadEvent, PipelineEvent, PromotionEvent)
     names = {each.__name__ for union in unions for each in union.__args__} | {"Scanned"}
 
-    drawn = {*progress._LINES, *progress._COUNTS, "HeadReused"}
+    drawn = {*bars._LINES, *bars._COUNTS, "HeadReused"}
     assert names == drawn
 
 
@@ -92,7 +95,7 @@ def test_long_work_is_logged_every_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("featurestore.cli.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("featurestore.bars.time.monotonic", lambda: now)
     with Progress() as drawn:
         for minute in range(6):
             now = 30.0 * minute
@@ -109,3 +112,23 @@ def test_busy_says_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
         pass
 
     assert capsys.readouterr() == ("", "")
+
+
+def test_all_that_is_done_inside_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take_photos(tmp_path / "photos", 2)
+    with fs.progress():
+        fs.extract(tmp_path / "photos", "pixels", "pixels", tmp_path / "store")
+    err = capsys.readouterr().err
+    assert "extract: 6 images through pixels to pixels" in err
+
+    events: list[Any] = []
+    with fs.progress():
+        fs.extract(
+            tmp_path / "photos", "pixels", "pixels:avg", tmp_path / "store", on_event=events.append
+        )
+    assert events
+    assert not capsys.readouterr().err
+    fs.extract(tmp_path / "photos", "pixels", "pixels:max", tmp_path / "store")
+    assert not capsys.readouterr().err

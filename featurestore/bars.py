@@ -1,22 +1,42 @@
-"""Events drawn on stderr: progress bars on a terminal, lines elsewhere."""
+"""Events drawn: progress bars on a terminal and in a notebook, lines on stderr elsewhere."""
 
 from __future__ import annotations
 
+import html
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from featurestore.cli.output import plural, printable
-from featurestore.cli.quiet import load_tensorflow
+from featurestore.listening import listening
+from featurestore.quiet import load_tensorflow
+from featurestore.table import plural, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import Task, TaskID
 
 # Without a terminal, long work reports its progress this often, in seconds.
 SAY_EVERY = 60.0
+# A notebook is sent its bars this often, in seconds.
+REDRAW_EVERY = 0.2
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Draw the progress of all that is done inside, in a script or a notebook.
+
+    On a terminal and in a notebook there are bars; elsewhere a line now and then, on stderr. A call
+    that has an ``on_event`` of its own is not drawn.
+
+    Examples
+    --------
+    >>> with progress():  # doctest: +SKIP
+    ...     features = extract("photos", "mobilenetv2", "out_relu:avg")
+    """
+    with Progress() as drawn, listening(drawn):
+        yield drawn
 
 
 class Progress:
@@ -30,7 +50,10 @@ class Progress:
         self._bars = _bars()
         # On a terminal that cannot redraw a line there are no bars, as in a log.
         console = self._bars.console
-        self._drawn = console.is_terminal and not console.is_dumb_terminal
+        self._notebook = _Notebook() if _in_notebook() else None
+        self._drawn = (
+            self._notebook is None and console.is_terminal and not console.is_dumb_terminal
+        )
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
         self._reused = 0
@@ -44,6 +67,8 @@ class Progress:
         if self._drawn:
             self._bars.stop()
             self._drawn = False
+        if self._notebook is not None:
+            self._notebook.draw([], now=True)
         if self._reused and kind is None:
             self.say(f"fit: {plural(self._reused, 'head')} taken from the store")
 
@@ -65,7 +90,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line, above the bars if there are any."""
-        if self._drawn:
+        if self._notebook is not None:
+            self._notebook.say(printable(text), self._bars.tasks)
+        elif self._drawn:
             console = self._bars.console
             console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
         else:
@@ -83,6 +110,8 @@ class Progress:
         self._bars.update(task.id, text=f"{done:,}/{total:,} {pace}")
         if done >= total:
             self._forget(name)
+        elif self._notebook is not None:
+            self._notebook.draw(self._bars.tasks)
         elif not self._drawn and pace and time.monotonic() - self._said[name] >= SAY_EVERY:
             left = f"about {(task.time_remaining or 0) / 60:.0f} min left"
             self.say(f"{name}: {done:,} of {total:,}, {pace}, {left}")
@@ -92,6 +121,8 @@ class Progress:
     def busy(self, name: str) -> Iterator[None]:
         """Show on a terminal that Keras works for an unknown time."""
         self._tasks[name] = self._bars.add_task(name, total=None, text="")
+        if self._notebook is not None:
+            self._notebook.draw(self._bars.tasks, now=True)
         try:
             load_tensorflow()
             yield
@@ -100,6 +131,46 @@ class Progress:
 
     def _forget(self, name: str) -> None:
         self._bars.remove_task(self._tasks.pop(name))
+        if self._notebook is not None:
+            self._notebook.draw(self._bars.tasks, now=True)
+
+
+def _in_notebook() -> bool:
+    """Whether a cell of a notebook is running."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+class _Notebook:
+    """Lines and bars below a cell, drawn again in their place; the lines stay."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._lines: list[str] = []
+        self._drawn = time.monotonic()
+        self._handle = display(HTML(""), display_id=True)
+
+    def say(self, text: str, tasks: Sequence[Task]) -> None:
+        self._lines.append(text)
+        self.draw(tasks, now=True)
+
+    def draw(self, tasks: Sequence[Task], *, now: bool = False) -> None:
+        if not now and time.monotonic() - self._drawn < REDRAW_EVERY:
+            return
+        self._drawn = time.monotonic()
+        bars = [
+            f"{html.escape(task.description)} <progress {_value(task)}></progress> "
+            f"{html.escape(task.fields['text'])}<br>"
+            for task in tasks
+        ]
+        lines = "\n".join(map(html.escape, self._lines))
+        self._handle.update(self._html(f"<pre>{lines}</pre>{''.join(bars)}"))
+
+
+def _value(task: Task) -> str:
+    return "" if task.total is None else f'max="{task.total:.0f}" value="{task.completed:.0f}"'
 
 
 def _extraction_finished(event: Any) -> str:

@@ -1,0 +1,26 @@
+"""Who receives events when a call names nobody: the progress bars around it, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+OnEvent = Callable[[Any], None]
+_around: ContextVar[OnEvent | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(on_event: OnEvent) -> Iterator[None]:
+    """Send the events of all calls inside to ``on_event``, unless a call names its own."""
+    token = _around.set(on_event)
+    try:
+        yield
+    finally:
+        _around.reset(token)
+
+
+def receiver(on_event: OnEvent | None) -> OnEvent:
+    """Return what receives the events of a call: its own, that around it, or one that ignores."""
+    return on_event or _around.get() or (lambda event: None)

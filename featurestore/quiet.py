@@ -1,0 +1,33 @@
+"""Loading Keras and TensorFlow without the notes that they write when they start."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+
+
+def load_tensorflow() -> None:
+    """Import Keras, and TensorFlow behind it, without the notes on CPU and CUDA.
+
+    TensorFlow 2.21 writes them to descriptor 2 before its log level takes effect. A level that the
+    user has set stays, and with level 0 the notes are shown; so they are for those who have
+    imported TensorFlow themselves before.
+    """
+    if "keras" in sys.modules:
+        return
+    if os.environ.setdefault(LEVEL, "3") == "0":
+        import keras
+
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import keras  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
