@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from featurestore.store import FeatureStore
 
 
+# At most so much work is lost if the process is killed, and the batch it was at.
+SAVE_SECONDS = 30.0
+_clock = time.monotonic
+
+
 class Executor:
     """Computes the missing or damaged blocks of a plan and writes them into their groups.
 
@@ -85,6 +90,7 @@ class Executor:
         if not units:
             return {}
         started = time.perf_counter()
+        self._saved = _clock()
         self._done, self._total = 0, self._plan.rows_of(units)
         names = tuple(map(str, self._refs))
         self._on_event(ExtractionStarted(self._backbone.name, names, self._total))
@@ -133,6 +139,7 @@ class Executor:
                     for writer, activations in zip(self._writers.values(), computed, strict=True):
                         writer.add(window, activations)
                     self._advance(len(window))
+                    self._save_begun()
                     if lock is not None:
                         writing = [writer.writing for writer in self._writers.values()]
                         being_written.append((lock, [each for each in writing if each]))
@@ -141,6 +148,13 @@ class Executor:
             for writer in self._writers.values():
                 writer.finish()
         return others
+
+    def _save_begun(self) -> None:
+        """Keep the rows of the blocks that are being filled, now and then."""
+        if _clock() - self._saved >= SAVE_SECONDS:
+            for writer in self._writers.values():
+                writer.save()
+            self._saved = _clock()
 
     def _compute(self, images: np.ndarray) -> list[np.ndarray]:
         activations = self._forward(images)
@@ -166,14 +180,15 @@ class Executor:
                 for layer, block in unit.blocks
                 if not self._groups[layer].features.is_sound(block)
             )
-            rest = replace(unit, blocks=missing)
+            begun = [self._groups[layer].features.read_begun(block) for layer, block in missing]
+            rest = replace(unit, blocks=missing, begun=tuple(map(len, begun)))
             self._advance(self._plan.rows_of([unit]) - self._plan.rows_of([rest]))
             windows = self._plan.windows(rest)
             if not windows:
                 lock.close()
                 continue
-            for layer, block in missing:
-                self._writers[layer].wanted.add(block)
+            for (layer, block), rows in zip(missing, begun, strict=True):
+                self._writers[layer].wanted[block] = rows
             for window in windows[:-1]:
                 yield window, None
             yield windows[-1], lock
@@ -210,17 +225,17 @@ def _decoded(
 class _BlockWriter:
     """Collects the rows of one layer into blocks and commits each as it fills.
 
-    Rows of a block arrive in ascending order and without a gap, so at most one block is open; at
-    most one more is being written.
+    Rows of a block arrive in ascending order, and those that are not kept without a gap, so at
+    most one block is open; at most one more is being written.
 
     Attributes
     ----------
-    wanted : set of int
-        The blocks to write.
+    wanted : dict of int to numpy.ndarray
+        The blocks to write, each with the first rows that are kept of it, (row, …).
     writing : Future or None
         The last write.
     rows : int
-        Rows written.
+        Rows written, without those that were kept.
     """
 
     def __init__(self, layer: LayerPlan, group: FeatureGroup, pool: ThreadPoolExecutor) -> None:
@@ -229,7 +244,9 @@ class _BlockWriter:
         self._pool = pool
         self._block: np.ndarray | None = None
         self._peak = 0.0
-        self.wanted: set[int] = set()
+        # Of the open block: its number, its rows that are there, and those that are kept.
+        self._number = self._filled = self._kept = 0
+        self.wanted: dict[int, np.ndarray] = {}
         self.writing: Future[None] | None = None
         self.rows = 0
 
@@ -242,10 +259,10 @@ class _BlockWriter:
             upto = min(span.stop, rows.stop)
             if block in self.wanted:
                 if self._block is None:
-                    shape = (len(span), *self._layer.shape[1:])
-                    self._block = np.empty(shape, self._layer.dtype)
+                    self._block = self._open(block)
                 part = activations[row - rows.start : upto - rows.start]
                 self._block[row - span.start : upto - span.start] = self._stored(part)
+                self._filled = max(self._filled, upto - span.start)
                 if upto == span.stop:
                     self._commit(block)
             row = upto
@@ -255,14 +272,36 @@ class _BlockWriter:
         if self.writing is not None:
             self.writing.result()
 
+    def save(self) -> None:
+        """Keep the rows of the open block."""
+        if self._block is None or self._filled == self._kept or self._is_imprecise():
+            return
+        self.finish()
+        rows = self._block[: self._filled].copy()
+        self.writing = self._pool.submit(self._group.features.write_begun, self._number, rows)
+        self._kept = self._filled
+
+    def _open(self, block: int) -> np.ndarray:
+        kept = self.wanted[block]
+        rows = np.empty((len(self._layer.span(block)), *self._layer.shape[1:]), self._layer.dtype)
+        rows[: len(kept)] = kept
+        self._number, self._filled, self._kept = block, len(kept), len(kept)
+        self._peak = float(np.abs(kept).max(initial=0))
+        return rows
+
     def _commit(self, block: int) -> None:
-        self._check_precision()
+        if self._is_imprecise():
+            self._refuse_precision()
         self.finish()
         assert self._block is not None
-        self.writing = self._pool.submit(self._group.write_block, block, self._block)
-        self.wanted.remove(block)
-        self.rows += len(self._block)
+        self.writing = self._pool.submit(self._write, block, self._block, self._kept > 0)
+        self.rows += len(self._block) - len(self.wanted.pop(block))
         self._block, self._peak = None, 0.0
+
+    def _write(self, block: int, rows: np.ndarray, begun: bool) -> None:
+        self._group.write_block(block, rows)
+        if begun:
+            self._group.features.remove_begun(block)
 
     def _stored(self, activations: np.ndarray) -> np.ndarray:
         largest = float(np.finfo(self._layer.dtype).max)
@@ -274,14 +313,17 @@ class _BlockWriter:
             self._refuse(activations, largest)
         return activations.astype(self._layer.dtype)
 
-    def _check_precision(self) -> None:
+    def _is_imprecise(self) -> bool:
+        """Whether the stored type would lose the precision of all rows of the open block."""
+        return 0 < self._peak < float(np.finfo(self._layer.dtype).tiny)
+
+    def _refuse_precision(self) -> NoReturn:
         tiny = float(np.finfo(self._layer.dtype).tiny)
-        if 0 < self._peak < tiny:
-            raise ActivationError(
-                f"layer {str(self._layer.ref)!r} gave no activation above {self._peak:.3g} in a "
-                f"block, where {self._layer.dtype} loses its precision (below {tiny:.3g}); extract "
-                "with `--dtype float32`"
-            )
+        raise ActivationError(
+            f"layer {str(self._layer.ref)!r} gave no activation above {self._peak:.3g} in a "
+            f"block, where {self._layer.dtype} loses its precision (below {tiny:.3g}); extract "
+            "with `--dtype float32`"
+        )
 
     def _refuse(self, activations: np.ndarray, largest: float) -> NoReturn:
         layer = f"layer {str(self._layer.ref)!r}"

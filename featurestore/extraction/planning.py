@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -44,6 +44,8 @@ class LayerPlan:
         Rows of one block.
     missing : tuple of int
         Numbers of the blocks to compute, ascending.
+    begun : mapping of int to int
+        Rows that are kept of a missing block, by its number: the first ones.
     source : FeatureKey or None
         Features of another model with the same prefix: blocks that are not missing are copied
         from there.
@@ -59,6 +61,7 @@ class LayerPlan:
     dtype: str
     block_rows: int
     missing: tuple[int, ...]
+    begun: Mapping[int, int] = field(default_factory=dict)
     source: FeatureKey | None = None
     replaces: bool = False
     why: str | None = None
@@ -75,8 +78,9 @@ class LayerPlan:
 
     @property
     def rows_missing(self) -> int:
-        """Rows in the missing blocks."""
-        return sum(len(self.span(block)) for block in self.missing)
+        """Rows in the missing blocks that are not kept."""
+        rows = sum(len(self.span(block)) for block in self.missing)
+        return rows - sum(self.begun.get(block, 0) for block in self.missing)
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,13 @@ class Unit:
         The unit starts at row ``number × unit_rows``.
     blocks : tuple of (int, int)
         Blocks to compute: the position of the layer in the plan, and the number of the block.
+    begun : tuple of int
+        Rows that are kept of each of these blocks: the first ones.
     """
 
     number: int
     blocks: tuple[tuple[int, int], ...]
+    begun: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,10 @@ class ExtractionPlan:
         start = unit.number * self.unit_rows
         stop = min(start + self.unit_rows, self.rows)
         size = -(-self.unit_rows // -(-self.unit_rows // self.batch_size))
-        spans = [self.layers[layer].span(block) for layer, block in unit.blocks]
+        spans = [
+            self.layers[layer].span(block)[kept:]
+            for (layer, block), kept in zip(unit.blocks, unit.begun, strict=True)
+        ]
         all_windows = (range(row, min(row + size, stop)) for row in range(start, stop, size))
         return [
             window
@@ -289,7 +299,14 @@ def plan_units(
         for block in layer.missing:
             unit = block * layer.block_rows // decided.unit_rows
             blocks.setdefault(unit, []).append((number, block))
-    units = tuple(Unit(unit, tuple(blocks[unit])) for unit in sorted(blocks))
+    units = tuple(
+        Unit(
+            unit,
+            tuple(blocks[unit]),
+            tuple(layers[layer].begun.get(block, 0) for layer, block in blocks[unit]),
+        )
+        for unit in sorted(blocks)
+    )
     return replace(decided, units=units)
 
 
@@ -304,8 +321,9 @@ def _plan_layer(
         held = str(stored.dtype)
         if dtype in (held, "float16"):  # float32 serves a request for float16
             source = None if stored.key == key else stored.key
+            begun = stored.begun() if source is None else {}
             missing = tuple(stored.missing())
-            return LayerPlan(ref, key, shape, held, stored.block_rows, missing, source)
+            return LayerPlan(ref, key, shape, held, stored.block_rows, missing, begun, source)
     rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
     blocks = tuple(range(-(-len(dataset) // rows)))
     replaces = stored is not None and stored.key == key
@@ -313,7 +331,7 @@ def _plan_layer(
         why: str | None = "stored as float16"
     else:
         why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
-    return LayerPlan(ref, key, shape, dtype, rows, blocks, None, replaces, why)
+    return LayerPlan(ref, key, shape, dtype, rows, blocks, replaces=replaces, why=why)
 
 
 def _stored(store: FeatureStore, key: FeatureKey) -> FeatureGroup | None:

@@ -38,10 +38,12 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
             continue
         described = _describe(group, names)
         done, blocks = described["blocks_done"], described["blocks"]
+        begun = described["rows_begun"]
+        more = f", {begun} rows of others" if begun else ""
         rows.append(
             {
                 **{name: described[name] for name in _KEPT},
-                "state": "complete" if done == blocks else f"{done} of {blocks} blocks",
+                "state": "complete" if done == blocks else f"{done} of {blocks} blocks{more}",
                 "boundary": described["boundary"],
                 "prefix": short(described["prefix_digest"]),
                 **found.to_dict(),

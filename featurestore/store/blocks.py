@@ -28,6 +28,9 @@ ZSTD_LEVEL = 1
 # The magic number of a skippable frame (RFC 8878, section 3.1.2).
 ADDRESS_MAGIC = bytes.fromhex("512a4d18")
 CHECKSUM_BYTES = 4
+# Of the file with the first rows of a block that is not complete.
+BEGUN = ".begun"
+COUNT_BYTES = 8
 
 _DIMENSIONS = {
     2: ("row", "channel"),
@@ -184,12 +187,12 @@ class BlockArray:
         """Whether a block's file exists."""
         return self.files.is_file(self.file(block))
 
-    def existing(self) -> set[int]:
-        """Numbers of the blocks that exist, by one listing.
+    def existing(self, suffix: str = "") -> set[int]:
+        """Numbers of the blocks that exist, or of which a file with a suffix does, by one listing.
 
         Temporary files of a write that was killed, and foreign files, do not count.
         """
-        tail = ".0" * (len(self.shape) - 1)
+        tail = ".0" * (len(self.shape) - 1) + suffix
         middles = (
             name[2 : len(name) - len(tail)]
             for name in self.files.names(self.path)
@@ -239,6 +242,47 @@ class BlockArray:
         data = self.files.read(self.file(block))
         whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self._address(block))
         return whole[: len(self.span(block))]
+
+    # Blocks that are not complete
+
+    def begun_file(self, block: int) -> str:
+        """Path of the file with the first rows of a block that is not complete."""
+        return self.file(block) + BEGUN
+
+    def write_begun(self, block: int, rows: np.ndarray) -> None:
+        """Keep the first rows of a block, so that an extraction that is killed resumes there.
+
+        Nothing but `read_begun` reads them: for all others the block does not exist.
+        """
+        whole = np.zeros((self.block_rows, *self.shape[1:]), dtype=self.dtype)
+        whole[: len(rows)] = rows
+        count = np.frombuffer(len(rows).to_bytes(COUNT_BYTES, "little"), np.uint8)
+        content = np.concatenate([count, whole.reshape(-1).view(np.uint8)])
+        self.files.write(self.begun_file(block), encode(content, self._address(block) + BEGUN))
+
+    def read_begun(self, block: int) -> np.ndarray:
+        """Read the rows that `write_begun` kept.
+
+        Returns
+        -------
+        numpy.ndarray of shape (row, …)
+            Fewer rows than the block has; none if none were kept, or they are damaged.
+        """
+        shape = (self.block_rows, *self.shape[1:])
+        size = COUNT_BYTES + math.prod(shape) * self.dtype.itemsize
+        none = np.empty((0, *shape[1:]), self.dtype)
+        try:
+            data = self.files.read(self.begun_file(block))
+            content = decode(data, (size,), np.dtype(np.uint8), self._address(block) + BEGUN)
+        except (FileNotFoundError, ValueError, StoreError):
+            return none  # They are computed again.
+        count = int.from_bytes(content[:COUNT_BYTES].tobytes(), "little")
+        rows = content[COUNT_BYTES:].view(self.dtype).reshape(shape)
+        return rows[:count] if count < len(self.span(block)) else none
+
+    def remove_begun(self, block: int) -> None:
+        """Remove what `write_begun` wrote: the block is complete."""
+        self.files.remove(self.begun_file(block))
 
     def is_sound(self, block: int) -> bool:
         """Whether a block exists and can be read."""

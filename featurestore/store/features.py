@@ -12,7 +12,7 @@ import numpy as np
 
 from featurestore.digests import short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, path_text
-from featurestore.store.blocks import METADATA, BlockArray, block_rows
+from featurestore.store.blocks import BEGUN, METADATA, BlockArray, block_rows
 from featurestore.store.documents import compare_json, read_json, write_json
 from featurestore.store.group import (
     BOUNDARY,
@@ -40,7 +40,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     folder = "features"
     marker = f"{FEATURES}/{METADATA}"
     own_files = re.compile(
-        rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+)"
+        rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+({re.escape(BEGUN)})?)"
         rf"|{FEATURES}/{BOUNDARY})"
         rf"{PARTIAL_SUFFIX}?"
     )
@@ -298,6 +298,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         folders = [path] if path == self.folder else [f"{path}/{FEATURES}", f"{path}/{SAMPLE}"]
         for folder in folders:
             self._files.fsync(folder)
+
+    def _leftover(self, path: str, existing: Collection[str]) -> str | None:
+        if path.endswith(BEGUN) and path.removesuffix(BEGUN) in existing:
+            return "its block is complete"
+        return super()._leftover(path, existing)
 
     def _unused(self, path: str, in_use: Collection[str]) -> str | None:
         if self._exists(path):

@@ -20,7 +20,7 @@ from featurestore.errors import (
     StoreFormatError,
     refuse_newer,
 )
-from featurestore.store.blocks import METADATA, BlockArray, as_type, dimension_names
+from featurestore.store.blocks import BEGUN, METADATA, BlockArray, as_type, dimension_names
 from featurestore.store.key import FeatureKey
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ class FeatureGroup:
             "dtype": str(self.dtype),
             "block_rows": self.block_rows,
             "blocks": self.blocks,
+            "rows_begun": sum(self.begun().values()),
             "blocks_done": self.blocks - len(self.missing()),
             "bytes": self.nbytes_stored,
             "boundary": self.is_boundary,
@@ -247,6 +248,12 @@ class FeatureGroup:
         """Numbers of the blocks that do not exist, ascending, by one listing."""
         existing = self.features.existing()
         return [block for block in range(self.blocks) if block not in existing]
+
+    def begun(self) -> dict[int, int]:
+        """Return how many rows are kept of each block that is not complete, by its number."""
+        numbers = self.features.existing(BEGUN) - self.features.existing()
+        rows = {block: len(self.features.read_begun(block)) for block in sorted(numbers)}
+        return {block: count for block, count in rows.items() if count}
 
     def write_block(self, block: int, rows: np.ndarray) -> None:
         """Write one block whole, atomically.

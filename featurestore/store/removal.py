@@ -16,7 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError, nearest
+from featurestore.store.key import FeatureKey, KeyPath
 from featurestore.store.shelf import Garbage, Item
 from featurestore.store.variants import part_of
 
@@ -151,10 +153,14 @@ def _dependents(
             yield store.heads.item(head), f"fitted on {arrays[path]}"
         else:
             needed.add(digest)
-    for group in store.features.values() if data else []:
-        if group.key.dataset_digest in digests - needed:
-            reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
-            yield store.features.item(group.path), reason
+    if data:
+        reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
+        # By their paths: damaged features go too.
+        unneeded = {short(str(each)) for each in digests} - {short(str(each)) for each in needed}
+        for item in store.features.items():
+            parts = KeyPath.parse(item.path.rpartition("/")[2])
+            if parts is not None and parts.dataset in unneeded:
+                yield item, reason
 
 
 def _documents(store: FeatureStore, named: Collection[Item]) -> dict[str, Mapping[str, Any]]:
@@ -189,8 +195,6 @@ def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def features_of(store: FeatureStore, document: Mapping[str, Any]) -> str | None:
     """Return the path of the features that a head was fitted on, whether they exist or not."""
-    from featurestore.store.key import FeatureKey
-
     origin = _part(document, "features")
     fields = [origin.get(name) for name in ("model", "ref", "prefix_digest", "dataset_digest")]
     if not all(isinstance(each, str) for each in fields):

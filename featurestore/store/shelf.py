@@ -230,9 +230,11 @@ class Shelf(ABC, Generic[K, V]):
         """List what no digest in use refers to, and what interrupted writes left."""
         found = list(self._garbage(in_use))
         listed = tuple(f"{each.path}/" for each in found)
-        for path, size in self._files.sizes(self.folder).items():
-            if _LEFTOVER.fullmatch(path) and not path.startswith(listed):
-                found.append(Garbage("leftover", path, path, size, "writing it was interrupted"))
+        sizes = self._files.sizes(self.folder)
+        for path, size in sizes.items():
+            reason = self._leftover(path, sizes)
+            if reason and not path.startswith(listed):
+                found.append(Garbage("leftover", path, path, size, reason))
         return found
 
     def lock_name(self, garbage: Garbage) -> str:
@@ -311,6 +313,10 @@ class Shelf(ABC, Generic[K, V]):
             own = self._own(path) if reason else {}
             if reason and own and path not in own:  # A foreign file is not an entry.
                 yield Garbage(self.kind, self._name(path), path, sum(own.values()), reason)
+
+    def _leftover(self, path: str, existing: Collection[str]) -> str | None:
+        """Return why a file is of no use any more, whatever entry it belongs to; None if it is."""
+        return "writing it was interrupted" if _LEFTOVER.fullmatch(path) else None
 
     def _unused(self, path: str, in_use: Collection[str]) -> str | None:
         """Return why an entry can be removed; None if it cannot."""

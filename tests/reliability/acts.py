@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pytest
+
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import StoreError
@@ -88,6 +90,13 @@ def nothing(made: Made, store: FeatureStore) -> None:
     pass
 
 
+def slow_extraction(made: Made, store: FeatureStore) -> None:
+    """Keep the rows of blocks that are being filled after each batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featurestore.extraction.executor.SAVE_SECONDS", 0.0)
+        extract(made.dataset, made.backbone, LAYERS, store, batch_size=3)
+
+
 def half_of_the_blocks(made: Made, store: FeatureStore) -> None:
     for key in store.features.keys():
         group = store.features.get(key)
@@ -111,6 +120,12 @@ def another_scan(made: Made, store: FeatureStore) -> None:
 
 def collection(made: Made, store: FeatureStore) -> None:
     store.gc(store.garbage())
+
+
+def removal(made: Made, store: FeatureStore) -> None:
+    if store.datasets.has("photos"):
+        store.remove(store.removal("photos"))
+    collection(made, store)
 
 
 def litter(made: Made, store: FeatureStore) -> None:
@@ -149,10 +164,12 @@ def damage(made: Made, store: FeatureStore) -> None:
 
 ACTS = {
     "extraction": Act(extraction, nothing, starts_empty=True),
+    "slow extraction": Act(slow_extraction, nothing, starts_empty=True),
     "resumed extraction": Act(extraction, half_of_the_blocks),
     "copying": Act(copies, nothing),
     "head": Act(head, nothing),
     "scan": Act(another_scan, nothing),
+    "removal": Act(removal, nothing),
     "gc": Act(collection, litter),
     "repair": Act(repairing, damage, stops=False),
 }

@@ -30,7 +30,8 @@ def orders(steps: list[Step]) -> dict[str, list[str]]:
     for number, step in enumerate(steps):
         if step.call == "replace":
             own = re.compile(re.escape(step.path) + r"\.[0-9a-f]{32}\.partial")
-            made = [each.call for each in steps[:number] if own.fullmatch(each.path)]
+            partial = [each.path for each in steps[:number] if own.fullmatch(each.path)][-1]
+            made = [each.call for each in steps[:number] if each.path == partial]
             folder = str(Path(step.path).parent)
             later = [each.call for each in steps[number:] if each.path == folder]
             found[step.path] = [*made, "replace", *later[:1]]
