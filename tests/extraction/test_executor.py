@@ -18,7 +18,7 @@ from featurestore.extraction import (
     plan,
 )
 from featurestore.features import Features
-from featurestore.features.listing import list_features
+from featurestore.features.listing import ls
 from featurestore.store import FeatureGroup, FeatureStore
 from tests.extraction.conftest import LAYERS
 from tests.toys import drop_block
@@ -172,7 +172,7 @@ def test_thirty_seconds_of_work_are_lost_at_most(dataset, backbone, store, tmp_p
         with pytest.raises(IncompleteFeaturesError):
             group.read()
         assert Features(group, dataset, store).completed().blocks == ()
-    (state,) = {row["state"] for row in list_features(store)}
+    (state,) = {row["state"] for row in ls(store)}
     assert state == "0 of 1 blocks, 27 rows of others"
     assert [damage for item in store.items() for damage in store.check(item)] == []
     assert store.garbage() == []
