@@ -10,6 +10,7 @@ from featurestore.bars import Progress
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import json_option, store_option, together, variant_options
 from featurestore.cli.output import print_json, print_shown, print_table
+from featurestore.cli.quiet import prints_on_stderr
 from featurestore.cli.stored import print_damaged
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureStore
@@ -110,7 +111,7 @@ def train_command(
     features = Features.open(dataset, layer, opened, model=model, **variant)
     if head in KERAS_HEADS:
         load_tensorflow()
-    with Progress() as progress:
+    with Progress() as progress, prints_on_stderr():
         options: dict[str, Any] = {"seed": seed, **notes}
         fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
     if as_json:
@@ -170,7 +171,7 @@ def sweep_command(file: str, store: str, as_json: bool) -> None:
     opened = FeatureStore(store)
     if any(each.head in KERAS_HEADS for each in read_spec(file, SweepSpec).spec.heads):
         load_tensorflow()
-    with Progress() as progress:
+    with Progress() as progress, prints_on_stderr():
         found = sweep(file, opened, on_event=progress)
     fitted = {head.id for head in found}
     datasets = {head.lineage["dataset"]["name"] for head in found}

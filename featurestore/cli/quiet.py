@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import AbstractContextManager, redirect_stdout
 from typing import Any
 
 from featurestore.cli.output import printable
@@ -39,3 +40,8 @@ def _show(
 ) -> None:
     where = "" if issubclass(category, FeatureStoreWarning) else f" ({filename}:{lineno})"
     print(f"warning: {printable(' '.join(str(message).split()))}{where}", file=file or sys.stderr)
+
+
+def prints_on_stderr() -> AbstractContextManager[Any]:
+    """Send what estimators print (LightGBM, ``verbose=1``) to stderr: stdout is for results."""
+    return redirect_stdout(sys.stderr)

@@ -9,6 +9,7 @@ import click
 from featurestore.bars import Progress
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import cell, print_json, print_table
+from featurestore.cli.quiet import prints_on_stderr
 from featurestore.quiet import load_tensorflow
 from featurestore.store.variants import tell_apart
 
@@ -38,7 +39,7 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
 
     read_spec(pipeline, PipelineSpec)  # a mistake is reported before TensorFlow is loaded
     load_tensorflow()
-    with Progress() as progress:
+    with Progress() as progress, prints_on_stderr():
         manifest = run(pipeline, store, runs=runs, on_event=progress)
     if as_json:
         print_json(manifest)

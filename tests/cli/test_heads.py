@@ -255,6 +255,12 @@ def test_an_estimator_by_import_path(place: Place) -> None:
     assert error.startswith("Nearest has no Keras form and cannot be promoted")
 
 
+def test_what_an_estimator_prints_is_no_result(place: Place) -> None:
+    result = featurestore(*TRAIN, "tests.heads.own_estimators.Bare", "--json")
+    assert set(result.json) == {"head", "metrics"}
+    assert "fitted on" in result.err
+
+
 def test_keras_heads_take_training_options(place: Place) -> None:
     options = {"epochs": 9, "early_stopping": 1, "class_weight": "{red: 2.0}", "optimizer": "adamw"}
     params = [word for name, value in options.items() for word in ("--param", f"{name}={value}")]

@@ -53,7 +53,7 @@ def test_promote_takes_the_best_head_that_has_a_keras_form(place: Place) -> None
 
     featurestore("scan", "photos", "--val", "0.4")
     error = featurestore("promote", "--best", "photos", "-o", "x.keras").error
-    assert error.startswith("none of the 0 heads of data set 'photos' on its present state")
+    assert error.startswith("no head of data set 'photos' was fitted on its samples, labels and")
     assert (
         "did you mean 'photos'" in featurestore("promote", "--best", "photo", "-o", "x.keras").error
     )

@@ -56,6 +56,28 @@ def test_a_grid_stands_for_every_combination() -> None:
     assert combinations(HeadSpec(head="knn")) == [{}]
 
 
+def test_heads_get_the_names_and_tags_of_the_file(place: Path) -> None:
+    ridge = {
+        "head": "ridge",
+        "grid": {"alpha": [1, 2]},
+        "name": "mine",
+        "tags": "talk",
+        "note": "x",
+    }
+    layers = ["conv_a:avg"]
+    found = sweep(place, heads=[ridge, "knn"], layers=layers)
+    assert [(head.name, head.tags, head.note) for head in found] == [
+        ("mine", ("talk",), "x"),
+        ("mine", ("talk",), "x"),
+        ("knn", (), ""),
+    ]
+    again = sweep(place, heads=[{**ridge, "name": "other"}], layers=layers)
+    assert [head.id for head in again] == [head.id for head in found[:2]]
+    assert {head.name for head in again} == {"other"}
+    with pytest.raises(SpecError, match=r"heads\.0\.name: expected one line of text"):
+        sweep(place, heads=[{"head": "knn", "name": " "}])
+
+
 def test_by_default_every_stored_layer_is_used(place: Path) -> None:
     assert [head.key.ref for head in sweep(place)] == ["conv_a:avg", "conv_b:avg"]
     assert {head.key.model for head in sweep(place, model="tiny")} == {"tiny"}
