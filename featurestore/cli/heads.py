@@ -206,7 +206,7 @@ def heads_command(
     Each data set has a table of its own. Stale heads were fitted on other samples, labels or splits
     than the data set has now; they have a separate table, since their metrics do not compare.
 
-    Of the parameters, the table shows those that differ between heads of one name; --json and
+    Of the parameters, the table shows those that differ between heads of one kind; --json and
     `featurestore show` give all. Backbone options such as --input-size leave out heads on features
     of other values.
 

@@ -95,9 +95,20 @@ def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) 
         return
     import yaml
 
+    described |= {
+        part: _rounded(described[part]) for part in ("metrics", "by_class") if part in described
+    }
     # Lists and the innermost mappings take one line.
     style: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 10_000}
     click.echo(yaml.safe_dump(described, allow_unicode=True, **style), nl=False)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 @click.command("verify")

@@ -29,7 +29,7 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
     -------
     dict
         Its document, ``stale`` (how its data set differs now, or None) and, for classes,
-        ``classes``: by split, what `by_class` returns.
+        ``by_class``: by split, what `featurestore.heads.metrics.by_class` returns.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
     if document["task"] == "classification":
         try:
             confusion = json.loads(opened.heads.read(key, CONFUSION_FILE))
-            found["classes"] = {split: by_class(each) for split, each in confusion.items()}
+            found["by_class"] = {split: by_class(each) for split, each in confusion.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedError(
                 f"{CONFUSION_FILE} of head {key!r} is not a confusion matrix for each split; fit "

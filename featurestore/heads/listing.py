@@ -47,7 +47,7 @@ def _heads(rows: Rows, more: list[str]) -> Grid:
 
 
 def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return heads for a table: of their parameters, those that differ between heads of one name.
+    """Return heads for a table: of their parameters, those that differ between those of one kind.
 
     Of a search, what it found takes the place of what it searched.
     """
@@ -57,20 +57,22 @@ def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         searched = ("estimator", "param_grid", "param_distributions") if found else ()
         kept = {name: each for name, each in row["params"].items() if name not in searched}
         shown.append({**row, "params": {**kept, **found}})
+    # The beginning of the id, since a head may have a name of its own.
+    kinds = [row["head"].rpartition("-")[0] for row in rows]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in shown:
-        groups.setdefault(row["name"], []).append(row["params"])
+    for kind, row in zip(kinds, shown, strict=True):
+        groups.setdefault(kind, []).append(row["params"])
     return [
         {
             **row,
             "params": {
                 name: value
                 for name, value in row["params"].items()
-                if len(others := groups[row["name"]]) < 2
+                if len(others := groups[kind]) < 2
                 or any(name not in each or each[name] != value for each in others)
             },
         }
-        for row in shown
+        for kind, row in zip(kinds, shown, strict=True)
     ]
 
 

@@ -207,7 +207,7 @@ def test_a_head_is_named_tagged_and_shown(place: Place) -> None:
 
     document = featurestore("show", "my best", "--json").json
     assert document["params"] == {"C": 0.5}
-    assert {row["class"] for row in document["classes"]["val"]} == {"blue", "green", "red"}
+    assert {row["class"] for row in document["by_class"]["val"]} == {"blue", "green", "red"}
     text = featurestore("show", head).out
     assert "class: red" in text
     assert "lineage:" in text
@@ -216,7 +216,7 @@ def test_a_head_is_named_tagged_and_shown(place: Place) -> None:
 
 def test_parameters_that_differ_are_shown_and_cut() -> None:
     def row(head: str, best: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
-        return {"name": head, "params": params, "best_params": best or {}}
+        return {"head": f"{head}-1", "params": params, "best_params": best or {}}
 
     rows = with_differing_params(
         [

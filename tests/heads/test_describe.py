@@ -22,7 +22,7 @@ def test_everything_of_a_head(three: Features) -> None:
     assert found["stale"] is None
     assert found["metrics"]["val"]["accuracy"] == head.metrics["val"]["accuracy"]
     assert found["lineage"] == head.lineage
-    rows = found["classes"]["val"]
+    rows = found["by_class"]["val"]
     assert [row["class"] for row in rows] == ["ant", "bee", "cat"]
     assert sum(row["rows"] for row in rows) == head.metrics["val"]["rows"]
     f1 = sum(row["f1"] for row in rows) / len(rows)
@@ -31,7 +31,7 @@ def test_everything_of_a_head(three: Features) -> None:
 
 def test_numbers_have_no_classes(numbers: Features) -> None:
     fit_head(numbers, "ridge")
-    assert "classes" not in describe_head("ridge", numbers.store)["metrics"]
+    assert "by_class" not in describe_head("ridge", numbers.store)
 
 
 def test_what_each_class_is_mistaken_for() -> None:
