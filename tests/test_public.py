@@ -179,3 +179,71 @@ def test_a_wrong_argument_is_answered_in_one_line(
         call(features)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# How things show themselves
+
+
+def shown(thing: Any, *words: str) -> None:
+    """Check that a thing has one informative line, and the same and more in a notebook."""
+    line = repr(thing)
+    assert "\n" not in line
+    assert len(line) < 250
+    for word in words:
+        assert word in line
+    html = thing._repr_html_()
+    assert "<table>" in html
+    assert "<script" not in html
+
+
+def test_each_thing_shows_itself_in_one_line_and_as_html(
+    store: fs.FeatureStore, features: fs.Features
+) -> None:
+    photos = fs.Dataset.open("photos")
+    shown(photos, "photos", "rows=18", "classes=3")
+    shown(fs.Backbone.open("net.keras"), "'net'", "16×16")
+    shown(fs.plan("photos", "net.keras", LAYER), LAYER, "0 images through the backbone")
+    shown(fs.extract("photos", "net.keras", LAYER), LAYER, "18 reused")
+    shown(features, LAYER, "photos")
+    head = fs.fit_head(features, "logistic")
+    shown(head, head.id, LAYER, "photos", "val accuracy")
+    promotion = fs.promote(head)
+    shown(promotion, head.id, "equal to the head on", "val accuracy")
+    assert "block" in repr(fs.FeatureKey("a", "block:avg", "blake2b:" + "3" * 64, "x:" + "9" * 64))
+
+
+def test_names_in_html_are_escaped(tmp_path: Path) -> None:
+    take_photos(tmp_path / "photos", 2, {"<script>": (9, 9, 9), "b": (200, 9, 9)})
+    html = fs.Dataset.open(tmp_path / "photos", name="<b>")._repr_html_()
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+    assert "<b>" not in html
+
+
+def test_tables_and_features_become_data_frames(
+    store: fs.FeatureStore, features: fs.Features
+) -> None:
+    board = fs.leaderboard("photos")
+    assert board.to_frame()["head"].tolist() == [row["head"] for row in board]
+    assert set(fs.ls().to_frame()["layer"]) == {LAYER}
+    assert LAYER in repr(fs.ls())
+    frame = features.to_frame("train")
+    X, y = features.arrays("train")
+    assert frame["label"].tolist() == y.tolist()
+    np.testing.assert_array_equal(frame.filter(like="feature_").to_numpy(), X)
+    assert set(frame["split"]) == {"train"}
+    assert frame["path"].iloc[0].endswith(".png")
+    whole = fs.extract("photos", "net.keras", "pool_a")["pool_a"]
+    with pytest.raises(InputError, match="extract pool_a:avg, or use xarray"):
+        whole.to_frame()
+    store.features.remove(whole.key)
+
+
+def test_metrics_show_themselves_as_a_table(store: fs.FeatureStore, features: fs.Features) -> None:
+    fs.promote(fs.fit_head(features, "logistic")).save("measured.keras")
+    measured = fs.evaluate("measured.keras", "photos")
+    assert repr(measured).split()[:4] == ["split", "images", "were", "rows"]
+    assert measured.to_frame()["split"].tolist() == list(measured)
+    predictions = fs.predict("measured.keras", "photos")
+    assert predictions.to_frame()["predicted"].tolist() == [each.label for each in predictions]
+    assert "<table>" in predictions._repr_html_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -43,6 +44,9 @@ class Backbone(Network):
     def __repr__(self) -> str:
         height, width = self.input_size
         return f"Backbone({self.name!r}, {height}×{width}, {len(self.layer_names)} layers)"
+
+    def _repr_html_(self) -> str:
+        return f"<p><code>{html.escape(repr(self))}</code></p>{self.layers()._repr_html_()}"
 
     def amplification(self, refs: Sequence[LayerRef | str], images: np.ndarray) -> list[float]:
         """Return how far rounding moves the activations at several refs.

@@ -13,7 +13,7 @@ from featurestore.cli.options import (
     scan_options,
     store_option,
 )
-from featurestore.cli.output import plural, print_json, print_table, printable, size
+from featurestore.cli.output import plural, print_json, print_shown, printable
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -67,16 +67,11 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
 
 def print_dataset(dataset: Dataset) -> None:
     """Print a data set: rows by class and split."""
+    from featurestore.dataset.summary import summary_grid
+
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')}, {dataset.digest[:20]}")
     summary = dataset.summary()
-    if summary["classes"]:
-        rows = [{"class": name, **counts} for name, counts in summary["classes"].items()]
-        print_table(rows, ["class", *summary["splits"]])
-    elif summary["targets"]:
-        rows = [{"split": split, **target} for split, target in summary["targets"].items()]
-        print_table(rows, ["split", "rows", "min", "mean", "max"])
-    else:
-        print_table([summary["splits"]], list(summary["splits"]))
+    print_shown(summary_grid(summary))
     if summary["task"] and summary["unlabelled"]:
         click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
 
@@ -166,25 +161,11 @@ def extract_command(
         print_json(report)
         return
     print_problems(dataset)
-    _print_features(report, ["size", "rows_computed", "rows_reused", "key"], "on disk")
+    print_shown(extraction.grid())
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')} in {extraction.seconds:.1f} s")
-
-
-def _print_features(report: dict[str, Any], fields: list[str], size_is: str) -> None:
-    rows = [
-        {"layer": ref, **row, "size": size(row["bytes"])} for ref, row in report["features"].items()
-    ]
-    headings = {"rows_computed": "computed", "rows_to_compute": "to compute"}
-    headings |= {"rows_reused": "reused", "size": size_is}
-    print_table(rows, ["layer", "shape", "dtype", *fields], headings)
 
 
 def print_plan(decided: ExtractionPlan) -> None:
     """Print what an extraction would do."""
-    fields = ["rows_to_compute", "rows_reused", "size", "why"]
-    _print_features(decided.to_dict(), fields, "to write")
-    click.echo(
-        f"{plural(decided.rows_to_compute, 'image')} through the backbone, at most "
-        f"{size(decided.bytes_to_write)} to write, peak memory about {size(decided.peak_bytes)} "
-        "beside the network's own"
-    )
+    print_shown(decided.grid())
+    click.echo(decided.cost)

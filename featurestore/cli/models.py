@@ -29,6 +29,7 @@ from featurestore.cli.output import (
     write_table,
 )
 from featurestore.promotion.fine_tuning import FineTuning
+from featurestore.promotion.report import USES, splits_grid
 from featurestore.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -36,13 +37,6 @@ if TYPE_CHECKING:
 
 # Mistakes that are printed; a file takes all.
 SHOWN = 20
-# What the rows of a metric were used for, in words.
-_ROWS = {
-    "training": "trained on",
-    "selection": "selected on",
-    "nothing": "held out",
-    "unknown": "not known",
-}
 _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items()}
 
 
@@ -181,24 +175,9 @@ def promote_command(
 
 def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
     """Print metrics by split, each with what its rows were used for."""
-    rows = [
-        {"split": split, "when": when, **each, "images": rows_were(split, each)}
-        for when, found in measures.items()
-        for split, each in found.items()
-        if tuned or when != "after"
-    ]
-    if not rows:
-        return
-    fixed = ("split", "when", "images", "used_for", "confusion")
-    measured = [name for name in rows[0] if name not in fixed]
-    fields = [*(["when"] if tuned else []), "split", "images", *measured]
-    print_table(rows, fields, {"when": "fine-tuning", "images": "images were"})
-
-
-def rows_were(split: str, measured: dict[str, Any]) -> str:
-    """Return what rows were for the model that was measured on them."""
-    used_for = measured["used_for"]
-    return "never seen" if (split, used_for) == ("unseen", "nothing") else _ROWS[used_for]
+    grid = splits_grid(measures, tuned)
+    if grid.rows:
+        print_shown(grid)
 
 
 classes_option = click.option(
@@ -284,7 +263,7 @@ def _print_mistakes(wrong: list[dict[str, Any]], numbers: bool) -> None:
     if not wrong:
         click.echo("no mistakes")
         return
-    rows = [{**each, "images": _ROWS[each["used_for"]]} for each in wrong[:SHOWN]]
+    rows = [{**each, "images": USES[each["used_for"]]} for each in wrong[:SHOWN]]
     measured = "error" if numbers else "probability"
     fields = ["label", "predicted", measured, "images", "path"]
     print_table(rows, fields, {"images": "images were", "path": "image"})

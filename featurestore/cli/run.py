@@ -133,7 +133,7 @@ def print_promotion(manifest: dict[str, Any]) -> None:
         f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
         f"(scores within {parity['max_abs_diff']:.2g})"
     )
-    from featurestore.cli.models import rows_were
+    from featurestore.promotion.report import rows_were
 
     tuned = promotion["fine_tuning"].get("kept_epoch")
     for split, before in promotion["before"].items():

@@ -24,11 +24,12 @@ from featurestore.dataset.samples import Samples
 from featurestore.dataset.scan import OnEvent, read_scanned
 from featurestore.dataset.source import absolute, text_of
 from featurestore.dataset.splits import Splits, named
-from featurestore.dataset.summary import summarize
+from featurestore.dataset.summary import summarize, summary_grid
 from featurestore.dataset.table import scan_frame, scan_table
 from featurestore.dataset.table_file import is_frame
 from featurestore.digests import ROW_BYTES, digest_fields, digest_set, row_id
 from featurestore.errors import DatasetError
+from featurestore.table import show_html
 
 if TYPE_CHECKING:
     import pandas
@@ -345,6 +346,12 @@ class Dataset:
             f"Dataset(name={self.name!r}, rows={len(self)}, task={self.task!r}, "
             f"classes={len(self.classes)}, problems={len(self.problems)})"
         )
+
+    def _repr_html_(self) -> str:
+        from featurestore.dataset.problems import problem_lines
+
+        grid = summary_grid(self.summary())
+        return show_html(repr(self), grid, *problem_lines(self.problems, self.name))
 
     def rows(self, split: str | None = None, labelled: bool | None = None) -> np.ndarray:
         """Return row numbers, int64 (row,), ascending.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,18 @@ import numpy as np
 from featurestore.dataset.labels import classes, task
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.splits import SPLITS
+from featurestore.table import Grid
+
+
+def summary_grid(summary: Mapping[str, Any]) -> Grid:
+    """Show the rows of each class and split, the values of a regression, or the splits."""
+    if summary["classes"]:
+        rows = [{"class": name, **counts} for name, counts in summary["classes"].items()]
+        return Grid(rows, ["class", *summary["splits"]])
+    if summary["targets"]:
+        rows = [{"split": split, **target} for split, target in summary["targets"].items()]
+        return Grid(rows, ["split", "rows", "min", "mean", "max"])
+    return Grid([summary["splits"]], list(summary["splits"]))
 
 
 def summarize(samples: Samples) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from featurestore.errors import InputError, NotFoundError, StoreError, received
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
+from featurestore.table import Grid, plural, show_html, size
 
 if TYPE_CHECKING:
     import keras
@@ -102,7 +103,7 @@ class Unit:
     begun: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExtractionPlan:
     """What an extraction computes, in which batches, and what it costs.
 
@@ -180,6 +181,26 @@ class ExtractionPlan:
         blocks = sum(2 * layer.block_rows * layer.row_bytes for layer in todo)
         return images + outputs + blocks
 
+    @property
+    def cost(self) -> str:
+        """What the extraction costs, in one line."""
+        return (
+            f"{plural(self.rows_to_compute, 'image')} through the backbone, at most "
+            f"{size(self.bytes_to_write)} to write, peak memory about {size(self.peak_bytes)} "
+            "beside the network's own"
+        )
+
+    def __repr__(self) -> str:
+        return f"ExtractionPlan({', '.join(str(layer.ref) for layer in self.layers)}: {self.cost})"
+
+    def _repr_html_(self) -> str:
+        return show_html(repr(self), self.grid())
+
+    def grid(self) -> Grid:
+        """Show what each layer needs."""
+        fields = ["rows_to_compute", "rows_reused", "size", "why"]
+        return features_grid(self.to_dict()["features"], fields, "to write")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values, as ``extract --dry-run --json`` prints them."""
         return {
@@ -202,6 +223,14 @@ class ExtractionPlan:
                 for layer in self.layers
             },
         }
+
+
+def features_grid(features: Mapping[str, Any], fields: list[str], size_is: str) -> Grid:
+    """Show the features of a plan or a report, by layer ref."""
+    rows = [{"layer": ref, **row, "size": size(row["bytes"])} for ref, row in features.items()]
+    headings = {"rows_computed": "computed", "rows_to_compute": "to compute"}
+    headings |= {"rows_reused": "reused", "size": size_is}
+    return Grid(rows, ["layer", "shape", "dtype", *fields], headings)
 
 
 def plan(

@@ -19,9 +19,16 @@ from featurestore.errors import (
 )
 from featurestore.extraction.events import OnEvent
 from featurestore.extraction.executor import Executor
-from featurestore.extraction.planning import ExtractionPlan, LayerPlan, Request, refs_of
+from featurestore.extraction.planning import (
+    ExtractionPlan,
+    LayerPlan,
+    Request,
+    features_grid,
+    refs_of,
+)
 from featurestore.features import Features
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
+from featurestore.table import Grid, show_html
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -92,6 +99,22 @@ class Extraction(dict[str, Features]):
         if text != ref and text in self:  # a LayerRef
             return self[text]
         raise NotFoundError(f"layer {text!r} was not extracted; {nearest(text, self)}")
+
+    def __repr__(self) -> str:
+        computed = sum(report.rows_computed for report in self.reports.values())
+        reused = sum(report.rows_reused for report in self.reports.values())
+        return (
+            f"Extraction({self.dataset.name!r}, {', '.join(self)}: {computed:,} rows computed, "
+            f"{reused:,} reused, {self.seconds:.1f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        return show_html(repr(self), self.grid())
+
+    def grid(self) -> Grid:
+        """Show what became of each layer."""
+        fields = ["size", "rows_computed", "rows_reused", "key"]
+        return features_grid(self.to_dict()["features"], fields, "on disk")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, as ``featurestore extract --json`` prints them."""

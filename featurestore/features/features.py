@@ -14,10 +14,12 @@ from featurestore.errors import DamagedError, InputError, StoreError, nearest
 from featurestore.features.batches import Batches
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
+from featurestore.table import Grid, show_html
 
 if TYPE_CHECKING:
     import dask.array
     import keras
+    import pandas
     import tensorflow as tf
     import xarray
 
@@ -148,6 +150,12 @@ class Features:
 
     def __repr__(self) -> str:
         return f"Features({str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape})"
+
+    def _repr_html_(self) -> str:
+        counts = {split: len(self.rows(split)) for split in ("train", "val", "test")}
+        state = "complete" if self.complete else "some rows are not stored"
+        facts = {"rows": len(self), **counts, "classes": len(self.classes) or None, "state": state}
+        return show_html(repr(self), Grid([facts], list(facts)))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -331,6 +339,35 @@ class Features:
             dtype=self.dtype,
             meta=np.empty((0,) * len(self.shape), dtype=self.dtype),
         )
+
+    def to_frame(
+        self,
+        split: str | None = None,
+        *,
+        labelled: bool | None = None,
+        order: Order = "content",
+    ) -> pandas.DataFrame:
+        """Return pooled features as a pandas DataFrame, with what is known of each sample.
+
+        Parameters
+        ----------
+        split, labelled, order
+            As in `arrays`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``sample`` (digest), ``path``, ``label``, ``split`` and ``group`` where the data set
+            has them, then ``feature_0``, ``feature_1``, … as float32.
+
+        Raises
+        ------
+        InputError
+            If a row is not one vector, or the rows are too many for memory.
+        """
+        from featurestore.features.frame import as_frame
+
+        return as_frame(self, split, labelled, order)
 
     def xarray(self, *, order: Order = "content") -> xarray.Dataset:
         """Return ``features`` (row, …), lazy, with the coordinates of every row, labelled or not.

@@ -17,6 +17,7 @@ from featurestore.heads import persist
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.schema import FIELDS, validate
 from featurestore.store import FeatureKey, FeatureStore, StoreLike
+from featurestore.table import Grid, cell, show_html
 
 CONFUSION_FILE = "confusion.json"
 # Bytes of features that go through a Keras head at once.
@@ -26,7 +27,7 @@ _TUPLES = ("classes", "shape", "problems", "tags")
 _FITTED = ("kind", "task", "classes", "shape")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Head:
     """An estimator or Keras model fitted on one layer's features.
 
@@ -87,6 +88,19 @@ class Head:
     tags: tuple[str, ...]
     note: str = field(repr=False)
     store: FeatureStore = field(repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        origin = self.lineage["features"]
+        where = f"{origin['ref']} of {origin['model']} on {self.lineage['dataset']['name']}"
+        name = "r2" if self.task == "regression" else "accuracy"
+        found = [f"{split} {name} {cell(each.get(name))}" for split, each in self.metrics.items()]
+        return f"Head({', '.join([repr(self.id), where, *found])})"
+
+    def _repr_html_(self) -> str:
+        rows = [{"split": split, **each} for split, each in self.metrics.items()]
+        fields = [name for name in (rows[0] if rows else {}) if name != "confusion"]
+        params = f"parameters: {cell(self.params)}" if self.params else ""
+        return show_html(repr(self), params, Grid(rows, fields), *self.problems)
 
     @cached_property
     def estimator(self) -> Any:

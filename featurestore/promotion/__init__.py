@@ -58,7 +58,7 @@ _HOMES = {
     "promote": "run",
 }
 # Modules that import Keras at their top.
-_WITH_KERAS = ("carried", "freezing", "fuse", "run")
+_WITH_KERAS = ("carried", "exportable", "freezing", "fuse", "run")
 
 __all__ = [
     "FineTuning",

@@ -15,6 +15,7 @@ from featurestore.dataset.source import is_place
 from featurestore.errors import DatasetError
 from featurestore.heads import metrics
 from featurestore.promotion.inference import Predictor
+from featurestore.promotion.report import Measured
 from featurestore.promotion.saved import Promoted, load_model
 from featurestore.promotion.seen import UNKNOWN, UNSEEN
 from featurestore.store import FeatureStore, StoreLike
@@ -33,7 +34,7 @@ def evaluate(
     store: StoreLike = None,
     *,
     classes: Sequence[Any] | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> Measured:
     """Measure a promoted model on labelled samples, with separate figures for those it has seen.
 
     The file of a promotion records the digests of the samples it has seen; the splits of ``data``
@@ -53,7 +54,8 @@ def evaluate(
 
     Returns
     -------
-    dict of str to dict
+    Measured
+        A dict, by group, which shows itself as a table and has ``to_frame()``.
         Metrics of each group of samples: ``train``, ``val`` and ``test`` by the splits that the
         model was made with, ``unseen`` for samples that were not in its data set, ``unknown`` if
         nothing records which samples these were, as in a file that Keras saved. ``used_for`` is
@@ -67,7 +69,7 @@ def evaluate(
     DatasetError
         If the data set has no labels, or labels of another kind.
     """
-    return _evaluation(model, data, store, classes).metrics
+    return Measured(_evaluation(model, data, store, classes).metrics)
 
 
 def mistakes(

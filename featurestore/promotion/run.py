@@ -28,6 +28,7 @@ from featurestore.promotion.fuse import fuse
 from featurestore.promotion.origin import load_backbone, load_data
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
+from featurestore.promotion.report import splits_grid
 from featurestore.promotion.saved import (
     check_target,
     load_model,
@@ -37,6 +38,7 @@ from featurestore.promotion.saved import (
 )
 from featurestore.promotion.seen import Seen
 from featurestore.promotion.tune import tune
+from featurestore.table import cell, show_html
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ FORMAT = 1
 Images = Literal["any", "fixed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Promotion:
     """A promoted model, with the proof and the measurements behind it.
 
@@ -122,6 +124,17 @@ class Promotion:
         model = self.model if images == "any" else fixed_images(self.model)
         save_model(model, path, metadata, seen)
 
+    def __repr__(self) -> str:
+        tuned = f", {self.fine_tuning['verdict']}" if self.fine_tuning else ""
+        found = [f"{split} {_headline(each)}" for split, each in self.after.items()]
+        rows = f"equal to the head on {self.parity.rows:,} rows"
+        return f"Promotion({', '.join([repr(self.metadata['head']), rows, *found])}{tuned})"
+
+    def _repr_html_(self) -> str:
+        tuned = bool(self.fine_tuning)
+        measures = splits_grid({"before": self.before, "after": self.after}, tuned)
+        return show_html(repr(self), *([measures] if measures.rows else []))
+
     @property
     def report(self) -> dict[str, Any]:
         """Proof, metrics before and after, fine-tuning and its history, as JSON values."""
@@ -132,6 +145,11 @@ class Promotion:
             "fine_tuning": self.fine_tuning,
             "history": self.history,
         }
+
+
+def _headline(measured: dict[str, Any]) -> str:
+    name = "accuracy" if "accuracy" in measured else "r2"
+    return f"{name} {cell(measured.get(name))}"
 
 
 def promote(

@@ -1,0 +1,64 @@
+"""Metrics of a promoted model as a table, by what its samples were used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from featurestore.table import Grid
+
+if TYPE_CHECKING:
+    import pandas
+
+# What the rows of a metric were used for, in words.
+USES = {
+    "training": "trained on",
+    "selection": "selected on",
+    "nothing": "held out",
+    "unknown": "not known",
+}
+
+
+class Measured(dict[str, dict[str, Any]]):
+    """Metrics of each group of samples, which show themselves as a table."""
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a pandas DataFrame, a row for each group; without confusion matrices."""
+        import pandas
+
+        rows = [{"split": split, **each} for split, each in self.items()]
+        return pandas.DataFrame(rows).drop(columns="confusion", errors="ignore")
+
+    def __repr__(self) -> str:
+        return splits_grid({"now": self}, tuned=False).text() if self else "(no rows)"
+
+    def _repr_html_(self) -> str:
+        return splits_grid({"now": self}, tuned=False).html()
+
+
+def splits_grid(measures: Mapping[str, Mapping[str, dict[str, Any]]], tuned: bool) -> Grid:
+    """Show metrics by split, before and after fine-tuning, each with what its rows were used for.
+
+    Parameters
+    ----------
+    measures : mapping of str to mapping
+        Metrics by split, ``"before"`` and ``"after"``.
+    tuned : bool
+        Whether to show what was measured after fine-tuning.
+    """
+    rows = [
+        {"split": split, "when": when, **each, "images": rows_were(split, each)}
+        for when, found in measures.items()
+        for split, each in found.items()
+        if tuned or when != "after"
+    ]
+    fixed = ("split", "when", "images", "used_for", "confusion")
+    measured = [name for name in (rows[0] if rows else {}) if name not in fixed]
+    fields = [*(["when"] if tuned else []), "split", "images", *measured]
+    return Grid(rows, fields, {"when": "fine-tuning", "images": "images were"})
+
+
+def rows_were(split: str, measured: Mapping[str, Any]) -> str:
+    """Return what rows were for the model that was measured on them."""
+    used_for = measured["used_for"]
+    return "never seen" if (split, used_for) == ("unseen", "nothing") else USES[used_for]
