@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter
 
 from featurestore.dataset.labels import Label
@@ -131,29 +132,36 @@ def read(data: bytes) -> tuple[Samples, DatasetEntry]:
 
 def _samples(table: Any, problems: list[Problem]) -> Samples:
     """Return the samples that the rows of a manifest list."""
-    listed, places, labels, splits, groups = (table[name].to_pylist() for name in _COLUMNS)
-    paths = [each and native(each) for each in places]
-    found: dict[str, tuple[Any, ...]] = {}
-    for digest, path, *rest in zip(listed, paths, labels, splits, groups, strict=True):
-        if digest is None:
-            continue
-        first, *known = found.setdefault(digest, (path, *rest))
-        if known != rest or not is_digest(digest) or rest[1] not in SPLITS:
-            raise _damaged("its rows contradict each other")
-        if path is not None and path < first:
-            found[digest] = (path, *rest)
-    digests = sorted(found)
-    numbers = {digest: row for row, digest in enumerate(digests)}
+    import pyarrow.compute as pc
+
+    encoded = table["digest"].combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    digests = encoded.dictionary.take(order).to_pylist()
+    rows = np.append(np.argsort(order), -1)[codes]  # the -1 at the end is for null
+    paths = [each and native(each) for each in table["path"].to_pylist()]
+    read = np.flatnonzero(rows >= 0)
+    first = _first(rows, read, paths, len(digests))
+    same = [table[name].take(first[rows[read]]) for name in _COLUMNS[2:]]
+    if [table[name].take(read) for name in _COLUMNS[2:]] != same:
+        raise _damaged("its rows contradict each other")
+    labels, splits, groups = (table[name].take(first).to_pylist() for name in _COLUMNS[2:])
+    if not (all(map(is_digest, digests)) and set(splits) <= set(SPLITS)):
+        raise _damaged("its rows are not those of a data set")
     others = {name: table[name] for name in table.column_names if name not in _COLUMNS}
-    return Samples(
-        digests=digests,
-        paths=[found[each][0] for each in digests],
-        labels=[found[each][1] for each in digests],
-        splits=[found[each][2] for each in digests],
-        groups=[found[each][3] for each in digests],
-        listing=Listing([numbers.get(each, -1) for each in listed], paths, others),
-        problems=problems,
-    )
+    listing = Listing(rows.tolist(), paths, others)
+    return Samples(digests, [paths[at] for at in first], labels, splits, groups, listing, problems)
+
+
+def _first(rows: np.ndarray, read: np.ndarray, paths: list[Any], count: int) -> np.ndarray:
+    """Return which listed image stands for each row, (row,): of several, that of the first path."""
+    first = np.zeros(count, np.int64)
+    first[rows[read][::-1]] = read[::-1]
+    for at in read[first[rows[read]] != read].tolist():
+        row = rows[at]
+        if paths[at] is not None and paths[at] < paths[first[row]]:
+            first[row] = at
+    return first
 
 
 def _check_format(found: int) -> None:

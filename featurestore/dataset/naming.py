@@ -57,6 +57,8 @@ def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
             f"put it back, or scan again: {command} (an image that was moved is found; to go on "
             "without it, fit heads again too)"
         )
+    # The options of the last scan are remembered.
+    command = command_line(source, name, {})
     return f"put it back, or if the images were moved: {command} --root NEW"
 
 

@@ -61,7 +61,8 @@ def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
     if not is_table(location):
         raise DatasetError(
             f"{location!r} is neither a folder nor a table ({', '.join(SUFFIXES)}); for a single "
-            "image, give the folder that holds it; for images behind URLs, a table that lists them"
+            "image, give the folder that holds it; for images behind URLs, a table that lists "
+            "them; for other tables, a DataFrame in Python"
         )
     import pyarrow as pa
     from pyarrow import csv, parquet

@@ -25,7 +25,7 @@ def as_xarray(features: Features, order: Order) -> xarray.Dataset:
         frame = frame.drop_duplicates("row").set_index("row").loc[rows]
     names = features.group.features.dimension_names
     coordinates = {
-        name: ("row", frame[name].to_numpy())
+        name: ("row", _plain(frame[name].to_numpy()))
         for name in frame
         if name not in ("row", "path", "features", *names)
     }
@@ -33,6 +33,13 @@ def as_xarray(features: Features, order: Order) -> xarray.Dataset:
     if labels is not None:
         coordinates["label"] = ("row", labels)
     return xarray.Dataset({"features": (names, values)}, coordinates, {"key": str(features.key)})
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Return text as an array of text, which all file formats take."""
+    if values.dtype == object and all(isinstance(each, str) for each in values):
+        return values.astype(str)
+    return values
 
 
 def _in_order(values: dask.array.Array, places: np.ndarray, have: np.ndarray) -> dask.array.Array:

@@ -41,7 +41,7 @@ def test_neither_folder_nor_table(tmp_path: Path) -> None:
     single = put(tmp_path / "a.png", 1)
     with pytest.raises(DatasetError, match="neither a folder nor a table"):
         Dataset.open(single)
-    with pytest.raises(DatasetError, match="for images behind URLs, a table that lists them"):
+    with pytest.raises(DatasetError, match="for images behind URLs, a table that lists"):
         Dataset.open("s3://bucket/photos")
     with pytest.raises(DatasetError, match="is a folder, and image_column is for tables"):
         Dataset.open(tmp_path, image_column="file")

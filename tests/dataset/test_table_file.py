@@ -26,6 +26,13 @@ def test_the_separator_of_a_csv_file_is_found_and_said(
     )
 
 
+def test_a_spreadsheets_csv_begins_with_a_mark(
+    tmp_path: Path, listed: list[dict[str, Any]]
+) -> None:
+    pd.DataFrame(listed).to_csv(tmp_path / "t.csv", index=False, sep=";", encoding="utf-8-sig")
+    assert Dataset.open(tmp_path / "t.csv").classes == ("a", "b")
+
+
 def test_numbers_of_a_file_with_semicolons_may_have_decimal_commas(
     tmp_path: Path, listed: list[dict[str, Any]]
 ) -> None:
