@@ -166,12 +166,24 @@ def _steps(name: str, task: Task, params: Mapping[str, Any]) -> list[Any]:
 
 
 def check_task(estimator: Any, name: str, task: Task) -> None:
-    """Raise HeadError if a scikit-learn estimator does not predict the labels of a task."""
+    """Raise HeadError if an estimator does not predict the labels of a task."""
     from sklearn.base import is_classifier, is_regressor
 
-    classes, numbers = is_classifier(estimator), is_regressor(estimator)
+    own = type(estimator).__module__.startswith("sklearn.")
+    try:
+        classes, numbers = is_classifier(estimator), is_regressor(estimator)
+    except AttributeError:  # A class with the methods, and without the tags of the base classes.
+        if own:
+            raise
+        classes = numbers = False
     if numbers if task == "regression" else classes:
         return
+    if not (classes or numbers or own):
+        mixin = "RegressorMixin" if task == "regression" else "ClassifierMixin"
+        raise HeadError(
+            f"head {name!r} does not say what it predicts; derive the class from sklearn.base."
+            f"{mixin} and sklearn.base.BaseEstimator, in this order"
+        )
     found = "classes" if classes else "numbers" if numbers else "no labels"
     expected = "numbers" if task == "regression" else "classes"
     fits = [each for each, head in SKLEARN_HEADS.items() if task != "regression" or head.regressor]

@@ -17,7 +17,7 @@ from featurestore.features import Features
 from featurestore.heads import Head, fit_head, leaderboard
 from featurestore.heads.events import HeadReused
 from tests.heads.conftest import refused
-from tests.heads.own_estimators import Bare, Nearest, Unseeded, halve
+from tests.heads.own_estimators import Bare, Nearest, Unseeded, Untagged, halve
 
 PATH = "tests.heads.own_estimators.Nearest"
 
@@ -149,6 +149,12 @@ def test_what_has_no_identity_is_used_and_not_saved(three: Features) -> None:
         assert head.metrics["val"]["accuracy"] > 0.7
         assert fit_head(three, estimator, save=False).id != head.id
     assert three.store.heads.keys() == []
+
+
+def test_an_estimator_says_what_it_predicts(three: Features) -> None:
+    for estimator in (Untagged(), "tests.heads.own_estimators.Untagged"):
+        text = refused(three, estimator)
+        assert "derive the class from sklearn.base.ClassifierMixin and sklearn.base.Base" in text
 
 
 def test_the_least_that_an_estimator_can_have(three: Features) -> None:
