@@ -43,6 +43,8 @@ class Interrupts:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.received:
+            return  # The process is ending; another signal must not break into that.
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

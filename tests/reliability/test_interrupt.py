@@ -191,6 +191,12 @@ def test_a_third_leaves_at_once() -> None:
     assert interrupted("strike(signal.SIGTERM)", after) == (143, f"\n{LINE}")
 
 
+def test_a_signal_as_the_process_ends_is_silent() -> None:
+    after = "import atexit; atexit.register(strike)"
+
+    assert interrupted("strike()", after) == (130, LINE)
+
+
 def test_what_an_interrupt_left_half_built_is_discarded_in_silence() -> None:
     after = "half = type('Half', (), {'__del__': lambda self: self.never_set})(); del half"
 
