@@ -87,8 +87,8 @@ def find_preprocessing(
     if scaling is None:
         scaling, networks = shown_scaling(graph, model_name)
     height, width = graph.nodes[0].outputs[0].shape[1:3]
-    if _takes_pixels(graph):
-        # A nested model records the size of the first images that it saw; it resizes any.
+    if _resizes_pixels(graph):
+        # A nested model records the size of the first images that it saw; it takes any.
         height = width = None
     if input_size is None:
         own = (height, width) if height and width else None
@@ -133,13 +133,16 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
 
 
 def _takes_pixels(graph: Graph) -> bool:
-    """Whether a model takes pixels as they are, as a promoted one does, also inside another."""
-    first = [node.operation for node in graph.nodes[1:] if node.inputs == ((0, 0),)]
-    types = [
-        graph.nodes[0].outputs[0].dtype,
-        *(getattr(each, "compute_dtype", None) for each in first),
-    ]
-    return any("int" in str(each) for each in types)
+    """Whether a model takes pixels as they are."""
+    return "int" in str(graph.nodes[0].outputs[0].dtype) or _resizes_pixels(graph)
+
+
+def _resizes_pixels(graph: Graph) -> bool:
+    """Whether a model begins with a resize to whole numbers, as a promoted one does."""
+    first = [node for node in graph.nodes[1:] if node.inputs == ((0, 0),)]
+    return any(
+        node.kind == "Resizing" and "int" in str(node.operation.compute_dtype) for node in first
+    )
 
 
 def _recognise(first: str, layers: Iterable[str]) -> list[Application]:

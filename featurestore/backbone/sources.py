@@ -86,6 +86,8 @@ def load_weights(model: Any, path: str | Path) -> None:
     except Exception as error:  # h5py and Keras raise a dozen kinds
         differ = re.search(r"A total of (\d+) objects .*?name=([^,>]+)", str(error), re.DOTALL)
         reason = f"{differ[1]} layers differ, such as {differ[2]!r}" if differ else one_line(error)
+    if reason and file.suffix == ".h5" and not file.name.endswith(".weights.h5"):
+        reason += " (Keras reads weights that it saved itself only from a name in .weights.h5)"
     if reason:
         raise BackboneError(
             f"weights file {file.name!r} does not fit {model.name!r}: {reason}; expected weights "

@@ -48,7 +48,7 @@ def resizing_of(graph: Graph) -> keras.layers.Resizing | None:
         if node.inputs[:1] != ((0, 0),):
             continue
         layer = node.operation
-        if isinstance(layer, keras.layers.Resizing):
+        if isinstance(layer, keras.layers.Resizing) and "int" in str(layer.compute_dtype):
             return layer
         if _carried(layer, dict):
             try:

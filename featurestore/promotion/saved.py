@@ -178,8 +178,10 @@ def _promoted(
     if resizing is None or len(found[0]) != 4 or found[0][3] != 3 or len(found[1]) != 2:
         raise InputError(
             f"{name} maps {found[0]} to {found[1]}; expected a promoted model, which resizes "
-            "images (None, None, None, 3) itself; make one with "
-            "`featurestore promote HEAD -o MODEL.keras`"
+            "images (None, None, None, 3) to uint8 itself; make one with `featurestore promote "
+            "HEAD -o MODEL.keras`, or put the resize before a model of your own: "
+            "keras.Sequential([keras.Input((None, None, 3), dtype='uint8'), "
+            "keras.layers.Resizing(224, 224, antialias=True, dtype='uint8'), model])"
         )
     return Promoted(name, model, _classes(name, model, carried, classes), resizing, seen, metadata)
 

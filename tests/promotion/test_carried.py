@@ -86,6 +86,20 @@ def test_classes_of_a_model_that_never_had_them() -> None:
     assert load_model(head_of(keras.layers.Dense(1))).task == "regression"
 
 
+def test_a_model_of_ones_own_behind_a_resize() -> None:
+    """What the message offers for a model that was not promoted."""
+    x = image = keras.Input((8, 8, 3))
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255.0)(x))
+    mine = keras.Model(image, keras.layers.Dense(3, "softmax")(x), name="mine")
+    with pytest.raises(InputError, match=r"put the resize before .* keras.Sequential") as caught:
+        load_model(mine, CLASSES)
+    offered = str(caught.value).rpartition("your own: ")[2].replace("224", "8")
+    behind = eval(offered, {"keras": keras, "model": mine})
+    assert load_model(behind, CLASSES).classes == CLASSES
+    noise = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    assert np.allclose(behind(noise), mine(noise), atol=1e-6)
+
+
 def test_one_sigmoid_tells_two_classes_apart(photos: Path) -> None:
     model = head_of(keras.layers.Dense(1, "sigmoid"))
     image = next(photos.rglob("*.png"))

@@ -44,6 +44,16 @@ def test_a_model_for_images_of_one_size_is_the_same_predictor(
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
 
 
+def test_it_is_a_backbone(fixed: Path, model: Path, flowers: Dataset) -> None:
+    """With the features of the model that takes any images."""
+    image = flowers.image(0)
+    found, expected = (
+        each.forward(["block3_relu:avg"])(each.resize(image)[None])[0]
+        for each in (Backbone.from_file(fixed), Backbone.from_file(model))
+    )
+    assert np.abs(found - expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("resize", ["crop", "pad"])
 def test_the_rule_of_the_resize_is_carried(resize: Any, tmp_path: Path) -> None:
     backbone = Backbone.from_model(small_network(), name="small", resize=resize)
