@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featurestore.pipeline.sweep import sweep
     from featurestore.promotion import Promotion, evaluate, predict, promote
     from featurestore.promotion.evaluation import mistakes
+    from featurestore.promotion.exportable import fixed_images
     from featurestore.store import FeatureKey, FeatureStore
     from featurestore.table import Table
 
@@ -41,6 +42,7 @@ _HOMES = {
     "extract": "extraction",
     "fit_head": "heads",
     "fit_heads": "heads",
+    "fixed_images": "promotion",
     "leaderboard": "heads",
     "ls": "features.listing",
     "mistakes": "promotion.evaluation",
@@ -70,6 +72,7 @@ __all__ = [
     "extract",
     "fit_head",
     "fit_heads",
+    "fixed_images",
     "leaderboard",
     "ls",
     "mistakes",
