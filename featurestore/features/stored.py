@@ -64,9 +64,14 @@ def stored(
     except NotFoundError:
         _refuse_damaged(damages, loaded, models, layer)
         raise
-    # What failed before its first block stands in nobody's way.
-    begun = [group for group in groups if len(group.missing()) < group.blocks]
-    return [Features(group, loaded, store) for group in begun or groups]
+    # What failed before its first block does not stand beside another variant of its layer.
+    begun = {group.key for group in groups if len(group.missing()) < group.blocks}
+    other = {key.ref for key in begun}
+    return [
+        Features(group, loaded, store)
+        for group in groups
+        if group.key in begun or group.key.ref not in other
+    ]
 
 
 def without_boundaries(found: Sequence[Features]) -> list[Features]:

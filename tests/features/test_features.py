@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from featurestore.dataset import Dataset
 from featurestore.errors import (
     DamagedError,
-    DatasetError,
     IncompleteFeaturesError,
     InputError,
     StoreError,
@@ -210,8 +209,8 @@ def test_other_samples_are_refused(tmp_path: Path) -> None:
 
 def test_a_split_that_there_is_not(tmp_path: Path) -> None:
     features = stored(tmp_path / "s", made())
-    with pytest.raises(DatasetError, match="no split 'training': did you mean 'train'"):
-        features.arrays("training")
+    with pytest.raises(InputError, match="no split 'trian'; did you mean 'train'"):
+        features.arrays("trian")
 
 
 # In every form, a missing or damaged block raises.

@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from featurestore.errors import HeadError
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head, fit_heads
 from featurestore.heads.candidate import candidate
@@ -111,5 +112,5 @@ def test_numbers_of_numpy_and_of_python_are_one_head(three: Features) -> None:
         candidate("dense", options, three, 0).id
         == candidate("dense", {"units": [4, 4], "dropout": 0.5, "epochs": 1}, three, 0).id
     )
-    with pytest.raises(TypeError):
+    with pytest.raises(HeadError, match="expected an integer"):
         fit_head(three, "forest", seed=1.5)

@@ -131,7 +131,7 @@ def test_callbacks_make_a_head_of_its_own(maps: Features) -> None:
     assert used.batches == 2 * -(-len(maps.rows("train")) // 8)
     again, plain = (candidate("dense", head.params, maps, 0, each) for each in ([used], []))
     assert len({head.id, again.id, plain.id}) == 3
-    loaded = Head.load(maps.store, head.id)
+    loaded = Head.load(head.id, maps.store)
     assert loaded.lineage["estimator"]["callbacks"] == ["tests.heads.test_training.Counted"]
     with pytest.raises(HeadError, match="callbacks are for Keras heads"):
         fit_head(maps, "logistic", callbacks=[used])

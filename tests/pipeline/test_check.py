@@ -43,7 +43,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         backbone(weights="photos.h5"),
         r":6: backbone: weights file .* does not ",
     ),
-    ("an input size", backbone(input_size=99), r":6: backbone: model 'tiny' takes images of 16×16"),
+    (
+        "an input size",
+        backbone(input_size=99),
+        r":6: backbone: model 'tiny\.keras' takes images of 16×16",
+    ),
     ("a layer", {"layers": ["conv_b", "conv_c"]}, r":10: layers.1: no layer 'conv_c' .*'conv_b'"),
     ("a reduction", {"layers": ["conv_b:sum"]}, r":9: layers.0: 'conv_b:sum' is not a layer ref"),
     ("a head", {"heads": ["knn", "logistc"]}, r":13: heads.1: unknown head 'logistc'; did"),
