@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from featurestore.extraction.repair import repair
     from featurestore.features import Features
     from featurestore.features.listing import ls
-    from featurestore.heads import Head, fit_head, fit_heads, leaderboard, rank
+    from featurestore.heads import Head, annotate, best, fit_head, fit_heads, leaderboard, rank
     from featurestore.pipeline.run import run
     from featurestore.pipeline.sweep import sweep
     from featurestore.promotion import Promotion, evaluate, predict, promote
@@ -38,6 +38,8 @@ _HOMES = {
     "LayerRef": "backbone",
     "Promotion": "promotion",
     "Table": "table",
+    "annotate": "heads",
+    "best": "heads",
     "evaluate": "promotion",
     "extract": "extraction",
     "fit_head": "heads",
@@ -68,6 +70,8 @@ __all__ = [
     "LayerRef",
     "Promotion",
     "Table",
+    "annotate",
+    "best",
     "evaluate",
     "extract",
     "fit_head",

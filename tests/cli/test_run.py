@@ -104,7 +104,8 @@ def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = [
-        row(f"h-{on}{seed}", value + seed / 100, on=on, seed=seed)
+        # Also if one has been named since.
+        row(f"h-{on}{seed}", value + seed / 100, on=on, seed=seed, name=f"{on[0]}{seed}")
         for on, value in (("features", 0.9), ("pixels", 0.5))
         for seed in (3, 7)
     ]
@@ -115,8 +116,8 @@ def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
     head, *body = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert head == "head parameters seed layer val accuracy val on pixels seconds id"
     assert body == [
-        "* h - 7 l 0.970 0.570 1.000 h-features7",
-        "h - 3 l 0.930 0.530 1.000 h-features3",
+        "* f7 - 7 l 0.970 0.570 1.000 h-features7",
+        "f3 - 3 l 0.930 0.530 1.000 h-features3",
     ]
 
 
