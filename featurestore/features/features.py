@@ -358,7 +358,8 @@ class Features:
         -------
         pandas.DataFrame
             ``sample`` (digest), ``path``, ``label``, ``split`` and ``group`` where the data set
-            has them, then ``feature_0``, ``feature_1``, … as float32.
+            has them, the other columns of your table, and ``feature_0``, ``feature_1``, … as
+            float32. With ``order="given"`` and nothing else, a line for each of your rows.
 
         Raises
         ------

@@ -30,22 +30,29 @@ def as_frame(
             f"{features.ref} has {' x '.join(map(str, shape[1:]))} values a row, and a DataFrame "
             f"takes a vector; extract {layer}:avg, or use xarray() or arrays()"
         )
-    rows = features.rows(split, labelled=labelled, order=order)
+    rows, frame = described(features, split, labelled, order)
     if len(rows) * shape[1] > MOST_VALUES:
         raise InputError(
             f"{len(rows):,} rows of {shape[1]:,} features take {size(4 * len(rows) * shape[1])} "
             "as a DataFrame; take one split, or use dask() or xarray(), which read as needed"
         )
     X, _ = features.arrays(split, labelled=labelled, order=order)
-    samples = features.dataset.samples
-    known: dict[str, Any] = {"sample": samples.digests, "path": samples.paths}
-    known |= {"label": samples.labels, "split": samples.splits, "group": samples.groups}
-    # The last is what rows numbered -1 pick: images that could not be read.
-    columns = {
-        name: np.array([*values, None], object)[rows]
-        for name, values in known.items()
-        if any(each is not None for each in values)
-    }
     names = [f"feature_{number}" for number in range(shape[1])]
-    described = pandas.DataFrame(columns).infer_objects()
-    return pandas.concat([described, pandas.DataFrame(X, columns=names, copy=False)], axis=1)
+    values = pandas.DataFrame(X, columns=names, copy=False)
+    return pandas.concat([frame.drop(columns="row"), values], axis=1)
+
+
+def described(
+    features: Features, split: str | None, labelled: bool | None, order: Any
+) -> tuple[np.ndarray, pandas.DataFrame]:
+    """Return the rows that `Features.rows` gives, and the line of `Dataset.to_frame` of each.
+
+    In content order, a row has the line of the first of identical images.
+    """
+    rows = features.rows(split, labelled=labelled, order=order)
+    frame = features.dataset.to_frame()
+    if order == "content":
+        frame = frame.drop_duplicates("row").set_index("row", drop=False).loc[rows]
+    elif len(rows) < len(frame):
+        frame = frame[frame["row"].isin(rows)]
+    return rows, frame.reset_index(drop=True)

@@ -8,21 +8,20 @@ import dask.array
 import numpy as np
 import xarray
 
+from featurestore.features.frame import described
+
 if TYPE_CHECKING:
     from featurestore.features.features import Features, Order
 
 
 def as_xarray(features: Features, order: Order) -> xarray.Dataset:
     """Return features with the coordinates of every row: `Features.xarray`."""
-    stored = features.rows(labelled=False)
-    rows, values = stored, features.dask(labelled=False)
-    frame = features.dataset.to_frame()
+    labelled = None if order == "given" else False
+    rows, frame = described(features, None, labelled, order)
+    values = features.dask(labelled=False)
     if order == "given":
-        rows = features.rows(order=order)
-        values = _in_order(values, np.searchsorted(stored, rows), rows >= 0)
-    else:
-        # Of identical images, the first.
-        frame = frame.drop_duplicates("row").set_index("row").loc[rows]
+        places = np.searchsorted(features.rows(labelled=False), rows)
+        values = _in_order(values, places, rows >= 0)
     names = features.group.features.dimension_names
     coordinates = {
         name: ("row", _plain(frame[name].to_numpy()))

@@ -387,6 +387,23 @@ def test_xarray_in_both_orders(tmp_path: Path) -> None:
     assert [by_id[number].tolist() for number in order] == ids_in(X).tolist()
 
 
+def test_frames_have_the_columns_that_were_given(tmp_path: Path) -> None:
+    X = images(40)
+    dataset = Dataset.from_arrays(X, labels_of(X, "int"), name="ramp", ids=range(40), val=0.3)
+    features = stored(tmp_path / "s", dataset, (48,))
+    given, content = features.to_frame(order="given"), features.to_frame(labelled=False)
+    assert given["id"].tolist() == list(range(40))
+    assert given["sample"].tolist() == [dataset.sample_digests[row] for row in dataset.given]
+    assert content["sample"].tolist() == dataset.sample_digests
+    columns = [f"feature_{number}" for number in range(4)]
+    by_id = content.set_index("id").loc[range(40)]
+    assert np.array_equal(by_id[columns], given[columns])
+    val = features.to_frame("val", order="given")
+    assert val["id"].is_monotonic_increasing
+    assert set(val["split"]) == {"val"}
+    assert len(val) == len(features.rows("val"))
+
+
 def test_what_was_never_read_or_stored_is_nan_in_the_order_given(tmp_path: Path) -> None:
     order, features = given_twice(tmp_path, skip=(1,))
     with pytest.raises(IncompleteFeaturesError):
