@@ -17,7 +17,7 @@ from featurestore.errors import FeatureStoreWarning, HeadError
 from featurestore.features import Features
 from featurestore.heads.candidate import Candidate, candidate
 from featurestore.heads.estimator import fit_estimator
-from featurestore.heads.identity import WITHOUT_EFFECT, foreign
+from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import measure
 from featurestore.heads.rows import Rows
 
@@ -54,10 +54,11 @@ def refit(head: Head, estimator: Any) -> Head:
     """
     features = _features(head)
     if isinstance(estimator, str | type):
+        # A cache in a folder that a store names may hold pickles.
         params = {
             name: _plain(value, name, head)
             for name, value in head.params.items()
-            if name not in WITHOUT_EFFECT
+            if name.rpartition("__")[2] != "memory"
         }
         if isinstance(estimator, type):
             found = candidate(estimator(**params), None, features, head.seed)
