@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from featurestore.backbone import numerics
-from featurestore.errors import ActivationError
+from featurestore.errors import ActivationError, StoreError
 from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
@@ -133,7 +133,7 @@ class Executor:
         with ExitStack() as locks:
             windows = self._windows(units, locks, others)
             decoded = _decoded(windows, self._dataset, self._backbone, self._plan.batch_size)
-            with closing(decoded) as batches:
+            with closing(decoded) as batches, self._saving_on_interrupt():
                 for window, images, lock in batches:
                     computed = self._compute(images)
                     for writer, activations in zip(self._writers.values(), computed, strict=True):
@@ -148,6 +148,19 @@ class Executor:
             for writer in self._writers.values():
                 writer.finish()
         return others
+
+    @contextmanager
+    def _saving_on_interrupt(self) -> Iterator[None]:
+        """Keep the rows that are there when Ctrl-C stops the work, while they are locked."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            with suppress(StoreError):
+                for writer in self._writers.values():
+                    writer.save()
+                for writer in self._writers.values():
+                    writer.finish()
+            raise
 
     def _save_begun(self) -> None:
         """Keep the rows of the blocks that are being filled, now and then."""

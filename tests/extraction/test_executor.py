@@ -227,3 +227,13 @@ def test_rows_that_float16_cannot_hold_are_not_kept(dataset, store):
             dataset, scaled_model(1e-8), ["huge"], store, batch_size=3, on_event=interrupt_after(40)
         )
     assert begun_of(store) == {"huge": {}}
+
+
+def test_ctrl_c_loses_only_the_batch(dataset, backbone, store):
+    def interrupt(event):
+        if isinstance(event, RowsComputed) and event.done >= 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(dataset, backbone, ["gap"], store, batch_size=8, on_event=interrupt)
+    assert begun_of(store) == {"gap": {0: 24}}
