@@ -91,9 +91,10 @@ def models(place: Path) -> list[Path]:
 
 def model(path: Path) -> dict[str, Any]:
     """What a promoted model says of itself, and what it makes of some pixels."""
-    loaded, metadata = load_model(path)
+    loaded = load_model(path)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), np.uint8)
-    return {**_timeless(metadata), "output": np.asarray(loaded(pixels)).tolist()}
+    output = np.asarray(loaded.model(pixels)).tolist()
+    return {**_timeless(loaded.metadata), "classes": loaded.classes, "output": output}
 
 
 @dataclass(frozen=True)
