@@ -166,7 +166,8 @@ class _Notebook:
             for task in tasks
         ]
         lines = "\n".join(map(html.escape, self._lines))
-        self._handle.update(self._html(f"<pre>{lines}</pre>{''.join(bars)}"))
+        above = f"<pre>{lines}</pre>" if lines else ""
+        self._handle.update(self._html(f"{above}{''.join(bars)}"))
 
 
 def _value(task: Task) -> str:
@@ -267,7 +268,7 @@ def _bars() -> Bars:
     )
     return Bars(
         *columns,
-        console=Console(stderr=True),
+        console=Console(stderr=True, force_jupyter=False),
         transient=True,
         # An epoch may take minutes.
         speed_estimate_period=10 * SAY_EVERY,

@@ -52,7 +52,7 @@ class Grid:
 
         names, cells, right = self._names(), self._cells(), self._right()
         table, copied = _rich(names, cells, right), None
-        console = Console(file=sys.stdout, width=100_000)
+        console = Console(file=sys.stdout, width=100_000, force_jupyter=False)
         width, columns = console.measure(table).maximum, shutil.get_terminal_size().columns
         over = width - columns
         if terminal and over > 0 and self.cut in self.fields:
@@ -70,6 +70,7 @@ class Grid:
         console = Console(
             file=sys.stdout,
             force_terminal=terminal,
+            force_jupyter=False,
             width=width,
             color_system="auto" if bold else None,
         )
