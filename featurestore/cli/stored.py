@@ -236,10 +236,10 @@ def rm_command(
 ) -> None:
     """Remove data sets, heads or features, and what depends on them, after asking.
 
-    NAME is a data set, the id of a head or its beginning, or a key of features or any unique part
-    of one. Heads go with the data set or the features that they were fitted on, and features with
-    the last data set or head that needs them: all are listed first. Images and promoted models
-    are not touched. With --json but without --yes, nothing is removed.
+    NAME is a data set; a head: its id, the beginning of it, or its name; or a key of features or
+    any unique part of one. Heads go with the data set or the features that they were fitted on, and
+    features with the last data set or head that needs them: all are listed first. Images and
+    promoted models are not touched. With --json but without --yes, nothing is removed.
 
     \b
     Example:

@@ -184,3 +184,15 @@ def test_what_fine_tuning_stored_for_itself_is_marked_and_removed(place: Place) 
     (item,) = featurestore("gc", "--unused", "--yes", "--json").json["items"]
     assert item["name"].startswith("tiny/conv_a-")
     assert [row["layer"] for row in featurestore("ls", "--json").json] == ["conv_b:avg"]
+
+
+def test_rm_takes_the_name_of_a_head(place: Place) -> None:
+    (item,) = featurestore("rm", "knn", "--json").json["items"]
+    assert item["kind"] == "head"
+    words = ["train", "photos", "--model", "tiny", "--layer", "conv_b:avg", "--head", "ridge"]
+    assert featurestore(*words, "--name", "the good one").status == 0
+    (item,) = featurestore("rm", "the good one", "--json", "--yes").json["items"]
+    assert item["name"].startswith("heads/ridge-")
+    assert (
+        "no data set, head or features 'the good one'" in featurestore("rm", "the good one").error
+    )
