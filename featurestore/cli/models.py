@@ -322,7 +322,8 @@ def predict_command(
 
     # Before TensorFlow is loaded, which takes seconds.
     read_metadata(model)
-    lines = sys.stdin.read().splitlines() if "-" in images else []
+    read = sys.stdin.read().splitlines() if "-" in images else []
+    lines = [each for each in read if each.strip()]
     given = [each for name in images for each in (lines if name == "-" else [name])]
     listed = list_images(given, image_column, root)
     with Progress() as progress, progress.busy(f"predict with {model}"):

@@ -183,7 +183,7 @@ def test_predict_takes_folders_tables_and_a_list_on_stdin(
 ) -> None:
     Path("list.csv").write_text("path,taken\nphotos/red/01.png,May\nphotos/none.png,June\n")
     Path("photos/red/notes.txt").write_text("no image")
-    monkeypatch.setattr("sys.stdin", StringIO("photos/green/00.png\nphotos/green/01.png\n"))
+    monkeypatch.setattr("sys.stdin", StringIO("photos/green/00.png\n\nphotos/green/01.png\n"))
 
     result = featurestore("predict", model, "photos/red", "list.csv", "-", "--json")
 
