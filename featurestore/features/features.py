@@ -322,23 +322,9 @@ class Features:
             Of the stored type. ``labels[rows(split)]`` are its labels. Blocks that are missing or
             damaged raise when computed.
         """
-        import dask.array
+        from featurestore.features.lazy import as_dask
 
-        rows = self.rows(split, labelled=labelled)
-        blocks, counts = np.unique(rows // self.group.block_rows, return_counts=True)
-        tail = self.shape[1:]
-        if not len(blocks):
-            return dask.array.from_array(np.empty((0, *tail), self.dtype), chunks=(0, *tail))
-        # If every row is wanted, the graph need not carry row numbers.
-        whole = len(rows) == self.group.shape[0]
-        return dask.array.map_blocks(
-            _read_chunk,
-            group=self.group,
-            rows=None if whole else np.split(rows, np.cumsum(counts)[:-1]),
-            chunks=(tuple(counts.tolist()), *((size,) for size in tail)),
-            dtype=self.dtype,
-            meta=np.empty((0,) * len(self.shape), dtype=self.dtype),
-        )
+        return as_dask(self.group, self.rows(split, labelled=labelled))
 
     def to_frame(
         self,
@@ -385,7 +371,7 @@ class Features:
             ``group`` if the data set has them, and the other columns of your table (or ``id``).
             In content order, a row has the values of the first of identical images.
         """
-        from featurestore.features.labelled_array import as_xarray
+        from featurestore.features.lazy import as_xarray
 
         return as_xarray(self, order)
 
@@ -489,14 +475,3 @@ class Features:
             kind = np.int32 if self.task == "classification" else np.float32
             targets = self.dataset.targets[rows].astype(kind)
         return Batches(self.group, rows, targets, batch_size, shuffle, seed, memory)
-
-
-def _read_chunk(
-    group: FeatureGroup, rows: list[np.ndarray] | None, block_id: tuple[int, ...]
-) -> np.ndarray:
-    """Read one chunk of a dask array: the block of this number, or its chosen rows."""
-    if rows is None:
-        return group.read_block(block_id[0])
-    chosen = rows[block_id[0]]
-    block = int(chosen[0]) // group.block_rows
-    return group.read_block(block)[chosen - block * group.block_rows]

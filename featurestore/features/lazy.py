@@ -1,4 +1,4 @@
-"""Features with their coordinates, as an xarray.Dataset."""
+"""Features as lazy arrays: dask, and xarray with the coordinates of each row."""
 
 from __future__ import annotations
 
@@ -12,6 +12,36 @@ from featurestore.features.frame import described
 
 if TYPE_CHECKING:
     from featurestore.features.features import Features, Order
+    from featurestore.store import FeatureGroup
+
+
+def as_dask(group: FeatureGroup, rows: np.ndarray) -> dask.array.Array:
+    """Return rows, ascending, as a dask array with a chunk for each block: `Features.dask`."""
+    blocks, counts = np.unique(rows // group.block_rows, return_counts=True)
+    tail = group.shape[1:]
+    if not len(blocks):
+        return dask.array.from_array(np.empty((0, *tail), group.dtype), chunks=(0, *tail))
+    # If every row is wanted, the graph need not carry row numbers.
+    whole = len(rows) == group.shape[0]
+    return dask.array.map_blocks(
+        _read_chunk,
+        group=group,
+        rows=None if whole else np.split(rows, np.cumsum(counts)[:-1]),
+        chunks=(tuple(counts.tolist()), *((size,) for size in tail)),
+        dtype=group.dtype,
+        meta=np.empty((0,) * len(group.shape), dtype=group.dtype),
+    )
+
+
+def _read_chunk(
+    group: FeatureGroup, rows: list[np.ndarray] | None, block_id: tuple[int, ...]
+) -> np.ndarray:
+    """Read one chunk of a dask array: the block of this number, or its chosen rows."""
+    if rows is None:
+        return group.read_block(block_id[0])
+    chosen = rows[block_id[0]]
+    block = int(chosen[0]) // group.block_rows
+    return group.read_block(block)[chosen - block * group.block_rows]
 
 
 def as_xarray(features: Features, order: Order) -> xarray.Dataset:
