@@ -23,6 +23,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import featurestore as fs
 from featurestore.cli import cli
 
 ROOT = Path(__file__).parents[1]
@@ -322,3 +323,9 @@ def test_the_examples_of_a_module(
     parts = file.relative_to(ROOT).with_suffix("").parts
     module = importlib.import_module(".".join(part for part in parts if part != "__init__"))
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_the_page_on_python_names_all_that_is_public() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    missing = [name for name in fs.__all__ if f"fs.{name}" not in text and f"`{name}`" not in text]
+    assert not missing
