@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from featurestore.cli.interrupts import Interrupts
-from featurestore.cli.output import printable
 from featurestore.cli.quiet import quiet_libraries
 from featurestore.errors import FeatureStoreError, SpecError, nearest
+from featurestore.table import printable
 
 # command -> module of featurestore.cli that defines it, and its line in `featurestore --help`,
 # which imports none of these modules.

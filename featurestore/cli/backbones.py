@@ -9,7 +9,7 @@ import click
 
 from featurestore.bars import Progress
 from featurestore.cli.options import backbone_options, json_option
-from featurestore.cli.output import print_json, print_shown
+from featurestore.cli.output import print_json, print_table
 
 
 @click.command("layers")
@@ -38,4 +38,4 @@ def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
     if as_json:
         print_json([asdict(info) for info in infos])
         return
-    print_shown(infos)
+    print_table(infos)

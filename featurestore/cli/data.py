@@ -13,12 +13,12 @@ from featurestore.cli.options import (
     scan_options,
     store_option,
 )
-from featurestore.cli.output import plural, print_json, print_shown, printable
+from featurestore.cli.output import print_json, print_table
 from featurestore.store import FeatureStore
+from featurestore.table import plural, printable
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
-    from featurestore.extraction import ExtractionPlan
 
 
 def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
@@ -71,7 +71,7 @@ def print_dataset(dataset: Dataset) -> None:
 
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')}, {dataset.digest[:20]}")
     summary = dataset.summary()
-    print_shown(summary_grid(summary))
+    print_table(summary_grid(summary))
     if summary["task"] and summary["unlabelled"]:
         click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
 
@@ -154,18 +154,16 @@ def extract_command(
         else:
             extraction = extract(dataset, backbone, layers, opened, on_event=progress, **settings)
     if dry_run:
-        print_json(decided.to_dict()) if as_json else print_plan(decided)
+        if as_json:
+            print_json(decided.to_dict())
+        else:
+            print_table(decided.grid())
+            click.echo(decided.cost)
         return
     report = extraction.to_dict()
     if as_json:
         print_json(report)
         return
     print_problems(dataset)
-    print_shown(extraction.grid())
+    print_table(extraction.grid())
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')} in {extraction.seconds:.1f} s")
-
-
-def print_plan(decided: ExtractionPlan) -> None:
-    """Print what an extraction would do."""
-    print_shown(decided.grid())
-    click.echo(decided.cost)

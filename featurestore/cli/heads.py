@@ -9,13 +9,13 @@ import click
 from featurestore.bars import Progress
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import json_option, store_option, together, variant_options
-from featurestore.cli.output import print_json, print_shown, print_table
+from featurestore.cli.output import print_json, print_table
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.cli.stored import print_damaged
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
-from featurestore.table import Table
+from featurestore.table import Grid, Table
 
 
 @click.command("rank")
@@ -43,7 +43,7 @@ def rank_command(
     if as_json:
         print_json(rows)
         return
-    print_shown(rows)
+    print_table(rows)
 
 
 note_options = together(
@@ -106,6 +106,7 @@ def train_command(
     """
     from featurestore.features import Features
     from featurestore.heads import KERAS_HEADS, fit_head
+    from featurestore.heads.listing import metrics_grid
 
     opened = FeatureStore(store)
     features = Features.open(dataset, layer, opened, model=model, **variant)
@@ -117,7 +118,7 @@ def train_command(
     if as_json:
         print_json({"head": fitted.id, "metrics": fitted.metrics})
         return
-    print_metrics(fitted.metrics)
+    print_table(metrics_grid(fitted.metrics))
     print_problems(features.dataset, "few-rows")
     click.echo(f"head: {fitted.id}")
 
@@ -133,13 +134,6 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not k=v", param_hint="--param")
         found[name] = parse_value(value)
     return found
-
-
-def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:
-    """Print metrics, a row for each split."""
-    rows = [{"split": split, **each} for split, each in metrics.items()]
-    names = [name for name in rows[0] if name not in ("split", "confusion")]
-    print_table(rows, ["split", *names])
 
 
 @click.command("sweep")
@@ -177,7 +171,7 @@ def sweep_command(file: str, store: str, as_json: bool) -> None:
     datasets = {head.lineage["dataset"]["name"] for head in found}
     listed = [row for name in datasets for row in leaderboard(name, opened)]
     rows = Table([row for row in listed if row["head"] in fitted], heads_layout)
-    print_json(rows) if as_json else print_shown(rows)
+    print_json(rows) if as_json else print_table(rows)
 
 
 @click.command("heads")
@@ -221,7 +215,7 @@ def heads_command(
     if as_json:
         print_json(rows)
     elif rows:
-        print_shown(rows)
+        print_table(rows)
     else:
         which = f"with {Variant(**variant).options()}" if variant else "yet"
         click.echo(f"no heads {which}; `featurestore train` adds one")
@@ -252,4 +246,4 @@ def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:
         print_json(written)
     else:
         shown = {**written, "tags": ", ".join(written["tags"]), "id": written["head"]}
-        print_table([shown], ["name", "tags", "note", "id"])
+        print_table(Grid([shown], ["name", "tags", "note", "id"]))

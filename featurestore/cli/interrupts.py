@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from featurestore.cli.output import printable
+from featurestore.table import printable
 
 _AT_ONCE = 3
 

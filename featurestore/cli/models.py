@@ -19,18 +19,11 @@ from featurestore.cli.options import (
     root_option,
     store_option,
 )
-from featurestore.cli.output import (
-    cell,
-    check_table,
-    plural,
-    print_json,
-    print_shown,
-    print_table,
-    write_table,
-)
+from featurestore.cli.output import check_table, print_json, print_table, write_table
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.report import USES, splits_grid
 from featurestore.store import FeatureStore
+from featurestore.table import Grid, cell, plural
 
 if TYPE_CHECKING:
     from featurestore.promotion import Prediction
@@ -177,7 +170,7 @@ def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
     """Print metrics by split, each with what its rows were used for."""
     grid = splits_grid(measures, tuned)
     if grid.rows:
-        print_shown(grid)
+        print_table(grid)
 
 
 classes_option = click.option(
@@ -266,7 +259,7 @@ def _print_mistakes(wrong: list[dict[str, Any]], numbers: bool) -> None:
     rows = [{**each, "images": USES[each["used_for"]]} for each in wrong[:SHOWN]]
     measured = "error" if numbers else "probability"
     fields = ["label", "predicted", measured, "images", "path"]
-    print_table(rows, fields, {"images": "images were", "path": "image"})
+    print_table(Grid(rows, fields, {"images": "images were", "path": "image"}))
     if len(wrong) > SHOWN:
         what = "images" if numbers else "mistakes"
         click.echo(f"{SHOWN} of {cell(len(wrong))} {what}; -o mistakes.csv writes all")
@@ -340,7 +333,7 @@ def predict_command(
     elif output:
         click.echo(f"{plural(len(predictions), 'row')} in {output}")
     else:
-        print_shown(predictions)
+        print_table(predictions)
 
 
 def _document(prediction: Prediction) -> dict[str, Any]:

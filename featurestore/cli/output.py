@@ -11,21 +11,7 @@ from typing import Any
 import click
 
 from featurestore.errors import InputError
-from featurestore.table import Grid, Table, cell, plural, printable, size
-
-__all__ = [
-    "cell",
-    "check_table",
-    "plural",
-    "print_json",
-    "print_shown",
-    "print_table",
-    "printable",
-    "size",
-    "write_table",
-]
-
-_NONE: Mapping[str, str] = {}
+from featurestore.table import Grid, Table
 
 
 def print_json(value: Any) -> None:
@@ -71,17 +57,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         ) from error
 
 
-def print_table(
-    rows: Sequence[Mapping[str, Any]],
-    fields: Sequence[str],
-    headings: Mapping[str, str] = _NONE,
-    cut: str | None = None,
-) -> None:
-    """Print rows as a table; see `featurestore.table.Grid`."""
-    print_shown(Grid(rows, fields, headings, cut))
-
-
-def print_shown(table: Grid | Table[Any]) -> None:
+def print_table(table: Grid | Table[Any]) -> None:
     """Print a table as its terminal shows it best, or plainly for a pipe."""
     terminal = sys.stdout.isatty()
     click.echo(table.text(terminal=terminal, bold=terminal))

@@ -9,9 +9,9 @@ import warnings
 from contextlib import AbstractContextManager, redirect_stdout
 from typing import Any
 
-from featurestore.cli.output import printable
 from featurestore.errors import FeatureStoreWarning
 from featurestore.quiet import LEVEL
+from featurestore.table import printable
 
 
 def quiet_libraries() -> None:

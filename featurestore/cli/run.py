@@ -8,10 +8,11 @@ import click
 
 from featurestore.bars import Progress
 from featurestore.cli.options import json_option, store_option
-from featurestore.cli.output import cell, print_json, print_table
+from featurestore.cli.output import print_json, print_table
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.quiet import load_tensorflow
 from featurestore.store.variants import tell_apart
+from featurestore.table import Grid, cell
 
 
 @click.command("run")
@@ -81,7 +82,8 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     fields += [*dict.fromkeys((split, held_out)), *(["pixels"] if pixels else [])]
     from featurestore.heads.listing import with_differing_params
 
-    print_table(with_differing_params(rows), [*fields, "seconds", "head"], headings, cut="params")
+    fields += ["seconds", "head"]
+    print_table(Grid(with_differing_params(rows), fields, headings, cut="params"))
     if more > 0:
         click.echo(f"and {more} more; `featurestore heads` lists them")
     for note in notes:

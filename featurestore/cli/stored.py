@@ -11,11 +11,12 @@ import click
 
 from featurestore.bars import Progress
 from featurestore.cli.options import json_option, store_option, variant_options
-from featurestore.cli.output import plural, print_json, print_shown, print_table, printable, size
+from featurestore.cli.output import print_json, print_table
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.removal import find
 from featurestore.store.variants import Variant
+from featurestore.table import Grid, plural, printable, size
 
 
 @click.command("ls")
@@ -38,7 +39,7 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif rows:
-        print_shown(rows)
+        print_table(rows)
     elif variant:
         click.echo(f"no features with {Variant(**variant).options()}")
     else:
@@ -83,13 +84,11 @@ def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) 
 
         described = describe_head(found.name.partition("/")[2], opened)
     elif found.kind == "dataset":
-        data = opened.datasets.load(found.name.partition("/")[2])
-        fields = ("name", "source", "digest", "manifest_digest")
-        described = {**{each: getattr(data, each) for each in fields}, **data.summary()}
+        described = opened.datasets.load(found.name.partition("/")[2]).summary()
     else:
         from featurestore.features.listing import describe_features
 
-        described = describe_features(opened, found.name)
+        described = describe_features(opened, found)
     if as_json:
         print_json(described)
         return
@@ -137,7 +136,7 @@ def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json
         print_json({"checked": len(items), "damaged": damaged})
     else:
         if damaged:
-            print_table([_shown(each) for each in damaged], _DAMAGE)
+            print_table(Grid([_shown(each) for each in damaged], _DAMAGE))
         click.echo(f"{_counted(items)} checked")
     if damaged:
         raise DamagedError(
@@ -189,7 +188,7 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
                 {**_shown(row), "state": f"left: {row['needs']}" if row["needs"] else "repaired"}
                 for row in rows
             ]
-            print_table(shown, [*_DAMAGE, "state"], {"reason": "was", "state": "now"})
+            print_table(Grid(shown, [*_DAMAGE, "state"], {"reason": "was", "state": "now"}))
         click.echo(f"{plural(len(rows) - len(left), 'file')} repaired, {len(left)} left")
     if left:
         raise DamagedError(f"{plural(len(left), 'file')} cannot be repaired: {left[0]['needs']}")
@@ -258,9 +257,11 @@ def _remove(
     """List items, ask, remove them, and report; return the bytes freed if consent was given."""
     if not as_json and items:
         print_table(
-            [{**asdict(item), "size": size(item.bytes)} for item in items],
-            ["kind", "name", "size", "reason"],
-            {"size": "on disk", "reason": "why"},
+            Grid(
+                [{**asdict(item), "size": size(item.bytes)} for item in items],
+                ["kind", "name", "size", "reason"],
+                {"size": "on disk", "reason": "why"},
+            )
         )
     if items and not yes and not as_json:
         if not sys.stdin.isatty():

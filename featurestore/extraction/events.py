@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -58,4 +57,3 @@ class ExtractionFinished:
 ExtractionEvent = (
     BackboneLoading | ExtractionStarted | RowsComputed | WaitingForOthers | ExtractionFinished
 )
-OnEvent = Callable[[ExtractionEvent], None]

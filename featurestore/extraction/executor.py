@@ -21,12 +21,11 @@ from featurestore.errors import ActivationError, StoreError
 from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
-    OnEvent,
     RowsComputed,
     WaitingForOthers,
 )
 from featurestore.extraction.planning import BATCHES_AHEAD, ExtractionPlan, LayerPlan, Unit
-from featurestore.listening import receiver
+from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup
 from featurestore.threads import map_ahead
 
@@ -45,18 +44,7 @@ class Executor:
     """Computes the missing or damaged blocks of a plan and writes them into their groups.
 
     Processes that do the same at the same time share the work: each locks a unit, and then checks
-    once more which of its blocks are missing or damaged.
-
-    Parameters
-    ----------
-    decided : ExtractionPlan
-    dataset : Dataset
-    backbone : Backbone
-    groups : mapping of str to FeatureGroup
-        By layer ref.
-    store : FeatureStore
-        Of the groups.
-    on_event : callable, optional
+    once more which of its blocks are missing or damaged. ``groups`` are by layer ref.
     """
 
     def __init__(

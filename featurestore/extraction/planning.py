@@ -246,19 +246,11 @@ def plan(
 
     Parameters
     ----------
-    data, backbone, layers
+    data, backbone, layers, dtype, batch_size
         As in :func:`extract`.
     store : FeatureStore, path or URL, optional
         Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
         ``./store``.
-    dtype : {"float16", "float32"}
-        Stored type.
-    batch_size : int
-        Samples in a forward batch.
-
-    Returns
-    -------
-    ExtractionPlan
 
     Raises
     ------

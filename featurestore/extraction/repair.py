@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import ExtractionError, FeatureStoreError
-from featurestore.extraction.events import BackboneLoading, OnEvent
+from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import LayerPlan, plan_units
-from featurestore.listening import receiver
+from featurestore.listening import OnEvent, receiver
 from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, Item, StoreLike
 
 if TYPE_CHECKING:
@@ -25,14 +25,7 @@ Needs = dict[str, str]
 
 @dataclass(frozen=True)
 class Repair:
-    """The result for one damaged file.
-
-    Attributes
-    ----------
-    damage : Damage
-    needs : str or None
-        What is missing to repair it; None if it is repaired.
-    """
+    """What became of one damaged file; ``needs`` is what is missing to repair it, or None."""
 
     damage: Damage
     needs: str | None = None

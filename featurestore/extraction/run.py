@@ -17,7 +17,6 @@ from featurestore.errors import (
     NotFoundError,
     nearest,
 )
-from featurestore.extraction.events import OnEvent
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import (
     ExtractionPlan,
@@ -27,6 +26,7 @@ from featurestore.extraction.planning import (
     refs_of,
 )
 from featurestore.features import Features
+from featurestore.listening import OnEvent
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 from featurestore.table import Grid, show_html
 from featurestore.versions import versions
@@ -40,24 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """The result for one layer ref.
+    """The result for one layer ref: the fields of ``featurestore extract --json``.
 
-    Attributes
-    ----------
-    key : str
-        Feature key as text.
-    shape : tuple of int
-        ``(row, …)``.
-    dtype : str
-        Stored type.
-    bytes : int
-        Bytes on disk, compressed.
-    rows_computed : int
-        Rows written by this call.
-    rows_reused : int
-        Rows that were stored before.
-    rows_derived : int
-        Always 0: no rows are reduced from another stored array yet.
+    ``bytes`` are those on disk, compressed. Rows were computed by this call, or stored before;
+    ``rows_derived`` is 0: no rows are reduced from another stored array yet.
     """
 
     key: str

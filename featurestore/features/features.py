@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -32,16 +30,8 @@ Order = Literal["content", "given"]
 class Features:
     """One feature array joined with its data set: row i of both is the same sample.
 
-    ``len`` and `shape` count every row; `rows` says which are read by default.
-
-    Parameters
-    ----------
-    group : FeatureGroup
-        The stored rows.
-    dataset : Dataset
-        Labels and splits: any data set of the same samples, whatever its labels and splits.
-    store : FeatureStore
-        Where the group is.
+    ``len`` and `shape` count every row; `rows` says which are read by default. Labels and splits
+    are those of the data set: any one of the same samples.
 
     Attributes
     ----------
@@ -91,24 +81,21 @@ class Features:
         Parameters
         ----------
         dataset : Dataset, str or path
-            A data set, its name, or the folder or table that was scanned. A `Dataset` gives its
-            own labels and splits.
+            A data set, its name, or the folder or table that was scanned.
         layer : str or LayerRef
             A layer ref; with ``-`` and the first digits of its prefix digest for one variant.
         store : FeatureStore, path or URL, optional
             By default FEATURESTORE_STORE, else ``./store``.
         model : str or path, optional
-            A backbone's name in any case, or its model file; needed if several models have the
-            layer.
+            A backbone's name in any case, or its model file.
         **variant
-            ``input_size``, ``resize``, ``interpolation``, ``scaling``, ``weights`` or
-            ``precision``, if several variants of the layer are stored: see `Variant`.
+            Fields of `Variant`, such as ``input_size``, if several variants of the layer are
+            stored.
 
         Raises
         ------
         NotFoundError
-            If there are none, or several: the message says what is stored, or how they differ
-            and what selects each.
+            If there are none, or several: the message says what is stored, or what selects each.
 
         Examples
         --------
@@ -124,21 +111,14 @@ class Features:
     def completed(self) -> Features:
         """Return the features of the rows that are stored now, leaving out missing blocks.
 
-        Labels and splits are those of the same samples, and row numbers stay those of the whole
-        array. Content order is a fair shuffle, so the stored rows are a fair sample of the data
-        set. Blocks that are extracted later do not join it.
-
-        A head fitted on them has its own id, and its lineage records the number of rows; it is
-        never reused for a head on all rows.
+        Row numbers stay those of the whole array. Content order is a fair shuffle, so the stored
+        rows are a fair sample of the data set. Blocks that are extracted later do not join it. A
+        head fitted on them has its own id, and is never reused for a head on all rows.
 
         Returns
         -------
         Features
             Itself if every block exists.
-
-        Examples
-        --------
-        >>> X, y = features.completed().arrays("train")  # doctest: +SKIP
         """
         missing = set(self.group.missing())
         if not missing and self.blocks is None:
@@ -281,17 +261,14 @@ class Features:
 
         Raises
         ------
-        IncompleteFeaturesError
-            If some of the rows were never extracted.
-        DamagedError
-            If a block fails its checksum.
+        IncompleteFeaturesError, DamagedError
+            If some of the rows were never extracted, or fail their checksum.
         InputError
             If an image could not be read, and ``dtype`` has no NaN.
 
         Examples
         --------
         >>> X, y = features.arrays(order="given")  # doctest: +SKIP
-        >>> frame.join(pandas.DataFrame(X, index=frame.index))  # doctest: +SKIP
         """
         rows = self.rows(split, labelled=labelled, order=order)
         have = rows >= 0
@@ -309,18 +286,10 @@ class Features:
         return X, self.labels_of(rows)
 
     def dask(self, split: str | None = None, *, labelled: bool | None = None) -> dask.array.Array:
-        """Return the features as a lazy dask array, a chunk for each block.
+        """Return the features as a lazy dask array (row, …) of the stored type.
 
-        Parameters
-        ----------
-        split, labelled
-            As in `rows`.
-
-        Returns
-        -------
-        dask.array.Array of shape (row, …)
-            Of the stored type. ``labels[rows(split)]`` are its labels. Blocks that are missing or
-            damaged raise when computed.
+        Each block is a chunk; those that are missing or damaged raise when computed. Rows and
+        labels are as in `rows`: ``labels[rows(split)]``.
         """
         from featurestore.features.lazy import as_dask
 
@@ -335,17 +304,15 @@ class Features:
     ) -> pandas.DataFrame:
         """Return pooled features as a pandas DataFrame, with what is known of each sample.
 
-        Parameters
-        ----------
-        split, labelled, order
-            As in `arrays`.
+        Rows are as in `arrays`; with ``order="given"`` and nothing else, a line for each of your
+        rows.
 
         Returns
         -------
         pandas.DataFrame
             ``sample`` (digest), ``path``, ``label``, ``split`` and ``group`` where the data set
             has them, the other columns of your table, and ``feature_0``, ``feature_1``, … as
-            float32. With ``order="given"`` and nothing else, a line for each of your rows.
+            float32.
 
         Raises
         ------
@@ -359,10 +326,7 @@ class Features:
     def xarray(self, *, order: Order = "content") -> xarray.Dataset:
         """Return ``features`` (row, …), lazy, with the coordinates of every row, labelled or not.
 
-        Parameters
-        ----------
-        order : {"content", "given"}
-            As in `rows`; with ``"given"``, an image that could not be read has NaN.
+        In the order ``"given"``, an image that could not be read has NaN.
 
         Returns
         -------
@@ -389,37 +353,20 @@ class Features:
         ----------
         split : {"train", "val", "test"}, optional
             Rows as `rows` gives them; all by default.
-        batch_size : int
         shuffle : bool
-            Shuffle blocks, and rows within a window of them, differently in each epoch but the
-            same for the same seed. See `Batches`.
-        seed : int
+            Shuffle blocks, and rows within a window of them, differently in each epoch but the same
+            for the same seed. See `Batches`.
 
         Returns
         -------
         tf.data.Dataset
-            Of (x, y): x float32 (batch, …); y int32 codes into `classes` or float32. Of x alone
-            for an unlabelled data set.
+            Of (x, y): x float32 (batch, …); y int32 codes into `classes` or float32. Of x alone for
+            an unlabelled data set.
         """
         load_tensorflow()
-        import tensorflow as tf
+        from featurestore.features.streams import as_tf_dataset
 
-        source = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        numbers = itertools.count()
-
-        def windows() -> Iterator[Any]:
-            for window in source.epoch(next(numbers)).windows():
-                yield window if source.targets is not None else window[0]
-
-        signature: Any = tf.TensorSpec((None, *self.shape[1:]), tf.float32)
-        if source.targets is not None:
-            signature = (signature, tf.TensorSpec((None,), tf.as_dtype(source.targets.dtype)))
-        # Whole windows cross from Python to TensorFlow, which cuts them: a batch at a time would
-        # take three times as long.
-        stream = tf.data.Dataset.from_generator(windows, output_signature=signature)
-        batches = stream.rebatch(batch_size)
-        counted = batches.apply(tf.data.experimental.assert_cardinality(len(source)))
-        return counted.prefetch(tf.data.AUTOTUNE)
+        return as_tf_dataset(self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed))
 
     def py_dataset(
         self,
@@ -430,17 +377,12 @@ class Features:
         seed: int = 0,
         **options: Any,
     ) -> keras.utils.PyDataset:
-        """Return batches as a `keras.utils.PyDataset`, for every Keras backend.
+        """Return the batches of `tf_dataset` as a `keras.utils.PyDataset`, for every Keras backend.
 
-        Parameters
-        ----------
-        split, batch_size, shuffle, seed
-            As in `tf_dataset`; the batches are the same.
-        **options
-            Of `keras.utils.PyDataset`, such as ``workers``.
+        ``options`` are those of `keras.utils.PyDataset`, such as ``workers``.
         """
         load_tensorflow()
-        from featurestore.features.py_dataset import BatchDataset
+        from featurestore.features.streams import BatchDataset
 
         source = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
         return BatchDataset(source, **options)
@@ -456,12 +398,7 @@ class Features:
     ) -> Batches:
         """Return the batches of a split as numpy arrays; `tf_dataset` and `py_dataset` wrap them.
 
-        Parameters
-        ----------
-        split, batch_size, shuffle, seed
-            As in `tf_dataset`.
-        memory : numpy.ndarray of shape (row, …), optional
-            The features of these rows, if they were read before.
+        ``memory`` holds the features of these rows, (row, …), if they were read before.
 
         Raises
         ------

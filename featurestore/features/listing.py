@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from featurestore.digests import short
-from featurestore.store import FeatureGroup, FeatureStore, StoreLike
+from featurestore.store import FeatureGroup, FeatureStore, Item, StoreLike
 from featurestore.store.variants import Variant, tell_apart
 from featurestore.table import Grid, Table, size
 
@@ -70,24 +70,9 @@ def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
     )
 
 
-def describe_features(store: FeatureStore, key: str, **variant: Any) -> dict[str, Any]:
-    """Return the size, digests and origin of one feature array, as JSON values.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    key : str
-        A key, or any part of one that no other key has.
-    **variant
-        Picks one of several variants, see `Variant`.
-
-    Raises
-    ------
-    NotFoundError
-        If no key or more than one matches.
-    """
-    group = store.features.open(store.features.match(key, **variant))
-    return _describe(group, _names(store))
+def describe_features(store: FeatureStore, item: Item) -> dict[str, Any]:
+    """Return the size, digests and origin of one feature array, as JSON values."""
+    return _describe(store.features.open(item), _names(store))
 
 
 def _names(store: FeatureStore) -> dict[str, list[str]]:

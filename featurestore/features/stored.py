@@ -31,16 +31,12 @@ def stored(
 
     Parameters
     ----------
-    store : FeatureStore
-    dataset : Dataset, str or path
-        A data set, its name, or a path that was scanned.
     model : str, path or sequence of str, optional
         A backbone's name in any case, or the model file that it was made of; or several.
     layer : str, optional
         A layer ref; with ``-`` and the first digits of its prefix digest for one variant.
     **variant
-        ``input_size``, ``resize``, ``interpolation``, ``scaling``, ``weights`` and ``precision``:
-        see `Variant`. A list stands for any of its values.
+        Fields of `Variant`. A list stands for any of its values.
 
     Returns
     -------

@@ -20,25 +20,11 @@ if TYPE_CHECKING:
 def adopt(
     model: keras.Model, options: TrainingOptions, features: Features, seed: int
 ) -> tuple[Network, dict[str, Any]]:
-    """Take a user's model as a head, without changing it.
+    """Return a user's model as a head, and the fields of its identity.
 
-    Parameters
-    ----------
-    model : keras.Model
-        Sequential or functional, of Keras' own layers. If it is not built, it gets the shape of
-        the features and weights drawn from the seed; otherwise training starts from its weights.
-    options : TrainingOptions
-        By default, a compiled model keeps its optimizer.
-    features : Features
-        What the model is trained on.
-    seed : int
-        For the weights of a model that is not built.
-
-    Returns
-    -------
-    network : Network
-    fields : dict
-        The model's identity: graph, settings, initial weights, training.
+    The model is sequential or functional, of Keras' own layers, and is not changed. If it is not
+    built, it gets the shape of the features and weights drawn from the seed; otherwise training
+    starts from its weights. A compiled model keeps its optimizer unless the options name another.
 
     Raises
     ------

@@ -25,14 +25,10 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Candidate:
-    """A head that is not fitted yet.
+    """A head that is not fitted yet, with the id that it gets.
 
     Attributes
     ----------
-    id : str
-        Id of the fitted head.
-    name : str
-    kind : {"sklearn", "keras"}
     template : scikit-learn estimator or Network
     params : dict
         The user's parameters, as JSON values.
@@ -61,24 +57,9 @@ def candidate(
     seed: int,
     callbacks: Sequence[Any] = (),
 ) -> Candidate:
-    """Return the head to fit, after checking what can be checked before.
+    """Return the head to fit, after checking what can be checked before: HeadError if it cannot be.
 
-    Parameters
-    ----------
-    estimator : str, scikit-learn estimator or keras.Model
-    params : mapping, optional
-        Parameters by name.
-    features : Features
-        Labelled.
-    seed : int
-        For everything random.
-    callbacks : sequence of keras.callbacks.Callback
-        They have no canonical form, so that a head that is trained with some is like no other.
-
-    Raises
-    ------
-    HeadError
-        If it cannot be fitted.
+    Callbacks have no canonical form, so that a head that is trained with some is like no other.
     """
     given = dict(params or {})
     params = {k: each.item() if isinstance(each, np.generic) else each for k, each in given.items()}

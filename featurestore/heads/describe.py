@@ -22,21 +22,12 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
     ----------
     head : str
         Its id, the beginning of it, or its name.
-    store : FeatureStore, path or URL, optional
-        By default FEATURESTORE_STORE, else ``./store``.
 
     Returns
     -------
     dict
         Its document, ``stale`` (how its data set differs now, or None) and, for classes,
         ``by_class``: by split, what `featurestore.heads.metrics.by_class` returns.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such head, or several.
-    DamagedError
-        If its files are damaged.
     """
     opened = FeatureStore.of(store)
     key = find(opened, head)

@@ -14,7 +14,7 @@ from featurestore.heads.rows import Rows
 
 
 def fit_estimator(candidate: Candidate, rows: Rows) -> tuple[Any, tuple[Any, ...], list[str]]:
-    """Fit a copy of an estimator on the training rows.
+    """Fit a copy of an estimator on the training rows; HeadError if it cannot be fitted or predict.
 
     Classifiers of other libraries may take nothing but class numbers from 0 (XGBoost, skorch). They
     get these if they refuse the labels; `Head.predict` then gives labels again.
@@ -27,11 +27,6 @@ def fit_estimator(candidate: Candidate, rows: Rows) -> tuple[Any, tuple[Any, ...
         Label of each column of ``predict_proba``; ``()`` for regression.
     problems : list of str
         Warnings of the estimator.
-
-    Raises
-    ------
-    HeadError
-        If it cannot be fitted, or cannot predict.
     """
     X, y = rows.values("train"), rows.labels("train")
     X = X.reshape(len(X), -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,4 +61,3 @@ class LayerRanked:
 
 
 HeadEvent = HeadReused | EpochEnded | HeadWarned | HeadFitted | LayerRanked
-OnEvent = Callable[[HeadEvent], None]

@@ -14,14 +14,15 @@ from featurestore.errors import DamagedError, HeadError, received
 from featurestore.features import Features
 from featurestore.heads.candidate import Candidate, candidate, shown
 from featurestore.heads.estimator import fit_estimator
-from featurestore.heads.events import HeadFitted, HeadReused, HeadWarned, OnEvent
+from featurestore.heads.events import HeadFitted, HeadReused, HeadWarned
 from featurestore.heads.head import Head
 from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import measure
 from featurestore.heads.notes import Notes
 from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import Rows, check_labels
-from featurestore.listening import receiver
+from featurestore.heads.schema import validate
+from featurestore.listening import OnEvent, receiver
 from featurestore.versions import versions
 
 
@@ -202,9 +203,9 @@ class _Fitting:
                 changes = self.notes.changes(head.document())
                 if self.save:
                     if changes:
-                        store.heads.update(head.id, changes)
+                        store.heads.update(head.id, lambda now: self.notes.changes(validate(now)))
                     store.heads.fsync(head.id)
-                head = head.noted(changes)
+                head = replace(head, **{**changes, "tags": tuple(changes.get("tags", head.tags))})
                 self.on_event(HeadReused(head.id))
                 return head if head.portable else fitted_again(head, each, self.rows)
         head = self._fit(each)

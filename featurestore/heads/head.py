@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -14,10 +14,11 @@ import numpy as np
 from featurestore.digests import finite_json
 from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line, received
 from featurestore.heads import persist
+from featurestore.heads.listing import metrics_grid
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.schema import FIELDS, validate
 from featurestore.store import FeatureKey, FeatureStore, StoreLike
-from featurestore.table import Grid, cell, show_html
+from featurestore.table import cell, show_html
 
 CONFUSION_FILE = "confusion.json"
 # Bytes of features that go through a Keras head at once.
@@ -97,10 +98,8 @@ class Head:
         return f"Head({', '.join([repr(self.id), where, *found])})"
 
     def _repr_html_(self) -> str:
-        rows = [{"split": split, **each} for split, each in self.metrics.items()]
-        fields = [name for name in (rows[0] if rows else {}) if name != "confusion"]
         params = f"parameters: {cell(self.params)}" if self.params else ""
-        return show_html(repr(self), params, Grid(rows, fields), *self.problems)
+        return show_html(repr(self), params, metrics_grid(self.metrics), *self.problems)
 
     @cached_property
     def estimator(self) -> Any:
@@ -268,11 +267,6 @@ class Head:
         if estimator is not None:
             return refit(loaded, estimator)
         return replace(loaded, _fit=partial(missing_estimator, loaded))
-
-    def noted(self, changes: Mapping[str, Any]) -> Head:
-        """Return the head with another name, other tags or another note."""
-        given = {**changes, "tags": tuple(changes.get("tags", self.tags))}
-        return replace(self, **given)
 
     def _named(self, predicted: np.ndarray) -> np.ndarray:
         """Return labels: an estimator may have been fitted on class numbers."""

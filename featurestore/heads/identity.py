@@ -91,15 +91,7 @@ _DIGESTS: dict[str, tuple[Any, str]] = {}
 
 
 def canonical(value: Any, name: str) -> Any:
-    """Return the value of a parameter as JSON values, the same in every process.
-
-    Parameters
-    ----------
-    value : object
-        A number, text, array, container, estimator, or importable class or function.
-    name : str
-        Name of the parameter, for the message.
-    """
+    """Return the value of a parameter as JSON values, the same in every process."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, np.generic | np.ndarray):

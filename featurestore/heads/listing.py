@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from featurestore.store.variants import FIELDS, tell_apart
@@ -74,6 +74,12 @@ def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for kind, row in zip(kinds, shown, strict=True)
     ]
+
+
+def metrics_grid(metrics: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """Show metrics, a row for each split."""
+    rows = [{"split": split, **each} for split, each in metrics.items()]
+    return Grid(rows, [name for name in (rows[0] if rows else {}) if name != "confusion"])
 
 
 def ranking_layout(rows: Rows) -> Iterator[Grid]:

@@ -31,12 +31,7 @@ def primary(task: str) -> str:
 
 
 def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
-    """Measure a head on every split that has labelled rows.
-
-    Returns
-    -------
-    dict of str to dict
-        By split, as `classification` or `regression` returns them.
+    """Measure a head on every split that has labelled rows, as `classification` or `regression`.
 
     Raises
     ------
@@ -136,18 +131,10 @@ def classification(
 
 
 def by_class(confusion: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return how well each class is predicted.
+    """Return how well each class is predicted, by the ``confusion`` of `classification`.
 
-    Parameters
-    ----------
-    confusion : mapping
-        ``classes`` and ``matrix`` (true class, predicted class), as `classification` returns it.
-
-    Returns
-    -------
-    list of dict
-        ``class``, ``rows``, ``precision`` (None if it was never predicted), ``recall`` (None
-        without rows), ``f1``, and ``mistaken_for``, the other class that its rows were given most.
+    ``class``, ``rows``, ``precision`` (None if it was never predicted), ``recall`` (None without
+    rows), ``f1``, and ``mistaken_for``, the other class that its rows were given most.
 
     Examples
     --------

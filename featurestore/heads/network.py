@@ -73,10 +73,7 @@ class TrainingOptions(Settings):
     def fields(self, *, compiled: bool = False) -> dict[str, Any]:
         """Return what decides the training, as JSON values.
 
-        Parameters
-        ----------
-        compiled : bool
-            Whether the user's model has an optimizer, which is used unless another is named.
+        The optimizer of a compiled model is used unless another is named.
         """
         found = self.model_dump()
         if not compiled or self.optimizer:
@@ -106,14 +103,7 @@ class TrainingOptions(Settings):
                 raise HeadError(f"head {name!r}: class_weight names no class {label!r}; {offer}")
 
     def class_weights(self, classes: Sequence[Any], targets: np.ndarray) -> dict[int, float] | None:
-        """Return the weight of each class by its code.
-
-        Parameters
-        ----------
-        classes : sequence of labels
-        targets : numpy.ndarray of int (row,)
-            Codes of the training rows.
-        """
+        """Return the weight of each class by its code, given those of the training rows."""
         if self.class_weight is None:
             return None
         if self.class_weight != "balanced":

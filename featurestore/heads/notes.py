@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from featurestore.errors import HeadError, InputError, nearest
 from featurestore.heads.head import find
+from featurestore.heads.schema import validate
 from featurestore.settings import Settings
 from featurestore.store import FeatureStore, StoreLike
 
@@ -46,12 +47,12 @@ class Notes(Settings):
 
     def changes(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a head's document that change, with their new values."""
-        tags = list(dict.fromkeys([*document.get("tags", ()), *self.tags]))
+        tags = list(dict.fromkeys([*document["tags"], *self.tags]))
         found: dict[str, Any] = {"name": self.name, "tags": tags, "note": self.note}
         return {
             field: value
             for field, value in found.items()
-            if value is not None and value != document.get(field, [] if field == "tags" else None)
+            if value is not None and value != document[field]
         }
 
 
@@ -94,13 +95,16 @@ def annotate(
     """
     opened = FeatureStore.of(store)
     key = find(opened, head)
-    document = opened.heads.get(key)
-    changes = Notes.parse(name, tags, note).changes(document)
-    kept = changes.get("tags", document.get("tags", []))
-    for tag in _several(remove):
-        if tag not in kept:
-            raise HeadError(f"head {key!r} has no tag {tag!r}; {nearest(tag, kept)}")
-        kept = changes["tags"] = [each for each in kept if each != tag]
-    document = opened.heads.update(key, changes)
-    written = {field: document.get(field) for field in ("name", "tags", "note")}
-    return {"head": key, **written, "tags": document.get("tags", [])}
+    notes = Notes.parse(name, tags, note)
+
+    def changes(document: Mapping[str, Any]) -> dict[str, Any]:
+        changed = notes.changes(validate(document))
+        kept = changed.get("tags", document.get("tags", []))
+        for tag in _several(remove):
+            if tag not in kept:
+                raise HeadError(f"head {key!r} has no tag {tag!r}; {nearest(tag, kept)}")
+            kept = changed["tags"] = [each for each in kept if each != tag]
+        return changed
+
+    document = validate(opened.heads.update(key, changes))
+    return {"head": key, **{field: document[field] for field in ("name", "tags", "note")}}

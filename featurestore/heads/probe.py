@@ -11,10 +11,10 @@ from featurestore.errors import FeatureStoreWarning
 from featurestore.features import Features, stored, without_boundaries
 from featurestore.heads import metrics
 from featurestore.heads.compare import sort_key
-from featurestore.heads.events import LayerRanked, OnEvent
+from featurestore.heads.events import LayerRanked
 from featurestore.heads.listing import ranking_layout
 from featurestore.heads.rows import check_labels
-from featurestore.listening import receiver
+from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import Variant
 from featurestore.table import Table

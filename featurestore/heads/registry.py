@@ -75,18 +75,8 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) -> None:
     """Check a head's name and parameters before there are features to fit it on.
 
-    Parameters
-    ----------
-    name : str
-        As `fit_head` takes it.
-    params : mapping
-    task : {"classification", "regression"}, optional
-        By default, the head may be for either.
-
-    Raises
-    ------
-    HeadError
-        For an unknown name or parameter, or a head that does not fit the task.
+    Without a task, the head may be for either. HeadError for an unknown name or parameter, or a
+    head that does not fit the task.
     """
     if name in KERAS_HEADS:
         dense_options(name, params)
@@ -108,25 +98,12 @@ def dense_options(name: str, params: Mapping[str, Any]) -> DenseOptions:
 
 
 def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) -> Any:
-    """Build an unfitted scikit-learn estimator from its name.
+    """Build an unfitted scikit-learn estimator from its name; raises as `check_named`.
 
-    Parameters
-    ----------
-    name : str
-        A ready-made name, the class name of a scikit-learn estimator (``"SVC"``), the import path
-        of any estimator (``"sklearn.svm.SVC"``, ``"xgboost.XGBClassifier"``), or several of these
-        joined by ``+`` to a pipeline (``"StandardScaler+PCA+logistic"``).
-    params : mapping
-        Parameters of the last step, or ``step__parameter`` of any.
-    task : {"classification", "regression"}
-        Decides between the classifier and the regressor of a ready-made head.
-    seed : int
-        For every ``random_state`` that is None.
-
-    Raises
-    ------
-    HeadError
-        For an unknown name or parameter, or a head that does not fit the task.
+    The name is a ready-made one, the class name of a scikit-learn estimator (``"SVC"``), the import
+    path of any estimator (``"sklearn.svm.SVC"``, ``"xgboost.XGBClassifier"``), or several of these
+    joined by ``+`` to a pipeline (``"StandardScaler+PCA+logistic"``). Parameters are those of the
+    last step, or ``step__parameter`` of any; the seed replaces each ``random_state`` that is None.
     """
     from sklearn.pipeline import make_pipeline
 

@@ -16,20 +16,9 @@ if TYPE_CHECKING:
 def stale(store: FeatureStore, documents: Sequence[Mapping[str, Any]]) -> list[str | None]:
     """Return how the present state of its data set differs for each head; None if it does not.
 
-    The present state is the one in the store; for a data set that is not in it, the state that the
-    newest head was fitted on. Manifests are read only if digests differ.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    documents : sequence of mapping
-        Documents of heads.
-
-    Returns
-    -------
-    list of str or None
-        Such as ``"labels (5), splits (12)"``, or ``"rows (32 of 64)"`` for a head fitted on part
-        of the features.
+    For example ``"labels (5), splits (12)"``, or ``"rows (32 of 64)"`` for a head fitted on part of
+    the features. The present state is the one in the store; for a data set that is not in it, the
+    state that the newest head was fitted on. Manifests are read only if digests differ.
     """
     origins = [each["lineage"] for each in documents]
     newest = sorted(origins, key=lambda each: each["created"])

@@ -10,10 +10,11 @@ import numpy as np
 
 from featurestore.backbone.copying import seeded
 from featurestore.errors import HeadError
-from featurestore.features.py_dataset import BatchDataset
-from featurestore.heads.events import EpochEnded, OnEvent
+from featurestore.features.streams import BatchDataset
+from featurestore.heads.events import EpochEnded
 from featurestore.heads.network import Network, gives_logits
 from featurestore.heads.rows import Rows
+from featurestore.listening import OnEvent
 
 # Steps that TensorFlow runs in one call, which halves the time of a small head.
 STEPS_AT_ONCE = 16
@@ -33,20 +34,7 @@ def train(
 ) -> tuple[keras.Model, dict[str, list[float]]]:
     """Build and train a Keras head.
 
-    Parameters
-    ----------
-    network : Network
-        What to build, and how to train it.
-    rows : Rows
-        Training rows, and validation rows to report on.
-    seed : int
-        For initial weights, dropout and the order of rows.
-    head : str
-        Its id, for the events.
-    callbacks : sequence of keras.callbacks.Callback
-        Of the user; they see a model that shares the layers of the one that is returned.
-    on_event : callable
-        Receives `EpochEnded`.
+    The user's callbacks see a model that shares the layers of the one that is returned.
 
     Returns
     -------

@@ -14,7 +14,7 @@ import numpy as np
 from featurestore.errors import ActivationError
 from featurestore.extraction import extract
 from featurestore.features.batches import Batches
-from featurestore.features.py_dataset import BatchDataset
+from featurestore.features.streams import BatchDataset
 from featurestore.promotion.events import OnEvent, TuningEpochEnded, TuningStarted
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import HEAD, block, boundary, freeze, rates, stored_refs

@@ -85,12 +85,7 @@ def _address_frame(address: str) -> bytes:
 
 
 def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, address: str) -> np.ndarray:
-    """Verify and decode a chunk.
-
-    Returns
-    -------
-    numpy.ndarray of the given shape and dtype
-        Not writeable.
+    """Verify and decode a chunk; the array is not writeable.
 
     Raises
     ------
@@ -225,19 +220,9 @@ class BlockArray:
         self.files.write(self.file(block), encode(rows, self._address(block)))
 
     def read(self, block: int) -> np.ndarray:
-        """Read one block.
+        """Read one block, (row of the block, …), not writeable.
 
-        Returns
-        -------
-        numpy.ndarray of shape (row of the block, …)
-            Not writeable.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it does not exist.
-        ValueError
-            If it is damaged.
+        FileNotFoundError if it does not exist, ValueError if it is damaged.
         """
         data = self.files.read(self.file(block))
         whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self._address(block))
@@ -261,12 +246,9 @@ class BlockArray:
         self.files.write(self.begun_file(block), encode(content, self._address(block) + BEGUN))
 
     def read_begun(self, block: int) -> np.ndarray:
-        """Read the rows that `write_begun` kept.
+        """Read the rows that `write_begun` kept, (row, …): fewer rows than the block has.
 
-        Returns
-        -------
-        numpy.ndarray of shape (row, …)
-            Fewer rows than the block has; none if none were kept, or they are damaged.
+        Empty if none were kept, or they are damaged.
         """
         shape = (self.block_rows, *self.shape[1:])
         size = COUNT_BYTES + math.prod(shape) * self.dtype.itemsize

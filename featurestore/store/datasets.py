@@ -185,10 +185,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
     ) -> Dataset:
         """Scan the folder or table of an entry with the options of its last scan, or with others.
 
-        Raises
-        ------
-        DatasetError
-            If the folder or table is gone, or the samples were arrays.
+        DatasetError if the folder or table is gone, or the samples were arrays.
         """
         from featurestore.dataset import Dataset
         from featurestore.dataset.naming import moved
@@ -223,14 +220,10 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
     def load(
         self, data: Dataset | str | os.PathLike[str], manifest_digest: str | None = None
     ) -> Dataset:
-        """Load a data set.
+        """Load a data set by its name, or by the folder or table that was scanned.
 
-        Parameters
-        ----------
-        data : Dataset, str or path
-            Its name, or the folder or table that was scanned. A `Dataset` is returned as it is.
-        manifest_digest : str, optional
-            A former state, such as the one that a head was fitted on.
+        ``manifest_digest`` picks a former state, such as the one that a head was fitted on. A
+        `Dataset` is returned as it is.
 
         Raises
         ------

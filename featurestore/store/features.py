@@ -82,21 +82,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         provenance: Mapping[str, Any] | None = None,
         boundary: bool = False,
     ) -> FeatureGroup:
-        """Create a feature group without blocks, or open the existing one as it is.
+        """Create a feature group without blocks, or open the existing one as it is, of any type.
 
-        Parameters
-        ----------
-        key : FeatureKey
-        shape : sequence of int
-            (row, …)
-        dtype : numpy.dtype
-            The stored type. An existing group keeps its own.
-        sample_ids : numpy.ndarray of uint8, shape (row, 16)
-            `Dataset.sample_ids`.
-        provenance : mapping of str to JSON values
-            Recorded, shown, and not part of the identity. Error messages offer its ``"command"``.
-        boundary : bool
-            Mark a new group as a boundary array: only fine-tuning asks for it.
+        ``sample_ids`` are those of the data set, uint8 (row, 16). The provenance is recorded,
+        shown, and not part of the identity; error messages offer its ``"command"``. A new group may
+        be marked as a boundary array, which only fine-tuning asks for.
 
         Raises
         ------
@@ -151,13 +141,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def lock_blocks(
         self, blocks: Iterable[tuple[FeatureGroup, int]], *, wait: bool = False
     ) -> AbstractContextManager[bool]:
-        """Lock blocks to compute, so that no other process computes them too; as `lock`.
-
-        Parameters
-        ----------
-        blocks : iterable of (FeatureGroup, int)
-        wait : bool
-        """
+        """Lock blocks to compute, so that no other process computes them too; as `lock`."""
         names = [group.features.file(block) for group, block in blocks]
         return self._files.locks.acquire(names, wait=wait)
 
@@ -167,28 +151,19 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         """Open the feature group of an item."""
         return self._read(item.path)
 
-    def find(
-        self, prefix_digest: str, ref: str, dataset_digest: str, model: str | None = None
-    ) -> FeatureKey | None:
-        """Find features by what decides them: of this model first, then of any other.
+    def find(self, prefix_digest: str, ref: str, dataset_digest: str) -> FeatureKey | None:
+        """Find features by what decides them, of any model: of the same layer ref first.
 
-        Parameters
-        ----------
-        prefix_digest : str
-        ref : str
-            Text of the layer ref. The prefix digest ends at the layer, so a layer that has another
-            name in another model is found too, if its reduction is the same.
-        dataset_digest : str
-        model : str, optional
-            Name of the model whose own features come first.
+        The prefix digest ends at the layer, so a layer that has another name in another model is
+        found too, if its reduction is the same.
         """
         wanted = (short(prefix_digest), short(dataset_digest), ref.partition(":")[2])
         candidates = []
         for path in self._paths():
             parts = _parse(path)
             if (parts.prefix, parts.dataset, parts.ref.partition(":")[2]) == wanted:
-                candidates.append((parts.model != model, parts.ref != ref, path))
-        for *_, path in sorted(candidates):
+                candidates.append((parts.ref != ref, path))
+        for _, path in sorted(candidates):
             # Damaged features of other models are skipped.
             with suppress(StoreError):
                 key = self._read(path).key
@@ -197,19 +172,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return None
 
     def match(self, text: str | FeatureKey, **variant: Any) -> Item:
-        """Find the one item that a text stands for, readable or not.
+        """Find the one item that a text stands for, readable or not; otherwise NotFoundError.
 
-        Parameters
-        ----------
-        text : str or FeatureKey
-            A whole key, or model and layer, or any part of a key.
-        **variant
-            Only keys of this ``input_size``, ``resize``, ``weights``, …: fields of `Variant`.
-
-        Raises
-        ------
-        NotFoundError
-            If no key or more than one matches.
+        The text is a whole key, or model and layer, or any part of a key; ``variant`` leaves out
+        the features of other values, see `Variant`.
         """
         if isinstance(text, FeatureKey):
             text = str(text)
@@ -315,15 +281,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def without_head(
         self, fitted: Collection[str | None], *, only_boundaries: bool
     ) -> Iterator[Garbage]:
-        """Yield the features that no head was fitted on.
-
-        Parameters
-        ----------
-        fitted : collection of str
-            Paths of the features that heads were fitted on.
-        only_boundaries : bool
-            Only boundary arrays.
-        """
+        """Yield the features that no head was fitted on: whose paths are not among those given."""
         for group in self.values():
             mark = group.is_boundary
             if group.path not in fitted and (mark or not only_boundaries):

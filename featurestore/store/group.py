@@ -233,13 +233,7 @@ class FeatureGroup:
         return found
 
     def write_samples(self, sample_ids: np.ndarray) -> None:
-        """Write the row ids: at creation, and to repair them.
-
-        Parameters
-        ----------
-        sample_ids : numpy.ndarray of uint8, shape (row, 16)
-            Of a data set with the key's dataset digest.
-        """
+        """Write the row ids, uint8 (row, 16): at creation, and to repair them."""
         for block in range(self.sample.count):
             span = self.sample.span(block)
             self.sample.write(block, sample_ids[span.start : span.stop])
@@ -256,23 +250,11 @@ class FeatureGroup:
         return {block: count for block, count in rows.items() if count}
 
     def write_block(self, block: int, rows: np.ndarray) -> None:
-        """Write one block whole, atomically.
-
-        Parameters
-        ----------
-        block : int
-        rows : numpy.ndarray of shape (row of the block, …)
-            Of the stored type.
-        """
+        """Write one block whole, atomically: (row of the block, …) of the stored type."""
         self.features.write(block, rows)
 
     def read_block(self, block: int) -> np.ndarray:
-        """Read one block.
-
-        Returns
-        -------
-        numpy.ndarray of shape (row of the block, …)
-            Of the stored type; not writeable.
+        """Read one block: (row of the block, …) of the stored type, not writeable.
 
         Raises
         ------
@@ -293,19 +275,10 @@ class FeatureGroup:
             ) from error
 
     def read(self, rows: np.ndarray | None = None, dtype: Any = None) -> np.ndarray:
-        """Read rows, whole blocks at a time in a pool of threads.
+        """Read rows in any order, (row, …), whole blocks at a time in a pool of threads.
 
-        Parameters
-        ----------
-        rows : numpy.ndarray of shape (row,), optional
-            Row numbers in any order; all rows by default.
-        dtype : numpy.dtype, optional
-            Type of the result; the stored one by default.
-
-        Returns
-        -------
-        numpy.ndarray of shape (row, …)
-            In the order of ``rows``. Memory peaks at the result and a block for each thread.
+        By default all rows, of the stored type. Memory peaks at the result and a block for each
+        thread.
 
         Raises
         ------

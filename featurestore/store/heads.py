@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -94,15 +94,8 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
     def save(self, key: str, document: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Store a fitted head: its files, then its JSON document, which commits it.
 
-        A sound head of the same id stays as it is.
-
-        Parameters
-        ----------
-        key : str
-            Id of the head.
-        document : mapping of str to JSON values
-            Stored with ``id`` and ``files``, the bytes and digest of each file.
-        files : mapping of str to bytes
+        The document gets ``id`` and ``files``, the bytes and digest of each. A sound head of the
+        same id stays as it is.
         """
         path = self.path(key)
         for name in files:
@@ -127,20 +120,18 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
             whole = {**document, "id": key, "files": listing}
             write_json(self._files, f"{path}/{DOCUMENT}", whole)
 
-    def update(self, key: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Change fields of a head's document, and return the document.
+    def update(
+        self, key: str, changes: Callable[[dict[str, Any]], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Change fields of a head's document, but ``id`` and ``files``, and return the document.
 
-        Parameters
-        ----------
-        key : str
-            Id of the head.
-        changes : mapping of str to JSON values
-            Neither ``id`` nor ``files``.
+        ``changes`` says which, from the document as it is while no other process changes it.
         """
         path = self.path(key)
         with self._files.locks.acquire([path]):
-            document = {**self.get(key), **changes}
-            if changes:
+            before = self.get(key)
+            document = {**before, **changes(before)}
+            if document != before:
                 write_json(self._files, f"{path}/{DOCUMENT}", document)
         return document
 
@@ -169,9 +160,9 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
     def lock(
         self, keys: Iterable[str], *, shared: bool = False, wait: bool = True
     ) -> AbstractContextManager[bool]:
-        """Lock heads while they are fitted, so that no other process fits them too.
+        """Lock heads while they are fitted, so that no other process does too; as `Shelf.lock`.
 
-        Parameters are those of `Shelf.lock`. `save` has a lock of its own.
+        `save` has a lock of its own.
         """
         names = [f"{self.path(key)}/fit" for key in keys]
         return self._files.locks.acquire(names, shared=shared, wait=wait)

@@ -24,21 +24,7 @@ def encode_segment(text: str) -> str:
 
     Characters outside ``[A-Za-z0-9._-]`` are percent-encoded as UTF-8; so are a dot at the end
     (and thereby ``.`` and ``..``) and the first letter of the names that Windows reserves.
-
-    Parameters
-    ----------
-    text : str
-        Any name that is not empty.
-
-    Returns
-    -------
-    str
-        A segment without separators; `name_of` gives the name back.
-
-    Raises
-    ------
-    InputError
-        For an empty name, and for one whose segment would be too long for a file name.
+    `name_of` gives the name back. InputError for a name that is empty or too long for a file.
 
     Examples
     --------

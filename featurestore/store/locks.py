@@ -64,15 +64,7 @@ class Locks:
     def acquire(
         self, names: Collection[str], *, shared: bool = False, wait: bool = True
     ) -> Iterator[bool]:
-        """Acquire locks on all names.
-
-        Parameters
-        ----------
-        names : collection of str
-        shared : bool
-            Whether others may hold shared locks on the same names.
-        wait : bool
-            Whether to wait for a process that holds one of them.
+        """Acquire locks on all names; shared locks exclude exclusive ones only.
 
         Yields
         ------

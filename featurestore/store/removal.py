@@ -40,7 +40,6 @@ class Removal:
     items : tuple of Garbage
         The same and what depends on it, each with the reason, in the order of removal.
     keep_heads : bool
-        Whether heads on the features stay.
     """
 
     named: tuple[Item, ...]
@@ -54,21 +53,9 @@ class Removal:
 
 
 def find(store: FeatureStore, text: str, **variant: Any) -> Item:
-    """Find the one data set, head or feature array that a text stands for.
+    """Find the one data set, head or feature array that a text stands for; otherwise NotFoundError.
 
-    Parameters
-    ----------
-    store : FeatureStore
-    text : str
-        Name of a data set; id of a head, its beginning, or its name; a key of features or a part
-        of it, as `FeatureShelf.match` takes it. ``datasets/NAME`` and ``heads/ID`` are only those.
-    **variant
-        As in `FeatureShelf.match`: only features are meant.
-
-    Raises
-    ------
-    NotFoundError
-        If nothing or more than one thing matches.
+    ``datasets/NAME`` and ``heads/ID`` are only those. With a variant, only features are meant.
     """
     if variant:
         return store.features.match(text, **variant)
@@ -101,23 +88,7 @@ def _names(item: Item) -> tuple[str, ...]:
 
 
 def plan(store: FeatureStore, named: Iterable[Item], keep_heads: bool = False) -> Removal:
-    """Return what goes if some items are removed; nothing is removed.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    named : iterable of Item
-    keep_heads : bool
-        Keep the heads on features that are removed. They predict features as before, and can be
-        promoted once the features are extracted again.
-
-    Raises
-    ------
-    DamagedError
-        If a document cannot be read, so that what depends on the items is unknown.
-    InputError
-        If ``keep_heads`` is asked for, and a data set is removed.
-    """
+    """Return what `FeatureStore.removal` does, for items that were found."""
     named = tuple(dict.fromkeys(named))
     if keep_heads and any(each.kind == "dataset" for each in named):
         raise InputError(

@@ -164,15 +164,8 @@ class Shelf(ABC, Generic[K, V]):
     ) -> AbstractContextManager[bool]:
         """Lock entries among all processes: shared to use them, exclusively to change them.
 
-        The context manager gives whether all locks are held. A lock ends with its process.
-
-        Parameters
-        ----------
-        keys : iterable
-        shared : bool
-            Whether others may hold shared locks too; gc then removes nothing that is locked.
-        wait : bool
-            Whether to wait for another process that holds one of the locks.
+        The context manager gives whether all locks are held; without ``wait`` it may be False. A
+        lock ends with its process, and gc removes nothing that is locked.
         """
         names = [self.path(key) for key in keys]
         return self._files.locks.acquire(names, shared=shared, wait=wait)
@@ -252,12 +245,7 @@ class Shelf(ABC, Generic[K, V]):
     def discard(self, path: str) -> int:
         """Remove a file, or the files of an entry that this program wrote, with its empty folders.
 
-        The caller holds the lock.
-
-        Returns
-        -------
-        int
-            Bytes freed.
+        The caller holds the lock. Returns the bytes freed.
         """
         own = self._own(path)
         marker = f"{path}/{self.marker}"

@@ -96,14 +96,7 @@ class FeatureStore:
     def for_data(cls, data: object, store: StoreLike = None, *, write: bool = True) -> FeatureStore:
         """Open the store for work on data; a new one is made only if there are such data.
 
-        Parameters
-        ----------
-        data : Dataset, str or path
-            As `DatasetShelf.open` takes it.
-        store : FeatureStore, path or URL, optional
-        write : bool
-            Whether to make a store where there is none; otherwise an empty one in memory stands
-            for it.
+        Without ``write``, an empty store in memory stands for one that is not there.
 
         Raises
         ------
@@ -130,20 +123,7 @@ class FeatureStore:
         return f"FeatureStore({self.location!r})"
 
     def items(self, key: str | FeatureKey | None = None, **variant: Any) -> list[Item]:
-        """List everything that is stored, readable or not.
-
-        Parameters
-        ----------
-        key : str or FeatureKey, optional
-            Only the features that this text stands for; as in `FeatureShelf.match`.
-        **variant
-            As in `FeatureShelf.match`.
-
-        Raises
-        ------
-        NotFoundError
-            If no key or more than one matches.
-        """
+        """List all that is stored, readable or not; or the item that `FeatureShelf.match` finds."""
         if key is not None or variant:
             return [self.features.match(key or "", **variant)]
         items = [item for shelf in self._shelves for item in shelf.items()]
@@ -201,10 +181,7 @@ class FeatureStore:
     def gc(self, garbage: Sequence[Garbage]) -> int:
         """Remove what `garbage` listed, is still garbage, and is not locked by another process.
 
-        Returns
-        -------
-        int
-            Bytes freed.
+        Returns the bytes freed.
         """
         locks = {each: self._shelf(each.path).lock_name(each) for each in garbage}
         freed = 0
@@ -255,14 +232,9 @@ class FeatureStore:
         return plan(self, named, keep_heads)
 
     def remove(self, removal: Removal) -> int:
-        """Remove what `removal` listed, all of it or nothing.
+        """Remove what `removal` listed, all of it or nothing, and return the bytes freed.
 
         If the process is killed, each thing is whole or gone; `gc` removes what is left of one.
-
-        Returns
-        -------
-        int
-            Bytes freed.
 
         Raises
         ------

@@ -119,20 +119,11 @@ def choices(variants: Sequence[Variant]) -> tuple[str, str]:
 
 
 def tell_apart(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return what a table shows of variants.
+    """Return what a table shows of variants: its rows, and the heading of each column that differs.
 
-    Parameters
-    ----------
-    rows : sequence of mapping
-        With ``model``, ``layer``, ``prefix`` and the fields of `Variant`.
-
-    Returns
-    -------
-    rows : list of dict
-        The same, with weights files by the part of their path in which they differ.
-    columns : dict of str to str
-        Heading of each field that differs between rows of one model; ``prefix`` if rows of one
-        layer differ in nothing else.
+    Rows have ``model``, ``layer``, ``prefix`` and the fields of `Variant`. Weights files are shown
+    by the part of their path in which they differ. The columns are the fields that differ between
+    rows of one model, and ``prefix`` if rows of one layer differ in nothing else.
     """
     models = {row["model"] for row in rows}
     columns = {

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from featurestore.cli.heads import parse_params
-from featurestore.cli.output import print_shown
+from featurestore.cli.output import print_table
 from featurestore.heads.listing import heads_layout, with_differing_params
 from featurestore.store.variants import Variant
 from featurestore.table import Table
@@ -134,7 +134,7 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
         for name in ("others", "photos", "photos")
     ]
 
-    print_shown(Table(rows, heads_layout))
+    print_table(Table(rows, heads_layout))
 
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("data set")] == [
@@ -211,7 +211,7 @@ def test_a_head_is_named_tagged_and_shown(place: Place) -> None:
     text = featurestore("show", head).out
     assert "class: red" in text
     assert "lineage:" in text
-    assert featurestore("show", "photos", "--json").json["name"] == "photos"
+    assert featurestore("show", "photos", "--json").json["dataset"] == "photos"
 
 
 def test_parameters_that_differ_are_shown_and_cut() -> None:

@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.cli.output import (
-    cell,
-    plural,
-    print_json,
-    print_table,
-    printable,
-    size,
-)
+from featurestore.cli.output import print_json, print_table
+from featurestore.table import Grid, cell, plural, printable, size
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -30,7 +24,7 @@ HEADINGS = {"name": "head", "params": "parameters", "score": "val accuracy"}
 
 
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(ROWS, FIELDS, HEADINGS)
+    print_table(Grid(ROWS, FIELDS, HEADINGS))
 
     assert capsys.readouterr().out == (
         "head        parameters             val accuracy  id\n"
@@ -47,14 +41,15 @@ def on_terminal(
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
-    print_table(rows, fields, HEADINGS if fields is FIELDS else dict.fromkeys(fields, ""))
+    headings = HEADINGS if fields is FIELDS else dict.fromkeys(fields, "")
+    print_table(Grid(rows, fields, headings))
     return [line.rstrip() for line in ESCAPE.sub("", terminal.getvalue()).splitlines()]
 
 
 def test_a_wide_terminal_shows_what_a_pipe_gets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_table(ROWS, FIELDS, HEADINGS)
+    print_table(Grid(ROWS, FIELDS, HEADINGS))
 
     assert on_terminal(80, monkeypatch) == capsys.readouterr().out.splitlines()
 
@@ -152,7 +147,7 @@ def test_long_cells_are_cut_to_fit(
 ) -> None:
     params = {f"parameter_{number}": number for number in range(99)}
     rows = [{"name": "logistic", "params": params, "id": "x-123"}, {"name": "knn", "id": "y-456"}]
-    print_table(rows, ["name", "params", "id"], cut="params")
+    print_table(Grid(rows, ["name", "params", "id"], cut="params"))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines[1]) < 90
     assert "parameter_1=1 paramet" in lines[1]
@@ -162,7 +157,7 @@ def test_long_cells_are_cut_to_fit(
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", "50")
-    print_table(rows, ["name", "params", "id"], cut="params")
+    print_table(Grid(rows, ["name", "params", "id"], cut="params"))
     lines = [line.rstrip() for line in ESCAPE.sub("", terminal.getvalue()).splitlines()]
     assert len(lines) == 3
     assert max(map(len, lines)) <= 50

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from featurestore.errors import HeadError, NotFoundError
+from featurestore.errors import DamagedError, HeadError, NotFoundError
 from featurestore.features import Features
 from featurestore.heads import Head, annotate, fit_head, leaderboard
 
@@ -54,3 +56,19 @@ def test_a_name_of_two_heads_is_ambiguous(three: Features) -> None:
     fit_head(three, "ridge", name="mine")
     with pytest.raises(NotFoundError, match="2 heads are named so"):
         Head.load("mine", three.store)
+
+
+def test_tags_that_are_written_at_the_same_time_are_all_kept(three: Features) -> None:
+    head = fit_head(three, "ridge")
+    tags = [f"t{number:02}" for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda tag: annotate(head.id, three.store, tags=[tag]), tags))
+    assert sorted(three.store.heads.get(head.id)["tags"]) == tags
+
+
+def test_a_document_that_is_no_head_takes_no_tags(three: Features) -> None:
+    head = fit_head(three, "ridge")
+    document = {**three.store.heads.get(head.id), "tags": 3}
+    three.store.heads.save("forged", document, {})
+    with pytest.raises(DamagedError, match="'tags'"):
+        annotate("forged", three.store, tags=["a"])

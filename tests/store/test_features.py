@@ -113,17 +113,15 @@ def test_find_goes_by_content(store: FeatureStore) -> None:
     ids = ids_of(digests)
 
     def find(**asked: str) -> object:
-        fields = {"prefix_digest": own.prefix_digest, "ref": own.ref, "model": own.model,
+        fields = {"prefix_digest": own.prefix_digest, "ref": own.ref,
                   "dataset_digest": own.dataset_digest, **asked}  # fmt: skip
         return store.features.find(**fields)
 
     assert find() is None
-    for key in [others[1], others[0], own]:
+    for key in [others[1], own, others[0]]:
         store.features.create(key, shape=(3, 4), sample_ids=ids)
         assert find() == key
-    assert find(model="a_copy") == others[0]
-    assert find(model="elsewhere") == others[0]
-    assert find(ref="renamed:avg", model="new") == others[1]
+    assert find(ref="renamed:avg") == others[1]
     assert find(ref="block5_pool") is None
     assert find(ref="block5_pool:max") is None
     assert find(prefix_digest=digest_bytes(b"else")) is None
