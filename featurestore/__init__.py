@@ -9,86 +9,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone, LayerRef
-    from featurestore.bars import progress
-    from featurestore.dataset import Dataset
-    from featurestore.errors import FeatureStoreError
-    from featurestore.extraction import Extraction, extract, plan
-    from featurestore.extraction.repair import repair
-    from featurestore.features import Features
-    from featurestore.features.listing import ls
-    from featurestore.heads import Head, annotate, best, fit_head, fit_heads, leaderboard, rank
-    from featurestore.pipeline.run import run
-    from featurestore.pipeline.sweep import sweep
-    from featurestore.promotion import Promotion, evaluate, predict, promote
-    from featurestore.promotion.evaluation import mistakes
-    from featurestore.promotion.exportable import fixed_images
-    from featurestore.store import FeatureKey, FeatureStore
-    from featurestore.table import Table
+    from featurestore.backbone import Backbone as Backbone
+    from featurestore.backbone import LayerRef as LayerRef
+    from featurestore.bars import progress as progress
+    from featurestore.dataset import Dataset as Dataset
+    from featurestore.errors import FeatureStoreError as FeatureStoreError
+    from featurestore.extraction import Extraction as Extraction
+    from featurestore.extraction import extract as extract
+    from featurestore.extraction import plan as plan
+    from featurestore.extraction.repair import repair as repair
+    from featurestore.features import Features as Features
+    from featurestore.features.listing import ls as ls
+    from featurestore.heads import Head as Head
+    from featurestore.heads import annotate as annotate
+    from featurestore.heads import best as best
+    from featurestore.heads import fit_head as fit_head
+    from featurestore.heads import fit_heads as fit_heads
+    from featurestore.heads import leaderboard as leaderboard
+    from featurestore.heads import rank as rank
+    from featurestore.pipeline.run import run as run
+    from featurestore.pipeline.sweep import sweep as sweep
+    from featurestore.promotion import Promotion as Promotion
+    from featurestore.promotion import evaluate as evaluate
+    from featurestore.promotion import fixed_images as fixed_images
+    from featurestore.promotion import predict as predict
+    from featurestore.promotion import promote as promote
+    from featurestore.promotion.evaluation import mistakes as mistakes
+    from featurestore.store import FeatureKey as FeatureKey
+    from featurestore.store import FeatureStore as FeatureStore
+    from featurestore.table import Table as Table
 
-_HOMES = {
-    "Backbone": "backbone",
-    "Dataset": "dataset",
-    "Extraction": "extraction",
-    "FeatureKey": "store",
-    "FeatureStore": "store",
-    "FeatureStoreError": "errors",
-    "Features": "features",
-    "Head": "heads",
-    "LayerRef": "backbone",
-    "Promotion": "promotion",
-    "Table": "table",
-    "annotate": "heads",
-    "best": "heads",
-    "evaluate": "promotion",
-    "extract": "extraction",
-    "fit_head": "heads",
-    "fit_heads": "heads",
-    "fixed_images": "promotion",
-    "leaderboard": "heads",
-    "ls": "features.listing",
-    "mistakes": "promotion.evaluation",
-    "plan": "extraction",
-    "predict": "promotion",
-    "progress": "bars",
-    "promote": "promotion",
-    "rank": "heads",
-    "repair": "extraction.repair",
-    "run": "pipeline.run",
-    "sweep": "pipeline.sweep",
+# Names by the module that has them.
+_NAMES = {
+    "backbone": "Backbone LayerRef",
+    "bars": "progress",
+    "dataset": "Dataset",
+    "errors": "FeatureStoreError",
+    "extraction": "Extraction extract plan",
+    "extraction.repair": "repair",
+    "features": "Features",
+    "features.listing": "ls",
+    "heads": "Head annotate best fit_head fit_heads leaderboard rank",
+    "pipeline.run": "run",
+    "pipeline.sweep": "sweep",
+    "promotion": "Promotion evaluate fixed_images predict promote",
+    "promotion.evaluation": "mistakes",
+    "store": "FeatureKey FeatureStore",
+    "table": "Table",
 }
-
-__all__ = [
-    "Backbone",
-    "Dataset",
-    "Extraction",
-    "FeatureKey",
-    "FeatureStore",
-    "FeatureStoreError",
-    "Features",
-    "Head",
-    "LayerRef",
-    "Promotion",
-    "Table",
-    "annotate",
-    "best",
-    "evaluate",
-    "extract",
-    "fit_head",
-    "fit_heads",
-    "fixed_images",
-    "leaderboard",
-    "ls",
-    "mistakes",
-    "plan",
-    "predict",
-    "progress",
-    "promote",
-    "rank",
-    "repair",
-    "run",
-    "sweep",
-]
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

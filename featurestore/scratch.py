@@ -1,4 +1,7 @@
-"""Temporary folders; the next process removes those that a killed one left."""
+"""Temporary folders, and files that appear whole.
+
+The next process removes the folders that a killed one left.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from featurestore import durable
+from featurestore.errors import InputError, one_line
+
 _PREFIX, _SUFFIX = ".featurestore-", ".partial"
 
 
@@ -16,19 +22,10 @@ _PREFIX, _SUFFIX = ".featurestore-", ".partial"
 def scratch(beside: Path | None = None) -> Iterator[Path]:
     """Make a temporary folder, and remove those whose processes have died.
 
-    A process holds a lock on its folder, which the kernel takes back when the process ends. Where
-    there are no such locks, nothing of others is removed.
-
-    Parameters
-    ----------
-    beside : pathlib.Path, optional
-        The folder to make it in, so that a file made in it can be renamed to its place there. By
-        default the system's for temporary files.
-
-    Yields
-    ------
-    pathlib.Path
-        It is removed at the end, with what is still in it.
+    It is made ``beside`` a file, which can then be renamed to its place, or else in the system's
+    folder, and removed at the end, with what is still in it. A process holds a lock on its folder,
+    which the kernel takes back when the process ends. Where there are no such locks, nothing of
+    others is removed.
     """
     parent = Path(tempfile.gettempdir()) if beside is None else beside
     for each in parent.glob(f"{_PREFIX}*{_SUFFIX}"):
@@ -43,6 +40,32 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if held is not None:
             os.close(held)
+
+
+def check_place(path: Path) -> None:
+    """Raise InputError if no file can be written to a path, before the work that it is for."""
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {str(path.parent)!r} to write {path.name} into; make it first")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if path.is_dir() else "the folder is read-only"
+        raise InputError(f"cannot write {str(path)!r}: {why}; give another file")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Give a file to write, and put it in the place of another, whole or not at all.
+
+    InputError if it cannot be written.
+    """
+    try:
+        with scratch(beside=path.parent) as folder:
+            yield folder / path.name
+            durable.commit(folder / path.name, path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {str(path)!r}: {error.strerror or one_line(error)}; make room, or give "
+            "another file"
+        ) from error
 
 
 def _made(parent: Path) -> tuple[Path, int | None]:

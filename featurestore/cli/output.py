@@ -23,13 +23,11 @@ def print_json(value: Any) -> None:
 
 def check_table(path: str) -> str:
     """Return the path if a table can be written to it."""
-    suffix, folder = Path(path).suffix.lower(), Path(path).parent
-    if suffix not in (".csv", ".tsv", ".parquet"):
+    from featurestore.scratch import check_place
+
+    if Path(path).suffix.lower() not in (".csv", ".tsv", ".parquet"):
         raise InputError(f"a table is written as .csv, .tsv or .parquet; got {path!r}")
-    if not folder.is_dir():
-        raise InputError(
-            f"no folder {str(folder)!r} to write {Path(path).name} into; make it first"
-        )
+    check_place(Path(path))
     return path
 
 
@@ -37,24 +35,14 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     """Write rows as a CSV, TSV or Parquet table, whole or not at all."""
     import pandas as pd
 
-    from featurestore import durable
-    from featurestore.scratch import scratch
+    from featurestore.scratch import written
 
     table = pd.DataFrame(list(rows))
-    target = Path(path)
-    try:
-        with scratch(beside=target.parent) as folder:
-            part = folder / target.name
-            if target.suffix.lower() == ".parquet":
-                table.to_parquet(part, index=False)
-            else:
-                separator = "\t" if target.suffix.lower() == ".tsv" else ","
-                table.to_csv(part, index=False, sep=separator)
-            durable.commit(part, target)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path!r}: {error.strerror or error}; make room, or give another file"
-        ) from error
+    with written(Path(path)) as part:
+        if part.suffix.lower() == ".parquet":
+            table.to_parquet(part, index=False)
+        else:
+            table.to_csv(part, index=False, sep="\t" if part.suffix.lower() == ".tsv" else ",")
 
 
 def print_table(table: Grid | Table[Any]) -> None:

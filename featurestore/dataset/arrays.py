@@ -27,14 +27,10 @@ def list_arrays(
     splits: Splits,
     name: str,
 ) -> tuple[Samples, list[np.ndarray]]:
-    """Make rows of arrays, see :meth:`Dataset.from_arrays`.
+    """Make rows of arrays, see :meth:`Dataset.from_arrays`, without paths.
 
-    Returns
-    -------
-    samples : Samples
-        Without paths; problems name the arrays ``X[0]``, ``X[1]``, …
-    images : list of numpy.ndarray, (row,)
-        uint8, (height, width, channel=1 or 3); views of X.
+    Problems name the arrays ``X[0]``, ``X[1]``, …. The images are uint8 (height, width, channel=1
+    or 3): views of X.
     """
     listed = {f"X[{number}]": image for number, image in enumerate(_images(X))}
     count = len(listed)

@@ -21,7 +21,7 @@ from featurestore.dataset.naming import checked_name, command_line, default_name
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
-from featurestore.dataset.scan import OnEvent, read_scanned
+from featurestore.dataset.scan import read_scanned
 from featurestore.dataset.source import absolute, text_of
 from featurestore.dataset.splits import Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
@@ -29,6 +29,7 @@ from featurestore.dataset.table import scan_frame, scan_table
 from featurestore.dataset.table_file import is_frame
 from featurestore.digests import ROW_BYTES, digest_fields, digest_set, row_id
 from featurestore.errors import DatasetError
+from featurestore.listening import OnEvent
 from featurestore.table import show_html
 
 if TYPE_CHECKING:
@@ -187,27 +188,20 @@ class Dataset:
 
     @classmethod
     def from_parquet(cls, data: bytes) -> Dataset:
-        """Read what :meth:`to_parquet` wrote.
-
-        The images stay where they are. Arrays are not stored, so such a data set has no pixels.
+        """Read what :meth:`to_parquet` wrote; such a data set of arrays has no pixels.
 
         Raises
         ------
-        DamagedError
-            If the bytes are damaged.
-        StoreFormatError
-            If they are of a newer format.
+        DamagedError, StoreFormatError
+            If the bytes are damaged, or of a newer format.
         """
         samples, entry = manifest.read(data)
         return cls(entry.name, entry.source, dict(entry.options), samples)
 
     def to_parquet(self, added: str = "") -> bytes:
-        """Write the data set as a manifest: a Parquet table with a row for each sample.
+        """Write the data set as a manifest: a Parquet table with a row for each listed image.
 
-        Parameters
-        ----------
-        added : str
-            When it became the current state in a store, ISO 8601.
+        ``added`` is when it became the current state in a store, ISO 8601.
         """
         return manifest.write(self.samples, self.entry(added))
 
@@ -393,12 +387,8 @@ class Dataset:
     def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
         """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
 
-        Parameters
-        ----------
-        row : int
-        then : callable, optional
-            Applied to the image, such as a resize; its result is returned instead. See
-            :func:`featurestore.images.decode`.
+        ``then`` is applied to the image, such as a resize, and its result is returned instead: see
+        :func:`featurestore.images.decode`.
         """
         if self.paths[row] is not None:
             return images.decode(self.read(row), then)

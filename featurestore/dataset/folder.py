@@ -13,10 +13,11 @@ from featurestore.dataset.merge import merge
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.review import merged_spellings
 from featurestore.dataset.samples import Entry, Samples
-from featurestore.dataset.scan import OnEvent, scan
+from featurestore.dataset.scan import scan
 from featurestore.dataset.scan_cache import Verdict
 from featurestore.dataset.splits import Split, Splits, meaning
 from featurestore.errors import DatasetError
+from featurestore.listening import OnEvent
 
 # What operating systems leave in folders, in lower case.
 _LITTER = {
@@ -152,7 +153,6 @@ def _label(
     Returns
     -------
     entries : list of Entry
-        In the order of the paths.
     folders : dict
         Folder name to split; empty if the folders are classes.
     classes : set of str

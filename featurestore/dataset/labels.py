@@ -25,11 +25,7 @@ _ABSENT = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 def parse(cells: Sequence[str], decimals: str = ".") -> list[Label]:
     """Give the cells of a CSV column one type: integers, else floats, else text.
 
-    Parameters
-    ----------
-    cells : sequence of str
-    decimals : str
-        The decimal point. Where it is a comma, a point is one too.
+    Where the decimal point is a comma, a point is one too.
 
     Examples
     --------
@@ -70,15 +66,10 @@ def is_missing(value: Any) -> bool:
 
 
 def uniform(values: Iterable[Any], where: str) -> list[Label]:
-    """Turn labels from any library into Python values of one type.
+    """Turn labels from any library into Python values of one type; errors name ``where``.
 
-    Parameters
-    ----------
-    values : iterable
-        Text, integers, finite floats or booleans (which become the classes ``"False"`` and
-        ``"True"``). Missing labels become None, see `is_missing`.
-    where : str
-        Names the labels in an error.
+    They are text, integers, finite floats or booleans (which become the classes ``"False"`` and
+    ``"True"``). Missing labels become None, see `is_missing`.
 
     Raises
     ------

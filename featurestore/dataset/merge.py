@@ -27,24 +27,11 @@ def merge(
     from_train: bool = False,
     hint: str = "",
 ) -> Samples:
-    """Merge listed samples into rows, and review them.
+    """Merge listed samples into rows, one for each digest, and review them.
 
-    Parameters
-    ----------
-    entries : sequence of Entry
-        Of identical samples, the first is kept.
-    verdicts : mapping of str to Verdict
-        By path.
-    splits : Splits
-        How splits are drawn where none is given.
-    where : str
-        Source or name of the data set, for problems.
-    noted : sequence of Problem
-        Those found while the entries were listed.
-    from_train : bool
-        Also draw the splits of samples that are given to ``train``.
-    hint : str
-        What to do if none of the files exists, for the error.
+    Of identical samples, the first is kept. ``noted`` are problems found while the entries were
+    listed; ``where`` names the data set in problems, and ``hint`` says what to do if none of the
+    files exists. With ``from_train``, splits of samples that are given to ``train`` are drawn too.
 
     Raises
     ------

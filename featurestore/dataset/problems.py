@@ -49,11 +49,7 @@ class Problem:
 def problem_lines(problems: Sequence[Problem], name: str) -> list[str]:
     """Return a line for each kind of problem with samples, and for each problem with the whole.
 
-    Parameters
-    ----------
-    problems : sequence of Problem
-    name : str
-        Of the data set, for the command that shows all of them.
+    ``name`` is that of the data set, for the command that shows all of them.
     """
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:

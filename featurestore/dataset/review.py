@@ -12,6 +12,7 @@ from featurestore.dataset.labels import task, text
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.splits import Split, Splits
+from featurestore.table import plural
 
 # With fewer rows of a class, a single hit or miss moves its accuracy by more than a fifth.
 FEW_ROWS = 5
@@ -22,14 +23,7 @@ _LIKE_MISSING = {"nan", "na", "n/a", "<na>", "null"}
 def review(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
     """Yield the problems of a data set as a whole.
 
-    Parameters
-    ----------
-    samples : Samples
-        With the problems that are known already.
-    splits : Splits
-        As requested.
-    where : str
-        Source or name of the data set.
+    The samples have the problems that are known already; ``where`` is the source or name.
     """
     yield from _unlabelled(samples, where)
     yield from (Problem("labels", where, reason) for reason in _labels(samples))
@@ -39,15 +33,7 @@ def review(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
 
 
 def merged_spellings(labels: Iterable[Any], where: str) -> Iterator[Problem]:
-    """Yield the labels that are written in several Unicode forms, which are one class.
-
-    Parameters
-    ----------
-    labels : iterable
-        As they were given, before `text`.
-    where : str
-        Source or name of the data set.
-    """
+    """Yield the labels, as they were given, that are one class in several Unicode forms."""
     forms = Counter(map(text, {each for each in labels if isinstance(each, str)}))
     for name, count in sorted(forms.items()):
         if count > 1:
@@ -66,7 +52,7 @@ def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
         return
     for split, paths in missing.items():
         reason = (
-            f"no label for {len(paths):,} of {_rows(totals[split])} in {split}, such as "
+            f"no label for {len(paths):,} of {plural(totals[split], 'row')} in {split}, such as "
             f"{paths[0]!r}: heads leave them out"
         )
         yield Problem("unlabelled", where, reason)
@@ -75,11 +61,12 @@ def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
 def _labels(samples: Samples) -> Iterator[str]:
     counts = Counter(each for each in samples.labels if isinstance(each, str))
     for names in _similar(counts):
-        found = " and ".join(f"{name!r} ({_rows(counts[name])})" for name in names)
+        found = " and ".join(f"{name!r} ({plural(counts[name], 'row')})" for name in names)
         yield f"{found} differ only in case or spaces: they are separate classes"
     for name, count in sorted(counts.items()):
         if name.casefold() in _LIKE_MISSING:
-            yield f"{name!r} is a class ({_rows(count)}): leave the cell empty if it means no label"
+            rows = plural(count, "row")
+            yield f"{name!r} is a class ({rows}): leave the cell empty if it means no label"
 
 
 def _similar(names: Iterable[str]) -> list[list[str]]:
@@ -106,8 +93,8 @@ def _groups(samples: Samples) -> Iterator[str]:
     alone = [path for digest, group, _, path in rows if group == digest]
     if alone:
         yield (
-            f"no group for {len(alone):,} of {_rows(len(rows))}, such as {alone[0]!r}: each is "
-            "drawn independently"
+            f"no group for {len(alone):,} of {plural(len(rows), 'row')}, such as {alone[0]!r}: "
+            "each is drawn independently"
         )
     for names in _similar(filter(None, splits)):
         if len({splits[name] for name in names}) > 1:
@@ -139,7 +126,3 @@ def _few_rows(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]
             "rough; add images or larger fractions"
         )
         yield Problem("few-rows", where, reason)
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row" if count == 1 else f"{count:,} rows"

@@ -79,24 +79,15 @@ def list_entries(
     groups: Iterable[Any] | None,
     where: str,
 ) -> list[Entry]:
-    """Combine columns of values, None where a column is not given, into entries.
+    """Combine columns of values (given,), None where a column is not given, into entries.
 
-    Parameters
-    ----------
-    paths : sequence of str, (given,)
-    labels : sequence, (given,), optional
-        Of one type, as `uniform` returns them.
-    splits : iterable, (given,), optional
-        Names of splits; the split of a missing value is drawn.
-    groups : iterable, (given,), optional
-        Names of groups; a missing value means no group.
-    where : str
-        Names the list of samples in an error.
+    Labels are of one type, as `uniform` returns them. The split of a missing value is drawn; a
+    missing group means none.
 
     Raises
     ------
     DatasetError
-        If a value does not name a split.
+        If a value does not name a split; ``where`` names the list in the message.
     """
     nothing = [None] * len(paths)
     given = [_split(value, row, where) for row, value in enumerate(splits or nothing, 1)]

@@ -13,7 +13,7 @@ from featurestore.dataset.scan_cache import ScanCache, Verdict, stamp
 from featurestore.dataset.source import UnreadableError, is_uri, read
 from featurestore.digests import digest_bytes
 from featurestore.errors import DatasetError, SourceChangedError
-from featurestore.listening import receiver
+from featurestore.listening import OnEvent, receiver
 from featurestore.threads import map_ahead, processors
 
 # Files per task, so that handing tasks to threads costs little beside reading.
@@ -26,35 +26,16 @@ _RACY_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class Scanned:
-    """How far a scan has come.
-
-    Attributes
-    ----------
-    done, total : int
-        Files.
-    """
+    """A scan has read or recognized ``done`` of ``total`` files."""
 
     done: int
     total: int
 
 
-OnEvent = Callable[[Scanned], None]
-
-
 def scan(sources: Sequence[str], on_event: OnEvent | None = None) -> dict[str, Verdict]:
-    """Digest and check sources in threads. Files in the scan cache are not read.
+    """Digest and check sources in threads; those in the scan cache are not read.
 
-    Parameters
-    ----------
-    sources : sequence of str
-        Absolute paths and URIs; repeated ones are read once.
-    on_event : callable, optional
-        Receives a :class:`Scanned` at the start and after each batch.
-
-    Returns
-    -------
-    dict of str to Verdict
-        By source.
+    Sources are absolute paths and URIs; repeated ones are read once.
     """
     unique = list(dict.fromkeys(sources))
     emit = receiver(on_event)
@@ -109,14 +90,7 @@ def _status(source: str) -> os.stat_result | None:
 def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
     """Read a file again, and check that it has the bytes that were scanned.
 
-    Parameters
-    ----------
-    path : str
-        Absolute path or URI.
-    digest : str
-        Of the bytes that were scanned.
-    remedy : callable
-        Returns what to do about a missing or changed file, for the error.
+    ``remedy`` returns what to do about a missing or changed file, for the error.
 
     Raises
     ------

@@ -86,12 +86,7 @@ def native(path: str) -> str:
 
 
 def read(source: str) -> bytes:
-    """Read a whole file.
-
-    Parameters
-    ----------
-    source : str
-        A path or URI. A path must be a regular file: a named pipe would block for ever.
+    """Read a whole file. A path must be a regular file: a named pipe would block for ever.
 
     Raises
     ------

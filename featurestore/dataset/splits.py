@@ -77,17 +77,7 @@ class Splits(Settings):
         return self
 
     def draw(self, classes: Mapping[str, Any]) -> dict[str, Split]:
-        """Draw a split for each sample, or for each group.
-
-        Parameters
-        ----------
-        classes : mapping
-            Digest or group to its class; None is never stratified.
-
-        Returns
-        -------
-        dict
-            Digest or group to ``train``, ``val`` or ``test``.
+        """Draw a split for each sample or group, given its class; None is never stratified.
 
         Examples
         --------

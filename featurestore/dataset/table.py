@@ -12,10 +12,11 @@ from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.review import merged_spellings
 from featurestore.dataset.samples import Entry, Samples, list_entries
-from featurestore.dataset.scan import OnEvent, scan
+from featurestore.dataset.scan import scan
 from featurestore.dataset.source import below, is_uri
 from featurestore.dataset.table_file import is_text, read_frame, read_table, separator_note
 from featurestore.errors import DatasetError, nearest
+from featurestore.listening import OnEvent
 
 # What a data set calls its own columns: another column of such a name gets a new one.
 _OWN = {"row", "sample", "digest", "path", "label", "split", "group"}
@@ -70,18 +71,10 @@ def _scanned(
 def list_table(
     table: Any, how: ScanOptions, root: str, place: str, decimals: str | None = None
 ) -> tuple[list[Entry], dict[str, Any], list[Problem]]:
-    """List the samples of a table, in an order that does not depend on that of its rows.
+    """List the samples of a pyarrow.Table, in an order that does not depend on that of its rows.
 
-    Parameters
-    ----------
-    table : pyarrow.Table
-    how : ScanOptions
-    root : str
-        Folder or URI that paths are relative to.
-    place : str
-        Location of the table, or name of the data set.
-    decimals : str, optional
-        The decimal point, if cells are text and labels may be numbers.
+    ``root`` is the folder or URI that paths are relative to, ``place`` the location of the table or
+    the name of the data set, ``decimals`` the decimal point, if cells are text.
 
     Returns
     -------

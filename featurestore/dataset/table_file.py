@@ -36,20 +36,9 @@ def _suffix(location: str) -> str:
 
 
 def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
-    """Read a table file.
+    """Read a table file as a pyarrow.Table, and what separates the columns if it is a CSV file.
 
-    Parameters
-    ----------
-    location : str
-        Absolute path or URI.
-    names : collection of str
-        The columns that are text in a CSV file, whatever their cells look like.
-
-    Returns
-    -------
-    table : pyarrow.Table
-    separator : str
-        What separates the columns of a CSV file; otherwise empty.
+    The columns ``names`` are text in a CSV file, whatever their cells look like.
 
     Raises
     ------

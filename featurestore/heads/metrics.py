@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from featurestore.dataset.splits import SPLITS
 from featurestore.errors import HeadError, one_line
-from featurestore.heads.rows import SPLITS
 
 if TYPE_CHECKING:
     from featurestore.heads.head import Head
@@ -38,7 +38,7 @@ def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
     HeadError
         If the head cannot predict a split, or predicts NaN or infinity.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for split in filter(rows.count, SPLITS):
         parts = [_predict(head, part, split) for part in rows.parts(split)]
         predicted = np.concatenate([part for part, _ in parts])

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.dataset.splits import SPLITS
 from featurestore.errors import HeadError
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.features import Features
 
-SPLITS = ("train", "val", "test")
 # Bytes of the features of all splits as float32; above it, Keras heads stream from the store.
 IN_MEMORY = 2 * 2**30
 STREAMED_ROWS = 1024
@@ -31,7 +31,7 @@ class Rows:
     def __init__(self, features: Features) -> None:
         self.features = features
         self.task: Any = features.task
-        self._numbers = {split: features.rows(split) for split in SPLITS}
+        self._numbers: dict[str, np.ndarray] = {split: features.rows(split) for split in SPLITS}
         self._read: dict[str, np.ndarray] = {}
 
     def count(self, split: str) -> int:

@@ -28,10 +28,6 @@ def sweep(path: str | Path, store: StoreLike = None, *, on_event: Any = None) ->
     on_event : callable, optional
         Receives the events of fitting.
 
-    Returns
-    -------
-    list of Head
-
     Raises
     ------
     SpecError

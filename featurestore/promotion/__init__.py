@@ -21,65 +21,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featurestore.promotion.evaluation import evaluate, mistakes
-    from featurestore.promotion.events import (
-        PromotionEvent,
-        Proved,
-        TuningEpochEnded,
-        TuningStarted,
-    )
-    from featurestore.promotion.exportable import fixed_images
-    from featurestore.promotion.fine_tuning import FineTuning
-    from featurestore.promotion.freezing import boundary_ref
-    from featurestore.promotion.fuse import promotable
-    from featurestore.promotion.inference import Prediction, predict
-    from featurestore.promotion.parity import Parity
-    from featurestore.promotion.run import Promotion, promote
-    from featurestore.promotion.saved import Promoted, check_target, load_model
+    from featurestore.promotion.evaluation import evaluate as evaluate
+    from featurestore.promotion.evaluation import mistakes as mistakes
+    from featurestore.promotion.events import PromotionEvent as PromotionEvent
+    from featurestore.promotion.events import Proved as Proved
+    from featurestore.promotion.events import TuningEpochEnded as TuningEpochEnded
+    from featurestore.promotion.events import TuningStarted as TuningStarted
+    from featurestore.promotion.exportable import fixed_images as fixed_images
+    from featurestore.promotion.fine_tuning import FineTuning as FineTuning
+    from featurestore.promotion.freezing import boundary_ref as boundary_ref
+    from featurestore.promotion.fuse import promotable as promotable
+    from featurestore.promotion.inference import Prediction as Prediction
+    from featurestore.promotion.inference import predict as predict
+    from featurestore.promotion.parity import Parity as Parity
+    from featurestore.promotion.run import Promotion as Promotion
+    from featurestore.promotion.run import promote as promote
+    from featurestore.promotion.saved import Promoted as Promoted
+    from featurestore.promotion.saved import check_target as check_target
+    from featurestore.promotion.saved import load_model as load_model
 
-_HOMES = {
-    "FineTuning": "fine_tuning",
-    "Parity": "parity",
-    "Prediction": "inference",
-    "Promoted": "saved",
-    "Promotion": "run",
-    "PromotionEvent": "events",
-    "Proved": "events",
-    "TuningEpochEnded": "events",
-    "TuningStarted": "events",
-    "boundary_ref": "freezing",
-    "check_target": "saved",
-    "evaluate": "evaluation",
-    "fixed_images": "exportable",
-    "load_model": "saved",
-    "mistakes": "evaluation",
-    "predict": "inference",
-    "promotable": "fuse",
-    "promote": "run",
+# Names by the module that has them.
+_NAMES = {
+    "evaluation": "evaluate mistakes",
+    "events": "PromotionEvent Proved TuningEpochEnded TuningStarted",
+    "exportable": "fixed_images",
+    "fine_tuning": "FineTuning",
+    "freezing": "boundary_ref",
+    "fuse": "promotable",
+    "inference": "Prediction predict",
+    "parity": "Parity",
+    "run": "Promotion promote",
+    "saved": "Promoted check_target load_model",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 # Modules that import Keras at their top.
 _WITH_KERAS = ("carried", "exportable", "freezing", "fuse", "run")
-
-__all__ = [
-    "FineTuning",
-    "Parity",
-    "Prediction",
-    "Promoted",
-    "Promotion",
-    "PromotionEvent",
-    "Proved",
-    "TuningEpochEnded",
-    "TuningStarted",
-    "boundary_ref",
-    "check_target",
-    "evaluate",
-    "fixed_images",
-    "load_model",
-    "mistakes",
-    "predict",
-    "promotable",
-    "promote",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,21 +9,10 @@ from featurestore.store import FeatureStore
 
 
 def best_promotable(store: FeatureStore, dataset: str | None = None) -> tuple[Head, list[str]]:
-    """Return the best head that can be promoted: by accuracy, or R², on the validation split.
+    """Return the best head that can be promoted, and the ids of better ones without a Keras form.
 
-    Heads on another state of the data set, and on raw pixels, are left out, as in a pipeline.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    dataset : str, optional
-        Name of the data set; may be left out if all heads are of one.
-
-    Returns
-    -------
-    head : Head
-    passed : list of str
-        Better heads that have no Keras form, by id.
+    By accuracy, or R², on the validation split. Heads on another state of the data set, and on raw
+    pixels, are left out, as in a pipeline. The data set may be left out if all heads are of one.
 
     Raises
     ------

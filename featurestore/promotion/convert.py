@@ -82,18 +82,9 @@ Convert = Callable[[Any, Flow, str], Flow]
 
 
 def as_layers(estimator: Any, x: Any, prefix: str, softmax: str) -> tuple[Any, Any]:
-    """Apply a fitted estimator to a tensor of flat features, as stock Keras layers.
+    """Apply a fitted estimator to a tensor of flat features (row, feature), as stock Keras layers.
 
-    Parameters
-    ----------
-    estimator : scikit-learn estimator
-        Fitted.
-    x : KerasTensor (row, feature)
-        Features.
-    prefix : str
-        Prefix of the names of the layers.
-    softmax : str
-        Name of a classifier's last layer.
+    ``prefix`` begins the names of the layers; ``softmax`` is the name of a classifier's last layer.
 
     Returns
     -------

@@ -118,7 +118,6 @@ class Evaluation:
 
     Attributes
     ----------
-    data : Dataset
     classes : list
         The class of each column of the output; empty for regression.
     rows : dict of str to numpy.ndarray
@@ -139,12 +138,7 @@ class Evaluation:
     def of(cls, promoted: Promoted, data: Dataset, *, held_out: bool = False) -> Evaluation:
         """Predict the labelled samples of a data set.
 
-        Parameters
-        ----------
-        promoted : Promoted
-        data : Dataset
-        held_out : bool
-            Leave out rows that the model was trained on, unless there are no others.
+        ``held_out`` leaves out rows that the model was trained on, unless there are no others.
 
         Raises
         ------

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from featurestore.promotion.parity import Parity
 
@@ -36,4 +35,3 @@ class TuningEpochEnded:
 
 
 PromotionEvent = Proved | TuningStarted | TuningEpochEnded
-OnEvent = Callable[[Any], None]

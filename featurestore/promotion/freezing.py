@@ -77,19 +77,8 @@ def rates(fused: Fused, options: FineTuning) -> dict[str, float]:
 def boundary(fused: Fused, stored: Mapping[str, str]) -> tuple[str, Any] | None:
     """Find the last tensor that all paths lead through with only frozen layers before it.
 
-    It does not change during fine-tuning, so that epochs can read it from the store.
-
-    Parameters
-    ----------
-    fused : Fused
-        After :func:`freeze`.
-    stored : mapping of str to str
-        The layer ref of a layer's output, by the layer's name.
-
-    Returns
-    -------
-    (ref, tensor) or None
-        None if there is no such tensor.
+    It does not change during fine-tuning, so that epochs can read it from the store. ``stored`` is
+    the layer ref of a layer's output, by the layer's name. Returns the ref and the tensor, or None.
     """
     graph = flatten(fused.model)
     found = None
@@ -104,15 +93,7 @@ def boundary(fused: Fused, stored: Mapping[str, str]) -> tuple[str, Any] | None:
 
 
 def boundary_ref(backbone: Backbone, ref: str, options: FineTuning) -> str | None:
-    """Return the layer ref that fine-tuning of any head at a cut reads, as `boundary` finds it.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    ref : str
-        Text of the layer ref of the cut.
-    options : FineTuning
-    """
+    """Return the layer ref that fine-tuning of any head at a cut reads, as `boundary` finds it."""
     base = backbone.cut(ref)
     names = tuple(operation.name for operation in base.operations)
     # The layers of a head come after all that counts here.
@@ -123,14 +104,7 @@ def boundary_ref(backbone: Backbone, ref: str, options: FineTuning) -> str | Non
 
 
 def stored_refs(ref: str, backbone: Backbone) -> dict[str, str]:
-    """Return the layer refs of the outputs that are worth storing, by layer name.
-
-    Parameters
-    ----------
-    ref : str
-        Text of the layer ref that a head is fitted on.
-    backbone : Backbone
-    """
+    """Return the layer refs of the outputs that are worth storing, by layer name."""
     names = set(backbone.layer_names)
     refs = {
         info.name: info.name

@@ -49,17 +49,6 @@ class Fused:
 def fuse(head: Head, backbone: Backbone) -> Fused:
     """Build the promoted model from copies of the head's and the backbone's layers.
 
-    Parameters
-    ----------
-    head : Head
-        Fitted on features of this backbone.
-    backbone : Backbone
-        The frozen model.
-
-    Returns
-    -------
-    Fused
-
     Raises
     ------
     PromotionError

@@ -168,10 +168,6 @@ class Predictor:
 
     Threads decode images and resize them by the model's own rule, ahead of the current batch. The
     model resizes them again, which does not change an image of the right size.
-
-    Parameters
-    ----------
-    promoted : Promoted
     """
 
     def __init__(self, promoted: Promoted) -> None:
@@ -184,20 +180,11 @@ class Predictor:
         self._forward = forward_of(dissolve(promoted.model), shape)
 
     def __call__(self, read: Callable[[Any, Any], np.ndarray], items: Any) -> np.ndarray:
-        """Predict for each item.
+        """Predict for each item, such as a row number: float32 (item, class) or (item, 1).
 
-        Parameters
-        ----------
-        read : callable
-            Takes an item and a function; applies the function to the item's decoded image
-            (height, width, 3) and returns the result. Called in threads; such as
-            :meth:`Dataset.image`.
-        items : sequence
-            Such as row numbers.
-
-        Returns
-        -------
-        numpy.ndarray of float32, (item, class) or (item, 1)
+        ``read`` takes an item and a function; it applies the function to the item's decoded image
+        (height, width, 3) and returns the result. It is called in threads; such as
+        :meth:`Dataset.image`.
         """
         parts = [np.zeros((0, self._columns), np.float32)]
         images = map_ahead(lambda item: read(item, self.resize), items, BATCHES_AHEAD * BATCH)

@@ -39,15 +39,7 @@ def list_images(
     image_column: str | None = None,
     root: str | Path | None = None,
 ) -> list[Listed]:
-    """List image files, those of folders, and those that tables name.
-
-    Parameters
-    ----------
-    images : path-like, or sequence of these
-    image_column : str, optional
-        Column of paths in tables; by default ``path``.
-    root : path-like, optional
-        What paths in tables are relative to; by default the table's folder.
+    """List image files, those of folders, and those that tables name: see :func:`predict`.
 
     Raises
     ------

@@ -26,13 +26,7 @@ def load_origin(
 ) -> tuple[Head, Backbone, Dataset]:
     """Load a head, and the backbone and data set that its lineage records: what to promote.
 
-    Parameters
-    ----------
-    store : FeatureStore
-    head : str
-        An id, or the beginning of one.
-    model, weights : path-like, optional
-        The files of the backbone, if they are not where they were.
+    ``model`` and ``weights`` are the files of the backbone, if they are not where they were.
 
     Raises
     ------

@@ -147,19 +147,9 @@ class FeatureCheck:
 
 
 def head_tolerance(scores: Scores, features: np.ndarray) -> float:
-    """Return how far the order of float32 sums can move a head's scores.
+    """Return how far the order of float32 sums can move a head's scores, at most.
 
-    Parameters
-    ----------
-    scores : callable
-        From features (row, …) float32 to scores (row, class).
-    features : numpy.ndarray (row, …)
-        The head's input.
-
-    Returns
-    -------
-    float
-        Largest difference of one score that this explains.
+    ``scores`` maps features (row, …) float32 to scores (row, class).
     """
     base = scores(features)
     step = 2.0**-12
@@ -187,15 +177,8 @@ def compare(measured: np.ndarray, found: np.ndarray, tolerance: float) -> Parity
 def require(parity: Parity, measured: np.ndarray, dtype: np.dtype, what: str) -> None:
     """Raise ParityError if the scores disagree, or if rounding decides too much for a proof.
 
-    Parameters
-    ----------
-    parity : Parity
-    measured : numpy.ndarray (row, class)
-        Scores of the cached head on stored rows.
-    dtype : numpy.dtype
-        The type that these are stored in.
-    what : str
-        What was compared with the cached head.
+    ``measured`` holds the scores (row, class) of the cached head on stored rows, which are of
+    ``dtype``; ``what`` was compared with it.
     """
     if parity.max_abs_diff > parity.tolerance:
         scores, also = "values", ""

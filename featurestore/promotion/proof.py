@@ -11,7 +11,8 @@ from featurestore.backbone import LayerRef, numerics
 from featurestore.backbone.forward import exact
 from featurestore.errors import NotFoundError, ParityError
 from featurestore.extraction.run import extract_command
-from featurestore.promotion.events import OnEvent, Proved
+from featurestore.listening import OnEvent
+from featurestore.promotion.events import Proved
 from featurestore.promotion.fuse import Fused, with_internals
 from featurestore.promotion.parity import FeatureCheck, Parity, compare, head_tolerance, require
 from featurestore.promotion.saved import load_model, save_model, weights_digest
@@ -47,23 +48,9 @@ def prove(
     """Prove that a fused model, and its saved file, predict what the cached head predicts.
 
     Images are predicted one by one, in their own sizes, as a user would. The model is also called
-    on a batch, as export and nesting do. Then the file is saved, loaded by Keras, and compared in
-    both ways. No weight may change.
-
-    Parameters
-    ----------
-    head : Head
-        Blocks of its features that were never extracted are left out.
-    backbone : Backbone
-        The model that its features come from.
-    fused : Fused
-        The head on its backbone, before anything is trained.
-    data : Dataset
-        The samples of the features, with their images.
-    metadata : dict
-        Saved in the file beside the model.
-    on_event : callable
-        Receives :class:`Proved` for the model and for its file.
+    on a batch, as export and nesting do. Then the file is saved, with its metadata, loaded by
+    Keras, and compared in both ways. No weight may change. Blocks of the head's features that were
+    never extracted are left out.
 
     Returns
     -------
@@ -74,10 +61,8 @@ def prove(
     ------
     ParityError
         If they disagree, if a weight changes, or if rounding decides too much for a proof.
-    NotFoundError
-        If the features were removed.
-    IncompleteFeaturesError
-        If no block of the features exists.
+    NotFoundError, IncompleteFeaturesError
+        If the features were removed, or no block of them exists.
     """
     group = _stored(head, backbone, data)
     rows = proof_rows(group)

@@ -37,15 +37,7 @@ class Measured(dict[str, dict[str, Any]]):
 
 
 def splits_grid(measures: Mapping[str, Mapping[str, dict[str, Any]]], tuned: bool) -> Grid:
-    """Show metrics by split, before and after fine-tuning, each with what its rows were used for.
-
-    Parameters
-    ----------
-    measures : mapping of str to mapping
-        Metrics by split, ``"before"`` and ``"after"``.
-    tuned : bool
-        Whether to show what was measured after fine-tuning.
-    """
+    """Show metrics by split, before and (if tuned) after fine-tuning, and the use of their rows."""
     rows = [
         {"split": split, "when": when, **each, "images": rows_were(split, each)}
         for when, found in measures.items()

@@ -17,10 +17,9 @@ from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, 
 from featurestore.heads import Head
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.stale import stale
-from featurestore.listening import receiver
+from featurestore.listening import OnEvent, receiver
 from featurestore.promotion.carried import carries_classes
 from featurestore.promotion.evaluation import Evaluation
-from featurestore.promotion.events import OnEvent
 from featurestore.promotion.exportable import fixed_images
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import unfrozen_layers

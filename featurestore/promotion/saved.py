@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore import durable
 from featurestore.backbone import sources
 from featurestore.digests import digest_array, digest_fields, json_text
 from featurestore.errors import InputError, nearest, one_line, received
 from featurestore.promotion.seen import Seen
-from featurestore.scratch import scratch
+from featurestore.scratch import check_place, written
 
 if TYPE_CHECKING:
     import keras
@@ -65,18 +64,7 @@ class Promoted:
 def save_model(
     model: keras.Model, path: str | Path, metadata: dict[str, Any], seen: Seen | None = None
 ) -> None:
-    """Write a model and its metadata as one file, atomically.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Of stock Keras layers.
-    path : path-like
-        Must end in ``.keras``.
-    metadata : dict of JSON values
-        The lineage.
-    seen : Seen, optional
-        The samples that the model was made with.
+    """Write a model of stock Keras layers as one file, atomically, with its lineage.
 
     Raises
     ------
@@ -84,22 +72,13 @@ def save_model(
         If the path does not end in ``.keras``, its folder does not exist, or it cannot be
         written to. An existing file of that name is then unchanged.
     """
-    path = check_target(path)
-    try:
-        with scratch(beside=path.parent) as folder:
-            part = folder / path.name
-            type(model).save(model, part)
-            with zipfile.ZipFile(part, "a") as archive:
-                if seen is not None:
-                    metadata = {**metadata, "samples": seen.fields()}
-                    archive.writestr(SAMPLES, seen.samples.tobytes())
-                archive.writestr(MEMBER, json_text(metadata))
-            durable.commit(part, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {str(path)!r}: {error.strerror or one_line(error)}; make room, or give "
-            "another file"
-        ) from error
+    with written(check_target(path)) as part:
+        type(model).save(model, part)
+        with zipfile.ZipFile(part, "a") as archive:
+            if seen is not None:
+                metadata = {**metadata, "samples": seen.fields()}
+                archive.writestr(SAMPLES, seen.samples.tobytes())
+            archive.writestr(MEMBER, json_text(metadata))
 
 
 def check_target(path: str | Path) -> Path:
@@ -107,11 +86,7 @@ def check_target(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".keras":
         raise InputError(f"a model is saved as a .keras file; got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {str(path.parent)!r} to write {path.name} into; make it first")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        why = "it is a folder" if path.is_dir() else "the folder is read-only"
-        raise InputError(f"cannot write {str(path)!r}: {why}; give another file, ending in .keras")
+    check_place(path)
     return path
 
 
@@ -270,12 +245,10 @@ def read_seen(path: str | Path) -> Seen | None:
         If the file is not a model of Keras, or the record is damaged.
     """
     fields = read_metadata(path).get("samples")
-    if not zipfile.is_zipfile(path):
+    if fields is None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
-            if fields is None:
-                return None
             return Seen.from_bytes(archive.read(SAMPLES), fields)
     except Exception as error:  # zipfile and zlib raise a dozen kinds
         raise InputError(

@@ -47,16 +47,10 @@ class Seen:
     ) -> Seen:
         """Return what a model was trained and selected on.
 
-        Parameters
-        ----------
-        datasets : collection of Dataset
-            The data set as the head was fitted on it, and as the model was fine-tuned on it. A
-            training row of any of them counts as trained on.
-        selected_on : collection of str
-            Splits whose rows chose the head or the epoch.
-        backbone : Seen, optional
-            What the backbone was trained and selected on, if it is a promoted model; counts as
-            trained on.
+        ``datasets`` are the data set as the head was fitted on it, and as the model was fine-tuned
+        on it: a training row of any of them counts as trained on. So does all that a backbone has
+        seen which is a promoted model itself. Rows of the splits ``selected_on`` chose the head or
+        the epoch.
         """
         words = [selected_on] if isinstance(selected_on, str) else selected_on
         selected = tuple(sorted({named(each) for each in words}, key=SPLITS.index))
@@ -93,12 +87,7 @@ class Seen:
         return np.array([names[known.get(each, -1)] for each in _ids(data).tolist()], dtype="<U6")
 
     def used_for(self, split: str) -> str:
-        """Return what the rows of a split were used for.
-
-        Returns
-        -------
-        {"training", "selection", "nothing", "unknown"}
-        """
+        """Return what the rows of a split were used for: see `featurestore.evaluate`."""
         if split == "train":
             return "training"
         if split in self.selected_on:

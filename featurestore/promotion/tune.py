@@ -15,7 +15,8 @@ from featurestore.errors import ActivationError
 from featurestore.extraction import extract
 from featurestore.features.batches import Batches
 from featurestore.features.streams import BatchDataset
-from featurestore.promotion.events import OnEvent, TuningEpochEnded, TuningStarted
+from featurestore.listening import OnEvent
+from featurestore.promotion.events import TuningEpochEnded, TuningStarted
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import HEAD, block, boundary, freeze, rates, stored_refs
 from featurestore.promotion.fuse import Fused
@@ -34,7 +35,6 @@ class Tuned:
 
     Attributes
     ----------
-    options : FineTuning
     rates : dict of str to float
         Learning rates of the head and of each block.
     start : dict of str to float
@@ -114,25 +114,8 @@ def tune(
 
     The best epoch is kept: the one with the lowest validation loss. The model before the first
     epoch counts as epoch 0, and an epoch with a lower validation accuracy is not a candidate.
-    Without validation rows, the last epoch is kept.
-
-    Parameters
-    ----------
-    head : Head
-    backbone : Backbone
-    fused : Fused
-        The head on its backbone.
-    data : Dataset
-        With the labels that the head was fitted for.
-    trained : sequence of str
-        Names of the backbone's layers to train.
-    options : FineTuning
-    on_event : callable
-        Receives :class:`TuningStarted`, :class:`TuningEpochEnded`, and the events of extraction.
-
-    Returns
-    -------
-    Tuned
+    Without validation rows, the last epoch is kept. ``trained`` names the backbone's layers to
+    train; ``on_event`` receives the events of extraction too.
     """
     freeze(fused, trained)
     tuned = Tuned(options, rates(fused, options), kept_epoch=options.passes)
@@ -182,13 +165,7 @@ def _features(
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Resized images of a data set, as rows for :class:`Batches`.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    backbone : Backbone
-    """
+    """Resized images of a data set, as rows for :class:`Batches`."""
 
     dataset: Dataset
     backbone: Backbone

@@ -4,13 +4,15 @@ import json
 import re
 from collections import Counter
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import check_table, print_json, print_table
+from featurestore.errors import InputError
 from featurestore.table import Grid, cell, plural, printable, size
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -171,3 +173,10 @@ def test_parameters_in_canonical_form_are_short() -> None:
         "missing": {"float": "nan"},
     }
     assert cell(params) == "weights={cat:2,dog:1} estimator=SVC missing=nan"
+
+
+def test_where_no_table_can_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    for place, why in {"folder.csv": "it is a folder", "no/a.csv": "no folder"}.items():
+        with pytest.raises(InputError, match=why):
+            check_table(str(tmp_path / place))
