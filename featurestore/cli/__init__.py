@@ -86,17 +86,17 @@ def main(args: list[str] | None = None) -> None:
     args : list of str, optional
         By default those of the process.
     """
-    quiet_libraries()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            # Escape names that the encoding of the terminal cannot show.
-            stream.reconfigure(errors="backslashreplace")
     sys.exit(_run(sys.argv[1:] if args is None else args))
 
 
 def _run(args: list[str]) -> int:
     with Interrupts(args) as interrupts:
         try:
+            quiet_libraries()
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, TextIOWrapper):
+                    # Escape names that the encoding of the terminal cannot show.
+                    stream.reconfigure(errors="backslashreplace")
             result: Any = cli.main(args, prog_name="featurestore", standalone_mode=False)
             return result if isinstance(result, int) else 0
         except BaseException as error:
