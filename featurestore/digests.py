@@ -48,16 +48,8 @@ def digest_bytes(data: bytes | memoryview) -> str:
 def digest_fields(fields: Mapping[str, Any]) -> str:
     """Digest of named values in canonical JSON: keys sorted, no white space, finite numbers only.
 
-    Parameters
-    ----------
-    fields : mapping of str to JSON values
-        Strings, integers, finite floats, booleans, None, and lists and mappings of these.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a value has no canonical form (an object, NaN): hashing its ``repr`` would give an
-        identity that differs between processes.
+    TypeError or ValueError if a value has no canonical form (an object, NaN): hashing its ``repr``
+    would give an identity that differs between processes.
     """
     canonical = json.dumps(
         fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
@@ -99,13 +91,7 @@ def canonical_number(value: float) -> float | dict[str, str]:
 
 
 def digest_array(array: np.ndarray) -> str:
-    """Digest of an array: its type, its shape and its values, whatever its memory layout.
-
-    Parameters
-    ----------
-    array : numpy.ndarray of any shape
-        Of a numeric or boolean type.
-    """
+    """Digest of an array of numbers: its type, shape and values, whatever its memory layout."""
     if array.dtype.hasobject:
         raise TypeError(f"cannot digest an array of objects (shape {array.shape})")
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -118,15 +104,7 @@ def digest_array(array: np.ndarray) -> str:
 def insert_checksum(data: bytes) -> bytes:
     """Write the digest of a file into the file itself, so that any changed bit can be found.
 
-    Parameters
-    ----------
-    data : bytes
-        A file that holds ``"check": "blake2b:000…"``, with the zeros of `EMPTY_CHECKSUM`.
-
-    Returns
-    -------
-    bytes
-        The same file with the digest of ``data`` in place of the zeros.
+    It takes the place of the zeros of `EMPTY_CHECKSUM`, in ``"check": "blake2b:000…"``.
 
     Examples
     --------

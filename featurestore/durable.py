@@ -12,16 +12,9 @@ _NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS)
 
 
 def commit(partial: str | Path, final: str | Path) -> None:
-    """Flush a finished file and rename it.
+    """Flush a finished file and rename it, within its folder, in place of what is there.
 
     After a power cut there is the whole file under its name, or what was there before.
-
-    Parameters
-    ----------
-    partial : path
-        The finished file, in the same folder as ``final``.
-    final : path
-        Replaced if it exists.
     """
     descriptor = os.open(partial, os.O_RDWR)
     try:

@@ -129,24 +129,10 @@ def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
 
 
 def check(data: bytes) -> str | None:
-    """Return why bytes do not decode: the verdict of :func:`decode`, at less cost.
+    """Return why bytes do not decode: the verdict of :func:`decode`, at less cost; None if they do.
 
-    A JPEG is read whole, but computed at an eighth of its size.
-
-    Parameters
-    ----------
-    data : bytes
-        The whole file.
-
-    Returns
-    -------
-    str or None
-        The reason, one line; None if :func:`decode` would succeed.
-
-    Raises
-    ------
-    InputError
-        If Pillow is set to accept truncated images.
+    A JPEG is read whole, but computed at an eighth of its size. InputError if Pillow is set to
+    accept truncated images.
     """
     try:
         with _explained():

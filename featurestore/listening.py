@@ -1,4 +1,4 @@
-"""Who receives events when a call names nobody: the progress bars around it, or none."""
+"""The receiver of events of calls without ``on_event``: the progress bars around them, or none."""
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ def load_tensorflow() -> None:
     """Import Keras, and TensorFlow behind it, without the notes on CPU and CUDA.
 
     TensorFlow 2.21 writes them to descriptor 2 before its log level takes effect. A level that the
-    user has set stays, and with level 0 the notes are shown; so they are for those who have
-    imported TensorFlow themselves before.
+    user has set stays; with level 0 the notes are shown.
     """
     if "keras" in sys.modules:
         return

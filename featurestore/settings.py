@@ -10,6 +10,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from featurestore.errors import InputError, nearest
 
 
+def first_mistake(error: ValidationError) -> str:
+    """Return the first field of a document that is wrong, and why."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))[:80]!r}: {first['msg']}"
+
+
 class Settings(BaseModel):
     """Base of the frozen option objects. Unknown options are errors."""
 

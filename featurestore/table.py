@@ -126,7 +126,7 @@ class Table(list[T]):
     """A list that shows itself as a table, as the command line prints it.
 
     Printing it draws the table, a notebook shows it as HTML, and `to_frame` makes a DataFrame of
-    it. It is a list all the same; a slice of it is a table again.
+    it. A slice of it is a table again.
 
     Parameters
     ----------

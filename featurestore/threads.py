@@ -20,19 +20,9 @@ def map_ahead(
 ) -> Generator[Result]:
     """Apply a function in threads and yield the results in order.
 
-    Unlike :meth:`concurrent.futures.Executor.map`, this holds a bounded number of results: the
-    next item is taken only when a result has been consumed. Close the generator to stop early.
-
-    Parameters
-    ----------
-    function : callable
-        Must be safe to call from several threads.
-    items : iterable
-        Iterated in the caller's thread.
-    ahead : int
-        Results that may wait for the consumer.
-    workers : int, optional
-        Threads; by default one for each processor that this process may use.
+    Unlike :meth:`concurrent.futures.Executor.map`, this holds a bounded number of results: the next
+    item is taken, in the caller's thread, only when a result has been consumed. By default there is
+    a thread for each processor that this process may use. Close the generator to stop early.
 
     Examples
     --------

@@ -37,24 +37,10 @@ def clone(
 ) -> list[Tensor]:
     """Copy nodes onto a symbolic tensor: new layers of the same configuration and weights.
 
-    Parameters
-    ----------
-    graph : Graph
-        What to copy.
-    inputs : keras.KerasTensor
-        Takes the place of the graph's input.
-    wanted : sequence of int
-        Numbers of the nodes whose outputs to return; each must have one.
-    prefix : str
-        Put before every canonical name.
-    fixed : bool
-        Put the learned mean and variance of a ``Normalization`` into its configuration too, because
-        Keras' ``set_weights`` does not update the numbers that the layer computes with. This
-        changes its digest.
-
-    Returns
-    -------
-    list of keras.KerasTensor
+    ``inputs`` takes the place of the graph's input; each wanted node has one output. The prefix is
+    put before every canonical name. ``fixed`` puts the learned mean and variance of a
+    ``Normalization`` into its configuration too, because Keras' ``set_weights`` does not update the
+    numbers that the layer computes with. This changes its digest.
     """
     copies: dict[int, Any] = {}
 
@@ -74,19 +60,7 @@ def clone(
 def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     """Copy a functional model of one input and one output onto a symbolic tensor.
 
-    Parameters
-    ----------
-    model : keras.Model
-        What to copy, with nested models flattened; it is only read.
-    tensor : keras.KerasTensor (batch, …)
-        Of the shape of the model's input.
-    prefix : str
-        Put before every canonical name.
-
-    Returns
-    -------
-    keras.KerasTensor
-        The model's output.
+    Nested models are flattened, and the prefix is put before every canonical name.
     """
     graph = dissolve(model)
     ends = [number for number, _ in graph.outputs]

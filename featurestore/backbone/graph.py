@@ -127,21 +127,10 @@ class Graph:
         wanted: Sequence[int],
         call: Callable[[Node], Callable] = at_inference,
     ) -> list[list[Tensor]]:
-        """Compute nodes on a tensor, real or symbolic.
+        """Compute nodes on a tensor, real or symbolic; return the outputs of each wanted node.
 
-        Parameters
-        ----------
-        inputs : tensor (batch, height, width, channel=3)
-            Scaled images.
-        wanted : sequence of int
-            Numbers of the nodes whose outputs to return.
-        call : callable of Node to callable
-            What to call for each node; by default its operation, outside of training.
-
-        Returns
-        -------
-        list of list of tensor
-            The outputs of each wanted node.
+        ``inputs`` are scaled images (batch, height, width, channel=3). ``call`` gives what to call
+        for each node, by default its operation, outside of training.
         """
         import keras
 
@@ -343,18 +332,11 @@ def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[s
     that the second InceptionV3 of a process names its layers differently from the first. Here they
     are ranked by that number within their class, which gives the names of a fresh process.
 
-    Parameters
-    ----------
-    operations : sequence of (keras.Operation, tuple of str)
-        In order, each once, with the names of the models that it is nested in, outermost first.
-
-    Returns
-    -------
-    list of str
-        Unique. Names that the user chose stay; if two nested models use the same one, the later
-        layer gets the name of its model in front: ``classifier.dense_in``. A name that a cut model
-        uses itself (``resizing``) gets a number: ``resizing_2``. A colon, which separates the
-        reduction in a layer ref, becomes an underscore.
+    Operations come in order, each once, with the names of the models that it is nested in,
+    outermost first. Names that the user chose stay; if two nested models use the same one, the
+    later layer gets the name of its model in front: ``classifier.dense_in``. A name that a cut
+    model uses itself (``resizing``) gets a number: ``resizing_2``. A colon, which separates the
+    reduction in a layer ref, becomes an underscore.
     """
     from keras.src.utils.naming import to_snake_case
 

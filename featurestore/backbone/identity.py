@@ -151,14 +151,8 @@ def _description(node: Node, training: bool) -> dict[str, Any]:
 def canonical_config(value: Any, training: bool = False, *, seeds: bool = False) -> Any:
     """Return a serialized configuration, or the arguments of a call, in canonical JSON form.
 
-    Parameters
-    ----------
-    value : JSON value, array, number, slice or KerasTensor, or a container of these
-        Such as ``keras.saving.serialize_keras_object`` gives. Symbolic tensors all count alike.
-    training : bool
-        Keep what matters only to training: initializers, regularizers, constraints, seeds.
-    seeds : bool
-        Keep seeds in any case.
+    Symbolic tensors all count alike. ``training`` keeps what matters only to training:
+    initializers, regularizers, constraints, seeds; ``seeds`` keeps seeds in any case.
 
     Raises
     ------

@@ -102,11 +102,6 @@ class Network:
     def forward(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
         """Compile one pass that gives the activations at several refs.
 
-        Parameters
-        ----------
-        refs : sequence of LayerRef or str
-            Where to cut; may hold several reductions of one layer.
-
         Returns
         -------
         callable
@@ -140,12 +135,7 @@ class Network:
     ) -> Compute:
         """Return the function from a uint8 tensor to the activations at several refs.
 
-        Parameters
-        ----------
-        refs : sequence of LayerRef or str
-            Where to cut.
-        move : callable, optional
-            Applied to the network's input and to every layer's output.
+        ``move`` is applied to the network's input and to every layer's output.
         """
         import keras
 
@@ -174,11 +164,6 @@ class Network:
 
     def cut(self, ref: LayerRef | str) -> Any:
         """Build a new plain model from raw images to the activation at a ref.
-
-        Parameters
-        ----------
-        ref : LayerRef or str
-            Where to cut.
 
         Returns
         -------

@@ -65,18 +65,8 @@ def sampled(rows: int) -> list[int]:
 def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = None) -> float:
     """Return the largest difference, relative to the largest magnitude of what is wanted.
 
-    Parameters
-    ----------
-    found, wanted : numpy.ndarray of float32, (row, …)
-        Two computations of the same activations.
-    among : numpy.ndarray, optional
-        Take the largest magnitude of these activations instead of ``wanted``.
-
-    Returns
-    -------
-    float
-        0 if they are equal (NaN equals NaN); infinity if one is not finite and the other differs,
-        or if only ``wanted`` is all zeros.
+    ``among`` takes the place of ``wanted`` in the latter. 0 if they are equal (NaN equals NaN);
+    infinity if one is not finite and the other differs, or if only ``wanted`` is all zeros.
 
     Examples
     --------
@@ -154,15 +144,8 @@ def check(
 ) -> None:
     """Check what a compiled pass gave for a batch, on a few rows, before it is stored.
 
-    Parameters
-    ----------
-    backbone : Network
-    refs : sequence of LayerRef or str
-        What the pass was compiled for.
-    images : numpy.ndarray of uint8, (batch, height, width, channel=3)
-        What it was given.
-    found : sequence of numpy.ndarray of float32, (batch, …)
-        What it gave.
+    ``images`` are uint8 (batch, height, width, channel=3); ``found`` is float32 (batch, …) for each
+    ref.
 
     Raises
     ------

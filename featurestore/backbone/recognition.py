@@ -69,14 +69,7 @@ def find_preprocessing(
 ) -> Preprocessing:
     """Return the preprocessing of a model, from what it shows and what the caller says.
 
-    Parameters
-    ----------
-    graph, model_name : Graph, str
-        The model.
-    input_size, scaling : optional
-        Required if the model does not show them.
-    **options
-        Of :class:`Preprocessing`.
+    Input size and scaling are required if the model does not show them.
 
     Raises
     ------

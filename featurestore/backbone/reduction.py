@@ -12,16 +12,7 @@ from featurestore.errors import BackboneError
 def reduced_shape(
     ref: LayerRef, graph: Graph, node: Node, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Return the shape of one sample's reduced activation.
-
-    Parameters
-    ----------
-    ref : LayerRef
-        With a reduction.
-    graph, node : Graph, Node
-        The network and its layer.
-    shape : tuple of int
-        Shape of one sample's whole activation.
+    """Return the shape of one sample's reduced activation, given that of the whole one.
 
     Raises
     ------

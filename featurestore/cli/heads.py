@@ -12,7 +12,6 @@ from featurestore.cli.options import json_option, store_option, together, varian
 from featurestore.cli.output import print_json, print_table
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.cli.stored import print_damaged
-from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, Table
@@ -105,13 +104,11 @@ def train_command(
       featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
     """
     from featurestore.features import Features
-    from featurestore.heads import KERAS_HEADS, fit_head
+    from featurestore.heads import fit_head
     from featurestore.heads.listing import metrics_grid
 
     opened = FeatureStore(store)
     features = Features.open(dataset, layer, opened, model=model, **variant)
-    if head in KERAS_HEADS:
-        load_tensorflow()
     with Progress() as progress, prints_on_stderr():
         options: dict[str, Any] = {"seed": seed, **notes}
         fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
@@ -157,14 +154,11 @@ def sweep_command(file: str, store: str, as_json: bool) -> None:
     Example:
       featurestore sweep sweep.yaml
     """
-    from featurestore.heads import KERAS_HEADS, leaderboard
+    from featurestore.heads import leaderboard
     from featurestore.heads.listing import heads_layout
-    from featurestore.pipeline import SweepSpec, read_spec
     from featurestore.pipeline.sweep import sweep
 
     opened = FeatureStore(store)
-    if any(each.head in KERAS_HEADS for each in read_spec(file, SweepSpec).spec.heads):
-        load_tensorflow()
     with Progress() as progress, prints_on_stderr():
         found = sweep(file, opened, on_event=progress)
     fitted = {head.id for head in found}

@@ -67,7 +67,7 @@ class Interrupts:
         self._count += 1
         if self._count == 1:
             self._number = signal.Signals(number)
-            # An object that the interrupt left half built may fail in its __del__: no news.
+            # An object that the interrupt left half built may fail in its __del__.
             sys.unraisablehook = lambda _: None
             raise KeyboardInterrupt
         if self._count == _AT_ONCE:

@@ -10,7 +10,6 @@ from featurestore.bars import Progress
 from featurestore.cli.options import json_option, store_option
 from featurestore.cli.output import print_json, print_table
 from featurestore.cli.quiet import prints_on_stderr
-from featurestore.quiet import load_tensorflow
 from featurestore.store.variants import tell_apart
 from featurestore.table import Grid, cell
 
@@ -35,11 +34,8 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
     Example:
       featurestore run pipelines/quickstart.yaml
     """
-    from featurestore.pipeline import PipelineSpec, read_spec
     from featurestore.pipeline.run import run
 
-    read_spec(pipeline, PipelineSpec)  # a mistake is reported before TensorFlow is loaded
-    load_tensorflow()
     with Progress() as progress, prints_on_stderr():
         manifest = run(pipeline, store, runs=runs, on_event=progress)
     if as_json:

@@ -232,9 +232,8 @@ class Dataset:
         """The row of each image in the order that you gave them in, int64 (given,).
 
         Of arrays, in the order of ``X``; of a table, of its rows; of a folder, of the sorted paths.
-        Identical images have the same row. An image that could not be read has -1.
-
-        The order is that of the last scan, and part of no digest. A store keeps it.
+        Identical images have the same row; one that could not be read has -1. A store keeps the
+        order of the last scan, which is part of no digest.
         """
         return np.array(self.samples.listing.rows, np.int64)
 
@@ -356,8 +355,8 @@ class Dataset:
             ``train``, ``val`` or ``test``, or a word for one such as ``validation``; by default
             all.
         labelled : bool, optional
-            True leaves out the rows without a label, False keeps them. By default they are left
-            out if the data set has labels; `Features` follows the same rule.
+            True leaves out the rows without a label, False keeps them. By default they are left out
+            if the data set has labels.
         """
         kept = np.ones(len(self), bool) if split is None else self.splits == named(split)
         if labelled or (labelled is None and self.task is not None):

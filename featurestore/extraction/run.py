@@ -212,7 +212,7 @@ def extract(
 def _to_mark(
     asked: ExtractionPlan, ordinary: Sequence[LayerRef], store: FeatureStore
 ) -> set[FeatureKey]:
-    """Return the keys of boundary arrays: nobody asks, or asked, for them as features."""
+    """Return the keys of boundary arrays, which were never requested as features."""
     others = [layer.key for layer in asked.layers if layer.ref not in ordinary]
     has = store.features.has
     return {key for key in others if not has(key) or store.features.get(key).is_boundary}

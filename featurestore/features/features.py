@@ -184,24 +184,17 @@ class Features:
         labelled: bool | None = None,
         order: Order = "content",
     ) -> np.ndarray:
-        """Row numbers of a split, ascending or in the order in which you gave the images.
+        """Row numbers of a split, int64 (row,), ascending or in the order that you gave.
 
         Parameters
         ----------
-        split : {"train", "val", "test"}, optional
-            All by default.
-        labelled : bool, optional
-            True leaves out the rows without a label, False keeps them; as in `Dataset.rows`. By
-            default they are left out if the data set has labels. `arrays` and `dask` follow the
-            same rule: the same arguments give the same rows.
+        split, labelled
+            As in `Dataset.rows`. `arrays` and `dask` follow the same rule: the same arguments give
+            the same rows.
         order : {"content", "given"}
-            ``"given"``: as `Dataset.given` has them, the rows of identical images repeated.
-            Without a split and ``labelled``, one for each image that you gave, labelled or not:
-            -1 for one that could not be read, or that these features do not have.
-
-        Returns
-        -------
-        numpy.ndarray of int64, (row,)
+            ``"given"``: as `Dataset.given` has them, the rows of identical images repeated. Without
+            a split and ``labelled``, one for each image that you gave, labelled or not: -1 for one
+            that could not be read, or that these features do not have.
         """
         if order not in get_args(Order):
             raise InputError(f"no order {order!r}: {nearest(order, get_args(Order))}")
@@ -349,13 +342,8 @@ class Features:
     ) -> tf.data.Dataset:
         """Stream batches block by block as a `tf.data.Dataset`.
 
-        Parameters
-        ----------
-        split : {"train", "val", "test"}, optional
-            Rows as `rows` gives them; all by default.
-        shuffle : bool
-            Shuffle blocks, and rows within a window of them, differently in each epoch but the same
-            for the same seed. See `Batches`.
+        Rows are as `rows` gives them. ``shuffle`` shuffles blocks, and rows within a window of
+        them, differently in each epoch but the same for the same seed; see `Batches`.
 
         Returns
         -------

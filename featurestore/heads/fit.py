@@ -23,6 +23,7 @@ from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import Rows, check_labels
 from featurestore.heads.schema import validate
 from featurestore.listening import OnEvent, receiver
+from featurestore.quiet import load_tensorflow
 from featurestore.versions import versions
 
 
@@ -219,6 +220,7 @@ class _Fitting:
         problems = rows.problems()
         history: dict[str, list[float]] = {}
         if each.kind == "keras":
+            load_tensorflow()
             from featurestore.heads.training import train
 
             estimator, history = train(

@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, Field, PositiveInt
 
 from featurestore.errors import HeadError, InputError, nearest
 from featurestore.heads.identity import canonical
-from featurestore.quiet import load_tensorflow
 from featurestore.settings import Settings
 
 if TYPE_CHECKING:
@@ -166,7 +165,6 @@ def dense(options: DenseOptions, features: Features) -> Network:
     classification = features.task == "classification"
 
     def build(mean: float, deviation: float) -> keras.Model:
-        load_tensorflow()
         from keras import Input, Model, layers
 
         inputs = x = Input(shape, name="features")

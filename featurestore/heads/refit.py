@@ -37,7 +37,7 @@ def missing_estimator(head: Head) -> NoReturn:
     given = name if alone else "the estimator that it was fitted as"
     raise HeadError(
         f"head {head.id!r} is not portable: the store has its parameters and metrics, and not the "
-        f"estimator, which holds {', '.join(paths)}; hand that in, to fit it again: `from {module} "
+        f"estimator, which holds {', '.join(paths)}; pass it to fit the head again: `from {module} "
         f"import {name}`, then Head.load({head.id!r}, store, estimator={given})"
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from featurestore.errors import DamagedError
+from featurestore.settings import first_mistake
 
 
 class _Part(BaseModel):
@@ -65,9 +66,7 @@ def validate(document: Mapping[str, Any]) -> dict[str, Any]:
         _Document.model_validate(document)
         return {**_DEFAULTS, **document}
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise DamagedError(
-            f"the document of head {document['id']!r} is not valid: {where[:80]!r}: "
-            f"{first['msg']}; fit the head again with `featurestore train`"
+            f"the document of head {document['id']!r} is not valid: {first_mistake(error)}; fit "
+            "the head again with `featurestore train`"
         ) from None

@@ -78,10 +78,7 @@ def check(file: File) -> list[Source]:
 def check_data(file: File, dataset: Dataset) -> dict[str, str]:
     """Check that heads can be fitted on the data set, and that the best one can be chosen.
 
-    Returns
-    -------
-    dict
-        The ``split`` and ``metric`` that heads are chosen by.
+    Returns the ``split`` and ``metric`` that heads are chosen by.
 
     Raises
     ------
@@ -171,13 +168,7 @@ def _check_unfreeze(file: File, sources: list[Source]) -> None:
 
 
 def unfrozen_up_to(backbone: Backbone, layers: list[str], options: FineTuning) -> list[str]:
-    """Return the layers that are unfrozen up to the last of some cuts.
-
-    Raises
-    ------
-    BackboneError
-        If there are none.
-    """
+    """Return the layers that are unfrozen up to the last of some cuts; raises BackboneError."""
     from featurestore.backbone import LayerRef
 
     names = backbone.layer_names

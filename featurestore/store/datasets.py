@@ -23,6 +23,7 @@ from featurestore.errors import (
     StoreFormatError,
     nearest,
 )
+from featurestore.settings import first_mistake
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Garbage, Item
 
@@ -57,9 +58,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 "add it with `featurestore scan DATA --name NAME`"
             ) from error
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise DamagedError(f"{where}: {field!r}: {first['msg']}; {remedy}") from error
+            raise DamagedError(f"{where}: {first_mistake(error)}; {remedy}") from error
         if entry.name != name:
             raise DamagedError(f"{where} is of {entry.name!r}, expected {name!r}; {remedy}")
         return entry

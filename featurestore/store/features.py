@@ -204,6 +204,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                 )
         raise self._not_found(text, [each[0] for each in names.values()], asked)
 
+    def of_variant(self, variant: Mapping[str, Any]) -> list[Item]:
+        """List the features of these ``input_size``, ``resize``, ``weights``, …: of a `Variant`."""
+        asked = Variant.asking(variant)
+        return [self.item(path) for path in self._stored() if self._variant(path).fits(asked)]
+
     def _variant(self, path: str) -> Variant:
         try:
             return Variant.of(self._read(path).provenance)

@@ -20,6 +20,7 @@ from featurestore.errors import (
     StoreFormatError,
     refuse_newer,
 )
+from featurestore.settings import first_mistake
 from featurestore.store.blocks import BEGUN, METADATA, BlockArray, as_type, dimension_names
 from featurestore.store.key import FeatureKey
 
@@ -119,11 +120,9 @@ class FeatureGroup:
         try:
             valid = _Attributes.model_validate(attributes)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
             raise DamagedError(
-                f"{where}: attribute {name!r} of its metadata: {first['msg']}; move the folder "
-                "away and run `featurestore extract`"
+                f"{where}: attribute {first_mistake(error)}; move the folder away and run "
+                "`featurestore extract`"
             ) from error
         key = FeatureKey(valid.model, valid.layer, valid.prefix_digest, valid.dataset_digest)
         if path.rpartition("/")[2] != key.path:

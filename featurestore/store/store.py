@@ -123,9 +123,14 @@ class FeatureStore:
         return f"FeatureStore({self.location!r})"
 
     def items(self, key: str | FeatureKey | None = None, **variant: Any) -> list[Item]:
-        """List all that is stored, readable or not; or the item that `FeatureShelf.match` finds."""
-        if key is not None or variant:
-            return [self.features.match(key or "", **variant)]
+        """List all that is stored, readable or not; or the item that `FeatureShelf.match` finds.
+
+        Without a key, a variant stands for all features of it.
+        """
+        if key is not None:
+            return [self.features.match(key, **variant)]
+        if variant:
+            return self.features.of_variant(variant)
         items = [item for shelf in self._shelves for item in shelf.items()]
         # The root first: nothing can be repaired in a store that has lost it.
         return sorted(items, key=lambda item: item.kind != "store")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from typing import Any
 
 import keras
@@ -152,3 +155,20 @@ def test_mistakes_in_training_options(maps: Features, params: dict[str, Any], sa
 
 def test_class_weights_are_not_for_numbers(numbers: Features) -> None:
     assert "class_weight is for classes" in refused(numbers, "dense", {"class_weight": "balanced"})
+
+
+def test_keras_starts_quietly_in_a_fresh_process(three: Features) -> None:
+    name, ref, place = three.dataset.name, three.ref, three.store.location
+    script = (
+        f"import featurestore as fs; features = fs.Features.open({name!r}, {ref!r}, {place!r})\n"
+        "fs.fit_head(features, 'dense', {'epochs': 1}, save=False)"
+    )
+    environment = {key: each for key, each in os.environ.items() if "TF_CPP" not in key}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.stderr == ""
