@@ -197,7 +197,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     def committed(self) -> list[str]:
         """Every file of something that was committed; the root, a store cannot do without."""
-        names = [name for name in self.names() if self.path(name).is_file()]
+        files = [name for name in self.names() if self.path(name).is_file()]
+        # Kept rows are committed to nobody: damaged ones are computed again.
+        names = [name for name in files if not name.endswith(".begun")]
         groups = [found[1] for name in names if (found := GROUP.fullmatch(name))]
         ends = ("/current.json", "/head.json")
         folders = [*groups, *(each.rpartition("/")[0] for each in names if each.endswith(ends))]
@@ -228,7 +230,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     def blocks_on_disk(self, key: FeatureKey) -> set[int]:
         files = self.path(f"features/{key.path}/features").glob("c.*")
-        return {int(each.name.split(".")[1]) for each in files if each.suffix != ".partial"}
+        # Rows that are kept of a block do not make it one.
+        whole = [each for each in files if each.suffix not in (".partial", ".begun")]
+        return {int(each.name.split(".")[1]) for each in whole}
 
     def is_blind(self, key: FeatureKey) -> bool:
         """Whether metadata or row ids of a group are damaged, so that it cannot be used."""
