@@ -113,6 +113,13 @@ def first(features: fs.Features) -> fs.Head:
     return fs.fit_head(features, "ridge")
 
 
+class Column:
+    """What a column of a DataFrame looks like."""
+
+    def __arrow_c_stream__(self) -> None:
+        raise AssertionError("a column is no table")
+
+
 WRONG: dict[str, tuple[Callable[[fs.Features], Any], str]] = {
     "extract data": (lambda f: fs.extract(3, "net.keras", LAYER), "data set is 3 (int)"),
     "extract arrays": (lambda f: fs.extract(np.zeros(3), "net.keras", LAYER), "numpy.ndarray"),
@@ -140,6 +147,12 @@ WRONG: dict[str, tuple[Callable[[fs.Features], Any], str]] = {
     "split type": (lambda f: f.arrays(0), "no split 0 (int)"),
     "head features": (lambda f: fs.fit_head(f.arrays()[0], "ridge"), "expected those of one layer"),
     "head estimator": (lambda f: fs.fit_head(f, 3), "3"),
+    "head class": (lambda f: fs.fit_head(f, dict), "dict is a class; pass an estimator: dict(…)"),
+    "heads name": (lambda f: fs.fit_heads(f, "ridge"), "expected a list such as ['knn'"),
+    "heads mapping": (lambda f: fs.fit_heads(f, {"ridge": {"alpha": 3}}), "expected a list"),
+    "best": (lambda f: fs.best("photos"), "expected what fit_head or Head.load returns"),
+    "best of rows": (lambda f: fs.best([{"head": "ridge"}]), "for a row of the leaderboard"),
+    "dataset column": (lambda f: fs.Dataset.open(Column(), name="x"), "the data set is of type"),
     "head params": (lambda f: fs.fit_head(f, "ridge", 3), "the parameters are 3 (int)"),
     "head seed": (lambda f: fs.fit_head(f, "ridge", seed="one"), "the seed is 'one' (str)"),
     "head load": (lambda f: fs.Head.load(3), "the head is 3 (int)"),

@@ -240,7 +240,8 @@ def evaluate_command(
     metrics = evaluation.metrics
     wrong = evaluation.mistakes if mistakes or output else []
     if output:
-        write_table(wrong, output)
+        header = ["path", "row", "label", "predicted", "probability", "used_for"]
+        write_table(wrong, output, header)
     if as_json:
         print_json({**metrics, "mistakes": wrong} if mistakes or output else metrics)
         return

@@ -31,13 +31,13 @@ def check_table(path: str) -> str:
     return path
 
 
-def write_table(rows: Sequence[Mapping[str, Any]], path: str) -> None:
-    """Write rows as a CSV, TSV or Parquet table, whole or not at all."""
+def write_table(rows: Sequence[Mapping[str, Any]], path: str, columns: Sequence[str] = ()) -> None:
+    """Write rows as a CSV, TSV or Parquet table, whole or not at all; without rows, its header."""
     import pandas as pd
 
     from featurestore.scratch import written
 
-    table = pd.DataFrame(list(rows))
+    table = pd.DataFrame(list(rows), columns=None if rows else list(columns))
     with written(Path(path)) as part:
         if part.suffix.lower() == ".parquet":
             table.to_parquet(part, index=False)

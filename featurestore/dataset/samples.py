@@ -103,6 +103,6 @@ def _split(value: Any, row: int, where: str) -> Split | None:
     if split is None:
         raise DatasetError(
             f"{where}, row {row}: split {value!r}, expected 'train', 'val' or 'test', or another "
-            "name for one, such as 'validation'"
+            "name for one, such as 'validation'; a column of something else needs another name"
         )
     return split

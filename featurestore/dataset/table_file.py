@@ -27,7 +27,7 @@ def is_text(location: str) -> bool:
 
 def is_frame(data: Any) -> bool:
     """Whether this is a DataFrame or an Arrow table."""
-    return hasattr(data, "__arrow_c_stream__")
+    return hasattr(data, "__arrow_c_stream__") and hasattr(data, "columns")
 
 
 def _suffix(location: str) -> str:
@@ -73,7 +73,7 @@ def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
     except (UnreadableError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"table {location!r} cannot be read: {one_line(error)}; expected UTF-8 text with a "
-            "header line, or Parquet"
+            "header line, or Parquet; what pandas can read, pass as a DataFrame"
         ) from error
     return table, separator
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from featurestore.digests import digest_fields, short
-from featurestore.errors import HeadError, one_line
+from featurestore.errors import HeadError, received
 from featurestore.heads import adopted, network, registry
 from featurestore.heads.identity import canonical, estimator_fields, import_path
 from featurestore.heads.persist import is_portable
@@ -136,10 +136,13 @@ def _copy(estimator: Any) -> Any:
     try:
         return clone(estimator)
     except Exception as error:  # a class, an object of another library, an estimator without clone
+        if isinstance(estimator, type):
+            name = estimator.__name__
+            raise HeadError(f"{name} is a class; pass an estimator: {name}(…)") from error
         names = ", ".join([*registry.SKLEARN_HEADS, *registry.KERAS_HEADS])
         raise HeadError(
-            f"{one_line(error)}; expected a name ({names}), an import path, a scikit-learn "
-            "estimator or a keras.Model"
+            f"the head is {received(estimator)}; expected a name ({names}), an import path, a "
+            "keras.Model, or an estimator with the methods of scikit-learn's BaseEstimator"
         ) from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
-from featurestore.errors import DamagedError, FeatureStoreWarning, HeadError, nearest
+from featurestore.errors import DamagedError, FeatureStoreWarning, HeadError, nearest, received
 from featurestore.heads import metrics
 from featurestore.heads.head import Head
 from featurestore.heads.listing import heads_layout
@@ -69,6 +69,12 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     """
     if not heads:
         raise HeadError("there are no heads to choose from; fit some with `featurestore train`")
+    for head in heads:
+        if not isinstance(head, Head):
+            raise HeadError(
+                f"one of the heads is {received(head)}; expected what fit_head or Head.load "
+                "returns: Head.load(row['head'], store) for a row of the leaderboard"
+            )
     datasets = {state(head.lineage): head.lineage["dataset"]["name"] for head in heads}
     if len(datasets) > 1:
         names = sorted({repr(name) for name in datasets.values()})

@@ -129,6 +129,13 @@ def fit_heads(
     notes = Notes.parse(name, tags, note)
     features, seed = _of_one_layer(features), _index(seed)
     check_labels(features.dataset)
+    if hasattr(callbacks, "on_epoch_end"):  # one, as Keras takes it
+        callbacks = [callbacks]
+    if isinstance(wanted, str | Mapping) or not isinstance(wanted, Iterable):
+        raise HeadError(
+            f"the heads are {received(wanted)}; expected a list such as ['knn', ('ridge', "
+            "{'alpha': 3})]"
+        )
     candidates = [candidate(*_pair(each), features, seed, callbacks) for each in wanted]
     for each in candidates:
         if save and each.nameless:

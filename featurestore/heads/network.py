@@ -67,7 +67,7 @@ class TrainingOptions(Settings):
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     class_weight: ClassWeight = None
-    early_stopping: PositiveInt | None = None
+    early_stopping: Annotated[int, Field(gt=0, strict=True)] | None = None
 
     def fields(self, *, compiled: bool = False) -> dict[str, Any]:
         """Return what decides the training, as JSON values.

@@ -43,11 +43,17 @@ def carries_classes(layers: Iterable[Any]) -> bool:
 
 
 def resizing_of(graph: Graph) -> keras.layers.Resizing | None:
-    """Return how a model resizes images, or would: the layer in it, or that which it carries."""
-    for node in graph.nodes[1:]:
-        if node.inputs[:1] != ((0, 0),):
+    """Return how a model resizes images, or would: the layer in it, or that which it carries.
+
+    Augmentation may come before it: layers such as ``RandomFlip`` do nothing in inference.
+    """
+    images = {(0, 0)}
+    for number, node in enumerate(graph.nodes[1:], 1):
+        if not images.issuperset(node.inputs[:1]) or not node.inputs:
             continue
         layer = node.operation
+        if node.kind.startswith("Random") or node.kind == "Cast":
+            images.add((number, 0))
         if isinstance(layer, keras.layers.Resizing) and "int" in str(layer.compute_dtype):
             return layer
         if _carried(layer, dict):

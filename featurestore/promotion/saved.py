@@ -122,7 +122,8 @@ def load_model(
         keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
         if keras is None or not isinstance(model, keras.Model):
             raise InputError(
-                f"the model is {received(model)}; expected a promoted .keras file or a keras.Model"
+                f"the model is {received(model)}; expected a promoted .keras file or a "
+                "keras.Model, such as promotion.model"
             )
         return _promoted(f"model {model.name!r}", model, classes, None, {})
     path = Path(model)

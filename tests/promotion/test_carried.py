@@ -60,6 +60,12 @@ def test_every_copy_keeps_the_classes(promotion: Promotion, tmp_path: Path) -> N
         tmp_path / "resaved.keras",
     ]
     assert [load_model(each).classes for each in copies] == [CLASSES] * len(copies)
+
+    augmented = keras.Sequential([keras.Input((None, None, 3)), keras.layers.RandomFlip(), model])
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    keras.utils.save_img(tmp_path / "image.png", image, scale=False)
+    plain, same = (predict(each, [tmp_path / "image.png"]) for each in (model, augmented))
+    assert same[0].probabilities == pytest.approx(plain[0].probabilities, abs=1e-6)
     assert model.get_layer("classes").seed == list(CLASSES)
 
 
