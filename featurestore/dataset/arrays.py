@@ -81,7 +81,8 @@ def _ids(values: list[Any]) -> Any:
     import pyarrow as pa
 
     try:
-        return pa.chunked_array([values])
+        # "From pandas": pandas.NA and NaN are gaps.
+        return pa.chunked_array([pa.array(values, from_pandas=True)])
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DatasetError(
             f"ids: {one_line(error)}; expected all text or all integers, such as "

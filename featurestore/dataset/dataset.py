@@ -307,6 +307,7 @@ class Dataset:
             `given`: ``row`` (-1 if it could not be read), ``sample`` (digest), ``path``,
             ``label``, ``split`` and ``group`` where the data set has them, then the other columns
             of your table. A column of yours with one of these names has ``_given`` after it.
+            Integers with gaps are of the type ``Int64``, which keeps all their digits.
         """
         import pandas
 
@@ -321,7 +322,7 @@ class Dataset:
         frame = frame.infer_objects()
         if any(listing.paths):
             frame.insert(2, "path", listing.paths)
-        others = {name: column.to_pandas() for name, column in listing.columns.items()}
+        others = {name: _series(column) for name, column in listing.columns.items()}
         return pandas.concat([frame, pandas.DataFrame(others, index=frame.index)], axis=1)
 
     @property
@@ -412,3 +413,15 @@ class Dataset:
         digests = {"digest": self.digest, "manifest_digest": self.manifest_digest}
         whole = {"dataset": self.name, "source": self.source, **digests, "rows": len(self)}
         return {**whole, **summarize(self.samples)}
+
+
+def _series(column: Any) -> pandas.Series:
+    """Return an Arrow column as pandas has it; integers with gaps are never floats."""
+    import pandas
+    import pyarrow.types as kinds
+
+    if column.null_count and kinds.is_integer(column.type):
+        signed = kinds.is_signed_integer(column.type)
+        kind = pandas.Int64Dtype() if signed else pandas.UInt64Dtype()
+        return column.to_pandas(types_mapper=lambda _: kind)
+    return column.to_pandas()

@@ -11,6 +11,8 @@ import xarray
 from featurestore.features.frame import described
 
 if TYPE_CHECKING:
+    import pandas
+
     from featurestore.features.features import Features, Order
     from featurestore.store import FeatureGroup
 
@@ -54,7 +56,7 @@ def as_xarray(features: Features, order: Order) -> xarray.Dataset:
         values = _in_order(values, places, rows >= 0)
     names = features.group.features.dimension_names
     coordinates = {
-        name: ("row", _plain(frame[name].to_numpy()))
+        name: ("row", _plain(frame[name]))
         for name in frame
         if name not in ("row", "path", "features", *names)
     }
@@ -64,8 +66,16 @@ def as_xarray(features: Features, order: Order) -> xarray.Dataset:
     return xarray.Dataset({"features": (names, values)}, coordinates, {"key": str(features.key)})
 
 
-def _plain(values: np.ndarray) -> np.ndarray:
-    """Return text as an array of text, which all file formats take."""
+def _plain(column: pandas.Series) -> np.ndarray:
+    """Return text as an array of text, which all file formats take.
+
+    Integers with gaps are floats with NaN if these have all their digits, otherwise objects.
+    """
+    if column.dtype.kind in "iu" and column.hasnans:
+        if max(map(abs, column.dropna().tolist()), default=0) > 2**53:
+            return column.to_numpy(object, na_value=None)
+        return column.to_numpy(np.float64, na_value=np.nan)
+    values = column.to_numpy()
     if values.dtype == object and all(isinstance(each, str) for each in values):
         return values.astype(str)
     return values

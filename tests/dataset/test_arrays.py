@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from featurestore.dataset import Dataset
@@ -11,6 +13,7 @@ from featurestore.errors import DatasetError, InputError, SourceChangedError
 from tests.dataset.conftest import (
     X4,
     one_line,
+    put,
 )
 
 
@@ -102,3 +105,20 @@ def test_the_order_in_which_arrays_were_given() -> None:
         Dataset.from_arrays(X, name="x", ids=["a", "b"])
     with pytest.raises(DatasetError, match="expected all text or all integers"):
         Dataset.from_arrays(X4, name="x", ids=["a", 1, "b", 2])
+
+
+def test_integers_with_gaps_keep_their_digits(tmp_path: Path) -> None:
+    ids = [2**60 + 1, None, 2**60 + 2, -1]
+    images = [str(put(tmp_path / f"{number}.png", number)) for number in range(4)]
+    table = pd.DataFrame({"path": images, "id": pd.array(ids, "Int64")})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    for found in (
+        Dataset.from_arrays(X4, name="x", ids=ids),
+        Dataset.from_arrays(X4, name="x", ids=table["id"]),
+        Dataset.open(table, name="x"),
+        Dataset.open(tmp_path / "t.csv"),
+    ):
+        column = Dataset.from_parquet(found.to_parquet()).to_frame()["id"]
+        assert (column.dtype, column.tolist()) == ("Int64", [ids[0], pd.NA, *ids[2:]])
+    large = Dataset.from_arrays(X4, name="x", ids=[2**64 - 1, None, 2, 3]).to_frame()["id"]
+    assert large.tolist()[0] == 2**64 - 1

@@ -404,6 +404,19 @@ def test_frames_have_the_columns_that_were_given(tmp_path: Path) -> None:
     assert len(val) == len(features.rows("val"))
 
 
+def test_integers_with_gaps_keep_their_digits(tmp_path: Path) -> None:
+    for most in (2**60 + 1, 7):
+        ids = [most, None, *range(58)]
+        dataset = Dataset.from_arrays(images(60), name="ramp", ids=ids)
+        features = stored(tmp_path / str(most), dataset)
+        coordinate = features.xarray(order="given")["id"].values
+        assert coordinate.dtype == (np.float64 if most == 7 else object)
+        assert coordinate[0] == most
+        assert coordinate[1] is None or np.isnan(coordinate[1])
+        pooled = stored(tmp_path / f"pooled {most}", dataset, (48,))
+        assert pooled.to_frame(order="given")["id"].tolist()[0] == most
+
+
 def test_what_was_never_read_or_stored_is_nan_in_the_order_given(tmp_path: Path) -> None:
     order, features = given_twice(tmp_path, skip=(1,))
     with pytest.raises(IncompleteFeaturesError):
