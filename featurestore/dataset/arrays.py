@@ -83,10 +83,10 @@ def _ids(values: list[Any]) -> Any:
     try:
         # "From pandas": pandas.NA and NaN are gaps.
         return pa.chunked_array([pa.array(values, from_pandas=True)])
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"ids: {one_line(error)}; expected all text or all integers, such as "
-            "[str(each) for each in ids]"
+            f"ids: {one_line(error)}; expected all text or all integers of 64 "
+            "bits, such as [str(each) for each in ids]"
         ) from error
 
 

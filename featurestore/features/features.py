@@ -305,7 +305,7 @@ class Features:
         pandas.DataFrame
             ``sample`` (digest), ``path``, ``label``, ``split`` and ``group`` where the data set
             has them, the other columns of your table, and ``feature_0``, ``feature_1``, … as
-            float32.
+            float32. A column of yours with one of these names has ``_given`` after it.
 
         Raises
         ------
@@ -326,7 +326,8 @@ class Features:
         xarray.Dataset
             Coordinates along ``row``: ``sample`` (whole digest), ``split``, ``label`` and
             ``group`` if the data set has them, and the other columns of your table (or ``id``).
-            In content order, a row has the values of the first of identical images.
+            In content order, a row has the values of the first of identical images. A column of
+            yours called ``features``, or as a dimension, has ``_given`` after its name.
         """
         from featurestore.features.lazy import as_xarray
 

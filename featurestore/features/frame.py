@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,24 +31,29 @@ def as_frame(
             f"{features.ref} has {' x '.join(map(str, shape[1:]))} values a row, and a DataFrame "
             f"takes a vector; extract {layer}:avg, or use xarray() or arrays()"
         )
-    rows, frame = described(features, split, labelled, order)
+    names = [f"feature_{number}" for number in range(shape[1])]
+    rows, frame = described(features, split, labelled, order, set(names))
     if len(rows) * shape[1] > MOST_VALUES:
         raise InputError(
             f"{len(rows):,} rows of {shape[1]:,} features take {size(4 * len(rows) * shape[1])} "
             "as a DataFrame; take one split, or use dask() or xarray(), which read as needed"
         )
     X, _ = features.arrays(split, labelled=labelled, order=order)
-    names = [f"feature_{number}" for number in range(shape[1])]
     values = pandas.DataFrame(X, columns=names, copy=False)
-    return pandas.concat([frame.drop(columns="row"), values], axis=1)
+    return pandas.concat([frame, values], axis=1)
 
 
 def described(
-    features: Features, split: str | None, labelled: bool | None, order: Any
+    features: Features,
+    split: str | None,
+    labelled: bool | None,
+    order: Any,
+    own: Collection[str],
 ) -> tuple[np.ndarray, pandas.DataFrame]:
     """Return the rows that `Features.rows` gives, and the line of `Dataset.to_frame` of each.
 
-    In content order, a row has the line of the first of identical images.
+    In content order, a row has the line of the first of identical images. A column of a name in
+    ``own`` gets a new one.
     """
     rows = features.rows(split, labelled=labelled, order=order)
     frame = features.dataset.to_frame()
@@ -55,4 +61,10 @@ def described(
         frame = frame.drop_duplicates("row").set_index("row", drop=False).loc[rows]
     elif len(rows) < len(frame):
         frame = frame[frame["row"].isin(rows)]
-    return rows, frame.reset_index(drop=True)
+    frame = frame.reset_index(drop=True).drop(columns="row")
+    names: list[str] = []
+    for name in frame:
+        while name in own or name in names:
+            name = f"{name}_given"
+        names.append(name)
+    return rows, frame.set_axis(names, axis=1)

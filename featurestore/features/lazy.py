@@ -49,17 +49,13 @@ def _read_chunk(
 def as_xarray(features: Features, order: Order) -> xarray.Dataset:
     """Return features with the coordinates of every row: `Features.xarray`."""
     labelled = None if order == "given" else False
-    rows, frame = described(features, None, labelled, order)
+    names = features.group.features.dimension_names
+    rows, frame = described(features, None, labelled, order, {"features", *names})
     values = features.dask(labelled=False)
     if order == "given":
         places = np.searchsorted(features.rows(labelled=False), rows)
         values = _in_order(values, places, rows >= 0)
-    names = features.group.features.dimension_names
-    coordinates = {
-        name: ("row", _plain(frame[name]))
-        for name in frame
-        if name not in ("row", "path", "features", *names)
-    }
+    coordinates = {name: ("row", _plain(frame[name])) for name in frame if name != "path"}
     labels = features.labels_of(rows)
     if labels is not None:
         coordinates["label"] = ("row", labels)

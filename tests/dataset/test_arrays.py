@@ -120,5 +120,5 @@ def test_integers_with_gaps_keep_their_digits(tmp_path: Path) -> None:
     ):
         column = Dataset.from_parquet(found.to_parquet()).to_frame()["id"]
         assert (column.dtype, column.tolist()) == ("Int64", [ids[0], pd.NA, *ids[2:]])
-    large = Dataset.from_arrays(X4, name="x", ids=[2**64 - 1, None, 2, 3]).to_frame()["id"]
-    assert large.tolist()[0] == 2**64 - 1
+    table["id"] = pd.array([2**64 - 1, None, 2, 3], "UInt64")
+    assert Dataset.open(table, name="x").to_frame()["id"].tolist()[0] == 2**64 - 1

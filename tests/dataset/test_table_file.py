@@ -69,6 +69,8 @@ def as_polars(table: pd.DataFrame) -> Any:
     except ImportError:
 
         class Frame:
+            columns = tuple(table)
+
             def __arrow_c_stream__(self, schema: Any = None) -> Any:
                 return pa.table(table).__arrow_c_stream__(schema)
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from featurestore.dataset import Dataset
 from featurestore.errors import (
@@ -415,6 +417,30 @@ def test_integers_with_gaps_keep_their_digits(tmp_path: Path) -> None:
         assert coordinate[1] is None or np.isnan(coordinate[1])
         pooled = stored(tmp_path / f"pooled {most}", dataset, (48,))
         assert pooled.to_frame(order="given")["id"].tolist()[0] == most
+
+
+def test_columns_named_like_features_get_another_name(tmp_path: Path) -> None:
+    for number, image in enumerate(images(3)):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    own = ["feature_0", "features", "channel", "channel_given", "height"]
+    table = pd.DataFrame({"path": [f"{number}.png" for number in range(3)]})
+    table[own] = [[f"{name} {number}" for name in own] for number in range(3)]
+    dataset = Dataset.open(table, name="t", root=tmp_path)
+    frame = stored(tmp_path / "pooled", dataset, (48,)).to_frame(order="given")
+    assert frame.columns.is_unique
+    assert frame["feature_0_given"].tolist() == table["feature_0"].tolist()
+    assert frame["feature_0"].dtype == np.float32
+    joined = stored(tmp_path / "whole", dataset).xarray(order="given")
+    names = {
+        "feature_0": "feature_0",
+        "features": "features_given",
+        "channel": "channel_given",
+        "channel_given": "channel_given_given",
+        "height": "height_given",
+    }
+    for name, now in names.items():
+        assert joined[now].values.tolist() == table[name].tolist()
+    assert joined["features"].shape == (3, *TAIL)
 
 
 def test_what_was_never_read_or_stored_is_nan_in_the_order_given(tmp_path: Path) -> None:
