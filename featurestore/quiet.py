@@ -12,17 +12,31 @@ def load_tensorflow() -> None:
     """Import Keras, and TensorFlow behind it, without the notes on CPU and CUDA.
 
     TensorFlow 2.21 writes them to descriptor 2 before its log level takes effect. A level that the
-    user has set stays; with level 0 the notes are shown.
+    user has set stays; with level 0 the notes are shown. Child processes do not inherit ours.
     """
     if "keras" in sys.modules:
         return
-    if os.environ.setdefault(LEVEL, "3") == "0":
+    given = os.environ.get(LEVEL)
+    os.environ[LEVEL] = given or "3"
+    try:
+        if given == "0":
+            import keras  # noqa: F401
+        else:
+            _load_silently()
+    finally:
+        if given is None:
+            del os.environ[LEVEL]
+
+
+def _load_silently() -> None:
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
         import keras
 
         return
-    if sys.stderr is not None:
-        sys.stderr.flush()
-    kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:

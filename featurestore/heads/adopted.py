@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from featurestore.features import Features
 
 
+# What a model is compiled with that does not change how it is trained.
+_WITHOUT_EFFECT = frozenset(
+    {"metrics", "weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile"}
+)
+
+
 def adopt(
     model: keras.Model, options: TrainingOptions, features: Features, seed: int
 ) -> tuple[Network, dict[str, Any]]:
@@ -66,7 +72,11 @@ def adopt(
         "graph": [graph_digests(graph, training=True)[end], output],
         "weights": None if weights is None else [digest_array(each) for each in weights],
         "compiled": compiled
-        and {key: canonical_config(compiled[key], training=True) for key in ("optimizer", "loss")},
+        and {
+            key: canonical_config(value, training=True)
+            for key, value in compiled.items()
+            if key not in _WITHOUT_EFFECT
+        },
         "training": options.fields(compiled=compiled is not None),
     }
     return network, fields

@@ -147,6 +147,9 @@ def leaderboard(
         name = store.datasets.load(dataset).name
     if sort is not None:
         parse_metric(sort, "")
+    if isinstance(name, str) and store.datasets.has(name):
+        state_now = store.datasets.get(name).manifest_digest
+        documents = [_under(name, state_now, each) for each in documents]
     documents = [
         each
         for each in documents
@@ -166,6 +169,14 @@ def leaderboard(
     present.sort(key=lambda row: order[row["head"]])
     rows = sorted([*present, *former], key=lambda row: str(row["dataset"]))
     return Table(rows, heads_layout)
+
+
+def _under(name: str, manifest_digest: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Return a head on this state under the name of a data set: two may have the same samples."""
+    origin = document["lineage"]["dataset"]
+    if origin["manifest_digest"] != manifest_digest:
+        return document
+    return {**document, "lineage": {**document["lineage"], "dataset": {**origin, "name": name}}}
 
 
 def _valid(store: FeatureStore) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 from featurestore.digests import canonical_number, digest_bytes
 from featurestore.errors import HeadError
 
-# Parameters that change how fast an estimator is fitted, not what it learns.
+# Parameters that change how fast an estimator of scikit-learn is fitted, not what it learns.
 WITHOUT_EFFECT = frozenset({"n_jobs", "verbose", "memory", "cache_size", "pre_dispatch"})
 # Packages whose code is not in the identity; their versions are recorded.
 KNOWN = frozenset({"builtins", "numpy", "scipy", "sklearn"})
@@ -23,8 +23,8 @@ KNOWN = frozenset({"builtins", "numpy", "scipy", "sklearn"})
 def estimator_fields(estimator: Any) -> dict[str, Any]:
     """Return an unfitted estimator as JSON values: import path and parameters.
 
-    A class or function from outside scikit-learn, NumPy and SciPy has ``source``, the digest of its
-    module's file: a head must not be reused after its code was changed.
+    A class or function from outside scikit-learn, NumPy and SciPy has ``source``, the digests of
+    the files of its module and of those of its bases: a head must not be reused after a change.
 
     Raises
     ------
@@ -33,6 +33,7 @@ def estimator_fields(estimator: Any) -> dict[str, Any]:
         is in no module that can be imported.
     """
     path = import_path(type(estimator))
+    ignored = frozenset() if _is_foreign(path) else WITHOUT_EFFECT
     if not _is_importable(path):
         raise HeadError(
             f"{path} cannot be part of a head's identity; define the class in a module that can be "
@@ -44,7 +45,7 @@ def estimator_fields(estimator: Any) -> dict[str, Any]:
         "params": {
             name: canonical(value, name)
             for name, value in sorted(estimator.get_params(deep=False).items())
-            if name not in WITHOUT_EFFECT
+            if name not in ignored
         },
     }
 
@@ -59,7 +60,7 @@ def foreign(fields: Any) -> Iterator[str]:
     """Yield the import paths, in the fields of an estimator, from outside the known packages."""
     if isinstance(fields, Mapping):
         for name, value in fields.items():
-            if name in ("class", "import") and str(value).partition(".")[0] not in KNOWN:
+            if name in ("class", "import") and _is_foreign(str(value)):
                 yield str(value)
             yield from foreign(value)
     elif isinstance(fields, list):
@@ -67,23 +68,34 @@ def foreign(fields: Any) -> Iterator[str]:
             yield from foreign(each)
 
 
+def _is_foreign(path: str) -> bool:
+    return path.partition(".")[0] not in KNOWN
+
+
 def _is_importable(path: str) -> bool:
     return "<" not in path and not path.startswith("__main__.")
 
 
-def _source(thing: Any) -> dict[str, str]:
-    """Return the digest of the file that a class or function is defined in, unless it is known."""
-    name = getattr(thing, "__module__", None) or "numpy"
-    if name.partition(".")[0] in KNOWN:
-        return {}
+def _source(thing: Any) -> dict[str, Any]:
+    """Return the digests of the files that a class, with its bases, or a function is defined in.
+
+    Those of known packages are left out.
+    """
+    origins = thing.__mro__ if isinstance(thing, type) else [thing]
+    names = dict.fromkeys(getattr(each, "__module__", None) or "numpy" for each in origins)
+    found = [digest for name in names if _is_foreign(name) and (digest := _file_digest(name))]
+    return {"source": found} if found else {}
+
+
+def _file_digest(name: str) -> str | None:
     module: Any = sys.modules.get(name)
     spec = getattr(module, "__spec__", None)
     if name not in _DIGESTS or _DIGESTS[name][0] is not spec:
         try:
             _DIGESTS[name] = spec, digest_bytes(Path(inspect.getfile(module)).read_bytes())
         except (OSError, TypeError):  # built into Python
-            return {}
-    return {"source": _DIGESTS[name][1]}
+            return None
+    return _DIGESTS[name][1]
 
 
 # Digests of the files of modules, with the spec: a file may change without being imported again.

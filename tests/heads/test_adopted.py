@@ -76,6 +76,15 @@ def test_a_compiled_model_keeps_its_optimizer_and_loss(maps: Features) -> None:
     assert not head.estimator.compiled
 
 
+def test_all_that_changes_training_is_in_the_id(maps: Features) -> None:
+    def compiled(**more: Any) -> str:
+        model = keras.Sequential([layers.Flatten(), layers.Dense(3, activation="softmax")])
+        model.compile("sgd", "categorical_crossentropy", **more)
+        return candidate(model, QUICK, maps, 0).id
+
+    assert compiled() == compiled(metrics=["accuracy"]) != compiled(loss_weights=[0.01])
+
+
 class Custom(layers.Layer):
     def call(self, x: Any) -> Any:
         return x

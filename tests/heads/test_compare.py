@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from featurestore.errors import HeadError, NotFoundError
@@ -37,6 +39,16 @@ def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> N
         leaderboard("toyz", store)
     with pytest.raises(HeadError, match="did you mean 'accuracy'"):
         leaderboard(store=store, sort="acuracy")
+
+
+def test_the_same_samples_under_two_names_have_the_same_heads(three: Features) -> None:
+    head, store = fit_head(three, "ridge"), three.store
+    store.datasets.add(replace(three.dataset, name="again"))
+
+    found = [leaderboard(name, store) for name in (three.dataset.name, "again")]
+    assert [[row["head"] for row in rows] for rows in found] == [[head.id]] * 2
+    assert [row["dataset"] for rows in found for row in rows] == [three.dataset.name, "again"]
+    assert [row["stale"] for rows in found for row in rows] == [None, None]
 
 
 def test_the_best_of_some_heads(three: Features) -> None:

@@ -12,10 +12,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
 
+from featurestore.digests import digest_bytes
 from featurestore.errors import FeatureStoreWarning, HeadError
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head, leaderboard
 from featurestore.heads.events import HeadReused
+from featurestore.heads.identity import estimator_fields
 from tests.heads.conftest import refused
 from tests.heads.own_estimators import Bare, Nearest, Unseeded, Untagged, halve
 
@@ -121,6 +123,22 @@ def test_code_that_changed_is_another_head(
     assert fit_head(three, "my_estimators.Nearest").id != head.id
     with pytest.raises(HeadError, match=r"the code of my_estimators.Nearest has changed"):
         Head.load(head.id, three.store, estimator="my_estimators.Nearest")
+
+
+def test_code_that_changed_in_a_base_class_is_another_head() -> None:
+    class Derived(Nearest):
+        def __init__(self, memory: int = 0) -> None:
+            super().__init__()
+            self.memory = memory
+
+    Derived.__module__, Derived.__qualname__ = "tests.heads.test_refit", "Derived"
+    fields = estimator_fields(Derived(memory=3))
+    assert fields["source"] == [
+        digest_bytes(Path(sys.modules[each.__module__].__file__ or "").read_bytes())
+        for each in (Derived, Nearest)
+    ]
+    # What is without effect in scikit-learn may have one in other classes.
+    assert fields["params"]["memory"] == 3
 
 
 def test_functions_of_the_users(three: Features) -> None:
