@@ -95,7 +95,8 @@ class Dataset:
         label_column : str, optional
             By default ``label`` if the table has it; otherwise the samples are unlabelled. In a
             CSV, a column of integers makes integer classes, a column of other numbers a
-            regression, and everything else text.
+            regression, and everything else text. Other columns with a number such as ``007`` stay
+            text.
         split_column : str, optional
             By default ``split`` if the table has it. Empty cells are drawn.
         root : path or URI, optional

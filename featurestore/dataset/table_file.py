@@ -12,6 +12,9 @@ from featurestore.dataset.source import UnreadableError, is_uri, read
 from featurestore.errors import DatasetError, nearest, one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+# The cell of a code, which as a number loses its zeros; or, as a float, its last digits.
+_CODE = r"^\s*[+-]?0[0-9]"
+_LONG_CODE = rf"{_CODE}|^\s*[+-]?[0-9]{{17,}}\s*$"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
@@ -38,7 +41,8 @@ def _suffix(location: str) -> str:
 def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
     """Read a table file as a pyarrow.Table, and what separates the columns if it is a CSV file.
 
-    The columns ``names`` are text in a CSV file, whatever their cells look like.
+    The columns ``names`` are text in a CSV file, whatever their cells look like, and so are others
+    with a number that begins with 0, such as 007, or is an integer of more than 64 bits.
 
     Raises
     ------
@@ -54,7 +58,7 @@ def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
             "them; for other tables, a DataFrame in Python"
         )
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import parquet
 
     separator = ""
     try:
@@ -64,11 +68,10 @@ def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
             table.validate(full=True)
         else:
             separator = _separator(data, "\t" if _suffix(location) == ".tsv" else ",")
-            table = csv.read_csv(
-                pa.BufferReader(data),
-                parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-                convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-            )
+            table = _read_csv(data, separator, names)
+            if numbers := _numbers(table):
+                # As numbers, codes lose their zeros.
+                table = _with_codes(table, _read_csv(data, separator, {*names, *numbers}))
         _ = table.column_names  # pyarrow decodes them only now
     except (UnreadableError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(
@@ -76,6 +79,41 @@ def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
             "header line, or Parquet; what pandas can read, pass as a DataFrame"
         ) from error
     return table, separator
+
+
+def _read_csv(data: bytes, separator: str, texts: Collection[str]) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    return csv.read_csv(
+        pa.BufferReader(data),
+        parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+    )
+
+
+def _numbers(table: Any) -> list[str]:
+    import pyarrow.types as kinds
+
+    return [
+        each.name
+        for each in table.schema
+        if kinds.is_integer(each.type) or kinds.is_floating(each.type)
+    ]
+
+
+def _with_codes(table: Any, texts: Any) -> Any:
+    """Return a table with the text of the columns of numbers that are codes: 007."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.types as kinds
+
+    columns = []
+    for column, text in zip(table.columns, texts.columns, strict=True):
+        code = _LONG_CODE if kinds.is_floating(column.type) else _CODE
+        is_code = text.type != column.type and pc.any(pc.match_substring_regex(text, code)).as_py()
+        columns.append(text if is_code else column)
+    return pa.table(columns, names=table.column_names)
 
 
 def separator_note(location: str, separator: str) -> list[Problem]:

@@ -43,6 +43,20 @@ def test_numbers_of_a_file_with_semicolons_may_have_decimal_commas(
     assert sorted(found.labels) == [0.5, 1.5, 2.5, 3.5]
 
 
+def test_codes_with_leading_zeros_stay_text(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
+    cells = {
+        "pid": ["000", "001", "", "10"],
+        "part": ["007.5", "1.5", "2.5", "3.5"],
+        "hash": ["18446744073709551617", "2", "3", "4"],
+        "age": [0, 10, 20, 30],
+        "score": [0.5, -0.25, 0.0, 10.75],
+    }
+    table = pd.DataFrame(listed).assign(**cells)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    shown = Dataset.open(tmp_path / "t.csv").to_frame()
+    assert {name: shown[name].tolist() for name in cells} == cells
+
+
 def frame(listed: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(listed).rename(columns={"path": "photo", "label": "kind"})
 
