@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -120,6 +120,13 @@ def _sample(array: np.ndarray, where: str) -> np.ndarray:
 def _flat(values: Any, what: str, rows: int) -> list[Any]:
     if hasattr(values, "__array__") and not hasattr(values, "tolist"):  # a tensor
         values = np.asarray(values)
+    if isinstance(values, set | frozenset | Mapping | str | bytes) or not (
+        hasattr(values, "tolist") or isinstance(values, Iterable)
+    ):
+        raise DatasetError(
+            f"{what} is of type {type(values).__name__}, expected a sequence of {rows} values in "
+            "the order of X, such as a list or an array"
+        )
     shape = getattr(values, "shape", None)
     if shape is not None and len(shape) != 1:
         raise DatasetError(

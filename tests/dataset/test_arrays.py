@@ -70,6 +70,13 @@ def test_bad_splits_and_groups() -> None:
         Dataset.from_arrays(X4, name="x", splits=["train", "later", "val", None])
     with pytest.raises(DatasetError, match="groups has 1 values, expected 4"):
         Dataset.from_arrays(X4, name="x", groups=["a"])
+    for what in ("y", "splits", "groups", "ids"):
+        for values in ({"a", "b", "c", "d"}, dict.fromkeys("abcd"), "abcd", 5):
+            with pytest.raises(DatasetError, match=f"{what} is of type .*in the order of X") as no:
+                Dataset.from_arrays(X4, name="x", **{what: values})
+            one_line(no.value)
+    with pytest.raises(DatasetError, match="all integers of 64 bits"):
+        Dataset.from_arrays(X4, name="x", ids=[2**64] * 4)
     with pytest.raises(InputError, match="no split 'vla'; did you mean 'val'"):
         Dataset.from_arrays(X4, name="x").rows("vla")
 
