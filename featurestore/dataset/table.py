@@ -80,7 +80,8 @@ def list_table(
     -------
     entries : list of Entry
     columns : dict of str to pyarrow.ChunkedArray
-        The other columns, in the order of the rows; none that holds lists, objects or bytes.
+        The other columns, in the order of the rows; none that holds lists, objects, bytes or
+        intervals.
     problems : list of Problem
         If the table has columns but none of labels; or labels in two spellings.
 
@@ -129,10 +130,11 @@ def _others(table: Any, named: dict[str, str | None]) -> dict[str, Any]:
     """Return the columns that the data set has under no name of its own."""
     import pyarrow.types as kinds
 
+    left_out = (kinds.is_nested, kinds.is_binary, kinds.is_large_binary, kinds.is_interval)
     columns: dict[str, Any] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind = column.type
-        if kinds.is_nested(kind) or kinds.is_binary(kind) or kinds.is_large_binary(kind):
+        if any(is_kind(kind) for is_kind in left_out):
             continue
         if named.get(name) == name:
             continue  # the data set has it, under the same name

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from featurestore.dataset import Dataset
@@ -184,7 +185,12 @@ def test_columns_of_lists_and_bytes_are_not_kept(
     frame = pd.DataFrame(listed).assign(box=[[1, 2]] * 4, image=b"bytes", score=0.5)
     frame.to_parquet(tmp_path / "t.parquet")
     found = Dataset.open(tmp_path / "t.parquet")
-    assert list(found.to_frame().columns) == ["row", "sample", "path", "label", "split", "score"]
+    names = ["row", "sample", "path", "label", "split", "score"]
+    assert list(found.to_frame().columns) == names
+    spans = pa.array([None] * 4, pa.month_day_nano_interval())
+    table = pa.table(frame.drop(columns=["box", "image"])).append_column("span", spans)
+    found = Dataset.open(table, name="t", root=tmp_path)
+    assert list(Dataset.from_parquet(found.to_parquet()).to_frame().columns) == names
 
 
 @pytest.mark.parametrize(
