@@ -7,15 +7,60 @@ way, a model for images of one size carries how images become that size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 import keras
+from pydantic import Field
 
 from featurestore.backbone.graph import Graph
+from featurestore.backbone.preprocessing import Interpolation
 from featurestore.errors import InputError, one_line
+from featurestore.images import MAX_PIXELS, MAX_SIDE
+from featurestore.settings import Settings
 
 CLASSES, RESIZING = "classes", "resizing"
+_Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+
+
+class _Resize(Settings):
+    """What a file may say of a resize: TensorFlow ends the process where some of it is wrong."""
+
+    height: _Side
+    width: _Side
+    interpolation: Interpolation = "bilinear"
+    crop_to_aspect_ratio: bool = False
+    pad_to_aspect_ratio: bool = False
+    fill_mode: Literal["constant"] = "constant"
+    fill_value: Annotated[int, Field(ge=0, le=255)] = 0
+    antialias: bool = False
+    data_format: Literal["channels_last"] = "channels_last"
+
+    @classmethod
+    def checked(cls, config: Mapping[str, Any], takes: Sequence[int | None]) -> Self:
+        """Validate the config of a layer for a model that takes images (batch, height, width, …).
+
+        Raises
+        ------
+        InputError
+            If TensorFlow cannot resize so, or to another size than the model takes.
+        """
+        resize = cls.of({name: config[name] for name in config if name not in _NO_PART})
+        size = resize.height, resize.width
+        if resize.height * resize.width > MAX_PIXELS:
+            raise InputError(f"{size[0]}×{size[1]}; expected at most {MAX_PIXELS:,} pixels")
+        if resize.crop_to_aspect_ratio and resize.pad_to_aspect_ratio:
+            raise InputError("crop and pad at once; expected one of them")
+        if any(side not in (None, each) for side, each in zip(takes[1:3], size, strict=False)):
+            raise InputError(
+                f"{size[0]}×{size[1]}; expected the size of the model's input, "
+                f"{takes[1]}×{takes[2]}"
+            )
+        return resize
+
+
+# Of a layer's config, what says nothing of the resize.
+_NO_PART = ("name", "dtype", "trainable")
 
 
 def classes_layer(classes: Sequence[Any], name: str = CLASSES) -> keras.Layer:
@@ -27,7 +72,7 @@ def classes_layer(classes: Sequence[Any], name: str = CLASSES) -> keras.Layer:
 def resize_layer(resizing: keras.layers.Resizing) -> keras.Layer:
     """Return a layer that changes nothing and carries how images were resized before."""
     config = resizing.get_config()
-    kept = {name: value for name, value in config.items() if name not in ("dtype", "trainable")}
+    kept = {name: value for name, value in config.items() if name not in _NO_PART}
     return keras.layers.Dropout(0.0, seed=kept, name=RESIZING, dtype="uint8")
 
 
@@ -47,6 +92,7 @@ def resizing_of(graph: Graph) -> keras.layers.Resizing | None:
 
     Augmentation may come before it: layers such as ``RandomFlip`` do nothing in inference.
     """
+    takes = graph.nodes[0].outputs[0].shape
     images = {(0, 0)}
     for number, node in enumerate(graph.nodes[1:], 1):
         if not images.issuperset(node.inputs[:1]) or not node.inputs:
@@ -54,15 +100,20 @@ def resizing_of(graph: Graph) -> keras.layers.Resizing | None:
         layer = node.operation
         if node.kind.startswith("Random") or node.kind == "Cast":
             images.add((number, 0))
-        if isinstance(layer, keras.layers.Resizing) and "int" in str(layer.compute_dtype):
-            return layer
-        if _carried(layer, dict):
-            try:
-                return keras.layers.Resizing.from_config({**layer.seed, "dtype": "uint8"})
-            except Exception as error:  # whatever a made-up file says
-                raise InputError(
-                    f"layer {layer.name!r} says no resize: {one_line(error)}"
-                ) from None
+        resizes = isinstance(layer, keras.layers.Resizing) and "int" in str(layer.compute_dtype)
+        if not resizes and not _carried(layer, dict):
+            continue
+        try:
+            if resizes:
+                _Resize.checked(layer.get_config(), ())
+                return layer
+            resize = _Resize.checked(layer.seed, takes)
+            return keras.layers.Resizing(**resize.model_dump(), dtype="uint8", name=RESIZING)
+        except Exception as error:  # whatever a made-up file says
+            raise InputError(
+                f"layer {layer.name!r} says no resize that can be done: {one_line(error)}; promote "
+                "the head again with `featurestore promote HEAD -o MODEL.keras`"
+            ) from None
     return None
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,59 @@ def test_the_rule_of_the_resize_is_carried(resize: Any, tmp_path: Path) -> None:
         found = load_model(each)
         assert found.resizing.crop_to_aspect_ratio == (resize == "crop")
         assert found.resizing.pad_to_aspect_ratio == (resize == "pad")
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"height": 10**9, "width": 10**9}, "height is 1000000000: input should be less than"),
+        ({"height": 65_000, "width": 65_000}, "65000×65000; expected at most 89,478,485 pixels"),
+        ({"height": 8}, "8×16; expected the size of the model's input, 16×16"),
+        ({"height": "a"}, "height is 'a'"),
+        ({"height": None}, "height is None"),
+        ({"width": 1.5}, "width is 1.5"),
+        ({"interpolation": "x"}, "interpolation is 'x'"),
+        ({"data_format": "channels_first"}, "data_format is 'channels_first'"),
+        ({"fill_value": "z"}, "fill_value is 'z'"),
+        ({"sides": 2}, "no option 'sides'"),
+        ({"crop_to_aspect_ratio": True, "pad_to_aspect_ratio": True}, "crop and pad"),
+    ],
+)
+def test_a_file_that_says_no_resize(
+    said: dict[str, Any], says: str, fixed: Path, tmp_path: Path
+) -> None:
+    def change(layer: dict[str, Any]) -> None:
+        if isinstance(layer["config"].get("seed"), dict):
+            layer["config"]["seed"] |= said
+
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
+        predict(changed(fixed, tmp_path / "made-up.keras", change), [])
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_that_resizes_to_an_absurd_size(model: Path, tmp_path: Path) -> None:
+    def change(layer: dict[str, Any]) -> None:
+        if layer["class_name"] == "Resizing":
+            layer["config"] |= {"height": 10**9, "width": 10**9}
+
+    file = changed(model, tmp_path / "absurd.keras", change)
+    with pytest.raises(InputError, match="height is 1000000000") as caught:
+        predict(file, [])
+    assert str(caught.value).isprintable()
+
+
+def changed(model: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write a copy of a file whose layers say something else."""
+    with zipfile.ZipFile(model) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "config.json":
+                config = json.loads(data)
+                for layer in config["config"]["layers"]:
+                    change(layer)
+                data = json.dumps(config).encode()
+            new.writestr(name, data)
+    return target
 
 
 def test_images_is_any_or_fixed(promotion: Promotion, tmp_path: Path) -> None:
