@@ -16,7 +16,7 @@ from featurestore.errors import DatasetError
 from featurestore.heads import metrics
 from featurestore.promotion.inference import Predictor
 from featurestore.promotion.report import Measured
-from featurestore.promotion.saved import Promoted, load_model
+from featurestore.promotion.saved import Promoted, load_model, shown
 from featurestore.promotion.seen import UNKNOWN, UNSEEN
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.table import Table
@@ -218,7 +218,7 @@ def _comparable(promoted: Promoted, data: Dataset) -> list[Any]:
     known = [written.get(str(each), each) for each in promoted.classes]
     if known and not set(known) & set(data.classes):
         raise DatasetError(
-            f"{promoted.name} knows the classes {', '.join(map(str, known[:5]))}, and none of them "
-            f"is a label in {data.name} ({', '.join(map(str, data.classes[:5]))})"
+            f"{promoted.name} knows the classes {shown(known)}, and none of them is a label in "
+            f"{data.name} ({shown(data.classes)})"
         )
     return known

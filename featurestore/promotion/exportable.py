@@ -7,6 +7,7 @@ LiteRT and ONNX have no operation for the resize, and the ONNX converter loses t
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,6 +18,7 @@ from featurestore.backbone.graph import Graph, Node, dissolve
 from featurestore.errors import InputError, ParityError
 from featurestore.promotion.carried import resize_layer, resizing_of
 from featurestore.promotion.inference import forward_of
+from featurestore.promotion.saved import Promoted, open_model
 
 # Noise that the two models are compared on.
 PROOF_IMAGES = 8
@@ -24,7 +26,7 @@ PROOF_IMAGES = 8
 MOST_APART = 1e-4
 
 
-def fixed_images(model: keras.Model) -> keras.Model:
+def fixed_images(model: str | Path | keras.Model | Promoted) -> keras.Model:
     """Return a copy of a promoted model for images of one size, which exports to LiteRT and ONNX.
 
     The copy takes images that were resized before, and carries how; `predict` and `evaluate` resize
@@ -32,7 +34,7 @@ def fixed_images(model: keras.Model) -> keras.Model:
 
     Parameters
     ----------
-    model : keras.Model
+    model : path-like or keras.Model
         Promoted, as it is now; it is not changed.
 
     Returns
@@ -43,15 +45,16 @@ def fixed_images(model: keras.Model) -> keras.Model:
     Raises
     ------
     InputError
-        If the model does not begin with the resize of a promoted model.
+        If the model cannot be loaded, or does not begin with the resize of a promoted model.
     ParityError
         If the two differ on images of that size.
 
     Examples
     --------
-    >>> fixed = fixed_images(keras.models.load_model("flowers.keras"))  # doctest: +SKIP
+    >>> fixed = fixed_images("flowers.keras")  # doctest: +SKIP
     >>> fixed.export("flowers.tflite", format="litert")  # doctest: +SKIP
     """
+    model = open_model(model)
     graph = dissolve(model)
     resizing = resizing_of(graph)
     if resizing is None:

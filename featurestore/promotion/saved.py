@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from featurestore.backbone import sources
 from featurestore.digests import digest_array, digest_fields, json_text
 from featurestore.errors import InputError, nearest, one_line, received
 from featurestore.promotion.seen import Seen
 from featurestore.scratch import check_place, written
+from featurestore.table import printable
 
 if TYPE_CHECKING:
     import keras
@@ -118,6 +121,23 @@ def load_model(
     """
     if isinstance(model, Promoted):
         return model
+    opened = open_model(model)
+    if not isinstance(model, str | os.PathLike):
+        return _promoted(f"model {opened.name!r}", opened, classes, None, {})
+    path = Path(model)
+    return _promoted(str(path), opened, classes, read_seen(path), read_metadata(path))
+
+
+def open_model(model: str | Path | keras.Model | Promoted) -> keras.Model:
+    """Return a model in memory as it is, or load that of a file in Keras' safe mode.
+
+    Raises
+    ------
+    InputError
+        If it is neither, there is no such file, or it is not a model of Keras.
+    """
+    if isinstance(model, Promoted):
+        return model.model
     if not isinstance(model, str | os.PathLike):
         keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
         if keras is None or not isinstance(model, keras.Model):
@@ -125,14 +145,13 @@ def load_model(
                 f"the model is {received(model)}; expected a promoted .keras file or a "
                 "keras.Model, such as promotion.model"
             )
-        return _promoted(f"model {model.name!r}", model, classes, None, {})
+        return model
     path = Path(model)
-    metadata = read_metadata(path)
+    read_metadata(path)
     try:
-        loaded = sources.load_model(path)
+        return sources.load_model(path)
     except InputError as error:
         raise InputError(f"cannot load {path} as a Keras model: {error}") from error
-    return _promoted(str(path), loaded, classes, read_seen(path), metadata)
 
 
 def _promoted(
@@ -167,6 +186,7 @@ def _classes(
 ) -> tuple[Any, ...]:
     """Return the class of each column, as the model says or, if it does not, the caller."""
     columns = int(model.output_shape[1])
+    given = None if given is None else _listed(given)
     probabilities = carried is not None or _gives_probabilities(model)
     if given is None and columns == 1 and not probabilities:
         return ()
@@ -186,17 +206,31 @@ def _classes(
     known = tuple(carried if carried is not None else given or ())
     of_one_type = {str} == set(map(type, known)) or {int} == set(map(type, known))
     if not of_one_type or len(set(known)) < len(known) or len(known) != wanted:
-        shown = ", ".join(map(str, known[:5]))
         raise InputError(
-            f"{name} tells {wanted} classes apart; found {len(known)} ({shown}), expected a name "
-            "for each, all different"
+            f"{name} tells {wanted} classes apart; found {len(known)} ({shown(known)}), "
+            "expected a name for each, all different"
         )
-    if given is not None and tuple(given) != known:
+    if given is not None and given != known:
         raise InputError(
-            f"{name} says itself which classes it knows ({', '.join(map(str, known[:5]))}); leave "
-            "--classes out"
+            f"{name} says itself which classes it knows ({shown(known)}); leave --classes out"
         )
     return known
+
+
+def _listed(classes: Any) -> tuple[Any, ...]:
+    """Return the classes that a caller gives, in their order: a list, an array or a column."""
+    values = classes.tolist() if hasattr(classes, "tolist") else classes
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise InputError(
+            f"classes is {received(classes)}; expected a list of names in the order of the "
+            "model's output"
+        )
+    return tuple(each.item() if isinstance(each, np.generic) else each for each in values)
+
+
+def shown(classes: Sequence[Any]) -> str:
+    """Return the first of some classes for a message, which is one line."""
+    return printable(", ".join(map(str, classes[:5])))
 
 
 def _gives_probabilities(model: keras.Model) -> bool:

@@ -87,6 +87,15 @@ def test_classes_of_a_model_that_never_had_them() -> None:
     ):
         with pytest.raises(InputError, match=says):
             load_model(three, classes)
+    for array in (np.array(["x", "y", "z"]), [np.str_(each) for each in "xyz"]):
+        assert load_model(three, array).classes == ("x", "y", "z")
+    assert load_model(three, np.arange(3)).classes == (0, 1, 2)
+    for unordered in ({"x", "y", "z"}, {"x": 0, "y": 1, "z": 2}, "xyz", 5):
+        with pytest.raises(InputError, match=r"classes is .*; expected a list of names"):
+            load_model(three, unordered)
+    with pytest.raises(InputError, match="found 2") as caught:
+        load_model(three, ["two\nlines", "\x1b[31mred"])
+    assert str(caught.value).isprintable()
     with pytest.raises(InputError, match="ends without softmax"):
         load_model(head_of(keras.layers.Dense(3)), ["x", "y", "z"])
     assert load_model(head_of(keras.layers.Dense(1))).task == "regression"

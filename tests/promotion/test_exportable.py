@@ -131,6 +131,15 @@ def test_images_is_any_or_fixed(promotion: Promotion, tmp_path: Path) -> None:
         fixed_images(small_network())
 
 
+def test_fixed_images_of_a_file(model: Path) -> None:
+    assert fixed_images(str(model)).input_shape == (None, SIZE, SIZE, 3)
+    assert fixed_images(load_model(model)).input_shape == (None, SIZE, SIZE, 3)
+    with pytest.raises(
+        InputError, match=r"the model is 5 \(int\); expected a promoted .keras file"
+    ):
+        fixed_images(5)
+
+
 # ------------------------------------------------------------------ exports
 
 
