@@ -14,7 +14,13 @@ from featurestore.dataset.review import merged_spellings
 from featurestore.dataset.samples import Entry, Samples, list_entries
 from featurestore.dataset.scan import scan
 from featurestore.dataset.source import below, is_uri
-from featurestore.dataset.table_file import is_text, read_frame, read_table, separator_note
+from featurestore.dataset.table_file import (
+    is_frame,
+    is_text,
+    read_frame,
+    read_table,
+    separator_note,
+)
 from featurestore.errors import DatasetError, nearest
 from featurestore.listening import OnEvent
 
@@ -145,9 +151,11 @@ def _others(table: Any, named: dict[str, str | None]) -> dict[str, Any]:
 
 
 def list_rows(
-    location: str, image_column: str | None = None, root: str | None = None
+    data: Any, image_column: str | None = None, root: str | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
     """List the images of a table in the order of its rows, each with all cells of its row.
+
+    ``data`` is the path or URI of a table, or a DataFrame.
 
     Raises
     ------
@@ -155,8 +163,11 @@ def list_rows(
         If the table cannot be read or misses the column.
     """
     name = image_column or "path"
-    table, _ = read_table(location, [name])
-    where, root = f"table {location!r}", root or _folder(location)
+    if is_frame(data):
+        table, where, root = read_frame(data, "images"), "the DataFrame", root or os.getcwd()
+    else:
+        table, _ = read_table(data, [name])
+        where, root = f"table {data!r}", root or _folder(data)
     paths = _column(table, name, where, "path")
     return [
         (below(root, _path(path, f"{where}, row {number}")), row)

@@ -23,6 +23,7 @@ from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
     import keras
+    import pandas
 
 BATCH = 32
 # Batches decoded while another is computed.
@@ -57,7 +58,7 @@ class Prediction:
 
 def predict(
     model: str | Path | keras.Model | Promoted,
-    images: str | Path | Sequence[str | Path],
+    images: str | Path | Sequence[str | Path] | pandas.DataFrame,
     *,
     classes: Sequence[Any] | None = None,
     image_column: str | None = None,
@@ -69,15 +70,16 @@ def predict(
     ----------
     model : path-like or keras.Model
         A promoted model; see :func:`load_model`.
-    images : path-like, or sequence of these
+    images : path-like, sequence of these, or DataFrame
         Image files of any format and size that a data set takes, folders of them, and CSV, TSV or
-        Parquet tables of them.
+        Parquet tables of them; or a table as a DataFrame of pandas, polars or Arrow.
     classes : sequence of str or int, optional
         The class of each column of the output, if the model does not carry them.
     image_column : str, optional
         Column of paths in tables; by default ``path``.
     root : path-like, optional
-        What paths in tables are relative to; by default the table's folder.
+        What paths in tables are relative to; by default the table's folder, or the working
+        folder for a DataFrame.
 
     Returns
     -------

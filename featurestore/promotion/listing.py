@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from featurestore.dataset.folder import list_files
 from featurestore.dataset.source import absolute, is_uri
 from featurestore.dataset.table import list_rows
-from featurestore.dataset.table_file import is_table
+from featurestore.dataset.table_file import is_frame, is_table
 from featurestore.errors import InputError, nearest, path_text, received
 
 
@@ -35,7 +35,7 @@ class Listed:
 
 
 def list_images(
-    images: str | Path | Sequence[str | Path],
+    images: Any,
     image_column: str | None = None,
     root: str | Path | None = None,
 ) -> list[Listed]:
@@ -47,9 +47,12 @@ def list_images(
         If a file, folder or table does not exist, a folder holds no file, or a table does not have
         the column.
     """
-    given = [images] if isinstance(images, str | os.PathLike) else images
     above = None if root is None else absolute(root)
-    what, expected = "the images", "image files, folders or tables"
+    if is_frame(images):
+        rows = list_rows(images, image_column, above)
+        return [Listed(path, row, named=False) for path, row in rows]
+    given = [images] if isinstance(images, str | os.PathLike) else images
+    what, expected = "the images", "image files, folders or tables, or one DataFrame"
     if not isinstance(given, Iterable):
         raise InputError(f"{what} are {received(images)}; expected {expected}")
     places = [path_text(each, "one of " + what, expected) for each in given]

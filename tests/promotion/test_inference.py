@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -56,6 +57,18 @@ def test_predict_values(values_model: Path, tmp_path: Path) -> None:
     (found,) = predict(values_model, [tmp_path / "one.png"])
     assert isinstance(found.label, float)
     assert found.probabilities == {}
+
+
+def test_predict_a_frame(model: Path, tmp_path: Path) -> None:
+    Image.fromarray(pictures(1, 3)[0]).save(tmp_path / "one.png")
+    frame = pd.DataFrame({"file": ["one.png", tmp_path / "none.png"], "plot": [7, 8]})
+    found = predict(model, frame, image_column="file", root=tmp_path)
+    assert [each.path for each in found] == [str(tmp_path / f"{n}.png") for n in ("one", "none")]
+    assert found[0].label in ("ant", "bee", "cat")
+    assert [each.columns["plot"] for each in found] == [7, 8]
+    assert "cannot read" in str(found[1].problem)
+    with pytest.raises(InputError, match="the DataFrame has no column 'path'"):
+        predict(model, frame)
 
 
 def test_numbered_classes_keep_their_type() -> None:
