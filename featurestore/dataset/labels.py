@@ -18,6 +18,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 _NUMBER = re.compile(
     r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity)", re.IGNORECASE
 )
+_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
 # "No label" in a column of numbers or of nothing else; among words, only blank cells are missing.
 _ABSENT = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 
@@ -25,7 +26,8 @@ _ABSENT = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 def parse(cells: Sequence[str], decimals: str = ".") -> list[Label]:
     """Give the cells of a CSV column one type: integers, else floats, else text.
 
-    Where the decimal point is a comma, a point is one too.
+    Where the decimal point is a comma, a point is one too. Where it is ``.,``, it is a comma unless
+    each comma may group thousands.
 
     Examples
     --------
@@ -33,7 +35,12 @@ def parse(cells: Sequence[str], decimals: str = ".") -> list[Label]:
     ([7, 7, None], [1.5, 2.0, None], ['cat', '7'])
     >>> parse(["1,5", "2"], ","), parse(["1,5", "2"])
     ([1.5, 2.0], ['1,5', '2'])
+    >>> parse(["0,125", "2"], ".,"), parse(["1,125", "2"], ".,")
+    ([0.125, 2.0], ['1,125', '2'])
     """
+    if decimals == ".,":
+        grouped = all(_THOUSANDS.fullmatch(each.strip()) for each in cells if "," in each)
+        decimals = "." if grouped else ","
     stripped = [
         None if each.strip().casefold() in _ABSENT else each.strip().replace(decimals, ".")
         for each in cells

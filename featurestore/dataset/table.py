@@ -40,8 +40,8 @@ def scan_table(location: str, how: ScanOptions, on_event: OnEvent | None) -> Sam
     names = [how.image_column or "path", how.label_column or "label", how.split_column or "split"]
     table, separator = read_table(location, {*names, *filter(None, [how.group_by])})
     folder = _folder(location)
-    # Where semicolons separate columns, a comma may be the decimal point.
-    decimals = ("," if separator == ";" else ".") if is_text(location) else None
+    # Where a comma does not separate columns, it may be the decimal point.
+    decimals = {";": ",", "\t": ".,"}.get(separator, ".") if is_text(location) else None
     entries, columns, problems = list_table(table, how, how.root or folder, location, decimals)
     problems += separator_note(location, separator)
     hint = f"paths are relative to {how.root or folder!r}; --root names another folder"
@@ -80,7 +80,7 @@ def list_table(
     """List the samples of a pyarrow.Table, in an order that does not depend on that of its rows.
 
     ``root`` is the folder or URI that paths are relative to, ``place`` the location of the table or
-    the name of the data set, ``decimals`` the decimal point, if cells are text.
+    the name of the data set, ``decimals`` the decimal point as in `parse`, if cells are text.
 
     Returns
     -------

@@ -33,11 +33,12 @@ def test_a_spreadsheets_csv_begins_with_a_mark(
     assert Dataset.open(tmp_path / "t.csv").classes == ("a", "b")
 
 
-def test_numbers_of_a_file_with_semicolons_may_have_decimal_commas(
-    tmp_path: Path, listed: list[dict[str, Any]]
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_numbers_of_a_file_without_commas_between_columns_may_have_decimal_commas(
+    tmp_path: Path, listed: list[dict[str, Any]], separator: str
 ) -> None:
-    rows = "".join(f"{row['path']};{number},5\n" for number, row in enumerate(listed))
-    (tmp_path / "t.csv").write_text(f"path;label\n{rows}")
+    rows = "".join(f"{row['path']}{separator}{number},5\n" for number, row in enumerate(listed))
+    (tmp_path / "t.csv").write_text(f"path{separator}label\n{rows}")
     found = Dataset.open(tmp_path / "t.csv")
     assert found.task == "regression"
     assert sorted(found.labels) == [0.5, 1.5, 2.5, 3.5]
