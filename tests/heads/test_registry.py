@@ -80,7 +80,7 @@ def test_a_regressor_on_classes_is_refused(three: Features) -> None:
         ("PCA+dense", {}, "cannot be a step"),
         ("VotingClassifier", {}, "missing 1 required positional argument: 'estimators'"),
         ("knn", {"n_neighbors": 500}, "n_neighbors"),
-        (SVC, {}, "expected a name"),
+        (SVC, {}, "SVC is a class; pass an estimator"),
         (SVC(random_state=np.random.RandomState(0)), {}, "cannot be part of a head's identity"),
     ],
 )
