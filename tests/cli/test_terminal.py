@@ -65,7 +65,6 @@ def test_ctrl_c_stops_at_once_leaves_blocks_and_says_what_resumes(tmp_path: Path
     take_photos(tmp_path / "photos", 200)
     build_network(tmp_path / "wide.keras", size=128, channels=64)
     store = tmp_path / "store"
-    # 64 × 64 × 12 numbers a row: 32 rows a block.
     command = ["extract", str(tmp_path / "photos"), "--model", str(tmp_path / "wide.keras")]
     command += ["--layer", "conv_b", "--batch-size", "1", "--store", str(store)]
 
@@ -84,8 +83,7 @@ def test_ctrl_c_stops_at_once_leaves_blocks_and_says_what_resumes(tmp_path: Path
     assert not list(tmp_path.rglob("*.partial"))
 
     features = featurestore(*command, "--json").json["features"]["conv_b"]
-    assert features["rows_reused"] >= 32
-    assert features["rows_reused"] % 32 == 0
+    assert features["rows_reused"] >= 64  # the rows that the bar counted, whole blocks or not
     assert features["rows_computed"] == 600 - features["rows_reused"]
 
 

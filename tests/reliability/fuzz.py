@@ -277,7 +277,9 @@ def _sealed_again(data: bytes) -> bytes:
 def _table_target(folder: Path) -> Target:
     import pandas as pd
 
+    from featurestore.dataset.options import ScanOptions
     from featurestore.dataset.table import list_table
+    from featurestore.dataset.table_file import read_table
 
     csv = b'path,label,split\nimg/0.png,cat,train\n"a, b.png",7,\n../x.png,,val\n'
     rows = pd.DataFrame({"path": ["a.png", "b/c.png"] * 9, "label": [1, 2] * 9, "split": "train"})
@@ -289,7 +291,8 @@ def _table_target(folder: Path) -> Target:
         parquet = data[:4] == b"PAR1" or data[-4:] == b"PAR1"
         path = folder / ("table.parquet" if parquet else "table.csv")
         path.write_bytes(data)
-        list_table(str(path))
+        table, _ = read_table(str(path), ["path", "label", "split"])
+        list_table(table, ScanOptions(), str(folder), str(path), None if parquet else ".")
 
     return Target(read, [csv, buffer.getvalue()], words=words)
 
