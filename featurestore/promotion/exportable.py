@@ -86,7 +86,7 @@ def _exportable(graph: Graph, resizing: keras.layers.Resizing) -> Graph:
 
     def swapped(node: Node) -> Node:
         layer = node.operation
-        if isinstance(layer, keras.layers.Resizing) and node.inputs == ((0, 0),):
+        if layer is resizing:
             return replace(node, operation=resize_layer(resizing))
         if isinstance(layer, keras.layers.Normalization):
             return replace(node, operation=_scaler(layer))

@@ -18,6 +18,7 @@ from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import Promotion, evaluate, load_model, predict, promote
 from featurestore.promotion.carried import classes_layer
+from featurestore.promotion.exportable import fixed_images
 from featurestore.store import FeatureStore
 
 CLASSES = ("ant", "bee", "cat")
@@ -66,6 +67,8 @@ def test_every_copy_keeps_the_classes(promotion: Promotion, tmp_path: Path) -> N
     keras.utils.save_img(tmp_path / "image.png", image, scale=False)
     plain, same = (predict(each, [tmp_path / "image.png"]) for each in (model, augmented))
     assert same[0].probabilities == pytest.approx(plain[0].probabilities, abs=1e-6)
+    fixed = fixed_images(augmented)
+    assert not [each for each in fixed.layers if isinstance(each, keras.layers.Resizing)]
     assert model.get_layer("classes").seed == list(CLASSES)
 
 
