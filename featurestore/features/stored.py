@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def stored(
         _refuse_damaged(damages, loaded, models, layer)
         raise
     # What failed before its first block does not stand beside another variant of its layer.
-    begun = {group.key for group in groups if len(group.missing()) < group.blocks}
+    refs = Counter(group.key.ref for group in groups)
+    begun = {g.key for g in groups if refs[g.key.ref] == 1 or len(g.missing()) < g.blocks}
     other = {key.ref for key in begun}
     return [
         Features(group, loaded, store)
