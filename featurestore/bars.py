@@ -81,8 +81,6 @@ class Progress:
             self._reused = 0
         elif name == "HeadFitted" and f"fit {event.head}" in self._tasks:
             self._forget(f"fit {event.head}")  # It stopped before its last epoch.
-        elif name == "BackboneLoading":
-            load_tensorflow()
         if name in _LINES:
             self.say(_LINES[name](event))
         if name in _COUNTS:
