@@ -33,7 +33,7 @@ LINKED = [*dict.fromkeys([*PAGES, *sorted(ROOT.glob("*/README.md")), ROOT / "CON
 MODULES = sorted((ROOT / "featurestore").rglob("*.py"))
 WITH_EXAMPLES = [file for file in MODULES if ">>>" in file.read_text(encoding="utf-8")]
 # Pages whose command lines run too, in their place among the Python blocks.
-RUN_COMMANDS = ("quickstart.md", "extraction.md")
+RUN_COMMANDS = ("quickstart.md", "extraction.md", "growing.md")
 # Pages that make their own photos, or look at a store that is there already.
 OWN_PHOTOS = ("datasets.md",)
 READY_STORE = ("format.md",)
