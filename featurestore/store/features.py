@@ -151,25 +151,26 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         """Open the feature group of an item."""
         return self._read(item.path)
 
-    def find(self, prefix_digest: str, ref: str, dataset_digest: str) -> FeatureKey | None:
-        """Find features by what decides them, of any model: of the same layer ref first.
+    def of_prefix(self, prefix_digest: str, ref: str) -> list[FeatureGroup]:
+        """Open all features of this prefix digest and reduction, of any model and data set.
 
         The prefix digest ends at the layer, so a layer that has another name in another model is
-        found too, if its reduction is the same.
+        found too. Damaged features are left out.
         """
-        wanted = (short(prefix_digest), short(dataset_digest), ref.partition(":")[2])
-        candidates = []
+        wanted = (short(prefix_digest), ref.partition(":")[2])
+        found = []
         for path in self._paths():
             parts = _parse(path)
-            if (parts.prefix, parts.dataset, parts.ref.partition(":")[2]) == wanted:
-                candidates.append((parts.ref != ref, path))
-        for _, path in sorted(candidates):
-            # Damaged features of other models are skipped.
-            with suppress(StoreError):
-                key = self._read(path).key
-                if (key.prefix_digest, key.dataset_digest) == (prefix_digest, dataset_digest):
-                    return key
-        return None
+            if (parts.prefix, parts.ref.partition(":")[2]) == wanted:
+                with suppress(StoreError):
+                    found.append(self._read(path))
+        return [group for group in found if group.key.prefix_digest == prefix_digest]
+
+    def find(self, prefix_digest: str, ref: str, dataset_digest: str) -> FeatureKey | None:
+        """Find features of some samples by what decides them: of the same layer ref first."""
+        groups = self.of_prefix(prefix_digest, ref)
+        keys = [group.key for group in groups if group.key.dataset_digest == dataset_digest]
+        return min(keys, key=lambda key: key.ref != ref, default=None)
 
     def match(self, text: str | FeatureKey, **variant: Any) -> Item:
         """Find the one item that a text stands for, readable or not; otherwise NotFoundError.
@@ -278,10 +279,22 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def _unused(self, path: str, in_use: Collection[str]) -> str | None:
         if self._exists(path):
             with suppress(StoreError):  # Damage is repaired, not removed.
-                if self._read(path).key.dataset_digest not in in_use:
-                    return "no data set has these samples"
+                group = self._read(path)
+                if group.key.dataset_digest not in in_use:
+                    newer = self._superseding(group, in_use)
+                    return f"superseded by {newer}" if newer else "no data set has these samples"
             return None
         return super()._unused(path, in_use)
+
+    def _superseding(self, group: FeatureGroup, in_use: Collection[str]) -> FeatureKey | None:
+        """Return the key of features in use that supersede those of a group."""
+        for other in self.of_prefix(group.key.prefix_digest, group.key.ref):
+            # One that is not in use may go too.
+            if other.key.dataset_digest in in_use:
+                with suppress(StoreError):  # Without row ids, nothing says whose rows these are.
+                    if other.supersedes(group):
+                        return other.key
+        return None
 
     def without_head(
         self, fitted: Collection[str | None], *, only_boundaries: bool

@@ -231,6 +231,27 @@ class FeatureGroup:
                 ) from error
         return found
 
+    def rows_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Return the row of each sample, int64 (sample,); -1 for one that is not among the rows.
+
+        ``sample_ids`` are the first bytes of digests, uint8 (sample, 16).
+        """
+        own, asked = _as_texts(self.samples), _as_texts(sample_ids)
+        rows = np.minimum(np.searchsorted(own, asked), len(own) - 1)
+        return np.where(own[rows] == asked, rows, -1)
+
+    def supersedes(self, former: FeatureGroup) -> bool:
+        """Whether these features, of the same prefix and reduction, have all that others have.
+
+        Every block exists, every sample of the others is a row, and float32 is not rounded.
+        """
+        return (
+            self.dtype.itemsize >= former.dtype.itemsize
+            and self.shape[0] >= former.shape[0]
+            and not self.missing()
+            and bool((self.rows_of(former.samples) >= 0).all())
+        )
+
     def write_samples(self, sample_ids: np.ndarray) -> None:
         """Write the row ids, uint8 (row, 16): at creation, and to repair them."""
         for block in range(self.sample.count):
@@ -328,3 +349,8 @@ class FeatureGroup:
             f"{self.key}: {which} never extracted, of {self.blocks} (the first is block "
             f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
         )
+
+
+def _as_texts(ids: np.ndarray) -> np.ndarray:
+    """View row ids, (row, 16), as one value each, which compare as the digests do: (row,)."""
+    return np.ascontiguousarray(ids).view(f"S{ROW_BYTES}").reshape(-1)
