@@ -34,7 +34,7 @@ def options(command: str) -> dict[str, Any]:
 
 
 def test_python_pipelines_and_commands_have_the_same_defaults() -> None:
-    extract = {"dtype": "float16", "batch_size": 32}
+    extract = {"dtype": "float16", "batch_size": 32, "replace": False}
     assert ExtractSpec().model_dump() == extract
     assert defaults(fs.extract).items() >= extract.items()
     assert options("extract").items() >= extract.items()

@@ -112,6 +112,9 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
     metavar="N",
     help="Images in a forward batch.",
 )
+@click.option(
+    "--replace", is_flag=True, help="Then remove former features that the new ones supersede."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be computed; write nothing.")
 @scan_options
 @store_option
@@ -122,6 +125,7 @@ def extract_command(
     layers: tuple[str, ...],
     dtype: str,
     batch_size: int,
+    replace: bool,
     dry_run: bool,
     store: str,
     as_json: bool,
@@ -129,7 +133,9 @@ def extract_command(
 ) -> None:
     """Compute the features of DATA at the given layers, in one pass; reuse what is stored.
 
-    DATA is a folder, a table or a name, as for `featurestore scan`.
+    DATA is a folder, a table or a name, as for `featurestore scan`. With --replace, features of the
+    same layers go whose samples are those of no data set now and are all among the new ones; the
+    heads fitted on them stay, and can still be promoted.
 
     \b
     Example:
@@ -152,7 +158,9 @@ def extract_command(
         if dry_run:
             decided = plan(dataset, backbone, layers, opened, **settings)
         else:
-            extraction = extract(dataset, backbone, layers, opened, on_event=progress, **settings)
+            extraction = extract(
+                dataset, backbone, layers, opened, replace=replace, on_event=progress, **settings
+            )
     if dry_run:
         if as_json:
             print_json(decided.to_dict())
@@ -166,4 +174,6 @@ def extract_command(
         return
     print_problems(dataset)
     print_table(extraction.grid())
+    for former in extraction.former:
+        click.echo(former)
     click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')} in {extraction.seconds:.1f} s")

@@ -27,7 +27,7 @@ from featurestore.extraction.planning import (
 )
 from featurestore.features import Features
 from featurestore.listening import OnEvent
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, Former, StoreLike
 from featurestore.table import Grid, show_html
 from featurestore.versions import versions
 
@@ -66,6 +66,8 @@ class Extraction(dict[str, Features]):
         By layer ref.
     seconds : float
         Wall time of the call.
+    former : tuple of Former
+        With ``replace``: the former arrays that were removed, and those that were left.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class Extraction(dict[str, Features]):
         reports: dict[str, LayerReport],
         dataset: Dataset,
         seconds: float,
+        former: Sequence[Former] = (),
     ) -> None:
         super().__init__(features)
         self.reports = reports
         self.dataset = dataset
         self.seconds = seconds
+        self.former = tuple(former)
 
     def __missing__(self, ref: Any) -> Features:
         text = str(ref)
@@ -113,6 +117,12 @@ class Extraction(dict[str, Features]):
                 for problem in self.dataset.problems
                 if problem.kind == "quarantined"
             ],
+            "freed": [
+                {"key": each.key, "bytes": each.bytes, "heads": list(each.heads)}
+                for each in self.former
+                if each.left is None
+            ],
+            "left": [{"key": each.key, "reason": each.left} for each in self.former if each.left],
             "seconds": round(self.seconds, 3),
         }
 
@@ -126,6 +136,7 @@ def extract(
     boundaries: Sequence[str] = (),
     dtype: str = "float16",
     batch_size: int = 32,
+    replace: bool = False,
     on_event: OnEvent | None = None,
 ) -> Extraction:
     """Compute the features of every sample at every given layer in one pass; reuse stored ones.
@@ -154,6 +165,9 @@ def extract(
         features are computed again and replaced for float32 requests.
     batch_size : int
         Samples in a forward batch. Not part of the key.
+    replace : bool
+        Then remove the former arrays of these layers that the new ones supersede: their samples are
+        those of no data set now, and all of them are among these. The heads fitted on them stay.
     on_event : callable, optional
         Receives an :data:`ExtractionEvent` at the start, after each batch, and at the end.
 
@@ -170,6 +184,8 @@ def extract(
         If an image no longer has the bytes that were scanned.
     UnknownLayerError, InputError
         As :func:`plan`.
+    DamagedError
+        With ``replace``, if a data set in the store cannot be read: what it needs is unknown.
 
     Examples
     --------
@@ -182,6 +198,8 @@ def extract(
     ordinary = refs_of(layers)
     request = Request.of(backbone, [*ordinary, *refs_of(boundaries)], dtype, batch_size)
     store = FeatureStore.for_data(data, store)
+    if replace:
+        store.datasets.references()  # Raises now what `replace_former` would raise at the end.
     dataset = store.datasets.open(data, on_event=on_event)
     asked = request.plan(dataset, store)
     marked = _to_mark(asked, ordinary, store)
@@ -191,7 +209,7 @@ def extract(
         in_use = [*(layer.key for layer in asked.layers), *sources]
         with store.features.lock(in_use, shared=True):
             # Locked, and then referred to by a manifest: gc removes neither.
-            store.datasets.add(dataset)
+            _record(dataset, store, current=bool(ordinary))
             groups = {
                 str(layer.ref): _open(layer, dataset, request, store, boundary=layer.key in marked)
                 for layer in asked.layers
@@ -206,7 +224,18 @@ def extract(
                 store.features.fsync(layer.key)
             features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
             reports = {ref: _report(group, written.get(ref, 0)) for ref, group in groups.items()}
-        return Extraction(features, reports, dataset, time.perf_counter() - started)
+        # The locks are released: this extraction itself may have used the former arrays.
+        former = store.replace_former([each.key for each in decided.layers]) if replace else []
+        return Extraction(features, reports, dataset, time.perf_counter() - started, former)
+
+
+def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
+    """Store a manifest; fine-tuning may read a former state, which then stays a former one."""
+    if current:
+        store.datasets.add(dataset)
+    else:
+        with store.datasets.keep(dataset):
+            pass
 
 
 def _to_mark(

@@ -117,6 +117,7 @@ class _Run:
                 for features in extraction.values()
                 if not source.is_pixels
             ],
+            **_former(extracted),
             "heads": [_row(each, selection) for each in fitted],
             "selection": selection,
             "selected": chosen.head.id,
@@ -200,6 +201,8 @@ class _Run:
                 extraction = ask()  # Fine-tuning stores its own layer as float32.
             for ref in more:
                 extraction.pop(ref, None)  # Heads are not fitted on it.
+            for former in extraction.former:
+                self.on_event(StageNoted("extract", str(former)))
             found.append((source, extraction))
         reports = [report for _, extraction in found for report in extraction.reports.values()]
         fresh = any(report.rows_computed for report in reports)
@@ -285,6 +288,7 @@ class _Run:
                 mode="json",
                 exclude={
                     "data": {"path", "root"},
+                    "extract": {"replace"},
                     "backbone": {"__all__": {"model", "weights"}},
                     "heads": {"__all__": {"name", "tags", "note"}},
                 },
@@ -338,6 +342,14 @@ def _promoted(folder: Path, digest: str | None = None) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return recorded if fits else None
+
+
+def _former(extracted: list[tuple[Source, Extraction]]) -> dict[str, list[Any]]:
+    """Return the former arrays that were freed and left, as `Extraction.to_dict` has them."""
+    reports = [extraction.to_dict() for _, extraction in extracted]
+    return {
+        name: [each for report in reports for each in report[name]] for name in ("freed", "left")
+    }
 
 
 def _row(fitted: _Fitted, selection: dict[str, str]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class ExtractSpec(Settings):
 
     dtype: Dtype = "float16"
     batch_size: Count = 32
+    replace: bool = False
 
 
 class BaselineSpec(Settings):

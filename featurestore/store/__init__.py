@@ -6,6 +6,7 @@ module    contents
 store     `FeatureStore`: opening, and what concerns all shelves
 shelf     what the shelves have in common: keys, locks, checks, removal
 removal   what depends on a thing, and goes with it
+former    arrays that a newer one supersedes
 features  the shelf of feature groups
 datasets  the shelf of data sets
 heads     the shelf of heads
@@ -23,6 +24,7 @@ docs/format.md specifies what is written.
 
 from featurestore.dataset.manifest import DatasetEntry
 from featurestore.store.blocks import block_rows
+from featurestore.store.former import Former
 from featurestore.store.group import FeatureGroup
 from featurestore.store.key import FeatureKey
 from featurestore.store.removal import Removal
@@ -35,6 +37,7 @@ __all__ = [
     "FeatureGroup",
     "FeatureKey",
     "FeatureStore",
+    "Former",
     "Garbage",
     "Item",
     "Removal",

@@ -157,14 +157,13 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         The prefix digest ends at the layer, so a layer that has another name in another model is
         found too. Damaged features are left out.
         """
-        wanted = (short(prefix_digest), ref.partition(":")[2])
         found = []
         for path in self._paths():
-            parts = _parse(path)
-            if (parts.prefix, parts.ref.partition(":")[2]) == wanted:
+            if _parse(path).prefix == short(prefix_digest):
                 with suppress(StoreError):
                     found.append(self._read(path))
-        return [group for group in found if group.key.prefix_digest == prefix_digest]
+        wanted = (prefix_digest, ref.partition(":")[2])
+        return [group for group in found if group.prefix == wanted]
 
     def find(self, prefix_digest: str, ref: str, dataset_digest: str) -> FeatureKey | None:
         """Find features of some samples by what decides them: of the same layer ref first."""

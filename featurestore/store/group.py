@@ -139,6 +139,11 @@ class FeatureGroup:
         )
 
     @property
+    def prefix(self) -> tuple[str, str]:
+        """Prefix digest and reduction: what decides the row of a sample."""
+        return self.key.prefix_digest, self.key.ref.partition(":")[2]
+
+    @property
     def path(self) -> str:
         """Path of the group in the store."""
         return self.features.path.rpartition("/")[0]

@@ -356,5 +356,5 @@ class DocumentShelf(Shelf[str, V]):
         """
         documents, damaged = self.survey()
         if damaged:
-            raise DamagedError(f"{damaged[0].reason}; until then gc cannot know what is in use")
+            raise DamagedError(f"{damaged[0].reason}; until then it is unknown what is in use")
         return set(DIGEST.findall(repr(documents)))

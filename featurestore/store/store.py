@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from featurestore.errors import (
@@ -18,6 +19,7 @@ from featurestore.store.datasets import DatasetShelf
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.features import ROOT_DOCUMENT, FeatureShelf
 from featurestore.store.files import open_files
+from featurestore.store.former import IN_USE, Former, former_arrays, heads_by_features, judge
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.key import FeatureKey
@@ -265,6 +267,49 @@ class FeatureStore:
                         "removed; run the command again"
                     )
             return sum(self._shelf(each.path).discard(each.path) for each in removal.items)
+
+    def replace_former(self, keys: Collection[FeatureKey]) -> list[Former]:
+        """Remove the former arrays that complete ones supersede; the heads fitted on them stay.
+
+        A former array has the same prefix digest and reduction, and samples that no data set has
+        now. It is superseded if a given array has all of them. The rows of the heads are then in
+        that one.
+
+        Parameters
+        ----------
+        keys : collection of FeatureKey
+            Of the new arrays.
+
+        Returns
+        -------
+        list of Former
+            What was removed; and what shares samples with the new arrays and was left, with the
+            reason.
+
+        Raises
+        ------
+        NotFoundError, IncompleteFeaturesError
+            If one of the arrays does not exist, or is not complete.
+        DamagedError
+            If a data set cannot be read, so that what it needs is unknown.
+        """
+        with self.features.lock(keys, shared=True):
+            new = [self.features.get(key) for key in keys]
+            for group in new:
+                group.require()
+            paths = {group.path for group in former_arrays(self, keys)}
+            with self._files.locks.acquire_free(paths) as held:
+                heads = heads_by_features(self) if paths else {}
+                found = []
+                # Listed again: under the locks no process can begin to use them.
+                for old in former_arrays(self, keys) if paths else []:
+                    former = judge(old, new, heads.get(old.path, ()))
+                    if former and former.left is None and old.path not in held:
+                        former = replace(former, left=IN_USE)
+                    elif former and former.left is None:
+                        self.features.discard(old.path)
+                    found += [former] if former else []
+        return found
 
     def size(self, item: Item) -> int:
         """Bytes of an item on disk."""

@@ -94,7 +94,9 @@ def test_extract_computes_then_reuses(place: Place) -> None:
     second = featurestore("extract", "photos", *EXTRACT, "--store", "new", "--json")
     shown = featurestore("extract", "photos", *EXTRACT, "--store", "new")
 
-    assert set(first.json) == {"dataset", "rows", "features", "quarantined", "seconds"}
+    assert set(first.json) == {
+        *("dataset", "rows", "features", "quarantined", "freed", "left", "seconds")
+    }
     features = first.json["features"]["conv_b:avg"]
     assert features["key"].startswith("tiny/conv_b:avg-")
     assert features["shape"] == [36, 12]
@@ -138,6 +140,34 @@ def test_a_dry_run_explains_a_miss(place: Place) -> None:
 
     why = crop.json["features"]["conv_b:avg"]["why"]
     assert "resize: stored stretch, asked crop" in why
+
+
+def test_extract_frees_what_it_replaces(place: Place) -> None:
+    take_photos(place.photos, each=2, colours={"violet": (120, 0, 200)})
+    old = featurestore("show", "conv_b:avg", "--json").json
+    heads = [row["head"] for row in featurestore("heads", "--json").json]
+    layers = ["--layer", "conv_a", *EXTRACT]
+
+    report = featurestore("extract", "photos", *layers, "--replace", "--json").json
+
+    freed = {each["key"]: each for each in report["freed"]}
+    assert len(freed) == 2
+    assert freed[old["key"]]["bytes"] == old["bytes"]
+    assert sorted(freed[old["key"]]["heads"]) == sorted(heads)
+    assert report["left"] == []
+    assert len(featurestore("ls", "--json").json) == 2
+    assert featurestore("gc").out == "nothing removed\n"
+
+    (place.photos / "red" / "00.png").unlink()
+    shown = featurestore("extract", "photos", *EXTRACT, "--replace").out
+    (left,) = [line for line in shown.splitlines() if line.startswith("left ")]
+    assert "1 of its 38 rows are not in tiny/conv_b:avg" in left
+    words = left.partition("`featurestore ")[2].partition("`")[0].split()
+    assert words[0] == "rm"
+    assert featurestore(*words, "--yes").status == 0
+    take_photos(place.photos, each=2, colours={"pink": (255, 120, 200)})
+    shown = featurestore("extract", "photos", *EXTRACT, "--replace").out
+    assert sum(line.startswith("freed ") for line in shown.splitlines()) == 1
 
 
 def test_unknown_names_are_found_before_the_scan(place: Place) -> None:

@@ -6,11 +6,11 @@ import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import FeatureStoreError, NotFoundError, SourceChangedError
+from featurestore.errors import DamagedError, FeatureStoreError, NotFoundError, SourceChangedError
 from featurestore.extraction import extract
 from featurestore.features import Features, without_boundaries
 from featurestore.features.listing import ls
-from featurestore.heads import fit_head, rank
+from featurestore.heads import fit_head, leaderboard, rank
 from tests.extraction.conftest import LAYERS
 
 
@@ -114,3 +114,36 @@ def test_a_boundary_array_is_marked_until_somebody_asks_for_it(extracted, datase
     extract(dataset, backbone, [], store, boundaries=["conv_a"])
     fit_head(Features.open(dataset, "conv_a", store), "ridge")
     assert store.garbage(boundaries=True) == []
+
+
+def test_a_grown_data_set_replaces_its_former_features(photos, backbone, store, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    later = [folder / "a" / "00.png", folder / "b" / "01.png"]
+    kept = [path.read_bytes() for path in later]
+    for path in later:
+        path.unlink()
+    first = extract(folder, backbone, ["gap", "pool_a"], store)
+    head = fit_head(first["gap"], "knn")
+    assert first.to_dict()["freed"] == first.to_dict()["left"] == []
+    for path, data in zip(later, kept, strict=True):
+        path.write_bytes(data)
+
+    grown = Dataset.open(folder, name="photos")
+    again = extract(grown, backbone, "gap", store, replace=True)
+    former = first.reports["gap"]
+    freed = {"key": former.key, "bytes": former.bytes, "heads": [head.id]}
+    assert again.to_dict()["freed"] == [freed]
+    assert set(store.features.keys()) == {again["gap"].key, first["pool_a"].key}
+    fresh = extract(grown, backbone, "gap", tmp_path / "fresh")
+    np.testing.assert_array_equal(again["gap"].group.samples, fresh["gap"].group.samples)
+    np.testing.assert_allclose(again["gap"].arrays()[0], fresh["gap"].arrays()[0], rtol=2e-3)
+    assert leaderboard(store=store)[0]["head"] == head.id
+
+
+def test_a_data_set_that_cannot_be_read_is_found_before_the_work(dataset, backbone, store):
+    store.datasets.add(Dataset.from_arrays(np.zeros((2, 8, 8), np.uint8), ["a", "b"], name="other"))
+    Path(store.location, "datasets", "other", "current.json").write_text("{")
+    events = []
+    with pytest.raises(DamagedError, match="unknown what is in use"):
+        extract(dataset, backbone, "gap", store, replace=True, on_event=events.append)
+    assert events == []

@@ -11,7 +11,7 @@ import pytest
 from featurestore.errors import SpecError
 from featurestore.pipeline.run import _promoted
 from tests.pipeline.conftest import PIPELINE, Pipeline
-from tests.toys import tree
+from tests.toys import take_photos, tree
 
 STAGES = ["data", "extract", "heads", "promote"]
 SIMPLE: dict[str, Any] = {"promote": None, "baseline": None}
@@ -65,7 +65,7 @@ def test_the_manifest_lists_inputs_outputs_and_versions(
 
     assert set(manifest) == {
         *("folder", "pipeline", "began", "seconds", "stages", "inputs", "features"),
-        *("heads", "selection", "selected", "promotion", "versions"),
+        *("freed", "left", "heads", "selection", "selected", "promotion", "versions"),
     }
     dataset = manifest["inputs"]["dataset"]
     assert (dataset["name"], dataset["rows"], dataset["problems"]) == ("photos", 36, 1)
@@ -227,6 +227,23 @@ def test_other_images_and_other_weights_are_other_features(
     assert len({each["folder"] for each in (before, fewer, other)}) == 3
     assert not set(before["features"]) & set(fewer["features"])
     assert not set(fewer["features"]) & set(other["features"])
+
+
+def test_a_grown_data_set_frees_its_former_features_if_asked(
+    again: tuple[Pipeline, dict[str, Any]],
+) -> None:
+    pipeline, before = again
+    take_photos(pipeline.folder / "photos", each=3, colours={"violet": (120, 0, 200)})
+
+    manifest = pipeline.run(**SIMPLE, extract={"replace": True})
+
+    freed = {each["key"] for each in manifest["freed"]}
+    assert freed >= set(before["features"])
+    noted = [event.what for event in pipeline.told("StageNoted") if event.stage == "extract"]
+    assert len(noted) == len(freed)
+    assert all(line.startswith("freed ") for line in noted)
+    assert {row["head"] for row in before["heads"]} <= set(pipeline.store.heads.keys())
+    assert pipeline.run(**SIMPLE)["folder"] == manifest["folder"]
 
 
 def test_a_pipeline_without_promotion_chooses_among_all(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
+from featurestore.errors import DamagedError, IncompleteFeaturesError
 from featurestore.store import FeatureKey, FeatureStore
+from tests.reliability.faults import Killed, failing
 from tests.store.conftest import ids_of, key_of, put, rows_of
-from tests.store.test_datasets import shapes
+from tests.store.test_datasets import IMAGES, shapes
 
 TAIL = (4,)
 
@@ -95,3 +100,121 @@ def test_damaged_row_ids_supersede_nothing(store: FeatureStore) -> None:
     ids = store.features.get(present).sample
     put(ids.files, ids.file(0), b"damaged")
     assert reasons(store) == {str(former): "no data set has these samples"}
+
+
+def head_on(store: FeatureStore, key: FeatureKey, head: str) -> str:
+    fields = {"model": key.model, "ref": key.ref, "prefix_digest": key.prefix_digest}
+    features = {**fields, "dataset_digest": key.dataset_digest}
+    store.heads.save(head, {"lineage": {"features": features}}, {"model.skops": b"fitted"})
+    return head
+
+
+def test_replacing_removes_what_is_superseded_heads_or_not(store: FeatureStore) -> None:
+    first, second = stored(store, shapes(count=3)), stored(store, shapes(count=5))
+    head = head_on(store, second, "knn-1")
+    sizes = {str(key): store.features.get(key).nbytes_stored for key in (first, second)}
+    present = stored(store, shapes())
+    assert reasons(store).keys() == {str(first)}
+
+    found = {each.key: each for each in store.replace_former([present])}
+    assert {key: each.bytes for key, each in found.items()} == sizes
+    assert found[str(first)].heads == ()
+    assert found[str(second)].heads == (head,)
+    assert head in str(found[str(second)])
+    assert [each.left for each in found.values()] == [None, None]
+    assert store.features.keys() == [present]
+    assert store.heads.keys() == [head]
+    assert store.replace_former([present]) == []
+
+
+def test_what_a_data_set_has_now_stays(store: FeatureStore) -> None:
+    """Also features of the same samples by another model, and other layers."""
+    other = stored(store, shapes("other", count=3))
+    former = stored(store, shapes(count=4), ref="early")
+    present = stored(store, shapes())
+    twin = stored(store, shapes(), model="a copy")
+    assert store.replace_former([present]) == []
+    assert set(store.features.keys()) == {other, former, present, twin}
+
+
+@pytest.mark.parametrize("heads", [[], ["knn-1"]])
+def test_rows_that_the_new_array_does_not_have_are_kept_and_named(
+    store: FeatureStore, heads: list[str]
+) -> None:
+    """Images were added and removed: the rows of the removed ones are nowhere else."""
+    former = stored(store, shapes(count=4))
+    for head in heads:
+        head_on(store, former, head)
+    images = [*IMAGES[1:], IMAGES[0] + 100]
+    present = stored(store, Dataset.from_arrays(np.stack(images), list("bababa"), name="shapes"))
+    (found,) = store.replace_former([present])
+    command = f"featurestore rm {former}" + (" --keep-heads" if heads else "")
+    assert found.left == f"1 of its 4 rows are not in {present}; `{command}` removes it"
+    assert str(found) == f"left {former}: {found.left}"
+    assert store.features.has(former)
+
+
+def test_values_that_the_new_array_would_round_are_kept(store: FeatureStore) -> None:
+    former, present = stored(store, shapes(count=4), dtype="float32"), stored(store, shapes())
+    (found,) = store.replace_former([present])
+    assert str(found.left).startswith(f"it is float32, and {present} is float16; `featurestore rm")
+    assert store.features.has(former)
+
+
+def test_arrays_of_other_samples_are_no_former_ones(store: FeatureStore) -> None:
+    stored(store, Dataset.from_arrays(IMAGES[:3] + 100, list("aba"), name="shapes"))
+    present = stored(store, shapes())
+    assert store.replace_former([present]) == []
+    assert len(store.features.keys()) == 2
+
+
+def test_a_former_array_that_is_in_use_stays(folder_store: FeatureStore) -> None:
+    store = folder_store
+    former, present = stored(store, shapes(count=4)), stored(store, shapes())
+    with store.features.lock([former], shared=True):
+        (found,) = store.replace_former([present])
+    assert found.left == "another process uses it; run the command again when that is done"
+    assert store.features.has(former)
+    assert [each.left for each in store.replace_former([present])] == [None]
+
+
+def test_an_incomplete_array_replaces_nothing(store: FeatureStore) -> None:
+    former = stored(store, shapes(count=4))
+    present = stored(store, shapes(), complete=False)
+    with pytest.raises(IncompleteFeaturesError):
+        store.replace_former([present])
+    assert store.features.has(former)
+
+
+def test_damage_keeps_former_arrays(store: FeatureStore) -> None:
+    former, present = stored(store, shapes(count=4)), stored(store, shapes())
+    ids = store.features.get(former).sample
+    sound = ids.files.read(ids.file(0))
+    put(ids.files, ids.file(0), b"damaged")
+    (found,) = store.replace_former([present])
+    assert "featurestore repair" in str(found.left)
+    put(ids.files, ids.file(0), sound)
+    store.datasets.add(shapes("other", count=2))
+    put(ids.files, "datasets/other/current.json", b"{")
+    with pytest.raises(DamagedError, match="until then it is unknown what is in use"):
+        store.replace_former([present])
+    assert store.features.has(former)
+
+
+@pytest.mark.parametrize("location", ["folder"], indirect=True)
+def test_a_kill_leaves_a_former_array_whole_or_gone(store: FeatureStore, tmp_path: Path) -> None:
+    former, present = stored(store, shapes(count=4)), stored(store, shapes())
+    shutil.copytree(store.location, tmp_path / "start")
+    with failing() as disk:
+        store.replace_former([present])
+    for number in range(1, len(disk.steps)):
+        copy = FeatureStore(shutil.copytree(tmp_path / "start", tmp_path / f"store-{number}"))
+        with failing(Killed, at=number), pytest.raises(Killed):
+            copy.replace_former([present])
+        copy = FeatureStore(copy.location)
+        assert [damage for item in copy.items() for damage in copy.check(item)] == []
+        whole = copy.features.has(former)
+        assert [each.key for each in copy.replace_former([present])] == [str(former)] * whole
+        copy.gc(copy.garbage())
+        assert copy.features.keys() == [present]
+        assert sorted(copy.items(), key=str) == sorted(store.items(), key=str)

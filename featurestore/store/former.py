@@ -1,0 +1,102 @@
+"""Former arrays: of samples that no data set has now, all of them rows of a newer array."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.errors import StoreError
+from featurestore.store.removal import features_of
+from featurestore.table import size
+
+if TYPE_CHECKING:
+    from featurestore.store.group import FeatureGroup
+    from featurestore.store.key import FeatureKey
+    from featurestore.store.store import FeatureStore
+
+
+IN_USE = "another process uses it; run the command again when that is done"
+
+
+@dataclass(frozen=True)
+class Former:
+    """A former array of a layer that was extracted again, over other samples.
+
+    Attributes
+    ----------
+    key : str
+    bytes : int
+        On disk, before it was removed.
+    heads : tuple of str
+        Ids of the heads that were fitted on it; they stay.
+    left : str or None
+        Why it was not removed; None if it was.
+    """
+
+    key: str
+    bytes: int
+    heads: tuple[str, ...] = ()
+    left: str | None = None
+
+    def __str__(self) -> str:
+        if self.left is not None:
+            return f"left {self.key}: {self.left}"
+        heads = f"; heads fitted on it stay: {', '.join(self.heads)}" if self.heads else ""
+        return f"freed {size(self.bytes)}: {self.key}{heads}"
+
+
+def former_arrays(store: FeatureStore, keys: Collection[FeatureKey]) -> list[FeatureGroup]:
+    """Return the arrays of the same layers as others that no data set needs, each once.
+
+    Raises
+    ------
+    DamagedError
+        If a data set cannot be read, so that what it needs is unknown.
+    """
+    in_use = store.datasets.references()
+    found = {
+        group.path: group
+        for key in keys
+        for group in store.features.of_prefix(key.prefix_digest, key.ref)
+        if group.key not in keys and group.key.dataset_digest not in in_use
+    }
+    return list(found.values())
+
+
+def heads_by_features(store: FeatureStore) -> dict[str | None, tuple[str, ...]]:
+    """Return the ids of the heads that were fitted on features, by the path of these."""
+    found: dict[str | None, tuple[str, ...]] = {}
+    for document in store.heads.values():
+        path = features_of(store, document)
+        found[path] = (*found.get(path, ()), document["id"])
+    return found
+
+
+def judge(
+    old: FeatureGroup, groups: Iterable[FeatureGroup], heads: tuple[str, ...]
+) -> Former | None:
+    """Say whether new arrays supersede a former one; None if it shares no sample with them.
+
+    ``heads`` are the ids of those that were fitted on it.
+    """
+    same = [new for new in groups if new.prefix == old.prefix]
+    found = Former(str(old.key), old.nbytes_stored, heads)
+    try:
+        if any(new.supersedes(old) for new in same):
+            return found
+        rows = same[0].rows_of(old.samples)
+    except StoreError as error:
+        return replace(found, left=str(error))
+    if not (rows >= 0).any():
+        return None
+    if (rows >= 0).all():
+        why = f"it is {old.dtype}, and {same[0].key} is {same[0].dtype}"
+    else:
+        only = np.count_nonzero(rows < 0)
+        why = f"{only:,} of its {len(rows):,} rows are not in {same[0].key}"
+    command = ["featurestore", "rm", found.key, *(["--keep-heads"] if heads else [])]
+    return replace(found, left=f"{why}; `{shlex.join(command)}` removes it")
