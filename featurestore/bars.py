@@ -216,6 +216,7 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "ExtractionFinished": _extraction_finished,
     "ExtractionStarted": lambda event: (
         f"extract: {plural(event.rows, 'image')} through {event.model} to {', '.join(event.layers)}"
+        + (f"; {plural(event.copied, 'stored row')} to copy" if event.copied else "")
     ),
     "HeadFitted": _head_fitted,
     "HeadWarned": lambda event: f"fit: {event.head}: {event.text}",
@@ -235,6 +236,7 @@ _COUNTS: dict[str, Callable[[Any], tuple[str, int, int, str]]] = {
     "ExtractionStarted": lambda event: ("extract", 0, event.rows, "img"),
     "LayerRanked": lambda event: ("rank", event.done, event.total, "layer"),
     "RowsComputed": lambda event: ("extract", event.done, event.total, "img"),
+    "RowsCopied": lambda event: ("copy", event.done, event.total, "row"),
     "Scanned": lambda event: ("scan", event.done, event.total, "file"),
     "TuningEpochEnded": lambda event: ("fine-tune", event.epoch, event.epochs, "epoch"),
 }

@@ -6,6 +6,7 @@ from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
     RowsComputed,
+    RowsCopied,
     WaitingForOthers,
 )
 from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
@@ -23,6 +24,7 @@ __all__ = [
     "LayerReport",
     "Repair",
     "RowsComputed",
+    "RowsCopied",
     "WaitingForOthers",
     "extract",
     "plan",

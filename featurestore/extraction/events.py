@@ -24,16 +24,27 @@ class ExtractionStarted:
         Layer refs that are written.
     rows : int
         Samples that go through the backbone.
+    copied : int
+        Rows that are copied from other arrays, all layers together.
     """
 
     model: str
     layers: tuple[str, ...]
     rows: int
+    copied: int = 0
 
 
 @dataclass(frozen=True)
 class RowsComputed:
     """A batch went through the backbone; ``done`` of ``total`` samples so far."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class RowsCopied:
+    """Rows were copied from other arrays; ``done`` of ``total`` so far, all layers together."""
 
     done: int
     total: int
@@ -55,5 +66,10 @@ class ExtractionFinished:
 
 
 ExtractionEvent = (
-    BackboneLoading | ExtractionStarted | RowsComputed | WaitingForOthers | ExtractionFinished
+    BackboneLoading
+    | ExtractionStarted
+    | RowsComputed
+    | RowsCopied
+    | WaitingForOthers
+    | ExtractionFinished
 )

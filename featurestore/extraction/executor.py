@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, NoReturn
@@ -18,13 +18,21 @@ import numpy as np
 
 from featurestore.backbone import numerics
 from featurestore.errors import ActivationError, StoreError
+from featurestore.extraction.copies import UnreadableRowsError
 from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
     RowsComputed,
+    RowsCopied,
     WaitingForOthers,
 )
-from featurestore.extraction.planning import BATCHES_AHEAD, ExtractionPlan, LayerPlan, Unit
+from featurestore.extraction.planning import (
+    BATCHES_AHEAD,
+    ExtractionPlan,
+    LayerPlan,
+    Unit,
+    Window,
+)
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup
 from featurestore.threads import map_ahead
@@ -40,8 +48,21 @@ SAVE_SECONDS = 30.0
 _clock = time.monotonic
 
 
+# A batch is filled up to a power of two, because most networks then give an image the same bits in
+# whatever batch it is. With fewer images than this, many do not.
+FEWEST_IN_BATCH = 16
+
+
+@dataclass
+class Written:
+    """Rows that this process wrote, by layer ref: computed, and copied from other arrays."""
+
+    computed: Counter[str] = field(default_factory=Counter)
+    copied: Counter[str] = field(default_factory=Counter)
+
+
 class Executor:
-    """Computes the missing or damaged blocks of a plan and writes them into their groups.
+    """Writes the missing or damaged blocks of a plan: copies what is stored, computes the rest.
 
     Processes that do the same at the same time share the work: each locks a unit, and then checks
     once more which of its blocks are missing or damaged. ``groups`` are by layer ref.
@@ -67,24 +88,30 @@ class Executor:
         self._refs = [decided.layers[number].ref for number in self._todo]
         self._checked = False
 
-    def run(self, units: Sequence[Unit]) -> dict[str, int]:
-        """Compute some units of the plan, and return when all of their blocks exist.
+    def run(self, units: Sequence[Unit], written: Written | None = None) -> None:
+        """Write some units of the plan, and return when all of their blocks exist.
 
-        Returns
-        -------
-        dict of str to int
-            Rows written by this process, by layer ref; without those of which there are none.
+        What is written is counted in ``written``.
+
+        Raises
+        ------
+        UnreadableRowsError
+            If rows cannot be copied. Blocks that were complete by then are stored.
         """
         if not units:
-            return {}
+            return
         started = time.perf_counter()
         self._saved = _clock()
         self._done, self._total = 0, self._plan.rows_of(units)
         names = tuple(map(str, self._refs))
-        self._on_event(ExtractionStarted(self._backbone.name, names, self._total))
+        copied = self._plan.rows_copied
+        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, copied))
+        self._written, self._copied = written or Written(), 0
         with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
             self._writers = {
-                number: _BlockWriter(self._plan.layers[number], self._groups[number], pool)
+                number: _BlockWriter(
+                    self._plan.layers[number], self._groups[number], pool, self._written
+                )
                 for number in self._todo
             }
             left = self._ordered(units)
@@ -93,8 +120,6 @@ class Executor:
                 if left:
                     self._wait(left)
         self._on_event(ExtractionFinished(self._total, time.perf_counter() - started))
-        written = [writer.rows for writer in self._writers.values()]
-        return dict(zip(names, written, strict=True))
 
     @cached_property
     def _forward(self) -> Callable[[np.ndarray], list[np.ndarray]]:
@@ -121,12 +146,13 @@ class Executor:
         with ExitStack() as locks:
             windows = self._windows(units, locks, others)
             decoded = _decoded(windows, self._dataset, self._backbone, self._plan.batch_size)
-            with closing(decoded) as batches, self._saving_on_interrupt():
+            with closing(decoded) as batches, self._saving_when_stopped():
                 for window, images, lock in batches:
                     computed = self._compute(images)
                     for writer, activations in zip(self._writers.values(), computed, strict=True):
                         writer.add(window, activations)
-                    self._advance(len(window))
+                    self._advance(len(window.computed))
+                    self._tell_copied()
                     self._save_begun()
                     if lock is not None:
                         writing = [writer.writing for writer in self._writers.values()]
@@ -138,11 +164,11 @@ class Executor:
         return others
 
     @contextmanager
-    def _saving_on_interrupt(self) -> Iterator[None]:
-        """Keep the rows that are there when Ctrl-C stops the work, while they are locked."""
+    def _saving_when_stopped(self) -> Iterator[None]:
+        """Keep the rows that are there when the work stops, while they are locked."""
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, UnreadableRowsError):
             with suppress(StoreError):
                 for writer in self._writers.values():
                     writer.save()
@@ -157,17 +183,23 @@ class Executor:
                 writer.save()
             self._saved = _clock()
 
-    def _compute(self, images: np.ndarray) -> list[np.ndarray]:
-        activations = self._forward(images)
+    def _compute(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray | None]:
+        """Return the activations of a batch at each layer; None if it has no images."""
+        if not images:
+            return [None] * len(self._refs)
+        size = max(FEWEST_IN_BATCH, 2 ** (len(images) - 1).bit_length())
+        fill = max(0, min(size, self._plan.batch_rows) - len(images))
+        batch = np.stack([*images, *[images[-1]] * fill])
+        activations = [each[: len(images)] for each in self._forward(batch)]
         if not self._checked:
             # Before anything is stored: a device that computes wrongly shows it on its first batch.
-            numerics.check(self._backbone, self._refs, images, activations)
+            numerics.check(self._backbone, self._refs, batch[: len(images)], activations)
             self._checked = True
         return activations
 
     def _windows(
         self, units: list[Unit], locks: ExitStack, others: list[Unit]
-    ) -> Iterator[tuple[range, ExitStack | None]]:
+    ) -> Iterator[tuple[Window, ExitStack | None]]:
         """Yield the batches of the units that can be locked; with a unit's last batch, its lock."""
         for unit in units:
             lock = ExitStack()
@@ -194,6 +226,12 @@ class Executor:
                 yield window, None
             yield windows[-1], lock
 
+    def _tell_copied(self) -> None:
+        copied = sum(self._written.copied.values())
+        if copied != self._copied:
+            self._copied = copied
+            self._on_event(RowsCopied(copied, self._plan.rows_copied))
+
     def _advance(self, rows: int) -> None:
         if rows:
             self._done += rows
@@ -201,33 +239,35 @@ class Executor:
 
 
 def _decoded(
-    windows: Iterable[tuple[range, ExitStack | None]],
+    windows: Iterable[tuple[Window, ExitStack | None]],
     dataset: Dataset,
     backbone: Backbone,
     batch_size: int,
-) -> Generator[tuple[range, np.ndarray, ExitStack | None]]:
+) -> Generator[tuple[Window, list[np.ndarray], ExitStack | None]]:
     """Yield batches of resized images, decoded ahead in threads, a bounded number at a time."""
-    begun: deque[tuple[range, ExitStack | None]] = deque()
+    begun: deque[tuple[Window, ExitStack | None]] = deque()
 
-    def rows() -> Iterator[int]:
+    def rows() -> Iterator[int | None]:
         for window, lock in windows:
             begun.append((window, lock))
-            yield from window
+            yield from window.computed or [None]
 
-    ahead = (BATCHES_AHEAD - 1) * batch_size
-    with closing(
-        map_ahead(lambda row: dataset.image(row, backbone.resize), rows(), ahead)
-    ) as images:
+    def image(row: int | None) -> np.ndarray | None:
+        return None if row is None else dataset.image(row, backbone.resize)
+
+    with closing(map_ahead(image, rows(), (BATCHES_AHEAD - 1) * batch_size)) as images:
         for first in images:
             window, lock = begun.popleft()
-            yield window, np.stack([first, *islice(images, len(window) - 1)]), lock
+            rest = islice(images, max(0, len(window.computed) - 1))
+            yield window, [each for each in (first, *rest) if each is not None], lock
 
 
 class _BlockWriter:
     """Collects the rows of one layer into blocks and commits each as it fills.
 
-    Rows of a block arrive in ascending order, and those that are not kept without a gap, so at
-    most one block is open; at most one more is being written.
+    Windows of rows arrive in ascending order, and those of a block that are not kept without a gap,
+    so at most one block is open; at most one more is being written. Rows that other arrays have are
+    copied as their windows arrive.
 
     Attributes
     ----------
@@ -235,11 +275,11 @@ class _BlockWriter:
         The blocks to write, each with the first rows that are kept of it, (row, …).
     writing : Future or None
         The last write.
-    rows : int
-        Rows written, without those that were kept.
     """
 
-    def __init__(self, layer: LayerPlan, group: FeatureGroup, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, layer: LayerPlan, group: FeatureGroup, pool: ThreadPoolExecutor, written: Written
+    ) -> None:
         self._layer = layer
         self._group = group
         self._pool = pool
@@ -249,24 +289,43 @@ class _BlockWriter:
         self._number = self._filled = self._kept = 0
         self.wanted: dict[int, np.ndarray] = {}
         self.writing: Future[None] | None = None
-        self.rows = 0
+        self._written = written
 
-    def add(self, rows: range, activations: np.ndarray) -> None:
-        """Take the activations (row, …) float32 of consecutive rows."""
-        row = rows.start
-        while row < rows.stop:
+    def add(self, window: Window, activations: np.ndarray | None) -> None:
+        """Take the activations (row, …) float32 of the rows that were computed of a window."""
+        row = window.rows.start
+        while row < window.rows.stop:
             block = row // self._layer.block_rows
             span = self._layer.span(block)
-            upto = min(span.stop, rows.stop)
+            upto = min(span.stop, window.rows.stop)
             if block in self.wanted:
                 if self._block is None:
                     self._block = self._open(block)
-                part = activations[row - rows.start : upto - rows.start]
-                self._block[row - span.start : upto - span.start] = self._stored(part)
+                first = min(upto, max(row, span.start + len(self.wanted[block])))
+                self._fill(range(first, upto), window, activations)
                 self._filled = max(self._filled, upto - span.start)
                 if upto == span.stop:
                     self._commit(block)
             row = upto
+
+    def _fill(self, rows: range, window: Window, activations: np.ndarray | None) -> None:
+        """Fill rows of the open block, which are not kept."""
+        assert self._block is not None
+        start = self._layer.span(self._number).start
+        computed = copied = 0
+        if activations is not None:
+            first, last = np.searchsorted(window.computed, [rows.start, rows.stop])
+            places = np.asarray(window.computed[first:last], np.int64)
+            mine = ~self._layer.is_copied[places]
+            computed = int(np.count_nonzero(mine))
+            if computed:
+                self._block[places[mine] - start] = self._stored(activations[first:last][mine])
+        if self._layer.copies is not None:
+            for places, values in self._layer.copies.read(rows):
+                self._block[places - start] = self._stored(values)
+                copied += len(places)
+        self._written.computed[str(self._layer.ref)] += computed
+        self._written.copied[str(self._layer.ref)] += copied
 
     def finish(self) -> None:
         """Wait for the last write; raise what went wrong in it."""
@@ -296,7 +355,7 @@ class _BlockWriter:
         self.finish()
         assert self._block is not None
         self.writing = self._pool.submit(self._write, block, self._block, self._kept > 0)
-        self.rows += len(self._block) - len(self.wanted.pop(block))
+        del self.wanted[block]
         self._block, self._peak = None, 0.0
 
     def _write(self, block: int, rows: np.ndarray, begun: bool) -> None:
@@ -305,6 +364,10 @@ class _BlockWriter:
             self._group.features.remove_begun(block)
 
     def _stored(self, activations: np.ndarray) -> np.ndarray:
+        if activations.dtype == np.float16 and self._layer.dtype == "float16":
+            # Copied: they were checked when they were first stored.
+            self._peak = max(self._peak, float(np.finfo(self._layer.dtype).tiny))
+            return activations
         largest = float(np.finfo(self._layer.dtype).max)
         # One pass decides for nearly all batches: NaN and infinity make the extremes not finite.
         low, high = float(activations.min()), float(activations.max())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from featurestore.errors import InputError, NotFoundError, StoreError, received
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike, block_rows
+from featurestore.errors import InputError, NotFoundError, received
+from featurestore.extraction.copies import NOTHING, Copies, Unreadable, find_copies
+from featurestore.store import FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
 from featurestore.table import Grid, plural, show_html, size
 
@@ -25,6 +29,10 @@ Dtype = Literal["float16", "float32"]
 DTYPES = get_args(Dtype)
 # Batches of decoded images that may wait for the forward pass, the one it works on included.
 BATCHES_AHEAD = 3
+# Where nearly all rows are copied, a unit has at most so many batches, or, if all are, so many
+# times the rows of the smallest unit.
+MOST_BATCHES = 8
+MOST_CELLS = 64
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,8 @@ class LayerPlan:
         Numbers of the blocks to compute, ascending.
     begun : mapping of int to int
         Rows that are kept of a missing block, by its number: the first ones.
-    source : FeatureKey or None
-        Features of another model with the same prefix: blocks that are not missing are copied
-        from there.
+    copies : Copies or None
+        Where other arrays have rows of the missing blocks; None if no block is missing.
     replaces : bool
         Whether float16 features are stored under the key, and float32 ones replace them.
     why : str or None
@@ -63,7 +70,7 @@ class LayerPlan:
     block_rows: int
     missing: tuple[int, ...]
     begun: Mapping[int, int] = field(default_factory=dict)
-    source: FeatureKey | None = None
+    copies: Copies | None = field(default=None, compare=False, repr=False)
     replaces: bool = False
     why: str | None = None
 
@@ -77,28 +84,63 @@ class LayerPlan:
         """Bytes of one row as stored, before compression."""
         return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
+    @cached_property
+    def _left(self) -> np.ndarray:
+        """Numbers of the rows in the missing blocks that are not kept."""
+        spans = [self.span(block)[self.begun.get(block, 0) :] for block in self.missing]
+        none = np.empty(0, np.int64)
+        return np.concatenate([none, *(np.arange(each.start, each.stop) for each in spans)])
+
     @property
     def rows_missing(self) -> int:
         """Rows in the missing blocks that are not kept."""
-        rows = sum(len(self.span(block)) for block in self.missing)
-        return rows - sum(self.begun.get(block, 0) for block in self.missing)
+        return len(self._left)
+
+    @property
+    def rows_copied(self) -> int:
+        """Those of them that another array has."""
+        return int(np.count_nonzero(self.is_copied[self._left]))
+
+    @cached_property
+    def is_copied(self) -> np.ndarray:
+        """Whether another array has a row, bool (row,)."""
+        if self.copies is None:
+            return np.zeros(self.shape[0], bool)
+        return self.copies.group_of >= 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive rows that are stored together, and those of them that form a batch.
+
+    Attributes
+    ----------
+    rows : range
+        Row numbers.
+    computed : tuple of int
+        The rows that go through the backbone, ascending: at most a batch. Others are stored
+        already, or copied.
+    """
+
+    rows: range
+    computed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Rows that one process computes: whole blocks of every layer, and whole batches.
+    """Rows that one process stores: whole blocks of every layer.
 
     Attributes
     ----------
-    number : int
-        The unit starts at row ``number × unit_rows``.
+    rows : range
+        Row numbers.
     blocks : tuple of (int, int)
-        Blocks to compute: the position of the layer in the plan, and the number of the block.
+        Blocks to write: the position of the layer in the plan, and the number of the block.
     begun : tuple of int
         Rows that are kept of each of these blocks: the first ones.
     """
 
-    number: int
+    rows: range
     blocks: tuple[tuple[int, int], ...]
     begun: tuple[int, ...]
 
@@ -128,39 +170,62 @@ class ExtractionPlan:
     input_size: tuple[int, int]
 
     @property
-    def unit_rows(self) -> int:
-        """Rows of a unit: the largest block, or as many of them as go into a batch."""
+    def smallest_unit(self) -> int:
+        """Rows of the largest block, or of as many of them as go into a batch."""
         block = max(layer.block_rows for layer in self.layers)
         return max(1, self.batch_size // block) * block
 
-    def windows(self, unit: Unit) -> list[range]:
-        """Rows of the batches that the blocks of a unit need.
+    @property
+    def batch_rows(self) -> int:
+        """Samples of a full batch: batches of equal size that fill the smallest unit."""
+        return -(-self.smallest_unit // -(-self.smallest_unit // self.batch_size))
+
+    @cached_property
+    def not_copied(self) -> np.ndarray:
+        """Whether a layer that has missing blocks finds a row nowhere else, bool (row,)."""
+        found = np.zeros(self.rows, bool)
+        for layer in self.layers:
+            if layer.missing:
+                found |= ~layer.is_copied
+        return found
+
+    def windows(self, unit: Unit) -> list[Window]:
+        """Return the batches that the blocks of a unit need, with the rows between them.
 
         The cut into batches does not depend on what is missing, so that a resumed extraction
         batches the same samples together as an uninterrupted one.
         """
-        start = unit.number * self.unit_rows
-        stop = min(start + self.unit_rows, self.rows)
-        size = -(-self.unit_rows // -(-self.unit_rows // self.batch_size))
-        spans = [
-            self.layers[layer].span(block)[kept:]
-            for (layer, block), kept in zip(unit.blocks, unit.begun, strict=True)
-        ]
-        all_windows = (range(row, min(row + size, stop)) for row in range(start, stop, size))
-        return [
-            window
-            for window in all_windows
-            if any(span.start < window.stop and window.start < span.stop for span in spans)
-        ]
+        start, end = unit.rows.start, unit.rows.start
+        needed = np.zeros(len(unit.rows), bool)
+        for (layer, block), kept in zip(unit.blocks, unit.begun, strict=True):
+            span = self.layers[layer].span(block)
+            needed[span.start + kept - start : span.stop - start] = True
+            end = max(end, span.stop)
+        candidates = np.flatnonzero(self.not_copied[start : unit.rows.stop])
+        windows = []
+        for first in range(0, len(candidates), self.batch_rows):
+            batch = candidates[first : first + self.batch_rows]
+            if needed[batch].any():
+                rows = (unit.rows.start + batch).tolist()
+                windows.append(Window(range(start, rows[-1] + 1), tuple(rows)))
+                start = rows[-1] + 1
+        if start < end:
+            windows.append(Window(range(start, end), ()))
+        return windows
 
     def rows_of(self, units: Iterable[Unit]) -> int:
         """Return the number of samples in the batches that some units need."""
-        return sum(len(window) for unit in units for window in self.windows(unit))
+        return sum(len(window.computed) for unit in units for window in self.windows(unit))
 
     @property
     def rows_to_compute(self) -> int:
         """Samples that go through the backbone."""
         return self.rows_of(self.units)
+
+    @property
+    def rows_copied(self) -> int:
+        """Rows that are copied from other arrays, all layers together."""
+        return sum(layer.rows_copied for layer in self.layers)
 
     @property
     def bytes_to_write(self) -> int:
@@ -198,7 +263,7 @@ class ExtractionPlan:
 
     def grid(self) -> Grid:
         """Show what each layer needs."""
-        fields = ["rows_to_compute", "rows_reused", "size", "why"]
+        fields = ["rows_to_compute", "rows_copied", "rows_reused", "size", "why"]
         return features_grid(self.to_dict()["features"], fields, "to write")
 
     def to_dict(self) -> dict[str, Any]:
@@ -215,7 +280,8 @@ class ExtractionPlan:
                     "shape": list(layer.shape),
                     "dtype": layer.dtype,
                     "bytes": layer.rows_missing * layer.row_bytes,
-                    "rows_to_compute": layer.rows_missing,
+                    "rows_to_compute": layer.rows_missing - layer.rows_copied,
+                    "rows_copied": layer.rows_copied,
                     "rows_reused": self.rows - layer.rows_missing,
                     "blocks_missing": len(layer.missing),
                     "why": layer.why,
@@ -229,7 +295,7 @@ def features_grid(features: Mapping[str, Any], fields: list[str], size_is: str) 
     """Show the features of a plan or a report, by layer ref."""
     rows = [{"layer": ref, **row, "size": size(row["bytes"])} for ref, row in features.items()]
     headings = {"rows_computed": "computed", "rows_to_compute": "to compute"}
-    headings |= {"rows_reused": "reused", "size": size_is}
+    headings |= {"rows_copied": "copied", "rows_reused": "reused", "size": size_is}
     return Grid(rows, ["layer", "shape", "dtype", *fields], headings)
 
 
@@ -302,10 +368,16 @@ class Request:
             network.shape(ref)
         return cls(network, refs, dtype, batch_size)
 
-    def plan(self, dataset: Dataset, store: FeatureStore) -> ExtractionPlan:
-        """Return what is missing in a store."""
+    def plan(
+        self, dataset: Dataset, store: FeatureStore, unreadable: Unreadable = NOTHING
+    ) -> ExtractionPlan:
+        """Return what is missing in a store, and where it is found.
+
+        ``unreadable`` are blocks of other arrays that cannot be copied, as in `find_copies`.
+        """
         layers = tuple(
-            _plan_layer(dataset, self.backbone, ref, store, self.dtype) for ref in self.refs
+            _plan_layer(dataset, self.backbone, ref, store, self.dtype, unreadable)
+            for ref in self.refs
         )
         return plan_units(layers, len(dataset), self.batch_size, self.backbone.input_size)
 
@@ -313,16 +385,17 @@ class Request:
 def plan_units(
     layers: tuple[LayerPlan, ...], rows: int, batch_size: int, input_size: tuple[int, int]
 ) -> ExtractionPlan:
-    """Return the plan that computes the missing blocks of some layers."""
+    """Return the plan that stores the missing blocks of some layers."""
     decided = ExtractionPlan(layers, rows, batch_size, (), input_size)
+    starts = _starts(decided)
     blocks: dict[int, list[tuple[int, int]]] = {}
     for number, layer in enumerate(layers):
         for block in layer.missing:
-            unit = block * layer.block_rows // decided.unit_rows
+            unit = bisect_right(starts, block * layer.block_rows) - 1
             blocks.setdefault(unit, []).append((number, block))
     units = tuple(
         Unit(
-            unit,
+            range(starts[unit], starts[unit + 1]),
             tuple(blocks[unit]),
             tuple(layers[layer].begun.get(block, 0) for layer, block in blocks[unit]),
         )
@@ -331,43 +404,56 @@ def plan_units(
     return replace(decided, units=units)
 
 
+def _starts(decided: ExtractionPlan) -> list[int]:
+    """Return the first row of each unit, and the number of rows.
+
+    Where nearly all rows are copied, a unit is larger: it holds several batches, which would be
+    small otherwise.
+    """
+    each = decided.smallest_unit
+    firsts = np.arange(0, decided.rows, each)
+    counts = np.add.reduceat(decided.not_copied.astype(np.int64), firsts)
+    whole = counts == np.diff(firsts, append=decided.rows)
+    starts, cells, found, full = [0], 0, 0, False
+    for first, count, alone in zip(firsts.tolist(), counts.tolist(), whole.tolist(), strict=True):
+        if full or (cells and alone):
+            starts.append(first)
+            cells, found = 0, 0
+        cells, found = cells + 1, found + count
+        full = alone or found >= MOST_BATCHES * decided.batch_rows
+        full |= not found and cells >= MOST_CELLS
+    return [*starts, decided.rows]
+
+
 def _plan_layer(
-    dataset: Dataset, backbone: Backbone, ref: LayerRef, store: FeatureStore, dtype: str
+    dataset: Dataset,
+    backbone: Backbone,
+    ref: LayerRef,
+    store: FeatureStore,
+    dtype: str,
+    unreadable: Unreadable,
 ) -> LayerPlan:
     shape = (len(dataset), *backbone.shape(ref))
     prefix = backbone.prefix_digest(ref.layer)
     key = FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
-    stored = _stored(store, key)
-    if stored is not None:
-        held = str(stored.dtype)
-        if dtype in (held, "float16"):  # float32 serves a request for float16
-            source = None if stored.key == key else stored.key
-            begun = stored.begun() if source is None else {}
-            missing = tuple(stored.missing())
-            return LayerPlan(ref, key, shape, held, stored.block_rows, missing, begun, source)
-    rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
-    blocks = tuple(range(-(-len(dataset) // rows)))
-    replaces = stored is not None and stored.key == key
-    if replaces:
-        why: str | None = "stored as float16"
-    else:
+    stored = None
+    with suppress(NotFoundError):  # gc may just have removed them
+        stored = store.features.get(key) if store.features.has(key) else None
+    replaces = stored is not None and dtype not in (str(stored.dtype), "float16")
+    if stored is None or replaces:
+        rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
+        missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
+        begun = {}
+    else:  # float32 serves a request for float16
+        rows, dtype = stored.block_rows, str(stored.dtype)
+        missing, begun = tuple(stored.missing()), stored.begun()
+    copies = None
+    if missing:
+        copies = find_copies(store, key, dtype, dataset.sample_ids, unreadable)
+    why = "stored as float16" if replaces else None
+    if stored is None and not (copies and copies.groups):
         why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
-    return LayerPlan(ref, key, shape, dtype, rows, blocks, replaces=replaces, why=why)
-
-
-def _stored(store: FeatureStore, key: FeatureKey) -> FeatureGroup | None:
-    """Open the features of a key, or those of another model with the same prefix."""
-    found: FeatureKey | None = key
-    if not store.features.has(key):
-        found = store.features.find(key.prefix_digest, key.ref, key.dataset_digest)
-    try:
-        return None if found is None else store.features.get(found)
-    except NotFoundError:
-        return None  # gc has just removed them
-    except StoreError:
-        if found == key:
-            raise
-        return None  # damaged features of another model are computed instead
+    return LayerPlan(ref, key, shape, dtype, rows, missing, begun, copies, replaces, why)
 
 
 def _why(

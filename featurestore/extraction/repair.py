@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import ExtractionError, FeatureStoreError
+from featurestore.extraction.copies import find_copies
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planning import LayerPlan, plan_units
@@ -158,9 +159,13 @@ def _repair_blocks(
         raise ExtractionError(
             f"{backbone.name} is no longer the model of the extraction; restore its former weights"
         )
-    layer = LayerPlan(
-        ref, key, group.shape, str(group.dtype), group.block_rows, tuple(sorted(blocks))
-    )
+    dtype, copies = str(group.dtype), None
+    if group.provenance.get("copied_from"):
+        # Rows that were computed here are computed again; those that came from elsewhere may
+        # differ in their last bit if they are.
+        copies = find_copies(store, key, dtype, dataset.sample_ids, check=True)
+    missing = tuple(sorted(blocks))
+    layer = LayerPlan(ref, key, group.shape, dtype, group.block_rows, missing, copies=copies)
     # The same batches as in the extraction give the same bytes.
     batch_size = group.provenance.get("batch_size")
     if not isinstance(batch_size, int) or batch_size < 1:

@@ -6,18 +6,13 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
-from featurestore.errors import (
-    DamagedError,
-    IncompleteFeaturesError,
-    NotFoundError,
-    nearest,
-)
-from featurestore.extraction.executor import Executor
+from featurestore.errors import NotFoundError, nearest
+from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
+from featurestore.extraction.executor import Executor, Written
 from featurestore.extraction.planning import (
     ExtractionPlan,
     LayerPlan,
@@ -42,8 +37,9 @@ if TYPE_CHECKING:
 class LayerReport:
     """The result for one layer ref: the fields of ``featurestore extract --json``.
 
-    ``bytes`` are those on disk, compressed. Rows were computed by this call, or stored before;
-    ``rows_derived`` is 0: no rows are reduced from another stored array yet.
+    ``bytes`` are those on disk, compressed. Rows were computed by this call, copied from other
+    arrays of the same prefix digest and reduction, or stored before; ``rows_derived`` is 0: no rows
+    are derived from another layer yet.
     """
 
     key: str
@@ -52,6 +48,7 @@ class LayerReport:
     bytes: int
     rows_computed: int
     rows_reused: int
+    rows_copied: int
     rows_derived: int = 0
 
 
@@ -92,10 +89,11 @@ class Extraction(dict[str, Features]):
 
     def __repr__(self) -> str:
         computed = sum(report.rows_computed for report in self.reports.values())
+        copied = sum(report.rows_copied for report in self.reports.values())
         reused = sum(report.rows_reused for report in self.reports.values())
         return (
             f"Extraction({self.dataset.name!r}, {', '.join(self)}: {computed:,} rows computed, "
-            f"{reused:,} reused, {self.seconds:.1f} s)"
+            f"{copied:,} copied, {reused:,} reused, {self.seconds:.1f} s)"
         )
 
     def _repr_html_(self) -> str:
@@ -103,7 +101,7 @@ class Extraction(dict[str, Features]):
 
     def grid(self) -> Grid:
         """Show what became of each layer."""
-        fields = ["size", "rows_computed", "rows_reused", "key"]
+        fields = ["size", "rows_computed", "rows_copied", "rows_reused", "key"]
         return features_grid(self.to_dict()["features"], fields, "on disk")
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,9 +201,11 @@ def extract(
     dataset = store.datasets.open(data, on_event=on_event)
     asked = request.plan(dataset, store)
     marked = _to_mark(asked, ordinary, store)
+    unreadable: dict[str, set[int]] = {}
+    written = Written()
     while True:
         _replace(asked, dataset, store)
-        sources = [layer.source for layer in asked.layers if layer.source is not None]
+        sources = [key for layer in asked.layers if layer.copies for key in layer.copies.keys]
         in_use = [*(layer.key for layer in asked.layers), *sources]
         with store.features.lock(in_use, shared=True):
             # Locked, and then referred to by a manifest: gc removes neither.
@@ -214,16 +214,20 @@ def extract(
                 str(layer.ref): _open(layer, dataset, request, store, boundary=layer.key in marked)
                 for layer in asked.layers
             }
-            decided = request.plan(dataset, store)
+            decided = request.plan(dataset, store, unreadable)
             if any(layer.replaces for layer in decided.layers):
                 asked = decided
                 continue  # Another process has just created them, as float16.
             executor = Executor(decided, dataset, request.backbone, groups, store, on_event)
-            written = executor.run(decided.units)
+            try:
+                executor.run(decided.units, written)
+            except UnreadableRowsError as error:
+                unreadable[error.group.path] = damaged_blocks(error.group)
+                continue
             for layer in decided.layers:
                 store.features.fsync(layer.key)
             features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
-            reports = {ref: _report(group, written.get(ref, 0)) for ref, group in groups.items()}
+            reports = {ref: _report(ref, group, written) for ref, group in groups.items()}
         # The locks are released: this extraction itself may have used the former arrays.
         former = store.replace_former([each.key for each in decided.layers]) if replace else []
         return Extraction(features, reports, dataset, time.perf_counter() - started, former)
@@ -252,7 +256,7 @@ def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> No
     replaced = [layer.key for layer in asked.layers if layer.replaces]
     if replaced:
         # Keep what is stored if the images are gone.
-        dataset.image(asked.windows(asked.units[0])[0].start)
+        dataset.image(asked.units[0].rows.start)
     for key in replaced:
         store.features.remove(key)
 
@@ -277,7 +281,9 @@ def _open(
         "prefix": backbone.prefix_fields(layer.ref.layer),
         "versions": versions(),
     }
-    group = store.features.create(
+    if layer.copies and layer.copies.groups:
+        provenance["copied_from"] = list(map(str, layer.copies.keys))
+    return store.features.create(
         layer.key,
         shape=layer.shape,
         dtype=layer.dtype,
@@ -285,18 +291,6 @@ def _open(
         provenance=provenance,
         boundary=boundary,
     )
-    # Another process may just have created it as another type.
-    if layer.source is not None and group.dtype == layer.dtype:
-        with suppress(NotFoundError):  # Removed in the meantime.
-            _copy(store.features.get(layer.source), group)
-    return group
-
-
-def _copy(source: FeatureGroup, group: FeatureGroup) -> None:
-    # Blocks that cannot be read are computed.
-    for block in group.missing():
-        with suppress(IncompleteFeaturesError, DamagedError):
-            group.write_block(block, source.read_block(block))
 
 
 def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
@@ -319,12 +313,14 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     return shlex.join(words)
 
 
-def _report(group: FeatureGroup, computed: int) -> LayerReport:
+def _report(ref: str, group: FeatureGroup, written: Written) -> LayerReport:
+    computed, copied = written.computed[ref], written.copied[ref]
     return LayerReport(
         key=str(group.key),
         shape=group.shape,
         dtype=str(group.dtype),
         bytes=group.nbytes_stored,
         rows_computed=computed,
-        rows_reused=group.shape[0] - computed,
+        rows_reused=group.shape[0] - computed - copied,
+        rows_copied=copied,
     )

@@ -165,12 +165,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         wanted = (prefix_digest, ref.partition(":")[2])
         return [group for group in found if group.prefix == wanted]
 
-    def find(self, prefix_digest: str, ref: str, dataset_digest: str) -> FeatureKey | None:
-        """Find features of some samples by what decides them: of the same layer ref first."""
-        groups = self.of_prefix(prefix_digest, ref)
-        keys = [group.key for group in groups if group.key.dataset_digest == dataset_digest]
-        return min(keys, key=lambda key: key.ref != ref, default=None)
-
     def match(self, text: str | FeatureKey, **variant: Any) -> Item:
         """Find the one item that a text stands for, readable or not; otherwise NotFoundError.
 

@@ -7,7 +7,7 @@ import pytest
 
 from featurestore.digests import digest_bytes
 from featurestore.errors import DamagedError, NotFoundError, StoreError
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureKey, FeatureStore
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
 from tests.store.conftest import TAIL, digests_of, filled, ids_of, key_of, put
@@ -54,7 +54,9 @@ def test_the_whole_digests_are_compared(store: FeatureStore) -> None:
             store.features.get(other)
         with pytest.raises(StoreError, match="short digests are equal"):
             store.features.create(other, shape=(10, *TAIL), sample_ids=ids_of(digests_of(10)))
-        assert store.features.find(other.prefix_digest, key.ref, other.dataset_digest) is None
+    assert store.features.of_prefix(key.prefix_digest, key.ref)[0].key == key
+    other = key.prefix_digest[:-1] + ("0" if key.prefix_digest[-1] != "0" else "1")
+    assert store.features.of_prefix(other, key.ref) == []
 
 
 def test_hostile_names_stay_inside(store: FeatureStore, location: str) -> None:
@@ -106,26 +108,18 @@ def test_foreign_files_are_no_groups(store: FeatureStore, location: str) -> None
     assert store.damaged() == []
 
 
-def test_find_goes_by_content(store: FeatureStore) -> None:
-    digests = digests_of(3)
-    own = key_of(digests)
-    others = [replace(own, model="a_copy"), replace(own, model="z", ref="renamed:avg")]
-    ids = ids_of(digests)
+def test_features_of_a_prefix_have_its_reduction(store: FeatureStore) -> None:
+    own, more = key_of(digests_of(3)), key_of(digests_of(5))
+    others = [replace(own, model="a_copy"), replace(own, model="z", ref="renamed:avg"), more]
+    for rows, key in [(3, own), (3, others[0]), (3, others[1]), (5, more)]:
+        store.features.create(key, shape=(rows, 4), sample_ids=ids_of(digests_of(rows)))
 
-    def find(**asked: str) -> object:
-        fields = {"prefix_digest": own.prefix_digest, "ref": own.ref,
-                  "dataset_digest": own.dataset_digest, **asked}  # fmt: skip
-        return store.features.find(**fields)
+    def found(prefix: str = own.prefix_digest, ref: str = own.ref) -> set[FeatureKey]:
+        return {group.key for group in store.features.of_prefix(prefix, ref)}
 
-    assert find() is None
-    for key in [others[1], own, others[0]]:
-        store.features.create(key, shape=(3, 4), sample_ids=ids)
-        assert find() == key
-    assert find(ref="renamed:avg") == others[1]
-    assert find(ref="block5_pool") is None
-    assert find(ref="block5_pool:max") is None
-    assert find(prefix_digest=digest_bytes(b"else")) is None
-    assert find(dataset_digest=digest_bytes(b"else")) is None
+    assert found() == found(ref="renamed:avg") == {own, *others}
+    assert found(ref="block5_pool") == found(ref="block5_pool:max") == set()
+    assert found(digest_bytes(b"else")) == set()
 
 
 def test_match_finds_the_one_that_is_meant(store: FeatureStore) -> None:

@@ -1,0 +1,159 @@
+"""Rows that other arrays of a store have already, whatever data set they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from featurestore.digests import ROW_BYTES
+from featurestore.errors import DamagedError, NotFoundError, StoreError
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+
+# Blocks that cannot be read, by the path of their group.
+Unreadable = Mapping[str, Collection[int]]
+NOTHING: Unreadable = MappingProxyType({})
+
+
+class UnreadableRowsError(StoreError):
+    """Stored rows turned out to be damaged or gone while they were copied.
+
+    ``group`` is where they are stored. They are computed instead.
+    """
+
+    def __init__(self, group: FeatureGroup, reason: str) -> None:
+        super().__init__(reason)
+        self.group = group
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """Where the rows of an array are stored elsewhere.
+
+    Attributes
+    ----------
+    groups : tuple of FeatureGroup
+        Arrays of the same prefix digest and reduction.
+    group_of : numpy.ndarray of int16, (row,)
+        Which of these groups has a row; -1 if none has it.
+    row_in : numpy.ndarray of int64, (row,)
+        Its row there.
+    """
+
+    groups: tuple[FeatureGroup, ...]
+    group_of: np.ndarray
+    row_in: np.ndarray
+    # The last block read of each group: rows ascend, so that each block is read once.
+    _last: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    @property
+    def keys(self) -> list[FeatureKey]:
+        """Keys of the arrays."""
+        return [group.key for group in self.groups]
+
+    def read(self, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the stored ones of some consecutive rows, a source block at a time.
+
+        Yields
+        ------
+        places : numpy.ndarray of int64, (n,)
+            Row numbers, ascending.
+        values : numpy.ndarray, (n, …)
+            In the type that they are stored as.
+
+        Raises
+        ------
+        UnreadableRowsError
+        """
+        group_of = self.group_of[rows.start : rows.stop]
+        for number in np.unique(group_of[group_of >= 0]).tolist():
+            places = rows.start + np.flatnonzero(group_of == number)
+            there, each = self.row_in[places], self.groups[number].block_rows
+            blocks, first = np.unique(there // each, return_index=True)
+            parts = np.split(np.arange(len(there)), first[1:])
+            for block, part in zip(blocks.tolist(), parts, strict=True):
+                values = self._block(number, block)
+                yield places[part], values[there[part] - block * each]
+
+    def _block(self, number: int, block: int) -> np.ndarray:
+        if self._last.get(number, (None,))[0] != block:
+            group = self.groups[number]
+            try:
+                self._last[number] = block, group.read_block(block)
+            except StoreError as error:
+                raise UnreadableRowsError(group, str(error)) from error
+        return self._last[number][1]
+
+
+def find_copies(
+    store: FeatureStore,
+    key: FeatureKey,
+    dtype: str,
+    sample_ids: np.ndarray,
+    unreadable: Unreadable = NOTHING,
+    *,
+    check: bool = False,
+) -> Copies:
+    """Find the rows of an array in all other arrays of the same prefix digest and reduction.
+
+    Float16 arrays have no rows for a float32 one. Of several arrays that have a row, one of the
+    same type is taken, then the one with the most rows.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    key : FeatureKey
+        Of the array that needs the rows.
+    dtype : str
+        Its type.
+    sample_ids : numpy.ndarray of uint8, (row, 16)
+        Its row ids, ascending.
+    unreadable : mapping of str to collection of int
+        Blocks that were found to be damaged, by the path of their group.
+    check : bool
+        Whether to read all blocks of these arrays first, and leave out the damaged ones.
+    """
+    wanted = _texts(sample_ids)
+    group_of = np.full(len(wanted), -1, np.int16)
+    row_in = np.zeros(len(wanted), np.int64)
+    groups: list[FeatureGroup] = []
+    candidates = [
+        group
+        for group in store.features.of_prefix(key.prefix_digest, key.ref)
+        if group.key != key and dtype in (str(group.dtype), "float16")
+    ]
+    candidates.sort(key=lambda group: (str(group.dtype) != dtype, -group.shape[0], group.path))
+    for group in candidates:
+        left = np.flatnonzero(group_of < 0)
+        if not len(left):
+            break
+        try:
+            ids = _texts(group.samples)
+        except (DamagedError, NotFoundError):
+            continue  # Without its row ids, nothing says whose rows these are.
+        there = np.searchsorted(ids, wanted[left])
+        there[there == len(ids)] = 0
+        bad = damaged_blocks(group) if check else unreadable.get(group.path, ())
+        blocks = group.features.existing() - set(bad)
+        exists = np.isin(there // group.block_rows, list(blocks))
+        found = exists & (ids[there] == wanted[left])
+        if found.any():
+            group_of[left[found]], row_in[left[found]] = len(groups), there[found]
+            groups.append(group)
+    return Copies(tuple(groups), group_of, row_in)
+
+
+def damaged_blocks(group: FeatureGroup) -> set[int]:
+    """Return the blocks of a group that cannot be read, by reading all of it."""
+    found = set()
+    with suppress(StoreError):
+        found = {b for b in group.features.existing() if not group.features.is_sound(b)}
+    return found
+
+
+def _texts(ids: np.ndarray) -> np.ndarray:
+    """View row ids (row, 16) as one value each; their order is that of the digests."""
+    return np.ascontiguousarray(ids).view(f"S{ROW_BYTES}").reshape(-1)
