@@ -53,6 +53,8 @@ class Dataset:
         The rows as plain lists.
     images_in_memory : list of numpy.ndarray, (row,), or None
         uint8, (height, width, channel=1 or 3) each; None if the samples are files.
+    whole : Dataset or None
+        The data set that this is a part of, see :meth:`training`; a store records the whole.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Dataset:
     options: dict[str, Any]
     samples: Samples
     images_in_memory: list[np.ndarray] | None = None
+    whole: Dataset | None = None
 
     @classmethod
     def open(
@@ -213,6 +216,7 @@ class Dataset:
             source=self.source,
             rows=len(self),
             digest=self.digest,
+            train_digest=self.train_digest,
             manifest_digest=self.manifest_digest,
             added=added,
             options=self.options,
@@ -269,6 +273,30 @@ class Dataset:
     def digest(self) -> str:
         """Digest of the set of samples: labels, paths and splits do not matter."""
         return digest_set(self.sample_digests)
+
+    @cached_property
+    def train_digest(self) -> str:
+        """Digest of the set of training samples, labelled or not: of :meth:`training`."""
+        rows = self.rows("train", labelled=False)
+        return digest_set(self.sample_digests[row] for row in rows)
+
+    def training(self) -> Dataset:
+        """Return the data set of the training samples alone, which augmented views are made of.
+
+        Raises
+        ------
+        DatasetError
+            If there are none.
+        """
+        rows = self.rows("train", labelled=False)
+        if not len(rows):
+            raise DatasetError(
+                f"data set {self.name!r} has no training samples, which augmented views are made "
+                "of; split it again with `featurestore scan --val F --test F`"
+            )
+        kept = self.images_in_memory and [self.images_in_memory[row] for row in rows]
+        samples = self.samples.of_rows(rows)
+        return Dataset(self.name, self.source, self.options, samples, kept, self.whole or self)
 
     @cached_property
     def manifest_digest(self) -> str:

@@ -30,7 +30,7 @@ from featurestore.digests import (
 )
 from featurestore.errors import DamagedError, StoreFormatError, one_line, refuse_newer
 
-FORMAT = 2
+FORMAT = 3
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
 _PROBLEMS = TypeAdapter(list[Problem])
@@ -48,6 +48,8 @@ class DatasetEntry(BaseModel):
         Samples.
     digest : str
         Digest of the set of samples.
+    train_digest : str
+        Digest of the set of training samples, which augmented views are stored over.
     manifest_digest : str
         Digest of samples, labels, splits and groups.
     added : str
@@ -62,6 +64,7 @@ class DatasetEntry(BaseModel):
     source: str | None
     rows: int
     digest: Digest
+    train_digest: Digest
     manifest_digest: Digest
     added: str
     options: dict[str, bool | str | int | float]
@@ -168,8 +171,8 @@ def _check_format(found: int) -> None:
     refuse_newer(found, FORMAT, "a data set manifest")
     if found < FORMAT:
         raise StoreFormatError(
-            f"a data set manifest has format {found}, expected {FORMAT}, which keeps the order of "
-            "what was listed; scan the data set again"
+            f"a data set manifest has format {found}, expected {FORMAT}, which names its "
+            "training samples; scan the data set again"
         )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from featurestore.dataset.labels import Label, is_missing, text
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.splits import Split, meaning
@@ -70,6 +72,18 @@ class Samples:
     groups: list[str | None]
     listing: Listing
     problems: list[Problem] = field(default_factory=list)
+
+    def of_rows(self, rows: np.ndarray) -> Samples:
+        """Return the samples of some rows, ascending, as if only these had been listed."""
+        position = {row: place for place, row in enumerate(rows.tolist())}
+        listed = [at for at, row in enumerate(self.listing.rows) if row in position]
+        listing = Listing(
+            [position[self.listing.rows[at]] for at in listed],
+            [self.listing.paths[at] for at in listed],
+            {name: column.take(listed) for name, column in self.listing.columns.items()},
+        )
+        columns = (self.digests, self.paths, self.labels, self.splits, self.groups)
+        return Samples(*([column[row] for row in rows] for column in columns), listing)
 
 
 def list_entries(

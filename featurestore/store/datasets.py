@@ -70,8 +70,10 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
         The manifest that it replaces stays for the heads that refer to it, until `gc`. An existing
         manifest is written again, since its paths may have changed, which are not in its digest.
-        Where nothing has changed nothing is written, so that the store may be read-only.
+        Where nothing has changed nothing is written, so that the store may be read-only. Of a part
+        of a data set, the whole is stored.
         """
+        dataset = dataset.whole or dataset
         entry = self._unchanged(dataset)
         if entry is not None:
             self.fsync(dataset.name)
@@ -278,17 +280,20 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         return max(found, key=lambda entry: entry.added, default=None)
 
     def load_samples(self, digest: str) -> Dataset | None:
-        """Load a data set by the digest of its samples: a current one, else any that is stored."""
+        """Load a data set, or the training samples of one, by the digest of its samples.
+
+        A current one, else any that is stored.
+        """
         for entry in self.values():
-            if entry.digest == digest:
+            if digest in (entry.digest, entry.train_digest):
                 with suppress(StoreError):
-                    return self.load(entry.name, entry.manifest_digest)
+                    return _of_samples(self.load(entry.name, entry.manifest_digest), digest)
         for folder in self._stored():
             for path in self.manifests(folder):
                 with suppress(StoreError, FileNotFoundError):
                     dataset = self._load_file(path)
-                    if dataset.digest == digest:
-                        return dataset
+                    if digest in (dataset.digest, dataset.train_digest):
+                        return _of_samples(dataset, digest)
         return None
 
     def manifests(self, folder: str) -> list[str]:
@@ -364,6 +369,10 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                         sum(self._files.sizes(path).values()),
                         f"{how}, and no head was fitted on it",
                     )
+
+
+def _of_samples(dataset: Dataset, digest: str) -> Dataset:
+    return dataset if dataset.digest == digest else dataset.training()
 
 
 def _now() -> str:
