@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featurestore.backbone import augmentation as augmenting
 from featurestore.backbone import numerics, sources
 from featurestore.backbone.families import APPLICATIONS, application
 from featurestore.backbone.graph import Graph, flatten
@@ -63,6 +65,41 @@ class Backbone(Network):
             relative to the largest activation: about 1e-6 for most networks in float32.
         """
         return numerics.amplification(self, refs, images)
+
+    def views(self, numbers: int | Iterable[int], augmentation: Any) -> list[Backbone]:
+        """Return this backbone behind an augmentation: one for each view of an image.
+
+        View 3 of an image is the same whatever other views are made, and in any process.
+
+        Parameters
+        ----------
+        numbers : int, or iterable of int
+            How many views, counted from 0; or their numbers.
+        augmentation : list of keras.layers.Layer, or what stands for it
+            Random layers that keep the size of the image, on pixels from 0 to 255; see
+            :func:`featurestore.backbone.augmentation.serialize` for other forms.
+
+        Raises
+        ------
+        InputError
+            If a layer changes the size, changes nothing, is not random, or draws otherwise than
+            by seed generators of its own.
+
+        Examples
+        --------
+        >>> third, = vgg16.views([3], [keras.layers.RandomFlip("horizontal")])  # doctest: +SKIP
+        """
+        layers = augmenting.serialize(augmentation)
+        augmenting.check(layers, self.input_size)
+        found = []
+        for number in range(numbers) if isinstance(numbers, int) else numbers:
+            view = copy.copy(self)
+            view.__dict__.pop("resize", None)
+            options = {"augmentation": layers, "view": number}
+            view.preprocessing = Preprocessing.of({**self.preprocessing.to_dict(), **options})
+            view.spec = {**self.spec, **options}
+            found.append(view)
+        return found
 
     @classmethod
     def of(cls, model: Any) -> Backbone:

@@ -122,30 +122,40 @@ def _is_transparent(node: Node) -> bool:
 
 def _description(node: Node, training: bool) -> dict[str, Any]:
     """Return a node's class, settings and constant arguments in canonical JSON form."""
-    import keras
-
-    operation = node.operation
     try:
-        if isinstance(operation, keras.layers.Lambda):
-            raise BackboneError(
-                "has code without a canonical form: replace it by a stock layer or by keras.ops"
-            )
-        refuse_hidden_functions(operation)
-        serial = keras.saving.serialize_keras_object(operation)
-        own = not is_keras(type(operation))
-        return {
-            "class": serial.get("registered_name") or serial["class_name"],
-            # A custom layer may compute with its seed.
-            "config": canonical_config(serial["config"], training, seeds=own),
-            "arguments": canonical_config(node.arguments, training),
-            "code": registered_digest(serial) if own else None,
-        }
+        arguments = canonical_config(node.arguments, training)
+        return {**layer_fields(node.operation, training), "arguments": arguments}
     except BackboneError as error:
         raise BackboneError(f"layer {node.name!r} ({node.kind}) {error}") from None
     except Exception as error:  # whatever get_config raises
         raise BackboneError(
             f"layer {node.name!r} ({node.kind}) has no canonical configuration: {one_line(error)}"
         ) from error
+
+
+def layer_fields(operation: Any, training: bool = False) -> dict[str, Any]:
+    """Return a layer's class, settings and code in canonical JSON form.
+
+    Raises
+    ------
+    BackboneError
+        If it has none.
+    """
+    import keras
+
+    if isinstance(operation, keras.layers.Lambda):
+        raise BackboneError(
+            "has code without a canonical form: replace it by a stock layer or by keras.ops"
+        )
+    refuse_hidden_functions(operation)
+    serial = keras.saving.serialize_keras_object(operation)
+    own = not is_keras(type(operation))
+    return {
+        "class": serial.get("registered_name") or serial["class_name"],
+        # A custom layer may compute with its seed.
+        "config": canonical_config(serial["config"], training, seeds=own),
+        "code": registered_digest(serial) if own else None,
+    }
 
 
 def canonical_config(value: Any, training: bool = False, *, seeds: bool = False) -> Any:

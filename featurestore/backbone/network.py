@@ -95,9 +95,12 @@ class Network:
     def resize(self) -> Callable[[np.ndarray], np.ndarray]:
         """Function that resizes one decoded image, by the same layer as in a cut model.
 
-        It takes and returns uint8 (height, width, channel=3). Many threads may call it.
+        It takes and returns uint8 (height, width, channel=3). Many threads may call it. That of a
+        view augments the resized image too.
         """
-        return forward.compiled_resize(self.preprocessing.resizing())
+        resize = forward.compiled_resize(self.preprocessing.resizing())
+        augment = self.preprocessing.augmenting()
+        return resize if augment is None else lambda image: augment(resize(image))
 
     def forward(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
         """Compile one pass that gives the activations at several refs.
