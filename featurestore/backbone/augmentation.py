@@ -126,6 +126,33 @@ def title(layers: Sequence[Mapping[str, Any]]) -> str:
     return "+".join(str(each.get("class_name")) for each in layers)
 
 
+def settings(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Return serialized layers as a short JSON list, which `serialize` takes.
+
+    Examples
+    --------
+    >>> settings([{"class_name": "RandomFlip", "config": {"mode": "vertical", "seed": None}}])
+    '[{"RandomFlip": {"mode": "vertical"}}]'
+    """
+    keep = [
+        {
+            each["class_name"]: {
+                name: value
+                for name, value in each["config"].items()
+                if value is not None and name not in ("name", "trainable", "dtype")
+            }
+        }
+        if each.get("registered_name") is None and _is_float32(each["config"].get("dtype"))
+        else each
+        for each in layers
+    ]
+    return json.dumps(keep)
+
+
+def _is_float32(dtype: Any) -> bool:
+    return dtype is None or (isinstance(dtype, Mapping) and dtype["config"]["name"] == "float32")
+
+
 def fields(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return serialized layers in canonical form, as they count in a prefix digest."""
     return json.loads(_fields(json.dumps(layers)))
@@ -177,14 +204,14 @@ def check(layers: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> None:
                 f"{name} is random beside its seeds, so that no view could be made again; expected "
                 "draws by a keras.random.SeedGenerator of the layer alone"
             )
-        if all(np.array_equal(first, call(seed=seed)) for seed in range(1, TRIES)):
-            does = "changes nothing" if np.array_equal(first, image) else "is not random"
-            raise InputError(f"{name} {does}; leave it out: views are random changes of an image")
         if not np.isfinite(first).all() or np.abs(first).max() <= 1:
             raise InputError(
                 f"{name} gives values of {np.nanmin(first):.3g} to {np.nanmax(first):.3g}; expected"
                 " 0 to 255 as the images have: set value_range=(0, 255)"
             )
+        if all(np.array_equal(first, call(seed=seed)) for seed in range(1, TRIES)):
+            does = "changes nothing" if np.array_equal(first, image) else "is not random"
+            raise InputError(f"{name} {does}; leave it out: views are random changes of an image")
 
 
 @lru_cache(maxsize=2)
@@ -231,7 +258,7 @@ def _states(layer: Any) -> list[Any]:
     return [each for each in layer.variables if id(each) not in weights]
 
 
-def _call(layer: Any, values: Any, seeds: Sequence[Any]) -> Any:
+def _call(layer: Any, values: Any, seeds: Iterable[Any]) -> Any:
     import keras
 
     with keras.StatelessScope(zip(_states(layer), seeds, strict=True)):

@@ -23,6 +23,8 @@ from featurestore.backbone.refs import LayerRef
 from featurestore.errors import BackboneError, nearest, one_line, path_text, received
 from featurestore.quiet import load_tensorflow
 
+Forward = Callable[[np.ndarray], list[np.ndarray]]
+
 
 class Backbone(Network):
     """A frozen Keras model with its own preprocessing. Make one with a ``from_…`` method.
@@ -66,6 +68,18 @@ class Backbone(Network):
         """
         return numerics.amplification(self, refs, images)
 
+    # Compiled passes that the views of one call share, by their refs.
+    _passes: dict[tuple[str, ...], Forward] | None = None
+
+    def forward(self, refs: Sequence[LayerRef | str]) -> Forward:
+        """Compile one pass, as :meth:`Network.forward`; views share one."""
+        if self._passes is None:
+            return super().forward(refs)
+        key = tuple(map(str, refs))
+        if key not in self._passes:
+            self._passes[key] = super().forward(refs)
+        return self._passes[key]
+
     def views(self, numbers: int | Iterable[int], augmentation: Any) -> list[Backbone]:
         """Return this backbone behind an augmentation: one for each view of an image.
 
@@ -91,10 +105,12 @@ class Backbone(Network):
         """
         layers = augmenting.serialize(augmentation)
         augmenting.check(layers, self.input_size)
-        found = []
+        found: list[Backbone] = []
+        passes: dict[tuple[str, ...], Forward] = {}
         for number in range(numbers) if isinstance(numbers, int) else numbers:
             view = copy.copy(self)
             view.__dict__.pop("resize", None)
+            view._passes = passes
             options = {"augmentation": layers, "view": number}
             view.preprocessing = Preprocessing.of({**self.preprocessing.to_dict(), **options})
             view.spec = {**self.spec, **options}

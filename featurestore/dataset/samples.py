@@ -82,8 +82,14 @@ class Samples:
             [self.listing.paths[at] for at in listed],
             {name: column.take(listed) for name, column in self.listing.columns.items()},
         )
-        columns = (self.digests, self.paths, self.labels, self.splits, self.groups)
-        return Samples(*([column[row] for row in rows] for column in columns), listing)
+        return Samples(
+            [self.digests[row] for row in rows],
+            [self.paths[row] for row in rows],
+            [self.labels[row] for row in rows],
+            [self.splits[row] for row in rows],
+            [self.groups[row] for row in rows],
+            listing,
+        )
 
 
 def list_entries(

@@ -161,6 +161,8 @@ class ExtractionPlan:
         Units with blocks to compute, ascending.
     input_size : tuple of int
         Input ``(height, width)`` of the backbone, in pixels.
+    views : tuple of ExtractionPlan
+        Plans of the augmented views of the training samples.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -168,6 +170,7 @@ class ExtractionPlan:
     batch_size: int
     units: tuple[Unit, ...]
     input_size: tuple[int, int]
+    views: tuple[ExtractionPlan, ...] = ()
 
     @property
     def smallest_unit(self) -> int:
@@ -249,10 +252,11 @@ class ExtractionPlan:
     @property
     def cost(self) -> str:
         """What the extraction costs, in one line."""
+        parts = (self, *self.views)
         return (
-            f"{plural(self.rows_to_compute, 'image')} through the backbone, at most "
-            f"{size(self.bytes_to_write)} to write, peak memory about {size(self.peak_bytes)} "
-            "beside the network's own"
+            f"{plural(sum(each.rows_to_compute for each in parts), 'image')} through the backbone, "
+            f"at most {size(sum(each.bytes_to_write for each in parts))} to write, peak memory "
+            f"about {size(max(each.peak_bytes for each in parts))} beside the network's own"
         )
 
     def __repr__(self) -> str:
@@ -264,7 +268,7 @@ class ExtractionPlan:
     def grid(self) -> Grid:
         """Show what each layer needs."""
         fields = ["rows_to_compute", "rows_copied", "rows_reused", "size", "why"]
-        return features_grid(self.to_dict()["features"], fields, "to write")
+        return features_grid(self.to_dict(), fields, "to write")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values, as ``extract --dry-run --json`` prints them."""
@@ -288,12 +292,18 @@ class ExtractionPlan:
                 }
                 for layer in self.layers
             },
+            "views": [each.to_dict()["features"] for each in self.views],
         }
 
 
-def features_grid(features: Mapping[str, Any], fields: list[str], size_is: str) -> Grid:
-    """Show the features of a plan or a report, by layer ref."""
-    rows = [{"layer": ref, **row, "size": size(row["bytes"])} for ref, row in features.items()]
+def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) -> Grid:
+    """Show the features of a plan or a report, by layer ref, all views of one in a row."""
+    shown, views = [*report["features"].items()], report["views"]
+    for ref in views[0] if views else ():
+        made = [each[ref] for each in views]
+        sums = {k: sum(each[k] for each in made) for k, v in made[0].items() if type(v) is int}
+        shown.append((f"{ref}, {plural(len(views), 'view')}", {**made[-1], **sums}))
+    rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in shown]
     headings = {"rows_computed": "computed", "rows_to_compute": "to compute"}
     headings |= {"rows_copied": "copied", "rows_reused": "reused", "size": size_is}
     return Grid(rows, ["layer", "shape", "dtype", *fields], headings)
@@ -307,12 +317,14 @@ def plan(
     *,
     dtype: str = "float16",
     batch_size: int = 32,
+    views: int = 0,
+    augmentation: Any = None,
 ) -> ExtractionPlan:
     """Decide what an extraction must compute; write nothing.
 
     Parameters
     ----------
-    data, backbone, layers, dtype, batch_size
+    data, backbone, layers, dtype, batch_size, views, augmentation
         As in :func:`extract`.
     store : FeatureStore, path or URL, optional
         Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
@@ -326,8 +338,12 @@ def plan(
         For an unknown type, a batch size below 1 or an empty list of layers.
     """
     request = Request.of(backbone, layers, dtype, batch_size)
+    augmented = request.views(views, augmentation)
     opened = FeatureStore.for_data(data, store, write=False)
-    return request.plan(opened.datasets.open(data), opened)
+    dataset = opened.datasets.open(data)
+    part = dataset.training() if augmented else dataset
+    made = tuple(each.plan(part, opened) for each in augmented)
+    return replace(request.plan(dataset, opened), views=made)
 
 
 def refs_of(layers: Any) -> tuple[LayerRef, ...]:
@@ -367,6 +383,19 @@ class Request:
         for ref in refs:
             network.shape(ref)
         return cls(network, refs, dtype, batch_size)
+
+    def views(self, count: int, augmentation: Any) -> list[Request]:
+        """Return what is asked for of each augmented view."""
+        if not isinstance(count, int) or count < 0:
+            raise InputError(f"views is {received(count)}; expected a number of views, such as 8")
+        if bool(count) != (augmentation is not None):
+            raise InputError(
+                "views are made by an augmentation: give both, --views N and --augmentation FILE, "
+                "or neither"
+            )
+        if not count:
+            return []
+        return [replace(self, backbone=each) for each in self.backbone.views(count, augmentation)]
 
     def plan(
         self, dataset: Dataset, store: FeatureStore, unreadable: Unreadable = NOTHING

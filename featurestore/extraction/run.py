@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
+from featurestore.backbone.augmentation import settings
 from featurestore.errors import NotFoundError, nearest
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.executor import Executor, Written
@@ -65,6 +66,8 @@ class Extraction(dict[str, Features]):
         Wall time of the call.
     former : tuple of Former
         With ``replace``: the former arrays that were removed, and those that were left.
+    views : sequence of Extraction
+        Those of the augmented views of the training samples.
     """
 
     def __init__(
@@ -74,12 +77,14 @@ class Extraction(dict[str, Features]):
         dataset: Dataset,
         seconds: float,
         former: Sequence[Former] = (),
+        views: Sequence[Extraction] = (),
     ) -> None:
         super().__init__(features)
         self.reports = reports
         self.dataset = dataset
         self.seconds = seconds
         self.former = tuple(former)
+        self.views = views
 
     def __missing__(self, ref: Any) -> Features:
         text = str(ref)
@@ -88,9 +93,10 @@ class Extraction(dict[str, Features]):
         raise NotFoundError(f"layer {text!r} was not extracted; {nearest(text, self)}")
 
     def __repr__(self) -> str:
-        computed = sum(report.rows_computed for report in self.reports.values())
-        copied = sum(report.rows_copied for report in self.reports.values())
-        reused = sum(report.rows_reused for report in self.reports.values())
+        reports = [each for part in (self, *self.views) for each in part.reports.values()]
+        computed = sum(report.rows_computed for report in reports)
+        copied = sum(report.rows_copied for report in reports)
+        reused = sum(report.rows_reused for report in reports)
         return (
             f"Extraction({self.dataset.name!r}, {', '.join(self)}: {computed:,} rows computed, "
             f"{copied:,} copied, {reused:,} reused, {self.seconds:.1f} s)"
@@ -102,7 +108,7 @@ class Extraction(dict[str, Features]):
     def grid(self) -> Grid:
         """Show what became of each layer."""
         fields = ["size", "rows_computed", "rows_copied", "rows_reused", "key"]
-        return features_grid(self.to_dict()["features"], fields, "on disk")
+        return features_grid(self.to_dict(), fields, "on disk")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values, as ``featurestore extract --json`` prints them."""
@@ -110,6 +116,7 @@ class Extraction(dict[str, Features]):
             "dataset": self.dataset.name,
             "rows": len(self.dataset),
             "features": {ref: asdict(report) for ref, report in self.reports.items()},
+            "views": [each.to_dict()["features"] for each in self.views],
             "quarantined": [
                 {"path": problem.path, "reason": problem.reason}
                 for problem in self.dataset.problems
@@ -135,6 +142,8 @@ def extract(
     dtype: str = "float16",
     batch_size: int = 32,
     replace: bool = False,
+    views: int = 0,
+    augmentation: Any = None,
     on_event: OnEvent | None = None,
 ) -> Extraction:
     """Compute the features of every sample at every given layer in one pass; reuse stored ones.
@@ -166,6 +175,11 @@ def extract(
     replace : bool
         Then remove the former arrays of these layers that the new ones supersede: their samples are
         those of no data set now, and all of them are among these. The heads fitted on them stay.
+    views : int
+        Augmented views of each training sample, numbered from 0, that are stored too: see
+        `Features.views`. Those of more views, or of fewer, are the same.
+    augmentation : list of keras.layers.Layer, or what stands for it
+        The layers that make them: see :meth:`Backbone.views`.
     on_event : callable, optional
         Receives an :data:`ExtractionEvent` at the start, after each batch, and at the end.
 
@@ -195,10 +209,12 @@ def extract(
     started = time.perf_counter()
     ordinary = refs_of(layers)
     request = Request.of(backbone, [*ordinary, *refs_of(boundaries)], dtype, batch_size)
+    augmented = request.views(views, augmentation)
     store = FeatureStore.for_data(data, store)
     if replace:
         store.datasets.references()  # Raises now what `replace_former` would raise at the end.
     dataset = store.datasets.open(data, on_event=on_event)
+    part = dataset.training() if augmented else dataset
     asked = request.plan(dataset, store)
     marked = _to_mark(asked, ordinary, store)
     unreadable: dict[str, set[int]] = {}
@@ -226,11 +242,21 @@ def extract(
                 continue
             for layer in decided.layers:
                 store.features.fsync(layer.key)
-            features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
             reports = {ref: _report(ref, group, written) for ref, group in groups.items()}
-        # The locks are released: this extraction itself may have used the former arrays.
-        former = store.replace_former([each.key for each in decided.layers]) if replace else []
-        return Extraction(features, reports, dataset, time.perf_counter() - started, former)
+        break
+    # The locks are released: this extraction itself may have used the former arrays.
+    former = store.replace_former([each.key for each in decided.layers]) if replace else []
+    options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
+    made = [
+        extract(part, each.backbone, ordinary, store, on_event=on_event, **options)
+        for each in augmented
+    ]
+    former += [each for view in made for each in view.former]
+    features = {
+        ref: Features(group, dataset, store, [each[ref] for each in made if ref in each])
+        for ref, group in groups.items()
+    }
+    return Extraction(features, reports, dataset, time.perf_counter() - started, former, made)
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
@@ -310,6 +336,13 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
             words += [f"--{option}", spec[option]]
     if spec["source"] == "file":
         words += ["--scaling", spec["scaling"]]
+    if spec.get("augmentation"):
+        words += [
+            "--views",
+            str(spec["view"] + 1),
+            "--augmentation",
+            settings(spec["augmentation"]),
+        ]
     return shlex.join(words)
 
 

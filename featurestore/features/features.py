@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -37,6 +38,9 @@ class Features:
     ----------
     blocks : tuple of int or None
         The blocks that `completed` features are limited to; None for all rows.
+    views : tuple of Features
+        Augmented views of the training samples, over ``dataset.training()``: heads are fitted on
+        them too.
 
     Raises
     ------
@@ -50,7 +54,13 @@ class Features:
     >>> X, y = features.arrays("train")  # doctest: +SKIP
     """
 
-    def __init__(self, group: FeatureGroup, dataset: Dataset, store: FeatureStore) -> None:
+    def __init__(
+        self,
+        group: FeatureGroup,
+        dataset: Dataset,
+        store: FeatureStore,
+        views: Sequence[Features] = (),
+    ) -> None:
         if group.key.dataset_digest != dataset.digest:
             raise StoreError(
                 f"{group.key} belongs to the samples {group.key.dataset_digest}, data set "
@@ -64,6 +74,7 @@ class Features:
         self.group = group
         self.dataset = dataset
         self.store = store
+        self.views = tuple(views)
         self.blocks: tuple[int, ...] | None = None
 
     @classmethod
@@ -123,13 +134,15 @@ class Features:
         missing = set(self.group.missing())
         if not missing and self.blocks is None:
             return self
-        found = Features(self.group, self.dataset, self.store)
+        found = Features(self.group, self.dataset, self.store, self.views)
         if missing:
             found.blocks = tuple(each for each in range(self.group.blocks) if each not in missing)
         return found
 
     def __repr__(self) -> str:
-        return f"Features({str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape})"
+        views = f", {len(self.views)} views" if self.views else ""
+        what = f"{str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape}{views}"
+        return f"Features({what})"
 
     def _repr_html_(self) -> str:
         counts = {split: len(self.rows(split)) for split in ("train", "val", "test")}

@@ -1,0 +1,148 @@
+"""Augmented views: more rows of the training samples, each of which can be made again alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import DatasetError, InputError
+from featurestore.extraction import extract, plan
+from featurestore.extraction.repair import repair
+from featurestore.features import Features
+from featurestore.store import FeatureGroup, FeatureStore
+from tests.toys import drop_block
+
+AUGMENTATION = [{"RandomFlip": {"mode": "horizontal"}}, {"RandomRotation": {"factor": 0.1}}]
+REF = "gap"
+
+
+def values(features: Features) -> np.ndarray:
+    return features.group.read()
+
+
+def views_of(store: FeatureStore) -> list[FeatureGroup]:
+    return [each for each in store.features.values() if each.provenance["backbone"].get("view")]
+
+
+def test_views_are_further_rows_of_the_training_samples(
+    dataset: Dataset, backbone: Backbone, store: FeatureStore
+) -> None:
+    made = extract(dataset, backbone, [REF], store, views=3, augmentation=AUGMENTATION)
+    plain = made[REF]
+    training = dataset.rows("train")
+    assert len(plain) == 45
+    assert [len(each) for each in plain.views] == [len(training)] * 3
+    for view in plain.views:
+        assert np.array_equal(view.group.samples, dataset.sample_ids[training])
+        assert np.array_equal(view.labels, np.asarray(plain.labels)[training])
+    different = {values(each).tobytes() for each in (*plain.views,)}
+    assert len(different) == 3
+    assert plain.views[0].key.prefix_digest != plain.key.prefix_digest
+    # The plain image is not among them, and has the features that it has without views.
+    alone = extract(dataset, backbone, [REF], "memory://alone")
+    assert np.array_equal(values(alone[REF]), values(plain))
+
+
+def test_a_view_alone_is_the_view_among_others(
+    dataset: Dataset, backbone: Backbone, store: FeatureStore
+) -> None:
+    several = extract(dataset, backbone, [REF], store, views=3, augmentation=AUGMENTATION)
+    (third,) = backbone.views([2], AUGMENTATION)
+    alone = extract(dataset.training(), third, [REF], FeatureStore("memory://one", create=True))
+    assert alone[REF].key == several[REF].views[2].key
+    assert np.array_equal(values(alone[REF]), values(several[REF].views[2]))
+    # What a store records of a part is the whole data set.
+    assert alone[REF].store.datasets.get(dataset.name).rows == 45
+
+
+def test_more_views_compute_only_these(
+    dataset: Dataset, backbone: Backbone, store: FeatureStore
+) -> None:
+    first = extract(dataset, backbone, [REF], store, views=2, augmentation=AUGMENTATION)
+    again = extract(dataset, backbone, [REF], store, views=4, augmentation=AUGMENTATION)
+    computed = [each.reports[REF].rows_computed for each in again.views]
+    rows = len(dataset.rows("train"))
+    assert computed == [0, 0, rows, rows]
+    assert [each.key for each in again[REF].views[:2]] == [each.key for each in first[REF].views]
+    decided = plan(dataset, backbone, [REF], store, views=5, augmentation=AUGMENTATION)
+    assert [each.rows_to_compute for each in decided.views] == [0, 0, 0, 0, rows]
+    assert "gap, 5 views" in [row["layer"] for row in decided.grid().rows]
+    assert len(again.to_dict()["views"]) == 4
+
+
+def test_pixels_and_number_alone_decide_a_view(backbone: Backbone) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    views = backbone.views(8, AUGMENTATION)
+    expected = [view.resize(image) for view in views]
+    assert len({each.tobytes() for each in expected}) > 4
+    with ThreadPoolExecutor(8) as pool:  # in any order, by any thread
+        for _ in range(3):
+            found = list(pool.map(lambda view: view.resize(image), reversed(views)))
+            assert all(map(np.array_equal, reversed(found), expected))
+    again = Backbone.pixels(16).views(
+        [5], [keras.layers.RandomFlip("horizontal", seed=3), keras.layers.RandomRotation(0.1)]
+    )
+    assert np.array_equal(again[0].resize(image), expected[5])
+
+
+@pytest.mark.reliability
+def test_views_are_the_same_in_another_process() -> None:
+    script = (
+        "import numpy, random; random.seed({}); from featurestore.backbone import Backbone;"
+        "x = numpy.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype='uint8');"
+        "v = Backbone.pixels(16).views(2, '[RandAugment, RandomErasing]');"
+        "print(v[1].prefix_digest('pixels'), [int(each.resize(x).sum()) for each in v])"
+    )
+    ran = [
+        subprocess.run([sys.executable, "-c", script.format(seed)], capture_output=True, text=True)
+        for seed in (1, 2)
+    ]
+    assert ran[0].stdout
+    assert ran[0].stdout == ran[1].stdout
+
+
+def test_repair_makes_a_view_again(
+    photos: Path, tmp_path: Path, backbone: Backbone, store: FeatureStore
+) -> None:
+    made = extract(photos, Backbone.pixels(16), "pixels", store, views=2, augmentation=AUGMENTATION)
+    group = made["pixels"].views[1].group
+    before = group.read()
+    place = Path(store.location, group.features.file(0))
+    place.write_bytes(place.read_bytes()[:-9])
+    assert [each.needs for each in repair(store)] == [None]
+    assert np.array_equal(group.read(), before)
+    assert store.garbage() == []
+
+
+def test_a_view_resumes(dataset: Dataset, backbone: Backbone, store: FeatureStore) -> None:
+    made = extract(dataset, backbone, ["pool_a"], store, views=1, augmentation=AUGMENTATION)
+    group = made["pool_a"].views[0].group
+    before = group.read()
+    drop_block(group, 0)
+    again = extract(dataset, backbone, ["pool_a"], store, views=1, augmentation=AUGMENTATION)
+    assert again.views[0].reports["pool_a"].rows_computed == len(before)
+    assert np.array_equal(group.read(), before)
+
+
+def test_views_need_training_samples_and_an_augmentation(
+    photos: Path, backbone: Backbone, store: FeatureStore
+) -> None:
+    dataset = Dataset.open(photos, val=0.3)
+    for options in ({"views": 2}, {"augmentation": AUGMENTATION}):
+        with pytest.raises(InputError, match="give both"):
+            extract(dataset, backbone, REF, store, **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="views is -1"):
+        extract(dataset, backbone, REF, store, views=-1, augmentation=AUGMENTATION)
+    X = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
+    held_out = Dataset.from_arrays(X, list("abab"), name="held", splits=["test"] * 4)
+    with pytest.raises(DatasetError, match="no training samples"):
+        extract(held_out, backbone, REF, store, views=2, augmentation=AUGMENTATION)
+    assert store.features.keys() == []
