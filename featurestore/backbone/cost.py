@@ -61,10 +61,7 @@ def table(
     numbers : sequence of int
         The nodes to describe; each has one output.
     """
-    work = [0] + [
-        _flops(node, [shapes[i][k] for i, k in node.inputs], shapes[number][0])
-        for number, node in enumerate(graph.nodes[1:], start=1)
-    ]
+    work = flops(graph, shapes)
     parameters_to, flops_to = _totals(graph, _parameters(graph)), _totals(graph, work)
     through, last = graph.bottlenecks(), len(graph.nodes) - 1
     infos = [
@@ -80,6 +77,14 @@ def table(
         for number in numbers
     ]
     return Table(infos, layers_layout)
+
+
+def flops(graph: Graph, shapes: Sequence[Sequence[Shape]]) -> list[int]:
+    """Return the floating-point operations of each node by itself, for one image."""
+    return [
+        _flops(node, [shapes[i][k] for i, k in node.inputs], shapes[number][0])
+        for number, node in enumerate(graph.nodes)
+    ]
 
 
 def layers_layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:

@@ -64,25 +64,28 @@ def exact() -> Iterator[None]:
 
 
 def compiled(
-    compute: Compute, sample_shape: Sequence[int | None]
+    compute: Compute, sample_shape: Sequence[int | None], dtype: str = "uint8"
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Return a fast function from uint8 images to float32 arrays.
+    """Return a fast function from uint8 images, or stored activations, to float32 arrays.
 
     Parameters
     ----------
     compute : callable
-        From a uint8 tensor to a list of float32 tensors.
+        From a tensor of this type to a list of float32 tensors.
     sample_shape : sequence of int
         (height, width, channel) of an image; the batch may be of any size.
+    dtype : str
+        What ``compute`` takes; arrays of other types are cast.
     """
     with exact(), _one_line("the backbone does not compile"):
-        function = _frozen(compute, (None, *sample_shape))
+        function = _frozen(compute, (None, *sample_shape), dtype)
 
     def forward(images: np.ndarray) -> list[np.ndarray]:
         import tensorflow as tf
 
         with exact(), _one_line(f"the backbone does not compute a batch of {len(images)} images"):
-            return [each.numpy() for each in function(tf.constant(images))]
+            taken = tf.constant(images.astype(dtype, copy=False))
+            return [each.numpy() for each in function(taken)]
 
     return forward
 
@@ -129,7 +132,7 @@ def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
     return resize
 
 
-def _frozen(compute: Compute, shape: Sequence[int | None]) -> Callable:
+def _frozen(compute: Compute, shape: Sequence[int | None], dtype: str) -> Callable:
     import keras
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -139,7 +142,7 @@ def _frozen(compute: Compute, shape: Sequence[int | None]) -> Callable:
         with keras.StatelessScope():
             return compute(images)
 
-    specification = tf.TensorSpec(shape, tf.uint8)
+    specification = tf.TensorSpec(shape, dtype)
     traced = tf.function(stateless, autograph=False).get_concrete_function(specification)
     if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
         raise BackboneError(

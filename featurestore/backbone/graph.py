@@ -95,30 +95,35 @@ class Graph:
             names.setdefault(id(node.operation), node.name)
         return names
 
-    def ancestors(self, wanted: Iterable[int]) -> list[int]:
-        """Return the numbers of the wanted nodes and of all that they need, in order."""
+    def ancestors(self, wanted: Iterable[int], start: int = 0) -> list[int]:
+        """Return the numbers of the wanted nodes and of all that they need, in order.
+
+        The search ends at the node ``start``, which every path to the wanted ones leads through.
+        """
         needed = set(wanted)
-        for number in range(len(self.nodes) - 1, -1, -1):
+        for number in range(len(self.nodes) - 1, start, -1):
             if number in needed:
                 needed.update(parent for parent, _ in self.nodes[number].inputs)
         return sorted(needed)
 
-    def bottlenecks(self) -> list[bool]:
-        """Return for each node whether every path from the input to the outputs leads through it.
+    def bottlenecks(self, ends: Iterable[int] | None = None) -> list[bool]:
+        """Return for each node whether every path from the input to some nodes leads through it.
 
-        In topological order, this holds if no edge leaps over the node: such an edge is part of a
-        path around it. Building a model to try each layer takes minutes for a NASNet.
+        ``ends`` are by default the outputs. In topological order, this holds if no edge leaps over
+        the node: such an edge is part of a path around it. Building a model to try each layer takes
+        minutes for a NASNet.
         """
-        furthest = list(range(len(self.nodes)))
-        for number, node in enumerate(self.nodes):
-            for parent, _ in node.inputs:
-                furthest[parent] = max(furthest[parent], number)
-        for number, _ in self.outputs:
-            furthest[number] = len(self.nodes)
-        verdicts, reach = [], 0
-        for number, far in enumerate(furthest):
-            verdicts.append(reach <= number)
-            reach = max(reach, far)
+        ends = [number for number, _ in self.outputs] if ends is None else list(ends)
+        furthest: dict[int, int] = {}
+        needed = self.ancestors(ends)
+        for number in needed:
+            for parent, _ in self.nodes[number].inputs:
+                furthest[parent] = number
+        furthest |= dict.fromkeys(ends, len(self.nodes))
+        verdicts, reach = [False] * len(self.nodes), 0
+        for number in needed:
+            verdicts[number] = reach <= number
+            reach = max(reach, furthest[number])
         return verdicts
 
     def run(
@@ -126,20 +131,20 @@ class Graph:
         inputs: Tensor,
         wanted: Sequence[int],
         call: Callable[[Node], Callable] = at_inference,
+        start: int = 0,
     ) -> list[list[Tensor]]:
         """Compute nodes on a tensor, real or symbolic; return the outputs of each wanted node.
 
-        ``inputs`` are scaled images (batch, height, width, channel=3). ``call`` gives what to call
-        for each node, by default its operation, outside of training.
+        ``inputs`` are scaled images (batch, height, width, channel=3), or the activation of the
+        node ``start``, which every path to the wanted nodes leads through. ``call`` gives what to
+        call for each node, by default its operation, outside of training.
         """
         import keras
 
-        values: dict[int, list[Tensor]] = {0: [inputs]}
-        needed = self.ancestors(wanted)
+        values: dict[int, list[Tensor]] = {start: [inputs]}
+        needed = [number for number in self.ancestors(wanted, start) if number != start]
         last_use = {parent: number for number in needed for parent, _ in self.nodes[number].inputs}
         for number in needed:
-            if number == 0:
-                continue
             node = self.nodes[number]
             tensors = iter([values[parent][output] for parent, output in node.inputs])
             args, kwargs = keras.tree.map_structure(

@@ -116,15 +116,62 @@ class Network:
         BackboneError
             If a weight on the way is NaN.
         """
-        needed = self._graph.ancestors(self._number(LayerRef.parse(ref).layer) for ref in refs)
-        for node in (self._graph.nodes[number] for number in needed):
-            # Later layers may hide NaN: max pooling passes over it.
-            if identity.has_nan(node.operation):
-                raise BackboneError(
-                    f"layer {node.name!r} has weights that are NaN, expected numbers: use weights"
-                    " from before the training diverged, or a sound file"
-                )
+        self._refuse_nan(self._graph.ancestors(self._numbers(refs)))
         return forward.compiled(self.computation(refs), (*self.input_size, 3))
+
+    def derivable_from(self, ref: LayerRef | str) -> list[str]:
+        """Return the layers whose whole activation is enough to compute a ref, nearest first.
+
+        Every path from the image to the ref leads through them: the layer itself if the ref reduces
+        it, and layers before it. Not those with a mask, which stored features do not have, nor
+        those of integers, which these round.
+        """
+        ref = LayerRef.parse(ref)
+        self.shape(ref)
+        end = self._number(ref.layer)
+        through = self._graph.bottlenecks([end])
+        through[end] = ref.reduction is not None
+        return [
+            self._graph.nodes[number].name
+            for number in reversed(self._cuts)
+            if through[number] and self._is_plain(number)
+        ]
+
+    def tail(
+        self, source: str, refs: Sequence[LayerRef | str]
+    ) -> Callable[[np.ndarray], list[np.ndarray]]:
+        """Compile the pass from the stored activation of a layer to several refs.
+
+        Parameters
+        ----------
+        source : str
+            One of :meth:`derivable_from` of each ref.
+        refs : sequence of LayerRef or str
+
+        Returns
+        -------
+        callable
+            From whole activations of ``source``, float16 or float32 (batch, …), to a float32 array
+            (batch, …) for each ref. Any batch size.
+
+        Raises
+        ------
+        BackboneError
+            If a ref needs more than ``source``, or a weight on the way is NaN.
+        """
+        start = self._start(source, refs)
+        self._refuse_nan(self._tail_nodes(refs, start))
+        shape = self._shapes[start][0][1:]
+        return forward.compiled(self.computation(refs, source=source), shape, "float32")
+
+    def flops(self, refs: Sequence[LayerRef | str], source: str | None = None) -> int:
+        """Return the floating-point operations of one pass to several refs, for one image.
+
+        The pass starts at the image, or at the stored activation of a layer that all refs are
+        derivable from.
+        """
+        start = 0 if source is None else self._start(source, refs)
+        return sum(self._flops[number] for number in self._tail_nodes(refs, start))
 
     def reference(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
         """Return what :meth:`forward` must equal: each layer by itself, on the CPU. Slow.
@@ -134,30 +181,37 @@ class Network:
         return forward.plain(self.computation(refs))
 
     def computation(
-        self, refs: Sequence[LayerRef | str], move: Callable[[Any], Any] | None = None
+        self,
+        refs: Sequence[LayerRef | str],
+        move: Callable[[Any], Any] | None = None,
+        source: str | None = None,
     ) -> Compute:
         """Return the function from a uint8 tensor to the activations at several refs.
 
-        ``move`` is applied to the network's input and to every layer's output.
+        ``move`` is applied to the network's input and to every layer's output. With ``source``, the
+        function takes stored activations of that layer.
         """
         import keras
 
         parsed = [LayerRef.parse(ref) for ref in refs]
         for ref in parsed:
             self.shape(ref)
-        numbers = [self._number(ref.layer) for ref in parsed]
+        numbers = self._numbers(parsed)
         reductions = [self._reduction(ref) for ref in parsed]
+        start = 0 if source is None else self._start(source, refs)
+        # What the layers behind the source see when the whole network computes.
+        native = self._graph.nodes[start].outputs[0].dtype
 
         def moved(node: Node) -> Callable:
             call = at_inference(node)
             return lambda *args, **kwargs: keras.tree.map_structure(move, call(*args, **kwargs))
 
-        def compute(images: Any) -> list[Any]:
-            scaled = self.preprocessing.scale(images)
+        def compute(taken: Any) -> list[Any]:
+            first = keras.ops.cast(taken, native) if start else self.preprocessing.scale(taken)
             if move is None:
-                outputs = self._graph.run(scaled, numbers)
+                outputs = self._graph.run(first, numbers, start=start)
             else:
-                outputs = self._graph.run(move(scaled), numbers, moved)
+                outputs = self._graph.run(move(first), numbers, moved, start)
             return [
                 reduction.reduce(each[0], reduce)
                 for each, reduce in zip(outputs, reductions, strict=True)
@@ -203,6 +257,10 @@ class Network:
         return identity.precisions(self._graph)
 
     @cached_property
+    def _flops(self) -> list[int]:
+        return cost.flops(self._graph, self._shapes)
+
+    @cached_property
     def _cuts(self) -> list[int]:
         return [
             number
@@ -224,6 +282,37 @@ class Network:
         if reason is not None:
             raise BackboneError(f"cannot cut {self.name} at {layer!r}: it {reason}")
         return number
+
+    def _numbers(self, refs: Sequence[LayerRef | str]) -> list[int]:
+        return [self._number(LayerRef.parse(ref).layer) for ref in refs]
+
+    def _start(self, source: str, refs: Sequence[LayerRef | str]) -> int:
+        """Return the node number of a layer that refs are to be derived from."""
+        for ref in refs:
+            known = self.derivable_from(ref)
+            if source not in known:
+                raise BackboneError(
+                    f"{str(ref)!r} cannot be derived from {source!r}; "
+                    + (f"expected {', '.join(known[:4])}" if known else "it needs the image")
+                )
+        return self._number(source)
+
+    def _tail_nodes(self, refs: Sequence[LayerRef | str], start: int) -> list[int]:
+        return [each for each in self._graph.ancestors(self._numbers(refs), start) if each != start]
+
+    def _is_plain(self, number: int) -> bool:
+        """Whether a node's activation can be stored and taken up again: floats, and no mask."""
+        node = self._graph.nodes[number]
+        return "float" in node.outputs[0].dtype and not reduction.is_masked(node)
+
+    def _refuse_nan(self, numbers: Sequence[int]) -> None:
+        for node in (self._graph.nodes[number] for number in numbers):
+            # Later layers may hide NaN: max pooling passes over it.
+            if identity.has_nan(node.operation):
+                raise BackboneError(
+                    f"layer {node.name!r} has weights that are NaN, expected numbers: use weights"
+                    " from before the training diverged, or a sound file"
+                )
 
     def _reduction(self, ref: LayerRef) -> Any:
         """Return the layer that reduces a ref's activation, or None."""
