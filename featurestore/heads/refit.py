@@ -13,13 +13,14 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from featurestore.errors import FeatureStoreWarning, HeadError
+from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError
 from featurestore.features import Features
 from featurestore.heads.candidate import Candidate, candidate
 from featurestore.heads.estimator import fit_estimator
 from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import measure
 from featurestore.heads.rows import Rows
+from featurestore.store.elsewhere import borrow
 
 if TYPE_CHECKING:
     from featurestore.heads.head import Head
@@ -50,7 +51,7 @@ def refit(head: Head, estimator: Any) -> Head:
     HeadError
         If it is another estimator, or has other parameters, than the head was fitted with.
     NotFoundError
-        If the features or the state of the data set are gone.
+        If the state of the data set is gone, or rows of the features, from every array.
     """
     features = _features(head)
     if isinstance(estimator, str | type):
@@ -97,8 +98,16 @@ def fitted_again(head: Head, given: Candidate, rows: Rows) -> Head:
 def _features(head: Head) -> Features:
     recorded = head.lineage["dataset"]
     dataset = head.store.datasets.load(recorded["name"], recorded["manifest_digest"])
-    features = Features(head.store.features.get(head.key), dataset, head.store)
-    return features.completed() if head.lineage["features"].get("rows") else features
+    origin = head.lineage["features"]
+    try:
+        group = head.store.features.get(head.key)
+    except NotFoundError:
+        borrowed = borrow(head.store, head.key, dataset.sample_ids, origin["dtype"])
+        if borrowed is None:
+            raise
+        group = borrowed
+    features = Features(group, dataset, head.store)
+    return features.completed() if origin.get("rows") else features
 
 
 def _plain(value: Any, name: str, head: Head) -> Any:

@@ -17,6 +17,7 @@ from featurestore.promotion.fuse import Fused, with_internals
 from featurestore.promotion.parity import FeatureCheck, Parity, compare, head_tolerance, require
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
+from featurestore.store.elsewhere import stored_rows
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 PROOF_ROWS = 128
 # The rows come from this many blocks: swapped blocks show, and little is read.
 PROOF_BLOCKS = 16
+# Fewer of a head's rows than these, or than all, prove little.
+FEWEST_ROWS = 16
 # Rows of wide layers are limited to this many bytes.
 PROOF_BYTES = 2**28
 # Rows for measuring how strongly the network amplifies rounding.
@@ -49,8 +52,8 @@ def prove(
 
     Images are predicted one by one, in their own sizes, as a user would. The model is also called
     on a batch, as export and nesting do. Then the file is saved, with its metadata, loaded by
-    Keras, and compared in both ways. No weight may change. Blocks of the head's features that were
-    never extracted are left out.
+    Keras, and compared in both ways. No weight may change. Rows of the head's samples that are not
+    stored are left out; others may be in any array of the same prefix and reduction.
 
     Returns
     -------
@@ -62,13 +65,14 @@ def prove(
     ParityError
         If they disagree, if a weight changes, or if rounding decides too much for a proof.
     NotFoundError, IncompleteFeaturesError
-        If the features were removed, or no block of them exists.
+        If the features were removed, or too few blocks of them exist, and no other array has enough
+        of the rows.
     """
-    group = _stored(head, backbone, data)
-    rows = proof_rows(group)
+    group, there = _stored(head, backbone, data)
+    rows = proof_rows(there, group.block_rows, 4 * int(np.prod(group.shape[1:])))
     few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
     images = np.stack([data.image(int(row), backbone.resize) for row in rows[few]])
-    stored = group.read(rows, dtype="float32")
+    stored = group.read(there[rows], dtype="float32")
     ref = LayerRef.parse(head.key.ref)
     passes = (backbone.reference([ref]), numerics.rounded(backbone, [ref]))
     plain, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
@@ -102,42 +106,52 @@ def prove(
     return parity
 
 
-def _stored(head: Head, backbone: Backbone, data: Dataset) -> FeatureGroup:
-    """Open the features of a head, which may have been removed since."""
+def _stored(head: Head, backbone: Backbone, data: Dataset) -> tuple[FeatureGroup, np.ndarray]:
+    """Open an array with enough of a head's samples; return it, and the row of each or -1: (row,).
+
+    The features that the head was fitted on may have been removed, or be incomplete.
+    """
+    group, there = stored_rows(head.store, head.key, data.sample_ids)
+    found, needed = np.count_nonzero(there >= 0), min(FEWEST_ROWS, len(data))
+    if group is not None and found >= needed:
+        return group, there
     try:
-        return head.store.features.get(head.key)
+        own = head.store.features.get(head.key)
     except NotFoundError as error:
         raise NotFoundError(
-            f"the features of {head.id} are no longer in {head.store.location}, and the proof "
-            f"needs them; extract them again with `{extract_command(data, backbone, head.key.ref)}`"
+            f"the features of {head.id} are no longer in {head.store.location}, and others there "
+            f"have {found:,} of its {len(data):,} samples, where the proof needs {needed}; extract "
+            f"them again with `{extract_command(data, backbone, head.key.ref)}`"
         ) from error
+    raise own.incomplete(own.missing())
 
 
-def proof_rows(group: FeatureGroup) -> np.ndarray:
-    """Return the rows to compare, from blocks that exist."""
-    missing = group.missing()
-    stored = np.setdiff1d(np.arange(group.blocks), missing)
-    if not len(stored):
-        raise group.incomplete(missing)
-    return spread(stored, group.block_rows, group.shape)
-
-
-def spread(blocks: np.ndarray, block_rows: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Return some rows of each of several blocks, spread over all.
+def proof_rows(there: np.ndarray, block_rows: int, row_bytes: int) -> np.ndarray:
+    """Return some of the rows that are stored, from blocks spread over all.
 
     Content order is a fair shuffle, so that these are a random sample.
 
+    Parameters
+    ----------
+    there : numpy.ndarray of int64, (row,)
+        Where each row is stored, ascending; -1 for a row that is not.
+    block_rows : int
+        Rows of a block there.
+    row_bytes : int
+        Of a row as float32.
+
     Examples
     --------
-    >>> spread(np.arange(3), 100, (250, 8))[[0, 42, 43, -1]]
+    >>> proof_rows(np.arange(250), 100, 32)[[0, 42, 43, -1]]
     array([  0,  42, 100, 242])
     """
-    row_bytes = 4 * int(np.prod(shape[1:]))
+    stored = np.flatnonzero(there >= 0)
     wanted = int(np.clip(PROOF_BYTES // row_bytes, PROOF_BLOCKS, PROOF_ROWS))
-    chosen = blocks[np.unique(np.linspace(0, len(blocks) - 1, PROOF_BLOCKS).astype(int))]
-    starts = chosen * block_rows
-    ends = np.minimum(starts + min(-(-wanted // len(chosen)), block_rows), shape[0])
-    return np.concatenate([np.arange(*ends_of) for ends_of in zip(starts, ends, strict=True)])
+    blocks, first = np.unique(there[stored] // block_rows, return_index=True)
+    chosen = np.unique(np.linspace(0, len(blocks) - 1, PROOF_BLOCKS).astype(int))
+    each = -(-wanted // len(chosen))
+    parts = np.split(stored, first[1:])
+    return np.concatenate([parts[block][:each] for block in chosen])
 
 
 def _judge(

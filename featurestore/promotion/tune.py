@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import keras
 import numpy as np
 
+from featurestore.backbone import LayerRef
 from featurestore.errors import ActivationError
 from featurestore.extraction import extract
+from featurestore.features import Features
 from featurestore.features.batches import Batches
 from featurestore.features.streams import BatchDataset
 from featurestore.listening import OnEvent
@@ -20,12 +22,13 @@ from featurestore.promotion.events import TuningEpochEnded, TuningStarted
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import HEAD, block, boundary, freeze, rates, stored_refs
 from featurestore.promotion.fuse import Fused
+from featurestore.store import FeatureKey
+from featurestore.store.elsewhere import borrow
 from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
-    from featurestore.features import Features
     from featurestore.heads import Head
 
 
@@ -156,6 +159,12 @@ def tune(
 def _features(
     data: Dataset, backbone: Backbone, ref: str, head: Head, on_event: OnEvent
 ) -> Features:
+    prefix = backbone.prefix_digest(LayerRef.parse(ref).layer)
+    key = FeatureKey(backbone.name, ref, prefix, data.digest)
+    # What was superseded is not stored a second time.
+    borrowed = None if head.store.features.has(key) else borrow(head.store, key, data.sample_ids)
+    if borrowed is not None:
+        return Features(borrowed, data, head.store)
     ask = partial(extract, data, backbone, [], head.store, boundaries=[ref], on_event=on_event)
     try:
         return ask()[ref]

@@ -7,6 +7,7 @@ store     `FeatureStore`: opening, and what concerns all shelves
 shelf     what the shelves have in common: keys, locks, checks, removal
 removal   what depends on a thing, and goes with it
 former    arrays that a newer one supersedes
+elsewhere rows of the same samples in another array
 features  the shelf of feature groups
 datasets  the shelf of data sets
 heads     the shelf of heads

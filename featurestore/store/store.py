@@ -214,7 +214,7 @@ class FeatureStore:
             Names of data sets; ids of heads, or unique beginnings; keys of features, or parts.
         keep_heads : bool
             Keep the heads on features that are removed. They predict as before, and can be
-            promoted once the features are extracted again.
+            promoted while another array has rows of their samples, or once one is extracted.
         **variant
             As in `FeatureShelf.match`: the names are those of features of this variant.
 

@@ -147,3 +147,17 @@ def test_a_data_set_that_cannot_be_read_is_found_before_the_work(dataset, backbo
     with pytest.raises(DamagedError, match="unknown what is in use"):
         extract(dataset, backbone, "gap", store, replace=True, on_event=events.append)
     assert events == []
+
+
+def test_fine_tuning_on_a_former_state_does_not_make_it_current(dataset, backbone, store):
+    images = np.stack([dataset.image(row, backbone.resize) for row in range(8)])
+    few, more = (
+        Dataset.from_arrays(images[:count], list("abababab"[:count]), name="few")
+        for count in (6, 8)
+    )
+    for each in (few, more):
+        extract(each, backbone, "gap", store)
+    extract(few, backbone, [], store, boundaries=["pool_a"])
+    assert store.datasets.get("few").digest == more.digest
+    extract(few, backbone, "gap", store)
+    assert store.datasets.get("few").digest == few.digest

@@ -12,12 +12,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
 
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
 from featurestore.digests import digest_bytes
-from featurestore.errors import FeatureStoreWarning, HeadError
+from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError
+from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head, leaderboard
 from featurestore.heads.events import HeadReused
 from featurestore.heads.identity import estimator_fields
+from featurestore.store import FeatureStore
 from tests.heads.conftest import refused
 from tests.heads.own_estimators import Bare, Nearest, Unseeded, Untagged, halve
 
@@ -200,3 +204,23 @@ def test_boosted_trees(three: Features, path: str, params: dict[str, Any]) -> No
     again = Head.load(head.id, three.store, estimator=path)
     assert np.array_equal(again.predict(X), head.predict(X))
     assert np.allclose(again.predict_proba(X), head.predict_proba(X))
+
+
+def test_a_head_is_fitted_again_on_the_same_samples_in_another_array(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
+    labels = ["ant", "bee", "cat"] * 16
+    store = FeatureStore(tmp_path / "store", create=True)
+    pixels = Backbone.pixels(8)
+    for count in (24, 48):
+        data = Dataset.from_arrays(images[:count], labels[:count], name="toys", val=0.3)
+        features = extract(data, pixels, ["pixels"], store, replace=True)["pixels"]
+        if count == 24:
+            head = fit_head(features, Nearest(0.5))
+            X, _ = features.arrays("val")
+    assert not store.features.has(head.key)
+    again = Head.load(head.id, store, estimator=Nearest)
+    assert np.array_equal(again.scores(X), head.scores(X))
+    store.remove(store.removal(str(features.key), keep_heads=True))
+    with pytest.raises(NotFoundError, match="no features"):
+        Head.load(head.id, store, estimator=Nearest)

@@ -30,7 +30,7 @@ from featurestore.features import Features
 from featurestore.heads import Head, fit_head
 from featurestore.promotion import Parity, Proved, promote
 from featurestore.promotion.fuse import Fused, fuse
-from featurestore.promotion.proof import PROOF_BLOCKS, PROOF_BYTES, PROOF_ROWS, prove, spread
+from featurestore.promotion.proof import PROOF_BLOCKS, PROOF_BYTES, PROOF_ROWS, proof_rows, prove
 from featurestore.store import FeatureStore
 from tests.promotion.conftest import pictures
 from tests.toys import drop_block
@@ -264,16 +264,18 @@ def test_features_that_are_gone(make_features: MakeFeatures, backbone: Backbone)
 @pytest.mark.parametrize(("values", "size"), [(12, 1024), (100_000, 20), (4_000_000, 1)])
 def test_rows_are_taken_from_blocks_spread_over_all(values: int, size: int) -> None:
     for count in (1, 3, 129, 5000):
-        there = np.arange(0, -(-count // size), 2)
-        rows = spread(there, size, (count, values))
+        # Every other block is missing.
+        there = np.where(np.arange(count) // size % 2, -1, np.arange(count))
+        rows = proof_rows(there, size, 4 * values)
+        whole = np.arange(0, -(-count // size), 2)
         assert np.array_equal(rows, np.unique(rows))
         assert rows[-1] < count
         assert len(rows) <= PROOF_ROWS + PROOF_BLOCKS
         assert len(rows) * values * 4 <= max(PROOF_BYTES, PROOF_BLOCKS * values * 4)
         blocks = np.unique(rows // size)
-        assert set(blocks) <= set(there)
-        assert (blocks[0], blocks[-1]) == (there[0], there[-1])
-        assert len(blocks) == min(len(there), PROOF_BLOCKS)
+        assert set(blocks) <= set(whole)
+        assert (blocks[0], blocks[-1]) == (whole[0], whole[-1])
+        assert len(blocks) == min(len(whole), PROOF_BLOCKS)
 
 
 def test_a_head_on_the_rows_that_exist(
@@ -289,3 +291,62 @@ def test_a_head_on_the_rows_that_exist(
         promotion = promote(head, backbone, data=features.dataset)
     assert promotion.parity.holds
     assert promotion.parity.rows == 16
+
+
+def grown(
+    first: range, backbone: Backbone, store: FeatureStore, ref: str = "block3_relu:avg"
+) -> tuple[Head, Dataset, Dataset]:
+    """A head on some of 60 images, whose features go when all are extracted; both data sets."""
+    images, labels = pictures(60, 3, [(16, 16)]), CLASSES * 20
+    parts = [[images[at] for at in first], [labels[at] for at in first]]
+    former = Dataset.from_arrays(*parts, name="toys", val=0.3)
+    head = fit_head(extract(former, backbone, [ref], store)[ref], "logistic")
+    present = Dataset.from_arrays(images[12:], labels[12:], name="toys", val=0.3)
+    extract(present, backbone, [ref], store, replace=True)
+    return head, former, present
+
+
+def test_rows_of_the_same_samples_in_another_array(tmp_path: Path, backbone: Backbone) -> None:
+    store = FeatureStore(tmp_path / "store", create=True)
+    head, former, _ = grown(range(20, 50), backbone, store)
+    assert not store.features.has(head.key)
+    with pytest.warns(FeatureStoreWarning, match=r"stale: .*: samples \(18 added, 0 removed\)"):
+        promotion = promote(head, backbone, data=former)
+    assert promotion.parity.holds
+    assert promotion.parity.rows == 30
+    assert promotion.parity.agreement == 1.0
+    own = Head.load(head.id, store)
+    assert own.metrics == head.metrics
+
+
+def without_former(first: range, backbone: Backbone, store: FeatureStore) -> tuple[Head, Dataset]:
+    """A head whose features had rows of their own, and were removed by their key."""
+    head, former, _ = grown(first, backbone, store)
+    assert store.features.has(head.key)
+    store.remove(store.removal(str(head.key), keep_heads=True))
+    return head, former
+
+
+def test_enough_of_the_samples_in_another_array(tmp_path: Path, backbone: Backbone) -> None:
+    store = FeatureStore(tmp_path / "store", create=True)
+    head, former = without_former(range(30), backbone, store)
+    with pytest.warns(FeatureStoreWarning, match="stale"):
+        assert promote(head, backbone, data=former).parity.rows == 18
+
+
+def test_too_few_of_the_samples_in_another_array(tmp_path: Path, backbone: Backbone) -> None:
+    store = FeatureStore(tmp_path / "store", create=True)
+    head, former = without_former(range(27), backbone, store)
+    message = "15 of its 27 samples, where the proof needs 16; extract them again"
+    with pytest.warns(FeatureStoreWarning), pytest.raises(NotFoundError, match=message):
+        promote(head, backbone, data=former)
+
+
+def test_damage_in_the_other_array_is_found(tmp_path: Path, backbone: Backbone) -> None:
+    """Swapped rows in the array that serves the proof are no proof."""
+    store = FeatureStore(tmp_path / "store", create=True)
+    head, former, _ = grown(range(20, 50), backbone, store)
+    (group,) = store.features.values()
+    group.write_block(0, np.roll(group.read_block(0), 1, axis=0))
+    with pytest.warns(FeatureStoreWarning), pytest.raises(ParityError):
+        promote(head, backbone, data=former)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
+from featurestore.errors import FeatureStoreWarning
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
 from featurestore.promotion import FineTuning, Promotion, TuningEpochEnded, promote
 from featurestore.promotion.fuse import fuse
 from featurestore.promotion.tune import Tuned, labelled_images
+from featurestore.store import FeatureStore
+from tests.promotion.conftest import pictures
 
 MakeFeatures = Callable[..., Features]
 RATE = 1e-3
@@ -210,3 +214,29 @@ def test_losses_that_are_not_finite_have_a_verdict_of_their_own() -> None:
     tuned = Tuned(FineTuning(epochs=1, keep_tuned=True), {}, start={"val_loss": 1.0})
     tuned.history = [{"val_loss": float("nan")}, {"val_loss": float("inf")}]
     assert tuned.verdict == "no epoch gave a finite loss; kept the model as it was before"
+
+
+@pytest.mark.parametrize("unfreeze", ["block3", None])
+def test_a_head_of_a_former_state_leaves_the_present_one_current(
+    tmp_path: Path, backbone: Backbone, unfreeze: str | None
+) -> None:
+    """Its features went; those of the present state serve the proof and the training."""
+    store = FeatureStore(tmp_path / "store", create=True)
+    images, labels = pictures(60, 3, [(16, 16)]), ["ant", "bee", "cat"] * 20
+    refs = ["block2_relu", "block3_relu"]
+    former, present = (
+        Dataset.from_arrays(images[:count], labels[:count], name="toys", val=0.3)
+        for count in (45, 60)
+    )
+    head = fit_head(extract(former, backbone, refs, store)["block3_relu"], "dense")
+    extract(present, backbone, refs, store, replace=True)
+    before = store.features.keys()
+    with pytest.warns(FeatureStoreWarning, match="stale"):
+        promotion = promote(
+            head, backbone, data=former, unfreeze=unfreeze, epochs=1, learning_rate=RATE
+        )
+    assert promotion.parity.holds
+    assert len(promotion.history) == 1
+    assert store.features.keys() == before
+    (entry,) = store.datasets.values()
+    assert entry.digest == present.digest

@@ -1,0 +1,122 @@
+"""The rows of some samples in whatever array of the same prefix and reduction has them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.errors import StoreError
+from featurestore.store.blocks import as_type
+from featurestore.store.group import FeatureGroup
+
+if TYPE_CHECKING:
+    from featurestore.store.key import FeatureKey
+    from featurestore.store.store import FeatureStore
+
+
+@dataclass(frozen=True, eq=False)
+class BorrowedRows(FeatureGroup):
+    """Features that were removed, read from an array that has all of their samples.
+
+    Parameters
+    ----------
+    key : FeatureKey
+        Of the features that were removed.
+    source : FeatureGroup
+        The other array.
+    rows : numpy.ndarray of int64, (row,)
+        The row there of each row here.
+    type : numpy.dtype
+        What was stored, or is asked for: values are rounded to it again.
+    """
+
+    source: FeatureGroup
+    rows: np.ndarray
+    type: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the features, (row, …)."""
+        return len(self.rows), *self.source.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the features that were removed."""
+        return self.type
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-len(self.rows) // self.block_rows)
+
+    @property
+    def samples(self) -> np.ndarray:
+        """Row ids: uint8 (row, 16)."""
+        return self.source.samples[self.rows]
+
+    def missing(self) -> list[int]:
+        """Return no block: only complete features are borrowed."""
+        return []
+
+    def read_block(self, block: int) -> np.ndarray:
+        """Read one block; as `FeatureGroup.read_block`."""
+        first = block * self.block_rows
+        return self.read(np.arange(first, min(first + self.block_rows, len(self.rows))))
+
+    def read(self, rows: np.ndarray | None = None, dtype: Any = None) -> np.ndarray:
+        """Read rows in any order, (row, …); as `FeatureGroup.read`."""
+        wanted = self.rows if rows is None else self.rows[np.asarray(rows, dtype=np.int64)]
+        values = self.source.read(wanted, self.type)
+        return as_type(values, np.dtype(dtype or self.type))
+
+
+def stored_rows(
+    store: FeatureStore, key: FeatureKey, sample_ids: np.ndarray
+) -> tuple[FeatureGroup | None, np.ndarray]:
+    """Find the array that has most of some samples: that of the key, if no other has more.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    key : FeatureKey
+        Says which prefix digest and reduction.
+    sample_ids : numpy.ndarray of uint8, (sample, 16)
+
+    Returns
+    -------
+    group : FeatureGroup or None
+        None if no array has one of them.
+    rows : numpy.ndarray of int64, (sample,)
+        The row of each sample there; -1 for one without, or whose block does not exist.
+    """
+    best: FeatureGroup | None = None
+    best_rows = np.full(len(sample_ids), -1)
+    groups = store.features.of_prefix(key.prefix_digest, key.ref)
+    for group in sorted(groups, key=lambda each: each.key != key):
+        with suppress(StoreError):  # Without row ids, nothing says whose rows these are.
+            rows = group.rows_of(sample_ids)
+            rows[np.isin(rows // group.block_rows, group.missing())] = -1
+            if np.count_nonzero(rows >= 0) > np.count_nonzero(best_rows >= 0):
+                best, best_rows = group, rows
+            if (rows >= 0).all():
+                break
+    return best, best_rows
+
+
+def borrow(
+    store: FeatureStore, key: FeatureKey, sample_ids: np.ndarray, dtype: Any = None
+) -> FeatureGroup | None:
+    """Open features that were removed, from an array that has all of their samples.
+
+    ``dtype`` is their type; by default that of the array. None if no array has all, as precisely.
+    """
+    group, rows = stored_rows(store, key, sample_ids)
+    if group is None or (rows < 0).any():
+        return None
+    kind = group.dtype if dtype is None else np.dtype(dtype)
+    if kind.itemsize > group.dtype.itemsize:
+        return None
+    return BorrowedRows(key, group.attrs, group.features, group.sample, group, rows, kind)
