@@ -10,7 +10,12 @@ from types import MappingProxyType
 import numpy as np
 
 from featurestore.digests import ROW_BYTES
-from featurestore.errors import DamagedError, NotFoundError, StoreError
+from featurestore.errors import (
+    DamagedError,
+    IncompleteFeaturesError,
+    NotFoundError,
+    StoreError,
+)
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 
 # Blocks that cannot be read, by the path of their group.
@@ -75,17 +80,26 @@ class Copies:
             blocks, first = np.unique(there // each, return_index=True)
             parts = np.split(np.arange(len(there)), first[1:])
             for block, part in zip(blocks.tolist(), parts, strict=True):
-                values = self._block(number, block)
-                yield places[part], values[there[part] - block * each]
+                yield places[part], self._rows(number, block, there[part] - block * each)
 
-    def _block(self, number: int, block: int) -> np.ndarray:
+    def _rows(self, number: int, block: int, rows: np.ndarray) -> np.ndarray:
+        """Return rows of a block of a group, by their places in it."""
         if self._last.get(number, (None,))[0] != block:
-            group = self.groups[number]
-            try:
-                self._last[number] = block, group.read_block(block)
-            except StoreError as error:
-                raise UnreadableRowsError(group, str(error)) from error
-        return self._last[number][1]
+            self._last[number] = block, _read(self.groups[number], block)
+        values = self._last[number][1]
+        if rows[-1] >= len(values):
+            raise UnreadableRowsError(self.groups[number], f"block {block} lost its first rows")
+        return values[rows]
+
+
+def _read(group: FeatureGroup, block: int) -> np.ndarray:
+    """Read a block, or the first rows that are kept of one that is not complete."""
+    try:
+        return group.read_block(block)
+    except IncompleteFeaturesError:
+        return group.features.read_begun(block)
+    except StoreError as error:
+        raise UnreadableRowsError(group, str(error)) from error
 
 
 def find_copies(
@@ -137,8 +151,13 @@ def find_copies(
         there = np.searchsorted(ids, wanted[left])
         there[there == len(ids)] = 0
         bad = damaged_blocks(group) if check else unreadable.get(group.path, ())
-        blocks = group.features.existing() - set(bad)
-        exists = np.isin(there // group.block_rows, list(blocks))
+        # How many rows of each block can be read, from its first one.
+        upto = np.zeros(group.blocks, np.int64)
+        for block, count in group.begun().items():
+            upto[block] = count
+        upto[list(group.features.existing())] = group.block_rows
+        upto[list(bad)] = 0
+        exists = there % group.block_rows < upto[there // group.block_rows]
         found = exists & (ids[there] == wanted[left])
         if found.any():
             group_of[left[found]], row_in[left[found]] = len(groups), there[found]
