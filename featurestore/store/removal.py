@@ -164,14 +164,20 @@ def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part_of(part_of(document, "lineage"), name)
 
 
-def features_of(store: FeatureStore, document: Mapping[str, Any]) -> str | None:
-    """Return the path of the features that a head was fitted on, whether they exist or not."""
+def key_of(document: Mapping[str, Any]) -> FeatureKey | None:
+    """Return the key of the features that a head was fitted on, whether they exist or not."""
     origin = _part(document, "features")
     fields = [origin.get(name) for name in ("model", "ref", "prefix_digest", "dataset_digest")]
     if not all(isinstance(each, str) for each in fields):
         return None
+    return FeatureKey(*map(str, fields))
+
+
+def features_of(store: FeatureStore, document: Mapping[str, Any]) -> str | None:
+    """Return the path of the features that a head was fitted on, whether they exist or not."""
+    key = key_of(document)
     with suppress(StoreError, InputError):
-        return store.features.path(FeatureKey(*map(str, fields)))
+        return None if key is None else store.features.path(key)
     return None
 
 
