@@ -115,7 +115,11 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
 @click.option(
     "--replace", is_flag=True, help="Then remove former features that the new ones supersede."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be computed; write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done, in what time, by one measured batch; write nothing.",
+)
 @scan_options
 @store_option
 @json_option
@@ -156,7 +160,8 @@ def extract_command(
         dataset = open_data(data, opened, progress, **scanning)
         settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
         if dry_run:
-            decided = plan(dataset, backbone, layers, opened, **settings)
+            with progress.busy("measure a batch"):
+                decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
         else:
             extraction = extract(
                 dataset, backbone, layers, opened, replace=replace, on_event=progress, **settings
@@ -176,4 +181,4 @@ def extract_command(
     print_table(extraction.grid())
     for former in extraction.former:
         click.echo(former)
-    click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')} in {extraction.seconds:.1f} s")
+    click.echo(f"{dataset.name}: {extraction.cost}")

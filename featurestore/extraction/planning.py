@@ -15,9 +15,11 @@ import numpy as np
 
 from featurestore.errors import InputError, NotFoundError, received
 from featurestore.extraction.copies import NOTHING, Copies, Unreadable, find_copies
+from featurestore.extraction.rates import Rates
+from featurestore.extraction.rates import measure as rates_of
 from featurestore.store import FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
-from featurestore.table import Grid, plural, show_html, size
+from featurestore.table import Grid, duration, plural, show_html, size
 
 if TYPE_CHECKING:
     import keras
@@ -163,6 +165,8 @@ class ExtractionPlan:
         Input ``(height, width)`` of the backbone, in pixels.
     views : tuple of ExtractionPlan
         Plans of the augmented views of the training samples.
+    rates : Rates or None
+        What a row takes here, if it was measured: the estimates are made of it.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -171,6 +175,7 @@ class ExtractionPlan:
     units: tuple[Unit, ...]
     input_size: tuple[int, int]
     views: tuple[ExtractionPlan, ...] = ()
+    rates: Rates | None = None
 
     @property
     def smallest_unit(self) -> int:
@@ -250,13 +255,29 @@ class ExtractionPlan:
         return images + outputs + blocks
 
     @property
+    def seconds_estimated(self) -> float | None:
+        """Seconds that the extraction takes with its views, if rates were measured."""
+        if self.rates is None:
+            return None
+        return self.rates.seconds(self) + sum(each.seconds_estimated or 0 for each in self.views)
+
+    @property
+    def bytes_estimated(self) -> int | None:
+        """Bytes to write after compression, without the views, if rates were measured."""
+        return None if self.rates is None else sum(map(self.rates.bytes, self.layers))
+
+    @property
     def cost(self) -> str:
         """What the extraction costs, in one line."""
         parts = (self, *self.views)
+        seconds, written = "", f"at most {size(sum(each.bytes_to_write for each in parts))}"
+        if self.seconds_estimated is not None:
+            seconds = f"about {duration(self.seconds_estimated)}, "
+            written = f"about {size(sum(each.bytes_estimated or 0 for each in parts))}"
         return (
             f"{plural(sum(each.rows_to_compute for each in parts), 'image')} through the backbone, "
-            f"at most {size(sum(each.bytes_to_write for each in parts))} to write, peak memory "
-            f"about {size(max(each.peak_bytes for each in parts))} beside the network's own"
+            f"{seconds}{written} to write, peak memory about "
+            f"{size(max(each.peak_bytes for each in parts))} beside the network's own"
         )
 
     def __repr__(self) -> str:
@@ -267,23 +288,34 @@ class ExtractionPlan:
 
     def grid(self) -> Grid:
         """Show what each layer needs."""
-        fields = ["rows_to_compute", "rows_copied", "rows_reused", "size", "why"]
-        return features_grid(self.to_dict(), fields, "to write")
+        fields = ["rows_reused", "rows_copied", "rows_to_compute", "size", "why"]
+        report = self.to_dict()
+        if self.rates is None:
+            return features_grid(report, fields, "at most")
+        for part in (report["features"], *report["views"]):
+            for row in part.values():
+                row["bytes"] = row["bytes_estimated"]
+        fields.insert(3, "time")
+        return features_grid(report, fields, "to write")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values, as ``extract --dry-run --json`` prints them."""
+        rates, seconds = self.rates, self.seconds_estimated
         return {
             "rows": self.rows,
             "rows_to_compute": self.rows_to_compute,
             "bytes_to_write": self.bytes_to_write,
             "peak_bytes": self.peak_bytes,
             "batch_size": self.batch_size,
+            "seconds_estimated": None if seconds is None else round(seconds, 3),
             "features": {
                 str(layer.ref): {
                     "key": str(layer.key),
                     "shape": list(layer.shape),
                     "dtype": layer.dtype,
                     "bytes": layer.rows_missing * layer.row_bytes,
+                    "bytes_estimated": rates and rates.bytes(layer),
+                    "seconds_estimated": rates and round(rates.alone(layer), 3),
                     "rows_to_compute": layer.rows_missing - layer.rows_copied,
                     "rows_copied": layer.rows_copied,
                     "rows_reused": self.rows - layer.rows_missing,
@@ -301,12 +333,16 @@ def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) ->
     shown, views = [*report["features"].items()], report["views"]
     for ref in views[0] if views else ():
         made = [each[ref] for each in views]
-        sums = {k: sum(each[k] for each in made) for k, v in made[0].items() if type(v) is int}
+        sums = {k: sum(each[k] or 0 for each in made) for k, v in made[0].items() if type(v) is int}
+        if "time" in fields:
+            sums["seconds_estimated"] = sum(each["seconds_estimated"] for each in made)
         shown.append((f"{ref}, {plural(len(views), 'view')}", {**made[-1], **sums}))
     rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in shown]
-    headings = {"rows_computed": "computed", "rows_to_compute": "to compute"}
+    if "time" in fields:
+        rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
+    headings = {"rows_computed": "computed", "rows_to_compute": "computed"}
     headings |= {"rows_copied": "copied", "rows_reused": "reused", "size": size_is}
-    return Grid(rows, ["layer", "shape", "dtype", *fields], headings)
+    return Grid(rows, ["layer", "shape", *fields], headings)
 
 
 def plan(
@@ -319,6 +355,7 @@ def plan(
     batch_size: int = 32,
     views: int = 0,
     augmentation: Any = None,
+    measure: bool = False,
 ) -> ExtractionPlan:
     """Decide what an extraction must compute; write nothing.
 
@@ -329,6 +366,8 @@ def plan(
     store : FeatureStore, path or URL, optional
         Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
         ``./store``.
+    measure : bool
+        Compute one batch, so that the plan has estimates of seconds and bytes.
 
     Raises
     ------
@@ -342,8 +381,15 @@ def plan(
     opened = FeatureStore.for_data(data, store, write=False)
     dataset = opened.datasets.open(data)
     part = dataset.training() if augmented else dataset
-    made = tuple(each.plan(part, opened) for each in augmented)
-    return replace(request.plan(dataset, opened), views=made)
+    made = [each.plan(part, opened) for each in augmented]
+    decided = request.plan(dataset, opened)
+    if measure:
+        decided = replace(decided, rates=rates_of(decided, dataset, request.backbone))
+        if made:  # All views are computed alike.
+            first = next((number for number, each in enumerate(made) if each.units), 0)
+            rates = rates_of(made[first], part, augmented[first].backbone)
+            made = [replace(each, rates=rates) for each in made]
+    return replace(decided, views=tuple(made))
 
 
 def refs_of(layers: Any) -> tuple[LayerRef, ...]:
