@@ -26,7 +26,7 @@ from featurestore.extraction.events import (
     RowsCopied,
     WaitingForOthers,
 )
-from featurestore.extraction.planning import (
+from featurestore.extraction.planned import (
     BATCHES_AHEAD,
     ExtractionPlan,
     LayerPlan,

@@ -17,7 +17,7 @@ from featurestore.threads import map_ahead
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
-    from featurestore.extraction.planning import ExtractionPlan, LayerPlan
+    from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 
 Result = TypeVar("Result")
 

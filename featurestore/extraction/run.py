@@ -14,13 +14,8 @@ from featurestore.backbone.augmentation import settings
 from featurestore.errors import NotFoundError, nearest
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.executor import Executor, Written
-from featurestore.extraction.planning import (
-    ExtractionPlan,
-    LayerPlan,
-    Request,
-    features_grid,
-    refs_of,
-)
+from featurestore.extraction.planned import ExtractionPlan, LayerPlan, features_grid
+from featurestore.extraction.planning import Request, refs_of
 from featurestore.extraction.rates import Forecast
 from featurestore.features import Features
 from featurestore.listening import OnEvent
