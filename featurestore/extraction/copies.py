@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from featurestore.digests import ROW_BYTES
 from featurestore.errors import (
     DamagedError,
     IncompleteFeaturesError,
@@ -130,9 +129,8 @@ def find_copies(
     check : bool
         Whether to read all blocks of these arrays first, and leave out the damaged ones.
     """
-    wanted = _texts(sample_ids)
-    group_of = np.full(len(wanted), -1, np.int16)
-    row_in = np.zeros(len(wanted), np.int64)
+    group_of = np.full(len(sample_ids), -1, np.int16)
+    row_in = np.zeros(len(sample_ids), np.int64)
     groups: list[FeatureGroup] = []
     candidates = [
         group
@@ -145,11 +143,9 @@ def find_copies(
         if not len(left):
             break
         try:
-            ids = _texts(group.samples)
+            there = group.rows_of(sample_ids[left])
         except (DamagedError, NotFoundError):
             continue  # Without its row ids, nothing says whose rows these are.
-        there = np.searchsorted(ids, wanted[left])
-        there[there == len(ids)] = 0
         bad = damaged_blocks(group) if check else unreadable.get(group.path, ())
         # How many rows of each block can be read, from its first one.
         upto = np.zeros(group.blocks, np.int64)
@@ -157,8 +153,7 @@ def find_copies(
             upto[block] = count
         upto[list(group.features.existing())] = group.block_rows
         upto[list(bad)] = 0
-        exists = there % group.block_rows < upto[there // group.block_rows]
-        found = exists & (ids[there] == wanted[left])
+        found = (there >= 0) & (there % group.block_rows < upto[there // group.block_rows])
         if found.any():
             group_of[left[found]], row_in[left[found]] = len(groups), there[found]
             groups.append(group)
@@ -171,8 +166,3 @@ def damaged_blocks(group: FeatureGroup) -> set[int]:
     with suppress(StoreError):
         found = {b for b in group.features.existing() if not group.features.is_sound(b)}
     return found
-
-
-def _texts(ids: np.ndarray) -> np.ndarray:
-    """View row ids (row, 16) as one value each; their order is that of the digests."""
-    return np.ascontiguousarray(ids).view(f"S{ROW_BYTES}").reshape(-1)
