@@ -172,7 +172,18 @@ def _value(task: Task) -> str:
     return "" if task.total is None else f'max="{task.total:.0f}" value="{task.completed:.0f}"'
 
 
+def _extraction_started(event: Any) -> str:
+    copied = plural(event.copied, "stored row")
+    if event.copied and not event.rows:
+        return f"extract: copy {copied} to {', '.join(event.layers)}"
+    also = f"; copy {copied}" if event.copied else ""
+    images = f"{plural(event.rows, 'image')} through {event.model}"
+    return f"extract: {images} to {', '.join(event.layers)}{also}"
+
+
 def _extraction_finished(event: Any) -> str:
+    if not event.rows:
+        return f"extract: done in {event.seconds:.1f} s"
     speed = _speed(event.rows / max(event.seconds, 1e-9), "img")
     return f"extract: {plural(event.rows, 'image')} in {event.seconds:.1f} s, {speed}"
 
@@ -214,11 +225,7 @@ def _proved(event: Any) -> str:
 _LINES: dict[str, Callable[[Any], str]] = {
     "BackboneLoading": lambda event: f"repair: load {event.model}",
     "ExtractionFinished": _extraction_finished,
-    "ExtractionStarted": lambda event: (
-        f"extract: {plural(event.rows, 'image')} through {event.model} to {', '.join(event.layers)}"
-        + ("" if event.view is None else f", view {event.view}")
-        + (f"; {plural(event.copied, 'stored row')} to copy" if event.copied else "")
-    ),
+    "ExtractionStarted": _extraction_started,
     "HeadFitted": _head_fitted,
     "HeadWarned": lambda event: f"fit: {event.head}: {event.text}",
     "Proved": _proved,

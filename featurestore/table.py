@@ -285,6 +285,19 @@ def size(count: float, unit: str = "B") -> str:
     return f"{count:,.1f} T{unit}"
 
 
+def duration(seconds: float) -> str:
+    """Format a time.
+
+    Examples
+    --------
+    >>> duration(0.04), duration(75), duration(90_000)
+    ('0.0 s', '1.2 min', '25.0 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
 def plural(count: int, noun: str) -> str:
     """Return ``1 file`` or ``1,234 files``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

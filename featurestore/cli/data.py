@@ -12,7 +12,6 @@ from featurestore.cli.options import (
     json_option,
     scan_options,
     store_option,
-    view_options,
 )
 from featurestore.cli.output import print_json, print_table
 from featurestore.store import FeatureStore
@@ -116,8 +115,11 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
 @click.option(
     "--replace", is_flag=True, help="Then remove former features that the new ones supersede."
 )
-@view_options
-@click.option("--dry-run", is_flag=True, help="Say what would be computed; write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done, in what time, by one measured batch; write nothing.",
+)
 @scan_options
 @store_option
 @json_option
@@ -128,8 +130,6 @@ def extract_command(
     dtype: str,
     batch_size: int,
     replace: bool,
-    views: int,
-    augmentation: Any,
     dry_run: bool,
     store: str,
     as_json: bool,
@@ -141,14 +141,9 @@ def extract_command(
     same layers go whose samples are those of no data set now and are all among the new ones; the
     heads fitted on them stay, and can still be promoted.
 
-    With --views, augmented views of the training images are stored too, each as an array of its
-    own; `featurestore train --views N` fits heads on them.
-
     \b
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
-      featurestore extract photos/ --model vgg16 --layer block5_pool:avg --views 8 \\
-        --augmentation flips.yaml
     """
     from featurestore.dataset import ScanOptions
 
@@ -157,20 +152,16 @@ def extract_command(
     with Progress() as progress:
         with progress.busy(f"load {model}"):
             from featurestore.backbone import Backbone, LayerRef
-            from featurestore.backbone.augmentation import serialize
             from featurestore.extraction import extract, plan
 
             backbone = Backbone.open(model, **options)
-            # Mistakes before a long scan.
             for layer in layers:
-                backbone.shape(LayerRef.parse(layer))
-            if augmentation is not None:
-                augmentation = serialize(augmentation)
+                backbone.shape(LayerRef.parse(layer))  # unknown ones before a long scan
         dataset = open_data(data, opened, progress, **scanning)
         settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
-        settings |= {"views": views, "augmentation": augmentation}
         if dry_run:
-            decided = plan(dataset, backbone, layers, opened, **settings)
+            with progress.busy("measure a batch"):
+                decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
         else:
             extraction = extract(
                 dataset, backbone, layers, opened, replace=replace, on_event=progress, **settings
@@ -190,4 +181,4 @@ def extract_command(
     print_table(extraction.grid())
     for former in extraction.former:
         click.echo(former)
-    click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')} in {extraction.seconds:.1f} s")
+    click.echo(f"{dataset.name}: {extraction.cost}")

@@ -9,7 +9,8 @@ from featurestore.extraction.events import (
     RowsCopied,
     WaitingForOthers,
 )
-from featurestore.extraction.planning import ExtractionPlan, LayerPlan, plan
+from featurestore.extraction.planned import ExtractionPlan, LayerPlan
+from featurestore.extraction.planning import plan
 from featurestore.extraction.repair import Repair, repair
 from featurestore.extraction.run import Extraction, LayerReport, extract
 

@@ -9,8 +9,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from featurestore.digests import ROW_BYTES
-from featurestore.errors import DamagedError, NotFoundError, StoreError
+from featurestore.errors import (
+    DamagedError,
+    IncompleteFeaturesError,
+    NotFoundError,
+    StoreError,
+)
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 
 # Blocks that cannot be read, by the path of their group.
@@ -75,17 +79,26 @@ class Copies:
             blocks, first = np.unique(there // each, return_index=True)
             parts = np.split(np.arange(len(there)), first[1:])
             for block, part in zip(blocks.tolist(), parts, strict=True):
-                values = self._block(number, block)
-                yield places[part], values[there[part] - block * each]
+                yield places[part], self._rows(number, block, there[part] - block * each)
 
-    def _block(self, number: int, block: int) -> np.ndarray:
+    def _rows(self, number: int, block: int, rows: np.ndarray) -> np.ndarray:
+        """Return rows of a block of a group, by their places in it."""
         if self._last.get(number, (None,))[0] != block:
-            group = self.groups[number]
-            try:
-                self._last[number] = block, group.read_block(block)
-            except StoreError as error:
-                raise UnreadableRowsError(group, str(error)) from error
-        return self._last[number][1]
+            self._last[number] = block, _read(self.groups[number], block)
+        values = self._last[number][1]
+        if rows[-1] >= len(values):
+            raise UnreadableRowsError(self.groups[number], f"block {block} lost its first rows")
+        return values[rows]
+
+
+def _read(group: FeatureGroup, block: int) -> np.ndarray:
+    """Read a block, or the first rows that are kept of one that is not complete."""
+    try:
+        return group.read_block(block)
+    except IncompleteFeaturesError:
+        return group.features.read_begun(block)
+    except StoreError as error:
+        raise UnreadableRowsError(group, str(error)) from error
 
 
 def find_copies(
@@ -116,9 +129,8 @@ def find_copies(
     check : bool
         Whether to read all blocks of these arrays first, and leave out the damaged ones.
     """
-    wanted = _texts(sample_ids)
-    group_of = np.full(len(wanted), -1, np.int16)
-    row_in = np.zeros(len(wanted), np.int64)
+    group_of = np.full(len(sample_ids), -1, np.int16)
+    row_in = np.zeros(len(sample_ids), np.int64)
     groups: list[FeatureGroup] = []
     candidates = [
         group
@@ -131,15 +143,17 @@ def find_copies(
         if not len(left):
             break
         try:
-            ids = _texts(group.samples)
+            there = group.rows_of(sample_ids[left])
         except (DamagedError, NotFoundError):
             continue  # Without its row ids, nothing says whose rows these are.
-        there = np.searchsorted(ids, wanted[left])
-        there[there == len(ids)] = 0
         bad = damaged_blocks(group) if check else unreadable.get(group.path, ())
-        blocks = group.features.existing() - set(bad)
-        exists = np.isin(there // group.block_rows, list(blocks))
-        found = exists & (ids[there] == wanted[left])
+        # How many rows of each block can be read, from its first one.
+        upto = np.zeros(group.blocks, np.int64)
+        for block, count in group.begun().items():
+            upto[block] = count
+        upto[list(group.features.existing())] = group.block_rows
+        upto[list(bad)] = 0
+        found = (there >= 0) & (there % group.block_rows < upto[there // group.block_rows])
         if found.any():
             group_of[left[found]], row_in[left[found]] = len(groups), there[found]
             groups.append(group)
@@ -152,8 +166,3 @@ def damaged_blocks(group: FeatureGroup) -> set[int]:
     with suppress(StoreError):
         found = {b for b in group.features.existing() if not group.features.is_sound(b)}
     return found
-
-
-def _texts(ids: np.ndarray) -> np.ndarray:
-    """View row ids (row, 16) as one value each; their order is that of the digests."""
-    return np.ascontiguousarray(ids).view(f"S{ROW_BYTES}").reshape(-1)

@@ -26,13 +26,14 @@ from featurestore.extraction.events import (
     RowsCopied,
     WaitingForOthers,
 )
-from featurestore.extraction.planning import (
+from featurestore.extraction.planned import (
     BATCHES_AHEAD,
     ExtractionPlan,
     LayerPlan,
     Unit,
     Window,
 )
+from featurestore.extraction.rates import Forecast
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup
 from featurestore.threads import map_ahead
@@ -55,10 +56,14 @@ FEWEST_IN_BATCH = 16
 
 @dataclass
 class Written:
-    """Rows that this process wrote, by layer ref: computed, and copied from other arrays."""
+    """Rows that this process wrote, by layer ref: computed, and copied from other arrays.
+
+    With them, what its first batches said of the others.
+    """
 
     computed: Counter[str] = field(default_factory=Counter)
     copied: Counter[str] = field(default_factory=Counter)
+    forecast: Forecast = field(default_factory=Forecast)
 
 
 class Executor:
@@ -104,8 +109,8 @@ class Executor:
         self._saved = _clock()
         self._done, self._total = 0, self._plan.rows_of(units)
         names = tuple(map(str, self._refs))
-        copied, view = self._plan.rows_copied, self._backbone.preprocessing.view
-        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, copied, view))
+        copied = self._plan.rows_copied
+        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, copied))
         self._written, self._copied = written or Written(), 0
         with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
             self._writers = {
@@ -153,6 +158,7 @@ class Executor:
                         writer.add(window, activations)
                     self._advance(len(window.computed))
                     self._tell_copied()
+                    self._written.forecast.advance(self._done, self._total, self._plan.rows_copied)
                     self._save_begun()
                     if lock is not None:
                         writing = [writer.writing for writer in self._writers.values()]
@@ -321,11 +327,15 @@ class _BlockWriter:
             if computed:
                 self._block[places[mine] - start] = self._stored(activations[first:last][mine])
         if self._layer.copies is not None:
+            started = time.perf_counter()
             for places, values in self._layer.copies.read(rows):
                 self._block[places - start] = self._stored(values)
                 copied += len(places)
+            self._written.forecast.copy(copied, time.perf_counter() - started)
         self._written.computed[str(self._layer.ref)] += computed
         self._written.copied[str(self._layer.ref)] += copied
+        filled = self._block[rows.start - start : rows.stop - start]
+        self._written.forecast.store(str(self._layer.ref), filled)
 
     def finish(self) -> None:
         """Wait for the last write; raise what went wrong in it."""

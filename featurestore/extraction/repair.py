@@ -12,7 +12,7 @@ from featurestore.errors import ExtractionError, FeatureStoreError
 from featurestore.extraction.copies import find_copies
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.executor import Executor
-from featurestore.extraction.planning import LayerPlan, plan_units
+from featurestore.extraction.planned import LayerPlan, plan_units
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, Item, StoreLike
 

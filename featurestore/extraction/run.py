@@ -14,17 +14,13 @@ from featurestore.backbone.augmentation import settings
 from featurestore.errors import NotFoundError, nearest
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.executor import Executor, Written
-from featurestore.extraction.planning import (
-    ExtractionPlan,
-    LayerPlan,
-    Request,
-    features_grid,
-    refs_of,
-)
+from featurestore.extraction.planned import ExtractionPlan, LayerPlan, features_grid
+from featurestore.extraction.planning import Request, refs_of
+from featurestore.extraction.rates import Forecast
 from featurestore.features import Features
 from featurestore.listening import OnEvent
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, Former, StoreLike
-from featurestore.table import Grid, show_html
+from featurestore.table import Grid, duration, plural, show_html, size
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -40,7 +36,8 @@ class LayerReport:
 
     ``bytes`` are those on disk, compressed. Rows were computed by this call, copied from other
     arrays of the same prefix digest and reduction, or stored before; ``rows_derived`` is 0: no rows
-    are derived from another layer yet.
+    are derived from another layer yet. ``bytes_estimated`` is what the first batch said of
+    ``bytes``; None if this call wrote no row.
     """
 
     key: str
@@ -51,6 +48,7 @@ class LayerReport:
     rows_reused: int
     rows_copied: int
     rows_derived: int = 0
+    bytes_estimated: int | None = None
 
 
 class Extraction(dict[str, Features]):
@@ -64,6 +62,8 @@ class Extraction(dict[str, Features]):
         By layer ref.
     seconds : float
         Wall time of the call.
+    seconds_estimated : float or None
+        What the first batches said of it; None if no row was written.
     former : tuple of Former
         With ``replace``: the former arrays that were removed, and those that were left.
     views : sequence of Extraction
@@ -78,6 +78,7 @@ class Extraction(dict[str, Features]):
         seconds: float,
         former: Sequence[Former] = (),
         views: Sequence[Extraction] = (),
+        seconds_estimated: float | None = None,
     ) -> None:
         super().__init__(features)
         self.reports = reports
@@ -85,6 +86,7 @@ class Extraction(dict[str, Features]):
         self.seconds = seconds
         self.former = tuple(former)
         self.views = views
+        self.seconds_estimated = seconds_estimated
 
     def __missing__(self, ref: Any) -> Features:
         text = str(ref)
@@ -129,7 +131,22 @@ class Extraction(dict[str, Features]):
             ],
             "left": [{"key": each.key, "reason": each.left} for each in self.former if each.left],
             "seconds": round(self.seconds, 3),
+            "seconds_estimated": self.seconds_estimated and round(self.seconds_estimated, 3),
         }
+
+    @property
+    def cost(self) -> str:
+        """What the extraction took, in one line, beside what its first batches said."""
+        reports = [each for part in (self, *self.views) for each in part.reports.values()]
+        stored = size(sum(report.bytes for report in reports))
+        seconds = f"{plural(len(self.dataset), 'sample')} in {duration(self.seconds)}"
+        if self.seconds_estimated is None:
+            return f"{seconds}, {stored}"
+        expected = size(sum(report.bytes_estimated or report.bytes for report in reports))
+        return (
+            f"{seconds} (estimated {duration(self.seconds_estimated)}), {stored} "
+            f"(estimated {expected})"
+        )
 
 
 def extract(
@@ -218,7 +235,7 @@ def extract(
     asked = request.plan(dataset, store)
     marked = _to_mark(asked, ordinary, store)
     unreadable: dict[str, set[int]] = {}
-    written = Written()
+    written = Written(forecast=Forecast(started))
     while True:
         _replace(asked, dataset, store)
         sources = [key for layer in asked.layers if layer.copies for key in layer.copies.keys]
@@ -242,10 +259,14 @@ def extract(
                 continue
             for layer in decided.layers:
                 store.features.fsync(layer.key)
-            reports = {ref: _report(ref, group, written) for ref, group in groups.items()}
+            reports = {
+                str(layer.ref): _report(layer, groups[str(layer.ref)], written)
+                for layer in decided.layers
+            }
         break
     # The locks are released: this extraction itself may have used the former arrays.
     former = store.replace_former([each.key for each in decided.layers]) if replace else []
+    seconds = time.perf_counter() - started
     options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
     made = [
         extract(part, each.backbone, ordinary, store, on_event=on_event, **options)
@@ -256,7 +277,14 @@ def extract(
         ref: Features(group, dataset, store, [each[ref] for each in made if ref in each])
         for ref, group in groups.items()
     }
-    return Extraction(features, reports, dataset, time.perf_counter() - started, former, made)
+    expected = [written.forecast.seconds, *(each.seconds_estimated for each in made)]
+    taken = [seconds, *(each.seconds for each in made)]
+    estimated = None
+    if any(each is not None for each in expected):
+        pairs = zip(expected, taken, strict=True)
+        estimated = sum(known if each is None else each for each, known in pairs)
+    seconds = time.perf_counter() - started
+    return Extraction(features, reports, dataset, seconds, former, made, estimated)
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
@@ -346,8 +374,10 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     return shlex.join(words)
 
 
-def _report(ref: str, group: FeatureGroup, written: Written) -> LayerReport:
+def _report(layer: LayerPlan, group: FeatureGroup, written: Written) -> LayerReport:
+    ref = str(layer.ref)
     computed, copied = written.computed[ref], written.copied[ref]
+    row_bytes = written.forecast.row_bytes.get(ref)
     return LayerReport(
         key=str(group.key),
         shape=group.shape,
@@ -356,4 +386,5 @@ def _report(ref: str, group: FeatureGroup, written: Written) -> LayerReport:
         rows_computed=computed,
         rows_reused=group.shape[0] - computed - copied,
         rows_copied=copied,
+        bytes_estimated=None if row_bytes is None else round(row_bytes * group.shape[0]),
     )

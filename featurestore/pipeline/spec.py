@@ -60,14 +60,7 @@ class BackboneSpec(VariantSpec):
     layers: Layers | None = None
 
 
-class ViewSpec(Settings):
-    """Augmented views of the training samples: how many, and the Keras layers or their file."""
-
-    views: Annotated[int, Field(ge=0)] = 0
-    augmentation: Any = None
-
-
-class ExtractSpec(ViewSpec):
+class ExtractSpec(Settings):
     """How features are computed and stored."""
 
     dtype: Dtype = "float16"
@@ -149,7 +142,7 @@ class PipelineSpec(Settings):
         return layers
 
 
-class SweepSpec(VariantSpec, ViewSpec):
+class SweepSpec(VariantSpec):
     """A sweep: many heads on features that are stored already."""
 
     dataset: str

@@ -17,7 +17,7 @@ from featurestore.promotion.fuse import Fused, with_internals
 from featurestore.promotion.parity import FeatureCheck, Parity, compare, head_tolerance, require
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
-from featurestore.store.elsewhere import stored_rows
+from featurestore.store.elsewhere import FEWEST_ROWS, enough, stored_rows
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 PROOF_ROWS = 128
 # The rows come from this many blocks: swapped blocks show, and little is read.
 PROOF_BLOCKS = 16
-# Fewer of a head's rows than these, or than all, prove little.
-FEWEST_ROWS = 16
 # Rows of wide layers are limited to this many bytes.
 PROOF_BYTES = 2**28
 # Rows for measuring how strongly the network amplifies rounding.
@@ -112,12 +110,12 @@ def _stored(head: Head, backbone: Backbone, data: Dataset) -> tuple[FeatureGroup
     The features that the head was fitted on may have been removed, or be incomplete.
     """
     group, there = stored_rows(head.store, head.key, data.sample_ids)
-    found, needed = np.count_nonzero(there >= 0), min(FEWEST_ROWS, len(data))
-    if group is not None and found >= needed:
+    if group is not None and enough(there):
         return group, there
     try:
         own = head.store.features.get(head.key)
     except NotFoundError as error:
+        found, needed = np.count_nonzero(there >= 0), min(FEWEST_ROWS, len(data))
         raise NotFoundError(
             f"the features of {head.id} are no longer in {head.store.location}, and others there "
             f"have {found:,} of its {len(data):,} samples, where the proof needs {needed}; extract "

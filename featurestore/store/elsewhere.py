@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,15 @@ import numpy as np
 from featurestore.errors import StoreError
 from featurestore.store.blocks import as_type
 from featurestore.store.group import FeatureGroup
+from featurestore.store.removal import key_of
+from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
     from featurestore.store.key import FeatureKey
     from featurestore.store.store import FeatureStore
+
+# Fewer of a head's samples than these, or than all, prove little.
+FEWEST_ROWS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +80,10 @@ class BorrowedRows(FeatureGroup):
 
 
 def stored_rows(
-    store: FeatureStore, key: FeatureKey, sample_ids: np.ndarray
+    store: FeatureStore,
+    key: FeatureKey,
+    sample_ids: np.ndarray,
+    without: Collection[str] = (),
 ) -> tuple[FeatureGroup | None, np.ndarray]:
     """Find the array that has most of some samples: that of the key, if no other has more.
 
@@ -84,6 +93,8 @@ def stored_rows(
     key : FeatureKey
         Says which prefix digest and reduction.
     sample_ids : numpy.ndarray of uint8, (sample, 16)
+    without : collection of str
+        Paths of arrays to leave out.
 
     Returns
     -------
@@ -94,7 +105,8 @@ def stored_rows(
     """
     best: FeatureGroup | None = None
     best_rows = np.full(len(sample_ids), -1)
-    groups = store.features.of_prefix(key.prefix_digest, key.ref)
+    found = store.features.of_prefix(key.prefix_digest, key.ref)
+    groups = [group for group in found if group.path not in without]
     for group in sorted(groups, key=lambda each: each.key != key):
         with suppress(StoreError):  # Without row ids, nothing says whose rows these are.
             rows = group.rows_of(sample_ids)
@@ -120,3 +132,27 @@ def borrow(
     if kind.itemsize > group.dtype.itemsize:
         return None
     return BorrowedRows(key, group.attrs, group.features, group.sample, group, rows, kind)
+
+
+def enough(rows: np.ndarray) -> bool:
+    """Whether enough of a head's samples are stored to prove a model: rows as of `stored_rows`."""
+    return int(np.count_nonzero(rows >= 0)) >= min(FEWEST_ROWS, len(rows))
+
+
+def needed_by_heads(store: FeatureStore, going: Collection[str]) -> set[str]:
+    """Return which of some arrays, by their paths, heads need whose own features are gone.
+
+    Without these, no array would have enough rows of their samples to promote them.
+    """
+    needed, seen = set(), set()
+    for document in store.heads.values():
+        key, origin = key_of(document), part_of(part_of(document, "lineage"), "dataset")
+        if key is None or key in seen or store.features.has(key):
+            continue
+        seen.add(key)
+        with suppress(StoreError):  # Without its data set, a head cannot be promoted anyway.
+            data = store.datasets.load(str(origin.get("name")), str(origin.get("manifest_digest")))
+            if not enough(stored_rows(store, key, data.sample_ids, going)[1]):
+                group, rows = stored_rows(store, key, data.sample_ids)
+                needed |= {group.path} if group is not None and enough(rows) else set()
+    return needed

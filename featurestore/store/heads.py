@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -14,7 +13,6 @@ from featurestore.digests import Digest, digest_bytes
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, refuse_newer
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.key import name_of
-from featurestore.store.local import PARTIAL
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Item
 
 DOCUMENT = "head.json"
@@ -147,15 +145,8 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
 
     def check_writable(self) -> None:
         """Raise StoreError if no head could be saved, before one is fitted."""
-        probe = f"{self.folder}/probe.{uuid.uuid4().hex}{PARTIAL}"
-        # Locked, so that gc does not take it for a leftover.
-        with self._files.locks.acquire([self.folder], shared=True):
-            self._make_folder(self.folder)
-            try:
-                self._files.write(probe, bytes(4096))
-            finally:
-                with suppress(StoreError):
-                    self._files.remove(probe)
+        self._make_folder(self.folder)
+        self._files.check_writable(self.folder)
 
     def lock(
         self, keys: Iterable[str], *, shared: bool = False, wait: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -69,6 +70,16 @@ class LocalFiles:
                     return file.read()
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise FileNotFoundError(path) from error
+
+    def check_writable(self, path: str) -> None:
+        """Raise StoreError if no file could be written to an existing folder."""
+        with self._changing("write", path):
+            self._check_inside(self._root / path)
+            # It has no name, so that nothing is left if the process is killed.
+            with tempfile.TemporaryFile(dir=self._root / path) as file:
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file whole, into an existing folder; it is durable when this returns.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
+from contextlib import suppress
 from typing import Any
 
 from featurestore.errors import StoreError
-from featurestore.store.local import explained
+from featurestore.store.local import PARTIAL, explained
 from featurestore.store.locks import Locks
 
 
@@ -51,6 +53,15 @@ class RemoteFiles:
                 return bytes(self._fs.cat_file(self._full(path)))
             except (IsADirectoryError, NotADirectoryError) as error:
                 raise FileNotFoundError(path) from error
+
+    def check_writable(self, path: str) -> None:
+        """Raise StoreError if no file could be written to a folder."""
+        probe = f"{path}/{uuid.uuid4().hex}{PARTIAL}"
+        try:
+            self.write(probe, b"")
+        finally:
+            with suppress(StoreError):
+                self.remove(probe)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file with one PUT."""

@@ -17,6 +17,7 @@ from featurestore.errors import (
 )
 from featurestore.store.datasets import DatasetShelf
 from featurestore.store.documents import read_json, write_json
+from featurestore.store.elsewhere import needed_by_heads
 from featurestore.store.features import ROOT_DOCUMENT, FeatureShelf
 from featurestore.store.files import open_files
 from featurestore.store.former import IN_USE, Former, former_arrays, heads_by_features, judge
@@ -159,7 +160,10 @@ class FeatureStore:
         return [damage for shelf in self._shelves for damage in shelf.damaged()]
 
     def garbage(self, *, boundaries: bool = False, unused: bool = False) -> list[Garbage]:
-        """List what no data set and no head refers to; nothing is removed.
+        """List what no data set and no head needs; nothing is removed.
+
+        Features whose rows serve a head, its own being removed, are needed if no others have enough
+        of its samples to promote it.
 
         Parameters
         ----------
@@ -173,10 +177,19 @@ class FeatureStore:
         DamagedError
             A data set or a head cannot be read, so that what it refers to is unknown.
         """
+        return self._not_needed(self._garbage(boundaries, unused))
+
+    def _not_needed(self, garbage: Sequence[Garbage]) -> list[Garbage]:
+        """Leave out features that a head needs whose own were removed."""
+        going = {each.path for each in garbage if each.kind == "features"}
+        needed = needed_by_heads(self, going) if going else set()
+        return [each for each in garbage if each.path not in needed]
+
+    def _garbage(self, boundaries: bool, unused: bool) -> list[Garbage]:
         in_use = self.datasets.references() | self.heads.references()
         found = [garbage for shelf in self._shelves for garbage in shelf.garbage(in_use)]
         if boundaries or unused:
-            fitted = {path for each in self.heads.values() for path in features_of(self, each)}
+            fitted = {features_of(self, document) for document in self.heads.values()}
             listed = {garbage.path for garbage in found}
             found += [
                 garbage
@@ -194,12 +207,16 @@ class FeatureStore:
         freed = 0
         with self._files.locks.acquire_free(set(locks.values())) as held:
             # Listed again: under the locks no process can begin to use it.
-            again = self.garbage(boundaries=True, unused=True) if held else []
+            again = self._garbage(boundaries=True, unused=True) if held else []
             # For the same reason: not because it is another kind of garbage now.
             still = {(each.path, each.reason) for each in again}
-            for each, lock in locks.items():
-                if lock in held and (each.path, each.reason) in still:
-                    freed += self._shelf(each.path).discard(each.path)
+            going = [
+                each
+                for each, lock in locks.items()
+                if lock in held and (each.path, each.reason) in still
+            ]
+            for each in self._not_needed(going):
+                freed += self._shelf(each.path).discard(each.path)
         return freed
 
     def removal(self, *names: str, keep_heads: bool = False, **variant: Any) -> Removal:

@@ -95,7 +95,8 @@ def test_extract_computes_then_reuses(place: Place) -> None:
     shown = featurestore("extract", "photos", *EXTRACT, "--store", "new")
 
     assert set(first.json) == {
-        *("dataset", "rows", "features", "quarantined", "freed", "left", "seconds")
+        *("dataset", "rows", "features", "views", "quarantined", "freed", "left", "seconds"),
+        "seconds_estimated",
     }
     features = first.json["features"]["conv_b:avg"]
     assert features["key"].startswith("tiny/conv_b:avg-")

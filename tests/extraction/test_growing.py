@@ -21,8 +21,7 @@ from tests.extraction.conftest import LAYERS
 from tests.toys import drop_block, tree
 
 
-@pytest.fixture(scope="session")
-def backbone() -> Backbone:
+def exact_backbone() -> Backbone:
     """A network whose sums are exact in float32, so that no batch gives other bits."""
     generator = np.random.default_rng(7)
     image = keras.Input((16, 16, 3))
@@ -33,6 +32,11 @@ def backbone() -> Backbone:
     model = keras.Model(image, x)
     model.set_weights([generator.integers(-1, 2, each.shape) / 16 for each in model.weights])
     return Backbone.from_model(model, name="exact", scaling="none")
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    return exact_backbone()
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,13 @@ def copies(made: Made, store: FeatureStore) -> None:
     extract(made.dataset, Backbone.open(str(made.folder / "twin.keras")), LAYERS, store)
 
 
+def fewer_samples(made: Made, store: FeatureStore) -> None:
+    """A third of the samples have features; the rest is computed beside them."""
+    for key in store.features.keys():
+        store.features.remove(key)
+    extract(Dataset.open(made.photos / "red"), made.backbone, LAYERS, store)
+
+
 def head(made: Made, store: FeatureStore) -> None:
     fit_head(Features.open("photos", "gap", store, model="tiny"), "knn", {"n_neighbors": 2})
 
@@ -167,6 +174,7 @@ ACTS = {
     "slow extraction": Act(slow_extraction, nothing, starts_empty=True),
     "resumed extraction": Act(extraction, half_of_the_blocks),
     "copying": Act(copies, nothing),
+    "growth": Act(extraction, fewer_samples),
     "head": Act(head, nothing),
     "scan": Act(another_scan, nothing),
     "removal": Act(removal, nothing),

@@ -529,7 +529,7 @@ def limits() -> Iterator[None]:
 def tried(target: Target, data: bytes) -> str | None:
     """Read one input: ``"refused"``, ``"accepted"``, or the trace of what must not happen."""
     # What never comes back to Python cannot be interrupted: then the trace is all there is.
-    faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
+    faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=sys.__stderr__)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         target.read(data)

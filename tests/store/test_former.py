@@ -41,9 +41,9 @@ def stored(
     return found
 
 
-def reasons(store: FeatureStore) -> dict[str, str]:
+def reasons(store: FeatureStore, **asked: bool) -> dict[str, str]:
     """Why the feature arrays that are garbage are, by key."""
-    return {each.name: each.reason for each in store.garbage() if each.kind == "features"}
+    return {each.name: each.reason for each in store.garbage(**asked) if each.kind == "features"}
 
 
 def test_gc_names_what_supersedes_a_former_array(store: FeatureStore) -> None:
@@ -102,11 +102,17 @@ def test_damaged_row_ids_supersede_nothing(store: FeatureStore) -> None:
     assert reasons(store) == {str(former): "no data set has these samples"}
 
 
-def head_on(store: FeatureStore, key: FeatureKey, head: str) -> str:
+def head_on(store: FeatureStore, key: FeatureKey, head: str, dataset: Dataset | None = None) -> str:
     fields = {"model": key.model, "ref": key.ref, "prefix_digest": key.prefix_digest}
     features = {**fields, "dataset_digest": key.dataset_digest}
-    store.heads.save(head, {"lineage": {"features": features}}, {"model.skops": b"fitted"})
+    origin = {} if dataset is None else dataset_origin(dataset)
+    document = {"lineage": {"features": features, "dataset": origin}}
+    store.heads.save(head, document, {"model.skops": b"fitted"})
     return head
+
+
+def dataset_origin(dataset: Dataset) -> dict[str, str]:
+    return {"name": dataset.name, "manifest_digest": dataset.manifest_digest}
 
 
 def test_replacing_removes_what_is_superseded_heads_or_not(store: FeatureStore) -> None:
@@ -218,3 +224,32 @@ def test_a_kill_leaves_a_former_array_whole_or_gone(store: FeatureStore, tmp_pat
         copy.gc(copy.garbage())
         assert copy.features.keys() == [present]
         assert sorted(copy.items(), key=str) == sorted(store.items(), key=str)
+
+
+def test_gc_keeps_the_rows_of_a_head_whose_own_features_were_freed(store: FeatureStore) -> None:
+    former = stored(store, shapes(count=4))
+    head = head_on(store, former, "knn-1", shapes(count=4))
+    serving = stored(store, shapes())
+    store.replace_former([serving])
+    assert not store.features.has(former)
+    others = np.stack([each + 100 for each in IMAGES])
+    other = stored(store, Dataset.from_arrays(others, list("ababab"), name="shapes"))
+
+    assert reasons(store) == {}
+    assert reasons(store, unused=True).keys() == {str(other)}
+    store.heads.remove(head)
+    assert reasons(store) == {str(serving): "no data set has these samples"}
+
+
+def test_gc_keeps_no_rows_of_a_head_that_are_also_elsewhere(store: FeatureStore) -> None:
+    former = stored(store, shapes(count=3))
+    head_on(store, former, "knn-1", shapes(count=3))
+    between = stored(store, shapes())
+    store.replace_former([between])
+    present = stored(store, shapes(count=5))
+    assert reasons(store) == {str(between): "no data set has these samples"}
+    store.gc(store.garbage())
+    assert store.features.keys() == [present]
+    # Nothing is left in its place, so that it stays.
+    assert reasons(store) == {}
+    assert reasons(store, unused=True) == {}

@@ -1,0 +1,378 @@
+"""What an extraction does: layers, units of work, batches, and what they cost."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.extraction.copies import Copies
+from featurestore.extraction.rates import Rates
+from featurestore.store import FeatureKey
+from featurestore.table import Grid, duration, plural, show_html, size
+
+if TYPE_CHECKING:
+    from featurestore.backbone import LayerRef
+
+# Batches of decoded images that may wait for the forward pass, the one it works on included.
+BATCHES_AHEAD = 3
+# Where nearly all rows are copied, a unit has at most so many batches, or, if all are, so many
+# times the rows of the smallest unit.
+MOST_BATCHES = 8
+MOST_CELLS = 64
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One feature array: where it goes and which of its blocks do not exist yet.
+
+    Attributes
+    ----------
+    ref : LayerRef
+        Layer and reduction.
+    key : FeatureKey
+        Where it is, or will be, stored.
+    shape : tuple of int
+        ``(row, …)``.
+    dtype : str
+        Stored type.
+    block_rows : int
+        Rows of one block.
+    missing : tuple of int
+        Numbers of the blocks to compute, ascending.
+    begun : mapping of int to int
+        Rows that are kept of a missing block, by its number: the first ones.
+    copies : Copies or None
+        Where other arrays have rows of the missing blocks; None if no block is missing.
+    replaces : bool
+        Whether float16 features are stored under the key, and float32 ones replace them.
+    why : str or None
+        Why all blocks are missing: what differs from the nearest stored features.
+    """
+
+    ref: LayerRef
+    key: FeatureKey
+    shape: tuple[int, ...]
+    dtype: str
+    block_rows: int
+    missing: tuple[int, ...]
+    begun: Mapping[int, int] = field(default_factory=dict)
+    copies: Copies | None = field(default=None, compare=False, repr=False)
+    replaces: bool = False
+    why: str | None = None
+
+    def span(self, block: int) -> range:
+        """Rows of one block."""
+        first = block * self.block_rows
+        return range(first, min(first + self.block_rows, self.shape[0]))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row as stored, before compression."""
+        return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+    @cached_property
+    def _left(self) -> np.ndarray:
+        """Numbers of the rows in the missing blocks that are not kept."""
+        spans = [self.span(block)[self.begun.get(block, 0) :] for block in self.missing]
+        none = np.empty(0, np.int64)
+        return np.concatenate([none, *(np.arange(each.start, each.stop) for each in spans)])
+
+    @property
+    def rows_missing(self) -> int:
+        """Rows in the missing blocks that are not kept."""
+        return len(self._left)
+
+    @property
+    def rows_copied(self) -> int:
+        """Those of them that another array has."""
+        return int(np.count_nonzero(self.is_copied[self._left]))
+
+    @cached_property
+    def is_copied(self) -> np.ndarray:
+        """Whether another array has a row, bool (row,)."""
+        if self.copies is None:
+            return np.zeros(self.shape[0], bool)
+        return self.copies.group_of >= 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive rows that are stored together, and those of them that form a batch.
+
+    Attributes
+    ----------
+    rows : range
+        Row numbers.
+    computed : tuple of int
+        The rows that go through the backbone, ascending: at most a batch. Others are stored
+        already, or copied.
+    """
+
+    rows: range
+    computed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows that one process stores: whole blocks of every layer.
+
+    Attributes
+    ----------
+    rows : range
+        Row numbers.
+    blocks : tuple of (int, int)
+        Blocks to write: the position of the layer in the plan, and the number of the block.
+    begun : tuple of int
+        Rows that are kept of each of these blocks: the first ones.
+    """
+
+    rows: range
+    blocks: tuple[tuple[int, int], ...]
+    begun: tuple[int, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class ExtractionPlan:
+    """What an extraction computes, in which batches, and what it costs.
+
+    Attributes
+    ----------
+    layers : tuple of LayerPlan
+        One for each requested layer ref, in that order.
+    rows : int
+        Samples in the data set.
+    batch_size : int
+        Largest number of samples in a batch.
+    units : tuple of Unit
+        Units with blocks to compute, ascending.
+    input_size : tuple of int
+        Input ``(height, width)`` of the backbone, in pixels.
+    views : tuple of ExtractionPlan
+        Plans of the augmented views of the training samples.
+    rates : Rates or None
+        What a row takes here, if it was measured: the estimates are made of it.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    rows: int
+    batch_size: int
+    units: tuple[Unit, ...]
+    input_size: tuple[int, int]
+    views: tuple[ExtractionPlan, ...] = ()
+    rates: Rates | None = None
+
+    @property
+    def smallest_unit(self) -> int:
+        """Rows of the largest block, or of as many of them as go into a batch."""
+        block = max(layer.block_rows for layer in self.layers)
+        return max(1, self.batch_size // block) * block
+
+    @property
+    def batch_rows(self) -> int:
+        """Samples of a full batch: batches of equal size that fill the smallest unit."""
+        return -(-self.smallest_unit // -(-self.smallest_unit // self.batch_size))
+
+    @cached_property
+    def not_copied(self) -> np.ndarray:
+        """Whether a layer that has missing blocks finds a row nowhere else, bool (row,)."""
+        found = np.zeros(self.rows, bool)
+        for layer in self.layers:
+            if layer.missing:
+                found |= ~layer.is_copied
+        return found
+
+    def windows(self, unit: Unit) -> list[Window]:
+        """Return the batches that the blocks of a unit need, with the rows between them.
+
+        The cut into batches does not depend on what is missing, so that a resumed extraction
+        batches the same samples together as an uninterrupted one.
+        """
+        start, end = unit.rows.start, unit.rows.start
+        needed = np.zeros(len(unit.rows), bool)
+        for (layer, block), kept in zip(unit.blocks, unit.begun, strict=True):
+            span = self.layers[layer].span(block)
+            needed[span.start + kept - start : span.stop - start] = True
+            end = max(end, span.stop)
+        candidates = np.flatnonzero(self.not_copied[start : unit.rows.stop])
+        windows = []
+        for first in range(0, len(candidates), self.batch_rows):
+            batch = candidates[first : first + self.batch_rows]
+            if needed[batch].any():
+                rows = (unit.rows.start + batch).tolist()
+                windows.append(Window(range(start, rows[-1] + 1), tuple(rows)))
+                start = rows[-1] + 1
+        if start < end:
+            windows.append(Window(range(start, end), ()))
+        return windows
+
+    def rows_of(self, units: Iterable[Unit]) -> int:
+        """Return the number of samples in the batches that some units need."""
+        return sum(len(window.computed) for unit in units for window in self.windows(unit))
+
+    @property
+    def rows_to_compute(self) -> int:
+        """Samples that go through the backbone."""
+        return self.rows_of(self.units)
+
+    @property
+    def rows_copied(self) -> int:
+        """Rows that are copied from other arrays, all layers together."""
+        return sum(layer.rows_copied for layer in self.layers)
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes of the missing blocks before compression."""
+        return sum(layer.rows_missing * layer.row_bytes for layer in self.layers)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated peak memory of the data in flight; it does not grow with the data set.
+
+        Decoded batches, one batch of float32 outputs, and for each layer the block being filled
+        and the one being written. The network's weights and workspace come on top.
+        """
+        height, width = self.input_size
+        images = BATCHES_AHEAD * self.batch_size * height * width * 3
+        todo = [layer for layer in self.layers if layer.missing]
+        outputs = sum(self.batch_size * prod(layer.shape[1:]) * 4 for layer in todo)
+        blocks = sum(2 * layer.block_rows * layer.row_bytes for layer in todo)
+        return images + outputs + blocks
+
+    @property
+    def seconds_estimated(self) -> float | None:
+        """Seconds that the extraction takes with its views, if rates were measured."""
+        if self.rates is None:
+            return None
+        return self.rates.seconds(self) + sum(each.seconds_estimated or 0 for each in self.views)
+
+    @property
+    def bytes_estimated(self) -> int | None:
+        """Bytes to write after compression, without the views, if rates were measured."""
+        return None if self.rates is None else sum(map(self.rates.bytes, self.layers))
+
+    @property
+    def cost(self) -> str:
+        """What the extraction costs, in one line."""
+        parts = (self, *self.views)
+        seconds, written = "", f"at most {size(sum(each.bytes_to_write for each in parts))}"
+        if self.seconds_estimated is not None:
+            seconds = f"about {duration(self.seconds_estimated)}, "
+            written = f"about {size(sum(each.bytes_estimated or 0 for each in parts))}"
+        return (
+            f"{plural(sum(each.rows_to_compute for each in parts), 'image')} through the backbone, "
+            f"{seconds}{written} to write, peak memory about "
+            f"{size(max(each.peak_bytes for each in parts))} beside the network's own"
+        )
+
+    def __repr__(self) -> str:
+        return f"ExtractionPlan({', '.join(str(layer.ref) for layer in self.layers)}: {self.cost})"
+
+    def _repr_html_(self) -> str:
+        return show_html(repr(self), self.grid())
+
+    def grid(self) -> Grid:
+        """Show what each layer needs."""
+        fields = ["rows_reused", "rows_copied", "rows_to_compute", "size", "why"]
+        report = self.to_dict()
+        if self.rates is None:
+            return features_grid(report, fields, "at most")
+        for part in (report["features"], *report["views"]):
+            for row in part.values():
+                row["bytes"] = row["bytes_estimated"]
+        fields.insert(3, "time")
+        return features_grid(report, fields, "to write")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values, as ``extract --dry-run --json`` prints them."""
+        rates, seconds = self.rates, self.seconds_estimated
+        return {
+            "rows": self.rows,
+            "rows_to_compute": self.rows_to_compute,
+            "bytes_to_write": self.bytes_to_write,
+            "peak_bytes": self.peak_bytes,
+            "batch_size": self.batch_size,
+            "seconds_estimated": None if seconds is None else round(seconds, 3),
+            "features": {
+                str(layer.ref): {
+                    "key": str(layer.key),
+                    "shape": list(layer.shape),
+                    "dtype": layer.dtype,
+                    "bytes": layer.rows_missing * layer.row_bytes,
+                    "bytes_estimated": rates and rates.bytes(layer),
+                    "seconds_estimated": rates and round(rates.alone(layer), 3),
+                    "rows_to_compute": layer.rows_missing - layer.rows_copied,
+                    "rows_copied": layer.rows_copied,
+                    "rows_reused": self.rows - layer.rows_missing,
+                    "blocks_missing": len(layer.missing),
+                    "why": layer.why,
+                }
+                for layer in self.layers
+            },
+            "views": [each.to_dict()["features"] for each in self.views],
+        }
+
+
+def plan_units(
+    layers: tuple[LayerPlan, ...], rows: int, batch_size: int, input_size: tuple[int, int]
+) -> ExtractionPlan:
+    """Return the plan that stores the missing blocks of some layers."""
+    decided = ExtractionPlan(layers, rows, batch_size, (), input_size)
+    starts = _starts(decided)
+    blocks: dict[int, list[tuple[int, int]]] = {}
+    for number, layer in enumerate(layers):
+        for block in layer.missing:
+            unit = bisect_right(starts, block * layer.block_rows) - 1
+            blocks.setdefault(unit, []).append((number, block))
+    units = tuple(
+        Unit(
+            range(starts[unit], starts[unit + 1]),
+            tuple(blocks[unit]),
+            tuple(layers[layer].begun.get(block, 0) for layer, block in blocks[unit]),
+        )
+        for unit in sorted(blocks)
+    )
+    return replace(decided, units=units)
+
+
+def _starts(decided: ExtractionPlan) -> list[int]:
+    """Return the first row of each unit, and the number of rows.
+
+    Where nearly all rows are copied, a unit is larger: it holds several batches, which would be
+    small otherwise.
+    """
+    each = decided.smallest_unit
+    firsts = np.arange(0, decided.rows, each)
+    counts = np.add.reduceat(decided.not_copied.astype(np.int64), firsts)
+    whole = counts == np.diff(firsts, append=decided.rows)
+    starts, cells, found, full = [0], 0, 0, False
+    for first, count, alone in zip(firsts.tolist(), counts.tolist(), whole.tolist(), strict=True):
+        if full or (cells and alone):
+            starts.append(first)
+            cells, found = 0, 0
+        cells, found = cells + 1, found + count
+        full = alone or found >= MOST_BATCHES * decided.batch_rows
+        full |= not found and cells >= MOST_CELLS
+    return [*starts, decided.rows]
+
+
+def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) -> Grid:
+    """Show the features of a plan or a report, by layer ref, all views of one in a row."""
+    shown, views = [*report["features"].items()], report["views"]
+    for ref in views[0] if views else ():
+        made = [each[ref] for each in views]
+        sums = {k: sum(each[k] or 0 for each in made) for k, v in made[0].items() if type(v) is int}
+        if "time" in fields:
+            sums["seconds_estimated"] = sum(each["seconds_estimated"] for each in made)
+        shown.append((f"{ref}, {plural(len(views), 'view')}", {**made[-1], **sums}))
+    rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in shown]
+    if "time" in fields:
+        rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
+    headings = {"rows_computed": "computed", "rows_to_compute": "computed"}
+    headings |= {"rows_copied": "copied", "rows_reused": "reused", "size": size_is}
+    return Grid(rows, ["layer", "shape", *fields], headings)

@@ -1,0 +1,273 @@
+"""How long an extraction takes here, and how much it stores: measured on one batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from featurestore.backbone import numerics
+from featurestore.digests import ROW_BYTES
+from featurestore.store.blocks import encode
+from featurestore.threads import map_ahead
+
+if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
+    from featurestore.dataset import Dataset
+    from featurestore.extraction.planned import ExtractionPlan, LayerPlan
+
+Result = TypeVar("Result")
+
+# The pass is called again until it has taken so many seconds: the clock is too coarse, and other
+# work on the machine too irregular, for one batch of a small network.
+LONG_ENOUGH = 0.5
+MOST_CALLS = 16
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Seconds a row that a stage takes while no other runs: on the clock, and of all processors."""
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+    def __mul__(self, factor: float) -> Stage:
+        return Stage(self.wall * factor, self.processor * factor)
+
+    @classmethod
+    def sum(cls, stages: Iterable[Stage]) -> Stage:
+        """Return the time of stages that run one after the other."""
+        found = list(stages)
+        return cls(sum(each.wall for each in found), sum(each.processor for each in found))
+
+
+@dataclass(frozen=True)
+class LayerRates:
+    """What a row of one layer takes.
+
+    Attributes
+    ----------
+    bytes : float
+        On disk.
+    encode : Stage
+        To compress it.
+    copy : Stage
+        To read it from another array.
+    share : float
+        Of the forward pass, what is needed for this layer alone.
+    """
+
+    bytes: float
+    encode: Stage
+    copy: Stage = Stage()
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the stages of an extraction take.
+
+    Attributes
+    ----------
+    once : float
+        Seconds before the second batch: to compile the pass, and to check it.
+    decode, forward : Stage
+        From file to resized image, with as many threads as an extraction has; through the compiled
+        pass, and into the stored types.
+    layers : mapping of str to LayerRates
+        By layer ref.
+    """
+
+    once: float
+    decode: Stage
+    forward: Stage
+    layers: Mapping[str, LayerRates]
+
+    def seconds(self, decided: ExtractionPlan) -> float:
+        """Estimate how long a plan takes."""
+        return self._seconds(decided.layers, decided.rows_to_compute, 1.0)
+
+    def alone(self, layer: LayerPlan) -> float:
+        """Estimate how long a plan for one of the layers alone takes."""
+        return self._seconds(
+            [layer], (layer.rows_missing - layer.rows_copied), self.layers[str(layer.ref)].share
+        )
+
+    def bytes(self, layer: LayerPlan) -> int:
+        """Estimate what the rows that a plan writes take on disk."""
+        return round(layer.rows_missing * self.layers[str(layer.ref)].bytes)
+
+    def _seconds(self, layers: Sequence[LayerPlan], computed: int, share: float) -> float:
+        """Add up stages that overlap.
+
+        The slowest of the three decides, unless all together need more of the processors.
+        """
+        rates = [(layer, self.layers[str(layer.ref)]) for layer in layers]
+        decode = self.decode * computed
+        forward = Stage.sum(
+            [
+                self.forward * (share * computed),
+                *(each.copy * layer.rows_copied for layer, each in rates),
+            ]
+        )
+        writers = [each.encode * layer.rows_missing for layer, each in rates]
+        stages = [stage for stage in (decode, forward, *writers) if stage.wall]
+        if not stages:
+            return 0.0
+        # As many as this process was given while it measured: others may use them too.
+        processors = max(stage.processor / stage.wall for stage in stages)
+        together = Stage.sum(stages).processor / processors if processors else 0.0
+        slowest = max(stage.wall for stage in stages)
+        return max(together, slowest) + (self.once if computed else 0.0)
+
+
+class Forecast:
+    """What the first batches of a run say of its seconds and bytes.
+
+    They are batches of the run itself: nothing is computed for the forecast. The first one is left
+    out, because it compiles the pass.
+
+    Parameters
+    ----------
+    started : float, optional
+        When the run began, by ``time.perf_counter``; by default now.
+
+    Attributes
+    ----------
+    seconds : float or None
+        Of the whole run, as soon as it can be said.
+    row_bytes : dict of str to float
+        Bytes of a row on disk, by layer ref.
+    """
+
+    def __init__(self, started: float | None = None) -> None:
+        self.seconds: float | None = None
+        self.row_bytes: dict[str, float] = {}
+        self._started = time.perf_counter() if started is None else started
+        self._copied, self._copying = 0, 0.0
+        # After the first batch: the time, the images computed, the seconds of copying.
+        self._first: tuple[float, int, float] | None = None
+
+    def store(self, ref: str, rows: np.ndarray) -> None:
+        """Take the first rows that are stored of a layer."""
+        if ref not in self.row_bytes and len(rows):
+            self.row_bytes[ref] = _bytes_a_row(encode(rows, ""), rows)
+
+    def copy(self, rows: int, seconds: float) -> None:
+        """Take how long it took to copy some rows."""
+        self._copied += rows
+        self._copying += seconds
+
+    def advance(self, computed: int, to_compute: int, to_copy: int) -> None:
+        """Take how many images have been computed, of how many; and how many rows to copy."""
+        if self.seconds is not None or (to_compute and not computed):
+            return
+        now, pace = time.perf_counter(), 0.0
+        if computed < to_compute:
+            if self._first is None:
+                self._first = now, computed, self._copying
+            since, before, copying = self._first
+            if computed == before or (now - since < LONG_ENOUGH and computed < to_compute / 2):
+                return
+            pace = (now - since - (self._copying - copying)) / (computed - before)
+        left = max(0, to_copy - self._copied) * self._copying / max(1, self._copied)
+        self.seconds = now - self._started + pace * (to_compute - computed) + left
+
+
+def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Rates:
+    """Measure what a plan takes on a batch of its images; write nothing."""
+    missing = [layer for layer in decided.layers if layer.missing]
+    rows = _spread(
+        [row for unit in decided.units for each in decided.windows(unit) for row in each.computed],
+        decided.batch_size,
+    )
+    once, decode, forward = 0.0, Stage(), Stage()
+    activations: Sequence[np.ndarray | None] = [None] * len(missing)
+    if rows:
+        dataset.image(rows[0], backbone.resize)  # The first one compiles the resize.
+        images, decode = _timed(len(rows), lambda: _images(dataset, backbone, rows))
+        refs = [layer.ref for layer in missing]
+        started = time.perf_counter()
+        compiled = backbone.forward(refs)
+        numerics.check(backbone, refs, images, compiled(images))
+        once = time.perf_counter() - started
+        activations, forward = _again(len(rows), lambda: _stored(missing, compiled(images)))
+        once -= forward.wall * len(rows)
+    shares = _shares(backbone, missing)
+    layers = {
+        str(layer.ref): _layer_rates(layer, values, share)
+        for layer, values, share in zip(missing, activations, shares, strict=True)
+    }
+    nothing = LayerRates(0.0, Stage())
+    return Rates(
+        once,
+        decode,
+        forward,
+        {str(each.ref): layers.get(str(each.ref), nothing) for each in decided.layers},
+    )
+
+
+def _spread(rows: Sequence[int], count: int) -> list[int]:
+    """Return at most so many rows, spread over all of them."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [rows[place] for place in places.tolist()]
+
+
+def _images(dataset: Dataset, backbone: Backbone, rows: Sequence[int]) -> np.ndarray:
+    decoded = map_ahead(lambda row: dataset.image(row, backbone.resize), rows, len(rows))
+    return np.stack(list(decoded))
+
+
+def _shares(backbone: Backbone, layers: Sequence[LayerPlan]) -> list[float]:
+    """Return how much of the pass through all layers each of them needs, by its operations."""
+    known = {each.name: each.flops for each in backbone.layers()}
+    flops = [known[layer.ref.layer] for layer in layers]
+    most = max(flops, default=0)
+    return [each / most if most else 1.0 for each in flops]
+
+
+def _stored(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> list[np.ndarray]:
+    pairs = zip(layers, activations, strict=True)
+    # What is too large for float16 stops an extraction with a message of its own.
+    with np.errstate(over="ignore"):
+        return [each.astype(layer.dtype) for layer, each in pairs]
+
+
+def _layer_rates(layer: LayerPlan, values: np.ndarray | None, share: float) -> LayerRates:
+    copy, copies = Stage(), layer.copies
+    if copies is not None and layer.rows_copied:
+        spans = map(layer.span, layer.missing)
+        span = next(each for each in spans if layer.is_copied[each.start : each.stop].any())
+        parts, stage = _timed(1, lambda: list(copies.read(span)))
+        found = np.concatenate([rows for _, rows in parts]).astype(layer.dtype, copy=False)
+        copy = stage * (1 / len(found))
+        values = found if values is None else values
+    if values is None:
+        return LayerRates(0.0, Stage(), copy, share)
+    packed, stage = _timed(len(values), lambda: encode(values, ""))
+    return LayerRates(_bytes_a_row(packed, values), stage, copy, share)
+
+
+def _bytes_a_row(packed: bytes, rows: np.ndarray) -> float:
+    """Return what a row takes on disk, with its row id."""
+    return len(packed) / len(rows) + ROW_BYTES
+
+
+def _timed(rows: int, work: Callable[[], Result]) -> tuple[Result, Stage]:
+    wall, processor = time.perf_counter(), time.process_time()
+    result = work()
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    return result, Stage(wall, processor) * (1 / rows)
+
+
+def _again(rows: int, work: Callable[[], Result]) -> tuple[Result, Stage]:
+    """Time what is too short to be timed once."""
+    result, stage = _timed(rows, work)
+    stages = [stage]
+    while len(stages) < MOST_CALLS and sum(each.wall for each in stages) * rows < LONG_ENOUGH:
+        result, stage = _timed(rows, work)
+        stages.append(stage)
+    return result, Stage.sum(stages) * (1 / len(stages))
