@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,7 @@ from featurestore.table import plural, printable
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
+    from featurestore.extraction.budget import Decision
 
 
 def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
@@ -85,6 +87,15 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
         click.echo(printable(line), err=True)
 
 
+def print_budget(decisions: Sequence[Decision]) -> None:
+    """Print what a budget stores, and how the other layers are had later."""
+    from featurestore.extraction.budget import budget_grid
+
+    if decisions:
+        print_table(budget_grid(decisions))
+        click.echo()
+
+
 @click.command("extract")
 @click.argument("data")
 @click.option("--model", required=True, metavar="M", help="Application name, or a model file.")
@@ -116,6 +127,11 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
     "--replace", is_flag=True, help="Then remove former features that the new ones supersede."
 )
 @click.option(
+    "--budget",
+    metavar="SIZE",
+    help="Store only the layers that fit, such as 20GB; say how the others are had later.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Say what would be done, in what time, by one measured batch; write nothing.",
@@ -130,6 +146,7 @@ def extract_command(
     dtype: str,
     batch_size: int,
     replace: bool,
+    budget: str | None,
     dry_run: bool,
     store: str,
     as_json: bool,
@@ -139,7 +156,8 @@ def extract_command(
 
     DATA is a folder, a table or a name, as for `featurestore scan`. With --replace, features of the
     same layers go whose samples are those of no data set now and are all among the new ones; the
-    heads fitted on them stay, and can still be promoted.
+    heads fitted on them stay, and can still be promoted. With --budget, the layers are stored that
+    fit and save the most time later; the others can be extracted when needed, derived from those.
 
     \b
     Example:
@@ -158,7 +176,7 @@ def extract_command(
             for layer in layers:
                 backbone.shape(LayerRef.parse(layer))  # unknown ones before a long scan
         dataset = open_data(data, opened, progress, **scanning)
-        settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
+        settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "budget": budget}
         if dry_run:
             with progress.busy("measure a batch"):
                 decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
@@ -170,6 +188,7 @@ def extract_command(
         if as_json:
             print_json(decided.to_dict())
         else:
+            print_budget(decided.budget)
             print_table(decided.grid())
             click.echo(decided.cost)
         return
@@ -178,6 +197,7 @@ def extract_command(
         print_json(report)
         return
     print_problems(dataset)
+    print_budget(extraction.budget)
     print_table(extraction.grid())
     for former in extraction.former:
         click.echo(former)

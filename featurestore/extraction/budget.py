@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from featurestore.errors import InputError
-from featurestore.table import size
+from featurestore.table import Grid, size
 
 # Every subset of so many layers is tried; of more, the best layer is added again and again.
 MOST_TRIED = 12
@@ -101,6 +101,25 @@ def bytes_of(budget: Any) -> int:
 
 # From a choice to what is least for the best one.
 Rank = Callable[[Sequence[Wanted]], tuple[float, int, int]]
+
+
+def budget_dict(decisions: Sequence[Decision]) -> dict[str, Any] | None:
+    """Return decisions as JSON values by layer ref; None without a budget."""
+    rows = {each.ref: asdict(each) for each in decisions}
+    return {ref: {k: v for k, v in row.items() if k != "ref"} for ref, row in rows.items()} or None
+
+
+def budget_grid(decisions: Sequence[Decision]) -> Grid:
+    """Show what a budget stores, and how the other layers are had later."""
+    rows = [
+        {
+            "layer": each.ref,
+            "size": size(each.bytes),
+            "budget": f"{'' if each.store else 'later: '}{each.why}",
+        }
+        for each in decisions
+    ]
+    return Grid(rows, ["layer", "size", "budget"], {"size": "on disk"})
 
 
 def choose(wanted: Sequence[Wanted], budget: int) -> tuple[Decision, ...]:

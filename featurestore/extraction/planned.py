@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.extraction.budget import Decision, budget_dict
 from featurestore.extraction.copies import Copies
 from featurestore.extraction.rates import Rates
 from featurestore.store import FeatureKey
@@ -155,6 +156,8 @@ class ExtractionPlan:
         Input ``(height, width)`` of the backbone, in pixels.
     views : tuple of ExtractionPlan
         Plans of the augmented views of the training samples.
+    budget : tuple of Decision
+        With a budget: what becomes of each asked layer. ``layers`` are those to store.
     rates : Rates or None
         What a row takes here, if it was measured: the estimates are made of it.
     """
@@ -165,6 +168,7 @@ class ExtractionPlan:
     units: tuple[Unit, ...]
     input_size: tuple[int, int]
     views: tuple[ExtractionPlan, ...] = ()
+    budget: tuple[Decision, ...] = ()
     rates: Rates | None = None
 
     @property
@@ -315,6 +319,7 @@ class ExtractionPlan:
                 for layer in self.layers
             },
             "views": [each.to_dict()["features"] for each in self.views],
+            "budget": budget_dict(self.budget),
         }
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from featurestore.errors import InputError, NotFoundError, received
+from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
+from featurestore.extraction.fitting import fit
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, plan_units
 from featurestore.extraction.rates import measure as rates_of
 from featurestore.store import FeatureKey, FeatureStore, StoreLike, block_rows
@@ -39,12 +41,13 @@ def plan(
     views: int = 0,
     augmentation: Any = None,
     measure: bool = False,
+    budget: int | str | None = None,
 ) -> ExtractionPlan:
     """Decide what an extraction must compute; write nothing.
 
     Parameters
     ----------
-    data, backbone, layers, dtype, batch_size, views, augmentation
+    data, backbone, layers, dtype, batch_size, views, augmentation, budget
         As in :func:`extract`.
     store : FeatureStore, path or URL, optional
         Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
@@ -59,11 +62,18 @@ def plan(
     InputError
         For an unknown type, a batch size below 1 or an empty list of layers.
     """
+    most = None if budget is None else bytes_of(budget)
     request = Request.of(backbone, layers, dtype, batch_size)
     augmented = request.views(views, augmentation)
     opened = FeatureStore.for_data(data, store, write=False)
     dataset = opened.datasets.open(data)
     part = dataset.training() if augmented else dataset
+    decisions: tuple[Decision, ...] = ()
+    if most is not None:
+        rows = len(dataset) + len(part) * len(augmented)
+        decisions = request.fit(dataset, opened, most, rows)
+        request = request.storing(decisions)
+        augmented = [each.storing(decisions) for each in augmented]
     made = [each.plan(part, opened) for each in augmented]
     decided = request.plan(dataset, opened)
     if measure:
@@ -72,7 +82,7 @@ def plan(
             first = next((number for number, each in enumerate(made) if each.units), 0)
             rates = rates_of(made[first], part, augmented[first].backbone)
             made = [replace(each, rates=rates) for each in made]
-    return replace(decided, views=tuple(made))
+    return replace(decided, views=tuple(made), budget=decisions)
 
 
 def refs_of(layers: Any) -> tuple[LayerRef, ...]:
@@ -125,6 +135,17 @@ class Request:
         if not count:
             return []
         return [replace(self, backbone=each) for each in self.backbone.views(count, augmentation)]
+
+    def fit(
+        self, dataset: Dataset, store: FeatureStore, budget: int, rows: int
+    ) -> tuple[Decision, ...]:
+        """Decide which layers to store within a budget of bytes, as `fitting.fit`."""
+        return fit(self.plan(dataset, store), dataset, self.backbone, store, budget, rows)
+
+    def storing(self, decisions: Iterable[Decision]) -> Request:
+        """Return a request without the layers that are left for later."""
+        left = {each.ref for each in decisions if not each.store}
+        return replace(self, refs=tuple(ref for ref in self.refs if str(ref) not in left))
 
     def plan(
         self, dataset: Dataset, store: FeatureStore, unreadable: Unreadable = NOTHING

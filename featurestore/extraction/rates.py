@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from featurestore.backbone import numerics
 from featurestore.digests import ROW_BYTES
-from featurestore.store.blocks import encode
+from featurestore.store.blocks import decode, encode
 from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class LayerRates:
     encode : Stage
         To compress it.
     copy : Stage
-        To read it from another array.
+        To read it, from another array or later from this one.
     share : float
         Of the forward pass, what is needed for this layer alone.
     """
@@ -64,6 +64,24 @@ class LayerRates:
     encode: Stage
     copy: Stage = Stage()
     share: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Few:
+    """A few rows of the batch that was measured.
+
+    Attributes
+    ----------
+    rows : list of int
+        Row numbers.
+    images : numpy.ndarray of uint8, (row, height, width, channel=3)
+    activations : mapping of str to numpy.ndarray, (row, …)
+        In the type that is stored, by layer ref.
+    """
+
+    rows: list[int]
+    images: np.ndarray
+    activations: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -79,12 +97,15 @@ class Rates:
         pass, and into the stored types.
     layers : mapping of str to LayerRates
         By layer ref.
+    few : Few or None
+        What was computed, if anything was.
     """
 
     once: float
     decode: Stage
     forward: Stage
     layers: Mapping[str, LayerRates]
+    few: Few | None = field(default=None, repr=False)
 
     def seconds(self, decided: ExtractionPlan) -> float:
         """Estimate how long a plan takes."""
@@ -184,30 +205,34 @@ def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Ra
         [row for unit in decided.units for each in decided.windows(unit) for row in each.computed],
         decided.batch_size,
     )
-    once, decode, forward = 0.0, Stage(), Stage()
+    once, few = 0.0, None
+    decoding, forward = Stage(), Stage()
     activations: Sequence[np.ndarray | None] = [None] * len(missing)
     if rows:
         dataset.image(rows[0], backbone.resize)  # The first one compiles the resize.
-        images, decode = _timed(len(rows), lambda: _images(dataset, backbone, rows))
+        images, decoding = _timed(len(rows), lambda: _images(dataset, backbone, rows))
         refs = [layer.ref for layer in missing]
         started = time.perf_counter()
         compiled = backbone.forward(refs)
         numerics.check(backbone, refs, images, compiled(images))
         once = time.perf_counter() - started
-        activations, forward = _again(len(rows), lambda: _stored(missing, compiled(images)))
+        stored, forward = _again(len(rows), lambda: _stored(missing, compiled(images)))
+        activations = stored
         once -= forward.wall * len(rows)
+        chosen = numerics.sampled(len(rows))
+        few = Few(
+            [rows[number] for number in chosen],
+            images[chosen],
+            {str(ref): each[chosen] for ref, each in zip(refs, stored, strict=True)},
+        )
     shares = _shares(backbone, missing)
     layers = {
         str(layer.ref): _layer_rates(layer, values, share)
         for layer, values, share in zip(missing, activations, shares, strict=True)
     }
     nothing = LayerRates(0.0, Stage())
-    return Rates(
-        once,
-        decode,
-        forward,
-        {str(each.ref): layers.get(str(each.ref), nothing) for each in decided.layers},
-    )
+    every = {str(each.ref): layers.get(str(each.ref), nothing) for each in decided.layers}
+    return Rates(once, decoding, forward, every, few)
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:
@@ -223,10 +248,8 @@ def _images(dataset: Dataset, backbone: Backbone, rows: Sequence[int]) -> np.nda
 
 def _shares(backbone: Backbone, layers: Sequence[LayerPlan]) -> list[float]:
     """Return how much of the pass through all layers each of them needs, by its operations."""
-    known = {each.name: each.flops for each in backbone.layers()}
-    flops = [known[layer.ref.layer] for layer in layers]
-    most = max(flops, default=0)
-    return [each / most if most else 1.0 for each in flops]
+    whole = backbone.flops([layer.ref for layer in layers]) if layers else 0
+    return [backbone.flops([layer.ref]) / whole if whole else 1.0 for layer in layers]
 
 
 def _stored(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -237,7 +260,7 @@ def _stored(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> l
 
 
 def _layer_rates(layer: LayerPlan, values: np.ndarray | None, share: float) -> LayerRates:
-    copy, copies = Stage(), layer.copies
+    copy, copies = None, layer.copies
     if copies is not None and layer.rows_copied:
         spans = map(layer.span, layer.missing)
         span = next(each for each in spans if layer.is_copied[each.start : each.stop].any())
@@ -246,8 +269,10 @@ def _layer_rates(layer: LayerPlan, values: np.ndarray | None, share: float) -> L
         copy = stage * (1 / len(found))
         values = found if values is None else values
     if values is None:
-        return LayerRates(0.0, Stage(), copy, share)
+        return LayerRates(0.0, Stage(), copy or Stage(), share)
     packed, stage = _timed(len(values), lambda: encode(values, ""))
+    if copy is None:
+        _, copy = _timed(len(values), lambda: decode(packed, values.shape, values.dtype, ""))
     return LayerRates(_bytes_a_row(packed, values), stage, copy, share)
 
 

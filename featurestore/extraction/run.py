@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.backbone import Preprocessing
 from featurestore.backbone.augmentation import settings
 from featurestore.errors import NotFoundError, nearest
+from featurestore.extraction.budget import Decision, budget_dict, bytes_of
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.executor import Executor, Written
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, features_grid
@@ -68,6 +69,8 @@ class Extraction(dict[str, Features]):
         With ``replace``: the former arrays that were removed, and those that were left.
     views : sequence of Extraction
         Those of the augmented views of the training samples.
+    budget : tuple of Decision
+        With a budget: what became of each asked layer.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Extraction(dict[str, Features]):
         former: Sequence[Former] = (),
         views: Sequence[Extraction] = (),
         seconds_estimated: float | None = None,
+        budget: Sequence[Decision] = (),
     ) -> None:
         super().__init__(features)
         self.reports = reports
@@ -87,6 +91,7 @@ class Extraction(dict[str, Features]):
         self.former = tuple(former)
         self.views = views
         self.seconds_estimated = seconds_estimated
+        self.budget = tuple(budget)
 
     def __missing__(self, ref: Any) -> Features:
         text = str(ref)
@@ -131,6 +136,7 @@ class Extraction(dict[str, Features]):
             ],
             "left": [{"key": each.key, "reason": each.left} for each in self.former if each.left],
             "seconds": round(self.seconds, 3),
+            "budget": budget_dict(self.budget),
             "seconds_estimated": self.seconds_estimated and round(self.seconds_estimated, 3),
         }
 
@@ -161,6 +167,7 @@ def extract(
     replace: bool = False,
     views: int = 0,
     augmentation: Any = None,
+    budget: int | str | None = None,
     on_event: OnEvent | None = None,
 ) -> Extraction:
     """Compute the features of every sample at every given layer in one pass; reuse stored ones.
@@ -197,6 +204,11 @@ def extract(
         `Features.views`. Those of more views, or of fewer, are the same.
     augmentation : list of keras.layers.Layer, or what stands for it
         The layers that make them: see :meth:`Backbone.views`.
+    budget : int or str, optional
+        What the features of the layers may take on disk, such as ``"20GB"``: those are stored that
+        save the most time later. `Extraction.budget` says how the others are had when asked. One
+        batch is computed first to estimate the bytes. Layers that are stored already, and
+        boundaries, stay.
     on_event : callable, optional
         Receives an :data:`ExtractionEvent` at the start, after each batch, and at the end.
 
@@ -224,6 +236,7 @@ def extract(
     (3670, 512)
     """
     started = time.perf_counter()
+    most = None if budget is None else bytes_of(budget)
     ordinary = refs_of(layers)
     request = Request.of(backbone, [*ordinary, *refs_of(boundaries)], dtype, batch_size)
     augmented = request.views(views, augmentation)
@@ -232,6 +245,13 @@ def extract(
         store.datasets.references()  # Raises now what `replace_former` would raise at the end.
     dataset = store.datasets.open(data, on_event=on_event)
     part = dataset.training() if augmented else dataset
+    decisions: tuple[Decision, ...] = ()
+    if most is not None:
+        rows = len(dataset) + len(part) * len(augmented)
+        fitted = Request.of(request.backbone, ordinary, dtype, batch_size)
+        decisions = fitted.fit(dataset, store, most, rows)
+        ordinary = fitted.storing(decisions).refs
+        request = Request.of(request.backbone, [*ordinary, *refs_of(boundaries)], dtype, batch_size)
     asked = request.plan(dataset, store)
     marked = _to_mark(asked, ordinary, store)
     unreadable: dict[str, set[int]] = {}
@@ -284,7 +304,7 @@ def extract(
         pairs = zip(expected, taken, strict=True)
         estimated = sum(known if each is None else each for each, known in pairs)
     seconds = time.perf_counter() - started
-    return Extraction(features, reports, dataset, seconds, former, made, estimated)
+    return Extraction(features, reports, dataset, seconds, former, made, estimated, decisions)
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:

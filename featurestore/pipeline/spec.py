@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationInfo, field_validator
 
 from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.dataset import ScanOptions, Split
@@ -66,6 +66,7 @@ class ExtractSpec(Settings):
     dtype: Dtype = "float16"
     batch_size: Count = 32
     replace: bool = False
+    budget: Annotated[ByteSize, Field(gt=0)] | None = None
 
 
 class BaselineSpec(Settings):

@@ -96,7 +96,7 @@ def test_extract_computes_then_reuses(place: Place) -> None:
 
     assert set(first.json) == {
         *("dataset", "rows", "features", "views", "quarantined", "freed", "left", "seconds"),
-        "seconds_estimated",
+        *("seconds_estimated", "budget"),
     }
     features = first.json["features"]["conv_b:avg"]
     assert features["key"].startswith("tiny/conv_b:avg-")
@@ -141,6 +141,35 @@ def test_a_dry_run_explains_a_miss(place: Place) -> None:
 
     why = crop.json["features"]["conv_b:avg"]["why"]
     assert "resize: stored stretch, asked crop" in why
+
+
+def test_a_dry_run_estimates_seconds_and_bytes(place: Place) -> None:
+    result = featurestore("extract", "photos", *EXTRACT, "--dry-run", "--store", "new", "--json")
+    shown = featurestore("extract", "photos", *EXTRACT, "--dry-run", "--store", "new")
+
+    assert result.json["seconds_estimated"] > 0
+    assert result.json["features"]["conv_b:avg"]["bytes_estimated"] > 36 * 16
+    assert shown.out.splitlines()[0].split() == [
+        *("layer", "shape", "reused", "copied", "computed", "time", "to", "write", "why")
+    ]
+    assert "images through the backbone, about " in shown.out.splitlines()[-1]
+
+
+def test_a_budget_says_what_it_stores_and_what_is_left(place: Place) -> None:
+    layers = [*EXTRACT, "--layer", "conv_a", "--store", "new"]
+
+    small = featurestore("extract", "photos", *layers, "--budget", "6kB")
+    none = featurestore("extract", "photos", *layers, "--budget", "9B", "--dry-run")
+    wrong = featurestore("extract", "photos", *layers, "--budget", "lots")
+    report = featurestore("extract", "photos", *layers, "--budget", "6kB", "--dry-run", "--json")
+
+    assert small.out.splitlines()[0].split() == ["layer", "on", "disk", "budget"]
+    assert "later: from the images at 100% of a full pass" in small.out
+    assert report.json["budget"]["conv_b:avg"]["store"] is True
+    assert set(report.json["features"]) == {"conv_b:avg"}
+    assert none.exit_code == 0  # what is stored stays
+    assert (wrong.exit_code, wrong.err.count("\n")) == (1, 1)
+    assert "expected a size such as 20GB" in wrong.err
 
 
 def test_extract_frees_what_it_replaces(place: Place) -> None:

@@ -246,6 +246,25 @@ def test_a_grown_data_set_frees_its_former_features_if_asked(
     assert pipeline.run(**SIMPLE)["folder"] == manifest["folder"]
 
 
+def test_heads_are_fitted_on_the_layers_that_a_budget_stores(pipeline: Pipeline) -> None:
+    layers = ["conv_a", "conv_a:avg"]
+
+    # Pooled, and with a few kB for metadata, conv_a:avg takes far less than conv_a.
+    manifest = pipeline.run(**SIMPLE, layers=layers, heads=["knn"], extract={"budget": "8 kB"})
+
+    assert {row["layer"] for row in manifest["heads"] if row["on"] == "features"} == {"conv_a:avg"}
+    (note,) = [event.what for event in pipeline.told("StageNoted") if event.stage == "extract"]
+    assert note == "conv_a is left: from the images at 100% of a full pass"
+
+    with pytest.raises(fs.SpecError, match="the budget leaves conv_a for later"):
+        pipeline.run(
+            **SIMPLE,
+            layers=layers,
+            heads=["knn", {"head": "ridge", "layers": ["conv_a"]}],
+            extract={"budget": "8 kB"},
+        )
+
+
 def test_a_pipeline_without_promotion_chooses_among_all(
     again: tuple[Pipeline, dict[str, Any]],
 ) -> None:
