@@ -192,7 +192,8 @@ def _decided(wanted: Wanted, every: Sequence[Wanted], stored: Collection[str]) -
         others = [each.ref for each in every if each.best(stored)[1] == wanted.ref]
         why = "stored already" if wanted.stored else "stored"
         if others:
-            why += f"; {' and '.join(others)} {'is' if len(others) == 1 else 'are'} derived from it"
+            named = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+            why += f"; {named} {'is' if len(others) == 1 else 'are'} derived from it"
         return Decision(wanted.ref, True, wanted.bytes, None, 0.0, why)
     seconds, source = wanted.best(stored)
     share = 1.0 if source is None else seconds / wanted.seconds

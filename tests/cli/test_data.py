@@ -167,8 +167,8 @@ def test_a_budget_says_what_it_stores_and_what_is_left(place: Place) -> None:
     assert "later: from the images at 100% of a full pass" in small.out
     assert report.json["budget"]["conv_b:avg"]["store"] is True
     assert set(report.json["features"]) == {"conv_b:avg"}
-    assert none.exit_code == 0  # what is stored stays
-    assert (wrong.exit_code, wrong.err.count("\n")) == (1, 1)
+    assert none.status == 0  # what is stored stays
+    assert (wrong.status, wrong.err.count("\n")) == (1, 1)
     assert "expected a size such as 20GB" in wrong.err
 
 

@@ -56,6 +56,11 @@ def test_reasons():
     assert pool.why == "from the images at 100% of a full pass"
 
 
+def test_three_are_named_as_in_a_sentence():
+    small = [Wanted(name, 500, 9.0, {"pool": 1.0}) for name in "abc"]
+    assert choose([POOL, *small], 900)[0].why == "stored; a, b and c are derived from it"
+
+
 def test_what_is_stored_stays_and_counts():
     held = Wanted("top", 500, 11.0, {"pool": 1.0}, stored=True)
     assert [each.store for each in choose([POOL, AVERAGE, held], 1000)] == [False, True, True]

@@ -256,7 +256,7 @@ def test_heads_are_fitted_on_the_layers_that_a_budget_stores(pipeline: Pipeline)
     (note,) = [event.what for event in pipeline.told("StageNoted") if event.stage == "extract"]
     assert note == "conv_a is left: from the images at 100% of a full pass"
 
-    with pytest.raises(fs.SpecError, match="the budget leaves conv_a for later"):
+    with pytest.raises(SpecError, match="the budget leaves conv_a for later"):
         pipeline.run(
             **SIMPLE,
             layers=layers,
