@@ -200,5 +200,5 @@ def extract_command(
     print_budget(extraction.budget)
     print_table(extraction.grid())
     for former in extraction.former:
-        click.echo(former)
+        click.echo(printable(str(former)))
     click.echo(f"{dataset.name}: {extraction.cost}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ from featurestore.cli.options import json_option, store_option, variant_options
 from featurestore.cli.output import print_json, print_table
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
+from featurestore.store.former import kept_for_heads
 from featurestore.store.removal import find
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, plural, printable, size
@@ -205,7 +206,7 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
 
     Features of the samples that a data set has now stay, unless --boundaries or --unused is given.
     What another process writes or fits heads on stays. With --json but without --yes, nothing is
-    removed.
+    removed. Superseded features that only heads keep are named, with the command that frees them.
 
     \b
     Example:
@@ -213,7 +214,15 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
     """
     opened = FeatureStore(store)
     items = opened.garbage(boundaries=boundaries, unused=unused)
-    freed = _remove(items, lambda: opened.gc(items), yes=yes, as_json=as_json)
+    kept = kept_for_heads(opened)
+    more = {"kept": [{"key": str(old.key), "superseded_by": str(by.key)} for old, by in kept]}
+    freed = _remove(items, lambda: opened.gc(items), yes=yes, as_json=as_json, more=more)
+    for old, by in () if as_json else kept:
+        command = by.extract_command
+        call = command.endswith(")")
+        command = f"{command[:-1]}, replace=True)" if call else f"{command} --replace"
+        why = f"superseded by {by.key}; `{command}` frees it"
+        click.echo(printable(f"kept for the heads fitted on it: {old.key}, {why}"))
     if freed is not None and freed < sum(item.bytes for item in items) and not as_json:
         click.echo("the rest is in use now; run `featurestore gc` later", err=True)
 
@@ -252,7 +261,12 @@ def rm_command(
 
 
 def _remove(
-    items: Sequence[Garbage], remove: Callable[[], int], *, yes: bool, as_json: bool
+    items: Sequence[Garbage],
+    remove: Callable[[], int],
+    *,
+    yes: bool,
+    as_json: bool,
+    more: Mapping[str, Any] = {},
 ) -> int | None:
     """List items, ask, remove them, and report; return the bytes freed if consent was given."""
     if not as_json and items:
@@ -272,7 +286,7 @@ def _remove(
         yes = click.confirm(f"remove {plural(len(items), 'item')}, {total}?", err=True)
     freed = remove() if items and yes else 0
     if as_json:
-        print_json({"items": [asdict(item) for item in items], "bytes_freed": freed})
+        print_json({"items": [asdict(item) for item in items], "bytes_freed": freed, **more})
     else:
         click.echo(f"{size(freed)} freed" if freed else "nothing removed")
     return freed if items and yes else None

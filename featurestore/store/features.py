@@ -274,19 +274,21 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             with suppress(StoreError):  # Damage is repaired, not removed.
                 group = self._read(path)
                 if group.key.dataset_digest not in in_use:
-                    newer = self._superseding(group, in_use)
-                    return f"superseded by {newer}" if newer else "no data set has these samples"
+                    newer = self.superseding(group, in_use)
+                    return (
+                        f"superseded by {newer.key}" if newer else "no data set has these samples"
+                    )
             return None
         return super()._unused(path, in_use)
 
-    def _superseding(self, group: FeatureGroup, in_use: Collection[str]) -> FeatureKey | None:
-        """Return the key of features in use that supersede those of a group."""
+    def superseding(self, group: FeatureGroup, in_use: Collection[str]) -> FeatureGroup | None:
+        """Return features in use that supersede those of a group: with a data set digest in use."""
         for other in self.of_prefix(group.key.prefix_digest, group.key.ref):
             # One that is not in use may go too.
             if other.key.dataset_digest in in_use:
                 with suppress(StoreError):  # Without row ids, nothing says whose rows these are.
                     if other.supersedes(group):
-                        return other.key
+                        return other
         return None
 
     def without_head(

@@ -76,6 +76,16 @@ def heads_by_features(store: FeatureStore) -> dict[str | None, tuple[str, ...]]:
     return found
 
 
+def kept_for_heads(store: FeatureStore) -> list[tuple[FeatureGroup, FeatureGroup]]:
+    """Return the former arrays that only heads keep, each with the one that supersedes it."""
+    in_use, of_heads = store.datasets.references(), store.heads.references()
+    former = [
+        group for group in store.features.values() if group.key.dataset_digest in of_heads - in_use
+    ]
+    newer = [store.features.superseding(group, in_use) for group in former]
+    return [(group, by) for group, by in zip(former, newer, strict=True) if by is not None]
+
+
 def judge(
     old: FeatureGroup, groups: Iterable[FeatureGroup], heads: tuple[str, ...]
 ) -> Former | None:

@@ -177,6 +177,13 @@ def test_extract_frees_what_it_replaces(place: Place) -> None:
     old = featurestore("show", "conv_b:avg", "--json").json
     heads = [row["head"] for row in featurestore("heads", "--json").json]
     layers = ["--layer", "conv_a", *EXTRACT]
+    present = featurestore("extract", "photos", *EXTRACT, "--json").json["features"]["conv_b:avg"]
+    assert featurestore("gc", "--json").json["kept"] == [
+        {"key": old["key"], "superseded_by": present["key"]}
+    ]
+    (line,) = [line for line in featurestore("gc", "--yes").out.splitlines() if "kept" in line]
+    assert f"{old['key']}, superseded by {present['key']}; `featurestore extract photos" in line
+    assert line.endswith(" --replace` frees it")
 
     report = featurestore("extract", "photos", *layers, "--replace", "--json").json
 
