@@ -174,11 +174,12 @@ def _value(task: Task) -> str:
 
 def _extraction_started(event: Any) -> str:
     copied = plural(event.copied, "stored row")
+    view = "" if event.view is None else f", view {event.view}"
     if event.copied and not event.rows:
-        return f"extract: copy {copied} to {', '.join(event.layers)}"
+        return f"extract: copy {copied} to {', '.join(event.layers)}{view}"
     also = f"; copy {copied}" if event.copied else ""
     images = f"{plural(event.rows, 'image')} through {event.model}"
-    return f"extract: {images} to {', '.join(event.layers)}{also}"
+    return f"extract: {images} to {', '.join(event.layers)}{view}{also}"
 
 
 def _extraction_finished(event: Any) -> str:

@@ -116,14 +116,14 @@ def _built(config: Mapping[str, Any]) -> Any:
 
 
 def title(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the names of the layers, joined by ``+``.
+    """Return the names of layers, serialized or in canonical form, joined by ``+``.
 
     Examples
     --------
     >>> title([{"class_name": "RandomFlip", "config": {}}, {"class_name": "RandomZoom"}])
     'RandomFlip+RandomZoom'
     """
-    return "+".join(str(each.get("class_name")) for each in layers)
+    return "+".join(str(each.get("class_name") or each.get("class")) for each in layers)
 
 
 def settings(layers: Sequence[Mapping[str, Any]]) -> str:

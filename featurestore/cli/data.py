@@ -13,6 +13,7 @@ from featurestore.cli.options import (
     json_option,
     scan_options,
     store_option,
+    view_options,
 )
 from featurestore.cli.output import print_json, print_table
 from featurestore.store import FeatureStore
@@ -126,6 +127,7 @@ def print_budget(decisions: Sequence[Decision]) -> None:
 @click.option(
     "--replace", is_flag=True, help="Then remove former features that the new ones supersede."
 )
+@view_options
 @click.option(
     "--budget",
     metavar="SIZE",
@@ -147,6 +149,8 @@ def extract_command(
     batch_size: int,
     replace: bool,
     budget: str | None,
+    views: int,
+    augmentation: Any,
     dry_run: bool,
     store: str,
     as_json: bool,
@@ -159,9 +163,14 @@ def extract_command(
     heads fitted on them stay, and can still be promoted. With --budget, the layers are stored that
     fit and save the most time later; the others can be extracted when needed, derived from those.
 
+    With --views, augmented views of the training images are stored too, each as an array of its
+    own; `featurestore train --views N` fits heads on them.
+
     \b
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
+      featurestore extract photos/ --model vgg16 --layer block5_pool:avg --views 8 \\
+        --augmentation flips.yaml
     """
     from featurestore.dataset import ScanOptions
 
@@ -170,13 +179,18 @@ def extract_command(
     with Progress() as progress:
         with progress.busy(f"load {model}"):
             from featurestore.backbone import Backbone, LayerRef
+            from featurestore.backbone.augmentation import serialize
             from featurestore.extraction import extract, plan
 
             backbone = Backbone.open(model, **options)
+            # Mistakes before a long scan.
             for layer in layers:
-                backbone.shape(LayerRef.parse(layer))  # unknown ones before a long scan
+                backbone.shape(LayerRef.parse(layer))
+            if augmentation is not None:
+                augmentation = serialize(augmentation)
         dataset = open_data(data, opened, progress, **scanning)
         settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "budget": budget}
+        settings |= {"views": views, "augmentation": augmentation}
         if dry_run:
             with progress.busy("measure a batch"):
                 decided = plan(dataset, backbone, layers, opened, measure=True, **settings)

@@ -8,7 +8,13 @@ import click
 
 from featurestore.bars import Progress
 from featurestore.cli.data import print_problems
-from featurestore.cli.options import json_option, store_option, together, variant_options
+from featurestore.cli.options import (
+    json_option,
+    store_option,
+    together,
+    variant_options,
+    view_options,
+)
 from featurestore.cli.output import print_json, print_table
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.cli.stored import print_damaged
@@ -79,6 +85,7 @@ note_options = together(
     metavar="N",
     help="Seed of everything random in the head.",
 )
+@view_options
 @note_options
 @store_option
 @json_option
@@ -89,6 +96,8 @@ def train_command(
     head: str,
     params: tuple[str, ...],
     seed: int,
+    views: int,
+    augmentation: str | None,
     variant: dict[str, Any],
     store: str,
     as_json: bool,
@@ -96,7 +105,8 @@ def train_command(
 ) -> None:
     """Train one head on the stored features of DATASET, and measure it on every split.
 
-    If several variants of a layer are stored, backbone options such as --input-size pick one.
+    If several variants of a layer are stored, backbone options such as --input-size pick one. With
+    --views, it is trained on stored views too; --augmentation is only needed if there are several.
     --name, --tag and --note do not make another head; `featurestore tag` changes them later.
 
     \b
@@ -108,9 +118,10 @@ def train_command(
     from featurestore.heads.listing import metrics_grid
 
     opened = FeatureStore(store)
-    features = Features.open(dataset, layer, opened, model=model, **variant)
+    options: dict[str, Any] = {"views": views, "augmentation": augmentation}
+    features = Features.open(dataset, layer, opened, model=model, **options, **variant)
     with Progress() as progress, prints_on_stderr():
-        options: dict[str, Any] = {"seed": seed, **notes}
+        options = {"seed": seed, **notes}
         fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
     if as_json:
         print_json({"head": fitted.id, "metrics": fitted.metrics})

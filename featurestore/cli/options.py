@@ -117,6 +117,23 @@ _BACKBONE: dict[str, dict[str, Any]] = {
 _DEFAULTS = {name: Preprocessing.model_fields[name].default for name in ("resize", "interpolation")}
 _SHOWN_DEFAULTS = {"weights": "imagenet for an application", **_DEFAULTS}
 
+view_options = together(
+    click.option(
+        "--views",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Augmented views of each training image.",
+    ),
+    click.option(
+        "--augmentation",
+        metavar="FILE|LIST",
+        help="What makes the views: a YAML, JSON or .keras file of Keras layers, or a list such as "
+        "'[{RandomFlip: {mode: horizontal}}]'.",
+    ),
+)
+
 backbone_options = together(
     *(
         click.option(

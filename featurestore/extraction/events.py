@@ -26,12 +26,15 @@ class ExtractionStarted:
         Samples that go through the backbone.
     copied : int
         Rows that are copied from other arrays, all layers together.
+    view : int or None
+        The number of the augmented view; None for the plain images.
     """
 
     model: str
     layers: tuple[str, ...]
     rows: int
     copied: int = 0
+    view: int | None = None
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,8 @@ class Executor:
         self._saved = _clock()
         self._done, self._total = 0, self._plan.rows_of(units)
         names = tuple(map(str, self._refs))
-        copied = self._plan.rows_copied
-        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, copied))
+        copied, view = self._plan.rows_copied, self._backbone.preprocessing.view
+        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, copied, view))
         self._written, self._copied = written or Written(), 0
         with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
             self._writers = {

@@ -71,6 +71,12 @@ class Features:
                 f"{group.key}: the stored row ids are not those of data set {dataset.name!r}; "
                 f"run `{group.repair_command}`"
             )
+        for view in views:
+            if view.key.dataset_digest != dataset.train_digest:
+                raise StoreError(
+                    f"{view.key} is a view of other samples than the training samples of "
+                    f"{dataset.name!r}; run `featurestore extract` with --views again"
+                )
         self.group = group
         self.dataset = dataset
         self.store = store
@@ -85,6 +91,8 @@ class Features:
         store: StoreLike = None,
         *,
         model: str | os.PathLike[str] | None = None,
+        views: int = 0,
+        augmentation: Any = None,
         **variant: Any,
     ) -> Features:
         """Open stored features by what people call them; nothing is computed.
@@ -99,6 +107,10 @@ class Features:
             By default FEATURESTORE_STORE, else ``./store``.
         model : str or path, optional
             A backbone's name in any case, or its model file.
+        views : int
+            How many stored views of the training samples belong to them: `Features.views`.
+        augmentation : list of keras.layers.Layer, or what stands for it
+            Which views, if those of several augmentations are stored.
         **variant
             Fields of `Variant`, such as ``input_size``, if several variants of the layer are
             stored.
@@ -113,11 +125,12 @@ class Features:
         >>> features = Features.open("photos", "out_relu:avg")  # doctest: +SKIP
         """
         from featurestore.backbone import LayerRef
-        from featurestore.features.stored import one_stored
+        from featurestore.features.stored import one_stored, with_views
 
         if not isinstance(layer, str):
             layer = str(LayerRef.parse(layer))
-        return one_stored(FeatureStore.of(store), dataset, layer, model, **variant)
+        found = one_stored(FeatureStore.of(store), dataset, layer, model, **variant)
+        return with_views([found], views, augmentation)[0]
 
     def completed(self) -> Features:
         """Return the features of the rows that are stored now, leaving out missing blocks.

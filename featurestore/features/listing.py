@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from featurestore.digests import short
 from featurestore.store import FeatureGroup, FeatureStore, Item, StoreLike
-from featurestore.store.variants import Variant, tell_apart
+from featurestore.store.variants import Variant, part_of, tell_apart, view_of
 from featurestore.table import Grid, Table, size
 
 _KEPT = ("key", "model", "layer", "datasets", "shape", "dtype", "bytes")
@@ -27,8 +28,9 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
     -------
     Table of dict
         ``key``, ``model``, ``layer``, ``datasets`` (names), ``shape``, ``dtype``, ``bytes`` (on
-        disk), ``state``, ``boundary`` (whether only fine-tuning asked for it), ``prefix`` and the
-        fields of `Variant`.
+        disk), ``state``, ``boundary`` (whether only fine-tuning asked for it), ``view`` (its
+        number; None for the plain images), ``augmentation`` (its layers), ``prefix`` and the
+        fields of `Variant`. Printed, the views of one augmentation share a row.
     """
     store = FeatureStore.of(store)
     asked, names, rows = Variant.asking(variant), _names(store), []
@@ -45,6 +47,10 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
                 **{name: described[name] for name in _KEPT},
                 "state": "complete" if done == blocks else f"{done} of {blocks} blocks{more}",
                 "boundary": described["boundary"],
+                "view": view_of(group.provenance),
+                "augmentation": part_of(part_of(group.provenance, "prefix"), "preprocessing").get(
+                    "augmentation"
+                ),
                 "prefix": short(described["prefix_digest"]),
                 **found.to_dict(),
             }
@@ -52,12 +58,40 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
     return Table(rows, _layout)
 
 
+def _with_views_joined(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows for a table: those of views in one, after the plain ones of their layer."""
+    from featurestore.backbone.augmentation import title
+
+    order: dict[tuple[str, str], int] = {}
+    views: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        order.setdefault((row["model"], row["layer"]), len(order))
+        if row["view"] is not None:
+            own = ("key", "prefix", "view", "bytes", "state")
+            same = {name: value for name, value in row.items() if name not in own}
+            views.setdefault(json.dumps(same, sort_keys=True), []).append(row)
+    found = [row for row in rows if row["view"] is None]
+    for made in views.values():
+        done = sum(row["state"] == "complete" for row in made)
+        found.append(
+            {
+                **min(made, key=lambda row: row["view"]),
+                "bytes": sum(row["bytes"] for row in made),
+                "state": "complete" if done == len(made) else f"{done} of {len(made)} complete",
+                "views": f"{len(made)} by {title(made[0]['augmentation'])}",
+            }
+        )
+    return sorted(found, key=lambda row: (order[row["model"], row["layer"]], "views" in row))
+
+
 def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
-    shown, variants = tell_apart(rows)
+    shown, variants = tell_apart(_with_views_joined(rows))
+    views = ["views"] if any("views" in row for row in shown) else []
     variants.pop("prefix", None)  # the key has it
     yield Grid(
         [
             {
+                "views": None,
                 **row,
                 "size": size(row["bytes"]),
                 "datasets": ", ".join(row["datasets"]),
@@ -65,7 +99,7 @@ def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
             }
             for row in shown
         ],
-        ["model", *variants, "layer", "datasets", "shape", "dtype", "size", "state", "key"],
+        ["model", *variants, "layer", *views, "datasets", "shape", "dtype", "size", "state", "key"],
         {"datasets": "data set", "size": "on disk"},
     )
 
@@ -75,13 +109,18 @@ def describe_features(store: FeatureStore, item: Item) -> dict[str, Any]:
     return _describe(store.features.open(item), _names(store))
 
 
-def _names(store: FeatureStore) -> dict[str, list[str]]:
-    """Return the names of the data sets of each digest."""
-    names: dict[str, list[str]] = {}
+_Names = dict[tuple[str, bool], list[str]]
+
+
+def _names(store: FeatureStore) -> _Names:
+    """Return the names of the data sets of each digest, and whether of their training samples."""
+    names: _Names = {}
     for entry in store.datasets.values():
-        names.setdefault(entry.digest, []).append(entry.name)
+        for of_views, digest in enumerate((entry.digest, entry.train_digest)):
+            names.setdefault((digest, bool(of_views)), []).append(entry.name)
     return names
 
 
-def _describe(group: FeatureGroup, names: dict[str, list[str]]) -> dict[str, Any]:
-    return {**group.describe(), "datasets": names.get(group.key.dataset_digest, [])}
+def _describe(group: FeatureGroup, names: _Names) -> dict[str, Any]:
+    of_views = view_of(group.provenance) is not None
+    return {**group.describe(), "datasets": names.get((group.key.dataset_digest, of_views), [])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections import Counter
@@ -9,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.digests import short
-from featurestore.errors import DamagedError, NotFoundError, nearest
+from featurestore.digests import digest_fields, short
+from featurestore.errors import DamagedError, InputError, NotFoundError, nearest, received
 from featurestore.features.features import Features
 from featurestore.store import Damage, FeatureGroup, FeatureStore
 from featurestore.store.key import KeyPath
-from featurestore.store.variants import Variant, choices, part_of
+from featurestore.store.variants import Variant, choices, part_of, plain_prefix, view_of
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -42,7 +43,8 @@ def stored(
     Returns
     -------
     list of Features
-        At least one of each model and each value that is asked for.
+        At least one of each model and each value that is asked for, without views: `with_views`
+        adds these.
 
     Raises
     ------
@@ -70,6 +72,77 @@ def stored(
         for group in groups
         if group.key in begun or group.key.ref not in other
     ]
+
+
+def with_views(found: Sequence[Features], count: int, augmentation: Any = None) -> list[Features]:
+    """Return features with their first stored views: see `Features.views`.
+
+    Parameters
+    ----------
+    found : sequence of Features
+    count : int
+        Number of views; with 0 the features stay as they are.
+    augmentation : list of keras.layers.Layer, or what stands for it, optional
+        Required if views of several augmentations are stored.
+
+    Raises
+    ------
+    NotFoundError
+        If a view is not stored; the message says how to extract it.
+    """
+    if not count and augmentation is None:
+        return list(found)
+    if not isinstance(count, int) or count < 1:
+        raise InputError(f"views is {received(count)}; expected a number of views, such as 8")
+    wanted = None
+    if augmentation is not None:
+        from featurestore.backbone.augmentation import fields, serialize
+
+        wanted = fields(serialize(augmentation))
+    groups = [
+        each for each in found[0].store.features.values() if view_of(each.provenance) is not None
+    ]
+    return [_with_views(each, groups, count, wanted) for each in found]
+
+
+def _with_views(
+    features: Features, groups: list[FeatureGroup], count: int, wanted: list[Any] | None
+) -> Features:
+    from featurestore.backbone.augmentation import title
+
+    key, dataset = features.key, features.dataset
+    made: dict[str, dict[int, FeatureGroup]] = {}
+    for group in groups:
+        same = (key.model, key.ref, dataset.train_digest)
+        if (group.key.model, group.key.ref, group.key.dataset_digest) != same:
+            continue
+        prefix = part_of(group.provenance, "prefix")
+        known = digest_fields(prefix) == group.key.prefix_digest
+        if known and plain_prefix(group.provenance) == key.prefix_digest:
+            layers = part_of(prefix, "preprocessing")["augmentation"]
+            if wanted in (None, layers):
+                made.setdefault(json.dumps(layers), {})[int(view_of(group.provenance) or 0)] = group
+    what = f"of the training samples of {dataset.name!r} at layer {key.ref!r}"
+    if len(made) > 1:
+        names = " or ".join(
+            f"{title(json.loads(text))} ({len(each)} views)" for text, each in made.items()
+        )
+        raise NotFoundError(
+            f"views {what} by {len(made)} augmentations are stored: {names}; give the layers of "
+            "one with --augmentation"
+        )
+    views = next(iter(made.values()), {})
+    missing = [number for number in range(count) if number not in views]
+    if missing:
+        have = f"{len(views)} of {count}" if views else "no"
+        command = _command(dataset, key.model, key.ref)
+        raise NotFoundError(
+            f"{have} views {what} are stored{' by this augmentation' if wanted else ''}; run "
+            f"`{command} --views {count} --augmentation FILE`, with the options of the features"
+        )
+    training = dataset.training()
+    opened = [Features(views[number], training, features.store) for number in range(count)]
+    return Features(features.group, dataset, features.store, opened)
 
 
 def without_boundaries(found: Sequence[Features]) -> list[Features]:
@@ -103,7 +176,12 @@ def _found(
     layer: str | None,
     command: str,
 ) -> list[FeatureGroup]:
-    groups = [each for each in readable if each.key.dataset_digest == loaded.digest]
+    groups = [
+        each
+        for each in readable
+        # If all samples are training samples, their views are over the same data set.
+        if each.key.dataset_digest == loaded.digest and view_of(each.provenance) is None
+    ]
     if not groups:
         raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run `{command}`")
     names = {group.key.model for group in groups}

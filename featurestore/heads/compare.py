@@ -14,7 +14,7 @@ from featurestore.heads.listing import heads_layout
 from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale, state
 from featurestore.store import FeatureStore, StoreLike
-from featurestore.store.variants import Variant
+from featurestore.store.variants import Variant, part_of
 from featurestore.table import Table
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def leaderboard(
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
         ``stale`` (None, or how the present state differs: ``"labels (5), splits (12)"``),
         ``model``, ``layer``, ``name``, ``tags``, ``note``, ``kind``, ``portable``, ``params``,
-        ``best_params`` (of a search), ``seed``, ``val_accuracy`` and ``test_accuracy`` (or
+        ``best_params`` (of a search), ``seed``, ``views`` (of each training sample that it was
+        fitted on too), ``val_accuracy`` and ``test_accuracy`` (or
         ``val_r2`` and ``test_r2``; None without such rows), the metric that they are sorted by,
         ``metrics`` by split, ``prefix`` (first digits of the prefix digest), the fields
         of `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
@@ -203,6 +204,7 @@ def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, 
         "layer": origin["features"]["ref"],
         **{field: document[field] for field in _SHOWN},
         "seed": document["seed"],
+        "views": len(part_of(origin["features"], "views").get("prefix_digests", ())),
         **{f"{part}_{each}": measured.get(part, {}).get(each) for part, each in columns},
         "metrics": measured,
         "prefix": short(origin["features"]["prefix_digest"]),

@@ -1,4 +1,4 @@
-"""Fitting a scikit-learn estimator, or another library's, on the training rows."""
+"""Fitting a scikit-learn estimator, or another library's, on the training rows and their views."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fit_estimator(candidate: Candidate, rows: Rows) -> tuple[Any, tuple[Any, ...
     problems : list of str
         Warnings of the estimator.
     """
-    X, y = rows.values("train"), rows.labels("train")
+    X, y = rows.fitted_values, rows.fitted_labels
     X = X.reshape(len(X), -1)
     labels: np.ndarray | None = None
     with warnings.catch_warnings(record=True) as caught:

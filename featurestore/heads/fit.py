@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from featurestore.heads.rows import Rows, check_labels
 from featurestore.heads.schema import validate
 from featurestore.listening import OnEvent, receiver
 from featurestore.quiet import load_tensorflow
+from featurestore.store.variants import part_of
 from featurestore.versions import versions
 
 
@@ -40,7 +42,9 @@ def fit_head(
     note: str | None = None,
     on_event: OnEvent | None = None,
 ) -> Head:
-    """Fit a head on the training rows of stored features, and measure it on every split.
+    """Fit a head on the training rows of stored features and their views; measure it on all splits.
+
+    It is measured on the plain rows alone.
 
     The same head on the same features, labels and splits is fitted once; later calls load it from
     the store.
@@ -148,7 +152,8 @@ def fit_heads(
     if save and not all(store.heads.has(each.id) for each in candidates):
         store.heads.check_writable()
     kept = store.datasets.keep(dataset) if save else nullcontext()
-    with store.features.lock([features.key], shared=True), kept:
+    in_use = [each.key for each in (features, *features.views)]
+    with store.features.lock(in_use, shared=True), kept:
         for each in candidates:
             if each.id not in heads:
                 # Another process that fits this head holds the lock until it is stored.
@@ -278,6 +283,22 @@ def _best_params(estimator: Any) -> dict[str, Any]:
     return {name: shown(value, name) for name, value in found.items()}
 
 
+def _views(features: Features) -> dict[str, Any]:
+    """Return the views that a head was fitted on too, as JSON values."""
+    if not features.views:
+        return {}
+    from featurestore.backbone.augmentation import settings
+
+    layers = part_of(features.views[0].group.provenance, "backbone").get("augmentation") or []
+    return {
+        "views": {
+            "augmentation": json.loads(settings(layers)),
+            "dataset_digest": features.views[0].key.dataset_digest,
+            "prefix_digests": [each.key.prefix_digest for each in features.views],
+        }
+    }
+
+
 def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
     """Return the origin of a head as JSON values."""
     key, dataset, provenance = features.key, features.dataset, features.group.provenance
@@ -291,6 +312,7 @@ def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
             "dataset_digest": key.dataset_digest,
             "dtype": str(features.dtype),
             **partial,
+            **_views(features),
         },
         "dataset": {
             "name": dataset.name,

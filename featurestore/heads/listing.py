@@ -33,10 +33,11 @@ def heads_layout(rows: Rows) -> Iterator[Grid | str]:
 def _heads(rows: Rows, more: list[str]) -> Grid:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
     notes = ("tags", "note", "portable", "best_params")
-    known = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
+    known = (*fixed, *notes, "seed", "views", "manifest", "stale", "prefix", *FIELDS)
     measured = dict.fromkeys(name for row in rows for name in row if name not in known)
     rows, variants = tell_apart(rows)
-    several = [*(["seed"] if len({row["seed"] for row in rows}) > 1 else []), "model"]
+    several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
+    several += [*(["views"] if any(row.get("views") for row in rows) else []), "model"]
     tags = ["tags"] if any(row["tags"] for row in rows) else []
     return Grid(
         with_differing_params([{**row, "tags": ", ".join(row["tags"])} for row in rows]),

@@ -20,10 +20,13 @@ from featurestore.heads.estimator import fit_estimator
 from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import measure
 from featurestore.heads.rows import Rows
+from featurestore.store import FeatureKey
 from featurestore.store.elsewhere import borrow
 
 if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
     from featurestore.heads.head import Head
+    from featurestore.store import FeatureGroup
 
 # Relative difference of a metric that rounding explains.
 TOLERANCE = 1e-6
@@ -99,15 +102,29 @@ def _features(head: Head) -> Features:
     recorded = head.lineage["dataset"]
     dataset = head.store.datasets.load(recorded["name"], recorded["manifest_digest"])
     origin = head.lineage["features"]
+    made = origin.get("views") or {"prefix_digests": []}
+    part = dataset.training() if made["prefix_digests"] else dataset
+    views = [
+        Features(
+            _group(head, FeatureKey(head.key.model, head.key.ref, each, part.digest), part),
+            part,
+            head.store,
+        )
+        for each in made["prefix_digests"]
+    ]
+    features = Features(_group(head, head.key, dataset), dataset, head.store, views)
+    return features.completed() if origin.get("rows") else features
+
+
+def _group(head: Head, key: FeatureKey, dataset: Dataset) -> FeatureGroup:
     try:
-        group = head.store.features.get(head.key)
+        return head.store.features.get(key)
     except NotFoundError:
-        borrowed = borrow(head.store, head.key, dataset.sample_ids, origin["dtype"])
+        dtype = head.lineage["features"]["dtype"]
+        borrowed = borrow(head.store, key, dataset.sample_ids, dtype)
         if borrowed is None:
             raise
-        group = borrowed
-    features = Features(group, dataset, head.store)
-    return features.completed() if origin.get("rows") else features
+        return borrowed
 
 
 def _plain(value: Any, name: str, head: Head) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.dataset.splits import SPLITS
 from featurestore.errors import HeadError
+from featurestore.features.batches import Batches
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -19,8 +22,60 @@ IN_MEMORY = 2 * 2**30
 STREAMED_ROWS = 1024
 
 
+@dataclass(frozen=True)
+class TrainingRows:
+    """Training rows, each followed by its views, as a source of batches.
+
+    Numbers are ``(row of the features) × (1 + views) + view``, where view 0 is the plain row.
+
+    Parameters
+    ----------
+    features : Features
+    """
+
+    features: Features
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """Numbers of all labelled training rows and views, int64 (row,), ascending."""
+        rows = self.features.rows("train")
+        return (rows[:, None] * self.each + np.arange(self.each)).reshape(-1)
+
+    @property
+    def each(self) -> int:
+        """Rows that stand for one sample."""
+        return 1 + len(self.features.views)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(row, …)."""
+        return len(self.numbers), *self.features.shape[1:]
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that are read together."""
+        return self.features.group.block_rows * self.each
+
+    def read(self, numbers: np.ndarray, dtype: Any) -> np.ndarray:
+        """Return these rows, (row, …), in the order given."""
+        features = self.features
+        rows, view = np.divmod(numbers, self.each)
+        if not features.views:
+            return features.group.read(rows, dtype)
+        # Views have the training samples alone.
+        place = np.searchsorted(features.dataset.rows("train", labelled=False), rows)
+        found = np.empty((len(numbers), *self.shape[1:]), dtype)
+        for number, one in enumerate((features, *features.views)):
+            mine = view == number
+            found[mine] = one.group.read((place if number else rows)[mine], dtype)
+        return found
+
+
 class Rows:
     """Features and labels by split. Features stay in memory once they are read.
+
+    Heads are fitted on `training`, the training rows and their views, and measured on the rows of
+    each split, without views.
 
     Parameters
     ----------
@@ -33,6 +88,7 @@ class Rows:
         self.task: Any = features.task
         self._numbers: dict[str, np.ndarray] = {split: features.rows(split) for split in SPLITS}
         self._read: dict[str, np.ndarray] = {}
+        self.training = TrainingRows(features)
 
     def count(self, split: str) -> int:
         """Return the number of labelled rows of a split."""
@@ -40,8 +96,8 @@ class Rows:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the features of all splits fit in memory."""
-        rows = sum(map(self.count, SPLITS))
+        """Whether the features of all splits, with all views, fit in memory."""
+        rows = sum(map(self.count, SPLITS)) + len(self.training.numbers) - self.count("train")
         return 4 * rows * int(np.prod(self.features.shape[1:])) < IN_MEMORY
 
     def values(self, split: str) -> np.ndarray:
@@ -60,6 +116,30 @@ class Rows:
         labels = self.features.labels[self._numbers[split]]
         # scikit-learn takes classes of type object, which missing labels make of all, for unknown.
         return np.asarray(labels.tolist()) if labels.dtype == object else labels
+
+    @cached_property
+    def fitted_values(self) -> np.ndarray:
+        """Features of the training rows and their views, float32 (row, …)."""
+        if not self.features.views:
+            return self.values("train")
+        found = self.training.read(self.training.numbers, np.float32)
+        self._read["train"] = found[:: self.training.each]
+        return found
+
+    @property
+    def fitted_labels(self) -> np.ndarray:
+        """Labels of `fitted_values`, (row,), as the user gave them."""
+        return np.repeat(self.labels("train"), self.training.each)
+
+    def fitted_batches(self, batch_size: int, seed: int) -> Batches:
+        """Return shuffled batches of the training rows and their views."""
+        for view in self.features.views:
+            view.group.require()
+        targets = np.repeat(self.targets("train"), self.training.each)
+        kind = np.int32 if self.task == "classification" else np.float32
+        memory = self.fitted_values if self.in_memory else None
+        numbers = self.training.numbers
+        return Batches(self.training, numbers, targets.astype(kind), batch_size, True, seed, memory)
 
     def parts(self, split: str) -> Iterator[np.ndarray]:
         """Yield the features of a split in order, float32 (row, …), at once or streamed."""

@@ -69,14 +69,12 @@ def train(
         model = network.build(mean, deviation)
         # It shares the layers of the model, which stays uncompiled.
         trainer = keras.Model(model.inputs, model.outputs)
-        batches = _batches(rows, "train", options.batch_size, encode, seed=seed)
+        batches = BatchDataset(rows.fitted_batches(options.batch_size, seed), encode)
         # Callbacks see every batch.
         _compile(trainer, network, 1 if callbacks else len(batches), rows.task)
         fitted = trainer.fit(
             batches,
-            validation_data=_batches(rows, "val", EVALUATION_ROWS, encode)
-            if rows.count("val")
-            else None,
+            validation_data=_validation(rows, encode) if rows.count("val") else None,
             epochs=options.epochs,
             shuffle=False,
             verbose=0,
@@ -131,11 +129,8 @@ def _encoder(network: Network, rows: Rows) -> Encode:
     return lambda targets: one_hot[targets]
 
 
-def _batches(
-    rows: Rows, split: str, batch_size: int, encode: Encode, seed: int | None = None
-) -> BatchDataset:
-    """Return batches of a split, from memory or from the store, shuffled if there is a seed."""
-    memory = rows.values(split) if rows.in_memory else None
-    options: dict[str, Any] = {"shuffle": seed is not None, "seed": seed or 0, "memory": memory}
-    batches = rows.features.batches(split, batch_size=batch_size, **options)
+def _validation(rows: Rows, encode: Encode) -> BatchDataset:
+    """Return batches of the validation rows, from memory or from the store."""
+    memory = rows.values("val") if rows.in_memory else None
+    batches = rows.features.batches("val", batch_size=EVALUATION_ROWS, memory=memory)
     return BatchDataset(batches, encode)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import FeatureStoreError, HeadError
+from featurestore.errors import FeatureStoreError, HeadError, InputError
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile
-from featurestore.pipeline.sweep import check_heads, check_layers
+from featurestore.pipeline.sweep import augmentation_of, check_heads, check_layers
 from featurestore.store.variants import Variant, tell_apart
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def check(file: File) -> list[Source]:
     names = _names([backbone for backbone, _ in opened])
     found = [Source(*each, name) for each, name in zip(opened, names, strict=True)]
     _check_unfreeze(file, found)
+    _check_views(file, found)
     if spec.baseline is not None:
         for resize in dict.fromkeys(backbone.spec["resize"] for backbone, _ in opened):
             plain = Backbone.pixels(spec.baseline.input_size, resize=resize)
@@ -152,6 +153,19 @@ def _names(backbones: list[Backbone]) -> list[str]:
         f"{each.name} ({', '.join(said)})" if said else each.name
         for each, said in zip(backbones, words, strict=True)
     ]
+
+
+def _check_views(file: File, sources: list[Source]) -> None:
+    """Check that the augmentation makes views of images of each input size."""
+    asked = file.spec.extract
+    layers = augmentation_of(file, asked, ["extract", "augmentation"])
+    if bool(asked.views) != (layers is not None):
+        raise file.mistake(["extract"], "views are made by an augmentation: give both, or neither")
+    try:
+        for source in sources if layers else ():
+            source.backbone.views(0, layers)
+    except InputError as error:
+        raise file.mistake(["extract", "augmentation"], str(error)) from error
 
 
 def _check_unfreeze(file: File, sources: list[Source]) -> None:

@@ -18,7 +18,7 @@ from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_t
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
-from featurestore.pipeline.sweep import fit_all
+from featurestore.pipeline.sweep import augmentation_of, fit_all
 from featurestore.scratch import scratch
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
@@ -186,6 +186,7 @@ class _Run:
 
         started = time.perf_counter()
         options = {**self.spec.extract.model_dump(), "on_event": self.on_event}
+        options["augmentation"] = augmentation_of(self.file, self.spec.extract, ["extract"])
         found = []
         for source in sources:
             more = [] if source.is_pixels else boundaries
@@ -210,7 +211,8 @@ class _Run:
                     self.on_event(StageNoted("extract", f"{each.ref} is left: {each.why}"))
             found.append((source, extraction))
         self._require_layers(found)
-        reports = [report for _, extraction in found for report in extraction.reports.values()]
+        parts = [part for _, extraction in found for part in (extraction, *extraction.views)]
+        reports = [report for part in parts for report in part.reports.values()]
         fresh = any(report.rows_computed for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
         return found
@@ -299,18 +301,21 @@ class _Run:
 
     def _folder(self, dataset: Dataset, sources: list[Source]) -> Path:
         from featurestore.backbone import LayerRef
+        from featurestore.backbone.augmentation import fields
 
+        layers = augmentation_of(self.file, self.spec.extract, ["extract"])
         identity = {
             # The digests stand for what is found at the paths.
             "spec": self.spec.model_dump(
                 mode="json",
                 exclude={
                     "data": {"path", "root"},
-                    "extract": {"replace"},
                     "backbone": {"__all__": {"model", "weights"}},
+                    "extract": {"augmentation", "replace"},
                     "heads": {"__all__": {"name", "tags", "note"}},
                 },
             ),
+            "augmentation": layers and fields(layers),
             "dataset": dataset.manifest_digest,
             "prefixes": [
                 source.backbone.prefix_digest(LayerRef.parse(layer).layer)

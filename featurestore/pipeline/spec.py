@@ -67,7 +67,14 @@ class BackboneSpec(VariantSpec):
     layers: Layers | None = None
 
 
-class ExtractSpec(Settings):
+class ViewSpec(Settings):
+    """Augmented views of the training samples: how many, and the Keras layers or their file."""
+
+    views: Annotated[int, Field(ge=0)] = 0
+    augmentation: Any = None
+
+
+class ExtractSpec(ViewSpec):
     """How features are computed and stored."""
 
     dtype: Dtype = "float16"
@@ -150,7 +157,7 @@ class PipelineSpec(Settings):
         return layers
 
 
-class SweepSpec(VariantSpec):
+class SweepSpec(VariantSpec, ViewSpec):
     """A sweep: many heads on features that are stored already."""
 
     dataset: str

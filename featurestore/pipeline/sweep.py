@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featurestore.errors import HeadError, NotFoundError
-from featurestore.features import Features, stored, without_boundaries
+from featurestore.errors import HeadError, InputError, NotFoundError
+from featurestore.features import Features, stored, with_views, without_boundaries
 from featurestore.heads import Head, check_named, fit_heads
 from featurestore.heads.registry import Task
-from featurestore.pipeline.spec import HeadSpec, SweepSpec
+from featurestore.pipeline.spec import HeadSpec, SweepSpec, ViewSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore, StoreLike
 
@@ -50,24 +50,43 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
         found = stored(store, dataset)
         asked: dict[str, Any] = {}
         # One field after the other, so that a mistake has its line.
-        for name, values in spec.model_dump(exclude={"dataset", "layers", "heads"}).items():
+        apart = {"dataset", "layers", "heads", "views", "augmentation"}
+        for name, values in spec.model_dump(exclude=apart).items():
             if values is not None:
                 where = [name]
                 asked[name] = values
                 found = stored(store, dataset, **asked)
-        if spec.layers is None:
-            return without_boundaries(found)
-        picked: list[Features] = []
-        for number, layer in enumerate(spec.layers):
+        picked = without_boundaries(found) if spec.layers is None else []
+        for number, layer in enumerate(spec.layers or []):
             where = ["layers", number]
             at_layer = {each.key for each in stored(store, dataset, layer=layer)}
             here = [each for each in found if each.key in at_layer]
             if not here:
                 raise NotFoundError(f"no features at layer {layer!r} match the fields above")
             picked += here
-    except NotFoundError as error:
+        where = ["views"]
+        return with_views(picked, spec.views, augmentation_of(file, spec, ["augmentation"]))
+    except (InputError, NotFoundError) as error:
         raise file.mistake(where, str(error)) from error
-    return picked
+
+
+def augmentation_of(file: SpecFile[Any], spec: ViewSpec, where: list[str | int]) -> Any:
+    """Return the augmentation layers of a file, serialized; None if it has none.
+
+    Raises
+    ------
+    SpecError
+        If they are no layers.
+    """
+    given = spec.augmentation
+    if given is None:
+        return None
+    from featurestore.backbone.augmentation import serialize
+
+    try:
+        return serialize(file.resolve(given) if isinstance(given, str) else given)
+    except InputError as error:
+        raise file.mistake(where, str(error)) from error
 
 
 def check_heads(file: SpecFile[Any], task: Task | None = None) -> None:

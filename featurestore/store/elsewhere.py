@@ -12,7 +12,7 @@ import numpy as np
 from featurestore.errors import StoreError
 from featurestore.store.blocks import as_type
 from featurestore.store.group import FeatureGroup
-from featurestore.store.removal import key_of
+from featurestore.store.removal import keys_of
 from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
@@ -146,7 +146,8 @@ def needed_by_heads(store: FeatureStore, going: Collection[str]) -> set[str]:
     """
     needed, seen = set(), set()
     for document in store.heads.values():
-        key, origin = key_of(document), part_of(part_of(document, "lineage"), "dataset")
+        keys, origin = keys_of(document), part_of(part_of(document, "lineage"), "dataset")
+        key = keys[0] if keys else None  # Views are not needed to promote it.
         if key is None or key in seen or store.features.has(key):
             continue
         seen.add(key)

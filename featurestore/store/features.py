@@ -25,7 +25,7 @@ from featurestore.store.group import (
 )
 from featurestore.store.key import FeatureKey, KeyPath
 from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Garbage, Item, Shelf
-from featurestore.store.variants import Variant, choices
+from featurestore.store.variants import Variant, choices, view_of
 
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
 
@@ -186,6 +186,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         )
         for test in tests:
             hits = [path for path in names if test(path)]
+            if len(hits) > 1:  # Views are only meant by their keys.
+                hits = [path for path in hits if not self._is_view(path)] or hits
             if len(hits) == 1:
                 return self.item(hits[0])
             if hits:
@@ -208,6 +210,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             return Variant.of(self._read(path).provenance)
         except StoreError:
             return Variant()
+
+    def _is_view(self, path: str) -> bool:
+        with suppress(StoreError):
+            return view_of(self._read(path).provenance) is not None
+        return False
 
     def _not_found(
         self, text: object, known: list[str] | None = None, asked: Variant | None = None
@@ -291,9 +298,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                         return other
         return None
 
-    def without_head(
-        self, fitted: Collection[str | None], *, only_boundaries: bool
-    ) -> Iterator[Garbage]:
+    def without_head(self, fitted: Collection[str], *, only_boundaries: bool) -> Iterator[Garbage]:
         """Yield the features that no head was fitted on: whose paths are not among those given."""
         for group in self.values():
             mark = group.is_boundary

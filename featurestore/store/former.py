@@ -67,12 +67,12 @@ def former_arrays(store: FeatureStore, keys: Collection[FeatureKey]) -> list[Fea
     return list(found.values())
 
 
-def heads_by_features(store: FeatureStore) -> dict[str | None, tuple[str, ...]]:
+def heads_by_features(store: FeatureStore) -> dict[str, tuple[str, ...]]:
     """Return the ids of the heads that were fitted on features, by the path of these."""
-    found: dict[str | None, tuple[str, ...]] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for document in store.heads.values():
-        path = features_of(store, document)
-        found[path] = (*found.get(path, ()), document["id"])
+        for path in features_of(store, document):
+            found[path] = (*found.get(path, ()), document["id"])
     return found
 
 

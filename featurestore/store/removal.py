@@ -4,7 +4,7 @@
 removed    what depends on it
 ========== ================================================
 data set   heads fitted on it; features that nothing else needs
-features   heads fitted on them
+features   heads fitted on them; their views
 head       nothing
 ========== ================================================
 """
@@ -20,7 +20,7 @@ from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError, nearest
 from featurestore.store.key import FeatureKey, KeyPath
 from featurestore.store.shelf import Garbage, Item
-from featurestore.store.variants import part_of
+from featurestore.store.variants import part_of, plain_prefix, view_of
 
 if TYPE_CHECKING:
     from featurestore.store.store import FeatureStore
@@ -113,17 +113,21 @@ def _dependents(
     digests: set[Any] = set()
     needed: set[Any] = set()
     for entry in _entries(store, named):
-        (digests if entry.name in data else needed).add(entry.digest)
+        (digests if entry.name in data else needed).update((entry.digest, entry.train_digest))
     for head, document in documents.items():
-        path, dataset = features_of(store, document), _part(document, "dataset")
-        digest = _part(document, "features").get("dataset_digest")
+        origin, dataset = _part(document, "features"), _part(document, "dataset")
+        used = [arrays[path] for path in features_of(store, document) if path in arrays]
+        over = (origin.get("dataset_digest"), part_of(origin, "views").get("dataset_digest"))
         if dataset.get("name") in data:
-            digests.add(digest)
+            digests.update(over)
             yield store.heads.item(head), f"fitted on data set {dataset['name']}"
-        elif path in arrays and not keep_heads:
-            yield store.heads.item(head), f"fitted on {arrays[path]}"
+        elif used and not keep_heads:
+            yield store.heads.item(head), f"fitted on {used[0]}"
         else:
-            needed.add(digest)
+            needed.update(over)
+    for array in (each for each in named if each.kind == "features"):
+        for view in _views(store, array):
+            yield view, f"a view of {array.name}"
     if data:
         reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
         # By their paths: damaged features go too.
@@ -164,21 +168,43 @@ def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part_of(part_of(document, "lineage"), name)
 
 
-def key_of(document: Mapping[str, Any]) -> FeatureKey | None:
-    """Return the key of the features that a head was fitted on, whether they exist or not."""
+def keys_of(document: Mapping[str, Any]) -> list[FeatureKey]:
+    """Return the keys of the features and views that a head was fitted on, there or not."""
     origin = _part(document, "features")
-    fields = [origin.get(name) for name in ("model", "ref", "prefix_digest", "dataset_digest")]
-    if not all(isinstance(each, str) for each in fields):
-        return None
-    return FeatureKey(*map(str, fields))
+    views = part_of(origin, "views")
+    prefixes = views.get("prefix_digests")
+    pairs = [(origin.get("prefix_digest"), origin.get("dataset_digest"))]
+    if isinstance(prefixes, list):
+        pairs += [(each, views.get("dataset_digest")) for each in prefixes]
+    named = [(origin.get("model"), origin.get("ref"), *pair) for pair in pairs]
+    complete = [each for each in named if all(isinstance(part, str) for part in each)]
+    return [FeatureKey(*map(str, each)) for each in complete]
 
 
-def features_of(store: FeatureStore, document: Mapping[str, Any]) -> str | None:
-    """Return the path of the features that a head was fitted on, whether they exist or not."""
-    key = key_of(document)
-    with suppress(StoreError, InputError):
-        return None if key is None else store.features.path(key)
-    return None
+def features_of(store: FeatureStore, document: Mapping[str, Any]) -> list[str]:
+    """Return the paths of `keys_of`."""
+    found = []
+    for key in keys_of(document):
+        with suppress(StoreError, InputError):
+            found.append(store.features.path(key))
+    return found
+
+
+def _views(store: FeatureStore, array: Item) -> Iterator[Item]:
+    """Yield the views that belong to features; heads are never fitted on views alone."""
+    with suppress(StoreError):
+        key = store.features.open(array).key
+        dataset = store.datasets.load_samples(key.dataset_digest)
+        if dataset is None:
+            return
+        for group in store.features.values():
+            over = (key.model, key.ref, dataset.train_digest)
+            if (
+                (group.key.model, group.key.ref, group.key.dataset_digest) == over
+                and view_of(group.provenance) is not None
+                and plain_prefix(group.provenance) == key.prefix_digest
+            ):
+                yield store.features.item(group.path)
 
 
 def _garbage(store: FeatureStore, item: Item, reason: str) -> Garbage:

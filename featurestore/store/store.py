@@ -189,7 +189,7 @@ class FeatureStore:
         in_use = self.datasets.references() | self.heads.references()
         found = [garbage for shelf in self._shelves for garbage in shelf.garbage(in_use)]
         if boundaries or unused:
-            fitted = {features_of(self, document) for document in self.heads.values()}
+            fitted = {path for each in self.heads.values() for path in features_of(self, each)}
             listed = {garbage.path for garbage in found}
             found += [
                 garbage
