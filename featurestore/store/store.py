@@ -321,11 +321,13 @@ class FeatureStore:
                 # Listed again: under the locks no process can begin to use them.
                 for old in former_arrays(self, keys) if paths else []:
                     former = judge(old, new, heads.get(old.path, ()))
-                    if former and former.left is None and old.path not in held:
-                        former = replace(former, left=IN_USE)
-                    elif former and former.left is None:
+                    if former is None or not self.features.has(old.key):
+                        continue  # Another process has just removed it.
+                    if former.left is None and old.path in held:
                         self.features.discard(old.path)
-                    found += [former] if former else []
+                    elif former.left is None:
+                        former = replace(former, left=IN_USE)
+                    found.append(former)
         return found
 
     def size(self, item: Item) -> int:

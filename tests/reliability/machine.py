@@ -319,6 +319,7 @@ class StoreMachine(RuleBasedStateMachine):
         refs=st.sets(st.sampled_from(REFS), min_size=1),
         dtype=st.sampled_from(["float16", "float16", "float32"]),
         batch_size=st.sampled_from([3, 8]),
+        replace=st.booleans(),
         death=st.none() | st.integers(0, 60),
     )
     def extract(
@@ -328,12 +329,13 @@ class StoreMachine(RuleBasedStateMachine):
         refs: set[str],
         dtype: str,
         batch_size: int,
+        replace: bool,
         death: int | None,
     ) -> None:
         dataset = self.current[chosen(sorted(self.current), pick)]
         own = "mix" if backbone == "mixer" else "pixels"
         layers = sorted(each.replace("pixels", own) for each in refs)
-        self.extract_layers(dataset, backbone, layers, dtype, batch_size, death)
+        self.extract_layers(dataset, backbone, layers, dtype, batch_size, death, replace)
 
     @rule(pick=PICKS, death=st.none() | st.integers(0, 30))
     def resume(self, pick: int, death: int | None) -> None:
@@ -356,13 +358,16 @@ class StoreMachine(RuleBasedStateMachine):
         dtype: str,
         batch_size: int,
         death: int | None,
+        replace: bool = False,
     ) -> None:
         network = self.sources.backbones[backbone]
         keys = [self.sources.key(backbone, ref, dataset) for ref in layers]
         blind = any(self.is_blind(key) for key in keys)
+        blind |= replace and any(name.endswith("/current.json") for name in self.flips)
+        options = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
 
         def action() -> None:
-            extract(dataset, network, layers, self.store, dtype=dtype, batch_size=batch_size)
+            extract(dataset, network, layers, self.store, **options)
 
         try:
             done = self.attempt("extract", death, action)
@@ -385,6 +390,36 @@ class StoreMachine(RuleBasedStateMachine):
                 self.see(key, group, replaced)
         if done:
             self.settle_state(dataset)
+        if replace:
+            self.see_replaced(keys, dataset, done)
+
+    def see_replaced(self, keys: list[FeatureKey], dataset: Dataset, done: bool) -> None:
+        """See which former arrays went: all that are superseded, unless it was killed."""
+        superseded = {key for key in self.groups if self.is_former(key, keys, dataset)}
+        went = {key for key in self.groups if not self.store.features.has(key)}
+        if done:
+            self.ran["replace"] += len(went)
+            wider = {each: self.groups[each].dtype for each in keys}
+            assert went == {
+                key
+                for key in superseded
+                if not self.is_blind(key)
+                and self.groups[key].dtype
+                in ("float16", *(wider[each] for each in keys if alike(each, key)))
+            }
+        assert went <= superseded
+        for key in went:
+            self.gone(key, done)
+
+    def is_former(self, key: FeatureKey, keys: list[FeatureKey], dataset: Dataset) -> bool:
+        """Whether no data set has the samples of an array, and one of the same rows has them."""
+        used = {d for each in self.current.values() for d in (each.digest, each.train_digest)}
+        return (
+            key not in keys
+            and key.dataset_digest not in used
+            and any(alike(key, each) for each in keys)
+            and set(self.groups[key].dataset.sample_digests) <= set(dataset.sample_digests)
+        )
 
     def see(self, key: FeatureKey, group: Group, replaced: bool) -> None:
         """See what a killed extraction has left of a group; nothing that was committed may lack."""
@@ -542,7 +577,11 @@ class StoreMachine(RuleBasedStateMachine):
         keys = [key for key in self.groups if key.dataset_digest not in samples]
         states = [each for digest, each in self.states.items() if digest not in digests]
         items = self.store.garbage()
-        sound = {f"features/{key.path}" for key in keys if self.is_listed(key)}
+        listed = {each.path for each in items}
+        spared = {key for key in keys if self.is_listed(key) and path_of(key) not in listed}
+        self.check_spared(spared, {key for key in keys if path_of(key) in listed})
+        keys = [key for key in keys if key not in spared]
+        sound = {path_of(key) for key in keys if self.is_listed(key)}
         assert {each.path for each in items if "interrupted" not in each.reason} == sound | {
             self.manifest(each) for each in states
         }
@@ -560,6 +599,30 @@ class StoreMachine(RuleBasedStateMachine):
                 self.settled_states.discard(state.manifest_digest)
         if done:
             assert not [name for name in self.names() if name.endswith(".partial")]
+
+    def check_spared(self, spared: set[FeatureKey], going: set[FeatureKey]) -> None:
+        """See that heads without features keep the rows for their proof, and nothing else stays."""
+        needed = set()
+        for head in self.heads.values():
+            if self.store.features.has(head.key) or self.manifest(head.dataset) in self.flips:
+                continue
+            wanted = set(head.dataset.sample_digests)
+            serving = {
+                key
+                for key in self.groups
+                if alike(key, head.key)
+                and not self.is_blind(key)
+                and len(wanted & self.stored_samples(key)) >= min(16, len(wanted))
+            }
+            assert not serving or serving - going
+            if not serving - going - spared:
+                needed |= serving
+        assert spared <= needed
+
+    def stored_samples(self, key: FeatureKey) -> set[str]:
+        group = self.groups[key]
+        digests = group.dataset.sample_digests
+        return {each for row, each in enumerate(digests) if row // ROWS in group.blocks}
 
     @rule(seed=st.integers(0, 99))
     def lose_power(self, seed: int) -> None:
@@ -680,6 +743,18 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.garbage() == []
         assert not [name for name in self.names() if name.endswith(".partial")]
         assert self.damages() == []
+
+
+def alike(one: FeatureKey, other: FeatureKey) -> bool:
+    """Whether arrays have the same rows for the same samples."""
+    return (one.prefix_digest, one.ref.partition(":")[2]) == (
+        other.prefix_digest,
+        other.ref.partition(":")[2],
+    )
+
+
+def path_of(key: FeatureKey) -> str:
+    return f"features/{key.path}"
 
 
 def chosen(items: list[Any], pick: int) -> Any:
