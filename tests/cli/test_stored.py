@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Place
-from tests.toys import featurestore, tree
+from tests.toys import featurestore, take_photos, tree
 
 
 def damage(place: Place) -> None:
@@ -174,6 +174,26 @@ def test_rm_of_features_keeps_heads_if_asked(place: Place) -> None:
     assert featurestore(*again).status == 0
     assert featurestore("promote", "logistic", "-o", "model.keras").status == 0
     assert "cannot be kept" in featurestore("rm", "photos", "--keep-heads").error
+
+
+def test_a_head_without_features_is_promoted_on_the_rows_of_a_grown_data_set(place: Place) -> None:
+    (former,) = [
+        row["key"] for row in featurestore("ls", "--json").json if row["layer"] != "conv_a"
+    ]
+    metrics = {row["head"]: row["metrics"] for row in featurestore("heads", "--json").json}
+    take_photos(place.photos, each=2, colours={"violet": (120, 0, 200)})
+    words = ["extract", "photos", "--model", "tiny.keras", "--layer", "conv_b:avg"]
+    assert featurestore(*words).status == 0
+    assert featurestore("rm", former, "--keep-heads", "--yes").status == 0
+
+    rows = featurestore("heads", "--json").json
+    assert {row["head"]: row["metrics"] for row in rows} == metrics
+    assert all("samples (2 added, 0 removed)" in row["stale"] for row in rows)
+    assert "accuracy" in featurestore("show", "logistic").out
+    done = featurestore("promote", "logistic", "-o", "model.keras", "--json")
+    assert done.json["parity"]["rows"] == 36
+    assert "is stale" in done.err
+    assert featurestore("gc", "--yes").out == "nothing removed\n"
 
 
 def test_what_fine_tuning_stored_for_itself_is_marked_and_removed(place: Place) -> None:
