@@ -31,19 +31,19 @@ CLOTHES = (
 
 
 def stamps(seed: int, each: int) -> fs.Dataset:
-    """Return the stamps, a few training images of each class, half of the rest for each split."""
+    """Return the stamps, a few training images of each class, and the rest to measure on."""
     whole = fs.Dataset.open(STAMPS, val=0, test=0)
     images = [whole.image(row) for row in range(len(whole))]
     return few(images, whole.labels.tolist(), f"stamps-{each}-{seed}", seed, each, 160)
 
 
 def fashion(seed: int, each: int) -> fs.Dataset:
-    """Return Fashion-MNIST with a few training images of each class, 1,000 to measure on."""
+    """Return Fashion-MNIST with a few training images of each class, 900 others to measure on."""
     with np.load(DATA / "fashion-mnist" / "fashion-mnist.npz") as arrays:
         images, names = arrays["X"], arrays["y"]
-    chosen = np.random.default_rng(seed).permutation(len(images))[: 1500 + 10 * each * 4]
+    chosen = np.random.default_rng(seed).permutation(len(images))[: 900 + 40 * each]
     return few(
-        list(images[chosen]), names[chosen].tolist(), f"fashion-{each}-{seed}", seed, each, 1500
+        list(images[chosen]), names[chosen].tolist(), f"fashion-{each}-{seed}", seed, each, 900
     )
 
 
@@ -76,7 +76,7 @@ def few(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", choices=["stamps", "fashion"])
-    parser.add_argument("--each", type=int, nargs="+", default=[5, 20])
+    parser.add_argument("--each", type=int, nargs="+", default=[5, 15])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--input-size", type=int, default=96)
     asked = parser.parse_args()

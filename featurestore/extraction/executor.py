@@ -12,7 +12,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 # At most so much work is lost if the process is killed, and the batch it was at.
 SAVE_SECONDS = 30.0
 _clock = time.monotonic
+# Compiled passes that computed a batch as the plain layers do: views share one.
+_checked: WeakSet[Callable[..., Any]] = WeakSet()
 
 
 # A batch is filled up to a power of two, because most networks then give an image the same bits in
@@ -91,7 +94,6 @@ class Executor:
         # Layers of the plan that have missing blocks, by number.
         self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
         self._refs = [decided.layers[number].ref for number in self._todo]
-        self._checked = False
 
     def run(self, units: Sequence[Unit], written: Written | None = None) -> None:
         """Write some units of the plan, and return when all of their blocks exist.
@@ -197,10 +199,10 @@ class Executor:
         fill = max(0, min(size, self._plan.batch_rows) - len(images))
         batch = np.stack([*images, *[images[-1]] * fill])
         activations = [each[: len(images)] for each in self._forward(batch)]
-        if not self._checked:
+        if self._forward not in _checked:
             # Before anything is stored: a device that computes wrongly shows it on its first batch.
             numerics.check(self._backbone, self._refs, batch[: len(images)], activations)
-            self._checked = True
+            _checked.add(self._forward)
         return activations
 
     def _windows(
