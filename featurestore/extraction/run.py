@@ -110,7 +110,7 @@ class Extraction(dict[str, Features]):
         )
 
     def _repr_html_(self) -> str:
-        return show_html(repr(self), self.grid())
+        return show_html(repr(self), self.grid(), *map(str, self.former))
 
     def grid(self) -> Grid:
         """Show what became of each layer."""

@@ -133,6 +133,7 @@ def test_a_grown_data_set_replaces_its_former_features(photos, backbone, store, 
     former = first.reports["gap"]
     freed = {"key": former.key, "bytes": former.bytes, "heads": [head.id]}
     assert again.to_dict()["freed"] == [freed]
+    assert f"heads fitted on it stay: {head.id}" in again._repr_html_()
     assert set(store.features.keys()) == {again["gap"].key, first["pool_a"].key}
     fresh = extract(grown, backbone, "gap", tmp_path / "fresh")
     np.testing.assert_array_equal(again["gap"].group.samples, fresh["gap"].group.samples)
