@@ -246,6 +246,7 @@ _COUNTS: dict[str, Callable[[Any], tuple[str, int, int, str]]] = {
     "LayerRanked": lambda event: ("rank", event.done, event.total, "layer"),
     "RowsComputed": lambda event: ("extract", event.done, event.total, "img"),
     "RowsCopied": lambda event: ("copy", event.done, event.total, "row"),
+    "RowsDerived": lambda event: ("derive", event.done, event.total, "row"),
     "Scanned": lambda event: ("scan", event.done, event.total, "file"),
     "TuningEpochEnded": lambda event: ("fine-tune", event.epoch, event.epochs, "epoch"),
 }

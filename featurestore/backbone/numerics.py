@@ -159,7 +159,7 @@ class Derived:
 
 def check_derived(
     backbone: Network,
-    source: str,
+    tail: Callable[[np.ndarray], list[np.ndarray]],
     refs: Sequence[LayerRef | str],
     stored: np.ndarray,
     images: np.ndarray,
@@ -174,12 +174,12 @@ def check_derived(
 
     Parameters
     ----------
-    source : str
-        The layer that is stored.
+    tail : callable
+        :meth:`Network.tail` from the layer that is stored to ``refs``.
     refs : sequence of LayerRef or str
-        What to derive from it.
+        What is derived.
     stored : numpy.ndarray
-        Whole activations of ``source`` as they are stored, (row, …), of a few rows.
+        Whole activations of that layer as they are stored, (row, …), of a few rows.
     images : numpy.ndarray of uint8, (row, height, width, channel=3)
         The resized images of the same rows.
     dtype : {"float16", "float32"}
@@ -187,7 +187,7 @@ def check_derived(
     """
     wanted = backbone.reference(refs)(images)
     with np.errstate(over="ignore"):
-        found = [each.astype(dtype) for each in backbone.tail(source, refs)(stored)]
+        found = [each.astype(dtype) for each in tail(stored)]
     apart = [distance(f.astype("float32"), w) for f, w in zip(found, wanted, strict=True)]
     allowed = [TOLERANCE if dtype == "float32" else DERIVED * _UNITS[dtype] / 2] * len(apart)
     if any(a > b for a, b in zip(apart, allowed, strict=True)):

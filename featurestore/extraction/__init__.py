@@ -7,6 +7,7 @@ from featurestore.extraction.events import (
     ExtractionStarted,
     RowsComputed,
     RowsCopied,
+    RowsDerived,
     WaitingForOthers,
 )
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
@@ -26,6 +27,7 @@ __all__ = [
     "Repair",
     "RowsComputed",
     "RowsCopied",
+    "RowsDerived",
     "WaitingForOthers",
     "extract",
     "plan",

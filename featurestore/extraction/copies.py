@@ -109,6 +109,7 @@ def find_copies(
     unreadable: Unreadable = NOTHING,
     *,
     check: bool = False,
+    itself: bool = False,
 ) -> Copies:
     """Find the rows of an array in all other arrays of the same prefix digest and reduction.
 
@@ -128,6 +129,8 @@ def find_copies(
         Blocks that were found to be damaged, by the path of their group.
     check : bool
         Whether to read all blocks of these arrays first, and leave out the damaged ones.
+    itself : bool
+        Whether to look into the array of ``key`` too.
     """
     group_of = np.full(len(sample_ids), -1, np.int16)
     row_in = np.zeros(len(sample_ids), np.int64)
@@ -135,7 +138,7 @@ def find_copies(
     candidates = [
         group
         for group in store.features.of_prefix(key.prefix_digest, key.ref)
-        if group.key != key and dtype in (str(group.dtype), "float16")
+        if (itself or group.key != key) and dtype in (str(group.dtype), "float16")
     ]
     candidates.sort(key=lambda group: (str(group.dtype) != dtype, -group.shape[0], group.path))
     for group in candidates:

@@ -26,6 +26,8 @@ class ExtractionStarted:
         Samples that go through the backbone.
     copied : int
         Rows that are copied from other arrays, all layers together.
+    derived : int
+        Rows that are derived from other layers, all layers together.
     view : int or None
         The number of the augmented view; None for the plain images.
     """
@@ -34,6 +36,7 @@ class ExtractionStarted:
     layers: tuple[str, ...]
     rows: int
     copied: int = 0
+    derived: int = 0
     view: int | None = None
 
 
@@ -48,6 +51,14 @@ class RowsComputed:
 @dataclass(frozen=True)
 class RowsCopied:
     """Rows were copied from other arrays; ``done`` of ``total`` so far, all layers together."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class RowsDerived:
+    """Rows were derived from other layers; ``done`` of ``total`` so far, all layers together."""
 
     done: int
     total: int
@@ -73,6 +84,7 @@ ExtractionEvent = (
     | ExtractionStarted
     | RowsComputed
     | RowsCopied
+    | RowsDerived
     | WaitingForOthers
     | ExtractionFinished
 )

@@ -20,11 +20,13 @@ import numpy as np
 from featurestore.backbone import numerics
 from featurestore.errors import ActivationError, StoreError
 from featurestore.extraction.copies import UnreadableRowsError
+from featurestore.extraction.derivation import filling
 from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
     RowsComputed,
     RowsCopied,
+    RowsDerived,
     WaitingForOthers,
 )
 from featurestore.extraction.planned import (
@@ -52,25 +54,22 @@ _clock = time.monotonic
 _checked: WeakSet[Callable[..., Any]] = WeakSet()
 
 
-# A batch is filled up to a power of two, because most networks then give an image the same bits in
-# whatever batch it is. With fewer images than this, many do not.
-FEWEST_IN_BATCH = 16
-
-
 @dataclass
 class Written:
-    """Rows that this process wrote, by layer ref: computed, and copied from other arrays.
+    """Rows that this process wrote, by layer ref, and how it got them.
 
     With them, what its first batches said of the others.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
     copied: Counter[str] = field(default_factory=Counter)
+    derived: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, str] = field(default_factory=dict)  # what rows were derived from
     forecast: Forecast = field(default_factory=Forecast)
 
 
 class Executor:
-    """Writes the missing or damaged blocks of a plan: copies what is stored, computes the rest.
+    """Writes the missing or damaged blocks of a plan: copies, derives and computes their rows.
 
     Processes that do the same at the same time share the work: each locks a unit, and then checks
     once more which of its blocks are missing or damaged. ``groups`` are by layer ref.
@@ -93,7 +92,10 @@ class Executor:
         self._on_event = receiver(on_event)
         # Layers of the plan that have missing blocks, by number.
         self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
-        self._refs = [decided.layers[number].ref for number in self._todo]
+        self._computed = [
+            number for number in self._todo if decided.layers[number].is_computed.any()
+        ]
+        self._refs = [decided.layers[number].ref for number in self._computed]
 
     def run(self, units: Sequence[Unit], written: Written | None = None) -> None:
         """Write some units of the plan, and return when all of their blocks exist.
@@ -110,14 +112,20 @@ class Executor:
         started = time.perf_counter()
         self._saved = _clock()
         self._done, self._total = 0, self._plan.rows_of(units)
-        names = tuple(map(str, self._refs))
-        copied, view = self._plan.rows_copied, self._backbone.preprocessing.view
-        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, copied, view))
-        self._written, self._copied = written or Written(), 0
+        names = tuple(str(self._plan.layers[number].ref) for number in self._todo)
+        others = self._plan.rows_copied, self._plan.rows_derived
+        view = self._backbone.preprocessing.view
+        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, *others, view))
+        self._written, self._told = written or Written(), (0, 0)
         with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
             self._writers = {
                 number: _BlockWriter(
-                    self._plan.layers[number], self._groups[number], pool, self._written
+                    self._plan.layers[number],
+                    self._groups[number],
+                    pool,
+                    self._written,
+                    self._plan.batch_rows,
+                    self._after_batch,
                 )
                 for number in self._todo
             }
@@ -156,12 +164,10 @@ class Executor:
             with closing(decoded) as batches, self._saving_when_stopped():
                 for window, images, lock in batches:
                     computed = self._compute(images)
-                    for writer, activations in zip(self._writers.values(), computed, strict=True):
-                        writer.add(window, activations)
+                    for number, writer in self._writers.items():
+                        writer.add(window, computed.get(number))
                     self._advance(len(window.computed))
-                    self._tell_copied()
-                    self._written.forecast.advance(self._done, self._total, self._plan.rows_copied)
-                    self._save_begun()
+                    self._after_batch()
                     if lock is not None:
                         writing = [writer.writing for writer in self._writers.values()]
                         being_written.append((lock, [each for each in writing if each]))
@@ -191,19 +197,18 @@ class Executor:
                 writer.save()
             self._saved = _clock()
 
-    def _compute(self, images: Sequence[np.ndarray]) -> Sequence[np.ndarray | None]:
-        """Return the activations of a batch at each layer; None if it has no images."""
+    def _compute(self, images: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+        """Return the activations of a batch at each layer of which rows are computed."""
         if not images:
-            return [None] * len(self._refs)
-        size = max(FEWEST_IN_BATCH, 2 ** (len(images) - 1).bit_length())
-        fill = max(0, min(size, self._plan.batch_rows) - len(images))
+            return {}
+        fill = filling(len(images), self._plan.batch_rows)
         batch = np.stack([*images, *[images[-1]] * fill])
         activations = [each[: len(images)] for each in self._forward(batch)]
         if self._forward not in _checked:
             # Before anything is stored: a device that computes wrongly shows it on its first batch.
             numerics.check(self._backbone, self._refs, batch[: len(images)], activations)
             _checked.add(self._forward)
-        return activations
+        return dict(zip(self._computed, activations, strict=True))
 
     def _windows(
         self, units: list[Unit], locks: ExitStack, others: list[Unit]
@@ -234,11 +239,19 @@ class Executor:
                 yield window, None
             yield windows[-1], lock
 
-    def _tell_copied(self) -> None:
-        copied = sum(self._written.copied.values())
-        if copied != self._copied:
-            self._copied = copied
+    def _after_batch(self) -> None:
+        """Tell how far this is, and keep what is there."""
+        copied, derived = (
+            sum(each.values()) for each in (self._written.copied, self._written.derived)
+        )
+        if copied != self._told[0]:
             self._on_event(RowsCopied(copied, self._plan.rows_copied))
+        if derived != self._told[1]:
+            self._on_event(RowsDerived(derived, self._plan.rows_derived))
+        self._told = copied, derived
+        others = self._plan.rows_copied, self._plan.rows_derived
+        self._written.forecast.advance(self._done, self._total, *others)
+        self._save_begun()
 
     def _advance(self, rows: int) -> None:
         if rows:
@@ -275,7 +288,7 @@ class _BlockWriter:
 
     Windows of rows arrive in ascending order, and those of a block that are not kept without a gap,
     so at most one block is open; at most one more is being written. Rows that other arrays have are
-    copied as their windows arrive.
+    copied or derived as their windows arrive: the latter in batches, with a callback after each.
 
     Attributes
     ----------
@@ -286,7 +299,13 @@ class _BlockWriter:
     """
 
     def __init__(
-        self, layer: LayerPlan, group: FeatureGroup, pool: ThreadPoolExecutor, written: Written
+        self,
+        layer: LayerPlan,
+        group: FeatureGroup,
+        pool: ThreadPoolExecutor,
+        written: Written,
+        batch_rows: int,
+        after_batch: Callable[[], None],
     ) -> None:
         self._layer = layer
         self._group = group
@@ -298,6 +317,11 @@ class _BlockWriter:
         self.wanted: dict[int, np.ndarray] = {}
         self.writing: Future[None] | None = None
         self._written = written
+        self._after_batch = after_batch
+        # Rows that are filled in together.
+        self._part = layer.block_rows
+        if layer.derived is not None:
+            self._part = min(self._part, batch_rows)
 
     def add(self, window: Window, activations: np.ndarray | None) -> None:
         """Take the activations (row, …) float32 of the rows that were computed of a window."""
@@ -305,7 +329,8 @@ class _BlockWriter:
         while row < window.rows.stop:
             block = row // self._layer.block_rows
             span = self._layer.span(block)
-            upto = min(span.stop, window.rows.stop)
+            part = (row - span.start) // self._part + 1
+            upto = min(span.start + part * self._part, span.stop, window.rows.stop)
             if block in self.wanted:
                 if self._block is None:
                     self._block = self._open(block)
@@ -314,17 +339,19 @@ class _BlockWriter:
                 self._filled = max(self._filled, upto - span.start)
                 if upto == span.stop:
                     self._commit(block)
+                if self._layer.derived is not None:
+                    self._after_batch()
             row = upto
 
     def _fill(self, rows: range, window: Window, activations: np.ndarray | None) -> None:
         """Fill rows of the open block, which are not kept."""
         assert self._block is not None
         start = self._layer.span(self._number).start
-        computed = copied = 0
+        computed = copied = derived = 0
         if activations is not None:
             first, last = np.searchsorted(window.computed, [rows.start, rows.stop])
             places = np.asarray(window.computed[first:last], np.int64)
-            mine = ~self._layer.is_copied[places]
+            mine = self._layer.is_computed[places]
             computed = int(np.count_nonzero(mine))
             if computed:
                 self._block[places[mine] - start] = self._stored(activations[first:last][mine])
@@ -334,7 +361,16 @@ class _BlockWriter:
                 self._block[places - start] = self._stored(values)
                 copied += len(places)
             self._written.forecast.copy(copied, time.perf_counter() - started)
+        if self._layer.derived is not None:
+            started = time.perf_counter()
+            found = self._layer.derived.read(rows, self._part)
+            if found is not None:
+                self._block[found[0] - start] = self._stored(found[1])
+                derived = len(found[0])
+                self._written.forecast.derive(derived, time.perf_counter() - started)
+                self._written.sources[str(self._layer.ref)] = self._layer.derived.source
         self._written.computed[str(self._layer.ref)] += computed
+        self._written.derived[str(self._layer.ref)] += derived
         self._written.copied[str(self._layer.ref)] += copied
         filled = self._block[rows.start - start : rows.stop - start]
         self._written.forecast.store(str(self._layer.ref), filled)

@@ -82,7 +82,8 @@ def _wanted(
     ref, held = str(layer.ref), store.features.has(layer.key)
     if held and not layer.missing:
         return Wanted(ref, store.features.get(layer.key).nbytes_stored, 0.0, stored=True)
-    flops = max(1, backbone.flops([each.ref for each in decided.layers if each.missing]))
+    passing = [each.ref for each in decided.layers if each.missing and each.is_computed.any()]
+    flops = max(1, backbone.flops(passing))
     sources = {
         source: rates.layers[source].copy.wall
         + rates.forward.wall * backbone.flops([layer.ref], source) / flops
@@ -115,8 +116,9 @@ def _is_sound(
     try:
         if stored is None:
             stored = store.features.get(layers[source].key).read(np.array(few.rows))
+        tail = backbone.tail(source, [ref])
         (found,) = numerics.check_derived(
-            backbone, source, [ref], stored, few.images, layers[ref].dtype
+            backbone, tail, [ref], stored, few.images, layers[ref].dtype
         )
     except FeatureStoreError:
         return False

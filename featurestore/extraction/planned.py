@@ -13,6 +13,7 @@ import numpy as np
 
 from featurestore.extraction.budget import Decision, budget_dict
 from featurestore.extraction.copies import Copies
+from featurestore.extraction.derivation import Derivation
 from featurestore.extraction.rates import Rates
 from featurestore.store import FeatureKey
 from featurestore.table import Grid, duration, plural, show_html, size
@@ -26,6 +27,8 @@ BATCHES_AHEAD = 3
 # times the rows of the smallest unit.
 MOST_BATCHES = 8
 MOST_CELLS = 64
+# Where rows are derived, it has at most so many batches of them.
+MOST_DERIVED = 32
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ class LayerPlan:
     replaces : bool
         Whether float16 features are stored under the key, and float32 ones replace them.
     why : str or None
-        Why all blocks are missing: what differs from the nearest stored features.
+        Why all blocks are missing: what differs from the nearest stored features. Or what rows are
+        derived from, or why they are not.
+    derived : Derivation or None
+        How rows of the missing blocks are derived from another layer.
     """
 
     ref: LayerRef
@@ -66,6 +72,7 @@ class LayerPlan:
     copies: Copies | None = field(default=None, compare=False, repr=False)
     replaces: bool = False
     why: str | None = None
+    derived: Derivation | None = field(default=None, compare=False, repr=False)
 
     def span(self, block: int) -> range:
         """Rows of one block."""
@@ -78,7 +85,7 @@ class LayerPlan:
         return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @cached_property
-    def _left(self) -> np.ndarray:
+    def rows_left(self) -> np.ndarray:
         """Numbers of the rows in the missing blocks that are not kept."""
         spans = [self.span(block)[self.begun.get(block, 0) :] for block in self.missing]
         none = np.empty(0, np.int64)
@@ -87,12 +94,22 @@ class LayerPlan:
     @property
     def rows_missing(self) -> int:
         """Rows in the missing blocks that are not kept."""
-        return len(self._left)
+        return len(self.rows_left)
 
     @property
     def rows_copied(self) -> int:
         """Those of them that another array has."""
-        return int(np.count_nonzero(self.is_copied[self._left]))
+        return int(np.count_nonzero(self.is_copied[self.rows_left]))
+
+    @property
+    def rows_derived(self) -> int:
+        """Those of them that are derived from another layer."""
+        return self.rows_missing - self.rows_copied - self.rows_to_compute
+
+    @property
+    def rows_to_compute(self) -> int:
+        """Those of them that go through the backbone."""
+        return int(np.count_nonzero(self.is_computed[self.rows_left]))
 
     @cached_property
     def is_copied(self) -> np.ndarray:
@@ -100,6 +117,13 @@ class LayerPlan:
         if self.copies is None:
             return np.zeros(self.shape[0], bool)
         return self.copies.group_of >= 0
+
+    @cached_property
+    def is_computed(self) -> np.ndarray:
+        """Whether a row is neither copied nor derived, bool (row,)."""
+        if self.derived is None:
+            return ~self.is_copied
+        return ~self.is_copied & (self.derived.copies.group_of < 0)
 
 
 @dataclass(frozen=True)
@@ -112,7 +136,7 @@ class Window:
         Row numbers.
     computed : tuple of int
         The rows that go through the backbone, ascending: at most a batch. Others are stored
-        already, or copied.
+        already, copied or derived.
     """
 
     rows: range
@@ -183,12 +207,12 @@ class ExtractionPlan:
         return -(-self.smallest_unit // -(-self.smallest_unit // self.batch_size))
 
     @cached_property
-    def not_copied(self) -> np.ndarray:
-        """Whether a layer that has missing blocks finds a row nowhere else, bool (row,)."""
+    def is_computed(self) -> np.ndarray:
+        """Whether a layer that has missing blocks has a row computed, bool (row,)."""
         found = np.zeros(self.rows, bool)
         for layer in self.layers:
             if layer.missing:
-                found |= ~layer.is_copied
+                found |= layer.is_computed
         return found
 
     def windows(self, unit: Unit) -> list[Window]:
@@ -203,7 +227,7 @@ class ExtractionPlan:
             span = self.layers[layer].span(block)
             needed[span.start + kept - start : span.stop - start] = True
             end = max(end, span.stop)
-        candidates = np.flatnonzero(self.not_copied[start : unit.rows.stop])
+        candidates = np.flatnonzero(self.is_computed[start : unit.rows.stop])
         windows = []
         for first in range(0, len(candidates), self.batch_rows):
             batch = candidates[first : first + self.batch_rows]
@@ -230,6 +254,11 @@ class ExtractionPlan:
         return sum(layer.rows_copied for layer in self.layers)
 
     @property
+    def rows_derived(self) -> int:
+        """Rows that are derived from other layers, all layers together."""
+        return sum(layer.rows_derived for layer in self.layers)
+
+    @property
     def bytes_to_write(self) -> int:
         """Bytes of the missing blocks before compression."""
         return sum(layer.rows_missing * layer.row_bytes for layer in self.layers)
@@ -239,14 +268,20 @@ class ExtractionPlan:
         """Estimated peak memory of the data in flight; it does not grow with the data set.
 
         Decoded batches, one batch of float32 outputs, and for each layer the block being filled
-        and the one being written. The network's weights and workspace come on top.
+        and the one being written; where it is derived, a block and a batch of its source. The
+        network's weights and workspace come on top.
         """
         height, width = self.input_size
         images = BATCHES_AHEAD * self.batch_size * height * width * 3
         todo = [layer for layer in self.layers if layer.missing]
         outputs = sum(self.batch_size * prod(layer.shape[1:]) * 4 for layer in todo)
         blocks = sum(2 * layer.block_rows * layer.row_bytes for layer in todo)
-        return images + outputs + blocks
+        derived = [layer.derived.copies.groups[0] for layer in todo if layer.derived]
+        sources = sum(
+            (each.block_rows * each.dtype.itemsize + 4 * self.batch_size) * prod(each.shape[1:])
+            for each in derived
+        )
+        return images + outputs + blocks + sources
 
     @property
     def seconds_estimated(self) -> float | None:
@@ -282,14 +317,14 @@ class ExtractionPlan:
 
     def grid(self) -> Grid:
         """Show what each layer needs."""
-        fields = ["rows_reused", "rows_copied", "rows_to_compute", "size", "why"]
+        fields = ["rows_reused", "rows_copied", "rows_derived", "rows_to_compute", "size", "why"]
         report = self.to_dict()
         if self.rates is None:
             return features_grid(report, fields, "at most")
         for part in (report["features"], *report["views"]):
             for row in part.values():
                 row["bytes"] = row["bytes_estimated"]
-        fields.insert(3, "time")
+        fields.insert(4, "time")
         return features_grid(report, fields, "to write")
 
     def to_dict(self) -> dict[str, Any]:
@@ -310,8 +345,10 @@ class ExtractionPlan:
                     "bytes": layer.rows_missing * layer.row_bytes,
                     "bytes_estimated": rates and rates.bytes(layer),
                     "seconds_estimated": rates and round(rates.alone(layer), 3),
-                    "rows_to_compute": layer.rows_missing - layer.rows_copied,
+                    "rows_to_compute": layer.rows_to_compute,
                     "rows_copied": layer.rows_copied,
+                    "rows_derived": layer.rows_derived,
+                    "derived_from": layer.derived and layer.derived.source,
                     "rows_reused": self.rows - layer.rows_missing,
                     "blocks_missing": len(layer.missing),
                     "why": layer.why,
@@ -353,15 +390,18 @@ def _starts(decided: ExtractionPlan) -> list[int]:
     """
     each = decided.smallest_unit
     firsts = np.arange(0, decided.rows, each)
-    counts = np.add.reduceat(decided.not_copied.astype(np.int64), firsts)
+    counts = np.add.reduceat(decided.is_computed.astype(np.int64), firsts)
     whole = counts == np.diff(firsts, append=decided.rows)
+    most = decided.rows
+    if decided.rows_derived:
+        most = max(1, MOST_DERIVED * decided.batch_rows // each)
     starts, cells, found, full = [0], 0, 0, False
     for first, count, alone in zip(firsts.tolist(), counts.tolist(), whole.tolist(), strict=True):
         if full or (cells and alone):
             starts.append(first)
             cells, found = 0, 0
         cells, found = cells + 1, found + count
-        full = alone or found >= MOST_BATCHES * decided.batch_rows
+        full = alone or found >= MOST_BATCHES * decided.batch_rows or cells >= most
         full |= not found and cells >= MOST_CELLS
     return [*starts, decided.rows]
 
@@ -379,5 +419,6 @@ def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) ->
     if "time" in fields:
         rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
     headings = {"rows_computed": "computed", "rows_to_compute": "computed"}
-    headings |= {"rows_copied": "copied", "rows_reused": "reused", "size": size_is}
+    headings |= {"rows_copied": "copied", "rows_derived": "derived", "rows_reused": "reused"}
+    headings |= {"size": size_is}
     return Grid(rows, ["layer", "shape", *fields], headings)

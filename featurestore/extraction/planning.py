@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,6 +14,7 @@ import numpy as np
 from featurestore.errors import InputError, NotFoundError, received
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
+from featurestore.extraction.derivation import Checked, derive_rows
 from featurestore.extraction.fitting import fit
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, plan_units
 from featurestore.extraction.rates import measure as rates_of
@@ -105,6 +106,7 @@ class Request:
     refs: tuple[LayerRef, ...]
     dtype: str
     batch_size: int
+    checked: Checked = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, backbone: Any, layers: Any, dtype: str, batch_size: int) -> Request:
@@ -158,6 +160,7 @@ class Request:
             _plan_layer(dataset, self.backbone, ref, store, self.dtype, unreadable)
             for ref in self.refs
         )
+        layers = derive_rows(layers, self.backbone, dataset, store, self.checked, unreadable)
         return plan_units(layers, len(dataset), self.batch_size, self.backbone.input_size)
 
 

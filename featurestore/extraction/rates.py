@@ -54,8 +54,8 @@ class LayerRates:
         On disk.
     encode : Stage
         To compress it.
-    copy : Stage
-        To read it, from another array or later from this one.
+    copy, derive : Stage
+        To read it, from another array or later from this one; to derive it from another layer.
     share : float
         Of the forward pass, what is needed for this layer alone.
     """
@@ -63,6 +63,7 @@ class LayerRates:
     bytes: float
     encode: Stage
     copy: Stage = Stage()
+    derive: Stage = Stage()
     share: float = 1.0
 
 
@@ -113,9 +114,7 @@ class Rates:
 
     def alone(self, layer: LayerPlan) -> float:
         """Estimate how long a plan for one of the layers alone takes."""
-        return self._seconds(
-            [layer], (layer.rows_missing - layer.rows_copied), self.layers[str(layer.ref)].share
-        )
+        return self._seconds([layer], layer.rows_to_compute, self.layers[str(layer.ref)].share)
 
     def bytes(self, layer: LayerPlan) -> int:
         """Estimate what the rows that a plan writes take on disk."""
@@ -132,6 +131,7 @@ class Rates:
             [
                 self.forward * (share * computed),
                 *(each.copy * layer.rows_copied for layer, each in rates),
+                *(each.derive * layer.rows_derived for layer, each in rates),
             ]
         )
         writers = [each.encode * layer.rows_missing for layer, each in rates]
@@ -169,7 +169,8 @@ class Forecast:
         self.row_bytes: dict[str, float] = {}
         self._started = time.perf_counter() if started is None else started
         self._copied, self._copying = 0, 0.0
-        # After the first batch: the time, the images computed, the seconds of copying.
+        self._derived, self._deriving = 0, 0.0
+        # After the first batch: the time, the images computed, the seconds of copying and deriving.
         self._first: tuple[float, int, float] | None = None
 
     def store(self, ref: str, rows: np.ndarray) -> None:
@@ -182,19 +183,28 @@ class Forecast:
         self._copied += rows
         self._copying += seconds
 
-    def advance(self, computed: int, to_compute: int, to_copy: int) -> None:
-        """Take how many images have been computed, of how many; and how many rows to copy."""
+    def derive(self, rows: int, seconds: float) -> None:
+        """Take how long it took to derive some rows."""
+        self._derived += rows
+        self._deriving += seconds
+
+    def advance(self, computed: int, to_compute: int, to_copy: int, to_derive: int = 0) -> None:
+        """Take how many images are computed, of how many; and how many rows to copy and derive."""
         if self.seconds is not None or (to_compute and not computed):
             return
+        if self._derived < to_derive / 2 and self._deriving < LONG_ENOUGH:
+            return
         now, pace = time.perf_counter(), 0.0
+        others = self._copying + self._deriving
         if computed < to_compute:
             if self._first is None:
-                self._first = now, computed, self._copying
-            since, before, copying = self._first
+                self._first = now, computed, others
+            since, before, before_others = self._first
             if computed == before or (now - since < LONG_ENOUGH and computed < to_compute / 2):
                 return
-            pace = (now - since - (self._copying - copying)) / (computed - before)
+            pace = (now - since - (others - before_others)) / (computed - before)
         left = max(0, to_copy - self._copied) * self._copying / max(1, self._copied)
+        left += max(0, to_derive - self._derived) * self._deriving / max(1, self._derived)
         self.seconds = now - self._started + pace * (to_compute - computed) + left
 
 
@@ -207,28 +217,31 @@ def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Ra
     )
     once, few = 0.0, None
     decoding, forward = Stage(), Stage()
-    activations: Sequence[np.ndarray | None] = [None] * len(missing)
+    activations: dict[str, np.ndarray] = {}
     if rows:
         dataset.image(rows[0], backbone.resize)  # The first one compiles the resize.
         images, decoding = _timed(len(rows), lambda: _images(dataset, backbone, rows))
-        refs = [layer.ref for layer in missing]
+        computed = [layer for layer in missing if layer.is_computed.any()]
+        refs = [layer.ref for layer in computed]
         started = time.perf_counter()
         compiled = backbone.forward(refs)
         numerics.check(backbone, refs, images, compiled(images))
         once = time.perf_counter() - started
-        stored, forward = _again(len(rows), lambda: _stored(missing, compiled(images)))
-        activations = stored
+        stored, forward = _again(len(rows), lambda: _stored(computed, compiled(images)))
+        activations = dict(zip(map(str, refs), stored, strict=True))
         once -= forward.wall * len(rows)
         chosen = numerics.sampled(len(rows))
         few = Few(
             [rows[number] for number in chosen],
             images[chosen],
-            {str(ref): each[chosen] for ref, each in zip(refs, stored, strict=True)},
+            {ref: each[chosen] for ref, each in activations.items()},
         )
     shares = _shares(backbone, missing)
     layers = {
-        str(layer.ref): _layer_rates(layer, values, share)
-        for layer, values, share in zip(missing, activations, shares, strict=True)
+        str(layer.ref): _layer_rates(
+            layer, activations.get(str(layer.ref)), share, decided.batch_rows
+        )
+        for layer, share in zip(missing, shares, strict=True)
     }
     nothing = LayerRates(0.0, Stage())
     every = {str(each.ref): layers.get(str(each.ref), nothing) for each in decided.layers}
@@ -248,7 +261,8 @@ def _images(dataset: Dataset, backbone: Backbone, rows: Sequence[int]) -> np.nda
 
 def _shares(backbone: Backbone, layers: Sequence[LayerPlan]) -> list[float]:
     """Return how much of the pass through all layers each of them needs, by its operations."""
-    whole = backbone.flops([layer.ref for layer in layers]) if layers else 0
+    refs = [layer.ref for layer in layers if layer.is_computed.any()]
+    whole = backbone.flops(refs) if refs else 0
     return [backbone.flops([layer.ref]) / whole if whole else 1.0 for layer in layers]
 
 
@@ -259,8 +273,10 @@ def _stored(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> l
         return [each.astype(layer.dtype) for layer, each in pairs]
 
 
-def _layer_rates(layer: LayerPlan, values: np.ndarray | None, share: float) -> LayerRates:
-    copy, copies = None, layer.copies
+def _layer_rates(
+    layer: LayerPlan, values: np.ndarray | None, share: float, batch_rows: int
+) -> LayerRates:
+    copy, copies, derive = None, layer.copies, Stage()
     if copies is not None and layer.rows_copied:
         spans = map(layer.span, layer.missing)
         span = next(each for each in spans if layer.is_copied[each.start : each.stop].any())
@@ -268,12 +284,20 @@ def _layer_rates(layer: LayerPlan, values: np.ndarray | None, share: float) -> L
         found = np.concatenate([rows for _, rows in parts]).astype(layer.dtype, copy=False)
         copy = stage * (1 / len(found))
         values = found if values is None else values
+    if layer.derived is not None:
+        most = min(batch_rows, layer.block_rows)
+        first = int(np.flatnonzero(layer.derived.copies.group_of >= 0)[0])
+        span = range(first, min(first + most, layer.shape[0]))
+        made, stage = _timed(1, lambda: layer.derived.read(span, most) if layer.derived else None)
+        if made is not None:
+            derive = stage * (1 / len(made[1]))
+            values = made[1].astype(layer.dtype) if values is None else values
     if values is None:
-        return LayerRates(0.0, Stage(), copy or Stage(), share)
+        return LayerRates(0.0, Stage(), copy or Stage(), derive, share)
     packed, stage = _timed(len(values), lambda: encode(values, ""))
     if copy is None:
         _, copy = _timed(len(values), lambda: decode(packed, values.shape, values.dtype, ""))
-    return LayerRates(_bytes_a_row(packed, values), stage, copy, share)
+    return LayerRates(_bytes_a_row(packed, values), stage, copy, derive, share)
 
 
 def _bytes_a_row(packed: bytes, rows: np.ndarray) -> float:

@@ -36,9 +36,9 @@ class LayerReport:
     """The result for one layer ref: the fields of ``featurestore extract --json``.
 
     ``bytes`` are those on disk, compressed. Rows were computed by this call, copied from other
-    arrays of the same prefix digest and reduction, or stored before; ``rows_derived`` is 0: no rows
-    are derived from another layer yet. ``bytes_estimated`` is what the first batch said of
-    ``bytes``; None if this call wrote no row.
+    arrays of the same prefix digest and reduction, derived from the stored layer ``derived_from``,
+    or stored before. ``bytes_estimated`` is what the first batch said of ``bytes``; None if this
+    call wrote no row.
     """
 
     key: str
@@ -49,6 +49,7 @@ class LayerReport:
     rows_reused: int
     rows_copied: int
     rows_derived: int = 0
+    derived_from: str | None = None
     bytes_estimated: int | None = None
 
 
@@ -103,10 +104,11 @@ class Extraction(dict[str, Features]):
         reports = [each for part in (self, *self.views) for each in part.reports.values()]
         computed = sum(report.rows_computed for report in reports)
         copied = sum(report.rows_copied for report in reports)
+        derived = sum(report.rows_derived for report in reports)
         reused = sum(report.rows_reused for report in reports)
         return (
             f"Extraction({self.dataset.name!r}, {', '.join(self)}: {computed:,} rows computed, "
-            f"{copied:,} copied, {reused:,} reused, {self.seconds:.1f} s)"
+            f"{copied:,} copied, {derived:,} derived, {reused:,} reused, {self.seconds:.1f} s)"
         )
 
     def _repr_html_(self) -> str:
@@ -114,7 +116,7 @@ class Extraction(dict[str, Features]):
 
     def grid(self) -> Grid:
         """Show what became of each layer."""
-        fields = ["size", "rows_computed", "rows_copied", "rows_reused", "key"]
+        fields = ["size", "rows_computed", "rows_copied", "rows_derived", "rows_reused", "key"]
         return features_grid(self.to_dict(), fields, "on disk")
 
     def to_dict(self) -> dict[str, Any]:
@@ -258,7 +260,8 @@ def extract(
     written = Written(forecast=Forecast(started))
     while True:
         _replace(asked, dataset, store)
-        sources = [key for layer in asked.layers if layer.copies for key in layer.copies.keys]
+        parts = [each for layer in asked.layers for each in (layer.copies, layer.derived) if each]
+        sources = [key for each in parts for key in each.keys]
         in_use = [*(layer.key for layer in asked.layers), *sources]
         with store.features.lock(in_use, shared=True):
             # Locked, and then referred to by a manifest: gc removes neither.
@@ -357,6 +360,11 @@ def _open(
     }
     if layer.copies and layer.copies.groups:
         provenance["copied_from"] = list(map(str, layer.copies.keys))
+    derived = list(map(str, layer.derived.keys)) if layer.derived else []
+    for group in layer.copies.groups if layer.copies else ():
+        derived += group.provenance.get("derived_from", [])
+    if derived:
+        provenance["derived_from"] = list(dict.fromkeys(derived))
     return store.features.create(
         layer.key,
         shape=layer.shape,
@@ -396,7 +404,7 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
 
 def _report(layer: LayerPlan, group: FeatureGroup, written: Written) -> LayerReport:
     ref = str(layer.ref)
-    computed, copied = written.computed[ref], written.copied[ref]
+    computed, copied, derived = written.computed[ref], written.copied[ref], written.derived[ref]
     row_bytes = written.forecast.row_bytes.get(ref)
     return LayerReport(
         key=str(group.key),
@@ -404,7 +412,9 @@ def _report(layer: LayerPlan, group: FeatureGroup, written: Written) -> LayerRep
         dtype=str(group.dtype),
         bytes=group.nbytes_stored,
         rows_computed=computed,
-        rows_reused=group.shape[0] - computed - copied,
+        rows_reused=group.shape[0] - computed - copied - derived,
         rows_copied=copied,
+        rows_derived=derived,
+        derived_from=written.sources.get(ref),
         bytes_estimated=None if row_bytes is None else round(row_bytes * group.shape[0]),
     )

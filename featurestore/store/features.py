@@ -165,6 +165,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         wanted = (prefix_digest, ref.partition(":")[2])
         return [group for group in found if group.prefix == wanted]
 
+    def whole_prefixes(self) -> set[str]:
+        """Return the first digits of the prefix digests of all features that are not reduced."""
+        parsed = map(_parse, self._paths())
+        return {each.prefix for each in parsed if ":" not in each.ref}
+
     def match(self, text: str | FeatureKey, **variant: Any) -> Item:
         """Find the one item that a text stands for, readable or not; otherwise NotFoundError.
 

@@ -22,6 +22,13 @@ def derived(backbone, source, refs, images, dtype="float16"):
     return backbone.tail(source, refs)(whole.astype(dtype))
 
 
+def checked(backbone, source, refs, stored, images, dtype="float16"):
+    tail = backbone.tail(source, refs)
+    return numerics.check_derived(
+        backbone, tail, refs, stored.astype(dtype, copy=False), images, dtype
+    )
+
+
 def check_all(backbone, ref, images, dtype="float16", allowed=2.0**-11):
     """Derive a ref from every layer that it can be derived from, nearest first."""
     sources = backbone.derivable_from(ref)
@@ -135,10 +142,8 @@ def test_networks_of_half_precision_go_on_in_their_own_type(policy, batch):
     made = made_of(make)
     end = made.layer_names[-1]
     assert check_all(made, end, batch, "float32", 0.0) == ["pool", "conv", "scaled"]
-    check = numerics.check_derived(
-        made, "pool", [end], made.forward(["pool"])(batch)[0].astype("float16"), batch, "float16"
-    )
-    assert check[0].apart == 0.0
+    (found,) = checked(made, "pool", [end], made.reference(["pool"])(batch)[0], batch)
+    assert found.apart == 0.0
 
 
 def test_integers_are_no_source(batch):
@@ -164,17 +169,14 @@ def test_weights_that_are_nan_count_behind_the_source_only(batch):
 def test_what_rounding_explains_holds(backbone, batch, dtype):
     (stored,) = backbone.forward(["pool"])(batch)
     refs = ["pool:avg", "logits"]
-    args = (backbone, "pool", refs, stored.astype(dtype), batch, dtype)
-    for each in numerics.check_derived(*args):
+    for each in checked(backbone, "pool", refs, stored, batch, dtype):
         assert each.holds
         assert each.allowed == (1.5 * 2.0**-11 if dtype == "float16" else numerics.TOLERANCE)
 
 
 def test_stored_rows_of_other_images_do_not_hold(backbone, batch):
     (stored,) = backbone.forward(["pool"])(batch)
-    (found,) = numerics.check_derived(
-        backbone, "pool", ["logits"], np.roll(stored, 1, axis=0), batch, "float16"
-    )
+    (found,) = checked(backbone, "pool", ["logits"], np.roll(stored, 1, axis=0), batch)
     assert not found.holds
     assert found.apart > 0.01
 
@@ -188,11 +190,11 @@ def test_a_tail_that_amplifies_what_storing_rounds_does_not_hold(batch):
 
     made = made_of(make)
     (stored,) = made.forward(["raised"])(batch)
-    args = made, "raised", ["lowered", "raised:avg"]
-    lowered, average = numerics.check_derived(*args, stored.astype("float16"), batch, "float16")
+    args = made, "raised", ["lowered", "raised:avg"], stored, batch
+    lowered, average = checked(*args, "float16")
     assert (lowered.holds, average.holds) == (False, True)
     assert lowered.apart > 0.01
-    assert all(each.holds for each in numerics.check_derived(*args, stored, batch, "float32"))
+    assert all(each.holds for each in checked(*args, "float32"))
 
 
 def check_real(network, ref, source, around):
@@ -204,9 +206,8 @@ def check_real(network, ref, source, around):
     assert set(sources) <= {*network.layers_before(layer), layer}
     assert 0 < network.flops([ref], source) < network.flops([ref])
     (stored,) = network.reference([source])(images)
-    stored = stored.astype("float16")
-    (check,) = numerics.check_derived(network, source, [ref], stored, images, "float16")
-    assert check.holds
+    (found,) = checked(network, source, [ref], stored, images)
+    assert found.holds
 
 
 def test_a_real_network(mobilenet):
