@@ -21,7 +21,7 @@ from featurestore.extraction.copies import (
     damaged_blocks,
     find_copies,
 )
-from featurestore.store import FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -157,10 +157,13 @@ def _derived(
     """Derive a layer from the stored layer that has the most rows: of several, the nearest."""
     from featurestore.backbone import numerics
 
-    ways, named = [], _named_sources(layer, store)
+    ways = []
+    if store.features.has(layer.key) and not layer.replaces:
+        # Its provenance names what its rows are derived from, and does not change.
+        whole = whole & sources_of(store.features.get(layer.key))
     for source in backbone.derivable_from(layer.ref):
         prefix = backbone.prefix_digest(source)
-        if short(prefix) in (whole if named is None else whole & named):
+        if short(prefix) in whole:
             key = FeatureKey(backbone.name, source, prefix, dataset.digest)
             copies = _readable(key, layer, dataset, store, unreadable)
             # A check of so many rows computes as many.
@@ -182,14 +185,9 @@ def _derived(
     return replace(layer, why="; ".join(notes) or None)
 
 
-def _named_sources(layer: LayerPlan, store: FeatureStore) -> set[str] | None:
-    """Return the first digits of the prefix digests that an array was begun to be derived from.
-
-    None if it does not exist yet: its provenance names what its rows are derived from.
-    """
-    if layer.replaces or not store.features.has(layer.key):
-        return None
-    named = store.features.get(layer.key).provenance.get("derived_from", [])
+def sources_of(group: FeatureGroup) -> set[str]:
+    """Return the first digits of the prefix digests of the layers that rows were derived from."""
+    named = group.provenance.get("derived_from", [])
     return {key.rpartition("/")[0].rpartition("-")[2] for key in named}
 
 

@@ -13,7 +13,7 @@ against the cached head on computed ones. Nothing is assumed about how rounding 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ SPILL = 1 / 8
 # Networks that amplify rounding may differ by this many times the effect of moving the last bit of
 # each layer's result.
 ROUNDINGS = 8.0
+# Derived features may differ by this many times what derivation moves them by on a few other rows.
+DERIVATIONS = 3.0
 # Error of summing in another order in float32, relative to the terms, and to the result. A
 # flattened layer of 65,536 features, centred by its bias, reached a quarter of it.
 SUM = 2.0**-17
@@ -94,6 +96,8 @@ class FeatureCheck:
     plain, rounded : numpy.ndarray of float32, (some row, …)
         Features of a few images, without and with the last bit of each layer's result moved: they
         show how strongly this network amplifies rounding.
+    derived : sequence of numpy.ndarray of float32, (some row, …)
+        The same features, derived from each layer that stored rows were derived from.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class FeatureCheck:
         precision: str,
         plain: np.ndarray,
         rounded: np.ndarray,
+        derived: Sequence[np.ndarray] = (),
     ) -> None:
         self.stored, self.dtype = stored, dtype
         size = np.abs(stored).max(axis=0)
@@ -111,8 +116,11 @@ class FeatureCheck:
         self._size = size + np.float32(SPILL * typical)
         coarsest = max(ARITHMETIC.values())
         relative = max(ARITHMETIC.get(each, coarsest) for each in precision.split("+"))
-        moved = np.abs(rounded - plain) / np.where(self._size > 0, self._size, 1)
-        self.relative = max(relative, ROUNDINGS * float(moved.max(initial=0)))
+        self.relative = relative
+        for times, others in ((ROUNDINGS, [rounded]), (DERIVATIONS, derived)):
+            for other in others:
+                moved = np.abs(other - plain) / np.where(self._size > 0, self._size, 1)
+                self.relative = max(self.relative, times * float(moved.max(initial=0)))
 
     def require(self, features: np.ndarray, rows: np.ndarray, what: str) -> None:
         """Raise ParityError if computed features differ from the stored ones."""

@@ -8,8 +8,10 @@ import keras
 import numpy as np
 
 from featurestore.backbone import LayerRef, numerics
-from featurestore.backbone.forward import exact
+from featurestore.backbone.forward import exact, plain
+from featurestore.digests import short
 from featurestore.errors import NotFoundError, ParityError
+from featurestore.extraction.derivation import sources_of
 from featurestore.extraction.run import extract_command
 from featurestore.listening import OnEvent
 from featurestore.promotion.events import Proved
@@ -73,8 +75,10 @@ def prove(
     stored = group.read(there[rows], dtype="float32")
     ref = LayerRef.parse(head.key.ref)
     passes = (backbone.reference([ref]), numerics.rounded(backbone, [ref]))
-    plain, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
-    check = FeatureCheck(stored, group.dtype, backbone.precision(ref.layer), plain, rounded)
+    alone, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
+    derived = _derived(backbone, ref, group, images[:ROUNDED_ROWS])
+    precision = backbone.precision(ref.layer)
+    check = FeatureCheck(stored, group.dtype, precision, alone, rounded, derived)
     check.require_distinct()
     held_out = data.splits[rows] != "train"
 
@@ -122,6 +126,19 @@ def _stored(head: Head, backbone: Backbone, data: Dataset) -> tuple[FeatureGroup
             f"them again with `{extract_command(data, backbone, head.key.ref)}`"
         ) from error
     raise own.incomplete(own.missing())
+
+
+def _derived(
+    backbone: Backbone, ref: LayerRef, group: FeatureGroup, images: np.ndarray
+) -> list[np.ndarray]:
+    """Derive features of a few images from the layers that stored rows were derived from."""
+    named, found = sources_of(group), []
+    for source in backbone.derivable_from(ref) if named else ():
+        if short(backbone.prefix_digest(source)) in named:
+            (whole,) = backbone.reference([source])(images)
+            tail = plain(backbone.computation([ref], source=source))
+            found += tail(whole.astype(group.dtype))
+    return found
 
 
 def proof_rows(there: np.ndarray, block_rows: int, row_bytes: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,26 @@ def test_from_image_files_to_the_saved_file(maps: Features, backbone: Backbone) 
     assert [each.what for each in told] == ["the fused model", "the saved file"]
     assert told[0].parity == parity
     assert told[1].parity.holds
+
+
+def test_a_head_on_derived_features(
+    flowers: Dataset, photos: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    """They are off by what storing their source rounds, or what was copied from them is."""
+    store = FeatureStore(tmp_path / "store", create=True)
+    extract(flowers, backbone, ["block2_relu"], store)
+    features = extract(flowers, backbone, ["block3_relu"], store)["block3_relu"]
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    for image in sorted((folder / "ant").iterdir())[:5]:
+        image.unlink()
+    fewer = Dataset.open(folder, val=0.3)
+    copied = extract(fewer, backbone, ["block3_relu"], store)
+    assert copied.reports["block3_relu"].rows_copied == 40
+    for each in (features, copied["block3_relu"]):
+        head = fit_head(each, "logistic", save=False)
+        parity = proven(head, backbone, each)[0]
+        assert parity.holds
+        assert parity.tolerance < 0.2
 
 
 def test_a_keras_head_whose_softmax_is_nested(maps: Features, backbone: Backbone) -> None:
