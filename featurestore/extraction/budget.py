@@ -196,7 +196,7 @@ def _decided(wanted: Wanted, every: Sequence[Wanted], stored: Collection[str]) -
             why += f"; {named} {'is' if len(others) == 1 else 'are'} derived from it"
         return Decision(wanted.ref, True, wanted.bytes, None, 0.0, why)
     seconds, source = wanted.best(stored)
-    share = 1.0 if source is None else seconds / wanted.seconds
+    share = 1.0 if source is None else seconds / max(wanted.seconds, seconds, 1e-12)
     why = f"from {source or 'the images'} at {share:.0%} of a full pass"
     return Decision(wanted.ref, False, wanted.bytes, source, share, why)
 

@@ -83,18 +83,22 @@ def _wanted(
     if held and not layer.missing:
         return Wanted(ref, store.features.get(layer.key).nbytes_stored, 0.0, stored=True)
     passing = [each.ref for each in decided.layers if each.missing and each.is_computed.any()]
-    flops = max(1, backbone.flops(passing))
-    sources = {
-        source: rates.layers[source].copy.wall
-        + rates.forward.wall * backbone.flops([layer.ref], source) / flops
-        for source in backbone.derivable_from(layer.ref)
-        if source in rates.layers
-    }
+    sources = [name for name in backbone.derivable_from(layer.ref) if name in rates.layers]
+    if passing:
+        pace = rates.forward.wall / max(1, backbone.flops(passing))
+        seconds = rates.decode.wall + pace * backbone.flops([layer.ref])
+        derived = {
+            name: rates.layers[name].copy.wall + pace * backbone.flops([layer.ref], name)
+            for name in sources
+        }
+    else:  # Nothing goes through the backbone now, so that operations stand for seconds.
+        seconds = backbone.flops([layer.ref])
+        derived = {name: backbone.flops([layer.ref], name) for name in sources}
     return Wanted(
         ref,
         round(rows * rates.layers[ref].bytes),
-        rows * (rates.decode.wall + rates.forward.wall * rates.layers[ref].share),
-        {source: rows * seconds for source, seconds in sources.items()},
+        rows * seconds,
+        {name: rows * each for name, each in derived.items()},
         stored=held,
     )
 
@@ -109,7 +113,9 @@ def _is_sound(
 ) -> bool:
     """Whether a layer that is derived from another, as that is stored, is the layer."""
     layers = {str(layer.ref): layer for layer in decided.layers}
-    few = rates.few
+    planned, few = layers[ref].derived, rates.few
+    if planned is not None and planned.source == source:
+        return True  # The plan has checked it.
     if few is None:
         return False
     stored = few.activations.get(source)

@@ -421,4 +421,4 @@ def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) ->
     headings = {"rows_computed": "computed", "rows_to_compute": "computed"}
     headings |= {"rows_copied": "copied", "rows_derived": "derived", "rows_reused": "reused"}
     headings |= {"size": size_is}
-    return Grid(rows, ["layer", "shape", *fields], headings)
+    return Grid(rows, ["layer", *fields], headings)

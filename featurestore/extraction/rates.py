@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ Result = TypeVar("Result")
 
 # The pass is called again until it has taken so many seconds: the clock is too coarse, and other
 # work on the machine too irregular, for one batch of a small network.
-LONG_ENOUGH = 0.5
+LONG_ENOUGH, A_MOMENT = 0.5, 0.05
 MOST_CALLS = 16
 
 
@@ -139,7 +140,8 @@ class Rates:
         if not stages:
             return 0.0
         # As many as this process was given while it measured: others may use them too.
-        processors = max(stage.processor / stage.wall for stage in stages)
+        busy = [self.decode, self.forward] if computed else stages
+        processors = max(stage.processor / stage.wall for stage in busy if stage.wall)
         together = Stage.sum(stages).processor / processors if processors else 0.0
         slowest = max(stage.wall for stage in stages)
         return max(together, slowest) + (self.once if computed else 0.0)
@@ -294,9 +296,10 @@ def _layer_rates(
             values = made[1].astype(layer.dtype) if values is None else values
     if values is None:
         return LayerRates(0.0, Stage(), copy or Stage(), derive, share)
-    packed, stage = _timed(len(values), lambda: encode(values, ""))
+    packed, stage = _again(len(values), lambda: encode(values, ""), A_MOMENT)
     if copy is None:
-        _, copy = _timed(len(values), lambda: decode(packed, values.shape, values.dtype, ""))
+        read = partial(decode, packed, values.shape, values.dtype, "")
+        _, copy = _again(len(values), read, A_MOMENT)
     return LayerRates(_bytes_a_row(packed, values), stage, copy, derive, share)
 
 
@@ -312,11 +315,13 @@ def _timed(rows: int, work: Callable[[], Result]) -> tuple[Result, Stage]:
     return result, Stage(wall, processor) * (1 / rows)
 
 
-def _again(rows: int, work: Callable[[], Result]) -> tuple[Result, Stage]:
+def _again(
+    rows: int, work: Callable[[], Result], seconds: float = LONG_ENOUGH
+) -> tuple[Result, Stage]:
     """Time what is too short to be timed once."""
     result, stage = _timed(rows, work)
     stages = [stage]
-    while len(stages) < MOST_CALLS and sum(each.wall for each in stages) * rows < LONG_ENOUGH:
+    while len(stages) < MOST_CALLS and sum(each.wall for each in stages) * rows < seconds:
         result, stage = _timed(rows, work)
         stages.append(stage)
     return result, Stage.sum(stages) * (1 / len(stages))

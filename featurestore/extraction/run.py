@@ -116,7 +116,15 @@ class Extraction(dict[str, Features]):
 
     def grid(self) -> Grid:
         """Show what became of each layer."""
-        fields = ["size", "rows_computed", "rows_copied", "rows_derived", "rows_reused", "key"]
+        fields = [
+            "shape",
+            "size",
+            "rows_computed",
+            "rows_copied",
+            "rows_derived",
+            "rows_reused",
+            "key",
+        ]
         return features_grid(self.to_dict(), fields, "on disk")
 
     def to_dict(self) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def test_a_dry_run_estimates_seconds_and_bytes(place: Place) -> None:
     assert result.json["seconds_estimated"] > 0
     assert result.json["features"]["conv_b:avg"]["bytes_estimated"] > 36 * 16
     assert shown.out.splitlines()[0].split() == [
-        *("layer", "shape", "reused", "copied", "computed", "time", "to", "write", "why")
+        *("layer", "reused", "copied", "derived", "computed", "time", "to", "write", "why")
     ]
     assert "images through the backbone, about " in shown.out.splitlines()[-1]
 

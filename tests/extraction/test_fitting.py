@@ -52,6 +52,17 @@ def test_what_is_stored_stays_and_the_same_call_stores_no_more(dataset, backbone
     assert again.budget[1].why.startswith("stored already")
 
 
+def test_what_a_stored_layer_leads_to_is_left_without_a_pass(dataset, backbone, store):
+    group = extract(dataset, backbone, "pool_a", store)["pool_a"].group
+    layers = ["pool_a", "pool_a:avg", "conv_b:max"]
+    done = extract(dataset, backbone, layers, store, budget=group.nbytes_stored + 1)
+    assert left(done.budget) == {"pool_a:avg": "pool_a", "conv_b:max": "pool_a"}
+    assert [round(each.share, 2) for each in done.budget if not each.store][0] == 0
+    # When asked, they are derived.
+    asked = extract(dataset, backbone, ["pool_a:avg", "conv_b:max"], store)
+    assert {each.rows_derived for each in asked.reports.values()} == {len(dataset)}
+
+
 def test_if_all_fits_nothing_is_measured(dataset, backbone, store, monkeypatch):
     monkeypatch.setattr("featurestore.extraction.fitting.measure", None)
     done = extract(dataset, backbone, LAYERS, store, budget="1GB")
