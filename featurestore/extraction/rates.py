@@ -141,7 +141,7 @@ class Rates:
             return 0.0
         # As many as this process was given while it measured: others may use them too.
         busy = [self.decode, self.forward] if computed else stages
-        processors = max(stage.processor / stage.wall for stage in busy if stage.wall)
+        processors = max((each.processor / each.wall for each in busy if each.wall), default=0.0)
         together = Stage.sum(stages).processor / processors if processors else 0.0
         slowest = max(stage.wall for stage in stages)
         return max(together, slowest) + (self.once if computed else 0.0)
