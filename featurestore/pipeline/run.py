@@ -213,7 +213,7 @@ class _Run:
         self._require_layers(found)
         parts = [part for _, extraction in found for part in (extraction, *extraction.views)]
         reports = [report for part in parts for report in part.reports.values()]
-        fresh = any(report.rows_computed for report in reports)
+        fresh = any(report.rows_reused < report.shape[0] for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
         return found
 

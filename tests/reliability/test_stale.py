@@ -277,8 +277,8 @@ CHANGES: dict[str, tuple[Case, str | None]] = {
     # where it is cut: another name, so there is nothing to explain
     "the layer": (Case(ref="subtract"), None),
     "the layer: BatchNorm": (Case(ref="batch_normalization"), None),
-    "the mean": (Case(ref="cut:avg"), None),
-    "the maximum": (Case(ref="cut:max"), None),
+    "the mean": (Case(ref="cut:avg"), "derived"),
+    "the maximum": (Case(ref="cut:max"), "derived"),
 }
 
 
@@ -290,19 +290,26 @@ CHANGES: dict[str, tuple[Case, str | None]] = {
     ),
 )
 def test_what_could_change_an_activation_changes_the_key(
-    change: str, photos: Path, store: FeatureStore, keys_seen: list[Identity]
+    change: str, usual: Any, photos: Path, store: FeatureStore, keys_seen: list[Identity]
 ) -> None:
     case, names = CHANGES[change]
     asked = case.ask(photos)
     assert identity(asked.key_in(store)) not in keys_seen
     keys_seen.append(identity(asked.key_in(store)))
     (layer,) = plan(asked.dataset, asked.backbone, [asked.ref], store).layers
-    if names is None:
-        assert layer.why is None
-    else:
+    new = len(asked.dataset)
+    if names == "samples":  # The others are copied.
+        known = Dataset.open(usual[0]).sample_digests
+        new = len(set(asked.dataset.sample_digests) - set(known))
+    elif names == "derived":
+        assert str(layer.why).startswith("derived from cut: ")
+        new = 0
+    elif names is not None:
         assert f"{names}: stored " in str(layer.why)
+    else:
+        assert layer.why is None
     found, computed = asked.features_from(store)
-    assert computed == len(asked.dataset)
+    assert computed == new
     assert_same_rows(found, asked)
 
 
