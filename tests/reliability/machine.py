@@ -350,6 +350,24 @@ class StoreMachine(RuleBasedStateMachine):
             self.ran["resume"] += 1
             self.extract_layers(group.dataset, group.backbone, [key.ref], group.dtype, 8, death)
 
+    @rule(pick=PICKS, seed=st.integers(0, 3), death=st.none() | st.integers(0, 60))
+    def grow(self, pick: int, seed: int, death: int | None) -> None:
+        """Add images to a data set, and replace features that it has."""
+        held = [
+            (key, group)
+            for key, group in sorted(self.groups.items(), key=str)
+            if group.dataset in self.current.values()
+        ]
+        if held:
+            key, group = chosen(held, pick)
+            self.ran["grow"] += 1
+            digests = list(group.dataset.sample_digests)
+            others = sorted(self.sources.pixels.keys() - set(digests))
+            name = group.dataset.name
+            self.change(name, labelled(digests + others[: 1 + pick % 3], seed), None)
+            dataset = self.current[name]
+            self.extract_layers(dataset, group.backbone, [key.ref], group.dtype, 8, death, True)
+
     def extract_layers(
         self,
         dataset: Dataset,
@@ -397,8 +415,8 @@ class StoreMachine(RuleBasedStateMachine):
         """See which former arrays went: all that are superseded, unless it was killed."""
         superseded = {key for key in self.groups if self.is_former(key, keys, dataset)}
         went = {key for key in self.groups if not self.store.features.has(key)}
+        self.ran["replace a former array"] += len(went)
         if done:
-            self.ran["replace"] += len(went)
             wider = {each: self.groups[each].dtype for each in keys}
             assert went == {
                 key
