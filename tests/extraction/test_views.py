@@ -6,19 +6,23 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, InputError
 from featurestore.extraction import extract, plan
 from featurestore.extraction.repair import repair
-from featurestore.features import Features
-from featurestore.store import FeatureGroup, FeatureStore
-from tests.toys import drop_block
+from featurestore.features import Features, stored
+from featurestore.features.listing import ls
+from featurestore.heads import fit_head
+from featurestore.store import FeatureStore
+from tests.toys import drop_block, take_photos
 
 AUGMENTATION = [{"RandomFlip": {"mode": "horizontal"}}, {"RandomRotation": {"factor": 0.1}}]
 REF = "gap"
@@ -26,10 +30,6 @@ REF = "gap"
 
 def values(features: Features) -> np.ndarray:
     return features.group.read()
-
-
-def views_of(store: FeatureStore) -> list[FeatureGroup]:
-    return [each for each in store.features.values() if each.provenance["backbone"].get("view")]
 
 
 def test_views_are_further_rows_of_the_training_samples(
@@ -120,6 +120,94 @@ def test_repair_makes_a_view_again(
     assert [each.needs for each in repair(store)] == [None]
     assert np.array_equal(group.read(), before)
     assert store.garbage() == []
+
+
+def test_repair_by_the_plain_backbone(
+    dataset: Dataset, backbone: Backbone, store: FeatureStore
+) -> None:
+    made = extract(dataset, backbone, [REF], store, views=2, augmentation=AUGMENTATION)
+    group = made[REF].views[1].group
+    before = group.read()
+    place = Path(store.location, group.features.file(0))
+    place.write_bytes(place.read_bytes()[:-9])
+    assert [each.needs for each in repair(store, backbone=backbone)] == [None]
+    assert np.array_equal(group.read(), before)
+
+
+def test_growth_copies_views_and_gc_frees_the_former_ones(
+    tmp_path: Path, backbone: Backbone, store: FeatureStore
+) -> None:
+    photos = take_photos(tmp_path / "photos", 6)
+    options: dict[str, Any] = {"views": 2, "augmentation": AUGMENTATION}
+    first = extract(photos, backbone, [REF], store, **options)
+    trained = len(first[REF].dataset.rows("train"))
+    Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(photos / "red" / "new.png")
+    Image.fromarray(np.full((9, 9, 3), 8, np.uint8)).save(photos / "blue" / "new.png")
+    grown = extract(photos, backbone, [REF], store, **options)
+    added = len(grown[REF].dataset.rows("train")) - trained
+    for view in grown.views:
+        report = view.reports[REF]
+        assert (report.rows_copied, report.rows_computed) == (trained, added)
+    fresh = extract(photos, backbone, [REF], "memory://fresh", **options)
+    for mine, other in zip(grown[REF].views, fresh[REF].views, strict=True):
+        assert mine.key == other.key
+        assert np.array_equal(values(mine), values(other))
+    garbage = [each for each in store.garbage() if each.kind == "features"]
+    former = {str(each[REF].key) for each in (first, *first.views)}
+    assert {each.name for each in garbage} == former
+    assert all("superseded by" in each.reason for each in garbage)
+    store.gc(store.garbage())
+    assert len(store.features.keys()) == 3
+
+
+def test_another_split_copies_the_views_that_there_are(
+    photos: Path, backbone: Backbone, store: FeatureStore
+) -> None:
+    options: dict[str, Any] = {"views": 1, "augmentation": AUGMENTATION}
+    first = Dataset.open(photos, val=0.3)
+    extract(first, backbone, [REF], store, **options)
+    second = Dataset.open(photos, val=0.3, seed=1)
+    report = extract(second, backbone, [REF], store, **options).views[0].reports[REF]
+    known = set(first.training().sample_digests)
+    now = second.training().sample_digests
+    assert report.rows_copied == sum(each in known for each in now)
+    assert report.rows_computed == sum(each not in known for each in now)
+
+
+def test_rm_and_ls_take_views_with_their_layer(
+    dataset: Dataset, backbone: Backbone, store: FeatureStore
+) -> None:
+    options: dict[str, Any] = {"views": 2, "augmentation": AUGMENTATION}
+    made = extract(dataset, backbone, [REF, "conv_b:max"], store, **options)
+    table = ls(store)
+    assert len(table) == 6
+    assert {row["view"] for row in table} == {None, 0, 1}
+    assert all(row["datasets"] == [dataset.name] for row in table)
+    assert str(table).count("2 by RandomFlip+RandomRotation") == 2
+    assert store.features.match("gap").name == str(made["gap"].key)
+    head = fit_head(made[REF], "knn")
+    unused = {each.name for each in store.garbage(unused=True)}
+    assert unused == {str(each.key) for each in (made["conv_b:max"], *made["conv_b:max"].views)}
+    view = store.removal(str(made[REF].views[0].key))
+    assert [each.name for each in view.items] == [f"heads/{head.id}", str(made[REF].views[0].key)]
+    removal = store.removal("tiny/gap")
+    assert len(removal.items) == 4
+    store.remove(removal)
+    assert {key.ref for key in store.features.keys()} == {"conv_b:max"}
+    everything = store.removal(dataset.name)
+    store.remove(everything)
+    assert store.features.keys() == []
+
+
+def test_all_samples_may_be_training_samples(
+    photos: Path, backbone: Backbone, store: FeatureStore
+) -> None:
+    whole = Dataset.open(photos, val=0)
+    assert whole.digest == whole.train_digest == whole.training().digest
+    made = extract(whole, backbone, [REF], store, views=1, augmentation=AUGMENTATION)
+    store.datasets.add(whole)
+    assert [each.key for each in stored(store, whole)] == [made[REF].key]
+    assert Features.open(whole, REF, store, views=1).views[0].key == made[REF].views[0].key
 
 
 def test_a_view_resumes(dataset: Dataset, backbone: Backbone, store: FeatureStore) -> None:
