@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -273,3 +274,32 @@ def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> N
     assert lost.endswith("if it was moved: featurestore scan NEW --name mine")
     assert found.status == 0, found.err
     assert f"{head} is stale" in found.err
+
+
+def test_views_are_extracted_and_trained_on(place: Place) -> None:
+    Path("flips.yaml").write_text(
+        "- RandomFlip: {mode: horizontal}\n- RandomRotation: {factor: 0.1}\n"
+    )
+    views = ["--views", "2", "--augmentation", "flips.yaml"]
+
+    planned = featurestore("extract", "photos", *EXTRACT, *views, "--dry-run", "--json").json
+    report = featurestore("extract", "photos", *EXTRACT, *views, "--json").json
+    (listed,) = [row for row in featurestore("ls", "--json").json if row["view"] == 1]
+    table = featurestore("ls").out
+    train = ["train", "photos", "--model", "tiny", "--layer", "conv_b:avg", "--head", "knn"]
+    plain, augmented = (featurestore(*train, *more, "--json").json for more in ([], views[:2]))
+    command = featurestore("show", listed["key"], "--json").json["provenance"]["command"]
+
+    assert len(planned["views"]) == len(report["views"]) == 2
+    computed = report["views"][0]["conv_b:avg"]["rows_computed"]
+    assert computed == planned["views"][0]["conv_b:avg"]["rows_to_compute"] < 36
+    assert "2 by RandomFlip+RandomRotation" in table
+    assert plain["head"] != augmented["head"]
+    assert plain["metrics"]["val"]["rows"] == augmented["metrics"]["val"]["rows"]
+    again = featurestore(*shlex.split(command)[1:], "--json").json
+    assert again["views"][1]["conv_b:avg"]["rows_computed"] == 0
+    assert "views" in featurestore("heads").out
+    wrong = featurestore("extract", "photos", *EXTRACT, "--views", "2").error
+    assert wrong.startswith("views are made by an augmentation: give both")
+    wrong = featurestore("extract", "photos", *EXTRACT, "--views", "2", "--augmentation", "a.yaml")
+    assert wrong.error.startswith("cannot read the augmentation 'a.yaml'")
