@@ -173,11 +173,12 @@ def _value(task: Task) -> str:
 
 
 def _extraction_started(event: Any) -> str:
-    copied = plural(event.copied, "stored row")
+    parts = [f"copy {plural(event.copied, 'stored row')}"] if event.copied else []
+    parts += [f"derive {plural(event.derived, 'row')}"] if event.derived else []
     view = "" if event.view is None else f", view {event.view}"
-    if event.copied and not event.rows:
-        return f"extract: copy {copied} to {', '.join(event.layers)}{view}"
-    also = f"; copy {copied}" if event.copied else ""
+    if parts and not event.rows:
+        return f"extract: {', '.join(parts)} to {', '.join(event.layers)}{view}"
+    also = "".join(f"; {each}" for each in parts)
     images = f"{plural(event.rows, 'image')} through {event.model}"
     return f"extract: {images} to {', '.join(event.layers)}{view}{also}"
 

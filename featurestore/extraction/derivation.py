@@ -140,7 +140,9 @@ def _leave_to_the_pass(layers: Sequence[LayerPlan], backbone: Backbone) -> tuple
             more = backbone.flops([*refs, layer.ref]) - backbone.flops(refs)
             if layer.ref in refs or more <= backbone.flops([layer.ref], layer.derived.source):
                 refs.append(layer.ref)
-                layer = replace(layer, derived=layer.derived.without(rows))
+                left, source = layer.derived.without(rows), layer.derived.source
+                why = layer.why if left else f"not derived from {source}: the pass leads here"
+                layer = replace(layer, derived=left, why=why)
         decided.append(layer)
     return tuple(decided)
 

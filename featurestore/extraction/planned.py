@@ -418,6 +418,12 @@ def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) ->
     rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in shown]
     if "time" in fields:
         rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
+    if any(row["rows_derived"] for row in rows):
+        for row in rows:
+            if row["rows_derived"]:
+                row["rows_derived"] = f"{row['rows_derived']:,} from {row['derived_from']}"
+    else:
+        fields = [each for each in fields if each != "rows_derived"]
     headings = {"rows_computed": "computed", "rows_to_compute": "computed"}
     headings |= {"rows_copied": "copied", "rows_derived": "derived", "rows_reused": "reused"}
     headings |= {"size": size_is}

@@ -129,6 +129,8 @@ def test_rows_that_pass_anyway_are_computed_if_that_is_no_more_work(dataset, sto
     network = Backbone.from_model(keras.Model(image, end), name="convolutions", scaling="unit")
     extract(dataset, network, ["stored"], store)
     for refs, rows_derived in ((["first", "last"], [0, 45]), (["last:max", "sum"], [0, 0])):
+        whys = [str(each.why) for each in plan(dataset, network, refs, store).layers]
+        assert whys[0].startswith("not derived from stored: the pass") is (refs[1] == "sum")
         found = extract(dataset, network, refs, store)
         assert [each.rows_derived for each in found.reports.values()] == rows_derived
         for features in found.values():
