@@ -144,6 +144,18 @@ def test_a_dry_run_explains_a_miss(place: Place) -> None:
     assert "resize: stored stretch, asked crop" in why
 
 
+def test_what_is_derived_says_from_what(place: Place) -> None:
+    layers = ("--layer", "pool_a:avg", "--layer", "conv_b:max", "--store", "derived")
+    model = EXTRACT[: EXTRACT.index("--layer")]
+    featurestore("extract", "photos", *model, "--layer", "pool_a", "--store", "derived")
+    planned = featurestore("extract", "photos", *model, *layers, "--dry-run")
+    assert planned.out.count("36 from pool_a") == 2
+    assert "derived from pool_a: off by 0.0" in planned.out
+    done = featurestore("extract", "photos", *model, *layers)
+    assert "extract: derive 72 rows to pool_a:avg, conv_b:max" in done.err
+    assert done.out.count("36 from pool_a") == 2
+
+
 def test_a_dry_run_estimates_seconds_and_bytes(place: Place) -> None:
     result = featurestore("extract", "photos", *EXTRACT, "--dry-run", "--store", "new", "--json")
     shown = featurestore("extract", "photos", *EXTRACT, "--dry-run", "--store", "new")
@@ -151,7 +163,7 @@ def test_a_dry_run_estimates_seconds_and_bytes(place: Place) -> None:
     assert result.json["seconds_estimated"] > 0
     assert result.json["features"]["conv_b:avg"]["bytes_estimated"] > 36 * 16
     assert shown.out.splitlines()[0].split() == [
-        *("layer", "reused", "copied", "derived", "computed", "time", "to", "write", "why")
+        *("layer", "reused", "copied", "computed", "time", "to", "write", "why")
     ]
     assert "images through the backbone, about " in shown.out.splitlines()[-1]
 
