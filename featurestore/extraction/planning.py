@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from featurestore.backbone.augmentation import title
 from featurestore.errors import InputError, NotFoundError, received
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
@@ -221,5 +222,7 @@ def _differences(stored: Mapping[str, Any], asked: dict[str, Any], under: str = 
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{under}{name}.")
         elif old != new:
+            if name == "augmentation":  # whole settings would fill the line
+                old, new = (each and title(each) for each in (old, new))
             found.append(f"{under}{name}: stored {old}, asked {new}")
     return found
