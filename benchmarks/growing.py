@@ -30,7 +30,7 @@ from benchmarks.measure import MOBILENETV2, ROOT, STAMPS, VGG16, machine, run, w
 IMAGES, SIDE, TURNS = 1_500, 96, 3
 NEW, REMOVED = IMAGES // 100, IMAGES // 10
 WHOLE, DEEPER, POOLED = "block4_pool", "block5_pool", "block5_pool:avg"
-SMALL = 1_000
+SMALL = 500
 
 
 def write_crops(folder: Path, first: int, last: int) -> None:
