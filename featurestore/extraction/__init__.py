@@ -13,7 +13,8 @@ from featurestore.extraction.events import (
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import plan
 from featurestore.extraction.repair import Repair, repair
-from featurestore.extraction.run import Extraction, LayerReport, extract
+from featurestore.extraction.report import Extraction, LayerReport
+from featurestore.extraction.run import extract
 
 __all__ = [
     "BackboneLoading",

@@ -15,6 +15,7 @@ from featurestore.extraction.budget import Decision, budget_dict
 from featurestore.extraction.copies import Copies
 from featurestore.extraction.derivation import Derivation
 from featurestore.extraction.rates import Rates
+from featurestore.extraction.report import features_grid
 from featurestore.store import FeatureKey
 from featurestore.table import Grid, duration, plural, show_html, size
 
@@ -404,27 +405,3 @@ def _starts(decided: ExtractionPlan) -> list[int]:
         full = alone or found >= MOST_BATCHES * decided.batch_rows or cells >= most
         full |= not found and cells >= MOST_CELLS
     return [*starts, decided.rows]
-
-
-def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) -> Grid:
-    """Show the features of a plan or a report, by layer ref, all views of one in a row."""
-    shown, views = [*report["features"].items()], report["views"]
-    for ref in views[0] if views else ():
-        made = [each[ref] for each in views]
-        sums = {k: sum(each[k] or 0 for each in made) for k, v in made[0].items() if type(v) is int}
-        if "time" in fields:
-            sums["seconds_estimated"] = sum(each["seconds_estimated"] for each in made)
-        shown.append((f"{ref}, {plural(len(views), 'view')}", {**made[-1], **sums}))
-    rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in shown]
-    if "time" in fields:
-        rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
-    if any(row["rows_derived"] for row in rows):
-        for row in rows:
-            if row["rows_derived"]:
-                row["rows_derived"] = f"{row['rows_derived']:,} from {row['derived_from']}"
-    else:
-        fields = [each for each in fields if each != "rows_derived"]
-    headings = {"rows_computed": "computed", "rows_to_compute": "computed"}
-    headings |= {"rows_copied": "copied", "rows_derived": "derived", "rows_reused": "reused"}
-    headings |= {"size": size_is}
-    return Grid(rows, ["layer", *fields], headings)

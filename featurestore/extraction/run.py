@@ -6,22 +6,21 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
 from featurestore.backbone.augmentation import settings
-from featurestore.errors import NotFoundError, nearest
-from featurestore.extraction.budget import Decision, budget_dict, bytes_of
+from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
-from featurestore.extraction.executor import Executor, Written
-from featurestore.extraction.planned import ExtractionPlan, LayerPlan, features_grid
+from featurestore.extraction.executor import Executor
+from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request, refs_of
 from featurestore.extraction.rates import Forecast
+from featurestore.extraction.report import Extraction, LayerReport
+from featurestore.extraction.writer import Written
 from featurestore.features import Features
 from featurestore.listening import OnEvent
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, Former, StoreLike
-from featurestore.table import Grid, duration, plural, show_html, size
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -29,140 +28,6 @@ if TYPE_CHECKING:
 
     from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """The result for one layer ref: the fields of ``featurestore extract --json``.
-
-    ``bytes`` are those on disk, compressed. Rows were computed by this call, copied from other
-    arrays of the same prefix digest and reduction, derived from the stored layer ``derived_from``,
-    or stored before. ``bytes_estimated`` is what the first batch said of ``bytes``; None if this
-    call wrote no row.
-    """
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
-    rows_computed: int
-    rows_reused: int
-    rows_copied: int
-    rows_derived: int = 0
-    derived_from: str | None = None
-    bytes_estimated: int | None = None
-
-
-class Extraction(dict[str, Features]):
-    """The features of one extraction by layer ref, and a report.
-
-    Attributes
-    ----------
-    dataset : Dataset
-        The samples.
-    reports : dict of str to LayerReport
-        By layer ref.
-    seconds : float
-        Wall time of the call.
-    seconds_estimated : float or None
-        What the first batches said of it; None if no row was written.
-    former : tuple of Former
-        With ``replace``: the former arrays that were removed, and those that were left.
-    views : sequence of Extraction
-        Those of the augmented views of the training samples.
-    budget : tuple of Decision
-        With a budget: what became of each asked layer.
-    """
-
-    def __init__(
-        self,
-        features: dict[str, Features],
-        reports: dict[str, LayerReport],
-        dataset: Dataset,
-        seconds: float,
-        former: Sequence[Former] = (),
-        views: Sequence[Extraction] = (),
-        seconds_estimated: float | None = None,
-        budget: Sequence[Decision] = (),
-    ) -> None:
-        super().__init__(features)
-        self.reports = reports
-        self.dataset = dataset
-        self.seconds = seconds
-        self.former = tuple(former)
-        self.views = views
-        self.seconds_estimated = seconds_estimated
-        self.budget = tuple(budget)
-
-    def __missing__(self, ref: Any) -> Features:
-        text = str(ref)
-        if text != ref and text in self:  # a LayerRef
-            return self[text]
-        raise NotFoundError(f"layer {text!r} was not extracted; {nearest(text, self)}")
-
-    def __repr__(self) -> str:
-        reports = [each for part in (self, *self.views) for each in part.reports.values()]
-        computed = sum(report.rows_computed for report in reports)
-        copied = sum(report.rows_copied for report in reports)
-        derived = sum(report.rows_derived for report in reports)
-        reused = sum(report.rows_reused for report in reports)
-        return (
-            f"Extraction({self.dataset.name!r}, {', '.join(self)}: {computed:,} rows computed, "
-            f"{copied:,} copied, {derived:,} derived, {reused:,} reused, {self.seconds:.1f} s)"
-        )
-
-    def _repr_html_(self) -> str:
-        return show_html(repr(self), self.grid(), *map(str, self.former))
-
-    def grid(self) -> Grid:
-        """Show what became of each layer."""
-        fields = [
-            "shape",
-            "size",
-            "rows_computed",
-            "rows_copied",
-            "rows_derived",
-            "rows_reused",
-            "key",
-        ]
-        return features_grid(self.to_dict(), fields, "on disk")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values, as ``featurestore extract --json`` prints them."""
-        return {
-            "dataset": self.dataset.name,
-            "rows": len(self.dataset),
-            "features": {ref: asdict(report) for ref, report in self.reports.items()},
-            "views": [each.to_dict()["features"] for each in self.views],
-            "quarantined": [
-                {"path": problem.path, "reason": problem.reason}
-                for problem in self.dataset.problems
-                if problem.kind == "quarantined"
-            ],
-            "freed": [
-                {"key": each.key, "bytes": each.bytes, "heads": list(each.heads)}
-                for each in self.former
-                if each.left is None
-            ],
-            "left": [{"key": each.key, "reason": each.left} for each in self.former if each.left],
-            "seconds": round(self.seconds, 3),
-            "budget": budget_dict(self.budget),
-            "seconds_estimated": self.seconds_estimated and round(self.seconds_estimated, 3),
-        }
-
-    @property
-    def cost(self) -> str:
-        """What the extraction took, in one line, beside what its first batches said."""
-        reports = [each for part in (self, *self.views) for each in part.reports.values()]
-        stored = size(sum(report.bytes for report in reports))
-        seconds = f"{plural(len(self.dataset), 'sample')} in {duration(self.seconds)}"
-        if self.seconds_estimated is None:
-            return f"{seconds}, {stored}"
-        expected = size(sum(report.bytes_estimated or report.bytes for report in reports))
-        return (
-            f"{seconds} (estimated {duration(self.seconds_estimated)}), {stored} "
-            f"(estimated {expected})"
-        )
 
 
 def extract(

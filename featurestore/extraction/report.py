@@ -1,0 +1,174 @@
+"""What became of an extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from featurestore.errors import NotFoundError, nearest
+from featurestore.extraction.budget import Decision, budget_dict
+from featurestore.features import Features
+from featurestore.store import Former
+from featurestore.table import Grid, duration, plural, show_html, size
+
+if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """The result for one layer ref: the fields of ``featurestore extract --json``.
+
+    ``bytes`` are those on disk, compressed. Rows were computed by this call, copied from other
+    arrays of the same prefix digest and reduction, derived from the stored layer ``derived_from``,
+    or stored before. ``bytes_estimated`` is what the first batch said of ``bytes``; None if this
+    call wrote no row.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    rows_computed: int
+    rows_reused: int
+    rows_copied: int
+    rows_derived: int = 0
+    derived_from: str | None = None
+    bytes_estimated: int | None = None
+
+
+class Extraction(dict[str, Features]):
+    """The features of one extraction by layer ref, and a report.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        The samples.
+    reports : dict of str to LayerReport
+        By layer ref.
+    seconds : float
+        Wall time of the call.
+    seconds_estimated : float or None
+        What the first batches said of it; None if no row was written.
+    former : tuple of Former
+        With ``replace``: the former arrays that were removed, and those that were left.
+    views : sequence of Extraction
+        Those of the augmented views of the training samples.
+    budget : tuple of Decision
+        With a budget: what became of each asked layer.
+    """
+
+    def __init__(
+        self,
+        features: dict[str, Features],
+        reports: dict[str, LayerReport],
+        dataset: Dataset,
+        seconds: float,
+        former: Sequence[Former] = (),
+        views: Sequence[Extraction] = (),
+        seconds_estimated: float | None = None,
+        budget: Sequence[Decision] = (),
+    ) -> None:
+        super().__init__(features)
+        self.reports = reports
+        self.dataset = dataset
+        self.seconds = seconds
+        self.former = tuple(former)
+        self.views = views
+        self.seconds_estimated = seconds_estimated
+        self.budget = tuple(budget)
+
+    def __missing__(self, ref: Any) -> Features:
+        text = str(ref)
+        if text != ref and text in self:  # a LayerRef
+            return self[text]
+        raise NotFoundError(f"layer {text!r} was not extracted; {nearest(text, self)}")
+
+    def __repr__(self) -> str:
+        reports = [each for part in (self, *self.views) for each in part.reports.values()]
+        computed = sum(report.rows_computed for report in reports)
+        copied = sum(report.rows_copied for report in reports)
+        derived = sum(report.rows_derived for report in reports)
+        reused = sum(report.rows_reused for report in reports)
+        return (
+            f"Extraction({self.dataset.name!r}, {', '.join(self)}: {computed:,} rows computed, "
+            f"{copied:,} copied, {derived:,} derived, {reused:,} reused, {self.seconds:.1f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        return show_html(repr(self), self.grid(), *map(str, self.former))
+
+    def grid(self) -> Grid:
+        """Show what became of each layer."""
+        fields = [
+            "shape",
+            "size",
+            "rows_computed",
+            "rows_copied",
+            "rows_derived",
+            "rows_reused",
+            "key",
+        ]
+        return features_grid(self.to_dict(), fields, "on disk")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values, as ``featurestore extract --json`` prints them."""
+        return {
+            "dataset": self.dataset.name,
+            "rows": len(self.dataset),
+            "features": {ref: asdict(report) for ref, report in self.reports.items()},
+            "views": [each.to_dict()["features"] for each in self.views],
+            "quarantined": [
+                {"path": problem.path, "reason": problem.reason}
+                for problem in self.dataset.problems
+                if problem.kind == "quarantined"
+            ],
+            "freed": [
+                {"key": each.key, "bytes": each.bytes, "heads": list(each.heads)}
+                for each in self.former
+                if each.left is None
+            ],
+            "left": [{"key": each.key, "reason": each.left} for each in self.former if each.left],
+            "seconds": round(self.seconds, 3),
+            "budget": budget_dict(self.budget),
+            "seconds_estimated": self.seconds_estimated and round(self.seconds_estimated, 3),
+        }
+
+    @property
+    def cost(self) -> str:
+        """What the extraction took, in one line, beside what its first batches said."""
+        reports = [each for part in (self, *self.views) for each in part.reports.values()]
+        stored = size(sum(report.bytes for report in reports))
+        seconds = f"{plural(len(self.dataset), 'sample')} in {duration(self.seconds)}"
+        if self.seconds_estimated is None:
+            return f"{seconds}, {stored}"
+        expected = size(sum(report.bytes_estimated or report.bytes for report in reports))
+        return (
+            f"{seconds} (estimated {duration(self.seconds_estimated)}), {stored} "
+            f"(estimated {expected})"
+        )
+
+
+def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) -> Grid:
+    """Show the features of a plan or a report, by layer ref, all views of one in a row."""
+    shown, views = [*report["features"].items()], report["views"]
+    for ref in views[0] if views else ():
+        made = [each[ref] for each in views]
+        sums = {k: sum(each[k] or 0 for each in made) for k, v in made[0].items() if type(v) is int}
+        if "time" in fields:
+            sums["seconds_estimated"] = sum(each["seconds_estimated"] for each in made)
+        shown.append((f"{ref}, {plural(len(views), 'view')}", {**made[-1], **sums}))
+    rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in shown]
+    if "time" in fields:
+        rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
+    if any(row["rows_derived"] for row in rows):
+        for row in rows:
+            if row["rows_derived"]:
+                row["rows_derived"] = f"{row['rows_derived']:,} from {row['derived_from']}"
+    else:
+        fields = [each for each in fields if each != "rows_derived"]
+    headings = {"rows_computed": "computed", "rows_to_compute": "computed"}
+    headings |= {"rows_copied": "copied", "rows_derived": "derived", "rows_reused": "reused"}
+    headings |= {"size": size_is}
+    return Grid(rows, ["layer", *fields], headings)

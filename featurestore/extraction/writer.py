@@ -1,0 +1,199 @@
+"""Collect the rows of a layer into blocks, from wherever they come, and write each block whole."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+
+from featurestore.errors import ActivationError
+from featurestore.extraction.planned import LayerPlan, Window
+from featurestore.extraction.rates import Forecast
+from featurestore.store import FeatureGroup
+
+
+@dataclass
+class Written:
+    """Rows that this process wrote, by layer ref, and how it got them.
+
+    With them, what its first batches said of the others.
+    """
+
+    computed: Counter[str] = field(default_factory=Counter)
+    copied: Counter[str] = field(default_factory=Counter)
+    derived: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, str] = field(default_factory=dict)  # what rows were derived from
+    forecast: Forecast = field(default_factory=Forecast)
+
+
+class BlockWriter:
+    """Collects the rows of one layer into blocks and commits each as it fills.
+
+    Windows of rows arrive in ascending order, and those of a block that are not kept without a gap,
+    so at most one block is open; at most one more is being written. Rows that other arrays have are
+    copied or derived as their windows arrive: the latter in batches, with a callback after each.
+
+    Attributes
+    ----------
+    wanted : dict of int to numpy.ndarray
+        The blocks to write, each with the first rows that are kept of it, (row, …).
+    writing : Future or None
+        The last write.
+    """
+
+    def __init__(
+        self,
+        layer: LayerPlan,
+        group: FeatureGroup,
+        pool: ThreadPoolExecutor,
+        written: Written,
+        batch_rows: int,
+        after_batch: Callable[[], None],
+    ) -> None:
+        self._layer = layer
+        self._group = group
+        self._pool = pool
+        self._block: np.ndarray | None = None
+        self._peak = 0.0
+        # Of the open block: its number, its rows that are there, and those that are kept.
+        self._number = self._filled = self._kept = 0
+        self.wanted: dict[int, np.ndarray] = {}
+        self.writing: Future[None] | None = None
+        self._written = written
+        self._after_batch = after_batch
+        # Rows that are filled in together.
+        self._part = layer.block_rows
+        if layer.derived is not None:
+            self._part = min(self._part, batch_rows)
+
+    def add(self, window: Window, activations: np.ndarray | None) -> None:
+        """Take the activations (row, …) float32 of the rows that were computed of a window."""
+        row = window.rows.start
+        while row < window.rows.stop:
+            block = row // self._layer.block_rows
+            span = self._layer.span(block)
+            part = (row - span.start) // self._part + 1
+            upto = min(span.start + part * self._part, span.stop, window.rows.stop)
+            if block in self.wanted:
+                if self._block is None:
+                    self._block = self._open(block)
+                first = min(upto, max(row, span.start + len(self.wanted[block])))
+                self._fill(range(first, upto), window, activations)
+                self._filled = max(self._filled, upto - span.start)
+                if upto == span.stop:
+                    self._commit(block)
+                if self._layer.derived is not None:
+                    self._after_batch()
+            row = upto
+
+    def _fill(self, rows: range, window: Window, activations: np.ndarray | None) -> None:
+        """Fill rows of the open block, which are not kept."""
+        assert self._block is not None
+        start = self._layer.span(self._number).start
+        computed = copied = derived = 0
+        if activations is not None:
+            first, last = np.searchsorted(window.computed, [rows.start, rows.stop])
+            places = np.asarray(window.computed[first:last], np.int64)
+            mine = self._layer.is_computed[places]
+            computed = int(np.count_nonzero(mine))
+            if computed:
+                self._block[places[mine] - start] = self._stored(activations[first:last][mine])
+        if self._layer.copies is not None:
+            started = time.perf_counter()
+            for places, values in self._layer.copies.read(rows):
+                self._block[places - start] = self._stored(values)
+                copied += len(places)
+            self._written.forecast.copy(copied, time.perf_counter() - started)
+        if self._layer.derived is not None:
+            started = time.perf_counter()
+            found = self._layer.derived.read(rows, self._part)
+            if found is not None:
+                self._block[found[0] - start] = self._stored(found[1])
+                derived = len(found[0])
+                self._written.forecast.derive(derived, time.perf_counter() - started)
+                self._written.sources[str(self._layer.ref)] = self._layer.derived.source
+        self._written.computed[str(self._layer.ref)] += computed
+        self._written.derived[str(self._layer.ref)] += derived
+        self._written.copied[str(self._layer.ref)] += copied
+        filled = self._block[rows.start - start : rows.stop - start]
+        self._written.forecast.store(str(self._layer.ref), filled)
+
+    def finish(self) -> None:
+        """Wait for the last write; raise what went wrong in it."""
+        if self.writing is not None:
+            self.writing.result()
+
+    def save(self) -> None:
+        """Keep the rows of the open block."""
+        if self._block is None or self._filled == self._kept or self._is_imprecise():
+            return
+        self.finish()
+        rows = self._block[: self._filled].copy()
+        self.writing = self._pool.submit(self._group.features.write_begun, self._number, rows)
+        self._kept = self._filled
+
+    def _open(self, block: int) -> np.ndarray:
+        kept = self.wanted[block]
+        rows = np.empty((len(self._layer.span(block)), *self._layer.shape[1:]), self._layer.dtype)
+        rows[: len(kept)] = kept
+        self._number, self._filled, self._kept = block, len(kept), len(kept)
+        self._peak = float(np.abs(kept).max(initial=0))
+        return rows
+
+    def _commit(self, block: int) -> None:
+        if self._is_imprecise():
+            self._refuse_precision()
+        self.finish()
+        assert self._block is not None
+        self.writing = self._pool.submit(self._write, block, self._block, self._kept > 0)
+        del self.wanted[block]
+        self._block, self._peak = None, 0.0
+
+    def _write(self, block: int, rows: np.ndarray, begun: bool) -> None:
+        self._group.write_block(block, rows)
+        if begun:
+            self._group.features.remove_begun(block)
+
+    def _stored(self, activations: np.ndarray) -> np.ndarray:
+        if activations.dtype == np.float16 and self._layer.dtype == "float16":
+            # Copied: they were checked when they were first stored.
+            self._peak = max(self._peak, float(np.finfo(self._layer.dtype).tiny))
+            return activations
+        largest = float(np.finfo(self._layer.dtype).max)
+        # One pass decides for nearly all batches: NaN and infinity make the extremes not finite.
+        low, high = float(activations.min()), float(activations.max())
+        self._peak = max(self._peak, -low, high)
+        # Not `>`, which is False for NaN.
+        if not max(-low, high) <= largest:
+            self._refuse(activations, largest)
+        return activations.astype(self._layer.dtype)
+
+    def _is_imprecise(self) -> bool:
+        """Whether the stored type would lose the precision of all rows of the open block."""
+        return 0 < self._peak < float(np.finfo(self._layer.dtype).tiny)
+
+    def _refuse_precision(self) -> NoReturn:
+        tiny = float(np.finfo(self._layer.dtype).tiny)
+        raise ActivationError(
+            f"layer {str(self._layer.ref)!r} gave no activation above {self._peak:.3g} in a "
+            f"block, where {self._layer.dtype} loses its precision (below {tiny:.3g}); extract "
+            "with `--dtype float32`"
+        )
+
+    def _refuse(self, activations: np.ndarray, largest: float) -> NoReturn:
+        layer = f"layer {str(self._layer.ref)!r}"
+        broken = int(np.count_nonzero(~np.isfinite(activations)))
+        if broken:
+            raise ActivationError(
+                f"{layer} gave {broken} activations that are NaN or infinite; the backbone's "
+                "weights or its scaling are wrong, see `featurestore layers`"
+            )
+        raise ActivationError(
+            f"{layer} gave an activation of {np.abs(activations).max():.6g}, and "
+            f"{self._layer.dtype} holds at most {largest:.6g}; extract with `--dtype float32`"
+        )
