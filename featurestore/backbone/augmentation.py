@@ -82,8 +82,9 @@ def _layer(given: Any) -> Any:
         return given
     if isinstance(given, Mapping) and "class_name" in given:
         return _built(given)
-    pair = given if isinstance(given, Mapping) and len(given) == 1 else {given: None}
-    ((name, settings),) = pair.items() if isinstance(given, str | Mapping) else ((None, None),)
+    pair = {given: None} if isinstance(given, str) else given
+    is_pair = isinstance(pair, Mapping) and len(pair) == 1
+    ((name, settings),) = pair.items() if is_pair else ((None, None),)
     if not isinstance(name, str) or not isinstance(settings, Mapping | None):
         raise InputError(
             f"an augmentation layer is {received(given)}; expected a Keras layer, the name of one, "

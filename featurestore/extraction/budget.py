@@ -25,13 +25,15 @@ class Wanted:
     ----------
     ref : str
     bytes : int
-        Of its features on disk.
+        Of its features on disk, with those of its views.
     seconds : float
         To compute it from the images.
     sources : mapping of str to float
         Seconds to derive it instead, by the ref of the asked layer that it is derived from.
     stored : bool
         Whether the store has it already: it stays, and counts.
+    kept : int
+        Bytes of those of its arrays that the store has, where others are not stored: they stay.
     """
 
     ref: str
@@ -39,6 +41,12 @@ class Wanted:
     seconds: float
     sources: Mapping[str, float] = field(default_factory=dict)
     stored: bool = False
+    kept: int = 0
+
+    @property
+    def more(self) -> int:
+        """Bytes that storing it adds."""
+        return 0 if self.stored else self.bytes - self.kept
 
     def best(self, stored: Collection[str]) -> tuple[float, str | None]:
         """Return the seconds of the cheapest way to have it later, and the source of that way."""
@@ -148,21 +156,21 @@ def choose(wanted: Sequence[Wanted], budget: int) -> tuple[Decision, ...]:
     """
     free = [each for each in wanted if not each.stored]
     held = [each for each in wanted if each.stored]
-    left = budget - sum(each.bytes for each in held)
-    if free and not held and left < min(each.bytes for each in free):
-        least = min(free, key=lambda each: each.bytes)
+    left = budget - sum(each.bytes - each.more for each in wanted)
+    if free and not held and left < min(each.more for each in free):
+        least = min(free, key=lambda each: each.more)
         raise InputError(
             f"a budget of {size(budget)} stores none of the layers; expected at least "
-            f"{_rounded_up(least.bytes)}, for {least.ref}"
+            f"{_rounded_up(budget - left + least.more)}, for {least.ref}"
         )
 
     def rank(chosen: Sequence[Wanted]) -> tuple[float, int, int]:
         stored = {each.ref for each in (*held, *chosen)}
         seconds = math.fsum(each.best(stored)[0] for each in wanted)
-        return seconds, -len(chosen), sum(each.bytes for each in chosen)
+        return seconds, -len(chosen), sum(each.more for each in chosen)
 
     ways = _subsets(free) if len(free) <= MOST_TRIED else _greedy(free, left, rank)
-    fitting = (each for each in ways if sum(one.bytes for one in each) <= left)
+    fitting = (each for each in ways if sum(one.more for one in each) <= left)
     chosen = min(fitting, key=rank, default=())
     stored = {each.ref for each in (*held, *chosen)}
     return tuple(_decided(each, wanted, stored) for each in wanted)
@@ -179,12 +187,12 @@ def _greedy(free: Sequence[Wanted], left: int, rank: Rank) -> Iterator[tuple[Wan
     chosen: tuple[Wanted, ...] = ()
     while True:
         yield chosen
-        room = left - sum(each.bytes for each in chosen)
-        rest = [each for each in free if each not in chosen and each.bytes <= room]
+        room = left - sum(each.more for each in chosen)
+        rest = [each for each in free if each not in chosen and each.more <= room]
         if not rest:
             return
         now, more = rank(chosen)[0], [(*chosen, each) for each in rest]
-        chosen = max(more, key=lambda each: (now - rank(each)[0]) / max(1, each[-1].bytes))
+        chosen = max(more, key=lambda each: (now - rank(each)[0]) / max(1, each[-1].more))
 
 
 def _decided(wanted: Wanted, every: Sequence[Wanted], stored: Collection[str]) -> Decision:
@@ -198,6 +206,8 @@ def _decided(wanted: Wanted, every: Sequence[Wanted], stored: Collection[str]) -
     seconds, source = wanted.best(stored)
     share = 1.0 if source is None else seconds / max(wanted.seconds, seconds, 1e-12)
     why = f"from {source or 'the images'} at {share:.0%} of a full pass"
+    if wanted.kept:
+        why += f"; {size(wanted.kept)} of it stay"
     return Decision(wanted.ref, False, wanted.bytes, source, share, why)
 
 

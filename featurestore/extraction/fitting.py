@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,21 +12,43 @@ from featurestore.backbone import numerics
 from featurestore.errors import FeatureStoreError
 from featurestore.extraction.budget import Decision, Wanted, choose
 from featurestore.extraction.rates import Rates, measure
+from featurestore.store import FeatureKey
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone
+    from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
     from featurestore.extraction.planned import ExtractionPlan, LayerPlan
     from featurestore.store import FeatureStore
 
+# About what an array takes on disk beside its rows: its metadata.
+ARRAY_BYTES = 5000
+
+
+@dataclass(frozen=True)
+class Part:
+    """The plain images, or one augmented view, of the samples that it has.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    backbone : Backbone
+    """
+
+    dataset: Dataset
+    backbone: Backbone
+
+    def key(self, ref: LayerRef) -> FeatureKey:
+        """Return the key of the features at a layer."""
+        prefix = self.backbone.prefix_digest(ref.layer)
+        return FeatureKey(self.backbone.name, str(ref), prefix, self.dataset.digest)
+
 
 def fit(
     decided: ExtractionPlan,
-    dataset: Dataset,
-    backbone: Backbone,
+    part: Part,
+    parts: Sequence[Part],
     store: FeatureStore,
     budget: int,
-    rows: int,
 ) -> tuple[Decision, ...]:
     """Decide which layers of a plan to store within a budget.
 
@@ -36,24 +59,28 @@ def fit(
     Parameters
     ----------
     decided : ExtractionPlan
-        Of all the asked layers.
+        Of all the asked layers: of the plain images, or, if these are stored, of a view.
+    part : Part
+        What it is the plan of.
+    parts : sequence of Part
+        All that is asked for: the plain images and each view.
+    store : FeatureStore
     budget : int
         Bytes.
-    rows : int
-        Rows of each layer, with those of the views.
 
     Raises
     ------
     InputError
         If no layer fits.
     """
-    most = sum(rows * layer.row_bytes for layer in decided.layers)
-    if most <= budget or not decided.units:
-        whole = [Wanted(str(layer.ref), rows * layer.row_bytes, 0.0) for layer in decided.layers]
-        return choose(whole, most)
-    rates = measure(decided, dataset, backbone)
+    rows, backbone = sum(len(each.dataset) for each in parts), part.backbone
+    sizes = [rows * layer.row_bytes + ARRAY_BYTES * len(parts) for layer in decided.layers]
+    if sum(sizes) <= budget or not decided.units:
+        pairs = zip(decided.layers, sizes, strict=True)
+        return choose([Wanted(str(layer.ref), size, 0.0) for layer, size in pairs], sum(sizes))
+    rates = measure(decided, part.dataset, backbone)
     wanted = {
-        str(layer.ref): _wanted(layer, decided, rates, backbone, store, rows)
+        str(layer.ref): _wanted(layer, decided, rates, backbone, store, parts)
         for layer in decided.layers
     }
     sound: dict[tuple[str, str], bool] = {}
@@ -77,11 +104,18 @@ def _wanted(
     rates: Rates,
     backbone: Backbone,
     store: FeatureStore,
-    rows: int,
+    parts: Sequence[Part],
 ) -> Wanted:
-    ref, held = str(layer.ref), store.features.has(layer.key)
-    if held and not layer.missing:
-        return Wanted(ref, store.features.get(layer.key).nbytes_stored, 0.0, stored=True)
+    ref, rows = str(layer.ref), sum(len(each.dataset) for each in parts)
+    keys = [each.key(layer.ref) for each in parts]
+    groups = [store.features.get(key) if store.features.has(key) else None for key in keys]
+    complete = [group for group in groups if group is not None and not group.missing()]
+    kept = sum(group.nbytes_stored for group in complete)
+    if len(complete) == len(parts):
+        return Wanted(ref, kept, 0.0, stored=True)
+    left = rows - sum(group.shape[0] for group in complete)
+    # Where the measured part has the layer already, the others take as much a row.
+    row_bytes = rates.layers[ref].bytes or kept / max(1, rows - left)
     passing = [each.ref for each in decided.layers if each.missing and each.is_computed.any()]
     sources = [name for name in backbone.derivable_from(layer.ref) if name in rates.layers]
     if passing:
@@ -96,10 +130,11 @@ def _wanted(
         derived = {name: backbone.flops([layer.ref], name) for name in sources}
     return Wanted(
         ref,
-        round(rows * rates.layers[ref].bytes),
+        kept + round(left * row_bytes) + ARRAY_BYTES * (len(parts) - len(complete)),
         rows * seconds,
         {name: rows * each for name, each in derived.items()},
-        stored=held,
+        stored=None not in groups,
+        kept=kept,
     )
 
 

@@ -16,7 +16,7 @@ from featurestore.errors import InputError, NotFoundError, received
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Checked, derive_rows
-from featurestore.extraction.fitting import fit
+from featurestore.extraction.fitting import Part, fit
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, plan_units
 from featurestore.extraction.rates import measure as rates_of
 from featurestore.store import FeatureKey, FeatureStore, StoreLike, block_rows
@@ -72,8 +72,7 @@ def plan(
     part = dataset.training() if augmented else dataset
     decisions: tuple[Decision, ...] = ()
     if most is not None:
-        rows = len(dataset) + len(part) * len(augmented)
-        decisions = request.fit(dataset, opened, most, rows)
+        decisions = request.fit(dataset, opened, most, augmented, part)
         request = request.storing(decisions)
         augmented = [each.storing(decisions) for each in augmented]
     made = [each.plan(part, opened) for each in augmented]
@@ -140,10 +139,25 @@ class Request:
         return [replace(self, backbone=each) for each in self.backbone.views(count, augmentation)]
 
     def fit(
-        self, dataset: Dataset, store: FeatureStore, budget: int, rows: int
+        self,
+        dataset: Dataset,
+        store: FeatureStore,
+        budget: int,
+        views: Iterable[Request],
+        training: Dataset,
     ) -> tuple[Decision, ...]:
-        """Decide which layers to store within a budget of bytes, as `fitting.fit`."""
-        return fit(self.plan(dataset, store), dataset, self.backbone, store, budget, rows)
+        """Decide which layers to store within a budget of bytes, as `fitting.fit`.
+
+        ``views`` are of the ``training`` samples.
+        """
+        asked = [(self, dataset), *((each, training) for each in views)]
+        parts = [Part(samples, each.backbone) for each, samples in asked]
+        decided, measured = self.plan(dataset, store), parts[0]
+        for (each, samples), part in zip(asked[1:], parts[1:], strict=True):
+            if decided.units:
+                break
+            decided, measured = each.plan(samples, store), part
+        return fit(decided, measured, parts, store, budget)
 
     def storing(self, decisions: Iterable[Decision]) -> Request:
         """Return a request without the layers that are left for later."""

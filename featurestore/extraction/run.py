@@ -122,9 +122,9 @@ def extract(
     part = dataset.training() if augmented else dataset
     decisions: tuple[Decision, ...] = ()
     if most is not None:
-        rows = len(dataset) + len(part) * len(augmented)
         fitted = Request.of(request.backbone, ordinary, dtype, batch_size)
-        decisions = fitted.fit(dataset, store, most, rows)
+        also = [Request(each.backbone, fitted.refs, dtype, batch_size) for each in augmented]
+        decisions = fitted.fit(dataset, store, most, also, part)
         ordinary = fitted.storing(decisions).refs
         request = Request.of(request.backbone, [*ordinary, *refs_of(boundaries)], dtype, batch_size)
     asked = request.plan(dataset, store)

@@ -96,6 +96,7 @@ def test_a_layer_of_ones_own_that_is_registered() -> None:
         ("[MixUp]", "'MixUp' changes nothing"),
         ("[{Rescaling: {scale: 0.5}}]", "'Rescaling' is not random"),
         ([FLIP, "[]"], "no Keras layer"),
+        ("[[RandomFlip]]", r"is \['RandomFlip'\] \(list\); expected a Keras layer"),
         ([FLIP, {"RandomCrop": {"height": 4, "width": 6}}], "makes 4×6 pixels of 8×8"),
         ("[{RandomBrightness: {factor: 0.2, value_range: [0, 1]}}]", "set value_range"),
         ("[AugMix]", "'AugMix' is random beside its seeds"),

@@ -56,6 +56,16 @@ def test_reasons():
     assert pool.why == "from the images at 100% of a full pass"
 
 
+def test_what_is_kept_of_a_layer_counts_and_is_not_stored_again():
+    pool = Wanted("pool", 900, 10.0, kept=300)
+    (decided, top) = choose([pool, TOP], 899)
+    assert (decided.store, top.store) == (False, True)
+    assert decided.why == "from the images at 100% of a full pass; 300 B of it stay"
+    assert choose([pool, TOP], 1400)[0].store
+    with pytest.raises(InputError, match="at least 800 B, for top"):
+        choose([pool, TOP], 799)
+
+
 def test_three_are_named_as_in_a_sentence():
     small = [Wanted(name, 500, 9.0, {"pool": 1.0}) for name in "abc"]
     assert choose([POOL, *small], 900)[0].why == "stored; a, b and c are derived from it"

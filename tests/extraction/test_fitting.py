@@ -11,10 +11,10 @@ LAYERS = ["relu_a", "pool_a", "pool_a:avg", "conv_b:max"]
 
 @pytest.fixture(scope="module")
 def sizes(dataset, backbone, tmp_path_factory):
-    """Estimated bytes of each layer."""
+    """Estimated bytes of each layer, with its metadata."""
     empty = tmp_path_factory.mktemp("none") / "store"
     decided = plan(dataset, backbone, LAYERS, empty, measure=True)
-    return {str(layer.ref): decided.rates.bytes(layer) for layer in decided.layers}
+    return {str(layer.ref): decided.rates.bytes(layer) + 5000 for layer in decided.layers}
 
 
 def left(decisions):
@@ -93,6 +93,39 @@ def test_boundaries_are_stored_whatever_the_budget(dataset, backbone, store, siz
     done = extract(dataset, backbone, LAYERS, store, budget=budget, boundaries=["relu_a"])
     assert set(done) == {"pool_a:avg", "relu_a"}
     assert done["relu_a"].group.is_boundary
+
+
+def on_disk(done):
+    """Bytes of all arrays of an extraction, with their metadata."""
+    reports = [each for part in (done, *done.views) for each in part.reports.values()]
+    return sum(each.bytes for each in reports)
+
+
+def test_small_arrays_count_with_their_metadata(dataset, backbone, store, sizes):
+    budget = sizes["pool_a:avg"] + sizes["conv_b:max"] // 2
+    done = extract(dataset, backbone, ["pool_a:avg", "conv_b:max"], store, budget=budget)
+    assert len(done) == 1
+    assert on_disk(done) <= budget * 1.05
+
+
+def test_views_of_a_stored_layer_count(dataset, backbone, store, sizes):
+    """Once the plain images are stored, views are all there is to store."""
+    import keras
+
+    plain = extract(dataset, backbone, LAYERS, store)
+    options = {"views": 2, "augmentation": [keras.layers.RandomFlip("horizontal")]}
+    budget = int(on_disk(plain) * 1.5)
+    done = extract(dataset, backbone, LAYERS, store, budget=budget, **options)
+    assert 0 < len(done) < len(LAYERS)
+    others = [plain.reports[each.ref].bytes for each in done.budget if not each.store]
+    assert on_disk(done) + sum(others) <= budget * 1.05
+    assert "of it stay" in " ".join(each.why for each in done.budget)
+    again = extract(dataset, backbone, LAYERS, store, budget=budget, **options)
+    assert left(again.budget).keys() == left(done.budget).keys()
+    options["augmentation"] = [keras.layers.RandomFlip("vertical")]
+    little = on_disk(plain) + 100
+    with pytest.raises(InputError, match="stores none of the layers"):
+        extract(dataset, backbone, LAYERS, store, budget=little, **options)
 
 
 def test_views_count(dataset, backbone, store, sizes):
