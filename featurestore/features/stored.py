@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +108,6 @@ def with_views(found: Sequence[Features], count: int, augmentation: Any = None) 
 def _with_views(
     features: Features, groups: list[FeatureGroup], count: int, wanted: list[Any] | None
 ) -> Features:
-    from featurestore.backbone.augmentation import title
-
     key, dataset = features.key, features.dataset
     made: dict[str, dict[int, FeatureGroup]] = {}
     for group in groups:
@@ -124,25 +122,38 @@ def _with_views(
                 made.setdefault(json.dumps(layers), {})[int(view_of(group.provenance) or 0)] = group
     what = f"of the training samples of {dataset.name!r} at layer {key.ref!r}"
     if len(made) > 1:
-        names = " or ".join(
-            f"{title(json.loads(text))} ({len(each)} views)" for text, each in made.items()
+        options = " or ".join(
+            f"--augmentation {shlex.quote(_layers(each))} ({len(each)} views)"
+            for each in made.values()
         )
         raise NotFoundError(
-            f"views {what} by {len(made)} augmentations are stored: {names}; give the layers of "
-            "one with --augmentation"
+            f"views {what} by {len(made)} augmentations are stored; give one: {options}"
         )
     views = next(iter(made.values()), {})
     missing = [number for number in range(count) if number not in views]
     if missing:
         have = f"{len(views)} of {count}" if views else "no"
-        command = _command(dataset, key.model, key.ref)
+        by = shlex.quote(_layers(views)) if views else "FILE"
+        command, more = features.group.extract_command, f"--views {count} --augmentation {by}`"
+        if not command.startswith(f"featurestore extract {shlex.quote(dataset.name)} "):
+            # Recorded for another data set of these samples, whose splits may differ.
+            command = _command(dataset, key.model, key.ref)
+            more += ", with the options of the features"
         raise NotFoundError(
             f"{have} views {what} are stored{' by this augmentation' if wanted else ''}; run "
-            f"`{command} --views {count} --augmentation FILE`, with the options of the features"
+            f"`{command} {more}"
         )
     training = dataset.training()
     opened = [Features(views[number], training, features.store) for number in range(count)]
     return Features(features.group, dataset, features.store, opened)
+
+
+def _layers(views: Mapping[int, FeatureGroup]) -> str:
+    """Return the layers that made stored views, as ``--augmentation`` takes them."""
+    from featurestore.backbone.augmentation import settings
+
+    group = next(iter(views.values()))
+    return settings(part_of(group.provenance, "backbone").get("augmentation") or [])
 
 
 def without_boundaries(found: Sequence[Features]) -> list[Features]:

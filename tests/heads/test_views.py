@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +104,24 @@ def test_stored_views_are_opened_by_their_number(features: Features) -> None:
 
 def test_of_several_augmentations_one_is_named(features: Features, tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store", create=True)
-    for augmentation in (FLIP, "[RandomFlip]"):
+    for augmentation in ("[{RandomFlip: {mode: vertical}}]", "[RandomFlip]"):
         made = extract(
             features.dataset, Backbone.pixels(8), "pixels", store, views=1,
             augmentation=augmentation,
         )  # fmt: skip
-    with pytest.raises(NotFoundError, match=r"RandomFlip\+RandomRotation \(1 views\)"):
+    with pytest.raises(NotFoundError, match=r"2 augmentations are stored; give one: ") as caught:
         Features.open("photos", "pixels", store, views=1)
-    found = Features.open("photos", "pixels", store, views=1, augmentation="[RandomFlip]")
-    assert found.views[0].key == made["pixels"].views[0].key
+    # Each can be given as the message has it.
+    words = shlex.split(str(caught.value))
+    named = [after for word, after in pairwise(words) if word == "--augmentation"]
+    opened = [
+        Features.open("photos", "pixels", store, views=1, augmentation=each) for each in named
+    ]
+    assert len({each.views[0].key for each in opened}) == 2
+    assert made["pixels"].views[0].key in {each.views[0].key for each in opened}
+    with pytest.raises(NotFoundError, match="1 of 2 views") as caught:
+        Features.open("photos", "pixels", store, views=2, augmentation=named[0])
+    assert f"--views 2 --augmentation {shlex.quote(named[0])}" in str(caught.value)
 
 
 def test_views_of_other_samples_are_refused(features: Features) -> None:
