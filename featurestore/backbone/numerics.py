@@ -160,11 +160,11 @@ class Derived:
 def check_derived(
     backbone: Network,
     tail: Callable[[np.ndarray], list[np.ndarray]],
-    refs: Sequence[LayerRef | str],
+    ref: LayerRef | str,
     stored: np.ndarray,
     images: np.ndarray,
     dtype: str,
-) -> list[Derived]:
+) -> Derived:
     """Compare what a tail gives for stored activations with the plain network on their images.
 
     Storing as float16 moves a value by up to 2**-11 of it; derived and stored, it may move by
@@ -175,8 +175,8 @@ def check_derived(
     Parameters
     ----------
     tail : callable
-        :meth:`Network.tail` from the layer that is stored to ``refs``.
-    refs : sequence of LayerRef or str
+        :meth:`Network.tail` from the layer that is stored to ``ref``.
+    ref : LayerRef or str
         What is derived.
     stored : numpy.ndarray
         Whole activations of that layer as they are stored, (row, …), of a few rows.
@@ -185,15 +185,15 @@ def check_derived(
     dtype : {"float16", "float32"}
         The type that the derived features will have.
     """
-    wanted = backbone.reference(refs)(images)
+    (wanted,) = backbone.reference([ref])(images)
     with np.errstate(over="ignore"):
-        found = [each.astype(dtype) for each in tail(stored)]
-    apart = [distance(f.astype("float32"), w) for f, w in zip(found, wanted, strict=True)]
-    allowed = [TOLERANCE if dtype == "float32" else DERIVED * _UNITS[dtype] / 2] * len(apart)
-    if any(a > b for a, b in zip(apart, allowed, strict=True)):
-        moved = amplification(backbone, refs, images, wanted)
-        allowed = [max(b, ROUNDINGS * m) for b, m in zip(allowed, moved, strict=True)]
-    return [Derived(*pair) for pair in zip(apart, allowed, strict=True)]
+        found = tail(stored)[0].astype(dtype)
+    apart = distance(found.astype("float32"), wanted)
+    allowed = TOLERANCE if dtype == "float32" else DERIVED * _UNITS[dtype] / 2
+    if apart > allowed:
+        (moved,) = amplification(backbone, [ref], images, [wanted])
+        allowed = max(allowed, ROUNDINGS * moved)
+    return Derived(apart, allowed)
 
 
 def check(

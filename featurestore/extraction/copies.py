@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from featurestore.errors import (
     NotFoundError,
     StoreError,
 )
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureKey
 
 # Blocks that cannot be read, by the path of their group.
 Unreadable = Mapping[str, Collection[int]]
@@ -102,44 +102,31 @@ def _read(group: FeatureGroup, block: int) -> np.ndarray:
 
 
 def find_copies(
-    store: FeatureStore,
-    key: FeatureKey,
+    groups: Iterable[FeatureGroup],
     dtype: str,
     sample_ids: np.ndarray,
     unreadable: Unreadable = NOTHING,
-    *,
-    check: bool = False,
-    itself: bool = False,
 ) -> Copies:
-    """Find the rows of an array in all other arrays of the same prefix digest and reduction.
+    """Find the rows of an array in other arrays of the same prefix digest and reduction.
 
     Float16 arrays have no rows for a float32 one. Of several arrays that have a row, one of the
     same type is taken, then the one with the most rows.
 
     Parameters
     ----------
-    store : FeatureStore
-    key : FeatureKey
-        Of the array that needs the rows.
+    groups : iterable of FeatureGroup
+        The other arrays.
     dtype : str
-        Its type.
+        The type of the array that needs the rows.
     sample_ids : numpy.ndarray of uint8, (row, 16)
         Its row ids, ascending.
     unreadable : mapping of str to collection of int
         Blocks that were found to be damaged, by the path of their group.
-    check : bool
-        Whether to read all blocks of these arrays first, and leave out the damaged ones.
-    itself : bool
-        Whether to look into the array of ``key`` too.
     """
     group_of = np.full(len(sample_ids), -1, np.int16)
     row_in = np.zeros(len(sample_ids), np.int64)
-    groups: list[FeatureGroup] = []
-    candidates = [
-        group
-        for group in store.features.of_prefix(key.prefix_digest, key.ref)
-        if (itself or group.key != key) and dtype in (str(group.dtype), "float16")
-    ]
+    used: list[FeatureGroup] = []
+    candidates = [group for group in groups if dtype in (str(group.dtype), "float16")]
     candidates.sort(key=lambda group: (str(group.dtype) != dtype, -group.shape[0], group.path))
     for group in candidates:
         left = np.flatnonzero(group_of < 0)
@@ -149,18 +136,17 @@ def find_copies(
             there = group.rows_of(sample_ids[left])
         except (DamagedError, NotFoundError):
             continue  # Without its row ids, nothing says whose rows these are.
-        bad = damaged_blocks(group) if check else unreadable.get(group.path, ())
         # How many rows of each block can be read, from its first one.
         upto = np.zeros(group.blocks, np.int64)
         for block, count in group.begun().items():
             upto[block] = count
         upto[list(group.features.existing())] = group.block_rows
-        upto[list(bad)] = 0
+        upto[list(unreadable.get(group.path, ()))] = 0
         found = (there >= 0) & (there % group.block_rows < upto[there // group.block_rows])
         if found.any():
-            group_of[left[found]], row_in[left[found]] = len(groups), there[found]
-            groups.append(group)
-    return Copies(tuple(groups), group_of, row_in)
+            group_of[left[found]], row_in[left[found]] = len(used), there[found]
+            used.append(group)
+    return Copies(tuple(used), group_of, row_in)
 
 
 def damaged_blocks(group: FeatureGroup) -> set[int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.backbone import numerics
 from featurestore.digests import short
 from featurestore.errors import FeatureStoreError
 from featurestore.extraction.copies import (
@@ -63,14 +64,11 @@ class Derivation:
         Where its rows are stored, for the rows to derive.
     tail : callable
         From its stored activations (batch, …) to those of the layer ref.
-    check : Derived
-        How far the result is from the plain network.
     """
 
     source: str
     copies: Copies
     tail: Tail
-    check: Derived
 
     @property
     def keys(self) -> list[FeatureKey]:
@@ -108,139 +106,117 @@ class Derivation:
         return places, self.tail(np.concatenate([values, fill]))[0][: len(values)]
 
 
-def derive_rows(
-    layers: Sequence[LayerPlan],
-    backbone: Backbone,
-    dataset: Dataset,
-    store: FeatureStore,
-    checked: Checked,
-    unreadable: Unreadable,
-) -> tuple[LayerPlan, ...]:
-    """Return the same plans, with rows that are derived instead of computed."""
-    whole = store.features.whole_prefixes() if any(each.missing for each in layers) else set()
-    found = [
-        _derived(layer, backbone, dataset, store, whole, checked, unreadable)
-        if whole and layer.missing
-        else layer
-        for layer in layers
-    ]
-    return _leave_to_the_pass(found, backbone)
+@dataclass(frozen=True)
+class Deriving:
+    """Finds rows that can be derived from stored layers.
 
+    Attributes
+    ----------
+    backbone : Backbone
+    dataset : Dataset
+    store : FeatureStore
+    checked : mutable mapping
+        Tails that were checked already; more are added.
+    unreadable : mapping of str to collection of int
+        Blocks that were found to be damaged, as in `find_copies`.
+    """
 
-def _leave_to_the_pass(layers: Sequence[LayerPlan], backbone: Backbone) -> tuple[LayerPlan, ...]:
-    """Compute the rows that go through the backbone for other layers, if that is no more work."""
-    passing = [each for each in layers if each.missing and each.is_computed.any()]
-    if not passing:
-        return tuple(layers)
-    rows = np.logical_or.reduce([each.is_computed for each in passing])
-    refs = [each.ref for each in passing]
-    decided = []
-    for layer in layers:
-        if layer.derived is not None:
-            more = backbone.flops([*refs, layer.ref]) - backbone.flops(refs)
-            if layer.ref in refs or more <= backbone.flops([layer.ref], layer.derived.source):
-                refs.append(layer.ref)
-                left, source = layer.derived.without(rows), layer.derived.source
-                why = layer.why if left else f"not derived from {source}: the pass leads here"
-                layer = replace(layer, derived=left, why=why)
-        decided.append(layer)
-    return tuple(decided)
+    backbone: Backbone
+    dataset: Dataset
+    store: FeatureStore
+    checked: Checked
+    unreadable: Unreadable
 
+    def plan(self, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
+        """Return the same plans, with rows that are derived instead of computed."""
+        whole: set[str] = set()
+        if any(each.missing for each in layers):
+            whole = self.store.features.whole_prefixes()
+        found = [self._derived(each, whole) if each.missing else each for each in layers]
+        return self._leave_to_the_pass(found)
 
-def _derived(
-    layer: LayerPlan,
-    backbone: Backbone,
-    dataset: Dataset,
-    store: FeatureStore,
-    whole: set[str],
-    checked: Checked,
-    unreadable: Unreadable,
-) -> LayerPlan:
-    """Derive a layer from the stored layer that has the most rows: of several, the nearest."""
-    from featurestore.backbone import numerics
+    def _leave_to_the_pass(self, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
+        """Compute the rows that other layers need images for, if that is no more work."""
+        flops = self.backbone.flops
+        passing = [each for each in layers if each.missing and each.is_computed.any()]
+        if not passing:
+            return tuple(layers)
+        rows = np.logical_or.reduce([each.is_computed for each in passing])
+        refs = [each.ref for each in passing]
+        decided = []
+        for layer in layers:
+            if layer.derived is not None:
+                more = flops([*refs, layer.ref]) - flops(refs)
+                if layer.ref in refs or more <= flops([layer.ref], layer.derived.source):
+                    refs.append(layer.ref)
+                    left, source = layer.derived.without(rows), layer.derived.source
+                    why = layer.why if left else f"not derived from {source}: the pass leads here"
+                    layer = replace(layer, derived=left, why=why)
+            decided.append(layer)
+        return tuple(decided)
 
-    ways = []
-    if store.features.has(layer.key) and not layer.replaces:
-        # Its provenance names what its rows are derived from, and does not change.
-        whole = whole & sources_of(store.features.get(layer.key))
-    for source in backbone.derivable_from(layer.ref):
-        prefix = backbone.prefix_digest(source)
-        if short(prefix) in whole:
-            key = FeatureKey(backbone.name, source, prefix, dataset.digest)
-            copies = _readable(key, layer, dataset, store, unreadable)
-            # A check of so many rows computes as many.
-            if np.count_nonzero(copies.group_of[layer.rows_left] >= 0) > numerics.ROWS:
-                ways.append((source, copies))
-    ways.sort(key=lambda way: -np.count_nonzero(way[1].group_of[layer.rows_left] >= 0))
-    notes = [layer.why] if layer.why else []
-    for source, copies in ways:
-        try:
-            tail, check = _checked(layer, backbone, source, copies, dataset, checked)
-        except FeatureStoreError as error:
-            notes.append(f"not derived from {source}, because that cannot be checked: {error}")
-            continue
-        off = f"off by {check.apart:.2g} of the largest activation, {check.allowed:.2g} allowed"
-        if check.holds:
-            derived = Derivation(source, copies, tail, check)
-            return replace(layer, derived=derived, why=f"derived from {source}: {off}")
-        notes.append(f"not derived from {source}: {off}")
-    return replace(layer, why="; ".join(notes) or None)
+    def _derived(self, layer: LayerPlan, whole: set[str]) -> LayerPlan:
+        """Derive a layer from the stored layer that has the most rows: of several, the nearest."""
+        if self.store.features.has(layer.key) and not layer.replaces:
+            # Its provenance names what its rows are derived from, and does not change.
+            whole = whole & sources_of(self.store.features.get(layer.key))
+        ways = []
+        for source in self.backbone.derivable_from(layer.ref) if whole else ():
+            if short(self.backbone.prefix_digest(source)) in whole:
+                copies, few = self._find(layer, source)
+                rows = np.count_nonzero(copies.group_of[layer.rows_left] >= 0)
+                # A check of so many rows computes as many.
+                if rows > numerics.ROWS:
+                    ways.append((rows, source, copies, few))
+        ways.sort(key=lambda way: -way[0])
+        notes = [layer.why] if layer.why else []
+        for _, source, copies, few in ways:
+            try:
+                tail, check = self._check(layer, source, few)
+            except FeatureStoreError as error:
+                notes.append(f"not derived from {source}, because that cannot be checked: {error}")
+                continue
+            off = f"off by {check.apart:.2g} of the largest activation, {check.allowed:.2g} allowed"
+            if check.holds:
+                derived = Derivation(source, copies, tail)
+                return replace(layer, derived=derived, why=f"derived from {source}: {off}")
+            notes.append(f"not derived from {source}: {off}")
+        return replace(layer, why="; ".join(notes) or None)
+
+    def _find(self, layer: LayerPlan, source: str) -> tuple[Copies, dict[int, np.ndarray]]:
+        """Find rows of a source that the layer has nowhere, and read a few, spread over all."""
+        groups = self.store.features.of_prefix(self.backbone.prefix_digest(source), source)
+        unreadable = dict(self.unreadable)
+        while True:
+            copies = find_copies(groups, layer.dtype, self.dataset.sample_ids, unreadable)
+            copies = replace(copies, group_of=np.where(layer.is_copied, -1, copies.group_of))
+            rows = layer.rows_left[copies.group_of[layer.rows_left] >= 0]
+            few = rows[numerics.sampled(len(rows))].tolist() if len(rows) else []
+            try:
+                values = [values for row in few for _, values in copies.read(range(row, row + 1))]
+            except UnreadableRowsError as error:
+                unreadable[error.group.path] = damaged_blocks(error.group)
+            else:
+                return copies, dict(zip(few, values, strict=True))
+
+    def _check(
+        self, layer: LayerPlan, source: str, few: dict[int, np.ndarray]
+    ) -> tuple[Tail, Derived]:
+        """Compile a tail, and compare what it gives for stored rows with the plain network."""
+        stored = np.concatenate(list(few.values()))
+        prefixes = self.backbone.prefix_digest(source), layer.key.prefix_digest
+        key = (*prefixes, str(layer.ref), str(stored.dtype), layer.dtype)
+        if key not in self.checked:
+            images = np.stack([self.dataset.image(row, self.backbone.resize) for row in few])
+            tail = self.backbone.tail(source, [layer.ref])
+            check = numerics.check_derived(
+                self.backbone, tail, layer.ref, stored, images, layer.dtype
+            )
+            self.checked[key] = tail, check
+        return self.checked[key]
 
 
 def sources_of(group: FeatureGroup) -> set[str]:
     """Return the first digits of the prefix digests of the layers that rows were derived from."""
     named = group.provenance.get("derived_from", [])
     return {key.rpartition("/")[0].rpartition("-")[2] for key in named}
-
-
-def _readable(
-    key: FeatureKey,
-    layer: LayerPlan,
-    dataset: Dataset,
-    store: FeatureStore,
-    unreadable: Unreadable,
-) -> Copies:
-    """Find rows of a source that the layer has nowhere; those to check are read."""
-    while True:
-        copies = find_copies(store, key, layer.dtype, dataset.sample_ids, unreadable, itself=True)
-        copies = replace(copies, group_of=np.where(layer.is_copied, -1, copies.group_of))
-        try:
-            for row in _few(layer, copies):
-                list(copies.read(range(row, row + 1)))
-        except UnreadableRowsError as error:
-            unreadable = {**unreadable, error.group.path: damaged_blocks(error.group)}
-        else:
-            return copies
-
-
-def _few(layer: LayerPlan, copies: Copies) -> list[int]:
-    """Return the rows to check: a few of those to derive, spread over all."""
-    from featurestore.backbone import numerics
-
-    rows = layer.rows_left[copies.group_of[layer.rows_left] >= 0]
-    return rows[numerics.sampled(len(rows))].tolist() if len(rows) else []
-
-
-def _checked(
-    layer: LayerPlan,
-    backbone: Backbone,
-    source: str,
-    copies: Copies,
-    dataset: Dataset,
-    checked: Checked,
-) -> tuple[Tail, Derived]:
-    """Compile a tail, and compare what it gives for stored rows with the plain network."""
-    from featurestore.backbone import numerics
-
-    rows = _few(layer, copies)
-    parts = [values for row in rows for _, values in copies.read(range(row, row + 1))]
-    prefixes = backbone.prefix_digest(source), layer.key.prefix_digest
-    key = (*prefixes, str(layer.ref), str(parts[0].dtype), layer.dtype)
-    if key not in checked:
-        images = np.stack([dataset.image(row, backbone.resize) for row in rows])
-        tail = backbone.tail(source, [layer.ref])
-        (check,) = numerics.check_derived(
-            backbone, tail, [layer.ref], np.concatenate(parts), images, layer.dtype
-        )
-        checked[key] = tail, check
-    return checked[key]

@@ -158,9 +158,7 @@ def _is_sound(
         if stored is None:
             stored = store.features.get(layers[source].key).read(np.array(few.rows))
         tail = backbone.tail(source, [ref])
-        (found,) = numerics.check_derived(
-            backbone, tail, [ref], stored, few.images, layers[ref].dtype
-        )
+        found = numerics.check_derived(backbone, tail, ref, stored, few.images, layers[ref].dtype)
     except FeatureStoreError:
         return False
     return found.holds

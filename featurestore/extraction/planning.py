@@ -15,7 +15,7 @@ from featurestore.backbone.augmentation import title
 from featurestore.errors import InputError, NotFoundError, received
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
-from featurestore.extraction.derivation import Checked, derive_rows
+from featurestore.extraction.derivation import Checked, Deriving
 from featurestore.extraction.fitting import Part, fit
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, plan_units
 from featurestore.extraction.rates import measure as rates_of
@@ -175,7 +175,8 @@ class Request:
             _plan_layer(dataset, self.backbone, ref, store, self.dtype, unreadable)
             for ref in self.refs
         )
-        layers = derive_rows(layers, self.backbone, dataset, store, self.checked, unreadable)
+        deriving = Deriving(self.backbone, dataset, store, self.checked, unreadable)
+        layers = deriving.plan(layers)
         return plan_units(layers, len(dataset), self.batch_size, self.backbone.input_size)
 
 
@@ -203,7 +204,9 @@ def _plan_layer(
         missing, begun = tuple(stored.missing()), stored.begun()
     copies = None
     if missing:
-        copies = find_copies(store, key, dtype, dataset.sample_ids, unreadable)
+        same = store.features.of_prefix(prefix, str(ref))
+        others = [group for group in same if group.key != key]
+        copies = find_copies(others, dtype, dataset.sample_ids, unreadable)
     why = "stored as float16" if replaces else None
     if stored is None and not (copies and copies.groups):
         why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)

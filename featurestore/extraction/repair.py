@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import ExtractionError, FeatureStoreError
-from featurestore.extraction.copies import find_copies
+from featurestore.extraction.copies import damaged_blocks, find_copies
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import LayerPlan, plan_units
@@ -169,7 +169,10 @@ def _repair_blocks(
     if group.provenance.get("copied_from"):
         # Rows that were computed here are computed again; those that came from elsewhere may
         # differ in their last bit if they are.
-        copies = find_copies(store, key, dtype, dataset.sample_ids, check=True)
+        same = store.features.of_prefix(key.prefix_digest, key.ref)
+        others = [each for each in same if each.key != key]
+        unreadable = {each.path: damaged_blocks(each) for each in others}
+        copies = find_copies(others, dtype, dataset.sample_ids, unreadable)
     missing = tuple(sorted(blocks))
     layer = LayerPlan(ref, key, group.shape, dtype, group.block_rows, missing, copies=copies)
     # The same batches as in the extraction give the same bytes.

@@ -23,10 +23,11 @@ def derived(backbone, source, refs, images, dtype="float16"):
 
 
 def checked(backbone, source, refs, stored, images, dtype="float16"):
-    tail = backbone.tail(source, refs)
-    return numerics.check_derived(
-        backbone, tail, refs, stored.astype(dtype, copy=False), images, dtype
-    )
+    stored = stored.astype(dtype, copy=False)
+    return [
+        numerics.check_derived(backbone, backbone.tail(source, [ref]), ref, stored, images, dtype)
+        for ref in refs
+    ]
 
 
 def check_all(backbone, ref, images, dtype="float16", allowed=2.0**-11):
