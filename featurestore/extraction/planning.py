@@ -70,11 +70,8 @@ def plan(
     opened = FeatureStore.for_data(data, store, write=False)
     dataset = opened.datasets.open(data)
     part = dataset.training() if augmented else dataset
-    decisions: tuple[Decision, ...] = ()
-    if most is not None:
-        decisions = request.fit(dataset, opened, most, augmented, part)
-        request = request.storing(decisions)
-        augmented = [each.storing(decisions) for each in augmented]
+    decisions = request.fit(dataset, opened, most, augmented, part)
+    request, *augmented = (each.storing(decisions) for each in (request, *augmented))
     made = [each.plan(part, opened) for each in augmented]
     decided = request.plan(dataset, opened)
     if measure:
@@ -86,7 +83,7 @@ def plan(
     return replace(decided, views=tuple(made), budget=decisions)
 
 
-def refs_of(layers: Any) -> tuple[LayerRef, ...]:
+def _refs_of(layers: Any) -> tuple[LayerRef, ...]:
     """Return one or several layer refs, each once."""
     from featurestore.backbone import LayerRef
 
@@ -100,16 +97,22 @@ def refs_of(layers: Any) -> tuple[LayerRef, ...]:
 
 @dataclass(frozen=True)
 class Request:
-    """What an extraction is asked for: a backbone, where to cut it, and how to store that."""
+    """What an extraction is asked for: a backbone, where to cut it, and how to store that.
+
+    ``boundaries`` are further refs, which only fine-tuning reads: no budget leaves them out.
+    """
 
     backbone: Backbone
     refs: tuple[LayerRef, ...]
     dtype: str
     batch_size: int
+    boundaries: tuple[LayerRef, ...] = ()
     checked: Checked = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, backbone: Any, layers: Any, dtype: str, batch_size: int) -> Request:
+    def of(
+        cls, backbone: Any, layers: Any, dtype: str, batch_size: int, boundaries: Any = ()
+    ) -> Request:
         """Check what :func:`plan` takes; raises as it does."""
         from featurestore.backbone import Backbone
 
@@ -117,13 +120,13 @@ class Request:
             raise InputError(f"dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch size is {batch_size!r}; expected 1 or more, such as 32")
-        refs = refs_of(layers)
-        if not refs:
+        refs, others = _refs_of(layers), _refs_of(boundaries)
+        if not refs and not others:
             raise InputError("no layers given; name at least one, see `featurestore layers`")
         network = Backbone.of(backbone)
-        for ref in refs:
+        for ref in (*refs, *others):
             network.shape(ref)
-        return cls(network, refs, dtype, batch_size)
+        return cls(network, refs, dtype, batch_size, others)
 
     def views(self, count: int, augmentation: Any) -> list[Request]:
         """Return what is asked for of each augmented view."""
@@ -136,28 +139,30 @@ class Request:
             )
         if not count:
             return []
-        return [replace(self, backbone=each) for each in self.backbone.views(count, augmentation)]
+        made = self.backbone.views(count, augmentation)
+        return [replace(self, backbone=each, boundaries=()) for each in made]
 
     def fit(
         self,
         dataset: Dataset,
         store: FeatureStore,
-        budget: int,
+        budget: int | None,
         views: Iterable[Request],
         training: Dataset,
     ) -> tuple[Decision, ...]:
-        """Decide which layers to store within a budget of bytes, as `fitting.fit`.
+        """Decide which layers to store within a budget of bytes, as `fitting.fit`; () without.
 
         ``views`` are of the ``training`` samples.
         """
-        asked = [(self, dataset), *((each, training) for each in views)]
+        if budget is None:
+            return ()
+        asked = [(replace(self, boundaries=()), dataset), *((each, training) for each in views)]
         parts = [Part(samples, each.backbone) for each, samples in asked]
-        decided, measured = self.plan(dataset, store), parts[0]
-        for (each, samples), part in zip(asked[1:], parts[1:], strict=True):
+        for (each, samples), part in zip(asked, parts, strict=True):
+            decided = each.plan(samples, store)
             if decided.units:
                 break
-            decided, measured = each.plan(samples, store), part
-        return fit(decided, measured, parts, store, budget)
+        return fit(decided, part, parts, store, budget)
 
     def storing(self, decisions: Iterable[Decision]) -> Request:
         """Return a request without the layers that are left for later."""
@@ -173,7 +178,7 @@ class Request:
         """
         layers = tuple(
             _plan_layer(dataset, self.backbone, ref, store, self.dtype, unreadable)
-            for ref in self.refs
+            for ref in dict.fromkeys((*self.refs, *self.boundaries))
         )
         deriving = Deriving(self.backbone, dataset, store, self.checked, unreadable)
         layers = deriving.plan(layers)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
 from featurestore.backbone.augmentation import settings
-from featurestore.extraction.budget import Decision, bytes_of
+from featurestore.extraction.budget import bytes_of
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
-from featurestore.extraction.planning import Request, refs_of
+from featurestore.extraction.planning import Request
 from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
 from featurestore.extraction.writer import Written
@@ -112,23 +112,17 @@ def extract(
     """
     started = time.perf_counter()
     most = None if budget is None else bytes_of(budget)
-    ordinary = refs_of(layers)
-    request = Request.of(backbone, [*ordinary, *refs_of(boundaries)], dtype, batch_size)
+    request = Request.of(backbone, layers, dtype, batch_size, boundaries)
     augmented = request.views(views, augmentation)
     store = FeatureStore.for_data(data, store)
     if replace:
         store.datasets.references()  # Raises now what `replace_former` would raise at the end.
     dataset = store.datasets.open(data, on_event=on_event)
     part = dataset.training() if augmented else dataset
-    decisions: tuple[Decision, ...] = ()
-    if most is not None:
-        fitted = Request.of(request.backbone, ordinary, dtype, batch_size)
-        also = [Request(each.backbone, fitted.refs, dtype, batch_size) for each in augmented]
-        decisions = fitted.fit(dataset, store, most, also, part)
-        ordinary = fitted.storing(decisions).refs
-        request = Request.of(request.backbone, [*ordinary, *refs_of(boundaries)], dtype, batch_size)
+    decisions = request.fit(dataset, store, most, augmented, part)
+    request = request.storing(decisions)
     asked = request.plan(dataset, store)
-    marked = _to_mark(asked, ordinary, store)
+    marked = _to_mark(asked, request, store)
     unreadable: dict[str, set[int]] = {}
     written = Written(forecast=Forecast(started))
     while True:
@@ -138,7 +132,7 @@ def extract(
         in_use = [*(layer.key for layer in asked.layers), *sources]
         with store.features.lock(in_use, shared=True):
             # Locked, and then referred to by a manifest: gc removes neither.
-            _record(dataset, store, current=bool(ordinary))
+            _record(dataset, store, current=bool(request.refs))
             groups = {
                 str(layer.ref): _open(layer, dataset, request, store, boundary=layer.key in marked)
                 for layer in asked.layers
@@ -165,7 +159,7 @@ def extract(
     seconds = time.perf_counter() - started
     options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
     made = [
-        extract(part, each.backbone, ordinary, store, on_event=on_event, **options)
+        extract(part, each.backbone, request.refs, store, on_event=on_event, **options)
         for each in augmented
     ]
     former += [each for view in made for each in view.former]
@@ -192,11 +186,9 @@ def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
             pass
 
 
-def _to_mark(
-    asked: ExtractionPlan, ordinary: Sequence[LayerRef], store: FeatureStore
-) -> set[FeatureKey]:
+def _to_mark(asked: ExtractionPlan, request: Request, store: FeatureStore) -> set[FeatureKey]:
     """Return the keys of boundary arrays, which were never requested as features."""
-    others = [layer.key for layer in asked.layers if layer.ref not in ordinary]
+    others = [layer.key for layer in asked.layers if layer.ref not in request.refs]
     has = store.features.has
     return {key for key in others if not has(key) or store.features.get(key).is_boundary}
 
