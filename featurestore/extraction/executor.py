@@ -226,16 +226,14 @@ class Executor:
 
     def _after_batch(self) -> None:
         """Tell how far this is, and keep what is there."""
-        copied, derived = (
-            sum(each.values()) for each in (self._written.copied, self._written.derived)
-        )
+        copied, derived = self._written.copied.total(), self._written.derived.total()
+        to_copy, to_derive = self._plan.rows_copied, self._plan.rows_derived
         if copied != self._told[0]:
-            self._on_event(RowsCopied(copied, self._plan.rows_copied))
+            self._on_event(RowsCopied(copied, to_copy))
         if derived != self._told[1]:
-            self._on_event(RowsDerived(derived, self._plan.rows_derived))
+            self._on_event(RowsDerived(derived, to_derive))
         self._told = copied, derived
-        others = self._plan.rows_copied, self._plan.rows_derived
-        self._written.forecast.advance(self._done, self._total, *others)
+        self._written.forecast.advance(self._done, self._total, to_copy + to_derive)
         self._save_begun()
 
     def _advance(self, rows: int) -> None:

@@ -170,9 +170,9 @@ class Forecast:
         self.seconds: float | None = None
         self.row_bytes: dict[str, float] = {}
         self._started = time.perf_counter() if started is None else started
-        self._copied, self._copying = 0, 0.0
-        self._derived, self._deriving = 0, 0.0
-        # After the first batch: the time, the images computed, the seconds of copying and deriving.
+        # Rows that were copied or derived, and the seconds of that.
+        self._found, self._finding = 0, 0.0
+        # After the first batch: the time, the images computed, and those seconds.
         self._first: tuple[float, int, float] | None = None
 
     def store(self, ref: str, rows: np.ndarray) -> None:
@@ -180,33 +180,27 @@ class Forecast:
         if ref not in self.row_bytes and len(rows):
             self.row_bytes[ref] = _bytes_a_row(encode(rows, ""), rows)
 
-    def copy(self, rows: int, seconds: float) -> None:
-        """Take how long it took to copy some rows."""
-        self._copied += rows
-        self._copying += seconds
+    def find(self, rows: int, seconds: float) -> None:
+        """Take how long it took to copy or derive some rows."""
+        self._found += rows
+        self._finding += seconds
 
-    def derive(self, rows: int, seconds: float) -> None:
-        """Take how long it took to derive some rows."""
-        self._derived += rows
-        self._deriving += seconds
-
-    def advance(self, computed: int, to_compute: int, to_copy: int, to_derive: int = 0) -> None:
+    def advance(self, computed: int, to_compute: int, to_find: int) -> None:
         """Take how many images are computed, of how many; and how many rows to copy and derive."""
         if self.seconds is not None or (to_compute and not computed):
             return
-        if self._derived < to_derive / 2 and self._deriving < LONG_ENOUGH:
+        if self._found < to_find / 2 and self._finding < LONG_ENOUGH:
             return
         now, pace = time.perf_counter(), 0.0
-        others = self._copying + self._deriving
         if computed < to_compute:
             if self._first is None:
-                self._first = now, computed, others
-            since, before, before_others = self._first
+                self._first = now, computed, self._finding
+            since, before, finding = self._first
             if computed == before or (now - since < LONG_ENOUGH and computed < to_compute / 2):
                 return
-            pace = (now - since - (others - before_others)) / (computed - before)
-        left = max(0, to_copy - self._copied) * self._copying / max(1, self._copied)
-        left += max(0, to_derive - self._derived) * self._deriving / max(1, self._derived)
+            pace = (now - since - (self._finding - finding)) / (computed - before)
+        # Copied and derived rows lie among each other, in a fair shuffle.
+        left = max(0, to_find - self._found) * self._finding / max(1, self._found)
         self.seconds = now - self._started + pace * (to_compute - computed) + left
 
 

@@ -94,7 +94,7 @@ class BlockWriter:
     def _fill(self, rows: range, window: Window, activations: np.ndarray | None) -> None:
         """Fill rows of the open block, which are not kept."""
         assert self._block is not None
-        start = self._layer.span(self._number).start
+        ref, start = str(self._layer.ref), self._layer.span(self._number).start
         computed = copied = derived = 0
         if activations is not None:
             first, last = np.searchsorted(window.computed, [rows.start, rows.stop])
@@ -103,25 +103,23 @@ class BlockWriter:
             computed = int(np.count_nonzero(mine))
             if computed:
                 self._block[places[mine] - start] = self._stored(activations[first:last][mine])
+        started = time.perf_counter()
         if self._layer.copies is not None:
-            started = time.perf_counter()
             for places, values in self._layer.copies.read(rows):
                 self._block[places - start] = self._stored(values)
                 copied += len(places)
-            self._written.forecast.copy(copied, time.perf_counter() - started)
         if self._layer.derived is not None:
-            started = time.perf_counter()
             found = self._layer.derived.read(rows, self._part)
             if found is not None:
                 self._block[found[0] - start] = self._stored(found[1])
                 derived = len(found[0])
-                self._written.forecast.derive(derived, time.perf_counter() - started)
-                self._written.sources[str(self._layer.ref)] = self._layer.derived.source
-        self._written.computed[str(self._layer.ref)] += computed
-        self._written.derived[str(self._layer.ref)] += derived
-        self._written.copied[str(self._layer.ref)] += copied
+                self._written.sources[ref] = self._layer.derived.source
+        self._written.forecast.find(copied + derived, time.perf_counter() - started)
+        self._written.computed[ref] += computed
+        self._written.derived[ref] += derived
+        self._written.copied[ref] += copied
         filled = self._block[rows.start - start : rows.stop - start]
-        self._written.forecast.store(str(self._layer.ref), filled)
+        self._written.forecast.store(ref, filled)
 
     def finish(self) -> None:
         """Wait for the last write; raise what went wrong in it."""

@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
@@ -113,11 +112,11 @@ def test_a_forecast_waits_for_more_than_a_moment(clock):
     assert forecast.seconds == pytest.approx(10 + 0.02 * 1000, rel=0.01)
 
 
-def test_a_forecast_counts_the_rows_to_copy(clock):
+def test_a_forecast_counts_the_rows_to_copy_and_derive(clock):
     forecast = Forecast()
     clock[0] = 3.0
-    forecast.copy(100, 1.0)
-    forecast.advance(16, 16, 300)  # all are computed: only copies are left
+    forecast.find(100, 1.0)
+    forecast.advance(16, 16, 300)  # all are computed: others are left
     assert forecast.seconds == pytest.approx(3 + 2)
 
 
@@ -147,4 +146,3 @@ def test_rows_are_spread():
     assert rates._spread(range(10), 4) == [0, 3, 6, 9]
     assert rates._spread([5, 6], 4) == [5, 6]
     assert rates._spread([], 4) == []
-    assert np.isfinite(rates._timed(1, lambda: 0)[1].wall)
