@@ -15,7 +15,7 @@ from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import LayerPlan, plan_units
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, Item, StoreLike
-from featurestore.store.variants import part_of, view_of
+from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -142,11 +142,9 @@ def _repair_features(
         if backbone is None:
             on_event(BackboneLoading(key.model))
             backbone = _backbone(group)
-        elif (
-            view := view_of(group.provenance)
-        ) is not None and backbone.preprocessing.view is None:
+        elif group.view is not None and backbone.preprocessing.view is None:
             layers = part_of(group.provenance, "backbone").get("augmentation")
-            (backbone,) = backbone.views([view], layers)
+            (backbone,) = backbone.views([group.view], layers)
         return _repair_blocks(store, group, dataset, blocks, backbone, on_event)
 
 

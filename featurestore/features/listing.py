@@ -8,7 +8,7 @@ from typing import Any
 
 from featurestore.digests import short
 from featurestore.store import FeatureGroup, FeatureStore, Item, StoreLike
-from featurestore.store.variants import Variant, part_of, tell_apart, view_of
+from featurestore.store.variants import Variant, tell_apart
 from featurestore.table import Grid, Table, size
 
 _KEPT = ("key", "model", "layer", "datasets", "shape", "dtype", "bytes")
@@ -47,10 +47,8 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
                 **{name: described[name] for name in _KEPT},
                 "state": "complete" if done == blocks else f"{done} of {blocks} blocks{more}",
                 "boundary": described["boundary"],
-                "view": view_of(group.provenance),
-                "augmentation": part_of(part_of(group.provenance, "prefix"), "preprocessing").get(
-                    "augmentation"
-                ),
+                "view": group.view,
+                "augmentation": group.augmentation,
                 "prefix": short(described["prefix_digest"]),
                 **found.to_dict(),
             }
@@ -122,5 +120,5 @@ def _names(store: FeatureStore) -> _Names:
 
 
 def _describe(group: FeatureGroup, names: _Names) -> dict[str, Any]:
-    of_views = view_of(group.provenance) is not None
-    return {**group.describe(), "datasets": names.get((group.key.dataset_digest, of_views), [])}
+    known = names.get((group.key.dataset_digest, group.view is not None), [])
+    return {**group.describe(), "datasets": known}

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.digests import digest_fields, short
+from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError, NotFoundError, nearest, received
 from featurestore.features.features import Features
 from featurestore.store import Damage, FeatureGroup, FeatureStore
 from featurestore.store.key import KeyPath
-from featurestore.store.variants import Variant, choices, part_of, plain_prefix, view_of
+from featurestore.store.variants import Variant, choices, part_of
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -99,9 +99,7 @@ def with_views(found: Sequence[Features], count: int, augmentation: Any = None) 
         from featurestore.backbone.augmentation import fields, serialize
 
         wanted = fields(serialize(augmentation))
-    groups = [
-        each for each in found[0].store.features.values() if view_of(each.provenance) is not None
-    ]
+    groups = [each for each in found[0].store.features.values() if each.view is not None]
     return [_with_views(each, groups, count, wanted) for each in found]
 
 
@@ -111,15 +109,9 @@ def _with_views(
     key, dataset = features.key, features.dataset
     made: dict[str, dict[int, FeatureGroup]] = {}
     for group in groups:
-        same = (key.model, key.ref, dataset.train_digest)
-        if (group.key.model, group.key.ref, group.key.dataset_digest) != same:
-            continue
-        prefix = part_of(group.provenance, "prefix")
-        known = digest_fields(prefix) == group.key.prefix_digest
-        if known and plain_prefix(group.provenance) == key.prefix_digest:
-            layers = part_of(prefix, "preprocessing")["augmentation"]
-            if wanted in (None, layers):
-                made.setdefault(json.dumps(layers), {})[int(view_of(group.provenance) or 0)] = group
+        layers = group.augmentation
+        if group.is_view_of(key, dataset.train_digest) and wanted in (None, layers):
+            made.setdefault(json.dumps(layers), {})[group.view or 0] = group
     what = f"of the training samples of {dataset.name!r} at layer {key.ref!r}"
     if len(made) > 1:
         options = " or ".join(
@@ -191,7 +183,7 @@ def _found(
         each
         for each in readable
         # If all samples are training samples, their views are over the same data set.
-        if each.key.dataset_digest == loaded.digest and view_of(each.provenance) is None
+        if each.key.dataset_digest == loaded.digest and each.view is None
     ]
     if not groups:
         raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run `{command}`")

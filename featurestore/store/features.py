@@ -25,7 +25,7 @@ from featurestore.store.group import (
 )
 from featurestore.store.key import FeatureKey, KeyPath
 from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Garbage, Item, Shelf
-from featurestore.store.variants import Variant, choices, view_of
+from featurestore.store.variants import Variant, choices
 
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
 
@@ -218,7 +218,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     def _is_view(self, path: str) -> bool:
         with suppress(StoreError):
-            return view_of(self._read(path).provenance) is not None
+            return self._read(path).view is not None
         return False
 
     def _not_found(

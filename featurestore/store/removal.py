@@ -20,7 +20,7 @@ from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError, nearest
 from featurestore.store.key import FeatureKey, KeyPath
 from featurestore.store.shelf import Garbage, Item
-from featurestore.store.variants import part_of, plain_prefix, view_of
+from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
     from featurestore.store.store import FeatureStore
@@ -198,12 +198,7 @@ def _views(store: FeatureStore, array: Item) -> Iterator[Item]:
         if dataset is None:
             return
         for group in store.features.values():
-            over = (key.model, key.ref, dataset.train_digest)
-            if (
-                (group.key.model, group.key.ref, group.key.dataset_digest) == over
-                and view_of(group.provenance) is not None
-                and plain_prefix(group.provenance) == key.prefix_digest
-            ):
+            if group.is_view_of(key, dataset.train_digest):
                 yield store.features.item(group.path)
 
 

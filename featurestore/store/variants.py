@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from featurestore.digests import digest_fields
 from featurestore.errors import InputError, nearest
 
 
@@ -142,20 +141,6 @@ def part_of(origin: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return a part of a provenance, which may hold anything; empty if it is not a mapping."""
     found = origin.get(name)
     return found if isinstance(found, Mapping) else {}
-
-
-def view_of(origin: Mapping[str, Any]) -> int | None:
-    """Return the number of the view that some features are of; None for the plain images."""
-    view = part_of(part_of(origin, "prefix"), "preprocessing").get("view")
-    return view if isinstance(view, int) else None
-
-
-def plain_prefix(origin: Mapping[str, Any]) -> str:
-    """Return the prefix digest that the features of a view would have without augmentation."""
-    prefix = part_of(origin, "prefix")
-    preprocessing = part_of(prefix, "preprocessing")
-    plain = {name: preprocessing[name] for name in preprocessing.keys() - {"augmentation", "view"}}
-    return digest_fields({**prefix, "preprocessing": plain})
 
 
 def _with_short_weights(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
