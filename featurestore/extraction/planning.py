@@ -159,10 +159,10 @@ class Request:
         asked = [(replace(self, boundaries=()), dataset), *((each, training) for each in views)]
         parts = [Part(samples, each.backbone) for each, samples in asked]
         for (each, samples), part in zip(asked, parts, strict=True):
-            decided = each.plan(samples, store)
+            decided, measured = each.plan(samples, store), part
             if decided.units:
                 break
-        return fit(decided, part, parts, store, budget)
+        return fit(decided, measured, parts, store, budget)
 
     def storing(self, decisions: Iterable[Decision]) -> Request:
         """Return a request without the layers that are left for later."""
