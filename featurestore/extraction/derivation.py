@@ -218,5 +218,5 @@ class Deriving:
 
 def sources_of(group: FeatureGroup) -> set[str]:
     """Return the first digits of the prefix digests of the layers that rows were derived from."""
-    named = group.provenance.get("derived_from", [])
+    named = group.keys_read("derived_from")
     return {key.rpartition("/")[0].rpartition("-")[2] for key in named}

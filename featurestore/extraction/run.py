@@ -227,7 +227,7 @@ def _open(
         provenance["copied_from"] = list(map(str, layer.copies.keys))
     derived = list(map(str, layer.derived.keys)) if layer.derived else []
     for group in layer.copies.groups if layer.copies else ():
-        derived += group.provenance.get("derived_from", [])
+        derived += group.keys_read("derived_from")
     if derived:
         provenance["derived_from"] = list(dict.fromkeys(derived))
     return store.features.create(

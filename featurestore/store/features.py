@@ -276,6 +276,21 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         for folder in folders:
             self._files.fsync(folder)
 
+    def garbage(self, in_use: Collection[str]) -> list[Garbage]:
+        """List what no digest in use refers to, without what an interrupted extraction reads."""
+        found = super().garbage(in_use)
+        read = self._read_by_begun(in_use) if found else set()
+        return [each for each in found if each.name not in read]
+
+    def _read_by_begun(self, in_use: Collection[str]) -> set[str]:
+        """Return the keys of what features in use, not complete, are copied or derived from."""
+        found: set[str] = set()
+        for group in self.values():
+            named = group.keys_read("copied_from", "derived_from")
+            if named and group.key.dataset_digest in in_use and group.missing():
+                found.update(named)
+        return found
+
     def _leftover(self, path: str, existing: Collection[str]) -> str | None:
         if path.endswith(BEGUN) and path.removesuffix(BEGUN) in existing:
             return "its block is complete"

@@ -198,6 +198,14 @@ class FeatureGroup:
         """What was recorded when the group was created; not part of its identity."""
         return dict(self.attrs.get("provenance", {}))
 
+    def keys_read(self, *fields: str) -> list[str]:
+        """Return the keys of other features that rows came from.
+
+        ``fields`` are of the provenance: ``copied_from``, ``derived_from``.
+        """
+        named = [self.provenance.get(field) for field in fields]
+        return [str(each) for keys in named if isinstance(keys, list) for each in keys]
+
     @property
     def view(self) -> int | None:
         """Number of the augmented view that these are features of; None for the plain images."""

@@ -189,6 +189,25 @@ def test_a_killed_growth_resumes(before, folder, backbone, tmp_path):
     assert_as_fresh(found, backbone, tmp_path / "fresh")
 
 
+def test_gc_keeps_what_a_killed_growth_copies(store, folder, backbone):
+    former = {str(each.key) for each in extract(opened(folder), backbone, LAYERS, store).values()}
+    add(folder, 20)
+    grown = opened(folder)
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, RowsComputed) and event.done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(grown, backbone, LAYERS, store, batch_size=8, on_event=interrupt)
+    assert {each.kind for each in store.garbage()} == {"manifest"}
+    store.gc(store.garbage())
+    found = extract(grown, backbone, LAYERS, store, batch_size=8)
+    assert all(each.rows_computed <= 20 for each in found.reports.values())
+    # It is complete, and they are not read any more.
+    assert former <= {each.name for each in store.garbage()}
+
+
 def test_a_grown_array_is_repaired_from_what_it_was_copied_from(before, folder, backbone):
     store = before
     add(folder, 3)
