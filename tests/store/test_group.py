@@ -190,3 +190,14 @@ def test_rows_of_samples(store: FeatureStore) -> None:
     group = filled(store, 40)
     asked = [digests[7], digests_of(1, "other")[0], digests[0], digests[39]]
     assert group.rows_of(ids_of(asked)).tolist() == [7, -1, 0, 39]
+
+
+def test_the_keys_that_rows_came_from(store: FeatureStore) -> None:
+    digests = digests_of(3)
+    group = store.features.create(
+        key_of(digests),
+        shape=(3, *TAIL),
+        sample_ids=ids_of(digests),
+        provenance={"copied_from": ["a", "b"], "derived_from": 3},
+    )
+    assert group.keys_read("copied_from", "derived_from", "none") == ["a", "b"]
