@@ -44,6 +44,8 @@ class Backbone(Network):
     ) -> None:
         super().__init__(name, graph, preprocessing)
         self.spec = spec
+        # Compiled passes that the views of one call share, by their refs.
+        self._passes: dict[tuple[str, ...], Forward] | None = None
 
     def __repr__(self) -> str:
         height, width = self.input_size
@@ -67,9 +69,6 @@ class Backbone(Network):
             relative to the largest activation: about 1e-6 for most networks in float32.
         """
         return numerics.amplification(self, refs, images)
-
-    # Compiled passes that the views of one call share, by their refs.
-    _passes: dict[tuple[str, ...], Forward] | None = None
 
     def forward(self, refs: Sequence[LayerRef | str]) -> Forward:
         """Compile one pass, as :meth:`Network.forward`; views share one."""

@@ -150,7 +150,7 @@ class Deriving:
                 if layer.ref in refs or more <= flops([layer.ref], layer.derived.source):
                     refs.append(layer.ref)
                     left, source = layer.derived.without(rows), layer.derived.source
-                    why = layer.why if left else f"not derived from {source}: the pass leads here"
+                    why = layer.why if left else f"not derived from {source}: the pass reaches it"
                     layer = replace(layer, derived=left, why=why)
             decided.append(layer)
         return tuple(decided)

@@ -121,10 +121,42 @@ def extract(
     part = dataset.training() if augmented else dataset
     decisions = request.fit(dataset, store, most, augmented, part)
     request = request.storing(decisions)
+    written = Written(forecast=Forecast(started))
+    groups, reports = _write(request, dataset, store, written, on_event)
+    # The locks are released: this extraction itself may have used the former arrays.
+    former = store.replace_former([each.key for each in groups.values()]) if replace else []
+    seconds = time.perf_counter() - started
+    options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
+    made = [
+        extract(part, each.backbone, request.refs, store, on_event=on_event, **options)
+        for each in augmented
+    ]
+    former += [each for view in made for each in view.former]
+    features = {
+        ref: Features(group, dataset, store, [each[ref] for each in made if ref in each])
+        for ref, group in groups.items()
+    }
+    expected = [written.forecast.seconds, *(each.seconds_estimated for each in made)]
+    taken = [seconds, *(each.seconds for each in made)]
+    estimated = None
+    if any(each is not None for each in expected):
+        pairs = zip(expected, taken, strict=True)
+        estimated = sum(known if each is None else each for each, known in pairs)
+    seconds = time.perf_counter() - started
+    return Extraction(features, reports, dataset, seconds, former, made, estimated, decisions)
+
+
+def _write(
+    request: Request,
+    dataset: Dataset,
+    store: FeatureStore,
+    written: Written,
+    on_event: OnEvent | None,
+) -> tuple[dict[str, FeatureGroup], dict[str, LayerReport]]:
+    """Plan, and write what is missing; return the arrays and their reports by layer ref."""
     asked = request.plan(dataset, store)
     marked = _to_mark(asked, request, store)
     unreadable: dict[str, set[int]] = {}
-    written = Written(forecast=Forecast(started))
     while True:
         _replace(asked, dataset, store)
         parts = [each for layer in asked.layers for each in (layer.copies, layer.derived) if each]
@@ -149,32 +181,7 @@ def extract(
                 continue
             for layer in decided.layers:
                 store.features.fsync(layer.key)
-            reports = {
-                str(layer.ref): _report(layer, groups[str(layer.ref)], written)
-                for layer in decided.layers
-            }
-        break
-    # The locks are released: this extraction itself may have used the former arrays.
-    former = store.replace_former([each.key for each in decided.layers]) if replace else []
-    seconds = time.perf_counter() - started
-    options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
-    made = [
-        extract(part, each.backbone, request.refs, store, on_event=on_event, **options)
-        for each in augmented
-    ]
-    former += [each for view in made for each in view.former]
-    features = {
-        ref: Features(group, dataset, store, [each[ref] for each in made if ref in each])
-        for ref, group in groups.items()
-    }
-    expected = [written.forecast.seconds, *(each.seconds_estimated for each in made)]
-    taken = [seconds, *(each.seconds for each in made)]
-    estimated = None
-    if any(each is not None for each in expected):
-        pairs = zip(expected, taken, strict=True)
-        estimated = sum(known if each is None else each for each, known in pairs)
-    seconds = time.perf_counter() - started
-    return Extraction(features, reports, dataset, seconds, former, made, estimated, decisions)
+            return groups, {ref: _report(ref, group, written) for ref, group in groups.items()}
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
@@ -267,8 +274,7 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     return shlex.join(words)
 
 
-def _report(layer: LayerPlan, group: FeatureGroup, written: Written) -> LayerReport:
-    ref = str(layer.ref)
+def _report(ref: str, group: FeatureGroup, written: Written) -> LayerReport:
     computed, copied, derived = written.computed[ref], written.copied[ref], written.derived[ref]
     row_bytes = written.forecast.row_bytes.get(ref)
     return LayerReport(

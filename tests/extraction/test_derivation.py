@@ -62,12 +62,6 @@ def assert_close(found: Extraction, backbone: Backbone, place: Path) -> None:
         np.testing.assert_allclose(features.group.read(), want, atol=1.5 * 2**-10 * largest)
 
 
-def move_images(data: Dataset) -> None:
-    for path in data.paths:
-        assert path is not None
-        Path(path).unlink()
-
-
 def test_layers_are_derived_from_a_stored_one(pooled, dataset, backbone, tmp_path):
     decided = plan(dataset, backbone, DEEP, pooled)
     assert (decided.rows_to_compute, decided.rows_derived) == (0, 45 * len(DEEP))
@@ -213,7 +207,8 @@ def test_without_images_nothing_is_derived_unchecked(pooled, photos, backbone, t
     """Whether the result is right is measured on images: without them, it stays unknown."""
     folder = Path(shutil.copytree(photos, tmp_path / "photos"))
     data = opened(folder)
-    move_images(data)
+    for path in data.paths:
+        Path(path).unlink()
     (layer,) = plan(data, backbone, ["gap"], pooled).layers
     assert layer.rows_derived == 0
     assert "not derived from pool_a, because that cannot be checked: " in layer.why

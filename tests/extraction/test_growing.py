@@ -222,12 +222,12 @@ def test_a_grown_array_is_repaired_from_what_it_was_copied_from(before, folder, 
 
 def test_units_of_a_sparse_plan_hold_several_batches(backbone, store):
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (6000, 2, 2), dtype=np.uint8)
-    old = Dataset.from_arrays(images[60:], name="old")
+    images = generator.integers(0, 256, (2000, 2, 2), dtype=np.uint8)
+    old = Dataset.from_arrays(images[40:], name="old")
     new = Dataset.from_arrays(images, name="new")
     extract(old, backbone, "pool_a", store)
     decided = plan(new, backbone, "pool_a", store, batch_size=4)
     sizes = Counter(len(w.computed) for unit in decided.units for w in decided.windows(unit))
-    assert decided.rows_to_compute == 60
-    assert sizes[4] >= 10
-    assert sum(len(unit.rows) for unit in decided.units) == 6000
+    assert decided.rows_to_compute == 40
+    assert sizes[4] >= 6
+    assert sum(len(unit.rows) for unit in decided.units) == 2000
