@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,19 +84,16 @@ def fit(
         str(layer.ref): _wanted(layer, decided, rates, backbone, store, parts)
         for layer in decided.layers
     }
-    sound: dict[tuple[str, str], bool] = {}
+    is_sound = cache(partial(_is_sound, decided, rates, backbone, store))
     while True:
         decisions = choose(list(wanted.values()), budget)
-        for each in decisions:
-            if each.source is not None and (each.ref, each.source) not in sound:
-                pair = each.ref, each.source
-                sound[pair] = _is_sound(*pair, decided, rates, backbone, store)
-                if not sound[pair]:
-                    asked = wanted[each.ref]
-                    sources = {ref: s for ref, s in asked.sources.items() if ref != each.source}
-                    wanted[each.ref] = replace(asked, sources=sources)
-        if all(sound[each.ref, each.source] for each in decisions if each.source is not None):
+        wrong = [each for each in decisions if each.source and not is_sound(each.ref, each.source)]
+        if not wrong:
             return decisions
+        for each in wrong:
+            asked = wanted[each.ref]
+            sources = {ref: s for ref, s in asked.sources.items() if ref != each.source}
+            wanted[each.ref] = replace(asked, sources=sources)
 
 
 def _wanted(
@@ -118,16 +116,13 @@ def _wanted(
     row_bytes = rates.layers[ref].bytes or kept / max(1, rows - left)
     passing = [each.ref for each in decided.layers if each.missing and each.is_computed.any()]
     sources = [name for name in backbone.derivable_from(layer.ref) if name in rates.layers]
-    if passing:
-        pace = rates.forward.wall / max(1, backbone.flops(passing))
-        seconds = rates.decode.wall + pace * backbone.flops([layer.ref])
-        derived = {
-            name: rates.layers[name].copy.wall + pace * backbone.flops([layer.ref], name)
-            for name in sources
-        }
-    else:  # Nothing goes through the backbone now, so that operations stand for seconds.
-        seconds = backbone.flops([layer.ref])
-        derived = {name: backbone.flops([layer.ref], name) for name in sources}
+    # If nothing goes through the backbone now, operations stand for seconds.
+    pace = rates.forward.wall / max(1, backbone.flops(passing)) if passing else 1.0
+    seconds = rates.decode.wall + pace * backbone.flops([layer.ref])
+    derived = {
+        name: rates.layers[name].copy.wall + pace * backbone.flops([layer.ref], name)
+        for name in sources
+    }
     return Wanted(
         ref,
         kept + round(left * row_bytes) + ARRAY_BYTES * (len(parts) - len(complete)),
@@ -139,12 +134,12 @@ def _wanted(
 
 
 def _is_sound(
-    ref: str,
-    source: str,
     decided: ExtractionPlan,
     rates: Rates,
     backbone: Backbone,
     store: FeatureStore,
+    ref: str,
+    source: str,
 ) -> bool:
     """Whether a layer that is derived from another, as that is stored, is the layer."""
     layers = {str(layer.ref): layer for layer in decided.layers}
