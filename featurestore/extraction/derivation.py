@@ -6,7 +6,7 @@ gives for their images, and computes all rows if storing them explains less than
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -85,11 +85,11 @@ class Derivation:
             else None
         )
 
-    def read(self, rows: range, most: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Derive those of some consecutive rows that are to be derived, in one batch.
+    def read(self, rows: range, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield those of some consecutive rows that are to be derived, in one batch.
 
-        Returns
-        -------
+        Yields
+        ------
         places : numpy.ndarray of int64, (n,)
             Row numbers.
         values : numpy.ndarray of float32, (n, …)
@@ -99,11 +99,10 @@ class Derivation:
         UnreadableRowsError
         """
         parts = list(self.copies.read(rows))
-        if not parts:
-            return None
-        places, values = (np.concatenate(each) for each in zip(*parts, strict=True))
-        fill = np.repeat(values[-1:], filling(len(values), most), axis=0)
-        return places, self.tail(np.concatenate([values, fill]))[0][: len(values)]
+        if parts:
+            places, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+            fill = np.repeat(values[-1:], filling(len(values), most), axis=0)
+            yield places, self.tail(np.concatenate([values, fill]))[0][: len(values)]
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,9 @@ def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Ra
         compiled = backbone.forward(refs)
         numerics.check(backbone, refs, images, compiled(images))
         once = time.perf_counter() - started
-        stored, forward = _again(len(rows), lambda: _stored(computed, compiled(images)))
+        stored, forward = _timed(
+            len(rows), lambda: _stored(computed, compiled(images)), LONG_ENOUGH
+        )
         activations = dict(zip(map(str, refs), stored, strict=True))
         once -= forward.wall * len(rows)
         chosen = numerics.sampled(len(rows))
@@ -272,29 +274,32 @@ def _stored(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> l
 def _layer_rates(
     layer: LayerPlan, values: np.ndarray | None, share: float, batch_rows: int
 ) -> LayerRates:
-    copy, copies, derive = None, layer.copies, Stage()
-    if copies is not None and layer.rows_copied:
+    copy, derive = None, Stage()
+    if layer.copies is not None and layer.rows_copied:
         spans = map(layer.span, layer.missing)
         span = next(each for each in spans if layer.is_copied[each.start : each.stop].any())
-        parts, stage = _timed(1, lambda: list(copies.read(span)))
-        found = np.concatenate([rows for _, rows in parts]).astype(layer.dtype, copy=False)
-        copy = stage * (1 / len(found))
+        found, copy = _read(layer.copies.read(span))
         values = found if values is None else values
     if layer.derived is not None:
         most = min(batch_rows, layer.block_rows)
         first = int(np.flatnonzero(layer.derived.copies.group_of >= 0)[0])
         span = range(first, min(first + most, layer.shape[0]))
-        made, stage = _timed(1, lambda: layer.derived.read(span, most) if layer.derived else None)
-        if made is not None:
-            derive = stage * (1 / len(made[1]))
-            values = made[1].astype(layer.dtype) if values is None else values
+        found, derive = _read(layer.derived.read(span, most))
+        values = found if values is None else values
     if values is None:
-        return LayerRates(0.0, Stage(), copy or Stage(), derive, share)
-    packed, stage = _again(len(values), lambda: encode(values, ""), A_MOMENT)
+        return LayerRates(0.0, Stage(), Stage(), derive, share)
+    rows = values.astype(layer.dtype, copy=False)
+    packed, stage = _timed(len(rows), lambda: encode(rows, ""), A_MOMENT)
     if copy is None:
-        read = partial(decode, packed, values.shape, values.dtype, "")
-        _, copy = _again(len(values), read, A_MOMENT)
-    return LayerRates(_bytes_a_row(packed, values), stage, copy, derive, share)
+        read = partial(decode, packed, rows.shape, rows.dtype, "")
+        _, copy = _timed(len(rows), read, A_MOMENT)
+    return LayerRates(_bytes_a_row(packed, rows), stage, copy, derive, share)
+
+
+def _read(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, Stage]:
+    """Time the rows that are copied or derived."""
+    found, stage = _timed(1, lambda: np.concatenate([values for _, values in parts]))
+    return found, stage * (1 / len(found))
 
 
 def _bytes_a_row(packed: bytes, rows: np.ndarray) -> float:
@@ -302,20 +307,10 @@ def _bytes_a_row(packed: bytes, rows: np.ndarray) -> float:
     return len(packed) / len(rows) + ROW_BYTES
 
 
-def _timed(rows: int, work: Callable[[], Result]) -> tuple[Result, Stage]:
-    wall, processor = time.perf_counter(), time.process_time()
-    result = work()
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return result, Stage(wall, processor) * (1 / rows)
-
-
-def _again(
-    rows: int, work: Callable[[], Result], seconds: float = LONG_ENOUGH
-) -> tuple[Result, Stage]:
-    """Time what is too short to be timed once."""
-    result, stage = _timed(rows, work)
-    stages = [stage]
-    while len(stages) < MOST_CALLS and sum(each.wall for each in stages) * rows < seconds:
-        result, stage = _timed(rows, work)
-        stages.append(stage)
-    return result, Stage.sum(stages) * (1 / len(stages))
+def _timed(rows: int, work: Callable[[], Result], seconds: float = 0.0) -> tuple[Result, Stage]:
+    """Time some work a row: again and again, if it is too short to be timed once."""
+    wall, processor, calls, taken = time.perf_counter(), time.process_time(), 0, 0.0
+    while not calls or (calls < MOST_CALLS and taken < seconds):
+        result = work()
+        calls, taken = calls + 1, time.perf_counter() - wall
+    return result, Stage(taken, time.process_time() - processor) * (1 / (calls * rows))

@@ -109,10 +109,9 @@ class BlockWriter:
                 self._block[places - start] = self._stored(values)
                 copied += len(places)
         if self._layer.derived is not None:
-            found = self._layer.derived.read(rows, self._part)
-            if found is not None:
-                self._block[found[0] - start] = self._stored(found[1])
-                derived = len(found[0])
+            for places, values in self._layer.derived.read(rows, self._part):
+                self._block[places - start] = self._stored(values)
+                derived += len(places)
                 self._written.sources[ref] = self._layer.derived.source
         self._written.forecast.find(copied + derived, time.perf_counter() - started)
         self._written.computed[ref] += computed
