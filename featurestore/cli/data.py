@@ -89,7 +89,7 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
 
 
 def print_budget(decisions: Sequence[Decision]) -> None:
-    """Print what a budget stores, and how the other layers are had later."""
+    """Print what a budget stores, and how to get the other layers later."""
     from featurestore.extraction.budget import budget_grid
 
     if decisions:
@@ -131,7 +131,7 @@ def print_budget(decisions: Sequence[Decision]) -> None:
 @click.option(
     "--budget",
     metavar="SIZE",
-    help="Store only the layers that fit, such as 20GB; say how the others are had later.",
+    help="Store only the layers that fit, such as 20GB; say how to get the others later.",
 )
 @click.option(
     "--dry-run",
@@ -158,10 +158,11 @@ def extract_command(
 ) -> None:
     """Compute the features of DATA at the given layers, in one pass; reuse what is stored.
 
-    DATA is a folder, a table or a name, as for `featurestore scan`. With --replace, features of the
-    same layers go whose samples are those of no data set now and are all among the new ones; the
-    heads fitted on them stay, and can still be promoted. With --budget, the layers are stored that
-    fit and save the most time later; the others can be extracted when needed, derived from those.
+    DATA is a folder, a table or a name, as for `featurestore scan`. With --replace, former
+    features of the same layers are removed then: those whose samples no data set has now, if the
+    new ones have all of their rows. Heads that were fitted on them stay, and can still be promoted.
+    With --budget, only the layers that fit and save the most time later are stored. The others can
+    be extracted when needed, most of them from these instead of from the images.
 
     With --views, augmented views of the training images are stored too, each as an array of its
     own; `featurestore train --views N` fits heads on them.

@@ -19,7 +19,7 @@ MOST_TRIED = 12
 
 @dataclass(frozen=True)
 class Wanted:
-    """A layer that was asked for, and what it costs to store it, or to have it later.
+    """A layer that was asked for, and what it costs to store it, or to get it later.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Wanted:
         return 0 if self.stored else self.bytes - self.kept
 
     def best(self, stored: Collection[str]) -> tuple[float, str | None]:
-        """Return the seconds of the cheapest way to have it later, and the source of that way."""
+        """Return the seconds of the cheapest way to get it later, and the source of that way."""
         if self.ref in stored:
             return 0.0, None
         ways = [(seconds, ref) for ref, seconds in self.sources.items() if ref in stored]
@@ -74,7 +74,7 @@ class Decision:
         Of a layer that is not stored: the time that takes, as a share of a full pass from the
         images.
     why : str
-        What its features are for, or how it is had later, in one line.
+        What its features are for, or how to get it later, in one line.
     """
 
     ref: str
@@ -118,7 +118,7 @@ def budget_dict(decisions: Sequence[Decision]) -> dict[str, Any] | None:
 
 
 def budget_grid(decisions: Sequence[Decision]) -> Grid:
-    """Show what a budget stores, and how the other layers are had later."""
+    """Show what a budget stores, and how to get the other layers later."""
     rows = [
         {
             "layer": each.ref,

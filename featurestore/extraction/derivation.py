@@ -1,7 +1,8 @@
-"""Rows that are derived from a stored layer before, by the rest of the network: without the images.
+"""Derive rows from a stored shallower layer through the rest of the network, without the images.
 
-What is stored is rounded. So the plan derives a few rows, compares them with what the plain network
-gives for their images, and computes all rows if storing them explains less than the difference.
+Stored activations are rounded. So the plan derives a few rows, and compares them with what the
+plain network gives for their images. If rounding does not explain the difference, all rows are
+computed from the images.
 """
 
 from __future__ import annotations

@@ -62,7 +62,10 @@ def plan(
     UnknownLayerError
         If the backbone has no such layer.
     InputError
-        For an unknown type, a batch size below 1 or an empty list of layers.
+        For an unknown type, a batch size below 1, an empty list of layers, views without an
+        augmentation or the other way round, or a budget that no layer fits.
+    DatasetError
+        With views, if the data set has no training samples.
     """
     most = None if budget is None else bytes_of(budget)
     request = Request.of(backbone, layers, dtype, batch_size)

@@ -148,10 +148,10 @@ class Rates:
 
 
 class Forecast:
-    """What the first batches of a run say of its seconds and bytes.
+    """Estimate of the seconds and bytes of a run, from its own first batches.
 
-    They are batches of the run itself: nothing is computed for the forecast. The first one is left
-    out, because it compiles the pass.
+    Nothing is computed for the forecast alone. The first batch is left out, because it compiles the
+    pass.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ class Forecast:
         self._finding += seconds
 
     def advance(self, computed: int, to_compute: int, to_find: int) -> None:
-        """Take how many images are computed, of how many; and how many rows to copy and derive."""
+        """Take how many images are computed, of how many, and how many rows are to be found."""
         if self.seconds is not None or (to_compute and not computed):
             return
         if self._found < to_find / 2 and self._finding < LONG_ENOUGH:

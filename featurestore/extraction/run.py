@@ -72,16 +72,16 @@ def extract(
     batch_size : int
         Samples in a forward batch. Not part of the key.
     replace : bool
-        Then remove the former arrays of these layers that the new ones supersede: their samples are
-        those of no data set now, and all of them are among these. The heads fitted on them stay.
+        Then remove former arrays of these layers: no data set has their samples now, and the new
+        arrays have all of their rows. Heads that were fitted on them stay.
     views : int
-        Augmented views of each training sample, numbered from 0, that are stored too: see
-        `Features.views`. Those of more views, or of fewer, are the same.
+        Number of augmented views of each training sample that are stored too: see
+        `Features.views`. View 3 is the same whatever the number.
     augmentation : list of keras.layers.Layer, or what stands for it
         The layers that make them: see :meth:`Backbone.views`.
     budget : int or str, optional
-        What the features of the layers may take on disk, such as ``"20GB"``: those are stored that
-        save the most time later. `Extraction.budget` says how the others are had when asked. One
+        Bytes that the features may take on disk, such as ``"20GB"``. Only the layers that fit and
+        save the most time later are stored; `Extraction.budget` says how to get the others. One
         batch is computed first to estimate the bytes. Layers that are stored already, and
         boundaries, stay.
     on_event : callable, optional
@@ -98,7 +98,7 @@ def extract(
         If an activation is not finite, or too large for ``dtype``.
     SourceChangedError
         If an image no longer has the bytes that were scanned.
-    UnknownLayerError, InputError
+    UnknownLayerError, InputError, DatasetError
         As :func:`plan`.
     DamagedError
         With ``replace``, if a data set in the store cannot be read: what it needs is unknown.

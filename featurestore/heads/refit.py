@@ -54,7 +54,7 @@ def refit(head: Head, estimator: Any) -> Head:
     HeadError
         If it is another estimator, or has other parameters, than the head was fitted with.
     NotFoundError
-        If the state of the data set is gone, or rows of the features, from every array.
+        If the state of the data set is gone, or no array has the rows of the features.
     """
     features = _features(head)
     if isinstance(estimator, str | type):

@@ -1,4 +1,4 @@
-"""Former arrays: of samples that no data set has now, all of them rows of a newer array."""
+"""Former arrays: no data set has their samples now, and newer arrays may have all of their rows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Former:
 
 
 def former_arrays(store: FeatureStore, keys: Collection[FeatureKey]) -> list[FeatureGroup]:
-    """Return the arrays of the same layers as others that no data set needs, each once.
+    """Return the arrays of the same prefix digests and reductions that no data set needs.
 
     Raises
     ------

@@ -162,8 +162,8 @@ class FeatureStore:
     def garbage(self, *, boundaries: bool = False, unused: bool = False) -> list[Garbage]:
         """List what no data set and no head needs; nothing is removed.
 
-        Features whose rows serve a head, its own being removed, are needed if no others have enough
-        of its samples to promote it.
+        If the features of a head were removed, an array that has the rows to promote it is needed
+        as long as no other has them.
 
         Parameters
         ----------
@@ -288,9 +288,8 @@ class FeatureStore:
     def replace_former(self, keys: Collection[FeatureKey]) -> list[Former]:
         """Remove the former arrays that complete ones supersede; the heads fitted on them stay.
 
-        A former array has the same prefix digest and reduction, and samples that no data set has
-        now. It is superseded if a given array has all of them. The rows of the heads are then in
-        that one.
+        A former array has the same prefix digest and reduction, and no data set has its samples
+        now. It is superseded if a given array has all of its rows, which then serve the heads.
 
         Parameters
         ----------
