@@ -136,7 +136,7 @@ def print_budget(decisions: Sequence[Decision]) -> None:
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Say what would be done, in what time, by one measured batch; write nothing.",
+    help="Say what would be done, with times estimated from one batch; write nothing.",
 )
 @scan_options
 @store_option
