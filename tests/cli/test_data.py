@@ -171,10 +171,10 @@ def test_a_dry_run_estimates_seconds_and_bytes(place: Place) -> None:
 def test_a_budget_says_what_it_stores_and_what_is_left(place: Place) -> None:
     layers = [*EXTRACT, "--layer", "conv_a", "--store", "new"]
 
-    small = featurestore("extract", "photos", *layers, "--budget", "6kB")
+    small = featurestore("extract", "photos", *layers, "--budget", "8kB")
     none = featurestore("extract", "photos", *layers, "--budget", "9B", "--dry-run")
     wrong = featurestore("extract", "photos", *layers, "--budget", "lots")
-    report = featurestore("extract", "photos", *layers, "--budget", "6kB", "--dry-run", "--json")
+    report = featurestore("extract", "photos", *layers, "--budget", "8kB", "--dry-run", "--json")
 
     assert small.out.splitlines()[0].split() == ["layer", "on", "disk", "budget"]
     assert "later: from the images at 100% of a full pass" in small.out
