@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
 
 # Batches of decoded images that may wait for the forward pass, the one it works on included.
 BATCHES_AHEAD = 3
-# Where nearly all rows are copied, a unit has at most so many batches, or, if all are, so many
-# times the rows of the smallest unit.
-MOST_BATCHES = 8
-MOST_CELLS = 64
-# Where rows are derived, it has at most so many batches of them.
-MOST_DERIVED = 32
 
 
 @dataclass(frozen=True)
@@ -359,49 +352,3 @@ class ExtractionPlan:
             "views": [each.to_dict()["features"] for each in self.views],
             "budget": budget_dict(self.budget),
         }
-
-
-def plan_units(
-    layers: tuple[LayerPlan, ...], rows: int, batch_size: int, input_size: tuple[int, int]
-) -> ExtractionPlan:
-    """Return the plan that stores the missing blocks of some layers."""
-    decided = ExtractionPlan(layers, rows, batch_size, (), input_size)
-    starts = _starts(decided)
-    blocks: dict[int, list[tuple[int, int]]] = {}
-    for number, layer in enumerate(layers):
-        for block in layer.missing:
-            unit = bisect_right(starts, block * layer.block_rows) - 1
-            blocks.setdefault(unit, []).append((number, block))
-    units = tuple(
-        Unit(
-            range(starts[unit], starts[unit + 1]),
-            tuple(blocks[unit]),
-            tuple(layers[layer].begun.get(block, 0) for layer, block in blocks[unit]),
-        )
-        for unit in sorted(blocks)
-    )
-    return replace(decided, units=units)
-
-
-def _starts(decided: ExtractionPlan) -> list[int]:
-    """Return the first row of each unit, and the number of rows.
-
-    Where nearly all rows are copied, a unit is larger: it holds several batches, which would be
-    small otherwise.
-    """
-    each = decided.smallest_unit
-    firsts = np.arange(0, decided.rows, each)
-    counts = np.add.reduceat(decided.is_computed.astype(np.int64), firsts)
-    whole = counts == np.diff(firsts, append=decided.rows)
-    most = decided.rows
-    if decided.rows_derived:
-        most = max(1, MOST_DERIVED * decided.batch_rows // each)
-    starts, cells, found, full = [0], 0, 0, False
-    for first, count, alone in zip(firsts.tolist(), counts.tolist(), whole.tolist(), strict=True):
-        if full or (cells and alone):
-            starts.append(first)
-            cells, found = 0, 0
-        cells, found = cells + 1, found + count
-        full = alone or found >= MOST_BATCHES * decided.batch_rows or cells >= most
-        full |= not found and cells >= MOST_CELLS
-    return [*starts, decided.rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Checked, Deriving
 from featurestore.extraction.fitting import Part, fit
-from featurestore.extraction.planned import ExtractionPlan, LayerPlan, plan_units
+from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.rates import measure as rates_of
 from featurestore.store import FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float16", "float32"]
 DTYPES = get_args(Dtype)
+
+# Where nearly all rows are copied, a unit has at most so many batches, or, if all are, so many
+# times the rows of the smallest unit.
+MOST_BATCHES = 8
+MOST_CELLS = 64
+# Where rows are derived, it has at most so many batches of them.
+MOST_DERIVED = 32
 
 
 def plan(
@@ -251,3 +259,49 @@ def _differences(stored: Mapping[str, Any], asked: dict[str, Any], under: str = 
                 old, new = (each and title(each) for each in (old, new))
             found.append(f"{under}{name}: stored {old}, asked {new}")
     return found
+
+
+def plan_units(
+    layers: tuple[LayerPlan, ...], rows: int, batch_size: int, input_size: tuple[int, int]
+) -> ExtractionPlan:
+    """Return the plan that stores the missing blocks of some layers."""
+    decided = ExtractionPlan(layers, rows, batch_size, (), input_size)
+    starts = _starts(decided)
+    blocks: dict[int, list[tuple[int, int]]] = {}
+    for number, layer in enumerate(layers):
+        for block in layer.missing:
+            unit = bisect_right(starts, block * layer.block_rows) - 1
+            blocks.setdefault(unit, []).append((number, block))
+    units = tuple(
+        Unit(
+            range(starts[unit], starts[unit + 1]),
+            tuple(blocks[unit]),
+            tuple(layers[layer].begun.get(block, 0) for layer, block in blocks[unit]),
+        )
+        for unit in sorted(blocks)
+    )
+    return replace(decided, units=units)
+
+
+def _starts(decided: ExtractionPlan) -> list[int]:
+    """Return the first row of each unit, and the number of rows.
+
+    Where nearly all rows are copied, a unit is larger: it holds several batches, which would be
+    small otherwise.
+    """
+    each = decided.smallest_unit
+    firsts = np.arange(0, decided.rows, each)
+    counts = np.add.reduceat(decided.is_computed.astype(np.int64), firsts)
+    whole = counts == np.diff(firsts, append=decided.rows)
+    most = decided.rows
+    if decided.rows_derived:
+        most = max(1, MOST_DERIVED * decided.batch_rows // each)
+    starts, cells, found, full = [0], 0, 0, False
+    for first, count, alone in zip(firsts.tolist(), counts.tolist(), whole.tolist(), strict=True):
+        if full or (cells and alone):
+            starts.append(first)
+            cells, found = 0, 0
+        cells, found = cells + 1, found + count
+        full = alone or found >= MOST_BATCHES * decided.batch_rows or cells >= most
+        full |= not found and cells >= MOST_CELLS
+    return [*starts, decided.rows]

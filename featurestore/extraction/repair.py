@@ -12,7 +12,8 @@ from featurestore.errors import ExtractionError, FeatureStoreError
 from featurestore.extraction.copies import damaged_blocks, find_copies
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.executor import Executor
-from featurestore.extraction.planned import LayerPlan, plan_units
+from featurestore.extraction.planned import LayerPlan
+from featurestore.extraction.planning import plan_units
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, Item, StoreLike
 from featurestore.store.variants import part_of
