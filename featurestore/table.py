@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Row = dict[str, Any]
 _MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
+_BOLD = re.compile(r"\x1b\[[0-9;]*m")
 # A cell that is cut has at most this many characters, and on a narrow terminal no fewer than these.
 LONGEST, SHORTEST = 60, 16
 
@@ -46,7 +47,7 @@ class Grid:
 
         Without a terminal each row is one line, however long. On a terminal that is too narrow,
         cells fold, and the last column, which people copy (keys and ids), moves to a line of its
-        own.
+        own, its heading too.
         """
         from rich.console import Console
 
@@ -63,10 +64,10 @@ class Grid:
             width = console.measure(table).maximum
         if terminal and width > columns and len(self.fields) > 1:
             width = max(columns, 4 * len(self.fields))
-            copied = iter([row.pop() for row in cells])
+            copied = iter([names[-1], *[row.pop() for row in cells]])
             # A newline at the end of each cell leaves a blank line below each row.
-            cells = [[f"{text}\n" for text in row] for row in cells]
-            table = _rich(names[:-1], cells, right)
+            above, *cells = [[f"{text}\n" for text in row] for row in (names[:-1], *cells)]
+            table = _rich(above, cells, right)
         console = Console(
             file=sys.stdout,
             force_terminal=terminal,
@@ -77,7 +78,11 @@ class Grid:
         with console.capture() as captured:
             console.print(table)
         lines = [line.rstrip() for line in captured.get().splitlines()]
-        return "\n".join(line if line or copied is None else f"  {next(copied)}" for line in lines)
+        # A blank line below bold headings is not empty.
+        return "\n".join(
+            line if copied is None or _BOLD.sub("", line).strip() else f"  {next(copied)}"
+            for line in lines
+        )
 
     def html(self) -> str:
         """Return the rows as an HTML table."""

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
+import pytest
+
 import featurestore as fs
+from featurestore.table import Grid
 
 ROWS = [{"layer": "<pool>", "score": 0.9142, "shape": [4, 4]}, {"layer": "top", "score": None}]
 
@@ -39,3 +43,21 @@ def test_a_table_becomes_a_data_frame() -> None:
     assert points[0].x == 1
     assert points.to_frame()["y"].tolist() == [2, 4]
     assert repr(points).split() == ["x", "y", "1", "2", "3", "4"]
+
+
+def test_on_a_narrow_terminal_the_column_that_moves_takes_its_heading_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    table = Grid(
+        [{"layer": "pool", "score": 0.5, "id": "logistic-20ba627aae89"}], ["layer", "score", "id"]
+    )
+    for bold in (False, True):
+        shown = table.text(terminal=True, bold=bold)
+        assert [line.rstrip() for line in re.sub(r"\x1b\[\d*m", "", shown).splitlines()] == [
+            "layer  score",
+            "  id",
+            "pool   0.500",
+            "  logistic-20ba627aae89",
+        ]
+    assert "\n  id" not in table.text()

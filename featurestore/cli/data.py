@@ -125,7 +125,7 @@ def print_budget(decisions: Sequence[Decision]) -> None:
     help="Images in a forward batch.",
 )
 @click.option(
-    "--replace", is_flag=True, help="Then remove former features that the new ones supersede."
+    "--replace", is_flag=True, help="Then remove former features whose rows the new ones have."
 )
 @view_options
 @click.option(
@@ -158,11 +158,13 @@ def extract_command(
 ) -> None:
     """Compute the features of DATA at the given layers, in one pass; reuse what is stored.
 
-    DATA is a folder, a table or a name, as for `featurestore scan`. With --replace, former
-    features of the same layers are removed then: those whose samples no data set has now, if the
-    new ones have all of their rows. Heads that were fitted on them stay, and can still be promoted.
-    With --budget, only the layers that fit and save the most time later are stored. The others can
-    be extracted when needed, most of them from these instead of from the images.
+    DATA is a folder, a table or a name, as for `featurestore scan`.
+
+    With --replace, former features of the same layers are removed, if the new ones have all of
+    their rows and no data set needs them now. Heads fitted on them stay, and can still be promoted.
+
+    With --budget, those of the layers are stored that fit and save the most time later. Extract the
+    others when you need them: the report says what that takes.
 
     With --views, augmented views of the training images are stored too, each as an array of its
     own; `featurestore train --views N` fits heads on them.

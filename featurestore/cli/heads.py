@@ -20,7 +20,7 @@ from featurestore.cli.quiet import prints_on_stderr
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
-from featurestore.table import Grid, Table
+from featurestore.table import Grid, Table, plural
 
 
 @click.command("rank")
@@ -127,6 +127,8 @@ def train_command(
         print_json({"head": fitted.id, "metrics": fitted.metrics})
         return
     print_table(metrics_grid(fitted.metrics))
+    if views:
+        click.echo(f"fitted on the train rows and {plural(views, 'view')} of each")
     print_problems(features.dataset, "few-rows")
     click.echo(f"head: {fitted.id}")
 

@@ -222,7 +222,7 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
         call = command.endswith(")")
         command = f"{command[:-1]}, replace=True)" if call else f"{command} --replace"
         why = f"superseded by {by.key}; `{command}` frees it"
-        click.echo(printable(f"kept for the heads fitted on it: {old.key}, {why}"))
+        click.echo(printable(f"kept for heads on its samples: {old.key}, {why}"))
     if freed is not None and freed < sum(item.bytes for item in items) and not as_json:
         click.echo("the rest is in use now; run `featurestore gc` later", err=True)
 

@@ -205,7 +205,7 @@ def _decided(wanted: Wanted, every: Sequence[Wanted], stored: Collection[str]) -
         return Decision(wanted.ref, True, wanted.bytes, None, 0.0, why)
     seconds, source = wanted.best(stored)
     share = 1.0 if source is None else seconds / max(wanted.seconds, seconds, 1e-12)
-    why = f"from {source or 'the images'} at {share:.0%} of a full pass"
+    why = f"from {source} at {share:.0%} of a full pass" if source else "by a pass of the images"
     if wanted.kept:
         why += f"; {size(wanted.kept)} of it stay"
     return Decision(wanted.ref, False, wanted.bytes, source, share, why)

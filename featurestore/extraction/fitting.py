@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
     from featurestore.extraction.planned import ExtractionPlan, LayerPlan
-    from featurestore.store import FeatureStore
+    from featurestore.store import FeatureGroup, FeatureStore
 
 # About what an array takes on disk beside its rows: its metadata.
 ARRAY_BYTES = 5000
@@ -77,8 +77,11 @@ def fit(
     rows, backbone = sum(len(each.dataset) for each in parts), part.backbone
     sizes = [rows * layer.row_bytes + ARRAY_BYTES * len(parts) for layer in decided.layers]
     if sum(sizes) <= budget or not decided.units:
-        pairs = zip(decided.layers, sizes, strict=True)
-        return choose([Wanted(str(layer.ref), size, 0.0) for layer, size in pairs], sum(sizes))
+        fitting = [
+            _stored(layer, store, parts) or Wanted(str(layer.ref), size, 0.0)
+            for layer, size in zip(decided.layers, sizes, strict=True)
+        ]
+        return choose(fitting, sum(each.bytes for each in fitting))
     rates = measure(decided, part.dataset, backbone)
     wanted = {
         str(layer.ref): _wanted(layer, decided, rates, backbone, store, parts)
@@ -96,6 +99,20 @@ def fit(
             wanted[each.ref] = replace(asked, sources=sources)
 
 
+def _complete(layer: LayerPlan, store: FeatureStore, parts: Sequence[Part]) -> list[FeatureGroup]:
+    keys = [each.key(layer.ref) for each in parts]
+    groups = [store.features.get(key) for key in keys if store.features.has(key)]
+    return [group for group in groups if not group.missing()]
+
+
+def _stored(layer: LayerPlan, store: FeatureStore, parts: Sequence[Part]) -> Wanted | None:
+    complete = _complete(layer, store, parts)
+    if len(complete) < len(parts):
+        return None
+    kept = sum(group.nbytes_stored for group in complete)
+    return Wanted(str(layer.ref), kept, 0.0, stored=True)
+
+
 def _wanted(
     layer: LayerPlan,
     decided: ExtractionPlan,
@@ -104,13 +121,11 @@ def _wanted(
     store: FeatureStore,
     parts: Sequence[Part],
 ) -> Wanted:
+    if (held := _stored(layer, store, parts)) is not None:
+        return held
     ref, rows = str(layer.ref), sum(len(each.dataset) for each in parts)
-    keys = [each.key(layer.ref) for each in parts]
-    groups = [store.features.get(key) if store.features.has(key) else None for key in keys]
-    complete = [group for group in groups if group is not None and not group.missing()]
+    complete = _complete(layer, store, parts)
     kept = sum(group.nbytes_stored for group in complete)
-    if len(complete) == len(parts):
-        return Wanted(ref, kept, 0.0, stored=True)
     left = rows - sum(group.shape[0] for group in complete)
     # Where the measured part has the layer already, the others take as much a row.
     row_bytes = rates.layers[ref].bytes or kept / max(1, rows - left)
@@ -128,7 +143,7 @@ def _wanted(
         kept + round(left * row_bytes) + ARRAY_BYTES * (len(parts) - len(complete)),
         rows * seconds,
         {name: rows * each for name, each in derived.items()},
-        stored=None not in groups,
+        stored=all(store.features.has(each.key(layer.ref)) for each in parts),
         kept=kept,
     )
 

@@ -313,6 +313,8 @@ class ExtractionPlan:
         """Show what each layer needs."""
         fields = ["rows_reused", "rows_copied", "rows_derived", "rows_to_compute", "size", "why"]
         report = self.to_dict()
+        if not any(layer.why for part in (self, *self.views) for layer in part.layers):
+            fields.remove("why")
         if self.rates is None:
             return features_grid(report, fields, "at most")
         for part in (report["features"], *report["views"]):

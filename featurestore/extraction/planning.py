@@ -235,11 +235,13 @@ def _why(
     """Say what differs from the nearest stored features of the same model and layer ref.
 
     For example ``"preprocessing.resize: stored stretch, asked crop"``; None if none are stored.
+    A view is near the same view by another augmentation only.
     """
     near = []
     for group in store.features.values():
         other = group.key
-        if (other.model, other.ref) == (key.model, key.ref):
+        same_view = group.view == fields["preprocessing"].get("view")
+        if (other.model, other.ref) == (key.model, key.ref) and same_view:
             differences = _differences(part_of(group.provenance, "prefix"), fields)
             if other.dataset_digest != dataset.digest:
                 differences.append(f"samples: stored others, asked those of {dataset.name}")

@@ -13,7 +13,7 @@ from featurestore.errors import DamagedError, InputError, StoreError, nearest
 from featurestore.features.batches import Batches
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
-from featurestore.table import Grid, show_html
+from featurestore.table import Grid, plural, show_html
 
 if TYPE_CHECKING:
     import dask.array
@@ -153,7 +153,7 @@ class Features:
         return found
 
     def __repr__(self) -> str:
-        views = f", {len(self.views)} views" if self.views else ""
+        views = f", {plural(len(self.views), 'view')}" if self.views else ""
         what = f"{str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape}{views}"
         return f"Features({what})"
 

@@ -16,6 +16,7 @@ from featurestore.features.features import Features
 from featurestore.store import Damage, FeatureGroup, FeatureStore
 from featurestore.store.key import KeyPath
 from featurestore.store.variants import Variant, choices, part_of
+from featurestore.table import plural
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -115,7 +116,7 @@ def _with_views(
     what = f"of the training samples of {dataset.name!r} at layer {key.ref!r}"
     if len(made) > 1:
         options = " or ".join(
-            f"--augmentation {shlex.quote(_layers(each))} ({len(each)} views)"
+            f"--augmentation {shlex.quote(_layers(each))} ({plural(len(each), 'view')})"
             for each in made.values()
         )
         raise NotFoundError(

@@ -26,7 +26,7 @@ def heads_layout(rows: Rows) -> Iterator[Grid | str]:
         yield plural(len(fresh), "head")
         if former:
             count = plural(len(former), "stale head")
-            yield f"\n{count}, measured on other samples, labels or splits:"
+            yield f"\n{count}, on other samples, labels or splits; train again to compare:"
             yield _heads(former, ["stale"])
 
 
@@ -34,7 +34,13 @@ def _heads(rows: Rows, more: list[str]) -> Grid:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
     notes = ("tags", "note", "portable", "best_params")
     known = (*fixed, *notes, "seed", "views", "manifest", "stale", "prefix", *FIELDS)
-    measured = dict.fromkeys(name for row in rows for name in row if name not in known)
+    # Without a test split, its column is left out.
+    measured = dict.fromkeys(
+        name
+        for row in rows
+        for name, value in row.items()
+        if name not in known and value is not None
+    )
     rows, variants = tell_apart(rows)
     several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
     several += [*(["views"] if any(row.get("views") for row in rows) else []), "model"]

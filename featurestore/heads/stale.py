@@ -65,12 +65,13 @@ def differences(former: Dataset, present: Dataset) -> str:
     >>> one = Dataset.from_arrays(X, ["a", "b", "a", "b"], name="tiny", val=0)
     >>> other = Dataset.from_arrays(X[:3], ["a", "b", "b"], name="tiny", val=0)
     >>> differences(one, other)
-    'samples (0 added, 1 removed), labels (1)'
+    'samples (1 removed), labels (1)'
     """
     was, now = _rows(former), _rows(present)
     both = was.keys() & now.keys()
     added, removed = len(now) - len(both), len(was) - len(both)
-    found = [f"samples ({added:,} added, {removed:,} removed)"] if added or removed else []
+    samples = [f"{n:,} {what}" for n, what in ((added, "added"), (removed, "removed")) if n]
+    found = [f"samples ({', '.join(samples)})"] if samples else []
     for at, what in enumerate(("labels", "splits", "groups")):
         changed = sum(was[each][at] != now[each][at] for each in both)
         found += [f"{what} ({changed:,})"] if changed else []

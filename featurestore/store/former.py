@@ -107,6 +107,6 @@ def judge(
         why = f"it is {old.dtype}, and {same[0].key} is {same[0].dtype}"
     else:
         only = np.count_nonzero(rows < 0)
-        why = f"{only:,} of its {len(rows):,} rows are not in {same[0].key}"
+        why = f"{only:,} of its {len(rows):,} rows are not in the new one"
     command = ["featurestore", "rm", found.key, *(["--keep-heads"] if heads else [])]
     return replace(found, left=f"{why}; `{shlex.join(command)}` removes it")

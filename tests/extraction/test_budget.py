@@ -53,14 +53,14 @@ def test_reasons():
     assert [each.source for each in decided] == [None, "pool", "pool"]
     (pool, *_) = choose([POOL, AVERAGE, TOP], 600)
     assert (pool.source, pool.share) == (None, 1.0)
-    assert pool.why == "from the images at 100% of a full pass"
+    assert pool.why == "by a pass of the images"
 
 
 def test_what_is_kept_of_a_layer_counts_and_is_not_stored_again():
     pool = Wanted("pool", 900, 10.0, kept=300)
     (decided, top) = choose([pool, TOP], 899)
     assert (decided.store, top.store) == (False, True)
-    assert decided.why == "from the images at 100% of a full pass; 300 B of it stay"
+    assert decided.why == "by a pass of the images; 300 B of it stay"
     assert choose([pool, TOP], 1400)[0].store
     with pytest.raises(InputError, match="at least 800 B, for top"):
         choose([pool, TOP], 799)

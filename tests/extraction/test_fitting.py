@@ -68,6 +68,11 @@ def test_if_all_fits_nothing_is_measured(dataset, backbone, store, monkeypatch):
     done = extract(dataset, backbone, LAYERS, store, budget="1GB")
     assert list(done) == LAYERS
     assert left(done.budget) == {}
+    again = extract(dataset, backbone, LAYERS, store, budget="1GB")
+    assert {each.why for each in again.budget} == {"stored already"}
+    assert [each.bytes for each in again.budget] == [
+        again[layer].group.nbytes_stored for layer in LAYERS
+    ]
 
 
 def test_a_budget_too_small_writes_nothing(dataset, backbone, tmp_path):

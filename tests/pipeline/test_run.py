@@ -254,7 +254,7 @@ def test_heads_are_fitted_on_the_layers_that_a_budget_stores(pipeline: Pipeline)
 
     assert {row["layer"] for row in manifest["heads"] if row["on"] == "features"} == {"conv_a:avg"}
     (note,) = [event.what for event in pipeline.told("StageNoted") if event.stage == "extract"]
-    assert note == "conv_a is left: from the images at 100% of a full pass"
+    assert note == "conv_a is left: by a pass of the images"
 
     with pytest.raises(SpecError, match="the budget leaves conv_a for later"):
         pipeline.run(

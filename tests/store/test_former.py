@@ -155,7 +155,7 @@ def test_rows_that_the_new_array_does_not_have_are_kept_and_named(
     present = stored(store, Dataset.from_arrays(np.stack(images), list("bababa"), name="shapes"))
     (found,) = store.replace_former([present])
     command = f"featurestore rm {former}" + (" --keep-heads" if heads else "")
-    assert found.left == f"1 of its 4 rows are not in {present}; `{command}` removes it"
+    assert found.left == f"1 of its 4 rows are not in the new one; `{command}` removes it"
     assert str(found) == f"left {former}: {found.left}"
     assert store.features.has(former)
 
