@@ -338,21 +338,9 @@ class Dataset:
             of your table. A column of yours with one of these names has ``_given`` after it.
             Integers with gaps are of the type ``Int64``, which keeps all their digits.
         """
-        import pandas
+        from featurestore.dataset.frame import as_frame
 
-        listing, samples = self.samples.listing, self.samples
-        columns: dict[str, Any] = {"sample": samples.digests}
-        columns |= {"label": samples.labels, "split": samples.splits, "group": samples.groups}
-        frame = pandas.DataFrame({"row": self.given})
-        for name, values in columns.items():
-            if any(each is not None for each in values):
-                # The last is what rows numbered -1 pick.
-                frame[name] = np.array([*values, None], object)[self.given]
-        frame = frame.infer_objects()
-        if any(listing.paths):
-            frame.insert(2, "path", listing.paths)
-        others = {name: _series(column) for name, column in listing.columns.items()}
-        return pandas.concat([frame, pandas.DataFrame(others, index=frame.index)], axis=1)
+        return as_frame(self.samples, self.given)
 
     @property
     def scan_command(self) -> str | None:
@@ -442,15 +430,3 @@ class Dataset:
         digests = {"digest": self.digest, "manifest_digest": self.manifest_digest}
         whole = {"dataset": self.name, "source": self.source, **digests, "rows": len(self)}
         return {**whole, **summarize(self.samples)}
-
-
-def _series(column: Any) -> pandas.Series:
-    """Return an Arrow column as pandas has it; integers with gaps are never floats."""
-    import pandas
-    import pyarrow.types as kinds
-
-    if column.null_count and kinds.is_integer(column.type):
-        signed = kinds.is_signed_integer(column.type)
-        kind = pandas.Int64Dtype() if signed else pandas.UInt64Dtype()
-        return column.to_pandas(types_mapper=lambda _: kind)
-    return column.to_pandas()
