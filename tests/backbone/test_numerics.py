@@ -84,6 +84,7 @@ def check_bits(backbone, bits):
     numerics.check(backbone, [last], images, backbone.forward([last])(images))
 
 
+@pytest.mark.reliability
 def test_arithmetic_of_fewer_bits_is_found(mobilenet):
     """TF32 multiplies with 10 bits after the leading one."""
     check_bits(mobilenet, 10)

@@ -160,6 +160,7 @@ def test_rm_lists_what_goes_and_removes_with_consent(place: Place) -> None:
     assert featurestore("extract", "photos", "--model", "tiny.keras", "--layer", "gap").status == 0
 
 
+@pytest.mark.reliability
 def test_rm_of_features_keeps_heads_if_asked(place: Place) -> None:
     asked = ["rm", "tiny/conv_b:avg", "--json"]
     with_heads, alone = (featurestore(*asked, *more).json for more in ([], ["--keep-heads"]))
@@ -196,6 +197,7 @@ def test_a_head_without_features_is_promoted_on_the_rows_of_a_grown_data_set(pla
     assert featurestore("gc", "--yes").out == "nothing removed\n"
 
 
+@pytest.mark.reliability
 def test_what_fine_tuning_stored_for_itself_is_marked_and_removed(place: Place) -> None:
     options = ["--unfreeze", "conv_b", "--epochs", "1"]
     assert featurestore("promote", "logistic", "-o", "model.keras", *options).status == 0

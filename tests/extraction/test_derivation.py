@@ -113,6 +113,7 @@ def test_growth_derives_the_old_rows_and_computes_the_new(
     ]
 
 
+@pytest.mark.reliability
 def test_rows_that_pass_anyway_are_computed_if_that_is_no_more_work(dataset, store):
     """`sum` needs all layers; from `first`, it is further to `last` than from the stored one."""
     image = keras.Input((8, 8, 3))

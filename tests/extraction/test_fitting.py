@@ -42,6 +42,7 @@ def test_a_plan_within_a_budget_writes_nothing(dataset, backbone, store, sizes, 
     assert decided.to_dict()["budget"]["relu_a"]["store"] is False
 
 
+@pytest.mark.reliability
 def test_what_is_stored_stays_and_the_same_call_stores_no_more(dataset, backbone, store, sizes):
     budget = sizes["pool_a"] + sizes["conv_b:max"] // 2
     extract(dataset, backbone, LAYERS, store, budget=budget)
@@ -113,6 +114,7 @@ def test_small_arrays_count_with_their_metadata(dataset, backbone, store, sizes)
     assert on_disk(done) <= budget * 1.05
 
 
+@pytest.mark.reliability
 def test_views_of_a_stored_layer_count(dataset, backbone, store, sizes):
     """Once the plain images are stored, views are all there is to store."""
     import keras

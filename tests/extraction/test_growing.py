@@ -189,6 +189,7 @@ def test_a_killed_growth_resumes(before, folder, backbone, tmp_path):
     assert_as_fresh(found, backbone, tmp_path / "fresh")
 
 
+@pytest.mark.reliability
 def test_gc_keeps_what_a_killed_growth_copies(store, folder, backbone):
     former = {str(each.key) for each in extract(opened(folder), backbone, LAYERS, store).values()}
     add(folder, 20)
@@ -220,6 +221,7 @@ def test_a_grown_array_is_repaired_from_what_it_was_copied_from(before, folder, 
     assert tree(Path(store.location, group.path)) == before
 
 
+@pytest.mark.reliability
 def test_units_of_a_sparse_plan_hold_several_batches(backbone, store):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (2000, 2, 2), dtype=np.uint8)

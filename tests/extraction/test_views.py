@@ -63,6 +63,7 @@ def test_a_view_alone_is_the_view_among_others(
     assert alone[REF].store.datasets.get(dataset.name).rows == 45
 
 
+@pytest.mark.reliability
 def test_more_views_compute_only_these(
     dataset: Dataset, backbone: Backbone, store: FeatureStore
 ) -> None:
@@ -119,6 +120,7 @@ def test_repair_makes_a_view_again(photos: Path, store: FeatureStore) -> None:
     assert store.garbage() == []
 
 
+@pytest.mark.reliability
 def test_repair_by_the_plain_backbone(
     dataset: Dataset, backbone: Backbone, store: FeatureStore
 ) -> None:
@@ -131,6 +133,7 @@ def test_repair_by_the_plain_backbone(
     assert np.array_equal(group.read(), before)
 
 
+@pytest.mark.reliability
 def test_growth_copies_views_and_gc_frees_the_former_ones(
     tmp_path: Path, backbone: Backbone, store: FeatureStore
 ) -> None:
@@ -157,6 +160,7 @@ def test_growth_copies_views_and_gc_frees_the_former_ones(
     assert len(store.features.keys()) == 3
 
 
+@pytest.mark.reliability
 def test_another_split_copies_the_views_that_there_are(
     photos: Path, backbone: Backbone, store: FeatureStore
 ) -> None:
@@ -171,6 +175,7 @@ def test_another_split_copies_the_views_that_there_are(
     assert report.rows_computed == sum(each not in known for each in now)
 
 
+@pytest.mark.reliability
 def test_rm_and_ls_take_views_with_their_layer(
     dataset: Dataset, backbone: Backbone, store: FeatureStore
 ) -> None:
@@ -207,6 +212,7 @@ def test_all_samples_may_be_training_samples(
     assert Features.open(whole, REF, store, views=1).views[0].key == made[REF].views[0].key
 
 
+@pytest.mark.reliability
 def test_a_view_resumes(dataset: Dataset, backbone: Backbone, store: FeatureStore) -> None:
     made = extract(dataset, backbone, ["pool_a"], store, views=1, augmentation=AUGMENTATION)
     group = made["pool_a"].views[0].group

@@ -18,6 +18,7 @@ from tests.heads.keras_models import QUICK, compiled, functional, sequential, so
 pytestmark = pytest.mark.usefixtures("keras_seed")
 
 
+@pytest.mark.reliability
 def test_an_unbuilt_model_takes_shape_and_seed(maps: Features) -> None:
     def mine() -> keras.Model:
         return keras.Sequential(
@@ -64,6 +65,7 @@ def test_a_built_model_starts_from_its_weights(maps: Features) -> None:
     assert np.array_equal(Head.load(head.id, maps.store).scores(X), head.scores(X))
 
 
+@pytest.mark.reliability
 def test_a_compiled_model_keeps_its_optimizer_and_loss(maps: Features) -> None:
     model = keras.Sequential([layers.Flatten(), layers.Dense(3)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

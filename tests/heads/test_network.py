@@ -34,6 +34,7 @@ def test_the_heads_of_the_recipes(maps: Features, name: str, pooling: type, unit
     assert model.layers[2].units == units
 
 
+@pytest.mark.reliability
 def test_a_ready_made_head(maps: Features) -> None:
     events: list[Any] = []
     head = fit_head(maps, "gap-dense128", QUICK, on_event=events.append)

@@ -157,6 +157,7 @@ def test_class_weights_are_not_for_numbers(numbers: Features) -> None:
     assert "class_weight is for classes" in refused(numbers, "dense", {"class_weight": "balanced"})
 
 
+@pytest.mark.reliability
 def test_keras_starts_quietly_in_a_fresh_process(three: Features) -> None:
     name, ref, place = three.dataset.name, three.ref, three.store.location
     script = (

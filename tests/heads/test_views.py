@@ -84,6 +84,7 @@ def test_streamed_batches_are_those_of_memory(
         assert all(np.array_equal(*pair) for pair in pairs)
 
 
+@pytest.mark.reliability
 def test_a_keras_head_on_views(features: Features) -> None:
     head = fit_head(features, "dense", {"epochs": 1, "units": 4}, save=False)
     assert head.metrics["train"]["rows"] == len(features.rows("train"))

@@ -22,6 +22,7 @@ FEW: dict[str, Any] = {
 }
 
 
+@pytest.mark.reliability
 def test_a_pipeline_fits_on_views_and_promotes_the_plain_backbone(pipeline: Pipeline) -> None:
     asked = {"views": 2, "augmentation": AUGMENTATION}
     manifest = pipeline.run(**FEW, extract=asked)

@@ -58,6 +58,7 @@ def test_it_is_a_backbone(fixed: Path, model: Path, flowers: Dataset) -> None:
     assert np.abs(found - expected).max() < 1e-5
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("resize", ["crop", "pad"])
 def test_the_rule_of_the_resize_is_carried(resize: Any, tmp_path: Path) -> None:
     backbone = Backbone.from_model(small_network(), name="small", resize=resize)

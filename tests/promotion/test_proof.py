@@ -247,6 +247,7 @@ def attention() -> keras.Model:
     return keras.Model(image, keras.layers.Activation("linear", name="tokens")(x))
 
 
+@pytest.mark.reliability
 def test_a_network_that_amplifies_rounding(make_features: MakeFeatures) -> None:
     backbone = Backbone.from_model(attention(), name="attention", scaling="tf")
     features = make_features(CLASSES * 16, "tokens", dtype="float32", model=backbone)
@@ -348,6 +349,7 @@ def without_former(first: range, backbone: Backbone, store: FeatureStore) -> tup
     return head, former
 
 
+@pytest.mark.reliability
 def test_enough_of_the_samples_in_another_array(tmp_path: Path, backbone: Backbone) -> None:
     store = FeatureStore(tmp_path / "store", create=True)
     head, former = without_former(range(30), backbone, store)
@@ -363,6 +365,7 @@ def test_too_few_of_the_samples_in_another_array(tmp_path: Path, backbone: Backb
         promote(head, backbone, data=former)
 
 
+@pytest.mark.reliability
 def test_damage_in_the_other_array_is_found(tmp_path: Path, backbone: Backbone) -> None:
     """Swapped rows in the array that serves the proof are no proof."""
     store = FeatureStore(tmp_path / "store", create=True)

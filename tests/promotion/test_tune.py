@@ -139,6 +139,7 @@ def test_batches_of_images(flowers: Dataset, backbone: Backbone) -> None:
 # ------------------------------------------------------------------ the best epoch
 
 
+@pytest.mark.reliability
 def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     pooled: Features, flowers: Dataset, backbone: Backbone
 ) -> None:
@@ -216,6 +217,7 @@ def test_losses_that_are_not_finite_have_a_verdict_of_their_own() -> None:
     assert tuned.verdict == "no epoch gave a finite loss; kept the model as it was before"
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("unfreeze", ["block3", None])
 def test_a_head_of_a_former_state_leaves_the_present_one_current(
     tmp_path: Path, backbone: Backbone, unfreeze: str | None

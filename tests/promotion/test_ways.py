@@ -206,6 +206,7 @@ REDUCTIONS = st.sampled_from(["", ":avg", ":max"])
 DTYPES = st.sampled_from(["float16", "float32"])
 
 
+@pytest.mark.reliability
 def test_a_small_network() -> None:
     check(*small("squeezed", "", "float16"), "nested")
 
