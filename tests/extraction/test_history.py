@@ -191,4 +191,4 @@ class AtLength(History):
 
 
 TestHistoryAtLength = pytest.mark.reliability(AtLength.TestCase)
-TestHistoryAtLength.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestHistoryAtLength.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
