@@ -165,7 +165,7 @@ def _repair_blocks(
             f"{backbone.name} is no longer the model of the extraction; restore its former weights"
         )
     dtype, copies = str(group.dtype), None
-    if group.provenance.get("copied_from"):
+    if group.keys_read("copied_from"):
         # Rows that were computed here are computed again; those that came from elsewhere may
         # differ in their last bit if they are.
         same = store.features.of_prefix(key.prefix_digest, key.ref)

@@ -309,7 +309,9 @@ class FeatureGroup:
 
     def begun(self) -> dict[int, int]:
         """Return how many rows are kept of each block that is not complete, by its number."""
-        numbers = self.features.existing(BEGUN) - self.features.existing()
+        numbers = self.features.existing(BEGUN)
+        if numbers:  # seldom, and another listing takes long in an object store
+            numbers -= self.features.existing()
         rows = {block: len(self.features.read_begun(block)) for block in sorted(numbers)}
         return {block: count for block, count in rows.items() if count}
 

@@ -174,10 +174,8 @@ def test_rows_that_cannot_be_read_are_computed(before, folder, backbone, tmp_pat
     assert_as_fresh(found, backbone, tmp_path / "fresh")
 
 
-def test_a_killed_growth_resumes(before, folder, backbone, tmp_path):
-    store = before
-    add(folder, 20)
-    grown = opened(folder)
+def kill_growth(grown: Dataset, backbone: Backbone, store: FeatureStore) -> None:
+    """Extract all layers, and stop after the first batch."""
 
     def interrupt(event: Any) -> None:
         if isinstance(event, RowsComputed) and event.done >= 8:
@@ -185,6 +183,13 @@ def test_a_killed_growth_resumes(before, folder, backbone, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         extract(grown, backbone, LAYERS, store, batch_size=8, on_event=interrupt)
+
+
+def test_a_killed_growth_resumes(before, folder, backbone, tmp_path):
+    store = before
+    add(folder, 20)
+    grown = opened(folder)
+    kill_growth(grown, backbone, store)
     found = extract(grown, backbone, LAYERS, store, batch_size=8)
     assert_as_fresh(found, backbone, tmp_path / "fresh")
 
@@ -194,13 +199,7 @@ def test_gc_keeps_what_a_killed_growth_copies(store, folder, backbone):
     former = {str(each.key) for each in extract(opened(folder), backbone, LAYERS, store).values()}
     add(folder, 20)
     grown = opened(folder)
-
-    def interrupt(event: Any) -> None:
-        if isinstance(event, RowsComputed) and event.done >= 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        extract(grown, backbone, LAYERS, store, batch_size=8, on_event=interrupt)
+    kill_growth(grown, backbone, store)
     assert {each.kind for each in store.garbage()} == {"manifest"}
     store.gc(store.garbage())
     found = extract(grown, backbone, LAYERS, store, batch_size=8)
