@@ -170,7 +170,7 @@ def _fields(text: str) -> str:
 
 
 def check(layers: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> None:
-    """Raise InputError for a layer that is no augmentation of images of this size.
+    """Raise InputError for a layer that cannot augment images of this size.
 
     Each layer is called on noise: it has to keep the shape and the range of 0 to 255, to depend on
     nothing but its seed generators, and to give different results for different seeds.

@@ -184,7 +184,7 @@ class Deriving:
         return replace(layer, why="; ".join(notes) or None)
 
     def _find(self, layer: LayerPlan, source: str) -> tuple[Copies, dict[int, np.ndarray]]:
-        """Find rows of a source that the layer has nowhere, and read a few, spread over all."""
+        """Find rows of a source that no array of the layer has, and read a few, spread over all."""
         groups = self.store.features.of_prefix(self.backbone.prefix_digest(source), source)
         unreadable = dict(self.unreadable)
         while True:

@@ -76,7 +76,7 @@ def augmentation_of(file: SpecFile[Any], spec: ViewSpec, where: list[str | int])
     Raises
     ------
     SpecError
-        If they are no layers.
+        If these are not layers.
     """
     given = spec.augmentation
     if given is None:

@@ -134,7 +134,7 @@ def open_model(model: str | Path | keras.Model | Promoted) -> keras.Model:
     Raises
     ------
     InputError
-        If it is neither, there is no such file, or it is not a model of Keras.
+        If it is neither, there is no such file, or it is not a Keras model.
     """
     if isinstance(model, Promoted):
         return model.model
@@ -247,7 +247,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If there is no such file, it is not a model of Keras, or its lineage is damaged.
+        If there is no such file, it is not a Keras model, or its lineage is damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -277,7 +277,7 @@ def read_seen(path: str | Path) -> Seen | None:
     Raises
     ------
     InputError
-        If the file is not a model of Keras, or the record is damaged.
+        If the file is not a Keras model, or the record is damaged.
     """
     fields = read_metadata(path).get("samples")
     if fields is None:
