@@ -37,8 +37,8 @@ RUN_COMMANDS = ("quickstart.md", "extraction.md", "growing.md")
 # Pages that make their own photos, or look at a store that is there already.
 OWN_PHOTOS = ("datasets.md",)
 READY_STORE = ("format.md",)
-# Pages that train for seconds.
-TRAINING = ("heads.md", "pipelines.md", "promotion.md", "quickstart.md")
+# Pages that take seconds.
+LONG = ("extraction.md", "growing.md", "heads.md", "pipelines.md", "promotion.md", "quickstart.md")
 
 FENCE = re.compile(
     r"(?P<skip><!-- not run: .* -->\n+)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
@@ -97,7 +97,7 @@ def quick_or_not(pages: list[Path]) -> list[Any]:
         pytest.param(
             page,
             id=str(page.relative_to(ROOT)),
-            marks=pytest.mark.reliability if page.name in TRAINING else (),
+            marks=pytest.mark.reliability if page.name in LONG else (),
         )
         for page in pages
     ]

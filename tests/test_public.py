@@ -89,6 +89,7 @@ def test_stored_things_are_found_by_name(store: fs.FeatureStore) -> None:
     assert fs.Head.load(head.id[:8]).id == head.id
 
 
+@pytest.mark.reliability
 def test_a_head_is_promoted_by_its_id_and_by_itself(store: fs.FeatureStore) -> None:
     head = fs.fit_head(fs.extract("photos", "net.keras", LAYER, store), "logistic")
     promoted = fs.promote(head.id[:10], store="store")

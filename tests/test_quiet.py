@@ -9,6 +9,7 @@ import pytest
 LOAD = "import featurestore as fs; fs.Backbone.pixels(); import tensorflow as tf; tf.constant(1)"
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(("level", "quiet"), [(None, True), ("0", False)])
 def test_tensorflow_starts_quietly_unless_the_user_asks(level: str | None, quiet: bool) -> None:
     environment = {name: each for name, each in os.environ.items() if "TF_CPP" not in name}

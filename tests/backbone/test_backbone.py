@@ -37,6 +37,7 @@ def test_a_cut_is_one_flat_plain_model(tiny, photo):
     assert cut.predict(photo[None], verbose=0).shape == (1, 4)
 
 
+@pytest.mark.reliability
 def test_training_a_cut_leaves_the_backbone_as_it_is(backbone, batch):
     before = backbone.forward(["pool"])(batch)[0]
     digest = backbone.prefix_digest("pool")

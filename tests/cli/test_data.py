@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import click
+import pytest
 
 from featurestore.cli.data import extract_command
 from featurestore.extraction.planning import DTYPES
@@ -288,6 +289,7 @@ def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> N
     assert f"{head} is stale" in found.err
 
 
+@pytest.mark.reliability
 def test_views_are_extracted_and_trained_on(place: Place) -> None:
     Path("flips.yaml").write_text(
         "- RandomFlip: {mode: horizontal}\n- RandomRotation: {factor: 0.1}\n"

@@ -261,6 +261,7 @@ def test_what_an_estimator_prints_is_no_result(place: Place) -> None:
     assert "fitted on" in result.err
 
 
+@pytest.mark.reliability
 def test_keras_heads_take_training_options(place: Place) -> None:
     options = {"epochs": 9, "early_stopping": 1, "class_weight": "{red: 2.0}", "optimizer": "adamw"}
     params = [word for name, value in options.items() for word in ("--param", f"{name}={value}")]

@@ -109,6 +109,7 @@ def test_evaluate_sets_images_apart_that_the_model_has_not_seen(model: str) -> N
     assert metrics["unseen"]["rows"] == 8
 
 
+@pytest.mark.reliability
 def test_what_counts_as_seen_depends_on_no_store(model: str) -> None:
     """The store may know the photos as split in another way; the model's file decides."""
     at_home = featurestore("evaluate", model, "photos", "--json").json
@@ -154,6 +155,7 @@ def test_predict_gives_a_row_for_each_image(model: str) -> None:
     assert shown[1].split()[:2] == [images[0], rows[0]["label"]]
 
 
+@pytest.mark.reliability
 def test_numbers_are_predicted_without_probabilities(place: Place) -> None:
     rows = "".join(
         f"photos/{name}/{number:02}.png,{value + number / 100}\n"
@@ -287,6 +289,7 @@ def test_classes_for_a_model_without_them(model: str) -> None:
     assert set(row["probabilities"]) == {"b", "g", "r"}
 
 
+@pytest.mark.reliability
 def test_promote_finds_a_backbone_that_was_renamed(place: Place) -> None:
     Path("tiny.keras").rename("other.keras")
     # The head records the place where it was made, where the file still is.

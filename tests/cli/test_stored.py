@@ -177,6 +177,7 @@ def test_rm_of_features_keeps_heads_if_asked(place: Place) -> None:
     assert "cannot be kept" in featurestore("rm", "photos", "--keep-heads").error
 
 
+@pytest.mark.reliability
 def test_a_head_without_features_is_promoted_on_the_rows_of_a_grown_data_set(place: Place) -> None:
     (former,) = [
         row["key"] for row in featurestore("ls", "--json").json if row["layer"] != "conv_a"

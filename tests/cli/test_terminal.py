@@ -105,6 +105,7 @@ def test_a_bar_goes_away_when_all_is_done(place: Place) -> None:
     assert text.rstrip().endswith(checked)
 
 
+@pytest.mark.reliability
 def test_a_terminal_that_cannot_redraw_gets_plain_lines(place: Place) -> None:
     status, text = on_terminal("verify", TERM="dumb")
 

@@ -91,6 +91,7 @@ def test_layers_are_derived_from_a_stored_one(pooled, dataset, backbone, tmp_pat
     assert counts(extract(dataset, backbone, DEEP, pooled)) == {(0, 0, 0, 45)}
 
 
+@pytest.mark.reliability
 def test_growth_derives_the_old_rows_and_computes_the_new(
     pooled, photos, backbone, tmp_path, small_blocks
 ):
@@ -141,6 +142,7 @@ def interrupted(data: Dataset, backbone: Backbone, store: FeatureStore, rows: in
         extract(data, backbone, ["conv_b"], store, batch_size=8, on_event=interrupt)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("rows", [8, 20, 40])
 def test_a_kill_in_the_middle_resumes(pooled, dataset, backbone, tmp_path, small_blocks, rows):
     other = FeatureStore(shutil.copytree(pooled.location, tmp_path / "other"))

@@ -185,6 +185,7 @@ def kill_growth(grown: Dataset, backbone: Backbone, store: FeatureStore) -> None
         extract(grown, backbone, LAYERS, store, batch_size=8, on_event=interrupt)
 
 
+@pytest.mark.reliability
 def test_a_killed_growth_resumes(before, folder, backbone, tmp_path):
     store = before
     add(folder, 20)

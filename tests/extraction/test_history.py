@@ -183,7 +183,7 @@ class History(RuleBasedStateMachine):
 
 
 TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=6, stateful_step_count=12, deadline=None)
+TestHistory.settings = settings(max_examples=3, stateful_step_count=12, deadline=None)
 
 
 class AtLength(History):

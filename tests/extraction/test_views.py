@@ -109,6 +109,7 @@ def test_views_are_the_same_in_another_process() -> None:
     assert ran.stdout == f"{views[1].prefix_digest('pixels')} {sums}\n"
 
 
+@pytest.mark.reliability
 def test_repair_makes_a_view_again(photos: Path, store: FeatureStore) -> None:
     made = extract(photos, Backbone.pixels(16), "pixels", store, views=2, augmentation=AUGMENTATION)
     group = made["pixels"].views[1].group

@@ -160,6 +160,7 @@ def test_a_loss_function_of_keras(maps: Features) -> None:
     assert heads[0].fields["compiled"] == heads[1].fields["compiled"]
 
 
+@pytest.mark.reliability
 def test_parameters_of_a_model(maps: Features) -> None:
     assert "did you mean 'epochs'" in refused(maps, functional(), {"epoch": 3})
     with pytest.raises(HeadError, match="diverged"):

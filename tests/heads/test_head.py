@@ -94,6 +94,7 @@ def test_a_head_whose_files_do_not_fit_its_document_is_damaged(
         Head.load("odd-", three.store)
 
 
+@pytest.mark.reliability
 def test_a_keras_head_with_other_classes_is_damaged(three: Features) -> None:
     head, heads = fit_head(three, "dense", {"epochs": 1}), three.store.heads
     files = {name: heads.read(head.id, name) for name in (KERAS_FILE, CONFUSION_FILE)}

@@ -51,6 +51,7 @@ def test_streaming_from_the_store(maps: Features, monkeypatch: pytest.MonkeyPatc
     assert (streamed.predict(X) == y).mean() == streamed.metrics["val"]["accuracy"]
 
 
+@pytest.mark.reliability
 def test_regression(numbers: Features) -> None:
     """Labels about 1000 with a spread of 17 are learned at the usual rate."""
     head = fit_head(numbers, "dense", {"epochs": 40, "learning_rate": 0.01})
@@ -128,6 +129,7 @@ class Counted(keras.callbacks.Callback):
         self.batches += 1
 
 
+@pytest.mark.reliability
 def test_callbacks_make_a_head_of_its_own(maps: Features) -> None:
     used = Counted()
     head = fit_head(maps, "dense", {"epochs": 2, "batch_size": 8}, callbacks=[used])

@@ -75,6 +75,7 @@ def test_each_is_extracted_and_the_best_is_promoted_with_its_own_backbone(
     assert len(rows) == 4
 
 
+@pytest.mark.reliability
 def test_every_value_of_every_list_makes_a_backbone(several: Pipeline) -> None:
     both = {"model": "open.keras", "input_size": [8], "resize": ["stretch", "crop"]}
     manifest = several.run(**{**SEVERAL, "promote": None, "backbone": both})
@@ -110,6 +111,7 @@ def test_mistakes_name_the_backbone(
     assert re.match(re.escape(str(several.file)) + expected, str(caught.value)), caught.value
 
 
+@pytest.mark.reliability
 def test_a_sweep_takes_several_models_and_variants(
     several: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,6 +366,7 @@ def test_a_layer_before_all_that_is_unfrozen_is_promoted_as_it_is(
     assert manifest["promotion"]["parity"]["agreement"] == 1
 
 
+@pytest.mark.reliability
 def test_one_pass_gives_the_features_and_what_fine_tuning_reads(
     new_pipeline: Callable[[], Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def trained(pooled: Features, flowers: Dataset, backbone: Backbone, tmp_path_fac
     return path
 
 
+@pytest.mark.reliability
 def test_keras_keeps_the_classes(trained: Path, flowers: Dataset, photos: Path) -> None:
     assert load_model(trained).classes == CLASSES
     # Nothing says which images it has seen.
@@ -141,6 +142,7 @@ def test_a_layer_that_carries_nothing_sensible() -> None:
             load_model(model)
 
 
+@pytest.mark.reliability
 def test_a_backbone_without_its_record_has_seen_unknown_images(
     trained: Path, flowers: Dataset, tmp_path: Path
 ) -> None:

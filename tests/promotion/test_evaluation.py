@@ -59,6 +59,7 @@ def test_seen_and_new_images_are_never_in_one_number(model: Path, flowers: Datas
     }
 
 
+@pytest.mark.reliability
 def test_a_model_that_was_trained_further_has_seen_what_nobody_knows(
     pooled: Features, flowers: Dataset, backbone: Backbone, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def fixed(promotion: Promotion, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
+@pytest.mark.reliability
 def test_a_model_for_images_of_one_size_is_the_same_predictor(
     fixed: Path, model: Path, promotion: Promotion, flowers: Dataset, photos: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_from_image_files_to_the_saved_file(maps: Features, backbone: Backbone) 
     assert told[1].parity.holds
 
 
+@pytest.mark.reliability
 def test_a_head_on_derived_features(
     flowers: Dataset, photos: Path, backbone: Backbone, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_head_on_derived_features(
         assert parity.tolerance < 0.2
 
 
+@pytest.mark.reliability
 def test_a_keras_head_whose_softmax_is_nested(maps: Features, backbone: Backbone) -> None:
     layers = keras.layers
     inner = keras.Sequential([layers.Dense(8, "relu"), layers.Dense(3, "softmax")])
@@ -99,6 +101,7 @@ def test_a_keras_head_whose_softmax_is_nested(maps: Features, backbone: Backbone
     assert proven(head, backbone, maps)[0].holds
 
 
+@pytest.mark.reliability
 def test_two_classes_as_float32(make_features: MakeFeatures, backbone: Backbone) -> None:
     features = make_features([0, 1] * 20, dtype="float32", kinds=2)
     parity = proven(fit_head(features, "linear-svm", save=False), backbone, features)[0]
@@ -208,6 +211,7 @@ def test_a_backbone_whose_weights_moved_under_it_stops(
         promote(head, backbone, data=features.dataset)
 
 
+@pytest.mark.reliability
 def test_a_network_of_half_precision(make_features: MakeFeatures) -> None:
     image = keras.Input((16, 16, 3))
     x = keras.layers.Conv2D(8, 3, strides=2, activation="relu", dtype="mixed_float16")(image)
@@ -254,6 +258,7 @@ def test_a_network_that_amplifies_rounding(make_features: MakeFeatures) -> None:
     assert proven(fit_head(features, "ridge", save=False), backbone, features)[0].holds
 
 
+@pytest.mark.reliability
 def test_grey_photos_as_float16(tmp_path: Path) -> None:
     """Channels that see equal pixels round alike, so that their errors add up in a score."""
     image = keras.Input((16, 16, 3))
@@ -328,6 +333,7 @@ def grown(
     return head, former, present
 
 
+@pytest.mark.reliability
 def test_rows_of_the_same_samples_in_another_array(tmp_path: Path, backbone: Backbone) -> None:
     store = FeatureStore(tmp_path / "store", create=True)
     head, former, _ = grown(range(20, 50), backbone, store)
@@ -357,6 +363,7 @@ def test_enough_of_the_samples_in_another_array(tmp_path: Path, backbone: Backbo
         assert promote(head, backbone, data=former).parity.rows == 18
 
 
+@pytest.mark.reliability
 def test_too_few_of_the_samples_in_another_array(tmp_path: Path, backbone: Backbone) -> None:
     store = FeatureStore(tmp_path / "store", create=True)
     head, former = without_former(range(27), backbone, store)

@@ -159,6 +159,7 @@ def test_labels_may_have_changed_if_nothing_is_trained(
     assert promotion.before == {}
 
 
+@pytest.mark.reliability
 def test_a_class_that_was_not_in_train(make_features: MakeFeatures, backbone: Backbone) -> None:
     splits = ["val" if number % 3 == 2 else "train" for number in range(30)]
     features = make_features(CLASSES * 10, splits=splits)

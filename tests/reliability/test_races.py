@@ -26,7 +26,7 @@ from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.store.key import encode_segment
 from tests.reliability.acts import blocks, damages, temporary
 from tests.reliability.processes import HANGS_AFTER, Commands, Running, Strike
-from tests.reliability.promises import promise
+from tests.reliability.promises import few
 from tests.toys import Result, build_network, drop_block, featurestore, take_photos, tree
 
 ROWS = 60
@@ -150,9 +150,9 @@ def share(arena: Arena, count: int) -> int:
     return written(results) - ROWS
 
 
-@promise
-def test_processes_that_begin_together_compute_each_block_once(arena: Arena) -> None:
-    assert share(arena, 4) == 0
+@pytest.mark.parametrize("count", few([2, 4], 2))
+def test_processes_that_begin_together_compute_each_block_once(arena: Arena, count: int) -> None:
+    assert share(arena, count) == 0
 
 
 def kill_one(arena: Arena, count: int, at: int) -> None:
