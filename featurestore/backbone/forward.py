@@ -114,24 +114,6 @@ def another_way() -> str:
     return "compute with TF_ENABLE_ONEDNN_OPTS=0, or with another release of TensorFlow"
 
 
-def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that resizes one uint8 image (height, width, channel=3) on the CPU.
-
-    Traced once for images of every size. Many threads may call it.
-    """
-    import tensorflow as tf
-
-    with tf.device("CPU:0"):
-        specification = tf.TensorSpec((1, None, None, 3), tf.uint8)
-        function = tf.function(layer, autograph=False).get_concrete_function(specification)
-
-    def resize(image: np.ndarray) -> np.ndarray:
-        with tf.device("CPU:0"):
-            return function(tf.constant(image[None])).numpy()[0]
-
-    return resize
-
-
 def _frozen(compute: Compute, shape: Sequence[int | None], dtype: str) -> Callable:
     import keras
     import tensorflow as tf

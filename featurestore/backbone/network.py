@@ -15,6 +15,7 @@ from featurestore.backbone.forward import Compute
 from featurestore.backbone.graph import Graph, Node, at_inference
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.refs import LayerRef
+from featurestore.backbone.resizing import compiled_resize
 from featurestore.digests import digest_fields
 from featurestore.errors import BackboneError, UnknownLayerError, nearest
 from featurestore.table import Table
@@ -93,12 +94,13 @@ class Network:
 
     @cached_property
     def resize(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Function that resizes one decoded image, by the same layer as in a cut model.
+        """Function that resizes one decoded image, to the same pixels as the layer in a cut model.
 
-        It takes and returns uint8 (height, width, channel=3). Many threads may call it. That of a
-        view augments the resized image too.
+        It takes and returns uint8 (height, width, channel=3); an image of the input size is
+        returned without a copy. Many threads may call it. That of a view augments the resized image
+        too.
         """
-        resize = forward.compiled_resize(self.preprocessing.resizing())
+        resize = compiled_resize(self.preprocessing.resizing())
         augment = self.preprocessing.augmenting()
         return resize if augment is None else lambda image: augment(resize(image))
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.backbone.forward import compiled, compiled_resize
+from featurestore.backbone.forward import compiled
 from featurestore.backbone.graph import Graph, dissolve
+from featurestore.backbone.resizing import compiled_resize
 from featurestore.dataset.source import UnreadableError, read
 from featurestore.errors import ImageError, InputError
 from featurestore.images import decode
