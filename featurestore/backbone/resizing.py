@@ -77,8 +77,8 @@ def _resized(layer: Any, image: np.ndarray) -> np.ndarray | None:
     size = layer.height, layer.width
     if max(image.shape) * max(size) >= 1 << 31:  # The layer's own arithmetic overflows.
         return None
-    top, height, above = _fit(layer, *image.shape[:2], *size)
-    left, width, beside = _fit(layer, *image.shape[1::-1], *size[::-1])
+    top, height, above = _fit(layer, image.shape[0], image.shape[1], layer.height, layer.width)
+    left, width, beside = _fit(layer, image.shape[1], image.shape[0], layer.width, layer.height)
     image = image[top : top + height, left : left + width]
     if image.shape[:2] == size:
         return image
