@@ -14,7 +14,9 @@ import numpy as np
 
 from featurestore.backbone import augmentation as augmenting
 from featurestore.backbone import numerics, sources
+from featurestore.backbone.engines import Computing
 from featurestore.backbone.families import APPLICATIONS, application
+from featurestore.backbone.forward import Pass
 from featurestore.backbone.graph import Graph, flatten
 from featurestore.backbone.network import Network
 from featurestore.backbone.preprocessing import Preprocessing, Size
@@ -22,8 +24,6 @@ from featurestore.backbone.recognition import find_preprocessing
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import BackboneError, nearest, one_line, path_text, received
 from featurestore.quiet import load_tensorflow
-
-Forward = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class Backbone(Network):
@@ -37,15 +37,22 @@ class Backbone(Network):
         JSON values from which :meth:`from_spec` builds the same backbone.
     preprocessing : Preprocessing
         How a decoded image becomes the input of the first layer.
+    computing : Computing
+        Engine and precision.
     """
 
     def __init__(
-        self, name: str, graph: Graph, preprocessing: Preprocessing, spec: dict[str, Any]
+        self,
+        name: str,
+        graph: Graph,
+        preprocessing: Preprocessing,
+        spec: dict[str, Any],
+        computing: Computing | None = None,
     ) -> None:
-        super().__init__(name, graph, preprocessing)
-        self.spec = spec
+        super().__init__(name, graph, preprocessing, computing)
+        self.spec = {**spec, **preprocessing.to_dict(), **self.computing.fields()}
         # Compiled passes that the views of one call share, by their refs.
-        self._passes: dict[tuple[str, ...], Forward] | None = None
+        self._passes: dict[tuple[str, ...], Pass] | None = None
 
     def __repr__(self) -> str:
         height, width = self.input_size
@@ -70,13 +77,16 @@ class Backbone(Network):
         """
         return numerics.amplification(self, refs, images)
 
-    def forward(self, refs: Sequence[LayerRef | str]) -> Forward:
-        """Compile one pass, as :meth:`Network.forward`; views share one."""
+    def forward(self, refs: Sequence[LayerRef | str]) -> Pass:
+        """Compile one pass, as :meth:`Network.forward`, that checks its first batch.
+
+        Views share one. Errors of the first batch are those of :func:`numerics.check`.
+        """
         if self._passes is None:
-            return super().forward(refs)
+            return numerics.checked(self, refs)
         key = tuple(map(str, refs))
         if key not in self._passes:
-            self._passes[key] = super().forward(refs)
+            self._passes[key] = numerics.checked(self, refs)
         return self._passes[key]
 
     def views(self, numbers: int | Iterable[int], augmentation: Any) -> list[Backbone]:
@@ -105,7 +115,7 @@ class Backbone(Network):
         layers = augmenting.serialize(augmentation)
         augmenting.check(layers, self.input_size)
         found: list[Backbone] = []
-        passes: dict[tuple[str, ...], Forward] = {}
+        passes: dict[tuple[str, ...], Pass] = {}
         for number in range(numbers) if isinstance(numbers, int) else numbers:
             view = copy.copy(self)
             view.__dict__.pop("resize", None)
@@ -162,7 +172,8 @@ class Backbone(Network):
         include_top : bool
             Keep the ImageNet classifier; with ``imagenet`` weights it fixes the input size.
         **options
-            ``resize`` and ``interpolation``, see :class:`Preprocessing`.
+            ``resize`` and ``interpolation``, see :class:`Preprocessing`; ``precision`` and
+            ``engine``, see :class:`Computing`.
 
         Raises
         ------
@@ -177,6 +188,7 @@ class Backbone(Network):
             raise BackboneError(
                 f"no keras.applications network is called {name!r}; {nearest(name, known)}"
             )
+        computing, options = Computing.among(options)
         preprocessing = Preprocessing.of(
             {"input_size": input_size or network.size, "scaling": network.scaling, **options}
         )
@@ -193,10 +205,9 @@ class Backbone(Network):
             "name": network.name,
             "weights": chosen,
             "include_top": include_top,
-            **preprocessing.to_dict(),
         }
         model = sources.build_application(network, chosen, preprocessing.input_size, include_top)
-        return cls(network.name, flatten(model), preprocessing, spec)
+        return cls(network.name, flatten(model), preprocessing, spec, computing)
 
     @classmethod
     def from_file(
@@ -218,10 +229,11 @@ class Backbone(Network):
         name : str, optional
             By default the file's, without its ending.
         **options
-            Of :class:`Preprocessing`. ``input_size`` is required if the model leaves it open, and
-            must match otherwise. ``scaling`` is required unless the model shows it, by scaling in
-            its graph or by being a network of ``keras.applications``.
+            Of :class:`Preprocessing` and :class:`Computing`. ``input_size`` is required if the
+            model leaves it open, and must match otherwise. ``scaling`` is required unless the model
+            shows it, by scaling in its graph or by being a network of ``keras.applications``.
         """
+        computing, options = Computing.among(options)
         model = sources.model_from_file(path)
         if weights is not None:
             sources.load_weights(model, weights)
@@ -232,9 +244,8 @@ class Backbone(Network):
             "path": str(found.absolute()),
             "weights": None if weights is None else str(Path(weights).absolute()),
             "name": name or found.stem,
-            **preprocessing.to_dict(),
         }
-        return cls(name or found.stem, graph, preprocessing, spec)
+        return cls(name or found.stem, graph, preprocessing, spec, computing)
 
     @classmethod
     def from_model(cls, model: Any, *, name: str, **options: Any) -> Backbone:
@@ -247,10 +258,11 @@ class Backbone(Network):
 
         if not isinstance(model, keras.Model):
             raise BackboneError(f"the model is {received(model)}; expected a keras.Model")
+        computing, options = Computing.among(options)
         graph = flatten(model)
         preprocessing = find_preprocessing(graph, name, **options)
-        spec = {"source": "model", "name": name, **preprocessing.to_dict()}
-        return cls(name, sources.copied(graph, preprocessing), preprocessing, spec)
+        spec = {"source": "model", "name": name}
+        return cls(name, sources.copied(graph, preprocessing), preprocessing, spec, computing)
 
     @classmethod
     def pixels(cls, input_size: Size = 32, **options: Any) -> Backbone:
@@ -262,12 +274,12 @@ class Backbone(Network):
         load_tensorflow()
         import keras
 
+        computing, options = Computing.among(options)
         preprocessing = Preprocessing.of({"input_size": input_size, **options})
         image = keras.Input((*preprocessing.input_size, 3), name="image")
         layer = keras.layers.Rescaling(1 / 255.0, name="pixels", dtype="float32")
         model = keras.Model(image, layer(image), name="pixels")
-        spec = {"source": "pixels", **preprocessing.to_dict()}
-        return cls("pixels", flatten(model), preprocessing, spec)
+        return cls("pixels", flatten(model), preprocessing, {"source": "pixels"}, computing)
 
     @classmethod
     def open(
@@ -282,7 +294,7 @@ class Backbone(Network):
         weights : str or path, optional
             See :meth:`from_application` and :meth:`from_file`.
         **options
-            Of :class:`Preprocessing`; None means the default.
+            Of :class:`Preprocessing` and :class:`Computing`; None means the default.
         """
         given = {name: value for name, value in options.items() if value is not None}
         what = "the name of a keras.applications network, or a model file"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,43 @@ def clone(
     return [outputs[0] for outputs in tensors]
 
 
+def recast(graph: Graph, shape: Sequence[int | None], precision: str) -> Graph:
+    """Copy a network so that its layers compute in another type; weights stay float32.
+
+    Parameters
+    ----------
+    graph : Graph
+    shape : sequence of int or None
+        (batch, height, width, channel=3) of what the network takes.
+    precision : {"bfloat16", "float16"}
+        As Keras computes under the policy ``mixed_bfloat16`` or ``mixed_float16``.
+    """
+    import keras
+
+    copies: dict[int, Any] = {}
+
+    def copied(node: Node) -> Callable:
+        operation, key = node.operation, id(node.operation)
+        quantized = hasattr(getattr(operation, "dtype_policy", None), "quantization_mode")
+        if not isinstance(operation, keras.Layer) or quantized:
+            return operation
+        if key not in copies:
+            dtype = {"dtype": f"mixed_{precision}"}
+            copies[key] = _copy(operation, graph.layer_names[key], False, dtype)
+        return at_rest(copies[key])
+
+    image = keras.KerasTensor(shape, dtype=graph.nodes[0].outputs[0].dtype)
+    tensors = graph.run(image, range(len(graph.nodes)), copied)
+    for node in graph.nodes[1:]:
+        if id(node.operation) in copies:
+            _copy_weights(node.operation, copies[id(node.operation)])
+    nodes = [
+        replace(node, operation=copies.get(id(node.operation), node.operation), outputs=tuple(each))
+        for node, each in zip(graph.nodes, tensors, strict=True)
+    ]
+    return Graph(nodes, graph.outputs, graph.own_names)
+
+
 def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     """Copy a functional model of one input and one output onto a symbolic tensor.
 
@@ -92,9 +130,9 @@ def at_rest(layer: Any) -> Callable:
     return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": False})
 
 
-def _copy(operation: Any, name: str, fixed: bool) -> Any:
+def _copy(operation: Any, name: str, fixed: bool, options: Mapping[str, Any] = {}) -> Any:
     try:
-        config = operation.get_config()
+        config = operation.get_config() | dict(options)
         if fixed and _adapted(operation):
             mean, variance, _ = operation.get_weights()
             config |= {"mean": mean.tolist(), "variance": variance.tolist()}

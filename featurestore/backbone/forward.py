@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,30 @@ from featurestore.errors import BackboneError, one_line
 MOST_CONSTANT_BYTES = 1_800_000_000
 
 Compute = Callable[[Any], list[Any]]
+Forward = Callable[[np.ndarray], list[np.ndarray]]
 
 _exact_lock = threading.Lock()
 # Passes that compute now, and the setting before the first of them.
 _exact_passes, _usual = 0, True
+
+
+@dataclass(eq=False)
+class Pass:
+    """A compiled forward pass: from images, or stored activations, to a float32 array for each ref.
+
+    Attributes
+    ----------
+    engine : str
+        What computes it.
+    run : callable
+    """
+
+    engine: str
+    run: Forward
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """Compute a batch (batch, …) of any size."""
+        return self.run(images)
 
 
 def require_tensorflow() -> None:
@@ -63,22 +84,9 @@ def exact() -> Iterator[None]:
                 enable_tensor_float_32_execution(_usual)
 
 
-def compiled(
-    compute: Compute, sample_shape: Sequence[int | None], dtype: str = "uint8"
-) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Return a fast function from uint8 images, or stored activations, to float32 arrays.
-
-    Parameters
-    ----------
-    compute : callable
-        From a tensor of this type to a list of float32 tensors.
-    sample_shape : sequence of int
-        (height, width, channel) of an image; the batch may be of any size.
-    dtype : str
-        What ``compute`` takes; arrays of other types are cast.
-    """
-    with exact(), _one_line("the backbone does not compile"):
-        function = _frozen(compute, (None, *sample_shape), dtype)
+def compiled(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "uint8") -> Pass:
+    """Compile a pass with TensorFlow; parameters as in :func:`frozen`."""
+    function = frozen(compute, sample_shape, dtype)
 
     def forward(images: np.ndarray) -> list[np.ndarray]:
         import tensorflow as tf
@@ -87,10 +95,10 @@ def compiled(
             taken = tf.constant(images.astype(dtype, copy=False))
             return [each.numpy() for each in function(taken)]
 
-    return forward
+    return Pass("tensorflow", forward)
 
 
-def plain(compute: Compute) -> Callable[[np.ndarray], list[np.ndarray]]:
+def plain(compute: Compute) -> Forward:
     """Return a slow function from uint8 images to float32 arrays: each layer by itself.
 
     Nothing is traced, frozen or fused, and it always runs on the CPU.
@@ -105,16 +113,39 @@ def plain(compute: Compute) -> Callable[[np.ndarray], list[np.ndarray]]:
     return reference
 
 
-def another_way() -> str:
+def another_way(engine: str) -> str:
     """Say how else to compute a pass that is wrong here."""
     import tensorflow as tf
 
+    if engine != "tensorflow":
+        return "compute with --engine tensorflow"
     if tf.config.list_physical_devices("GPU"):
         return "compute on the CPU (CUDA_VISIBLE_DEVICES=-1), or with other drivers"
     return "compute with TF_ENABLE_ONEDNN_OPTS=0, or with another release of TensorFlow"
 
 
-def _frozen(compute: Compute, shape: Sequence[int | None], dtype: str) -> Callable:
+def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "uint8") -> Any:
+    """Trace a pass and make constants of its weights.
+
+    Parameters
+    ----------
+    compute : callable
+        From a tensor of this type to a list of float32 tensors.
+    sample_shape : sequence of int
+        (height, width, channel) of an image; the batch may be of any size.
+    dtype : str
+        What ``compute`` takes.
+
+    Returns
+    -------
+    tensorflow.types.experimental.ConcreteFunction
+        It still has variables if they are too large for constants.
+    """
+    with exact(), _one_line("the backbone does not compile"):
+        return _frozen(compute, (None, *sample_shape), dtype)
+
+
+def _frozen(compute: Compute, shape: Sequence[int | None], dtype: str) -> Any:
     import keras
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2

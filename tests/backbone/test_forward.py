@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from featurestore.backbone import Backbone, forward, numerics
-from featurestore.errors import BackboneError
+from featurestore.errors import BackboneError, FeatureStoreWarning
 
 layers = keras.layers
 REFS = ["conv2d", "pool:avg", "logits"]
@@ -125,11 +125,10 @@ class Noisy(layers.Layer):
 def test_layers_that_change_while_they_compute_are_refused(layer, batch):
     image = keras.Input((16, 16, 3))
     backbone = Backbone.from_model(
-        keras.Model(image, layer(name="end")(image)), name="m", scaling="none"
+        keras.Model(image, layer(name="end")(image)), name="m", scaling="none", engine="tensorflow"
     )
-    found = backbone.forward(["end"])(batch)
     with pytest.raises(BackboneError, match="'end' gives another result each time") as caught:
-        numerics.check(backbone, ["end"], batch, found)
+        backbone.forward(["end"])(batch)
     assert "\n" not in str(caught.value)
 
 
@@ -195,7 +194,9 @@ def test_a_constant_that_is_changed_later_changes_no_backbone(make, batch):
 def test_weights_too_large_for_one_buffer_are_not_frozen(backbone, batch, monkeypatch):
     frozen = backbone.forward(["pool", "logits"])(batch)
     monkeypatch.setattr(forward, "MOST_CONSTANT_BYTES", 1)
-    for found, want in zip(backbone.forward(["pool", "logits"])(batch), frozen, strict=True):
+    with pytest.warns(FeatureStoreWarning, match="TensorFlow computes, because OpenVINO cannot"):
+        unfrozen = backbone.forward(["pool", "logits"])
+    for found, want in zip(unfrozen(batch), frozen, strict=True):
         np.testing.assert_allclose(found, want, atol=1e-6)
 
 

@@ -224,11 +224,10 @@ def made_of(*calls):
 def test_a_model_that_mixes_the_images_of_a_batch_is_refused(mix, size, same, batch):
     backbone = made_of(mix)
     images = np.resize(batch[:1] if same else batch, (size, *batch.shape[1:]))
-    found = backbone.forward(["plain", "end"])(images)
     with pytest.raises(BackboneError, match="'end' mixes the images of a batch") as caught:
-        numerics.check(backbone, ["plain", "end"], images, found)
+        backbone.forward(["plain", "end"])(images)
     assert "\n" not in str(caught.value)
-    numerics.check(backbone, ["plain"], images, found[:1])
+    backbone.forward(["plain"])(images)
 
 
 def chaos(steps, first=lambda x: x):

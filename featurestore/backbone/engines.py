@@ -1,0 +1,232 @@
+"""What computes a forward pass: TensorFlow, or OpenVINO on CPUs, in float32 or fewer bits.
+
+An engine takes the frozen TensorFlow graph of a pass and returns a function on arrays. Engines that
+compute in float32 agree, so which of them did is no part of a feature's key. In fewer bits they
+round in different places, and it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from featurestore.backbone import forward
+from featurestore.errors import BackboneError, one_line
+from featurestore.settings import Settings
+from featurestore.threads import processors
+
+Engine = Literal["auto", "tensorflow", "openvino"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+# How OpenVINO calls a precision, among what a device can do and among the options of a pass.
+_OPENVINO = {
+    "float32": ("FP32", "f32"),
+    "bfloat16": ("BF16", "bf16"),
+    "float16": ("FP16", "f16"),
+}
+# The compute capability of a GPU from which tensor cores compute in a precision.
+_TENSOR_CORES = {"float16": (7, 0), "bfloat16": (8, 0)}
+
+
+class Computing(Settings):
+    """How a frozen network computes.
+
+    Attributes
+    ----------
+    engine : {"auto", "tensorflow", "openvino"}
+        What computes. ``auto`` is OpenVINO on a CPU if it is installed and can compute the network,
+        and TensorFlow otherwise.
+    precision : {"float32", "bfloat16", "float16"}
+        Type that the network computes with; features are part of another key for each. A network
+        with layers of lower precision of its own keeps them in ``float32``.
+    """
+
+    engine: Engine = "auto"
+    precision: Precision = "float32"
+
+    @classmethod
+    def among(cls, options: Mapping[str, Any]) -> tuple[Computing, dict[str, Any]]:
+        """Split the options of a backbone into these and the others.
+
+        Raises
+        ------
+        InputError
+            If one is not an allowed value.
+        """
+        mine = {name: value for name, value in options.items() if name in cls.model_fields}
+        rest = {name: value for name, value in options.items() if name not in cls.model_fields}
+        found = cls.of(mine)
+        if found.precision != "float32" and found.engine == "auto":
+            # The features belong to the engine that computes them, so it must not change.
+            found = cls.of({"engine": found.engines()[0], "precision": found.precision})
+        return found, rest
+
+    def fields(self) -> dict[str, str]:
+        """Return what counts in a key: nothing for float32, in which engines agree."""
+        return {} if self.precision == "float32" else self.model_dump()
+
+    def engines(self) -> list[str]:
+        """Return the engines to try, the fastest first.
+
+        Raises
+        ------
+        BackboneError
+            If the engine is not installed, or cannot compute in this precision here.
+        """
+        if self.engine == "tensorflow":
+            return ["tensorflow"]
+        reason = why_not_openvino(self.precision)
+        if self.engine == "auto":
+            return ["tensorflow"] if reason else ["openvino", "tensorflow"]
+        if reason:
+            raise BackboneError(f"the engine openvino {reason}; compute with --engine tensorflow")
+        return ["openvino"]
+
+
+def why_not_openvino(precision: str = "float32") -> str | None:
+    """Return why OpenVINO does not compute here in a precision, or None."""
+    if importlib.util.find_spec("openvino") is None:
+        return "is not installed: pip install openvino"
+    if has_gpu():
+        return "computes on CPUs, and there is a GPU"
+    found, _ = _OPENVINO[precision]
+    known = capabilities()
+    if found not in known:
+        names = [name for name, (each, _) in _OPENVINO.items() if each in known]
+        return f"computes in {' and '.join(names)} on this processor, not in {precision}"
+    return None
+
+
+def slower(precision: str) -> str | None:
+    """Return why a precision is slower here than float32, or None."""
+    if precision == "float32":
+        return None
+    if has_gpu():
+        import tensorflow as tf
+
+        for device in tf.config.list_physical_devices("GPU"):
+            details = tf.config.experimental.get_device_details(device)
+            capability = details.get("compute_capability")
+            if capability is not None and capability < _TENSOR_CORES[precision]:
+                name = details.get("device_name", device.name)
+                return f"{name} has no tensor cores for {precision}"
+        return None
+    if why_not_openvino(precision) is None:
+        return None
+    return f"this processor has no instructions for {precision} that an installed engine uses"
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow computes on a GPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+@functools.cache
+def capabilities() -> tuple[str, ...]:
+    """Return what OpenVINO says of this processor: ``FP32``, ``BF16`` and others."""
+    return tuple(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+class EngineError(Exception):
+    """An engine cannot compute a network; the message says why."""
+
+
+def with_openvino(
+    compute: forward.Compute, sample_shape: Sequence[int | None], dtype: str, precision: str
+) -> forward.Pass:
+    """Compile a pass with OpenVINO; parameters as in :func:`forward.frozen`.
+
+    Raises
+    ------
+    EngineError
+        If it cannot compute the network.
+    """
+    function = forward.frozen(compute, sample_shape, dtype)
+    if function.variables:
+        raise EngineError("it has more than 1.8 GB of weights")
+    try:
+        with tempfile.NamedTemporaryFile(suffix=".pb") as file:
+            file.write(function.graph.as_graph_def().SerializeToString())
+            file.flush()
+            from openvino.frontend import FrontEndManager
+
+            frontend = FrontEndManager().load_by_framework("tf")
+            loaded = frontend.load(file.name)
+            places = [loaded.get_place_by_tensor_name(each.name) for each in function.outputs]
+            loaded.override_all_outputs(places)
+            model = frontend.convert(loaded)
+        network = _core().compile_model(
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",  # all threads work on one batch
+                "INFERENCE_PRECISION_HINT": _OPENVINO[precision][1],
+                "INFERENCE_NUM_THREADS": _threads(),
+                # Images are decoded beside it.
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        if len(network.outputs) != len(function.outputs):
+            raise EngineError("some of its layers are one")
+        request = network.create_infer_request()
+    except Exception as error:  # whatever OpenVINO raises
+        raise EngineError(_reason(error)) from error
+    lock = threading.Lock()
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        try:
+            with lock:
+                found = request.infer([np.ascontiguousarray(images, dtype)])
+                return [np.array(found[port], np.float32) for port in network.outputs]
+        except Exception as error:
+            raise BackboneError(
+                f"OpenVINO does not compute a batch of {len(images)} images: {_reason(error)};"
+                " run the same command with --engine tensorflow"
+            ) from error
+
+    return forward.Pass("openvino", run)
+
+
+def _reason(error: Exception) -> str:
+    """Return what OpenVINO says, without where it says it."""
+    found = re.search(
+        r"(?:No conversion rule found|Conversion is failed) for[^:]*: (.+)", str(error)
+    )
+    if found:
+        return f"it has no {found[1].strip()}"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(Exception(lines[-1])) if lines else one_line(error)
+
+
+def _threads() -> int:
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(processors(), int(limit)) if limit.isdigit() and int(limit) else processors()
+
+
+@functools.cache
+def _core() -> Any:
+    # OpenVINO reports its use to its makers when it is imported, unless this package is missing.
+    telemetry = sys.modules.get("openvino_telemetry")
+    if telemetry is None:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if telemetry is None:
+            del sys.modules["openvino_telemetry"]
+    return openvino.Core()
+
+
+ENGINES = get_args(Engine)
+PRECISIONS = get_args(Precision)
