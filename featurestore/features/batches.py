@@ -114,11 +114,14 @@ class Epoch:
         # Another process reads its own windows; a lock cannot be pickled.
         return Epoch, (self._batches, self._number)
 
-    def windows(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """Yield all rows in the order of the epoch, a window at a time, as `batch` returns them."""
+    def windows(self, dtype: Any = None) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yield all rows in the order of the epoch, a window at a time, as `batch` returns them.
+
+        ``dtype`` is of the features, by default that of the batches.
+        """
         for number in range(len(self._bounds) - 1):
             positions = self.order[self._bounds[number] : self._bounds[number + 1]]
-            yield self._with_targets(self._read(positions), positions)
+            yield self._with_targets(self._read(positions, dtype), positions)
 
     def batch(self, index: int) -> tuple[np.ndarray, ...]:
         """Return one batch; safe to call from several threads.
@@ -151,10 +154,11 @@ class Epoch:
                 self._kept[number] = self._read(positions)
             return self._kept[number]
 
-    def _read(self, positions: np.ndarray) -> np.ndarray:
+    def _read(self, positions: np.ndarray, dtype: Any = None) -> np.ndarray:
         if self._batches.memory is not None:
             return self._batches.memory[positions]
-        return self._batches.source.read(self._batches.rows[positions], self._batches.dtype)
+        rows = self._batches.rows[positions]
+        return self._batches.source.read(rows, dtype or self._batches.dtype)
 
     def _with_targets(self, x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
         targets = self._batches.targets

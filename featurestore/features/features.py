@@ -381,7 +381,8 @@ class Features:
         load_tensorflow()
         from featurestore.features.streams import as_tf_dataset
 
-        return as_tf_dataset(self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed))
+        batches = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        return as_tf_dataset(batches, self.dtype.newbyteorder("="))
 
     def py_dataset(
         self,

@@ -50,22 +50,29 @@ class BatchDataset(keras.utils.PyDataset):
         self._epoch = self._batches.epoch(self._number)
 
 
-def as_tf_dataset(source: Batches) -> tf.data.Dataset:
-    """Return batches as a `tf.data.Dataset`: see `Features.tf_dataset`."""
+def as_tf_dataset(source: Batches, stored: np.dtype) -> tf.data.Dataset:
+    """Return batches as a `tf.data.Dataset`: see `Features.tf_dataset`.
+
+    ``stored`` is the type of the rows as stored.
+    """
     import tensorflow as tf
 
     numbers = itertools.count()
 
     def windows() -> Iterator[Any]:
-        for window in source.epoch(next(numbers)).windows():
+        for window in source.epoch(next(numbers)).windows(stored):
             yield window if source.targets is not None else window[0]
 
-    signature: Any = tf.TensorSpec((None, *source.source.shape[1:]), tf.float32)
+    def as_float32(x: tf.Tensor, *targets: tf.Tensor) -> Any:
+        x = tf.cast(x, tf.float32)
+        return (x, *targets) if targets else x
+
+    signature: Any = tf.TensorSpec((None, *source.source.shape[1:]), tf.as_dtype(stored))
     if source.targets is not None:
         signature = (signature, tf.TensorSpec((None,), tf.as_dtype(source.targets.dtype)))
-    # Whole windows cross from Python to TensorFlow, which cuts them: a batch at a time would take
-    # three times as long.
-    stream = tf.data.Dataset.from_generator(windows, output_signature=signature)
-    batches = stream.rebatch(source.batch_size)
+    # Whole windows cross from Python to TensorFlow, as they are stored, which cuts and converts
+    # them: a batch at a time, or numpy's conversion, would take longer.
+    stream = tf.data.Dataset.from_generator(windows, output_signature=signature).prefetch(1)
+    batches = stream.rebatch(source.batch_size).map(as_float32)
     counted = batches.apply(tf.data.experimental.assert_cardinality(len(source)))
     return counted.prefetch(tf.data.AUTOTUNE)

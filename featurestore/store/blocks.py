@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,16 +83,23 @@ def _address_frame(address: str) -> bytes:
     return ADDRESS_MAGIC + len(content).to_bytes(4, "little") + content
 
 
-def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, address: str) -> np.ndarray:
-    """Verify and decode a chunk; the array is not writeable.
+def decode(
+    data: bytes,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    address: str,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Verify and decode a chunk, into ``out`` if it is given: contiguous, of this shape and type.
 
     Raises
     ------
     ValueError
         If the bytes are not those that were written at this address; the message is the reason.
+        ``out`` may be partly overwritten then.
     """
     import google_crc32c
-    import pyarrow
+    from numcodecs import zstd
 
     if len(data) <= CHECKSUM_BYTES:
         raise ValueError(f"the file has {len(data)} bytes")
@@ -105,30 +111,62 @@ def decode(data: bytes, shape: tuple[int, ...], dtype: np.dtype, address: str) -
     tail = packed[-len(frame) :].tobytes()
     if tail.startswith(ADDRESS_MAGIC) and tail != frame:
         raise ValueError("it is the chunk of another array or place")
-    size = math.prod(shape) * dtype.itemsize
+    values = np.empty(shape, dtype) if out is None else out
     try:
-        # Allocates what is expected, whatever size the frame claims.
-        values = pyarrow.Codec("zstd").decompress(packed, decompressed_size=size)
-    except OSError as error:
-        raise ValueError(f"it does not decompress to {size} bytes ({error})") from error
-    return np.frombuffer(values, dtype=dtype).reshape(shape)
+        # numcodecs refuses more than fits, and says nothing of less.
+        stated = _content_size(data)
+        if stated not in (None, values.nbytes):
+            raise ValueError(f"the frame states {stated}")
+        zstd.decompress(packed, values.reshape(-1).view(np.uint8))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"it does not decompress to {values.nbytes} bytes ({error})") from error
+    return values
 
 
-@cache
-def _float16_table() -> np.ndarray:
-    """Every float16 as a float32, by its bits."""
-    return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+def _content_size(frame: bytes) -> int | None:
+    """Size of the content that a zstd frame states, if it does (RFC 8878, section 3.1.1.1)."""
+    descriptor = frame[4] if len(frame) > 4 else 0
+    single = descriptor >> 5 & 1
+    width = (single, 2, 4, 8)[descriptor >> 6]
+    start = 6 - single + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(frame[start : start + width], "little")
+    return size + 256 * (width == 2) if width else None
 
 
-def as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return values in another type.
+def as_type(values: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) -> np.ndarray:
+    """Return values in another type, in ``out`` if it is given: contiguous, of this shape and type.
 
-    float16 to float32 goes by a table: numpy's own conversion takes longer than reading and
+    float16 to float32 moves the bits: numpy's own conversion takes longer than reading and
     decompressing the values.
     """
-    if values.dtype == np.float16 and dtype == np.float32:
-        return _float16_table().take(values.view(np.uint16))
-    return values.astype(dtype, copy=False)
+    if out is None:
+        if values.dtype == dtype:
+            return values
+        out = np.empty(values.shape, dtype)
+    if values.dtype == np.float16 and dtype == np.float32 and _bits_can_move(values):
+        # The sign stays at the top, exponent and fraction move to their places below it; the
+        # exponent is then too small by 112, the difference of the biases (127 and 15).
+        bits = out.view(np.int32)
+        np.left_shift(values.view(np.int16), 13, out=bits, dtype=np.int32)
+        np.bitwise_and(bits, np.int32(~(7 << 28)), out=bits)
+        np.multiply(out, _REBIAS, out=out)
+    else:
+        out[...] = values
+    return out
+
+
+_REBIAS = np.float32(2.0**112)
+_INFINITE = 0x7C00  # the bits of a float16, without its sign
+
+
+def _bits_can_move(values: np.ndarray) -> bool:
+    """Whether float16 values are finite, and this thread computes with subnormal numbers.
+
+    TensorFlow's threads take them as zero.
+    """
+    bits = values.view(np.uint16)
+    finite = not bits.size or bits.max() < _INFINITE or (bits & 0x7FFF).max() < _INFINITE
+    return bool(finite and np.nextafter(np.float32(0), np.float32(1)) * _REBIAS > 0)
 
 
 @dataclass(frozen=True)
@@ -219,13 +257,14 @@ class BlockArray:
             rows = whole
         self.files.write(self.file(block), encode(rows, self._address(block)))
 
-    def read(self, block: int) -> np.ndarray:
-        """Read one block, (row of the block, …), not writeable.
+    def read(self, block: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Read one block, (row of the block, …); into ``out``, if it has ``block_rows`` rows.
 
         FileNotFoundError if it does not exist, ValueError if it is damaged.
         """
         data = self.files.read(self.file(block))
-        whole = decode(data, (self.block_rows, *self.shape[1:]), self.dtype, self._address(block))
+        shape = (self.block_rows, *self.shape[1:])
+        whole = decode(data, shape, self.dtype, self._address(block), out)
         return whole[: len(self.span(block))]
 
     # Blocks that are not complete

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from featurestore.settings import first_mistake
 from featurestore.store.blocks import BEGUN, METADATA, BlockArray, as_type, dimension_names
 from featurestore.store.key import FeatureKey
 from featurestore.store.variants import part_of
+from featurestore.threads import processors
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -320,7 +320,7 @@ class FeatureGroup:
         self.features.write(block, rows)
 
     def read_block(self, block: int) -> np.ndarray:
-        """Read one block: (row of the block, …) of the stored type, not writeable.
+        """Read one block: (row of the block, …) of the stored type.
 
         Raises
         ------
@@ -329,8 +329,11 @@ class FeatureGroup:
         DamagedError
             Its bytes fail their checksum.
         """
+        return self._read_block(block)
+
+    def _read_block(self, block: int, out: np.ndarray | None = None) -> np.ndarray:
         try:
-            return self.features.read(block)
+            return self.features.read(block, out)
         except FileNotFoundError as error:
             raise self.incomplete([block]) from error
         except ValueError as error:
@@ -359,11 +362,18 @@ class FeatureGroup:
         result = np.empty((len(wanted), *self.shape[1:]), dtype=dtype or self.dtype)
 
         def fill(block: int, place: np.ndarray) -> None:
-            values = self.read_block(block)
-            chosen = values[wanted[place] - block * self.block_rows]
-            result[place] = as_type(chosen, result.dtype)
+            chosen = _run(wanted[place] - block * self.block_rows)
+            into = _run(place)
+            there = result[into] if isinstance(into, slice) else None
+            whole = isinstance(chosen, slice) and len(place) == self.block_rows
+            if there is not None and whole and there.dtype == self.dtype:
+                self._read_block(block, there)
+                return
+            values = as_type(self.read_block(block)[chosen], result.dtype, there)
+            if there is None:
+                result[into] = values
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, processors())) as pool:
             for _ in pool.map(fill, blocks.tolist(), places):
                 pass
         return result
@@ -395,6 +405,13 @@ class FeatureGroup:
             f"{self.key}: {which} never extracted, of {self.blocks} (the first is block "
             f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
         )
+
+
+def _run(numbers: np.ndarray) -> slice | np.ndarray:
+    """Return ascending numbers without gaps as a slice, which needs no copy."""
+    if (np.diff(numbers) == 1).all():
+        return slice(int(numbers[0]), int(numbers[-1]) + 1)
+    return numbers
 
 
 def _as_texts(ids: np.ndarray) -> np.ndarray:

@@ -39,10 +39,29 @@ def test_chunk_round_trip(rows: np.ndarray) -> None:
     assert np.array_equal(decode(encode(rows, "a"), rows.shape, rows.dtype, "a"), rows)
 
 
-def test_every_half_as_float32() -> None:
-    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+EVERY_HALF = np.arange(2**16, dtype=np.uint16).view(np.float16)
+FINITE = EVERY_HALF[np.isfinite(EVERY_HALF)]
+
+
+@pytest.mark.parametrize("halves", [FINITE, EVERY_HALF, FINITE[:0]])
+def test_every_half_as_float32(halves: np.ndarray) -> None:
     found = as_type(halves, np.dtype(np.float32))
     assert np.array_equal(found.view(np.uint32), halves.astype(np.float32).view(np.uint32))
+
+
+def test_every_half_as_float32_where_tensorflow_flushes_subnormal_numbers() -> None:
+    import tensorflow as tf
+
+    def convert() -> tuple[np.ndarray, np.ndarray]:
+        return np.float32([1e-45]) * np.float32(2**112), as_type(FINITE, np.dtype(np.float32))
+
+    threads = tf.data.Dataset.range(1).map(
+        lambda _: tf.numpy_function(convert, [], (tf.float32, tf.float32)), num_parallel_calls=2
+    )
+    ((flushed, found),) = threads.as_numpy_iterator()
+
+    assert flushed == [0.0]
+    assert np.array_equal(found.view(np.uint32), FINITE.astype(np.float32).view(np.uint32))
 
 
 @given(values, st.data())
@@ -78,10 +97,12 @@ def test_a_chunk_has_the_same_bytes_whatever_was_loaded_before() -> None:
     assert alone == after
 
 
-def test_a_sound_chunk_of_another_shape_is_found() -> None:
-    data = encode(np.zeros((2, 3), np.float16), "a")
-    with pytest.raises(ValueError, match="does not decompress to 24 bytes"):
-        decode(data, (4, 3), np.dtype(np.float16), "a")
+@pytest.mark.parametrize("rows", [1, 50, 20_000])
+def test_a_sound_chunk_of_another_shape_is_found(rows: int) -> None:
+    data = encode(np.zeros((2 * rows, 3), np.float16), "a")
+    for other in (rows, 4 * rows):
+        with pytest.raises(ValueError, match=f"does not decompress to {6 * other} bytes"):
+            decode(data, (other, 3), np.dtype(np.float16), "a")
 
 
 def test_a_sound_checksum_over_something_else_is_found() -> None:
