@@ -89,6 +89,20 @@ class Backbone(Network):
             self._passes[key] = numerics.checked(self, refs)
         return self._passes[key]
 
+    def using(self, **options: Any) -> Backbone:
+        """Return this backbone with another engine or precision: options of :class:`Computing`.
+
+        Examples
+        --------
+        >>> fast = vgg16.using(precision="bfloat16")  # doctest: +SKIP
+        """
+        other = copy.copy(self)
+        other._passes = None
+        other.computing, _ = Computing.among({**self.computing.model_dump(), **options})
+        spec = {key: each for key, each in self.spec.items() if key not in Computing.model_fields}
+        other.spec = {**spec, **other.computing.fields()}
+        return other
+
     def views(self, numbers: int | Iterable[int], augmentation: Any) -> list[Backbone]:
         """Return this backbone behind an augmentation: one for each view of an image.
 

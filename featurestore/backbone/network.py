@@ -132,6 +132,12 @@ class Network:
             If a weight on the way is NaN.
         """
         self._refuse_nan(self._graph.ancestors(self._numbers(refs)))
+        if reason := engines.slower(self.computing.precision):
+            warnings.warn(
+                f"{self.computing.precision} is slower than float32 here: {reason}",
+                FeatureStoreWarning,
+                stacklevel=2,
+            )
         return self._compiled(refs, (*self.input_size, 3), "uint8")
 
     def forward_with(self, engine: str, refs: Sequence[LayerRef | str]) -> Pass:

@@ -93,7 +93,7 @@ def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = N
 
 
 def rounded(
-    backbone: Network, refs: Sequence[LayerRef | str], seed: int = 0
+    backbone: Network, refs: Sequence[LayerRef | str], seed: int = 0, precision: str = "float32"
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
     """Return :meth:`Network.reference` with the last bit of each layer's result moved up or down.
 
@@ -108,6 +108,8 @@ def rounded(
     seed : int
         From 0 on; each gives another movement. Equal values move alike, as they round alike, and
         a row moves alike whatever else is in its batch.
+    precision : str
+        The last bit of this type moves, where the layer's own is longer.
     """
     import keras
 
@@ -115,7 +117,8 @@ def rounded(
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if dtype not in _UNITS:  # integers are exact
             return tensor
-        factors = 1 + _UNITS[dtype] * _signs(keras.ops.convert_to_numpy(tensor), seed)
+        unit = max(_UNITS[dtype], _UNITS[precision])
+        factors = 1 + unit * _signs(keras.ops.convert_to_numpy(tensor), seed)
         moved = keras.ops.multiply(tensor, keras.ops.convert_to_tensor(factors, dtype))
         # A mask is an attribute of the tensor, and must go on with it.
         moved._keras_mask = getattr(tensor, "_keras_mask", None)
@@ -129,13 +132,14 @@ def amplification(
     refs: Sequence[LayerRef | str],
     images: np.ndarray,
     wanted: Sequence[np.ndarray] | None = None,
+    precision: str = "float32",
 ) -> list[float]:
     """Return how far :func:`rounded` is from the plain layers, relative to the largest activation.
 
     ``wanted`` is what the plain layers give, if it is known already.
     """
     wanted = backbone.reference(refs)(images) if wanted is None else wanted
-    draws = [rounded(backbone, refs, seed)(images) for seed in range(DRAWS)]
+    draws = [rounded(backbone, refs, seed, precision)(images) for seed in range(DRAWS)]
     moved = [max(distance(draw[i], w) for draw in draws) for i, w in enumerate(wanted)]
     # A value that overflows only when its last bit moves explains nothing.
     return [each if np.isfinite(each) else 0.0 for each in moved]
@@ -185,7 +189,8 @@ def check_derived(
     dtype : {"float16", "float32"}
         The type that the derived features will have.
     """
-    (wanted,) = backbone.reference([ref])(images)
+    exactly = backbone.computing.precision == "float32"
+    (wanted,) = (backbone.reference if exactly else backbone.forward)([ref])(images)
     with np.errstate(over="ignore"):
         found = tail(stored)[0].astype(dtype)
     apart = distance(found.astype("float32"), wanted)
@@ -280,9 +285,13 @@ def check(
     moved = amplification(backbone, refs, few, wanted)
     for i, ref in enumerate(cuts):
         _require_own(ref, again[i], mixed[i], max(TOLERANCE, ROUNDINGS * moved[i]))
+    if backbone.computing.precision != "float32":
+        moved = amplification(backbone, refs, few, wanted, backbone.computing.precision)
     allowed = [max(u, ROUNDINGS * m) for u, m in zip(usual, moved, strict=True)]
     _require(cuts, apart, allowed, engine)
     for i, ref in enumerate(cuts):
+        if backbone.computing.precision != "float32":
+            continue  # which bits were lost on the way is the user's choice
         if apart[i] > usual[i] or mixed[i] > TOLERANCE:
             _accept(backbone, ref, few, moved[i], engine)
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from featurestore.backbone.engines import Computing, Engine, Precision
 from featurestore.backbone.preprocessing import Interpolation, Preprocessing, Resize, Scaling
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -114,7 +115,21 @@ _BACKBONE: dict[str, dict[str, Any]] = {
         "help": "Filter of the resize.",
     },
 }
-_DEFAULTS = {name: Preprocessing.model_fields[name].default for name in ("resize", "interpolation")}
+_COMPUTING: dict[str, dict[str, Any]] = {
+    "precision": {
+        "type": click.Choice(get_args(Precision)),
+        "help": "Type that the network computes with; bfloat16 is faster on recent hardware.",
+    },
+    "engine": {
+        "type": click.Choice(get_args(Engine)),
+        "help": "What computes; auto is the fastest that is right.",
+    },
+}
+_DEFAULTS = {
+    name: each.default
+    for name, each in (Preprocessing.model_fields | Computing.model_fields).items()
+    if name in ("resize", "interpolation", "precision", "engine")
+}
 _SHOWN_DEFAULTS = {"weights": "imagenet for an application", **_DEFAULTS}
 
 view_options = together(
@@ -142,7 +157,7 @@ backbone_options = together(
             default=_DEFAULTS.get(name),
             show_default=_SHOWN_DEFAULTS.get(name, False),
         )
-        for name, how in _BACKBONE.items()
+        for name, how in (_BACKBONE | _COMPUTING).items()
     )
 )
 

@@ -61,7 +61,7 @@ def check(file: File) -> list[Source]:
     if "://" not in spec.data.path and not data.exists():
         raise file.mistake(["data", "path"], f"nothing at {str(data)!r}; {_RELATIVE}")
     opened = [
-        _open(file, number, options)
+        _open(file, number, {**options, "engine": spec.extract.engine})
         for number, part in enumerate(spec.backbone)
         for options in ParameterGrid(part.model_dump(exclude={"layers"}, exclude_none=True))
     ]

@@ -185,7 +185,7 @@ class _Run:
         from featurestore.extraction import extract
 
         started = time.perf_counter()
-        options = {**self.spec.extract.model_dump(), "on_event": self.on_event}
+        options = {**self.spec.extract.model_dump(exclude={"engine"}), "on_event": self.on_event}
         options["augmentation"] = augmentation_of(self.file, self.spec.extract, ["extract"])
         found = []
         for source in sources:

@@ -14,6 +14,7 @@ from pydantic import (
     field_validator,
 )
 
+from featurestore.backbone.engines import Engine, Precision
 from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.dataset import ScanOptions, Split
 from featurestore.dataset.splits import meaning
@@ -65,6 +66,7 @@ class BackboneSpec(VariantSpec):
 
     model: Several[str]
     layers: Layers | None = None
+    precision: Several[Precision] | None = None
 
 
 class ViewSpec(Settings):
@@ -79,6 +81,7 @@ class ExtractSpec(ViewSpec):
 
     dtype: Dtype = "float16"
     batch_size: Count = 32
+    engine: Engine = "auto"
     replace: bool = False
     budget: Annotated[ByteSize, Field(gt=0)] | None = None
 

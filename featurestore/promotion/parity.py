@@ -42,6 +42,10 @@ MOST_TIES = 1 / 10
 # Share of the range of predicted values by which rounding may move one.
 MOST_MOVED = 1 / 20
 
+# Share of the stored rows of a lower precision that must be nearest to their own image; the others
+# may have a twin.
+SAME_IMAGES = 0.95
+
 Scores = Callable[[np.ndarray], np.ndarray]
 
 
@@ -152,6 +156,35 @@ class FeatureCheck:
         apart = np.abs(np.asarray(features, np.float32) - stored)
         # If the whole layer is zero in all rows, no difference is allowed.
         return np.where(apart > 0, apart / np.maximum(allowed, np.finfo("f4").tiny), 0)
+
+
+def require_same_images(stored: np.ndarray, exactly: np.ndarray, precision: str) -> None:
+    """Raise ParityError unless stored rows of a lower precision are those of the same images.
+
+    Each must be nearer to the float32 features of its own image than to those of any other. This
+    holds however far the precision moves all of them.
+
+    Parameters
+    ----------
+    stored, exactly : numpy.ndarray of float32, (row, …)
+        The features as they are stored, and computed in float32.
+    precision : str
+        Of the stored ones.
+    """
+    ours, theirs = (each.reshape(len(each), -1).astype("float64") for each in (stored, exactly))
+    deviation = theirs.std(axis=0)
+    wide = deviation > 0
+    ours, theirs = ours[:, wide] / deviation[wide], theirs[:, wide] / deviation[wide]
+    squares = (theirs**2).sum(axis=1)
+    apart = squares - 2 * ours @ theirs.T  # less the squares of our own, equal in a row
+    near = apart[np.arange(len(apart)), np.arange(len(apart))] <= apart.min(axis=1) + 1e-9 * squares
+    if near.mean() < SAME_IMAGES:
+        raise ParityError(
+            f"cannot prove a promotion: {np.count_nonzero(~near)} of {len(near)} stored rows of"
+            f" {precision} features are nearer to the float32 features of another image than to"
+            " those of their own: extract with `--precision float32` and train the head again, or"
+            " check the stored rows with `featurestore verify`"
+        )
 
 
 def head_tolerance(scores: Scores, features: np.ndarray) -> float:

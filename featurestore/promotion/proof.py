@@ -16,7 +16,14 @@ from featurestore.extraction.run import extract_command
 from featurestore.listening import OnEvent
 from featurestore.promotion.events import Proved
 from featurestore.promotion.fuse import Fused, with_internals
-from featurestore.promotion.parity import FeatureCheck, Parity, compare, head_tolerance, require
+from featurestore.promotion.parity import (
+    FeatureCheck,
+    Parity,
+    compare,
+    head_tolerance,
+    require,
+    require_same_images,
+)
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
 from featurestore.store.elsewhere import FEWEST_ROWS, enough, stored_rows
@@ -50,6 +57,9 @@ def prove(
 ) -> Parity:
     """Prove that a fused model, and its saved file, predict what the cached head predicts.
 
+    Features of a network that computed in fewer bits are proven to be those of the same images; the
+    model, which computes in float32, is compared with the head on float32 features.
+
     Images are predicted one by one, in their own sizes, as a user would. The model is also called
     on a batch, as export and nesting do. Then the file is saved, with its metadata, loaded by
     Keras, and compared in both ways. No weight may change. Rows of the head's samples that are not
@@ -72,13 +82,19 @@ def prove(
     rows = proof_rows(there, group.block_rows, 4 * int(np.prod(group.shape[1:])))
     few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
     images = np.stack([data.image(int(row), backbone.resize) for row in rows[few]])
-    stored = group.read(there[rows], dtype="float32")
+    stored, dtype = group.read(there[rows], dtype="float32"), group.dtype
     ref = LayerRef.parse(head.key.ref)
+    lower = backbone.computing.precision
+    if lower != "float32":
+        backbone, dtype = backbone.using(precision="float32"), np.dtype("float32")
+        exactly = _computed(backbone, ref, data, rows)
+        require_same_images(stored, exactly, lower)
+        stored = exactly
     passes = (backbone.reference([ref]), numerics.rounded(backbone, [ref]))
     alone, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
     derived = _derived(backbone, ref, group, images[:ROUNDED_ROWS])
     precision = backbone.precision(ref.layer)
-    check = FeatureCheck(stored, group.dtype, precision, alone, rounded, derived)
+    check = FeatureCheck(stored, dtype, precision, alone, rounded, derived)
     check.require_distinct()
     held_out = data.splits[rows] != "train"
 
@@ -126,6 +142,15 @@ def _stored(head: Head, backbone: Backbone, data: Dataset) -> tuple[FeatureGroup
             f"them again with `{extract_command(data, backbone, head.key.ref)}`"
         ) from error
     raise own.incomplete(own.missing())
+
+
+def _computed(backbone: Backbone, ref: LayerRef, data: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Compute the features of some rows, (row, …)."""
+    forward, found = backbone.forward([ref]), []
+    for few in np.array_split(rows, -(-len(rows) // CALLED_ROWS)):
+        images = np.stack([data.image(int(row), backbone.resize) for row in few])
+        found += forward(images)
+    return np.concatenate(found)
 
 
 def _derived(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from featurestore.table import Grid
+from featurestore.table import Grid, cell
 
 if TYPE_CHECKING:
     import pandas
@@ -48,6 +48,25 @@ def splits_grid(measures: Mapping[str, Mapping[str, dict[str, Any]]], tuned: boo
     measured = [name for name in (rows[0] if rows else {}) if name not in fixed]
     fields = [*(["when"] if tuned else []), "split", "images", *measured]
     return Grid(rows, fields, {"when": "fine-tuning", "images": "images were"})
+
+
+def headline(measured: Mapping[str, Any]) -> str:
+    """Return the first figure of some metrics: ``accuracy 0.903`` or ``r2 0.71``."""
+    name = "accuracy" if "accuracy" in measured else "r2"
+    return f"{name} {cell(measured.get(name))}"
+
+
+def precision_note(report: Mapping[str, Any]) -> str:
+    """Return what computing in float32 changed, in one line; empty for features of float32."""
+    stored = report["stored"]
+    if not stored:
+        return ""
+    found = [
+        f"{split} {headline(each)} there, {headline(report['before'][split])} in the model"
+        for split, each in stored["metrics"].items()
+    ]
+    what = f"the head was fitted on {stored['precision']} features; the model computes in float32"
+    return "; ".join([what, *found])
 
 
 def rows_were(split: str, measured: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from featurestore.promotion.fuse import fuse
 from featurestore.promotion.origin import load_backbone, load_data
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
-from featurestore.promotion.report import splits_grid
+from featurestore.promotion.report import headline, splits_grid
 from featurestore.promotion.saved import (
     check_target,
     load_model,
@@ -37,7 +37,7 @@ from featurestore.promotion.saved import (
 )
 from featurestore.promotion.seen import Seen
 from featurestore.promotion.tune import tune
-from featurestore.table import cell, show_html
+from featurestore.table import show_html
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ class Promotion:
         The lineage, which :meth:`save` writes beside the model.
     seen : Seen
         The samples that the model was trained and selected on.
+    stored : dict of str to dict
+        If the network computed the cached features in fewer bits than float32: their ``precision``,
+        and the ``metrics`` of the head on them by held-out split. Those in ``before`` are of the
+        model, which computes in float32. Empty otherwise.
     """
 
     model: keras.Model
@@ -88,6 +92,7 @@ class Promotion:
     metadata: dict[str, Any] = field(repr=False)
     seen: Seen = field(repr=False)
     _weights: str = field(repr=False)
+    stored: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path, images: Images = "any") -> None:
         """Write the model, as it is now, with its metadata as one ``.keras`` file.
@@ -125,7 +130,7 @@ class Promotion:
 
     def __repr__(self) -> str:
         tuned = f", {self.fine_tuning['verdict']}" if self.fine_tuning else ""
-        found = [f"{split} {_headline(each)}" for split, each in self.after.items()]
+        found = [f"{split} {headline(each)}" for split, each in self.after.items()]
         rows = f"equal to the head on {self.parity.rows:,} rows"
         return f"Promotion({', '.join([repr(self.metadata['head']), rows, *found])}{tuned})"
 
@@ -139,16 +144,12 @@ class Promotion:
         """Proof, metrics before and after, fine-tuning and its history, as JSON values."""
         return {
             "parity": self.parity.to_dict(),
+            "stored": self.stored,
             "before": self.before,
             "after": self.after,
             "fine_tuning": self.fine_tuning,
             "history": self.history,
         }
-
-
-def _headline(measured: dict[str, Any]) -> str:
-    name = "accuracy" if "accuracy" in measured else "r2"
-    return f"{name} {cell(measured.get(name))}"
 
 
 def promote(
@@ -239,7 +240,17 @@ def promote(
         # A new model around the same layers leaves the optimizer behind.
         model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
     weights = weights_digest(model)
-    return Promotion(model, parity, before, after, history, record, metadata, seen, weights)
+    stored = _on_stored(head, backbone, before)
+    return Promotion(model, parity, before, after, history, record, metadata, seen, weights, stored)
+
+
+def _on_stored(head: Head, backbone: Backbone, before: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a head on features of fewer bits than its model computes with."""
+    precision = backbone.computing.precision
+    if precision == "float32":
+        return {}
+    found = {split: each for split, each in head.metrics.items() if split in before}
+    return {"precision": precision, "metrics": found}
 
 
 def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
