@@ -9,6 +9,7 @@ sparse matrices. TensorFlow itself gives their weights, and SciPy adds in the sa
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
@@ -38,7 +39,7 @@ def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
         Computes on uint8, or on other integers. Layers that are not antialiased, or pad with
         another value than 0, compute by themselves.
     """
-    traced = cache(lambda: _traced(layer))
+    traced, tracing = cache(_traced), threading.Lock()
     same = (
         (layer.antialias or layer.interpolation == "nearest")
         and layer.data_format == "channels_last"
@@ -52,7 +53,11 @@ def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
                 f"an image is {image.dtype} {image.shape}; expected uint8 (height, width, 3)"
             )
         resized = _resized(layer, image) if same else None
-        return traced()(image) if resized is None else resized
+        if resized is not None:
+            return resized
+        with tracing:
+            by_layer = traced(layer)
+        return by_layer(image)
 
     return resize
 
