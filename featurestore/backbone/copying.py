@@ -75,8 +75,7 @@ def recast(graph: Graph, shape: Sequence[int | None], precision: str) -> Graph:
 
     def copied(node: Node) -> Callable:
         operation, key = node.operation, id(node.operation)
-        quantized = hasattr(getattr(operation, "dtype_policy", None), "quantization_mode")
-        if not isinstance(operation, keras.Layer) or quantized:
+        if not isinstance(operation, keras.Layer) or operation.quantization_mode:
             return operation
         if key not in copies:
             dtype = {"dtype": f"mixed_{precision}"}

@@ -8,13 +8,13 @@ round in different places, and it is.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import re
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -94,7 +94,7 @@ class Computing(Settings):
 
 def why_not_openvino(precision: str = "float32") -> str | None:
     """Return why OpenVINO does not compute here in a precision, or None."""
-    if importlib.util.find_spec("openvino") is None:
+    if find_spec("openvino") is None:
         return "is not installed: pip install openvino"
     if has_gpu():
         return "computes on CPUs, and there is a GPU"
