@@ -183,6 +183,11 @@ def _extraction_started(event: Any) -> str:
     return f"extract: {images} to {', '.join(event.layers)}{view}{also}"
 
 
+def _float32_chosen(event: Any) -> str:
+    view = "" if event.view is None else f", view {event.view}"
+    return f"extract: {event.layer}{view} is stored as float32: it gave {event.found}"
+
+
 def _extraction_finished(event: Any) -> str:
     if not event.rows:
         return f"extract: done in {event.seconds:.1f} s"
@@ -228,6 +233,7 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "BackboneLoading": lambda event: f"repair: load {event.model}",
     "ExtractionFinished": _extraction_finished,
     "ExtractionStarted": _extraction_started,
+    "Float32Chosen": _float32_chosen,
     "HeadFitted": _head_fitted,
     "HeadWarned": lambda event: f"fit: {event.head}: {event.text}",
     "Proved": _proved,

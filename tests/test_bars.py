@@ -15,6 +15,7 @@ from featurestore.extraction import (
     ExtractionEvent,
     ExtractionFinished,
     ExtractionStarted,
+    Float32Chosen,
     RowsComputed,
 )
 from featurestore.heads import EpochEnded, HeadEvent, HeadFitted, HeadReused, HeadWarned
@@ -37,6 +38,10 @@ EVENTS: list[tuple[Any, str]] = [
     (BackboneLoading("vgg16"), "repair: load vgg16\n"),
     (ExtractionStarted("vgg16", ("a", "b:avg"), 1), "extract: 1 image through vgg16 to a, b:avg\n"),
     (RowsComputed(32, 1000), ""),
+    (
+        Float32Chosen("a", "an activation of 1e6", 2),
+        "extract: a, view 2 is stored as float32: it gave an activation of 1e6\n",
+    ),
     (ExtractionFinished(1000, 4.0), "extract: 1,000 images in 4.0 s, 250 img/s\n"),
     (
         HeadFitted("knn-1", {"train": {}, "val": {"accuracy": 0.9}}, 2.0),

@@ -111,10 +111,10 @@ def print_budget(decisions: Sequence[Decision]) -> None:
 @backbone_options
 @click.option(
     "--dtype",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
+    type=click.Choice(["auto", "float16", "float32"]),
+    default="auto",
     show_default=True,
-    help="Stored type.",
+    help="Stored type; auto: float16, and float32 for layers that float16 cannot hold.",
 )
 @click.option(
     "--batch-size",

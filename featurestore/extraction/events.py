@@ -65,6 +65,25 @@ class RowsDerived:
 
 
 @dataclass(frozen=True)
+class Float32Chosen:
+    """A layer is stored as float32 from its first row on, with ``dtype="auto"``.
+
+    Attributes
+    ----------
+    layer : str
+        Layer ref.
+    found : str
+        What float16 cannot hold.
+    view : int or None
+        The number of the augmented view; None for the plain images.
+    """
+
+    layer: str
+    found: str
+    view: int | None = None
+
+
+@dataclass(frozen=True)
 class WaitingForOthers:
     """Other processes are computing all that is left: at most ``rows`` samples."""
 
@@ -85,6 +104,7 @@ ExtractionEvent = (
     | RowsComputed
     | RowsCopied
     | RowsDerived
+    | Float32Chosen
     | WaitingForOthers
     | ExtractionFinished
 )

@@ -33,6 +33,7 @@ from featurestore.extraction.planned import (
     Unit,
     Window,
 )
+from featurestore.extraction.stored_type import ELSEWHERE, Float16Error
 from featurestore.extraction.writer import BlockWriter, Written
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup
@@ -87,6 +88,8 @@ class Executor:
         ------
         UnreadableRowsError
             If rows cannot be copied. Blocks that were complete by then are stored.
+        Float16Error
+            If a layer does not fit float16. So are blocks of the others, and their rows are kept.
         """
         if not units:
             return
@@ -163,7 +166,7 @@ class Executor:
         """Keep the rows that are there when the work stops, while they are locked."""
         try:
             yield
-        except (KeyboardInterrupt, UnreadableRowsError):
+        except (KeyboardInterrupt, UnreadableRowsError, Float16Error):
             with suppress(StoreError):
                 for writer in self._writers.values():
                     writer.save()
@@ -194,6 +197,7 @@ class Executor:
     ) -> Iterator[tuple[Window, ExitStack | None]]:
         """Yield the batches of the units that can be locked; with a unit's last batch, its lock."""
         for unit in units:
+            self._give_way()
             lock = ExitStack()
             locks.callback(lock.close)
             if not lock.enter_context(self._store.features.lock_blocks(self._blocks(unit))):
@@ -217,6 +221,13 @@ class Executor:
             for window in windows[:-1]:
                 yield window, None
             yield windows[-1], lock
+
+    def _give_way(self) -> None:
+        """Stop if another process found that float16 cannot hold a layer, and replaces it."""
+        for layer in (self._plan.layers[number] for number in self._todo):
+            may = layer.auto and layer.dtype == "float16"
+            if may and self._store.features.is_being_replaced(layer.key):
+                raise Float16Error(str(layer.ref), ELSEWHERE)
 
     def _after_batch(self) -> None:
         """Tell how far this is, and keep what is there."""

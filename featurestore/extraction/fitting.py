@@ -12,7 +12,7 @@ import numpy as np
 from featurestore.backbone import numerics
 from featurestore.errors import FeatureStoreError
 from featurestore.extraction.budget import Decision, Wanted, choose
-from featurestore.extraction.rates import Rates, measure
+from featurestore.extraction.rates import Rates
 from featurestore.store import FeatureKey
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def fit(
 ) -> tuple[Decision, ...]:
     """Decide which layers of a plan to store within a budget.
 
-    One batch is computed to estimate bytes and seconds, unless all layers fit before compression. A
+    Without rates in the plan, all layers fit before compression. A
     layer is left to be derived later only if a few derived rows are as close to the plain network
     as an extraction requires; otherwise it needs the images.
 
@@ -74,15 +74,13 @@ def fit(
     InputError
         If no layer fits.
     """
-    rows, backbone = sum(len(each.dataset) for each in parts), part.backbone
-    sizes = [rows * layer.row_bytes + ARRAY_BYTES * len(parts) for layer in decided.layers]
-    if sum(sizes) <= budget or not decided.units:
+    backbone, rates = part.backbone, decided.rates
+    if rates is None:
         fitting = [
             _stored(layer, store, parts) or Wanted(str(layer.ref), size, 0.0)
-            for layer, size in zip(decided.layers, sizes, strict=True)
+            for layer, size in zip(decided.layers, sizes(decided, parts), strict=True)
         ]
         return choose(fitting, sum(each.bytes for each in fitting))
-    rates = measure(decided, part.dataset, backbone)
     wanted = {
         str(layer.ref): _wanted(layer, decided, rates, backbone, store, parts)
         for layer in decided.layers
@@ -97,6 +95,18 @@ def fit(
             asked = wanted[each.ref]
             sources = {ref: s for ref, s in asked.sources.items() if ref != each.source}
             wanted[each.ref] = replace(asked, sources=sources)
+
+
+def sizes(decided: ExtractionPlan, parts: Sequence[Part], *, most: bool = False) -> list[int]:
+    """Return the bytes of each layer of all parts before compression.
+
+    With ``most``, as float32 where "auto" may turn out to be that.
+    """
+    rows = sum(len(each.dataset) for each in parts)
+    return [
+        rows * layer.row_bytes * (2 if most and layer.decides else 1) + ARRAY_BYTES * len(parts)
+        for layer in decided.layers
+    ]
 
 
 def _complete(layer: LayerPlan, store: FeatureStore, parts: Sequence[Part]) -> list[FeatureGroup]:

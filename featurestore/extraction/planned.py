@@ -54,6 +54,10 @@ class LayerPlan:
         derived from, or why they are not.
     derived : Derivation or None
         How rows of the missing blocks are derived from another layer.
+    auto : bool
+        Whether the stored type is not given: ``dtype`` is "auto".
+    unfit : str or None
+        What float16 cannot hold, if this is why "auto" is float32.
     """
 
     ref: LayerRef
@@ -67,6 +71,14 @@ class LayerPlan:
     replaces: bool = False
     why: str | None = None
     derived: Derivation | None = field(default=None, compare=False, repr=False)
+    auto: bool = False
+    unfit: str | None = None
+
+    @property
+    def decides(self) -> bool:
+        """Whether the first rows decide the stored type: it is not given, and no row is stored."""
+        nothing = len(self.missing) * self.block_rows >= self.shape[0] and not self.begun
+        return self.auto and self.dtype == "float16" and nothing
 
     def span(self, block: int) -> range:
         """Rows of one block."""

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,10 +18,11 @@ from featurestore.errors import InputError, NotFoundError, received
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Checked, Deriving
-from featurestore.extraction.fitting import Part, fit
+from featurestore.extraction.fitting import Part, fit, sizes
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.rates import measure as rates_of
-from featurestore.store import FeatureKey, FeatureStore, StoreLike, block_rows
+from featurestore.extraction.stored_type import recorded
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
 
-Dtype = Literal["float16", "float32"]
+Dtype = Literal["auto", "float16", "float32"]
 DTYPES = get_args(Dtype)
 
 # Where nearly all rows are copied, a unit has at most so many batches, or, if all are, so many
@@ -46,7 +48,7 @@ def plan(
     layers: LayerRef | str | Iterable[LayerRef | str],
     store: StoreLike = None,
     *,
-    dtype: str = "float16",
+    dtype: str = "auto",
     batch_size: int = 32,
     views: int = 0,
     augmentation: Any = None,
@@ -83,14 +85,17 @@ def plan(
     part = dataset.training() if augmented else dataset
     decisions = request.fit(dataset, opened, most, augmented, part)
     request, *augmented = (each.storing(decisions) for each in (request, *augmented))
-    made = [each.plan(part, opened) for each in augmented]
-    decided = request.plan(dataset, opened)
+    made: list[ExtractionPlan] = []
     if measure:
-        decided = replace(decided, rates=rates_of(decided, dataset, request.backbone))
-        if made:  # All views are computed alike.
-            first = next((number for number, each in enumerate(made) if each.units), 0)
-            rates = rates_of(made[first], part, augmented[first].backbone)
-            made = [replace(each, rates=rates) for each in made]
+        request, decided = request.measured(dataset, opened)
+        if augmented:  # All views are computed alike.
+            units = [bool(each.plan(part, opened).units) for each in augmented]
+            first, measured = augmented[units.index(max(units))].measured(part, opened)
+            augmented = [replace(each, unfit=first.unfit) for each in augmented]
+            made = [replace(each.plan(part, opened), rates=measured.rates) for each in augmented]
+    else:
+        decided = request.plan(dataset, opened)
+        made = [each.plan(part, opened) for each in augmented]
     return replace(decided, views=tuple(made), budget=decisions)
 
 
@@ -118,6 +123,8 @@ class Request:
     dtype: str
     batch_size: int
     boundaries: tuple[LayerRef, ...] = ()
+    # What float16 cannot hold, by layer ref: "auto" is float32 there.
+    unfit: Mapping[str, str] = field(default_factory=dict)
     checked: Checked = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -128,7 +135,7 @@ class Request:
         from featurestore.backbone import Backbone
 
         if dtype not in DTYPES:
-            raise InputError(f"dtype is {dtype!r}; expected {' or '.join(DTYPES)}")
+            raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch size is {batch_size!r}; expected 1 or more, such as 32")
         refs, others = _refs_of(layers), _refs_of(boundaries)
@@ -173,7 +180,17 @@ class Request:
             decided, measured = each.plan(samples, store), part
             if decided.units:
                 break
+        if decided.units and sum(sizes(decided, parts, most=True)) > budget:
+            _, decided = each.measured(samples, store)
         return fit(decided, measured, parts, store, budget)
+
+    def measured(self, dataset: Dataset, store: FeatureStore) -> tuple[Request, ExtractionPlan]:
+        """Plan with rates, measured on one batch, which decides the type that "auto" is too."""
+        decided = self.plan(dataset, store)
+        rates = rates_of(decided, dataset, self.backbone)
+        if rates.unfit:
+            return replace(self, unfit={**self.unfit, **rates.unfit}).measured(dataset, store)
+        return self, replace(decided, rates=rates)
 
     def storing(self, decisions: Iterable[Decision]) -> Request:
         """Return a request without the layers that are left for later."""
@@ -188,45 +205,63 @@ class Request:
         ``unreadable`` are blocks of other arrays that cannot be copied, as in `find_copies`.
         """
         layers = tuple(
-            _plan_layer(dataset, self.backbone, ref, store, self.dtype, unreadable)
+            self._plan_layer(dataset, ref, store, unreadable)
             for ref in dict.fromkeys((*self.refs, *self.boundaries))
         )
         deriving = Deriving(self.backbone, dataset, store, self.checked, unreadable)
         layers = deriving.plan(layers)
         return plan_units(layers, len(dataset), self.batch_size, self.backbone.input_size)
 
+    def _plan_layer(
+        self, dataset: Dataset, ref: LayerRef, store: FeatureStore, unreadable: Unreadable
+    ) -> LayerPlan:
+        backbone = self.backbone
+        shape = (len(dataset), *backbone.shape(ref))
+        prefix = backbone.prefix_digest(ref.layer)
+        key = FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
+        stored = None
+        with suppress(NotFoundError):  # gc may just have removed them
+            stored = store.features.get(key) if store.features.has(key) else None
 
-def _plan_layer(
-    dataset: Dataset,
-    backbone: Backbone,
-    ref: LayerRef,
-    store: FeatureStore,
-    dtype: str,
-    unreadable: Unreadable,
-) -> LayerPlan:
-    shape = (len(dataset), *backbone.shape(ref))
-    prefix = backbone.prefix_digest(ref.layer)
-    key = FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
-    stored = None
-    with suppress(NotFoundError):  # gc may just have removed them
-        stored = store.features.get(key) if store.features.has(key) else None
-    replaces = stored is not None and dtype not in (str(stored.dtype), "float16")
-    if stored is None or replaces:
-        rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
-        missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
-        begun = {}
-    else:  # float32 serves a request for float16
-        rows, dtype = stored.block_rows, str(stored.dtype)
-        missing, begun = tuple(stored.missing()), stored.begun()
-    copies = None
-    if missing:
-        same = store.features.of_prefix(prefix, str(ref))
-        others = [group for group in same if group.key != key]
-        copies = find_copies(others, dtype, dataset.sample_ids, unreadable)
-    why = "stored as float16" if replaces else None
-    if stored is None and not (copies and copies.groups):
-        why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
-    return LayerPlan(ref, key, shape, dtype, rows, missing, begun, copies, replaces, why)
+        @cache
+        def others() -> list[FeatureGroup]:
+            same = store.features.of_prefix(prefix, str(ref))
+            return [group for group in same if group.key != key]
+
+        dtype, unfit = self.dtype, None
+        if dtype == "auto":
+            unfit = self.unfit.get(str(ref))
+            if stored is None and unfit is None:
+                unfit = next(filter(None, map(recorded, others())), None)
+            dtype = "float32" if unfit else "float16"
+        replaces = stored is not None and dtype not in (str(stored.dtype), "float16")
+        if stored is None or replaces:
+            rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
+            missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
+            begun = {}
+        else:  # float32 serves a request for float16
+            rows, dtype = stored.block_rows, str(stored.dtype)
+            missing, begun = tuple(stored.missing()), stored.begun()
+        copies = find_copies(others(), dtype, dataset.sample_ids, unreadable) if missing else None
+        why = "stored as float16" if replaces else None
+        if stored is None and not (copies and copies.groups):
+            why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
+        if unfit and missing:
+            why = "; ".join(filter(None, [why, f"float32 because it gave {unfit}"]))
+        return LayerPlan(
+            ref,
+            key,
+            shape,
+            dtype,
+            rows,
+            missing,
+            begun,
+            copies,
+            replaces,
+            why,
+            auto=self.dtype == "auto",
+            unfit=unfit,
+        )
 
 
 def _why(

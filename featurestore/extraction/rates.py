@@ -12,6 +12,7 @@ import numpy as np
 
 from featurestore.backbone import numerics
 from featurestore.digests import ROW_BYTES
+from featurestore.extraction.stored_type import beyond_float16
 from featurestore.store.blocks import decode, encode
 from featurestore.threads import map_ahead
 
@@ -101,6 +102,8 @@ class Rates:
         By layer ref.
     few : Few or None
         What was computed, if anything was.
+    unfit : mapping of str to str
+        What float16 cannot hold, by the ref of a layer whose type is to be decided.
     """
 
     once: float
@@ -108,6 +111,7 @@ class Rates:
     forward: Stage
     layers: Mapping[str, LayerRates]
     few: Few | None = field(default=None, repr=False)
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
     def seconds(self, decided: ExtractionPlan) -> float:
         """Estimate how long a plan takes."""
@@ -212,6 +216,7 @@ def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Ra
         decided.batch_size,
     )
     once, few = 0.0, None
+    unfit: dict[str, str] = {}
     decoding, forward = Stage(), Stage()
     activations: dict[str, np.ndarray] = {}
     if rows:
@@ -221,8 +226,9 @@ def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Ra
         refs = [layer.ref for layer in computed]
         started = time.perf_counter()
         compiled = backbone.forward(refs)
-        compiled(images)  # It checks its first batch.
+        found = compiled(images)  # It checks its first batch.
         once = time.perf_counter() - started
+        unfit = _unfit(computed, found)
         stored, forward = _timed(
             len(rows), lambda: _stored(computed, compiled(images)), LONG_ENOUGH
         )
@@ -243,7 +249,7 @@ def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Ra
     }
     nothing = LayerRates(0.0, Stage())
     every = {str(each.ref): layers.get(str(each.ref), nothing) for each in decided.layers}
-    return Rates(once, decoding, forward, every, few)
+    return Rates(once, decoding, forward, every, few, unfit)
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:
@@ -269,6 +275,16 @@ def _stored(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> l
     # What is too large for float16 stops an extraction with a message of its own.
     with np.errstate(over="ignore"):
         return [each.astype(layer.dtype) for layer, each in pairs]
+
+
+def _unfit(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> dict[str, str]:
+    """Return what float16 cannot hold, by layer ref, where the type is to be decided."""
+    found = {}
+    for layer, each in zip(layers, activations, strict=True):
+        beyond = beyond_float16(float(np.abs(each).max())) if layer.decides else None
+        if beyond:
+            found[str(layer.ref)] = beyond
+    return found
 
 
 def _layer_rates(

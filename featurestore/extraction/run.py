@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
 from featurestore.backbone.augmentation import settings
+from featurestore.errors import NotFoundError
 from featurestore.extraction.budget import bytes_of
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
+from featurestore.extraction.events import Float32Chosen
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
+from featurestore.extraction.stored_type import Float16Error
 from featurestore.extraction.writer import Written
 from featurestore.features import Features
-from featurestore.listening import OnEvent
+from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 from featurestore.versions import versions
+
+# How often to look whether other processes are done with features that are to be replaced.
+POLL_SECONDS = 0.2
 
 if TYPE_CHECKING:
     import keras
@@ -37,7 +45,7 @@ def extract(
     store: StoreLike = None,
     *,
     boundaries: Sequence[str] = (),
-    dtype: str = "float16",
+    dtype: str = "auto",
     batch_size: int = 32,
     replace: bool = False,
     views: int = 0,
@@ -66,9 +74,11 @@ def extract(
         Layer refs that only fine-tuning reads: these boundary arrays are marked, so that ``rank``
         and ``sweep`` leave them out, and ``gc --boundaries`` removes them. What is stored as
         ordinary features stays that.
-    dtype : {"float16", "float32"}
-        Stored type. Stored float32 features are reused for float16 requests; stored float16
-        features are computed again and replaced for float32 requests.
+    dtype : {"auto", "float16", "float32"}
+        Stored type. By default float16, and float32 for a layer whose activations float16 cannot
+        hold: if that shows late, the layer is computed again. Features of either type that are
+        stored are taken as they are. Stored float32 features are reused for float16 requests;
+        stored float16 features are computed again and replaced for float32 requests.
     batch_size : int
         Samples in a forward batch. Not part of the key.
     replace : bool
@@ -95,7 +105,7 @@ def extract(
     Raises
     ------
     ActivationError
-        If an activation is not finite, or too large for ``dtype``.
+        If an activation is not finite, or float16 cannot hold it and ``dtype`` is float16.
     SourceChangedError
         If an image no longer has the bytes that were scanned.
     UnknownLayerError, InputError, DatasetError
@@ -179,6 +189,16 @@ def _write(
             except UnreadableRowsError as error:
                 unreadable[error.group.path] = damaged_blocks(error.group)
                 continue
+            except Float16Error as error:
+                if request.dtype != "auto":
+                    raise
+                unfit = {**request.unfit, error.ref: error.found}
+                request = dataclasses.replace(request, unfit=unfit)
+                asked = request.plan(dataset, store, unreadable)
+                written.forget(error.ref)
+                view = request.backbone.preprocessing.view
+                receiver(on_event)(Float32Chosen(error.ref, error.found, view))
+                continue
             for layer in decided.layers:
                 store.features.fsync(layer.key)
             return groups, {ref: _report(ref, group, written) for ref, group in groups.items()}
@@ -202,12 +222,27 @@ def _to_mark(asked: ExtractionPlan, request: Request, store: FeatureStore) -> se
 
 def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> None:
     """Remove float16 features that float32 ones replace."""
-    replaced = [layer.key for layer in asked.layers if layer.replaces]
+    replaced = [layer for layer in asked.layers if layer.replaces]
     if replaced:
         # Keep what is stored if the images are gone.
         dataset.image(asked.units[0].rows.start)
-    for key in replaced:
-        store.features.remove(key)
+    for layer in replaced:
+        # Nobody needs float16 features that are not going to be complete.
+        with store.features.replacing(layer.key) if layer.unfit else nullcontext():
+            _remove_float16(layer.key, store)
+
+
+def _remove_float16(key: FeatureKey, store: FeatureStore) -> None:
+    """Remove float16 features once no process uses them, unless another process has done it."""
+    features = store.features
+    while features.has(key):
+        with features.lock([key], wait=False) as held, suppress(NotFoundError):
+            if features.get(key).dtype != "float16":
+                return
+            if held:
+                features.discard(features.path(key))
+                return
+        time.sleep(POLL_SECONDS)
 
 
 def _open(
@@ -226,6 +261,7 @@ def _open(
     provenance = {
         "command": extract_command(dataset, backbone, str(layer.ref)),
         "batch_size": request.batch_size,
+        "dtype": {"asked": request.dtype, **({"unfit": layer.unfit} if layer.unfit else {})},
         "backbone": backbone.spec,
         "prefix": backbone.prefix_fields(layer.ref.layer),
         "versions": versions(),

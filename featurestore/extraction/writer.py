@@ -14,6 +14,7 @@ import numpy as np
 from featurestore.errors import ActivationError
 from featurestore.extraction.planned import LayerPlan, Window
 from featurestore.extraction.rates import Forecast
+from featurestore.extraction.stored_type import Float16Error, beyond_float16
 from featurestore.store import FeatureGroup
 
 
@@ -29,6 +30,13 @@ class Written:
     derived: Counter[str] = field(default_factory=Counter)
     sources: dict[str, str] = field(default_factory=dict)  # what rows were derived from
     forecast: Forecast = field(default_factory=Forecast)
+
+    def forget(self, ref: str) -> None:
+        """Leave out a layer that is written again."""
+        for counts in (self.computed, self.copied, self.derived):
+            del counts[ref]
+        self.sources.pop(ref, None)
+        self.forecast.row_bytes.pop(ref, None)
 
 
 class BlockWriter:
@@ -55,7 +63,8 @@ class BlockWriter:
         batch_rows: int,
         after_batch: Callable[[], None],
     ) -> None:
-        self._layer = layer
+        self._layer, self._ref = layer, str(layer.ref)
+        self._is_first = layer.decides
         self._group = group
         self._pool = pool
         self._block: np.ndarray | None = None
@@ -94,7 +103,7 @@ class BlockWriter:
     def _fill(self, rows: range, window: Window, activations: np.ndarray | None) -> None:
         """Fill rows of the open block, which are not kept."""
         assert self._block is not None
-        ref, start = str(self._layer.ref), self._layer.span(self._number).start
+        ref, start = self._ref, self._layer.span(self._number).start
         computed = copied = derived = 0
         if activations is not None:
             first, last = np.searchsorted(window.computed, [rows.start, rows.stop])
@@ -117,6 +126,8 @@ class BlockWriter:
         self._written.computed[ref] += computed
         self._written.derived[ref] += derived
         self._written.copied[ref] += copied
+        if self._is_first and self._is_imprecise():
+            self._refuse_precision()  # Now, not once the block is full.
         filled = self._block[rows.start - start : rows.stop - start]
         self._written.forecast.store(ref, filled)
 
@@ -148,6 +159,7 @@ class BlockWriter:
         self.finish()
         assert self._block is not None
         self.writing = self._pool.submit(self._write, block, self._block, self._kept > 0)
+        self._is_first = False
         del self.wanted[block]
         self._block, self._peak = None, 0.0
 
@@ -167,30 +179,21 @@ class BlockWriter:
         self._peak = max(self._peak, -low, high)
         # Not `>`, which is False for NaN.
         if not max(-low, high) <= largest:
-            self._refuse(activations, largest)
+            self._refuse(activations)
         return activations.astype(self._layer.dtype)
 
     def _is_imprecise(self) -> bool:
-        """Whether the stored type would lose the precision of all rows of the open block."""
-        return 0 < self._peak < float(np.finfo(self._layer.dtype).tiny)
+        """Whether float16 would lose the precision of all rows of the open block."""
+        return self._layer.dtype == "float16" and beyond_float16(self._peak) is not None
 
     def _refuse_precision(self) -> NoReturn:
-        tiny = float(np.finfo(self._layer.dtype).tiny)
-        raise ActivationError(
-            f"layer {str(self._layer.ref)!r} gave no activation above {self._peak:.3g} in a "
-            f"block, where {self._layer.dtype} loses its precision (below {tiny:.3g}); extract "
-            "with `--dtype float32`"
-        )
+        raise Float16Error(self._ref, str(beyond_float16(self._peak)))
 
-    def _refuse(self, activations: np.ndarray, largest: float) -> NoReturn:
-        layer = f"layer {str(self._layer.ref)!r}"
+    def _refuse(self, activations: np.ndarray) -> NoReturn:
         broken = int(np.count_nonzero(~np.isfinite(activations)))
         if broken:
             raise ActivationError(
-                f"{layer} gave {broken} activations that are NaN or infinite; the backbone's "
-                "weights or its scaling are wrong, see `featurestore layers`"
+                f"layer {self._ref!r} gave {broken} activations that are NaN or infinite; the "
+                "backbone's weights or its scaling are wrong, see `featurestore layers`"
             )
-        raise ActivationError(
-            f"{layer} gave an activation of {np.abs(activations).max():.6g}, and "
-            f"{self._layer.dtype} holds at most {largest:.6g}; extract with `--dtype float32`"
-        )
+        raise Float16Error(self._ref, str(beyond_float16(float(np.abs(activations).max()))))

@@ -79,7 +79,7 @@ class ViewSpec(Settings):
 class ExtractSpec(ViewSpec):
     """How features are computed and stored."""
 
-    dtype: Dtype = "float16"
+    dtype: Dtype = "auto"
     batch_size: Count = 32
     engine: Engine = "auto"
     replace: bool = False

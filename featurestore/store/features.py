@@ -145,6 +145,15 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         names = [group.features.file(block) for group, block in blocks]
         return self._files.locks.acquire(names, wait=wait)
 
+    def replacing(self, key: FeatureKey) -> AbstractContextManager[bool]:
+        """Tell the processes that write features that these are about to be replaced."""
+        return self._files.locks.acquire([f"{self.path(key)}/replacing"], shared=True)
+
+    def is_being_replaced(self, key: FeatureKey) -> bool:
+        """Whether another process is inside `replacing`."""
+        with self._files.locks.acquire([f"{self.path(key)}/replacing"], wait=False) as nobody:
+            return not nobody
+
     # Finding
 
     def open(self, item: Item) -> FeatureGroup:

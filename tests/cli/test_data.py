@@ -138,6 +138,29 @@ def test_a_dry_run_writes_nothing(place: Place) -> None:
     assert not Path("new").exists()
 
 
+def test_a_layer_that_float16_cannot_hold_is_float32_and_one_line_says_so(place: Place) -> None:
+    import keras
+
+    image = keras.Input((8, 8, 3))
+    large = keras.layers.Rescaling(1000.0, name="large")(image)
+    keras.Model(image, large).save("large.keras")
+    model = ["--model", "large.keras", "--scaling", "none", "--layer", "large"]
+
+    dry = featurestore("extract", "photos", *model, "--dry-run", "--json").json
+    refused = featurestore("extract", "photos", *model, "--dtype", "float16")
+    done = featurestore("extract", "photos", *model, "--json")
+
+    assert dry["features"]["large"]["dtype"] == "float32"
+    assert dry["features"]["large"]["why"].startswith("float32 because it gave an activation of ")
+    assert "extract with `--dtype float32`" in refused.error
+    assert done.json["features"]["large"]["dtype"] == "float32"
+    assert done.json["features"]["large"]["rows_computed"] == 36
+    assert done.err.count("large is stored as float32: it gave an activation of ") == 1
+    described = featurestore("show", "large/large", "--json").json
+    assert described["provenance"]["dtype"]["asked"] == "auto"
+    assert "65504" in described["provenance"]["dtype"]["unfit"]
+
+
 def test_a_dry_run_explains_a_miss(place: Place) -> None:
     crop = featurestore("extract", "photos", *EXTRACT, "--resize", "crop", "--dry-run", "--json")
 

@@ -222,10 +222,9 @@ def test_rows_that_are_kept_of_one_layer_only_or_damaged(dataset, backbone, stor
 
 @pytest.mark.usefixtures("slow")
 def test_rows_that_float16_cannot_hold_are_not_kept(dataset, store):
+    options = {"dtype": "float16", "batch_size": 3, "on_event": interrupt_after(40)}
     with pytest.raises(Interrupted):
-        extract(
-            dataset, scaled_model(1e-8), ["huge"], store, batch_size=3, on_event=interrupt_after(40)
-        )
+        extract(dataset, scaled_model(1e-8), ["huge"], store, **options)
     assert begun_of(store) == {"huge": {}}
 
 

@@ -65,7 +65,7 @@ def test_what_a_stored_layer_leads_to_is_left_without_a_pass(dataset, backbone, 
 
 
 def test_if_all_fits_nothing_is_measured(dataset, backbone, store, monkeypatch):
-    monkeypatch.setattr("featurestore.extraction.fitting.measure", None)
+    monkeypatch.setattr("featurestore.extraction.planning.rates_of", None)
     done = extract(dataset, backbone, LAYERS, store, budget="1GB")
     assert list(done) == LAYERS
     assert left(done.budget) == {}

@@ -50,7 +50,7 @@ def test_peak_memory_does_not_depend_on_the_number_of_rows(dataset, backbone, st
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"dtype": "float64"}, InputError, "float16 or float32"),
+        ({"dtype": "float64"}, InputError, "one of auto, float16, float32"),
         ({"batch_size": 0}, InputError, "expected 1 or more"),
         ({"layers": []}, InputError, "featurestore layers"),
         ({"layers": ["pol_a"]}, UnknownLayerError, "pool_a"),

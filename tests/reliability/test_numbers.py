@@ -374,7 +374,7 @@ def test_overflow_of_float16_stops_its_block(
 ) -> None:
     backbone = of_image(lambda x: x * (400.0 * sign))
     message = r"layer 'end' gave an activation of 102000, and float16 .* `--dtype float32`"
-    assert_stops_its_block(backbone, arrays, store, message)
+    assert_stops_its_block(backbone, arrays, store, message, dtype="float16")
     # The way out that the message names.
     found = extract(arrays, backbone, ["end"], store, dtype="float32")["end"].group.read()
     assert np.abs(found).max() == 102000
@@ -385,13 +385,13 @@ def test_the_last_number_of_float16(
     value: float, fits: bool, arrays: Dataset, store: FeatureStore
 ) -> None:
     backbone = of_image(lambda x: x * 0.0 + float(value))
-    if fits:
-        found = extract(arrays, backbone, ["end"], store)["end"].group.read()
-        np.testing.assert_array_equal(found, np.full((12, 4, 4, 3), value))
-        return
-    with pytest.raises(ActivationError, match=f"an activation of {abs(value)}"):
-        extract(arrays, backbone, ["end"], store)
-    assert not stored_rows(store)
+    if not fits:
+        with pytest.raises(ActivationError, match=f"an activation of {abs(value)}"):
+            extract(arrays, backbone, ["end"], store, dtype="float16")
+        assert not stored_rows(store)
+    found = extract(arrays, backbone, ["end"], store)["end"].group.read()
+    assert found.dtype == ("float16" if fits else "float32")
+    np.testing.assert_array_equal(found, np.full((12, 4, 4, 3), value))
 
 
 @promise

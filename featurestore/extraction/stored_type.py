@@ -1,0 +1,50 @@
+"""What float16 cannot hold: how ``dtype="auto"`` becomes float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featurestore.errors import ActivationError
+from featurestore.store import FeatureGroup
+from featurestore.store.variants import part_of
+
+# What a process finds that stops because another replaces the features.
+ELSEWHERE = "activations in another process that float16 cannot hold"
+
+_LARGEST = float(np.finfo("float16").max)
+# Below it, float16 has fewer than 11 bits of precision.
+_TINY = float(np.finfo("float16").tiny)
+
+
+class Float16Error(ActivationError):
+    """Activations that float16 cannot hold, though float32 can.
+
+    ``ref`` is the layer ref, ``found`` what was found.
+    """
+
+    def __init__(self, ref: str, found: str) -> None:
+        super().__init__(f"layer {ref!r} gave {found}; extract with `--dtype float32`")
+        self.ref, self.found = ref, found
+
+
+def beyond_float16(peak: float) -> str | None:
+    """Say what float16 cannot hold of values whose largest magnitude is given; None if it can.
+
+    Examples
+    --------
+    >>> beyond_float16(102000.0)
+    'an activation of 102000, and float16 holds at most 65504'
+    >>> beyond_float16(3e-6)
+    'no activation above 3e-06, and float16 loses its precision below 6.1e-05'
+    """
+    if _LARGEST < peak < np.inf:
+        return f"an activation of {peak:.6g}, and float16 holds at most {_LARGEST:.6g}"
+    if 0 < peak < _TINY:
+        return f"no activation above {peak:.3g}, and float16 loses its precision below {_TINY:.3g}"
+    return None
+
+
+def recorded(group: FeatureGroup) -> str | None:
+    """Return what float16 could not hold when features were extracted as float32, if anything."""
+    found = part_of(group.provenance, "dtype").get("unfit")
+    return found if isinstance(found, str) else None

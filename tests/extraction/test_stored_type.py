@@ -1,0 +1,252 @@
+"""``dtype="auto"``: float16, and float32 for a layer that float16 cannot hold."""
+
+import threading
+from contextlib import ExitStack
+
+import keras
+import numpy as np
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import ActivationError
+from featurestore.extraction import Float32Chosen, RowsComputed, extract, plan
+from featurestore.store import FeatureStore
+from tests.extraction.test_executor import scaled_model
+
+FOUND = "an activation of 102000, and float16 holds at most 65504"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """Three layers: `plain` fits float16 always, `large` only for images without white."""
+    image = keras.Input((4, 4, 3))
+    plain = keras.layers.Rescaling(0.5, name="plain")(image)
+    large = keras.layers.Rescaling(800.0, name="large")(plain)
+    end = keras.layers.Rescaling(1.0, name="end")(large)
+    return Backbone.from_model(keras.Model(image, end), name="scaling", scaling="none")
+
+
+@pytest.fixture(autouse=True)
+def blocks_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("featurestore.extraction.planning", "featurestore.store.features"):
+        monkeypatch.setattr(f"{place}.block_rows", lambda row_bytes: 4)
+
+
+@pytest.fixture
+def arrays() -> Dataset:
+    """Twelve images in three blocks; one in the last block has a white pixel."""
+    return images(12)
+
+
+def images(count: int, white: bool = True) -> Dataset:
+    X = np.random.default_rng(0).integers(1, 100, (count, 4, 4, 3), dtype=np.uint8)
+    for shade in range(255):
+        if not white:
+            break
+        X[0, 0, 0] = 255, shade, 0
+        dataset = Dataset.from_arrays(X, name="arrays")
+        if [dataset.image(row).max() for row in range(count)].index(255) >= count - 4:
+            return dataset
+    return Dataset.from_arrays(X, name="arrays")
+
+
+def in_one(found, layer):
+    """What is stored of a layer, its type, and how its rows came there."""
+    report = found.reports[layer]
+    rows = report.rows_computed, report.rows_copied, report.rows_reused
+    return report.dtype, rows
+
+
+def values(dataset, backbone, layer):
+    batch = np.stack([dataset.image(row, backbone.resize) for row in range(len(dataset))])
+    return backbone.reference([layer])(batch)[0]
+
+
+def test_the_first_batch_decides_for_each_layer(arrays, backbone, store):
+    events = []
+    found = extract(
+        arrays, backbone, ["plain", "large", "plain:avg"], store, on_event=events.append
+    )
+    assert in_one(found, "plain") == ("float16", (12, 0, 0))
+    assert in_one(found, "large") == ("float32", (12, 0, 0))
+    assert in_one(found, "plain:avg") == ("float16", (12, 0, 0))
+    assert [each for each in events if isinstance(each, Float32Chosen)] == [
+        Float32Chosen("large", FOUND)
+    ]
+    np.testing.assert_allclose(
+        found["large"].group.read(), values(arrays, backbone, "large"), rtol=1e-6
+    )
+    recorded = {layer: found[layer].group.provenance["dtype"] for layer in found}
+    assert recorded["large"] == {"asked": "auto", "unfit": FOUND}
+    assert recorded["plain"] == {"asked": "auto"}
+
+    events.clear()
+    for dtype in ("auto", "float16", "float32"):
+        again = extract(arrays, backbone, "large", store, dtype=dtype, on_event=events.append)
+        assert in_one(again, "large") == ("float32", (0, 0, 12))
+    assert events == []
+    with pytest.raises(ActivationError, match=r"102000.*--dtype float32"):
+        extract(arrays, backbone, "end", store, dtype="float16")
+
+
+def test_a_late_block_computes_its_layer_again_and_no_other(arrays, backbone, store):
+    events = []
+    options = {"batch_size": 2, "on_event": events.append}
+    found = extract(arrays, backbone, ["large", "plain"], store, **options)
+    at = [type(each).__name__ for each in events].index("Float32Chosen")
+    assert events[at] == Float32Chosen("large", FOUND)
+    assert RowsComputed(8, 12) in events[:at]  # two blocks were stored as float16
+    assert in_one(found, "large") == ("float32", (12, 0, 0))
+    # The layer before it kept what it had: none of its rows is computed or stored twice.
+    assert in_one(found, "plain") == ("float16", (12, 0, 0))
+    np.testing.assert_allclose(
+        found["large"].group.read(), values(arrays, backbone, "large"), rtol=1e-6
+    )
+    assert [damage for item in store.items() for damage in store.check(item)] == []
+    assert store.garbage() == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype"), [(1e-8, "float32"), (0.0, "float16"), (1.0, "float16")]
+)
+def test_values_that_fade_need_float32_and_zeros_do_not(arrays, store, factor, dtype):
+    backbone, events = scaled_model(factor), []
+    found = extract(arrays, backbone, "huge", store, batch_size=2, on_event=events.append)
+    assert in_one(found, "huge") == (dtype, (12, 0, 0))
+    # The first rows show it, before a block is full.
+    assert sum(isinstance(each, RowsComputed) for each in events) == 6
+    expected = values(arrays, backbone, "huge")
+    np.testing.assert_allclose(found["huge"].group.read(), expected, rtol=1e-3)
+
+
+def test_what_stopped_as_float16_goes_on_as_auto(arrays, backbone, store):
+    with pytest.raises(ActivationError):
+        extract(arrays, backbone, "large", store, dtype="float16", batch_size=2)
+    (group,) = store.features.values()
+    assert (str(group.dtype), group.missing()) == ("float16", [2])
+    assert in_one(extract(arrays, backbone, "large", store), "large") == ("float32", (12, 0, 0))
+
+
+def test_what_is_stored_decides(backbone, store):
+    """A float16 array that is not complete goes on as it is."""
+    dark = images(12, white=False)
+
+    def interrupt(event):
+        if isinstance(event, RowsComputed) and event.done >= 4:
+            raise KeyboardInterrupt
+
+    for dtype in ("float16", "float32"):
+        place = FeatureStore(f"{store.location}-{dtype}", create=True)
+        with pytest.raises(KeyboardInterrupt):
+            extract(dark, backbone, "large", place, dtype=dtype, batch_size=4, on_event=interrupt)
+        found = extract(dark, backbone, "large", place, batch_size=4)
+        assert in_one(found, "large") == (dtype, (8, 0, 4))
+
+
+def test_growth_takes_rows_of_either_type(arrays, backbone, store, tmp_path):
+    whole = np.stack([arrays.image(row) for row in range(12)])
+    dark = Dataset.from_arrays(whole[:8], name="dark")
+    assert extract(dark, backbone, "large", store)["large"].dtype == "float16"
+    # Float16 rows have no use for float32; the other way round they have.
+    grown = extract(arrays, backbone, "large", store, batch_size=2)
+    assert in_one(grown, "large") == ("float32", (12, 0, 0))
+
+    events = []
+    fewer = Dataset.from_arrays(whole[2:], name="fewer")
+    (layer,) = plan(fewer, backbone, "large", store).layers
+    assert (layer.dtype, layer.why) == ("float32", f"float32 because it gave {FOUND}")
+    found = extract(fewer, backbone, "large", store, on_event=events.append)
+    assert in_one(found, "large") == ("float32", (0, 10, 0))
+    assert not any(isinstance(each, Float32Chosen) for each in events)
+    # Float32 that was asked for says nothing about the range: its rows are copied as float16.
+    exact = FeatureStore(tmp_path / "exact", create=True)
+    extract(dark, backbone, "plain", exact, dtype="float32")
+    assert in_one(extract(arrays, backbone, "plain", exact), "plain") == ("float16", (4, 8, 0))
+
+
+def test_copies_that_do_not_fit_float16(arrays, backbone, store):
+    extract(arrays, backbone, "large", store, dtype="float32")
+    more = np.stack([arrays.image(row) for row in range(12)] + [np.full((4, 4, 3), 7, np.uint8)])
+    found = extract(Dataset.from_arrays(more, name="more"), backbone, "large", store)
+    assert in_one(found, "large") == ("float32", (1, 12, 0))
+
+
+def test_a_derived_layer_that_does_not_fit(backbone, store):
+    more = images(40)
+    extract(more, backbone, "plain", store)
+    found = extract(more, backbone, "large", store)
+    assert in_one(found, "large")[0] == "float32"
+    np.testing.assert_allclose(
+        found["large"].group.read(), values(more, backbone, "large"), rtol=1e-6
+    )
+
+
+def test_a_dry_run_and_a_budget_measure_it(arrays, backbone, store):
+    measured = plan(arrays, backbone, ["plain", "large"], store, measure=True)
+    assert [layer.dtype for layer in measured.layers] == ["float16", "float32"]
+    assert measured.bytes_to_write == 12 * 48 * (2 + 4)
+    assert measured.layers[1].why == f"float32 because it gave {FOUND}"
+    assert not store.features.keys()
+    # All would fit as float16, so the estimate must be of float32.
+    assert 12 * 48 * 2 + 5000 < 6800 < 12 * 48 * 4 + 5000
+    (decision,) = plan(arrays, backbone, ["large"], store, budget=6800).budget
+    stored = extract(arrays, backbone, "large", store)["large"].group.nbytes_stored
+    assert decision.bytes == pytest.approx(stored, rel=0.2)
+
+
+def test_views_decide_for_themselves(arrays, backbone, store):
+    events = []
+    options = {"views": 2, "augmentation": [keras.layers.RandomFlip(seed=1)]}
+    found = extract(arrays, backbone, ["large"], store, on_event=events.append, **options)
+    assert [in_one(each, "large")[0] for each in (found, *found.views)] == ["float32"] * 3
+    chosen = [each.view for each in events if isinstance(each, Float32Chosen)]
+    assert chosen == [None, 0, 1]
+    decided = plan(arrays, backbone, ["end"], store, measure=True, **options)
+    assert {part.layers[0].dtype for part in (decided, *decided.views)} == {"float32"}
+
+
+def test_a_process_stops_writing_float16_when_another_replaces_it(arrays, backbone, store):
+    key, events = [], []
+    dark = images(40, white=False)
+
+    with ExitStack() as other:
+
+        def begin(event):
+            events.append(event)
+            if isinstance(event, RowsComputed) and not key:
+                key.extend(each for each in store.features.keys() if each.ref == "large")
+                other.enter_context(FeatureStore(store.location).features.replacing(key[0]))
+
+        options = {"batch_size": 4, "on_event": begin}
+        found = extract(dark, backbone, ["large", "plain"], store, **options)
+    assert in_one(found, "large") == ("float32", (40, 0, 0))
+    assert in_one(found, "plain") == ("float16", (40, 0, 0))
+    at = [type(each).__name__ for each in events].index("Float32Chosen")
+    assert RowsComputed(40, 40) not in events[:at]
+
+
+def test_processes_that_begin_together_decide_alike(arrays, backbone, store):
+    """One meets the white image, the others compute beside it; all end with the same array."""
+    found, failed = [], []
+    barrier = threading.Barrier(3)
+
+    def work():
+        try:
+            barrier.wait()
+            mine = FeatureStore(store.location)
+            found.append(extract(arrays, backbone, ["large", "plain"], mine, batch_size=2))
+        except BaseException as error:
+            failed.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join(60)
+    assert failed == []
+    for each in found:
+        assert str(each["large"].group.dtype) == "float32"
+        assert each["large"].group.missing() == []
+    expected = values(arrays, backbone, "large")
+    np.testing.assert_allclose(found[0]["large"].group.read(), expected, rtol=1e-6)
