@@ -231,6 +231,10 @@ def _proved(event: Any) -> str:
 # The line that an event is printed as.
 _LINES: dict[str, Callable[[Any], str]] = {
     "BackboneLoading": lambda event: f"repair: load {event.model}",
+    "BatchHalved": lambda event: (
+        f"extract: out of memory with {plural(event.before, 'image')} in a batch; going on with "
+        f"{event.after:,}"
+    ),
     "ExtractionFinished": _extraction_finished,
     "ExtractionStarted": _extraction_started,
     "Float32Chosen": _float32_chosen,

@@ -7,7 +7,8 @@
     │   ├── DatasetError               a folder, table or array that is not a data set
     │   ├── ImageError                 bytes that do not decode to an image
     │   ├── BackboneError              an unknown model, or weights that do not fit
-    │   │   └── UnknownLayerError      no such layer in the backbone
+    │   │   ├── UnknownLayerError      no such layer in the backbone
+    │   │   └── OutOfMemoryError       a batch that needs more memory than the device has
     │   ├── HeadError                  an unknown head or parameter, or labels it cannot learn from
     │   └── SpecError                  a pipeline or sweep file with a mistake in it
     ├── StoreError                     what is on disk is not what is needed
@@ -57,6 +58,10 @@ class BackboneError(InputError):
 
 class UnknownLayerError(BackboneError):
     """No such layer in the backbone."""
+
+
+class OutOfMemoryError(BackboneError):
+    """A batch that needs more memory than the device has."""
 
 
 class HeadError(InputError):

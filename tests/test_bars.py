@@ -12,6 +12,7 @@ from featurestore.bars import Progress
 from featurestore.dataset.scan import Scanned
 from featurestore.extraction import (
     BackboneLoading,
+    BatchHalved,
     ExtractionEvent,
     ExtractionFinished,
     ExtractionStarted,
@@ -38,6 +39,7 @@ EVENTS: list[tuple[Any, str]] = [
     (BackboneLoading("vgg16"), "repair: load vgg16\n"),
     (ExtractionStarted("vgg16", ("a", "b:avg"), 1), "extract: 1 image through vgg16 to a, b:avg\n"),
     (RowsComputed(32, 1000), ""),
+    (BatchHalved(64, 32), "extract: out of memory with 64 images in a batch; going on with 32\n"),
     (
         Float32Chosen("a", "an activation of 1e6", 2),
         "extract: a, view 2 is stored as float32: it gave an activation of 1e6\n",

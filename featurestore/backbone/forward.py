@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.errors import BackboneError, one_line
+from featurestore.errors import BackboneError, OutOfMemoryError, one_line
 
 # A frozen graph is written as one protocol buffer on the way, which is limited to 2 GB.
 MOST_CONSTANT_BYTES = 1_800_000_000
@@ -176,8 +176,11 @@ def _one_line(what: str) -> Iterator[None]:
     except Exception as error:
         text, way = str(error), ""
         if "ResourceExhausted" in type(error).__name__:
-            way = "; give a smaller --batch-size"
-        elif "NHWC" in text:
+            raise OutOfMemoryError(
+                f"{what}, because memory runs out: {one_line(error, 120)}; give fewer images, or a "
+                "smaller input size"
+            ) from error
+        if "NHWC" in text:
             way = "; TensorFlow computes channels_first on this CPU with TF_ENABLE_ONEDNN_OPTS=1"
         # TensorFlow puts a stack trace before the reason.
         reason = text.rpartition("\n\n")[2] if "Detected at node" in text else ""

@@ -97,6 +97,16 @@ def print_budget(decisions: Sequence[Decision]) -> None:
         click.echo()
 
 
+class BatchSizeType(click.ParamType):
+    """``auto``, or 1 or more."""
+
+    name = "batch size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """Return a number, or ``auto``."""
+        return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+
+
 @click.command("extract")
 @click.argument("data")
 @click.option("--model", required=True, metavar="M", help="Application name, or a model file.")
@@ -118,11 +128,11 @@ def print_budget(decisions: Sequence[Decision]) -> None:
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(1),
-    default=32,
+    type=BatchSizeType(),
+    default="auto",
     show_default=True,
     metavar="N",
-    help="Images in a forward batch.",
+    help="Images in a forward batch; auto: by a short measurement and the free memory.",
 )
 @click.option(
     "--replace", is_flag=True, help="Then remove former features whose rows the new ones have."
@@ -146,7 +156,7 @@ def extract_command(
     model: str,
     layers: tuple[str, ...],
     dtype: str,
-    batch_size: int,
+    batch_size: int | str,
     replace: bool,
     budget: str | None,
     views: int,

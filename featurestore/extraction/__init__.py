@@ -2,6 +2,7 @@
 
 from featurestore.extraction.events import (
     BackboneLoading,
+    BatchHalved,
     ExtractionEvent,
     ExtractionFinished,
     ExtractionStarted,
@@ -19,6 +20,7 @@ from featurestore.extraction.run import extract
 
 __all__ = [
     "BackboneLoading",
+    "BatchHalved",
     "Extraction",
     "ExtractionEvent",
     "ExtractionFinished",

@@ -84,6 +84,14 @@ class Float32Chosen:
 
 
 @dataclass(frozen=True)
+class BatchHalved:
+    """Memory ran out: batches of ``before`` images are computed as several of ``after``."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class WaitingForOthers:
     """Other processes are computing all that is left: at most ``rows`` samples."""
 
@@ -105,6 +113,7 @@ ExtractionEvent = (
     | RowsCopied
     | RowsDerived
     | Float32Chosen
+    | BatchHalved
     | WaitingForOthers
     | ExtractionFinished
 )

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.backbone.forward import Forward
 from featurestore.errors import StoreError
+from featurestore.extraction.batches import InParts
 from featurestore.extraction.copies import UnreadableRowsError
-from featurestore.extraction.derivation import filling
 from featurestore.extraction.events import (
+    BatchHalved,
     ExtractionFinished,
     ExtractionStarted,
     RowsComputed,
@@ -30,6 +32,7 @@ from featurestore.extraction.events import (
 from featurestore.extraction.planned import (
     BATCHES_AHEAD,
     ExtractionPlan,
+    LayerPlan,
     Unit,
     Window,
 )
@@ -40,7 +43,7 @@ from featurestore.store import FeatureGroup
 from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone
+    from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
     from featurestore.store import FeatureStore
 
@@ -54,7 +57,8 @@ class Executor:
     """Writes the missing or damaged blocks of a plan: copies, derives and computes their rows.
 
     Processes that do the same at the same time share the work: each locks a unit, and then checks
-    once more which of its blocks are missing or damaged. ``groups`` are by layer ref.
+    once more which of its blocks are missing or damaged. ``groups`` are by layer ref; ``compiled``
+    returns the pass for some layers, by default that of the backbone.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Executor:
         groups: Mapping[str, FeatureGroup],
         store: FeatureStore,
         on_event: OnEvent | None = None,
+        compiled: Callable[[Sequence[LayerRef]], Forward] | None = None,
     ) -> None:
         self._plan = decided
         self._dataset = dataset
@@ -72,6 +77,7 @@ class Executor:
         self._groups = [groups[str(layer.ref)] for layer in decided.layers]
         self._store = store
         self._on_event = receiver(on_event)
+        self._compiled = compiled or backbone.forward
         # Layers of the plan that have missing blocks, by number.
         self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
         self._computed = [
@@ -104,7 +110,7 @@ class Executor:
         with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
             self._writers = {
                 number: BlockWriter(
-                    self._plan.layers[number],
+                    self._in_parts(self._plan.layers[number]),
                     self._groups[number],
                     pool,
                     self._written,
@@ -121,8 +127,18 @@ class Executor:
         self._on_event(ExtractionFinished(self._total, time.perf_counter() - started))
 
     @cached_property
-    def _forward(self) -> Callable[[np.ndarray], list[np.ndarray]]:
-        return self._backbone.forward(self._refs)
+    def _forward(self) -> Forward:
+        return InParts(self._compiled(self._refs), self._plan.batch_rows, self._halved)
+
+    def _in_parts(self, layer: LayerPlan) -> LayerPlan:
+        """Derive rows of a layer in batches that fit into memory, if it is derived."""
+        if layer.derived is None:
+            return layer
+        tail = InParts(layer.derived.tail, self._plan.batch_rows, self._halved)
+        return replace(layer, derived=replace(layer.derived, tail=tail))
+
+    def _halved(self, before: int, after: int) -> None:
+        self._on_event(BatchHalved(before, after))
 
     def _ordered(self, units: Sequence[Unit]) -> list[Unit]:
         # Without locks, processes that start together begin in different places.
@@ -185,11 +201,9 @@ class Executor:
         """Return the activations of a batch at each layer of which rows are computed."""
         if not images:
             return {}
-        fill = filling(len(images), self._plan.batch_rows)
-        batch = np.stack([*images, *[images[-1]] * fill])
         # The first batch is checked: a device that computes wrongly shows it before anything is
         # stored.
-        activations = [each[: len(images)] for each in self._forward(batch)]
+        activations = self._forward(np.stack(images))
         return dict(zip(self._computed, activations, strict=True))
 
     def _windows(

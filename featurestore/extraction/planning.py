@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
+from pydantic import Field
 
 from featurestore.backbone.augmentation import title
+from featurestore.backbone.forward import Forward
 from featurestore.errors import InputError, NotFoundError, received
+from featurestore.extraction.batches import MEASURED_FROM, USUAL, fastest, fitting
+from featurestore.extraction.batches import recorded as recorded_size
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Checked, Deriving
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "float16", "float32"]
 DTYPES = get_args(Dtype)
+BatchSize = Annotated[int, Field(gt=0)] | Literal["auto"]
+AUTO = "auto"
 
 # Where nearly all rows are copied, a unit has at most so many batches, or, if all are, so many
 # times the rows of the smallest unit.
@@ -49,7 +55,7 @@ def plan(
     store: StoreLike = None,
     *,
     dtype: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | str = AUTO,
     views: int = 0,
     augmentation: Any = None,
     measure: bool = False,
@@ -121,23 +127,26 @@ class Request:
     backbone: Backbone
     refs: tuple[LayerRef, ...]
     dtype: str
-    batch_size: int
+    batch_size: int | str
     boundaries: tuple[LayerRef, ...] = ()
     # What float16 cannot hold, by layer ref: "auto" is float32 there.
     unfit: Mapping[str, str] = field(default_factory=dict)
     checked: Checked = field(default_factory=dict, compare=False, repr=False)
+    passes: dict[tuple[str, ...], Forward] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
-        cls, backbone: Any, layers: Any, dtype: str, batch_size: int, boundaries: Any = ()
+        cls, backbone: Any, layers: Any, dtype: str, batch_size: Any, boundaries: Any = ()
     ) -> Request:
         """Check what :func:`plan` takes; raises as it does."""
         from featurestore.backbone import Backbone
 
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch size is {batch_size!r}; expected 1 or more, such as 32")
+        if batch_size != AUTO and (not isinstance(batch_size, int) or batch_size < 1):
+            raise InputError(
+                f"batch size is {batch_size!r}; expected auto, or 1 or more, such as 32"
+            )
         refs, others = _refs_of(layers), _refs_of(boundaries)
         if not refs and not others:
             raise InputError("no layers given; name at least one, see `featurestore layers`")
@@ -210,7 +219,35 @@ class Request:
         )
         deriving = Deriving(self.backbone, dataset, store, self.checked, unreadable)
         layers = deriving.plan(layers)
-        return plan_units(layers, len(dataset), self.batch_size, self.backbone.input_size)
+        size = self.batch_size if isinstance(self.batch_size, int) else USUAL
+        return plan_units(layers, len(dataset), size, self.backbone.input_size)
+
+    def forward(self, refs: Sequence[LayerRef]) -> Forward:
+        """Compile the pass to some layers, once in a request."""
+        key = tuple(map(str, refs))
+        if key not in self.passes:
+            self.passes[key] = self.backbone.forward(refs)
+        return self.passes[key]
+
+    def sized(self, decided: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> Request:
+        """Return the same with a number as batch size: what was recorded, or what is fast here.
+
+        A resumed extraction keeps the batches of the one that began it, so that it gives the same
+        numbers.
+        """
+        if self.batch_size != AUTO or not decided.units:
+            return self
+        most = fitting(decided, self.backbone)
+        todo = [layer for layer in decided.layers if layer.missing]
+        for layer in todo:
+            with suppress(NotFoundError):
+                if not layer.replaces and (size := recorded_size(store.features.get(layer.key))):
+                    return replace(self, batch_size=min(size, most))
+        if decided.rows_to_compute < MEASURED_FROM:
+            return replace(self, batch_size=min(USUAL, most))
+        compiled = self.forward([layer.ref for layer in todo if layer.is_computed.any()])
+        size = fastest(compiled, decided, dataset, self.backbone, most)
+        return replace(self, batch_size=size)
 
     def _plan_layer(
         self, dataset: Dataset, ref: LayerRef, store: FeatureStore, unreadable: Unreadable
@@ -229,7 +266,7 @@ class Request:
             return [group for group in same if group.key != key]
 
         dtype, unfit = self.dtype, None
-        if dtype == "auto":
+        if dtype == AUTO:
             unfit = self.unfit.get(str(ref))
             if stored is None and unfit is None:
                 unfit = next(filter(None, map(recorded, others())), None)
@@ -259,7 +296,7 @@ class Request:
             copies,
             replaces,
             why,
-            auto=self.dtype == "auto",
+            auto=self.dtype == AUTO,
             unfit=unfit,
         )
 

@@ -221,7 +221,7 @@ def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Ra
     activations: dict[str, np.ndarray] = {}
     if rows:
         dataset.image(rows[0], backbone.resize)  # The first one compiles the resize.
-        images, decoding = _timed(len(rows), lambda: _images(dataset, backbone, rows))
+        images, decoding = _timed(len(rows), lambda: images_of(dataset, backbone, rows))
         computed = [layer for layer in missing if layer.is_computed.any()]
         refs = [layer.ref for layer in computed]
         started = time.perf_counter()
@@ -258,7 +258,8 @@ def _spread(rows: Sequence[int], count: int) -> list[int]:
     return [rows[place] for place in places.tolist()]
 
 
-def _images(dataset: Dataset, backbone: Backbone, rows: Sequence[int]) -> np.ndarray:
+def images_of(dataset: Dataset, backbone: Backbone, rows: Sequence[int]) -> np.ndarray:
+    """Decode and resize the images of some rows, uint8 (row, height, width, channel=3)."""
     decoded = map_ahead(lambda row: dataset.image(row, backbone.resize), rows, len(rows))
     return np.stack(list(decoded))
 

@@ -46,7 +46,7 @@ def extract(
     *,
     boundaries: Sequence[str] = (),
     dtype: str = "auto",
-    batch_size: int = 32,
+    batch_size: int | str = "auto",
     replace: bool = False,
     views: int = 0,
     augmentation: Any = None,
@@ -79,8 +79,10 @@ def extract(
         hold: if that shows late, the layer is computed again. Features of either type that are
         stored are taken as they are. Stored float32 features are reused for float16 requests;
         stored float16 features are computed again and replaced for float32 requests.
-    batch_size : int
-        Samples in a forward batch. Not part of the key.
+    batch_size : int or "auto"
+        Samples in a forward batch; not part of the key. By default 32, fewer if memory is short,
+        and more for a large data set if a short measurement shows that it is faster. If memory runs
+        out, batches are halved.
     replace : bool
         Then remove former arrays of these layers: no data set has their samples now, and the new
         arrays have all of their rows. Heads that were fitted on them stay.
@@ -165,6 +167,7 @@ def _write(
 ) -> tuple[dict[str, FeatureGroup], dict[str, LayerReport]]:
     """Plan, and write what is missing; return the arrays and their reports by layer ref."""
     asked = request.plan(dataset, store)
+    request = request.sized(asked, dataset, store)
     marked = _to_mark(asked, request, store)
     unreadable: dict[str, set[int]] = {}
     while True:
@@ -183,7 +186,9 @@ def _write(
             if any(layer.replaces for layer in decided.layers):
                 asked = decided
                 continue  # Another process has just created them, as float16.
-            executor = Executor(decided, dataset, request.backbone, groups, store, on_event)
+            executor = Executor(
+                decided, dataset, request.backbone, groups, store, on_event, request.forward
+            )
             try:
                 executor.run(decided.units, written)
             except UnreadableRowsError as error:
@@ -258,7 +263,7 @@ def _open(
         if not boundary:
             store.features.unmark(layer.key)
         return store.features.get(layer.key)
-    provenance = {
+    provenance: dict[str, Any] = {
         "command": extract_command(dataset, backbone, str(layer.ref)),
         "batch_size": request.batch_size,
         "dtype": {"asked": request.dtype, **({"unfit": layer.unfit} if layer.unfit else {})},

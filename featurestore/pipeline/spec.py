@@ -18,7 +18,7 @@ from featurestore.backbone.engines import Engine, Precision
 from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.dataset import ScanOptions, Split
 from featurestore.dataset.splits import meaning
-from featurestore.extraction.planning import Dtype
+from featurestore.extraction.planning import BatchSize, Dtype
 from featurestore.heads.metrics import Metric
 from featurestore.heads.notes import Line, Tags
 from featurestore.promotion.fine_tuning import FineTuning
@@ -80,7 +80,7 @@ class ExtractSpec(ViewSpec):
     """How features are computed and stored."""
 
     dtype: Dtype = "auto"
-    batch_size: Count = 32
+    batch_size: BatchSize = "auto"
     engine: Engine = "auto"
     replace: bool = False
     budget: Annotated[ByteSize, Field(gt=0)] | None = None

@@ -1,0 +1,149 @@
+"""How many images go into a forward batch: by a measurement, the memory, and what fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurestore.backbone.forward import Forward
+from featurestore.backbone.refs import LayerRef
+from featurestore.errors import OutOfMemoryError
+from featurestore.extraction.derivation import filling
+from featurestore.extraction.rates import images_of
+from featurestore.store import FeatureGroup
+
+if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
+    from featurestore.dataset import Dataset
+    from featurestore.extraction.planned import ExtractionPlan
+
+# On CPUs the speed hardly depends on the size from 16 to 64.
+USUAL, LARGEST = 32, 1024
+# With fewer images than this, even a batch of a slow network is no small part of the work.
+MEASURED_FROM = 4096
+# A measurement ends after so many seconds, or when twice the size is not so much faster.
+MOST_SECONDS, FASTER = 1.0, 1.1
+# A batch may take so much of the memory that is free. While a layer computes, its input, its output
+# and about as much workspace exist.
+SHARE, BUFFERS = 0.25, 3
+
+_MEMORY, _CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+
+class InParts:
+    """A compiled pass that halves the batch when memory runs out, and goes on.
+
+    Parameters
+    ----------
+    compute : callable
+        From a batch (batch, …) to a list of arrays (batch, …); raises OutOfMemoryError.
+    most : int
+        Rows that are computed together at first.
+    on_halved : callable
+        Receives the sizes before and after.
+    """
+
+    def __init__(self, compute: Forward, most: int, on_halved: Callable[[int, int], None]) -> None:
+        self._compute, self._most, self._on_halved = compute, most, on_halved
+
+    def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Compute a batch of any size; a small part is filled up to a power of two."""
+        parts: list[list[np.ndarray]] = []
+        start = 0
+        while start < len(batch):
+            part = batch[start : start + self._most]
+            count, fill = len(part), filling(len(part), self._most)
+            if fill:
+                part = np.concatenate([part, np.repeat(part[-1:], fill, axis=0)])
+            try:
+                found = self._compute(part)
+            except OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self._most = len(part) // 2
+                self._on_halved(len(part), self._most)
+                continue
+            parts.append([each[:count] for each in found])
+            start += count
+        if len(parts) == 1:
+            return parts[0]
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
+def recorded(group: FeatureGroup) -> int | None:
+    """Return the batch size that features were extracted with, if it was recorded."""
+    found = group.provenance.get("batch_size")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def fitting(decided: ExtractionPlan, backbone: Backbone, most: int = LARGEST) -> int:
+    """Return the largest power of two of images whose batch takes a fraction of the free memory."""
+    free = free_memory()
+    one, two = (replace(decided, batch_size=size).peak_bytes for size in (1, 2))
+    need = two - one + BUFFERS * _largest_activation(decided, backbone)
+    while free is not None and most > 1 and need * most > SHARE * free:
+        most //= 2
+    return most
+
+
+def fastest(
+    forward: Forward, decided: ExtractionPlan, dataset: Dataset, backbone: Backbone, most: int
+) -> int:
+    """Return the size from 32 on that computes an image in the least time, within a second or so.
+
+    ``most`` is what memory allows. The first images of the plan are computed, again and again.
+    """
+    windows = (window for unit in decided.units for window in decided.windows(unit))
+    rows = islice((row for window in windows for row in window.computed), USUAL)
+    images = images_of(dataset, backbone, list(rows))
+    size, pace, spent = min(USUAL, most), 0.0, 0.0
+
+    def seconds(count: int) -> float:
+        batch = np.concatenate([images] * -(-count // len(images)))[:count]
+        forward(batch)  # The first call of a size prepares it.
+        started = time.perf_counter()
+        forward(batch)
+        return time.perf_counter() - started
+
+    try:
+        taken = seconds(size)
+        pace, spent = taken / size, 2 * taken
+        while 2 * size <= most and spent + 4 * taken <= MOST_SECONDS:
+            taken = seconds(2 * size)
+            spent += 2 * taken
+            if taken / (2 * size) * FASTER > pace:
+                break
+            size, pace = 2 * size, taken / (2 * size)
+    except OutOfMemoryError:
+        pass  # If it is the smallest size, the extraction halves it.
+    return size
+
+
+def free_memory() -> int | None:
+    """Return the bytes of memory that this process can still get; None if nothing says so."""
+    found = []
+    try:
+        fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+        found.append(1024 * int(fields["MemAvailable"].split()[0]))
+    except (OSError, ValueError, KeyError):
+        return None
+    with suppress(OSError, ValueError):
+        found.append(int(_CONTAINER.read_text()))
+    return min(found)
+
+
+def _largest_activation(decided: ExtractionPlan, backbone: Backbone) -> int:
+    """Bytes of the largest activation of an image on the way to the layers that are computed."""
+    names: set[str] = set()
+    for layer in decided.layers:
+        if layer.missing and layer.is_computed.any():
+            names.update([layer.ref.layer, *backbone.layers_before(layer.ref.layer)])
+    return max((4 * prod(backbone.shape(LayerRef(name))) for name in names), default=0)
