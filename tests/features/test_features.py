@@ -629,6 +629,24 @@ def test_an_epoch_is_a_permutation_that_holds_few_blocks(bare_group, rows, seed,
     assert not np.array_equal(order, batches.epoch(number + 1).order) or rows < 5
 
 
+def test_tensorflow_converts_every_half_as_numpy_does(tmp_path) -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)].reshape(-1, 512)
+    dataset = made(len(finite))
+    store = FeatureStore(tmp_path / "s", create=True)
+    group = store.features.create(
+        FeatureKey("net", "pool", "blake2b:" + "3f" * 32, dataset.digest),
+        shape=finite.shape,
+        sample_ids=dataset.sample_ids,
+    )
+    for block in group.missing():
+        group.write_block(block, finite[np.array(group.features.span(block))])
+    features = Features(group, dataset, store)
+    found = np.concatenate([x for x, _ in features.tf_dataset(batch_size=9)])
+    wanted = finite[features.rows()].astype(np.float32)
+    assert np.array_equal(found.view(np.uint32), wanted.view(np.uint32))
+
+
 def test_what_failed_before_its_first_block_is_not_found_beside_what_is_stored(tmp_path) -> None:
     dataset = made()
     features = stored(tmp_path / "s", dataset)
