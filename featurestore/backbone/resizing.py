@@ -123,6 +123,19 @@ def _period(before: int, after: int, interpolation: str) -> int:
     return 2 * math.ceil(_RADIUS[interpolation] * max(before / after, 1)) + 3
 
 
+@cache
+def _traced_filter(interpolation: str) -> Any:
+    """Return the function that resizes columns, float32 (1, row, 1, channel), to some rows."""
+    import tensorflow as tf
+
+    def resize(columns: Any, rows: Any) -> Any:
+        return tf.image.resize(columns, (rows, 1), interpolation, antialias=True)
+
+    with tf.device("CPU:0"):
+        specification = tf.TensorSpec((1, None, 1, None)), tf.TensorSpec((), tf.int32)
+        return tf.function(resize, autograph=False).get_concrete_function(*specification)
+
+
 @lru_cache(maxsize=1024)
 def _weights(before: int, after: int, interpolation: str, border: int, channels: int) -> Any:
     """Return the sparse matrix that resizes one side of an image.
@@ -151,7 +164,7 @@ def _weights(before: int, after: int, interpolation: str, border: int, channels:
     combs = np.zeros((1, before, 1, period), np.float32)
     combs[0, place, 0, place % period] = 1
     with tf.device("CPU:0"):
-        resized = tf.image.resize(combs, (after, 1), interpolation, antialias=True)
+        resized = _traced_filter(interpolation)(tf.constant(combs), tf.constant(after))
     found = resized.numpy()[0, :, 0]
     row, comb = np.nonzero(found)
     center = (row + 0.5) * before / after - 0.5
