@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -17,8 +17,8 @@ from featurestore.backbone.forward import Forward
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import OutOfMemoryError
 from featurestore.extraction.derivation import filling
-from featurestore.extraction.rates import images_of
 from featurestore.store import FeatureGroup
+from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -35,6 +35,7 @@ MOST_SECONDS, FASTER = 1.0, 1.1
 # and about as much workspace exist.
 SHARE, BUFFERS = 0.25, 3
 
+_clock = time.perf_counter
 _MEMORY, _CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
@@ -47,11 +48,13 @@ class InParts:
         From a batch (batch, …) to a list of arrays (batch, …); raises OutOfMemoryError.
     most : int
         Rows that are computed together at first.
-    on_halved : callable
+    on_halved : callable, optional
         Receives the sizes before and after.
     """
 
-    def __init__(self, compute: Forward, most: int, on_halved: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, compute: Forward, most: int, on_halved: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
         self._compute, self._most, self._on_halved = compute, most, on_halved
 
     def __call__(self, batch: np.ndarray) -> list[np.ndarray]:
@@ -76,6 +79,12 @@ class InParts:
         if len(parts) == 1:
             return parts[0]
         return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+
+def images_of(dataset: Dataset, backbone: Backbone, rows: Sequence[int]) -> np.ndarray:
+    """Decode and resize the images of some rows, uint8 (row, height, width, channel=3)."""
+    decoded = map_ahead(lambda row: dataset.image(row, backbone.resize), rows, len(rows))
+    return np.stack(list(decoded))
 
 
 def recorded(group: FeatureGroup) -> int | None:
@@ -109,9 +118,9 @@ def fastest(
     def seconds(count: int) -> float:
         batch = np.concatenate([images] * -(-count // len(images)))[:count]
         forward(batch)  # The first call of a size prepares it.
-        started = time.perf_counter()
+        started = _clock()
         forward(batch)
-        return time.perf_counter() - started
+        return _clock() - started
 
     try:
         taken = seconds(size)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from featurestore.backbone import numerics
+from featurestore.backbone.forward import Forward
 from featurestore.digests import ROW_BYTES
+from featurestore.extraction.batches import InParts, images_of
 from featurestore.extraction.stored_type import beyond_float16
 from featurestore.store.blocks import decode, encode
-from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone
+    from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
     from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 
@@ -208,8 +209,16 @@ class Forecast:
         self.seconds = now - self._started + pace * (to_compute - computed) + left
 
 
-def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Rates:
-    """Measure what a plan takes on a batch of its images; write nothing."""
+def measure(
+    decided: ExtractionPlan,
+    dataset: Dataset,
+    backbone: Backbone,
+    compiled: Callable[[Sequence[LayerRef]], Forward] | None = None,
+) -> Rates:
+    """Measure what a plan takes on a batch of its images; write nothing.
+
+    ``compiled`` returns the pass for some layers, by default that of the backbone.
+    """
     missing = [layer for layer in decided.layers if layer.missing]
     rows = _spread(
         [row for unit in decided.units for each in decided.windows(unit) for row in each.computed],
@@ -225,13 +234,11 @@ def measure(decided: ExtractionPlan, dataset: Dataset, backbone: Backbone) -> Ra
         computed = [layer for layer in missing if layer.is_computed.any()]
         refs = [layer.ref for layer in computed]
         started = time.perf_counter()
-        compiled = backbone.forward(refs)
-        found = compiled(images)  # It checks its first batch.
+        compute = InParts((compiled or backbone.forward)(refs), len(rows))
+        found = compute(images)  # It checks its first batch.
         once = time.perf_counter() - started
         unfit = _unfit(computed, found)
-        stored, forward = _timed(
-            len(rows), lambda: _stored(computed, compiled(images)), LONG_ENOUGH
-        )
+        stored, forward = _timed(len(rows), lambda: _stored(computed, compute(images)), LONG_ENOUGH)
         activations = dict(zip(map(str, refs), stored, strict=True))
         once -= forward.wall * len(rows)
         chosen = numerics.sampled(len(rows))
@@ -256,12 +263,6 @@ def _spread(rows: Sequence[int], count: int) -> list[int]:
     """Return at most so many rows, spread over all of them."""
     places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
     return [rows[place] for place in places.tolist()]
-
-
-def images_of(dataset: Dataset, backbone: Backbone, rows: Sequence[int]) -> np.ndarray:
-    """Decode and resize the images of some rows, uint8 (row, height, width, channel=3)."""
-    decoded = map_ahead(lambda row: dataset.image(row, backbone.resize), rows, len(rows))
-    return np.stack(list(decoded))
 
 
 def _shares(backbone: Backbone, layers: Sequence[LayerPlan]) -> list[float]:

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 
 from featurestore.backbone import LayerRef
-from featurestore.errors import ActivationError
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.features.batches import Batches
@@ -165,11 +164,7 @@ def _features(
     borrowed = None if head.store.features.has(key) else borrow(head.store, key, data.sample_ids)
     if borrowed is not None:
         return Features(borrowed, data, head.store)
-    ask = partial(extract, data, backbone, [], head.store, boundaries=[ref], on_event=on_event)
-    try:
-        return ask()[ref]
-    except ActivationError:
-        return ask(dtype="float32")[ref]
+    return extract(data, backbone, [], head.store, boundaries=[ref], on_event=on_event)[ref]
 
 
 @dataclass(frozen=True)

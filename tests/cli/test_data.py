@@ -161,6 +161,19 @@ def test_a_layer_that_float16_cannot_hold_is_float32_and_one_line_says_so(place:
     assert "65504" in described["provenance"]["dtype"]["unfit"]
 
 
+def test_the_batch_size_is_auto_or_a_number(place: Place) -> None:
+    known = ["extract", "photos", *EXTRACT, "--store", "new"]
+
+    for size, recorded in (("auto", 32), ("5", 5)):
+        featurestore(*known, "--batch-size", size, "--dtype", "float32", "--json")
+        (shown,) = featurestore("ls", "--store", "new", "--json").json
+        described = featurestore("show", shown["key"], "--store", "new", "--json").json
+        assert described["provenance"]["batch_size"] == recorded
+        shutil.rmtree("new")
+    for size in ("0", "many"):
+        assert featurestore(*known, "--batch-size", size).status == 2
+
+
 def test_a_dry_run_explains_a_miss(place: Place) -> None:
     crop = featurestore("extract", "photos", *EXTRACT, "--resize", "crop", "--dry-run", "--json")
 

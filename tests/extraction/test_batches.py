@@ -1,6 +1,5 @@
 """The batch size: chosen, recorded, and halved when memory runs out."""
 
-import time
 from pathlib import Path
 
 import keras
@@ -68,19 +67,26 @@ def test_a_batch_size_that_is_none(dataset, backbone, store, size):
         extract(dataset, backbone, "gap", store, batch_size=size)
 
 
-def pace(seconds_a_call, seconds_an_image):
-    """Return a pass that takes so long, and the sizes of its calls."""
-    calls = []
+@pytest.fixture
+def pace(monkeypatch):
+    """Make passes that take some time by the clock, and the sizes of their calls."""
+    now = [0.0]
+    monkeypatch.setattr("featurestore.extraction.batches._clock", lambda: now[0])
 
-    def compute(batch):
-        calls.append(len(batch))
-        time.sleep(seconds_a_call + seconds_an_image * len(batch))
-        return [batch]
+    def make(seconds_a_call, seconds_an_image):
+        calls = []
 
-    return compute, calls
+        def compute(batch):
+            calls.append(len(batch))
+            now[0] += seconds_a_call + seconds_an_image * len(batch)
+            return [batch]
+
+        return compute, calls
+
+    return make
 
 
-def test_larger_batches_are_taken_while_they_are_faster(dataset, backbone, store):
+def test_larger_batches_are_taken_while_they_are_faster(dataset, backbone, store, pace):
     decided = plan(dataset, backbone, "gap", store)
     compute, calls = pace(0.02, 0.0)
     assert fastest(compute, decided, dataset, backbone, 128) == 128
