@@ -30,8 +30,8 @@ from featurestore.store import FeatureKey
 from featurestore.threads import processors
 
 LAYER = "block4_pool"
-ROWS = 5_120
-TURNS = 7
+ROWS = 1_280
+TURNS = 5
 
 
 def activations(store: fs.FeatureStore) -> np.ndarray:
