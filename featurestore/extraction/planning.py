@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from featurestore.backbone.augmentation import title
-from featurestore.backbone.forward import Forward
+from featurestore.backbone.forward import Pass
 from featurestore.errors import InputError, NotFoundError, received
 from featurestore.extraction.batches import MEASURED_FROM, USUAL, fastest, fitting
 from featurestore.extraction.batches import recorded as recorded_size
@@ -132,7 +132,7 @@ class Request:
     # What float16 cannot hold, by layer ref: "auto" is float32 there.
     unfit: Mapping[str, str] = field(default_factory=dict)
     checked: Checked = field(default_factory=dict, compare=False, repr=False)
-    passes: dict[tuple[str, ...], Forward] = field(default_factory=dict, compare=False, repr=False)
+    passes: dict[tuple[str, ...], Pass] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -222,7 +222,7 @@ class Request:
         size = self.batch_size if isinstance(self.batch_size, int) else USUAL
         return plan_units(layers, len(dataset), size, self.backbone.input_size)
 
-    def forward(self, refs: Sequence[LayerRef]) -> Forward:
+    def forward(self, refs: Sequence[LayerRef]) -> Pass:
         """Compile the pass to some layers, once in a request."""
         key = tuple(map(str, refs))
         if key not in self.passes:
