@@ -196,7 +196,10 @@ class Request:
     def measured(self, dataset: Dataset, store: FeatureStore) -> tuple[Request, ExtractionPlan]:
         """Plan with rates, measured on one batch, which decides the type that "auto" is too."""
         decided = self.plan(dataset, store)
-        rates = rates_of(decided, dataset, self.backbone)
+        sized = self.sized(decided, dataset, store)
+        if sized is not self:
+            return sized.measured(dataset, store)
+        rates = rates_of(decided, dataset, self.backbone, self.forward)
         if rates.unfit:
             return replace(self, unfit={**self.unfit, **rates.unfit}).measured(dataset, store)
         return self, replace(decided, rates=rates)
