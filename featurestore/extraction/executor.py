@@ -163,9 +163,7 @@ class Executor:
             decoded = _decoded(windows, self._dataset, self._backbone, self._plan.batch_size)
             with closing(decoded) as batches, self._saving_when_stopped():
                 for window, images, lock in batches:
-                    computed = self._compute(images)
-                    for number, writer in self._writers.items():
-                        writer.add(window, computed.get(number))
+                    self._add(window, self._compute(images))
                     self._advance(len(window.computed))
                     self._after_batch()
                     if lock is not None:
@@ -176,6 +174,17 @@ class Executor:
             for writer in self._writers.values():
                 writer.finish()
         return others
+
+    def _add(self, window: Window, computed: Mapping[int, np.ndarray]) -> None:
+        """Give a batch to the writer of each layer."""
+        beyond: dict[str, str] = {}
+        for number, writer in self._writers.items():
+            try:
+                writer.add(window, computed.get(number))
+            except Float16Error as error:  # All layers of the batch at once.
+                beyond |= error.found
+        if beyond:
+            raise Float16Error(beyond)
 
     @contextmanager
     def _saving_when_stopped(self) -> Iterator[None]:
@@ -241,7 +250,7 @@ class Executor:
         for layer in (self._plan.layers[number] for number in self._todo):
             may = layer.auto and layer.dtype == "float16"
             if may and self._store.features.is_being_replaced(layer.key):
-                raise Float16Error(str(layer.ref), ELSEWHERE)
+                raise Float16Error({str(layer.ref): ELSEWHERE})
 
     def _after_batch(self) -> None:
         """Tell how far this is, and keep what is there."""

@@ -198,12 +198,13 @@ def _write(
             except Float16Error as error:
                 if request.dtype != "auto":
                     raise
-                unfit = {**request.unfit, error.ref: error.found}
+                unfit = {**request.unfit, **error.found}
                 request = dataclasses.replace(request, unfit=unfit)
                 asked = request.plan(dataset, store, unreadable)
-                written.forget(error.ref)
                 view = request.backbone.preprocessing.view
-                receiver(on_event)(Float32Chosen(error.ref, error.found, view))
+                for ref, found in error.found.items():
+                    written.forget(ref)
+                    receiver(on_event)(Float32Chosen(ref, found, view))
                 continue
             for layer in decided.layers:
                 store.features.fsync(layer.key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from featurestore.errors import ActivationError
@@ -19,12 +21,13 @@ _TINY = float(np.finfo("float16").tiny)
 class Float16Error(ActivationError):
     """Activations that float16 cannot hold, though float32 can.
 
-    ``ref`` is the layer ref, ``found`` what was found.
+    ``found`` is what was found, by layer ref.
     """
 
-    def __init__(self, ref: str, found: str) -> None:
-        super().__init__(f"layer {ref!r} gave {found}; extract with `--dtype float32`")
-        self.ref, self.found = ref, found
+    def __init__(self, found: Mapping[str, str]) -> None:
+        ref, first = next(iter(found.items()))
+        super().__init__(f"layer {ref!r} gave {first}; extract with `--dtype float32`")
+        self.found = dict(found)
 
 
 def beyond_float16(peak: float) -> str | None:

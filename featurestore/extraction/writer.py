@@ -187,7 +187,7 @@ class BlockWriter:
         return self._layer.dtype == "float16" and beyond_float16(self._peak) is not None
 
     def _refuse_precision(self) -> NoReturn:
-        raise Float16Error(self._ref, str(beyond_float16(self._peak)))
+        raise Float16Error({self._ref: str(beyond_float16(self._peak))})
 
     def _refuse(self, activations: np.ndarray) -> NoReturn:
         broken = int(np.count_nonzero(~np.isfinite(activations)))
@@ -196,4 +196,4 @@ class BlockWriter:
                 f"layer {self._ref!r} gave {broken} activations that are NaN or infinite; the "
                 "backbone's weights or its scaling are wrong, see `featurestore layers`"
             )
-        raise Float16Error(self._ref, str(beyond_float16(float(np.abs(activations).max()))))
+        raise Float16Error({self._ref: str(beyond_float16(float(np.abs(activations).max())))})

@@ -10,7 +10,13 @@ import pytest
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import ActivationError
-from featurestore.extraction import Float32Chosen, RowsComputed, extract, plan
+from featurestore.extraction import (
+    ExtractionStarted,
+    Float32Chosen,
+    RowsComputed,
+    extract,
+    plan,
+)
 from featurestore.store import FeatureStore
 from tests.extraction.test_executor import scaled_model
 
@@ -64,16 +70,17 @@ def values(dataset, backbone, layer):
 
 
 def test_the_first_batch_decides_for_each_layer(arrays, backbone, store):
-    events = []
-    found = extract(
-        arrays, backbone, ["plain", "large", "plain:avg"], store, on_event=events.append
-    )
+    events, layers = [], ["plain", "large", "end", "plain:avg"]
+    found = extract(arrays, backbone, layers, store, on_event=events.append)
     assert in_one(found, "plain") == ("float16", (12, 0, 0))
     assert in_one(found, "large") == ("float32", (12, 0, 0))
     assert in_one(found, "plain:avg") == ("float16", (12, 0, 0))
     assert [each for each in events if isinstance(each, Float32Chosen)] == [
-        Float32Chosen("large", FOUND)
+        Float32Chosen("large", FOUND),
+        Float32Chosen("end", FOUND),
     ]
+    # One batch is computed twice, for both layers.
+    assert [each.rows for each in events if isinstance(each, ExtractionStarted)] == [12, 12]
     np.testing.assert_allclose(
         found["large"].group.read(), values(arrays, backbone, "large"), rtol=1e-6
     )
@@ -87,7 +94,7 @@ def test_the_first_batch_decides_for_each_layer(arrays, backbone, store):
         assert in_one(again, "large") == ("float32", (0, 0, 12))
     assert events == []
     with pytest.raises(ActivationError, match=r"102000.*--dtype float32"):
-        extract(arrays, backbone, "end", store, dtype="float16")
+        extract(arrays, backbone, "large:max", store, dtype="float16")
 
 
 def test_a_late_block_computes_its_layer_again_and_no_other(arrays, backbone, store):
