@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featurestore.extraction import Extraction as Extraction
     from featurestore.extraction import extract as extract
     from featurestore.extraction import plan as plan
+    from featurestore.extraction.doctor import diagnose as diagnose
     from featurestore.extraction.repair import repair as repair
     from featurestore.features import Features as Features
     from featurestore.features.listing import ls as ls
@@ -46,6 +47,7 @@ _NAMES = {
     "dataset": "Dataset",
     "errors": "FeatureStoreError",
     "extraction": "Extraction extract plan",
+    "extraction.doctor": "diagnose",
     "extraction.repair": "repair",
     "features": "Features",
     "features.listing": "ls",

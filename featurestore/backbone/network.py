@@ -140,9 +140,12 @@ class Network:
             )
         return self._compiled(refs, (*self.input_size, 3), "uint8")
 
-    def forward_with(self, engine: str, refs: Sequence[LayerRef | str]) -> Pass:
-        """Compile the pass of :meth:`forward` with one engine."""
-        computing = Computing.of({**self.computing.model_dump(), "engine": engine})
+    def forward_with(
+        self, engine: str, refs: Sequence[LayerRef | str], precision: str | None = None
+    ) -> Pass:
+        """Compile the pass of :meth:`forward` with one engine, or in another precision too."""
+        precision = precision or self.computing.precision
+        computing = Computing.of({"engine": engine, "precision": precision})
         return self._compiled(refs, (*self.input_size, 3), "uint8", computing=computing)
 
     def derivable_from(self, ref: LayerRef | str) -> list[str]:

@@ -36,6 +36,7 @@ _COMMANDS = {
     "evaluate": ("models", "Measure a promoted model on labelled images."),
     "predict": ("models", "Predict image files with a promoted model."),
     "run": ("run", "Run a pipeline file, from images to a promoted model."),
+    "doctor": ("doctor", "Show what this machine can do, and what slows an extraction down."),
 }
 
 

@@ -220,7 +220,7 @@ def measure(
     ``compiled`` returns the pass for some layers, by default that of the backbone.
     """
     missing = [layer for layer in decided.layers if layer.missing]
-    rows = _spread(
+    rows = spread(
         [row for unit in decided.units for each in decided.windows(unit) for row in each.computed],
         decided.batch_size,
     )
@@ -230,7 +230,7 @@ def measure(
     activations: dict[str, np.ndarray] = {}
     if rows:
         dataset.image(rows[0], backbone.resize)  # The first one compiles the resize.
-        images, decoding = _timed(len(rows), lambda: images_of(dataset, backbone, rows))
+        images, decoding = timed(len(rows), lambda: images_of(dataset, backbone, rows))
         computed = [layer for layer in missing if layer.is_computed.any()]
         refs = [layer.ref for layer in computed]
         started = time.perf_counter()
@@ -238,7 +238,7 @@ def measure(
         found = compute(images)  # It checks its first batch.
         once = time.perf_counter() - started
         unfit = _unfit(computed, found)
-        stored, forward = _timed(len(rows), lambda: _stored(computed, compute(images)), LONG_ENOUGH)
+        stored, forward = timed(len(rows), lambda: _stored(computed, compute(images)), LONG_ENOUGH)
         activations = dict(zip(map(str, refs), stored, strict=True))
         once -= forward.wall * len(rows)
         chosen = numerics.sampled(len(rows))
@@ -259,8 +259,8 @@ def measure(
     return Rates(once, decoding, forward, every, few, unfit)
 
 
-def _spread(rows: Sequence[int], count: int) -> list[int]:
-    """Return at most so many rows, spread over all of them."""
+def spread(rows: Sequence[Result], count: int) -> list[Result]:
+    """Return at most so many rows, or other things, spread over all of them."""
     places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
     return [rows[place] for place in places.tolist()]
 
@@ -307,16 +307,16 @@ def _layer_rates(
     if values is None:
         return LayerRates(0.0, Stage(), Stage(), derive, share)
     rows = values.astype(layer.dtype, copy=False)
-    packed, stage = _timed(len(rows), lambda: encode(rows, ""), A_MOMENT)
+    packed, stage = timed(len(rows), lambda: encode(rows, ""), A_MOMENT)
     if copy is None:
         read = partial(decode, packed, rows.shape, rows.dtype, "")
-        _, copy = _timed(len(rows), read, A_MOMENT)
+        _, copy = timed(len(rows), read, A_MOMENT)
     return LayerRates(_bytes_a_row(packed, rows), stage, copy, derive, share)
 
 
 def _read(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, Stage]:
     """Time the rows that are copied or derived."""
-    found, stage = _timed(1, lambda: np.concatenate([values for _, values in parts]))
+    found, stage = timed(1, lambda: np.concatenate([values for _, values in parts]))
     return found, stage * (1 / len(found))
 
 
@@ -325,7 +325,7 @@ def _bytes_a_row(packed: bytes, rows: np.ndarray) -> float:
     return len(packed) / len(rows) + ROW_BYTES
 
 
-def _timed(rows: int, work: Callable[[], Result], seconds: float = 0.0) -> tuple[Result, Stage]:
+def timed(rows: int, work: Callable[[], Result], seconds: float = 0.0) -> tuple[Result, Stage]:
     """Time some work a row: again and again, if it is too short to be timed once."""
     wall, processor, calls, taken = time.perf_counter(), time.process_time(), 0, 0.0
     while not calls or (calls < MOST_CALLS and taken < seconds):

@@ -39,6 +39,12 @@ VARIABLE = "FEATURESTORE_STORE"
 DEFAULT = "./store"
 
 
+def location_text(location: str | os.PathLike[str] | None) -> str:
+    """Return the path or URL of a store, which need not exist; None stands for the default."""
+    chosen = location if location is not None else os.environ.get(VARIABLE) or DEFAULT
+    return path_text(chosen, "the store", "a path, a URL or a FeatureStore")
+
+
 class FeatureStore:
     """A store of features, data sets and heads, each on a shelf of its own.
 
@@ -80,9 +86,7 @@ class FeatureStore:
     def __init__(
         self, location: str | os.PathLike[str] | None = None, *, create: bool = False
     ) -> None:
-        chosen = location if location is not None else os.environ.get(VARIABLE) or DEFAULT
-        where = path_text(chosen, "the store", "a path, a URL or a FeatureStore")
-        self._files: Files = open_files(where)
+        self._files: Files = open_files(location_text(location))
         self.features = FeatureShelf(self._files)
         self.datasets = DatasetShelf(self._files)
         self.heads = HeadShelf(self._files)

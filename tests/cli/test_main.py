@@ -37,7 +37,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
 def test_the_verbs_are_those_of_the_design() -> None:
     assert " ".join(COMMANDS) == (
         "layers scan extract ls show verify repair rm gc rank train sweep heads tag promote "
-        "evaluate predict run"
+        "evaluate predict run doctor"
     )
 
 

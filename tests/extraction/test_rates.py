@@ -143,6 +143,6 @@ def test_copied_rows_are_forecast_too(extracted, photos, backbone):
 
 
 def test_rows_are_spread():
-    assert rates._spread(range(10), 4) == [0, 3, 6, 9]
-    assert rates._spread([5, 6], 4) == [5, 6]
-    assert rates._spread([], 4) == []
+    assert rates.spread(range(10), 4) == [0, 3, 6, 9]
+    assert rates.spread([5, 6], 4) == [5, 6]
+    assert rates.spread([], 4) == []

@@ -1,0 +1,81 @@
+"""``doctor``: what this machine can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from featurestore.bars import Progress
+from featurestore.cli.options import (
+    backbone_options,
+    image_column_option,
+    json_option,
+    root_option,
+    store_option,
+)
+from featurestore.cli.output import print_json, print_table
+from featurestore.table import Grid, printable
+
+
+@click.command("doctor")
+@click.argument("data", required=False)
+@click.option(
+    "--model",
+    metavar="M",
+    help="Application name, or a model file.  [default: MobileNetV2 with random weights]",
+)
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="L",
+    help="Layer, with :avg or :max to reduce it; may be repeated.  [default: the last one]",
+)
+@backbone_options
+@image_column_option
+@root_option
+@store_option
+@json_option
+def doctor_command(
+    data: str | None,
+    model: str | None,
+    layers: tuple[str, ...],
+    image_column: str | None,
+    root: str | None,
+    store: str,
+    as_json: bool,
+    **backbone: Any,
+) -> None:
+    """Show what this machine can do, what slows an extraction down, and what to change.
+
+    It takes about 20 seconds: devices, engines and precisions, images per second of each stage, and
+    the disk of the store, where nothing is left. DATA is a folder, a table or a name, as for
+    `featurestore scan`: some of its images are decoded. Without DATA, photographs of 500 x 375
+    pixels are made. The weights of an application are random unless you name them: its speed does
+    not depend on them.
+
+    \b
+    Example:
+      featurestore doctor
+      featurestore doctor photos/ --model vgg16 --layer block4_pool
+    """
+    with Progress() as progress, progress.busy("measure this machine"):
+        from featurestore.backbone import Backbone
+        from featurestore.backbone.families import application
+        from featurestore.extraction.doctor import DEFAULT_MODEL, diagnose
+
+        model = model or DEFAULT_MODEL
+        if backbone["weights"] is None and application(model) is not None:
+            backbone["weights"] = "random"
+        opened = Backbone.open(model, **backbone)
+        found = diagnose(opened, data, layers, store, image_column=image_column, root=root)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    for part in found.parts():
+        if isinstance(part, Grid):
+            print_table(part)
+            click.echo()
+        else:
+            click.echo(printable(part))
