@@ -12,6 +12,7 @@ import numpy as np
 from featurestore.backbone import cost, engines, forward, identity, reduction
 from featurestore.backbone.copying import at_rest, clone, recast, seeded
 from featurestore.backbone.cost import LayerInfo
+from featurestore.backbone.custom import is_keras
 from featurestore.backbone.engines import Computing, EngineError
 from featurestore.backbone.forward import Compute, Pass
 from featurestore.backbone.graph import Graph, Node, at_inference
@@ -232,13 +233,13 @@ class Network:
         native = graph.nodes[start].outputs[0].dtype
 
         def moved(node: Node) -> Callable:
-            call = at_inference(node)
+            call = self._call(node)
             return lambda *args, **kwargs: keras.tree.map_structure(move, call(*args, **kwargs))
 
         def compute(taken: Any) -> list[Any]:
             first = keras.ops.cast(taken, native) if start else self.preprocessing.scale(taken)
             if move is None:
-                outputs = graph.run(first, numbers, start=start)
+                outputs = graph.run(first, numbers, self._call, start)
             else:
                 outputs = graph.run(move(first), numbers, moved, start)
             return [
@@ -311,6 +312,20 @@ class Network:
                 )
         compute = self.computation(refs, source=source, precision=computing.precision)
         return forward.compiled(compute, shape, dtype)
+
+    def _call(self, node: Node) -> Callable:
+        """Return what to call for a node: not a resize that keeps the size, as promoted models do.
+
+        It changes no pixel, and OpenVINO has no antialiased resize.
+        """
+        import keras
+
+        if node.kind == "Resizing" and is_keras(type(node.operation)):
+            number = self._graph.by_name[node.name]
+            ((parent, output),) = node.inputs
+            if self._shapes[parent][output] == self._shapes[number][0]:
+                return lambda image: keras.ops.cast(image, node.outputs[0].dtype)
+        return at_inference(node)
 
     def _recast(self, precision: str) -> Graph:
         """Return the network with layers of another precision."""

@@ -42,7 +42,14 @@ def test_what_it_reports(head: Head, flowers: Dataset, backbone: Backbone) -> No
         "the fused model",
         "the saved file",
     ]
-    assert set(promotion.report) == {"parity", "before", "after", "fine_tuning", "history"}
+    assert set(promotion.report) == {
+        "parity",
+        "stored",
+        "before",
+        "after",
+        "fine_tuning",
+        "history",
+    }
     assert promotion.history == []
     assert promotion.fine_tuning == {}
     assert promotion.before == promotion.after
