@@ -118,7 +118,7 @@ def main() -> None:
         place = Path(sys.argv[1] if len(sys.argv) > 1 else folder)
         features = repeated(fs.FeatureStore(place / "store", create=True))
         size = int(np.prod(features.shape)) * features.dtype.itemsize
-        print(f"`python -m benchmarks.reading` — {machine()}, load {os.getloadavg()[0]:.1f}\n")
+        print(f"`python -m benchmarks.reading` — {machine()}\n")
         seconds: dict[str, list[float]] = {}
         processor: dict[str, list[float]] = {}
         read = ways(features)

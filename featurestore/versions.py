@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("featurestore", "keras", "numpy", "pillow", "scikit-learn", "tensorflow", "zarr")
+PACKAGES = (
+    "featurestore",
+    "keras",
+    "numpy",
+    "openvino",
+    "pillow",
+    "scikit-learn",
+    "tensorflow",
+    "zarr",
+)
 
 
 def versions(*paths: str) -> dict[str, str]:
