@@ -61,10 +61,10 @@ def precision_note(report: Mapping[str, Any]) -> str:
     stored = report["stored"]
     if not stored:
         return ""
-    found = [
-        f"{split} {headline(each)} there, {headline(report['before'][split])} in the model"
-        for split, each in stored["metrics"].items()
-    ]
+    found = []
+    for split, each in stored["metrics"].items():
+        model = headline(report["before"][split]).split()[-1]
+        found.append(f"{split} {headline(each)} there, {model} in the model")
     what = f"the head was fitted on {stored['precision']} features; the model computes in float32"
     return "; ".join([what, *found])
 

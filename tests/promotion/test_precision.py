@@ -1,0 +1,68 @@
+"""Heads on features that a network computed in fewer bits than float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.errors import ParityError
+from featurestore.extraction import extract
+from featurestore.features import Features
+from featurestore.heads import fit_head
+from featurestore.promotion import promote
+from featurestore.promotion.report import precision_note
+from tests.promotion.conftest import MakeFeatures
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is slower than float32 here")
+
+
+@pytest.fixture(scope="module")
+def low(backbone: Backbone) -> Backbone:
+    return backbone.using(precision="bfloat16", engine="tensorflow")
+
+
+@pytest.fixture(scope="module")
+def coarse(make_features: MakeFeatures, low: Backbone) -> Features:
+    return make_features(["a", "b", "c"] * 15, model=low)
+
+
+def test_the_model_computes_in_float32_and_the_report_shows_both(
+    coarse: Features, low: Backbone, backbone: Backbone
+) -> None:
+    head = fit_head(coarse, "logistic")
+    promotion = promote(head, low, data=coarse.dataset)
+    assert promotion.parity.agreement == 1.0
+    # Of float32 features, as the model computes them.
+    assert promotion.parity.max_abs_diff < 1e-3
+    stored = promotion.report["stored"]
+    assert stored == {"precision": "bfloat16", "metrics": {"val": head.metrics["val"]}}
+    note = precision_note(promotion.report)
+    assert note.startswith(
+        "the head was fitted on bfloat16 features; the model computes in float32"
+    )
+    assert f"val accuracy {head.metrics['val']['accuracy']:.3f} there" in note
+
+    image = coarse.dataset.image(0, backbone.resize)[None]
+    (exactly,) = backbone.forward([coarse.ref])(image)
+    found = promotion.model.predict(image, verbose=0)
+    np.testing.assert_allclose(found, head.predict_proba(exactly), atol=1e-5)
+
+
+def test_features_of_both_precisions_lie_side_by_side(coarse: Features, backbone: Backbone) -> None:
+    plain = extract(coarse.dataset, backbone, [coarse.ref], coarse.store)[coarse.ref]
+    assert plain.key != coarse.key
+    assert plain.group.provenance["prefix"]["precision"] == "float32"
+    assert coarse.group.provenance["prefix"]["precision"] == "bfloat16"
+    a, b = plain.arrays()[0], coarse.arrays()[0]
+    assert 1e-4 < np.abs(a - b).max() / np.abs(a).max() < 0.1
+
+
+def test_rows_of_other_images_stop(make_features: MakeFeatures, low: Backbone) -> None:
+    features = make_features(["a", "b", "c"] * 15, model=low)
+    head = fit_head(features, "logistic")
+    (block,) = range(features.group.blocks)
+    rows = features.group.features.read(block)
+    features.group.features.write(block, np.roll(rows, 1, axis=0))
+    with pytest.raises(ParityError, match="nearer to the float32 features of another image"):
+        promote(head, low, data=features.dataset)
