@@ -20,12 +20,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from featurestore.backbone import forward
-from featurestore.errors import BackboneError, one_line
+from featurestore.errors import BackboneError, OutOfMemoryError, one_line
 from featurestore.settings import Settings
 from featurestore.threads import processors
 
 Engine = Literal["auto", "tensorflow", "openvino"]
 Precision = Literal["float32", "bfloat16", "float16"]
+ENGINES = get_args(Engine)
+PRECISIONS = get_args(Precision)
 
 # How OpenVINO calls a precision, among what a device can do and among the options of a pass.
 _OPENVINO = {
@@ -99,7 +101,10 @@ def why_not_openvino(precision: str = "float32") -> str | None:
     if has_gpu():
         return "computes on CPUs, and there is a GPU"
     found, _ = _OPENVINO[precision]
-    known = capabilities()
+    try:
+        known = capabilities()
+    except Exception as error:  # a library of it is missing, or is for another machine
+        return f"cannot be loaded ({one_line(error)}): install it again"
     if found not in known:
         names = [name for name, (each, _) in _OPENVINO.items() if each in known]
         return f"computes in {' and '.join(names)} on this processor, not in {precision}"
@@ -190,7 +195,8 @@ def with_openvino(
                 found = request.infer([np.ascontiguousarray(images, dtype)])
                 return [np.array(found[port], np.float32) for port in network.outputs]
         except Exception as error:
-            raise BackboneError(
+            kind = OutOfMemoryError if "alloc" in str(error) else BackboneError
+            raise kind(
                 f"OpenVINO does not compute a batch of {len(images)} images: {_reason(error)};"
                 " run the same command with --engine tensorflow"
             ) from error
@@ -226,7 +232,3 @@ def _core() -> Any:
         if telemetry is None:
             del sys.modules["openvino_telemetry"]
     return openvino.Core()
-
-
-ENGINES = get_args(Engine)
-PRECISIONS = get_args(Precision)
