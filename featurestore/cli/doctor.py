@@ -76,6 +76,5 @@ def doctor_command(
     for part in found.parts():
         if isinstance(part, Grid):
             print_table(part)
-            click.echo()
         else:
             click.echo(printable(part))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.backbone.engines import Computing, why_not_openvino
+from featurestore.extraction.batches import free_memory
 from featurestore.threads import processors
 
 _PROCESSORS, _NVIDIA = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
@@ -25,8 +26,8 @@ class Devices:
     processor : str
     processors : int
         Those that this process may use.
-    memory : int or None
-        Bytes.
+    memory, free_memory : int or None
+        Bytes, and those that this process can still get; None where nothing says so.
     gpus : list of str
         Those that TensorFlow uses.
     unused_gpus : list of str
@@ -36,6 +37,7 @@ class Devices:
     processor: str
     processors: int
     memory: int | None
+    free_memory: int | None
     gpus: list[str]
     unused_gpus: list[str]
 
@@ -60,7 +62,8 @@ def find_devices() -> Devices:
     with suppress(AttributeError, ValueError, OSError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     name = _after_colon(_PROCESSORS, "model name") or platform.processor() or platform.machine()
-    return Devices(name, processors(), memory, gpus, sorted(each or "GPU" for each in unused))
+    unused = sorted(each or "GPU" for each in unused)
+    return Devices(name, processors(), memory, free_memory(), gpus, unused)
 
 
 def _gpu_name(device: Any) -> str:

@@ -133,8 +133,7 @@ class Diagnosis:
         return found
 
     def _about_images(self) -> list[str]:
-        decode = self.images.decode
-        if self.images.source and decode.processor / decode.wall < self.given / 2:
+        if self.images.wait:
             return ["The processors wait for the files: copy them to a faster disk."]
         shown = f"{self.images.width}×{self.images.height}"
         found = [
@@ -217,29 +216,32 @@ class Diagnosis:
         return show_html(repr(self), *self.parts())
 
     def parts(self) -> Iterator[Grid | str]:
-        """Yield what is shown: tables, and lines of text."""
-        yield Grid(list(self._found()), ["what", "found"], {"what": "this machine", "found": ""})
+        """Yield what is shown: lines of text, and a table between them."""
+        for name, found in self._found():
+            yield f"{name:<19}{found}"
+        yield ""
         rows = [*self._measured()]
         yield Grid(rows, ["stage", "rate", "extraction", "how"], {"rate": "images/s"})
+        yield ""
         yield from self.advice
 
-    def _found(self) -> Iterator[dict[str, str]]:
+    def _found(self) -> Iterator[tuple[str, str]]:
         devices = self.devices
-        yield {
-            "what": "processor",
-            "found": f"{devices.processor}, {plural(devices.processors, 'core')}",
-        }
+        yield "processor", f"{devices.processor}, {plural(devices.processors, 'core')}"
         if devices.memory:
-            yield {"what": "memory", "found": size(devices.memory)}
+            free = f", {size(devices.free_memory)} free" if devices.free_memory else ""
+            yield "memory", f"{size(devices.memory)}{free}"
         unused = [f"{each}, which TensorFlow does not use" for each in devices.unused_gpus]
         for gpu in devices.gpus or unused or ["none"]:
-            yield {"what": "GPU", "found": gpu}
+            yield "GPU", gpu
         for each in self.engines:
             why = "used by --engine auto" if each.auto else f"not used by auto: it {each.why_not}"
-            shown = f"{each.version}, {why}" if each.version else str(each.why_not)
-            yield {"what": f"engine {each.engine}", "found": shown}
+            yield (
+                f"engine {each.engine}",
+                f"{each.version}, {why}" if each.version else str(each.why_not),
+            )
         for name, slow in self.precisions.items():
-            yield {"what": name, "found": f"slow: {slow}" if slow else "fast"}
+            yield name, f"slow: {slow}" if slow else "fast"
 
     def _measured(self) -> Iterator[dict[str, Any]]:
         images, disk = self.images, self.disk

@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -36,14 +36,13 @@ from featurestore.scratch import scratch
 from featurestore.store.blocks import BLOCK_BYTES, encode
 from featurestore.store.files import Files, open_files
 from featurestore.store.local import PARTIAL, LocalFiles
-from featurestore.threads import map_ahead
+from featurestore.threads import map_ahead, processors
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.store import FeatureStore
 
-Then = Callable[[np.ndarray], Any]
-Load = Callable[[Then], Any]
+Load = Callable[[], bytes | np.ndarray]
 
 # A stage is measured for so many seconds. A GPU needs a larger batch to show what it can do.
 SECONDS = 1.0
@@ -51,7 +50,7 @@ SECONDS = 1.0
 LONG = 3
 BATCH, GPU_BATCH = 16, 64
 # Of the user's images, at most so many; and so many blocks of features.
-MOST_IMAGES, MOST_BLOCKS = 512, 64
+MOST_IMAGES, MOST_BLOCKS = 1024, 64
 # Photographs of the size that ImageNet has on average.
 _MADE, _HEIGHT, _WIDTH, _QUALITY = 8, 375, 500, 90
 
@@ -70,6 +69,8 @@ class Images:
         Median size before the resize.
     decode : Stage
         Of an image: to read, decode and resize it.
+    wait : bool
+        Whether to load a file for the first time took longer than all else.
     batch : numpy.ndarray of uint8, (row, height, width, channel=3)
     """
 
@@ -78,6 +79,7 @@ class Images:
     height: int
     width: int
     decode: Stage
+    wait: bool
     batch: np.ndarray
 
 
@@ -126,41 +128,63 @@ def measure_images(
     source, loads = (None, _made()) if data is None else _loads(data, store, image_column, root)
     backbone.resize(np.zeros((2, 2, 3), np.uint8))  # The first one compiles the resize.
     shapes: list[tuple[int, ...]] = []
-    decoded: set[int] = set()
+    decoded: dict[int, Load] = {}
+    # Seconds of each image in its thread: to load it, and all in all.
+    loading: list[float] = []
+    whole: list[float] = []
+
+    def resize(pixels: np.ndarray) -> np.ndarray:
+        shapes.append(pixels.shape)
+        return backbone.resize(pixels)
 
     def one(numbered: tuple[int, Load]) -> np.ndarray | None:
         number, load = numbered
+        started = time.perf_counter()
+        try:
+            content = load()
+            loading.append(time.perf_counter() - started)
+            if isinstance(content, bytes):
+                image: np.ndarray = images.decode(content, resize)
+            else:
+                image = resize(content)
+        except (ImageError, UnreadableError):
+            return None
+        whole.append(time.perf_counter() - started)
+        decoded[number] = load
+        return image
 
-        def resize(pixels: np.ndarray) -> np.ndarray:
-            shapes.append(pixels.shape)
-            return backbone.resize(pixels)
+    def several(numbered: Iterable[tuple[int, Load]]) -> list[np.ndarray]:
+        return [each for each in map_ahead(one, numbered, step) if each is not None]
 
-        with suppress(ImageError, UnreadableError):
-            image = load(resize)
-            decoded.add(number)
-            return image
-        return None
-
-    # From the disk as long as there are others, then from memory.
-    endless = itertools.cycle(enumerate(loads))
-    calls: list[int] = []
+    # So many at a time that all processors have work until the end.
+    step = max(count, 8 * processors())
     first: list[np.ndarray] = []
-
-    def some() -> None:
-        found = list(map_ahead(one, list(itertools.islice(endless, count)), count))
-        resized = [each for each in found if each is not None]
-        calls.append(len(resized))
-        first.extend(resized[: count - len(first)])
-
-    _, stage = timed(1, some, SECONDS)
+    numbered, cold = list(enumerate(loads)), Stage()
+    for start in range(0, len(numbered), step):
+        found, stage = timed(1, partial(several, numbered[start : start + step]))
+        first += found[: count - len(first)]
+        cold = Stage.sum([cold, stage])
+        if first and cold.wall > SECONDS:
+            break
     if not first:
         raise DatasetError(
             f"none of {len(loads)} images of {source} decodes; see `featurestore scan --problems`"
         )
+    # Again, from memory, because the first image of a size prepares the resize.
+    again, files = itertools.cycle(list(decoded.items())), np.mean(loading)
+    whole.clear()
+    _, warm = timed(step, lambda: several(itertools.islice(again, step)), SECONDS)
+    wait = bool(files > np.mean(whole))
     height, width = (round(float(each)) for each in np.median(np.array(shapes)[:, :2], axis=0))
-    decode = stage * (len(calls) / sum(calls))
-    batch = np.stack(list(itertools.islice(itertools.cycle(first), count)))
-    return Images(source, len(decoded), height, width, decode, batch)
+    return Images(
+        source=source,
+        count=len(decoded),
+        height=height,
+        width=width,
+        decode=cold * (1 / len(decoded)) if wait else warm,
+        wait=wait,
+        batch=np.stack(list(itertools.islice(itertools.cycle(first), count))),
+    )
 
 
 def _loads(
@@ -178,18 +202,18 @@ def _loads(
                 paths = [path for path, _ in list_rows(place, image_column, root)]
             return text, [partial(_load, path) for path in spread(paths, MOST_IMAGES)]
         data = store.datasets.open(text)
-    rows = spread(range(len(data)), MOST_IMAGES)
-    return data.name, [partial(data.image, row) for row in rows]
+    load = data.image if data.images_in_memory is not None else data.read
+    return data.name, [partial(load, row) for row in spread(range(len(data)), MOST_IMAGES)]
 
 
-def _load(path: str, then: Then) -> Any:
+def _load(path: str) -> bytes:
     content = read(path)
     digest_bytes(content)  # An extraction compares it.
-    return images.decode(content, then)
+    return content
 
 
 def _made() -> list[Load]:
-    """Return functions that decode made photographs, JPEG files in memory."""
+    """Return functions that give photographs made here: JPEG files in memory."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -203,7 +227,7 @@ def _made() -> list[Load]:
             pixels += (np.asarray(layer) - 128.0) * 2 / np.sqrt(cells)
         file = io.BytesIO()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=_QUALITY)
-        loads.append(partial(images.decode, file.getvalue()))
+        loads.append(file.getvalue)
     return loads
 
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 
+from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, InputError, UnknownLayerError
 from featurestore.extraction import devices, stages
@@ -16,6 +19,7 @@ from featurestore.extraction.doctor import Diagnosis, diagnose
 from featurestore.extraction.rates import Stage
 from featurestore.extraction.stages import Disk, Images, Speed, measure_disk
 from featurestore.store import FeatureStore
+from featurestore.table import Grid
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,7 +40,7 @@ def found(backbone, photos, tmp_path_factory):
 def test_it_says_what_there_is(found):
     assert found.devices.processor
     assert found.devices.processors == len(os.sched_getaffinity(0))
-    assert found.devices.memory > 2**28
+    assert 0 < found.devices.free_memory < found.devices.memory
     assert {each.engine for each in found.engines} == {"openvino", "tensorflow"}
     assert sum(each.auto for each in found.engines) == 1
     assert all(each.why_not is None for each in found.engines if each.auto)
@@ -61,6 +65,30 @@ def test_an_extraction_is_no_faster_than_its_stages(found):
     assert 0 < found.images_per_second <= 1 / max(found.stages.values()) * 1.001
     assert found.bottleneck in found.stages
     assert "An extraction reaches about" in found.advice[0]
+
+
+def test_a_precision_that_is_slow_here_is_measured_if_it_is_asked_for(backbone, store):
+    slow = backbone.using(engine="tensorflow", precision="bfloat16")
+    found = diagnose(slow, layers="gap", store=store)
+    pairs = [(each.engine, each.precision) for each in found.speeds]
+    assert pairs[0] == ("tensorflow", "bfloat16")
+    assert "float32" in {precision for _, precision in pairs[1:]}
+
+
+def test_an_engine_that_cannot_compute_the_network_says_why(store):
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Resizing(8, 8, antialias=True)(image)
+    network = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="gap")(x))
+    found = diagnose(Backbone.from_model(network, name="m", scaling="tf"), store=store)
+    first, *others = found.speeds
+    assert first.engine == "tensorflow"
+    assert found.extraction(first) == found.images_per_second > 0
+    if others:
+        assert others[0].images_per_second is None
+        assert "cannot compute m: " in others[0].why_not
+        assert any(
+            isinstance(part, Grid) and others[0].why_not in part.text() for part in found.parts()
+        )
 
 
 def test_it_is_json_and_shows_itself(found):
@@ -109,6 +137,22 @@ def test_the_layer_and_the_precision_that_are_asked_for_are_measured(backbone, s
     assert "openvino" in {each.engine for each in found.speeds[1:]}
 
 
+def test_files_that_come_slowly_are_noticed(backbone, photos, monkeypatch):
+    read, seen = stages.read, set()
+
+    def slowly(path):
+        if path not in seen:  # Then the system keeps it in memory.
+            seen.add(path)
+            time.sleep(0.02)
+        return read(path)
+
+    assert not stages.measure_images(photos, None, backbone, 16).wait
+    monkeypatch.setattr(stages, "read", slowly)
+    images = stages.measure_images(photos, None, backbone, 16)
+    assert images.wait
+    assert images.decode.wall > 0.02 / len(os.sched_getaffinity(0)) * 0.9
+
+
 @pytest.mark.parametrize("url", ["memory://doctor", "file://{}"])
 def test_a_place_behind_a_url_is_left_as_it_was(url, tmp_path):
     location = url.format(tmp_path / "deep" / "store")
@@ -139,12 +183,12 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
 
 # ---------------------------------------------------------------------------- what to change
 
-CPU = Devices("a processor", 2, 2**33, [], [])
+CPU = Devices("a processor", 2, 2**33, 2**32, [], [])
 ENGINES = [EngineFound("openvino", "2026.4", True, None), EngineFound("tensorflow", "2", False, "")]
 FEW = np.zeros((1, 8, 8, 3), np.uint8)
 
 
-def diagnosis(decode=1.0, forward=1.0, write=0.0, **changed) -> Diagnosis:
+def diagnosis(decode=1.0, forward=1.0, write=0.01, **changed) -> Diagnosis:
     """A diagnosis of two processors that are both busy."""
     stages = {"decode": decode, "forward": forward, "compress": 0.01, "write": write}
     fields = {
@@ -154,7 +198,7 @@ def diagnosis(decode=1.0, forward=1.0, write=0.0, **changed) -> Diagnosis:
         "model": "vgg16",
         "input_size": (224, 224),
         "layers": ["block4_pool"],
-        "images": Images("photos", 9, 3000, 4000, Stage(decode, 2 * decode), FEW),
+        "images": Images("photos", 9, 3000, 4000, Stage(decode, 2 * decode), False, FEW),
         "speeds": [Speed("openvino", "float32", 1 / forward)],
         "disk": Disk("/data", 1e6, 1e6),
         "bytes": 70_000.0,
@@ -174,12 +218,12 @@ def test_large_images_are_the_bottleneck():
 
 
 def test_made_images_are_the_bottleneck():
-    images = Images(None, 8, 375, 500, Stage(9, 18), FEW)
+    images = Images(None, 8, 375, 500, Stage(9, 18), False, FEW)
     assert "give DATA" in diagnosis(decode=9.0, images=images).advice[-1]
 
 
 def test_slow_files_are_the_bottleneck():
-    images = Images("photos", 9, 3000, 4000, Stage(9.0, 1.0), FEW)
+    images = Images("photos", 9, 3000, 4000, Stage(9.0, 1.0), True, FEW)
     assert "faster disk" in diagnosis(decode=9.0, images=images).advice[1]
 
 
