@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "mobilenetv2"
 # What is less than so much faster is not worth a change.
 WORTH = 1.15
+# Images of more than so many times the pixels that the network takes are worth making smaller.
+_LARGE = 2
 # Fewer of the processors than this share: something else uses them, or a limit holds.
 _FEW = 0.7
 
@@ -127,19 +129,24 @@ class Diagnosis:
         found = [f"{reaches}. {what} {takes}.", *about()]
         if self.given < _FEW * self.devices.processors and not self.devices.gpus:
             found.append(
-                f"Only {self.given:.1f} of {plural(self.devices.processors, 'core')} worked for"
-                " this process: other programs use them, or a limit of its container holds."
+                f"Only {self.given:.1f} of {plural(self.devices.processors, 'core')} were busy with"
+                " it: other programs use them, its container has a limit, or images and network are"
+                " too small for more."
             )
         return found
 
     def _about_images(self) -> list[str]:
         if self.images.wait:
             return ["The processors wait for the files: copy them to a faster disk."]
-        shown = f"{self.images.width}×{self.images.height}"
-        found = [
-            f"The images are {shown}, and the network takes {_by(self.input_size)}: store smaller"
-            " files, or pass arrays that are in memory (Dataset.from_arrays)."
-        ]
+        images, sides = self.images, self.input_size
+        memory = "arrays that are in memory need no decoding (Dataset.from_arrays)."
+        if images.height * images.width > _LARGE * sides[0] * sides[1]:
+            found = [
+                f"The images are {_by((images.height, images.width))}, and the network takes"
+                f" {_by(sides)}: store smaller files; {memory}"
+            ]
+        else:
+            found = [f"More cores make it faster, and {memory}"]
         if self.images.source is None:
             found.append("These images were made for it: give DATA to measure your own.")
         return found

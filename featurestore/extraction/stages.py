@@ -31,6 +31,7 @@ from featurestore.errors import (
     StoreError,
     one_line,
 )
+from featurestore.extraction.batches import InParts
 from featurestore.extraction.rates import Stage, spread, timed
 from featurestore.scratch import scratch
 from featurestore.store.blocks import BLOCK_BYTES, encode
@@ -70,7 +71,7 @@ class Images:
     decode : Stage
         Of an image: to read, decode and resize it.
     wait : bool
-        Whether to load a file for the first time took longer than all else.
+        Whether to load a file for the first time took longer than all else, on idle processors.
     batch : numpy.ndarray of uint8, (row, height, width, channel=3)
     """
 
@@ -174,7 +175,8 @@ def measure_images(
     again, files = itertools.cycle(list(decoded.items())), np.mean(loading)
     whole.clear()
     _, warm = timed(step, lambda: several(itertools.islice(again, step)), SECONDS)
-    wait = bool(files > np.mean(whole))
+    idle = cold.processor / cold.wall < warm.processor / warm.wall / 2
+    wait = idle and bool(files > np.mean(whole))
     height, width = (round(float(each)) for each in np.median(np.array(shapes)[:, :2], axis=0))
     return Images(
         source=source,
@@ -256,7 +258,9 @@ def measure_passes(
 
     def works(engine: str, precision: str) -> bool:
         try:
-            compiled = backbone.forward_with(engine, refs, precision)
+            compiled = InParts(
+                backbone.forward_with(engine, refs, precision), len(batch), lambda *sizes: None
+            )
             # The first call of a size prepares it, which counts little if it is long.
             activations, stage = timed(len(batch), lambda: compiled(batch))
             if stage.wall * len(batch) < LONG * SECONDS:
