@@ -17,6 +17,7 @@ from featurestore.extraction import (
     extract,
     plan,
 )
+from featurestore.extraction.stored_type import rounded
 from featurestore.store import FeatureStore
 from tests.extraction.test_executor import scaled_model
 
@@ -257,3 +258,13 @@ def test_processes_that_begin_together_decide_alike(arrays, backbone, store):
         assert each["large"].group.missing() == []
     expected = values(arrays, backbone, "large")
     np.testing.assert_allclose(found[0]["large"].group.read(), expected, rtol=1e-6)
+
+
+def test_activations_are_rounded_as_numpy_rounds_them():
+    exact = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    exact = np.sort(exact[np.isfinite(exact)])
+    middle = ((exact[:-1].astype(np.float64) + exact[1:]) / 2).astype(np.float32)
+    beside = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
+    values = np.concatenate([exact, middle, *beside])
+    found = rounded(values, "float16").view(np.uint16)
+    np.testing.assert_array_equal(found, values.astype(np.float16).view(np.uint16))
