@@ -29,8 +29,8 @@ from benchmarks.measure import MOBILENET, VGG16, answer, machine, spread, write_
 BATCH, FIRST = 32, 160
 # Our network, its weights and layer; their source, network and layer; images; turns
 CASES = {
-    "vgg16": (VGG16, "block4_pool", "torchvision", "vgg16", "features.23", 256, 2),
-    "mobilenet": (MOBILENET, "conv_pw_11_relu", "keras", "MobileNet", "conv_pw_11_relu", 640, 3),
+    "vgg16": (VGG16, "block4_pool", "torchvision", "vgg16", "features.23", 192, 1),
+    "mobilenet": (MOBILENET, "conv_pw_11_relu", "keras", "MobileNet", "conv_pw_11_relu", 480, 2),
 }
 
 
@@ -93,7 +93,7 @@ def theirs(name: str, folder: str) -> None:
     print(json.dumps((len(images) - FIRST) / (time.perf_counter() - batches.reached)))
 
 
-def main(python: str, precision: str = "float32") -> None:
+def main(python: str, precision: str = "float32", *names: str) -> None:
     version = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in "
     version += "('thingsvision', 'torch', 'tensorflow')}))"
     found = ", ".join(f"{name} {each}" for name, each in answer([python, "-c", version]).items())
@@ -103,6 +103,8 @@ def main(python: str, precision: str = "float32") -> None:
     print("| network, layer, 224² | images | thingsvision, img/s | featurestore, img/s | ratio |")
     print("| --- | --- | --- | --- | --- |")
     for name, (_, layer, source, _, other, count, turns) in CASES.items():
+        if names and name not in names:
+            continue
         paces: dict[str, list[float]] = {"theirs": [], "ours": []}
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
             write_jpegs(Path(folder, "images"), count)

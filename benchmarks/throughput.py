@@ -35,7 +35,7 @@ class Case:
     side: int
     layer: str
     before: tuple[str, str]
-    images: int = 800
+    images: int = 320
     turns: int = 3
 
 
@@ -44,9 +44,9 @@ CASES = {
     "mobilenetv2": Case(MOBILENETV2, 160, "out_relu", ("block_12_add", "block_15_add")),
     "efficientnetb0": Case("random", 224, "top_activation", ("block5c_add", "block6d_add")),
     "resnet50": Case(
-        "random", 224, "conv4_block6_out", ("conv4_block2_out", "conv4_block4_out"), 320
+        "random", 224, "conv4_block6_out", ("conv4_block2_out", "conv4_block4_out"), 96
     ),
-    "vgg16": Case(VGG16, 224, "block4_pool", ("block2_pool", "block3_pool"), 96),
+    "vgg16": Case(VGG16, 224, "block4_pool", ("block2_pool", "block3_pool"), 64, 2),
 }
 
 
