@@ -132,7 +132,7 @@ def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "u
     compute : callable
         From a tensor of this type to a list of float32 tensors.
     sample_shape : sequence of int
-        (height, width, channel) of an image; the batch may be of any size.
+        Of one image (height, width, channel) or stored activation; the batch may be of any size.
     dtype : str
         What ``compute`` takes.
 
@@ -141,11 +141,6 @@ def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "u
     tensorflow.types.experimental.ConcreteFunction
         It still has variables if they are too large for constants.
     """
-    with exact(), _one_line("the backbone does not compile"):
-        return _frozen(compute, (None, *sample_shape), dtype)
-
-
-def _frozen(compute: Compute, shape: Sequence[int | None], dtype: str) -> Any:
     import keras
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -155,15 +150,16 @@ def _frozen(compute: Compute, shape: Sequence[int | None], dtype: str) -> Any:
         with keras.StatelessScope():
             return compute(images)
 
-    specification = tf.TensorSpec(shape, dtype)
-    traced = tf.function(stateless, autograph=False).get_concrete_function(specification)
-    if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
-        raise BackboneError(
-            "a layer changes its own weights while it computes, so that the features of an image"
-            " depend on the images before it; cut before that layer"
-        )
-    held = sum(each.dtype.size * each.shape.num_elements() for each in traced.variables)
-    return convert_variables_to_constants_v2(traced) if held < MOST_CONSTANT_BYTES else traced
+    specification = tf.TensorSpec((None, *sample_shape), dtype)
+    with exact(), _one_line("the backbone does not compile"):
+        traced = tf.function(stateless, autograph=False).get_concrete_function(specification)
+        if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
+            raise BackboneError(
+                "a layer changes its own weights while it computes, so that the features of an"
+                " image depend on the images before it; cut before that layer"
+            )
+        held = sum(each.dtype.size * each.shape.num_elements() for each in traced.variables)
+        return convert_variables_to_constants_v2(traced) if held < MOST_CONSTANT_BYTES else traced
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from featurestore.backbone.copying import at_rest, clone, recast, seeded
 from featurestore.backbone.cost import LayerInfo
 from featurestore.backbone.custom import is_keras
 from featurestore.backbone.engines import Computing, EngineError
-from featurestore.backbone.forward import Compute, Pass
+from featurestore.backbone.forward import Compute, Forward, Pass
 from featurestore.backbone.graph import Graph, Node, at_inference
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.refs import LayerRef
@@ -47,6 +47,8 @@ class Network:
         self.preprocessing = preprocessing
         self.computing = computing or Computing()
         self._graph = graph
+        # The graph, and its copies in other precisions once they are used.
+        self._graphs = {"float32": graph}
         # Not later, because the user's code may change.
         self._graph_digests = identity.graph_digests(graph)
         self._shapes = graph.shapes(preprocessing.input_size)
@@ -139,7 +141,7 @@ class Network:
                 FeatureStoreWarning,
                 stacklevel=2,
             )
-        return self._compiled(refs, (*self.input_size, 3), "uint8")
+        return self._compiled(refs)
 
     def forward_with(
         self, engine: str, refs: Sequence[LayerRef | str], precision: str | None = None
@@ -147,7 +149,7 @@ class Network:
         """Compile the pass of :meth:`forward` with one engine, or in another precision too."""
         precision = precision or self.computing.precision
         computing = Computing.of({"engine": engine, "precision": precision})
-        return self._compiled(refs, (*self.input_size, 3), "uint8", computing=computing)
+        return self._compiled(refs, computing=computing)
 
     def derivable_from(self, ref: LayerRef | str) -> list[str]:
         """Return the layers whose whole activation is enough to compute a ref, nearest first.
@@ -189,7 +191,7 @@ class Network:
         """
         start = self._start(source, refs)
         self._refuse_nan(self._tail_nodes(refs, start))
-        return self._compiled(refs, self._shapes[start][0][1:], "float32", source)
+        return self._compiled(refs, source)
 
     def flops(self, refs: Sequence[LayerRef | str], source: str | None = None) -> int:
         """Return the floating-point operations of one pass to several refs, for one image.
@@ -200,7 +202,7 @@ class Network:
         start = 0 if source is None else self._start(source, refs)
         return sum(self._flops[number] for number in self._tail_nodes(refs, start))
 
-    def reference(self, refs: Sequence[LayerRef | str]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def reference(self, refs: Sequence[LayerRef | str]) -> Forward:
         """Return what :meth:`forward` must equal: each layer by itself, on the CPU. Slow.
 
         Parameters and the callable that is returned are those of :meth:`forward`.
@@ -221,8 +223,9 @@ class Network:
         """
         import keras
 
-        graph = self._graph if precision == "float32" else self._recast(precision)
-
+        if precision not in self._graphs:
+            self._graphs[precision] = recast(self._graph, self._shapes[0][0], precision)
+        graph = self._graphs[precision]
         parsed = [LayerRef.parse(ref) for ref in refs]
         for ref in parsed:
             self.shape(ref)
@@ -281,12 +284,12 @@ class Network:
     def _compiled(
         self,
         refs: Sequence[LayerRef | str],
-        shape: Sequence[int],
-        dtype: str,
         source: str | None = None,
         computing: Computing | None = None,
     ) -> Pass:
         """Compile a pass with the fastest engine that can compute it."""
+        number, dtype = (0, "uint8") if source is None else (self._number(source), "float32")
+        shape = self._shapes[number][0][1:]
         computing = computing or self.computing
         names = computing.engines()
         own = {self._precisions[each] for each in self._numbers(refs)} - {"float32"}
@@ -326,16 +329,6 @@ class Network:
             if self._shapes[parent][output] == self._shapes[number][0]:
                 return lambda image: keras.ops.cast(image, node.outputs[0].dtype)
         return at_inference(node)
-
-    def _recast(self, precision: str) -> Graph:
-        """Return the network with layers of another precision."""
-        if precision not in self._recasts:
-            self._recasts[precision] = recast(self._graph, self._shapes[0][0], precision)
-        return self._recasts[precision]
-
-    @cached_property
-    def _recasts(self) -> dict[str, Graph]:
-        return {}
 
     @cached_property
     def _weight_digests(self) -> list[str]:

@@ -9,7 +9,7 @@ does to this network is measured on the same rows.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = N
 
 def rounded(
     backbone: Network, refs: Sequence[LayerRef | str], seed: int = 0, precision: str = "float32"
-) -> Callable[[np.ndarray], list[np.ndarray]]:
+) -> forward.Forward:
     """Return :meth:`Network.reference` with the last bit of each layer's result moved up or down.
 
     What this changes is what rounding may change: the same layers, computed in another order of
@@ -163,7 +163,7 @@ class Derived:
 
 def check_derived(
     backbone: Network,
-    tail: Callable[[np.ndarray], list[np.ndarray]],
+    tail: forward.Forward,
     ref: LayerRef | str,
     stored: np.ndarray,
     images: np.ndarray,
@@ -212,33 +212,30 @@ def checked(network: Network, refs: Sequence[LayerRef | str]) -> forward.Pass:
         If it does.
     """
     compiled = Network.forward(network, refs)
-    is_checked = False
+    unchecked = compiled.run
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        nonlocal compiled, is_checked
-        found = compiled(images)
-        if is_checked:
-            return found
+        found = unchecked(images)
         try:
             check(network, refs, images, found, compiled.engine)
         except ActivationError as error:
-            others = [each for each in network.computing.engines() if each != compiled.engine]
-            if not others or compiled.engine == "tensorflow":
+            if network.computing.engine != "auto" or compiled.engine == "tensorflow":
                 raise
-            compiled = network.forward_with("tensorflow", refs)
-            found = compiled(images)
-            check(network, refs, images, found, compiled.engine)
+            other = network.forward_with("tensorflow", refs)
+            found = other(images)
+            check(network, refs, images, found, other.engine)
             warnings.warn(
-                f"TensorFlow computes {network.name} instead of {made.engine}: {error}",
+                f"TensorFlow computes {network.name} instead of {compiled.engine}: {error}",
                 FeatureStoreWarning,
                 stacklevel=2,
             )
-            made.engine = compiled.engine
-        is_checked = True
+            compiled.engine, compiled.run = other.engine, other.run
+        else:
+            compiled.run = unchecked
         return found
 
-    made = forward.Pass(compiled.engine, run)
-    return made
+    compiled.run = run
+    return compiled
 
 
 def check(
@@ -285,13 +282,14 @@ def check(
     moved = amplification(backbone, refs, few, wanted)
     for i, ref in enumerate(cuts):
         _require_own(ref, again[i], mixed[i], max(TOLERANCE, ROUNDINGS * moved[i]))
-    if backbone.computing.precision != "float32":
-        moved = amplification(backbone, refs, few, wanted, backbone.computing.precision)
+    precision = backbone.computing.precision
+    if precision != "float32":
+        moved = amplification(backbone, refs, few, wanted, precision)
     allowed = [max(u, ROUNDINGS * m) for u, m in zip(usual, moved, strict=True)]
     _require(cuts, apart, allowed, engine)
+    if precision != "float32":
+        return  # which bits were lost on the way is the user's choice
     for i, ref in enumerate(cuts):
-        if backbone.computing.precision != "float32":
-            continue  # which bits were lost on the way is the user's choice
         if apart[i] > usual[i] or mixed[i] > TOLERANCE:
             _accept(backbone, ref, few, moved[i], engine)
 
