@@ -26,7 +26,6 @@ from featurestore.threads import processors
 
 Engine = Literal["auto", "tensorflow", "openvino"]
 Precision = Literal["float32", "bfloat16", "float16"]
-ENGINES = get_args(Engine)
 PRECISIONS = get_args(Precision)
 
 # How OpenVINO calls a precision, among what a device can do and among the options of a pass.

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from featurestore.backbone.engines import Computing, Engine, Precision
+from featurestore.backbone.engines import PRECISIONS, Computing, Engine
 from featurestore.backbone.preprocessing import Interpolation, Preprocessing, Resize, Scaling
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -117,7 +117,7 @@ _BACKBONE: dict[str, dict[str, Any]] = {
 }
 _COMPUTING: dict[str, dict[str, Any]] = {
     "precision": {
-        "type": click.Choice(get_args(Precision)),
+        "type": click.Choice(PRECISIONS),
         "help": "Type that the network computes with; bfloat16 is faster on recent hardware.",
     },
     "engine": {

@@ -87,7 +87,7 @@ def images_of(dataset: Dataset, backbone: Backbone, rows: Sequence[int]) -> np.n
     return np.stack(list(decoded))
 
 
-def recorded(group: FeatureGroup) -> int | None:
+def recorded_size(group: FeatureGroup) -> int | None:
     """Return the batch size that features were extracted with, if it was recorded."""
     found = group.provenance.get("batch_size")
     return found if isinstance(found, int) and found > 0 else None
@@ -138,15 +138,14 @@ def fastest(
 
 def free_memory() -> int | None:
     """Return the bytes of memory that this process can still get; None if nothing says so."""
-    found = []
     try:
         fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
-        found.append(1024 * int(fields["MemAvailable"].split()[0]))
+        free = 1024 * int(fields["MemAvailable"].split()[0])
     except (OSError, ValueError, KeyError):
         return None
     with suppress(OSError, ValueError):
-        found.append(int(_CONTAINER.read_text()))
-    return min(found)
+        free = min(free, int(_CONTAINER.read_text()))
+    return free
 
 
 def _largest_activation(decided: ExtractionPlan, backbone: Backbone) -> int:

@@ -17,15 +17,20 @@ from pydantic import Field
 from featurestore.backbone.augmentation import title
 from featurestore.backbone.forward import Pass
 from featurestore.errors import InputError, NotFoundError, received
-from featurestore.extraction.batches import MEASURED_FROM, USUAL, fastest, fitting
-from featurestore.extraction.batches import recorded as recorded_size
+from featurestore.extraction.batches import (
+    MEASURED_FROM,
+    USUAL,
+    fastest,
+    fitting,
+    recorded_size,
+)
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Checked, Deriving
 from featurestore.extraction.fitting import Part, fit, sizes
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.rates import measure as rates_of
-from featurestore.extraction.stored_type import recorded
+from featurestore.extraction.stored_type import recorded_unfit
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
 
@@ -272,7 +277,7 @@ class Request:
         if dtype == AUTO:
             unfit = self.unfit.get(str(ref))
             if stored is None and unfit is None:
-                unfit = next(filter(None, map(recorded, others())), None)
+                unfit = next(filter(None, map(recorded_unfit, others())), None)
             dtype = "float32" if unfit else "float16"
         replaces = stored is not None and dtype not in (str(stored.dtype), "float16")
         if stored is None or replaces:

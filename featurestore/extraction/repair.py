@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import ExtractionError, FeatureStoreError
-from featurestore.extraction.batches import USUAL, recorded
+from featurestore.extraction.batches import USUAL, recorded_size
 from featurestore.extraction.copies import damaged_blocks, find_copies
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.executor import Executor
@@ -176,7 +176,7 @@ def _repair_blocks(
     missing = tuple(sorted(blocks))
     layer = LayerPlan(ref, key, group.shape, dtype, group.block_rows, missing, copies=copies)
     # The same batches as in the extraction give the same bytes.
-    size = recorded(group) or USUAL
+    size = recorded_size(group) or USUAL
     decided = plan_units((layer,), len(dataset), size, backbone.input_size)
     executor = Executor(decided, dataset, backbone, {key.ref: group}, store, on_event)
     with suppress(FeatureStoreError):

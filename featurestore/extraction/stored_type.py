@@ -61,7 +61,7 @@ def rounded(activations: np.ndarray, dtype: str) -> np.ndarray:
     return half
 
 
-def recorded(group: FeatureGroup) -> str | None:
+def recorded_unfit(group: FeatureGroup) -> str | None:
     """Return what float16 could not hold when features were extracted as float32, if anything."""
     found = part_of(group.provenance, "dtype").get("unfit")
     return found if isinstance(found, str) else None
