@@ -14,7 +14,7 @@ from featurestore.backbone import numerics
 from featurestore.backbone.forward import Forward
 from featurestore.digests import ROW_BYTES
 from featurestore.extraction.batches import InParts, images_of
-from featurestore.extraction.stored_type import beyond_float16, rounded
+from featurestore.extraction.stored_type import beyond_float16, cast
 from featurestore.store.blocks import decode, encode
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def _shares(backbone: Backbone, layers: Sequence[LayerPlan]) -> list[float]:
 
 def _stored(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> list[np.ndarray]:
     pairs = zip(layers, activations, strict=True)
-    return [rounded(each, layer.dtype) for layer, each in pairs]
+    return [cast(each, layer.dtype) for layer, each in pairs]
 
 
 def _unfit(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> dict[str, str]:

@@ -47,7 +47,7 @@ def beyond_float16(peak: float) -> str | None:
     return None
 
 
-def rounded(activations: np.ndarray, dtype: str) -> np.ndarray:
+def cast(activations: np.ndarray, dtype: str) -> np.ndarray:
     """Return float32 activations in the stored type, bit for bit as ``astype``.
 
     TensorFlow takes a quarter of the time that numpy takes.

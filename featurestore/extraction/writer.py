@@ -14,7 +14,7 @@ import numpy as np
 from featurestore.errors import ActivationError
 from featurestore.extraction.planned import LayerPlan, Window
 from featurestore.extraction.rates import Forecast
-from featurestore.extraction.stored_type import Float16Error, beyond_float16, rounded
+from featurestore.extraction.stored_type import Float16Error, beyond_float16, cast
 from featurestore.store import FeatureGroup
 
 
@@ -180,7 +180,7 @@ class BlockWriter:
         # Not `>`, which is False for NaN.
         if not max(-low, high) <= largest:
             self._refuse(activations)
-        return rounded(activations, self._layer.dtype)
+        return cast(activations, self._layer.dtype)
 
     def _is_imprecise(self) -> bool:
         """Whether float16 would lose the precision of all rows of the open block."""

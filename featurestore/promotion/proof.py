@@ -11,6 +11,7 @@ from featurestore.backbone import LayerRef, numerics
 from featurestore.backbone.forward import exact, plain
 from featurestore.digests import short
 from featurestore.errors import NotFoundError, ParityError
+from featurestore.extraction.batches import images_of
 from featurestore.extraction.derivation import sources_of
 from featurestore.extraction.run import extract_command
 from featurestore.listening import OnEvent
@@ -81,7 +82,7 @@ def prove(
     group, there = _stored(head, backbone, data)
     rows = proof_rows(there, group.block_rows, 4 * int(np.prod(group.shape[1:])))
     few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
-    images = np.stack([data.image(int(row), backbone.resize) for row in rows[few]])
+    images = images_of(data, backbone, rows[few].tolist())
     stored, dtype = group.read(there[rows], dtype="float32"), group.dtype
     ref = LayerRef.parse(head.key.ref)
     lower = backbone.computing.precision
@@ -148,8 +149,7 @@ def _computed(backbone: Backbone, ref: LayerRef, data: Dataset, rows: np.ndarray
     """Compute the features of some rows, (row, …)."""
     forward, found = backbone.forward([ref]), []
     for few in np.array_split(rows, -(-len(rows) // CALLED_ROWS)):
-        images = np.stack([data.image(int(row), backbone.resize) for row in few])
-        found += forward(images)
+        found += forward(images_of(data, backbone, few.tolist()))
     return np.concatenate(found)
 
 

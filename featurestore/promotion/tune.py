@@ -13,6 +13,7 @@ import numpy as np
 
 from featurestore.backbone import LayerRef
 from featurestore.extraction import extract
+from featurestore.extraction.batches import images_of
 from featurestore.features import Features
 from featurestore.features.batches import Batches
 from featurestore.features.streams import BatchDataset
@@ -23,7 +24,6 @@ from featurestore.promotion.freezing import HEAD, block, boundary, freeze, rates
 from featurestore.promotion.fuse import Fused
 from featurestore.store import FeatureKey
 from featurestore.store.elsewhere import borrow
-from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -182,11 +182,7 @@ class ImageRows:
 
     def read(self, rows: np.ndarray, dtype: Any = "uint8") -> np.ndarray:
         """Decode and resize images, uint8 (row, height, width, channel=3)."""
-
-        def image(row: int) -> np.ndarray:
-            return self.dataset.image(row, self.backbone.resize)
-
-        return np.stack([*map_ahead(image, rows.tolist(), ahead=len(rows))])
+        return images_of(self.dataset, self.backbone, rows.tolist())
 
 
 def labelled_images(

@@ -17,7 +17,7 @@ from featurestore.extraction import (
     extract,
     plan,
 )
-from featurestore.extraction.stored_type import rounded
+from featurestore.extraction.stored_type import cast
 from featurestore.store import FeatureStore
 from tests.extraction.test_executor import scaled_model
 
@@ -266,5 +266,5 @@ def test_activations_are_rounded_as_numpy_rounds_them():
     middle = ((exact[:-1].astype(np.float64) + exact[1:]) / 2).astype(np.float32)
     beside = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
     values = np.concatenate([exact, middle, *beside])
-    found = rounded(values, "float16").view(np.uint16)
+    found = cast(values, "float16").view(np.uint16)
     np.testing.assert_array_equal(found, values.astype(np.float16).view(np.uint16))
