@@ -7,6 +7,7 @@ is read again.
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from featurestore.errors import BackboneError, OutOfMemoryError, one_line
 
 # A frozen graph is written as one protocol buffer on the way, which is limited to 2 GB.
 MOST_CONSTANT_BYTES = 1_800_000_000
+# Weights whose copies are worth a search for what nothing uses any more.
+MANY_BYTES = 100_000_000
 
 Compute = Callable[[Any], list[Any]]
 Forward = Callable[[np.ndarray], list[np.ndarray]]
@@ -159,7 +162,12 @@ def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "u
                 " image depend on the images before it; cut before that layer"
             )
         held = sum(each.dtype.size * each.shape.num_elements() for each in traced.variables)
-        return convert_variables_to_constants_v2(traced) if held < MOST_CONSTANT_BYTES else traced
+        if held >= MOST_CONSTANT_BYTES:
+            return traced
+        found = convert_variables_to_constants_v2(traced)
+        if held >= MANY_BYTES:
+            gc.collect()  # copies of the weights, in cycles, would stay beside those that compute
+        return found
 
 
 @contextlib.contextmanager
