@@ -16,7 +16,6 @@ import numpy as np
 from featurestore.backbone.forward import Forward
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import OutOfMemoryError
-from featurestore.extraction.derivation import filling
 from featurestore.store import FeatureGroup
 from featurestore.threads import map_ahead
 
@@ -35,8 +34,24 @@ MOST_SECONDS, FASTER = 1.0, 1.1
 # and about as much workspace exist.
 SHARE, BUFFERS = 0.25, 3
 
+# A batch is filled up to a power of two, because most networks then give an image the same bits in
+# whatever batch it is. With fewer images than this, many do not.
+FEWEST_IN_BATCH = 16
+
 _clock = time.perf_counter
 _MEMORY, _CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+
+
+def filling(count: int, most: int) -> int:
+    """Return how many rows fill a batch up, to at most ``most``.
+
+    Examples
+    --------
+    >>> filling(20, 32), filling(3, 32), filling(3, 8)
+    (12, 13, 5)
+    """
+    size = max(FEWEST_IN_BATCH, 2 ** (count - 1).bit_length())
+    return max(0, min(size, most) - count)
 
 
 class InParts:

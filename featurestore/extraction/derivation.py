@@ -7,15 +7,17 @@ computed from the images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurestore.backbone import numerics
+from featurestore.backbone.forward import Forward
 from featurestore.digests import short
 from featurestore.errors import FeatureStoreError
+from featurestore.extraction.batches import images_of
 from featurestore.extraction.copies import (
     Copies,
     Unreadable,
@@ -31,26 +33,9 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.extraction.planned import LayerPlan
 
-# A batch is filled up to a power of two, because most networks then give an image the same bits in
-# whatever batch it is. With fewer images than this, many do not.
-FEWEST_IN_BATCH = 16
-
-Tail = Callable[[np.ndarray], list[np.ndarray]]
 # Tails that were compared with the plain network already: by the prefix digests of the two layers,
 # the layer ref, and the two types.
-Checked = MutableMapping[tuple[str, ...], tuple[Tail, "Derived"]]
-
-
-def filling(count: int, most: int) -> int:
-    """Return how many rows fill a batch up, to at most ``most``.
-
-    Examples
-    --------
-    >>> filling(20, 32), filling(3, 32), filling(3, 8)
-    (12, 13, 5)
-    """
-    size = max(FEWEST_IN_BATCH, 2 ** (count - 1).bit_length())
-    return max(0, min(size, most) - count)
+Checked = MutableMapping[tuple[str, ...], tuple[Forward, "Derived"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +54,7 @@ class Derivation:
 
     source: str
     copies: Copies
-    tail: Tail
+    tail: Forward
 
     @property
     def keys(self) -> list[FeatureKey]:
@@ -86,7 +71,7 @@ class Derivation:
             else None
         )
 
-    def read(self, rows: range, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def read(self, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield those of some consecutive rows that are to be derived, in one batch.
 
         Yields
@@ -102,8 +87,7 @@ class Derivation:
         parts = list(self.copies.read(rows))
         if parts:
             places, values = (np.concatenate(each) for each in zip(*parts, strict=True))
-            fill = np.repeat(values[-1:], filling(len(values), most), axis=0)
-            yield places, self.tail(np.concatenate([values, fill]))[0][: len(values)]
+            yield places, self.tail(values)[0]
 
 
 @dataclass(frozen=True)
@@ -201,13 +185,13 @@ class Deriving:
 
     def _check(
         self, layer: LayerPlan, source: str, few: dict[int, np.ndarray]
-    ) -> tuple[Tail, Derived]:
+    ) -> tuple[Forward, Derived]:
         """Compile a tail, and compare what it gives for stored rows with the plain network."""
         stored = np.concatenate(list(few.values()))
         prefixes = self.backbone.prefix_digest(source), layer.key.prefix_digest
         key = (*prefixes, str(layer.ref), str(stored.dtype), layer.dtype)
         if key not in self.checked:
-            images = np.stack([self.dataset.image(row, self.backbone.resize) for row in few])
+            images = images_of(self.dataset, self.backbone, list(few))
             tail = self.backbone.tail(source, [layer.ref])
             check = numerics.check_derived(
                 self.backbone, tail, layer.ref, stored, images, layer.dtype

@@ -300,7 +300,7 @@ def _layer_rates(
         most = min(batch_rows, layer.block_rows)
         first = int(np.flatnonzero(layer.derived.copies.group_of >= 0)[0])
         span = range(first, min(first + most, layer.shape[0]))
-        found, derive = _read(layer.derived.read(span, most))
+        found, derive = _read(layer.derived.read(span))
         values = found if values is None else values
     if values is None:
         return LayerRates(0.0, Stage(), Stage(), derive, share)

@@ -118,7 +118,7 @@ class BlockWriter:
                 self._block[places - start] = self._stored(values)
                 copied += len(places)
         if self._layer.derived is not None:
-            for places, values in self._layer.derived.read(rows, self._part):
+            for places, values in self._layer.derived.read(rows):
                 self._block[places - start] = self._stored(values)
                 derived += len(places)
                 self._written.sources[ref] = self._layer.derived.source
