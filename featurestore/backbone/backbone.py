@@ -82,12 +82,11 @@ class Backbone(Network):
 
         Views share one. Errors of the first batch are those of :func:`numerics.check`.
         """
-        if self._passes is None:
-            return numerics.checked(self, refs)
+        passes = {} if self._passes is None else self._passes
         key = tuple(map(str, refs))
-        if key not in self._passes:
-            self._passes[key] = numerics.checked(self, refs)
-        return self._passes[key]
+        if key not in passes:
+            passes[key] = numerics.checked(self, refs)
+        return passes[key]
 
     def using(self, **options: Any) -> Backbone:
         """Return this backbone with another engine or precision: options of :class:`Computing`.
@@ -98,7 +97,7 @@ class Backbone(Network):
         """
         other = copy.copy(self)
         other._passes = None
-        other.computing, _ = Computing.among({**self.computing.model_dump(), **options})
+        other.computing = Computing.of({**self.computing.model_dump(), **options})
         spec = {key: each for key, each in self.spec.items() if key not in Computing.model_fields}
         other.spec = {**spec, **other.computing.fields()}
         return other
@@ -202,7 +201,7 @@ class Backbone(Network):
             raise BackboneError(
                 f"no keras.applications network is called {name!r}; {nearest(name, known)}"
             )
-        computing, options = Computing.among(options)
+        computing, options = Computing.split(options)
         preprocessing = Preprocessing.of(
             {"input_size": input_size or network.size, "scaling": network.scaling, **options}
         )
@@ -247,7 +246,7 @@ class Backbone(Network):
             model leaves it open, and must match otherwise. ``scaling`` is required unless the model
             shows it, by scaling in its graph or by being a network of ``keras.applications``.
         """
-        computing, options = Computing.among(options)
+        computing, options = Computing.split(options)
         model = sources.model_from_file(path)
         if weights is not None:
             sources.load_weights(model, weights)
@@ -272,7 +271,7 @@ class Backbone(Network):
 
         if not isinstance(model, keras.Model):
             raise BackboneError(f"the model is {received(model)}; expected a keras.Model")
-        computing, options = Computing.among(options)
+        computing, options = Computing.split(options)
         graph = flatten(model)
         preprocessing = find_preprocessing(graph, name, **options)
         spec = {"source": "model", "name": name}
@@ -288,7 +287,7 @@ class Backbone(Network):
         load_tensorflow()
         import keras
 
-        computing, options = Computing.among(options)
+        computing, options = Computing.split(options)
         preprocessing = Preprocessing.of({"input_size": input_size, **options})
         image = keras.Input((*preprocessing.input_size, 3), name="image")
         layer = keras.layers.Rescaling(1 / 255.0, name="pixels", dtype="float32")

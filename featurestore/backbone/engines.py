@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
@@ -55,21 +55,26 @@ class Computing(Settings):
     precision: Precision = "float32"
 
     @classmethod
-    def among(cls, options: Mapping[str, Any]) -> tuple[Computing, dict[str, Any]]:
-        """Split the options of a backbone into these and the others.
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Validate options; below float32, decide which engine ``auto`` is.
+
+        Features of lower precision belong to the engine that computes them, so it must not change.
 
         Raises
         ------
         InputError
-            If one is not an allowed value.
+            For the first option that is unknown or not an allowed value.
         """
-        mine = {name: value for name, value in options.items() if name in cls.model_fields}
-        rest = {name: value for name, value in options.items() if name not in cls.model_fields}
-        found = cls.of(mine)
+        found = super().of(options)
         if found.precision != "float32" and found.engine == "auto":
-            # The features belong to the engine that computes them, so it must not change.
-            found = cls.of({"engine": found.engines()[0], "precision": found.precision})
-        return found, rest
+            return super().of({**options, "engine": found.engines()[0]})
+        return found
+
+    @classmethod
+    def split(cls, options: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Split the options of a backbone into these, as :meth:`of`, and the others."""
+        mine = {name: value for name, value in options.items() if name in cls.model_fields}
+        return cls.of(mine), {name: options[name] for name in options if name not in mine}
 
     def fields(self) -> dict[str, str]:
         """Return what counts in a key: nothing for float32, in which engines agree."""

@@ -118,11 +118,11 @@ _BACKBONE: dict[str, dict[str, Any]] = {
 _COMPUTING: dict[str, dict[str, Any]] = {
     "precision": {
         "type": click.Choice(PRECISIONS),
-        "help": "Type that the network computes with; bfloat16 is faster on recent hardware.",
+        "help": "Number type of the forward pass; bfloat16 is faster on recent hardware.",
     },
     "engine": {
         "type": click.Choice(get_args(Engine)),
-        "help": "What computes; auto is the fastest that is right.",
+        "help": "Library that computes the forward pass; auto: the fastest that computes it right.",
     },
 }
 _DEFAULTS = {

@@ -213,11 +213,11 @@ def measure(
     decided: ExtractionPlan,
     dataset: Dataset,
     backbone: Backbone,
-    compiled: Callable[[Sequence[LayerRef]], Forward] | None = None,
+    compiled: Callable[[Sequence[LayerRef]], Forward],
 ) -> Rates:
     """Measure what a plan takes on a batch of its images; write nothing.
 
-    ``compiled`` returns the pass for some layers, by default that of the backbone.
+    ``compiled`` returns the pass for some layers.
     """
     missing = [layer for layer in decided.layers if layer.missing]
     rows = spread(
@@ -234,7 +234,7 @@ def measure(
         computed = [layer for layer in missing if layer.is_computed.any()]
         refs = [layer.ref for layer in computed]
         started = time.perf_counter()
-        compute = InParts((compiled or backbone.forward)(refs), len(rows))
+        compute = InParts(compiled(refs), len(rows))
         found = compute(images)  # It checks its first batch.
         once = time.perf_counter() - started
         unfit = _unfit(computed, found)

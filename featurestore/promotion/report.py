@@ -51,7 +51,7 @@ def splits_grid(measures: Mapping[str, Mapping[str, dict[str, Any]]], tuned: boo
 
 
 def headline(measured: Mapping[str, Any]) -> str:
-    """Return the first figure of some metrics: ``accuracy 0.903`` or ``r2 0.71``."""
+    """Return the main metric: ``accuracy 0.903`` or ``r2 0.71``."""
     name = "accuracy" if "accuracy" in measured else "r2"
     return f"{name} {cell(measured.get(name))}"
 
@@ -63,7 +63,7 @@ def precision_note(report: Mapping[str, Any]) -> str:
         return ""
     found = []
     for split, each in stored["metrics"].items():
-        model = headline(report["before"][split]).split()[-1]
+        _, model = headline(report["before"][split]).split()
         found.append(f"{split} {headline(each)} there, {model} in the model")
     what = f"the head was fitted on {stored['precision']} features; the model computes in float32"
     return "; ".join([what, *found])

@@ -98,6 +98,7 @@ def test_a_spec_rebuilds_the_precision(tmp_path, tiny):
     ("options", "message"),
     [
         ({"engine": "torch"}, "engine is 'torch': input should be 'auto', 'tensorflow' or"),
+        ({"resize": "crop"}, "no option 'resize'"),
         ({"precision": "int8"}, "precision is 'int8': input should be 'float32', 'bfloat16' or"),
     ],
 )
