@@ -1,8 +1,8 @@
 """What computes a forward pass: TensorFlow, or OpenVINO on CPUs, in float32 or fewer bits.
 
-An engine takes the frozen TensorFlow graph of a pass and returns a function on arrays. Engines that
-compute in float32 agree, so which of them did is no part of a feature's key. In fewer bits they
-round in different places, and it is.
+An engine takes the frozen TensorFlow graph of a pass and returns a function on arrays. In float32
+all engines agree, so the engine is not part of a feature's key. In lower precision they round
+differently, and it is.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Engine = Literal["auto", "tensorflow", "openvino"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS = get_args(Precision)
 
-# How OpenVINO calls a precision, among what a device can do and among the options of a pass.
+# OpenVINO's names of a precision: as a capability of a device, and as an option of a pass.
 _OPENVINO = {
     "float32": ("FP32", "f32"),
     "bfloat16": ("BF16", "bf16"),
     "float16": ("FP16", "f16"),
 }
-# The compute capability of a GPU from which tensor cores compute in a precision.
+# GPUs have tensor cores for a precision from this compute capability on.
 _TENSOR_CORES = {"float16": (7, 0), "bfloat16": (8, 0)}
 
 
@@ -47,8 +47,8 @@ class Computing(Settings):
         What computes. ``auto`` is OpenVINO on a CPU if it is installed and can compute the network,
         and TensorFlow otherwise.
     precision : {"float32", "bfloat16", "float16"}
-        Type that the network computes with; features are part of another key for each. A network
-        with layers of lower precision of its own keeps them in ``float32``.
+        Number type of the forward pass, and part of the key. With ``float32``, layers to which
+        the network itself gives a lower precision keep it.
     """
 
     engine: Engine = "auto"
@@ -77,7 +77,7 @@ class Computing(Settings):
         return cls.of(mine), {name: options[name] for name in options if name not in mine}
 
     def fields(self) -> dict[str, str]:
-        """Return what counts in a key: nothing for float32, in which engines agree."""
+        """Return the fields that are part of a key: none for float32, in which engines agree."""
         return {} if self.precision == "float32" else self.model_dump()
 
     def engines(self) -> list[str]:
@@ -143,7 +143,7 @@ def has_gpu() -> bool:
 
 @functools.cache
 def capabilities() -> tuple[str, ...]:
-    """Return what OpenVINO says of this processor: ``FP32``, ``BF16`` and others."""
+    """Return the precisions that OpenVINO reports for this processor, such as ``BF16``."""
     return tuple(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
@@ -182,12 +182,11 @@ def with_openvino(
                 "PERFORMANCE_HINT": "LATENCY",  # all threads work on one batch
                 "INFERENCE_PRECISION_HINT": _OPENVINO[precision][1],
                 "INFERENCE_NUM_THREADS": _threads(),
-                # Images are decoded beside it.
-                "ENABLE_CPU_PINNING": False,
+                "ENABLE_CPU_PINNING": False,  # other threads decode images
             },
         )
         if len(network.outputs) != len(function.outputs):
-            raise EngineError("some of its layers are one")
+            raise EngineError("it merges some of the outputs")
         request = network.create_infer_request()
     except Exception as error:  # whatever OpenVINO raises
         raise EngineError(_reason(error)) from error
@@ -209,7 +208,7 @@ def with_openvino(
 
 
 def _reason(error: Exception) -> str:
-    """Return what OpenVINO says, without where it says it."""
+    """Return the reason in an error of OpenVINO, without the place in its sources."""
     found = re.search(
         r"(?:No conversion rule found|Conversion is failed) for[^:]*: (.+)", str(error)
     )

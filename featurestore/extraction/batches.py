@@ -1,4 +1,4 @@
-"""How many images go into a forward batch: by a measurement, the memory, and what fails."""
+"""Choose the number of images in a forward batch, and halve it when memory runs out."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 USUAL, LARGEST = 32, 1024
 # With fewer images than this, even a batch of a slow network is no small part of the work.
 MEASURED_FROM = 4096
-# A measurement ends after so many seconds, or when twice the size is not so much faster.
+# A measurement ends after this many seconds, or once a size is not faster by this factor.
 MOST_SECONDS, FASTER = 1.0, 1.1
-# A batch may take so much of the memory that is free. While a layer computes, its input, its output
-# and about as much workspace exist.
+# Largest share of the free memory that a batch may take. While a layer computes, its input, its
+# output and about as much workspace exist.
 SHARE, BUFFERS = 0.25, 3
 
 # A batch is filled up to a power of two, because most networks then give an image the same bits in

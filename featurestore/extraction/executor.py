@@ -58,7 +58,7 @@ class Executor:
 
     Processes that do the same at the same time share the work: each locks a unit, and then checks
     once more which of its blocks are missing or damaged. ``groups`` are by layer ref; ``compiled``
-    returns the pass for some layers, by default that of the backbone.
+    compiles the pass to some layers, by default `Backbone.forward`.
     """
 
     def __init__(

@@ -217,7 +217,7 @@ def measure(
 ) -> Rates:
     """Measure what a plan takes on a batch of its images; write nothing.
 
-    ``compiled`` returns the pass for some layers.
+    ``compiled`` compiles the pass to some layers.
     """
     missing = [layer for layer in decided.layers if layer.missing]
     rows = spread(

@@ -258,9 +258,7 @@ def measure_passes(
 
     def works(engine: str, precision: str) -> bool:
         try:
-            compiled = InParts(
-                backbone.forward_with(engine, refs, precision), len(batch), lambda *sizes: None
-            )
+            compiled = InParts(backbone.forward_with(engine, refs, precision), len(batch))
             # The first call of a size prepares it, which counts little if it is long.
             activations, stage = timed(len(batch), lambda: compiled(batch))
             if stage.wall * len(batch) < LONG * SECONDS:

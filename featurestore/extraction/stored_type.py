@@ -10,7 +10,7 @@ from featurestore.errors import ActivationError
 from featurestore.store import FeatureGroup
 from featurestore.store.variants import part_of
 
-# What a process finds that stops because another replaces the features.
+# The reason in a process that stops because another one replaces the features.
 ELSEWHERE = "activations in another process that float16 cannot hold"
 
 _LARGEST = float(np.finfo("float16").max)

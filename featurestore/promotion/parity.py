@@ -42,8 +42,8 @@ MOST_TIES = 1 / 10
 # Share of the range of predicted values by which rounding may move one.
 MOST_MOVED = 1 / 20
 
-# Share of the stored rows of a lower precision that must be nearest to their own image; the others
-# may have a twin.
+# Share of the stored rows of lower precision that must be nearest to their own image; the others
+# may have a near duplicate.
 SAME_IMAGES = 0.95
 
 Scores = Callable[[np.ndarray], np.ndarray]

@@ -58,8 +58,8 @@ def prove(
 ) -> Parity:
     """Prove that a fused model, and its saved file, predict what the cached head predicts.
 
-    Features of a network that computed in fewer bits are proven to be those of the same images; the
-    model, which computes in float32, is compared with the head on float32 features.
+    Features of lower precision are proven to be those of the same images. The model computes in
+    float32, and is compared with the head on float32 features.
 
     Images are predicted one by one, in their own sizes, as a user would. The model is also called
     on a batch, as export and nesting do. Then the file is saved, with its metadata, loaded by

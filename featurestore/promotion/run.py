@@ -78,9 +78,9 @@ class Promotion:
     seen : Seen
         The samples that the model was trained and selected on.
     stored : dict of str to dict
-        If the network computed the cached features in fewer bits than float32: their ``precision``,
-        and the ``metrics`` of the head on them by held-out split. Those in ``before`` are of the
-        model, which computes in float32. Empty otherwise.
+        If the cached features are of lower precision than float32: their ``precision``, and the
+        ``metrics`` of the head on them by held-out split. Those in ``before`` are of the model,
+        which computes in float32. Empty otherwise.
     """
 
     model: keras.Model
@@ -245,7 +245,7 @@ def promote(
 
 
 def _on_stored(head: Head, backbone: Backbone, before: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a head on features of fewer bits than its model computes with."""
+    """Return the metrics of a head on features of lower precision; empty for float32."""
     precision = backbone.computing.precision
     if precision == "float32":
         return {}
