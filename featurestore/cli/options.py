@@ -130,7 +130,6 @@ _DEFAULTS = {
     for name, each in (Preprocessing.model_fields | Computing.model_fields).items()
     if name in ("resize", "interpolation", "precision", "engine")
 }
-_SHOWN_DEFAULTS = {"weights": "imagenet for an application", **_DEFAULTS}
 
 view_options = together(
     click.option(
@@ -155,7 +154,7 @@ backbone_options = together(
             f"--{name}",
             **how,
             default=_DEFAULTS.get(name),
-            show_default=_SHOWN_DEFAULTS.get(name, False),
+            show_default="imagenet for an application" if name == "weights" else True,
         )
         for name, how in (_BACKBONE | _COMPUTING).items()
     )
