@@ -20,6 +20,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 
 from featurestore.backbone import forward
+from featurestore.backbone.finite import may_give_nan
 from featurestore.errors import BackboneError, OutOfMemoryError, one_line
 from featurestore.settings import Settings
 from featurestore.threads import processors
@@ -175,6 +176,8 @@ def with_openvino(
             places = [loaded.get_place_by_tensor_name(each.name) for each in function.outputs]
             loaded.override_all_outputs(places)
             model = frontend.convert(loaded)
+        if kind := may_give_nan(model):
+            raise EngineError(f"it hides NaN, which {kind} may give here")
         network = _core().compile_model(
             model,
             "CPU",

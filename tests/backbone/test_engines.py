@@ -140,6 +140,57 @@ def test_a_network_that_openvino_cannot_compute(batch):
         made.using(engine="openvino").forward(["end"])
 
 
+def without_contrast(x):
+    apart = x - keras.ops.mean(x, axis=(1, 2, 3), keepdims=True)
+    return apart / keras.ops.std(x, axis=(1, 2, 3), keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (without_contrast, "Divide"),
+        (lambda x: keras.ops.log(x - 1.0), "Log"),
+        (lambda x: keras.ops.sqrt(x - 100.0), "(Power|Sqrt)"),
+        (lambda x: keras.ops.rsqrt(x - 100.0), "Power"),
+    ],
+)
+def test_openvino_hides_no_nan(call, kind, batch):
+    """Its ReLU of NaN is 0: an image of one colour would have features like any others."""
+    image = keras.Input((16, 16, 3))
+    x = layers.ReLU(name="end")(layers.Conv2D(4, 3)(call(image)))
+    made = Backbone.from_model(keras.Model(image, x), name="m", scaling="none")
+    with pytest.warns(FeatureStoreWarning, match=f"it hides NaN, which {kind} may give here"):
+        forward = made.forward(["end"])
+    assert forward.engine == "tensorflow"
+    forward(np.maximum(batch, 101))  # the first batch shows nothing
+    (found,) = forward(np.zeros_like(batch))
+    assert not np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        layers.LayerNormalization(),
+        layers.GroupNormalization(1),
+        layers.UnitNormalization(),
+        layers.Activation("gelu"),
+        layers.Activation("hard_swish"),
+        layers.Normalization(mean=[1, 2, 3], variance=[4, 5, 6]),
+        lambda x: x / (keras.ops.std(x, axis=(1, 2, 3), keepdims=True) + 1e-5),
+        lambda x: x / keras.ops.maximum(keras.ops.mean(x, axis=-1, keepdims=True), 1e-3),
+    ],
+)
+def test_openvino_computes_what_is_never_nan(call, batch):
+    image = keras.Input((16, 16, 3))
+    x = layers.ReLU(name="end")(layers.Conv2D(4, 3)(call(image)))
+    made = Backbone.from_model(keras.Model(image, x), name="m", scaling="none")
+    forward = made.using(engine="openvino").forward(["end"])
+    (found,), (want,) = forward(batch), made.reference(["end"])(batch)
+    assert numerics.distance(found, want) < 1e-4
+    flat = np.stack([np.zeros_like(batch[0]), np.full_like(batch[0], 255)])
+    assert np.isfinite(forward(flat)[0]).all()
+
+
 def wrong(monkeypatch, how):
     """Make OpenVINO compute something else."""
     real = engines.with_openvino

@@ -114,6 +114,7 @@ def test_a_tail_inside_nested_models_and_of_layers_that_are_shared(batch):
     assert check_all(made, "drop", batch, "float32", 0.0) == ["in_b", "shared", "in_a", "scaled"]
 
 
+@pytest.mark.filterwarnings("ignore:.*it hides NaN, which Divide may give here")
 def test_stored_features_have_no_mask(batch):
     """A layer before the mask makes it again; from a layer with a mask, nothing is derived."""
 
