@@ -60,8 +60,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     if backbone.prefix_digest(ref.layer) != head.key.prefix_digest:
         raise PromotionError(
             f"{head.id} was fitted on features of another model: {head.key.model} up to "
-            f"{ref.layer}, as stored, and {backbone.name} differ in weights, graph or "
-            "preprocessing; build the backbone as it was for `featurestore extract`"
+            f"{ref.layer}, as stored, and {backbone.name} differ in weights, graph, preprocessing "
+            "or precision; build the backbone as it was for `featurestore extract`"
         )
     base = backbone.cut(ref)
     x = base.outputs[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featurestore.backbone import Backbone
-from featurestore.errors import ParityError
+from featurestore.backbone import Backbone, engines
+from featurestore.errors import ParityError, PromotionError
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import fit_head
@@ -56,6 +56,25 @@ def test_features_of_both_precisions_lie_side_by_side(coarse: Features, backbone
     assert coarse.group.provenance["prefix"]["precision"] == "bfloat16"
     a, b = plain.arrays()[0], coarse.arrays()[0]
     assert 1e-4 < np.abs(a - b).max() / np.abs(a).max() < 0.1
+
+
+def test_the_engine_of_the_features_is_not_needed(
+    make_features: MakeFeatures, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head on what OpenVINO computed is promoted on a machine with a GPU, too."""
+    monkeypatch.setattr(engines, "capabilities", lambda: ("FP32", "BF16"))
+    low = backbone.using(precision="bfloat16", engine="openvino")
+    features = make_features(["a", "b", "c"] * 15, model=low)
+    head = fit_head(features, "logistic")
+    reason = "computes on CPUs, and there is a GPU"
+    monkeypatch.setattr(engines, "why_not_openvino", lambda precision="float32": reason)
+    assert promote(head, low, data=features.dataset).parity.agreement == 1.0
+
+
+def test_another_precision_is_another_model(coarse: Features, backbone: Backbone) -> None:
+    head = fit_head(coarse, "logistic")
+    with pytest.raises(PromotionError, match="differ in weights, graph, preprocessing or precis"):
+        promote(head, backbone, data=coarse.dataset)
 
 
 def test_rows_of_other_images_stop(make_features: MakeFeatures, low: Backbone) -> None:
