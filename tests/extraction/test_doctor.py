@@ -47,9 +47,9 @@ def test_it_says_what_there_is(found):
     assert found.precisions["float32"] is None
 
 
-def test_it_measures_every_stage(found):
+def test_it_measures_every_stage(found, photos):
     assert 16 <= found.images.count <= 45
-    assert found.images.source.endswith("photos0")
+    assert found.images.source == str(photos)
     assert 10 < found.images.width < 40
     assert all(seconds > 0 for seconds in found.stages.values())
     assert found.disk.write > 0
