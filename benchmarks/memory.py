@@ -1,7 +1,8 @@
 """Peak memory of an extraction, of a data set and of one ten times larger.
 
 Each is a process of its own that scans a folder of images and extracts a pooled layer and a whole
-one; the figure is the process's peak resident memory, TensorFlow included.
+one; the figure is the process's peak resident memory, TensorFlow included. Batches are of 32 images
+for both: a large data set may get larger ones, which take more memory, however large it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.measure import MOBILENETV2, machine, run, write_fashion
 
-SMALL = 1_000
+SMALL, BATCH = 1_000, 32
 
 
 def extract(folder: str) -> None:
@@ -22,7 +23,8 @@ def extract(folder: str) -> None:
     backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=64)
     with tempfile.TemporaryDirectory() as store:
         layers = ["block_6_expand_relu", "out_relu:avg"]
-        fs.extract(data, backbone, layers, fs.FeatureStore(store + "/store", create=True))
+        created = fs.FeatureStore(store + "/store", create=True)
+        fs.extract(data, backbone, layers, created, batch_size=BATCH)
 
 
 def main() -> None:
