@@ -7,7 +7,6 @@ is read again.
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from featurestore.errors import BackboneError, OutOfMemoryError, one_line
 
 # A frozen graph is written as one protocol buffer on the way, which is limited to 2 GB.
 MOST_CONSTANT_BYTES = 1_800_000_000
-# Weights whose copies are worth a search for what nothing uses any more.
-MANY_BYTES = 100_000_000
 
 Compute = Callable[[Any], list[Any]]
 Forward = Callable[[np.ndarray], list[np.ndarray]]
@@ -148,26 +145,50 @@ def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "u
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    def stateless(images: Any) -> list[Any]:
-        # Dropout layers advance their seeds at inference too.
-        with keras.StatelessScope():
-            return compute(images)
+    class Constants(keras.StatelessScope):
+        """In it, variables of Keras are constants, up to some bytes.
 
-    specification = tf.TensorSpec((None, *sample_shape), dtype)
+        TensorFlow's own conversion, which is for other variables, takes several times as long, and
+        the memory of the weights several times.
+        """
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.made: dict[Any, Any] = {}
+            self.held = 0
+
+        def get_current_value(self, variable: Any) -> Any:
+            found = super().get_current_value(variable)
+            if found is None and self.held < MOST_CONSTANT_BYTES:
+                key = id(variable), tf.compat.v1.get_default_graph()
+                if key not in self.made:
+                    with tf.init_scope():
+                        array = variable._value.numpy()
+                    self.held += array.nbytes
+                    self.made[key] = tf.constant(array)
+                found = self.made[key]
+            return found
+
+    def trace(scope: keras.StatelessScope) -> Any:
+        def stateless(images: Any) -> list[Any]:
+            # What layers assign is forgotten: dropout advances its seeds at inference too.
+            with scope:
+                return compute(images)
+
+        specification = tf.TensorSpec((None, *sample_shape), dtype)
+        return tf.function(stateless, autograph=False).get_concrete_function(specification)
+
     with exact(), _one_line("the backbone does not compile"):
-        traced = tf.function(stateless, autograph=False).get_concrete_function(specification)
+        constants = Constants()
+        traced = trace(constants)
         if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
             raise BackboneError(
                 "a layer changes its own weights while it computes, so that the features of an"
                 " image depend on the images before it; cut before that layer"
             )
-        held = sum(each.dtype.size * each.shape.num_elements() for each in traced.variables)
-        if held >= MOST_CONSTANT_BYTES:
-            return traced
-        found = convert_variables_to_constants_v2(traced)
-        if held >= MANY_BYTES:
-            gc.collect()  # copies of the weights, in cycles, would stay beside those that compute
-        return found
+        if constants.held >= MOST_CONSTANT_BYTES:
+            return trace(keras.StatelessScope())
+        return convert_variables_to_constants_v2(traced) if traced.variables else traced
 
 
 @contextlib.contextmanager
