@@ -420,7 +420,11 @@ class Features:
         ------
         IncompleteFeaturesError
             If some of the rows were never extracted; raised before the first epoch.
+        InputError
+            If the batch size is less than 1.
         """
+        if batch_size < 1:
+            raise InputError(f"batch size is {batch_size!r}; expected 1 or more, such as 256")
         rows = self.rows(split)
         self.group.require(rows)
         targets = None

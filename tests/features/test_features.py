@@ -502,6 +502,13 @@ def flat(batches) -> list[tuple]:
     return [tuple(row) for batch in batches for row in ids_in(batch[0]).tolist()]
 
 
+@pytest.mark.parametrize("way", ["batches", "tf_dataset", "py_dataset"])
+def test_a_batch_has_rows(tmp_path: Path, way: str) -> None:
+    features = stored(tmp_path / "s", made())
+    with pytest.raises(InputError, match="batch size is 0; expected 1 or more, such as 256"):
+        getattr(features, way)("train", batch_size=0)
+
+
 def test_tf_dataset_streams_the_split(tmp_path: Path) -> None:
     features = stored(tmp_path / "s", made())
     stream = features.tf_dataset("train", batch_size=7)
