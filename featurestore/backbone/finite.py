@@ -17,7 +17,8 @@ _KEEP_SIGN = {
     *("Transpose", "Broadcast", "Tile", "Convert", "Sqrt"),
 }
 _NEVER_NEGATIVE = {"Relu", "Abs", "Exp", "Sigmoid", "SoftPlus", "Softmax", "SquaredDifference"}
-_OTHERS = {"Acos", "Asin", "Acosh", "Atanh", "Mod", "FloorMod"}
+# What is inside a branch is not looked at.
+_OTHERS = {"Acos", "Asin", "Acosh", "Atanh", "Mod", "FloorMod", "If"}
 
 
 def may_give_nan(model: Any) -> str | None:

@@ -145,10 +145,20 @@ def without_contrast(x):
     return apart / keras.ops.std(x, axis=(1, 2, 3), keepdims=True)
 
 
+@keras.saving.register_keras_serializable("engines")
+class Branch(layers.Layer):
+    def call(self, x):
+        return keras.ops.cond(keras.ops.max(x) > -1, lambda: without_contrast(x), lambda: x)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
 @pytest.mark.parametrize(
     ("call", "kind"),
     [
         (without_contrast, "Divide"),
+        (Branch(), "If"),
         (lambda x: keras.ops.log(x - 1.0), "Log"),
         (lambda x: keras.ops.sqrt(x - 100.0), "(Power|Sqrt)"),
         (lambda x: keras.ops.rsqrt(x - 100.0), "Power"),
