@@ -102,6 +102,12 @@ class Backbone(Network):
         other.spec = {**spec, **other.computing.fields()}
         return other
 
+    def in_float32(self) -> Backbone:
+        """Return this backbone as a promoted model computes it: in float32, by any engine."""
+        if self.computing.precision == "float32":
+            return self
+        return self.using(precision="float32", engine="auto")
+
     def views(self, numbers: int | Iterable[int], augmentation: Any) -> list[Backbone]:
         """Return this backbone behind an augmentation: one for each view of an image.
 

@@ -163,10 +163,13 @@ class _Run:
         """Return the layer that fine-tuning will read, if the file alone decides it.
 
         It is then extracted in the same pass as the layers of the heads. With several backbones,
-        or layers that are fine-tuned from different places, the best head decides.
+        or layers that are fine-tuned from different places, the best head decides. Fine-tuning
+        computes in float32, which takes a pass of its own if the heads' features do not.
         """
         asked, source = self.spec.promote, backbones[0]
         if asked is None or not asked.passes or len(backbones) > 1 or _promoted(folder):
+            return []
+        if source.backbone.computing.precision != "float32":
             return []
         from featurestore.promotion import boundary_ref
 

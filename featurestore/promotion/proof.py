@@ -88,7 +88,7 @@ def prove(
     lower = backbone.computing.precision
     if lower != "float32":
         # Perhaps not where its engine was: any computes float32.
-        backbone = backbone.using(precision="float32", engine="auto")
+        backbone = backbone.in_float32()
         dtype = np.dtype("float32")
         exactly = _computed(backbone, ref, data, rows)
         require_same_images(stored, exactly, lower)

@@ -234,7 +234,7 @@ def promote(
         history: list[dict[str, float]] = []
         record: dict[str, Any] = {}
         if tuning.passes:
-            tuned = tune(head, backbone, fused, data, trained, tuning, on_event)
+            tuned = tune(head, backbone.in_float32(), fused, data, trained, tuning, on_event)
             history, record = tuned.history, tuned.record
             after = measures() if tuned.kept_epoch else before
         # A new model around the same layers leaves the optimizer behind.

@@ -85,3 +85,13 @@ def test_rows_of_other_images_stop(make_features: MakeFeatures, low: Backbone) -
     features.group.features.write(block, np.roll(rows, 1, axis=0))
     with pytest.raises(ParityError, match="nearer to the float32 features of another image"):
         promote(head, low, data=features.dataset)
+
+
+def test_fine_tuning_computes_in_float32(coarse: Features, low: Backbone) -> None:
+    head = fit_head(coarse, "logistic")
+    promotion = promote(head, low, data=coarse.dataset, unfreeze="block3", epochs=1)
+    assert promotion.fine_tuning["verdict"]
+    (boundary,) = (
+        group for group in coarse.store.features.values() if group.key.ref == "block2_relu"
+    )
+    assert boundary.provenance["prefix"]["precision"] == "float32"
