@@ -176,6 +176,13 @@ def with_openvino(
             places = [loaded.get_place_by_tensor_name(each.name) for each in function.outputs]
             loaded.override_all_outputs(places)
             model = frontend.convert(loaded)
+        # It does not check sizes that depend on the batch when it computes with one thread, and
+        # writes where it must not.
+        batches = list(model.input(0).partial_shape)
+        model.reshape([1, *batches[1:]])
+        if any(each.partial_shape[0] != 1 for each in model.outputs):
+            raise EngineError("an image alone does not give one row")
+        model.reshape(batches)
         if kind := may_give_nan(model):
             raise EngineError(f"it hides NaN, which {kind} may give here")
         network = _core().compile_model(

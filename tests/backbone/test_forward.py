@@ -167,6 +167,7 @@ def test_dropout_inside_recurrent_layers_is_off(batch):
         (lambda x: keras.ops.reshape(x, (keras.ops.shape(x)[0], 768)), "does not compile: "),
     ],
 )
+@pytest.mark.filterwarnings("ignore:TensorFlow computes, because OpenVINO cannot")
 def test_what_tensorflow_raises_is_one_line(odd, message, batch):
     image = keras.Input((16, 16, 3))
     backbone = Backbone.from_model(keras.Model(image, odd(image)), name="m", scaling="none")

@@ -73,6 +73,7 @@ def test_a_convolution_that_this_cpu_does_not_compute_says_what_to_do(batch):
         assert "TF_ENABLE_ONEDNN_OPTS=1" in message
 
 
+@pytest.mark.filterwarnings("ignore:TensorFlow computes, because OpenVINO cannot")
 @pytest.mark.parametrize("refs", [["root:max"], ["root", "root:avg", "root:max"]])
 def test_a_reduction_keeps_nan(batch, refs):
     """TensorFlow compiles max(sqrt(x)) to sqrt(max(x)), where the NaN of -1 would be lost."""
@@ -107,6 +108,7 @@ def dark(batch):
     return images
 
 
+@pytest.mark.filterwarnings("ignore:TensorFlow computes, because OpenVINO cannot")
 def test_the_mean_of_a_masked_sequence_is_over_what_is_not_masked(sequence, dark, tmp_path):
     whole, found = sequence.forward(["steps", "steps:avg"])(dark)
     seen = (dark > 127).any(axis=(2, 3))

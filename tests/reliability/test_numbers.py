@@ -352,6 +352,7 @@ def assert_stops_its_block(
         np.testing.assert_allclose(found, right[row], rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:TensorFlow computes, because OpenVINO cannot")
 @pytest.mark.parametrize(("dtype", "batch_size"), [("float16", 1), ("float32", 32)])
 @pytest.mark.parametrize("kind", few(NOT_FINITE, "NaN"))
 def test_one_number_that_is_not_finite_stops_its_block(
@@ -361,6 +362,7 @@ def test_one_number_that_is_not_finite_stops_its_block(
     assert_stops_its_block(backbone, arrays, store, message, dtype=dtype, batch_size=batch_size)
 
 
+@pytest.mark.filterwarnings("ignore:TensorFlow computes, because OpenVINO cannot")
 @pytest.mark.parametrize("ref", few(["end:avg", "end:max"], "end:avg"))
 def test_a_reduction_does_not_hide_it(ref: str, arrays: Dataset, store: FeatureStore) -> None:
     for compute in (NOT_FINITE["NaN"], NOT_FINITE["infinity"]):
