@@ -102,6 +102,10 @@ class Network:
             **self.computing.fields(),
         }
 
+    def weights_changed(self) -> bool:
+        """Whether a weight is another than when its digest was computed."""
+        return self._weight_digests != identity.weight_digests(self._graph)
+
     def precision(self, layer: str) -> str:
         """Return the types that the network computes with up to a layer, joined by ``+``."""
         if self.computing.precision != "float32":

@@ -221,6 +221,8 @@ def checked(network: Network, refs: Sequence[LayerRef | str]) -> forward.Pass:
         except ActivationError as error:
             if network.computing.engine != "auto" or compiled.engine == "tensorflow":
                 raise
+            if network.weights_changed():
+                raise  # Another engine would compute with other weights than those of the key.
             other = network.forward_with("tensorflow", refs)
             found = other(images)
             check(network, refs, images, found, other.engine)
