@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.backbone.forward import Forward, Pass
+from featurestore.backbone.forward import Forward
 from featurestore.errors import StoreError
 from featurestore.extraction.batches import InParts
 from featurestore.extraction.copies import UnreadableRowsError
@@ -69,7 +69,7 @@ class Executor:
         groups: Mapping[str, FeatureGroup],
         store: FeatureStore,
         on_event: OnEvent | None = None,
-        compiled: Callable[[Sequence[LayerRef]], Pass] | None = None,
+        compiled: Callable[[Sequence[LayerRef]], Forward] | None = None,
     ) -> None:
         self._plan = decided
         self._dataset = dataset
@@ -78,7 +78,6 @@ class Executor:
         self._store = store
         self._on_event = receiver(on_event)
         self._compiled = compiled or backbone.forward
-        self._marked = False
         # Layers of the plan that have missing blocks, by number.
         self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
         self._computed = [
@@ -129,17 +128,7 @@ class Executor:
 
     @cached_property
     def _forward(self) -> Forward:
-        compiled = self._compiled(self._refs)
-
-        def forward(images: np.ndarray) -> list[np.ndarray]:
-            found = compiled(images)
-            if not self._marked:  # Only now: another engine may have taken over.
-                for number in self._computed:
-                    self._groups[number].mark_engine(compiled.engine)
-                self._marked = True
-            return found
-
-        return InParts(forward, self._plan.batch_rows, self._halved)
+        return InParts(self._compiled(self._refs), self._plan.batch_rows, self._halved)
 
     def _in_parts(self, layer: LayerPlan) -> LayerPlan:
         """Derive rows of a layer in batches that fit into memory, if it is derived."""

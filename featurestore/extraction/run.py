@@ -178,8 +178,9 @@ def _write(
         with store.features.lock(in_use, shared=True):
             # Locked, and then referred to by a manifest: gc removes neither.
             _record(dataset, store, current=bool(request.refs))
+            engine = _engine(asked, request)
             groups = {
-                str(layer.ref): _open(layer, dataset, request, store, boundary=layer.key in marked)
+                str(layer.ref): _open(layer, dataset, request, store, engine, layer.key in marked)
                 for layer in asked.layers
             }
             decided = request.plan(dataset, store, unreadable)
@@ -251,12 +252,18 @@ def _remove_float16(key: FeatureKey, store: FeatureStore) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def _engine(asked: ExtractionPlan, request: Request) -> str | None:
+    """Return what computes the rows that are computed, or None if none are."""
+    refs = [layer.ref for layer in asked.layers if layer.missing and layer.is_computed.any()]
+    return request.forward(refs).engine if refs else None
+
+
 def _open(
     layer: LayerPlan,
     dataset: Dataset,
     request: Request,
     store: FeatureStore,
-    *,
+    engine: str | None,
     boundary: bool,
 ) -> FeatureGroup:
     backbone = request.backbone
@@ -267,6 +274,7 @@ def _open(
     provenance: dict[str, Any] = {
         "command": extract_command(dataset, backbone, str(layer.ref)),
         "batch_size": request.batch_size,
+        "engine": engine,
         "dtype": {"asked": request.dtype, **({"unfit": layer.unfit} if layer.unfit else {})},
         "backbone": backbone.spec,
         "prefix": backbone.prefix_fields(layer.ref.layer),

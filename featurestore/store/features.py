@@ -16,7 +16,6 @@ from featurestore.store.blocks import BEGUN, METADATA, BlockArray, block_rows
 from featurestore.store.documents import compare_json, read_json, write_json
 from featurestore.store.group import (
     BOUNDARY,
-    ENGINE,
     FEATURES,
     FORMAT,
     FORMAT_ATTRIBUTE,
@@ -42,7 +41,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     marker = f"{FEATURES}/{METADATA}"
     own_files = re.compile(
         rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+({re.escape(BEGUN)})?)"
-        rf"|{FEATURES}/({BOUNDARY}|{re.escape(ENGINE)}\w+))"
+        rf"|{FEATURES}/{BOUNDARY})"
         rf"{PARTIAL_SUFFIX}?"
     )
 

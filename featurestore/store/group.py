@@ -34,8 +34,6 @@ FEATURES = "features"
 SAMPLE = "sample"
 # An empty file in the folder of the features. Beside their group, Zarr would warn of it.
 BOUNDARY = "boundary"
-# Followed by the name of an engine that computed rows.
-ENGINE = "engine."
 SAMPLE_ROWS = 65536
 # What the preprocessing of a view has beside that of the plain image.
 VIEW_FIELDS = {"augmentation", "view"}
@@ -176,17 +174,6 @@ class FeatureGroup:
         return self.features.files.is_file(self.boundary_mark)
 
     @property
-    def engines(self) -> list[str]:
-        """Names of the engines that computed rows of it."""
-        names = self.features.files.names(self.features.path)
-        return sorted(each.removeprefix(ENGINE) for each in names if each.startswith(ENGINE))
-
-    def mark_engine(self, name: str) -> None:
-        """Record that an engine computes rows of it."""
-        if name not in self.engines:
-            self.features.files.write(f"{self.features.path}/{ENGINE}{name}", b"")
-
-    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the feature array, (row, …)."""
         return self.features.shape
@@ -270,7 +257,6 @@ class FeatureGroup:
             "boundary": self.is_boundary,
             "bytes_uncompressed": prod(self.shape) * self.dtype.itemsize,
             "path": self.path,
-            "engines": self.engines,
             "provenance": self.provenance,
         }
 

@@ -248,17 +248,6 @@ def test_an_engine_that_fails_in_the_middle(tmp_path, monkeypatch):
     assert done[ref].complete
     rows = done.to_dict()["features"][ref]
     assert (rows["rows_reused"], rows["rows_computed"]) == (8, 4)
-    assert done[ref].group.engines == ["openvino", "tensorflow"]
-
-
-def test_features_record_the_engine_that_took_over(tmp_path, monkeypatch):
-    photos, store = take_photos(tmp_path / "photos", 2), FeatureStore(tmp_path / "s", create=True)
-    backbone = Backbone.from_file(build_network(tmp_path / "net.keras"))
-    wrong(monkeypatch, lambda x: x * 1.5)
-    with pytest.warns(FeatureStoreWarning, match="TensorFlow computes net instead of openvino"):
-        found = extract(photos, backbone, "pool_a", store)
-    assert found["pool_a"].group.engines == ["tensorflow"]
-    assert not store.garbage()
 
 
 def test_openvino_reports_nothing_to_its_makers():
