@@ -371,6 +371,7 @@ def test_one_pass_gives_the_features_and_what_fine_tuning_reads(
     new_pipeline: Callable[[], Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featurestore.backbone import Backbone
+    from featurestore.backbone.forward import Pass
 
     counted: list[int] = []
     forward = Backbone.forward
@@ -382,7 +383,7 @@ def test_one_pass_gives_the_features_and_what_fine_tuning_reads(
             counted.append(len(images))
             return compute(images)
 
-        return count
+        return Pass(compute.engine, count)
 
     monkeypatch.setattr(Backbone, "forward", counting)
     pipeline = new_pipeline()
