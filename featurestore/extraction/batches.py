@@ -166,7 +166,6 @@ def free_memory() -> int | None:
 def _largest_activation(decided: ExtractionPlan, backbone: Backbone) -> int:
     """Bytes of the largest activation of an image on the way to the layers that are computed."""
     names: set[str] = set()
-    for layer in decided.layers:
-        if layer.missing and layer.is_computed.any():
-            names.update([layer.ref.layer, *backbone.layers_before(layer.ref.layer)])
+    for ref in decided.refs_computed:
+        names.update([ref.layer, *backbone.layers_before(ref.layer)])
     return max((4 * prod(backbone.shape(LayerRef(name))) for name in names), default=0)

@@ -122,7 +122,7 @@ class Deriving:
     def _leave_to_the_pass(self, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
         """Compute the rows that other layers need images for, if that is no more work."""
         flops = self.backbone.flops
-        passing = [each for each in layers if each.missing and each.is_computed.any()]
+        passing = [each for each in layers if each.needs_pass]
         if not passing:
             return tuple(layers)
         rows = np.logical_or.reduce([each.is_computed for each in passing])

@@ -80,10 +80,8 @@ class Executor:
         self._compiled = compiled or backbone.forward
         # Layers of the plan that have missing blocks, by number.
         self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
-        self._computed = [
-            number for number in self._todo if decided.layers[number].is_computed.any()
-        ]
-        self._refs = [decided.layers[number].ref for number in self._computed]
+        self._computed = [number for number in self._todo if decided.layers[number].needs_pass]
+        self._refs = decided.refs_computed
 
     def run(self, units: Sequence[Unit], written: Written | None = None) -> None:
         """Write some units of the plan, and return when all of their blocks exist.

@@ -77,7 +77,8 @@ def fit(
     backbone, rates = part.backbone, decided.rates
     if rates is None:
         fitting = [
-            _stored(layer, store, parts) or Wanted(str(layer.ref), size, 0.0)
+            _stored(layer, _complete(layer, store, parts), parts)
+            or Wanted(str(layer.ref), size, 0.0)
             for layer, size in zip(decided.layers, sizes(decided, parts), strict=True)
         ]
         return choose(fitting, sum(each.bytes for each in fitting))
@@ -115,8 +116,9 @@ def _complete(layer: LayerPlan, store: FeatureStore, parts: Sequence[Part]) -> l
     return [group for group in groups if not group.missing()]
 
 
-def _stored(layer: LayerPlan, store: FeatureStore, parts: Sequence[Part]) -> Wanted | None:
-    complete = _complete(layer, store, parts)
+def _stored(
+    layer: LayerPlan, complete: Sequence[FeatureGroup], parts: Sequence[Part]
+) -> Wanted | None:
     if len(complete) < len(parts):
         return None
     kept = sum(group.nbytes_stored for group in complete)
@@ -131,15 +133,15 @@ def _wanted(
     store: FeatureStore,
     parts: Sequence[Part],
 ) -> Wanted:
-    if (held := _stored(layer, store, parts)) is not None:
+    complete = _complete(layer, store, parts)
+    if (held := _stored(layer, complete, parts)) is not None:
         return held
     ref, rows = str(layer.ref), sum(len(each.dataset) for each in parts)
-    complete = _complete(layer, store, parts)
     kept = sum(group.nbytes_stored for group in complete)
     left = rows - sum(group.shape[0] for group in complete)
     # Where the measured part has the layer already, the others take as much a row.
     row_bytes = rates.layers[ref].bytes or kept / max(1, rows - left)
-    passing = [each.ref for each in decided.layers if each.missing and each.is_computed.any()]
+    passing = decided.refs_computed
     sources = [name for name in backbone.derivable_from(layer.ref) if name in rates.layers]
     # If nothing goes through the backbone now, operations stand for seconds.
     pace = rates.forward.wall / max(1, backbone.flops(passing)) if passing else 1.0

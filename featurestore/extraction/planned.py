@@ -117,6 +117,11 @@ class LayerPlan:
         """Those of them that go through the backbone."""
         return int(np.count_nonzero(self.is_computed[self.rows_left]))
 
+    @property
+    def needs_pass(self) -> bool:
+        """Whether rows of a missing block go through the backbone."""
+        return bool(self.missing) and bool(self.is_computed.any())
+
     @cached_property
     def is_copied(self) -> np.ndarray:
         """Whether another array has a row, bool (row,)."""
@@ -248,6 +253,11 @@ class ExtractionPlan:
     def rows_of(self, units: Iterable[Unit]) -> int:
         """Return the number of samples in the batches that some units need."""
         return sum(len(window.computed) for unit in units for window in self.windows(unit))
+
+    @property
+    def refs_computed(self) -> list[LayerRef]:
+        """Where the pass leads: the layers of which rows go through the backbone."""
+        return [layer.ref for layer in self.layers if layer.needs_pass]
 
     @property
     def rows_to_compute(self) -> int:

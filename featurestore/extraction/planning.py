@@ -253,7 +253,7 @@ class Request:
                     return replace(self, batch_size=min(size, most))
         if decided.rows_to_compute < MEASURED_FROM:
             return replace(self, batch_size=min(USUAL, most))
-        compiled = self.forward([layer.ref for layer in todo if layer.is_computed.any()])
+        compiled = self.forward(decided.refs_computed)
         size = fastest(compiled, decided, dataset, self.backbone, most)
         return replace(self, batch_size=size)
 

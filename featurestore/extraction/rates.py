@@ -231,7 +231,7 @@ def measure(
     if rows:
         dataset.image(rows[0], backbone.resize)  # The first one compiles the resize.
         images, decoding = timed(len(rows), lambda: images_of(dataset, backbone, rows))
-        computed = [layer for layer in missing if layer.is_computed.any()]
+        computed = [layer for layer in missing if layer.needs_pass]
         refs = [layer.ref for layer in computed]
         started = time.perf_counter()
         compute = InParts(compiled(refs), len(rows))
@@ -267,7 +267,7 @@ def spread(rows: Sequence[Result], count: int) -> list[Result]:
 
 def _shares(backbone: Backbone, layers: Sequence[LayerPlan]) -> list[float]:
     """Return how much of the pass through all layers each of them needs, by its operations."""
-    refs = [layer.ref for layer in layers if layer.is_computed.any()]
+    refs = [layer.ref for layer in layers if layer.needs_pass]
     whole = backbone.flops(refs) if refs else 0
     return [backbone.flops([layer.ref]) / whole if whole else 1.0 for layer in layers]
 

@@ -254,7 +254,7 @@ def _remove_float16(key: FeatureKey, store: FeatureStore) -> None:
 
 def _engine(asked: ExtractionPlan, request: Request) -> str | None:
     """Return what computes the rows that are computed, or None if none are."""
-    refs = [layer.ref for layer in asked.layers if layer.missing and layer.is_computed.any()]
+    refs = asked.refs_computed
     return request.forward(refs).engine if refs else None
 
 
