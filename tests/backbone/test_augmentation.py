@@ -83,6 +83,7 @@ def test_a_layer_of_ones_own_that_is_registered() -> None:
     assert again.prefix_digest("pixels") == views[3].prefix_digest("pixels")
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("given", "message"),
     [

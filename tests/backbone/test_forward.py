@@ -149,6 +149,7 @@ def test_layers_that_change_variables_of_tensorflow_are_refused(batch):
         backbone.forward(["end"])
 
 
+@pytest.mark.reliability
 def test_dropout_inside_recurrent_layers_is_off(batch):
     image = keras.Input((16, 16, 3))
     steps = layers.Reshape((16, 48))(layers.Rescaling(1 / 255)(image))

@@ -31,6 +31,7 @@ def test_layers_differ_from_each_other():
     assert len(set(found.values())) == len(found)
 
 
+@pytest.mark.reliability
 @settings(max_examples=8)
 @given(data=st.data())
 def test_any_weight_changes_exactly_what_comes_after_it(data):

@@ -108,6 +108,7 @@ def dark(batch):
     return images
 
 
+@pytest.mark.reliability
 @pytest.mark.filterwarnings("ignore:TensorFlow computes, because OpenVINO cannot")
 def test_the_mean_of_a_masked_sequence_is_over_what_is_not_masked(sequence, dark, tmp_path):
     whole, found = sequence.forward(["steps", "steps:avg"])(dark)

@@ -41,6 +41,7 @@ def test_a_weights_file_of_any_format_over_a_model_file(files, name):
     assert backbone.spec["weights"] == str(files / name)
 
 
+@pytest.mark.reliability
 def test_weights_of_an_application(tmp_path):
     """A file with a top also serves a network without one."""
     options = {"weights": None, "input_shape": (32, 32, 3)}

@@ -205,6 +205,7 @@ def test_a_dry_run_estimates_seconds_and_bytes(place: Place) -> None:
     assert "images through the backbone, about " in shown.out.splitlines()[-1]
 
 
+@pytest.mark.reliability
 def test_a_budget_says_what_it_stores_and_what_is_left(place: Place) -> None:
     layers = [*EXTRACT, "--layer", "conv_a", "--store", "new"]
 
@@ -222,6 +223,7 @@ def test_a_budget_says_what_it_stores_and_what_is_left(place: Place) -> None:
     assert "expected a size such as 20GB" in wrong.err
 
 
+@pytest.mark.reliability
 def test_extract_frees_what_it_replaces(place: Place) -> None:
     take_photos(place.photos, each=2, colours={"violet": (120, 0, 200)})
     old = featurestore("show", "conv_b:avg", "--json").json
@@ -308,6 +310,7 @@ def test_a_table_may_lie_elsewhere_than_its_images(place: Place) -> None:
     assert found["rows"] == 2
 
 
+@pytest.mark.reliability
 def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> None:
     new = ("--store", "new")
     featurestore("extract", "photos", *EXTRACT, "--name", "mine", *new)

@@ -260,6 +260,7 @@ def test_evaluate_lists_mistakes(model: str) -> None:
     assert lines[-1] == f"{len(found)} rows in wrong.csv"
 
 
+@pytest.mark.reliability
 def test_a_file_that_keras_wrote(model: str) -> None:
     import keras
 
@@ -273,6 +274,7 @@ def test_a_file_that_keras_wrote(model: str) -> None:
     assert set(rows[0]["probabilities"]) == {"blue", "green", "red"}
 
 
+@pytest.mark.reliability
 def test_classes_for_a_model_without_them(model: str) -> None:
     import keras
 

@@ -157,6 +157,7 @@ def test_a_kill_in_the_middle_resumes(pooled, dataset, backbone, tmp_path, small
     assert tree(Path(pooled.location, path)) == tree(Path(other.location, path))
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 def test_rows_of_blocks_that_cannot_be_read_are_computed(
     dataset, backbone, store, tmp_path, small_blocks, how
@@ -193,6 +194,7 @@ def test_what_rounding_would_change_is_computed(dataset, store):
     assert counts(extract(dataset, raising, ["lowered"], store)) == {(45, 0, 0, 0)}
 
 
+@pytest.mark.reliability
 def test_float32_is_derived_from_float32_only(dataset, store):
     raising = raising_backbone()
     extract(dataset, raising, ["raised"], store)
@@ -219,6 +221,7 @@ def test_without_images_nothing_is_derived_unchecked(pooled, photos, backbone, t
         extract(data, backbone, ["gap"], pooled)
 
 
+@pytest.mark.reliability
 def test_an_array_that_was_begun_from_images_goes_on_from_images(
     pooled, dataset, backbone, tmp_path, small_blocks
 ):

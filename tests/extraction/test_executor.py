@@ -158,6 +158,7 @@ def begun_of(store):
     return {group.key.ref: group.begun() for group in store.features.values()}
 
 
+@pytest.mark.reliability
 @pytest.mark.usefixtures("slow")
 def test_thirty_seconds_of_work_are_lost_at_most(dataset, backbone, store, tmp_path):
     layers = ["pool_a", "gap"]
@@ -192,6 +193,7 @@ def stored(store):
     return {each.relative_to(root): each.read_bytes() for each in root.rglob("c.*")}
 
 
+@pytest.mark.reliability
 @pytest.mark.usefixtures("slow")
 def test_rows_that_are_kept_of_one_layer_only_or_damaged(dataset, backbone, store):
     with pytest.raises(Interrupted):

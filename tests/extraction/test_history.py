@@ -182,13 +182,5 @@ class History(RuleBasedStateMachine):
             np.testing.assert_array_equal(group.read(there), expected)
 
 
-TestHistory = History.TestCase
-TestHistory.settings = settings(max_examples=3, stateful_step_count=12, deadline=None)
-
-
-class AtLength(History):
-    """The same, for longer."""
-
-
-TestHistoryAtLength = pytest.mark.reliability(AtLength.TestCase)
-TestHistoryAtLength.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)
+TestHistory = pytest.mark.reliability(History.TestCase)
+TestHistory.settings = settings(max_examples=20, stateful_step_count=20, deadline=None)

@@ -89,6 +89,7 @@ def test_a_changed_image_is_noticed_and_never_stored(tmp_path, photos, store):
     assert not [path for path in stored_bytes(store) if path.parent.name == "features"]
 
 
+@pytest.mark.reliability
 def test_a_boundary_array_is_marked_until_somebody_asks_for_it(extracted, dataset, backbone):
     store = extracted.copy()
 

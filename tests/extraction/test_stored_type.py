@@ -203,6 +203,7 @@ def test_a_dry_run_and_a_budget_measure_it(arrays, backbone, store):
     assert decision.bytes == pytest.approx(stored, rel=0.2)
 
 
+@pytest.mark.reliability
 def test_views_decide_for_themselves(arrays, backbone, store):
     events = []
     options = {"views": 2, "augmentation": [keras.layers.RandomFlip(seed=1)]}

@@ -51,6 +51,7 @@ def test_views_are_further_rows_of_the_training_samples(
     assert np.array_equal(values(alone[REF]), values(plain))
 
 
+@pytest.mark.reliability
 def test_a_view_alone_is_the_view_among_others(
     dataset: Dataset, backbone: Backbone, store: FeatureStore
 ) -> None:

@@ -41,6 +41,7 @@ def test_an_unbuilt_model_takes_shape_and_seed(maps: Features) -> None:
     assert np.array_equal(again.scores(X), head.scores(X))
 
 
+@pytest.mark.reliability
 def test_a_built_model_starts_from_its_weights(maps: Features) -> None:
     def mine() -> keras.Model:
         normalize = layers.Normalization()

@@ -62,6 +62,7 @@ def test_regression(numbers: Features) -> None:
     assert head.scores(X).shape == (len(X), 1)
 
 
+@pytest.mark.reliability
 def test_early_stopping_takes_the_best_epoch(maps: Features) -> None:
     params = {"epochs": 40, "learning_rate": 0.1, "early_stopping": 2}
     head = fit_head(maps, "dense", params)
@@ -76,6 +77,7 @@ def test_early_stopping_needs_validation_rows(make_features: MakeFeatures) -> No
     assert "featurestore scan --val" in text
 
 
+@pytest.mark.reliability
 def test_class_weights_count_in_training(make_features: MakeFeatures) -> None:
     labels = ["rare"] * 6 + ["usual"] * 54
     features = make_features(labels, values=np.ones((60, 12)), val=0)

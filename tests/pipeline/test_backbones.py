@@ -36,6 +36,7 @@ def several(pipeline: Pipeline) -> Pipeline:
     return pipeline
 
 
+@pytest.mark.reliability
 def test_each_is_extracted_and_the_best_is_promoted_with_its_own_backbone(
     several: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -210,6 +210,7 @@ def test_other_labels_refit_heads_on_the_same_features(
     assert not old & new
 
 
+@pytest.mark.reliability
 def test_other_images_and_other_weights_are_other_features(
     again: tuple[Pipeline, dict[str, Any]],
 ) -> None:
@@ -229,6 +230,7 @@ def test_other_images_and_other_weights_are_other_features(
     assert not set(fewer["features"]) & set(other["features"])
 
 
+@pytest.mark.reliability
 def test_a_grown_data_set_frees_its_former_features_if_asked(
     again: tuple[Pipeline, dict[str, Any]],
 ) -> None:
@@ -333,6 +335,7 @@ def test_heads_can_be_restricted_to_layers(again: tuple[Pipeline, dict[str, Any]
     ]
 
 
+@pytest.mark.reliability
 def test_numbers_are_learned_too(again: tuple[Pipeline, dict[str, Any]]) -> None:
     pipeline, _ = again
     rows = "".join(

@@ -74,6 +74,7 @@ def test_a_model_that_was_trained_further_has_seen_what_nobody_knows(
     assert found["unseen"]["used_for"] == "unknown"
 
 
+@pytest.mark.reliability
 def test_what_trained_the_backbone_is_not_new(
     model: Path, flowers: Dataset, store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_what_trained_the_backbone_is_not_new(
     }
 
 
+@pytest.mark.reliability
 def test_a_file_that_does_not_say_what_it_was_trained_on(
     promotion: Promotion, flowers: Dataset, tmp_path: Path
 ) -> None:

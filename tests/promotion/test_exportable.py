@@ -133,6 +133,7 @@ def test_images_is_any_or_fixed(promotion: Promotion, tmp_path: Path) -> None:
         fixed_images(small_network())
 
 
+@pytest.mark.reliability
 def test_fixed_images_of_a_file(model: Path) -> None:
     assert fixed_images(str(model)).input_shape == (None, SIZE, SIZE, 3)
     assert fixed_images(load_model(model)).input_shape == (None, SIZE, SIZE, 3)
@@ -169,6 +170,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
 
 
+@pytest.mark.reliability
 def test_litert(scaled: Path, tmp_path: Path) -> None:
     import tensorflow as tf
 

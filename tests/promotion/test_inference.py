@@ -26,6 +26,7 @@ from featurestore.promotion.saved import Promoted
 from tests.promotion.conftest import pictures
 
 
+@pytest.mark.reliability
 def test_predict_images_of_any_size_and_mode(model: Path, tmp_path: Path) -> None:
     files = []
     for number, array in enumerate(pictures(9, 3, [(300, 200), (5, 7), (64, 64)])):

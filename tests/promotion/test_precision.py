@@ -58,6 +58,7 @@ def test_features_of_both_precisions_lie_side_by_side(coarse: Features, backbone
     assert 1e-4 < np.abs(a - b).max() / np.abs(a).max() < 0.1
 
 
+@pytest.mark.reliability
 def test_the_engine_of_the_features_is_not_needed(
     make_features: MakeFeatures, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def test_rows_of_other_images_stop(make_features: MakeFeatures, low: Backbone) -
         promote(head, low, data=features.dataset)
 
 
+@pytest.mark.reliability
 def test_fine_tuning_computes_in_float32(coarse: Features, low: Backbone) -> None:
     head = fit_head(coarse, "logistic")
     promotion = promote(head, low, data=coarse.dataset, unfreeze="block3", epochs=1)

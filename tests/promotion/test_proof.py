@@ -110,6 +110,7 @@ def test_two_classes_as_float32(make_features: MakeFeatures, backbone: Backbone)
     assert parity.tolerance < 1e-2
 
 
+@pytest.mark.reliability
 def test_values(make_features: MakeFeatures, backbone: Backbone) -> None:
     features = make_features([2000 + number % 3 + number / 50 for number in range(40)])
     parity = proven(fit_head(features, Ridge(), save=False), backbone, features)[0]
@@ -196,6 +197,7 @@ def test_stored_rows_that_are_not_the_images_stop(
         assert not events
 
 
+@pytest.mark.reliability
 def test_a_backbone_whose_weights_moved_under_it_stops(
     make_features: MakeFeatures, network: keras.Model
 ) -> None:
@@ -305,6 +307,7 @@ def test_rows_are_taken_from_blocks_spread_over_all(values: int, size: int) -> N
         assert len(blocks) == min(len(whole), PROOF_BLOCKS)
 
 
+@pytest.mark.reliability
 def test_a_head_on_the_rows_that_exist(
     make_features: MakeFeatures, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_class_that_was_not_in_train(make_features: MakeFeatures, backbone: Ba
 # ------------------------------------------------------------------ what was seen
 
 
+@pytest.mark.reliability
 def test_rows_that_trained_or_chose_the_head_are_not_held_out(
     make_features: MakeFeatures, backbone: Backbone
 ) -> None:
@@ -197,6 +198,7 @@ def test_rows_that_trained_or_chose_the_head_are_not_held_out(
     }
 
 
+@pytest.mark.reliability
 def test_a_stale_head_says_so(make_features: MakeFeatures, backbone: Backbone) -> None:
     features = make_features(CLASSES * 10)
     head = fit_head(features, "logistic")

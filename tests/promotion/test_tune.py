@@ -161,6 +161,7 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     assert set(pooled.store.features.keys()) == keys
 
 
+@pytest.mark.reliability
 def test_the_best_epoch_is_kept_and_patience_ends_the_rest(
     make_features: MakeFeatures, backbone: Backbone
 ) -> None:
