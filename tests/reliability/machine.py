@@ -591,18 +591,24 @@ class StoreMachine(RuleBasedStateMachine):
             return
         used = [*self.current.values(), *(each.dataset for each in self.heads.values())]
         digests = {each.manifest_digest for each in used}
-        samples = {each.digest for each in used}
+        samples = {d for each in used for d in (each.digest, each.train_digest)}
         keys = [key for key in self.groups if key.dataset_digest not in samples]
         states = [each for digest, each in self.states.items() if digest not in digests]
         items = self.store.garbage()
         listed = {each.path for each in items}
         spared = {key for key in keys if self.is_listed(key) and path_of(key) not in listed}
-        self.check_spared(spared, {key for key in keys if path_of(key) in listed})
+        going = {key for key in keys if path_of(key) in listed}
+        read = self.read_by_begun(samples)
+        assert not read & going
+        self.check_spared(spared - read, going)
         keys = [key for key in keys if key not in spared]
         sound = {path_of(key) for key in keys if self.is_listed(key)}
-        assert {each.path for each in items if "interrupted" not in each.reason} == sound | {
-            self.manifest(each) for each in states
+        whole = {
+            each.path
+            for each in items
+            if each.kind != "leftover" and "interrupted" not in each.reason
         }
+        assert whole == sound | {self.manifest(each) for each in states}
         done = self.attempt("collect garbage", death, lambda: self.store.gc(items))
         for key in keys:
             if self.store.features.has(key):
@@ -617,6 +623,16 @@ class StoreMachine(RuleBasedStateMachine):
                 self.settled_states.discard(state.manifest_digest)
         if done:
             assert not [name for name in self.names() if name.endswith(".partial")]
+
+    def read_by_begun(self, in_use: set[str]) -> set[FeatureKey]:
+        """What features that are not complete, of data sets in use, are copied or derived from."""
+        named = {
+            name
+            for key, group in self.groups.items()
+            if key.dataset_digest in in_use and not group.is_complete and self.is_listed(key)
+            for name in self.store.features.get(key).keys_read("copied_from", "derived_from")
+        }
+        return {key for key in self.groups if str(key) in named}
 
     def check_spared(self, spared: set[FeatureKey], going: set[FeatureKey]) -> None:
         """See that heads without features keep the rows for their proof, and nothing else stays."""
