@@ -200,6 +200,29 @@ class Deriving:
         return self.checked[key]
 
 
+def derived_before(
+    group: FeatureGroup,
+    layer: LayerPlan,
+    backbone: Backbone,
+    dataset: Dataset,
+    store: FeatureStore,
+) -> Derivation | None:
+    """Return how rows of stored features were derived, if what they were derived from is there.
+
+    It was checked then. ``layer`` says which rows are copied.
+    """
+    named = set(group.keys_read("derived_from"))
+    for source in backbone.derivable_from(layer.ref) if named else ():
+        same = store.features.of_prefix(backbone.prefix_digest(source), source)
+        groups = [each for each in same if str(each.key) in named]
+        unreadable = {each.path: damaged_blocks(each) for each in groups}
+        copies = find_copies(groups, layer.dtype, dataset.sample_ids, unreadable)
+        found = Derivation(source, copies, backbone.tail(source, [layer.ref])) if groups else None
+        if derived := found and found.without(layer.is_copied):
+            return derived
+    return None
+
+
 def sources_of(group: FeatureGroup) -> set[str]:
     """Return the first digits of the prefix digests of the layers that rows were derived from."""
     named = group.keys_read("derived_from")

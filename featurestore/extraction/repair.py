@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import ExtractionError, FeatureStoreError
 from featurestore.extraction.batches import USUAL, recorded_size
 from featurestore.extraction.copies import damaged_blocks, find_copies
+from featurestore.extraction.derivation import derived_before
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import LayerPlan
@@ -167,14 +168,15 @@ def _repair_blocks(
         )
     dtype, copies = str(group.dtype), None
     if group.keys_read("copied_from"):
-        # Rows that were computed here are computed again; those that came from elsewhere may
-        # differ in their last bit if they are.
+        # Rows that were computed here are computed again; those that came from elsewhere would
+        # differ a little if they were.
         same = store.features.of_prefix(key.prefix_digest, key.ref)
         others = [each for each in same if each.key != key]
         unreadable = {each.path: damaged_blocks(each) for each in others}
         copies = find_copies(others, dtype, dataset.sample_ids, unreadable)
     missing = tuple(sorted(blocks))
     layer = LayerPlan(ref, key, group.shape, dtype, group.block_rows, missing, copies=copies)
+    layer = replace(layer, derived=derived_before(group, layer, backbone, dataset, store))
     # The same batches as in the extraction give the same bytes.
     size = recorded_size(group) or USUAL
     decided = plan_units((layer,), len(dataset), size, backbone.input_size)

@@ -1,6 +1,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featurestore.backbone import Backbone
@@ -54,6 +55,23 @@ def test_a_damaged_block_is_found_and_repaired(store, group, damage):
     assert (done.damage, done.needs) == (found, None)
     assert path.read_bytes() == good
     assert verify(store) == repair(store) == []
+
+
+def test_rows_that_were_derived_are_derived_again(kept, store, group):
+    """Those that the images give are near, and not the same: the source is rounded."""
+    dataset = Dataset.open(kept / "photos")
+    derived = extract(dataset, Backbone.pixels(8), ["pixels:avg"], store)["pixels:avg"].group
+    values, path = derived.read(), block_file(store, derived)
+    good = path.read_bytes()
+    path.write_bytes(b"")
+    assert [each.needs for each in repair(store)] == [None]
+    assert path.read_bytes() == good
+
+    store.features.remove(group.key)
+    path.write_bytes(b"")
+    assert [each.needs for each in repair(store)] == [None]
+    assert path.read_bytes() != good
+    np.testing.assert_allclose(derived.read(), values, atol=1e-3)
 
 
 def test_a_block_that_was_never_extracted_is_no_damage(store, group):
