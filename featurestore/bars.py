@@ -254,6 +254,12 @@ _LINES: dict[str, Callable[[Any], str]] = {
 _COUNTS: dict[str, Callable[[Any], tuple[str, int, int, str]]] = {
     "EpochEnded": lambda event: (f"fit {event.head}", event.epoch, event.epochs, "epoch"),
     "ExtractionStarted": lambda event: ("extract", 0, event.rows, "img"),
+    "FoldFitted": lambda event: (
+        f"cross-validate {plural(event.heads, 'head')}",
+        event.done,
+        event.total,
+        "fold",
+    ),
     "LayerRanked": lambda event: ("rank", event.done, event.total, "layer"),
     "RowsComputed": lambda event: ("extract", event.done, event.total, "img"),
     "RowsCopied": lambda event: ("copy", event.done, event.total, "row"),

@@ -5,7 +5,9 @@
     registry    heads by name                      candidate   what to fit, with its id
     network     ready-made Keras heads             adopted     the user's own Keras models
     identity    estimators in canonical form       persist     estimators as files, without pickle
-    fit         fit, measure and save heads        training    train a Keras head
+    fit         fit heads: the functions           fitting     load, fit, measure and save
+    banks       heads fitted together              training    train a Keras head
+    folds       cross-validation
     rows        features and labels by split       metrics     how good predictions are
     head        a fitted head: predict, save       schema      schema of ``head.json``
     estimator   fit an estimator                   refit       heads that are not portable
@@ -18,6 +20,7 @@ from featurestore.heads.compare import best, leaderboard
 from featurestore.heads.describe import describe_head
 from featurestore.heads.events import (
     EpochEnded,
+    FoldFitted,
     HeadEvent,
     HeadFitted,
     HeadReused,
@@ -35,6 +38,7 @@ __all__ = [
     "KERAS_HEADS",
     "SKLEARN_HEADS",
     "EpochEnded",
+    "FoldFitted",
     "Head",
     "HeadEvent",
     "HeadFitted",

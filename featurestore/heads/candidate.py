@@ -46,6 +46,7 @@ class Candidate:
     template: Any
     params: dict[str, Any]
     fields: dict[str, Any]
+    seed: int
     portable: bool = True
     nameless: str | None = None
 
@@ -108,6 +109,7 @@ def candidate(
         template=template,
         params={param: shown(value, param) for param, value in params.items()},
         fields=fields,
+        seed=seed,
         portable=portable,
         nameless=nameless,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,20 +15,32 @@ from featurestore.heads.candidate import Candidate
 from featurestore.heads.rows import Rows
 
 
-def fit_estimator(candidate: Candidate, rows: Rows) -> tuple[Any, tuple[Any, ...], list[str]]:
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted estimator.
+
+    Attributes
+    ----------
+    estimator : estimator or keras.Model
+    classes : tuple
+        Label of each column of its probabilities; ``()`` for regression.
+    problems : sequence of str
+        What it warned of.
+    history : dict of str to list of float
+        Loss and metrics of each epoch of a Keras head.
+    """
+
+    estimator: Any
+    classes: tuple[Any, ...]
+    problems: Sequence[str] = ()
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+
+def fit_estimator(candidate: Candidate, rows: Rows) -> Fitted:
     """Fit a copy of an estimator on the training rows; HeadError if it cannot be fitted or predict.
 
     Classifiers of other libraries may take nothing but class numbers from 0 (XGBoost, skorch). They
     get these if they refuse the labels; `Head.predict` then gives labels again.
-
-    Returns
-    -------
-    estimator
-        Fitted.
-    classes : tuple
-        Label of each column of ``predict_proba``; ``()`` for regression.
-    problems : list of str
-        Warnings of the estimator.
     """
     X, y = rows.fitted_values, rows.fitted_labels
     X = X.reshape(len(X), -1)
@@ -54,8 +68,13 @@ def fit_estimator(candidate: Candidate, rows: Rows) -> tuple[Any, tuple[Any, ...
             with suppress(AttributeError):
                 estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
         classes = (estimator.classes_ if labels is None else labels).tolist()
-    texts = [" ".join(str(warning.message).split()) for warning in caught]
-    return estimator, tuple(classes), [text[:300] for text in dict.fromkeys(texts)]
+    return Fitted(estimator, tuple(classes), texts(caught))
+
+
+def texts(caught: Iterable[warnings.WarningMessage]) -> list[str]:
+    """Return what was warned of, each once and in one line."""
+    found = [" ".join(str(warning.message).split()) for warning in caught]
+    return [text[:300] for text in dict.fromkeys(found)]
 
 
 def _fitted(template: Any, X: np.ndarray, y: np.ndarray) -> Any:

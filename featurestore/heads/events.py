@@ -35,6 +35,15 @@ class EpochEnded:
 
 
 @dataclass(frozen=True)
+class FoldFitted:
+    """``heads`` heads were fitted and measured on one more fold: number ``done`` of ``total``."""
+
+    heads: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class HeadWarned:
     """A head has a problem, such as a solver that did not converge."""
 
@@ -44,7 +53,7 @@ class HeadWarned:
 
 @dataclass(frozen=True)
 class HeadFitted:
-    """A head was fitted and measured in ``seconds`` of wall time."""
+    """A head was fitted and measured in ``seconds`` of wall time, or its share of a bank's."""
 
     head: str
     metrics: Mapping[str, Mapping[str, Any]]
@@ -60,4 +69,4 @@ class LayerRanked:
     total: int
 
 
-HeadEvent = HeadReused | EpochEnded | HeadWarned | HeadFitted | LayerRanked
+HeadEvent = HeadReused | EpochEnded | FoldFitted | HeadWarned | HeadFitted | LayerRanked

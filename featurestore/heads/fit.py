@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import operator
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
-from featurestore.errors import DamagedError, HeadError, received
+from featurestore.errors import HeadError, received
 from featurestore.features import Features
-from featurestore.heads.candidate import Candidate, candidate, shown
-from featurestore.heads.estimator import fit_estimator
-from featurestore.heads.events import HeadFitted, HeadReused, HeadWarned
+from featurestore.heads.banks import banks
+from featurestore.heads.candidate import candidate
+from featurestore.heads.fitting import Fitting
+from featurestore.heads.folds import CrossValidation
 from featurestore.heads.head import Head
-from featurestore.heads.identity import foreign
-from featurestore.heads.metrics import measure
 from featurestore.heads.notes import Notes
-from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import Rows, check_labels
-from featurestore.heads.schema import validate
 from featurestore.listening import OnEvent, receiver
-from featurestore.quiet import load_tensorflow
-from featurestore.store.variants import part_of
-from featurestore.versions import versions
 
 
 def fit_head(
@@ -40,6 +30,8 @@ def fit_head(
     name: str | None = None,
     tags: Sequence[str] = (),
     note: str | None = None,
+    folds: int | None = None,
+    seeds: int = 1,
     on_event: OnEvent | None = None,
 ) -> Head:
     """Fit a head on the training rows of stored features and their views; measure it on all splits.
@@ -76,6 +68,12 @@ def fit_head(
     name, tags, note : str, sequence of str, str, optional
         To find the head again. They do not decide its id: `annotate` changes them later, and a
         head that is taken from the store gets them too.
+    folds : int, optional
+        Cross-validate the head on this many folds of the training rows, by class and by group. The
+        head itself is fitted on all training rows, as without folds: see `Head.folds`. No row of
+        another split is used but for early stopping.
+    seeds : int
+        Repeat the cross-validation with this many seeds, from ``seed`` on.
     on_event : callable, optional
         Receives each `HeadEvent`.
 
@@ -86,8 +84,9 @@ def fit_head(
     Raises
     ------
     HeadError
-        If the head or a parameter is unknown, if no head can learn from the labels, or if the
-        estimator is to be saved and has no identity, such as one with a lambda.
+        If the head or a parameter is unknown, if no head can learn from the labels, if the
+        training rows are too few for the folds, or if the estimator is to be saved and has no
+        identity, such as one with a lambda.
     IncompleteFeaturesError, DamagedError
         If rows were never extracted, or cannot be read.
 
@@ -98,7 +97,7 @@ def fit_head(
     0.93
     """
     options: dict[str, Any] = {"seed": seed, "save": save, "callbacks": callbacks}
-    options |= {"name": name, "tags": tags, "note": note}
+    options |= {"name": name, "tags": tags, "note": note, "folds": folds, "seeds": seeds}
     return fit_heads(features, [(estimator, params)], on_event=on_event, **options)[0]
 
 
@@ -112,9 +111,14 @@ def fit_heads(
     name: str | None = None,
     tags: Sequence[str] = (),
     note: str | None = None,
+    folds: int | None = None,
+    seeds: int = 1,
     on_event: OnEvent | None = None,
 ) -> list[Head]:
     """Fit several heads on one layer's features, which are read once.
+
+    Heads that differ in one parameter only, such as the penalty of logistic or ridge heads or the
+    neighbours of ``knn``, are fitted together, many times faster than one after the other.
 
     Parameters
     ----------
@@ -122,7 +126,7 @@ def fit_heads(
         Of a labelled data set.
     wanted : iterable of estimators, or of (estimator, params)
         As `fit_head` takes them. All are checked before the first is fitted.
-    seed, save, callbacks, name, tags, note, on_event
+    seed, save, callbacks, name, tags, note, folds, seeds, on_event
         As in `fit_head`.
 
     Returns
@@ -130,7 +134,6 @@ def fit_heads(
     list of Head
         In the order of ``wanted``.
     """
-    notes = Notes.parse(name, tags, note)
     features, seed = _of_one_layer(features), _index(seed)
     check_labels(features.dataset)
     if hasattr(callbacks, "on_epoch_end"):  # one, as Keras takes it
@@ -140,13 +143,23 @@ def fit_heads(
             f"the heads are {received(wanted)}; expected a list such as ['knn', ('ridge', "
             "{'alpha': 3})]"
         )
-    candidates = [candidate(*_pair(each), features, seed, callbacks) for each in wanted]
+    validation = CrossValidation.parse(folds, seeds)
+    pairs = [_pair(each) for each in wanted]
+    # For each seed, as the first is the head's own.
+    repeated = [
+        [candidate(*pair, features, seed + more, callbacks) for pair in pairs]
+        for more in range(validation.seeds)
+    ]
+    candidates = repeated[0]
     for each in candidates:
         if save and each.nameless:
             raise HeadError(f"head {each.name!r}: {each.nameless}; or fit it with save=False")
     rows = Rows(features)
     rows.check_completed()
-    fitting = _Fitting(rows, seed, save, callbacks, notes, receiver(on_event))
+    parts = [] if folds is None else [validation.split(rows, seed + more) for more in range(seeds)]
+    by_id = {each.id: again for each, *again in zip(candidates, *repeated, strict=True)}
+    notes = Notes.parse(name, tags, note)
+    fitting = Fitting(rows, save, callbacks, notes, validation, parts, by_id, receiver(on_event))
     heads: dict[str, Head] = {}
     dataset, store = features.dataset, features.store
     if save and not all(store.heads.has(each.id) for each in candidates):
@@ -154,11 +167,10 @@ def fit_heads(
     kept = store.datasets.keep(dataset) if save else nullcontext()
     in_use = [each.key for each in (features, *features.views)]
     with store.features.lock(in_use, shared=True), kept:
-        for each in candidates:
-            if each.id not in heads:
-                # Another process that fits this head holds the lock until it is stored.
-                with store.heads.lock([each.id]):
-                    heads[each.id] = fitting.head(each)
+        for bank in banks({each.id: each for each in candidates}.values()):
+            # Another process that fits one of these heads holds the lock until it is stored.
+            with store.heads.lock([each.id for each in bank.members]):
+                heads |= fitting.heads(bank)
     return [heads[each.id] for each in candidates]
 
 
@@ -191,138 +203,3 @@ def _pair(wanted: Any) -> tuple[Any, Mapping[str, Any] | None]:
             f"the parameters are {received(params)}; expected a dict such as {{'C': 1}}"
         )
     return estimator, params
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    """What the heads of one call share."""
-
-    rows: Rows
-    seed: int
-    save: bool
-    callbacks: Sequence[Any]
-    notes: Notes
-    on_event: OnEvent
-
-    def head(self, each: Candidate) -> Head:
-        """Load a head from the store, or else fit it."""
-        store = self.rows.features.store
-        if store.heads.has(each.id):
-            try:
-                head = Head.load(each.id, store)
-            except DamagedError:
-                pass  # It is fitted again.
-            else:
-                changes = self.notes.changes(head.document())
-                if self.save:
-                    if changes:
-                        store.heads.update(head.id, lambda now: self.notes.changes(validate(now)))
-                    store.heads.fsync(head.id)
-                head = replace(head, **{**changes, "tags": tuple(changes.get("tags", head.tags))})
-                self.on_event(HeadReused(head.id))
-                return head if head.portable else fitted_again(head, each, self.rows)
-        head = self._fit(each)
-        if self.save:
-            head.save(store)
-        return head
-
-    def _fit(self, each: Candidate) -> Head:
-        started = time.perf_counter()
-        rows, features = self.rows, self.rows.features
-        problems = rows.problems()
-        history: dict[str, list[float]] = {}
-        if each.kind == "keras":
-            load_tensorflow()
-            from featurestore.heads.training import train
-
-            estimator, history = train(
-                each.template,
-                rows,
-                seed=self.seed,
-                head=each.id,
-                callbacks=self.callbacks,
-                on_event=self.on_event,
-            )
-            classes = tuple(features.classes)
-        else:
-            estimator, classes, warned = fit_estimator(each, rows)
-            problems += warned
-        for text in problems:
-            self.on_event(HeadWarned(each.id, text))
-        head = Head(
-            id=each.id,
-            name=self.notes.name or each.name,
-            kind=each.kind,
-            _fit=lambda: estimator,
-            task=rows.task,
-            classes=classes,
-            shape=features.shape[1:],
-            params=each.params,
-            seed=self.seed,
-            metrics={},
-            history=history,
-            problems=tuple(problems),
-            lineage=_lineage(features, each),
-            portable=each.portable,
-            best_params=_best_params(estimator),
-            tags=tuple(self.notes.tags),
-            note=self.notes.note or "",
-            store=features.store,
-        )
-        metrics = measure(head, rows)
-        seconds = time.perf_counter() - started
-        head = replace(
-            head, metrics=metrics, lineage={**head.lineage, "seconds": round(seconds, 3)}
-        )
-        self.on_event(HeadFitted(head.id, head.metrics, seconds))
-        return head
-
-
-def _best_params(estimator: Any) -> dict[str, Any]:
-    found = getattr(estimator, "best_params_", None) or {}
-    return {name: shown(value, name) for name, value in found.items()}
-
-
-def _views(features: Features) -> dict[str, Any]:
-    """Return the views that a head was fitted on too, as JSON values."""
-    if not features.views:
-        return {}
-    from featurestore.backbone.augmentation import settings
-
-    layers = part_of(features.views[0].group.provenance, "backbone").get("augmentation") or []
-    return {
-        "views": {
-            "augmentation": json.loads(settings(layers)),
-            "dataset_digest": features.views[0].key.dataset_digest,
-            "prefix_digests": [each.key.prefix_digest for each in features.views],
-        }
-    }
-
-
-def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
-    """Return the origin of a head as JSON values."""
-    key, dataset, provenance = features.key, features.dataset, features.group.provenance
-    partial = {} if features.blocks is None else {"rows": len(features)}
-    return {
-        "features": {
-            "key": str(key),
-            "model": key.model,
-            "ref": key.ref,
-            "prefix_digest": key.prefix_digest,
-            "dataset_digest": key.dataset_digest,
-            "dtype": str(features.dtype),
-            **partial,
-            **_views(features),
-        },
-        "dataset": {
-            "name": dataset.name,
-            "digest": dataset.digest,
-            "manifest_digest": dataset.manifest_digest,
-            "rows": len(dataset),
-        },
-        "backbone": provenance.get("backbone"),
-        "prefix": provenance.get("prefix"),
-        "estimator": each.fields,
-        "versions": versions(*foreign(each.fields)),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -64,6 +64,9 @@ class Head:
         store keeps everything else, and the estimator is fitted again where it is needed.
     best_params : dict
         ``best_params_`` of a search.
+    folds : dict or None
+        Of a head that was cross-validated: ``folds``, ``seeds``, ``rows`` (held out, on average)
+        and ``metrics``, a list for each, with a value for each fold of each seed.
     tags : tuple of str
     note : str
         Of the user; like the name, they can be changed later and do not decide the id.
@@ -86,6 +89,7 @@ class Head:
     lineage: dict[str, Any] = field(repr=False)
     portable: bool
     best_params: dict[str, Any] = field(repr=False)
+    folds: dict[str, Any] | None = field(repr=False)
     tags: tuple[str, ...]
     note: str = field(repr=False)
     store: FeatureStore = field(repr=False, compare=False)

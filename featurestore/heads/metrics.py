@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,11 @@ CLASSIFICATION, REGRESSION = get_args(_Classification), get_args(_Regression)
 METRICS = get_args(Metric)
 LESS_IS_BETTER = frozenset({"log_loss", "rmse"})
 
+# Predicted labels (row,), and probabilities (row, class) or None.
+Predicted = tuple[np.ndarray, np.ndarray | None]
+# The predictions of several heads, from features (row, …).
+Predict = Callable[[np.ndarray], Iterable[Predicted]]
+
 # Smallest probability in a loss, so that one confident mistake does not make it infinite.
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
@@ -30,27 +35,44 @@ def primary(task: str) -> str:
     return "r2" if task == "regression" else "accuracy"
 
 
-def measure(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
-    """Measure a head on every split that has labelled rows, as `classification` or `regression`.
+def measure(
+    heads: Sequence[Head],
+    rows: Rows,
+    predict: Predict | None = None,
+    splits: Sequence[str] = SPLITS,
+) -> list[dict[str, dict[str, Any]]]:
+    """Measure heads on every split that has labelled rows, as `classification` or `regression`.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+    rows : Rows
+    predict : callable, optional
+        Returns, from features (row, …), the predicted labels and the probabilities of each head;
+        by default, each head is asked.
+    splits : sequence of str
 
     Raises
     ------
     HeadError
-        If the head cannot predict a split, or predicts NaN or infinity.
+        If a head cannot predict a split, or predicts NaN or infinity.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for split in filter(rows.count, SPLITS):
-        parts = [_predict(head, part, split) for part in rows.parts(split)]
-        predicted = np.concatenate([part for part, _ in parts])
-        truth = rows.labels(split)
-        if head.task == "regression":
-            found[split] = regression(truth, predicted)
+    found: list[dict[str, dict[str, Any]]] = [{} for _ in heads]
+    for split in splits:
+        if not rows.count(split):
             continue
-        columns = [part for _, part in parts if part is not None]
-        probabilities = np.concatenate(columns) if columns else None
-        found[split] = classification(
-            truth, predicted, probabilities, head.classes, rows.features.classes
-        )
+        parts = [list(_predict(heads, part, split, predict)) for part in rows.parts(split)]
+        truth = rows.labels(split)
+        for number, head in enumerate(heads):
+            predicted = np.concatenate([part[number][0] for part in parts])
+            if head.task == "regression":
+                found[number][split] = regression(truth, predicted)
+                continue
+            columns = [each for part in parts if (each := part[number][1]) is not None]
+            probabilities = np.concatenate(columns) if columns else None
+            found[number][split] = classification(
+                truth, predicted, probabilities, head.classes, rows.features.classes
+            )
     return found
 
 
@@ -62,25 +84,32 @@ def without_confusion(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str
     }
 
 
-def _predict(head: Head, features: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return predicted labels (row,), and the probabilities (row, class) of a head that has any."""
-    try:
-        probabilities = head.predict_proba(features)
-        if head.kind == "keras" and probabilities is not None:  # One forward pass instead of two.
-            predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
-        else:
-            predicted = head.predict(features)
-    except Exception as error:  # as when a row has no neighbour within the radius
-        raise HeadError(
-            f"head {head.name!r} cannot predict the {split} split: {one_line(error, 300)}"
-        ) from error
-    for numbers in (predicted, probabilities):
-        if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+def _predict(
+    heads: Sequence[Head], features: np.ndarray, split: str, predict: Predict | None
+) -> Iterator[Predicted]:
+    """Yield, for each head, predicted labels (row,) and probabilities (row, class) or None."""
+    together = None if predict is None else iter(predict(features))
+    for head in heads:
+        try:
+            predicted, probabilities = next(together) if together else _alone(head, features)
+        except Exception as error:  # as when a row has no neighbour within the radius
             raise HeadError(
-                f"head {head.name!r} predicts NaN or infinity on the {split} split; change its "
-                "parameters, or take another head"
-            )
-    return predicted, probabilities
+                f"head {head.name!r} cannot predict the {split} split: {one_line(error, 300)}"
+            ) from error
+        for numbers in (predicted, probabilities):
+            if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+                raise HeadError(
+                    f"head {head.name!r} predicts NaN or infinity on the {split} split; change its "
+                    "parameters, or take another head"
+                )
+        yield predicted, probabilities
+
+
+def _alone(head: Head, features: np.ndarray) -> Predicted:
+    probabilities = head.predict_proba(features)
+    if head.kind == "keras" and probabilities is not None:  # One forward pass instead of two.
+        return np.asarray(head.classes)[probabilities.argmax(axis=1)], probabilities
+    return head.predict(features), probabilities
 
 
 def classification(
@@ -112,19 +141,16 @@ def classification(
         None without probabilities) and ``confusion``: ``classes`` and ``matrix`` (true class,
         predicted class).
     """
-    from sklearn import metrics
-
     order = [*classes, *sorted({*truth.tolist(), *predicted.tolist()} - set(classes))]
-    # scikit-learn does not take labels of dtype object.
-    true, found = _positions(truth, order), _positions(predicted, order)
-    macro = {"average": "macro", "zero_division": 0}
-    recall = metrics.recall_score(true, found, labels=np.unique(true), **macro)
-    matrix = metrics.confusion_matrix(true, found, labels=range(len(order)))
+    pairs = _positions(truth, order) * len(order) + _positions(predicted, order)
+    matrix = np.bincount(pairs, minlength=len(order) ** 2).reshape(len(order), len(order))
+    right, true, found = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    occur, either = true > 0, true + found > 0
     return {
         "rows": len(truth),
-        "accuracy": float(metrics.accuracy_score(true, found)),
-        "balanced_accuracy": float(recall),
-        "macro_f1": float(metrics.f1_score(true, found, **macro)),
+        "accuracy": float(right.sum() / len(truth)),
+        "balanced_accuracy": float((right[occur] / true[occur]).mean()),
+        "macro_f1": float((2 * right[either] / (true + found)[either]).mean()),
         "log_loss": None if probabilities is None else _log_loss(truth, probabilities, columns),
         "confusion": {"classes": order, "matrix": matrix.tolist()},
     }

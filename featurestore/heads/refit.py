@@ -83,8 +83,8 @@ def fitted_again(head: Head, given: Candidate, rows: Rows) -> Head:
 
     @cache
     def fit() -> Any:
-        estimator, *_ = fit_estimator(given, rows)
-        measured = measure(replace(head, _fit=lambda: estimator), rows)
+        estimator = fit_estimator(given, rows).estimator
+        (measured,) = measure([replace(head, _fit=lambda: estimator)], rows)
         if differing := list(_differing(head.metrics, measured)):
             warnings.warn(
                 f"head {head.id!r} was fitted again and measures otherwise than recorded: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # Bytes of the features of all splits as float32; above it, Keras heads stream from the store.
 IN_MEMORY = 2 * 2**30
 STREAMED_ROWS = 1024
+# The split of the rows that a fold holds out.
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,17 @@ class TrainingRows:
     Parameters
     ----------
     features : Features
+    rows : numpy.ndarray (row,)
+        Labelled training rows, ascending.
     """
 
     features: Features
+    rows: np.ndarray
 
     @cached_property
     def numbers(self) -> np.ndarray:
-        """Numbers of all labelled training rows and views, int64 (row,), ascending."""
-        rows = self.features.rows("train")
-        return (rows[:, None] * self.each + np.arange(self.each)).reshape(-1)
+        """Numbers of all training rows and views, int64 (row,), ascending."""
+        return (self.rows[:, None] * self.each + np.arange(self.each)).reshape(-1)
 
     @property
     def each(self) -> int:
@@ -88,7 +93,35 @@ class Rows:
         self.task: Any = features.task
         self._numbers: dict[str, np.ndarray] = {split: features.rows(split) for split in SPLITS}
         self._read: dict[str, np.ndarray] = {}
-        self.training = TrainingRows(features)
+        self._fitted: np.ndarray | None = None
+
+    def fold(self, train: np.ndarray, held_out: np.ndarray) -> Rows:
+        """Return the same with some of the training rows, and others as the split `HELD_OUT`.
+
+        Parameters
+        ----------
+        train, held_out : numpy.ndarray (row,)
+            Positions among the training rows.
+        """
+        fold, numbers = copy(self), self._numbers["train"]
+        fold._numbers = {**self._numbers, "train": numbers[train], HELD_OUT: numbers[held_out]}
+        fold._read, fold._fitted = {}, None
+        if self.in_memory:
+            fitted, each = self.fitted_values, self.training.each
+            views = fitted.reshape(len(numbers), each, *fitted.shape[1:])
+            fold._fitted = views[train].reshape(-1, *fitted.shape[1:])
+            fold._read = {"train": fold._fitted[::each], HELD_OUT: self.values("train")[held_out]}
+            fold._read |= {"val": self.values("val")}  # for early stopping
+        return fold
+
+    @property
+    def training(self) -> TrainingRows:
+        """The training rows and their views."""
+        return TrainingRows(self.features, self._numbers["train"])
+
+    def numbers(self, split: str) -> np.ndarray:
+        """Return the labelled rows of a split, int64 (row,), ascending."""
+        return self._numbers[split]
 
     def count(self, split: str) -> int:
         """Return the number of labelled rows of a split."""
@@ -117,14 +150,16 @@ class Rows:
         # scikit-learn takes classes of type object, which missing labels make of all, for unknown.
         return np.asarray(labels.tolist()) if labels.dtype == object else labels
 
-    @cached_property
+    @property
     def fitted_values(self) -> np.ndarray:
         """Features of the training rows and their views, float32 (row, …)."""
-        if not self.features.views:
-            return self.values("train")
-        found = self.training.read(self.training.numbers, np.float32)
-        self._read["train"] = found[:: self.training.each]
-        return found
+        if self._fitted is None:
+            training = self.training
+            if not self.features.views:
+                return self.values("train")
+            self._fitted = training.read(training.numbers, np.float32)
+            self._read["train"] = self._fitted[:: training.each]
+        return self._fitted
 
     @property
     def fitted_labels(self) -> np.ndarray:
@@ -146,7 +181,9 @@ class Rows:
         if self.in_memory or split in self._read:
             yield self.values(split)
             return
-        batches = self.features.batches(split, batch_size=STREAMED_ROWS)
+        numbers, group = self._numbers[split], self.features.group
+        group.require(numbers)
+        batches = Batches(group, numbers, None, STREAMED_ROWS)
         epoch = batches.epoch(0)
         for index in range(len(batches)):
             yield epoch.batch(index)[0]

@@ -41,6 +41,13 @@ class _Lineage(_Part):
     seconds: float
 
 
+class _Folds(_Part):
+    folds: int
+    seeds: int
+    rows: float
+    metrics: dict[str, list[float | None]]
+
+
 class _Document(_Part):
     name: str
     kind: Literal["sklearn", "keras"]
@@ -55,6 +62,7 @@ class _Document(_Part):
     lineage: _Lineage
     portable: bool = True
     best_params: dict[str, Any] = {}
+    folds: _Folds | None = None
     tags: list[str] = []
     note: str = ""
 

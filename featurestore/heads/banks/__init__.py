@@ -1,0 +1,172 @@
+"""Banks: heads that differ in one parameter, such as a penalty, and are fitted together.
+
+Each head of a bank is the one that it would be alone: an ordinary scikit-learn estimator, fitted
+to convergence. A family is a module that fits final estimators of one kind; the steps before them
+in a pipeline are the same for all heads of a bank, and are fitted once.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from featurestore.errors import HeadError, one_line
+from featurestore.heads.candidate import Candidate
+from featurestore.heads.estimator import Fitted, texts
+from featurestore.heads.identity import estimator_fields
+from featurestore.heads.metrics import Predicted
+from featurestore.heads.rows import Rows
+
+# By the class that scikit-learn has for them.
+FAMILIES: Mapping[str, str] = {}
+# Heads that are fitted, and then saved, together: what is lost if the process is killed.
+MOST_HEADS = 64
+
+
+class Family(Protocol):
+    """A module that fits estimators of one kind together."""
+
+    VARIES: frozenset[str]
+    """Parameters in which the members of a bank may differ."""
+
+    @staticmethod
+    def takes(estimator: Any) -> bool:
+        """Whether an unfitted estimator is fitted here, with all its settings."""
+
+    @staticmethod
+    def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
+        """Fit estimators in place, as their own ``fit`` does.
+
+        X is float32 (row, feature); y has labels (row,).
+        """
+
+    @staticmethod
+    def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
+        """Yield what each fitted estimator predicts."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Heads to fit together.
+
+    Attributes
+    ----------
+    members : sequence of Candidate
+        One, if there is no family.
+    family : Family or None
+    """
+
+    members: Sequence[Candidate]
+    family: Family | None = None
+
+    def fit(self, rows: Rows) -> tuple[list[Fitted], Callable[[np.ndarray], Iterable[Predicted]]]:
+        """Fit copies of the members on the training rows and their views.
+
+        Returns
+        -------
+        fitted : list of Fitted
+        predict : callable
+            Yields what each of them predicts from features (row, …).
+
+        Raises
+        ------
+        HeadError
+            If they cannot be fitted.
+        """
+        from sklearn.base import clone
+        from sklearn.pipeline import Pipeline
+
+        assert self.family is not None
+        X, y = rows.fitted_values, rows.fitted_labels
+        X = X.reshape(len(X), -1)
+        estimators = [clone(each.template) for each in self.members]
+        lasts = [_steps(each)[-1][1] for each in estimators]
+        steps = _steps(estimators[0])[:-1]
+        before = Pipeline(steps) if steps else None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                self.family.fit(lasts, X if before is None else before.fit_transform(X, y), y)
+            except Exception as error:  # estimators raise a dozen kinds
+                raise HeadError(
+                    f"head {self.members[0].name!r} cannot be fitted: {one_line(error, 300)}"
+                ) from error
+        for each, last in zip(estimators, lasts, strict=True):
+            if steps:
+                each.steps = [*steps, (each.steps[-1][0], last)]
+        warned = texts(caught)
+
+        def predict(rows: np.ndarray) -> Iterable[Predicted]:
+            assert self.family is not None
+            flat = rows.reshape(len(rows), -1)
+            return self.family.predict(lasts, flat if before is None else before.transform(flat))
+
+        classes = [tuple(getattr(each, "classes_", np.array([])).tolist()) for each in lasts]
+        fitted = [
+            Fitted(estimator, known, warned if _unfinished(last) else [])
+            for estimator, known, last in zip(estimators, classes, lasts, strict=True)
+        ]
+        return fitted, predict
+
+
+def banks(candidates: Iterable[Candidate]) -> list[Bank]:
+    """Return candidates in banks, in the order of the first head of each."""
+    groups: dict[str, list[Candidate]] = {}
+    families: dict[str, Family | None] = {}
+    for each in candidates:
+        families[each.id] = family = _family(each)
+        key = each.id if family is None else _common(each, family)
+        groups.setdefault(key, []).append(each)
+    return [
+        Bank(members[start : start + MOST_HEADS], families[members[0].id])
+        for members in groups.values()
+        for start in range(0, len(members), MOST_HEADS)
+    ]
+
+
+def _family(candidate: Candidate) -> Family | None:
+    template = candidate.template
+    if candidate.kind != "sklearn" or candidate.nameless:
+        return None
+    if _is_pipeline(template) and (template.memory, template.transform_input) != (None, None):
+        return None
+    last = _steps(template)[-1][1]
+    name = FAMILIES.get(type(last).__name__)
+    if name is None or type(last).__module__.partition(".")[0] != "sklearn":
+        return None
+    family: Any = import_module(f"featurestore.heads.banks.{name}")
+    return family if family.takes(last) else None
+
+
+def _common(candidate: Candidate, family: Family) -> str:
+    """Return all that the members of a bank have in common, as text."""
+    *before, (name, last) = _steps(candidate.template)
+    steps: list[Any] = [
+        [name, step if step is None or isinstance(step, str) else estimator_fields(step)]
+        for name, step in before
+    ]
+    fields = estimator_fields(last)
+    params = {name: each for name, each in fields["params"].items() if name not in family.VARIES}
+    return json.dumps([*steps, name, {**fields, "params": params}], sort_keys=True)
+
+
+def _is_pipeline(estimator: Any) -> bool:
+    from sklearn.pipeline import Pipeline
+
+    return type(estimator) is Pipeline
+
+
+def _steps(estimator: Any) -> list[tuple[str, Any]]:
+    return list(estimator.steps) if _is_pipeline(estimator) else [("", estimator)]
+
+
+def _unfinished(last: Any) -> bool:
+    """Whether a solver may have run out of iterations, of which its family warns."""
+    most, done = getattr(last, "max_iter", None), getattr(last, "n_iter_", None)
+    return most is None or done is None or bool(np.max(done) >= most)

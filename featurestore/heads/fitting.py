@@ -1,0 +1,225 @@
+"""The fitting of heads: stored ones are loaded, the others fitted in banks, measured and saved."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from featurestore.dataset.splits import SPLITS
+from featurestore.errors import DamagedError
+from featurestore.features import Features
+from featurestore.heads.banks import Bank
+from featurestore.heads.candidate import Candidate, shown
+from featurestore.heads.estimator import Fitted, fit_estimator
+from featurestore.heads.events import FoldFitted, HeadFitted, HeadReused, HeadWarned
+from featurestore.heads.folds import CrossValidation, Folds, gathered
+from featurestore.heads.head import Head
+from featurestore.heads.identity import foreign
+from featurestore.heads.metrics import measure
+from featurestore.heads.notes import Notes
+from featurestore.heads.refit import fitted_again
+from featurestore.heads.rows import HELD_OUT, Rows
+from featurestore.heads.schema import validate
+from featurestore.listening import OnEvent
+from featurestore.quiet import load_tensorflow
+from featurestore.store.variants import part_of
+from featurestore.versions import versions
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What the heads of one call share.
+
+    ``parts`` has the folds of each seed, and ``repeated`` each head, by its id, for each seed.
+    """
+
+    rows: Rows
+    save: bool
+    callbacks: Sequence[Any]
+    notes: Notes
+    validation: CrossValidation
+    parts: list[Folds]
+    repeated: dict[str, list[Candidate]]
+    on_event: OnEvent
+
+    def heads(self, bank: Bank) -> dict[str, Head]:
+        """Load the heads of a bank from the store, or else fit them; by id."""
+        store = self.rows.features.store
+        found = {each.id: head for each in bank.members if (head := self._stored(each))}
+        missing = [each for each in bank.members if each.id not in found]
+        fitted = {each.id: each for each in self._fit(replace(bank, members=missing), self.rows)}
+        for head in fitted.values():
+            if self.save:
+                head.save(store)
+            for text in head.problems:
+                self.on_event(HeadWarned(head.id, text))
+            self.on_event(HeadFitted(head.id, head.metrics, head.lineage["seconds"]))
+        for key in found:
+            if self.save:
+                store.heads.fsync(key)
+            self.on_event(HeadReused(key))
+        given = {each.id: each for each in bank.members}
+        again = {
+            key: head if head.portable else fitted_again(head, given[key], self.rows)
+            for key, head in found.items()
+        }
+        return self._validated(bank, again | fitted)
+
+    def _validated(self, bank: Bank, heads: dict[str, Head]) -> dict[str, Head]:
+        """Cross-validate the heads of a bank that were not yet."""
+        asked, store = self.validation.model_dump(), self.rows.features.store
+        missing = [
+            each
+            for each in bank.members
+            if self.parts and not asked.items() <= (heads[each.id].folds or {}).items()
+        ]
+        for key, folds in self._folds(replace(bank, members=missing)).items():
+            heads[key] = replace(heads[key], folds=folds)
+            if self.save:
+                store.heads.update(key, partial(_with_folds, folds))
+        return heads
+
+    def _stored(self, each: Candidate) -> Head | None:
+        """Load a head from the store, with the notes of this call; None if it is not there."""
+        store = self.rows.features.store
+        if not store.heads.has(each.id):
+            return None
+        try:
+            head = Head.load(each.id, store)
+        except DamagedError:
+            return None  # It is fitted again.
+        changes = self.notes.changes(head.document())
+        if self.save and changes:
+            store.heads.update(head.id, lambda now: self.notes.changes(validate(now)))
+        return replace(head, **{**changes, "tags": tuple(changes.get("tags", head.tags))})
+
+    def _folds(self, bank: Bank) -> dict[str, dict[str, Any]]:
+        """Return what the documents of a bank's heads say of their folds, by id."""
+        measured: dict[str, list[dict[str, Any]]] = {each.id: [] for each in bank.members}
+        done, total = 0, sum(map(len, self.parts))
+        for number, folds in enumerate(self.parts if measured else []):
+            again = replace(bank, members=[self.repeated[key][number] for key in measured])
+            for train, held_out in folds:
+                heads = self._fit(again, self.rows.fold(train, held_out), [HELD_OUT])
+                for each, head in zip(measured.values(), heads, strict=True):
+                    each.append(head.metrics[HELD_OUT])
+                done += 1
+                self.on_event(FoldFitted(len(measured), done, total))
+        return {key: gathered(self.validation, each) for key, each in measured.items()}
+
+    def _fit(self, bank: Bank, rows: Rows, splits: Sequence[str] = SPLITS) -> list[Head]:
+        """Fit the heads of a bank on the training rows; measure them on each split."""
+        if not bank.members:
+            return []
+        started = time.perf_counter()
+        if bank.family is not None:
+            fitted, predict = bank.fit(rows)
+        else:
+            fitted, predict = [self._alone(bank.members[0], rows)], None
+        heads = [self._head(*each) for each in zip(bank.members, fitted, strict=True)]
+        measured = measure(heads, rows, predict, splits)
+        # Of a bank, each head has its share.
+        seconds = round((time.perf_counter() - started) / len(heads), 3)
+        return [
+            replace(head, metrics=metrics, lineage={**head.lineage, "seconds": seconds})
+            for head, metrics in zip(heads, measured, strict=True)
+        ]
+
+    def _alone(self, each: Candidate, rows: Rows) -> Fitted:
+        if each.kind == "sklearn":
+            return fit_estimator(each, rows)
+        load_tensorflow()
+        from featurestore.heads.training import train
+
+        model, history = train(
+            each.template,
+            rows,
+            seed=each.seed,
+            head=each.id,
+            callbacks=self.callbacks,
+            on_event=self.on_event if rows is self.rows else lambda event: None,
+        )
+        return Fitted(model, tuple(rows.features.classes), history=history)
+
+    def _head(self, each: Candidate, fitted: Fitted) -> Head:
+        features = self.rows.features
+        return Head(
+            id=each.id,
+            name=self.notes.name or each.name,
+            kind=each.kind,
+            _fit=lambda: fitted.estimator,
+            task=self.rows.task,
+            classes=fitted.classes,
+            shape=features.shape[1:],
+            params=each.params,
+            seed=each.seed,
+            metrics={},
+            history=fitted.history,
+            problems=(*self.rows.problems(), *fitted.problems),
+            lineage=_lineage(features, each),
+            portable=each.portable,
+            best_params=_best_params(fitted.estimator),
+            folds=None,
+            tags=tuple(self.notes.tags),
+            note=self.notes.note or "",
+            store=features.store,
+        )
+
+
+def _with_folds(folds: dict[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    return {"folds": folds}
+
+
+def _best_params(estimator: Any) -> dict[str, Any]:
+    found = getattr(estimator, "best_params_", None) or {}
+    return {name: shown(value, name) for name, value in found.items()}
+
+
+def _views(features: Features) -> dict[str, Any]:
+    """Return the views that a head was fitted on too, as JSON values."""
+    if not features.views:
+        return {}
+    from featurestore.backbone.augmentation import settings
+
+    layers = part_of(features.views[0].group.provenance, "backbone").get("augmentation") or []
+    return {
+        "views": {
+            "augmentation": json.loads(settings(layers)),
+            "dataset_digest": features.views[0].key.dataset_digest,
+            "prefix_digests": [each.key.prefix_digest for each in features.views],
+        }
+    }
+
+
+def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
+    """Return the origin of a head as JSON values."""
+    key, dataset, provenance = features.key, features.dataset, features.group.provenance
+    partial = {} if features.blocks is None else {"rows": len(features)}
+    return {
+        "features": {
+            "key": str(key),
+            "model": key.model,
+            "ref": key.ref,
+            "prefix_digest": key.prefix_digest,
+            "dataset_digest": key.dataset_digest,
+            "dtype": str(features.dtype),
+            **partial,
+            **_views(features),
+        },
+        "dataset": {
+            "name": dataset.name,
+            "digest": dataset.digest,
+            "manifest_digest": dataset.manifest_digest,
+            "rows": len(dataset),
+        },
+        "backbone": provenance.get("backbone"),
+        "prefix": provenance.get("prefix"),
+        "estimator": each.fields,
+        "versions": versions(*foreign(each.fields)),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,148 @@
+"""Cross-validation: heads measured on training rows that they were not fitted on."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from featurestore.errors import HeadError, InputError
+from featurestore.heads.rows import Rows
+from featurestore.settings import Settings
+
+Folds = list[tuple[np.ndarray, np.ndarray]]
+
+# In the place of a split, the name of metrics over folds: ``folds.accuracy``.
+FOLDS = "folds"
+
+
+class CrossValidation(Settings):
+    """How heads are cross-validated on the training rows.
+
+    Attributes
+    ----------
+    folds : int or None
+        Parts of the training rows, each of which is held out once. None: no cross-validation.
+    seeds : int
+        Repetitions, each with other folds and another seed of everything random in the heads.
+    """
+
+    folds: Annotated[int, Field(ge=2)] | None = None
+    seeds: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _seeds_need_folds(self) -> CrossValidation:
+        if self.folds is None and self.seeds > 1:
+            raise ValueError("seeds repeats the folds; give folds too, such as folds=5")
+        return self
+
+    @classmethod
+    def parse(cls, folds: int | None, seeds: int) -> CrossValidation:
+        """Check the options; raises HeadError."""
+        try:
+            return cls.of({"folds": folds, "seeds": seeds})
+        except InputError as error:
+            raise HeadError(str(error)) from None
+
+    def split(self, rows: Rows, seed: int) -> Folds:
+        """Return the folds of one repetition; HeadError if there are too few rows or groups."""
+        assert self.folds is not None
+        dataset, numbers = rows.features.dataset, rows.numbers("train")
+        groups = None if dataset.groups is None else dataset.groups[numbers]
+        found = len(numbers) if groups is None else len(np.unique(groups))
+        if found < self.folds:
+            what = "training rows" if groups is None else "groups of training rows"
+            raise HeadError(
+                f"data set {dataset.name!r} has {found} {what}, too few for {self.folds} folds; "
+                f"take folds={max(2, found)} at most"
+            )
+        folds = split(dataset.targets[numbers], groups, self.folds, seed)
+        if len(folds) < 2:
+            raise HeadError(
+                f"the training rows of data set {dataset.name!r} cannot be divided into "
+                f"{self.folds} folds with two classes to learn from in each; take fewer folds, or "
+                "none"
+            )
+        return folds
+
+
+def split(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Folds:
+    """Return the training and the held-out rows of each fold that can be fitted and scored.
+
+    Folds have equal shares of each class, as far as its rows suffice, and do not share groups.
+
+    Parameters
+    ----------
+    y : numpy.ndarray (row,)
+        Class codes, int; or values, float.
+    groups : numpy.ndarray (row,) or None
+    folds, seed : int
+    """
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    classes = y.dtype.kind == "i"
+    if groups is not None:
+        splitter = StratifiedGroupKFold if classes else GroupKFold
+    else:
+        stratified = classes and np.bincount(y).max() >= folds
+        splitter = StratifiedKFold if stratified else KFold
+    with warnings.catch_warnings():
+        # Of classes with fewer rows than folds: some folds have none of them.
+        warnings.simplefilter("ignore", UserWarning)
+        found = list(splitter(folds, shuffle=True, random_state=seed).split(y, y, groups))
+    # A classifier needs two classes to learn from, R² two values to be measured on.
+    return [
+        (train, held_out)
+        for train, held_out in found
+        if len(np.unique(y[train if classes else held_out])) > 1
+    ]
+
+
+def gathered(asked: CrossValidation, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a head's document says of its folds, from the metrics on each.
+
+    ``folds``, ``seeds``, ``rows`` (held out, on average) and ``metrics``: a list for each, with a
+    value for each fold of each seed.
+    """
+    metrics: dict[str, list[float | None]] = defaultdict(list)
+    for each in measured:
+        for name, value in each.items():
+            if name not in ("rows", "confusion"):
+                metrics[name].append(value)
+    rows = float(np.mean([each["rows"] for each in measured]))
+    return {"folds": asked.folds, "seeds": asked.seeds, "rows": rows, "metrics": dict(metrics)}
+
+
+def mean_and_spread(folds: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """Return the mean and the standard deviation of a metric over folds; None if it is unknown."""
+    values = folds.get("metrics", {}).get(metric) or [None]
+    if any(value is None for value in values):
+        return None
+    return float(np.mean(values)), float(np.std(values, ddof=1))
+
+
+def p_value(ours: Mapping[str, Any], best: Mapping[str, Any], metric: str) -> float:
+    """Return the two-sided p-value of the corrected paired t-test over folds.
+
+    The variance of the differences is multiplied by ``1/J + 1/(folds - 1)`` instead of ``1/J``,
+    where J is the number of differences: the training rows of two folds overlap, so that their
+    scores are not independent.
+
+    References
+    ----------
+    Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52 (2003);
+    Bouckaert and Frank, "Evaluating the Replicability of Significance Tests", PAKDD 2004.
+    """
+    from scipy.special import stdtr
+
+    differences = np.subtract(ours["metrics"][metric], best["metrics"][metric])
+    count, variance = len(differences), float(np.var(differences, ddof=1))
+    mean = float(differences.mean())
+    if variance == 0:
+        return float(mean == 0)
+    t = mean / np.sqrt((1 / count + 1 / (best["folds"] - 1)) * variance)
+    return float(2 * stdtr(count - 1, -abs(t)))
