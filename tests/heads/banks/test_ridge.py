@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+
+from featurestore.heads.banks import ridge
+
+PENALTIES = (1e-3, 1.0, 1e3)
+
+
+def rows(count: int, width: int, seed: int = 0) -> np.ndarray:
+    """Correlated features of unequal scale, about a mean, one of them constant."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(count, width)) @ rng.normal(size=(width, width))
+    X = X * np.geomspace(1, 0.1, width) + rng.normal(size=width) * 5
+    X[:, 1] = 3
+    return X.astype(np.float32)
+
+
+def alone(estimator: Any, X: np.ndarray, y: np.ndarray) -> Any:
+    """Return the head that scikit-learn fits alone, in float64."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return clone(estimator).fit(X.astype(np.float64), y)
+
+
+def check_equal(estimators: list[Any], X: np.ndarray, y: np.ndarray, unseen: np.ndarray) -> None:
+    assert all(map(ridge.takes, estimators))
+    ridge.fit(estimators, X, y)
+    for each, (predicted, none) in zip(estimators, ridge.predict(estimators, unseen), strict=True):
+        other = alone(each, X, y)
+        own = clone(each).fit(X, y)
+        assert vars(each).keys() == vars(own).keys()
+        assert (each.coef_.shape, each.coef_.dtype) == (own.coef_.shape, own.coef_.dtype)
+        assert np.shape(each.intercept_) == np.shape(own.intercept_)
+        assert type(each.intercept_) is type(own.intercept_)
+        scale = np.abs(other.coef_).max()
+        np.testing.assert_allclose(each.coef_, other.coef_, rtol=1e-4, atol=1e-5 * scale)
+        assert none is None
+        if isinstance(each, RidgeClassifier):
+            assert each.classes_.tolist() == other.classes_.tolist()
+            assert (predicted == each.predict(unseen)).all()
+            assert np.mean(predicted == other.predict(unseen.astype("f8"))) >= 0.999
+        else:
+            np.testing.assert_allclose(predicted, each.predict(unseen), rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(predicted, other.predict(unseen), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [7, 90], ids=["tall", "wide"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fit_intercept": False},
+        {"class_weight": "balanced"},
+        {"class_weight": {"b": 5.0}, "fit_intercept": False},
+    ],
+)
+@pytest.mark.parametrize("classes", ["ab", "abcd"])
+def test_classifiers_are_those_that_scikit_learn_fits_alone(
+    width: int, options: dict[str, Any], classes: str
+) -> None:
+    X = rows(60, width)
+    y = np.array(list(classes))[np.random.default_rng(1).integers(0, len(classes), 60)]
+    check_equal([RidgeClassifier(each, **options) for each in PENALTIES], X, y, rows(1000, width))
+
+
+@pytest.mark.parametrize("width", [7, 90], ids=["tall", "wide"])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("targets", [(), (1,), (3,)])
+def test_regressors_are_those_that_scikit_learn_fits_alone(
+    width: int, intercept: bool, targets: tuple[int, ...]
+) -> None:
+    y = np.random.default_rng(1).normal(size=(60, *targets)) + 10
+    check_equal(
+        [Ridge(each, fit_intercept=intercept) for each in PENALTIES],
+        rows(60, width),
+        y,
+        rows(60, width),
+    )
+
+
+def test_rows_and_features_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge, "PART", 100)
+    monkeypatch.setattr(ridge, "SCORES", 100)
+    y = np.arange(60) % 3
+    for width in (7, 90):
+        check_equal([RidgeClassifier(a) for a in PENALTIES], rows(60, width), y, rows(50, width))
+
+
+@pytest.mark.parametrize("shape", [(20, 1), (2, 5)])
+def test_one_feature_or_two_rows(shape: tuple[int, int]) -> None:
+    X = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    check_equal([RidgeClassifier(alpha) for alpha in (1.0, 9.0)], X, np.arange(len(X)) % 2, X)
+
+
+def test_a_head_that_is_fitted_already_is_fitted_again() -> None:
+    bank = [RidgeClassifier(1.0)]
+    ridge.fit(bank, rows(20, 3), np.array(["a", "b"] * 10))
+    check_equal(bank, rows(30, 5), np.array(["b", "c", "d"] * 10), rows(9, 5))
+
+
+def test_a_head_is_the_same_alone_and_in_a_bank() -> None:
+    X, y = rows(60, 7), np.arange(60) % 3
+    bank = [RidgeClassifier(alpha) for alpha in PENALTIES]
+    ridge.fit(bank, X, y)
+    for each in bank:
+        one = clone(each)
+        ridge.fit([one], X, y)
+        assert one.coef_.tolist() == each.coef_.tolist()
+        assert one.intercept_.tolist() == each.intercept_.tolist()
+
+
+@pytest.mark.parametrize("width", [7, 90], ids=["tall", "wide"])
+def test_without_a_penalty_it_is_least_squares_of_least_norm(width: int) -> None:
+    X, y = rows(60, width), np.random.default_rng(1).normal(size=60)
+    X[:, 2] = X[:, 0] - X[:, 3]
+    (head,) = bank = [Ridge(0)]
+    ridge.fit(bank, X, y)
+    centred = X.astype("f8") - X.astype("f8").mean(axis=0)
+    expected = np.linalg.pinv(centred, rcond=1e-6) @ (y - y.mean())
+    np.testing.assert_allclose(centred @ head.coef_, centred @ expected, atol=1e-2)
+    assert np.linalg.norm(head.coef_) < 1.01 * np.linalg.norm(expected)
+
+
+def test_a_class_alone_is_always_predicted() -> None:
+    bank = [RidgeClassifier(1.0)]
+    ridge.fit(bank, rows(20, 3), np.array(["a"] * 20))
+    assert set(bank[0].predict(rows(5, 3))) == {"a"}
+    ((predicted, _),) = ridge.predict(bank, rows(5, 3))
+    assert set(predicted) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LogisticRegression(),
+        type("Mine", (Ridge,), {})(),
+        Ridge(-1),
+        Ridge(np.array([1.0, 2.0])),
+        Ridge(positive=True),
+        Ridge(solver="sag"),
+        Ridge(tol=1e-2),
+        Ridge(fit_intercept="no"),
+    ],
+)
+def test_other_estimators_and_settings_are_left_to_scikit_learn(estimator: Any) -> None:
+    assert not ridge.takes(estimator)
+
+
+def test_errors_are_those_of_scikit_learn() -> None:
+    X = rows(20, 3)
+    with pytest.raises(ValueError, match="class_weight"):
+        ridge.fit([RidgeClassifier(class_weight="heavy")], X, np.arange(20) % 2)
+    X[3, 1] = np.nan
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        ridge.fit([Ridge()], X, np.arange(20))
