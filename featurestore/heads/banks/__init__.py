@@ -24,7 +24,12 @@ from featurestore.heads.metrics import Predicted
 from featurestore.heads.rows import Rows
 
 # By the class that scikit-learn has for them.
-FAMILIES: Mapping[str, str] = {}
+FAMILIES: Mapping[str, str] = {
+    "KNeighborsClassifier": "neighbors",
+    "KNeighborsRegressor": "neighbors",
+    "Ridge": "ridge",
+    "RidgeClassifier": "ridge",
+}
 # Heads that are fitted, and then saved, together: what is lost if the process is killed.
 MOST_HEADS = 64
 
