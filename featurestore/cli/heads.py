@@ -58,6 +58,22 @@ note_options = together(
 )
 
 
+fold_options = together(
+    click.option(
+        "--folds",
+        type=click.IntRange(2),
+        metavar="N",
+        help="Cross-validate on N folds of the train split.",
+    ),
+    click.option(
+        "--seeds",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Repeat the folds with N seeds.",
+    ),
+)
+
+
 @click.command("train")
 @click.argument("dataset")
 @click.option("--model", required=True, metavar="M", help="Name of the model, or its file.")
@@ -85,6 +101,7 @@ note_options = together(
     metavar="N",
     help="Seed of everything random in the head.",
 )
+@fold_options
 @view_options
 @note_options
 @store_option
@@ -96,6 +113,8 @@ def train_command(
     head: str,
     params: tuple[str, ...],
     seed: int,
+    folds: int | None,
+    seeds: int | None,
     views: int,
     augmentation: str | None,
     variant: dict[str, Any],
@@ -107,7 +126,8 @@ def train_command(
 
     If several variants of a layer are stored, backbone options such as --input-size pick one. With
     --views, it is trained on stored views too; --augmentation is only needed if there are several.
-    --name, --tag and --note do not make another head; `featurestore tag` changes them later.
+    --name, --tag and --note do not make another head; `featurestore tag` changes them later. With
+    --folds, the head is fitted on the whole train split too, as without.
 
     \b
     Example:
@@ -115,18 +135,21 @@ def train_command(
     """
     from featurestore.features import Features
     from featurestore.heads import fit_head
-    from featurestore.heads.listing import metrics_grid
+    from featurestore.heads.listing import folds_line, metrics_grid
 
     opened = FeatureStore(store)
     options: dict[str, Any] = {"views": views, "augmentation": augmentation}
     features = Features.open(dataset, layer, opened, model=model, **options, **variant)
     with Progress() as progress, prints_on_stderr():
-        options = {"seed": seed, **notes}
+        options = {"seed": seed, "folds": folds, "seeds": seeds or 1, **notes}
         fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
     if as_json:
-        print_json({"head": fitted.id, "metrics": fitted.metrics})
+        validated = {"folds": fitted.folds} if fitted.folds else {}
+        print_json({"head": fitted.id, "metrics": fitted.metrics, **validated})
         return
     print_table(metrics_grid(fitted.metrics))
+    if fitted.folds:
+        click.echo(folds_line(fitted.folds))
     if views:
         click.echo(f"fitted on the train rows and {plural(views, 'view')} of each")
     print_problems(features.dataset, "few-rows")
@@ -148,9 +171,12 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
 
 @click.command("sweep")
 @click.argument("file", metavar="SWEEP.yaml")
+@fold_options
 @store_option
 @json_option
-def sweep_command(file: str, store: str, as_json: bool) -> None:
+def sweep_command(
+    file: str, folds: int | None, seeds: int | None, store: str, as_json: bool
+) -> None:
     """Train every head that SWEEP.yaml lists on the stored features it names.
 
     \b
@@ -165,7 +191,7 @@ def sweep_command(file: str, store: str, as_json: bool) -> None:
 
     \b
     Example:
-      featurestore sweep sweep.yaml
+      featurestore sweep sweep.yaml --folds 5 --seeds 3
     """
     from featurestore.heads import leaderboard
     from featurestore.heads.listing import heads_layout
@@ -173,11 +199,11 @@ def sweep_command(file: str, store: str, as_json: bool) -> None:
 
     opened = FeatureStore(store)
     with Progress() as progress, prints_on_stderr():
-        found = sweep(file, opened, on_event=progress)
+        found = sweep(file, opened, folds=folds, seeds=seeds, on_event=progress)
     fitted = {head.id for head in found}
     datasets = {head.lineage["dataset"]["name"] for head in found}
-    listed = [row for name in datasets for row in leaderboard(name, opened)]
-    rows = Table([row for row in listed if row["head"] in fitted], heads_layout)
+    listed = [row for name in datasets for row in leaderboard(name, opened, heads=fitted)]
+    rows = Table(listed, heads_layout)
     print_json(rows) if as_json else print_table(rows)
 
 

@@ -49,6 +49,8 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
 def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     """Print the heads of a run, best first, each with the same head on raw pixels."""
     from featurestore.heads.compare import sort_key
+    from featurestore.heads.folds import FOLDS
+    from featurestore.heads.listing import TIED, over_folds, with_differing_params
 
     split, metric = manifest["selection"]["split"], manifest["selection"]["metric"]
     held_out = next(
@@ -59,6 +61,7 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
         {
             **row,
             **{each: _value(row, each, metric) for each in (split, held_out)},
+            "spread": over_folds(row).get(f"{split}_{metric}"),
             "pixels": _value(pixels.get(_asked(row)), held_out, metric),
             "chosen": "*" if row["head"] == manifest["selected"] else " ",
         }
@@ -72,14 +75,16 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     several = [name for name in ("seed", "model") if len({row[name] for row in rows}) > 1]
     name = metric.replace("_", " ")
     headings = {each: f"{each} {name}" for each in (split, held_out)}
+    headings["spread"] = headings[split]
     headings |= {"chosen": "", "name": "head", "params": "parameters", "head": "id"}
     headings |= {"pixels": f"{held_out} on pixels"}
     fields = ["chosen", "name", "params", *several, *variants, "layer"]
-    fields += [*dict.fromkeys((split, held_out)), *(["pixels"] if pixels else [])]
-    from featurestore.heads.listing import with_differing_params
-
+    measured = "spread" if split == FOLDS else split
+    fields += [*dict.fromkeys((measured, held_out)), *(["pixels"] if pixels else [])]
     fields += ["seconds", "head"]
     print_table(Grid(with_differing_params(rows), fields, headings, cut="params"))
+    if split == FOLDS:
+        click.echo(TIED)
     if more > 0:
         click.echo(f"and {more} more; `featurestore heads` lists them")
     for note in notes:
@@ -118,7 +123,9 @@ def _asked(row: dict[str, Any]) -> tuple[str, str, int, str]:
 
 
 def _value(row: dict[str, Any] | None, split: str, metric: str) -> float | None:
-    return None if row is None else row["metrics"].get(split, {}).get(metric)
+    from featurestore.heads.compare import value_of
+
+    return None if row is None else value_of(row["metrics"], row["folds"], split, metric)
 
 
 def print_promotion(manifest: dict[str, Any]) -> None:

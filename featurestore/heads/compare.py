@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import DamagedError, FeatureStoreWarning, HeadError, nearest, received
 from featurestore.heads import metrics
+from featurestore.heads.folds import FOLDS, mean_and_spread, p_value
 from featurestore.heads.head import Head
 from featurestore.heads.listing import heads_layout
 from featurestore.heads.schema import validate
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
 
+# A head with a larger p-value cannot be told from the best.
+SIGNIFICANCE = 0.05
 _SHOWN = ("name", "tags", "note", "kind", "portable", "params", "best_params")
 
 
-def parse_metric(text: str | None, task: str) -> tuple[str, str]:
-    """Read ``METRIC`` (on the validation split) or ``SPLIT.METRIC``.
+def parse_metric(text: str | None, task: str, usual: str = "val") -> tuple[str, str]:
+    """Read ``METRIC`` (on the usual split), ``SPLIT.METRIC`` or ``folds.METRIC``.
 
     Examples
     --------
@@ -37,7 +40,8 @@ def parse_metric(text: str | None, task: str) -> tuple[str, str]:
     from featurestore.dataset.splits import named
 
     split, _, metric = (text or metrics.primary(task)).rpartition(".")
-    split = named(split or "val")
+    split = split or usual
+    split = split if split == FOLDS else named(split)
     if metric not in metrics.METRICS:
         raise HeadError(f"no metric {metric!r}; {nearest(metric, metrics.METRICS)}")
     return split, metric
@@ -50,6 +54,22 @@ def sort_key(value: float | None, metric: str) -> tuple[bool, float]:
     return False, value if metric in metrics.LESS_IS_BETTER else -value
 
 
+def usual_split(folds: Iterable[Mapping[str, Any] | None]) -> str:
+    """Return what heads are compared by: their folds, if all have the same; else ``"val"``."""
+    alike = {(each["folds"], each["seeds"]) if each else None for each in folds}
+    return "val" if None in alike or len(alike) != 1 else FOLDS
+
+
+def value_of(
+    measured: Mapping[str, Any], folds: Mapping[str, Any] | None, split: str, metric: str
+) -> float | None:
+    """Return a metric of a head on a split, or its mean over the folds; None if it is unknown."""
+    if split != FOLDS:
+        return measured.get(split, {}).get(metric)
+    found = mean_and_spread(folds or {}, metric)
+    return found and found[0]
+
+
 def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     """Return the best of some heads; of equals, the first.
 
@@ -58,8 +78,9 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
     heads : sequence of Head
         Fitted on the same state of one data set: rows, labels and splits.
     metric : str, optional
-        Such as ``"accuracy"`` or ``"test.macro_f1"``; by default, accuracy or R² on the validation
-        split.
+        Such as ``"accuracy"``, ``"test.macro_f1"`` or ``"folds.accuracy"``; by default, accuracy
+        or R². Without a split: the mean over the folds, if all heads were cross-validated in the
+        same way; else the validation split.
 
     Raises
     ------
@@ -84,10 +105,15 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
             "metrics cannot be compared; choose among those of one (`featurestore heads` marks "
             "the stale ones)"
         )
-    split, name = parse_metric(metric, heads[0].task)
-    values = {head.id: head.metrics.get(split, {}).get(name) for head in heads}
+    split, name = parse_metric(metric, heads[0].task, usual_split(head.folds for head in heads))
+    values = {head.id: value_of(head.metrics, head.folds, split, name) for head in heads}
     if all(value is None for value in values.values()):
         dataset = heads[0].lineage["dataset"]["name"]
+        if split == FOLDS:
+            raise HeadError(
+                f"no head on data set {dataset!r} has {name!r} over folds, to choose by; fit the "
+                "heads with folds (`--folds 5`), or choose by another metric"
+            )
         raise HeadError(
             f"no head on data set {dataset!r} has {name!r} on the {split} split, to choose by; "
             f"give the data set such rows with `featurestore scan --{split} F`, or choose by "
@@ -102,6 +128,7 @@ def leaderboard(
     *,
     sort: str | None = None,
     tags: str | Sequence[str] = (),
+    heads: Collection[str] | None = None,
     **variant: Any,
 ) -> Table[dict[str, Any]]:
     """List the heads of a store by data set, best first. Loads neither scikit-learn nor Keras.
@@ -117,9 +144,12 @@ def leaderboard(
     store : FeatureStore, path or URL, optional
         By default FEATURESTORE_STORE, else ``./store``.
     sort : str, optional
-        As in `best`. Heads without it come last, before the stale ones.
+        As in `best`. Heads without it come last, before the stale ones. If some of the heads were
+        cross-validated and others not, they are sorted by the validation split.
     tags : str or sequence of str
         Only heads that have this tag, or all of these.
+    heads : collection of str, optional
+        Only the heads of these ids.
     **variant
         Only heads on features of this ``input_size``, ``resize``, ``weights``, …: as in `stored`.
 
@@ -132,8 +162,11 @@ def leaderboard(
         ``best_params`` (of a search), ``seed``, ``views`` (of each training sample that it was
         fitted on too), ``val_accuracy`` and ``test_accuracy`` (or
         ``val_r2`` and ``test_r2``; None without such rows), the metric that they are sorted by,
-        ``metrics`` by split, ``prefix`` (first digits of the prefix digest), the fields
-        of `Variant` (``input_size``, ``resize``, ``weights``, …) and ``created``.
+        ``metrics`` by split, ``folds`` (see `Head.folds`; None without), ``tied`` (if they are
+        sorted by their folds: whether a head cannot be told from the best, which is a paired test
+        over the folds with p > 0.05, see `featurestore.heads.folds.p_value`; else None),
+        ``prefix`` (first digits of the prefix digest), the fields of `Variant` (``input_size``,
+        ``resize``, ``weights``, …) and ``created``.
     """
     asked = Variant.asking(variant)
     store = FeatureStore.of(store)
@@ -156,20 +189,45 @@ def leaderboard(
         for each in documents
         if name in (None, each["lineage"]["dataset"]["name"])
         and wanted.issubset(each["tags"])
+        and (heads is None or each["id"] in heads)
         and Variant.of(each["lineage"]).fits(asked)
     ]
-    rows, order = [], {}
-    for each, differs in zip(documents, stale(store, documents), strict=True):
-        split, metric = parse_metric(sort, each["task"])
-        row = {**head_row(each, split, metric), "stale": differs}
+    former = stale(store, documents)
+    rows = []
+    for each in sorted({each["lineage"]["dataset"]["name"] for each in documents}):
+        mine = [
+            (document, differs)
+            for document, differs in zip(documents, former, strict=True)
+            if document["lineage"]["dataset"]["name"] == each
+        ]
+        mine.sort(key=lambda pair: (pair[0]["lineage"]["created"], pair[0]["id"]))
+        rows += _best_first([document for document, differs in mine if not differs], sort)
+        for document, differs in reversed(mine):
+            if differs:
+                row = head_row(document, *parse_metric(sort, document["task"]))
+                rows.append({**row, "stale": differs})
+    return Table(rows, heads_layout)
+
+
+def _best_first(documents: Sequence[dict[str, Any]], sort: str | None) -> list[dict[str, Any]]:
+    """Return the rows of heads on one state of a data set, best first."""
+    usual, rows, order = usual_split(each["folds"] for each in documents), [], {}
+    for each in documents:
+        split, metric = parse_metric(sort, each["task"], usual)
+        row = {**head_row(each, split, metric), "stale": None}
         rows.append(row)
         order[row["head"]] = sort_key(row[f"{split}_{metric}"], metric)
-    rows.sort(key=lambda row: (row["created"], row["head"]))
-    former = [row for row in reversed(rows) if row["stale"]]
-    present = [row for row in rows if not row["stale"]]
-    present.sort(key=lambda row: order[row["head"]])
-    rows = sorted([*present, *former], key=lambda row: str(row["dataset"]))
-    return Table(rows, heads_layout)
+    rows.sort(key=lambda row: order[row["head"]])
+    if rows and split == usual == FOLDS:
+        mark_tied(rows, rows[0], metric)
+    return rows
+
+
+def mark_tied(rows: Iterable[dict[str, Any]], best: Mapping[str, Any], metric: str) -> None:
+    """Set ``tied`` of heads that were cross-validated in the same way as the best of them."""
+    for row in rows:
+        if row["seed"] == best["seed"] and row[f"{FOLDS}_{metric}"] is not None:
+            row["tied"] = p_value(row["folds"], best["folds"], metric) > SIGNIFICANCE
 
 
 def _under(name: str, manifest_digest: str, document: dict[str, Any]) -> dict[str, Any]:
@@ -194,8 +252,9 @@ def _valid(store: FeatureStore) -> list[dict[str, Any]]:
 def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
     """Return what a table shows of a head: the columns of `leaderboard`, but ``stale``."""
     usual = metrics.primary(document["task"])
-    columns = dict.fromkeys([("val", usual), ("test", usual), (split, metric)])
-    measured, origin = document["metrics"], document["lineage"]
+    measured, folds, origin = document["metrics"], document["folds"], document["lineage"]
+    validated = [(FOLDS, usual)] if folds else []
+    columns = dict.fromkeys([*validated, ("val", usual), ("test", usual), (split, metric)])
     return {
         "head": document["id"],
         "dataset": origin["dataset"]["name"],
@@ -205,8 +264,10 @@ def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, 
         **{field: document[field] for field in _SHOWN},
         "seed": document["seed"],
         "views": len(part_of(origin["features"], "views").get("prefix_digests", ())),
-        **{f"{part}_{each}": measured.get(part, {}).get(each) for part, each in columns},
+        **{f"{part}_{each}": value_of(measured, folds, part, each) for part, each in columns},
         "metrics": measured,
+        "folds": folds,
+        "tied": None,
         "prefix": short(origin["features"]["prefix_digest"]),
         **Variant.of(origin).to_dict(),
         "created": origin["created"],

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from featurestore.errors import HeadError, InputError
 from featurestore.heads.rows import Rows
@@ -34,11 +34,12 @@ class CrossValidation(Settings):
     folds: Annotated[int, Field(ge=2)] | None = None
     seeds: Annotated[int, Field(ge=1)] = 1
 
-    @model_validator(mode="after")
-    def _seeds_need_folds(self) -> CrossValidation:
-        if self.folds is None and self.seeds > 1:
-            raise ValueError("seeds repeats the folds; give folds too, such as folds=5")
-        return self
+    @field_validator("seeds")
+    @classmethod
+    def _with_folds(cls, seeds: int, info: ValidationInfo) -> int:
+        if seeds > 1 and info.data.get("folds", True) is None:
+            raise ValueError("repeats the folds, and there are none; give folds too, such as 5")
+        return seeds
 
     @classmethod
     def parse(cls, folds: int | None, seeds: int) -> CrossValidation:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from featurestore.heads.folds import FOLDS, mean_and_spread
 from featurestore.store.variants import FIELDS, tell_apart
 from featurestore.table import Grid, plural, printable, size
 
+# Below a table of heads that were compared over folds.
+TIED = "= cannot be told from the best (paired t-test over the folds, p > 0.05)"
 Rows = list[dict[str, Any]]
 
 
@@ -23,6 +26,8 @@ def heads_layout(rows: Rows) -> Iterator[Grid | str]:
         )
         if fresh:
             yield _heads(fresh, [])
+            if any(row["tied"] is not None for row in fresh):
+                yield TIED
         yield plural(len(fresh), "head")
         if former:
             count = plural(len(former), "stale head")
@@ -32,7 +37,7 @@ def heads_layout(rows: Rows) -> Iterator[Grid | str]:
 
 def _heads(rows: Rows, more: list[str]) -> Grid:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
-    notes = ("tags", "note", "portable", "best_params")
+    notes = ("tags", "note", "portable", "best_params", "folds", "tied")
     known = (*fixed, *notes, "seed", "views", "manifest", "stale", "prefix", *FIELDS)
     # Without a test split, its column is left out.
     measured = dict.fromkeys(
@@ -41,7 +46,7 @@ def _heads(rows: Rows, more: list[str]) -> Grid:
         for name, value in row.items()
         if name not in known and value is not None
     )
-    rows, variants = tell_apart(rows)
+    rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows])
     several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
     several += [*(["views"] if any(row.get("views") for row in rows) else []), "model"]
     tags = ["tags"] if any(row["tags"] for row in rows) else []
@@ -51,6 +56,29 @@ def _heads(rows: Rows, more: list[str]) -> Grid:
         {"name": "head", "params": "parameters", "stale": "differs in", "head": "id"},
         cut="params",
     )
+
+
+def over_folds(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metrics over folds as text, with their spread: ``0.903 ± 0.011 =``."""
+    shown = {}
+    for name in row:
+        split, _, metric = name.partition("_")
+        if split == FOLDS and metric and (found := mean_and_spread(row["folds"] or {}, metric)):
+            mark = " =" if row["tied"] else "  " if row["tied"] is not None else ""
+            shown[name] = f"{found[0]:.3f} ± {found[1]:.3f}{mark}"
+    return shown
+
+
+def folds_line(folds: Mapping[str, Any]) -> str:
+    """Say how a head did on its folds, in one line."""
+    found = {name: mean_and_spread(folds, name) for name in folds["metrics"]}
+    seeds = f", {plural(folds['seeds'], 'seed')}" if folds["seeds"] > 1 else ""
+    figures = [
+        f"{name.replace('_', ' ')} {each[0]:.3f} ± {each[1]:.3f}"
+        for name, each in found.items()
+        if each
+    ]
+    return f"on {plural(folds['folds'], 'fold')} of the train split{seeds}: {', '.join(figures)}"
 
 
 def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

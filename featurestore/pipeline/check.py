@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import FeatureStoreError, HeadError, InputError
+from featurestore.heads.folds import FOLDS
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile
 from featurestore.pipeline.sweep import augmentation_of, check_heads, check_layers
@@ -89,7 +90,8 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
     """
     from featurestore.heads import check_labels, metrics
 
-    split, metric = file.spec.select.split, file.spec.select.metric
+    asked, metric = file.spec.select.split, file.spec.select.metric
+    split: str = asked or (FOLDS if file.spec.folds else "val")
     try:
         check_labels(dataset)
     except HeadError as error:
@@ -102,7 +104,11 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
             f"found {metric!r}, and the labels are {'numbers' if regression else 'classes'}; "
             f"expected one of {', '.join(known)}",
         )
-    if not len(dataset.rows(split, labelled=True)):
+    if split == FOLDS and file.spec.folds is None:
+        raise file.mistake(
+            ["select", "split"], "found 'folds', and the file has no `folds: N`; expected both"
+        )
+    if split != FOLDS and not len(dataset.rows(split, labelled=True)):
         raise file.mistake(
             ["select", "split"],
             f"the {split} split has no labelled sample to choose heads by; give it a share in "

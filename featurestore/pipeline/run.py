@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
 from featurestore.errors import ActivationError, BackboneError, DatasetError, InputError
+from featurestore.heads.folds import FOLDS
 from featurestore.listening import receiver
 from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
@@ -118,7 +119,7 @@ class _Run:
                 if not source.is_pixels
             ],
             **_former(extracted),
-            "heads": [_row(each, selection) for each in fitted],
+            "heads": _rows(fitted, selection, chosen),
             "selection": selection,
             "selected": chosen.head.id,
             "promotion": promotion,
@@ -245,7 +246,7 @@ class _Run:
             for features in extraction.values():
                 if any(head.takes(features.ref) for head in heads):
                     self.on_event(StageStarted("heads", f"on {features.ref} by {source.name}"))
-                for head in fit_all(features, heads, self.on_event):
+                for head in fit_all(features, heads, self.spec, self.on_event):
                     found[head.id] = _Fitted(head, source)
         self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")
         return list(found.values())
@@ -289,8 +290,16 @@ class _Run:
             return done
         from featurestore.promotion import promote
 
+        # Folds are of the training rows, which count as seen; early stopping looks at val.
+        stopped = "early_stopping" in head.params
+        selected_on = ([] if chosen_by == FOLDS else [chosen_by]) + (["val"] if stopped else [])
         promotion = promote(
-            head, backbone, data=dataset, selected_on=[chosen_by], on_event=self.on_event, **options
+            head,
+            backbone,
+            data=dataset,
+            selected_on=selected_on,
+            on_event=self.on_event,
+            **options,
         )
         promotion.save(folder / MODEL)
         self._end("promote", started, fresh=True, result=str(folder / MODEL))
@@ -378,12 +387,20 @@ def _former(extracted: list[tuple[Source, Extraction]]) -> dict[str, list[Any]]:
     }
 
 
-def _row(fitted: _Fitted, selection: dict[str, str]) -> dict[str, Any]:
-    from featurestore.heads.compare import head_row
+def _rows(
+    fitted: list[_Fitted], selection: dict[str, str], chosen: _Fitted
+) -> list[dict[str, Any]]:
+    from featurestore.heads.compare import head_row, mark_tied
 
-    on = "pixels" if fitted.source.is_pixels else "features"
-    row = head_row(fitted.head.document(), selection["split"], selection["metric"])
-    return {"on": on, **row, "seconds": fitted.head.lineage["seconds"]}
+    split, metric = selection["split"], selection["metric"]
+    rows = {}
+    for each in fitted:
+        on = "pixels" if each.source.is_pixels else "features"
+        row = head_row(each.head.document(), split, metric)
+        rows[each.head.id] = {"on": on, **row, "seconds": each.head.lineage["seconds"]}
+    if split == FOLDS:
+        mark_tied(rows.values(), rows[chosen.head.id], metric)
+    return list(rows.values())
 
 
 def _dataset_fields(dataset: Dataset) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.dataset import ScanOptions, Split
 from featurestore.dataset.splits import meaning
 from featurestore.extraction.planning import BatchSize, Dtype
+from featurestore.heads.folds import CrossValidation
 from featurestore.heads.metrics import Metric
 from featurestore.heads.notes import Line, Tags
 from featurestore.promotion.fine_tuning import FineTuning
@@ -121,10 +122,14 @@ def _split(value: Any) -> Any:
 
 
 class SelectSpec(Settings):
-    """How the best head is chosen; by default by accuracy (or R²) on the validation split."""
+    """How the best head is chosen; by default by accuracy (or R²).
+
+    ``split`` is by default ``folds``, the mean over the folds, if the heads are cross-validated,
+    and else the validation split.
+    """
 
     metric: Metric | None = None
-    split: Annotated[Split, BeforeValidator(_split)] = "val"
+    split: Annotated[Split | Literal["folds"] | None, BeforeValidator(_split)] = None
 
 
 def _folder_name(name: str) -> str:
@@ -136,7 +141,7 @@ def _folder_name(name: str) -> str:
     return name
 
 
-class PipelineSpec(Settings):
+class PipelineSpec(CrossValidation):
     """A pipeline: data, backbone, layers, heads, selection and promotion."""
 
     name: Annotated[str, AfterValidator(_folder_name)]
@@ -160,7 +165,7 @@ class PipelineSpec(Settings):
         return layers
 
 
-class SweepSpec(VariantSpec, ViewSpec):
+class SweepSpec(VariantSpec, ViewSpec, CrossValidation):
     """A sweep: many heads on features that are stored already."""
 
     dataset: str

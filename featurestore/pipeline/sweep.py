@@ -9,13 +9,21 @@ from typing import Any
 from featurestore.errors import HeadError, InputError, NotFoundError
 from featurestore.features import Features, stored, with_views, without_boundaries
 from featurestore.heads import Head, check_named, fit_heads
+from featurestore.heads.folds import CrossValidation
 from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SweepSpec, ViewSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore, StoreLike
 
 
-def sweep(path: str | Path, store: StoreLike = None, *, on_event: Any = None) -> list[Head]:
+def sweep(
+    path: str | Path,
+    store: StoreLike = None,
+    *,
+    folds: int | None = None,
+    seeds: int | None = None,
+    on_event: Any = None,
+) -> list[Head]:
     """Fit every head of a sweep file on every layer that it names. Stored heads are reused.
 
     Parameters
@@ -23,6 +31,8 @@ def sweep(path: str | Path, store: StoreLike = None, *, on_event: Any = None) ->
     path : path-like
         A sweep file: ``dataset``, ``heads``, and fields that pick features: ``model``,
         ``layers``, ``input_size``, ….
+    folds, seeds : int, optional
+        Cross-validate the heads so, whatever the file says: as in `fit_heads`.
     store : FeatureStore, path or URL, optional
         Holds the features, and receives the heads.
     on_event : callable, optional
@@ -37,7 +47,10 @@ def sweep(path: str | Path, store: StoreLike = None, *, on_event: Any = None) ->
     check_heads(file)
     found = _features(file, FeatureStore.of(store))
     check_layers(file, list(dict.fromkeys(features.ref for features in found)))
-    return [head for each in found for head in fit_all(each, file.spec.heads, on_event)]
+    validation = CrossValidation.parse(
+        file.spec.folds if folds is None else folds, file.spec.seeds if seeds is None else seeds
+    )
+    return [head for each in found for head in fit_all(each, file.spec.heads, validation, on_event)]
 
 
 def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
@@ -50,7 +63,7 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
         found = stored(store, dataset)
         asked: dict[str, Any] = {}
         # One field after the other, so that a mistake has its line.
-        apart = {"dataset", "layers", "heads", "views", "augmentation"}
+        apart = {"dataset", "layers", "heads", "views", "augmentation", "folds", "seeds"}
         for name, values in spec.model_dump(exclude=apart).items():
             if values is not None:
                 where = [name]
@@ -117,13 +130,16 @@ def combinations(head: HeadSpec) -> list[dict[str, Any]]:
     return [{**head.params, **each} for each in ParameterGrid(head.grid)]
 
 
-def fit_all(features: Features, heads: Sequence[HeadSpec], on_event: Any) -> list[Head]:
+def fit_all(
+    features: Features, heads: Sequence[HeadSpec], validation: CrossValidation, on_event: Any
+) -> list[Head]:
     """Fit the heads that are meant for a layer; those of one seed and note read it once."""
     groups: list[tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = []
     for head in heads:
         if not head.takes(features.ref):
             continue
         options = head.model_dump(include={"seed", "name", "tags", "note"})
+        options |= {"folds": validation.folds, "seeds": validation.seeds}
         named = [(head.head, params) for params in combinations(head)]
         for known, wanted in groups:
             if known == options:

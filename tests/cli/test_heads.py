@@ -128,7 +128,14 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
                 "name": "knn",
             },
             **{"params": {}, "seed": 0, "prefix": "p", "stale": None, "val_accuracy": 0.5},
-            **{"best_params": {}, "tags": [], "note": "", "portable": True},
+            **{
+                "best_params": {},
+                "folds": None,
+                "tied": None,
+                "tags": [],
+                "note": "",
+                "portable": True,
+            },
             **Variant().to_dict(),
         }
         for name in ("others", "photos", "photos")
@@ -269,3 +276,16 @@ def test_keras_heads_take_training_options(place: Place) -> None:
     found = featurestore("show", head, "--json").json
     assert found["params"]["class_weight"] == {"dict": [["red", 2.0]]}
     assert "no optimizer of Keras" in featurestore(*TRAIN, "dense", "--param", "optimizer=a").error
+
+
+def test_folds_give_a_spread(place: Place) -> None:
+    options = ("--folds", "2", "--seeds", "2")
+    shown = featurestore(*TRAIN, "ridge", *options)
+    assert "on 2 folds of the train split, 2 seeds: accuracy " in shown.out
+    assert " ± " in shown.out
+    found = featurestore(*TRAIN, "ridge", *options, "--json").json
+    assert len(found["folds"]["metrics"]["accuracy"]) == 4
+
+    result = featurestore(*TRAIN, "ridge", "--seeds", "2")
+    assert result.status == 1
+    assert "give folds too" in result.err

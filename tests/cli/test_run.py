@@ -61,7 +61,7 @@ def test_a_mistake_in_the_file_creates_no_store(pipeline: Path) -> None:
     assert result.status == 1
     assert result.err == (
         "error: flowers.yaml:1: heads: is missing\n"
-        "error: flowers.yaml:5: head: unknown field; did you mean 'heads'?\n"
+        "error: flowers.yaml:5: head: unknown field; did you mean 'heads' or 'seeds'?\n"
     )
     assert not Path("new").exists()
     assert not Path("runs").exists()
@@ -72,7 +72,7 @@ def row(head: str, value: float | None, metric: str = "accuracy", **more: Any) -
     return {
         **{"model": "m", "prefix": "0" * 12, **Variant().to_dict()},
         **{"head": head, "on": "features", "name": "h", "layer": "l", "params": {}, "seed": 0},
-        "best_params": {},
+        **{"best_params": {}, "folds": None, "tied": None},
         **{"seconds": 1.0, "metrics": {"val": {metric: value}}, **more},
     }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from featurestore.errors import HeadError, NotFoundError
@@ -65,3 +66,40 @@ def test_without_validation_rows_there_is_no_best(make_features: MakeFeatures) -
     with pytest.raises(HeadError, match="scan --val"):
         best(found)
     assert best(found, "train.accuracy") is found[0]
+
+
+def test_heads_that_were_cross_validated_are_compared_over_their_folds(
+    make_features: MakeFeatures, store: FeatureStore
+) -> None:
+    features = make_features(["a", "b", "c"] * 30, noise=3.0, val=0.2, test=0.2)
+    poor = make_features(["a", "b", "c"] * 30, noise=90.0, ref="poor:avg", val=0.2, test=0.2)
+    wanted = [("ridge", {"alpha": alpha}) for alpha in (1.0, 1.01, 100.0)]
+    found = fit_heads(features, wanted, folds=5, seeds=2)
+    found += fit_heads(poor, ["logistic"], folds=5, seeds=2)
+
+    rows = leaderboard(store=store)
+    means = [row["folds_accuracy"] for row in rows]
+    assert means == sorted(means, reverse=True)
+    assert means[0] == pytest.approx(np.mean(rows[0]["folds"]["metrics"]["accuracy"]))
+    tied = {row["head"]: row["tied"] for row in rows}
+    assert tied[rows[0]["head"]] is True
+    assert tied[found[0].id] is tied[found[1].id] is True
+    assert tied[found[3].id] is False
+    assert best(found).id == rows[0]["head"]
+    assert "± 0.0" in (text := rows.text())
+    assert "= cannot be told from the best" in text
+    assert [row["head"] for row in leaderboard(store=store, heads=[found[3].id])] == [found[3].id]
+
+    fit_head(features, "knn")
+    by_val = leaderboard(store=store)
+    assert [row["tied"] for row in by_val] == [None] * 5
+    values = [row["val_accuracy"] for row in by_val]
+    assert values == sorted(values, reverse=True)
+    last = leaderboard(store=store, sort="folds.accuracy")[-1]
+    assert last["folds_accuracy"] is None
+
+
+def test_the_best_over_folds_needs_folds(three: Features) -> None:
+    head = fit_head(three, "ridge")
+    with pytest.raises(HeadError, match="`--folds 5`"):
+        best([head], "folds.accuracy")

@@ -422,3 +422,14 @@ def test_a_table_with_columns_of_other_names(pipeline: Pipeline) -> None:
     assert any("its columns are separated by semicolons" in note for note in notes)
     with pytest.raises(SpecError, match=r"data: table .* has no column 'file2'"):
         pipeline.run(data={**data, "image_column": "file2", "root": "photos"})
+
+
+def test_heads_that_are_cross_validated_are_chosen_by_their_folds(pipeline: Pipeline) -> None:
+    manifest = pipeline.run(folds=3, promote=None, baseline=None)
+    assert manifest["selection"] == {"split": "folds", "metric": "accuracy"}
+    means = {row["head"]: row["folds_accuracy"] for row in manifest["heads"]}
+    assert means[manifest["selected"]] == max(means.values())
+    assert {row["tied"] for row in manifest["heads"]} <= {True, False}
+
+    with pytest.raises(SpecError, match="has no `folds: N`"):
+        pipeline.run(select={"split": "folds"})

@@ -156,3 +156,13 @@ def test_boundary_arrays_are_only_used_by_name(place: Path, network: Path, tmp_p
         file.write_text(yaml.safe_dump({**SWEEP, **layers}))
         found.append([head.key.ref for head in fs.sweep(file, store)])
     assert found == [["conv_a:avg", "conv_b:avg"], ["pool_a"]]
+
+
+def test_heads_are_cross_validated_as_the_file_or_the_call_says(place: Path) -> None:
+    found = sweep(place, heads=["ridge"], folds=2, seeds=2)
+    assert [head.folds and head.folds["seeds"] for head in found] == [2, 2]
+    again = fs.sweep(place / "sweep.yaml", place / "store", folds=3, seeds=1)
+    assert [head.folds and head.folds["folds"] for head in again] == [3, 3]
+
+    with pytest.raises(SpecError, match="give folds too"):
+        sweep(place, heads=["ridge"], seeds=2)
