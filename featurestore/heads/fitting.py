@@ -78,7 +78,7 @@ class Fitting:
             for each in bank.members
             if self.parts and not asked.items() <= (heads[each.id].folds or {}).items()
         ]
-        for key, folds in self._folds(replace(bank, members=missing)).items():
+        for key, folds in self.folds(replace(bank, members=missing)).items():
             heads[key] = replace(heads[key], folds=folds)
             if self.save:
                 store.heads.update(key, partial(_with_folds, folds))
@@ -98,7 +98,7 @@ class Fitting:
             store.heads.update(head.id, lambda now: self.notes.changes(validate(now)))
         return replace(head, **{**changes, "tags": tuple(changes.get("tags", head.tags))})
 
-    def _folds(self, bank: Bank) -> dict[str, dict[str, Any]]:
+    def folds(self, bank: Bank) -> dict[str, dict[str, Any]]:
         """Return what the documents of a bank's heads say of their folds, by id."""
         measured: dict[str, list[dict[str, Any]]] = {each.id: [] for each in bank.members}
         done, total = 0, sum(map(len, self.parts))
