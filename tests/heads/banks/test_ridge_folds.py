@@ -9,7 +9,9 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featurestore.heads.banks import ridge_folds
+from featurestore.features import Features
+from featurestore.heads import fit_heads
+from featurestore.heads.banks import ridge, ridge_folds
 from featurestore.heads.banks.ridge_folds import fit_folds
 from tests.heads.banks.test_ridge import PENALTIES, rows
 
@@ -97,3 +99,23 @@ def test_a_feature_that_hardly_varies_in_the_training_rows_of_a_fold() -> None:
     X[:, 2] = np.arange(60) % 5 * 1e-4
     X[HELD_OUT[1][0], 2] = 1e4
     assert fitted(RidgeClassifier, X, np.arange(60) % 2) is None
+
+
+@pytest.mark.parametrize("head", ["ridge", "RidgeClassifier", "PCA+RidgeClassifier"])
+def test_cross_validation_is_the_same_fold_by_fold(
+    three: Features, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def counted(*given: Any) -> bool:
+        found.append(fit_folds(*given))
+        return found[-1]
+
+    wanted = [(head, {"alpha": alpha}) for alpha in PENALTIES]
+    monkeypatch.setattr(ridge, "fit_folds", counted)
+    together = fit_heads(three, wanted, folds=3, save=False)
+    assert found == ([] if "PCA" in head else [True])
+    monkeypatch.setattr(ridge, "fit_folds", lambda *given: False)
+    assert [each.folds for each in fit_heads(three, wanted, folds=3, save=False)] == [
+        each.folds for each in together
+    ]
