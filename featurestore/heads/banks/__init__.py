@@ -29,6 +29,7 @@ from featurestore.heads.rows import Rows
 FAMILIES: Mapping[str, str] = {
     "KNeighborsClassifier": "neighbors",
     "KNeighborsRegressor": "neighbors",
+    "LogisticRegression": "logistic",
     "Ridge": "ridge",
     "RidgeClassifier": "ridge",
 }

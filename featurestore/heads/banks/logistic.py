@@ -44,7 +44,7 @@ def takes(estimator: Any) -> bool:
     )
 
 
-def _number(value: Any, kind: type) -> bool:
+def _number(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and abs(float(value)) < np.inf
 
 
@@ -99,13 +99,13 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         each.classes_ = classes
         each.n_features_in_ = X.shape[1]
         each.n_iter_ = iterations[row : row + 1].astype(np.int32)
-        if not converged[row]:
-            warnings.warn(
-                f"logistic regression with C={each.C} has not converged after "
-                f"{iterations[row]} iterations; raise max_iter={each.max_iter}",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+    if not converged.all():
+        warnings.warn(
+            f"logistic regression has not converged after {iterations.max()} iterations; raise "
+            f"max_iter, now {first.max_iter}",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
 
 
 def predict(
