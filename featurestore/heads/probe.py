@@ -167,7 +167,9 @@ def _folds(y: np.ndarray, groups: np.ndarray | None) -> Folds:
     else:
         rare = classes and np.unique(y, return_counts=True)[1].min() < folds
         splitter = StratifiedKFold if classes and not rare else KFold
-    found = splitter(folds, shuffle=True, random_state=0).split(y, y, groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # A class may have fewer rows than there are folds.
+        found = list(splitter(folds, shuffle=True, random_state=0).split(y, y, groups))
     # A classifier needs two classes to learn from, R² two values to be measured on.
     return [
         (train, held_out)

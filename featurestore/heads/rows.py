@@ -200,19 +200,29 @@ class Rows:
             )
 
     def problems(self) -> list[str]:
-        """Return warnings about a head on these rows: missing rows, missing classes."""
+        """Return warnings about a head on these rows: missing rows, missing and single samples."""
         features, found = self.features, []
         if features.blocks is not None:
             found.append(
                 f"fitted and measured on the {len(features)} of {features.group.shape[0]} rows "
                 "that existed"
             )
-        present = set(self.targets("train").tolist())
-        missing = [str(name) for code, name in enumerate(features.classes) if code not in present]
-        if missing:
+        if self.task == "regression":
+            return found
+        classes = np.array(list(map(str, features.classes)))
+        counts = {
+            split: np.bincount(self.targets(split), minlength=len(classes)) for split in SPLITS
+        }
+        here, there = counts["train"], counts["val"] + counts["test"]
+        if missing := classes[here == 0].tolist():
             found.append(
                 f"the train split has no sample of class {', '.join(missing)}, which will never "
                 "be predicted"
+            )
+        if single := classes[(here == 1) & (there == 0)].tolist():
+            found.append(
+                f"class {', '.join(single)} has a single sample, in the train split: it can be "
+                "predicted, and no split measures how well; add samples"
             )
         return found
 
@@ -233,16 +243,6 @@ def check_labels(dataset: Dataset) -> None:
         )
     if dataset.task == "regression":
         return
-    counts = np.bincount(
-        dataset.targets[dataset.rows(labelled=True)], minlength=len(dataset.classes)
-    )
-    lone = [str(name) for name, count in zip(dataset.classes, counts, strict=True) if count < 2]
-    if len(dataset.classes) > 1 and lone:
-        raise HeadError(
-            f"data set {dataset.name!r} has a single sample of class {', '.join(lone)}; a class "
-            "needs two, one to learn from and one to be measured on: add samples or remove the "
-            f"class, then run {scan} again"
-        )
     seen = np.unique(dataset.targets[train])
     if len(seen) < 2:
         only = str(dataset.classes[int(seen[0])])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,16 @@ def test_nothing_stored_to_rank(make_features: MakeFeatures, store: FeatureStore
     drop_block(features.group, 0)
     with pytest.raises(IncompleteFeaturesError, match=r"never extracted.*`featurestore extract"):
         rank("toys", store)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_classes_with_one_and_two_samples_are_ranked_without_a_warning(
+    make_features: MakeFeatures, store: FeatureStore, grouped: bool
+) -> None:
+    labels = ["a", "b"] * 20 + ["z"] + ["y"] * 2
+    groups = [str(number // 2) for number in range(43)] if grouped else None
+    make_features(labels, groups=groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (row,) = rank("toys", store)
+    assert row["score"] > 0.6
