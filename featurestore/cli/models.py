@@ -21,7 +21,7 @@ from featurestore.cli.options import (
 )
 from featurestore.cli.output import check_table, print_json, print_table, write_table
 from featurestore.promotion.fine_tuning import FineTuning
-from featurestore.promotion.report import USES, precision_note, splits_grid
+from featurestore.promotion.report import USES, precision_note, splits_grid, threshold_note
 from featurestore.store import FeatureStore
 from featurestore.table import Grid, cell, plural
 
@@ -161,7 +161,7 @@ def promote_command(
         print_json({"model": str(Path(output)), "head": fitted.id, **report})
         return
     print_splits({"before": promotion.before, "after": promotion.after}, bool(promotion.history))
-    if note := precision_note(report):
+    for note in filter(None, (precision_note(report), threshold_note(report))):
         click.echo(note)
     if promotion.fine_tuning:
         click.echo(promotion.fine_tuning["verdict"])

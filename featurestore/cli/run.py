@@ -138,7 +138,7 @@ def print_promotion(manifest: dict[str, Any]) -> None:
         f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
         f"(scores within {parity['max_abs_diff']:.2g})"
     )
-    from featurestore.promotion.report import precision_note, rows_were
+    from featurestore.promotion.report import precision_note, rows_were, threshold_note
 
     tuned = promotion["fine_tuning"].get("kept_epoch")
     for split, before in promotion["before"].items():
@@ -147,7 +147,7 @@ def print_promotion(manifest: dict[str, Any]) -> None:
             texts = [f"{texts[0]} fused", f"{cell(promotion['after'][split][metric])} fine-tuned"]
         name = f"{split} {metric.replace('_', ' ')} ({rows_were(split, before)})"
         click.echo(f"  {name}: {', '.join(texts)}")
-    if note := precision_note(promotion):
+    for note in filter(None, (precision_note(promotion), threshold_note(promotion))):
         click.echo(f"  {note}")
     if tuned is not None:
         click.echo(f"  {promotion['fine_tuning']['verdict']}")

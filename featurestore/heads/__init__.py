@@ -7,10 +7,11 @@
     identity    estimators in canonical form       persist     estimators as files, without pickle
     fit         fit heads: the functions           fitting     load, fit, measure and save
     banks       heads fitted together              training    train a Keras head
-    folds       cross-validation                   halving     the best of many, on few rows first
+    folds       cross-validation
     rows        features and labels by split       metrics     how good predictions are
     head        a fitted head: predict, save       schema      schema of ``head.json``
     estimator   fit an estimator                   refit       heads that are not portable
+    decision    values that a classifier decides by
     compare     heads listed best first            stale       heads on an earlier state of the data
     describe    all that is stored of a head       notes       names, tags and notes of users
     probe       layers ranked                      events      events of fitting and ranking
@@ -24,7 +25,6 @@ from featurestore.heads.events import (
     HeadEvent,
     HeadFitted,
     HeadReused,
-    HeadsHalved,
     HeadWarned,
     LayerRanked,
 )
@@ -45,7 +45,6 @@ __all__ = [
     "HeadFitted",
     "HeadReused",
     "HeadWarned",
-    "HeadsHalved",
     "LayerRanked",
     "annotate",
     "best",

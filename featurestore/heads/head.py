@@ -14,6 +14,7 @@ import numpy as np
 from featurestore.digests import finite_json
 from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line, received
 from featurestore.heads import persist
+from featurestore.heads.decision import decision
 from featurestore.heads.listing import metrics_grid
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.schema import FIELDS, validate
@@ -172,14 +173,16 @@ class Head:
         numpy.ndarray (row, class), or (row, 1) for regression
             float64. Logits of a Keras head and of ``MLPClassifier``; decision values of other
             scikit-learn classifiers, (0, decision) for two classes; probabilities of classifiers
-            without decision values; predicted values of a regressor.
+            without decision values; predicted values of a regressor. If a threshold on these
+            decides, they are shifted so that the largest is the predicted class: see
+            `featurestore.heads.decision`.
         """
         rows = self._rows(X)
         if self.kind == "keras":
             return self._forward(self._logits_model, rows)
         if self.task == "regression":
             return np.asarray(self.estimator.predict(rows), np.float64).reshape(len(rows), -1)
-        scores = np.asarray(_decision(self.estimator, rows), np.float64)
+        scores = np.asarray(decision(self.estimator, rows), np.float64)
         if scores.ndim == 1:
             scores = np.stack([np.zeros_like(scores), scores], axis=1)
         return scores
@@ -352,35 +355,3 @@ def _misfit(
     if width not in (None, math.prod(shape)):
         return f"its estimator takes {width} features, and its shape is {shape}"
     return None
-
-
-def _decision(estimator: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the decision values or logits of a fitted classifier, or else its probabilities."""
-    if hasattr(estimator, "best_estimator_"):
-        return _decision(estimator.best_estimator_, rows)
-    if hasattr(estimator, "decision_function"):
-        return estimator.decision_function(rows)
-    if hasattr(estimator, "steps"):
-        *transforms, last = estimator
-        return _decision(last, estimator[:-1].transform(rows) if transforms else rows)
-    if type(estimator).__name__ == "MLPClassifier":
-        return _perceptron_logits(estimator, rows)
-    if hasattr(estimator, "predict_proba"):
-        return estimator.predict_proba(rows)
-    # A classifier that only predicts classes.
-    return (np.asarray(estimator.predict(rows))[:, None] == estimator.classes_).astype(np.float64)
-
-
-def _perceptron_logits(perceptron: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the values that MLPClassifier applies softmax or sigmoid to."""
-    activations: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "identity": lambda x: x,
-        "logistic": lambda x: 0.5 * (1 + np.tanh(0.5 * x)),
-        "tanh": np.tanh,
-        "relu": lambda x: np.maximum(x, 0),
-    }
-    layers = list(zip(perceptron.coefs_, perceptron.intercepts_, strict=True))
-    for kernel, bias in layers[:-1]:
-        rows = activations[perceptron.activation](rows @ kernel + bias)
-    logits = rows @ layers[-1][0] + layers[-1][1]
-    return logits[:, 0] if perceptron.out_activation_ == "logistic" else logits

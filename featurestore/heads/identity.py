@@ -39,6 +39,11 @@ def estimator_fields(estimator: Any) -> dict[str, Any]:
             f"{path} cannot be part of a head's identity; define the class in a module that can be "
             "imported"
         )
+    if path == "sklearn.frozen._frozen.FrozenEstimator":
+        raise HeadError(
+            "what a FrozenEstimator has learned is not part of a head's identity; pass the "
+            "estimator itself, which is fitted on the training rows"
+        )
     return {
         "class": path,
         **_source(type(estimator)),

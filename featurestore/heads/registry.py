@@ -104,10 +104,17 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
     path of any estimator (``"sklearn.svm.SVC"``, ``"xgboost.XGBClassifier"``), or several of these
     joined by ``+`` to a pipeline (``"StandardScaler+PCA+logistic"``). Parameters are those of the
     last step, or ``step__parameter`` of any; the seed replaces each ``random_state`` that is None.
+    The ``estimator`` that another is around, such as a calibration, may be a name too.
     """
     from sklearn.pipeline import make_pipeline
 
     try:
+        params = {
+            param: sklearn_head(value, {}, task, seed)
+            if param.rpartition("__")[2] == "estimator" and isinstance(value, str)
+            else value
+            for param, value in params.items()
+        }
         steps = _steps(name, task, params)
         estimator = steps[0] if len(steps) == 1 else make_pipeline(*steps)
         check_task(estimator, name, task)
@@ -122,7 +129,7 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
 
 
 def _steps(name: str, task: Task, params: Mapping[str, Any]) -> list[Any]:
-    """Return the estimators that a name stands for; the last is made with what it requires."""
+    """Return the estimators that a name stands for; the last is made with what it is around."""
     if "+" in name:
         first, _, rest = name.partition("+")
         return [*_steps(first.strip(), task, {}), *_steps(rest.strip(), task, params)]
@@ -137,7 +144,8 @@ def _steps(name: str, task: Task, params: Mapping[str, Any]) -> list[Any]:
     required = [
         each.name
         for each in inspect.signature(found).parameters.values()
-        if each.default is each.empty and each.name in params
+        if each.name in params
+        and (each.default is each.empty or hasattr(params[each.name], "get_params"))
     ]
     return [found(**{each: params[each] for each in required})]
 

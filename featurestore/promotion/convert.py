@@ -1,7 +1,8 @@
 """Fitted scikit-learn estimators as stock Keras layers, step by step.
 
 Linear classifiers and regressors, ``MLPClassifier`` and ``MLPRegressor`` convert, alone or behind
-scalers, PCA and feature selection in a ``Pipeline``, or inside a fitted search.
+scalers, PCA and feature selection in a ``Pipeline``, or inside a fitted search. Calibration and
+thresholds around them are in :mod:`featurestore.promotion.around`.
 
 All that a head has learned becomes ordinary weights, which ``set_weights`` and every exporter
 carry. The weights of scaling and selection are not trainable.
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from featurestore.errors import PromotionError
+from featurestore.promotion import around
 
 PROMOTABLE = (
     "Keras heads; linear classifiers and regressors (logistic, ridge, linear-svm, "
     "LinearDiscriminantAnalysis, SGDClassifier, Lasso, …); MLPClassifier and MLPRegressor; each "
-    "also behind scalers, PCA or feature selection"
+    "also behind scalers, PCA or feature selection, and calibrated or with a threshold"
 )
 
 
@@ -90,23 +92,37 @@ def as_layers(estimator: Any, x: Any, prefix: str, softmax: str) -> tuple[Any, A
     -------
     scores : KerasTensor
         Logits (row, class), one column for each class also if there are two; or the predicted
-        value (row, 1) of a regressor.
+        value (row, 1) of a regressor. Of a classifier that is calibrated, or has a threshold on its
+        probabilities, these are the output.
     output : KerasTensor
         The probabilities (row, class) of a classifier's ``predict_proba``, or the softmax of its
-        decision values if it has none; the scores of a regressor.
+        decision values if it has none; the scores of a regressor. The largest is the predicted
+        class: a threshold shifts them, as in `featurestore.heads.decision`.
 
     Raises
     ------
     PromotionError
         If a step has no Keras form; the message lists what can be promoted.
     """
+    check(estimator)
+    return from_flow(estimator, Flow.of(x), prefix, softmax)
+
+
+def from_flow(estimator: Any, flow: Flow, prefix: str, softmax: str) -> tuple[Any, Any]:
+    """Apply an estimator that `check` accepts; as :func:`as_layers`."""
     import keras
 
-    flow = Flow.of(x)
-    steps = conversions(estimator)
-    for number, (step, convert) in enumerate(steps):
+    *before, last = _steps(estimator)
+    for number, step in enumerate(before):
+        convert = _transformer(step)
+        assert convert is not None
         flow = convert(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
-    last, scores = steps[-1][0], flow.x
+    name = f"{prefix}{len(before)}_{type(last).__name__.lower()}"
+    if around.inside(last):
+        return around.as_layers(last, flow, name, softmax)
+    predictor = _predictor(last)
+    assert predictor is not None
+    scores = predictor(last, flow, name).x
     if not hasattr(last, "classes_"):
         return scores, scores
     logits = scores
@@ -116,27 +132,30 @@ def as_layers(estimator: Any, x: Any, prefix: str, softmax: str) -> tuple[Any, A
     return scores, keras.layers.Softmax(name=softmax)(logits)
 
 
-def conversions(estimator: Any) -> list[tuple[Any, Convert]]:
-    """Return each step of a fitted estimator, and the function that converts it.
-
-    Raises
-    ------
-    PromotionError
-        If a step has no Keras form.
-    """
+def check(estimator: Any) -> None:
+    """Raise PromotionError if a step of a fitted estimator has no Keras form."""
     steps = _steps(estimator)
-    found = []
     for step in steps:
         name, last = type(step).__name__, step is steps[-1]
-        convert = _predictor(step) if last else _transformer(step)
-        if convert is None or not type(step).__module__.startswith("sklearn."):
+        inside = around.inside(step) if last else []
+        convert = inside or (_predictor(step) if last else _transformer(step))
+        if not convert or not type(step).__module__.startswith("sklearn."):
             place = "as the last step" if last else "before another step"
             raise no_form(f"{name} {place}" if len(steps) > 1 else name)
-        reason = _refusal(step)
+        reason = around.refusal(step) if inside else _refusal(step)
         if reason is not None:
             raise PromotionError(f"{name} cannot be promoted: {reason}")
-        found.append((step, convert))
-    return found
+        for each in inside:
+            check(each)
+
+
+def has_steps(estimator: Any) -> bool:
+    """Whether probabilities jump and are flat between, as isotonic calibration makes them."""
+    last = _steps(estimator)[-1]
+    inside = around.inside(last)
+    return bool(inside) and (
+        getattr(last, "method", "") == "isotonic" or any(map(has_steps, inside))
+    )
 
 
 def no_form(what: str) -> PromotionError:
@@ -150,6 +169,8 @@ def no_form(what: str) -> PromotionError:
 def _steps(estimator: Any) -> list[Any]:
     if hasattr(estimator, "best_estimator_"):
         return _steps(estimator.best_estimator_)
+    if type(estimator).__name__ == "FrozenEstimator":
+        return _steps(estimator.estimator)
     if hasattr(estimator, "steps"):
         inner = [step for _, step in estimator.steps if step not in (None, "passthrough")]
         return [part for step in inner for part in _steps(step)]

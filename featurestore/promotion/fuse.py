@@ -12,9 +12,10 @@ import keras
 from featurestore.backbone import LayerRef
 from featurestore.backbone.copying import clone_onto
 from featurestore.errors import PromotionError
+from featurestore.heads.decision import Threshold
 from featurestore.heads.network import logits_model
 from featurestore.promotion.carried import CLASSES, classes_layer
-from featurestore.promotion.convert import as_layers, conversions, no_form
+from featurestore.promotion.convert import as_layers, check, has_steps, no_form
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -38,12 +39,18 @@ class Fused:
     backbone_layers : tuple of str
         Names of the layers and operations in ``model`` that come from the backbone, its
         preprocessing included, in order.
+    has_steps : bool
+        Whether the probabilities jump, as isotonic calibration makes them.
+    threshold : Threshold or None
+        Of the head; the probabilities are shifted so that 0.5 stands for it.
     """
 
     model: keras.Model
     features: str
     scores: str
     backbone_layers: tuple[str, ...]
+    has_steps: bool = False
+    threshold: Threshold | None = None
 
 
 def fuse(head: Head, backbone: Backbone) -> Fused:
@@ -81,7 +88,10 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     if head.classes:
         output = classes_layer(head.classes, named)(output)
     model = keras.Model(base.inputs, output, name="promoted")
-    return Fused(model, _maker(x), _maker(scores), names)
+    steps, threshold = False, None
+    if head.kind == "sklearn":
+        steps, threshold = has_steps(head.estimator), Threshold.of(head.estimator)
+    return Fused(model, _maker(x), _maker(scores), names, steps, threshold)
 
 
 def _maker(tensor: Any) -> str:
@@ -102,7 +112,7 @@ def promotable(head: Head) -> bool:
     if not head.portable:
         return False
     try:
-        conversions(head.estimator)
+        check(head.estimator)
     except PromotionError:
         return False
     return True

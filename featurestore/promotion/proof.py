@@ -24,6 +24,7 @@ from featurestore.promotion.parity import (
     head_tolerance,
     require,
     require_same_images,
+    step_tolerance,
 )
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
@@ -107,8 +108,8 @@ def prove(
             found = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows[index]]
             called = [np.asarray(each) for each in traced(images)]
         outputs = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-        parity = _judge(head, check, index, held_out, outputs, what)
-        _judge(head, check, few, held_out, called, f"{what}, called,")
+        parity = _judge(head, fused, check, index, held_out, outputs, what)
+        _judge(head, fused, check, few, held_out, called, f"{what}, called,")
         on_event(Proved(what, parity))
         return parity
 
@@ -198,6 +199,7 @@ def proof_rows(there: np.ndarray, block_rows: int, row_bytes: int) -> np.ndarray
 
 def _judge(
     head: Head,
+    fused: Fused,
     check: FeatureCheck,
     index: np.ndarray,
     held_out: np.ndarray,
@@ -211,31 +213,39 @@ def _judge(
     """
     features, scores, output = outputs
     check.require(features, index, what)
-    expected, arithmetic = head.scores(features), head_tolerance(head.scores, features)
+    expected = head.scores(features)
+    arithmetic: Any = (step_tolerance if fused.has_steps else head_tolerance)(head.scores, features)
     _require_equal(expected, scores, arithmetic, f"the head of {what}")
-    likely = head.predict_proba(features)
+    # A threshold shifts the output, so that the head's probabilities are not in it.
+    likely = None if fused.threshold else head.predict_proba(features)
     if likely is not None:
         clear = expected.max(axis=1) > UNDERFLOW
         # No probability moves by more than twice what the scores do.
         probability = f"the probability by {what}"
-        _require_equal(likely[clear], output[clear], 2 * arithmetic + 1e-6, probability)
+        each = np.broadcast_to(2 * arithmetic + 1e-6, len(likely))[clear]
+        _require_equal(likely[clear], output[clear], each, probability)
     measured = head.scores(check.stored[index])
-    rounding = float(np.abs(expected - measured).max())
-    parity = compare(measured, scores, rounding + arithmetic)
+    moved = np.abs(expected - measured).max(axis=1)
+    tolerance = (moved if fused.has_steps else moved.max()) + arithmetic
+    tolerance = np.broadcast_to(tolerance, len(measured))
+    parity = compare(measured, scores, tolerance)
     require(parity, measured, check.dtype, what)
     apart = held_out[index]
     if apart.any():
         # A head that overfits is sure of its training rows, whatever rounding does to others.
-        unseen = compare(measured[apart], scores[apart], rounding + arithmetic)
+        unseen = compare(measured[apart], scores[apart], tolerance[apart])
         require(unseen, measured[apart], check.dtype, f"{what} on held-out rows")
     return parity
 
 
-def _require_equal(expected: np.ndarray, found: np.ndarray, tolerance: float, what: str) -> None:
-    difference = np.abs(expected - found).max(initial=0)
-    if not difference <= tolerance:
+def _require_equal(expected: np.ndarray, found: np.ndarray, tolerance: Any, what: str) -> None:
+    difference = np.abs(expected - found).max(axis=1, initial=0)
+    allowed = np.broadcast_to(tolerance, len(difference))
+    if not (difference <= allowed).all():
+        worst = int(np.argmax(difference - allowed))
         raise ParityError(
-            f"{what} differs from the cached head on equal features by up to {difference:.3g}, "
-            f"where float32 arithmetic explains {tolerance:.3g}; nothing was trained or saved. "
+            f"{what} differs from the cached head on equal features by up to "
+            f"{difference[worst]:.3g}, where float32 arithmetic explains {allowed[worst]:.3g}; "
+            "nothing was trained or saved. "
             "Train the head again with `featurestore train`, or report its estimator and parameters"
         )

@@ -69,6 +69,18 @@ def precision_note(report: Mapping[str, Any]) -> str:
     return "; ".join([what, *found])
 
 
+def threshold_note(report: Mapping[str, Any]) -> str:
+    """Return what a threshold means for the probabilities, in one line; empty without one."""
+    threshold = report["threshold"]
+    if not threshold:
+        return ""
+    what = "probability" if threshold["of"] == "predict_proba" else "decision value"
+    return (
+        f"the head predicts {threshold['class']} from a {what} of {threshold['value']:.3g}; the "
+        "model's probabilities are shifted so that this is 0.5, and so is its log loss"
+    )
+
+
 def rows_were(split: str, measured: Mapping[str, Any]) -> str:
     """Return what rows were for the model that was measured on them."""
     used_for = measured["used_for"]

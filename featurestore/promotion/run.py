@@ -23,7 +23,7 @@ from featurestore.promotion.evaluation import Evaluation
 from featurestore.promotion.exportable import fixed_images
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import unfrozen_layers
-from featurestore.promotion.fuse import fuse
+from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.origin import load_backbone, load_data
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
@@ -74,7 +74,9 @@ class Promotion:
         accuracy before the first epoch), ``kept_epoch`` and ``verdict``, the outcome in one
         line. Empty if nothing was trained.
     metadata : dict
-        The lineage, which :meth:`save` writes beside the model.
+        The lineage, which :meth:`save` writes beside the model. ``threshold`` has the ``class``
+        that the head's threshold decides for, its ``value`` and what it is ``of``; else it is
+        empty. The model's probabilities are shifted so that 0.5 stands for it.
     seen : Seen
         The samples that the model was trained and selected on.
     stored : dict of str to dict
@@ -141,10 +143,11 @@ class Promotion:
 
     @property
     def report(self) -> dict[str, Any]:
-        """Proof, metrics before and after, fine-tuning and its history, as JSON values."""
+        """Proof, threshold, metrics before and after, fine-tuning and its history, for JSON."""
         return {
             "parity": self.parity.to_dict(),
             "stored": self.stored,
+            "threshold": self.metadata["threshold"],
             "before": self.before,
             "after": self.after,
             "fine_tuning": self.fine_tuning,
@@ -220,8 +223,9 @@ def promote(
     # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
         fused = fuse(head, backbone)
+        _check_trainable(head, fused, tuning)
         trained = unfrozen_layers(fused, tuning)
-        metadata = _metadata(head, data)
+        metadata = _metadata(head, fused, data)
         parity = prove(head, backbone, fused, data, metadata, on_event)
 
         def measures() -> dict[str, Any]:
@@ -279,6 +283,15 @@ def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
         raise PromotionError(f"{data.name} has no labelled rows in its train split; {again}")
 
 
+def _check_trainable(head: Head, fused: Fused, tuning: FineTuning) -> None:
+    if tuning.passes and fused.has_steps:
+        raise PromotionError(
+            f"{head.id} cannot be fine-tuned: its isotonic calibration is flat nearly everywhere, "
+            "so that nothing is learned through it; calibrate with method='sigmoid' or "
+            "'temperature', or promote it without epochs"
+        )
+
+
 def _seen(
     head: Head,
     backbone: Backbone,
@@ -322,13 +335,21 @@ def _warn_if_stale(head: Head) -> None:
         )
 
 
-def _metadata(head: Head, data: Dataset) -> dict[str, Any]:
+def _metadata(head: Head, fused: Fused, data: Dataset) -> dict[str, Any]:
+    threshold = {}
+    if fused.threshold is not None:
+        threshold = {
+            "class": head.classes[fused.threshold.positive],
+            "value": fused.threshold.value,
+            "of": fused.threshold.response,
+        }
     return {
         "featurestore_model": FORMAT,
         "task": head.task,
         "head": head.id,
         "features": str(head.key),
         "backbone": head.lineage["backbone"],
+        "threshold": threshold,
         "dataset": {"name": data.name, "manifest": data.manifest_digest},
         "versions": versions(),
     }

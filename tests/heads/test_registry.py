@@ -5,6 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from featurestore.errors import HeadError
@@ -107,7 +111,21 @@ def test_meta_estimators_have_names_too(three: Features) -> None:
     head = fit_head(three, "OneVsRestClassifier", {"estimator": SVC()})
     assert Head.load(head.id, three.store).metrics["val"]["accuracy"] > 0.7
     with pytest.raises(HeadError, match="cannot be made by name"):
-        check_named("OneVsRestClassifier", {"estimator": "SVC"}, "classification")
+        check_named("OneVsRestClassifier", {"estimator": 3}, "classification")
+
+
+def test_what_is_around_another_takes_its_name(three: Features) -> None:
+    params = {"estimator": "logistic", "estimator__logisticregression__C": 0.5, "cv": 3}
+    for name in ("CalibratedClassifierCV", "StandardScaler+CalibratedClassifierCV"):
+        head = fit_head(three, name, params)
+        last = head.estimator if "+" not in name else head.estimator[-1]
+        assert last.estimator.get_params()["logisticregression__C"] == 0.5
+        assert head.params == params
+    own = make_pipeline(StandardScaler(), LogisticRegression(C=0.5, max_iter=1000, random_state=0))
+    again = fit_head(three, CalibratedClassifierCV(own, cv=3))
+    assert again.id == fit_head(three, "CalibratedClassifierCV", params).id
+    with pytest.raises(HeadError, match="did you mean 'logistic'"):
+        check_named("CalibratedClassifierCV", {"estimator": "logistics"}, "classification")
 
 
 def test_aliases_name_heads_that_exist() -> None:

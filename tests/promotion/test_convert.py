@@ -24,8 +24,8 @@ from sklearn.preprocessing import (
 )
 
 from featurestore.errors import PromotionError
-from featurestore.heads.head import _decision
-from featurestore.promotion.convert import as_layers, conversions
+from featurestore.heads.decision import decision
+from featurestore.promotion.convert import as_layers, check
 
 ROWS, WIDTH = 90, 7
 
@@ -104,7 +104,7 @@ def fit(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> Any:
 
 def check_classifier(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> None:
     fitted = fit(estimator, rows, labels)
-    expected = np.asarray(_decision(fitted, rows), np.float64)
+    expected = np.asarray(decision(fitted, rows), np.float64)
     if expected.ndim == 1:
         expected = np.stack([np.zeros(len(rows)), expected], axis=1)
     scores, likely = convert(fitted, rows)
@@ -251,7 +251,7 @@ def test_what_has_no_keras_form_is_refused_by_name(
     labels = 1 + rows[:, 0] if regression else np.arange(ROWS) % 3
     fitted = fit(estimator, rows, labels)
     with pytest.raises(PromotionError, match=name) as caught:
-        conversions(fitted)
+        check(fitted)
     assert way in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -259,10 +259,10 @@ def test_what_has_no_keras_form_is_refused_by_name(
 def test_several_outputs_are_refused(rows: np.ndarray) -> None:
     several = fit(MLPClassifier((3,), max_iter=5), rows, np.eye(3)[np.arange(ROWS) % 3])
     with pytest.raises(PromotionError, match="several labels"):
-        conversions(several)
+        check(several)
 
 
 def test_a_regressor_of_counts_is_refused(rows: np.ndarray) -> None:
     counts = fit(MLPRegressor("poisson", hidden_layer_sizes=(3,), max_iter=5), rows, rows[:, 0] + 1)
     with pytest.raises(PromotionError, match="squared_error"):
-        conversions(counts)
+        check(counts)

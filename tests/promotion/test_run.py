@@ -45,6 +45,7 @@ def test_what_it_reports(head: Head, flowers: Dataset, backbone: Backbone) -> No
     assert set(promotion.report) == {
         "parity",
         "stored",
+        "threshold",
         "before",
         "after",
         "fine_tuning",
