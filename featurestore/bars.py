@@ -239,6 +239,10 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "ExtractionStarted": _extraction_started,
     "Float32Chosen": _float32_chosen,
     "HeadFitted": _head_fitted,
+    "HeadsHalved": lambda event: (
+        f"halving: {event.kept:,} of {plural(event.heads, 'head')} go on, after "
+        f"{event.rows:,} of {plural(event.total, 'training row')}"
+    ),
     "HeadWarned": lambda event: f"fit: {event.head}: {event.text}",
     "Proved": _proved,
     "StageNoted": lambda event: f"[{event.stage}] {event.what}",

@@ -172,10 +172,21 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
 @click.command("sweep")
 @click.argument("file", metavar="SWEEP.yaml")
 @fold_options
+@click.option(
+    "--halving",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Try all heads on few rows first; one of N goes on to N times the rows.",
+)
 @store_option
 @json_option
 def sweep_command(
-    file: str, folds: int | None, seeds: int | None, store: str, as_json: bool
+    file: str,
+    folds: int | None,
+    seeds: int | None,
+    halving: int | None,
+    store: str,
+    as_json: bool,
 ) -> None:
     """Train every head that SWEEP.yaml lists on the stored features it names.
 
@@ -198,8 +209,9 @@ def sweep_command(
     from featurestore.pipeline.sweep import sweep
 
     opened = FeatureStore(store)
+    options = {"folds": folds, "seeds": seeds, "halving": halving}
     with Progress() as progress, prints_on_stderr():
-        found = sweep(file, opened, folds=folds, seeds=seeds, on_event=progress)
+        found = sweep(file, opened, **options, on_event=progress)
     fitted = {head.id for head in found}
     datasets = {head.lineage["dataset"]["name"] for head in found}
     listed = [row for name in datasets for row in leaderboard(name, opened, heads=fitted)]

@@ -7,7 +7,7 @@
     identity    estimators in canonical form       persist     estimators as files, without pickle
     fit         fit heads: the functions           fitting     load, fit, measure and save
     banks       heads fitted together              training    train a Keras head
-    folds       cross-validation
+    folds       cross-validation                   halving     the best of many, on few rows first
     rows        features and labels by split       metrics     how good predictions are
     head        a fitted head: predict, save       schema      schema of ``head.json``
     estimator   fit an estimator                   refit       heads that are not portable
@@ -25,6 +25,7 @@ from featurestore.heads.events import (
     HeadEvent,
     HeadFitted,
     HeadReused,
+    HeadsHalved,
     HeadWarned,
     LayerRanked,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "HeadFitted",
     "HeadReused",
     "HeadWarned",
+    "HeadsHalved",
     "LayerRanked",
     "annotate",
     "best",

@@ -78,7 +78,7 @@ class Fitting:
             for each in bank.members
             if self.parts and not asked.items() <= (heads[each.id].folds or {}).items()
         ]
-        for key, folds in self._folds(replace(bank, members=missing)).items():
+        for key, folds in self.folds(replace(bank, members=missing)).items():
             heads[key] = replace(heads[key], folds=folds)
             if self.save:
                 store.heads.update(key, partial(_with_folds, folds))
@@ -98,27 +98,30 @@ class Fitting:
             store.heads.update(head.id, lambda now: self.notes.changes(validate(now)))
         return replace(head, **{**changes, "tags": tuple(changes.get("tags", head.tags))})
 
-    def _folds(self, bank: Bank) -> dict[str, dict[str, Any]]:
+    def folds(self, bank: Bank) -> dict[str, dict[str, Any]]:
         """Return what the documents of a bank's heads say of their folds, by id."""
         measured: dict[str, list[dict[str, Any]]] = {each.id: [] for each in bank.members}
         done, total = 0, sum(map(len, self.parts))
         for number, folds in enumerate(self.parts if measured else []):
             again = replace(bank, members=[self.repeated[key][number] for key in measured])
-            for train, held_out in folds:
-                heads = self._fit(again, self.rows.fold(train, held_out), [HELD_OUT])
+            together = again.fit_folds(self.rows, folds) or [None] * len(folds)
+            for (train, held_out), fitted in zip(folds, together, strict=True):
+                heads = self._fit(again, self.rows.fold(train, held_out), [HELD_OUT], fitted)
                 for each, head in zip(measured.values(), heads, strict=True):
                     each.append(head.metrics[HELD_OUT])
                 done += 1
                 self.on_event(FoldFitted(len(measured), done, total))
         return {key: gathered(self.validation, each) for key, each in measured.items()}
 
-    def _fit(self, bank: Bank, rows: Rows, splits: Sequence[str] = SPLITS) -> list[Head]:
-        """Fit the heads of a bank on the training rows; measure them on each split."""
+    def _fit(
+        self, bank: Bank, rows: Rows, splits: Sequence[str] = SPLITS, done: Any = None
+    ) -> list[Head]:
+        """Fit the heads of a bank on the training rows, if not done; measure them on each split."""
         if not bank.members:
             return []
         started = time.perf_counter()
         if bank.family is not None:
-            fitted, predict = bank.fit(rows)
+            fitted, predict = done or bank.fit(rows)
         else:
             fitted, predict = [self._alone(bank.members[0], rows)], None
         heads = [self._head(*each) for each in zip(bank.members, fitted, strict=True)]

@@ -172,3 +172,4 @@ class SweepSpec(VariantSpec, ViewSpec, CrossValidation):
     precision: Several[str] | None = None
     layers: Layers | None = None
     heads: Heads
+    halving: Annotated[int, Field(ge=2)] | None = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featurestore.errors import HeadError, InputError, NotFoundError
 from featurestore.features import Features, stored, with_views, without_boundaries
 from featurestore.heads import Head, check_named, fit_heads
+from featurestore.heads.candidate import candidate
 from featurestore.heads.folds import CrossValidation
+from featurestore.heads.halving import Layer, survivors
 from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SweepSpec, ViewSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
@@ -22,6 +25,7 @@ def sweep(
     *,
     folds: int | None = None,
     seeds: int | None = None,
+    halving: int | None = None,
     on_event: Any = None,
 ) -> list[Head]:
     """Fit every head of a sweep file on every layer that it names. Stored heads are reused.
@@ -33,6 +37,9 @@ def sweep(
         ``layers``, ``input_size``, ….
     folds, seeds : int, optional
         Cross-validate the heads so, whatever the file says: as in `fit_heads`.
+    halving : int, optional
+        Fit the best heads alone, in place of what the file says: one of so many goes on from each
+        round on part of the rows, see `featurestore.heads.halving`.
     store : FeatureStore, path or URL, optional
         Holds the features, and receives the heads.
     on_event : callable, optional
@@ -50,7 +57,11 @@ def sweep(
     validation = CrossValidation.parse(
         file.spec.folds if folds is None else folds, file.spec.seeds if seeds is None else seeds
     )
-    return [head for each in found for head in fit_all(each, file.spec.heads, validation, on_event)]
+    calls = [call for each in found for call in _calls(each, file.spec.heads, validation)]
+    factor = file.spec.halving if halving is None else halving
+    if factor is not None:
+        calls = _halved(calls, factor, on_event)
+    return [head for call in calls for head in call.fit(on_event)]
 
 
 def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
@@ -63,7 +74,7 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
         found = stored(store, dataset)
         asked: dict[str, Any] = {}
         # One field after the other, so that a mistake has its line.
-        apart = {"dataset", "layers", "heads", "views", "augmentation", "folds", "seeds"}
+        apart = {"dataset", "layers", "heads", "views", "augmentation", "folds", "seeds", "halving"}
         for name, values in spec.model_dump(exclude=apart).items():
             if values is not None:
                 where = [name]
@@ -133,22 +144,55 @@ def combinations(head: HeadSpec) -> list[dict[str, Any]]:
 def fit_all(
     features: Features, heads: Sequence[HeadSpec], validation: CrossValidation, on_event: Any
 ) -> list[Head]:
-    """Fit the heads that are meant for a layer; those of one seed and note read it once."""
-    groups: list[tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = []
+    """Fit the heads that are meant for a layer."""
+    return [head for call in _calls(features, heads, validation) for head in call.fit(on_event)]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of `fit_heads`: heads of one seed and note, on one layer that is read once."""
+
+    features: Features
+    wanted: list[tuple[str, dict[str, Any]]]
+    options: dict[str, Any]
+
+    def fit(self, on_event: Any) -> list[Head]:
+        return fit_heads(self.features, self.wanted, on_event=on_event, **self.options)
+
+
+def _calls(
+    features: Features, heads: Sequence[HeadSpec], validation: CrossValidation
+) -> list[_Call]:
+    """Return the heads that are meant for a layer."""
+    found: list[_Call] = []
     for head in heads:
         if not head.takes(features.ref):
             continue
         options = head.model_dump(include={"seed", "name", "tags", "note"})
         options |= {"folds": validation.folds, "seeds": validation.seeds}
         named = [(head.head, params) for params in combinations(head)]
-        for known, wanted in groups:
-            if known == options:
-                wanted += named
+        for call in found:
+            if call.options == options:
+                call.wanted.extend(named)
                 break
         else:
-            groups.append((options, named))
-    return [
-        fitted
-        for options, wanted in groups
-        for fitted in fit_heads(features, wanted, on_event=on_event, **options)
+            found.append(_Call(features, named, options))
+    return found
+
+
+def _halved(calls: Sequence[_Call], factor: int, on_event: Any) -> list[_Call]:
+    """Leave out the heads that successive halving leaves out; all compete with each other."""
+    candidates = [
+        [candidate(*pair, call.features, call.options["seed"]) for pair in call.wanted]
+        for call in calls
     ]
+    layers = [Layer(call.features, heads) for call, heads in zip(calls, candidates, strict=True)]
+    kept = survivors(layers, factor, on_event=on_event)
+    halved = [
+        replace(
+            call,
+            wanted=[pair for pair, each in zip(call.wanted, heads, strict=True) if each.id in kept],
+        )
+        for call, heads in zip(calls, candidates, strict=True)
+    ]
+    return [call for call in halved if call.wanted]

@@ -506,7 +506,11 @@ class StoreMachine(RuleBasedStateMachine):
         except StoreError:
             assert not (group.is_complete and sound)
             return
+        finally:
+            if self.has_manifest(dataset):  # It is written again, if gc removed it.
+                self.states[dataset.manifest_digest] = dataset
         if done:
+            self.settled_states.add(dataset.manifest_digest)
             scores = fitted[0].scores(self.values(key, range(3)))
             known = self.heads.setdefault(
                 fitted[0].id, Fitted(dataset, key, scores, again, durable=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ import numpy as np
 from featurestore.errors import HeadError, one_line
 from featurestore.heads.candidate import Candidate
 from featurestore.heads.estimator import Fitted, texts
+from featurestore.heads.folds import Folds
 from featurestore.heads.identity import estimator_fields
 from featurestore.heads.metrics import Predicted
 from featurestore.heads.rows import Rows
@@ -27,6 +29,7 @@ from featurestore.heads.rows import Rows
 FAMILIES: Mapping[str, str] = {
     "KNeighborsClassifier": "neighbors",
     "KNeighborsRegressor": "neighbors",
+    "LogisticRegression": "logistic",
     "Ridge": "ridge",
     "RidgeClassifier": "ridge",
 }
@@ -35,7 +38,10 @@ MOST_HEADS = 64
 
 
 class Family(Protocol):
-    """A module that fits estimators of one kind together."""
+    """A module that fits estimators of one kind together.
+
+    It may have a function ``fit_folds`` too, as `ridge_folds.fit_folds`.
+    """
 
     VARIES: frozenset[str]
     """Parameters in which the members of a bank may differ."""
@@ -84,38 +90,91 @@ class Bank:
         HeadError
             If they cannot be fitted.
         """
-        from sklearn.base import clone
-        from sklearn.pipeline import Pipeline
-
         assert self.family is not None
         X, y = rows.fitted_values, rows.fitted_labels
         X = X.reshape(len(X), -1)
-        estimators = [clone(each.template) for each in self.members]
-        lasts = [_steps(each)[-1][1] for each in estimators]
-        steps = _steps(estimators[0])[:-1]
-        before = Pipeline(steps) if steps else None
+        copies = self._copies()
+        with self._caught() as caught:
+            before = copies.before
+            scaled = X if before is None else before.fit_transform(X, y)
+            self.family.fit(copies.lasts, scaled, y)
+        return copies.fitted(self.family, texts(caught))
+
+    def fit_folds(self, rows: Rows, folds: Folds) -> list[Any] | None:
+        """Fit copies of the members on all folds together, if their family can.
+
+        Returns
+        -------
+        list or None
+            For each fold, what `fit` returns. None if each fold is to be fitted for itself.
+        """
+        from sklearn.preprocessing import StandardScaler
+
+        together = getattr(self.family, "fit_folds", None)
+        if together is None or not rows.in_memory:
+            return None
+        copies = [self._copies() for _ in folds]
+        scalers = [each.steps[0][1] if each.steps else None for each in copies]
+        if len(copies[0].steps) > 1 or type(scalers[0]) not in (StandardScaler, type(None)):
+            return None
+        X, each = rows.fitted_values, rows.training.each
+        held_out = [(rows[:, None] * each + np.arange(each)).ravel() for _, rows in folds]
+        lasts = [each.lasts for each in copies]
+        with self._caught() as caught:
+            if not together(scalers, lasts, X.reshape(len(X), -1), rows.fitted_labels, held_out):
+                return None
+        assert self.family is not None
+        return [each.fitted(self.family, texts(caught)) for each in copies]
+
+    def _copies(self) -> _Copies:
+        from sklearn.base import clone
+
+        return _Copies([clone(each.template) for each in self.members])
+
+    @contextmanager
+    def _caught(self) -> Iterator[list[warnings.WarningMessage]]:
+        """Collect warnings; raise HeadError for what estimators raise."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                self.family.fit(lasts, X if before is None else before.fit_transform(X, y), y)
+                yield caught
             except Exception as error:  # estimators raise a dozen kinds
                 raise HeadError(
                     f"head {self.members[0].name!r} cannot be fitted: {one_line(error, 300)}"
                 ) from error
-        for each, last in zip(estimators, lasts, strict=True):
-            if steps:
-                each.steps = [*steps, (each.steps[-1][0], last)]
-        warned = texts(caught)
+
+
+class _Copies:
+    """Copies of the members of a bank, to be fitted on the same rows."""
+
+    def __init__(self, estimators: Sequence[Any]) -> None:
+        self.estimators = estimators
+        self.lasts = [_steps(each)[-1][1] for each in estimators]
+        self.steps = _steps(estimators[0])[:-1]
+        """The steps before the last, which the copies share."""
+
+    @property
+    def before(self) -> Any:
+        """The pipeline of the steps before the last; None if there is none."""
+        from sklearn.pipeline import Pipeline
+
+        return Pipeline(self.steps) if self.steps else None
+
+    def fitted(self, family: Family, warned: Sequence[str]) -> tuple[list[Fitted], Any]:
+        """Return what `Bank.fit` returns."""
+        for each, last in zip(self.estimators, self.lasts, strict=True):
+            if self.steps:
+                each.steps = [*self.steps, (each.steps[-1][0], last)]
+        before = self.before
 
         def predict(rows: np.ndarray) -> Iterable[Predicted]:
-            assert self.family is not None
             flat = rows.reshape(len(rows), -1)
-            return self.family.predict(lasts, flat if before is None else before.transform(flat))
+            return family.predict(self.lasts, flat if before is None else before.transform(flat))
 
-        classes = [tuple(getattr(each, "classes_", np.array([])).tolist()) for each in lasts]
+        classes = [tuple(getattr(each, "classes_", np.array([])).tolist()) for each in self.lasts]
         fitted = [
             Fitted(estimator, known, warned if _unfinished(last) else [])
-            for estimator, known, last in zip(estimators, classes, lasts, strict=True)
+            for estimator, known, last in zip(self.estimators, classes, self.lasts, strict=True)
         ]
         return fitted, predict
 

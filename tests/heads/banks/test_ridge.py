@@ -8,7 +8,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 
-from featurestore.heads.banks import ridge
+from featurestore.heads.banks import least_squares, ridge
 
 PENALTIES = (1e-3, 1.0, 1e3)
 
@@ -86,7 +86,7 @@ def test_regressors_are_those_that_scikit_learn_fits_alone(
 
 
 def test_rows_and_features_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ridge, "PART", 100)
+    monkeypatch.setattr(least_squares, "PART", 100)
     monkeypatch.setattr(ridge, "SCORES", 100)
     y = np.arange(60) % 3
     for width in (7, 90):

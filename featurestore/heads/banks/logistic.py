@@ -1,0 +1,142 @@
+"""Logistic regression: heads that differ in ``C`` are fitted together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from featurestore.heads.banks.softmax import Coordinates, Losses, minimize
+
+VARIES = frozenset({"C"})
+# Parameters that are honoured, or that the solver "lbfgs" of scikit-learn does not read either.
+_FREE = {*VARIES, "tol", "max_iter", "fit_intercept", "class_weight", "random_state"}
+# A head ends within 1e-4 of the lowest objective, and on the same predictions: its expected
+# distance is this share of scikit-learn's default `tol`.
+_SHARE = 1e-2
+# Numbers in the logits of the heads that are predicted together.
+LOGITS = 1 << 26
+
+
+def takes(estimator: Any) -> bool:
+    """Return whether an unfitted estimator is fitted here.
+
+    It is a scikit-learn `LogisticRegression` with a ridge penalty, the default solver and valid
+    parameters; scikit-learn fits all others, or says what is wrong with them.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if type(estimator) is not LogisticRegression or getattr(estimator, "_skl_callbacks", None):
+        return False
+    params, default = estimator.get_params(deep=False), LogisticRegression().get_params(deep=False)
+    return (
+        all(params[name] == value for name, value in default.items() if name not in _FREE)
+        and _number(params["C"], Real)
+        and params["C"] > 0
+        and _number(params["tol"], Real)
+        and params["tol"] >= 0
+        and _number(params["max_iter"], Integral)
+        and params["max_iter"] > 0
+        and isinstance(params["fit_intercept"], bool | np.bool_)
+    )
+
+
+def _number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and abs(float(value)) < np.inf
+
+
+def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
+    """Fit heads that differ in ``C``, in place.
+
+    Each ends where its objective, as scikit-learn defines it, is within ``tol`` of the lowest one,
+    as a share of it (or within 1e-4 if ``tol`` is larger).
+
+    Parameters
+    ----------
+    estimators : sequence of LogisticRegression
+        That `takes` accepts.
+    X : float32 array, (row, feature)
+    y : array, (row,)
+        Labels.
+
+    Raises
+    ------
+    ValueError
+        As scikit-learn does, for NaN, too few rows, fewer than two classes, wrong class weights.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a head has not converged after ``max_iter`` iterations.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils.class_weight import compute_class_weight
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import validate_data
+
+    first = estimators[0]
+    X, y = validate_data(first, X, y, dtype=[np.float64, np.float32])
+    check_classification_targets(y)
+    classes, codes = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(
+            "This solver needs samples of at least 2 classes in the data, but the data contains "
+            f"only one class: {classes[0]!r}"
+        )
+    by_class = compute_class_weight(first.class_weight, classes=classes, y=y)
+    coordinates = Coordinates.of(X, by_class[codes], bool(first.fit_intercept))
+    losses = Losses(coordinates, codes, len(classes))
+    tolerance = _SHARE * min(first.tol, 1e-4)
+    c = np.array([each.C for each in estimators], np.float64)
+    found, iterations, converged = minimize(losses, c, tolerance, first.max_iter)
+    coefficients, intercepts = coordinates.to_features(found)
+    for row, each in enumerate(estimators):
+        each.coef_ = coefficients[row].astype(X.dtype)
+        each.intercept_ = intercepts[row].astype(X.dtype)
+        each.classes_ = classes
+        each.n_features_in_ = X.shape[1]
+        each.n_iter_ = iterations[row : row + 1].astype(np.int32)
+    if not converged.all():
+        warnings.warn(
+            f"logistic regression has not converged after {iterations.max()} iterations; raise "
+            f"max_iter, now {first.max_iter}",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+
+
+def predict(
+    estimators: Sequence[Any], X: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Predict with heads that were fitted together, by one matrix product.
+
+    Parameters
+    ----------
+    estimators : sequence of LogisticRegression
+    X : float32 array, (row, feature)
+
+    Yields
+    ------
+    predicted : array, (row,)
+    probabilities : array, (row, class)
+    """
+    from scipy.special import expit
+    from sklearn.utils.extmath import softmax
+
+    columns = len(estimators[0].intercept_)
+    together = max(1, LOGITS // max(1, len(X) * columns))
+    for start in range(0, len(estimators), together):
+        part = estimators[start : start + together]
+        logits = X @ np.vstack([each.coef_ for each in part]).T
+        logits += np.concatenate([each.intercept_ for each in part])
+        for number, each in enumerate(part):
+            own = logits[:, number * columns : (number + 1) * columns]
+            if columns > 1:
+                yield each.classes_[own.argmax(axis=1)], softmax(own)
+            else:
+                second = expit(own[:, 0])
+                predicted = each.classes_[(own[:, 0] > 0).astype(int)]
+                yield predicted, np.column_stack([1 - second, second])

@@ -1,0 +1,100 @@
+"""Ridge heads on all folds of a cross-validation, from one pass over the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featurestore.heads.banks.least_squares import Sums, fit_sums, mean, without_features
+
+# Bytes of the sums of all folds.
+MOST_BYTES = 2**30
+# The variance that is left of a feature when the rows of a fold are taken from the sums is known to
+# this part of the variance over all rows.
+LEAST_VARIANCE = 1e-8
+
+
+def fit_folds(
+    scalers: Sequence[Any],
+    estimators: Sequence[Sequence[Any]],
+    X: np.ndarray,
+    y: np.ndarray,
+    held_out: Sequence[np.ndarray],
+) -> bool:
+    """Fit scalers and ridge heads in place; the sums of a fold are all sums less those held out.
+
+    Parameters
+    ----------
+    scalers : sequence of StandardScaler or None
+        In front of the heads of each fold.
+    estimators : sequence of sequence of Ridge or RidgeClassifier
+        For each fold, heads that differ in ``alpha`` alone.
+    X : ndarray (row, feature)
+    y : ndarray (row,)
+    held_out : sequence of ndarray
+        Row numbers, for each fold.
+
+    Returns
+    -------
+    bool
+        False if each fold must be fitted for itself: with class weights, with fewer rows than
+        features or too many features, if a row is held out never or twice, or if a feature hardly
+        varies in the training rows of a fold, against those held out.
+
+    Raises
+    ------
+    ValueError
+        As in `ridge.fit`.
+    """
+    first, features = estimators[0][0], X.shape[1]
+    if (
+        getattr(first, "class_weight", None)
+        or len(X) - max(map(len, held_out)) < features
+        or 8 * (len(held_out) + 2) * features**2 > MOST_BYTES
+        or not np.array_equal(np.sort(np.concatenate(held_out)), np.arange(len(X)))
+        or not all(each is None or (each.with_mean and each.with_std) for each in scalers)
+    ):
+        return False
+    without_features(first, X, y)
+    classes = np.unique(y) if hasattr(first, "class_weight") else None
+    if classes is None:
+        goals = np.asarray(y, np.float64).reshape(len(y), -1)
+    else:
+        goals = np.where(y[:, None] == classes, 1.0, -1.0)
+    shift = mean(X, None)
+    sums_held = [Sums.of(X[rows], goals[rows], None, shift) for rows in held_out]
+    total = sums_held[0]
+    for part in sums_held[1:]:
+        total = total.combined(part, 1)
+    variance = total.about(total.x / total.weight).xx.diagonal() / total.weight
+    for scaler, heads, part, rows in zip(scalers, estimators, sums_held, held_out, strict=True):
+        train = np.delete(np.arange(len(X)), rows)
+        learned = without_features(heads[0], X[:0], y[train])
+        sums, origin = total.combined(part, -1), shift
+        if classes is not None:
+            known = learned["classes_"]
+            if len(known) < 2:
+                return False
+            columns = np.searchsorted(classes, known[1:] if len(known) == 2 else known)
+            sums.y, sums.xy = sums.y[columns], sums.xy[:, columns]
+        if scaler is not None:
+            centre = sums.x / sums.weight
+            sums, origin = sums.about(centre), np.zeros(features)
+            spread = np.maximum(sums.xx.diagonal() / sums.weight, 0)
+            doubtful = np.flatnonzero(spread <= LEAST_VARIANCE * variance)
+            if np.ptp(X[np.ix_(train, doubtful)], axis=0).any():
+                return False
+            spread[doubtful] = 0
+            _fit_scaler(scaler, shift + centre, np.sqrt(spread), len(train))
+            sums.xx /= np.outer(scaler.scale_, scaler.scale_)
+            sums.xy /= scaler.scale_[:, None]
+        fit_sums(heads, learned, sums, origin, X.dtype)
+    return True
+
+
+def _fit_scaler(scaler: Any, centre: np.ndarray, deviation: np.ndarray, rows: int) -> None:
+    """Fit a StandardScaler to a mean and a standard deviation, (feature,) each."""
+    scaler.fit(np.stack([centre - deviation, centre + deviation]))
+    scaler.n_samples_seen_ = np.int64(rows)
