@@ -254,6 +254,24 @@ class Features:
             return labels
         return labels.astype(np.asarray(self.classes).dtype)
 
+    def groups(
+        self,
+        split: str | None = None,
+        *,
+        labelled: bool | None = None,
+        order: Order = "content",
+    ) -> np.ndarray | None:
+        """Return the group of each row of `arrays`, (row,), as ``GroupKFold`` takes them.
+
+        None for a data set without groups. The parameters are those of `arrays`.
+        """
+        if self.dataset.groups is None:
+            return None
+        rows = self.rows(split, labelled=labelled, order=order)
+        groups = self.dataset.groups[rows]
+        groups[rows < 0] = None
+        return groups
+
     def arrays(
         self,
         split: str | None = None,

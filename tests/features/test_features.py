@@ -663,3 +663,16 @@ def test_what_failed_before_its_first_block_is_not_found_beside_what_is_stored(t
     features.store.features.create(failed, shape=shape, sample_ids=dataset.sample_ids)
 
     assert Features.open("ramp", "pool", features.store).key == features.key
+
+
+@pytest.mark.parametrize("order", ["content", "given"])
+def test_groups_are_those_of_the_rows(tmp_path: Path, order: Any) -> None:
+    dataset = made(40, val=0.3, groups=[f"g{index // 5}" for index in range(40)])
+    features = stored(tmp_path / "store", dataset)
+    for options in ({"split": "train"}, {"split": "val", "labelled": False}, {}):
+        found = features.groups(order=order, **options)
+        assert found is not None
+        rows = features.rows(order=order, **options)
+        assert found.tolist() == [dataset.groups[row] for row in rows]
+        assert len(found) == len(features.arrays(order=order, **options)[0])
+    assert stored(tmp_path / "other", made(10)).groups("train") is None
