@@ -20,6 +20,11 @@ from featurestore.listening import OnEvent
 STEPS_AT_ONCE = 16
 EVALUATION_ROWS = 1024
 
+DIVERGED = (
+    "training diverged: weights became NaN or infinite; lower learning_rate "
+    "(`--param learning_rate=…`), or take another layer"
+)
+
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
@@ -49,10 +54,6 @@ def train(
         If training diverges.
     """
     encode, options = _encoder(network, rows), network.options
-    mean, deviation = 0.0, 1.0
-    if rows.task == "regression":
-        values = rows.targets("train")
-        mean, deviation = float(values.mean()), float(values.std())
 
     def end_epoch(epoch: int, logs: dict[str, Any]) -> None:
         figures = {key: float(value) for key, value in logs.items()}
@@ -66,7 +67,7 @@ def train(
             )
         )
     with seeded(seed):
-        model = network.build(mean, deviation)
+        model = network.build(*scaling(rows))
         # It shares the layers of the model, which stays uncompiled.
         trainer = keras.Model(model.inputs, model.outputs)
         batches = BatchDataset(rows.fitted_batches(options.batch_size, seed), encode)
@@ -82,19 +83,24 @@ def train(
             callbacks=[*callbacks, *own],
         )
         if not all(np.isfinite(array).all() for array in model.get_weights()):
-            raise HeadError(
-                "training diverged: weights became NaN or infinite; lower learning_rate "
-                "(`--param learning_rate=…`), or take another layer"
-            )
+            raise HeadError(DIVERGED)
     history = {key: [float(each) for each in values] for key, values in fitted.history.items()}
     return model, history
+
+
+def scaling(rows: Rows) -> tuple[float, float]:
+    """Return the mean and the standard deviation of the training labels; (0, 1) for classes."""
+    if rows.task == "classification":
+        return 0.0, 1.0
+    values = rows.targets("train")
+    return float(values.mean()), float(values.std())
 
 
 def _compile(model: keras.Model, network: Network, steps: int, task: str) -> None:
     speed: dict[str, Any] = {"jit_compile": False}
     if keras.backend.backend() == "tensorflow":
         speed["steps_per_execution"] = max(1, min(STEPS_AT_ONCE, steps))
-    optimizer = keras.optimizers.get(_optimizer(network))
+    optimizer = keras.optimizers.get(optimizer_config(network))
     if network.compiled is not None:
         named = keras.optimizers.serialize(optimizer)
         model.compile_from_config({**network.compiled, "optimizer": named, **speed})
@@ -106,7 +112,7 @@ def _compile(model: keras.Model, network: Network, steps: int, task: str) -> Non
     model.compile(optimizer, loss, metrics=["accuracy"], **speed)
 
 
-def _optimizer(network: Network) -> dict[str, Any]:
+def optimizer_config(network: Network) -> dict[str, Any]:
     """Return the configuration of the optimizer, with what the options change of it."""
     options = network.options
     fields = options.fields(compiled=network.compiled is not None)

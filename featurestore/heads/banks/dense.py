@@ -1,0 +1,330 @@
+"""Ready-made Keras heads of one shape, trained as one model. Imports Keras and TensorFlow.
+
+The weights of all heads are stacked, and so are the moments of their optimizers. Every head gets
+the initial weights, the order of rows, the dropout masks and the optimizer steps that
+`heads.training.train` gives it alone, so that its result is the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from featurestore.backbone.copying import seeded
+from featurestore.errors import HeadError
+from featurestore.heads.banks.vectors import Vectors
+from featurestore.heads.events import EpochEnded
+from featurestore.heads.network import DenseOptions, Network
+from featurestore.heads.rows import Rows
+from featurestore.heads.training import DIVERGED, optimizer_config, scaling
+from featurestore.listening import OnEvent
+
+VARIES = frozenset({"learning_rate", "weight_decay", "dropout", "early_stopping"})
+# Numbers in the weights of the heads that take a step together. With their gradients and moments
+# they fit in the cache of a processor; more take longer for each head.
+STACKED = 2**20
+# Bytes of the batches that TensorFlow gets at a time.
+SEGMENT = 32 * 2**20
+
+Trained = tuple[keras.Model, dict[str, list[float]]]
+
+
+def takes(network: Network) -> bool:
+    """Return whether a Keras head is trained here: a ready-made one with Adam, AdamW or SGD."""
+    return (
+        isinstance(network.options, DenseOptions)
+        and (network.options.optimizer or "adam") in ("adam", "adamw", "sgd")
+        and keras.config.backend() == "tensorflow"
+        and keras.config.dtype_policy().name == "float32"
+    )
+
+
+def key(network: Network) -> str:
+    """Return what heads that are trained together have in common, as text."""
+    fields = network.options.fields()
+    return repr([(name, fields[name]) for name in sorted(fields.keys() - VARIES)])
+
+
+def train_together(
+    networks: Sequence[Network],
+    rows: Rows,
+    *,
+    seeds: Sequence[int],
+    heads: Sequence[str],
+    on_event: OnEvent,
+) -> list[Trained | HeadError]:
+    """Build and train heads of one `key`.
+
+    Parameters
+    ----------
+    networks : sequence of Network
+    rows : Rows
+    seeds, heads : sequence of int, sequence of str
+        The seed and the id of each head.
+
+    Returns
+    -------
+    list of (keras.Model, dict) or HeadError
+        What `heads.training.train` returns for each; or the error that it raises, if the training
+        of this head diverged, which does not disturb the others.
+    """
+    scale = scaling(rows)
+    members = [_Member.of(*each, scale) for each in zip(networks, seeds, heads, strict=True)]
+    vectors = Vectors(rows, members[0].options, members[0].model)
+    most = max(1, STACKED // sum(map(np.size, members[0].model.get_weights())))
+    for seed in dict.fromkeys(seeds):
+        alike = [each for each, its in zip(members, seeds, strict=True) if its == seed]
+        for part in np.array_split(np.arange(len(alike)), -(-len(alike) // most)):
+            _train([alike[number] for number in part], vectors, seed, scale, on_event)
+    return [each.result() for each in members]
+
+
+@dataclass
+class _Member:
+    """A head while it is trained.
+
+    Attributes
+    ----------
+    weights : list of numpy.ndarray
+        Those to keep: of the best epoch if training may stop early, otherwise of the last.
+    """
+
+    options: DenseOptions
+    model: keras.Model
+    optimizer: Any
+    head: str
+    history: dict[str, list[float]] = field(default_factory=dict)
+    weights: list[np.ndarray] = field(default_factory=list)
+    best: float | None = None
+    waited: int = 0
+    stopped: bool = False
+
+    @classmethod
+    def of(cls, network: Network, seed: int, head: str, scale: tuple[float, float]) -> _Member:
+        options = network.options
+        assert isinstance(options, DenseOptions)
+        with seeded(seed):
+            model = network.build(*scale)
+        return cls(options, model, keras.optimizers.get(optimizer_config(network)), head)
+
+    def end_epoch(self, logs: Mapping[str, float], weights: Sequence[np.ndarray]) -> None:
+        """Record an epoch, and stop where Keras' ``EarlyStopping`` does."""
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+        if not self.options.early_stopping:
+            self.weights = list(weights)
+            return
+        self.waited += 1
+        if self.best is None or logs["val_loss"] < self.best:
+            self.best, self.waited = logs["val_loss"], 0
+            self.weights = [each.copy() for each in weights]
+        elif self.waited >= self.options.early_stopping:
+            self.stopped = True
+
+    def result(self) -> Trained | HeadError:
+        if not all(np.isfinite(array).all() for array in self.weights):
+            return HeadError(DIVERGED)
+        self.model.set_weights(self.weights)
+        return self.model, self.history
+
+
+def _train(
+    members: Sequence[_Member],
+    vectors: Vectors,
+    seed: int,
+    scale: tuple[float, float],
+    on_event: OnEvent,
+) -> None:
+    """Train heads of one seed: they share batches and masks."""
+    options, optimizer = members[0].options, members[0].optimizer
+    arrays = zip(*(each.model.get_weights() for each in members), strict=True)
+    weights = [tf.Variable(np.stack(each, axis=-2)) for each in arrays]
+    rule: tuple[float, ...] = ()
+    if isinstance(optimizer, keras.optimizers.Adam):
+        rule = optimizer.beta_1, optimizer.beta_2, optimizer.epsilon
+    moments = [[tf.Variable(tf.zeros_like(each)) for each in weights] for _ in rule[:2]]
+    settings = {
+        "rate": [float(each.optimizer.learning_rate) for each in members],
+        "decay": [each.optimizer.weight_decay or 0.0 for each in members],
+        "dropout": [each.options.dropout for each in members],
+        "kept": [1 / (1 - each.options.dropout) for each in members],
+    }
+    columns = {name: np.array(each, np.float32)[:, None] for name, each in settings.items()}
+    classes = vectors.rows.task == "classification"
+    step = _steps(rule, None if classes else scale)
+    batches, masks = vectors.training(options.batch_size, seed), _mask_seeds(members)
+    width = vectors.width + len(masks) * max([0, *options.units])
+    size = min(len(batches), max(1, SEGMENT // (4 * options.batch_size * width)))
+    done = 0
+    for epoch in range(options.epochs):
+        sums: Any = 0.0
+        # Keras ends one epoch before the first, which gives the rows another order.
+        for count, segment in vectors.segments(batches, epoch + 1, size):
+            noise = [
+                _noise(tf.constant(mask), tf.constant(done), (size, options.batch_size, units))
+                for mask, units in zip(masks, options.units, strict=False)
+            ]
+            found = step(
+                weights, moments, columns, segment, noise, *map(tf.constant, (done, count))
+            )
+            sums, done = sums + found.numpy(), done + count
+        logs = _named(sums, len(batches.rows), classes, "")
+        if vectors.rows.count("val"):
+            logs |= _validated(weights, vectors, None if classes else scale)
+        values = [each.numpy() for each in weights]
+        for number, each in enumerate(members):
+            if not each.stopped:
+                its = {name: float(figures[number]) for name, figures in logs.items()}
+                each.end_epoch(its, [array[..., number, :] for array in values])
+                on_event(EpochEnded(each.head, epoch + 1, options.epochs, its))
+        if all(each.stopped for each in members):
+            return
+
+
+def _mask_seeds(members: Sequence[_Member]) -> list[int]:
+    """Return the seed of each dropout layer, the same in all heads that have any."""
+    for each in members:
+        if each.options.dropout:
+            layers = [one for one in each.model.layers if isinstance(one, keras.layers.Dropout)]
+            return [int(one.seed_generator.state.numpy()[0]) for one in layers]
+    return []
+
+
+def _named(sums: np.ndarray, rows: int, classes: bool, prefix: str) -> dict[str, np.ndarray]:
+    """Return the figures of an epoch by Keras' names for them."""
+    losses, right = sums / rows
+    found = {f"{prefix}accuracy": right} if classes else {}
+    return {**found, f"{prefix}loss": losses}
+
+
+def _validated(
+    weights: list[tf.Variable], vectors: Vectors, scale: tuple[float, float] | None
+) -> dict[str, np.ndarray]:
+    sums: Any = 0.0
+    for x, targets in vectors.validation():
+        losses, right = _losses(_forward(weights, tf.constant(x)), tf.constant(targets), scale)
+        sums = sums + np.stack([tf.reduce_sum(each, 0).numpy() for each in (losses, right)])
+    return _named(sums, vectors.rows.count("val"), scale is None, "val_")
+
+
+@cache
+def _steps(rule: tuple[float, ...], scale: tuple[float, float] | None) -> Any:
+    """Return the compiled function that takes the optimizer's steps over some batches.
+
+    ``rule`` has the constants of Adam, or none for stochastic gradient descent; ``scale`` is that
+    of a regression's output. It returns the sums of the losses and of the correct predictions over
+    the rows, (2, head).
+    """
+
+    def run(
+        weights: list[tf.Variable],
+        moments: list[list[tf.Variable]],
+        columns: dict[str, tf.Tensor],
+        batches: dict[str, tf.Tensor],
+        noise: list[tf.Tensor],
+        done: tf.Tensor,
+        count: tf.Tensor,
+    ) -> tf.Tensor:
+        def one(number: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            batch = {name: each[number] for name, each in batches.items()}
+            masks = [
+                tf.where(each[number][:, None] >= columns["dropout"], columns["kept"], 0.0)
+                for each in noise
+            ]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
+                output = _forward(weights, batch["x"], masks)
+                losses, right = _losses(output, batch["targets"], scale)
+                losses *= batch["weights"][:, None]
+                rows = tf.reduce_sum(batch["counted"])
+                # The weights of one head have no part in the losses of another.
+                total = tf.reduce_sum(losses) / rows
+            gradients = tape.gradient(total, weights)
+            _update(rule, weights, moments, gradients, columns, done + number)
+            right *= batch["counted"][:, None]
+            return number + 1, sums + tf.stack([tf.reduce_sum(each, 0) for each in (losses, right)])
+
+        heads = columns["rate"].shape[0]
+        start = tf.constant(0), tf.zeros((2, heads))
+        return tf.while_loop(lambda number, _: number < count, one, start)[1]
+
+    return tf.function(run, jit_compile=True, autograph=False)
+
+
+def _forward(
+    weights: Sequence[tf.Variable], x: tf.Tensor, masks: Sequence[tf.Tensor] = ()
+) -> tf.Tensor:
+    """Return the output of each head, (row, head, class).
+
+    Kernels have the shape (feature, head, unit), biases (head, unit), masks (row, head, unit).
+    """
+    kernel, bias = weights[:2]
+    flat = tf.matmul(x, tf.reshape(kernel, (kernel.shape[0], -1)))
+    x = tf.reshape(flat, (-1, *bias.shape)) + bias
+    for number in range(1, len(weights) // 2):
+        x = tf.nn.relu(x)
+        if masks:
+            x *= masks[number - 1]
+        kernel, bias = weights[2 * number : 2 * number + 2]
+        x = tf.einsum("bhi,iho->bho", x, kernel) + bias
+    return x
+
+
+def _losses(
+    output: tf.Tensor, targets: tf.Tensor, scale: tuple[float, float] | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the loss, and whether the prediction is correct, of each row and head."""
+    if scale is None:
+        repeated = tf.repeat(targets[:, None], output.shape[1], axis=1)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(repeated, output)
+        right = tf.argmax(output, axis=2, output_type=targets.dtype) == targets[:, None]
+        return losses, tf.cast(right, tf.float32)
+    mean, deviation = scale
+    values = output[..., 0] * (deviation or 1.0) + mean
+    losses = tf.square(values - tf.cast(targets, tf.float32)[:, None])
+    return losses, tf.zeros_like(losses)
+
+
+def _update(
+    rule: tuple[float, ...],
+    weights: Sequence[tf.Variable],
+    moments: Sequence[Sequence[tf.Variable]],
+    gradients: Sequence[tf.Tensor],
+    columns: Mapping[str, tf.Tensor],
+    done: tf.Tensor,
+) -> None:
+    """Take one step as Keras' optimizers do, after ``done`` others."""
+    rate = columns["rate"]
+    for weight in weights:
+        weight.assign_sub(weight * columns["decay"] * rate)
+    if not rule:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.assign_sub(gradient * rate)
+        return
+    beta_1, beta_2, epsilon = rule
+    number = tf.cast(done + 1, tf.float32)
+    alpha = rate * tf.sqrt(1 - tf.pow(beta_2, number)) / (1 - tf.pow(beta_1, number))
+    for weight, gradient, mean, square in zip(weights, gradients, *moments, strict=True):
+        mean.assign_add((gradient - mean) * (1 - beta_1))
+        square.assign_add((tf.square(gradient) - square) * (1 - beta_2))
+        weight.assign_sub(mean * alpha / (tf.sqrt(square) + epsilon))
+
+
+@tf.function(autograph=False)  # type: ignore[untyped-decorator]
+def _noise(seed: tf.Tensor, done: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
+    """Return the random numbers of a dropout layer of Keras for the next steps.
+
+    They are (step, row, unit); the layer draws a seed a step. Not compiled by XLA, which has other
+    random numbers.
+    """
+
+    def one(step: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_uniform(shape[1:], tf.stack([seed, step]))
+
+    return tf.map_fn(one, done + tf.range(shape[0]), fn_output_signature=tf.float32)
