@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from featurestore.dataset.splits import SPLITS
-from featurestore.errors import DamagedError
+from featurestore.errors import DamagedError, HeadError
 from featurestore.features import Features
 from featurestore.heads.banks import Bank
 from featurestore.heads.candidate import Candidate, shown
@@ -52,13 +52,16 @@ class Fitting:
         store = self.rows.features.store
         found = {each.id: head for each in bank.members if (head := self._stored(each))}
         missing = [each for each in bank.members if each.id not in found]
-        fitted = {each.id: each for each in self._fit(replace(bank, members=missing), self.rows)}
+        heads, errors = self._fit(replace(bank, members=missing), self.rows)
+        fitted = {each.id: each for each in heads}
         for head in fitted.values():
             if self.save:
                 head.save(store)
             for text in head.problems:
                 self.on_event(HeadWarned(head.id, text))
             self.on_event(HeadFitted(head.id, head.metrics, head.lineage["seconds"]))
+        if errors:
+            raise errors[0]
         for key in found:
             if self.save:
                 store.heads.fsync(key)
@@ -106,7 +109,10 @@ class Fitting:
             again = replace(bank, members=[self.repeated[key][number] for key in measured])
             together = again.fit_folds(self.rows, folds) or [None] * len(folds)
             for (train, held_out), fitted in zip(folds, together, strict=True):
-                heads = self._fit(again, self.rows.fold(train, held_out), [HELD_OUT], fitted)
+                fold = self.rows.fold(train, held_out)
+                heads, errors = self._fit(again, fold, [HELD_OUT], fitted)
+                if errors:
+                    raise errors[0]
                 for each, head in zip(measured.values(), heads, strict=True):
                     each.append(head.metrics[HELD_OUT])
                 done += 1
@@ -115,25 +121,35 @@ class Fitting:
 
     def _fit(
         self, bank: Bank, rows: Rows, splits: Sequence[str] = SPLITS, done: Any = None
-    ) -> list[Head]:
-        """Fit the heads of a bank on the training rows, if not done; measure them on each split."""
+    ) -> tuple[list[Head], list[HeadError]]:
+        """Fit the heads of a bank on the training rows, if not done; measure them on each split.
+
+        Returns the errors of those that cannot be fitted too.
+        """
         if not bank.members:
-            return []
+            return [], []
         started = time.perf_counter()
+        on_event = self.on_event if rows is self.rows else lambda event: None
+        fitted: list[Fitted | HeadError]
         if bank.family is not None:
-            fitted, predict = done or bank.fit(rows)
+            fitted, predict = done or bank.fit(rows, on_event)
         else:
-            fitted, predict = [self._alone(bank.members[0], rows)], None
-        heads = [self._head(*each) for each in zip(bank.members, fitted, strict=True)]
+            fitted, predict = [self._alone(bank.members[0], rows, on_event)], None
+        heads = [
+            self._head(each, its)
+            for each, its in zip(bank.members, fitted, strict=True)
+            if isinstance(its, Fitted)
+        ]
         measured = measure(heads, rows, predict, splits)
         # Of a bank, each head has its share.
-        seconds = round((time.perf_counter() - started) / len(heads), 3)
-        return [
+        seconds = round((time.perf_counter() - started) / len(fitted), 3)
+        heads = [
             replace(head, metrics=metrics, lineage={**head.lineage, "seconds": seconds})
             for head, metrics in zip(heads, measured, strict=True)
         ]
+        return heads, [each for each in fitted if isinstance(each, HeadError)]
 
-    def _alone(self, each: Candidate, rows: Rows) -> Fitted:
+    def _alone(self, each: Candidate, rows: Rows, on_event: OnEvent) -> Fitted:
         if each.kind == "sklearn":
             return fit_estimator(each, rows)
         load_tensorflow()
@@ -145,7 +161,7 @@ class Fitting:
             seed=each.seed,
             head=each.id,
             callbacks=self.callbacks,
-            on_event=self.on_event if rows is self.rows else lambda event: None,
+            on_event=on_event,
         )
         return Fitted(model, tuple(rows.features.classes), history=history)
 

@@ -312,9 +312,14 @@ class Head:
 
         if not len(rows):
             return np.zeros((0, len(self.classes) or 1))
-        step = max(1, FORWARD_BYTES // (4 * int(np.prod(self.shape))))
-        parts = [model(rows[at : at + step], training=False) for at in range(0, len(rows), step)]
+        parts = [model(part, training=False) for part in forward_parts(rows)]
         return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype("f8")
+
+
+def forward_parts(rows: np.ndarray) -> list[np.ndarray]:
+    """Return features (row, …) in the parts that a Keras head takes at a time."""
+    step = max(1, FORWARD_BYTES // (4 * int(np.prod(rows.shape[1:]))))
+    return [rows[at : at + step] for at in range(0, len(rows), step)]
 
 
 def find(store: FeatureStore, text: str) -> str:

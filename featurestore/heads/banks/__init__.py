@@ -2,7 +2,8 @@
 
 Each head of a bank is the one that it would be alone: an ordinary scikit-learn estimator, fitted
 to convergence. A family is a module that fits final estimators of one kind; the steps before them
-in a pipeline are the same for all heads of a bank, and are fitted once.
+in a pipeline are the same for all heads of a bank, and are fitted once. `dense` is the family of
+ready-made Keras heads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -24,6 +26,8 @@ from featurestore.heads.folds import Folds
 from featurestore.heads.identity import estimator_fields
 from featurestore.heads.metrics import Predicted
 from featurestore.heads.rows import Rows
+from featurestore.listening import OnEvent
+from featurestore.quiet import load_tensorflow
 
 # By the class that scikit-learn has for them.
 FAMILIES: Mapping[str, str] = {
@@ -76,20 +80,25 @@ class Bank:
     members: Sequence[Candidate]
     family: Family | None = None
 
-    def fit(self, rows: Rows) -> tuple[list[Fitted], Callable[[np.ndarray], Iterable[Predicted]]]:
+    def fit(
+        self, rows: Rows, on_event: OnEvent
+    ) -> tuple[list[Fitted | HeadError], Callable[[np.ndarray], Iterable[Predicted]]]:
         """Fit copies of the members on the training rows and their views.
 
         Returns
         -------
-        fitted : list of Fitted
+        fitted : list of Fitted or HeadError
+            The error of a Keras head whose training diverged.
         predict : callable
-            Yields what each of them predicts from features (row, …).
+            Yields what each fitted head predicts from features (row, …).
 
         Raises
         ------
         HeadError
             If they cannot be fitted.
         """
+        if self.members[0].kind == "keras":
+            return self._trained(rows, on_event)
         assert self.family is not None
         X, y = rows.fitted_values, rows.fitted_labels
         X = X.reshape(len(X), -1)
@@ -126,6 +135,22 @@ class Bank:
         assert self.family is not None
         return [each.fitted(self.family, texts(caught)) for each in copies]
 
+    def _trained(self, rows: Rows, on_event: OnEvent) -> Any:
+        family: Any = self.family
+        found: list[Fitted | HeadError] = []
+        models, classes = [], tuple(rows.features.classes)
+        for each, trained in zip(
+            self.members, family.train_together(self.members, rows, on_event=on_event), strict=True
+        ):
+            if isinstance(trained, HeadError):
+                params = json.dumps(each.params)
+                found.append(HeadError(f"head {each.name!r} with {params}: {trained}"))
+            else:
+                model, history = trained
+                models.append(model)
+                found.append(Fitted(model, classes, history=history))
+        return found, partial(family.predict, models, classes)
+
     def _copies(self) -> _Copies:
         from sklearn.base import clone
 
@@ -160,7 +185,7 @@ class _Copies:
 
         return Pipeline(self.steps) if self.steps else None
 
-    def fitted(self, family: Family, warned: Sequence[str]) -> tuple[list[Fitted], Any]:
+    def fitted(self, family: Family, warned: Sequence[str]) -> tuple[list[Any], Any]:
         """Return what `Bank.fit` returns."""
         for each, last in zip(self.estimators, self.lasts, strict=True):
             if self.steps:
@@ -196,6 +221,10 @@ def banks(candidates: Iterable[Candidate]) -> list[Bank]:
 
 def _family(candidate: Candidate) -> Family | None:
     template = candidate.template
+    if candidate.kind == "keras" and "callbacks" not in candidate.fields:
+        load_tensorflow()
+        dense: Any = import_module("featurestore.heads.banks.dense")
+        return dense if dense.takes(template) else None
     if candidate.kind != "sklearn" or candidate.nameless:
         return None
     if _is_pipeline(template) and (template.memory, template.transform_input) != (None, None):
@@ -210,6 +239,9 @@ def _family(candidate: Candidate) -> Family | None:
 
 def _common(candidate: Candidate, family: Family) -> str:
     """Return all that the members of a bank have in common, as text."""
+    if candidate.kind == "keras":
+        keras_family: Any = family
+        return str(keras_family.key(candidate.template))
     *before, (name, last) = _steps(candidate.template)
     steps: list[Any] = [
         [name, step if step is None or isinstance(step, str) else estimator_fields(step)]

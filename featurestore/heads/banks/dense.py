@@ -7,7 +7,7 @@ the initial weights, the order of rows, the dropout masks and the optimizer step
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -19,7 +19,10 @@ import tensorflow as tf
 from featurestore.backbone.copying import seeded
 from featurestore.errors import HeadError
 from featurestore.heads.banks.vectors import Vectors
+from featurestore.heads.candidate import Candidate
 from featurestore.heads.events import EpochEnded
+from featurestore.heads.head import forward_parts
+from featurestore.heads.metrics import Predicted
 from featurestore.heads.network import DenseOptions, Network
 from featurestore.heads.rows import Rows
 from featurestore.heads.training import DIVERGED, optimizer_config, scaling
@@ -52,21 +55,9 @@ def key(network: Network) -> str:
 
 
 def train_together(
-    networks: Sequence[Network],
-    rows: Rows,
-    *,
-    seeds: Sequence[int],
-    heads: Sequence[str],
-    on_event: OnEvent,
+    candidates: Sequence[Candidate], rows: Rows, *, on_event: OnEvent
 ) -> list[Trained | HeadError]:
     """Build and train heads of one `key`.
-
-    Parameters
-    ----------
-    networks : sequence of Network
-    rows : Rows
-    seeds, heads : sequence of int, sequence of str
-        The seed and the id of each head.
 
     Returns
     -------
@@ -75,14 +66,39 @@ def train_together(
         of this head diverged, which does not disturb the others.
     """
     scale = scaling(rows)
-    members = [_Member.of(*each, scale) for each in zip(networks, seeds, heads, strict=True)]
+    members = [_Member.of(each, scale) for each in candidates]
     vectors = Vectors(rows, members[0].options, members[0].model)
     most = max(1, STACKED // sum(map(np.size, members[0].model.get_weights())))
-    for seed in dict.fromkeys(seeds):
-        alike = [each for each, its in zip(members, seeds, strict=True) if its == seed]
+    for seed in dict.fromkeys(each.seed for each in members):
+        alike = [each for each in members if each.seed == seed]
         for part in np.array_split(np.arange(len(alike)), -(-len(alike) // most)):
-            _train([alike[number] for number in part], vectors, seed, scale, on_event)
+            _train([alike[number] for number in part], vectors, scale, on_event)
     return [each.result() for each in members]
+
+
+def predict(
+    models: Sequence[keras.Model], classes: Sequence[Any], x: np.ndarray
+) -> Iterator[Predicted]:
+    """Yield what each model predicts from features (row, …), which are pooled once.
+
+    Labels and probabilities, float64; of a regression, values and None. Exactly the same as
+    `Head.predict` and `Head.predict_proba`.
+    """
+    found: list[list[np.ndarray]] = [[] for _ in models]
+    for part in forward_parts(x):
+        inputs = part if part.ndim == 2 else models[0].layers[1](part)
+        for outputs, model in zip(found, models, strict=True):
+            output = inputs
+            for layer in model.layers[1 if part.ndim == 2 else 2 :]:
+                output = layer(output, training=False) if _is_dropout(layer) else layer(output)
+            outputs.append(keras.ops.convert_to_numpy(output))
+    for outputs in found:
+        values = np.concatenate(outputs).astype(np.float64)
+        yield (np.asarray(classes)[values.argmax(1)], values) if classes else (values[:, 0], None)
+
+
+def _is_dropout(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.layers.Dropout)
 
 
 @dataclass
@@ -95,10 +111,11 @@ class _Member:
         Those to keep: of the best epoch if training may stop early, otherwise of the last.
     """
 
+    head: str
+    seed: int
     options: DenseOptions
     model: keras.Model
     optimizer: Any
-    head: str
     history: dict[str, list[float]] = field(default_factory=dict)
     weights: list[np.ndarray] = field(default_factory=list)
     best: float | None = None
@@ -106,12 +123,12 @@ class _Member:
     stopped: bool = False
 
     @classmethod
-    def of(cls, network: Network, seed: int, head: str, scale: tuple[float, float]) -> _Member:
-        options = network.options
-        assert isinstance(options, DenseOptions)
-        with seeded(seed):
+    def of(cls, candidate: Candidate, scale: tuple[float, float]) -> _Member:
+        network = candidate.template
+        with seeded(candidate.seed):
             model = network.build(*scale)
-        return cls(options, model, keras.optimizers.get(optimizer_config(network)), head)
+        optimizer = keras.optimizers.get(optimizer_config(network))
+        return cls(candidate.id, candidate.seed, network.options, model, optimizer)
 
     def end_epoch(self, logs: Mapping[str, float], weights: Sequence[np.ndarray]) -> None:
         """Record an epoch, and stop where Keras' ``EarlyStopping`` does."""
@@ -137,7 +154,6 @@ class _Member:
 def _train(
     members: Sequence[_Member],
     vectors: Vectors,
-    seed: int,
     scale: tuple[float, float],
     on_event: OnEvent,
 ) -> None:
@@ -158,7 +174,7 @@ def _train(
     columns = {name: np.array(each, np.float32)[:, None] for name, each in settings.items()}
     classes = vectors.rows.task == "classification"
     step = _steps(rule, None if classes else scale)
-    batches, masks = vectors.training(options.batch_size, seed), _mask_seeds(members)
+    batches, masks = vectors.training(options.batch_size, members[0].seed), _mask_seeds(members)
     width = vectors.width + len(masks) * max([0, *options.units])
     size = min(len(batches), max(1, SEGMENT // (4 * options.batch_size * width)))
     done = 0
@@ -191,7 +207,7 @@ def _mask_seeds(members: Sequence[_Member]) -> list[int]:
     """Return the seed of each dropout layer, the same in all heads that have any."""
     for each in members:
         if each.options.dropout:
-            layers = [one for one in each.model.layers if isinstance(one, keras.layers.Dropout)]
+            layers = filter(_is_dropout, each.model.layers)
             return [int(one.seed_generator.state.numpy()[0]) for one in layers]
     return []
 
