@@ -32,7 +32,7 @@ from featurestore.errors import DamagedError, HeadError, IncompleteFeaturesError
 from featurestore.extraction import extract, repair
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
-from featurestore.store import Damage, FeatureKey, FeatureStore
+from featurestore.store import Damage, DatasetEntry, FeatureKey, FeatureStore
 from tests.reliability.faults import Disk, Killed
 
 # Images of the very size that the backbones take: resizing leaves them as they are.
@@ -150,7 +150,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(dir=self.sources.folder))
         self.disk = Disk()
         self.open()
-        # States of data sets: those that ever were, those that are kept, which is current, what a
+        # States of data sets, by their manifests, because two names may have the same state: those
+        # that ever were, those that are kept; by their names: which is current, what a
         # scan of the table gives now, and whose adding was killed since the current one came.
         self.ever: dict[str, Dataset] = {}
         self.states: dict[str, Dataset] = {}
@@ -215,7 +216,7 @@ class StoreMachine(RuleBasedStateMachine):
             if name in kept and self.path(name).read_bytes() == flip.damaged
         }
 
-    def manifest(self, state: Dataset) -> str:
+    def manifest(self, state: Dataset | DatasetEntry) -> str:
         return f"datasets/{state.name}/{state.manifest_digest.partition(':')[2][:12]}.parquet"
 
     def has_manifest(self, state: Dataset) -> bool:
@@ -226,7 +227,7 @@ class StoreMachine(RuleBasedStateMachine):
         if f"datasets/{name}/current.json" in self.flips:
             return self.current[name]
         found = [each for each in self.store.datasets.values() if each.name == name]
-        return self.ever[found[0].manifest_digest] if found else None
+        return self.ever[self.manifest(found[0])] if found else None
 
     def blocks_on_disk(self, key: FeatureKey) -> set[int]:
         files = self.path(f"features/{key.path}/features").glob("c.*")
@@ -259,21 +260,21 @@ class StoreMachine(RuleBasedStateMachine):
             writer.writerow(("path", "label", "split"))
             writer.writerows((self.sources.paths[each], *rest) for each, *rest in rows)
         state = self.tables[name] = Dataset.open(table, name=name)
-        self.ever[state.manifest_digest] = state
+        self.ever[self.manifest(state)] = state
         if self.attempt("add a state", death, lambda: self.store.datasets.add(state)):
             self.settle_state(state)
             return
         self.begun[name].append(state)
         if self.has_manifest(state):
-            self.states[state.manifest_digest] = state
+            self.states[self.manifest(state)] = state
         found = self.current_on_disk(name)
         assert found in (self.current.get(name), state)
         if found is not None:
             self.current[name] = found
 
     def settle_state(self, state: Dataset) -> None:
-        self.states[state.manifest_digest] = state
-        self.settled_states.add(state.manifest_digest)
+        self.states[self.manifest(state)] = state
+        self.settled_states.add(self.manifest(state))
         self.current[state.name] = self.settled_current[state.name] = state
         pointer = self.path(f"datasets/{state.name}/current.json").read_bytes()
         if pointer != self.pointers.get(state.name):
@@ -508,9 +509,9 @@ class StoreMachine(RuleBasedStateMachine):
             return
         finally:
             if self.has_manifest(dataset):  # It is written again, if gc removed it.
-                self.states[dataset.manifest_digest] = dataset
+                self.states[self.manifest(dataset)] = dataset
         if done:
-            self.settled_states.add(dataset.manifest_digest)
+            self.settled_states.add(self.manifest(dataset))
             scores = fitted[0].scores(self.values(key, range(3)))
             known = self.heads.setdefault(
                 fitted[0].id, Fitted(dataset, key, scores, again, durable=True)
@@ -603,7 +604,7 @@ class StoreMachine(RuleBasedStateMachine):
         digests = {each.manifest_digest for each in used}
         samples = {d for each in used for d in (each.digest, each.train_digest)}
         keys = [key for key in self.groups if key.dataset_digest not in samples]
-        states = [each for digest, each in self.states.items() if digest not in digests]
+        states = [each for each in self.states.values() if each.manifest_digest not in digests]
         items = self.store.garbage()
         listed = {each.path for each in items}
         spared = {key for key in keys if self.is_listed(key) and path_of(key) not in listed}
@@ -629,8 +630,8 @@ class StoreMachine(RuleBasedStateMachine):
             if self.has_manifest(state):
                 assert not done
             else:
-                del self.states[state.manifest_digest]
-                self.settled_states.discard(state.manifest_digest)
+                del self.states[self.manifest(state)]
+                self.settled_states.discard(self.manifest(state))
         if done:
             assert not [name for name in self.names() if name.endswith(".partial")]
 
@@ -684,9 +685,7 @@ class StoreMachine(RuleBasedStateMachine):
             elif found != known[0]:
                 self.begun[name].append(self.current[name])
                 self.current[name] = found
-        self.states = {
-            digest: each for digest, each in self.ever.items() if self.has_manifest(each)
-        }
+        self.states = {path: each for path, each in self.ever.items() if self.has_manifest(each)}
         assert self.states.keys() >= self.settled_states
         for key, group in [*self.going.items(), *self.groups.items()]:
             if not self.store.features.has(key):
@@ -750,8 +749,8 @@ class StoreMachine(RuleBasedStateMachine):
         for name, current in self.current.items():
             pointer = f"datasets/{name}/current.json"
             self.is_right_or_raises({pointer, self.manifest(current)}, name, None, current)
-        for digest, state in self.states.items():
-            self.is_right_or_raises({self.manifest(state)}, state.name, digest, state)
+        for path, state in self.states.items():
+            self.is_right_or_raises({path}, state.name, state.manifest_digest, state)
 
     def is_right_or_raises(
         self, files: set[str], name: str, digest: str | None, expected: Dataset
