@@ -229,6 +229,18 @@ def _proved(event: Any) -> str:
 
 
 # The line that an event is printed as.
+def _heads_halved(event: Any) -> str:
+    if event.rows == event.total:
+        return (
+            f"halving: {plural(event.heads, 'head')} and {plural(event.total, 'training row')} are "
+            "too few for rounds; all are fitted"
+        )
+    return (
+        f"halving: {event.kept:,} of {plural(event.heads, 'head')} go on, after "
+        f"{event.rows:,} of {plural(event.total, 'training row')}"
+    )
+
+
 _LINES: dict[str, Callable[[Any], str]] = {
     "BackboneLoading": lambda event: f"repair: load {event.model}",
     "BatchHalved": lambda event: (
@@ -239,10 +251,7 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "ExtractionStarted": _extraction_started,
     "Float32Chosen": _float32_chosen,
     "HeadFitted": _head_fitted,
-    "HeadsHalved": lambda event: (
-        f"halving: {event.kept:,} of {plural(event.heads, 'head')} go on, after "
-        f"{event.rows:,} of {plural(event.total, 'training row')}"
-    ),
+    "HeadsHalved": _heads_halved,
     "HeadWarned": lambda event: f"fit: {event.head}: {event.text}",
     "Proved": _proved,
     "StageNoted": lambda event: f"[{event.stage}] {event.what}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.digests import short
 from featurestore.errors import DamagedError, FeatureStoreWarning, HeadError, nearest, received
 from featurestore.heads import metrics
-from featurestore.heads.folds import FOLDS, mean_and_spread, p_value
+from featurestore.heads.folds import FOLDS, common, mean_and_spread, p_value
 from featurestore.heads.head import Head
 from featurestore.heads.listing import heads_layout
 from featurestore.heads.schema import validate
@@ -52,12 +52,6 @@ def sort_key(value: float | None, metric: str) -> tuple[bool, float]:
     if value is None:
         return True, 0.0
     return False, value if metric in metrics.LESS_IS_BETTER else -value
-
-
-def usual_split(folds: Iterable[Mapping[str, Any] | None]) -> str:
-    """Return what heads are compared by: their folds, if all have the same; else ``"val"``."""
-    alike = {(each["folds"], each["seeds"]) if each else None for each in folds}
-    return "val" if None in alike or len(alike) != 1 else FOLDS
 
 
 def value_of(
@@ -105,8 +99,12 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
             "metrics cannot be compared; choose among those of one (`featurestore heads` marks "
             "the stale ones)"
         )
-    split, name = parse_metric(metric, heads[0].task, usual_split(head.folds for head in heads))
-    values = {head.id: value_of(head.metrics, head.folds, split, name) for head in heads}
+    shared = common([head.folds for head in heads])
+    split, name = parse_metric(metric, heads[0].task, FOLDS if shared else "val")
+    values = {
+        head.id: value_of(head.metrics, shared[number] if shared else head.folds, split, name)
+        for number, head in enumerate(heads)
+    }
     if all(value is None for value in values.values()):
         dataset = heads[0].lineage["dataset"]["name"]
         if split == FOLDS:
@@ -211,8 +209,10 @@ def leaderboard(
 
 def _best_first(documents: Sequence[dict[str, Any]], sort: str | None) -> list[dict[str, Any]]:
     """Return the rows of heads on one state of a data set, best first."""
-    usual, rows, order = usual_split(each["folds"] for each in documents), [], {}
-    for each in documents:
+    shared = common([each["folds"] for each in documents]) if documents else None
+    usual, rows, order = FOLDS if shared else "val", [], {}
+    for number, document in enumerate(documents):
+        each = {**document, "folds": shared[number]} if shared else document
         split, metric = parse_metric(sort, each["task"], usual)
         row = {**head_row(each, split, metric), "stale": None}
         rows.append(row)

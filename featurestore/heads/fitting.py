@@ -75,11 +75,11 @@ class Fitting:
 
     def _validated(self, bank: Bank, heads: dict[str, Head]) -> dict[str, Head]:
         """Cross-validate the heads of a bank that were not yet."""
-        asked, store = self.validation.model_dump(), self.rows.features.store
+        store = self.rows.features.store
         missing = [
             each
             for each in bank.members
-            if self.parts and not asked.items() <= (heads[each.id].folds or {}).items()
+            if self.parts and not self.validation.is_in(heads[each.id].folds)
         ]
         for key, folds in self.folds(replace(bank, members=missing)).items():
             heads[key] = replace(heads[key], folds=folds)

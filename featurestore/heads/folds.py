@@ -49,6 +49,11 @@ class CrossValidation(Settings):
         except InputError as error:
             raise HeadError(str(error)) from None
 
+    def is_in(self, folds: Mapping[str, Any] | None) -> bool:
+        """Whether a head was cross-validated so, with as many seeds or more."""
+        found = folds or {"folds": None, "seeds": 0}
+        return found["folds"] == self.folds and found["seeds"] >= self.seeds
+
     def split(self, rows: Rows, seed: int) -> Folds:
         """Return the folds of one repetition; HeadError if there are too few rows or groups."""
         assert self.folds is not None
@@ -116,6 +121,24 @@ def gathered(asked: CrossValidation, measured: Sequence[Mapping[str, Any]]) -> d
                 metrics[name].append(value)
     rows = float(np.mean([each["rows"] for each in measured]))
     return {"folds": asked.folds, "seeds": asked.seeds, "rows": rows, "metrics": dict(metrics)}
+
+
+def common(documents: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]] | None:
+    """Return the folds that heads have in common: those of the first seeds.
+
+    None if one of them was not cross-validated, or on another number of folds.
+    """
+    found = [dict(each) for each in documents if each]
+    if len(found) < len(documents) or len({each["folds"] for each in found}) != 1:
+        return None
+    seeds = min(each["seeds"] for each in found)
+    for each in found:
+        each["metrics"] = {
+            name: values[: len(values) * seeds // each["seeds"]]
+            for name, values in each["metrics"].items()
+        }
+        each["seeds"] = seeds
+    return found
 
 
 def mean_and_spread(folds: Mapping[str, Any], metric: str) -> tuple[float, float] | None:

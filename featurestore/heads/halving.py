@@ -53,7 +53,8 @@ def survivors(
     folds : int
         Of each round.
     on_event : callable, optional
-        Receives `HeadsHalved` after each round.
+        Receives `HeadsHalved` after each round; once, with all heads and rows, if the heads or the
+        rows are too few for a round.
 
     Raises
     ------
@@ -70,7 +71,11 @@ def survivors(
     emit = receiver(on_event)
     rows = [Rows(layer.features) for layer in layers]
     alive = [list({each.id: each for each in layer.candidates}.values()) for layer in layers]
-    for size in _sizes(layers, factor, folds) if layers else []:
+    heads, total = sum(map(len, alive)), rows[0].count("train") if rows else 0
+    sizes = _sizes(layers, factor, folds) if layers else []
+    if not sizes:
+        emit(HeadsHalved(heads, heads, total, total))
+    for size in sizes:
         scores: dict[str, float | None] = {}
         for whole, candidates in zip(rows, alive, strict=True):
             part = whole.fold(np.arange(size), np.arange(0))
@@ -79,7 +84,7 @@ def survivors(
         kept = sorted(scores, key=lambda key: sort_key(scores[key], metric))
         kept = kept[: math.ceil(len(kept) / factor)]
         alive = [[each for each in candidates if each.id in kept] for candidates in alive]
-        emit(HeadsHalved(len(scores), len(kept), size, rows[0].count("train")))
+        emit(HeadsHalved(len(scores), len(kept), size, total))
     return {each.id for candidates in alive for each in candidates}
 
 

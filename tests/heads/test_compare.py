@@ -90,9 +90,13 @@ def test_heads_that_were_cross_validated_are_compared_over_their_folds(
     assert "= cannot be told from the best" in text
     assert [row["head"] for row in leaderboard(store=store, heads=[found[3].id])] == [found[3].id]
 
+    fit_head(features, "ridge", {"alpha": 2.0}, folds=5)
+    (fewer, *_) = leaderboard(store=store)
+    assert len(fewer["folds"]["metrics"]["accuracy"]) == 5  # of the seed that all have
+
     fit_head(features, "knn")
     by_val = leaderboard(store=store)
-    assert [row["tied"] for row in by_val] == [None] * 5
+    assert [row["tied"] for row in by_val] == [None] * 6
     values = [row["val_accuracy"] for row in by_val]
     assert values == sorted(values, reverse=True)
     last = leaderboard(store=store, sort="folds.accuracy")[-1]

@@ -62,8 +62,13 @@ def test_a_stored_head_is_not_fitted_again_for_its_folds(three: Features) -> Non
     assert fit_head(three, "ridge", folds=3, on_event=events.append).folds == validated.folds
     assert fit_head(three, "ridge", on_event=events.append).folds == validated.folds
     assert events == [HeadReused(head.id)] * 2
-    fit_head(three, "ridge", folds=4, on_event=events.append)
-    assert events[-1] == FoldFitted(1, 4, 4)
+    fit_head(three, "ridge", folds=4, seeds=2, on_event=events.append)
+    assert events[-1] == FoldFitted(1, 8, 8)
+    events.clear()
+    fewer = fit_head(three, "ridge", folds=4, on_event=events.append)
+    assert events == [HeadReused(head.id)]
+    assert fewer.folds is not None
+    assert fewer.folds["seeds"] == 2
 
 
 def test_what_was_fitted_stays_if_the_folds_are_interrupted(three: Features) -> None:

@@ -38,7 +38,10 @@ def test_good_heads_of_good_layers_go_on(make_features: MakeFeatures) -> None:
 def test_few_heads_or_few_rows_have_no_rounds(make_features: MakeFeatures) -> None:
     features = make_features(["a", "b"] * 10, val=0.0)
     few = [candidate("ridge", {"alpha": float(alpha)}, features, 0) for alpha in range(1, 8)]
-    assert survivors([Layer(features, few)], 2) == {each.id for each in few}
+    events: list[Any] = []
+    kept = survivors([Layer(features, few)], 2, on_event=events.append)
+    assert kept == {each.id for each in few}
+    assert events == [HeadsHalved(7, 7, 20, 20)]
     assert survivors([Layer(features, few[:1])], 2) == {few[0].id}
     assert survivors([], 2) == set()
     with pytest.raises(HeadError, match="expected 2 or more"):
