@@ -27,7 +27,7 @@ _COMMANDS = {
     "repair": ("stored", "Restore what is damaged, from the images."),
     "rm": ("stored", "Remove data sets, heads or features."),
     "gc": ("stored", "Remove what no data set or head refers to."),
-    "rank": ("heads", "Rank the stored layers by a quick linear probe."),
+    "rank": ("heads", "Rank the stored layers, before any head is trained."),
     "train": ("heads", "Train one head on stored features."),
     "sweep": ("heads", "Train the heads that a file lists."),
     "heads": ("heads", "List the trained heads, best first."),

@@ -25,16 +25,33 @@ from featurestore.table import Grid, Table, plural
 
 @click.command("rank")
 @click.argument("dataset")
-@click.option("--model", metavar="M", help="Only layers of this model.")
+@click.option(
+    "--model", "models", multiple=True, metavar="M", help="Only layers of this model; repeatable."
+)
+@click.option(
+    "--by",
+    type=click.Choice(["logme", "ridge", "knn", "h_score", "separability"]),
+    default="logme",
+    show_default=True,
+    help="The score to sort by; the others are shown too.",
+)
 @variant_options
 @store_option
 @json_option
 def rank_command(
-    dataset: str, model: str | None, variant: dict[str, Any], store: str, as_json: bool
+    dataset: str,
+    models: tuple[str, ...],
+    by: Any,
+    variant: dict[str, Any],
+    store: str,
+    as_json: bool,
 ) -> None:
-    """Rank the stored layers of DATASET by a quick cross-validated linear probe.
+    """Rank the stored layers of DATASET by how well a head would do on each.
 
-    Backbone options such as --input-size leave out variants of other values.
+    No head is trained. All scores are computed from the same training rows, 2000
+    at most; docs/heads.md says what they are, and how well each predicts a
+    trained head. Backbone options such as --input-size leave out variants of
+    other values.
 
     \b
     Example:
@@ -44,7 +61,7 @@ def rank_command(
 
     opened = FeatureStore(store)
     with Progress() as progress:
-        rows = rank(dataset, opened, model, on_event=progress, **variant)
+        rows = rank(dataset, opened, models, by=by, on_event=progress, **variant)
     if as_json:
         print_json(rows)
         return

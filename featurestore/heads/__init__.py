@@ -14,7 +14,8 @@
     decision    values that a classifier decides by
     compare     heads listed best first            stale       heads on an earlier state of the data
     describe    all that is stored of a head       notes       names, tags and notes of users
-    probe       layers ranked                      events      events of fitting and ranking
+    ranking     layers ranked                      scores      what layers are ranked by
+    events      events of fitting and ranking
 """
 
 from featurestore.heads.compare import best, leaderboard
@@ -32,7 +33,7 @@ from featurestore.heads.events import (
 from featurestore.heads.fit import fit_head, fit_heads
 from featurestore.heads.head import Head
 from featurestore.heads.notes import annotate
-from featurestore.heads.probe import rank
+from featurestore.heads.ranking import rank
 from featurestore.heads.registry import KERAS_HEADS, SKLEARN_HEADS, check_named
 from featurestore.heads.rows import check_labels
 

@@ -72,7 +72,7 @@ class HeadFitted:
 
 @dataclass(frozen=True)
 class LayerRanked:
-    """A layer was probed: number ``done`` of ``total``."""
+    """A layer was scored: number ``done`` of ``total``."""
 
     key: str
     done: int

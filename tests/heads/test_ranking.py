@@ -7,16 +7,19 @@ import pytest
 
 from featurestore.errors import (
     FeatureStoreWarning,
+    HeadError,
     IncompleteFeaturesError,
     NotFoundError,
 )
-from featurestore.heads import probe, rank
+from featurestore.features import Features
+from featurestore.heads import rank, ranking
+from featurestore.heads.scores import SCORES, Score, scores
 from featurestore.store import FeatureStore
 from tests.heads.conftest import MakeFeatures
 from tests.toys import drop_block
 
 
-def test_layers_ranked_by_a_probe(make_features: MakeFeatures, store: FeatureStore) -> None:
+def test_layers_are_ranked(make_features: MakeFeatures, store: FeatureStore) -> None:
     labels = ["a", "b", "c"] * 30
     make_features(labels, noise=30.0, ref="poor:avg")
     make_features(labels, (4, 4, 8), noise=1.0, ref="good")
@@ -26,7 +29,7 @@ def test_layers_ranked_by_a_probe(make_features: MakeFeatures, store: FeatureSto
     with pytest.warns(FeatureStoreWarning, match="1 of 3 layers are not ranked.*: part:avg; "):
         table = rank("toys", store, on_event=events.append)
     assert [row["layer"] for row in table] == ["good", "poor:avg"]
-    assert table[0]["score"] > 0.9 > table[1]["score"]
+    assert table[0]["ridge"] > 0.9 > table[1]["ridge"]
     assert (table[0]["dims"], table[0]["bytes"], table[0]["shape"]) == (128, 256, [4, 4, 8])
     assert len(events) == 2
     with pytest.warns(FeatureStoreWarning):
@@ -36,53 +39,61 @@ def test_layers_ranked_by_a_probe(make_features: MakeFeatures, store: FeatureSto
 
 
 @pytest.mark.parametrize("dims", [5, 300])
-def test_a_probe_of_numbers_and_groups(
+def test_layers_of_numbers_and_groups(
     make_features: MakeFeatures,
     store: FeatureStore,
     dims: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probe, "PROBE_ROWS", 40)
+    monkeypatch.setattr(ranking, "MOST_ROWS", 40)
     groups = [str(number // 4) for number in range(60)]
     make_features(np.linspace(0, 1, 60).tolist(), (dims,), noise=0.1, groups=groups)
-    (row,) = rank("toys", store)
+    (row,) = table = rank("toys", store, by="ridge")
     assert row["metric"] == "r2"
-    assert row["score"] > 0.8
+    assert row["score"] == row["ridge"] > 0.8
+    assert row["h_score"] is row["separability"] is None
     assert row["rows"] == 40
+    assert " ".join(str(table).splitlines()[0].split()).startswith(
+        "model layer ridge r2 logme knn r2 rows"
+    )
+    with pytest.raises(
+        HeadError, match=r"h_score needs classes.* rank by one of logme, ridge, knn"
+    ):
+        rank("toys", store, by="h_score")
 
 
-@pytest.mark.parametrize("width", [3, 30, 900])
-@pytest.mark.parametrize("classes", [0, 2, 3])
-def test_the_probe_is_scikit_learn_fitted_on_each_folds_training_rows(
-    width: int, classes: int
+@pytest.mark.parametrize("by", SCORES)
+def test_layers_are_sorted_by_any_score(
+    make_features: MakeFeatures, store: FeatureStore, by: Score
 ) -> None:
-    from sklearn.linear_model import RidgeClassifierCV, RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    for noise in (0.5, 9.0, 3.0):
+        make_features(["a", "b", "c"] * 30, noise=noise, ref=f"noise_{noise:g}", model="net")
+    table = rank("toys", store, ["net"], by=by)
+    assert [row["layer"] for row in table] == ["noise_0.5", "noise_3", "noise_9"]
+    assert [row["score"] for row in table] == sorted((row[by] for row in table), reverse=True)
+    assert str(table).split()[2] == by.replace("_", " ").split()[0]
 
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(40, width)).astype("f2")
-    X[:20] *= 30  # the scale of the held-out rows is another
-    y = (np.arange(40) % classes).astype("i4") if classes else rng.normal(size=40)
-    X[:, 0] += y
-    held_out, train = np.arange(10), np.arange(10, 40)
-    plain = StandardScaler().fit(X[train])
-    scale = np.square(plain.transform(X[train].astype("f8"))).sum(axis=1).mean()
-    ridge = RidgeClassifierCV if classes else RidgeCV
-    pipeline = make_pipeline(plain, ridge(alphas=np.array(probe.PROBE_PENALTIES) * scale))
-    pipeline.fit(X[train].astype("f8"), y[train])
-    (found,) = probe._scores(X.astype("f4"), y, [(train, held_out)])
-    if classes:
-        assert found == (pipeline.predict(X[held_out].astype("f8")) == y[held_out]).mean()
-    else:
-        assert found == pytest.approx(pipeline.score(X[held_out].astype("f8"), y[held_out]), 1e-3)
+
+def test_scores_see_training_rows_alone(
+    make_features: MakeFeatures, store: FeatureStore, three: Features
+) -> None:
+    (row,) = rank(three.dataset, store)
+    X, y = three.arrays("train")
+    codes = np.unique(y, return_inverse=True)[1].astype("i4")
+    expected = scores(X.astype("f4"), codes)
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+
+
+def test_an_unknown_score(store: FeatureStore) -> None:
+    with pytest.raises(HeadError, match=r"by is 'nce'.*expected one of logme, ridge, knn"):
+        rank("toys", store, by="nce")  # type: ignore[arg-type]
 
 
 def test_layers_are_ranked_on_the_same_rows(
     make_features: MakeFeatures, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "PROBE_VALUES", 3000)
-    monkeypatch.setattr(probe, "FEWEST_PROBE_ROWS", 20)
+    monkeypatch.setattr(ranking, "MOST_VALUES", 3000)
+    monkeypatch.setattr(ranking, "FEWEST_ROWS", 20)
     make_features(["a", "b", "c"] * 40, ref="narrow:avg")
     make_features(["a", "b", "c"] * 40, (10, 10), ref="wide")
     assert [row["rows"] for row in rank("toys", store)] == [30, 30]
@@ -91,7 +102,8 @@ def test_layers_are_ranked_on_the_same_rows(
 def test_constant_features_are_ranked_too(make_features: MakeFeatures, store: FeatureStore) -> None:
     make_features(["a", "b"] * 20, (3,), values=np.zeros((40, 3)))
     make_features(["a", "b"] * 20, (300,), values=np.zeros((40, 300)), ref="wide:avg")
-    assert all(0.2 < row["score"] < 0.8 for row in rank("toys", store))
+    table = rank("toys", store)
+    assert [table[0][name] for name in SCORES] == [table[1][name] for name in SCORES]
 
 
 def test_nothing_stored_to_rank(make_features: MakeFeatures, store: FeatureStore) -> None:
@@ -111,4 +123,4 @@ def test_classes_with_one_and_two_samples_are_ranked_without_a_warning(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (row,) = rank("toys", store)
-    assert row["score"] > 0.6
+    assert row["ridge"] > 0.6
