@@ -11,7 +11,7 @@
     rows        features and labels by split       metrics     how good predictions are
     head        a fitted head: predict, save       schema      schema of ``head.json``
     estimator   fit an estimator                   refit       heads that are not portable
-    decision    values that a classifier decides by
+    decision    values that classifiers decide by  parallel    estimators fitted on all cores
     compare     heads listed best first            stale       heads on an earlier state of the data
     describe    all that is stored of a head       notes       names, tags and notes of users
     ranking     layers ranked                      scores      what layers are ranked by

@@ -12,7 +12,6 @@ import numpy as np
 
 from featurestore.errors import HeadError, one_line
 from featurestore.heads.candidate import Candidate
-from featurestore.heads.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,20 @@ class Fitted:
     history: dict[str, list[float]] = field(default_factory=dict)
 
 
-def fit_estimator(candidate: Candidate, rows: Rows) -> Fitted:
+def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str) -> Fitted:
     """Fit a copy of an estimator on the training rows; HeadError if it cannot be fitted or predict.
 
     Classifiers of other libraries may take nothing but class numbers from 0 (XGBoost, skorch). They
     get these if they refuse the labels; `Head.predict` then gives labels again.
+
+    Parameters
+    ----------
+    candidate : Candidate
+    X : numpy.ndarray of float32 (row, feature)
+    y : numpy.ndarray (row,)
+        Labels.
+    task : {"classification", "regression"}
     """
-    X, y = rows.fitted_values, rows.fitted_labels
-    X = X.reshape(len(X), -1)
     labels: np.ndarray | None = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -51,7 +56,7 @@ def fit_estimator(candidate: Candidate, rows: Rows) -> Fitted:
             try:
                 estimator = _fitted(candidate.template, X, y)
             except (TypeError, ValueError):
-                if candidate.portable or rows.task == "regression":
+                if candidate.portable or task == "regression":
                     raise
                 labels, numbers = np.unique(y, return_inverse=True)
                 estimator = _fitted(candidate.template, X, numbers)
@@ -61,7 +66,7 @@ def fit_estimator(candidate: Candidate, rows: Rows) -> Fitted:
             raise HeadError(
                 f"head {candidate.name!r} cannot be fitted: {one_line(error, 300)}"
             ) from error
-    if rows.task == "regression":
+    if task == "regression":
         classes: list[Any] = []
     else:
         if not hasattr(estimator, "classes_"):

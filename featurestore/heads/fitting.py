@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from featurestore.dataset.splits import SPLITS
@@ -15,13 +16,14 @@ from featurestore.errors import DamagedError, HeadError
 from featurestore.features import Features
 from featurestore.heads.banks import Bank
 from featurestore.heads.candidate import Candidate, shown
-from featurestore.heads.estimator import Fitted, fit_estimator
+from featurestore.heads.estimator import Fitted
 from featurestore.heads.events import FoldFitted, HeadFitted, HeadReused, HeadWarned
 from featurestore.heads.folds import CrossValidation, Folds, gathered
 from featurestore.heads.head import Head
 from featurestore.heads.identity import foreign
-from featurestore.heads.metrics import measure
+from featurestore.heads.metrics import Predict, measure
 from featurestore.heads.notes import Notes
+from featurestore.heads.parallel import fit_estimators
 from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import HELD_OUT, Rows
 from featurestore.heads.schema import validate
@@ -52,14 +54,18 @@ class Fitting:
         store = self.rows.features.store
         found = {each.id: head for each in bank.members if (head := self._stored(each))}
         missing = [each for each in bank.members if each.id not in found]
-        heads, errors = self._fit(replace(bank, members=missing), self.rows)
-        fitted = {each.id: each for each in heads}
-        for head in fitted.values():
+        fitted: dict[str, Head] = {}
+        errors = []
+        for each in self._fit(replace(bank, members=missing), self.rows):
+            if isinstance(each, HeadError):
+                errors.append(each)
+                continue
+            fitted[each.id] = each
             if self.save:
-                head.save(store)
-            for text in head.problems:
-                self.on_event(HeadWarned(head.id, text))
-            self.on_event(HeadFitted(head.id, head.metrics, head.lineage["seconds"]))
+                each.save(store)
+            for text in each.problems:
+                self.on_event(HeadWarned(each.id, text))
+            self.on_event(HeadFitted(each.id, each.metrics, each.lineage["seconds"]))
         if errors:
             raise errors[0]
         for key in found:
@@ -107,51 +113,73 @@ class Fitting:
         done, total = 0, sum(map(len, self.parts))
         for number, folds in enumerate(self.parts if measured else []):
             again = replace(bank, members=[self.repeated[key][number] for key in measured])
-            together = again.fit_folds(self.rows, folds) or [None] * len(folds)
+            together = self._together(again, folds)
             for (train, held_out), fitted in zip(folds, together, strict=True):
                 fold = self.rows.fold(train, held_out)
-                heads, errors = self._fit(again, fold, [HELD_OUT], fitted)
-                if errors:
-                    raise errors[0]
+                heads = self._fit(again, fold, [HELD_OUT], fitted)
                 for each, head in zip(measured.values(), heads, strict=True):
+                    if isinstance(head, HeadError):
+                        raise head
                     each.append(head.metrics[HELD_OUT])
                 done += 1
                 self.on_event(FoldFitted(len(measured), done, total))
         return {key: gathered(self.validation, each) for key, each in measured.items()}
 
+    def _together(self, bank: Bank, folds: Folds) -> Iterable[Any]:
+        """Fit the heads of a bank on all folds; for each fold what `Bank.fit` gives, or None."""
+        if not _in_processes(bank):
+            return bank.fit_folds(self.rows, folds) or [None] * len(folds)
+        tasks = [(each, train) for train, _ in folds for each in bank.members]
+        fitted = fit_estimators(tasks, self.rows)
+        return ((list(islice(fitted, len(bank.members))), None) for _ in folds)
+
     def _fit(
         self, bank: Bank, rows: Rows, splits: Sequence[str] = SPLITS, done: Any = None
-    ) -> tuple[list[Head], list[HeadError]]:
+    ) -> Iterator[Head | HeadError]:
         """Fit the heads of a bank on the training rows, if not done; measure them on each split.
 
-        Returns the errors of those that cannot be fitted too.
+        Yields each as soon as it is measured, and the error of one that cannot be fitted.
         """
         if not bank.members:
-            return [], []
+            return
         started = time.perf_counter()
         on_event = self.on_event if rows is self.rows else lambda event: None
-        fitted: list[Fitted | HeadError]
-        if bank.family is not None:
-            fitted, predict = done or bank.fit(rows, on_event)
+        if done is None and bank.family is not None:
+            done = bank.fit(rows, on_event)
+        if done is not None:
+            fitted, predict = done
+            yield from self._measured(bank.members, fitted, predict, rows, splits, started)
+        elif _in_processes(bank):
+            alone = fit_estimators([(each, None) for each in bank.members], rows)
+            for each, its in zip(bank.members, alone, strict=True):
+                yield from self._measured([each], [its], None, rows, splits, started)
+                started = time.perf_counter()
         else:
-            fitted, predict = [self._alone(bank.members[0], rows, on_event)], None
+            its = self._trained(bank.members[0], rows, on_event)
+            yield from self._measured(bank.members, [its], None, rows, splits, started)
+
+    def _measured(
+        self,
+        members: Sequence[Candidate],
+        fitted: Sequence[Fitted | HeadError],
+        predict: Predict | None,
+        rows: Rows,
+        splits: Sequence[str],
+        started: float,
+    ) -> Iterator[Head | HeadError]:
         heads = [
             self._head(each, its)
-            for each, its in zip(bank.members, fitted, strict=True)
+            for each, its in zip(members, fitted, strict=True)
             if isinstance(its, Fitted)
         ]
         measured = measure(heads, rows, predict, splits)
         # Of a bank, each head has its share.
         seconds = round((time.perf_counter() - started) / len(fitted), 3)
-        heads = [
-            replace(head, metrics=metrics, lineage={**head.lineage, "seconds": seconds})
-            for head, metrics in zip(heads, measured, strict=True)
-        ]
-        return heads, [each for each in fitted if isinstance(each, HeadError)]
+        for head, metrics in zip(heads, measured, strict=True):
+            yield replace(head, metrics=metrics, lineage={**head.lineage, "seconds": seconds})
+        yield from (each for each in fitted if isinstance(each, HeadError))
 
-    def _alone(self, each: Candidate, rows: Rows, on_event: OnEvent) -> Fitted:
-        if each.kind == "sklearn":
-            return fit_estimator(each, rows)
+    def _trained(self, each: Candidate, rows: Rows, on_event: OnEvent) -> Fitted:
         load_tensorflow()
         from featurestore.heads.training import train
 
@@ -188,6 +216,10 @@ class Fitting:
             note=self.notes.note or "",
             store=features.store,
         )
+
+
+def _in_processes(bank: Bank) -> bool:
+    return bank.family is None and all(each.kind == "sklearn" for each in bank.members)
 
 
 def _with_folds(folds: dict[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:

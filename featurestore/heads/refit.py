@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError
 from featurestore.features import Features
 from featurestore.heads.candidate import Candidate, candidate
-from featurestore.heads.estimator import fit_estimator
 from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import measure
+from featurestore.heads.parallel import fit_estimators
 from featurestore.heads.rows import Rows
 from featurestore.store import FeatureKey
 from featurestore.store.elsewhere import borrow
@@ -83,7 +83,10 @@ def fitted_again(head: Head, given: Candidate, rows: Rows) -> Head:
 
     @cache
     def fit() -> Any:
-        estimator = fit_estimator(given, rows).estimator
+        (fitted,) = fit_estimators([(given, None)], rows)
+        if isinstance(fitted, HeadError):
+            raise fitted
+        estimator = fitted.estimator
         (measured,) = measure([replace(head, _fit=lambda: estimator)], rows)
         if differing := list(_differing(head.metrics, measured)):
             warnings.warn(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -51,6 +54,28 @@ class Unseeded(Nearest):
         self.shrink_ = np.random.default_rng().normal()
         super().fit(X, y)
         self.means_ = self.means_ * self.shrink_
+        return self
+
+
+class Where(Nearest):
+    """It keeps where it was fitted, and warns of it."""
+
+    def __init__(
+        self, shrink: float = 1.0, seconds: float = 0.0, fails: bool = False, held: Any = None
+    ) -> None:
+        super().__init__(shrink)
+        self.seconds = seconds
+        self.fails = fails
+        self.held = held
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> Where:
+        print("fitted on", len(y))
+        warnings.warn(f"shrunk to {self.shrink}", UserWarning, stacklevel=2)
+        time.sleep(self.seconds)
+        if self.fails:
+            raise ValueError("it fails")
+        self.process_, self.mapped_ = os.getpid(), isinstance(X, np.memmap)
+        super().fit(X, y)
         return self
 
 

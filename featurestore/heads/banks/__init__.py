@@ -73,7 +73,7 @@ class Bank:
     Attributes
     ----------
     members : sequence of Candidate
-        One, if there is no family.
+        Without a family, one Keras head, or any heads of scikit-learn.
     family : Family or None
     """
 
@@ -210,7 +210,8 @@ def banks(candidates: Iterable[Candidate]) -> list[Bank]:
     families: dict[str, Family | None] = {}
     for each in candidates:
         families[each.id] = family = _family(each)
-        key = each.id if family is None else _common(each, family)
+        alone = "" if each.kind == "sklearn" else each.id
+        key = alone if family is None else _common(each, family)
         groups.setdefault(key, []).append(each)
     return [
         Bank(members[start : start + MOST_HEADS], families[members[0].id])

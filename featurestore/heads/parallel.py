@@ -1,0 +1,95 @@
+"""Fitting estimators that belong to no bank: on all cores, a process each, if that is quicker.
+
+joblib runs the processes. They read the features from one file in memory, which joblib maps into
+each of them, and share the cores. Within ``joblib.parallel_config(backend="dask")``, or any other
+that the user chose, joblib runs them there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
+from typing import Any
+
+import numpy as np
+
+from featurestore.errors import HeadError
+from featurestore.heads.candidate import Candidate
+from featurestore.heads.estimator import Fitted, fit_estimator
+from featurestore.heads.rows import Rows
+
+# Seconds until other processes have started and imported scikit-learn.
+STARTUP = 3.0
+# Python catches warnings for a whole process, so that its threads take turns.
+_ONE = threading.Lock()
+
+
+# An estimator, and which of the training rows it is fitted on, (row,); None for all of them.
+Task = tuple[Candidate, np.ndarray | None]
+
+
+def fit_estimators(tasks: Sequence[Task], rows: Rows) -> Iterator[Fitted | HeadError]:
+    """Fit copies of estimators as `fit_estimator` does; yield each in order, as soon as it is done.
+
+    The first are fitted in this process. The others go to other processes if, by the time that the
+    last one took, this saves more than these take to start. One that cannot be fitted, or cannot
+    predict, is a HeadError.
+    """
+    import joblib
+
+    X, y = rows.fitted_values, rows.fitted_labels
+    X = X.reshape(len(X), -1)
+    each = np.arange(rows.training.each)  # a row and its views
+    positions = (
+        None if chosen is None else (chosen[:, None] * len(each) + each).reshape(-1)
+        for _, chosen in tasks
+    )
+    jobs = [(one, X, y, at, rows.task) for (one, _), at in zip(tasks, positions, strict=True)]
+    # More than one only if the user configured joblib so.
+    asked = joblib.effective_n_jobs(None)
+    cores, seconds = (asked, float("inf")) if asked > 1 else (joblib.effective_n_jobs(-1), 0.0)
+    done = 0
+    while done < len(jobs):
+        left = len(jobs) - done
+        at_once = min(cores, left)
+        if at_once > 1 and seconds * (left - left / at_once) > STARTUP:
+            parallel = joblib.Parallel(
+                n_jobs=None if asked > 1 else at_once, return_as="generator", mmap_mode="c"
+            )
+            try:
+                for found in parallel(
+                    joblib.delayed(_fit_there)(os.getpid(), *job) for job in jobs[done:]
+                ):
+                    done += 1
+                    yield found
+            except Exception:
+                # An estimator that cannot be sent, or a process that was killed for its memory.
+                cores = 1
+            continue
+        started = time.perf_counter()
+        found = _fit(*jobs[done])
+        seconds = time.perf_counter() - started
+        done += 1
+        yield found
+
+
+def _fit(
+    candidate: Candidate, X: np.ndarray, y: np.ndarray, chosen: np.ndarray | None, task: str
+) -> Fitted | HeadError:
+    try:
+        if chosen is not None:
+            X, y = X[chosen], y[chosen]
+        return fit_estimator(candidate, X, y, task)
+    except HeadError as error:
+        return error
+
+
+def _fit_there(asker: int, *job: Any) -> Fitted | HeadError:
+    # A class of the user's may print, and another process shares the output of its parent.
+    apart = os.getpid() != asker
+    with _ONE, redirect_stdout(sys.stderr) if apart else nullcontext():
+        return _fit(*job)

@@ -1,0 +1,155 @@
+"""Estimators that belong to no bank: the same heads, whichever process fits them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import joblib
+import psutil
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.naive_bayes import GaussianNB
+from sklearn.svm import SVC
+
+from featurestore.errors import HeadError
+from featurestore.features import Features
+from featurestore.heads import Head, fit_heads, parallel
+from tests.heads.conftest import MakeFeatures
+from tests.heads.own_estimators import Where
+
+ROOT = Path(__file__).parents[2]
+
+
+def processes(heads: list[Head]) -> list[bool]:
+    """Return whether another process fitted each head."""
+    return [head.estimator.process_ != os.getpid() for head in heads]
+
+
+def test_what_is_quick_stays_in_this_process(three: Features) -> None:
+    heads = fit_heads(three, [Where(0.5), Where(1.0), Where(1.5)])
+    assert processes(heads) == [False] * 3
+    assert [head.problems for head in heads] == [(f"shrunk to {each}",) for each in (0.5, 1.0, 1.5)]
+
+
+def test_one_that_cannot_be_fitted_leaves_the_others_stored(three: Features) -> None:
+    with pytest.raises(HeadError, match="head 'Where' cannot be fitted: it fails"):
+        fit_heads(three, [GaussianNB(), Where(fails=True), Where(0.5)])
+    names = {head.partition("-")[0] for head in three.store.heads.keys()}
+    assert names == {"GaussianNB", "Where"}
+
+
+@pytest.mark.reliability
+@pytest.mark.skipif(joblib.effective_n_jobs(-1) < 2, reason="needs two cores")
+def test_what_is_slow_goes_to_other_processes(
+    three: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "STARTUP", 0.3)
+    wanted = [Where(each, seconds=0.2) for each in (0.5, 1.0, 1.5, 2.0)]
+    assert processes(fit_heads(three, wanted)) == [False, True, True, True]
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("folds", [None, 3])
+def test_the_heads_are_those_fitted_one_by_one(
+    make_features: MakeFeatures, folds: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = make_features(["ant", "bee", "cat"] * 100, (1500,), val=0.2)
+    wanted = [Where(0.5), SVC(probability=False), RandomForestClassifier(5), "LogisticRegression"]
+    wanted += [Where(2.0), ("SGDClassifier", {"max_iter": 1})]
+    options = {"folds": folds, "save": False}
+    alone = [fit_heads(features, [each], **options)[0] for each in wanted]
+    capsys.readouterr()
+    with joblib.parallel_config(n_jobs=2):
+        together = fit_heads(features, wanted, **options)
+    assert capsys.readouterr().out == ""
+    X, _ = features.arrays("val")
+    for one, other in zip(alone, together, strict=True):
+        assert one.id == other.id
+        assert one.problems == other.problems
+        assert (one.predict(X) == other.predict(X)).all()
+        assert one.metrics["val"]["accuracy"] == other.metrics["val"]["accuracy"]
+        assert one.folds == other.folds
+    assert together[0].estimator.mapped_  # No process has a copy of the features.
+    assert processes([together[0], together[4]]) == [True, True]
+
+
+@pytest.mark.reliability
+def test_an_error_in_another_process_is_the_same_error(three: Features) -> None:
+    with (
+        joblib.parallel_config(n_jobs=2),
+        pytest.raises(HeadError, match="head 'Where' cannot be fitted: it fails"),
+    ):
+        fit_heads(three, [GaussianNB(), Where(fails=True), Where(0.5)])
+    assert len(list(three.store.heads.keys())) == 2
+
+
+@pytest.mark.reliability
+def test_what_cannot_be_sent_is_fitted_here(three: Features) -> None:
+    wanted = [Where(0.5), Where(1.0, held=Unsendable()), Where(1.5)]
+    with joblib.parallel_config(n_jobs=2):
+        heads = fit_heads(three, wanted, save=False)
+    assert heads[1].estimator.process_ == os.getpid()
+    assert [head.metrics["val"]["rows"] for head in heads]
+
+
+class Unsendable:
+    """It can be copied, and not pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, memo: object) -> Unsendable:
+        return Unsendable()
+
+
+@pytest.mark.reliability
+def test_the_users_backend_is_used_and_threads_take_turns_to_warn(three: Features) -> None:
+    wanted = [Where(each, seconds=0.02) for each in (0.5, 1.0, 1.5, 2.0)]
+    before = sys.stdout
+    with joblib.parallel_config(backend="threading", n_jobs=4):
+        heads = fit_heads(three, wanted, save=False)
+    assert sys.stdout is before
+    assert processes(heads) == [False] * 4
+    assert [head.problems for head in heads] == [(f"shrunk to {each.shrink}",) for each in wanted]
+
+
+SCRIPT = """
+import joblib, featurestore as fs, numpy as np, sys
+from tests.heads.own_estimators import Where
+images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3)).astype("uint8")
+data = fs.Dataset.from_arrays(images, ["a", "b"] * 20, name="toys")
+features = fs.extract(data, fs.Backbone.pixels(4), ["pixels"], "store")["pixels"]
+print("begun", flush=True)
+with joblib.parallel_config(n_jobs=2):
+    fs.fit_heads(features, [Where(0.1 * each, seconds=60) for each in range(1, 5)])
+"""
+
+
+@pytest.mark.reliability
+def test_ctrl_c_ends_the_processes(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FEATURESTORE_STORE": ""}
+    script = SCRIPT.replace('"store"', repr(str(tmp_path / "store")))
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        running = psutil.Process(process.pid)
+        workers: list[psutil.Process] = []
+        ended = time.monotonic() + 60
+        while len(workers) < 2 and time.monotonic() < ended:
+            time.sleep(0.2)
+            workers = running.children(recursive=True)
+        time.sleep(3)
+        workers = running.children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) != 0
+    gone, alive = psutil.wait_procs(workers, 10)
+    assert len(gone) >= 2
+    assert not alive
