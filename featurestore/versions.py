@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = (
@@ -24,10 +25,14 @@ def versions(*paths: str) -> dict[str, str]:
     *paths : str
         Import paths whose packages to add.
     """
-    found = {}
-    for package in dict.fromkeys([*PACKAGES, *(path.partition(".")[0] for path in paths)]):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    names = dict.fromkeys([*PACKAGES, *(path.partition(".")[0] for path in paths)])
+    return {name: found for name in names if (found := _version(name)) is not None}
+
+
+# Python parses a package's metadata each time: half of the work on a small head.
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
