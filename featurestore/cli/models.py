@@ -40,8 +40,8 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     is_flag=False,
     flag_value="",
     metavar="[DATASET]",
-    help="Instead of HEAD: of the heads of DATASET that can be promoted, the best by accuracy (or "
-    "R²) on the validation split.",
+    help="Instead of HEAD: of the heads of DATASET that can be promoted, the first in the list of "
+    "`featurestore heads`: by accuracy (or R²) over the folds, or on the validation split.",
 )
 @click.option(
     "--unfreeze",
