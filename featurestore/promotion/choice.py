@@ -11,9 +11,9 @@ from featurestore.store import FeatureStore
 def best_promotable(store: FeatureStore, dataset: str | None = None) -> tuple[Head, list[str]]:
     """Return the best head that can be promoted, and the ids of better ones without a Keras form.
 
-    By accuracy, or R², as `leaderboard` sorts: over the folds if all were cross-validated, else on the
-    validation split. Heads on another state of the data set, and on raw
-    pixels, are left out, as in a pipeline. The data set may be left out if all heads are of one.
+    By accuracy, or R², as `leaderboard` sorts: over the folds if all were cross-validated, else on
+    the validation split. Heads on another state of the data set, and on raw pixels, are left out,
+    as in a pipeline. The data set may be left out if all heads are of one.
 
     Raises
     ------
