@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.heads.banks.softmax import Coordinates, Losses, minimize
+from featurestore.heads.banks.coordinates import Coordinates
+from featurestore.heads.banks.softmax import Losses, minimize
 
 VARIES = frozenset({"C"})
 # Parameters that are honoured, or that the solver "lbfgs" of scikit-learn does not read either.
 _FREE = {*VARIES, "tol", "max_iter", "fit_intercept", "class_weight", "random_state"}
-# A head ends within 1e-4 of the lowest objective, and on the same predictions: its expected
-# distance is this share of scikit-learn's default `tol`.
-_SHARE = 1e-2
 # Numbers in the logits of the heads that are predicted together.
 LOGITS = 1 << 26
 
@@ -89,7 +87,7 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
     by_class = compute_class_weight(first.class_weight, classes=classes, y=y)
     coordinates = Coordinates.of(X, by_class[codes], bool(first.fit_intercept))
     losses = Losses(coordinates, codes, len(classes))
-    tolerance = _SHARE * min(first.tol, 1e-4)
+    tolerance = min(first.tol, 1e-4)
     c = np.array([each.C for each in estimators], np.float64)
     found, iterations, converged = minimize(losses, c, tolerance, first.max_iter)
     coefficients, intercepts = coordinates.to_features(found)
@@ -98,7 +96,7 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         each.intercept_ = intercepts[row].astype(X.dtype)
         each.classes_ = classes
         each.n_features_in_ = X.shape[1]
-        each.n_iter_ = iterations[row : row + 1].astype(np.int32)
+        each.n_iter_ = np.maximum(iterations[row : row + 1], 1).astype(np.int32)
     if not converged.all():
         warnings.warn(
             f"logistic regression has not converged after {iterations.max()} iterations; raise "

@@ -14,115 +14,20 @@ takes two matrix products for all heads together.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
+
+from featurestore.heads.banks.coordinates import Coordinates
 
 HISTORY = 10
 # Numbers in the logits of a chunk of rows, and in what L-BFGS keeps of a batch of heads.
 CHUNK_SIZE, BATCH_SIZE = 1 << 20, 1 << 27
 # Relative rounding error of an objective whose products are float32.
 NOISE = 1e-6
-BACKTRACKS = 12
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Rows in an orthonormal basis in which their covariance is diagonal.
-
-    Attributes
-    ----------
-    rows : float32 array, (row, coordinate)
-        The last coordinate is 1 if there is an intercept.
-    weights : float64 array, (row,)
-    intercept : bool
-    """
-
-    rows: np.ndarray
-    weights: np.ndarray
-    intercept: bool
-    mean: np.ndarray
-    basis: np.ndarray
-    source: np.ndarray | None
-
-    @classmethod
-    def of(cls, X: np.ndarray, weights: np.ndarray, intercept: bool) -> Coordinates:
-        """Rotate rows, (row, feature). With fewer rows than features, there is one for each row."""
-        X = np.asarray(X, np.float32)
-        mean = np.zeros(X.shape[1])
-        if intercept:
-            for part in _slices(*X.shape):
-                mean += (weights[part] / weights.sum()) @ X[part]
-        mean = mean.astype(np.float32)
-        wide = len(X) < X.shape[1]
-        rows, basis = _by_rows(X, mean) if wide else _by_features(X, mean, weights)
-        if intercept:
-            rows = np.hstack([rows, np.ones((len(X), 1), np.float32)])
-        return cls(rows, weights, intercept, mean, basis, X if wide else None)
-
-    def spread(self) -> np.ndarray:
-        """Return the weighted sum of squares of each coordinate."""
-        total = np.zeros(self.rows.shape[1])
-        for part in _slices(*self.rows.shape):
-            total += self.weights[part] @ np.square(self.rows[part])
-        return total
-
-    def penalty(self) -> np.ndarray:
-        """Return 0 for the intercept, 1 for every other coordinate."""
-        penalty = np.ones(self.rows.shape[1])
-        if self.intercept:
-            penalty[-1] = 0
-        return penalty
-
-    def to_features(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Turn coefficients (head, class, coordinate) into those of features, and intercepts."""
-        intercept = np.zeros(found.shape[:2])
-        if self.intercept:
-            intercept, found = found[..., -1], found[..., :-1]
-        coefficients = found @ self.basis.T
-        if self.source is not None:
-            by_row = coefficients.reshape(-1, len(self.source))
-            coefficients = np.empty((len(by_row), len(self.mean)))
-            for part in _slices(len(self.mean), len(self.source)):
-                coefficients[:, part] = by_row @ (self.source[:, part] - self.mean[part])
-            coefficients = coefficients.reshape(*found.shape[:2], -1)
-        return coefficients, intercept - coefficients @ self.mean
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    """Cut ``count`` rows of ``size`` numbers each into chunks of bounded size."""
-    step = max(1, 8 * CHUNK_SIZE // size)
-    return (slice(start, start + step) for start in range(0, count, step))
-
-
-def _by_features(
-    X: np.ndarray, mean: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return rotated rows, (row, coordinate), and the basis, (feature, coordinate)."""
-    covariance = np.zeros((X.shape[1], X.shape[1]))
-    for part in _slices(*X.shape):
-        centred = np.sqrt(weights[part])[:, None] * (X[part] - mean)
-        covariance += centred.T @ centred
-    basis = eigh(covariance, overwrite_a=True, check_finite=False)[1]
-    rows, single = np.empty(X.shape, np.float32), basis.astype(np.float32)
-    for part in _slices(*X.shape):
-        np.matmul(X[part] - mean, single, out=rows[part])
-    return rows, basis
-
-
-def _by_rows(X: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rotated rows, (row, coordinate), and what makes coordinates of rows, the same."""
-    products = np.zeros((len(X), len(X)))
-    for part in _slices(X.shape[1], len(X)):
-        centred = (X[:, part] - mean[part]).astype(np.float64)
-        products += centred @ centred.T
-    values, vectors = eigh(products, overwrite_a=True, check_finite=False)
-    # Products of doubles have no more digits.
-    kept = values > values[-1] * 1e-12
-    length = np.sqrt(values[kept])
-    return (vectors[:, kept] * length).astype(np.float32), vectors[:, kept] / length
+# Evaluations in a row that gain nothing.
+PATIENCE = 12
 
 
 class Losses:
@@ -232,8 +137,46 @@ class _State:
     direction: np.ndarray
     slope: np.ndarray
     step: np.ndarray
-    failed: np.ndarray
+    idle: np.ndarray
     count: np.ndarray
+
+    @classmethod
+    def begin(
+        cls,
+        cold: np.ndarray,
+        c: np.ndarray,
+        loss: np.ndarray,
+        gradient: np.ndarray,
+        curvature: np.ndarray,
+    ) -> _State:
+        """Put all heads where only the intercept is not zero, so that nothing is penalized."""
+        heads = len(c)
+        return cls(
+            head=np.arange(heads),
+            c=c,
+            found=np.repeat(cold[None], heads, axis=0),
+            value=c * loss,
+            gradient=c[:, None, None] * gradient,
+            curvature=c[:, None, None] * curvature,
+            direction=np.zeros((heads, *cold.shape)),
+            slope=np.zeros(heads),
+            step=np.ones(heads),
+            idle=np.zeros(heads, int),
+            count=np.zeros(heads, int),
+        )
+
+    def move(
+        self,
+        objective: tuple[np.ndarray, ...],
+        found: np.ndarray,
+        heads: np.ndarray | None = None,
+    ) -> None:
+        """Move heads to other coefficients, by default those that are better off there."""
+        heads = objective[0] < self.value if heads is None else heads
+        self.found[heads] = found[heads]
+        self.value[heads], self.gradient[heads], self.curvature[heads] = (
+            each[heads] for each in objective
+        )
 
     def keep(self, heads: np.ndarray) -> None:
         """Drop the other heads."""
@@ -246,13 +189,17 @@ def minimize(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Minimize the objective of each head.
 
+    Coefficients are smooth in log ``C``: a few heads are solved first, and the others start from
+    the cubic through their neighbours, with hardly anything left to gain.
+
     Parameters
     ----------
     losses : Losses
     c : array, (head,)
     tolerance : float
-        A head has converged when another step promises to lower its objective by less than this
-        share of it.
+        A head has converged when its objective is at most this share above the lowest one, as a
+        bound by the gradient shows (Boyd and Vandenberghe 2004, 9.1.2), or where the approximate
+        Hessian promises a hundredth of it, with a factor of ten to spare.
     max_iter : int
 
     Returns
@@ -261,113 +208,173 @@ def minimize(
     iterations : int array, (head,)
     converged : bool array, (head,)
     """
-    start = losses.start()
-    batch = max(1, BATCH_SIZE // (2 * (HISTORY + 4) * start.size))
-    parts = [c[begin : begin + batch] for begin in range(0, len(c), batch)]
-    done = [_minimize(losses, part, start, tolerance, max_iter) for part in parts]
-    found, iterations, converged = (np.concatenate(each) for each in zip(*done, strict=True))
-    return found, iterations, converged
+    distinct, copies = np.unique(c, return_inverse=True)
+    solver = _Solver(losses, tolerance, max_iter)
+    found = np.empty((len(distinct), *solver.cold.shape))
+    iterations, converged = np.zeros(len(distinct), int), np.zeros(len(distinct), bool)
+    batch = max(1, BATCH_SIZE // (2 * (HISTORY + 4) * solver.cold.size))
+    solved: list[int] = []
+    for level in _levels(len(distinct)):
+        for begin in range(0, len(level), batch):
+            part = level[begin : begin + batch]
+            starts = _interpolated(np.log(distinct), found, solved, part)
+            found[part], iterations[part], converged[part] = solver.run(distinct[part], starts)
+        solved += level
+    return found[copies], iterations[copies], converged[copies]
 
 
-def _minimize(
-    losses: Losses, c: np.ndarray, start: np.ndarray, tolerance: float, max_iter: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Minimize the objectives of a batch of heads that fits in memory."""
-    spread, penalty = losses.coordinates.spread(), losses.coordinates.penalty()
+def _levels(heads: int) -> list[list[int]]:
+    """Return the heads to solve first, both ends among them, then those halfway between, and so on.
 
-    def objective(found: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        loss, gradient, curvature = losses(found)
-        shrunk = found * penalty
-        value = c * loss + _dot(shrunk, shrunk) / 2
-        return value, c[:, None, None] * gradient + shrunk, curvature
+    >>> _levels(10)
+    [[0, 2, 4, 6, 8, 9], [1, 3, 5, 7]]
+    """
+    step = 1
+    while heads > 6 * step:
+        step *= 2
+    levels = [sorted({*range(0, heads, step), heads - 1})]
+    while step > 1:
+        step //= 2
+        done = {each for level in levels for each in level}
+        levels.append([each for each in range(0, heads, step) if each not in done])
+    return levels
 
-    def precondition(gradient: np.ndarray, at: _State) -> np.ndarray:
-        curved, classes = np.linalg.eigh(at.curvature)
-        curved = np.maximum(curved, 1e-8 * curved[:, -1:] + 1e-30)
-        scale = (at.c[:, None] * curved)[..., None] * spread + penalty
-        return classes @ ((classes.transpose(0, 2, 1) @ gradient) / scale)
 
-    heads = len(c)
-    found = np.repeat(start[None], heads, axis=0)
-    value, gradient, curvature = objective(found, c)
-    at = _State(
-        head=np.arange(heads),
-        c=c,
-        found=found,
-        value=value,
-        gradient=gradient,
-        curvature=curvature,
-        direction=found,
-        slope=value,
-        step=np.ones(heads),
-        failed=np.zeros(heads, int),
-        count=np.zeros(heads, int),
-    )
-    at.direction = -precondition(gradient, at)
-    at.slope = _dot(at.direction, gradient)
-    result, iterations, converged = (
-        np.empty_like(found),
-        np.zeros(heads, int),
-        np.zeros(heads, bool),
-    )
-    history: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque(maxlen=HISTORY)
-    while True:
-        near = -at.slope / 2 <= tolerance * at.value
-        stuck = at.failed > BACKTRACKS
-        over = near | stuck | (at.count >= max_iter)
-        if over.any():
-            # Rounding hides what else is to gain.
-            near |= stuck & (-at.slope / 2 <= 100 * NOISE * at.value)
+def _interpolated(
+    logs: np.ndarray, found: np.ndarray, solved: list[int], wanted: list[int]
+) -> np.ndarray | None:
+    """Return Lagrange's cubic through the nearest solved heads, two on each side if there are."""
+    if len(solved) < 4:
+        return None
+    starts = np.zeros((len(wanted), *found.shape[1:]))
+    known = np.sort(solved)
+    for row, head in enumerate(wanted):
+        first = np.clip(np.searchsorted(known, head) - 2, 0, len(known) - 4)
+        near = known[first : first + 4]
+        for node in near:
+            others = near[near != node]
+            share = np.prod((logs[head] - logs[others]) / (logs[node] - logs[others]))
+            starts[row] += share * found[node]
+    return starts
+
+
+class _Solver:
+    """L-BFGS of batches of heads that fit in memory.
+
+    Parameters
+    ----------
+    losses : Losses
+    tolerance : float
+    max_iter : int
+        As `minimize` takes them.
+    """
+
+    def __init__(self, losses: Losses, tolerance: float, max_iter: int) -> None:
+        self.losses, self.tolerance, self.max_iter = losses, tolerance, max_iter
+        self.spread, self.penalty = losses.coordinates.spread(), losses.coordinates.penalty()
+        self.cold = losses.start()
+        self.from_cold = losses(self.cold[None])
+
+    def run(self, c: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        """Minimize from given coefficients or, where these are worse, from those of `start`.
+
+        Returns what `minimize` does.
+        """
+        at = _State.begin(self.cold, c, *(each[0] for each in self.from_cold))
+        if starts is not None:
+            at.move(self._objective(starts, c), starts)
+        result, iterations = np.empty_like(at.found), np.zeros(len(c), int)
+        converged = np.zeros(len(c), bool)
+        history: History = deque(maxlen=HISTORY)
+        taken = np.ones(len(c), bool)
+        while True:
+            near = self._aim(at, history, taken)
+            over = near | (at.idle > PATIENCE) | (at.count >= self.max_iter)
             result[at.head[over]] = at.found[over]
             iterations[at.head[over]], converged[at.head[over]] = at.count[over], near[over]
             if over.all():
                 return result, iterations, converged
-            at.keep(~over)
-            for _ in range(len(history)):
-                moved, changed, weight = history.popleft()
-                history.append((moved[~over], changed[~over], weight[~over]))
+            if over.any():
+                at.keep(~over)
+                for _ in range(len(history)):
+                    moved, changed, weight = history.popleft()
+                    history.append((moved[~over], changed[~over], weight[~over]))
+            taken = self._step(at, history)
+
+    def _objective(self, found: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return objectives (head,), gradients and curvatures, (head, class, …)."""
+        loss, gradient, curvature = self.losses(found)
+        c, shrunk = c[:, None, None], found * self.penalty
+        return c[:, 0, 0] * loss + _dot(shrunk, shrunk) / 2, c * gradient + shrunk, c * curvature
+
+    def _aim(self, at: _State, history: History, taken: np.ndarray) -> np.ndarray:
+        """Set directions of heads whose last step was taken; return which heads have converged."""
+        curved, classes = np.linalg.eigh(at.curvature)
+        curved = np.maximum(curved, 1e-8 * curved[:, -1:] + 1e-30)
+        scale = curved[..., None] * self.spread + self.penalty
+
+        def inverse(gradient: np.ndarray) -> np.ndarray:
+            return classes @ ((classes.transpose(0, 2, 1) @ gradient) / scale)
+
+        newton = inverse(at.gradient)
+        promised = _dot(newton, at.gradient) / 2
+        # The objective is strongly convex in all coordinates but the intercept.
+        bound = _dot(np.where(self.penalty, at.gradient, newton), at.gradient) / 2
+        # A tenth of the tolerance: predictions are to agree too.
+        near = np.minimum(bound, 100 * promised) <= self.tolerance * at.value / 10
+        # Where nothing is gained any more, rounding hides what is left.
+        near |= (at.idle > PATIENCE) & (promised <= 100 * NOISE * at.value)
+        # A head whose step failed keeps its direction; halfway to giving up, it begins again.
+        again = at.idle == PATIENCE // 2
+        for _, _, weight in history:
+            weight[again] = 0
+        at.step[again] = 1
+        turn = (taken | again) & ~near
+        if turn.any():
+            at.direction[turn] = -_two_loops(at.gradient, history, inverse)[turn]
+        at.slope = _dot(at.direction, at.gradient)
+        return near
+
+    def _step(self, at: _State, history: History) -> np.ndarray:
+        """Try a step of each head, and return which heads take it."""
         trial = at.found + at.step[:, None, None] * at.direction
-        value, gradient, curvature = objective(trial, at.c)
+        value, gradient, curvature = self._objective(trial, at.c)
         slope = _dot(gradient, at.direction)
         taken = value <= at.value + 1e-4 * at.step * at.slope
         taken |= (value <= at.value * (1 + NOISE)) & (np.abs(slope) <= -0.9 * at.slope)
         moved, changed = trial - at.found, gradient - at.gradient
         turned = _dot(moved, changed)
-        weight = np.where(taken & (turned > 0), 1 / np.where(turned > 0, turned, 1), 0)
-        history.append((moved, changed, weight))
-        at.failed = np.where(taken, 0, at.failed + 1)
+        history.append((moved, changed, np.where(taken & (turned > 0), 1 / turned, 0)))
         at.count += taken
-        # Between both slopes there is a zero.
+        at.idle = np.where(value < at.value * (1 - NOISE / 10), 0, at.idle + 1)
+        # The slope is zero between a step too long and none.
         shorter = at.slope / np.where(slope > 0, at.slope - slope, at.slope)
         at.step = np.where(taken, 1, at.step * np.clip(shorter, 0.1, 0.5))
-        at.value = np.where(taken, value, at.value)
-        for name, new in (("found", trial), ("gradient", gradient), ("curvature", curvature)):
-            getattr(at, name)[taken] = new[taken]
-        # A head whose step failed keeps its direction; halfway to giving up, it begins again.
-        again = at.failed == BACKTRACKS // 2
-        for _, _, weight in history:
-            weight[again] = 0
-        at.step[again] = 1
-        at.direction[taken | again] = _two_loops(at, history, precondition)[taken | again]
-        at.slope = _dot(at.direction, at.gradient)
+        at.move((value, gradient, curvature), trial, taken)
+        return taken
+
+
+History = deque[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Steps, changes of the gradient, and 1 / their product, 0 where a step does not count."""
 
 
 def _two_loops(
-    at: _State,
-    history: deque[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    precondition: Callable[[np.ndarray, _State], np.ndarray],
+    gradient: np.ndarray, history: History, inverse: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Return the direction of each head; pairs of weight 0 do not count."""
-    left = at.gradient.copy()
-    shares = []
+    """Return the inverse of the Hessian that the history tells, times the gradient."""
+    left, shares = gradient.copy(), []
     for moved, changed, weight in reversed(history):
         share = weight * _dot(moved, left)
         left -= share[:, None, None] * changed
         shares.append(share)
-    left = precondition(left, at)
+    left = inverse(left)
+    if history:
+        _, changed, weight = history[-1]
+        bent = weight * _dot(changed, inverse(changed))
+        left /= np.where(bent > 0, bent, 1)[:, None, None]
     for (moved, changed, weight), share in zip(history, reversed(shares), strict=True):
         left += (share - weight * _dot(changed, left))[:, None, None] * moved
-    return -left
+    return left
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
