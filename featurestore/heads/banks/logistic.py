@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from featurestore.heads.banks.coordinates import Coordinates
-from featurestore.heads.banks.softmax import Losses, minimize
+from featurestore.heads.banks.lbfgs import minimize
+from featurestore.heads.banks.losses import Losses
 
 VARIES = frozenset({"C"})
 # Parameters that are honoured, or that the solver "lbfgs" of scikit-learn does not read either.

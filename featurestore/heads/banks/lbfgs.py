@@ -6,7 +6,8 @@ the logistic loss of one column.
 
 Rows are centred and rotated once into the eigenbasis of their covariance. There the Hessian of a
 head is close to a Kronecker product, the curvature of its classes by the spread of the coordinates
-(K-FAC, Martens and Grosse 2015). Its inverse starts the L-BFGS of that head (Nocedal and Wright
+(K-FAC, Martens and Grosse 2015); in the few coordinates of largest spread, where it is not, a
+sample of rows gives it. The inverse of both starts the L-BFGS of that head (Nocedal and Wright
 2006, algorithm 7.4), so that all heads are well conditioned, whatever their ``C``. An evaluation
 takes two matrix products for all heads together.
 """
@@ -16,112 +17,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
-from featurestore.heads.banks.coordinates import Coordinates
+from featurestore.heads.banks.losses import SAMPLE, Losses
 
 HISTORY = 10
-# Numbers in the logits of a chunk of rows, and in what L-BFGS keeps of a batch of heads.
-CHUNK_SIZE, BATCH_SIZE = 1 << 20, 1 << 27
+# Steps between two Hessians of a head.
+REFRESHED = 5
+# Numbers that L-BFGS keeps of a batch of heads.
+BATCH_SIZE = 1 << 27
 # Relative rounding error of an objective whose products are float32.
 NOISE = 1e-6
 # Evaluations in a row that gain nothing.
 PATIENCE = 12
-
-
-class Losses:
-    """The losses of all heads on the same rows.
-
-    Parameters
-    ----------
-    coordinates : Coordinates
-    codes : int array, (row,)
-        Class of each row.
-    classes : int
-    """
-
-    def __init__(self, coordinates: Coordinates, codes: np.ndarray, classes: int) -> None:
-        self.coordinates = coordinates
-        self.codes = codes
-        self.columns = 1 if classes == 2 else classes
-        self.weights = coordinates.weights.astype(np.float32)
-
-    def start(self) -> np.ndarray:
-        """Return coefficients, (class, coordinate), that give each row the share of its class."""
-        found = np.zeros((self.columns, self.coordinates.rows.shape[1]))
-        if self.coordinates.intercept:
-            weights = self.coordinates.weights
-            share = np.log(np.bincount(self.codes, weights) + 1e-3 * weights.mean())
-            found[:, -1] = share[1] - share[0] if self.columns == 1 else share - share.mean()
-        return found
-
-    def __call__(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Evaluate coefficients (head, class, coordinate).
-
-        Returns
-        -------
-        loss : array, (head,)
-            Weighted sum over the rows.
-        gradient : array, (head, class, coordinate)
-        curvature : array, (head, class, class)
-            Weighted mean over the rows of the second derivatives by the logits.
-        """
-        heads, columns, size = found.shape
-        rows, codes = self.coordinates.rows, self.codes
-        single = found.reshape(-1, size).astype(np.float32)
-        loss, gradient = np.zeros(heads), np.zeros((heads * columns, size))
-        curvature = np.zeros((heads, columns, columns))
-        step = max(64, CHUNK_SIZE // (heads * columns))
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            logits = (single @ rows[part].T).reshape(heads, columns, -1)
-            function = _binary if columns == 1 else _multinomial
-            losses, residuals, curved = function(logits, codes[part], self.weights[part])
-            loss += losses
-            curvature += curved
-            gradient += residuals.reshape(heads * columns, -1) @ rows[part]
-        total = self.coordinates.weights.sum()
-        return loss, gradient.reshape(found.shape), curvature / total
-
-
-def _multinomial(
-    logits: np.ndarray, codes: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return losses, residuals and curvature of logits, (head, class, row), which this overwrites.
-
-    The loss is log1p of the odds against the true class, so that small losses keep their digits.
-    """
-    row = np.arange(len(codes))
-    logits -= logits.max(axis=1, keepdims=True)
-    true = logits[:, codes, row]
-    share = np.exp(logits, out=logits)
-    own = share[:, codes, row]
-    share[:, codes, row] = 0
-    others = share.sum(axis=1)
-    losses = np.log1p(others + (own - 1)) - true
-    total = others + own
-    share /= total[:, None]
-    share[:, codes, row] = own / total
-    weighted = share * weights
-    curvature = -(weighted @ share.transpose(0, 2, 1)).astype(np.float64)
-    diagonal = np.arange(share.shape[1])
-    curvature[:, diagonal, diagonal] += weighted.sum(axis=2)
-    weighted[:, codes, row] = -weights * others / total
-    return losses @ weights.astype(np.float64), weighted, curvature
-
-
-def _binary(
-    logits: np.ndarray, codes: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Do the same for the logit of the second class, (head, 1, row)."""
-    sign = np.where(codes == 1, np.float32(-1), np.float32(1))
-    against = logits * sign
-    small = np.exp(-np.abs(against))
-    losses = np.maximum(against, 0) + np.log1p(small)
-    wrong = np.where(against > 0, 1, small) / (1 + small)
-    curvature = (wrong * (1 - wrong)) @ weights.astype(np.float64)
-    return losses[:, 0] @ weights.astype(np.float64), wrong * (sign * weights), curvature[..., None]
 
 
 @dataclass
@@ -139,6 +51,7 @@ class _State:
     step: np.ndarray
     idle: np.ndarray
     count: np.ndarray
+    factor: np.ndarray
 
     @classmethod
     def begin(
@@ -163,6 +76,7 @@ class _State:
             step=np.ones(heads),
             idle=np.zeros(heads, int),
             count=np.zeros(heads, int),
+            factor=np.full(heads, None),
         )
 
     def move(
@@ -212,7 +126,8 @@ def minimize(
     solver = _Solver(losses, tolerance, max_iter)
     found = np.empty((len(distinct), *solver.cold.shape))
     iterations, converged = np.zeros(len(distinct), int), np.zeros(len(distinct), bool)
-    batch = max(1, BATCH_SIZE // (2 * (HISTORY + 4) * solver.cold.size))
+    kept = 2 * (HISTORY + 4) * solver.cold.size + (solver.leading * len(solver.cold)) ** 2
+    batch = max(1, BATCH_SIZE // kept)
     solved: list[int] = []
     for level in _levels(len(distinct)):
         for begin in range(0, len(level), batch):
@@ -226,17 +141,14 @@ def minimize(
 def _levels(heads: int) -> list[list[int]]:
     """Return the heads to solve first, both ends among them, then those halfway between, and so on.
 
-    >>> _levels(10)
-    [[0, 2, 4, 6, 8, 9], [1, 3, 5, 7]]
+    >>> _levels(9)
+    [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
     """
-    step = 1
-    while heads > 6 * step:
-        step *= 2
-    levels = [sorted({*range(0, heads, step), heads - 1})]
-    while step > 1:
-        step //= 2
-        done = {each for level in levels for each in level}
-        levels.append([each for each in range(0, heads, step) if each not in done])
+    known = sorted({round(each) for each in np.linspace(0, heads - 1, 5)})
+    levels = [known]
+    while len(known) < heads:
+        levels.append([(one + two) // 2 for one, two in pairwise(known) if two - one > 1])
+        known = sorted([*known, *levels[-1]])
     return levels
 
 
@@ -274,6 +186,7 @@ class _Solver:
         self.spread, self.penalty = losses.coordinates.spread(), losses.coordinates.penalty()
         self.cold = losses.start()
         self.from_cold = losses(self.cold[None])
+        self.leading = _leading(losses.coordinates.rows, losses.columns)
 
     def run(self, c: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, ...]:
         """Minimize from given coefficients or, where these are worse, from those of `start`.
@@ -309,13 +222,7 @@ class _Solver:
 
     def _aim(self, at: _State, history: History, taken: np.ndarray) -> np.ndarray:
         """Set directions of heads whose last step was taken; return which heads have converged."""
-        curved, classes = np.linalg.eigh(at.curvature)
-        curved = np.maximum(curved, 1e-8 * curved[:, -1:] + 1e-30)
-        scale = curved[..., None] * self.spread + self.penalty
-
-        def inverse(gradient: np.ndarray) -> np.ndarray:
-            return classes @ ((classes.transpose(0, 2, 1) @ gradient) / scale)
-
+        inverse = self._inverse(at, taken)
         newton = inverse(at.gradient)
         promised = _dot(newton, at.gradient) / 2
         # The objective is strongly convex in all coordinates but the intercept.
@@ -334,6 +241,38 @@ class _Solver:
             at.direction[turn] = -_two_loops(at.gradient, history, inverse)[turn]
         at.slope = _dot(at.direction, at.gradient)
         return near
+
+    def _inverse(self, at: _State, taken: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Return what multiplies gradients by the inverse of the approximate Hessian."""
+        curved, classes = np.linalg.eigh(at.curvature)
+        curved = np.maximum(curved, 1e-8 * curved[:, -1:] + 1e-30)
+        scale = curved[..., None] * self.spread + self.penalty
+        due = taken & (at.count % REFRESHED == REFRESHED - 1) & (self.leading > 1)
+        for head in np.flatnonzero(due):
+            at.factor[head] = self._factor(at.found[head], at.c[head])
+
+        def inverse(gradient: np.ndarray) -> np.ndarray:
+            found = classes @ ((classes.transpose(0, 2, 1) @ gradient) / scale)
+            for head, factor in enumerate(at.factor):
+                if factor is not None:
+                    part = gradient[head, :, -self.leading :]
+                    solved = cho_solve(factor, part.ravel(), check_finite=False)
+                    found[head, :, -self.leading :] = solved.reshape(part.shape)
+            return found
+
+        return inverse
+
+    def _factor(self, found: np.ndarray, c: float) -> Any:
+        """Return the Cholesky factor of a head's Hessian by its leading coordinates."""
+        hessian = c * self.losses.hessian(found, self.leading)
+        hessian = hessian.reshape(len(found) * self.leading, -1)
+        diagonal = np.einsum("ii->i", hessian)
+        # A shift of all intercepts alike has no curvature.
+        diagonal += 1e-6 * diagonal + np.tile(self.penalty[-self.leading :], len(found))
+        try:
+            return cho_factor(hessian, lower=True, overwrite_a=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            return None
 
     def _step(self, at: _State, history: History) -> np.ndarray:
         """Try a step of each head, and return which heads take it."""
@@ -356,6 +295,13 @@ class _Solver:
 
 History = deque[tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Steps, changes of the gradient, and 1 / their product, 0 where a step does not count."""
+
+
+def _leading(rows: np.ndarray, columns: int) -> int:
+    """Return how many coordinates have a Hessian of their own: it takes a few evaluations' time."""
+    evaluation = 12 * rows.size * columns + 2e8
+    leading = int((evaluation / (columns**2 * min(len(rows), SAMPLE))) ** 0.5)
+    return min(leading, 1500 // columns, rows.shape[1])
 
 
 def _two_loops(
