@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import keras
@@ -34,6 +34,8 @@ VARIES = frozenset({"learning_rate", "weight_decay", "dropout", "early_stopping"
 STACKED = 2**20
 # Bytes of the batches that TensorFlow gets at a time.
 SEGMENT = 32 * 2**20
+# Compiled functions that are kept for heads of the same shape on as many rows.
+COMPILED = 32
 
 Trained = tuple[keras.Model, dict[str, list[float]]]
 
@@ -173,17 +175,18 @@ def _train(
     }
     columns = {name: np.array(each, np.float32)[:, None] for name, each in settings.items()}
     classes = vectors.rows.task == "classification"
-    step = _steps(rule, None if classes else scale)
     batches, masks = vectors.training(options.batch_size, members[0].seed), _mask_seeds(members)
     width = vectors.width + len(masks) * max([0, *options.units])
     size = min(len(batches), max(1, SEGMENT // (4 * options.batch_size * width)))
+    shapes = tuple(tuple(each.shape) for each in weights)
+    step = _steps(rule, None if classes else scale, (size, options.batch_size, *shapes, len(masks)))
     done = 0
     for epoch in range(options.epochs):
         sums: Any = 0.0
         # Keras ends one epoch before the first, which gives the rows another order.
         for count, segment in vectors.segments(batches, epoch + 1, size):
             noise = [
-                _noise(tf.constant(mask), tf.constant(done), (size, options.batch_size, units))
+                _noise((size, options.batch_size, units))(tf.constant(mask), tf.constant(done))
                 for mask, units in zip(masks, options.units, strict=False)
             ]
             found = step(
@@ -229,13 +232,16 @@ def _validated(
     return _named(sums, vectors.rows.count("val"), scale is None, "val_")
 
 
-@cache
-def _steps(rule: tuple[float, ...], scale: tuple[float, float] | None) -> Any:
+@lru_cache(maxsize=COMPILED)
+def _steps(
+    rule: tuple[float, ...], scale: tuple[float, float] | None, shapes: tuple[Any, ...]
+) -> Any:
     """Return the compiled function that takes the optimizer's steps over some batches.
 
     ``rule`` has the constants of Adam, or none for stochastic gradient descent; ``scale`` is that
-    of a regression's output. It returns the sums of the losses and of the correct predictions over
-    the rows, (2, head).
+    of a regression's output. TensorFlow warns of a function that is traced for many ``shapes``, so
+    that each has its own. It returns the sums of the losses and of the correct predictions over the
+    rows, (2, head).
     """
 
     def run(
@@ -332,15 +338,18 @@ def _update(
         weight.assign_sub(mean * alpha / (tf.sqrt(square) + epsilon))
 
 
-@tf.function(autograph=False)  # type: ignore[untyped-decorator]
-def _noise(seed: tf.Tensor, done: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
-    """Return the random numbers of a dropout layer of Keras for the next steps.
+@lru_cache(maxsize=COMPILED)
+def _noise(shape: tuple[int, int, int]) -> Any:
+    """Return a function for the random numbers of a dropout layer of Keras, (step, row, unit).
 
-    They are (step, row, unit); the layer draws a seed a step. Not compiled by XLA, which has other
-    random numbers.
+    Its arguments are the seed of the layer, which draws one a step, and the steps done. XLA has
+    other random numbers.
     """
 
-    def one(step: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_uniform(shape[1:], tf.stack([seed, step]))
+    def run(seed: tf.Tensor, done: tf.Tensor) -> tf.Tensor:
+        def one(step: tf.Tensor) -> tf.Tensor:
+            return tf.random.stateless_uniform(shape[1:], tf.stack([seed, step]))
 
-    return tf.map_fn(one, done + tf.range(shape[0]), fn_output_signature=tf.float32)
+        return tf.map_fn(one, done + tf.range(shape[0]), fn_output_signature=tf.float32)
+
+    return tf.function(run, autograph=False)
