@@ -67,14 +67,13 @@ def train_together(
         What `heads.training.train` returns for each; or the error that it raises, if the training
         of this head diverged, which does not disturb the others.
     """
-    scale = scaling(rows)
-    members = [_Member.of(each, scale) for each in candidates]
+    members = [_Member.of(each, scaling(rows)) for each in candidates]
     vectors = Vectors(rows, members[0].options, members[0].model)
     most = max(1, STACKED // sum(map(np.size, members[0].model.get_weights())))
     for seed in dict.fromkeys(each.seed for each in members):
         alike = [each for each in members if each.seed == seed]
         for part in np.array_split(np.arange(len(alike)), -(-len(alike) // most)):
-            _train([alike[number] for number in part], vectors, scale, on_event)
+            _train([alike[number] for number in part], vectors, on_event)
     return [each.result() for each in members]
 
 
@@ -153,12 +152,7 @@ class _Member:
         return self.model, self.history
 
 
-def _train(
-    members: Sequence[_Member],
-    vectors: Vectors,
-    scale: tuple[float, float],
-    on_event: OnEvent,
-) -> None:
+def _train(members: Sequence[_Member], vectors: Vectors, on_event: OnEvent) -> None:
     """Train heads of one seed: they share batches and masks."""
     options, optimizer = members[0].options, members[0].optimizer
     arrays = zip(*(each.model.get_weights() for each in members), strict=True)
@@ -174,12 +168,15 @@ def _train(
         "kept": [1 / (1 - each.options.dropout) for each in members],
     }
     columns = {name: np.array(each, np.float32)[:, None] for name, each in settings.items()}
-    classes = vectors.rows.task == "classification"
+    scale = None
+    if vectors.rows.task == "regression":
+        mean, deviation = scaling(vectors.rows)
+        scale = tf.constant([mean, deviation or 1.0])
     batches, masks = vectors.training(options.batch_size, members[0].seed), _mask_seeds(members)
     width = vectors.width + len(masks) * max([0, *options.units])
     size = min(len(batches), max(1, SEGMENT // (4 * options.batch_size * width)))
     shapes = tuple(tuple(each.shape) for each in weights)
-    step = _steps(rule, None if classes else scale, (size, options.batch_size, *shapes, len(masks)))
+    step = _steps(rule, (size, options.batch_size, *shapes, len(masks)))
     done = 0
     for epoch in range(options.epochs):
         sums: Any = 0.0
@@ -190,12 +187,12 @@ def _train(
                 for mask, units in zip(masks, options.units, strict=False)
             ]
             found = step(
-                weights, moments, columns, segment, noise, *map(tf.constant, (done, count))
+                weights, moments, columns, scale, segment, noise, *map(tf.constant, (done, count))
             )
-            sums, done = sums + found.numpy(), done + count
-        logs = _named(sums, len(batches.rows), classes, "")
+            sums, done = sums + found.numpy().astype(np.float64), done + count
+        logs = _named(sums, len(batches.rows), scale is None, "")
         if vectors.rows.count("val"):
-            logs |= _validated(weights, vectors, None if classes else scale)
+            logs |= _validated(weights, vectors, scale)
         values = [each.numpy() for each in weights]
         for number, each in enumerate(members):
             if not each.stopped:
@@ -223,7 +220,7 @@ def _named(sums: np.ndarray, rows: int, classes: bool, prefix: str) -> dict[str,
 
 
 def _validated(
-    weights: list[tf.Variable], vectors: Vectors, scale: tuple[float, float] | None
+    weights: list[tf.Variable], vectors: Vectors, scale: tf.Tensor | None
 ) -> dict[str, np.ndarray]:
     sums: Any = 0.0
     for x, targets in vectors.validation():
@@ -233,21 +230,19 @@ def _validated(
 
 
 @lru_cache(maxsize=COMPILED)
-def _steps(
-    rule: tuple[float, ...], scale: tuple[float, float] | None, shapes: tuple[Any, ...]
-) -> Any:
+def _steps(rule: tuple[float, ...], shapes: tuple[Any, ...]) -> Any:
     """Return the compiled function that takes the optimizer's steps over some batches.
 
-    ``rule`` has the constants of Adam, or none for stochastic gradient descent; ``scale`` is that
-    of a regression's output. TensorFlow warns of a function that is traced for many ``shapes``, so
-    that each has its own. It returns the sums of the losses and of the correct predictions over the
-    rows, (2, head).
+    ``rule`` has the constants of Adam, or none for stochastic gradient descent. TensorFlow warns of
+    a function that is traced for many ``shapes``, so that each has its own. It returns the sums of
+    the losses and of the correct predictions over the rows, (2, head).
     """
 
     def run(
         weights: list[tf.Variable],
         moments: list[list[tf.Variable]],
         columns: dict[str, tf.Tensor],
+        scale: tf.Tensor | None,
         batches: dict[str, tf.Tensor],
         noise: list[tf.Tensor],
         done: tf.Tensor,
@@ -299,16 +294,18 @@ def _forward(
 
 
 def _losses(
-    output: tf.Tensor, targets: tf.Tensor, scale: tuple[float, float] | None
+    output: tf.Tensor, targets: tf.Tensor, scale: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the loss, and whether the prediction is correct, of each row and head."""
+    """Return the loss, and whether the prediction is correct, of each row and head.
+
+    ``scale`` has the mean and the standard deviation of a regression's output.
+    """
     if scale is None:
         repeated = tf.repeat(targets[:, None], output.shape[1], axis=1)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(repeated, output)
         right = tf.argmax(output, axis=2, output_type=targets.dtype) == targets[:, None]
         return losses, tf.cast(right, tf.float32)
-    mean, deviation = scale
-    values = output[..., 0] * (deviation or 1.0) + mean
+    values = output[..., 0] * scale[1] + scale[0]
     losses = tf.square(values - tf.cast(targets, tf.float32)[:, None])
     return losses, tf.zeros_like(losses)
 
