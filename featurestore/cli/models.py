@@ -248,6 +248,8 @@ def evaluate_command(
         print_json({**metrics, "mistakes": wrong} if mistakes or output else metrics)
         return
     print_splits({"now": metrics}, tuned=False)
+    if note := threshold_note(promoted.metadata):
+        click.echo(note)
     click.echo(_held_out(metrics))
     if mistakes:
         _print_mistakes(wrong, numbers=not evaluation.classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from featurestore.table import Grid, cell
+from featurestore.table import Grid, cell, printable
 
 if TYPE_CHECKING:
     import pandas
@@ -70,15 +70,18 @@ def precision_note(report: Mapping[str, Any]) -> str:
 
 
 def threshold_note(report: Mapping[str, Any]) -> str:
-    """Return what a threshold means for the probabilities, in one line; empty without one."""
-    threshold = report["threshold"]
-    if not threshold:
-        return ""
-    what = "probability" if threshold["of"] == "predict_proba" else "decision value"
-    return (
-        f"the head predicts {threshold['class']} from a {what} of {threshold['value']:.3g}; the "
-        "model's probabilities are shifted so that this is 0.5, and so is its log loss"
-    )
+    """Return what a threshold means for the probabilities, in one line; empty without one.
+
+    ``report`` may be the metadata of a file from elsewhere.
+    """
+    match report.get("threshold"):
+        case {"class": str() | int() as name, "value": float() | int() as value, "of": str() as of}:
+            what = "probability" if of == "predict_proba" else "decision value"
+            return (
+                f"the head predicts {printable(str(name))} from a {what} of {value:.3g}; the "
+                "model's probabilities are shifted so that this is 0.5, and so is its log loss"
+            )
+    return ""
 
 
 def rows_were(split: str, measured: Mapping[str, Any]) -> str:

@@ -304,3 +304,21 @@ def test_promote_finds_a_backbone_that_was_renamed(place: Place) -> None:
     assert row["label"] == "red"
     wrong = featurestore("promote", "logistic", "--model", "photos/red/00.png", "-o", "x.keras")
     assert "does not load as a Keras model" in wrong.error
+
+
+@pytest.mark.reliability
+def test_a_threshold_is_told_where_the_log_loss_is_shown(place: Place) -> None:
+    take_photos(Path("two"), 10, {"dark": (90, 90, 90), "light": (140, 140, 140)})
+    at = ["--model", "tiny.keras", "--layer", "conv_b:avg"]
+    around = ["--param", "estimator=logistic", "--param", "threshold=0.2"]
+    featurestore("extract", "two", *at)
+    named = ["--name", "careful"]
+    train = ["train", "two", *at, "--head", "FixedThresholdClassifier", *around, *named]
+    assert featurestore(*train).status == 0
+
+    promoted = featurestore("promote", "careful", "-o", "two.keras")
+    measured = featurestore("evaluate", "two.keras", "two")
+
+    assert promoted.status == 0, promoted.err
+    for each in (promoted, measured):
+        assert "the head predicts light from a probability of 0.2; the model's" in each.out

@@ -35,6 +35,7 @@ from featurestore.heads.decision import decision
 from featurestore.promotion import Promotion, evaluate, promotable, promote
 from featurestore.promotion.convert import as_layers, check
 from featurestore.promotion.parity import step_tolerance
+from featurestore.promotion.report import threshold_note
 
 MakeFeatures = Callable[..., Features]
 
@@ -282,3 +283,10 @@ def test_a_frozen_classifier_has_no_identity(two: Features) -> None:
         fit_head(two, frozen)
     head = fit_head(two, frozen, save=False)
     assert promotable(head)
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"threshold": {}}, {"threshold": [1]}, {"threshold": {"of": 3}}]
+)
+def test_a_file_without_a_threshold_has_no_note(found: dict[str, Any]) -> None:
+    assert threshold_note(found) == ""
