@@ -115,7 +115,7 @@ class Fitting:
             again = replace(bank, members=[self.repeated[key][number] for key in measured])
             together = self._together(again, folds)
             for (train, held_out), fitted in zip(folds, together, strict=True):
-                fold = self.rows.fold(train, held_out)
+                fold = self.rows.fold(train, held_out, to_fit=fitted is None)
                 heads = self._fit(again, fold, [HELD_OUT], fitted)
                 for each, head in zip(measured.values(), heads, strict=True):
                     if isinstance(head, HeadError):

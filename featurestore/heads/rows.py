@@ -95,23 +95,27 @@ class Rows:
         self._read: dict[str, np.ndarray] = {}
         self._fitted: np.ndarray | None = None
 
-    def fold(self, train: np.ndarray, held_out: np.ndarray) -> Rows:
+    def fold(self, train: np.ndarray, held_out: np.ndarray, *, to_fit: bool = True) -> Rows:
         """Return the same with some of the training rows, and others as the split `HELD_OUT`.
 
         Parameters
         ----------
         train, held_out : numpy.ndarray (row,)
             Positions among the training rows.
+        to_fit : bool
+            Whether heads are to be fitted on them; otherwise they are not copied.
         """
         fold, numbers = copy(self), self._numbers["train"]
         fold._numbers = {**self._numbers, "train": numbers[train], HELD_OUT: numbers[held_out]}
         fold._read, fold._fitted = {}, None
         if self.in_memory:
+            fold._read = {HELD_OUT: self.values("train")[held_out]}
+            fold._read |= {"val": self.values("val")}  # for early stopping
+        if self.in_memory and to_fit:
             fitted, each = self.fitted_values, self.training.each
             views = fitted.reshape(len(numbers), each, *fitted.shape[1:])
             fold._fitted = views[train].reshape(-1, *fitted.shape[1:])
-            fold._read = {"train": fold._fitted[::each], HELD_OUT: self.values("train")[held_out]}
-            fold._read |= {"val": self.values("val")}  # for early stopping
+            fold._read["train"] = fold._fitted[::each]
         return fold
 
     @property
