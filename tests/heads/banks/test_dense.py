@@ -13,6 +13,7 @@ from featurestore.heads import EpochEnded, Head, HeadFitted, fit_head, fit_heads
 from featurestore.heads import rows as rows_module
 from featurestore.heads.banks import banks, dense
 from featurestore.heads.candidate import candidate
+from featurestore.heads.rows import Rows
 
 SMALL = {"units": [6], "epochs": 3, "batch_size": 8}
 
@@ -91,6 +92,20 @@ def test_streaming(maps: Features, pool: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_full_stack_is_divided(maps: Features, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "STACKED", 120)
     check(maps, [{"learning_rate": rate} for rate in (0.1, 0.01, 0.001)])
+
+
+@pytest.mark.reliability
+def test_seeds(maps: Features) -> None:
+    params = {**SMALL, "dropout": 0.4}
+    [bank] = banks(candidate("dense", params, maps, seed) for seed in (0, 5))
+    fitted, _ = bank.fit(Rows(maps), lambda event: None)
+    for each, seed in zip(fitted, (0, 5), strict=True):
+        assert not isinstance(each, HeadError)
+        given = [keras.callbacks.Callback()]
+        alone = fit_head(maps, "dense", params, seed=seed, save=False, callbacks=given)
+        weights = (model.get_weights() for model in (each.estimator, alone.estimator))
+        for ours, theirs in zip(*weights, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_a_head_that_diverges_does_not_disturb_the_others(maps: Features) -> None:
