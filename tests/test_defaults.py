@@ -44,7 +44,8 @@ def test_python_pipelines_and_commands_have_the_same_defaults() -> None:
     seeds = (defaults(fs.fit_head), defaults(fit_heads), options("train"))
     assert [each["seed"] for each in seeds] == [HeadSpec(head="knn").seed] * 3 == [0] * 3
     assert defaults(fs.Backbone.pixels)["input_size"] == BaselineSpec().input_size == 32
-    assert (SelectSpec().split,) == defaults(fs.promote)["selected_on"] == ("val",)
+    assert SelectSpec().split is None  # the validation split, or the folds
+    assert defaults(fs.promote)["selected_on"] == ("val",)
     # The other options of promote and of data sets are these very objects.
     assert FineTuning().model_dump() == {
         **{"unfreeze": None, "epochs": None, "learning_rate": 1e-5, "lr_decay": 1.0},
