@@ -26,14 +26,12 @@ from scipy.linalg import cho_factor, cho_solve
 from featurestore.heads.banks.losses import SAMPLE, Losses
 
 HISTORY = 10
-# Steps between two Hessians of a head.
-REFRESHED = 5
 # Numbers that L-BFGS keeps of a batch of heads.
 BATCH_SIZE = 1 << 27
 # Relative rounding error of an objective whose products are float32.
 NOISE = 1e-6
 # Evaluations in a row that gain nothing.
-PATIENCE = 12
+PATIENCE = 8
 
 
 @dataclass
@@ -51,7 +49,7 @@ class _State:
     step: np.ndarray
     idle: np.ndarray
     count: np.ndarray
-    factor: np.ndarray
+    inverted: np.ndarray
 
     @classmethod
     def begin(
@@ -76,7 +74,7 @@ class _State:
             step=np.ones(heads),
             idle=np.zeros(heads, int),
             count=np.zeros(heads, int),
-            factor=np.full(heads, None),
+            inverted=np.full(heads, None),
         )
 
     def move(
@@ -247,32 +245,33 @@ class _Solver:
         curved, classes = np.linalg.eigh(at.curvature)
         curved = np.maximum(curved, 1e-8 * curved[:, -1:] + 1e-30)
         scale = curved[..., None] * self.spread + self.penalty
-        due = taken & (at.count % REFRESHED == REFRESHED - 1) & (self.leading > 1)
+        # After 4, 8, 16, … steps: heads with a good start end before.
+        due = taken & (at.count >= 4) & (at.count & (at.count - 1) == 0) & (self.leading > 1)
         for head in np.flatnonzero(due):
-            at.factor[head] = self._factor(at.found[head], at.c[head])
+            at.inverted[head] = self._inverted(at.found[head], at.c[head])
 
         def inverse(gradient: np.ndarray) -> np.ndarray:
             found = classes @ ((classes.transpose(0, 2, 1) @ gradient) / scale)
-            for head, factor in enumerate(at.factor):
-                if factor is not None:
+            for head, inverted in enumerate(at.inverted):
+                if inverted is not None:
                     part = gradient[head, :, -self.leading :]
-                    solved = cho_solve(factor, part.ravel(), check_finite=False)
-                    found[head, :, -self.leading :] = solved.reshape(part.shape)
+                    found[head, :, -self.leading :] = (inverted @ part.ravel()).reshape(part.shape)
             return found
 
         return inverse
 
-    def _factor(self, found: np.ndarray, c: float) -> Any:
-        """Return the Cholesky factor of a head's Hessian by its leading coordinates."""
+    def _inverted(self, found: np.ndarray, c: float) -> Any:
+        """Invert a head's Hessian by its leading coordinates; None if it cannot be inverted."""
         hessian = c * self.losses.hessian(found, self.leading)
         hessian = hessian.reshape(len(found) * self.leading, -1)
         diagonal = np.einsum("ii->i", hessian)
         # A shift of all intercepts alike has no curvature.
         diagonal += 1e-6 * diagonal + np.tile(self.penalty[-self.leading :], len(found))
         try:
-            return cho_factor(hessian, lower=True, overwrite_a=True, check_finite=False)
+            factor = cho_factor(hessian, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
             return None
+        return cho_solve(factor, np.eye(len(hessian)), overwrite_b=True, check_finite=False)
 
     def _step(self, at: _State, history: History) -> np.ndarray:
         """Try a step of each head, and return which heads take it."""
@@ -301,7 +300,7 @@ def _leading(rows: np.ndarray, columns: int) -> int:
     """Return how many coordinates have a Hessian of their own: it takes a few evaluations' time."""
     evaluation = 12 * rows.size * columns + 2e8
     leading = int((evaluation / (columns**2 * min(len(rows), SAMPLE))) ** 0.5)
-    return min(leading, 1500 // columns, rows.shape[1])
+    return min(leading, 1000 // columns, rows.shape[1])
 
 
 def _two_loops(

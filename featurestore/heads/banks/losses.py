@@ -8,7 +8,7 @@ from scipy.special import expit, softmax
 from featurestore.heads.banks.coordinates import Coordinates
 
 # Numbers in the logits of a chunk of rows; rows that stand for all in a Hessian.
-CHUNK_SIZE, SAMPLE = 1 << 20, 8192
+CHUNK_SIZE, SAMPLE = 1 << 20, 4096
 
 
 class Losses:
