@@ -27,7 +27,7 @@ RATES = np.geomspace(1e-4, 1e-2, HEADS)
 
 
 def textures(folder: Path) -> dict[str, fs.Features]:
-    """Extract the last layer of MobileNetV2, pooled and whole, of 1,254 photographs."""
+    """Extract the last layer of MobileNetV2, pooled and whole, of the photographs of textures."""
     data = fs.Dataset.open(DATA / "textures")
     backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=224)
     store = fs.FeatureStore(str(folder / "store"), create=True)
