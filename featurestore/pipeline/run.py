@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from featurestore.extraction import Extraction
     from featurestore.heads import Head
     from featurestore.promotion import FineTuning
+
+    Fitted = list[tuple[Head, Source]]  # Each with the source of its features.
 
 SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
 
@@ -70,14 +71,6 @@ def run(
     return _Run(path, store, Path(runs), receiver(on_event)).run()
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """A head, and the source of its features."""
-
-    head: Head
-    source: Source
-
-
 class _Run:
     """One run of a pipeline file: a method for each stage."""
 
@@ -101,8 +94,8 @@ class _Run:
         _write(folder / SPEC, self.file.text.encode())
         extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
         fitted = self._heads(extracted, selection)
-        chosen = self._choose(fitted, selection)
-        promotion = self._promote(chosen, dataset, folder, selection["split"])
+        head, source = self._choose(fitted, selection)
+        promotion = self._promote(head, source, dataset, folder, selection["split"])
         manifest = {
             "pipeline": self.spec.name,
             "began": began,
@@ -119,9 +112,9 @@ class _Run:
                 if not source.is_pixels
             ],
             **_former(extracted),
-            "heads": _rows(fitted, selection, chosen),
+            "heads": _rows(fitted, selection, head.id),
             "selection": selection,
-            "selected": chosen.head.id,
+            "selected": head.id,
             "promotion": promotion,
             "versions": versions(),
         }
@@ -235,50 +228,49 @@ class _Run:
 
     def _heads(
         self, extracted: list[tuple[Source, Extraction]], selection: dict[str, str]
-    ) -> list[_Fitted]:
+    ) -> Fitted:
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads.values()}
         self.on_event(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
         everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
-        found: dict[str, _Fitted] = {}
+        found: dict[str, tuple[Head, Source]] = {}
         for source, extraction in extracted:
             heads = everywhere if source.is_pixels else self.spec.heads
             for features in extraction.values():
                 if any(head.takes(features.ref) for head in heads):
                     self.on_event(StageStarted("heads", f"on {features.ref} by {source.name}"))
                 for head in fit_all(features, heads, self.spec, self.on_event):
-                    found[head.id] = _Fitted(head, source)
+                    found[head.id] = head, source
         self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")
         return list(found.values())
 
-    def _choose(self, fitted: list[_Fitted], selection: dict[str, str]) -> _Fitted:
+    def _choose(self, fitted: Fitted, selection: dict[str, str]) -> tuple[Head, Source]:
         """Return the best head on features; for a promotion, the best that can be promoted."""
         from featurestore.heads import best
 
-        can = {each.head.id: each for each in fitted if not each.source.is_pixels}
+        can = {head.id: (head, source) for head, source in fitted if not source.is_pixels}
         if self.spec.promote is not None:
             from featurestore.promotion import promotable
 
-            can = {name: each for name, each in can.items() if promotable(each.head)}
+            can = {name: each for name, each in can.items() if promotable(each[0])}
         if not can:
             raise self.file.mistake(
                 ["promote"],
                 "none of the heads can be promoted; add one that can, such as logistic, ridge or "
                 "dense, or leave out `promote`",
             )
-        return can[
-            best([each.head for each in can.values()], "{split}.{metric}".format(**selection)).id
-        ]
+        metric = "{split}.{metric}".format(**selection)
+        return can[best([head for head, _ in can.values()], metric).id]
 
     def _promote(
-        self, chosen: _Fitted, dataset: Dataset, folder: Path, chosen_by: str
+        self, head: Head, source: Source, dataset: Dataset, folder: Path, chosen_by: str
     ) -> dict[str, Any] | None:
-        asked, head, backbone = self.spec.promote, chosen.head, chosen.source.backbone
+        asked, backbone = self.spec.promote, source.backbone
         if asked is None:
             return None
         started = time.perf_counter()
         options = {**asked.model_dump(), "epochs": asked.passes}
-        what = f"{head.id} on {head.key.ref} by {chosen.source.name}"
+        what = f"{head.id} on {head.key.ref} by {source.name}"
         if asked.unfreeze is not None and not _reaches(backbone, head.key.ref, asked):
             options["unfreeze"] = None
             what += f" ({asked.unfreeze} comes after it: nothing to unfreeze)"
@@ -290,17 +282,9 @@ class _Run:
             return done
         from featurestore.promotion import promote
 
-        # Folds are of the training rows, which count as seen; early stopping looks at val.
-        stopped = "early_stopping" in head.params
-        selected_on = ([] if chosen_by == FOLDS else [chosen_by]) + (["val"] if stopped else [])
-        promotion = promote(
-            head,
-            backbone,
-            data=dataset,
-            selected_on=selected_on,
-            on_event=self.on_event,
-            **options,
-        )
+        # Folds are of the training rows, which count as seen.
+        options |= {"selected_on": [] if chosen_by == FOLDS else [chosen_by]}
+        promotion = promote(head, backbone, data=dataset, on_event=self.on_event, **options)
         promotion.save(folder / MODEL)
         self._end("promote", started, fresh=True, result=str(folder / MODEL))
         return {
@@ -387,19 +371,17 @@ def _former(extracted: list[tuple[Source, Extraction]]) -> dict[str, list[Any]]:
     }
 
 
-def _rows(
-    fitted: list[_Fitted], selection: dict[str, str], chosen: _Fitted
-) -> list[dict[str, Any]]:
+def _rows(fitted: Fitted, selection: dict[str, str], chosen: str) -> list[dict[str, Any]]:
     from featurestore.heads.compare import head_row, mark_tied
 
     split, metric = selection["split"], selection["metric"]
     rows = {}
-    for each in fitted:
-        on = "pixels" if each.source.is_pixels else "features"
-        row = head_row(each.head.document(), split, metric)
-        rows[each.head.id] = {"on": on, **row, "seconds": each.head.lineage["seconds"]}
+    for head, source in fitted:
+        on = "pixels" if source.is_pixels else "features"
+        row = head_row(head.document(), split, metric)
+        rows[head.id] = {"on": on, **row, "seconds": head.lineage["seconds"]}
     if split == FOLDS:
-        mark_tied(rows.values(), rows[chosen.head.id], metric)
+        mark_tied(rows.values(), rows[chosen], metric)
     return list(rows.values())
 
 

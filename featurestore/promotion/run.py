@@ -311,8 +311,9 @@ def _seen(
                 "fitted on it, which says what the model was trained on; use the data set with "
                 "those labels and splits, or train the head again with `featurestore train`"
             ) from error
-    # Fine-tuning chooses the epoch by the validation rows.
-    chosen_by = {*selected_on, "val"} if tuning.passes else selected_on
+    chosen_by = [selected_on] if isinstance(selected_on, str) else [*selected_on]
+    if tuning.passes or (head.kind == "keras" and head.params.get("early_stopping")):
+        chosen_by.append("val")  # The validation rows chose the epoch.
     datasets = [fitted_on, data] if tuning.passes else [fitted_on]
     earlier = None
     if "path" in backbone.spec:

@@ -52,8 +52,7 @@ class Seen:
         seen which is a promoted model itself. Rows of the splits ``selected_on`` chose the head or
         the epoch.
         """
-        words = [selected_on] if isinstance(selected_on, str) else selected_on
-        selected = tuple(sorted({named(each) for each in words}, key=SPLITS.index))
+        selected = tuple(sorted(set(map(named, selected_on)), key=SPLITS.index))
         parts: list[tuple[str, np.ndarray]] = []
         # A sample in several splits counts as in the first of these.
         for split in sorted(SPLITS, key=lambda each: (each != "train", each not in selected)):

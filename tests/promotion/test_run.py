@@ -200,6 +200,14 @@ def test_rows_that_trained_or_chose_the_head_are_not_held_out(
 
 
 @pytest.mark.reliability
+def test_rows_that_stopped_a_head_early_chose_it_too(
+    make_features: MakeFeatures, backbone: Backbone
+) -> None:
+    head = fit_head(make_features(CLASSES * 10), "dense", {"early_stopping": 1, "epochs": 1})
+    assert promote(head, backbone, selected_on="test").seen.selected_on == ("val", "test")
+
+
+@pytest.mark.reliability
 def test_a_stale_head_says_so(make_features: MakeFeatures, backbone: Backbone) -> None:
     features = make_features(CLASSES * 10)
     head = fit_head(features, "logistic")
