@@ -11,7 +11,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from featurestore.dataset.splits import SPLITS
 from featurestore.errors import DamagedError, HeadError
 from featurestore.features import Features
 from featurestore.heads.banks import Bank
@@ -115,8 +114,8 @@ class Fitting:
             again = replace(bank, members=[self.repeated[key][number] for key in measured])
             together = self._together(again, folds)
             for (train, held_out), fitted in zip(folds, together, strict=True):
-                fold = self.rows.fold(train, held_out, to_fit=fitted is None)
-                heads = self._fit(again, fold, [HELD_OUT], fitted)
+                fold = self.rows.fold(train, held_out)
+                heads = self._fit(again, fold, fitted)
                 for each, head in zip(measured.values(), heads, strict=True):
                     if isinstance(head, HeadError):
                         raise head
@@ -133,51 +132,38 @@ class Fitting:
         fitted = fit_estimators(tasks, self.rows)
         return ((list(islice(fitted, len(bank.members))), None) for _ in folds)
 
-    def _fit(
-        self, bank: Bank, rows: Rows, splits: Sequence[str] = SPLITS, done: Any = None
-    ) -> Iterator[Head | HeadError]:
-        """Fit the heads of a bank on the training rows, if not done; measure them on each split.
+    def _fit(self, bank: Bank, rows: Rows, done: Any = None) -> Iterator[Head | HeadError]:
+        """Fit the heads of a bank on the training rows, if not done, and measure them.
 
         Yields each as soon as it is measured, and the error of one that cannot be fitted.
         """
-        if not bank.members:
+        members = bank.members
+        if not members:
             return
         started = time.perf_counter()
         on_event = self.on_event if rows is self.rows else lambda event: None
-        if done is None and bank.family is not None:
-            done = bank.fit(rows, on_event)
-        if done is not None:
-            fitted, predict = done
-            yield from self._measured(bank.members, fitted, predict, rows, splits, started)
+        parts: Iterable[tuple[Sequence[Fitted | HeadError], Predict | None]]
+        if done is not None or bank.family is not None:
+            parts = [done or bank.fit(rows, on_event)]
         elif _in_processes(bank):
-            alone = fit_estimators([(each, None) for each in bank.members], rows)
-            for each, its in zip(bank.members, alone, strict=True):
-                yield from self._measured([each], [its], None, rows, splits, started)
-                started = time.perf_counter()
+            alone = fit_estimators([(each, None) for each in members], rows)
+            parts = (([each], None) for each in alone)
         else:
-            its = self._trained(bank.members[0], rows, on_event)
-            yield from self._measured(bank.members, [its], None, rows, splits, started)
-
-    def _measured(
-        self,
-        members: Sequence[Candidate],
-        fitted: Sequence[Fitted | HeadError],
-        predict: Predict | None,
-        rows: Rows,
-        splits: Sequence[str],
-        started: float,
-    ) -> Iterator[Head | HeadError]:
-        heads = [
-            self._head(each, its)
-            for each, its in zip(members, fitted, strict=True)
-            if isinstance(its, Fitted)
-        ]
-        measured = measure(heads, rows, predict, splits)
-        # Of a bank, each head has its share.
-        seconds = round((time.perf_counter() - started) / len(fitted), 3)
-        for head, metrics in zip(heads, measured, strict=True):
-            yield replace(head, metrics=metrics, lineage={**head.lineage, "seconds": seconds})
-        yield from (each for each in fitted if isinstance(each, HeadError))
+            parts = [([self._trained(members[0], rows, on_event)], None)]
+        rest = iter(members)
+        for fitted, predict in parts:
+            heads = [
+                self._head(each, its)
+                for each, its in zip(islice(rest, len(fitted)), fitted, strict=True)
+                if isinstance(its, Fitted)
+            ]
+            measured = measure(heads, rows, predict)
+            # Of a bank, each head has its share.
+            seconds = round((time.perf_counter() - started) / len(fitted), 3)
+            for head, metrics in zip(heads, measured, strict=True):
+                yield replace(head, metrics=metrics, lineage={**head.lineage, "seconds": seconds})
+            yield from (each for each in fitted if isinstance(each, HeadError))
+            started = time.perf_counter()
 
     def _trained(self, each: Candidate, rows: Rows, on_event: OnEvent) -> Fitted:
         load_tensorflow()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from featurestore.dataset.splits import SPLITS
 from featurestore.errors import HeadError, one_line
 
 if TYPE_CHECKING:
@@ -36,12 +35,9 @@ def primary(task: str) -> str:
 
 
 def measure(
-    heads: Sequence[Head],
-    rows: Rows,
-    predict: Predict | None = None,
-    splits: Sequence[str] = SPLITS,
+    heads: Sequence[Head], rows: Rows, predict: Predict | None = None
 ) -> list[dict[str, dict[str, Any]]]:
-    """Measure heads on every split that has labelled rows, as `classification` or `regression`.
+    """Measure heads on the splits that have labelled rows, as `classification` or `regression`.
 
     Parameters
     ----------
@@ -50,7 +46,6 @@ def measure(
     predict : callable, optional
         Returns, from features (row, …), the predicted labels and the probabilities of each head;
         by default, each head is asked.
-    splits : sequence of str
 
     Raises
     ------
@@ -58,7 +53,7 @@ def measure(
         If a head cannot predict a split, or predicts NaN or infinity.
     """
     found: list[dict[str, dict[str, Any]]] = [{} for _ in heads]
-    for split in splits:
+    for split in rows.splits:
         if not rows.count(split):
             continue
         parts = [list(_predict(heads, part, split, predict)) for part in rows.parts(split)]

@@ -41,14 +41,12 @@ def fit_estimators(tasks: Sequence[Task], rows: Rows) -> Iterator[Fitted | HeadE
     """
     import joblib
 
-    X, y = rows.fitted_values, rows.fitted_labels
-    X = X.reshape(len(X), -1)
-    each = np.arange(rows.training.each)  # a row and its views
-    positions = (
-        None if chosen is None else (chosen[:, None] * len(each) + each).reshape(-1)
-        for _, chosen in tasks
-    )
-    jobs = [(one, X, y, at, rows.task) for (one, _), at in zip(tasks, positions, strict=True)]
+    X, y = rows.fitted_arrays()
+    with_views = rows.training.with_views
+    jobs = [
+        (one, X, y, None if chosen is None else with_views(chosen), rows.task)
+        for one, chosen in tasks
+    ]
     # More than one only if the user configured joblib so.
     asked = joblib.effective_n_jobs(None)
     cores, seconds = (asked, float("inf")) if asked > 1 else (joblib.effective_n_jobs(-1), 0.0)

@@ -44,7 +44,11 @@ class TrainingRows:
     @cached_property
     def numbers(self) -> np.ndarray:
         """Numbers of all training rows and views, int64 (row,), ascending."""
-        return (self.rows[:, None] * self.each + np.arange(self.each)).reshape(-1)
+        return self.with_views(self.rows)
+
+    def with_views(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number of each row, (row,), followed by those of its views."""
+        return (rows[:, None] * self.each + np.arange(self.each)).reshape(-1)
 
     @property
     def each(self) -> int:
@@ -86,7 +90,14 @@ class Rows:
     ----------
     features : Features
         Labelled.
+
+    Attributes
+    ----------
+    splits : tuple of str
+        Those that heads are measured on.
     """
+
+    splits: tuple[str, ...] = SPLITS
 
     def __init__(self, features: Features) -> None:
         self.features = features
@@ -94,28 +105,24 @@ class Rows:
         self._numbers: dict[str, np.ndarray] = {split: features.rows(split) for split in SPLITS}
         self._read: dict[str, np.ndarray] = {}
         self._fitted: np.ndarray | None = None
+        # Of a fold: where its rows are taken from if heads are fitted on them.
+        self._whole: tuple[Rows, np.ndarray] | None = None
 
-    def fold(self, train: np.ndarray, held_out: np.ndarray, *, to_fit: bool = True) -> Rows:
-        """Return the same with some of the training rows, and others as the split `HELD_OUT`.
+    def fold(self, train: np.ndarray, held_out: np.ndarray) -> Rows:
+        """Return some of the training rows, measured on others: the split `HELD_OUT`.
 
         Parameters
         ----------
         train, held_out : numpy.ndarray (row,)
             Positions among the training rows.
-        to_fit : bool
-            Whether heads are to be fitted on them; otherwise they are not copied.
         """
         fold, numbers = copy(self), self._numbers["train"]
         fold._numbers = {**self._numbers, "train": numbers[train], HELD_OUT: numbers[held_out]}
-        fold._read, fold._fitted = {}, None
+        fold._read, fold._fitted, fold.splits = {}, None, (HELD_OUT,)
         if self.in_memory:
+            fold._whole = self, self.training.with_views(train)
             fold._read = {HELD_OUT: self.values("train")[held_out]}
-            fold._read |= {"val": self.values("val")}  # for early stopping
-        if self.in_memory and to_fit:
-            fitted, each = self.fitted_values, self.training.each
-            views = fitted.reshape(len(numbers), each, *fitted.shape[1:])
-            fold._fitted = views[train].reshape(-1, *fitted.shape[1:])
-            fold._read["train"] = fold._fitted[::each]
+            fold._read["val"] = self.values("val")  # for early stopping
         return fold
 
     @property
@@ -157,7 +164,10 @@ class Rows:
     @property
     def fitted_values(self) -> np.ndarray:
         """Features of the training rows and their views, float32 (row, …)."""
-        if self._fitted is None:
+        if self._fitted is None and self._whole is not None:
+            whole, positions = self._whole
+            self._fitted = whole.fitted_values[positions]
+        elif self._fitted is None:
             training = self.training
             if not self.features.views:
                 return self.values("train")
@@ -165,10 +175,10 @@ class Rows:
             self._read["train"] = self._fitted[:: training.each]
         return self._fitted
 
-    @property
-    def fitted_labels(self) -> np.ndarray:
-        """Labels of `fitted_values`, (row,), as the user gave them."""
-        return np.repeat(self.labels("train"), self.training.each)
+    def fitted_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return `fitted_values` as (row, feature), and their labels (row,) as the user's."""
+        labels = np.repeat(self.labels("train"), self.training.each)
+        return self.fitted_values.reshape(len(labels), -1), labels
 
     def fitted_batches(self, batch_size: int, seed: int) -> Batches:
         """Return shuffled batches of the training rows and their views."""

@@ -100,8 +100,7 @@ class Bank:
         if self.members[0].kind == "keras":
             return self._trained(rows, on_event)
         assert self.family is not None
-        X, y = rows.fitted_values, rows.fitted_labels
-        X = X.reshape(len(X), -1)
+        X, y = rows.fitted_arrays()
         copies = self._copies()
         with self._caught() as caught:
             before = copies.before
@@ -126,11 +125,10 @@ class Bank:
         scalers = [each.steps[0][1] if each.steps else None for each in copies]
         if len(copies[0].steps) > 1 or type(scalers[0]) not in (StandardScaler, type(None)):
             return None
-        X, each = rows.fitted_values, rows.training.each
-        held_out = [(rows[:, None] * each + np.arange(each)).ravel() for _, rows in folds]
+        held_out = [rows.training.with_views(positions) for _, positions in folds]
         lasts = [each.lasts for each in copies]
         with self._caught() as caught:
-            if not together(scalers, lasts, X.reshape(len(X), -1), rows.fitted_labels, held_out):
+            if not together(scalers, lasts, *rows.fitted_arrays(), held_out):
                 return None
         assert self.family is not None
         return [each.fitted(self.family, texts(caught)) for each in copies]
