@@ -228,7 +228,6 @@ def _proved(event: Any) -> str:
     )
 
 
-# The line that an event is printed as.
 def _heads_halved(event: Any) -> str:
     if event.rows == event.total:
         return (
@@ -241,6 +240,7 @@ def _heads_halved(event: Any) -> str:
     )
 
 
+# The line that an event is printed as.
 _LINES: dict[str, Callable[[Any], str]] = {
     "BackboneLoading": lambda event: f"repair: load {event.model}",
     "BatchHalved": lambda event: (

@@ -160,7 +160,7 @@ def fit_heads(
     parts = [] if folds is None else [validation.split(rows, seed + more) for more in range(seeds)]
     by_id = {each.id: again for each, *again in zip(candidates, *repeated, strict=True)}
     notes = Notes.parse(name, tags, note)
-    fitting = Fitting(rows, save, callbacks, notes, validation, parts, by_id, receiver(on_event))
+    fitting = Fitting(rows, validation, parts, by_id, save, callbacks, notes, receiver(on_event))
     heads: dict[str, Head] = {}
     dataset, store = features.dataset, features.store
     if save and not all(store.heads.has(each.id) for each in candidates):

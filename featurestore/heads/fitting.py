@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -40,13 +40,13 @@ class Fitting:
     """
 
     rows: Rows
-    save: bool
-    callbacks: Sequence[Any]
-    notes: Notes
     validation: CrossValidation
     parts: list[Folds]
     repeated: dict[str, list[Candidate]]
-    on_event: OnEvent
+    save: bool = False
+    callbacks: Sequence[Any] = ()
+    notes: Notes = field(default_factory=Notes)
+    on_event: OnEvent = field(default=lambda event: None)
 
     def heads(self, bank: Bank) -> dict[str, Head]:
         """Load the heads of a bank from the store, or else fit them; by id."""

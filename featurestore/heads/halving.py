@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,27 +16,19 @@ from featurestore.heads.compare import sort_key
 from featurestore.heads.events import HeadsHalved
 from featurestore.heads.fitting import Fitting
 from featurestore.heads.folds import CrossValidation, mean_and_spread
-from featurestore.heads.notes import Notes
 from featurestore.heads.rows import Rows
 from featurestore.listening import OnEvent, receiver
 
 # Of each class in each fold, on average, in the first round: as scikit-learn's HalvingGridSearchCV.
 FEWEST_ROWS = 2
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The heads that compete on the features of one layer.
-
-    ``features`` of all layers are of one data set.
-    """
-
-    features: Features
-    candidates: Sequence[Candidate]
+ROUND = CrossValidation(folds=5)
 
 
 def survivors(
-    layers: Sequence[Layer], factor: int, folds: int = 5, *, on_event: OnEvent | None = None
+    layers: Sequence[tuple[Features, Sequence[Candidate]]],
+    factor: int,
+    *,
+    on_event: OnEvent | None = None,
 ) -> set[str]:
     """Return the ids of the heads that are worth fitting on all training rows.
 
@@ -47,11 +38,10 @@ def survivors(
 
     Parameters
     ----------
-    layers : sequence of Layer
+    layers : sequence of (Features, sequence of Candidate)
+        The heads on each layer, all of one data set.
     factor : int
         2 or more.
-    folds : int
-        Of each round.
     on_event : callable, optional
         Receives `HeadsHalved` after each round; once, with all heads and rows, if the heads or the
         rows are too few for a round.
@@ -69,17 +59,17 @@ def survivors(
     if factor < 2:
         raise HeadError(f"halving is {factor!r}; expected 2 or more: one head of so many goes on")
     emit = receiver(on_event)
-    rows = [Rows(layer.features) for layer in layers]
-    alive = [list({each.id: each for each in layer.candidates}.values()) for layer in layers]
-    heads, total = sum(map(len, alive)), rows[0].count("train") if rows else 0
-    sizes = _sizes(layers, factor, folds) if layers else []
+    rows = [Rows(features) for features, _ in layers]
+    alive = [list({each.id: each for each in candidates}.values()) for _, candidates in layers]
+    heads, total = sum(map(len, alive)), rows[0].count("train")
+    sizes = _sizes(heads, rows[0], factor)
     if not sizes:
         emit(HeadsHalved(heads, heads, total, total))
     for size in sizes:
         scores: dict[str, float | None] = {}
         for whole, candidates in zip(rows, alive, strict=True):
             part = whole.fold(np.arange(size), np.arange(0))
-            scores |= _scores(part, candidates, folds) if candidates else {}
+            scores |= _scores(part, candidates) if candidates else {}
         metric = metrics.primary(str(rows[0].task))
         kept = sorted(scores, key=lambda key: sort_key(scores[key], metric))
         kept = kept[: math.ceil(len(kept) / factor)]
@@ -88,14 +78,13 @@ def survivors(
     return {each.id for candidates in alive for each in candidates}
 
 
-def _sizes(layers: Sequence[Layer], factor: int, folds: int) -> list[int]:
+def _sizes(heads: int, rows: Rows, factor: int) -> list[int]:
     """Return the number of training rows of each round before the last, which has all."""
-    heads = len({each.id for layer in layers for each in layer.candidates})
-    features = layers[0].features
-    rows = len(features.rows("train"))
-    fewest = FEWEST_ROWS * folds * max(1, len(features.classes))
-    rounds = min(_log(heads, factor), _log(max(1, rows // fewest), factor))
-    return [rows // factor**left for left in range(rounds, 0, -1)]
+    assert ROUND.folds is not None
+    total = rows.count("train")
+    fewest = FEWEST_ROWS * ROUND.folds * max(1, len(rows.features.classes))
+    rounds = min(_log(heads, factor), _log(max(1, total // fewest), factor))
+    return [total // factor**left for left in range(rounds, 0, -1)]
 
 
 def _log(value: int, factor: int) -> int:
@@ -103,18 +92,9 @@ def _log(value: int, factor: int) -> int:
     return max(power for power in range(value.bit_length()) if factor**power <= value)
 
 
-def _scores(rows: Rows, candidates: Sequence[Candidate], folds: int) -> dict[str, float | None]:
-    validation = CrossValidation(folds=folds)
-    fitting = Fitting(
-        rows=rows,
-        save=False,
-        callbacks=(),
-        notes=Notes(),
-        validation=validation,
-        parts=[validation.split(rows, candidates[0].seed)],
-        repeated={each.id: [each] for each in candidates},
-        on_event=lambda event: None,
-    )
+def _scores(rows: Rows, candidates: Sequence[Candidate]) -> dict[str, float | None]:
+    parts = [ROUND.split(rows, candidates[0].seed)]
+    fitting = Fitting(rows, ROUND, parts, {each.id: [each] for each in candidates})
     found: dict[str, float | None] = {}
     for bank in banks(candidates):
         for key, each in fitting.folds(bank).items():

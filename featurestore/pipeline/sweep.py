@@ -12,9 +12,9 @@ from featurestore.features import Features, stored, with_views, without_boundari
 from featurestore.heads import Head, check_named, fit_heads
 from featurestore.heads.candidate import candidate
 from featurestore.heads.folds import CrossValidation
-from featurestore.heads.halving import Layer, survivors
+from featurestore.heads.halving import survivors
 from featurestore.heads.registry import Task
-from featurestore.pipeline.spec import HeadSpec, SweepSpec, ViewSpec
+from featurestore.pipeline.spec import HeadSpec, SweepSpec, VariantSpec, ViewSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore, StoreLike
 
@@ -74,8 +74,8 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
         found = stored(store, dataset)
         asked: dict[str, Any] = {}
         # One field after the other, so that a mistake has its line.
-        apart = {"dataset", "layers", "heads", "views", "augmentation", "folds", "seeds", "halving"}
-        for name, values in spec.model_dump(exclude=apart).items():
+        fields = {*VariantSpec.model_fields, "precision"}
+        for name, values in spec.model_dump(include=fields).items():
             if values is not None:
                 where = [name]
                 asked[name] = values
@@ -186,13 +186,11 @@ def _halved(calls: Sequence[_Call], factor: int, on_event: Any) -> list[_Call]:
         [candidate(*pair, call.features, call.options["seed"]) for pair in call.wanted]
         for call in calls
     ]
-    layers = [Layer(call.features, heads) for call, heads in zip(calls, candidates, strict=True)]
+    layers = [(call.features, heads) for call, heads in zip(calls, candidates, strict=True)]
     kept = survivors(layers, factor, on_event=on_event)
-    halved = [
-        replace(
-            call,
-            wanted=[pair for pair, each in zip(call.wanted, heads, strict=True) if each.id in kept],
-        )
-        for call, heads in zip(calls, candidates, strict=True)
-    ]
-    return [call for call in halved if call.wanted]
+    found = []
+    for call, heads in zip(calls, candidates, strict=True):
+        wanted = [pair for pair, each in zip(call.wanted, heads, strict=True) if each.id in kept]
+        if wanted:
+            found.append(replace(call, wanted=wanted))
+    return found

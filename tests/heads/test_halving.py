@@ -10,7 +10,7 @@ import featurestore as fs
 from featurestore.errors import HeadError
 from featurestore.heads import HeadsHalved
 from featurestore.heads.candidate import candidate
-from featurestore.heads.halving import Layer, survivors
+from featurestore.heads.halving import survivors
 from tests.heads.conftest import MakeFeatures
 from tests.toys import featurestore
 
@@ -21,8 +21,7 @@ def test_good_heads_of_good_layers_go_on(make_features: MakeFeatures) -> None:
     poor = make_features(labels, noise=60.0, ref="poor:avg", val=0.1, test=0.1)
     wanted = [("ridge", {"alpha": 10.0**power}) for power in range(5)]
     layers = [
-        Layer(features, [candidate(*each, features, 0) for each in wanted])
-        for features in (good, poor)
+        (features, [candidate(*each, features, 0) for each in wanted]) for features in (good, poor)
     ]
     events: list[Any] = []
 
@@ -31,7 +30,7 @@ def test_good_heads_of_good_layers_go_on(make_features: MakeFeatures) -> None:
     rows = len(good.rows("train"))
     assert events == [HeadsHalved(10, 4, rows // 9, rows), HeadsHalved(4, 2, rows // 3, rows)]
     assert len(kept) == 2
-    assert kept < {each.id for each in layers[0].candidates}
+    assert kept < {each.id for each in layers[0][1]}
     assert good.store.heads.keys() == []
 
 
@@ -39,13 +38,12 @@ def test_few_heads_or_few_rows_have_no_rounds(make_features: MakeFeatures) -> No
     features = make_features(["a", "b"] * 10, val=0.0)
     few = [candidate("ridge", {"alpha": float(alpha)}, features, 0) for alpha in range(1, 8)]
     events: list[Any] = []
-    kept = survivors([Layer(features, few)], 2, on_event=events.append)
+    kept = survivors([(features, few)], 2, on_event=events.append)
     assert kept == {each.id for each in few}
     assert events == [HeadsHalved(7, 7, 20, 20)]
-    assert survivors([Layer(features, few[:1])], 2) == {few[0].id}
-    assert survivors([], 2) == set()
+    assert survivors([(features, few[:1])], 2) == {few[0].id}
     with pytest.raises(HeadError, match="expected 2 or more"):
-        survivors([Layer(features, few)], 1)
+        survivors([(features, few)], 1)
 
 
 def test_a_sweep_fits_what_goes_on(make_features: MakeFeatures, tmp_path: Path) -> None:

@@ -203,8 +203,10 @@ def test_rows_that_trained_or_chose_the_head_are_not_held_out(
 def test_rows_that_stopped_a_head_early_chose_it_too(
     make_features: MakeFeatures, backbone: Backbone
 ) -> None:
-    head = fit_head(make_features(CLASSES * 10), "dense", {"early_stopping": 1, "epochs": 1})
-    assert promote(head, backbone, selected_on="test").seen.selected_on == ("val", "test")
+    features = make_features(CLASSES * 10)
+    head = fit_head(features, "dense", {"early_stopping": 1, "epochs": 1})
+    promoted = promote(head, backbone, data=features.dataset, selected_on="test")
+    assert promoted.seen.selected_on == ("val", "test")
 
 
 @pytest.mark.reliability
