@@ -41,7 +41,7 @@ def features(extraction: Extraction) -> Features:
 
 def test_training_rows_and_their_views_lie_together(features: Features) -> None:
     rows = Rows(features)
-    X, labels = rows.fitted_arrays()
+    X, (_, labels) = rows.fitted_values, rows.fitted_arrays()
     plain, y = features.arrays("train")
     assert np.array_equal(X[::4], plain)
     assert np.array_equal(labels, np.repeat(y, 4))
