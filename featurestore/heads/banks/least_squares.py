@@ -42,9 +42,7 @@ class Sums:
     xy: np.ndarray
 
     @classmethod
-    def of(
-        cls, X: np.ndarray, Y: np.ndarray, weights: np.ndarray | None, shift: np.ndarray
-    ) -> Sums:
+    def of(cls, X: np.ndarray, Y: np.ndarray, weights: np.ndarray, shift: np.ndarray) -> Sums:
         """Sum over rows of ``X - shift`` (row, feature) and ``Y`` (row, target)."""
         from scipy.linalg.blas import dsyrk
 
@@ -52,16 +50,14 @@ class Sums:
         x, y = np.zeros(features), np.zeros(targets)
         xx, xy = np.zeros((features, features), order="F"), np.zeros((features, targets))
         for rows in parts(len(X), features):
-            part, goal = X[rows] - shift, Y[rows]
-            weight = np.ones(len(part)) if weights is None else weights[rows]
+            part, goal, weight = X[rows] - shift, Y[rows], weights[rows]
             x += weight @ part
             y += weight @ goal
             xy += part.T @ (goal * weight[:, None])
-            if weights is not None:
-                part *= np.sqrt(weight)[:, None]
+            part *= np.sqrt(weight)[:, None]
             # Half the work of a product, since the result is symmetric.
             xx = dsyrk(1.0, part.T, beta=1.0, c=xx, lower=1, overwrite_c=1)
-        return cls(float(len(X) if weights is None else weights.sum()), x, y, xx, xy)
+        return cls(float(weights.sum()), x, y, xx, xy)
 
     def combined(self, other: Sums, sign: int) -> Sums:
         """Return the sums over the rows of both (+1), or of these without the others (-1)."""
@@ -158,13 +154,17 @@ def without_features(estimator: Any, X: np.ndarray, y: np.ndarray) -> dict[str, 
     return {**learned, "n_features_in_": X.shape[1]}
 
 
-def mean(X: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+def mean(X: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the weighted mean of rows, float64 (feature,)."""
-    if weights is None:
-        return X.mean(axis=0, dtype=np.float64)
-    return (
-        sum(weights[rows] @ X[rows].astype(np.float64) for rows in parts(*X.shape)) / weights.sum()
-    )
+    total = sum(weights[rows] @ X[rows].astype(np.float64) for rows in parts(*X.shape))
+    return total / weights.sum()
+
+
+def targets(y: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
+    """Return values, or for each class 1 in its rows and else -1; float64 (row, target)."""
+    if classes is None:
+        return np.asarray(y, np.float64)[:, None]
+    return np.where(np.asarray(y)[:, None] == classes, 1.0, -1.0)
 
 
 def parts(count: int, width: int) -> Iterator[slice]:

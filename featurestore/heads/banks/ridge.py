@@ -15,6 +15,7 @@ from featurestore.heads.banks.least_squares import (
     mean,
     parts,
     solutions,
+    targets,
     without_features,
 )
 from featurestore.heads.banks.ridge_folds import fit_folds
@@ -53,16 +54,21 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
     estimators : sequence of Ridge, or of RidgeClassifier
     X : ndarray (row, feature)
     y : ndarray (row,)
-        Labels; for `Ridge` values, (row,) or (row, target).
+        Labels; for `Ridge` values.
 
     Raises
     ------
     ValueError
         If features are not finite, or the labels do not suit the estimator.
     """
+    from sklearn.utils.class_weight import compute_sample_weight
+
     learned = without_features(estimators[0], X, y)
-    Y = _targets(learned, y)
-    weights = _weights(estimators[0], y)
+    classes = learned.get("classes_")
+    if classes is not None and len(classes) == 2:
+        classes = classes[1:]
+    Y = targets(y, classes)
+    weights = compute_sample_weight(getattr(estimators[0], "class_weight", None), y)
     shift = mean(X, weights)
     if len(X) < X.shape[1]:
         if not estimators[0].fit_intercept:
@@ -80,20 +86,19 @@ def predict(
     Yields
     ------
     predicted : ndarray (row,)
-        Labels, or values (row,) or (row, target).
     probabilities : None
         Ridge has none.
     """
-    targets = len(np.atleast_2d(estimators[0].coef_))
-    at_once = max(1, SCORES // (targets * max(1, len(X))))
+    columns = len(np.atleast_2d(estimators[0].coef_))
+    at_once = max(1, SCORES // (columns * max(1, len(X))))
     for start in range(0, len(estimators), at_once):
         some = estimators[start : start + at_once]
         scores = X @ np.concatenate([np.atleast_2d(each.coef_) for each in some]).T
         for number, each in enumerate(some):
-            mine = scores[:, number * targets : (number + 1) * targets] + each.intercept_
+            mine = scores[:, number * columns : (number + 1) * columns] + each.intercept_
             if not hasattr(each, "classes_"):
-                yield (mine[:, 0] if each.coef_.ndim == 1 else mine), None
-            elif targets == 1:
+                yield mine[:, 0], None
+            elif columns == 1:
                 yield each.classes_[(mine[:, 0] > 0).astype(np.intp)], None
             else:
                 yield each.classes_[mine.argmax(axis=1)], None
@@ -104,12 +109,12 @@ def _fit_by_rows(
     learned: dict[str, Any],
     X: np.ndarray,
     Y: np.ndarray,
-    weights: np.ndarray | None,
+    weights: np.ndarray,
     origin: np.ndarray,
 ) -> None:
     from scipy.linalg.blas import dsyrk
 
-    root = np.ones(len(X)) if weights is None else np.sqrt(weights)
+    root = np.sqrt(weights)
     goal = np.zeros(Y.shape[1])
     if estimators[0].fit_intercept:
         goal = np.average(Y, axis=0, weights=weights)
@@ -127,21 +132,3 @@ def _fit_by_rows(
         coefs[..., span] = duals.transpose(0, 2, 1) @ part(span)
     for each, coef in zip(estimators, coefs, strict=True):
         learn(each, learned, coef, goal - coef @ origin, X.dtype)
-
-
-def _targets(learned: dict[str, Any], y: np.ndarray) -> np.ndarray:
-    """Return values, or -1 and 1 for classes, float64 (row, target)."""
-    if "classes_" not in learned:
-        return np.asarray(y, np.float64).reshape(len(y), -1)
-    classes = learned["classes_"]
-    columns = classes[1:] if len(classes) == 2 else classes
-    if len(classes) == 1:
-        return np.full((len(y), 1), -1.0)
-    return np.where(np.asarray(y)[:, None] == columns, 1.0, -1.0)
-
-
-def _weights(estimator: Any, y: np.ndarray) -> np.ndarray | None:
-    from sklearn.utils.class_weight import compute_sample_weight
-
-    given = getattr(estimator, "class_weight", None)
-    return compute_sample_weight(given, y) if given else None

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.heads.banks.least_squares import Sums, fit_sums, mean, without_features
+from featurestore.heads.banks.least_squares import (
+    Sums,
+    fit_sums,
+    mean,
+    targets,
+    without_features,
+)
 
 # Bytes of the sums of all folds.
 MOST_BYTES = 2**30
@@ -59,12 +65,9 @@ def fit_folds(
         return False
     without_features(first, X, y)
     classes = np.unique(y) if hasattr(first, "class_weight") else None
-    if classes is None:
-        goals = np.asarray(y, np.float64).reshape(len(y), -1)
-    else:
-        goals = np.where(y[:, None] == classes, 1.0, -1.0)
-    shift = mean(X, None)
-    sums_held = [Sums.of(X[rows], goals[rows], None, shift) for rows in held_out]
+    goals, ones = targets(y, classes), np.ones(len(X))
+    shift = mean(X, ones)
+    sums_held = [Sums.of(X[rows], goals[rows], ones[rows], shift) for rows in held_out]
     total = sums_held[0]
     for part in sums_held[1:]:
         total = total.combined(part, 1)
@@ -75,8 +78,6 @@ def fit_folds(
         sums, origin = total.combined(part, -1), shift
         if classes is not None:
             known = learned["classes_"]
-            if len(known) < 2:
-                return False
             columns = np.searchsorted(classes, known[1:] if len(known) == 2 else known)
             sums.y, sums.xy = sums.y[columns], sums.xy[:, columns]
         if scaler is not None:
