@@ -61,25 +61,22 @@ def _heads(rows: Rows, more: list[str]) -> Grid:
 
 def over_folds(row: Mapping[str, Any]) -> dict[str, str]:
     """Return the metrics over folds as text, with their spread: ``0.903 ± 0.011 =``."""
-    shown = {}
-    for name in row:
-        split, _, metric = name.partition("_")
-        if split == FOLDS and metric and (found := mean_and_spread(row["folds"] or {}, metric)):
-            mark = " =" if row["tied"] else "  " if row["tied"] is not None else ""
-            shown[name] = f"{found[0]:.3f} ± {found[1]:.3f}{mark}"
-    return shown
+    mark = "" if row["tied"] is None else " =" if row["tied"] else "  "
+    figures = _figures(row["folds"] or {"metrics": {}})
+    known = {f"{FOLDS}_{metric}": figure for metric, figure in figures.items()}
+    return {name: known[name] + mark for name in row if name in known}
 
 
 def folds_line(folds: Mapping[str, Any]) -> str:
     """Say how a head did on its folds, in one line."""
-    found = {name: mean_and_spread(folds, name) for name in folds["metrics"]}
     seeds = f", {plural(folds['seeds'], 'seed')}" if folds["seeds"] > 1 else ""
-    figures = [
-        f"{name.replace('_', ' ')} {each[0]:.3f} ± {each[1]:.3f}"
-        for name, each in found.items()
-        if each
-    ]
+    figures = [f"{name.replace('_', ' ')} {each}" for name, each in _figures(folds).items()]
     return f"on {plural(folds['folds'], 'fold')} of the train split{seeds}: {', '.join(figures)}"
+
+
+def _figures(folds: Mapping[str, Any]) -> dict[str, str]:
+    found = {metric: mean_and_spread(folds, metric) for metric in folds["metrics"]}
+    return {metric: f"{each[0]:.3f} ± {each[1]:.3f}" for metric, each in found.items() if each}
 
 
 def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
