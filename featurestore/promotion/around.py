@@ -64,9 +64,9 @@ def as_layers(step: Any, flow: Any, name: str, softmax: str) -> tuple[Any, Any]:
     else:
         scores, output = _classifier(step.estimator_, flow, name)
         if threshold.response == "decision_function":
-            scores = _scaled(scores, [1.0, 1.0], [0.0, threshold.shift], name)
+            scores = scaled(scores, [1.0, 1.0], [0.0, threshold.shift], f"{name}_scaled")
             return scores, keras.layers.Softmax(name=softmax)(scores)
-        output = _share(_scaled(output, threshold.weights, [0.0, 0.0], name), name)
+        output = _share(scaled(output, threshold.weights, 0.0, f"{name}_scaled"), name)
     output = keras.layers.Activation("linear", name=softmax)(output)
     return output, output
 
@@ -93,14 +93,14 @@ def _calibrated(part: Any, flow: Any, name: str) -> Any:
             factor = 2 * factor
         elif not decides:
             values = _named(keras.ops.log(values + EPSILON), f"{name}_log")
-        logits = _scaled(values, factor, 0.0, f"{name}_temperature")
+        logits = scaled(values, factor, 0.0, f"{name}_temperature")
     else:
         slope, offset = (
             np.array([-getattr(each, at) for each in calibrators]) for at in ("a_", "b_")
         )
         if two:
             slope, offset = np.append(0.0, slope), np.append(0.0, offset)
-        logits = _scaled(values, slope, offset, f"{name}_sigmoid")
+        logits = scaled(values, slope, offset, f"{name}_sigmoid")
         if not two:
             # Each sigmoid's share of their sum is the softmax of their logarithms.
             logits = keras.layers.Activation("log_sigmoid", name=f"{name}_log_sigmoid")(logits)
@@ -153,14 +153,12 @@ def _segments(calibrator: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x[:-1][rises], x[1:][rises], np.diff(y)[rises]
 
 
-def _scaled(x: Any, factor: Any, offset: Any, name: str) -> Any:
-    """Apply ``x * factor + offset``."""
+def scaled(x: Any, factor: Any, offset: Any, name: str) -> Any:
+    """Apply ``x * factor + offset``, a layer that is not trained."""
     import keras
 
     width = int(x.shape[-1])
-    layer = keras.layers.EinsumDense(
-        "rf,f->rf", width, bias_axes="f", name=f"{name}_scaled", trainable=False
-    )
+    layer = keras.layers.EinsumDense("rf,f->rf", width, bias_axes="f", name=name, trainable=False)
     return _fixed(layer, x, np.broadcast_to(factor, width), np.broadcast_to(offset, width))
 
 

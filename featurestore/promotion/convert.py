@@ -50,20 +50,13 @@ class Flow:
 
     def scaled(self, center: Any, factor: Any, name: str) -> Flow:
         """Apply ``(features - center) * factor``, a layer that is not trained."""
-        import keras
-
         width, selected = int(self.x.shape[-1]), len(self.index)
-        layer = keras.layers.EinsumDense(
-            "rf,f->rf", width, bias_axes="f", name=name, trainable=False
-        )
-        x = layer(self.x)
         factors, bias = np.zeros(width, "float32"), np.zeros(width, "float32")
         factors[self.index] = np.broadcast_to(factor, selected)
         # Use the factors as float32 rounds them, so that features far from zero do not shift.
         center = np.broadcast_to(np.asarray(center, "float64"), selected)
         bias[self.index] = -center * factors[self.index].astype("float64")
-        layer.set_weights([factors, bias])
-        return Flow(x, self.index)
+        return Flow(around.scaled(self.x, factors, bias, name), self.index)
 
     def dense(
         self, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None
@@ -149,12 +142,12 @@ def check(estimator: Any) -> None:
             check(each)
 
 
-def has_steps(estimator: Any) -> bool:
-    """Whether probabilities jump and are flat between, as isotonic calibration makes them."""
+def is_isotonic(estimator: Any) -> bool:
+    """Whether isotonic calibration makes probabilities jump, and flat between the jumps."""
     last = _steps(estimator)[-1]
     inside = around.inside(last)
     return bool(inside) and (
-        getattr(last, "method", "") == "isotonic" or any(map(has_steps, inside))
+        getattr(last, "method", "") == "isotonic" or any(map(is_isotonic, inside))
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from featurestore.errors import PromotionError
 from featurestore.heads.decision import Threshold
 from featurestore.heads.network import logits_model
 from featurestore.promotion.carried import CLASSES, classes_layer
-from featurestore.promotion.convert import as_layers, check, has_steps, no_form
+from featurestore.promotion.convert import as_layers, check, is_isotonic, no_form
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -39,8 +39,8 @@ class Fused:
     backbone_layers : tuple of str
         Names of the layers and operations in ``model`` that come from the backbone, its
         preprocessing included, in order.
-    has_steps : bool
-        Whether the probabilities jump, as isotonic calibration makes them.
+    isotonic : bool
+        Whether the head has isotonic calibration, with which probabilities jump.
     threshold : Threshold or None
         Of the head; the probabilities are shifted so that 0.5 stands for it.
     """
@@ -49,7 +49,7 @@ class Fused:
     features: str
     scores: str
     backbone_layers: tuple[str, ...]
-    has_steps: bool = False
+    isotonic: bool = False
     threshold: Threshold | None = None
 
 
@@ -88,10 +88,11 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     if head.classes:
         output = classes_layer(head.classes, named)(output)
     model = keras.Model(base.inputs, output, name="promoted")
-    steps, threshold = False, None
-    if head.kind == "sklearn":
-        steps, threshold = has_steps(head.estimator), Threshold.of(head.estimator)
-    return Fused(model, _maker(x), _maker(scores), names, steps, threshold)
+    fused = Fused(model, _maker(x), _maker(scores), names)
+    if head.kind == "keras":
+        return fused
+    threshold = Threshold.of(head.estimator)
+    return replace(fused, isotonic=is_isotonic(head.estimator), threshold=threshold)
 
 
 def _maker(tensor: Any) -> str:

@@ -11,7 +11,7 @@ The effect of rounding on the scores is measured instead of bounded: the cached 
 against the cached head on computed ones. Nothing is assumed about how rounding errors correlate.
 
 Probabilities with isotonic calibration jump, and rounding moves most rows not at all and some over
-a jump. Each row then has a tolerance of its own (:func:`step_tolerance`).
+a jump. Each row then has a tolerance of its own (:func:`row_tolerance`).
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def head_tolerance(scores: Scores, features: np.ndarray) -> float:
     return SUM * moved / step + LAST_SUM * float(np.abs(base).max())
 
 
-def step_tolerance(scores: Scores, features: np.ndarray) -> np.ndarray:
+def row_tolerance(scores: Scores, features: np.ndarray) -> np.ndarray:
     """Return how far the order of float32 sums moves each row's scores if these jump, (row,).
 
     Where a score jumps, the effect of a small change says nothing of that of a smaller one. So the

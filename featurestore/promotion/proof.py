@@ -24,7 +24,7 @@ from featurestore.promotion.parity import (
     head_tolerance,
     require,
     require_same_images,
-    step_tolerance,
+    row_tolerance,
 )
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
@@ -214,7 +214,7 @@ def _judge(
     features, scores, output = outputs
     check.require(features, index, what)
     expected = head.scores(features)
-    arithmetic: Any = (step_tolerance if fused.has_steps else head_tolerance)(head.scores, features)
+    arithmetic: Any = (row_tolerance if fused.isotonic else head_tolerance)(head.scores, features)
     _require_equal(expected, scores, arithmetic, f"the head of {what}")
     # A threshold shifts the output, so that the head's probabilities are not in it.
     likely = None if fused.threshold else head.predict_proba(features)
@@ -226,7 +226,7 @@ def _judge(
         _require_equal(likely[clear], output[clear], each, probability)
     measured = head.scores(check.stored[index])
     moved = np.abs(expected - measured).max(axis=1)
-    tolerance = (moved if fused.has_steps else moved.max()) + arithmetic
+    tolerance = (moved if fused.isotonic else moved.max()) + arithmetic
     tolerance = np.broadcast_to(tolerance, len(measured))
     parity = compare(measured, scores, tolerance)
     require(parity, measured, check.dtype, what)

@@ -284,7 +284,7 @@ def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
 
 
 def _check_trainable(head: Head, fused: Fused, tuning: FineTuning) -> None:
-    if tuning.passes and fused.has_steps:
+    if tuning.passes and fused.isotonic:
         raise PromotionError(
             f"{head.id} cannot be fine-tuned: its isotonic calibration is flat nearly everywhere, "
             "so that nothing is learned through it; calibrate with method='sigmoid' or "

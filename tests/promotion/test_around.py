@@ -34,7 +34,7 @@ from featurestore.heads import Head, fit_head
 from featurestore.heads.decision import decision
 from featurestore.promotion import Promotion, evaluate, promotable, promote
 from featurestore.promotion.convert import as_layers, check
-from featurestore.promotion.parity import step_tolerance
+from featurestore.promotion.parity import row_tolerance
 from featurestore.promotion.report import threshold_note
 
 MakeFeatures = Callable[..., Features]
@@ -107,7 +107,7 @@ def check_calibrated(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> No
         allowed: Any = 1e-4
         if "isotonic" in name_of(estimator):
             # A row next to a jump may be on the other side of it.
-            allowed = 1e-5 + step_tolerance(fitted.predict_proba, each)
+            allowed = 1e-5 + row_tolerance(fitted.predict_proba, each)
             assert np.median(allowed) < 1e-4
         assert (error <= allowed).all(), name_of(estimator)
         ordered = np.sort(expected, axis=1)
