@@ -209,7 +209,7 @@ def leaderboard(
 
 def _best_first(documents: Sequence[dict[str, Any]], sort: str | None) -> list[dict[str, Any]]:
     """Return the rows of heads on one state of a data set, best first."""
-    shared = common([each["folds"] for each in documents]) if documents else None
+    shared = common([each["folds"] for each in documents])
     usual, rows, order = FOLDS if shared else "val", [], {}
     for number, document in enumerate(documents):
         each = {**document, "folds": shared[number]} if shared else document

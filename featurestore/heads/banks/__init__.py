@@ -103,9 +103,7 @@ class Bank:
         X, y = rows.fitted_arrays()
         copies = self._copies()
         with self._caught() as caught:
-            before = copies.before
-            scaled = X if before is None else before.fit_transform(X, y)
-            self.family.fit(copies.lasts, scaled, y)
+            self.family.fit(copies.lasts, copies.before.fit_transform(X, y), y)
         return copies.fitted(self.family, texts(caught))
 
     def fit_folds(self, rows: Rows, folds: Folds) -> list[Any] | None:
@@ -171,28 +169,23 @@ class _Copies:
     """Copies of the members of a bank, to be fitted on the same rows."""
 
     def __init__(self, estimators: Sequence[Any]) -> None:
+        from sklearn.pipeline import Pipeline
+
         self.estimators = estimators
         self.lasts = [_steps(each)[-1][1] for each in estimators]
         self.steps = _steps(estimators[0])[:-1]
         """The steps before the last, which the copies share."""
-
-    @property
-    def before(self) -> Any:
-        """The pipeline of the steps before the last; None if there is none."""
-        from sklearn.pipeline import Pipeline
-
-        return Pipeline(self.steps) if self.steps else None
+        self.before = Pipeline(self.steps or [("none", "passthrough")])
 
     def fitted(self, family: Family, warned: Sequence[str]) -> tuple[list[Any], Any]:
         """Return what `Bank.fit` returns."""
         for each, last in zip(self.estimators, self.lasts, strict=True):
             if self.steps:
                 each.steps = [*self.steps, (each.steps[-1][0], last)]
-        before = self.before
 
         def predict(rows: np.ndarray) -> Iterable[Predicted]:
             flat = rows.reshape(len(rows), -1)
-            return family.predict(self.lasts, flat if before is None else before.transform(flat))
+            return family.predict(self.lasts, self.before.transform(flat))
 
         classes = [tuple(getattr(each, "classes_", np.array([])).tolist()) for each in self.lasts]
         fitted = [
@@ -230,7 +223,7 @@ def _family(candidate: Candidate) -> Family | None:
         return None
     last = _steps(template)[-1][1]
     name = FAMILIES.get(type(last).__name__)
-    if name is None or type(last).__module__.partition(".")[0] != "sklearn":
+    if name is None:
         return None
     family: Any = import_module(f"featurestore.heads.banks.{name}")
     return family if family.takes(last) else None
