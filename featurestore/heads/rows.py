@@ -121,7 +121,7 @@ class Rows:
         fold._read, fold._fitted, fold.splits = {}, None, (HELD_OUT,)
         if self.in_memory:
             fold._whole = self, self.training.with_views(train)
-            fold._read = {HELD_OUT: self.values("train")[held_out]}
+            fold._read = {HELD_OUT: self.fitted_values[held_out * self.training.each]}
             fold._read["val"] = self.values("val")  # for early stopping
         return fold
 
