@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh
 
-# Numbers in a chunk of rows.
-CHUNK_SIZE = 1 << 23
+from featurestore.heads.banks.linear import mean, parts
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Coordinates:
     rows: np.ndarray
     weights: np.ndarray
     intercept: bool
-    mean: np.ndarray
+    centre: np.ndarray
     basis: np.ndarray
     source: np.ndarray | None
 
@@ -35,21 +33,18 @@ class Coordinates:
     def of(cls, X: np.ndarray, weights: np.ndarray, intercept: bool) -> Coordinates:
         """Rotate rows, (row, feature). With fewer rows than features, there is one for each row."""
         X = np.asarray(X, np.float32)
-        mean = np.zeros(X.shape[1])
-        if intercept:
-            for part in _slices(*X.shape):
-                mean += (weights[part] / weights.sum()) @ X[part]
-        mean = mean.astype(np.float32)
+        centre = mean(X, weights) if intercept else np.zeros(X.shape[1])
+        centre = centre.astype(np.float32)
         wide = len(X) < X.shape[1]
-        rows, basis = _by_rows(X, mean) if wide else _by_features(X, mean, weights)
+        rows, basis = _by_rows(X, centre) if wide else _by_features(X, centre, weights)
         if intercept:
             rows = np.hstack([rows, np.ones((len(X), 1), np.float32)])
-        return cls(rows, weights, intercept, mean, basis, X if wide else None)
+        return cls(rows, weights, intercept, centre, basis, X if wide else None)
 
     def spread(self) -> np.ndarray:
         """Return the weighted sum of squares of each coordinate."""
         total = np.zeros(self.rows.shape[1])
-        for part in _slices(*self.rows.shape):
+        for part in parts(*self.rows.shape):
             total += self.weights[part] @ np.square(self.rows[part])
         return total
 
@@ -68,39 +63,33 @@ class Coordinates:
         coefficients = found @ self.basis.T
         if self.source is not None:
             by_row = coefficients.reshape(-1, len(self.source))
-            coefficients = np.empty((len(by_row), len(self.mean)))
-            for part in _slices(len(self.mean), len(self.source)):
-                coefficients[:, part] = by_row @ (self.source[:, part] - self.mean[part])
+            coefficients = np.empty((len(by_row), len(self.centre)))
+            for part in parts(len(self.centre), len(self.source)):
+                coefficients[:, part] = by_row @ (self.source[:, part] - self.centre[part])
             coefficients = coefficients.reshape(*found.shape[:2], -1)
-        return coefficients, intercept - coefficients @ self.mean
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    """Cut ``count`` rows of ``size`` numbers each into chunks of bounded size."""
-    step = max(1, CHUNK_SIZE // size)
-    return (slice(start, start + step) for start in range(0, count, step))
+        return coefficients, intercept - coefficients @ self.centre
 
 
 def _by_features(
-    X: np.ndarray, mean: np.ndarray, weights: np.ndarray
+    X: np.ndarray, centre: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rotated rows, (row, coordinate), and the basis, (feature, coordinate)."""
     covariance = np.zeros((X.shape[1], X.shape[1]))
-    for part in _slices(*X.shape):
-        centred = np.sqrt(weights[part])[:, None] * (X[part] - mean)
+    for part in parts(*X.shape):
+        centred = np.sqrt(weights[part])[:, None] * (X[part] - centre)
         covariance += centred.T @ centred
     basis = eigh(covariance, overwrite_a=True, check_finite=False)[1]
     rows, single = np.empty(X.shape, np.float32), basis.astype(np.float32)
-    for part in _slices(*X.shape):
-        np.matmul(X[part] - mean, single, out=rows[part])
+    for part in parts(*X.shape):
+        np.matmul(X[part] - centre, single, out=rows[part])
     return rows, basis
 
 
-def _by_rows(X: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _by_rows(X: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rotated rows, (row, coordinate), and what makes coordinates of rows, the same."""
     products = np.zeros((len(X), len(X)))
-    for part in _slices(X.shape[1], len(X)):
-        centred = (X[:, part] - mean[part]).astype(np.float64)
+    for part in parts(X.shape[1], len(X)):
+        centred = (X[:, part] - centre[part]).astype(np.float64)
         products += centred @ centred.T
     values, vectors = eigh(products, overwrite_a=True, check_finite=False)
     # Products of doubles have no more digits.

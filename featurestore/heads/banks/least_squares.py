@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-# Numbers that are converted to float64 at once.
-PART = 4_000_000
+from featurestore.heads.banks.linear import parts
+
 # Relative to the largest element of the diagonal: a smaller penalty may leave the system singular.
 SMALLEST_PENALTY = 1e-12
 
@@ -154,21 +154,8 @@ def without_features(estimator: Any, X: np.ndarray, y: np.ndarray) -> dict[str, 
     return {**learned, "n_features_in_": X.shape[1]}
 
 
-def mean(X: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted mean of rows, float64 (feature,)."""
-    total = sum(weights[rows] @ X[rows].astype(np.float64) for rows in parts(*X.shape))
-    return total / weights.sum()
-
-
 def targets(y: np.ndarray, classes: np.ndarray | None) -> np.ndarray:
     """Return values, or for each class 1 in its rows and else -1; float64 (row, target)."""
     if classes is None:
         return np.asarray(y, np.float64)[:, None]
     return np.where(np.asarray(y)[:, None] == classes, 1.0, -1.0)
-
-
-def parts(count: int, width: int) -> Iterator[slice]:
-    """Yield slices of ``count`` rows of ``width`` numbers that hold about `PART` numbers each."""
-    step = max(1, PART // max(1, width))
-    for start in range(0, count, step):
-        yield slice(start, start + step)

@@ -11,13 +11,13 @@ import numpy as np
 
 from featurestore.heads.banks.coordinates import Coordinates
 from featurestore.heads.banks.lbfgs import minimize
+from featurestore.heads.banks.linear import decisions, labels
 from featurestore.heads.banks.losses import Losses
+from featurestore.heads.metrics import Predicted
 
 VARIES = frozenset({"C"})
 # Parameters that are honoured, or that the solver "lbfgs" of scikit-learn does not read either.
 _FREE = {*VARIES, "tol", "max_iter", "fit_intercept", "class_weight", "random_state"}
-# Numbers in the logits of the heads that are predicted together.
-LOGITS = 1 << 26
 
 
 def takes(estimator: Any) -> bool:
@@ -107,35 +107,14 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         )
 
 
-def predict(
-    estimators: Sequence[Any], X: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Predict with heads that were fitted together, by one matrix product.
-
-    Parameters
-    ----------
-    estimators : sequence of LogisticRegression
-    X : float32 array, (row, feature)
-
-    Yields
-    ------
-    predicted : array, (row,)
-    probabilities : array, (row, class)
-    """
+def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
+    """Predict with heads that were fitted together: labels and probabilities."""
     from scipy.special import expit
     from sklearn.utils.extmath import softmax
 
-    columns = len(estimators[0].intercept_)
-    together = max(1, LOGITS // max(1, len(X) * columns))
-    for start in range(0, len(estimators), together):
-        part = estimators[start : start + together]
-        logits = X @ np.vstack([each.coef_ for each in part]).T
-        logits += np.concatenate([each.intercept_ for each in part])
-        for number, each in enumerate(part):
-            own = logits[:, number * columns : (number + 1) * columns]
-            if columns > 1:
-                yield each.classes_[own.argmax(axis=1)], softmax(own)
-            else:
-                second = expit(own[:, 0])
-                predicted = each.classes_[(own[:, 0] > 0).astype(int)]
-                yield predicted, np.column_stack([1 - second, second])
+    for each, values in zip(estimators, decisions(estimators, X), strict=True):
+        if values.shape[1] > 1:
+            yield labels(each, values), softmax(values)
+        else:
+            second = expit(values[:, 0])
+            yield labels(each, values), np.column_stack([1 - second, second])

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.heads.metrics import Predicted
+
 VARIES = frozenset({"n_neighbors", "weights"})
 
 
@@ -36,19 +38,11 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         each.fit(X, y)
 
 
-def predict(
-    estimators: Sequence[Any], X: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
     """Predict with heads of one fit: one search for the most neighbours, then scikit-learn's votes.
 
     Where the last neighbour of a head is as far as the next one, scikit-learn chooses between them
     by the order of its search. Such rows are searched again with the number of that head.
-
-    Yields
-    ------
-    predicted : ndarray (row,)
-    probabilities : ndarray (row, class) or None
-        None for regressors.
 
     Raises
     ------

@@ -12,19 +12,17 @@ from featurestore.heads.banks.least_squares import (
     Sums,
     fit_sums,
     learn,
-    mean,
-    parts,
     solutions,
     targets,
     without_features,
 )
+from featurestore.heads.banks.linear import decisions, labels, mean, parts
 from featurestore.heads.banks.ridge_folds import fit_folds
+from featurestore.heads.metrics import Predicted
 
 __all__ = ["VARIES", "fit", "fit_folds", "predict", "takes"]
 
 VARIES = frozenset({"alpha"})
-# Decision values that `predict` computes at once.
-SCORES = 50_000_000
 
 
 def takes(estimator: Any) -> bool:
@@ -78,30 +76,10 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         fit_sums(estimators, learned, Sums.of(X, Y, weights, shift), shift, X.dtype)
 
 
-def predict(
-    estimators: Sequence[Any], X: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Predict with heads of one fit, by one matrix product for many of them.
-
-    Yields
-    ------
-    predicted : ndarray (row,)
-    probabilities : None
-        Ridge has none.
-    """
-    columns = len(np.atleast_2d(estimators[0].coef_))
-    at_once = max(1, SCORES // (columns * max(1, len(X))))
-    for start in range(0, len(estimators), at_once):
-        some = estimators[start : start + at_once]
-        scores = X @ np.concatenate([np.atleast_2d(each.coef_) for each in some]).T
-        for number, each in enumerate(some):
-            mine = scores[:, number * columns : (number + 1) * columns] + each.intercept_
-            if not hasattr(each, "classes_"):
-                yield mine[:, 0], None
-            elif columns == 1:
-                yield each.classes_[(mine[:, 0] > 0).astype(np.intp)], None
-            else:
-                yield each.classes_[mine.argmax(axis=1)], None
+def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
+    """Predict with heads of one fit; ridge has no probabilities."""
+    for each, values in zip(estimators, decisions(estimators, X), strict=True):
+        yield (labels(each, values) if hasattr(each, "classes_") else values[:, 0]), None
 
 
 def _fit_by_rows(

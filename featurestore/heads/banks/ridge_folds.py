@@ -7,13 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.heads.banks.least_squares import (
-    Sums,
-    fit_sums,
-    mean,
-    targets,
-    without_features,
-)
+from featurestore.heads.banks.least_squares import Sums, fit_sums, targets, without_features
+from featurestore.heads.banks.linear import mean
 
 # Bytes of the sums of all folds.
 MOST_BYTES = 2**30

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from sklearn.utils.class_weight import compute_class_weight
 
-from featurestore.heads.banks import lbfgs, logistic, losses
+from featurestore.heads.banks import lbfgs, linear, logistic, losses
 
 CS = (1e-5, 1e-2, 1.0, 1e3)
 
@@ -105,6 +105,7 @@ def test_small_chunks_and_batches_change_nothing(monkeypatch):
     whole, cut = bank(), bank()
     logistic.fit(whole, X, y)
     monkeypatch.setattr(losses, "CHUNK_SIZE", 1)
+    monkeypatch.setattr(linear, "PART", 1000)
     monkeypatch.setattr(lbfgs, "BATCH_SIZE", 1)
     logistic.fit(cut, X, y)
     for one, other in zip(whole, cut, strict=True):
@@ -130,12 +131,12 @@ def test_a_fitted_head_has_what_scikit_learn_gives_it(classes, kind):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("logits", [losses.CHUNK_SIZE, 1])
-def test_predictions_of_a_bank_are_those_of_its_heads(classes, logits, monkeypatch):
+@pytest.mark.parametrize("values", [linear.VALUES, 1])
+def test_predictions_of_a_bank_are_those_of_its_heads(classes, values, monkeypatch):
     X, y = noisy(classes=classes)
     heads = bank()
     logistic.fit(heads, X, y)
-    monkeypatch.setattr(logistic, "LOGITS", logits)
+    monkeypatch.setattr(linear, "VALUES", values)
     found = list(logistic.predict(heads, X[:50]))
     assert len(found) == len(heads)
     for head, (predicted, probabilities) in zip(heads, found, strict=True):

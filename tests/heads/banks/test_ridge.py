@@ -8,7 +8,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 
-from featurestore.heads.banks import least_squares, ridge
+from featurestore.heads.banks import linear, ridge
 
 PENALTIES = (1e-3, 1.0, 1e3)
 
@@ -83,8 +83,8 @@ def test_regressors_are_those_that_scikit_learn_fits_alone(width: int, intercept
 
 
 def test_rows_and_features_are_summed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(least_squares, "PART", 100)
-    monkeypatch.setattr(ridge, "SCORES", 100)
+    monkeypatch.setattr(linear, "PART", 100)
+    monkeypatch.setattr(linear, "VALUES", 100)
     y = np.arange(60) % 3
     for width in (7, 90):
         check_equal([RidgeClassifier(a) for a in PENALTIES], rows(60, width), y, rows(50, width))
