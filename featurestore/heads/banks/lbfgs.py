@@ -42,6 +42,7 @@ class _State:
     c: np.ndarray
     found: np.ndarray
     value: np.ndarray
+    best: np.ndarray
     gradient: np.ndarray
     curvature: np.ndarray
     direction: np.ndarray
@@ -67,6 +68,7 @@ class _State:
             c=c,
             found=np.repeat(cold[None], heads, axis=0),
             value=c * loss,
+            best=np.full(heads, np.inf),
             gradient=c[:, None, None] * gradient,
             curvature=c[:, None, None] * curvature,
             direction=np.zeros((heads, *cold.shape)),
@@ -284,7 +286,9 @@ class _Solver:
         turned = _dot(moved, changed)
         history.append((moved, changed, np.where(taken & (turned > 0), 1 / turned, 0)))
         at.count += taken
-        at.idle = np.where(value < at.value * (1 - NOISE / 10), 0, at.idle + 1)
+        # Rounding moves values up and down; only a new low is a gain.
+        at.idle = np.where(value < at.best * (1 - NOISE / 10), 0, at.idle + 1)
+        at.best = np.minimum(at.best, value)
         # The slope is zero between a step too long and none.
         shorter = at.slope / np.where(slope > 0, at.slope - slope, at.slope)
         at.step = np.where(taken, 1, at.step * np.clip(shorter, 0.1, 0.5))
