@@ -157,7 +157,10 @@ def fit_heads(
             raise HeadError(f"head {each.name!r}: {each.nameless}; or fit it with save=False")
     rows = Rows(features)
     rows.check_completed()
-    parts = [] if folds is None else [validation.split(rows, seed + more) for more in range(seeds)]
+    parts = [
+        validation.split(rows, seed + more)
+        for more in range(validation.seeds if validation.folds else 0)
+    ]
     by_id = {each.id: again for each, *again in zip(candidates, *repeated, strict=True)}
     notes = Notes.parse(name, tags, note)
     fitting = Fitting(rows, validation, parts, by_id, save, callbacks, notes, receiver(on_event))

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from featurestore.errors import HeadError, InputError
 from featurestore.heads.rows import Rows
 from featurestore.settings import Settings
+from featurestore.table import plural
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
 
@@ -61,17 +62,21 @@ class CrossValidation(Settings):
         groups = None if dataset.groups is None else dataset.groups[numbers]
         found = len(numbers) if groups is None else len(np.unique(groups))
         if found < self.folds:
-            what = "training rows" if groups is None else "groups of training rows"
+            what = "training row" if groups is None else "group"
+            instead = f"take folds={found} at most" if found > 1 else "fit without folds"
             raise HeadError(
-                f"data set {dataset.name!r} has {found} {what}, too few for {self.folds} folds; "
-                f"take folds={max(2, found)} at most"
+                f"data set {dataset.name!r} has {plural(found, what)} in its train split, too few "
+                f"for {self.folds} folds; {instead}"
             )
         folds = split(dataset.targets[numbers], groups, self.folds, seed)
         if len(folds) < 2:
+            needed = (
+                "classes to learn from" if rows.task == "classification" else "different labels"
+            )
             raise HeadError(
                 f"the training rows of data set {dataset.name!r} cannot be divided into "
-                f"{self.folds} folds with two classes to learn from in each; take fewer folds, or "
-                "none"
+                f"{self.folds} folds with two {needed} in each; take another number of folds, or "
+                "fit without"
             )
         return folds
 
@@ -132,11 +137,10 @@ def common(documents: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]
     if len(found) < len(documents) or len({each["folds"] for each in found}) != 1:
         return None
     seeds = min(each["seeds"] for each in found)
+    # Some seeds may have a fold less, which could not be fitted.
+    count = min((len(one) for each in found for one in each["metrics"].values()), default=0)
     for each in found:
-        each["metrics"] = {
-            name: values[: len(values) * seeds // each["seeds"]]
-            for name, values in each["metrics"].items()
-        }
+        each["metrics"] = {name: values[:count] for name, values in each["metrics"].items()}
         each["seeds"] = seeds
     return found
 

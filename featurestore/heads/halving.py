@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
-from featurestore.errors import HeadError
+from featurestore.errors import HeadError, received
 from featurestore.features import Features
 from featurestore.heads import metrics
-from featurestore.heads.banks import banks
+from featurestore.heads.banks import Bank, banks
 from featurestore.heads.candidate import Candidate
 from featurestore.heads.compare import sort_key
-from featurestore.heads.events import HeadsHalved
+from featurestore.heads.events import HeadsHalved, HeadWarned
 from featurestore.heads.fitting import Fitting
 from featurestore.heads.folds import CrossValidation, mean_and_spread
 from featurestore.heads.rows import Rows
@@ -34,7 +37,8 @@ def survivors(
 
     In each round the heads are cross-validated on the first rows of content order, which are a
     fair sample; one of ``factor`` goes on to ``factor`` times the rows, by accuracy or R². Nothing
-    is saved. Heads of all layers compete with each other.
+    is saved. Heads of all layers compete with each other. One that cannot be fitted on so few rows,
+    such as that of more neighbours than these, comes last.
 
     Parameters
     ----------
@@ -44,20 +48,23 @@ def survivors(
         2 or more.
     on_event : callable, optional
         Receives `HeadsHalved` after each round; once, with all heads and rows, if the heads or the
-        rows are too few for a round.
+        rows are too few for a round. `HeadWarned` for a head that cannot be fitted.
 
     Raises
     ------
     HeadError
-        If a head cannot be fitted, or has no identity.
+        If no head can be fitted, or one has no identity.
 
     References
     ----------
     Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
     Optimization", AISTATS 2016.
     """
-    if factor < 2:
-        raise HeadError(f"halving is {factor!r}; expected 2 or more: one head of so many goes on")
+    if not isinstance(factor, Integral) or factor < 2:
+        raise HeadError(
+            f"halving is {received(factor)}; expected an integer of 2 or more: one head of so many "
+            "goes on"
+        )
     emit = receiver(on_event)
     rows = [Rows(features) for features, _ in layers]
     alive = [list({each.id: each for each in candidates}.values()) for _, candidates in layers]
@@ -69,7 +76,7 @@ def survivors(
         scores: dict[str, float | None] = {}
         for whole, candidates in zip(rows, alive, strict=True):
             part = whole.fold(np.arange(size), np.arange(0))
-            scores |= _scores(part, candidates) if candidates else {}
+            scores |= _scores(part, candidates, emit) if candidates else {}
         metric = metrics.primary(str(rows[0].task))
         kept = sorted(scores, key=lambda key: sort_key(scores[key], metric))
         kept = kept[: math.ceil(len(kept) / factor)]
@@ -92,12 +99,25 @@ def _log(value: int, factor: int) -> int:
     return max(power for power in range(value.bit_length()) if factor**power <= value)
 
 
-def _scores(rows: Rows, candidates: Sequence[Candidate]) -> dict[str, float | None]:
+def _scores(rows: Rows, candidates: Sequence[Candidate], emit: OnEvent) -> dict[str, float | None]:
     parts = [ROUND.split(rows, candidates[0].seed)]
     fitting = Fitting(rows, ROUND, parts, {each.id: [each] for each in candidates})
     found: dict[str, float | None] = {}
     for bank in banks(candidates):
-        for key, each in fitting.folds(bank).items():
+        for key, each in _validated(fitting, bank, emit).items():
             mean = mean_and_spread(each, metrics.primary(str(rows.task)))
             found[key] = mean and mean[0]
     return found
+
+
+def _validated(fitting: Fitting, bank: Bank, emit: OnEvent) -> dict[str, dict[str, Any]]:
+    """Cross-validate the heads of a bank; those that cannot be fitted have no metrics."""
+    try:
+        return fitting.folds(bank)
+    except HeadError as error:
+        if len(bank.members) == 1:
+            head = bank.members[0].id
+            emit(HeadWarned(head, f"{error}, on {fitting.rows.count('train')} rows"))
+            return {head: {}}
+    alone = [_validated(fitting, replace(bank, members=[each]), emit) for each in bank.members]
+    return {key: each for one in alone for key, each in one.items()}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from featurestore.errors import HeadError, one_line
+from featurestore.heads.rows import HELD_OUT, Rows
 
 if TYPE_CHECKING:
     from featurestore.heads.head import Head
-    from featurestore.heads.rows import Rows
 
 _Classification = Literal["accuracy", "balanced_accuracy", "macro_f1", "log_loss"]
 _Regression = Literal["r2", "rmse"]
@@ -89,15 +90,24 @@ def _predict(
             predicted, probabilities = next(together) if together else _alone(head, features)
         except Exception as error:  # as when a row has no neighbour within the radius
             raise HeadError(
-                f"head {head.name!r} cannot predict the {split} split: {one_line(error, 300)}"
+                f"head {head.name!r}{_with(head)} cannot predict the {_rows_of(split)}: "
+                f"{one_line(error, 300)}"
             ) from error
         for numbers in (predicted, probabilities):
             if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
                 raise HeadError(
-                    f"head {head.name!r} predicts NaN or infinity on the {split} split; change its "
-                    "parameters, or take another head"
+                    f"head {head.name!r}{_with(head)} predicts NaN or infinity on the "
+                    f"{_rows_of(split)}; change its parameters, or take another head"
                 )
         yield predicted, probabilities
+
+
+def _with(head: Head) -> str:
+    return f" with {json.dumps(head.params)}" if head.params else ""
+
+
+def _rows_of(split: str) -> str:
+    return "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
 
 
 def _alone(head: Head, features: np.ndarray) -> Predicted:

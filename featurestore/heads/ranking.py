@@ -122,6 +122,11 @@ def rank(
     table, emit = [], receiver(on_event)
     for done, features in enumerate(found, 1):
         X = features.group.read(chosen, np.float32).reshape(len(chosen), -1)
+        if not np.isfinite(X).all():
+            raise HeadError(
+                f"{features.key} cannot be ranked: its training rows have NaN or infinity, which "
+                "`featurestore extract` never stores; run `featurestore verify`"
+            )
         values = scores(X, y, groups)
         table.append(_row(features, values, by, len(chosen)))
         emit(LayerRanked(str(features.key), done, len(found)))

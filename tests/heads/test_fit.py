@@ -44,6 +44,16 @@ def test_what_a_solver_warns_of_is_kept(three: Features) -> None:
     assert Head.load(head.id, three.store).problems == head.problems
 
 
+def test_a_solver_warns_of_its_own_head_alone(three: Features) -> None:
+    wanted = [("logistic", {"C": C, "max_iter": 3}) for C in (1e-6, 1e6)]
+    easy, hard = fit_heads(three, wanted)
+    assert easy.problems == ()
+    assert hard.problems == (
+        "logistic regression with C=1e+06 has not converged after 3 iterations; "
+        "raise max_iter, now 3",
+    )
+
+
 def test_lineage(three: Features) -> None:
     origin = fit_head(three, "ridge").lineage
     assert origin["features"]["prefix_digest"] == three.key.prefix_digest

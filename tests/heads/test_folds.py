@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from featurestore.errors import HeadError
 from featurestore.features import Features
 from featurestore.heads import FoldFitted, Head, HeadReused, fit_head, fit_heads
-from featurestore.heads.folds import mean_and_spread, p_value, split
+from featurestore.heads.folds import common, mean_and_spread, p_value, split
 from tests.heads.conftest import MakeFeatures
 
 
@@ -106,7 +106,7 @@ def test_groups_stay_together(make_features: MakeFeatures) -> None:
     for (found, held_out), (wanted, _) in zip(folds, expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
         assert not {*of[found]} & {*of[held_out]}
-    with pytest.raises(HeadError, match=r"has 7 groups of training rows, too few for 8 folds"):
+    with pytest.raises(HeadError, match=r"has 7 groups in its train split, too few for 8 folds"):
         fit_head(features, "ridge", folds=8)
 
 
@@ -120,7 +120,10 @@ def test_keras_heads_and_views_are_validated_too(maps: Features) -> None:
     ("options", "said"),
     [
         ({"folds": 1}, "folds"),
-        ({"folds": 100}, "has 33 training rows, too few for 100 folds; take folds=33 at most"),
+        (
+            {"folds": 100},
+            "has 33 training rows in its train split, too few for 100 folds; take folds=33 at most",
+        ),
         ({"seeds": 3}, "give folds too"),
         ({"folds": 3, "seeds": 0}, "seeds"),
     ],
@@ -128,6 +131,31 @@ def test_keras_heads_and_views_are_validated_too(maps: Features) -> None:
 def test_bad_input(three: Features, options: dict[str, Any], said: str) -> None:
     with pytest.raises(HeadError, match=said):
         fit_head(three, "ridge", **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "said"),
+    [
+        (["a", "b"], None, "two classes to learn from in each; .* or fit without"),
+        ([0.5] * 20, None, "two different labels in each"),
+        (["a", "b"] * 10, ["g"] * 20, "has 1 group in its train split, .*; fit without folds"),
+    ],
+)
+def test_rows_that_cannot_be_divided(
+    make_features: MakeFeatures, labels: list[Any], groups: list[str] | None, said: str
+) -> None:
+    features = make_features(labels, val=0.0, groups=groups)
+    with pytest.raises(HeadError, match=said):
+        fit_head(features, "ridge", folds=2, seeds="1")  # type: ignore[arg-type]
+
+
+def test_folds_that_could_not_be_fitted_do_not_shift_the_others() -> None:
+    one = {"folds": 3, "seeds": 1, "metrics": {"accuracy": [0.1, 0.2]}}
+    two = {"folds": 3, "seeds": 2, "metrics": {"accuracy": [0.1, 0.2, 0.3, 0.4, 0.5]}}
+    for documents in ([one, two], [two, one]):
+        shared = common(documents) or []
+        assert [each["metrics"] for each in shared] == [{"accuracy": [0.1, 0.2]}] * 2
+        assert p_value(*shared, "accuracy") == 1
 
 
 def test_a_rare_class_is_missing_from_some_folds() -> None:

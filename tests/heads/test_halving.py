@@ -8,7 +8,7 @@ import yaml
 
 import featurestore as fs
 from featurestore.errors import HeadError
-from featurestore.heads import HeadsHalved
+from featurestore.heads import HeadsHalved, HeadWarned
 from featurestore.heads.candidate import candidate
 from featurestore.heads.halving import survivors
 from tests.heads.conftest import MakeFeatures
@@ -42,8 +42,24 @@ def test_few_heads_or_few_rows_have_no_rounds(make_features: MakeFeatures) -> No
     assert kept == {each.id for each in few}
     assert events == [HeadsHalved(7, 7, 20, 20)]
     assert survivors([(features, few[:1])], 2) == {few[0].id}
-    with pytest.raises(HeadError, match="expected 2 or more"):
-        survivors([(features, few)], 1)
+    for factor in (1, 2.5, "a"):
+        with pytest.raises(HeadError, match="expected an integer of 2 or more"):
+            survivors([(features, few)], factor)  # type: ignore[arg-type]
+
+
+def test_a_head_that_needs_more_rows_than_a_round_has_comes_last(
+    make_features: MakeFeatures,
+) -> None:
+    features = make_features(["a", "b"] * 60, val=0.0)
+    heads = [candidate("knn", {"n_neighbors": count}, features, 0) for count in (1, 3, 5, 60)]
+    events: list[Any] = []
+    kept = survivors([(features, heads)], 2, on_event=events.append)
+    (warned,) = [each for each in events if isinstance(each, HeadWarned)]
+    assert warned.head == heads[-1].id
+    assert "n_neighbors = 60" in warned.text
+    assert warned.text.endswith("on 30 rows")
+    assert heads[-1].id not in kept
+    assert len(kept) == 1
 
 
 def test_a_sweep_fits_what_goes_on(make_features: MakeFeatures, tmp_path: Path) -> None:

@@ -106,6 +106,13 @@ def test_constant_features_are_ranked_too(make_features: MakeFeatures, store: Fe
     assert [table[0][name] for name in SCORES] == [table[1][name] for name in SCORES]
 
 
+def test_nan_is_not_ranked(make_features: MakeFeatures, store: FeatureStore) -> None:
+    values = np.full((40, 3), np.nan)
+    make_features(["a", "b"] * 20, (3,), values=values)
+    with pytest.raises(HeadError, match=r"have NaN or infinity.*`featurestore verify`"):
+        rank("toys", store)
+
+
 def test_nothing_stored_to_rank(make_features: MakeFeatures, store: FeatureStore) -> None:
     features = make_features(["a", "b"] * 10)
     drop_block(features.group, 0)

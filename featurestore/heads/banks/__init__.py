@@ -104,7 +104,7 @@ class Bank:
         copies = self._copies()
         with self._caught() as caught:
             self.family.fit(copies.lasts, copies.before.fit_transform(X, y), y)
-        return copies.fitted(self.family, texts(caught))
+        return copies.fitted(self.family, caught)
 
     def fit_folds(self, rows: Rows, folds: Folds) -> list[Any] | None:
         """Fit copies of the members on all folds together, if their family can.
@@ -129,7 +129,7 @@ class Bank:
             if not together(scalers, lasts, *rows.fitted_arrays(), held_out):
                 return None
         assert self.family is not None
-        return [each.fitted(self.family, texts(caught)) for each in copies]
+        return [each.fitted(self.family, caught) for each in copies]
 
     def _trained(self, rows: Rows, on_event: OnEvent) -> Any:
         family: Any = self.family
@@ -177,8 +177,10 @@ class _Copies:
         """The steps before the last, which the copies share."""
         self.before = Pipeline(self.steps or [("none", "passthrough")])
 
-    def fitted(self, family: Family, warned: Sequence[str]) -> tuple[list[Any], Any]:
-        """Return what `Bank.fit` returns."""
+    def fitted(
+        self, family: Family, caught: Sequence[warnings.WarningMessage]
+    ) -> tuple[list[Any], Any]:
+        """Return what `Bank.fit` returns. A warning may name its ``estimator``."""
         for each, last in zip(self.estimators, self.lasts, strict=True):
             if self.steps:
                 each.steps = [*self.steps, (each.steps[-1][0], last)]
@@ -189,7 +191,11 @@ class _Copies:
 
         classes = [tuple(getattr(each, "classes_", np.array([])).tolist()) for each in self.lasts]
         fitted = [
-            Fitted(estimator, known, warned if _unfinished(last) else [])
+            Fitted(
+                estimator,
+                known,
+                texts(one for one in caught if getattr(one.message, "estimator", last) is last),
+            )
             for estimator, known, last in zip(self.estimators, classes, self.lasts, strict=True)
         ]
         return fitted, predict
@@ -252,9 +258,3 @@ def _is_pipeline(estimator: Any) -> bool:
 
 def _steps(estimator: Any) -> list[tuple[str, Any]]:
     return list(estimator.steps) if _is_pipeline(estimator) else [("", estimator)]
-
-
-def _unfinished(last: Any) -> bool:
-    """Whether a solver may have run out of iterations, of which its family warns."""
-    most, done = getattr(last, "max_iter", None), getattr(last, "n_iter_", None)
-    return most is None or done is None or bool(np.max(done) >= most)

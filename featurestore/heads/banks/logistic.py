@@ -69,7 +69,7 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
     Warns
     -----
     ConvergenceWarning
-        If a head has not converged after ``max_iter`` iterations.
+        For each head that has not converged, which is its ``estimator``.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils.class_weight import compute_class_weight
@@ -90,7 +90,9 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
     losses = Losses(coordinates, codes, len(classes))
     tolerance = min(first.tol, 1e-4)
     c = np.array([each.C for each in estimators], np.float64)
-    found, iterations, converged = minimize(losses, c, tolerance, first.max_iter)
+    # What overflows has not converged.
+    with np.errstate(all="ignore"):
+        found, iterations, converged = minimize(losses, c, tolerance, first.max_iter)
     coefficients, intercepts = coordinates.to_features(found)
     for row, each in enumerate(estimators):
         each.coef_ = coefficients[row].astype(X.dtype)
@@ -98,13 +100,18 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         each.classes_ = classes
         each.n_features_in_ = X.shape[1]
         each.n_iter_ = np.maximum(iterations[row : row + 1], 1).astype(np.int32)
-    if not converged.all():
-        warnings.warn(
-            f"logistic regression has not converged after {iterations.max()} iterations; raise "
-            f"max_iter, now {first.max_iter}",
-            ConvergenceWarning,
-            stacklevel=2,
+    for each, done, count in zip(estimators, converged, iterations, strict=True):
+        if done:
+            continue
+        way_out = f"raise max_iter, now {each.max_iter}"
+        if count < each.max_iter:
+            way_out = "single precision allows no more; lower C, or standardize the features"
+        warning = ConvergenceWarning(
+            f"logistic regression with C={each.C:g} has not converged after {count} iterations; "
+            f"{way_out}"
         )
+        warning.estimator = each
+        warnings.warn(warning, stacklevel=2)
 
 
 def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,12 @@ def takes(estimator: Any) -> bool:
     """Return whether an estimator is a head of nearest neighbours."""
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-    return type(estimator) in (KNeighborsClassifier, KNeighborsRegressor)
+    count = getattr(estimator, "n_neighbors", None)
+    return (
+        type(estimator) in (KNeighborsClassifier, KNeighborsRegressor)
+        and isinstance(count, Integral)
+        and not isinstance(count, bool)
+    )
 
 
 def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
