@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,22 +50,16 @@ def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str)
     task : {"classification", "regression"}
     """
     labels: np.ndarray | None = None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with caught(candidate.name) as warned:
         try:
-            try:
-                estimator = _fitted(candidate.template, X, y)
-            except (TypeError, ValueError):
-                if candidate.portable or task == "regression":
-                    raise
-                labels, numbers = np.unique(y, return_inverse=True)
-                estimator = _fitted(candidate.template, X, numbers)
-            # Some mistakes, such as more neighbours than rows, only show in a prediction.
-            estimator.predict(X[:1])
-        except Exception as error:  # estimators raise a dozen kinds
-            raise HeadError(
-                f"head {candidate.name!r} cannot be fitted: {one_line(error, 300)}"
-            ) from error
+            estimator = _fitted(candidate.template, X, y)
+        except (TypeError, ValueError):
+            if candidate.portable or task == "regression":
+                raise
+            labels, numbers = np.unique(y, return_inverse=True)
+            estimator = _fitted(candidate.template, X, numbers)
+        # Some mistakes, such as more neighbours than rows, only show in a prediction.
+        estimator.predict(X[:1])
     if task == "regression":
         classes: list[Any] = []
     else:
@@ -73,12 +67,23 @@ def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str)
             with suppress(AttributeError):
                 estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
         classes = (estimator.classes_ if labels is None else labels).tolist()
-    return Fitted(estimator, tuple(classes), texts(caught))
+    return Fitted(estimator, tuple(classes), texts(warned))
 
 
-def texts(caught: Iterable[warnings.WarningMessage]) -> list[str]:
+@contextmanager
+def caught(name: str) -> Iterator[list[warnings.WarningMessage]]:
+    """Collect what estimators warn of while a head is fitted; HeadError for what they raise."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        try:
+            yield found
+        except Exception as error:  # estimators raise a dozen kinds
+            raise HeadError(f"head {name!r} cannot be fitted: {one_line(error, 300)}") from error
+
+
+def texts(warned: Iterable[warnings.WarningMessage]) -> list[str]:
     """Return what was warned of, each once and in one line."""
-    found = [" ".join(str(warning.message).split()) for warning in caught]
+    found = [" ".join(str(warning.message).split()) for warning in warned]
     return [text[:300] for text in dict.fromkeys(found)]
 
 

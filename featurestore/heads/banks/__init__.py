@@ -9,9 +9,7 @@ ready-made Keras heads.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -19,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featurestore.errors import HeadError, one_line
+from featurestore.errors import HeadError
 from featurestore.heads.candidate import Candidate
-from featurestore.heads.estimator import Fitted, texts
+from featurestore.heads.estimator import Fitted, caught, texts
 from featurestore.heads.folds import Folds
 from featurestore.heads.identity import estimator_fields
 from featurestore.heads.metrics import Predicted
@@ -102,9 +100,9 @@ class Bank:
         assert self.family is not None
         X, y = rows.fitted_arrays()
         copies = self._copies()
-        with self._caught() as caught:
+        with caught(self.members[0].name) as warned:
             self.family.fit(copies.lasts, copies.before.fit_transform(X, y), y)
-        return copies.fitted(self.family, caught)
+        return copies.fitted(self.family, warned)
 
     def fit_folds(self, rows: Rows, folds: Folds) -> list[Any] | None:
         """Fit copies of the members on all folds together, if their family can.
@@ -125,11 +123,11 @@ class Bank:
             return None
         held_out = [rows.training.with_views(positions) for _, positions in folds]
         lasts = [each.lasts for each in copies]
-        with self._caught() as caught:
+        with caught(self.members[0].name) as warned:
             if not together(scalers, lasts, *rows.fitted_arrays(), held_out):
                 return None
         assert self.family is not None
-        return [each.fitted(self.family, caught) for each in copies]
+        return [each.fitted(self.family, warned) for each in copies]
 
     def _trained(self, rows: Rows, on_event: OnEvent) -> Any:
         family: Any = self.family
@@ -151,18 +149,6 @@ class Bank:
         from sklearn.base import clone
 
         return _Copies([clone(each.template) for each in self.members])
-
-    @contextmanager
-    def _caught(self) -> Iterator[list[warnings.WarningMessage]]:
-        """Collect warnings; raise HeadError for what estimators raise."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                yield caught
-            except Exception as error:  # estimators raise a dozen kinds
-                raise HeadError(
-                    f"head {self.members[0].name!r} cannot be fitted: {one_line(error, 300)}"
-                ) from error
 
 
 class _Copies:
