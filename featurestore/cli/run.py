@@ -61,7 +61,6 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
         {
             **row,
             **{each: _value(row, each, metric) for each in (split, held_out)},
-            "spread": over_folds(row).get(f"{split}_{metric}"),
             "pixels": _value(pixels.get(_asked(row)), held_out, metric),
             "chosen": "*" if row["head"] == manifest["selected"] else " ",
         }
@@ -71,16 +70,16 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     rows.sort(key=lambda row: sort_key(row[split], metric))
     notes = _notes(rows, [_value(row, split, metric) for row in pixels.values()], split, metric)
     more = len(rows) - most
-    rows, variants = tell_apart(rows[:most])
+    key = f"{split}_{metric}"
+    shown = [{**row, split: over_folds(row).get(key, row[split])} for row in rows[:most]]
+    rows, variants = tell_apart(shown)
     several = [name for name in ("seed", "model") if len({row[name] for row in rows}) > 1]
     name = metric.replace("_", " ")
     headings = {each: f"{each} {name}" for each in (split, held_out)}
-    headings["spread"] = headings[split]
     headings |= {"chosen": "", "name": "head", "params": "parameters", "head": "id"}
     headings |= {"pixels": f"{held_out} on pixels"}
     fields = ["chosen", "name", "params", *several, *variants, "layer"]
-    measured = "spread" if split == FOLDS else split
-    fields += [*dict.fromkeys((measured, held_out)), *(["pixels"] if pixels else [])]
+    fields += [*dict.fromkeys((split, held_out)), *(["pixels"] if pixels else [])]
     fields += ["seconds", "head"]
     print_table(Grid(with_differing_params(rows), fields, headings, cut="params"))
     if split == FOLDS:
