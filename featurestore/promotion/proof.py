@@ -214,7 +214,8 @@ def _judge(
     features, scores, output = outputs
     check.require(features, index, what)
     expected = head.scores(features)
-    arithmetic: Any = (row_tolerance if fused.isotonic else head_tolerance)(head.scores, features)
+    bound = row_tolerance if fused.isotonic else head_tolerance
+    arithmetic = np.broadcast_to(bound(head.scores, features), len(features))
     _require_equal(expected, scores, arithmetic, f"the head of {what}")
     # A threshold shifts the output, so that the head's probabilities are not in it.
     likely = None if fused.threshold else head.predict_proba(features)
@@ -222,12 +223,11 @@ def _judge(
         clear = expected.max(axis=1) > UNDERFLOW
         # No probability moves by more than twice what the scores do.
         probability = f"the probability by {what}"
-        each = np.broadcast_to(2 * arithmetic + 1e-6, len(likely))[clear]
-        _require_equal(likely[clear], output[clear], each, probability)
+        allowed = 2 * arithmetic[clear] + 1e-6
+        _require_equal(likely[clear], output[clear], allowed, probability)
     measured = head.scores(check.stored[index])
     moved = np.abs(expected - measured).max(axis=1)
-    tolerance = (moved if fused.isotonic else moved.max()) + arithmetic
-    tolerance = np.broadcast_to(tolerance, len(measured))
+    tolerance = arithmetic + (moved if fused.isotonic else moved.max())
     parity = compare(measured, scores, tolerance)
     require(parity, measured, check.dtype, what)
     apart = held_out[index]
@@ -238,9 +238,8 @@ def _judge(
     return parity
 
 
-def _require_equal(expected: np.ndarray, found: np.ndarray, tolerance: Any, what: str) -> None:
+def _require_equal(expected: np.ndarray, found: np.ndarray, allowed: np.ndarray, what: str) -> None:
     difference = np.abs(expected - found).max(axis=1, initial=0)
-    allowed = np.broadcast_to(tolerance, len(difference))
     if not (difference <= allowed).all():
         worst = int(np.argmax(difference - allowed))
         raise ParityError(
