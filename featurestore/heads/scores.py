@@ -46,7 +46,7 @@ def scores(
         The value of each of `SCORES`, and ``spread``, the standard error of ridge. None where a
         score needs classes and there are none, or other groups and there are none.
     """
-    rows = Rows.of(X, y, groups)
+    rows = Decomposed.of(X, y, groups)
     found: dict[str, float | None] = dict.fromkeys((*SCORES, "spread"))
     found["logme"] = logme(rows)
     if rows.groups.any():
@@ -61,7 +61,7 @@ def scores(
 
 
 @dataclass(frozen=True)
-class Rows:
+class Decomposed:
     """The training rows of a layer, decomposed.
 
     Attributes
@@ -87,7 +87,7 @@ class Rows:
     groups: np.ndarray
 
     @classmethod
-    def of(cls, X: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> Rows:
+    def of(cls, X: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> Decomposed:
         """Standardize ``X``, float32 (row, feature), and decompose it."""
         codes = None
         targets = np.asarray(y, np.float64)[:, None]
@@ -127,7 +127,7 @@ def _decomposed(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return left, squares
 
 
-def ridge(rows: Rows) -> np.ndarray:
+def ridge(rows: Decomposed) -> np.ndarray:
     """Return whether ridge predicts each row, or its part in R², from the others: (row,).
 
     The others are the rows of other groups. One penalty serves all rows: that with the least
@@ -142,7 +142,7 @@ def ridge(rows: Rows) -> np.ndarray:
     return _parts(rows, best)
 
 
-def _left_out(rows: Rows, shrunk: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+def _left_out(rows: Decomposed, shrunk: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     """Return the residuals of a fit without a row and its group, from those of a fit on all rows.
 
     They are ``(I - H)⁻¹ r``, where H is the part of the hat matrix between these rows: Cook and
@@ -160,7 +160,7 @@ def _left_out(rows: Rows, shrunk: np.ndarray, residuals: np.ndarray) -> np.ndarr
     return found
 
 
-def _parts(rows: Rows, residuals: np.ndarray) -> np.ndarray:
+def _parts(rows: Decomposed, residuals: np.ndarray) -> np.ndarray:
     """Return the part of each row in the accuracy or in R², of which it is the mean."""
     if rows.codes is None:
         return 1 - np.square(residuals[:, 0]) / max(np.square(rows.targets).mean(), TINY)
@@ -171,7 +171,7 @@ def _parts(rows: Rows, residuals: np.ndarray) -> np.ndarray:
     return (predicted.round(9).argmax(axis=1) == rows.codes).astype(np.float64)
 
 
-def logme(rows: Rows) -> float:
+def logme(rows: Decomposed) -> float:
     """Return LogME: the log evidence of a Bayesian linear model for each row and target.
 
     References
@@ -183,7 +183,7 @@ def logme(rows: Rows) -> float:
     return float(np.mean([_evidence(rows, target) for target in rows.targets.T]))
 
 
-def _evidence(rows: Rows, target: np.ndarray) -> float:
+def _evidence(rows: Decomposed, target: np.ndarray) -> float:
     # The mean, which is taken off, is one of the dimensions of the targets.
     squares, count = rows.squares, len(target) - 1
     along = np.square(rows.left.T @ target)
@@ -209,7 +209,7 @@ def _evidence(rows: Rows, target: np.ndarray) -> float:
     return float(evidence / 2 / count)
 
 
-def h_score(rows: Rows) -> float:
+def h_score(rows: Decomposed) -> float:
     """Return the shrunk H-score: the spread of class means relative to that of all rows.
 
     It is ``(1 - a) tr(C⁻¹ B)``: B is the covariance of class means, C the Ledoit-Wolf estimate of
@@ -236,7 +236,7 @@ def h_score(rows: Rows) -> float:
     return float((1 - shrinkage) * (share.sum(axis=0) * variances / shrunk).sum())
 
 
-def knn(rows: Rows) -> float:
+def knn(rows: Decomposed) -> float:
     """Return the accuracy, or R², of the nearest neighbour in another group, by cosine.
 
     One neighbour predicts trained heads at least as well as five or ten (benchmarks/rank.py).
@@ -248,7 +248,7 @@ def knn(rows: Rows) -> float:
     return float(_parts(rows, rows.targets - rows.targets[likeness.argmax(axis=1)]).mean())
 
 
-def separability(rows: Rows) -> float:
+def separability(rows: Decomposed) -> float:
     """Return the Bhattacharyya class separability, 0 or less.
 
     It is ``-Σ exp(-D)`` over all pairs of classes, where D is the Bhattacharyya distance of two
