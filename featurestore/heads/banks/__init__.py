@@ -131,19 +131,9 @@ class Bank:
 
     def _trained(self, rows: Rows, on_event: OnEvent) -> Any:
         family: Any = self.family
-        found: list[Fitted | HeadError] = []
-        models, classes = [], tuple(rows.features.classes)
-        for each, trained in zip(
-            self.members, family.train_together(self.members, rows, on_event=on_event), strict=True
-        ):
-            if isinstance(trained, HeadError):
-                params = json.dumps(each.params)
-                found.append(HeadError(f"head {each.name!r} with {params}: {trained}"))
-            else:
-                model, history = trained
-                models.append(model)
-                found.append(Fitted(model, classes, history=history))
-        return found, partial(family.predict, models, classes)
+        found = family.train_together(self.members, rows, on_event=on_event)
+        models = [each.estimator for each in found if isinstance(each, Fitted)]
+        return found, partial(family.predict, models, tuple(rows.features.classes))
 
     def _copies(self) -> _Copies:
         from sklearn.base import clone

@@ -7,6 +7,7 @@ the initial weights, the order of rows, the dropout masks and the optimizer step
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +21,7 @@ from featurestore.backbone.copying import seeded
 from featurestore.errors import HeadError
 from featurestore.heads.banks.vectors import Vectors
 from featurestore.heads.candidate import Candidate
+from featurestore.heads.estimator import Fitted
 from featurestore.heads.events import EpochEnded
 from featurestore.heads.head import forward_parts
 from featurestore.heads.metrics import Predicted
@@ -36,8 +38,6 @@ STACKED = 2**20
 SEGMENT = 32 * 2**20
 # Compiled functions that are kept for heads of the same shape on as many rows.
 COMPILED = 32
-
-Trained = tuple[keras.Model, dict[str, list[float]]]
 
 
 def takes(network: Network) -> bool:
@@ -58,23 +58,22 @@ def key(network: Network) -> str:
 
 def train_together(
     candidates: Sequence[Candidate], rows: Rows, *, on_event: OnEvent
-) -> list[Trained | HeadError]:
+) -> list[Fitted | HeadError]:
     """Build and train heads of one `key`.
 
     Returns
     -------
-    list of (keras.Model, dict) or HeadError
-        What `heads.training.train` returns for each; or the error that it raises, if the training
-        of this head diverged, which does not disturb the others.
+    list of Fitted or HeadError
+        The error of a head whose training diverged, which does not disturb the others.
     """
     members = [_Member.of(each, scaling(rows)) for each in candidates]
     vectors = Vectors(rows, members[0].options, members[0].model)
     most = max(1, STACKED // sum(map(np.size, members[0].model.get_weights())))
-    for seed in dict.fromkeys(each.seed for each in members):
-        alike = [each for each in members if each.seed == seed]
+    for seed in dict.fromkeys(each.candidate.seed for each in members):
+        alike = [each for each in members if each.candidate.seed == seed]
         for part in np.array_split(np.arange(len(alike)), -(-len(alike) // most)):
             _train([alike[number] for number in part], vectors, on_event)
-    return [each.result() for each in members]
+    return [each.result(tuple(rows.features.classes)) for each in members]
 
 
 def predict(
@@ -91,7 +90,7 @@ def predict(
         for outputs, model in zip(found, models, strict=True):
             output = inputs
             for layer in model.layers[1 if part.ndim == 2 else 2 :]:
-                output = layer(output, training=False) if _is_dropout(layer) else layer(output)
+                output = output if _is_dropout(layer) else layer(output)
             outputs.append(keras.ops.convert_to_numpy(output))
     for outputs in found:
         values = np.concatenate(outputs).astype(np.float64)
@@ -112,8 +111,7 @@ class _Member:
         Those to keep: of the best epoch if training may stop early, otherwise of the last.
     """
 
-    head: str
-    seed: int
+    candidate: Candidate
     options: DenseOptions
     model: keras.Model
     optimizer: Any
@@ -129,7 +127,7 @@ class _Member:
         with seeded(candidate.seed):
             model = network.build(*scale)
         optimizer = keras.optimizers.get(optimizer_config(network))
-        return cls(candidate.id, candidate.seed, network.options, model, optimizer)
+        return cls(candidate, network.options, model, optimizer)
 
     def end_epoch(self, logs: Mapping[str, float], weights: Sequence[np.ndarray]) -> None:
         """Record an epoch, and stop where Keras' ``EarlyStopping`` does."""
@@ -145,11 +143,12 @@ class _Member:
         elif self.waited >= self.options.early_stopping:
             self.stopped = True
 
-    def result(self) -> Trained | HeadError:
+    def result(self, classes: tuple[Any, ...]) -> Fitted | HeadError:
         if not all(np.isfinite(array).all() for array in self.weights):
-            return HeadError(DIVERGED)
+            params = json.dumps(self.candidate.params)
+            return HeadError(f"head {self.candidate.name!r} with {params}: {DIVERGED}")
         self.model.set_weights(self.weights)
-        return self.model, self.history
+        return Fitted(self.model, classes, history=self.history)
 
 
 def _train(members: Sequence[_Member], vectors: Vectors, on_event: OnEvent) -> None:
@@ -172,7 +171,10 @@ def _train(members: Sequence[_Member], vectors: Vectors, on_event: OnEvent) -> N
     if vectors.rows.task == "regression":
         mean, deviation = scaling(vectors.rows)
         scale = tf.constant([mean, deviation or 1.0])
-    batches, masks = vectors.training(options.batch_size, members[0].seed), _mask_seeds(members)
+    batches, masks = (
+        vectors.training(options.batch_size, members[0].candidate.seed),
+        _mask_seeds(members),
+    )
     width = vectors.width + len(masks) * max([0, *options.units])
     size = min(len(batches), max(1, SEGMENT // (4 * options.batch_size * width)))
     shapes = tuple(tuple(each.shape) for each in weights)
@@ -198,7 +200,7 @@ def _train(members: Sequence[_Member], vectors: Vectors, on_event: OnEvent) -> N
             if not each.stopped:
                 its = {name: float(figures[number]) for name, figures in logs.items()}
                 each.end_epoch(its, [array[..., number, :] for array in values])
-                on_event(EpochEnded(each.head, epoch + 1, options.epochs, its))
+                on_event(EpochEnded(each.candidate.id, epoch + 1, options.epochs, its))
         if all(each.stopped for each in members):
             return
 
