@@ -9,6 +9,7 @@ ready-made Keras heads.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -154,7 +155,7 @@ class _Copies:
         self.before = Pipeline(self.steps or [("none", "passthrough")])
 
     def fitted(
-        self, family: Family, caught: Sequence[warnings.WarningMessage]
+        self, family: Family, warned: Sequence[warnings.WarningMessage]
     ) -> tuple[list[Any], Any]:
         """Return what `Bank.fit` returns. A warning may name its ``estimator``."""
         for each, last in zip(self.estimators, self.lasts, strict=True):
@@ -170,7 +171,7 @@ class _Copies:
             Fitted(
                 estimator,
                 known,
-                texts(one for one in caught if getattr(one.message, "estimator", last) is last),
+                texts(one for one in warned if getattr(one.message, "estimator", last) is last),
             )
             for estimator, known, last in zip(self.estimators, classes, self.lasts, strict=True)
         ]
