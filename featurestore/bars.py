@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ class Progress:
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
         self._reused = 0
+        # How many heads had each warning.
+        self._warned: Counter[str] = Counter()
 
     def __enter__(self) -> Progress:
         if self._drawn:
@@ -69,6 +72,9 @@ class Progress:
             self._drawn = False
         if self._notebook is not None:
             self._notebook.draw([], now=True)
+        for text, heads in self._warned.items():
+            if heads > 1:
+                self.say(f"fit: {plural(heads - 1, 'more head')}: {text}")
         if self._reused and kind is None:
             self.say(f"fit: {plural(self._reused, 'head')} taken from the store")
 
@@ -81,6 +87,11 @@ class Progress:
             self._reused = 0
         elif name == "HeadFitted" and f"fit {event.head}" in self._tasks:
             self._forget(f"fit {event.head}")  # It stopped before its last epoch.
+        elif name == "HeadWarned":
+            # A rare class is the same problem for every head of a sweep.
+            self._warned[event.text] += 1
+            if self._warned[event.text] > 1:
+                return
         if name in _LINES:
             self.say(_LINES[name](event))
         if name in _COUNTS:

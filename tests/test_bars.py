@@ -98,6 +98,19 @@ def test_heads_from_the_store_are_counted_once(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "fit: 2 heads taken from the store\n"
 
 
+def test_a_warning_of_many_heads_is_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as drawn:
+        for head in ("knn-1", "knn-2", "knn-3"):
+            drawn(HeadWarned(head, "class z has a single sample"))
+        drawn(HeadWarned("knn-3", "another"))
+
+    assert capsys.readouterr().err == (
+        "fit: knn-1: class z has a single sample\n"
+        "fit: knn-3: another\n"
+        "fit: 2 more heads: class z has a single sample\n"
+    )
+
+
 def test_long_work_is_logged_every_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

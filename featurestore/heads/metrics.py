@@ -202,7 +202,8 @@ def _log_loss(truth: np.ndarray, probabilities: np.ndarray, columns: Sequence[An
     column = _positions(truth, columns)
     of_truth = np.asarray(probabilities, np.float64)[np.arange(len(truth)), column]
     of_truth = np.where(column < 0, 0.0, of_truth)
-    return float(-np.log(np.clip(of_truth, SMALLEST_PROBABILITY, 1.0)).mean())
+    # Plus 0, so that the loss of certain predictions is not -0.0.
+    return float(-np.log(np.clip(of_truth, SMALLEST_PROBABILITY, 1.0)).mean()) + 0.0
 
 
 def regression(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:

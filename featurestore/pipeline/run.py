@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
 from featurestore.errors import ActivationError, BackboneError, DatasetError, InputError
-from featurestore.heads.folds import FOLDS
+from featurestore.heads.folds import FOLDS, common
 from featurestore.listening import receiver
 from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
@@ -242,7 +243,13 @@ class _Run:
                 for head in fit_all(features, heads, self.spec, self.on_event):
                     found[head.id] = head, source
         self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")
-        return list(found.values())
+        # Stored heads may have more seeds than the file asks for; only equal folds compare.
+        fitted = list(found.values())
+        folds = common([head.folds for head, _ in fitted]) or [None] * len(fitted)
+        return [
+            (replace(head, folds=same), source)
+            for (head, source), same in zip(fitted, folds, strict=True)
+        ]
 
     def _choose(self, fitted: Fitted, selection: dict[str, str]) -> tuple[Head, Source]:
         """Return the best head on features; for a promotion, the best that can be promoted."""

@@ -433,3 +433,11 @@ def test_heads_that_are_cross_validated_are_chosen_by_their_folds(pipeline: Pipe
 
     with pytest.raises(SpecError, match="has no `folds: N`"):
         pipeline.run(select={"split": "folds"})
+
+
+def test_heads_with_more_seeds_are_compared_over_the_folds_of_all(pipeline: Pipeline) -> None:
+    pipeline.run(heads=["knn"], folds=3, seeds=2, **SIMPLE)
+    manifest = pipeline.run(heads=["knn", "ridge"], folds=3, **SIMPLE)
+    assert {row["folds"]["seeds"] for row in manifest["heads"]} == {1}
+    means = {row["head"]: row["folds_accuracy"] for row in manifest["heads"]}
+    assert means[manifest["selected"]] == max(means.values())
