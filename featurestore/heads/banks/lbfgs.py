@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from threadpoolctl import threadpool_limits
 
 from featurestore.heads.banks.losses import SAMPLE, Losses
 
@@ -249,8 +250,12 @@ class _Solver:
         scale = curved[..., None] * self.spread + self.penalty
         # After 4, 8, 16, … steps: heads with a good start end before.
         due = taken & (at.count >= 4) & (at.count & (at.count - 1) == 0) & (self.leading > 1)
-        for head in np.flatnonzero(due):
-            at.inverted[head] = self._inverted(at.found[head], at.c[head])
+        if due.any():
+            # These matrices are small. BLAS threads that wait for each other on them made heads 15
+            # times slower where other programs use the processors.
+            with threadpool_limits(1, "blas"):
+                for head in np.flatnonzero(due):
+                    at.inverted[head] = self._inverted(at.found[head], at.c[head])
 
         def inverse(gradient: np.ndarray) -> np.ndarray:
             found = classes @ ((classes.transpose(0, 2, 1) @ gradient) / scale)
