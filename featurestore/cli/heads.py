@@ -241,7 +241,9 @@ def sweep_command(
 @click.option(
     "--sort",
     metavar="METRIC",
-    help="accuracy, macro_f1, log_loss, r2, …, or SPLIT.METRIC such as test.accuracy.",
+    help="accuracy, macro_f1, log_loss, r2, …, or SPLIT.METRIC such as test.accuracy or "
+    "folds.accuracy. By default accuracy or r2: over the folds if all heads have the same, else "
+    "on the validation split.",
 )
 @click.option(
     "--tag", "tags", multiple=True, metavar="T", help="Only heads with this tag; may be repeated."

@@ -245,10 +245,12 @@ class _Run:
         self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")
         # Stored heads may have more seeds than the file asks for; only equal folds compare.
         fitted = list(found.values())
-        folds = common([head.folds for head, _ in fitted]) or [None] * len(fitted)
+        shared = common([head.folds for head, _ in fitted])
+        if shared is None:
+            return fitted
         return [
-            (replace(head, folds=same), source)
-            for (head, source), same in zip(fitted, folds, strict=True)
+            (replace(head, folds=folds), source)
+            for (head, source), folds in zip(fitted, shared, strict=True)
         ]
 
     def _choose(self, fitted: Fitted, selection: dict[str, str]) -> tuple[Head, Source]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from featurestore.errors import PromotionError
 from featurestore.heads import Head, best, leaderboard
 from featurestore.promotion.fuse import promotable
@@ -33,7 +35,7 @@ def best_promotable(store: FeatureStore, dataset: str | None = None) -> tuple[He
     if len(names) > 1:
         raise PromotionError(
             f"heads of {len(names)} data sets are stored, which do not compare; name one: "
-            + " or ".join(f"`--best {name}`" for name in names)
+            + " or ".join(f"`--best {shlex.quote(name)}`" for name in names)
         )
     passed: list[str] = []
     for row in rows:
