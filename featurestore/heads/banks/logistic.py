@@ -101,17 +101,18 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         each.n_features_in_ = X.shape[1]
         each.n_iter_ = np.maximum(iterations[row : row + 1], 1).astype(np.int32)
     for each, done, count in zip(estimators, converged, iterations, strict=True):
-        if done:
-            continue
-        way_out = f"raise max_iter, now {each.max_iter}"
-        if count < each.max_iter:
-            way_out = "single precision allows no more; lower C, or standardize the features"
-        warning = ConvergenceWarning(
-            f"logistic regression with C={each.C:g} has not converged after {count} iterations; "
-            f"{way_out}"
-        )
-        warning.estimator = each
-        warnings.warn(warning, stacklevel=2)
+        if not done and count < each.max_iter:
+            # Single precision allows no more steps, or too few: scikit-learn's solver goes on.
+            each.warm_start = True
+            each.fit(X, y)
+            each.warm_start = False
+        elif not done:
+            warning = ConvergenceWarning(
+                f"logistic regression with C={each.C:g} has not converged after {count} "
+                f"iterations; raise max_iter, now {each.max_iter}"
+            )
+            warning.estimator = each
+            warnings.warn(warning, stacklevel=2)
 
 
 def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:

@@ -152,6 +152,16 @@ def test_a_head_that_has_not_converged_warns():
     assert [head.n_iter_[0] <= 5 for head in heads] == [True, True]
 
 
+@pytest.mark.reliability
+def test_many_classes_of_few_rows():
+    X = np.random.default_rng(0).normal(size=(300, 100)).astype(np.float32)
+    y = np.arange(300) // 2
+    (head,) = bank((1.0,))
+    logistic.fit([head], X, y)
+    own = LogisticRegression(max_iter=1000).fit(X, y)
+    assert objective(head, X, y) <= objective(own, X, y) * 1.01
+
+
 def test_a_looser_tolerance_does_not_loosen_the_promise():
     X, y = noisy()
     heads = bank(tol=10.0)
