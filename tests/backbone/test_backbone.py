@@ -49,6 +49,7 @@ def test_training_a_cut_leaves_the_backbone_as_it_is(backbone, batch):
     assert not np.allclose(cut.predict(batch, verbose=0), before.mean(axis=(1, 2)), atol=1e-5)
 
 
+@pytest.mark.reliability
 def test_training_the_model_leaves_the_backbone_as_it_is(tiny, batch):
     model = tiny()
     backbone = Backbone.from_model(model, name="tiny")

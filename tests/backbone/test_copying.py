@@ -41,6 +41,7 @@ def test_a_clone_of_an_adapted_normalization_normalizes(batch, tmp_path):
     assert given.prefix_digest("normalization") == saved.prefix_digest("normalization")
 
 
+@pytest.mark.reliability
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("mode", ["int8", pytest.param("float8", marks=pytest.mark.slow)])
 def test_a_quantized_model_computes_what_it_computes(mode, batch):

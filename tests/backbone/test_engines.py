@@ -84,6 +84,7 @@ def test_openvino_computes_in_lower_precision(backbone, batch, precision):
     assert 1e-5 < numerics.distance(found, want) < 0.1
 
 
+@pytest.mark.reliability
 def test_a_spec_rebuilds_the_precision(tmp_path, tiny):
     tiny(size=16).save(tmp_path / "net.keras")
     made = Backbone.from_file(

@@ -135,6 +135,7 @@ def check_recognition(name):
         shown_scaling(flatten(adapted), adapted.name)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("name", ["VGG16", "MobileNetV2"])
 def test_a_saved_network_is_recognised_flat_renamed_or_nested(name):
     check_recognition(name)

@@ -76,6 +76,7 @@ def test_if_all_fits_nothing_is_measured(dataset, backbone, store, monkeypatch):
     ]
 
 
+@pytest.mark.reliability
 def test_a_budget_too_small_writes_nothing(dataset, backbone, tmp_path):
     store = tmp_path / "none"
     with pytest.raises(InputError, match=r"expected at least .*, for ") as caught:

@@ -156,6 +156,7 @@ def test_types(dataset, backbone, store):
     np.testing.assert_array_equal(half["gap"].group.read(), expected)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 def test_rows_that_cannot_be_read_are_computed(before, folder, backbone, tmp_path, how):
     store = before

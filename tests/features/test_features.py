@@ -280,6 +280,7 @@ def test_rows_that_exist_can_be_read_while_others_are_missing(tmp_path: Path) ->
 # What there is, taken explicitly.
 
 
+@pytest.mark.reliability
 @given(
     kind=kinds,
     skip=st.sets(st.integers(0, 4)),

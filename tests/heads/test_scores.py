@@ -38,6 +38,7 @@ def standardized(X: np.ndarray) -> np.ndarray:
     return StandardScaler().fit_transform(X)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("width", [8, 200], ids=["tall", "wide"])
 @pytest.mark.parametrize("groups", [None, GROUPS], ids=["rows", "groups"])
 @pytest.mark.parametrize("classes", [0, 2, 3])
@@ -66,6 +67,7 @@ def test_ridge_predicts_each_row_from_the_rows_of_other_groups(
     assert (result["ridge"], result["spread"]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("width", [8, 200], ids=["tall", "wide"])
 def test_logme_is_the_greatest_log_evidence(width: int) -> None:
     X, y = rows(width)

@@ -103,6 +103,7 @@ def test_stored_views_are_opened_by_their_number(features: Features) -> None:
         Features.open("photos", "pixels", store, augmentation=FLIP)
 
 
+@pytest.mark.reliability
 def test_of_several_augmentations_one_is_named(features: Features, tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store", create=True)
     for augmentation in ("[{RandomFlip: {mode: vertical}}]", "[RandomFlip]"):
@@ -130,6 +131,7 @@ def test_views_of_other_samples_are_refused(features: Features) -> None:
         Features(features.group, features.dataset, features.store, [features])
 
 
+@pytest.mark.reliability
 def test_views_that_are_not_complete(features: Features, tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "store", create=True)
     made = extract(

@@ -224,6 +224,7 @@ def test_promote_a_calibrated_head(
     assert promotion.report["threshold"] == {}
 
 
+@pytest.mark.reliability
 def test_promote_a_head_with_a_tuned_threshold(
     two: Features, backbone: Backbone, tmp_path: Path
 ) -> None:

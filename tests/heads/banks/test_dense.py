@@ -108,6 +108,7 @@ def test_seeds(maps: Features) -> None:
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.reliability
 def test_a_head_that_diverges_does_not_disturb_the_others(maps: Features) -> None:
     """The others are stored, with their epochs in the events; the error names the one."""
     events: list[Any] = []

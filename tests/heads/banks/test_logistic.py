@@ -100,6 +100,7 @@ def test_a_head_of_a_bank_is_the_head_fitted_alone(case):
         np.testing.assert_allclose(head.predict_proba(X), alone.predict_proba(X), atol=5e-3)
 
 
+@pytest.mark.reliability
 def test_small_chunks_and_batches_change_nothing(monkeypatch):
     X, y = digits()
     whole, cut = bank(), bank()
