@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,23 @@ def _fit(
         return error
 
 
+@cache
+def _end_with_parent() -> None:
+    """End this process soon after its parent: a parent that is killed cannot stop it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _fit_there(asker: int, *job: Any) -> Fitted | HeadError:
     # A class of the user's may print, and another process shares the output of its parent.
     apart = os.getpid() != asker
+    if os.getppid() == asker:
+        _end_with_parent()
     with _ONE, redirect_stdout(sys.stderr) if apart else nullcontext():
         return _fit(*job)
