@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from featurestore.heads.folds import FOLDS, mean_and_spread
+from featurestore.heads.folds import FOLDS, common, mean_and_spread
 from featurestore.heads.scores import SCORES
 from featurestore.store.variants import FIELDS, tell_apart
 from featurestore.table import Grid, plural, printable, size
 
 # Below a table of heads that were compared over folds.
 TIED = "= cannot be told from the best (paired t-test over the folds, p > 0.05)"
+# Below a table of heads that could not be.
+APART = (
+    "not all of these heads have the same folds: without --sort, the list is by the val split; "
+    "train the others with --folds too"
+)
 Rows = list[dict[str, Any]]
 
 
@@ -29,6 +34,8 @@ def heads_layout(rows: Rows) -> Iterator[Grid | str]:
             yield _heads(fresh, [])
             if any(row["tied"] is not None for row in fresh):
                 yield TIED
+            elif any(row["folds"] for row in fresh) and not common([row["folds"] for row in fresh]):
+                yield APART
         yield plural(len(fresh), "head")
         if former:
             count = plural(len(former), "stale head")

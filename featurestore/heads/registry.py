@@ -39,7 +39,11 @@ SKLEARN_HEADS: Mapping[str, SklearnHead] = MappingProxyType(
         "logistic": SklearnHead("StandardScaler+LogisticRegression", params={"max_iter": 1000}),
         "ridge": SklearnHead("StandardScaler+RidgeClassifier", "StandardScaler+Ridge"),
         "linear-svm": SklearnHead("StandardScaler+LinearSVC", "StandardScaler+LinearSVR"),
-        "knn": SklearnHead("KNeighborsClassifier", "KNeighborsRegressor"),
+        "knn": SklearnHead(
+            "StandardScaler+KNeighborsClassifier",
+            "StandardScaler+KNeighborsRegressor",
+            params={"metric": "cosine"},
+        ),
         "forest": SklearnHead("RandomForestClassifier", "RandomForestRegressor"),
     }
 )
