@@ -32,7 +32,7 @@ def wide(tmp_path: Path) -> Pipeline:
     build_network(tmp_path / "tiny.keras", size=64, channels=64)
     pipeline = Pipeline(tmp_path)
     layers = ["conv_a", "conv_b:avg"]
-    heads = [{"head": "logistic", "grid": {"C": [0.1, 1]}, "layers": ["conv_b:avg"]}]
+    heads = [{"head": head, "layers": ["conv_b:avg"]} for head in ("ridge", "logistic")]
     pipeline.write(layers=layers, heads=heads, baseline=None, extract={"batch_size": 4})
     return pipeline
 
@@ -55,7 +55,7 @@ def test_a_killed_pipeline_goes_on(
     first = tree(wide.folder / "store" / "features")
 
     # Between two heads: Ctrl-C.
-    done = killed(commands, wide, "HeadFitted", 2, signal.SIGINT)
+    done = killed(commands, wide, "HeadFitted", 1, signal.SIGINT)
     assert done.status == 130
     assert "Traceback" not in done.err
     assert f"this resumes: featurestore run {wide.file} --store store --runs runs" in done.err
