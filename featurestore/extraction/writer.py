@@ -110,8 +110,11 @@ class BlockWriter:
             places = np.asarray(window.computed[first:last], np.int64)
             mine = self._layer.is_computed[places]
             computed = int(np.count_nonzero(mine))
+            activations = activations[first:last]
+            if computed < len(mine):
+                places, activations = places[mine], activations[mine]
             if computed:
-                self._block[places[mine] - start] = self._stored(activations[first:last][mine])
+                self._block[places - start] = self._stored(activations)
         started = time.perf_counter()
         if self._layer.copies is not None:
             for places, values in self._layer.copies.read(rows):
