@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from featurestore.bars import Progress
-from featurestore.cli.options import backbone_options, json_option
+from featurestore.cli.options import json_option, untrained_backbone_options
 from featurestore.cli.output import print_json, print_table
 
 
 @click.command("layers")
 @click.argument("model")
-@backbone_options
+@untrained_backbone_options
 @json_option
 def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
     """List the layers of MODEL: where it can be cut, what a cut costs and gives.

@@ -8,11 +8,11 @@ import click
 
 from featurestore.bars import Progress
 from featurestore.cli.options import (
-    backbone_options,
     image_column_option,
     json_option,
     root_option,
     store_option,
+    untrained_backbone_options,
 )
 from featurestore.cli.output import print_json, print_table
 from featurestore.table import Grid, printable
@@ -32,7 +32,7 @@ from featurestore.table import Grid, printable
     metavar="L",
     help="Layer, with :avg or :max to reduce it; may be repeated.  [default: the last one]",
 )
-@backbone_options
+@untrained_backbone_options
 @image_column_option
 @root_option
 @store_option

@@ -148,17 +148,24 @@ view_options = together(
     ),
 )
 
-backbone_options = together(
-    *(
-        click.option(
-            f"--{name}",
-            **how,
-            default=_DEFAULTS.get(name),
-            show_default="imagenet for an application" if name == "weights" else True,
+
+def _backbone_options(weights: str) -> Callable[[Command], Command]:
+    return together(
+        *(
+            click.option(
+                f"--{name}",
+                **how,
+                default=_DEFAULTS.get(name),
+                show_default=f"{weights} for an application" if name == "weights" else True,
+            )
+            for name, how in (_BACKBONE | _COMPUTING).items()
         )
-        for name, how in (_BACKBONE | _COMPUTING).items()
     )
-)
+
+
+backbone_options = _backbone_options("imagenet")
+# Of commands that compute nothing which depends on the weights.
+untrained_backbone_options = _backbone_options("random")
 
 
 def variant_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,7 +173,7 @@ def variant_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     The command receives those that were given as ``variant``.
     """
-    fields = {**_BACKBONE, "precision": {"metavar": "P", "help": "float32, bfloat16 or float16."}}
+    fields = {**_BACKBONE, "precision": _COMPUTING["precision"]}
     names = [name.replace("-", "_") for name in fields]
 
     @functools.wraps(command)

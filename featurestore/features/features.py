@@ -301,22 +301,22 @@ class Features:
         IncompleteFeaturesError, DamagedError
             If some of the rows were never extracted, or fail their checksum.
         InputError
-            If an image could not be read, and ``dtype`` has no NaN.
+            If ``dtype`` is no floating-point type.
 
         Examples
         --------
         >>> X, y = features.arrays(order="given")  # doctest: +SKIP
         """
+        if np.dtype(dtype).kind != "f":
+            raise InputError(
+                f"dtype is {np.dtype(dtype)}, which would cut off decimals; expected float16, "
+                "float32 or float64"
+            )
         rows = self.rows(split, labelled=labelled, order=order)
         have = rows >= 0
         self.group.require(rows[have])
         X = self.group.read(rows[have], dtype)
         if not have.all():
-            if X.dtype.kind != "f":
-                raise InputError(
-                    f"{np.count_nonzero(~have):,} of {len(rows):,} images have no features, which "
-                    f"{X.dtype} cannot say: leave out dtype, and they are NaN"
-                )
             every = np.full((len(rows), *X.shape[1:]), np.nan, X.dtype)
             every[have] = X
             X = every
