@@ -258,6 +258,10 @@ _LINES: dict[str, Callable[[Any], str]] = {
         f"extract: out of memory with {plural(event.before, 'image')} in a batch; going on with "
         f"{event.after:,}"
     ),
+    "ClusterJoined": lambda event: (
+        f"cluster: {plural(event.workers, 'worker')}, {plural(event.threads, 'thread')}"
+        f"{f', dashboard {event.dashboard}' if event.dashboard else ''}"
+    ),
     "ExtractionFinished": _extraction_finished,
     "ExtractionStarted": _extraction_started,
     "Float32Chosen": _float32_chosen,

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_most: int | None = None
 
 
 def map_ahead(
@@ -45,5 +46,13 @@ def map_ahead(
 def processors() -> int:
     """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        found = len(os.sched_getaffinity(0))
+    else:
+        found = os.cpu_count() or 1
+    return min(found, _most or found)
+
+
+def limit_processors(most: int) -> None:
+    """Let this process use at most so many processors, because it shares them with others."""
+    global _most
+    _most = most

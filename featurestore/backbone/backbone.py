@@ -353,3 +353,27 @@ class Backbone(Network):
                 f"the backbone is recorded in a form unknown to this version ({one_line(error)});"
                 " pass it in Python"
             ) from error
+
+    def packed(self) -> dict[str, Any]:
+        """Return what :meth:`unpacked` makes the same backbone of in another process.
+
+        Names and paths stay what they are. A Keras model object becomes the bytes of its file.
+
+        Raises
+        ------
+        BackboneError
+            If the model cannot be saved.
+        """
+        model = sources.saved(self._graph, self.name) if self.spec["source"] == "model" else None
+        return {"spec": self.spec, "computing": self.computing.model_dump(), "model": model}
+
+    @classmethod
+    def unpacked(cls, packed: dict[str, Any]) -> Backbone:
+        """Make a backbone of what :meth:`packed` returned; raises as :meth:`from_spec`."""
+        spec = dict(packed["spec"])
+        if packed["model"] is None:
+            found = cls.from_spec(spec)
+        else:
+            del spec["source"]
+            found = cls.from_model(sources.from_bytes(packed["model"], spec["name"]), **spec)
+        return found.using(**packed["computing"])

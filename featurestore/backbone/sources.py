@@ -20,6 +20,7 @@ from featurestore.backbone.identity import graph_digests, has_nan
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.errors import BackboneError, InputError, one_line
 from featurestore.quiet import load_tensorflow
+from featurestore.scratch import scratch
 
 
 def build_application(
@@ -136,6 +137,37 @@ def model_from_file(path: str | Path) -> Any:
             f"{file.name!r} does not load as a Keras model: {error}"
             + (hint if file.name.endswith("weights.h5") else "")
         ) from error
+
+
+def saved(graph: Graph, name: str) -> bytes:
+    """Return the network of a backbone as a ``.keras`` file; BackboneError if it has none."""
+    import keras
+
+    ends = [graph.nodes[number].outputs[output] for number, output in graph.outputs]
+    try:
+        with scratch() as folder:
+            file = folder / "model.keras"
+            keras.Model(graph.nodes[0].outputs[0], ends).save(file)
+            return file.read_bytes()
+    except Exception as error:  # whatever a layer raises that cannot describe itself
+        raise BackboneError(
+            f"backbone {name!r} cannot be saved, so that another process could load it: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def from_bytes(data: bytes, name: str) -> Any:
+    """Load a model from the bytes of a ``.keras`` file, in safe mode."""
+    with scratch() as folder:
+        file = folder / "model.keras"
+        file.write_bytes(data)
+        try:
+            return load_model(file)
+        except InputError as error:
+            raise BackboneError(
+                f"backbone {name!r} does not load in another process: {error}; use layers that "
+                "Keras has itself, or extract in the process that has the model"
+            ) from error
 
 
 def copied(graph: Graph, preprocessing: Preprocessing) -> Graph:

@@ -10,6 +10,7 @@ import click
 from featurestore.bars import Progress
 from featurestore.cli.options import (
     backbone_options,
+    cluster_options,
     json_option,
     scan_options,
     store_option,
@@ -143,6 +144,7 @@ class BatchSizeType(click.ParamType):
     metavar="SIZE",
     help="Store only the layers that fit, such as 20GB; say how to get the others later.",
 )
+@cluster_options
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -161,6 +163,7 @@ def extract_command(
     budget: str | None,
     views: int,
     augmentation: Any,
+    cluster: int | str | None,
     dry_run: bool,
     store: str,
     as_json: bool,
@@ -179,6 +182,9 @@ def extract_command(
     With --views, augmented views of the training images are stored too, each as an array of its
     own; `featurestore train --views N` fits heads on them.
 
+    With --workers or --scheduler, other processes compute and write the features; each needs the
+    images, the model file and the store at the same paths or URLs.
+
     \b
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
@@ -194,6 +200,7 @@ def extract_command(
             from featurestore.backbone import Backbone, LayerRef
             from featurestore.backbone.augmentation import serialize
             from featurestore.extraction import extract, plan
+            from featurestore.extraction.cluster import Cluster
 
             backbone = Backbone.open(model, **options)
             # Mistakes before a long scan.
@@ -201,16 +208,17 @@ def extract_command(
                 backbone.shape(LayerRef.parse(layer))
             if augmentation is not None:
                 augmentation = serialize(augmentation)
-        dataset = open_data(data, opened, progress, **scanning)
         settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "budget": budget}
         settings |= {"views": views, "augmentation": augmentation}
-        if dry_run:
-            with progress.busy("measure a batch"):
-                decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
-        else:
-            extraction = extract(
-                dataset, backbone, layers, opened, replace=replace, on_event=progress, **settings
-            )
+        with Cluster.of(None if dry_run else cluster) as where:
+            where.reach(progress)
+            dataset = open_data(data, opened, progress, **scanning)
+            if dry_run:
+                with progress.busy("measure a batch"):
+                    decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
+            else:
+                settings |= {"replace": replace, "cluster": where, "on_event": progress}
+                extraction = extract(dataset, backbone, layers, opened, **settings)
     if dry_run:
         if as_json:
             print_json(decided.to_dict())

@@ -9,6 +9,7 @@ import click
 from featurestore.bars import Progress
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import (
+    cluster_options,
     json_option,
     store_option,
     together,
@@ -120,6 +121,7 @@ fold_options = together(
 )
 @fold_options
 @view_options
+@cluster_options
 @note_options
 @store_option
 @json_option
@@ -135,6 +137,7 @@ def train_command(
     views: int,
     augmentation: str | None,
     variant: dict[str, Any],
+    cluster: int | str | None,
     store: str,
     as_json: bool,
     **notes: Any,
@@ -150,14 +153,16 @@ def train_command(
     Example:
       featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
     """
+    from featurestore.extraction.cluster import Cluster
     from featurestore.features import Features
     from featurestore.heads import fit_head
     from featurestore.heads.listing import folds_line, metrics_grid
 
+    where = Cluster.of(cluster)
     opened = FeatureStore(store)
     options: dict[str, Any] = {"views": views, "augmentation": augmentation}
     features = Features.open(dataset, layer, opened, model=model, **options, **variant)
-    with Progress() as progress, prints_on_stderr():
+    with Progress() as progress, prints_on_stderr(), where, where.heads(progress):
         options = {"seed": seed, "folds": folds, "seeds": seeds or 1, **notes}
         fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
     if as_json:
@@ -195,6 +200,7 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
     metavar="N",
     help="Try all heads on few rows first; one of N goes on to N times the rows.",
 )
+@cluster_options
 @store_option
 @json_option
 def sweep_command(
@@ -202,6 +208,7 @@ def sweep_command(
     folds: int | None,
     seeds: int | None,
     halving: int | None,
+    cluster: int | str | None,
     store: str,
     as_json: bool,
 ) -> None:
@@ -226,7 +233,8 @@ def sweep_command(
     from featurestore.pipeline.sweep import sweep
 
     opened = FeatureStore(store)
-    options = {"folds": folds, "seeds": seeds, "halving": halving}
+    options: dict[str, Any] = {"folds": folds, "seeds": seeds, "halving": halving}
+    options["cluster"] = cluster
     with Progress() as progress, prints_on_stderr():
         found = sweep(file, opened, **options, on_event=progress)
     fitted = {head.id for head in found}

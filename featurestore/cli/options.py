@@ -183,3 +183,30 @@ def variant_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(variant=variant, **options)
 
     return together(*(click.option(f"--{name}", **how) for name, how in fields.items()))(call)
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that share work among processes; the command receives ``cluster``."""
+
+    @functools.wraps(command)
+    def call(*, workers: int | None, scheduler: str | None, **options: Any) -> Any:
+        if workers is not None and scheduler is not None:
+            raise click.UsageError(
+                "--workers starts processes on this machine, and --scheduler uses a Dask cluster; "
+                "give one of them"
+            )
+        return command(cluster=scheduler if workers is None else workers, **options)
+
+    return together(
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Share the work among N processes on this machine.",
+        ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Share it among the workers of a Dask cluster, such as tcp://10.0.0.1:8786.",
+        ),
+    )(call)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurestore.bars import Progress
-from featurestore.cli.options import json_option, store_option
+from featurestore.cli.options import cluster_options, json_option, store_option
 from featurestore.cli.output import print_json, print_table
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.store.variants import tell_apart
@@ -23,9 +23,12 @@ from featurestore.table import Grid, cell
     metavar="DIR",
     help="Folder that each run leaves its results in.",
 )
+@cluster_options
 @store_option
 @json_option
-def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
+def run_command(
+    pipeline: str, runs: str, cluster: int | str | None, store: str, as_json: bool
+) -> None:
     """Run a pipeline: data, extract, heads, promote; stages that are up to date are skipped.
 
     The fields of the file are in docs/pipelines.md.
@@ -37,7 +40,7 @@ def run_command(pipeline: str, runs: str, store: str, as_json: bool) -> None:
     from featurestore.pipeline.run import run
 
     with Progress() as progress, prints_on_stderr():
-        manifest = run(pipeline, store, runs=runs, on_event=progress)
+        manifest = run(pipeline, store, runs=runs, cluster=cluster, on_event=progress)
     if as_json:
         print_json(manifest)
         return

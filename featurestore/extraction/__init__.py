@@ -3,6 +3,7 @@
 from featurestore.extraction.events import (
     BackboneLoading,
     BatchHalved,
+    ClusterJoined,
     ExtractionEvent,
     ExtractionFinished,
     ExtractionStarted,
@@ -21,6 +22,7 @@ from featurestore.extraction.run import extract
 __all__ = [
     "BackboneLoading",
     "BatchHalved",
+    "ClusterJoined",
     "Extraction",
     "ExtractionEvent",
     "ExtractionFinished",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,9 @@ class UnreadableRowsError(StoreError):
     def __init__(self, group: FeatureGroup, reason: str) -> None:
         super().__init__(reason)
         self.group = group
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.group, str(self))
 
 
 @dataclass(frozen=True, eq=False)

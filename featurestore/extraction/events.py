@@ -13,6 +13,18 @@ class BackboneLoading:
 
 
 @dataclass(frozen=True)
+class ClusterJoined:
+    """The extraction computes on a Dask cluster, which has so many workers and threads now.
+
+    ``dashboard`` is the address of its web page, if it has one.
+    """
+
+    workers: int
+    threads: int
+    dashboard: str | None
+
+
+@dataclass(frozen=True)
 class ExtractionStarted:
     """The forward pass is about to start.
 
@@ -108,6 +120,7 @@ class ExtractionFinished:
 
 ExtractionEvent = (
     BackboneLoading
+    | ClusterJoined
     | ExtractionStarted
     | RowsComputed
     | RowsCopied

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -40,7 +38,7 @@ from featurestore.extraction.stored_type import ELSEWHERE, Float16Error
 from featurestore.extraction.writer import BlockWriter, Written
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup
-from featurestore.threads import map_ahead
+from featurestore.threads import map_ahead, processors
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
@@ -105,7 +103,7 @@ class Executor:
         view = self._backbone.preprocessing.view
         self._on_event(ExtractionStarted(self._backbone.name, names, self._total, *others, view))
         self._written, self._told = written or Written(), (0, 0)
-        with ThreadPoolExecutor(os.cpu_count(), "write") as pool:
+        with ThreadPoolExecutor(processors(), "write") as pool:
             self._writers = {
                 number: BlockWriter(
                     self._in_parts(self._plan.layers[number]),
@@ -117,7 +115,7 @@ class Executor:
                 )
                 for number in self._todo
             }
-            left = self._ordered(units)
+            left = list(units)
             while left:
                 left = self._pass(left)
                 if left:
@@ -137,11 +135,6 @@ class Executor:
 
     def _halved(self, before: int, after: int) -> None:
         self._on_event(BatchHalved(before, after))
-
-    def _ordered(self, units: Sequence[Unit]) -> list[Unit]:
-        # Without locks, processes that start together begin in different places.
-        start = 0 if self._store.features.locking else secrets.randbelow(len(units))
-        return [*units[start:], *units[:start]]
 
     def _blocks(self, unit: Unit) -> list[tuple[FeatureGroup, int]]:
         return [(self._groups[layer], block) for layer, block in unit.blocks]

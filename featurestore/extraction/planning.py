@@ -237,11 +237,13 @@ class Request:
             self.passes[key] = self.backbone.forward(refs)
         return self.passes[key]
 
-    def sized(self, decided: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> Request:
+    def sized(
+        self, decided: ExtractionPlan, dataset: Dataset, store: FeatureStore, measure: bool = True
+    ) -> Request:
         """Return the same with a number as batch size: what was recorded, or what is fast here.
 
         A resumed extraction keeps the batches of the one that began it, so that it gives the same
-        numbers.
+        numbers. Without ``measure``, because other machines compute, it is the usual size.
         """
         if self.batch_size != AUTO or not decided.units:
             return self
@@ -251,7 +253,7 @@ class Request:
             with suppress(NotFoundError):
                 if not layer.replaces and (size := recorded_size(store.features.get(layer.key))):
                     return replace(self, batch_size=min(size, most))
-        if decided.rows_to_compute < MEASURED_FROM:
+        if decided.rows_to_compute < MEASURED_FROM or not measure:
             return replace(self, batch_size=min(USUAL, most))
         compiled = self.forward(decided.refs_computed)
         size = fastest(compiled, decided, dataset, self.backbone, most)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from featurestore.backbone import Preprocessing
 from featurestore.backbone.augmentation import settings
 from featurestore.errors import NotFoundError
+from featurestore.extraction import sharing
 from featurestore.extraction.budget import bytes_of
+from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.events import Float32Chosen
 from featurestore.extraction.executor import Executor
@@ -21,6 +23,7 @@ from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
+from featurestore.extraction.sharing import require_files
 from featurestore.extraction.stored_type import Float16Error
 from featurestore.extraction.writer import Written
 from featurestore.features import Features
@@ -51,6 +54,7 @@ def extract(
     views: int = 0,
     augmentation: Any = None,
     budget: int | str | None = None,
+    cluster: ClusterLike = None,
     on_event: OnEvent | None = None,
 ) -> Extraction:
     """Compute the features of every sample at every given layer in one pass; reuse stored ones.
@@ -96,6 +100,11 @@ def extract(
         save the most time later are stored; `Extraction.budget` says how to get the others. One
         batch is computed first to estimate the bytes. Layers that are stored already, and
         boundaries, stay.
+    cluster : int, str or distributed.Client, optional
+        Share the work among so many processes on this machine, or among the workers of a Dask
+        cluster: the address of its scheduler, a client, or a cluster object. They write to the
+        store themselves. Processes start again with the main module, so that a script needs
+        ``if __name__ == "__main__":`` around the call.
     on_event : callable, optional
         Receives an :data:`ExtractionEvent` at the start, after each batch, and at the end.
 
@@ -111,7 +120,10 @@ def extract(
     SourceChangedError
         If an image no longer has the bytes that were scanned.
     UnknownLayerError, InputError, DatasetError
-        As :func:`plan`.
+        As :func:`plan`. Also for a cluster that cannot be reached, has other versions, or cannot
+        read the images.
+    ExtractionError
+        If the scheduler of the cluster is lost, or its workers die again and again.
     DamagedError
         With ``replace``, if a data set in the store cannot be read: what it needs is unknown.
 
@@ -126,23 +138,25 @@ def extract(
     most = None if budget is None else bytes_of(budget)
     request = Request.of(backbone, layers, dtype, batch_size, boundaries)
     augmented = request.views(views, augmentation)
-    store = FeatureStore.for_data(data, store)
-    if replace:
-        store.datasets.references()  # Raises now what `replace_former` would raise at the end.
-    dataset = store.datasets.open(data, on_event=on_event)
-    part = dataset.training() if augmented else dataset
-    decisions = request.fit(dataset, store, most, augmented, part)
-    request = request.storing(decisions)
-    written = Written(forecast=Forecast(started))
-    groups, reports = _write(request, dataset, store, written, on_event)
-    # The locks are released: this extraction itself may have used the former arrays.
-    former = store.replace_former([each.key for each in groups.values()]) if replace else []
-    seconds = time.perf_counter() - started
-    options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
-    made = [
-        extract(part, each.backbone, request.refs, store, on_event=on_event, **options)
-        for each in augmented
-    ]
+    with Cluster.of(cluster) as where:
+        where.reach(on_event)
+        store = FeatureStore.for_data(data, store)
+        if replace:
+            store.datasets.references()  # Raises now what `replace_former` would raise at the end.
+        dataset = store.datasets.open(data, on_event=on_event)
+        if where:
+            require_files(dataset)
+        part = dataset.training() if augmented else dataset
+        decisions = request.fit(dataset, store, most, augmented, part)
+        request = request.storing(decisions)
+        written = Written(forecast=Forecast(started))
+        groups, reports = _write(request, dataset, store, written, where, on_event)
+        # The locks are released: this extraction itself may have used the former arrays.
+        former = store.replace_former([each.key for each in groups.values()]) if replace else []
+        seconds = time.perf_counter() - started
+        options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
+        options |= {"cluster": where, "on_event": on_event}
+        made = [extract(part, each.backbone, request.refs, store, **options) for each in augmented]
     former += [each for view in made for each in view.former]
     features = {
         ref: Features(group, dataset, store, [each[ref] for each in made if ref in each])
@@ -163,11 +177,12 @@ def _write(
     dataset: Dataset,
     store: FeatureStore,
     written: Written,
+    cluster: Cluster,
     on_event: OnEvent | None,
 ) -> tuple[dict[str, FeatureGroup], dict[str, LayerReport]]:
     """Plan, and write what is missing; return the arrays and their reports by layer ref."""
     asked = request.plan(dataset, store)
-    request = request.sized(asked, dataset, store)
+    request = request.sized(asked, dataset, store, measure=not cluster)
     marked = _to_mark(asked, request, store)
     unreadable: dict[str, set[int]] = {}
     while True:
@@ -178,7 +193,8 @@ def _write(
         with store.features.lock(in_use, shared=True):
             # Locked, and then referred to by a manifest: gc removes neither.
             _record(dataset, store, current=bool(request.refs))
-            engine = _engine(asked, request)
+            # Each worker takes the engine that is the fastest there.
+            engine = None if cluster else _engine(asked, request)
             groups = {
                 str(layer.ref): _open(layer, dataset, request, store, engine, layer.key in marked)
                 for layer in asked.layers
@@ -187,11 +203,12 @@ def _write(
             if any(layer.replaces for layer in decided.layers):
                 asked = decided
                 continue  # Another process has just created them, as float16.
-            executor = Executor(
-                decided, dataset, request.backbone, groups, store, on_event, request.forward
-            )
+            work = (decided, dataset, request.backbone, groups, store)
             try:
-                executor.run(decided.units, written)
+                if cluster:
+                    sharing.compute(cluster, *work, written, on_event)
+                else:
+                    Executor(*work, on_event, request.forward).run(decided.units, written)
             except UnreadableRowsError as error:
                 unreadable[error.group.path] = damaged_blocks(error.group)
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,9 @@ class Float16Error(ActivationError):
         ref, first = next(iter(found.items()))
         super().__init__(f"layer {ref!r} gave {first}; extract with `--dtype float32`")
         self.found = dict(found)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.found,)
 
 
 def beyond_float16(peak: float) -> str | None:

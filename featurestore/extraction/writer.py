@@ -20,7 +20,7 @@ from featurestore.store import FeatureGroup
 
 @dataclass
 class Written:
-    """Rows that this process wrote, by layer ref, and how it got them.
+    """Rows that this call wrote, by layer ref, and how it got them.
 
     With them, what its first batches said of the others.
     """
@@ -30,6 +30,14 @@ class Written:
     derived: Counter[str] = field(default_factory=Counter)
     sources: dict[str, str] = field(default_factory=dict)  # what rows were derived from
     forecast: Forecast = field(default_factory=Forecast)
+
+    def add(self, other: Written) -> None:
+        """Add what another process wrote."""
+        self.computed.update(other.computed)
+        self.copied.update(other.copied)
+        self.derived.update(other.derived)
+        self.sources.update(other.sources)
+        self.forecast.row_bytes |= other.forecast.row_bytes
 
     def forget(self, ref: str) -> None:
         """Leave out a layer that is written again."""

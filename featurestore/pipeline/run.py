@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
 from featurestore.errors import ActivationError, BackboneError, DatasetError, InputError
+from featurestore.extraction.cluster import ClusterLike
 from featurestore.heads.folds import FOLDS, common
 from featurestore.listening import receiver
 from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
-from featurestore.pipeline.sweep import augmentation_of, fit_all
+from featurestore.pipeline.sweep import augmentation_of, cluster_of, fit_all
 from featurestore.scratch import scratch
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
@@ -37,7 +38,12 @@ SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
 
 
 def run(
-    path: str | Path, store: StoreLike = None, *, runs: str | Path = "runs", on_event: Any = None
+    path: str | Path,
+    store: StoreLike = None,
+    *,
+    runs: str | Path = "runs",
+    cluster: ClusterLike = None,
+    on_event: Any = None,
 ) -> dict[str, Any]:
     """Run a pipeline file: data, extract, heads, promote. Stages that are up to date are skipped.
 
@@ -53,6 +59,8 @@ def run(
         manifest of inputs, outputs, versions and metrics (``manifest.json``), and the promoted
         model (``model.keras``). The ID is a digest of the spec and its inputs, so that the same
         run has the same folder.
+    cluster : int, str or distributed.Client, optional
+        Where features are computed and heads fitted, as in `extract`, whatever the file says.
     on_event : callable, optional
         Receives :class:`StageStarted`, :class:`StageSkipped`, :class:`StageNoted` and the events
         of the stages.
@@ -69,15 +77,21 @@ def run(
     FeatureStoreError
         As the stages.
     """
-    return _Run(path, store, Path(runs), receiver(on_event)).run()
+    pipeline = _Run(path, store, Path(runs), cluster, receiver(on_event))
+    with pipeline.cluster as where:
+        where.reach(on_event)
+        return pipeline.run()
 
 
 class _Run:
     """One run of a pipeline file: a method for each stage."""
 
-    def __init__(self, path: str | Path, store: StoreLike, runs: Path, on_event: Any) -> None:
+    def __init__(
+        self, path: str | Path, store: StoreLike, runs: Path, cluster: Any, on_event: Any
+    ) -> None:
         self.file: SpecFile[PipelineSpec] = read_spec(path, PipelineSpec)
         self.spec = self.file.spec
+        self.cluster = cluster_of(self.file, cluster)
         # A file with a mistake must not make a store.
         self.store = FeatureStore.of(store, create=True)
         self.runs, self.on_event = runs, on_event
@@ -94,7 +108,8 @@ class _Run:
         folder = self._folder(dataset, backbones)
         _write(folder / SPEC, self.file.text.encode())
         extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
-        fitted = self._heads(extracted, selection)
+        with self.cluster.heads(self.on_event):
+            fitted = self._heads(extracted, selection)
         head, source = self._choose(fitted, selection)
         promotion = self._promote(head, source, dataset, folder, selection["split"])
         manifest = {
@@ -183,7 +198,8 @@ class _Run:
         from featurestore.extraction import extract
 
         started = time.perf_counter()
-        options = {**self.spec.extract.model_dump(exclude={"engine"}), "on_event": self.on_event}
+        options = self.spec.extract.model_dump(exclude={"engine"})
+        options |= {"cluster": self.cluster, "on_event": self.on_event}
         options["augmentation"] = augmentation_of(self.file, self.spec.extract, ["extract"])
         found = []
         for source in sources:
@@ -318,6 +334,8 @@ class _Run:
                     "backbone": {"__all__": {"model", "weights"}},
                     "extract": {"augmentation", "replace"},
                     "heads": {"__all__": {"name", "tags", "note"}},
+                    "workers": True,
+                    "scheduler": True,
                 },
             ),
             "augmentation": layers and fields(layers),

@@ -141,7 +141,28 @@ def _folder_name(name: str) -> str:
     return name
 
 
-class PipelineSpec(CrossValidation):
+class ClusterSpec(Settings):
+    """Where the work is done: so many processes on this machine, or a Dask scheduler's address."""
+
+    workers: Count | None = None
+    scheduler: str | None = None
+
+    @field_validator("scheduler")
+    @classmethod
+    def _alone(cls, scheduler: str | None, info: ValidationInfo) -> str | None:
+        if scheduler is not None and info.data.get("workers") is not None:
+            raise ValueError(
+                "is for a Dask cluster, and `workers` for this machine; give one of them"
+            )
+        return scheduler
+
+    @property
+    def cluster(self) -> int | str | None:
+        """What `extract` takes as ``cluster``."""
+        return self.workers or self.scheduler
+
+
+class PipelineSpec(CrossValidation, ClusterSpec):
     """A pipeline: data, backbone, layers, heads, selection and promotion."""
 
     name: Annotated[str, AfterValidator(_folder_name)]
@@ -165,7 +186,7 @@ class PipelineSpec(CrossValidation):
         return layers
 
 
-class SweepSpec(VariantSpec, ViewSpec, CrossValidation):
+class SweepSpec(VariantSpec, ViewSpec, CrossValidation, ClusterSpec):
     """A sweep: many heads on features that are stored already."""
 
     dataset: str

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.errors import HeadError, InputError, NotFoundError
+from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.features import Features, stored, with_views, without_boundaries
 from featurestore.heads import Head, check_named, fit_heads
 from featurestore.heads.candidate import candidate
@@ -26,6 +27,7 @@ def sweep(
     folds: int | None = None,
     seeds: int | None = None,
     halving: int | None = None,
+    cluster: ClusterLike = None,
     on_event: Any = None,
 ) -> list[Head]:
     """Fit every head of a sweep file on every layer that it names. Stored heads are reused.
@@ -42,6 +44,9 @@ def sweep(
         round on part of the rows, see `featurestore.heads.halving`.
     store : FeatureStore, path or URL, optional
         Holds the features, and receives the heads.
+    cluster : int, str or distributed.Client, optional
+        Where estimators that belong to no bank are fitted, whatever the file says: in so many
+        processes on this machine, or by the workers of a Dask cluster.
     on_event : callable, optional
         Receives the events of fitting.
 
@@ -51,6 +56,7 @@ def sweep(
         A line for each mistake in the file, such as features that are not in the store.
     """
     file = read_spec(path, SweepSpec)
+    where = cluster_of(file, cluster)
     check_heads(file)
     found = _features(file, FeatureStore.of(store))
     check_layers(file, list(dict.fromkeys(features.ref for features in found)))
@@ -59,9 +65,26 @@ def sweep(
     )
     calls = [call for each in found for call in _calls(each, file.spec.heads, validation)]
     factor = file.spec.halving if halving is None else halving
-    if factor is not None:
-        calls = _halved(calls, factor, on_event)
-    return [head for call in calls for head in call.fit(on_event)]
+    with where, where.heads(on_event):
+        if factor is not None:
+            calls = _halved(calls, factor, on_event)
+        return [head for call in calls for head in call.fit(on_event)]
+
+
+def cluster_of(file: SpecFile[Any], given: ClusterLike) -> Cluster:
+    """Return the cluster that a call names, or else the file.
+
+    Raises
+    ------
+    SpecError
+        If the file names none that can be meant.
+    """
+    if given is not None:
+        return Cluster.of(given)
+    try:
+        return Cluster.of(file.spec.cluster)
+    except InputError as error:
+        raise file.mistake(["scheduler"], str(error)) from error
 
 
 def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:

@@ -170,11 +170,6 @@ class Shelf(ABC, Generic[K, V]):
         names = [self.path(key) for key in keys]
         return self._files.locks.acquire(names, shared=shared, wait=wait)
 
-    @property
-    def locking(self) -> bool:
-        """Whether locks keep other processes out; behind URLs they do not."""
-        return self._files.locks.available
-
     def fsync(self, key: K) -> None:
         """Make an entry durable, even if another process wrote it and died before it did."""
         self._fsync(self.path(key))

@@ -1,5 +1,6 @@
 """Models and weights from files: safe, whole, or refused in one line."""
 
+import pickle
 import urllib.error
 
 import h5py
@@ -118,6 +119,21 @@ def test_a_model_file_gives_the_backbone_of_its_model(tmp_path, ending, tiny):
     given = Backbone.from_model(model, name="x")
     for name in given.layer_names:
         assert backbone.prefix_digest(name) == given.prefix_digest(name)
+
+
+def test_a_packed_backbone_is_the_same_in_another_process(tmp_path, tiny):
+    model = tiny()
+    model.save(tmp_path / "tiny.keras")
+    flip = [layers.RandomFlip("horizontal")]
+    given = Backbone.from_model(model, name="x", scaling="caffe", engine="tensorflow")
+    file = Backbone.from_file(tmp_path / "tiny.keras", precision="bfloat16", engine="tensorflow")
+    for each in (given, file, *given.views([3], flip)):
+        packed = pickle.loads(pickle.dumps(each.packed()))
+        found = Backbone.unpacked(packed)
+        assert (found.name, found.computing) == (each.name, each.computing)
+        assert found.preprocessing == each.preprocessing
+        for name in each.layer_names:
+            assert found.prefix_digest(name) == each.prefix_digest(name)
 
 
 @pytest.mark.slow

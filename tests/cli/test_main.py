@@ -117,6 +117,8 @@ def test_no_command_shows_the_help() -> None:
         ["extract", "photos", "--model", "m", "--layer", "l", "--dtype", "int8"],
         ["extract", "photos", "--model", "m", "--layer", "l", "--batch-size", "0"],
         ["scan", "photos", "--val", "1.5"],
+        ["run", "pipeline.yaml", "--workers", "0"],
+        ["sweep", "sweep.yaml", "--workers", "2", "--scheduler", "tcp://10.0.0.1:8786"],
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_is_expected(arguments: list[str]) -> None:

@@ -107,6 +107,10 @@ WRONG: list[tuple[str, str, list[str]]] = [
      [":8: promote: is empty; give its fields, or {} for the defaults, or leave it out"]),
     ("endless learning", LEAST + "promote: {learning_rate: .inf}\n",
      [":8: promote.learning_rate: found inf; input should be a finite number"]),
+    ("no workers", LEAST + "workers: 0\n",
+     [":8: workers: found 0; input should be greater than 0"]),
+    ("two clusters", LEAST + "workers: 2\nscheduler: tcp://10.0.0.1:8786\n",
+     [":9: scheduler: is for a Dask cluster, and `workers` for this machine; give one of them"]),
 ]  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""How fast an extraction is on the processes of this machine, against one process on all cores.
+
+``extract(…, cluster=2)`` starts a Dask cluster of two processes with half of the cores each. What
+is compared is the steady state: images a second from the time that a quarter is done until the end,
+without the start of the processes, TensorFlow and the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measure import MOBILENETV2, ROOT, answer, machine, spread, write_jpegs
+
+IMAGES, SIDE, LAYERS = 4_000, 160, ("out_relu", "block_12_add:avg")
+TURNS, WORKERS = 3, 2
+
+
+def child(folder: str, workers: int) -> None:
+    """Extract once, and print the seconds of all, and the images a second of the steady state."""
+    import featurestore as fs
+
+    done: list[tuple[float, int]] = []
+
+    def hear(event: object) -> None:
+        if type(event).__name__ == "RowsComputed":
+            done.append((time.perf_counter(), event.done))  # type: ignore[attr-defined]
+
+    started = time.perf_counter()
+    data = fs.Dataset.open(folder)
+    backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=SIDE)
+    with tempfile.TemporaryDirectory(dir=ROOT / "data") as place:
+        options = {"cluster": workers or None, "batch_size": 32, "on_event": hear}
+        fs.extract(data, backbone, LAYERS, f"{place}/store", **options)
+    ended = time.perf_counter()
+    since, before = next(each for each in done if each[1] >= len(data) / 4)
+    pace = (len(data) - before) / (done[-1][0] - since)
+    print(json.dumps({"seconds": ended - started, "pace": pace}))
+
+
+def main() -> None:
+    print(f"`python -m benchmarks.cluster` — {machine()}\n")
+    print(f"MobileNetV2, {SIDE}², {', '.join(LAYERS)}, {IMAGES:,} small JPEG files.\n")
+    print("| where | images/s | against one process | seconds in all | load |")
+    print("| --- | --- | --- | --- | --- |")
+    ways = {"one process": 0, f"{WORKERS} processes of Dask": WORKERS}
+    found: dict[str, list[dict[str, float]]] = {each: [] for each in ways}
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        write_jpegs(Path(folder, "images"), IMAGES)
+        for _ in range(TURNS):
+            for each, workers in ways.items():
+                command = [sys.executable, "-m", "benchmarks.cluster", f"{folder}/images"]
+                found[each].append(answer([*command, str(workers)], cache))
+    alone = found["one process"]
+    for each, turns in found.items():
+        against = [mine["pace"] / one["pace"] for mine, one in zip(turns, alone, strict=True)]
+        cells = [
+            each,
+            f"{median(turn['pace'] for turn in turns):.1f}",
+            spread(against),
+            f"{median(turn['seconds'] for turn in turns):.1f}",
+            f"{os.getloadavg()[0]:.1f}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    child(sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else main()

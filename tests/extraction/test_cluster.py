@@ -1,0 +1,372 @@
+"""Extraction on a Dask cluster: a scheduler and workers, each a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import psutil
+import pytest
+
+from featurestore.backbone import Backbone
+from featurestore.dataset import Dataset
+from featurestore.errors import DatasetError, ExtractionError, InputError
+from featurestore.extraction import (
+    ClusterJoined,
+    ExtractionFinished,
+    Float32Chosen,
+    RowsComputed,
+    cluster,
+    extract,
+    worker,
+)
+from featurestore.extraction.stored_type import Float16Error
+from featurestore.heads import fit_heads
+from featurestore.store import FeatureStore
+from tests.heads.own_estimators import Where
+from tests.toys import take_photos
+
+ROOT = Path(__file__).parents[2]
+
+
+# Without a cluster
+
+
+@pytest.mark.parametrize("where", [0, True, 2.5, "here", [2]])
+def test_what_is_no_cluster_is_named(where: Any, dataset: Dataset, backbone: Backbone) -> None:
+    with pytest.raises(InputError, match="expected a number of processes from 1 on"):
+        extract(dataset, backbone, "gap", "memory://nothing", cluster=where)
+
+
+def test_arrays_do_not_travel(backbone: Backbone) -> None:
+    arrays = Dataset.from_arrays(np.zeros((2, 8, 8), np.uint8), name="arrays")
+    with pytest.raises(DatasetError, match=r"of arrays in memory.*save the images as files"):
+        extract(arrays, backbone, "gap", "memory://arrays", cluster=2)
+
+
+def test_a_scheduler_that_is_not_there(
+    dataset: Dataset, backbone: Backbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.1)
+    with pytest.raises(InputError, match=r"no Dask scheduler at tcp://127.0.0.1:1: .*--workers N"):
+        extract(dataset, backbone, "gap", store, cluster="tcp://127.0.0.1:1")
+
+
+def test_what_float16_cannot_hold_travels() -> None:
+    error = pickle.loads(pickle.dumps(Float16Error({"gap": "an activation of 70000"})))
+    assert error.found == {"gap": "an activation of 70000"}
+    assert "--dtype float32" in str(error)
+
+
+# On one
+
+
+class Processes:
+    """A scheduler, and workers that come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        self.address = self._said(self.scheduler, "Scheduler at:")
+
+    def worker(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+        command = ("worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        self.workers.append(self._start(*command, *options, **environment))
+        return self.workers[-1]
+
+    def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        self._count += 1
+        self.place = self._folder / str(self._count)
+        self.place.mkdir()
+        with open(self.place / "log", "wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", *command, *self._port(command)],
+                cwd=self.place,
+                env={**os.environ, "PYTHONPATH": _path(ROOT), **environment},
+                stdout=log,
+                stderr=log,
+            )
+
+    def _port(self, command: tuple[str, ...]) -> list[str]:
+        return ["--dashboard-address", "127.0.0.1:0"] if command[0] == "scheduler" else []
+
+    def _said(self, process: subprocess.Popen[bytes], words: str) -> str:
+        log = self.place / "log"
+        until = time.monotonic() + 30
+        while time.monotonic() < until and process.poll() is None:
+            for line in log.read_text().splitlines():
+                if words in line:
+                    return line.rpartition(words)[2].strip()
+            time.sleep(0.05)
+        raise AssertionError(log.read_text())
+
+
+def _path(*folders: Path) -> str:
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """A scheduler with one worker, which has TensorFlow to load yet."""
+    found = Processes(tmp_path_factory.mktemp("dask"))
+    found.worker()
+    yield found
+    for each in (*found.workers, found.scheduler):
+        each.kill()
+        each.wait()
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that takes tens of milliseconds an image, and has few rows in a block."""
+    keras.utils.set_random_seed(0)
+    x = image = keras.Input((96, 96, 3))
+    x = keras.layers.Rescaling(1 / 255.0)(x)
+    for number in range(4):
+        x = keras.layers.Conv2D(96, 3, padding="same", activation="relu", name=f"conv_{number}")(x)
+    x = keras.layers.MaxPooling2D(name="pool")(x)
+    file = tmp_path_factory.mktemp("slow") / "slow.keras"
+    keras.Model(image, x).save(file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return take_photos(tmp_path_factory.mktemp("many"), each=50)
+
+
+class Listener:
+    """Keeps events, and does something once, when rows were computed."""
+
+    def __init__(self, once: Callable[[], Any] = lambda: None, at: type = RowsComputed) -> None:
+        self.events: list[Any] = []
+        self._once, self._at = once, at
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, self._at) and not any(isinstance(e, self._at) for e in self.events):
+            self._once()
+        self.events.append(event)
+
+    def of(self, kind: type) -> list[Any]:
+        return [each for each in self.events if isinstance(each, kind)]
+
+
+def jobs(dask_worker: Any) -> str | None:
+    """What a worker worked on last."""
+    return worker._kept.get("job", (None,))[0]
+
+
+def on_workers(processes: Processes, function: Any) -> dict[str, Any]:
+    from distributed import Client
+
+    with Client(processes.address, set_as_default=False) as client:
+        return client.run(function)
+
+
+@pytest.mark.reliability
+def test_the_features_are_those_of_one_process_and_a_late_worker_helps(
+    processes: Processes, many: Path, slow: Path, tmp_path: Path
+) -> None:
+    heard = Listener(processes.worker, at=ClusterJoined)
+    photos = Dataset.open(many)
+    found = extract(
+        *(photos, slow, ["pool", "conv_0:avg"], tmp_path / "store"),
+        batch_size=4,
+        cluster=processes.address,
+        on_event=heard,
+    )
+    alone = extract(photos, slow, ["pool", "conv_0:avg"], tmp_path / "alone", batch_size=4)
+    for ref, features in found.items():
+        np.testing.assert_array_equal(features.group.read(), alone[ref].group.read())
+        assert found.reports[ref].rows_computed == len(photos)
+    assert [type(each) for each in heard.events[:1]] == [ClusterJoined]
+    assert heard.of(RowsComputed)[-1] == RowsComputed(len(photos), len(photos))
+    assert [each.done for each in heard.of(RowsComputed)] == sorted(
+        each.done for each in heard.of(RowsComputed)
+    )
+    assert len(heard.of(ExtractionFinished)) == 1
+    worked = on_workers(processes, jobs)
+    assert len(worked) == 2
+    assert len(set(worked.values())) == 1  # Both did a part.
+    again = extract(photos, slow, ["pool"], tmp_path / "store", cluster=processes.address)
+    assert again.reports["pool"].rows_reused == len(photos)
+
+
+@pytest.mark.reliability
+def test_rows_are_copied_and_derived_there(
+    processes: Processes, many: Path, backbone: Backbone, photos: Path, tmp_path: Path
+) -> None:
+    """The backbone is a Python object, and each training image has two views."""
+    store, where = tmp_path / "store", {"cluster": processes.address, "batch_size": 8}
+    few = Dataset.open(photos, name="few")
+    extract(few, backbone, ["pool_a"], store, batch_size=8)
+    (tmp_path / "more").mkdir()
+    for place in (photos / "a", many / "red"):
+        (tmp_path / "more" / place.name).symlink_to(place)
+    more = Dataset.open(tmp_path / "more", val=0.3)
+    flips = [keras.layers.RandomFlip("horizontal")]
+    found = extract(more, backbone, ["pool_a"], store, views=2, augmentation=flips, **where)
+    report = found.reports["pool_a"]
+    assert (report.rows_copied, report.rows_computed) == (15, 50)
+    derived = extract(more, backbone, ["pool_a:avg"], store, **where)
+    assert derived.reports["pool_a:avg"].rows_derived == 65
+    alone = extract(
+        *(more, backbone, ["pool_a", "pool_a:avg"], tmp_path / "alone"),
+        views=2,
+        augmentation=flips,
+        batch_size=8,
+    )
+    for ours, theirs in ((found, alone), *zip(found.views, alone.views, strict=True)):
+        np.testing.assert_array_equal(ours["pool_a"].group.read(), theirs["pool_a"].group.read())
+    np.testing.assert_allclose(
+        derived["pool_a:avg"].group.read(), alone["pool_a:avg"].group.read(), rtol=2e-3
+    )
+
+
+@pytest.mark.reliability
+def test_what_float16_cannot_hold_is_stored_as_float32(
+    processes: Processes, photos: Path, tmp_path: Path
+) -> None:
+    image = keras.Input((16, 16, 3))
+    loud = keras.Model(image, keras.layers.Rescaling(1000.0, name="loud")(image))
+    network = Backbone.from_model(loud, name="loud", scaling="none")
+    heard = Listener()
+    where = {"cluster": processes.address, "on_event": heard}
+    found = extract(photos, network, "loud", tmp_path / "store", **where)
+    assert found["loud"].group.dtype == np.float32
+    assert [each.layer for each in heard.of(Float32Chosen)] == ["loud"]
+    with pytest.raises(Float16Error, match="--dtype float32"):
+        extract(photos, network, "loud", tmp_path / "other", dtype="float16", **where)
+
+
+@pytest.mark.reliability
+def test_a_worker_without_the_images_is_named(
+    processes: Processes, slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_photos(tmp_path / "photos", 2)
+    monkeypatch.chdir(tmp_path)
+    photos = Dataset.open("/proc/self/cwd/photos")  # Another folder in each process.
+    with pytest.raises(DatasetError, match=r"worker tcp://.*no such file.*at the same paths"):
+        extract(photos, slow, "pool", tmp_path / "store", cluster=processes.address)
+
+
+@pytest.mark.reliability
+def test_heads_are_fitted_there(
+    processes: Processes, photos: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    features = extract(Dataset.open(photos, val=0.3), backbone, "gap", tmp_path / "store")["gap"]
+    with cluster.Cluster.of(processes.address) as where, where.heads():
+        heads = fit_heads(features, [Where(0.5), Where(1.0), Where(1.5)], save=False)
+    theirs = {head.estimator.process_ for head in heads}
+    assert theirs <= set(on_workers(processes, os.getpid).values())
+    assert [head.problems for head in heads] == [(f"shrunk to {each}",) for each in (0.5, 1.0, 1.5)]
+
+
+@pytest.mark.reliability
+def test_a_worker_that_is_killed_loses_nothing(
+    processes: Processes, many: Path, slow: Path, tmp_path: Path
+) -> None:
+    photos, other = Dataset.open(many), processes.workers[1]
+    heard = Listener(other.kill)
+    found = extract(
+        *(photos, slow, ["pool"], tmp_path / "store"),
+        batch_size=4,
+        cluster=processes.address,
+        on_event=heard,
+    )
+    assert other.wait() == -signal.SIGKILL
+    assert not found["pool"].group.missing()
+    assert heard.of(RowsComputed)[-1].done == len(photos)
+
+
+@pytest.mark.reliability
+def test_a_worker_of_another_version_is_named(
+    processes: Processes, photos: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    (tmp_path / "keras-2.0.dist-info").mkdir()
+    (tmp_path / "keras-2.0.dist-info" / "METADATA").write_text("Name: keras\nVersion: 2.0\n")
+    workers = len(on_workers(processes, os.getpid))
+    other = processes.worker(PYTHONPATH=_path(tmp_path, ROOT))
+    while len(on_workers(processes, os.getpid)) == workers:
+        time.sleep(0.2)
+    try:
+        with pytest.raises(InputError, match=r"worker tcp://.* has keras 2\.0, expected keras 3"):
+            extract(photos, backbone, "gap", tmp_path / "store", cluster=processes.address)
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.reliability
+def test_a_scheduler_that_is_lost_ends_in_one_line(
+    processes: Processes, many: Path, slow: Path, tmp_path: Path
+) -> None:
+    """The last test of this scheduler."""
+    photos, heard = Dataset.open(many), Listener(processes.scheduler.kill)
+    with pytest.raises(ExtractionError, match=r"Dask scheduler was lost.*it resumes"):
+        extract(
+            *(photos, slow, "pool", tmp_path / "store"),
+            batch_size=4,
+            cluster=processes.address,
+            on_event=heard,
+        )
+    resumed = extract(photos, slow, "pool", tmp_path / "store")
+    assert 0 < resumed.reports["pool"].rows_reused < len(photos)
+
+
+SCRIPT = """
+import os, signal, sys
+from featurestore import bars
+class Progress(bars.Progress):
+    def __call__(self, event):
+        super().__call__(event)
+        if type(event).__name__ == "RowsComputed":
+            os.killpg(0, signal.SIGINT)
+bars.Progress = Progress
+from featurestore.cli import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.reliability
+def test_ctrl_c_ends_the_processes_of_this_machine(many: Path, slow: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = ["extract", many, "--model", slow, "--layer", "pool", "--batch-size", 4]
+    words += ["--workers", 2, "--store", tmp_path / "store", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "script.py", *map(str, words)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": _path(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    *_, last = err.splitlines()
+    assert "cluster: 2 workers" in err
+    assert last.startswith("interrupted; what is stored is kept, and this resumes: featurestore")
+    assert "Traceback" not in err
+    left = [each for each in psutil.process_iter() if _session(each.pid) == process.pid]
+    assert not left
+
+
+def _session(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return None
