@@ -107,6 +107,7 @@ class Cluster:
 
     def _connect(self) -> Client:
         from distributed import Client
+        from distributed.comm import get_address_host
         from distributed.utils import silence_logging_cmgr
 
         where, own = self._where, isinstance(self._where, int)
@@ -120,6 +121,8 @@ class Cluster:
             where = _local(where)
             self._open.callback(where.close)
         try:
+            if isinstance(where, str):
+                get_address_host(where)  # A client of an unknown kind of address does not close.
             client = Client(where, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             self._open.close()
