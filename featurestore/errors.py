@@ -16,6 +16,7 @@
     │   ├── NotFoundError (LookupError)    no such features, data set or head
     │   ├── IncompleteFeaturesError    some blocks were never extracted
     │   └── DamagedError               stored bytes that fail their checksum
+    ├── UnreachableError               a server of images or tables that does not answer
     ├── ExtractionError                features could not be computed
     │   ├── SourceChangedError         an image no longer has the bytes that were scanned
     │   └── ActivationError            NaN, a value that the stored type cannot hold, or a wrong one
@@ -90,6 +91,10 @@ class IncompleteFeaturesError(StoreError):
 
 class DamagedError(StoreError):
     """Stored bytes that fail their checksum or cannot be parsed."""
+
+
+class UnreachableError(FeatureStoreError):
+    """A server of images or tables that does not answer, or denies access to all of them."""
 
 
 class ExtractionError(FeatureStoreError):

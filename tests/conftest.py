@@ -12,6 +12,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.reliability.processes import Commands
+    from tests.s3 import S3Server
 
 # Workers that each take all cores slow each other down. TensorFlow reads this when it is imported.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -40,6 +41,15 @@ def commands() -> Iterator[Commands]:
     from tests.reliability.processes import Commands
 
     with Commands() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A server of S3 in a process of its own."""
+    from tests.s3 import S3Server
+
+    with S3Server() as server:
         yield server
 
 

@@ -19,7 +19,7 @@ store_option = click.option(
     default="./store",
     show_default=True,
     metavar="PATH|URL",
-    help="The store; FEATURESTORE_STORE sets it too.",
+    help="The store: a folder, or s3://, gs:// or az://…; FEATURESTORE_STORE sets it too.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there."

@@ -1,4 +1,4 @@
-"""Where samples are: local paths, or URIs that fsspec opens."""
+"""Where samples are: local paths, or URLs of web servers and object stores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import stat
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from featurestore.dataset.urls import RefusedError, fetch
 from featurestore.errors import DatasetError, one_line, path_text
 
 # A file is held in memory while it is decoded; anything larger is a video or an archive.
@@ -92,26 +93,23 @@ def read(source: str) -> bytes:
     ------
     UnreadableError
         If it cannot be read or is larger than `MAX_BYTES`.
+    UnreachableError
+        If the server of a URL cannot be reached, so that nothing is known of the file.
     """
     try:
         if is_uri(source):
-            import fsspec
-
-            opened = fsspec.open(source, "rb")
+            data = fetch(source, MAX_BYTES + 1)
         else:
             if not stat.S_ISREG(os.stat(source).st_mode):
                 raise UnreadableError("not a regular file")
-            opened = open(source, "rb")  # noqa: SIM115
-        with opened as file:
-            data: bytes = file.read(MAX_BYTES + 1)
-    except UnreadableError:
-        raise
+            with open(source, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         link = " (a broken link)" if os.path.islink(source) else ""
         raise UnreadableError(f"{NO_FILE}{link}") from error
     except OSError as error:
         raise UnreadableError(error.strerror or one_line(error)) from error
-    except Exception as error:  # the libraries behind fsspec raise errors of their own
+    except (RefusedError, ValueError) as error:  # ValueError: a null byte in a path
         raise UnreadableError(one_line(error)) from error
     if len(data) > MAX_BYTES:
         raise UnreadableError(f"larger than {MAX_BYTES:,} bytes")

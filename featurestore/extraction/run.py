@@ -225,6 +225,11 @@ def _write(
                 continue
             for layer in decided.layers:
                 store.features.fsync(layer.key)
+            if not store.features.locking:
+                # Without locks, another process may have removed what this one wrote.
+                asked = request.plan(dataset, store, unreadable)
+                if asked.units:
+                    continue
             return groups, {ref: _report(ref, group, written) for ref, group in groups.items()}
 
 
@@ -352,7 +357,8 @@ def _report(ref: str, group: FeatureGroup, written: Written) -> LayerReport:
         dtype=str(group.dtype),
         bytes=group.nbytes_stored,
         rows_computed=computed,
-        rows_reused=group.shape[0] - computed - copied - derived,
+        # Rows that another process removed were computed twice.
+        rows_reused=max(0, group.shape[0] - computed - copied - derived),
         rows_copied=copied,
         rows_derived=derived,
         derived_from=written.sources.get(ref),

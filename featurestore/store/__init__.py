@@ -17,7 +17,7 @@ key       `FeatureKey`, and names as path segments
 variants  how variants of a layer differ, and which are asked for
 documents JSON documents with a checksum
 locks     locks between processes
-files     whole files: in a local folder (local) or behind a URL (remote)
+files     whole files: in a local folder (local) or an object store (remote)
 ========= ==========================================================================
 
 docs/format.md specifies what is written.

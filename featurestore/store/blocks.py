@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from featurestore.digests import digest_bytes, row_id
 from featurestore.errors import StoreError
+from featurestore.store.documents import read_json
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -237,8 +239,13 @@ class BlockArray:
     def write(self, block: int, rows: np.ndarray) -> None:
         """Write one block whole.
 
+        In an object store, a sound block that another process has written stays: what was read of
+        it stays true.
+
         Raises
         ------
+        StoreError
+            The files say why; or, in an object store, another process has replaced the array.
         ValueError
             For a block number, shape or dtype that is not the array's: an error of the caller.
         """
@@ -255,14 +262,42 @@ class BlockArray:
             whole = np.zeros((self.block_rows, *self.shape[1:]), dtype=self.dtype)
             whole[: len(rows)] = rows
             rows = whole
-        self.files.write(self.file(block), encode(rows, self._address(block)))
+        file, data = self.file(block), encode(rows, self._address(block))
+        while not self.files.write(file, data, new=True):
+            # Without locks, another process was first; or it is a damaged one.
+            with suppress(FileNotFoundError):  # Just removed.
+                before = self.files.read(file)
+                if self._is_sound(block, before):
+                    return
+                self._check_current()
+                if self.files.replace(file, before, data):
+                    return
+
+    def _is_sound(self, block: int, data: bytes) -> bool:
+        try:
+            self._decode(block, data)
+        except ValueError:
+            return False
+        return True
+
+    def _check_current(self) -> None:
+        """Raise StoreError if another process has replaced this array, as float32."""
+        with suppress(FileNotFoundError, StoreError):
+            if read_json(self.files, f"{self.path}/{METADATA}")["data_type"] == str(self.dtype):
+                return
+        raise StoreError(
+            f"{self.files.location}/{self.path} was removed or replaced by another process; run "
+            "the command again: it resumes"
+        )
 
     def read(self, block: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read one block, (row of the block, …); into ``out``, if it has ``block_rows`` rows.
 
         FileNotFoundError if it does not exist, ValueError if it is damaged.
         """
-        data = self.files.read(self.file(block))
+        return self._decode(block, self.files.read(self.file(block)), out)
+
+    def _decode(self, block: int, data: bytes, out: np.ndarray | None = None) -> np.ndarray:
         shape = (self.block_rows, *self.shape[1:])
         whole = decode(data, shape, self.dtype, self._address(block), out)
         return whole[: len(self.span(block))]

@@ -105,8 +105,9 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         path = self.manifest_path(dataset.name, dataset.manifest_digest)
         self._files.write(path, dataset.to_parquet(added))
 
-    def _write_current(self, entry: DatasetEntry) -> None:
-        write_json(self._files, f"{self.path(entry.name)}/{CURRENT}", entry.model_dump())
+    def _write_current(self, entry: DatasetEntry, over: bytes | None = None) -> None:
+        where = f"{self.path(entry.name)}/{CURRENT}"
+        write_json(self._files, where, entry.model_dump(), over=over)
 
     @contextmanager
     def keep(self, dataset: Dataset) -> Iterator[None]:
@@ -342,6 +343,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             with suppress(StoreError):
                 self._read(item.path)
                 return
+            damaged = self._files.read(f"{item.path}/{CURRENT}")
             # A damaged manifest may be the one that was current, so it ends this.
             paths = self.manifests(item.path)
             added = [(manifest.read(self._files.read(each))[1].added, each) for each in paths]
@@ -351,7 +353,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                     "on the images"
                 )
             when, path = max(added)
-            self._write_current(self._load_file(path).entry(when))
+            self._write_current(self._load_file(path).entry(when), damaged)
 
     # Removal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import EMPTY_CHECKSUM, checksum_matches, insert_checksum
@@ -31,8 +31,10 @@ def read_json(files: Files, path: str) -> dict[str, Any]:
     DamagedError
         For bytes that are not those that were written.
     """
-    data = files.read(path)
-    where = f"{files.location}/{path}"
+    return _parsed(files.read(path), f"{files.location}/{path}")
+
+
+def _parsed(data: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -45,17 +47,60 @@ def read_json(files: Files, path: str) -> dict[str, Any]:
     return document
 
 
-def write_json(files: Files, path: str, document: Mapping[str, Any]) -> None:
+def write_json(
+    files: Files,
+    path: str,
+    document: Mapping[str, Any],
+    *,
+    new: bool = False,
+    over: bytes | None = None,
+) -> bool:
     """Write a JSON object with a checksum: in Zarr metadata, among the attributes.
 
     NaN has no form in JSON and is an error of the caller.
+
+    Parameters
+    ----------
+    files : LocalFiles or RemoteFiles
+    path : str
+    document : mapping
+    new : bool
+        Only if there is no file: as `RemoteFiles.write`.
+    over : bytes, optional
+        Only if the file still has these bytes: as `RemoteFiles.replace`.
+
+    Returns
+    -------
+    bool
+        Whether it was written; where locks keep other processes out, it always is.
     """
+    data = _encoded(document)
+    return files.write(path, data, new=new) if over is None else files.replace(path, over, data)
+
+
+def update_json(
+    files: Files, path: str, changes: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Change fields of a JSON object, and return it.
+
+    ``changes`` says which, from the object as it is; it is called again if another process has
+    changed it in the meantime. Raises as `read_json`.
+    """
+    while True:
+        data = files.read(path)
+        before = _parsed(data, f"{files.location}/{path}")
+        after = {**before, **changes(before)}
+        if after == before or write_json(files, path, after, over=data):
+            return after
+
+
+def _encoded(document: Mapping[str, Any]) -> bytes:
     whole = dict(document)
     if "attributes" in whole:
         whole["attributes"] = dict(whole["attributes"])
     _checked_part(whole)[CHECK] = EMPTY_CHECKSUM
     text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
-    files.write(path, insert_checksum(text.encode("utf-8") + b"\n"))
+    return insert_checksum(text.encode("utf-8") + b"\n")
 
 
 def compare_json(files: Files, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, StoreError]:

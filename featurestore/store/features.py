@@ -114,18 +114,32 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                 return self.get(key)
             # Blocks that an interrupted removal left would count as done, and may be of another
             # type. Flushed, so that a power cut does not bring them and their metadata back.
-            for each in self._files.sizes(group.features.path):
-                self._files.remove(each)
+            self._clear(path, list(self._files.sizes(group.features.path)))
             self._files.fsync(group.features.path)
-            *documents, last = group.documents().items()
             for array in (group.sample, group.features):
                 self._make_folder(array.path)
+            group = self._first_document(group)
+            _, *documents, last = group.documents().items()
             for each, document in documents:
                 write_json(self._files, each, document)
             group.write_samples(sample_ids)
             if boundary:
                 self._files.write(group.boundary_mark, b"")
             write_json(self._files, *last)
+            return self.get(key) if not self.locking else group
+
+    def _first_document(self, group: FeatureGroup) -> FeatureGroup:
+        """Write the first document of a group, and return the group.
+
+        Without locks, another process may create it too, of another type or by another command:
+        then as its document says, so that all documents are of one group.
+        """
+        path, document = next(iter(group.documents().items()))
+        if not write_json(self._files, path, document, new=True):
+            with suppress(StoreError, FileNotFoundError):
+                attributes = read_json(self._files, path)["attributes"]
+                return FeatureGroup.from_attributes(self._files, group.path, attributes)
+            write_json(self._files, path, document)  # It is damaged.
         return group
 
     def unmark(self, key: FeatureKey) -> None:
@@ -150,7 +164,9 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return self._files.locks.acquire([f"{self.path(key)}/replacing"], shared=True)
 
     def is_being_replaced(self, key: FeatureKey) -> bool:
-        """Whether another process is inside `replacing`."""
+        """Whether another process is inside `replacing` float16 features, or has left it."""
+        if not self.locking:
+            return self.has(key) and self.get(key).dtype != "float16"
         with self._files.locks.acquire([f"{self.path(key)}/replacing"], wait=False) as nobody:
             return not nobody
 

@@ -1,4 +1,4 @@
-"""Whole files, in a local folder or behind an fsspec URL."""
+"""Whole files, in a local folder or in an object store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Files: TypeAlias = LocalFiles | RemoteFiles
 
 
 def open_files(location: str) -> Files:
-    """Return the files of a local folder or of an fsspec URL (``s3://…``, ``memory://…``)."""
+    """Return the files of a local folder or of a URL (``s3://…``, ``gs://…``, ``az://…``)."""
     if location.startswith(("file://", "local://")):
         return LocalFiles(location.partition("://")[2])
     return RemoteFiles(location) if "://" in location else LocalFiles(location)

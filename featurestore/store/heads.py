@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from featurestore.digests import Digest, digest_bytes
+from featurestore.digests import SHORT, Digest, digest_bytes, short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, refuse_newer
-from featurestore.store.documents import read_json, write_json
+from featurestore.store.documents import read_json, update_json, write_json
 from featurestore.store.key import name_of
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Item
 
 DOCUMENT = "head.json"
 FORMAT = 1
 _REMEDY = "fit the head again with `featurestore train`"
+# What two processes without locks write at the same time: each has a file of its own.
+_OWN_COPY = rf"[a-z_]+\.[0-9a-f]{{{SHORT}}}\.(skops|keras|json|npz)"
 
 
 class _File(BaseModel):
     bytes: int
     digest: Digest
+    #: The name that it has in the folder, if it is another.
+    file: str | None = Field(None, pattern=rf"^{_OWN_COPY}$")
 
 
 class _Document(BaseModel):
@@ -42,7 +46,7 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
     folder = "heads"
     marker = DOCUMENT
     own_files = re.compile(
-        rf"({re.escape(DOCUMENT)}|[a-z_]+\.(skops|keras|json|npz)){PARTIAL_SUFFIX}?"
+        rf"({re.escape(DOCUMENT)}|[a-z_]+\.(skops|keras|json|npz)|{_OWN_COPY}){PARTIAL_SUFFIX}?"
     )
 
     def _read(self, path: str) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         listing = self.get(key)["files"]
         if name not in listing:
             raise NotFoundError(f"head {key!r} has no file {name!r}, {nearest(name, listing)}")
-        path = f"{self.path(key)}/{name}"
+        path = f"{self.path(key)}/{listing[name].get('file') or name}"
         try:
             data = self._files.read(path)
         except FileNotFoundError as error:
@@ -109,14 +113,18 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
                 # Removed first: a kill must not leave the document with other files.
                 self._files.remove(f"{path}/{DOCUMENT}")
             self._make_folder(path)
+            listing: dict[str, dict[str, Any]] = {}
             for name, data in files.items():
-                self._files.write(f"{path}/{name}", data)
-            listing = {
-                name: {"bytes": len(data), "digest": digest_bytes(data)}
-                for name, data in files.items()
-            }
+                listing[name] = {"bytes": len(data), "digest": digest_bytes(data)}
+                if not self._files.write(f"{path}/{name}", data, new=True):
+                    # Another process fits this head too, or was killed when it did.
+                    stem, _, suffix = name.rpartition(".")
+                    own = f"{stem}.{short(listing[name]['digest'])}.{suffix}"
+                    self._files.write(f"{path}/{own}", data)
+                    listing[name]["file"] = own
             whole = {**document, "id": key, "files": listing}
-            write_json(self._files, f"{path}/{DOCUMENT}", whole)
+            # The process that is first here has stored the head.
+            write_json(self._files, f"{path}/{DOCUMENT}", whole, new=True)
 
     def update(
         self, key: str, changes: Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -127,11 +135,8 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         """
         path = self.path(key)
         with self._files.locks.acquire([path]):
-            before = self.get(key)
-            document = {**before, **changes(before)}
-            if document != before:
-                write_json(self._files, f"{path}/{DOCUMENT}", document)
-        return document
+            self.get(key)  # It is one.
+            return update_json(self._files, f"{path}/{DOCUMENT}", changes)
 
     def matching(self, text: str) -> list[str]:
         """Return the ids that begin with a text, and of the heads that are named so.
@@ -158,6 +163,15 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         names = [f"{self.path(key)}/fit" for key in keys]
         return self._files.locks.acquire(names, shared=shared, wait=wait)
 
+    def _leftover(self, path: str, existing: Collection[str]) -> str | None:
+        folder, _, name = path.rpartition("/")
+        if re.fullmatch(_OWN_COPY, name) and f"{folder}/{DOCUMENT}" in existing:
+            with suppress(StoreError):
+                listing = self._read(folder)["files"].values()
+                if all(each.get("file") != name for each in listing):
+                    return "another process stored this head"
+        return super()._leftover(path, existing)
+
     def _check(self, item: Item) -> Iterator[Damage]:
         head_id = self._key(item.path)
         try:
@@ -169,4 +183,6 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
             try:
                 self.read(head_id, name)
             except StoreError as error:
-                yield Damage(item.name, f"{item.path}/{name}", str(error))
+                yield Damage(
+                    item.name, f"{item.path}/{listing[name].get('file') or name}", str(error)
+                )

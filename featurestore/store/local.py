@@ -81,10 +81,11 @@ class LocalFiles:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes, *, new: bool = False) -> bool:
         """Write a file whole, into an existing folder; it is durable when this returns.
 
-        A reader sees the old bytes or the new ones, never a part.
+        A reader sees the old bytes or the new ones, never a part. Returns True: with ``new``, an
+        object store returns False for a file that exists, which locks make needless here.
         """
         final = self._root / path
         partial = final.with_name(f"{final.name}.{uuid.uuid4().hex}{PARTIAL}")
@@ -98,6 +99,11 @@ class LocalFiles:
                     os.unlink(partial)
                 raise
             durable.fsync_folder(final.parent)
+        return True
+
+    def replace(self, path: str, before: bytes, data: bytes) -> bool:
+        """Write a file; ``before`` are its bytes. Returns True, since a lock keeps others out."""
+        return self.write(path, data)
 
     def make_folder(self, path: str) -> None:
         """Make a folder and its parents where they are missing; durable when this returns."""
@@ -174,13 +180,14 @@ class LocalFiles:
                         sizes[each.relative_to(self._root).as_posix()] = os.lstat(each).st_size
         return sizes
 
-    def remove(self, path: str) -> None:
-        """Remove a file, if it exists."""
-        file = self._root / path
-        with explained("remove", self._shown(path)):
-            self._check_inside(file.parent)
-            with suppress(FileNotFoundError):
-                os.unlink(file)
+    def remove(self, *paths: str) -> None:
+        """Remove files, those that exist."""
+        for path in paths:
+            file = self._root / path
+            with explained("remove", self._shown(path)):
+                self._check_inside(file.parent)
+                with suppress(FileNotFoundError):
+                    os.unlink(file)
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder, if it is empty."""
@@ -203,15 +210,15 @@ class LocalFiles:
 
 
 @contextmanager
-def explained(verb: str, path: str, kind: type[Exception] = OSError) -> Iterator[None]:
+def explained(verb: str, path: str) -> Iterator[None]:
     """Turn an error of the file system into a StoreError that names the file and the remedy."""
     try:
         yield
     except (FileNotFoundError, StoreError):
         raise
-    except kind as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "give access to it")
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        remedy = _REMEDIES.get(error.errno or 0, "give access to it")
         raise StoreError(
             f"cannot {verb} {path}: {reason}; {remedy}, then run the command again: it resumes"
         ) from error

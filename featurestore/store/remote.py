@@ -1,21 +1,23 @@
-"""Files behind an fsspec URL."""
+"""Files in an object store."""
 
 from __future__ import annotations
 
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from featurestore import objects
 from featurestore.errors import StoreError
-from featurestore.store.local import PARTIAL, explained
+from featurestore.store.local import PARTIAL
 from featurestore.store.locks import Locks
 
 
 class RemoteFiles:
-    """Files behind an fsspec URL, with the methods of `LocalFiles`.
+    """Files in an object store, with the methods of `LocalFiles`.
 
-    Object stores commit a file with one PUT. Behind URLs that have no atomic write (sftp), a
-    torn file is caught by its checksum.
+    A file is committed with one PUT. There are no locks: what two processes may write at the same
+    time is written on condition, see `write` and `replace`.
 
     Parameters
     ----------
@@ -27,32 +29,29 @@ class RemoteFiles:
     location : str
         The URL.
     locks : Locks
-        Always granted: an object store has no locks.
+        Always granted.
+
+    Raises
+    ------
+    StoreError
+        If this is no URL of an object store.
     """
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         self.location = url.rstrip("/")
         self.locks = Locks(None)
-        try:
-            # Other processes write too: a cached listing would hide their blocks.
-            self._fs, root = fsspec.url_to_fs(self.location, use_listings_cache=False)
-        except ImportError as error:
-            raise StoreError(f"cannot open {url}: {error}") from error
-        except ValueError as error:
-            raise StoreError(f"cannot open {url}: {error}; expected a folder or a URL") from error
-        self._root = root.rstrip("/")
+        if not objects.is_url(url):
+            raise StoreError(f"cannot open {url}; expected a folder, or {objects.EXPECTED}")
+        with self._explained("open", ""):
+            self._bucket, self._root = objects.locate(self.location)
 
-    # Each fsspec driver raises errors of its own, hence Exception below.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFiles, (self.location,)
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes; FileNotFoundError where there is none."""
-        with explained("read", self._shown(path), Exception):
-            try:
-                return bytes(self._fs.cat_file(self._full(path)))
-            except (IsADirectoryError, NotADirectoryError) as error:
-                raise FileNotFoundError(path) from error
+        with self._explained("read", path):
+            return bytes(self._bucket.get(self._full(path)).bytes())
 
     def check_writable(self, path: str) -> None:
         """Raise StoreError if no file could be written to a folder."""
@@ -63,15 +62,49 @@ class RemoteFiles:
             with suppress(StoreError):
                 self.remove(probe)
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write a file with one PUT."""
-        with explained("write", self._shown(path), Exception):
-            self._fs.pipe_file(self._full(path), data)
+    def write(self, path: str, data: bytes, *, new: bool = False) -> bool:
+        """Write a file with one PUT; return whether it was written.
+
+        With ``new``, one that exists stays as it is: another process was first.
+        """
+        return self._put(path, data, "create" if new else "overwrite")
+
+    def replace(self, path: str, before: bytes, data: bytes) -> bool:
+        """Write a file that has the bytes ``before``; return whether it was written.
+
+        If another process has changed or removed it, it stays as it is.
+        """
+        try:
+            with self._explained("read", path):
+                found = self._bucket.get(self._full(path))
+                version = {
+                    name: found.meta[name] for name in ("e_tag", "version") if found.meta[name]
+                }
+                same = bytes(found.bytes()) == before
+        except FileNotFoundError:
+            return False
+        return same and self._put(path, data, version)
+
+    def _put(self, path: str, data: bytes, mode: Any) -> bool:
+        from obstore import exceptions
+
+        full = self._full(path)
+        with self._explained("write", path):
+            try:
+                self._bucket.put(full, data, mode=mode, use_multipart=False)
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+                return False
+            except FileNotFoundError as error:
+                if mode in ("create", "overwrite") or objects.is_no_bucket(error):
+                    raise
+                return False
+            except (NotImplementedError, exceptions.NotSupportedError):
+                # A server without conditions: the last writer wins.
+                self._bucket.put(full, data, use_multipart=False)
+        return True
 
     def make_folder(self, path: str) -> None:
-        """Make a folder, where the driver has folders."""
-        with explained("make", self._shown(path), Exception):
-            self._fs.makedirs(self._full(path), exist_ok=True)
+        """Do nothing: an object store has no folders."""
 
     def fsync(self, path: str) -> None:
         """Do nothing: a PUT is durable."""
@@ -79,45 +112,73 @@ class RemoteFiles:
     def names(self, path: str) -> list[str]:
         """Names in a folder, sorted; ``[]`` where there is none."""
         full = self._full(path)
-        with explained("list", self._shown(path), Exception):
-            try:
-                found = self._fs.ls(full, detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-        inside = (each.rstrip("/") for each in found)
-        return sorted(each.rpartition("/")[2] for each in inside if each != full)
+        with self._explained("list", path):
+            found = self._bucket.list_with_delimiter(full or None)
+        paths = [*(each["path"] for each in found["objects"]), *found["common_prefixes"]]
+        names = {each.rstrip("/")[len(full) :].strip("/") for each in paths}
+        return sorted(names - {""})
 
     def is_file(self, path: str) -> bool:
         """Whether a file of this path exists."""
-        return bool(self._fs.isfile(self._full(path)))
+        return self._size(path) is not None
+
+    def _size(self, path: str) -> int | None:
+        full = self._full(path)
+        try:
+            with self._explained("look at", path):
+                return int(self._bucket.head(full)["size"]) if full else None
+        except FileNotFoundError:
+            return None
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a path (or of the file itself), by path."""
-        try:
-            found: dict[str, Any] = self._fs.find(self._full(path), detail=True)
-        except FileNotFoundError:
-            return {}
-        start = len(self._root) + 1
-        return {full[start:]: int(info["size"] or 0) for full, info in found.items()}
+        start = len(self._root) + 1 if self._root else 0
+        with self._explained("list", path):
+            found = {
+                each["path"][start:]: int(each["size"])
+                for some in self._bucket.list(self._full(path) or None, chunk_size=1000)
+                for each in some
+            }
+        own = None if found else self._size(path)
+        return found if own is None else {path: own}
 
-    def remove(self, path: str) -> None:
-        """Remove a file, if it exists."""
-        with explained("remove", self._shown(path), Exception):
-            try:
-                self._fs.rm_file(self._full(path))
-            except FileNotFoundError:
-                return
+    def remove(self, *paths: str) -> None:
+        """Remove files, those that exist."""
+        for start in range(0, len(paths), 1000):
+            some = [self._full(path) for path in paths[start : start + 1000]]
+            with self._explained("remove", paths[start]):
+                try:
+                    self._bucket.delete(some)
+                except FileNotFoundError as error:
+                    if objects.is_no_bucket(error):
+                        raise
+                    # It ends the deletion of several.
+                    for each in some if len(some) > 1 else ():
+                        with suppress(FileNotFoundError):
+                            self._bucket.delete(each)
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder, if it is empty and the driver has folders."""
-        if not self.names(path):
-            try:
-                self._fs.rmdir(self._full(path))
-            except (OSError, NotImplementedError):
-                return
+        """Do nothing: an object store has no folders."""
 
     def _full(self, path: str) -> str:
-        return f"{self._root}/{path}".rstrip("/")
+        return f"{self._root}/{path}".strip("/")
 
-    def _shown(self, path: str) -> str:
-        return f"{self.location}/{path}"
+    @contextmanager
+    def _explained(self, verb: str, path: str) -> Iterator[None]:
+        """Turn an error of the object store into a StoreError that names the file and the remedy.
+
+        FileNotFoundError stays one, unless the bucket itself does not exist.
+        """
+        try:
+            yield
+        except StoreError:
+            raise
+        # obstore and the providers of credentials raise errors of their own.
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and not objects.is_no_bucket(error):
+                raise FileNotFoundError(path) from error
+            where = f"{self.location}/{path}".rstrip("/")
+            raise StoreError(
+                f"cannot {verb} {where}: {objects.explain(error, self.location)}, then run the "
+                "command again: it resumes"
+            ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
@@ -24,6 +24,8 @@ V = TypeVar("V")
 # The file that makes a folder a store.
 ROOT = f"features/{METADATA}"
 PARTIAL_SUFFIX = rf"(\.[0-9a-f]{{32}}{re.escape(PARTIAL)})"
+# Files that are removed by one request to an object store.
+_TOGETHER = 1000
 _LEFTOVER = re.compile(rf".+{PARTIAL_SUFFIX}")
 
 
@@ -170,6 +172,11 @@ class Shelf(ABC, Generic[K, V]):
         names = [self.path(key) for key in keys]
         return self._files.locks.acquire(names, shared=shared, wait=wait)
 
+    @property
+    def locking(self) -> bool:
+        """Whether locks keep other processes out; in object stores they do not."""
+        return self._files.locks.available
+
     def fsync(self, key: K) -> None:
         """Make an entry durable, even if another process wrote it and died before it did."""
         self._fsync(self.path(key))
@@ -248,14 +255,24 @@ class Shelf(ABC, Generic[K, V]):
             # Durable before the rest goes: back after a power cut, the marker would promise it.
             self._files.remove(marker)
             self._files.fsync(marker.rpartition("/")[0])
-        for each in own:
-            self._files.remove(each)
+        self._clear(path, [each for each in own if each != marker])
         folders = {each.rpartition("/")[0] for each in own if each != path} | {path}
         for each in sorted(folders, key=len, reverse=True):
             self._files.remove_folder(each)
         return sum(own.values())
 
     # For the shelves
+
+    def _clear(self, path: str, files: Sequence[str]) -> None:
+        """Remove the files of an entry without its marker.
+
+        Without locks, another process may create the entry in the meantime: what is there then is
+        its own.
+        """
+        for start in range(0, len(files), _TOGETHER):
+            if not self.locking and self._exists(path):
+                return
+            self._files.remove(*files[start : start + _TOGETHER])
 
     def _paths(self) -> Iterator[str]:
         """Yield paths that have the form of an entry's, sorted."""

@@ -51,8 +51,8 @@ class FeatureStore:
     Parameters
     ----------
     location : str or pathlib.Path, optional
-        A local folder or an fsspec URL (``s3://bucket/store``). By default the environment
-        variable FEATURESTORE_STORE, else ``./store``.
+        A local folder, or the URL of an object store (``s3://…``, ``gs://…``, ``az://…``). By
+        default the environment variable FEATURESTORE_STORE, else ``./store``.
     create : bool
         Make a new store if there is none. `extract` makes the store that it is given by its path.
 

@@ -78,7 +78,7 @@ def test_data_sets_travel_to_other_processes(tmp_path: Path) -> None:
 def test_importing_loads_nothing_heavy() -> None:
     program = (
         "import sys, featurestore.dataset; print(sorted({'tensorflow', 'keras', 'pandas', "
-        "'pyarrow', 'sklearn', 'fsspec', 'dask'} & set(sys.modules)))"
+        "'pyarrow', 'sklearn', 'obstore', 'requests', 'dask'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

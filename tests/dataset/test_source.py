@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pandas as pd
 import pytest
 
+from featurestore import objects
 from featurestore.dataset import Dataset
 from featurestore.errors import (
     DatasetError,
@@ -47,12 +47,12 @@ def test_absolute_paths_uris_and_bytes_marks(tmp_path: Path, listed: list[dict[s
 
 
 def test_tables_and_images_behind_uris(tmp_path: Path) -> None:
-    memory = fsspec.filesystem("memory")
+    memory, _ = objects.locate("memory://")
     for number in range(3):
-        memory.pipe(f"/shop/img/{number}.png", png(number))
-    memory.pipe("/shop/bad.png", b"junk")
-    memory.pipe(
-        "/shop/list.csv",
+        memory.put(f"shop/img/{number}.png", png(number))
+    memory.put("shop/bad.png", b"junk")
+    memory.put(
+        "shop/list.csv",
         b"path,label\nimg/0.png,1\nimg/1.png,2\nmemory://shop/img/2.png,1\n"
         b"/shop/none.png,1\nmemory://shop/bad.png,2\n",
     )
@@ -61,14 +61,14 @@ def test_tables_and_images_behind_uris(tmp_path: Path) -> None:
     assert (len(shop), shop.classes) == (3, (1, 2))
     assert shop.image(0).shape == (3, 4, 3)
     assert len(of_kind(shop, "quarantined")) == 2
-    memory.pipe("/shop/img/0.png", png(99))
+    memory.put("shop/img/0.png", png(99))
     row = shop.paths.index("memory://shop/img/0.png")
     with pytest.raises(SourceChangedError, match="has changed since it was scanned"):
         shop.read(row)
     assert len(Dataset.from_parquet(shop.to_parquet()).read((row + 1) % 3)) > 0
     with pytest.raises(DatasetError, match="nosuch"):
         Dataset.open("nosuch://shop/list.csv")
-    memory.pipe("/shop/list.csv", b"path\nnosuch://x/a.png\n")
+    memory.put("shop/list.csv", b"path\nnosuch://x/a.png\n")
     with pytest.raises(DatasetError, match="nosuch"):
         Dataset.open("memory://shop/list.csv")
 

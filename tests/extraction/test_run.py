@@ -8,10 +8,13 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import DamagedError, FeatureStoreError, NotFoundError, SourceChangedError
 from featurestore.extraction import extract
+from featurestore.extraction.events import ExtractionFinished
 from featurestore.features import Features, without_boundaries
 from featurestore.features.listing import ls
 from featurestore.heads import fit_head, leaderboard, rank
+from featurestore.store import FeatureStore
 from tests.extraction.conftest import LAYERS
+from tests.toys import drop_block
 
 
 def stored_bytes(store):
@@ -77,6 +80,22 @@ def test_float32_serves_float16_and_replaces_it(photos, store, tmp_path):
     (tmp_path / "away").rename(tmp_path / "copy")
     assert report("float32") == ("float32", 45)
     assert report("float16") == ("float32", 0)
+
+
+def test_what_another_process_removed_meanwhile_is_computed_again(dataset):
+    """Where no lock keeps others out."""
+    store, backbone = FeatureStore("memory://removed/store", create=True), Backbone.pixels(8)
+    ends = []
+
+    def remove_once(event):
+        if isinstance(event, ExtractionFinished):
+            ends.append(event)
+            if len(ends) == 1:
+                drop_block(store.features.values()[0], 0)
+
+    features = extract(dataset, backbone, ["pixels"], store, on_event=remove_once)["pixels"]
+    assert features.group.missing() == []
+    assert len(ends) == 2
 
 
 def test_a_changed_image_is_noticed_and_never_stored(tmp_path, photos, store):

@@ -103,7 +103,7 @@ def test_importing_and_listing_load_nothing_heavy(tmp_path: Path) -> None:
         "import sys; from featurestore.store import FeatureStore\n"
         f"store = FeatureStore({str(tmp_path / 'store')!r})\n"
         "store.features.keys(); store.heads.values(); store.datasets.values(); store.damaged()\n"
-        "heavy = {'zarr', 'tensorflow', 'keras', 'sklearn', 'pandas', 'pyarrow', 'fsspec'}\n"
+        "heavy = {'zarr', 'tensorflow', 'keras', 'sklearn', 'pandas', 'pyarrow', 'obstore'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,117 @@
+"""Images behind URLs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from featurestore.dataset import Dataset
+from featurestore.errors import DatasetError, UnreachableError
+from tests.dataset.conftest import png, wrong
+from tests.s3 import S3Server
+
+
+class _Shop(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        name = self.path.partition("?")[0].strip("/")
+        status, data = 200, b"junk"
+        if name in ("403", "404", "503"):
+            status = int(name)
+        elif name.isdigit():
+            data = png(int(name))
+        elif name.startswith("to-"):
+            status, data = 302, b""
+        self.send_response(status)
+        self.send_header("Location", f"/{name[3:]}")
+        self.send_header("Content-Length", str(len(data) + 5 * (name == "cut")))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Shop)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def listed(*paths: str) -> Dataset:
+    return Dataset.open(pd.DataFrame({"path": paths}), name="shop")
+
+
+def test_images_of_a_web_server(shop: str, tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(0))
+    here = Dataset.open(pd.DataFrame({"path": [str(tmp_path / "0.png")]}), name="here")
+    found = listed(f"{shop}/0?token=a%2Fb", f"{shop}/to-1")
+    assert here.digest in listed(f"{shop}/0").digest
+    assert (len(found), wrong(found)) == (2, ())
+    assert found.image(0).shape == (3, 4, 3)
+
+
+def test_broken_images_of_a_web_server_are_quarantined(shop: str) -> None:
+    found = listed(*(f"{shop}/{name}" for name in ("0", "404", "403", "junk", "to-to-to-404")))
+    reasons = {each.path.rpartition("/")[2]: each.reason for each in wrong(found)}
+    assert reasons["404"] == reasons["to-to-to-404"] == "no such file"
+    assert reasons["403"] == "HTTP 403 Forbidden"
+    assert "image" in reasons["junk"]
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param(
+            "503",
+            "HTTP 503 Service Unavailable; the server is overloaded or down",
+            marks=pytest.mark.reliability,  # It is asked again, for seconds.
+        ),
+        ("cut", "the server cannot be reached"),
+    ],
+)
+def test_a_web_server_in_trouble_stops_the_scan(shop: str, name: str, message: str) -> None:
+    with pytest.raises(UnreachableError, match=message):
+        listed(f"{shop}/0", f"{shop}/{name}")
+
+
+def test_a_web_server_that_cannot_be_reached_stops_the_scan() -> None:
+    with pytest.raises(UnreachableError, match=r"reached \(.*efused\); check the network and the"):
+        listed("http://127.0.0.1:9/0.png")
+
+
+@pytest.mark.reliability
+def test_images_in_a_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = s3.bucket()
+    for number in range(3):
+        s3.client().put_object(Bucket=bucket, Key=f"my photos/{number}.png", Body=png(number))
+    s3.client().put_object(Bucket=bucket, Key="bad.png", Body=b"junk")
+    table = "path,label\n" + "".join(
+        f"my photos/{number}.png,{number % 2}\n" for number in range(3)
+    )
+    table += f"s3://{bucket}/bad.png,0\nnone.png,1\n"
+    s3.client().put_object(Bucket=bucket, Key="list.csv", Body=table.encode())
+    found = Dataset.open(f"s3://{bucket}/list.csv")
+    assert (len(found), len(wrong(found))) == (3, 2)
+    assert (
+        found.digest
+        == Dataset.open(
+            pd.DataFrame(
+                {"path": [f"s3://{bucket}/my photos/{number}.png" for number in range(3)]}
+            ),
+            name="again",
+        ).digest
+    )
+    with pytest.raises(UnreachableError, match="there is no bucket 'nowhere'; make it, or correct"):
+        listed("s3://nowhere/0.png")
+    with pytest.raises(DatasetError, match="no such file"):
+        Dataset.open(f"s3://{bucket}/other.csv")

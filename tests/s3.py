@@ -1,0 +1,120 @@
+"""A real S3 server in a process of its own: moto's.
+
+It answers one request at a time, so that a condition holds until the object is written. The access
+key ``reader`` may not write, and ``stranger`` is unknown; any other may do all.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+_REFUSED = (
+    b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>%s</Code><Message>%s</Message></Error>"
+)
+
+
+class S3Server:
+    """The server; to be entered. Buckets are new for each test.
+
+    Attributes
+    ----------
+    environment : dict of str to str
+        What a client of it needs.
+    """
+
+    def __enter__(self) -> S3Server:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.s3"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=Path(__file__).parents[1],
+        )
+        assert self._process.stdout is not None
+        port = int(self._process.stdout.readline())
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "writer",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+    def client(self) -> Any:
+        """A client that is none of ours."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            aws_access_key_id="writer",
+            aws_secret_access_key="secret",
+            region_name="us-east-1",
+        )
+
+    def bucket(self, versions: bool = False) -> str:
+        """Make a bucket, which may keep all versions of its objects, and return its name."""
+        name = f"bucket-{uuid.uuid4().hex}"
+        client = self.client()
+        client.create_bucket(Bucket=name)
+        if versions:
+            kept = {"Status": "Enabled"}
+            client.put_bucket_versioning(Bucket=name, VersioningConfiguration=kept)
+        return name
+
+    def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
+        """The bytes of every object below a prefix, by key."""
+        client = self.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        keys = [each["Key"] for page in pages for each in page.get("Contents", [])]
+        return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+
+    def versions(self, bucket: str, prefix: str = "") -> dict[str, int]:
+        """How often each object was written."""
+        client = self.client()
+        found: dict[str, int] = {}
+        pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix)
+        for page in pages:
+            for each in page.get("Versions", []):
+                found[each["Key"]] = found.get(each["Key"], 0) + 1
+        return found
+
+
+def _serve() -> None:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    application = DomainDispatcherApplication(create_backend_app)
+    lock = threading.Lock()
+
+    def one_at_a_time(environ: dict[str, Any], start: Any) -> list[bytes]:
+        found = re.search("Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+        key, method = found[1] if found else "", environ["REQUEST_METHOD"]
+        code = b""
+        if key == "stranger":
+            code = b"InvalidAccessKeyId"
+        elif key == "reader" and method in ("PUT", "POST", "DELETE"):
+            code = b"AccessDenied"
+        if code:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [_REFUSED % (code, b"Refused.")]
+        with lock:
+            return [b"".join(application(environ, start))]
+
+    server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
+    print(server.port, flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    _serve()
