@@ -1,9 +1,11 @@
-"""How fast stored features are read, against plain zarr, zarrs, and decompression alone.
+"""How fast stored features are read, in small and large blocks, against zarr, zarrs, decompression.
 
-The features are `block4_pool` of VGG16 at 224² of real photographs, repeated until they are large
-enough: float16, (14, 14, 512), four of five values zero. Each way reads all rows once a turn, with
-the files in the page cache; the figure is bytes as stored (float16), decompressed, a second, of the
-best turn. `zarrs` is measured if it is installed.
+The features are layers of VGG16 at 224² of real photographs, repeated until they are large enough,
+as float16: `block4_pool` (14, 14, 512), the larger `block2_pool` (56, 56, 128), and the pooled
+`block4_pool:avg`. Each is stored twice, in blocks of at most 4 MiB and of at most 32 MiB, and each
+way reads all rows of either once a turn, with the files in the page cache. The figure is bytes as
+stored (float16), decompressed, a second, of the best turn. `zarrs` is measured if it is installed.
+Name layers to measure these alone.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,28 +27,35 @@ import numpy as np
 import featurestore as fs
 from benchmarks.measure import STAMPS, VGG16, machine
 from featurestore.digests import digest_bytes
-from featurestore.store import FeatureKey
+from featurestore.store import FeatureKey, blocks
 from featurestore.threads import processors
 
-LAYER = "block4_pool"
-ROWS = 1_280
-TURNS = 5
+# Rows of each layer: 257, 257 and 67 MB as float16.
+ROWS = {"block4_pool": 1_280, "block2_pool": 320, "block4_pool:avg": 65_536}
+MIB = (4, 32)
+IMAGES, TURNS, FEW = 48, 5, 16
 
 
-def activations(store: fs.FeatureStore) -> np.ndarray:
+def activations(place: Path, layers: list[str]) -> dict[str, np.ndarray]:
+    """Extract some photographs."""
+    every = fs.Dataset.open(STAMPS)
+    images = [every.image(row) for row in range(IMAGES)]
+    data = fs.Dataset.from_arrays(images, name="few", val=0.0)
     backbone = fs.Backbone.from_application("vgg16", weights=VGG16, input_size=224)
-    found = fs.extract(fs.Dataset.open(STAMPS, val=0.0), backbone, [LAYER], store)
-    return found[LAYER].arrays(dtype="float16")[0]
+    found = fs.extract(data, backbone, layers, fs.FeatureStore(place, create=True))
+    return {layer: found[layer].arrays(dtype="float16")[0] for layer in layers}
 
 
-def repeated(store: fs.FeatureStore) -> fs.Features:
-    """Store the same activations for as many made-up images as are wanted."""
-    numbers = np.arange(ROWS, dtype=np.uint32).view(np.uint8).reshape(ROWS, 2, 2, 1)
-    data = fs.Dataset.from_arrays(numbers, np.arange(ROWS) % 5, name="numbers", val=0.0)
-    rows = activations(store)
-    key = FeatureKey("vgg16", LAYER, digest_bytes(b"repeated"), data.digest)
+def repeated(place: Path, layer: str, rows: np.ndarray, mib: int) -> fs.Features:
+    """Store the same activations for as many made-up images as are wanted, in blocks of a size."""
+    count = ROWS[layer]
+    numbers = np.arange(count, dtype=np.uint32).view(np.uint8).reshape(count, 2, 2, 1)
+    data = fs.Dataset.from_arrays(numbers, np.arange(count) % 5, name="numbers", val=0.0)
+    blocks.BLOCK_BYTES = mib * 2**20
+    store = fs.FeatureStore(place / f"{mib}", create=True)
+    key = FeatureKey("vgg16", layer, digest_bytes(b"repeated"), data.digest)
     group = store.features.create(
-        key, shape=(ROWS, *rows.shape[1:]), dtype=rows.dtype, sample_ids=data.sample_ids
+        key, shape=(count, *rows.shape[1:]), dtype=rows.dtype, sample_ids=data.sample_ids
     )
     for block in group.missing():
         group.write_block(block, rows[np.array(group.features.span(block)) % len(rows)])
@@ -72,9 +80,8 @@ def decompressed(features: fs.Features) -> Callable[[], Any]:
 
     array = features.group.features
     chunks = [array.files.read(array.file(block))[:-4] for block in range(array.count)]
-    size = array.block_rows * features.dtype.itemsize * int(np.prod(features.shape[1:]))
     threads = processors()
-    buffers = np.zeros((threads, size), np.uint8)
+    buffers = np.zeros((threads, array.block_rows * array.row_bytes), np.uint8)
 
     def some(thread: int) -> None:
         for chunk in chunks[thread::threads]:
@@ -95,13 +102,15 @@ def ways(features: fs.Features) -> dict[str, Callable[[], Any]]:
         "`dask().compute()`": lambda: features.dask().compute(),
         "`dask()`, a chunk at a time": lambda: features.dask().map_blocks(len_of).compute(),
         "`tf_dataset(batch_size=32)`, float32": lambda: count(features.tf_dataset(batch_size=32)),
-        "`tf_dataset(batch_size=256)`, float32": lambda: count(features.tf_dataset()),
+        "the same, shuffled": lambda: count(features.tf_dataset(batch_size=32, shuffle=True)),
         "zarr-python `[:]`": plain_zarr(features, "zarr.core.codec_pipeline.BatchedCodecPipeline"),
     }
     if importlib.util.find_spec("zarrs"):
         import zarrs  # noqa: F401  (it registers its pipeline)
 
         found["zarrs `[:]`"] = plain_zarr(features, "zarrs.ZarrsCodecPipeline")
+    rows = np.linspace(0, len(features) - 1, FEW).astype(int)
+    found[f"{FEW} rows spread over all"] = lambda: features.group.read(rows)
     return found
 
 
@@ -113,30 +122,46 @@ def len_of(chunk: np.ndarray) -> np.ndarray:
     return np.full((1,) * chunk.ndim, len(chunk))
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(sys.argv[1] if len(sys.argv) > 1 else folder)
-        features = repeated(fs.FeatureStore(place / "store", create=True))
-        size = int(np.prod(features.shape)) * features.dtype.itemsize
-        print(f"`python -m benchmarks.reading` — {machine()}\n")
-        seconds: dict[str, list[float]] = {}
-        processor: dict[str, list[float]] = {}
-        read = ways(features)
-        for _ in range(TURNS):
-            for name, way in read.items():
+def compare(place: Path, layer: str, rows: np.ndarray) -> None:
+    """Measure all ways with both sizes of blocks, in turns, and print a table."""
+    stored = {mib: repeated(place, layer, rows, mib) for mib in MIB}
+    read = {mib: ways(each) for mib, each in stored.items()}
+    wall: dict[tuple[str, int], list[float]] = {}
+    processor: dict[tuple[str, int], list[float]] = {}
+    for _ in range(TURNS):
+        for name in read[MIB[0]]:
+            for mib in MIB:
                 began, used = time.perf_counter(), time.process_time()
-                way()
-                seconds.setdefault(name, []).append(time.perf_counter() - began)
-                processor.setdefault(name, []).append(time.process_time() - used)
-    print(f"{len(features):,} rows, {size / 1e9:.2f} GB\n")
-    print("| what | GB/s, best turn | GB/s, median | of decompression alone | processor, s/GB |")
-    print("| --- | --- | --- | --- | --- |")
-    ceiling = min(next(iter(seconds.values())))
-    for name, each in seconds.items():
-        print(
-            f"| {name} | {size / min(each) / 1e9:.2f} | {size / median(each) / 1e9:.2f} "
-            f"| {ceiling / min(each):.2f} | {min(processor[name]) / size * 1e9:.2f} |"
-        )
+                read[mib][name]()
+                wall.setdefault((name, mib), []).append(time.perf_counter() - began)
+                processor.setdefault((name, mib), []).append(time.process_time() - used)
+    small, large = (stored[mib].group for mib in MIB)
+    gigabytes = small.shape[0] * small.features.row_bytes / 1e9
+    print(
+        f"`{layer}`: {small.shape[0]:,} rows, {gigabytes:.2f} GB; {small.blocks:,} files of "
+        f"{small.block_rows:,} rows, {large.blocks:,} of {large.block_rows:,}\n"
+    )
+    print("| what | 4 MiB, GB/s | 32 MiB, GB/s | ratio | 4 MiB, processor s/GB | 32 MiB | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in read[MIB[0]]:
+        before, after = (min(wall[name, mib]) for mib in MIB)
+        used, now = (min(processor[name, mib]) for mib in MIB)
+        if "rows spread" in name:
+            speed = f"{before * 1e3:.0f} ms | {after * 1e3:.0f} ms"
+            costs = f"{used * 1e3:.0f} ms | {now * 1e3:.0f} ms"
+        else:
+            speed = f"{gigabytes / before:.2f} | {gigabytes / after:.2f}"
+            costs = f"{used / gigabytes:.2f} | {now / gigabytes:.2f}"
+        print(f"| {name} | {speed} | {before / after:.2f} | {costs} | {used / now:.2f} |")
+    print(flush=True)
+
+
+def main() -> None:
+    layers = sys.argv[1:] or list(ROWS)
+    print(f"`python -m benchmarks.reading` — {machine()}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for layer, rows in activations(Path(folder, "few"), layers).items():
+            compare(Path(folder, layer.replace(":", "-")), layer, rows)
 
 
 if __name__ == "__main__":

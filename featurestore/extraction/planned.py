@@ -91,31 +91,38 @@ class LayerPlan:
         return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @cached_property
-    def rows_left(self) -> np.ndarray:
-        """Numbers of the rows in the missing blocks that are not kept."""
-        spans = [self.span(block)[self.begun.get(block, 0) :] for block in self.missing]
-        none = np.empty(0, np.int64)
-        return np.concatenate([none, *(np.arange(each.start, each.stop) for each in spans)])
+    def is_left(self) -> np.ndarray:
+        """Whether a row is in a missing block and not kept, bool (row,)."""
+        left = np.zeros(self.shape[0], bool)
+        for block in self.missing:
+            span = self.span(block)
+            left[span.start + self.begun.get(block, 0) : span.stop] = True
+        return left
 
     @property
+    def rows_left(self) -> np.ndarray:
+        """Numbers of these rows, int64 (n,), ascending."""
+        return np.flatnonzero(self.is_left)
+
+    @cached_property
     def rows_missing(self) -> int:
         """Rows in the missing blocks that are not kept."""
-        return len(self.rows_left)
+        return int(np.count_nonzero(self.is_left))
 
-    @property
+    @cached_property
     def rows_copied(self) -> int:
         """Those of them that another array has."""
-        return int(np.count_nonzero(self.is_copied[self.rows_left]))
+        return int(np.count_nonzero(self.is_left & self.is_copied))
 
     @property
     def rows_derived(self) -> int:
         """Those of them that are derived from another layer."""
         return self.rows_missing - self.rows_copied - self.rows_to_compute
 
-    @property
+    @cached_property
     def rows_to_compute(self) -> int:
         """Those of them that go through the backbone."""
-        return int(np.count_nonzero(self.is_computed[self.rows_left]))
+        return int(np.count_nonzero(self.is_left & self.is_computed))
 
     @property
     def needs_pass(self) -> bool:
@@ -206,7 +213,7 @@ class ExtractionPlan:
     budget: tuple[Decision, ...] = ()
     rates: Rates | None = None
 
-    @property
+    @cached_property
     def smallest_unit(self) -> int:
         """Rows of the largest block, or of as many of them as go into a batch."""
         block = max(layer.block_rows for layer in self.layers)
@@ -232,34 +239,40 @@ class ExtractionPlan:
         The cut into batches does not depend on what is missing, so that a resumed extraction
         batches the same samples together as an uninterrupted one.
         """
-        start, end = unit.rows.start, unit.rows.start
-        needed = np.zeros(len(unit.rows), bool)
-        for (layer, block), kept in zip(unit.blocks, unit.begun, strict=True):
-            span = self.layers[layer].span(block)
-            needed[span.start + kept - start : span.stop - start] = True
-            end = max(end, span.stop)
-        candidates = np.flatnonzero(self.is_computed[start : unit.rows.stop])
-        windows = []
-        for first in range(0, len(candidates), self.batch_rows):
-            batch = candidates[first : first + self.batch_rows]
-            if needed[batch].any():
-                rows = (unit.rows.start + batch).tolist()
-                windows.append(Window(range(start, rows[-1] + 1), tuple(rows)))
-                start = rows[-1] + 1
+        start, windows = unit.rows.start, []
+        for batch in self.batches(unit):
+            rows = batch.tolist()
+            windows.append(Window(range(start, rows[-1] + 1), tuple(rows)))
+            start = rows[-1] + 1
+        end = max((self.layers[layer].span(block).stop for layer, block in unit.blocks), default=0)
         if start < end:
             windows.append(Window(range(start, end), ()))
         return windows
 
+    def batches(self, unit: Unit) -> list[np.ndarray]:
+        """Return the rows that go through the backbone for a unit, a batch at a time."""
+        start = unit.rows.start
+        needed = np.zeros(len(unit.rows), bool)
+        for (layer, block), kept in zip(unit.blocks, unit.begun, strict=True):
+            span = self.layers[layer].span(block)
+            needed[span.start + kept - start : span.stop - start] = True
+        candidates = np.flatnonzero(self.is_computed[start : unit.rows.stop])
+        parts = (
+            candidates[first : first + self.batch_rows]
+            for first in range(0, len(candidates), self.batch_rows)
+        )
+        return [start + each for each in parts if needed[each].any()]
+
     def rows_of(self, units: Iterable[Unit]) -> int:
         """Return the number of samples in the batches that some units need."""
-        return sum(len(window.computed) for unit in units for window in self.windows(unit))
+        return sum(len(batch) for unit in units for batch in self.batches(unit))
 
     @property
     def refs_computed(self) -> list[LayerRef]:
         """Where the pass leads: the layers of which rows go through the backbone."""
         return [layer.ref for layer in self.layers if layer.needs_pass]
 
-    @property
+    @cached_property
     def rows_to_compute(self) -> int:
         """Samples that go through the backbone."""
         return self.rows_of(self.units)
@@ -283,20 +296,20 @@ class ExtractionPlan:
     def peak_bytes(self) -> int:
         """Estimated peak memory of the data in flight; it does not grow with the data set.
 
-        Decoded batches, one batch of float32 outputs, and for each layer the block being filled
-        and the one being written; where it is derived, a block and a batch of its source. The
-        network's weights and workspace come on top.
+        Decoded batches, one batch of float32 outputs, and for each layer the block being filled,
+        the one being written, and its compressed bytes; a block of each array that is copied from;
+        where it is derived, a block and a batch of its source. The network's weights and workspace
+        come on top.
         """
         height, width = self.input_size
         images = BATCHES_AHEAD * self.batch_size * height * width * 3
         todo = [layer for layer in self.layers if layer.missing]
         outputs = sum(self.batch_size * prod(layer.shape[1:]) * 4 for layer in todo)
-        blocks = sum(2 * layer.block_rows * layer.row_bytes for layer in todo)
+        blocks = sum(3 * layer.block_rows * layer.row_bytes for layer in todo)
+        copied = [group for layer in todo if layer.copies for group in layer.copies.groups]
         derived = [layer.derived.copies.groups[0] for layer in todo if layer.derived]
-        sources = sum(
-            (each.block_rows * each.dtype.itemsize + 4 * self.batch_size) * prod(each.shape[1:])
-            for each in derived
-        )
+        sources = sum(each.block_rows * each.features.row_bytes for each in (*copied, *derived))
+        sources += sum(4 * self.batch_size * prod(each.shape[1:]) for each in derived)
         return images + outputs + blocks + sources
 
     @property

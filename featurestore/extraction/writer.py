@@ -152,7 +152,7 @@ class BlockWriter:
         if self._block is None or self._filled == self._kept or self._is_imprecise():
             return
         self.finish()
-        rows = self._block[: self._filled].copy()
+        rows = self._block[: self._filled]  # They stay as they are while others are filled in.
         self.writing = self._pool.submit(self._group.features.write_begun, self._number, rows)
         self._kept = self._filled
 

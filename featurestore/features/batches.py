@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 WINDOW_BYTES = 64 * 2**20
-FEWEST_BLOCKS = 4
+FEWEST_BLOCKS = 2
 # One in use, the next, and one more where several threads read batches.
 WINDOWS_KEPT = 3
 
@@ -54,7 +54,7 @@ class Batches:
 
     Notes
     -----
-    Blocks are shuffled, then the rows within a window of blocks (64 MiB, at least 4 blocks), so
+    Blocks are shuffled, then the rows within a window of blocks (64 MiB, at least 2 blocks), so
     that an epoch reads each block once and holds few. Content order is already a pseudo-random
     shuffle, so neighbouring blocks have no more in common than others.
     """

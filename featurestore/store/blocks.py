@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from featurestore.store.files import Files
 
 METADATA = "zarr.json"
-BLOCK_BYTES = 4 * 2**20
+# Few files for a million images, and little memory while a block is collected.
+BLOCK_BYTES = 32 * 2**20
 MOST_ROWS = 1024
 ZSTD_LEVEL = 1
 # The magic number of a skippable frame (RFC 8878, section 3.1.2).
@@ -31,7 +32,6 @@ ADDRESS_MAGIC = bytes.fromhex("512a4d18")
 CHECKSUM_BYTES = 4
 # Of the file with the first rows of a block that is not complete.
 BEGUN = ".begun"
-COUNT_BYTES = 8
 
 _DIMENSIONS = {
     2: ("row", "channel"),
@@ -41,7 +41,7 @@ _DIMENSIONS = {
 
 
 def block_rows(row_bytes: int) -> int:
-    """Rows of a block: the power of two that makes at most 4 MiB, and at most 1024.
+    """Rows of a block: the power of two that makes at most 32 MiB, and at most 1024.
 
     Being powers of two, the blocks of layers that are extracted together nest.
 
@@ -53,7 +53,7 @@ def block_rows(row_bytes: int) -> int:
     Examples
     --------
     >>> block_rows(14 * 14 * 512 * 2), block_rows(512 * 2)
-    (16, 1024)
+    (128, 1024)
     """
     fitting = max(1, BLOCK_BYTES // max(1, row_bytes))
     return int(min(MOST_ROWS, 2 ** math.floor(math.log2(fitting))))
@@ -72,8 +72,9 @@ def encode(rows: np.ndarray, address: str) -> bytes:
 
     codec = pyarrow.Codec("zstd", ZSTD_LEVEL)
     frame = codec.compress(np.ascontiguousarray(rows).reshape(-1).view(np.uint8), asbytes=True)
-    packed: bytes = frame + _address_frame(address)
-    return packed + int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
+    end = _address_frame(address)
+    check = int(google_crc32c.extend(google_crc32c.value(frame), end))
+    return b"".join((frame, end, check.to_bytes(CHECKSUM_BYTES, "little")))
 
 
 def _address_frame(address: str) -> bytes:
@@ -202,6 +203,11 @@ class BlockArray:
         """Number of blocks."""
         return -(-self.shape[0] // self.block_rows)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row, before compression."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
     def span(self, block: int) -> range:
         """Row numbers of a block."""
         first = block * self.block_rows
@@ -313,28 +319,23 @@ class BlockArray:
 
         Nothing but `read_begun` reads them: for all others the block does not exist.
         """
-        whole = np.zeros((self.block_rows, *self.shape[1:]), dtype=self.dtype)
-        whole[: len(rows)] = rows
-        count = np.frombuffer(len(rows).to_bytes(COUNT_BYTES, "little"), np.uint8)
-        content = np.concatenate([count, whole.reshape(-1).view(np.uint8)])
-        self.files.write(self.begun_file(block), encode(content, self._address(block) + BEGUN))
+        self.files.write(self.begun_file(block), encode(rows, self._address(block) + BEGUN))
 
     def read_begun(self, block: int) -> np.ndarray:
         """Read the rows that `write_begun` kept, (row, …): fewer rows than the block has.
 
         Empty if none were kept, or they are damaged.
         """
-        shape = (self.block_rows, *self.shape[1:])
-        size = COUNT_BYTES + math.prod(shape) * self.dtype.itemsize
-        none = np.empty((0, *shape[1:]), self.dtype)
+        none = np.empty((0, *self.shape[1:]), self.dtype)
         try:
             data = self.files.read(self.begun_file(block))
-            content = decode(data, (size,), np.dtype(np.uint8), self._address(block) + BEGUN)
+            count = (_content_size(data) or 0) // self.row_bytes
+            if count >= len(self.span(block)):
+                return none
+            shape = (count, *self.shape[1:])
+            return decode(data, shape, self.dtype, self._address(block) + BEGUN)
         except (FileNotFoundError, ValueError, StoreError):
             return none  # They are computed again.
-        count = int.from_bytes(content[:COUNT_BYTES].tobytes(), "little")
-        rows = content[COUNT_BYTES:].view(self.dtype).reshape(shape)
-        return rows[:count] if count < len(self.span(block)) else none
 
     def remove_begun(self, block: int) -> None:
         """Remove what `write_begun` wrote: the block is complete."""

@@ -21,12 +21,12 @@ from featurestore.store.local import LocalFiles
 
 
 @given(st.integers(1, 2**34))
-def test_block_rows_is_a_power_of_two_of_about_four_megabytes(row_bytes: int) -> None:
+def test_block_rows_is_a_power_of_two_of_at_most_32_mib(row_bytes: int) -> None:
     rows = block_rows(row_bytes)
     assert rows.bit_count() == 1
     assert 1 <= rows <= 1024
-    assert rows == 1 or rows * row_bytes <= 4 * 2**20
-    assert rows == 1024 or 2 * rows * row_bytes > 4 * 2**20
+    assert rows == 1 or rows * row_bytes <= 2**25
+    assert rows == 1024 or 2 * rows * row_bytes > 2**25
 
 
 values = hnp.arrays(
@@ -168,6 +168,20 @@ def test_zero_blocks_and_the_last_short_block_are_written(files: LocalFiles) -> 
         array.write(block, np.zeros((len(array.span(block)), 3), np.float16))
     assert array.existing() == {0, 1, 2}
     assert [array.read(block).shape for block in range(3)] == [(2, 3), (2, 3), (1, 3)]
+
+
+def test_the_first_rows_of_a_block_are_kept_alone(files: LocalFiles) -> None:
+    array = make(files, (14, 3), 8)
+    rows = np.arange(24, dtype=np.float16).reshape(8, 3)
+    array.write_begun(0, rows[:5])
+    array.write_begun(1, rows[:6])  # the whole block, which should exist instead
+    assert array.existing() == set()
+    assert np.array_equal(array.read_begun(0), rows[:5])
+    assert array.read_begun(1).shape == (0, 3)
+    files.write(array.begun_file(1), files.read(array.begun_file(0)))  # those of another block
+    assert array.read_begun(1).shape == (0, 3)
+    array.remove_begun(0)
+    assert array.read_begun(0).shape == (0, 3)
 
 
 def test_only_whole_blocks_count(files: LocalFiles) -> None:
