@@ -20,14 +20,14 @@ from featurestore.dataset.manifest import DatasetEntry
 from featurestore.dataset.naming import checked_name, command_line, default_name, remedy
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.samples import Samples
+from featurestore.dataset.samples import Samples, StoredSamples
 from featurestore.dataset.scan import read_scanned
 from featurestore.dataset.source import absolute, text_of
 from featurestore.dataset.splits import Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
 from featurestore.dataset.table import scan_frame, scan_table
 from featurestore.dataset.table_file import is_frame
-from featurestore.digests import ROW_BYTES, digest_fields, digest_set, row_id
+from featurestore.digests import digest_fields, digest_set, row_ids
 from featurestore.errors import DatasetError
 from featurestore.listening import OnEvent
 from featurestore.table import show_html
@@ -202,6 +202,24 @@ class Dataset:
         samples, entry = manifest.read(data)
         return cls(entry.name, entry.source, dict(entry.options), samples)
 
+    @classmethod
+    def stored(cls, entry: DatasetEntry, place: str, read: Callable[[], Dataset]) -> Dataset:
+        """Return the data set of an entry, whose manifest is read once samples are asked for.
+
+        Parameters
+        ----------
+        entry : DatasetEntry
+        place : str
+            Where the manifest is: location of the store and path.
+        read : callable
+            Reads it.
+        """
+        samples = StoredSamples(place, entry.rows, lambda: read().samples)
+        found = cls(entry.name, entry.source, dict(entry.options), samples)
+        for name in ("digest", "train_digest", "manifest_digest"):
+            vars(found)[name] = getattr(entry, name)
+        return found
+
     def to_parquet(self, added: str = "") -> bytes:
         """Write the data set as a manifest: a Parquet table with a row for each listed image.
 
@@ -278,7 +296,7 @@ class Dataset:
     def train_digest(self) -> str:
         """Digest of the set of training samples, labelled or not: of :meth:`training`."""
         rows = self.rows("train", labelled=False)
-        return digest_set(self.sample_digests[row] for row in rows)
+        return digest_set(self.sample_digests[row] for row in rows.tolist())
 
     def training(self) -> Dataset:
         """Return the data set of the training samples alone, which augmented views are made of.
@@ -308,8 +326,7 @@ class Dataset:
     @cached_property
     def sample_ids(self) -> np.ndarray:
         """The first 16 bytes of each digest, uint8 (row, byte=16)."""
-        joined = b"".join(map(row_id, self.sample_digests))
-        return np.frombuffer(joined, np.uint8).reshape(-1, ROW_BYTES)
+        return row_ids(self.sample_digests)
 
     @cached_property
     def task(self) -> Task | None:
@@ -350,7 +367,7 @@ class Dataset:
         return command_line(self.source, self.name, self.options)
 
     def __len__(self) -> int:
-        return len(self.sample_digests)
+        return len(self.samples)
 
     def __repr__(self) -> str:
         return (

@@ -83,6 +83,8 @@ def _listing(entries: Sequence[Entry], copies: Mapping[str, Sequence[Entry]]) ->
 
 def _merged(same: list[Entry], problems: list[Problem]) -> Entry:
     """Merge the entries of one sample, and add their contradictions to the problems."""
+    if len(same) == 1:  # nearly always
+        return same[0]
     path = same[0].path
     for each in same[1:]:
         twice = "listed again" if each.path == path else f"the same bytes as {path!r}"

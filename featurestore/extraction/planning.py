@@ -289,7 +289,9 @@ class Request:
         else:  # float32 serves a request for float16
             rows, dtype = stored.block_rows, str(stored.dtype)
             missing, begun = tuple(stored.missing()), stored.begun()
-        copies = find_copies(others(), dtype, dataset.sample_ids, unreadable) if missing else None
+        copies = None
+        if missing and others():
+            copies = find_copies(others(), dtype, dataset.sample_ids, unreadable)
         why = "stored as float16" if replaces else None
         if stored is None and not (copies and copies.groups):
             why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
@@ -350,6 +352,8 @@ def plan_units(
 ) -> ExtractionPlan:
     """Return the plan that stores the missing blocks of some layers."""
     decided = ExtractionPlan(layers, rows, batch_size, (), input_size)
+    if not any(layer.missing for layer in layers):
+        return decided
     starts = _starts(decided)
     blocks: dict[int, list[tuple[int, int]]] = {}
     for number, layer in enumerate(layers):

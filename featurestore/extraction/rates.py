@@ -220,10 +220,9 @@ def measure(
     ``compiled`` compiles the pass to some layers.
     """
     missing = [layer for layer in decided.layers if layer.missing]
-    rows = spread(
-        [row for unit in decided.units for each in decided.windows(unit) for row in each.computed],
-        decided.batch_size,
-    )
+    units = spread(decided.units, decided.batch_size)
+    batches = [batch.tolist() for unit in units for batch in decided.batches(unit)]
+    rows = spread([row for batch in batches for row in batch], decided.batch_size)
     once, few = 0.0, None
     unfit: dict[str, str] = {}
     decoding, forward = Stage(), Stage()

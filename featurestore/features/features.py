@@ -46,8 +46,6 @@ class Features:
     ------
     StoreError
         If the features belong to other samples.
-    DamagedError
-        If the stored row ids are not those of the data set.
 
     Examples
     --------
@@ -66,11 +64,6 @@ class Features:
                 f"{group.key} belongs to the samples {group.key.dataset_digest}, data set "
                 f"{dataset.name!r} has {dataset.digest}; run `featurestore extract` on it"
             )
-        if not np.array_equal(group.samples, dataset.sample_ids):
-            raise DamagedError(
-                f"{group.key}: the stored row ids are not those of data set {dataset.name!r}; "
-                f"run `{group.repair_command}`"
-            )
         for view in views:
             if view.key.dataset_digest != dataset.train_digest:
                 raise StoreError(
@@ -82,6 +75,7 @@ class Features:
         self.store = store
         self.views = tuple(views)
         self.blocks: tuple[int, ...] | None = None
+        self._same_rows = False
 
     @classmethod
     def open(
@@ -166,6 +160,21 @@ class Features:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def read(self, rows: np.ndarray, dtype: Any) -> np.ndarray:
+        """Read rows by number, as `FeatureGroup.read`; raises as `rows` does."""
+        self._require_same_rows()
+        return self.group.read(rows, dtype)
+
+    def _require_same_rows(self) -> None:
+        """Compare the stored row ids with the data set, once: before any row is used."""
+        if not self._same_rows:
+            if not np.array_equal(self.group.samples, self.dataset.sample_ids):
+                raise DamagedError(
+                    f"{self.key}: the stored row ids are not those of data set "
+                    f"{self.dataset.name!r}; run `{self.group.repair_command}`"
+                )
+            self._same_rows = True
+
     @property
     def key(self) -> FeatureKey:
         """Identity of the feature array."""
@@ -221,7 +230,13 @@ class Features:
             ``"given"``: as `Dataset.given` has them, the rows of identical images repeated. Without
             a split and ``labelled``, one for each image that you gave, labelled or not: -1 for one
             that could not be read, or that these features do not have.
+
+        Raises
+        ------
+        DamagedError
+            If the stored row ids are not those of the data set, or one of both is damaged.
         """
+        self._require_same_rows()
         if order not in get_args(Order):
             raise InputError(f"no order {order!r}: {nearest(order, get_args(Order))}")
         every = order == "given" and split is None and labelled is None
@@ -315,7 +330,7 @@ class Features:
         rows = self.rows(split, labelled=labelled, order=order)
         have = rows >= 0
         self.group.require(rows[have])
-        X = self.group.read(rows[have], dtype)
+        X = self.read(rows[have], dtype)
         if not have.all():
             every = np.full((len(rows), *X.shape[1:]), np.nan, X.dtype)
             every[have] = X

@@ -121,7 +121,7 @@ def rank(
     y = samples.targets[chosen]
     table, emit = [], receiver(on_event)
     for done, features in enumerate(found, 1):
-        X = features.group.read(chosen, np.float32).reshape(len(chosen), -1)
+        X = features.read(chosen, np.float32).reshape(len(chosen), -1)
         if not np.isfinite(X).all():
             raise HeadError(
                 f"{features.key} cannot be ranked: its training rows have NaN or infinity, which "

@@ -70,13 +70,13 @@ class TrainingRows:
         features = self.features
         rows, view = np.divmod(numbers, self.each)
         if not features.views:
-            return features.group.read(rows, dtype)
+            return features.read(rows, dtype)
         # Views have the training samples alone.
         place = np.searchsorted(features.dataset.rows("train", labelled=False), rows)
         found = np.empty((len(numbers), *self.shape[1:]), dtype)
         for number, one in enumerate((features, *features.views)):
             mine = view == number
-            found[mine] = one.group.read((place if number else rows)[mine], dtype)
+            found[mine] = one.read((place if number else rows)[mine], dtype)
         return found
 
 
@@ -147,7 +147,7 @@ class Rows:
     def values(self, split: str) -> np.ndarray:
         """Return features, float32 (row, …)."""
         if split not in self._read:
-            self._read[split] = self.features.group.read(self._numbers[split], np.float32)
+            self._read[split] = self.features.read(self._numbers[split], np.float32)
         return self._read[split]
 
     def targets(self, split: str) -> np.ndarray:

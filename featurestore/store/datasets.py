@@ -8,12 +8,14 @@ import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from featurestore.dataset.manifest import DatasetEntry
+from featurestore.dataset.samples import StoredSamples
 from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import (
     DamagedError,
@@ -94,10 +96,17 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             if (
                 entry == dataset.entry(entry.added)
                 and (entry.source is None or self.find(entry.source) == entry)
-                and self._files.read(path) == dataset.to_parquet(entry.added)
+                and self._is_written(dataset, path, entry.added)
             ):
                 return entry
         return None
+
+    def _is_written(self, dataset: Dataset, path: str, added: str) -> bool:
+        """Return whether a file is the manifest of a data set."""
+        samples, place = dataset.samples, f"{self._files.location}/{path}"
+        if isinstance(samples, StoredSamples) and samples.place == place:
+            return self._files.is_file(path)
+        return self._files.read(path) == dataset.to_parquet(added)
 
     def _write_manifest(self, dataset: Dataset, added: str) -> None:
         """Write a manifest; the caller holds its lock, shared with those who fit heads on it."""
@@ -225,11 +234,13 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """Load a data set by its name, or by the folder or table that was scanned.
 
         ``manifest_digest`` picks a former state, such as the one that a head was fitted on. A
-        `Dataset` is returned as it is.
+        `Dataset` is returned as it is. The manifest of the current state is read once its samples
+        are asked for, so that opening takes no longer for more rows.
 
         Raises
         ------
         NotFoundError, DamagedError
+            Also when the samples are first asked for.
         """
         from featurestore.dataset import Dataset
         from featurestore.dataset.source import text_of
@@ -237,19 +248,30 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         if isinstance(data, Dataset):
             return data
         name = text_of(data)
-        if manifest_digest is None:
-            entry = self._resolve(name)
-            name, manifest_digest = entry.name, entry.manifest_digest
+        if manifest_digest is not None:
+            return self._load(name, manifest_digest)
+        entry = self._resolve(name)
+        path = self.manifest_path(entry.name, entry.manifest_digest)
+        if not self._files.is_file(path):
+            raise self._gone(entry.name, path)
+        read = partial(self._load, entry.name, entry.manifest_digest)
+        return Dataset.stored(entry, f"{self._files.location}/{path}", read)
+
+    def _gone(self, name: str, path: str) -> NotFoundError:
+        return NotFoundError(
+            f"{self._files.location}/{path}, a manifest of {name!r}, does not exist; "
+            f"run `featurestore scan` on {name!r} again"
+        )
+
+    def _load(self, name: str, manifest_digest: str) -> Dataset:
+        """Read a manifest, current or former."""
         if not is_digest(manifest_digest):
             raise DamagedError(f"{manifest_digest!r} is not the digest of a manifest of {name!r}")
         path = self.manifest_path(name, manifest_digest)
         try:
             dataset = self._load_file(path)
         except FileNotFoundError as error:
-            raise NotFoundError(
-                f"{self._files.location}/{path}, a manifest of {name!r}, does not exist; "
-                f"run `featurestore scan` on {name!r} again"
-            ) from error
+            raise self._gone(name, path) from error
         if dataset.manifest_digest != manifest_digest:
             raise DamagedError(
                 f"{self._files.location}/{path} has the digest {dataset.manifest_digest}, expected "

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -6,10 +7,12 @@ import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import InputError, UnknownLayerError
+from featurestore.errors import DamagedError, InputError, UnknownLayerError
 from featurestore.extraction import extract, plan
 from featurestore.features import Features
+from featurestore.features.listing import ls
 from featurestore.store.documents import read_json, write_json
+from tests.extraction.conftest import LAYERS
 from tests.toys import drop_block
 
 
@@ -21,6 +24,21 @@ def test_a_plan_writes_nothing(dataset, backbone, store, tmp_path):
     assert decided.rows_to_compute == 45
     assert decided.bytes_to_write == 45 * (8 * 8 * 8 + 8) * 2
     assert json.loads(json.dumps(decided.to_dict()))["rows"] == 45
+
+
+def test_what_is_stored_is_opened_and_planned_without_the_rows(extracted, dataset, backbone):
+    store = extracted.copy()
+    (manifest,) = Path(store.location).glob("datasets/*/*.parquet")
+    manifest.write_bytes(b"")
+    for path in Path(store.location).glob("features/*/sample/c.*"):
+        path.write_bytes(b"")
+    decided = plan(dataset.name, backbone, LAYERS, store)
+    assert (decided.rows, decided.rows_to_compute, decided.units) == (45, 0, ())
+    assert {row["state"] for row in ls(store)} == {"complete"}
+    features = Features.open(dataset.name, "gap", store)
+    assert (len(features), features.complete) == (45, True)
+    with pytest.raises(DamagedError):
+        features.rows()
 
 
 @pytest.mark.parametrize(

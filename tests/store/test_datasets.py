@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -157,8 +158,46 @@ def test_a_damaged_manifest_is_named(store: FeatureStore, location: str, keep: i
     path = store.datasets.manifest_path("shapes", entry.manifest_digest)
     files = open_files(location)
     put(files, path, files.read(path)[:keep])
-    with pytest.raises(DamagedError, match=r"datasets/shapes/[0-9a-f]{12}\.parquet"):
-        store.datasets.load("shapes")
+    found = store.datasets.load("shapes")
+    for read in (
+        lambda: found.labels,
+        lambda: store.datasets.load("shapes", entry.manifest_digest),
+    ):
+        with pytest.raises(DamagedError, match=r"datasets/shapes/[0-9a-f]{12}\.parquet"):
+            read()
+    (item,) = store.datasets.items()
+    assert [each.path for each in store.check(item)] == [path]
+
+
+def test_a_data_set_is_opened_without_its_rows(store: FeatureStore, location: str) -> None:
+    given = shapes()
+    entry = store.datasets.add(given)
+    path, files = (
+        store.datasets.manifest_path("shapes", entry.manifest_digest),
+        open_files(location),
+    )
+    content = files.read(path)
+    put(files, path, b"")
+    found = store.datasets.open("shapes")
+    assert (len(found), found.digest, found.manifest_digest) == (
+        6,
+        given.digest,
+        entry.manifest_digest,
+    )
+    assert store.datasets.add(found) == entry
+    assert files.read(path) == b""
+    put(files, path, content)
+    copied = pickle.loads(pickle.dumps(found))
+    for each in (found, copied):
+        assert each.sample_digests == given.sample_digests
+        assert each.labels.tolist() == given.labels.tolist()
+        assert np.array_equal(each.sample_ids, given.sample_ids)
+    assert store.datasets.add(found) == entry
+    files.remove(path)
+    with pytest.raises(NotFoundError, match="does not exist; run `featurestore scan`"):
+        store.datasets.open("shapes")
+    assert store.datasets.add(found) != entry
+    assert store.datasets.load("shapes").labels.tolist() == given.labels.tolist()
 
 
 def test_a_lost_pointer_is_restored_from_the_manifest_that_was_added_last(
