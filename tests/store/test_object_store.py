@@ -48,6 +48,15 @@ def damages(store: FeatureStore) -> list[Any]:
     return [damage for item in store.items() for damage in store.check(item)]
 
 
+def test_many_files() -> None:
+    files = RemoteFiles(memory())
+    for number in range(1100):
+        files.write(f"many/{number}", b"")
+    assert len(files.names("many")) == len(files.sizes("many")) == 1100
+    files.remove(*files.sizes("many"), "nothing")
+    assert files.names("") == []
+
+
 # What a condition does
 
 
@@ -222,11 +231,6 @@ def test_files_on_a_server(bucket: str) -> None:
     assert files.replace("a", b"1", b"4")
     assert not files.replace("b", b"1", b"4")
     assert pickle.loads(pickle.dumps(files)).read("a") == b"4"
-    for number in range(1100):
-        files.write(f"many/{number}", b"")
-    assert len(files.names("many")) == len(files.sizes("many")) == 1100
-    files.remove(*files.sizes("many"), "nothing")
-    assert files.names("") == ["a"]
 
 
 @pytest.mark.reliability
@@ -239,8 +243,8 @@ def test_a_store_on_a_server_equals_the_local_one_byte_for_byte(bench: Bench, bu
     assert bench.s3.objects(bucket, "store/features/") == {
         f"store/{path}": data for path, data in bench.features.items()
     }
-    again = bench.run(store, *EXTRACT).json["features"]
-    assert {each["rows_reused"] for each in again.values()} == {36}
+    rows = resumed.json["features"]["conv_a"]
+    assert 0 < rows["rows_computed"] < 36
 
     block = next(path for path in sorted(bench.features) if "conv_a" in path and "c.1.0" in path)
     bench.s3.client().put_object(Bucket=bucket, Key=f"store/{block}", Body=b"junk")
@@ -256,7 +260,6 @@ def test_a_store_on_a_server_equals_the_local_one_byte_for_byte(bench: Bench, bu
     assert bench.run(store, "tag", "logistic", "best").status == 0
     promoted = bench.run(store, "promote", "logistic", "-o", "remote.keras", "--json")
     assert promoted.json["parity"]["agreement"] == 1, promoted.err
-    assert bench.run(store, "gc", "--yes").status == 0
     removed = bench.run(store, "rm", "photos", "--yes")
     assert removed.status == 0, removed.err
     assert bench.run(store, "gc", "--yes").status == 0
