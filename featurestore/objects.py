@@ -91,6 +91,12 @@ def is_no_bucket(error: Exception) -> bool:
     return _NO_BUCKET.search(str(error)) is not None
 
 
+def no_bucket(url: str) -> str:
+    """Return what to do about a bucket that does not exist, in one line."""
+    name = url.partition("://")[2].partition("/")[0]
+    return f"there is no bucket {name!r}; make it, or correct the URL"
+
+
 def explain(error: Exception, url: str) -> str:
     """Return what went wrong with a request and what to do about it, in one line."""
     # obstore appends its own debugging output.
@@ -98,8 +104,7 @@ def explain(error: Exception, url: str) -> str:
     service = "s3" if scheme.startswith("s3") else "gs" if scheme == "gs" else "az"
     said = _said(text)
     if is_no_bucket(error):
-        name = url.partition("://")[2].partition("/")[0]
-        return f"there is no bucket {name!r}; make it, or correct the URL"
+        return no_bucket(url)
     if _NO_CREDENTIALS.search(text):
         return f"no credentials were found; {_CREDENTIALS[service]}"
     if _DENIED.search(text):

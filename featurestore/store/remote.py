@@ -96,7 +96,10 @@ class RemoteFiles:
                 return False
             except FileNotFoundError as error:
                 if mode in ("create", "overwrite") or objects.is_no_bucket(error):
-                    raise
+                    where = f"{self.location}/{path}"
+                    raise StoreError(
+                        f"cannot write {where}: {objects.no_bucket(self.location)}"
+                    ) from error
                 return False
             except (NotImplementedError, exceptions.NotSupportedError):
                 # A server without conditions: the last writer wins.
