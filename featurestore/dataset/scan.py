@@ -10,16 +10,14 @@ from dataclasses import dataclass, replace
 
 from featurestore import images
 from featurestore.dataset.scan_cache import ScanCache, Verdict, stamp
-from featurestore.dataset.source import UnreadableError, is_uri, read
+from featurestore.dataset.source import UnreadableError, is_uri, read, readers
 from featurestore.digests import digest_bytes
 from featurestore.errors import DatasetError, SourceChangedError
 from featurestore.listening import OnEvent, receiver
-from featurestore.threads import map_ahead, processors
+from featurestore.threads import map_ahead
 
 # Files per task, so that handing tasks to threads costs little beside reading.
 _BATCH = 32
-# An object store answers slowly, but many requests at a time.
-_REMOTE_WORKERS = 16
 # A file written within this time could change again without its time stamps changing.
 _RACY_NS = 2_000_000_000
 
@@ -40,7 +38,7 @@ def scan(sources: Sequence[str], on_event: OnEvent | None = None) -> dict[str, V
     unique = list(dict.fromkeys(sources))
     emit = receiver(on_event)
     emit(Scanned(0, len(unique)))
-    workers = max(processors(), _REMOTE_WORKERS if any(map(is_uri, unique)) else 1)
+    workers = readers(next(filter(is_uri, unique), None))
     verdicts: dict[str, Verdict] = {}
     with closing(ScanCache()) as cache:
 

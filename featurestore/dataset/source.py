@@ -9,9 +9,11 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from featurestore.dataset.urls import RefusedError, fetch
 from featurestore.errors import DatasetError, one_line, path_text
+from featurestore.threads import processors
 
 # A file is held in memory while it is decoded; anything larger is a video or an archive.
 MAX_BYTES = 2**30
+_REMOTE_READERS = 16
 # How the reason begins if there is no such file.
 NO_FILE = "no such file"
 
@@ -29,6 +31,15 @@ def is_uri(source: str) -> bool:
     (True, False)
     """
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
+
+
+def readers(source: str | None) -> int:
+    """Return how many threads read sources like this one well.
+
+    A server answers slowly, but many requests at a time.
+    """
+    remote = source is not None and is_uri(source)
+    return max(processors(), _REMOTE_READERS if remote else 1)
 
 
 def is_place(data: str) -> bool:

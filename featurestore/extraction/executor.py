@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.backbone.forward import Forward
+from featurestore.dataset.source import readers
 from featurestore.errors import StoreError
 from featurestore.extraction.batches import InParts
 from featurestore.extraction.copies import UnreadableRowsError
@@ -278,7 +279,8 @@ def _decoded(
     def image(row: int | None) -> np.ndarray | None:
         return None if row is None else dataset.image(row, backbone.resize)
 
-    with closing(map_ahead(image, rows(), (BATCHES_AHEAD - 1) * batch_size)) as images:
+    ahead, threads = (BATCHES_AHEAD - 1) * batch_size, readers(dataset.paths[0])
+    with closing(map_ahead(image, rows(), ahead, threads)) as images:
         for first in images:
             window, lock = begun.popleft()
             rest = islice(images, max(0, len(window.computed) - 1))

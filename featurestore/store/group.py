@@ -23,7 +23,6 @@ from featurestore.settings import first_mistake
 from featurestore.store.blocks import BEGUN, METADATA, BlockArray, as_type, dimension_names
 from featurestore.store.key import FeatureKey
 from featurestore.store.variants import part_of
-from featurestore.threads import processors
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -373,7 +372,7 @@ class FeatureGroup:
             if there is None:
                 result[into] = values
 
-        with ThreadPoolExecutor(min(8, processors())) as pool:
+        with ThreadPoolExecutor(self.features.files.readers) as pool:
             for _ in pool.map(fill, blocks.tolist(), places):
                 pass
         return result

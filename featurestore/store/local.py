@@ -14,6 +14,7 @@ from pathlib import Path
 from featurestore import durable
 from featurestore.errors import StoreError
 from featurestore.store.locks import Locks
+from featurestore.threads import processors
 
 PARTIAL = ".partial"
 LOCK = "lock"
@@ -49,6 +50,8 @@ class LocalFiles:
         Absolute path of the folder.
     locks : Locks
         Locks between the processes that use the folder.
+    readers : int
+        Threads that read many files well.
     """
 
     def __init__(self, root: str) -> None:
@@ -56,6 +59,7 @@ class LocalFiles:
         self._root = Path(self.location)
         self._real = os.path.realpath(self.location)
         self.locks = Locks(self._root / LOCK)
+        self.readers = min(8, processors())
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes; FileNotFoundError where there is none."""

@@ -30,6 +30,8 @@ class RemoteFiles:
         The URL.
     locks : Locks
         Always granted.
+    readers : int
+        Threads that read many files well: they wait, rather than compute.
 
     Raises
     ------
@@ -40,6 +42,7 @@ class RemoteFiles:
     def __init__(self, url: str) -> None:
         self.location = url.rstrip("/")
         self.locks = Locks(None)
+        self.readers = 8
         if not objects.is_url(url):
             raise StoreError(f"cannot open {url}; expected a folder, or {objects.EXPECTED}")
         with self._explained("open", ""):
