@@ -143,7 +143,7 @@ def test_an_interrupted_scan_keeps_what_it_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     folder(tmp_path, cat=100)
-    monkeypatch.setattr(scan, "processors", lambda: 1)
+    monkeypatch.setattr(scan, "readers", lambda source: 1)
     monkeypatch.setattr(scan, "_BATCH", 4)
 
     def stop(event: Scanned) -> None:
