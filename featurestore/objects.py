@@ -55,6 +55,7 @@ def locate(url: str) -> tuple[Any, str]:
 
     Whatever obstore raises, `explain` explains.
     """
+    check_process()
     scheme, _, rest = url.partition("://")
     if scheme.lower() == "memory":
         return _bucket("memory://"), rest.strip("/")
@@ -62,9 +63,28 @@ def locate(url: str) -> tuple[Any, str]:
     return _bucket(f"{scheme.lower()}://{name}"), path.strip("/")
 
 
+# The process in which obstore is used.
+_process: set[int] = set()
+
+
+class ForkedError(Exception):
+    """A fork of a process that used obstore lacks its threads, and would hang."""
+
+
+def check_process() -> None:
+    """Raise ForkedError in a process in which obstore does not work."""
+    if _process and _process != {os.getpid()}:
+        raise ForkedError(
+            "this process was forked after its parent had used the object store; start it anew, as "
+            "DataLoader(…, multiprocessing_context='spawn') does"
+        )
+
+
 @cache
 def _bucket(url: str) -> Any:
     from obstore.store import MemoryStore, from_url
+
+    _process.add(os.getpid())
 
     if url == "memory://":
         return MemoryStore()
@@ -103,6 +123,8 @@ def explain(error: Exception, url: str) -> str:
     text, scheme = str(error).partition("Debug source:")[0], url.partition("://")[0].lower()
     service = "s3" if scheme.startswith("s3") else "gs" if scheme == "gs" else "az"
     said = _said(text)
+    if isinstance(error, ForkedError):
+        return text
     if is_no_bucket(error):
         return no_bucket(url)
     if _NO_CREDENTIALS.search(text):

@@ -176,6 +176,7 @@ class RemoteFiles:
         FileNotFoundError stays one, unless the bucket itself does not exist.
         """
         try:
+            objects.check_process()
             yield
         except StoreError:
             raise

@@ -166,6 +166,21 @@ def test_a_head_document_names_no_file_elsewhere(objects: FeatureStore) -> None:
         objects.heads.read("h", "model.skops")
 
 
+def test_a_forked_process_says_so_in_place_of_hanging(objects: FeatureStore) -> None:
+    ready, told = os.pipe()
+    if not (child := os.fork()):
+        try:
+            objects.features.keys()
+        except StoreError as error:
+            os.write(told, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(told)
+    assert b"this process was forked after its parent had used the object" in os.read(ready, 1000)
+    os.close(ready)
+
+
 def test_a_url_of_no_object_store() -> None:
     with pytest.raises(
         StoreError, match=r"cannot open sftp://x/y; expected a folder, or s3://BUCK"
