@@ -17,7 +17,8 @@ from statistics import median
 
 from benchmarks.measure import MOBILENETV2, ROOT, answer, machine, spread, write_jpegs
 
-IMAGES, SIDE, LAYERS = 4_000, 160, ("out_relu", "block_12_add:avg")
+# Whole layers, so that there are several units of work: blocks of 256 rows.
+IMAGES, SIDE, LAYERS = 2_048, 224, ("out_relu",)
 TURNS, WORKERS = 3, 2
 
 
@@ -56,6 +57,7 @@ def main() -> None:
             for each, workers in ways.items():
                 command = [sys.executable, "-m", "benchmarks.cluster", f"{folder}/images"]
                 found[each].append(answer([*command, str(workers)], cache))
+                print(each, found[each][-1], f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     alone = found["one process"]
     for each, turns in found.items():
         against = [mine["pace"] / one["pace"] for mine, one in zip(turns, alone, strict=True)]
