@@ -169,18 +169,25 @@ def with_openvino(
         If it cannot compute the network.
     """
     function = forward.frozen(compute, sample_shape, dtype)
-    if function.variables:
+    if forward.has_variables(function):
         raise EngineError("it has more than 1.8 GB of weights")
     try:
         with tempfile.NamedTemporaryFile(suffix=".pb") as file:
             file.write(function.graph.as_graph_def().SerializeToString())
             file.flush()
+            from openvino import PartialShape, Type
             from openvino.frontend import FrontEndManager
 
             frontend = FrontEndManager().load_by_framework("tf")
             loaded = frontend.load(file.name)
             places = [loaded.get_place_by_tensor_name(each.name) for each in function.outputs]
             loaded.override_all_outputs(places)
+            for value, taken in function.graph.captures:
+                place = loaded.get_place_by_tensor_name(taken.name)
+                constant = value.numpy()
+                loaded.set_partial_shape(place, PartialShape(constant.shape))
+                loaded.set_element_type(place, Type(constant.dtype))
+                loaded.set_tensor_value(place, constant)
             model = frontend.convert(loaded)
         # It does not check sizes that depend on the batch when it computes with one thread, and
         # writes where it must not.

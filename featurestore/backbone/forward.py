@@ -188,7 +188,12 @@ def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "u
             )
         if constants.held >= MOST_CONSTANT_BYTES:
             return trace(keras.StatelessScope())
-        return convert_variables_to_constants_v2(traced) if traced.variables else traced
+        return convert_variables_to_constants_v2(traced) if has_variables(traced) else traced
+
+
+def has_variables(function: Any) -> bool:
+    """Whether a traced function reads variables; ``variables`` names also those made constants."""
+    return any(each.dtype.name == "resource" for each in function.captured_inputs)
 
 
 @contextlib.contextmanager

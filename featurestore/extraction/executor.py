@@ -16,9 +16,8 @@ import numpy as np
 
 from featurestore.backbone.forward import Forward
 from featurestore.dataset.source import readers
-from featurestore.errors import StoreError
+from featurestore.errors import FeatureStoreError, StoreError
 from featurestore.extraction.batches import InParts
-from featurestore.extraction.copies import UnreadableRowsError
 from featurestore.extraction.events import (
     BatchHalved,
     ExtractionFinished,
@@ -183,7 +182,7 @@ class Executor:
         """Keep the rows that are there when the work stops, while they are locked."""
         try:
             yield
-        except (KeyboardInterrupt, UnreadableRowsError, Float16Error):
+        except (KeyboardInterrupt, FeatureStoreError):
             with suppress(StoreError):
                 for writer in self._writers.values():
                     writer.save()
