@@ -46,11 +46,11 @@ def main() -> None:
     left.axvline(1, color="black", linewidth=0.8)
     left.set_title("OpenVINO, times as fast as TensorFlow (float32)", fontsize=9)
 
-    share = [(number(row["the same, processor"]), row["network"].split(",")[0]) for row in stages]
+    share = [(number(row["of the best possible"]), row["network"].split(",")[0]) for row in stages]
     right.barh([name for _, name in share], [each for each, _ in share], color="tab:green")
     right.axvline(0.9, color="black", linewidth=0.8, linestyle="dotted")
     right.set_xlim(0, 1.1)
-    right.set_title("Extraction: share of the best possible, processor time", fontsize=9)
+    right.set_title("Extraction: share of the best possible", fontsize=9)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(PICTURE, metadata={"Date": None})
