@@ -355,7 +355,7 @@ def _document_target(folder: Path) -> Target:
                     opened.features.get(key).describe()
                     opened.features.get(key).read()
                 opened.datasets.values()
-                opened.datasets.load("tiny")
+                _ = opened.datasets.load("tiny").paths
                 for meta in opened.heads.values():
                     Head.load(meta["id"], opened)
                 opened.garbage()

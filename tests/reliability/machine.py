@@ -727,9 +727,11 @@ class StoreMachine(RuleBasedStateMachine):
         for key, group in self.groups.items():
             if self.is_blind(key):
                 with pytest.raises(StoreError):
-                    Features(self.store.features.get(key), group.dataset, self.store)
+                    Features(self.store.features.get(key), group.dataset, self.store).rows()
                 continue
-            found = Features(self.store.features.get(key), group.dataset, self.store).group
+            features = Features(self.store.features.get(key), group.dataset, self.store)
+            assert len(features.rows(labelled=False)) == len(features)
+            found = features.group
             assert (str(found.dtype), found.block_rows) == (group.dtype, ROWS)
             for block in range(found.blocks):
                 if block not in group.blocks:
@@ -757,7 +759,7 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         if files & self.flips.keys():
             with pytest.raises(DamagedError):
-                self.store.datasets.load(name, digest)
+                _ = self.store.datasets.load(name, digest).paths
             return
         found = self.store.datasets.load(name, digest)
         assert found.manifest_digest == expected.manifest_digest

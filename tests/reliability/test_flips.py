@@ -161,12 +161,12 @@ class Kept:
             key = self.key(name)
             states = [state for states in self.states.values() for state in states]
             dataset = next(each for each in states if each.digest == key.dataset_digest)
-            return [lambda: Features(store.features.get(key), dataset, store)]
+            return [lambda: Features(store.features.get(key), dataset, store).rows()]
         if kind == "former manifest":
             state = self.state(name)
             return [lambda: store.datasets.load(state.name, state.manifest_digest)]
         if place.kind == "dataset":
-            return [lambda: store.datasets.load(self.state_now(name).name)]
+            return [lambda: store.datasets.load(self.state_now(name).name).paths]
         return [lambda: self._scores(self.head_id(name))] if place.kind == "head" else []
 
     def head_id(self, name: str) -> str:
@@ -181,10 +181,9 @@ class Kept:
             assert np.array_equal(self.store.features.get(key).read(), self.values[key])
         for name in (each for each in self.states if f"datasets/{each}" in untouched):
             assert name in [each.name for each in self.store.datasets.values()]
-            assert (
-                self.store.datasets.load(name).manifest_digest
-                == self.states[name][0].manifest_digest
-            )
+            found = self.store.datasets.load(name)
+            assert found.manifest_digest == self.states[name][0].manifest_digest
+            assert found.paths == self.states[name][0].paths
         for head_id in (each for each in self.fits if f"heads/{each}" in untouched):
             assert head_id in [each["id"] for each in self.store.heads.values()]
             if heads:

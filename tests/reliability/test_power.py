@@ -212,7 +212,7 @@ def read(store: FeatureStore, item: Item) -> None:
         group.read()
         assert len(group.samples)
     elif item.kind == "dataset":
-        store.datasets.load("photos")
+        _ = store.datasets.load("photos").paths
     elif item.kind == "head":
         Head.load(item.name.partition("/")[2], store)
 

@@ -479,6 +479,7 @@ def test_the_state_that_a_head_was_fitted_on_is_kept_whoever_removes_it(
     """gc may come between reading a data set and beginning to fit on it."""
     store = FeatureStore(arena.new_store(like=extracted), create=True)
     features = Features.open("photos", POOLED, store, model="tiny")
+    assert len(features.rows())
     store.datasets.add(Dataset.open(arena.folder / "photos", val=0.6))
     store.gc(store.garbage())
     with pytest.raises(NotFoundError):
