@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from featurestore.store import blocks
 from tests.reliability.acts import Made, make
 from tests.reliability.bench import Bench
-from tests.reliability.processes import Commands
+from tests.reliability.processes import SMALL_BLOCK, Commands
 
 FOLDER = Path(__file__).parent
 
@@ -22,19 +23,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("reliability")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def small_blocks() -> Iterator[None]:
+    """Several blocks of few rows, as a large data set has them; so do the commands' processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_BYTES", SMALL_BLOCK)
+        yield
+
+
+@pytest.fixture(scope="package")
 def narrow(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """One block for each layer."""
     return Bench(commands, tmp_path_factory.mktemp("narrow"), each=12, size=16, channels=8)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def wide(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Several blocks for each layer: 8 and 32 rows in a block."""
     return Bench(commands, tmp_path_factory.mktemp("wide"), each=12, size=64, channels=64)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """Photographs, a network, features and a head, made in this process."""
     with pytest.MonkeyPatch.context() as patch:

@@ -38,6 +38,7 @@ import psutil
 from tests.toys import Result
 
 HANGS_AFTER = 300  # seconds; a guard, not a measure
+SMALL_BLOCK = 4 * 2**20
 _ROOT = Path(__file__).parents[2]
 _SLOW = (
     *("pyarrow.parquet", "tensorflow", "keras", "sklearn.linear_model", "sklearn.neighbors"),
@@ -194,12 +195,14 @@ def _serve() -> None:
 
     quiet_libraries()
     import featurestore
+    from featurestore.store import blocks
 
     for name in _SLOW:
         importlib.import_module(name)
     for module in pkgutil.walk_packages(featurestore.__path__, "featurestore."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    blocks.BLOCK_BYTES = SMALL_BLOCK
     # Loaded late otherwise, by another user perhaps, who may not read where libraries lie.
     PIL.Image.init()
     gc.freeze()
