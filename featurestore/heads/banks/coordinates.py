@@ -76,7 +76,7 @@ def _by_features(
     """Return rotated rows, (row, coordinate), and the basis, (feature, coordinate)."""
     covariance = np.zeros((X.shape[1], X.shape[1]))
     for part in parts(*X.shape):
-        centred = np.sqrt(weights[part])[:, None] * (X[part] - centre)
+        centred = np.sqrt(weights[part]).astype(np.float32)[:, None] * (X[part] - centre)
         covariance += centred.T @ centred
     basis = eigh(covariance, overwrite_a=True, check_finite=False)[1]
     rows, single = np.empty(X.shape, np.float32), basis.astype(np.float32)

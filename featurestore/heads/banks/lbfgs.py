@@ -6,10 +6,10 @@ the logistic loss of one column.
 
 Rows are centred and rotated once into the eigenbasis of their covariance. There the Hessian of a
 head is close to a Kronecker product, the curvature of its classes by the spread of the coordinates
-(K-FAC, Martens and Grosse 2015); in the few coordinates of largest spread, where it is not, a
-sample of rows gives it. The inverse of both starts the L-BFGS of that head (Nocedal and Wright
-2006, algorithm 7.4), so that all heads are well conditioned, whatever their ``C``. An evaluation
-takes two matrix products for all heads together.
+(K-FAC, Martens and Grosse 2015). Where it is not, the block of each class in the coordinates of
+largest spread comes from a sample of rows, and serves heads of similar ``C`` too. The inverse
+starts the L-BFGS of that head (Nocedal and Wright 2006, algorithm 7.4), so that all heads are well
+conditioned, whatever their ``C``. An evaluation takes two matrix products for all heads together.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from threadpoolctl import threadpool_limits
 
 from featurestore.heads.banks.losses import SAMPLE, Losses
 
 HISTORY = 10
-# Numbers that L-BFGS keeps of a batch of heads.
+# Numbers that L-BFGS keeps of a batch of heads, or that blocks of Hessians hold.
 BATCH_SIZE = 1 << 27
 # Relative rounding error of an objective whose products are float32.
 NOISE = 1e-6
 # Evaluations in a row that gain nothing.
 PATIENCE = 8
+# Distance in log C of heads that are solved one after the other.
+SPACING = 0.8
+# The blocks of a head serve another up to this ratio of their C, and of their curvatures.
+REACH = 10.0
 
 
 @dataclass
@@ -104,17 +106,16 @@ def minimize(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Minimize the objective of each head.
 
-    Coefficients are smooth in log ``C``: a few heads are solved first, and the others start from
-    the cubic through their neighbours, with hardly anything left to gain.
+    Coefficients are smooth in log ``C``: some heads are solved one after the other, each from where
+    the path of those before it leads. All others, between them, then have hardly anything to gain.
 
     Parameters
     ----------
     losses : Losses
     c : array, (head,)
     tolerance : float
-        A head has converged when its objective is at most this share above the lowest one, as a
-        bound by the gradient shows (Boyd and Vandenberghe 2004, 9.1.2), or where the approximate
-        Hessian promises a hundredth of it, with a factor of ten to spare.
+        A head has converged when its next step promises to gain at most a hundredth of this share
+        of its objective, by the quadratic model of that step (Boyd and Vandenberghe 2004, 9.5.1).
     max_iter : int
 
     Returns
@@ -127,43 +128,51 @@ def minimize(
     solver = _Solver(losses, tolerance, max_iter)
     found = np.empty((len(distinct), *solver.cold.shape))
     iterations, converged = np.zeros(len(distinct), int), np.zeros(len(distinct), bool)
-    kept = 2 * (HISTORY + 4) * solver.cold.size + (solver.leading * len(solver.cold)) ** 2
+    kept = 2 * (HISTORY + 4) * solver.cold.size + solver.leading**2 * len(solver.cold)
     batch = max(1, BATCH_SIZE // kept)
-    solved: list[int] = []
-    for level in _levels(len(distinct)):
+    logs, solved = np.log(distinct), np.zeros(0, int)
+    for level in _levels(logs):
         for begin in range(0, len(level), batch):
             part = level[begin : begin + batch]
-            starts = _interpolated(np.log(distinct), found, solved, part)
+            starts = _predicted(logs, found, solved, part)
             found[part], iterations[part], converged[part] = solver.run(distinct[part], starts)
-        solved += level
+        solved = np.sort([*solved, *level])
     return found[copies], iterations[copies], converged[copies]
 
 
-def _levels(heads: int) -> list[list[int]]:
-    """Return the heads to solve first, both ends among them, then those halfway between, and so on.
+def _levels(logs: np.ndarray) -> list[list[int]]:
+    """Return heads to solve one after the other, then all those between them, to solve at once.
 
-    >>> _levels(9)
-    [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
+    Parameters
+    ----------
+    logs : array, (head,)
+        Sorted log ``C``.
+
+    Examples
+    --------
+    >>> _levels(np.arange(7) * SPACING / 3)
+    [[0], [3], [6], [1, 2, 4, 5]]
     """
-    known = sorted({round(each) for each in np.linspace(0, heads - 1, 5)})
-    levels = [known]
-    while len(known) < heads:
-        levels.append([(one + two) // 2 for one, two in pairwise(known) if two - one > 1])
-        known = sorted([*known, *levels[-1]])
-    return levels
+    levels = [[0]]
+    for head in range(1, len(logs)):
+        last = head == len(logs) - 1
+        if last or logs[head] - logs[levels[-1][0]] > SPACING * 0.999:
+            levels.append([head])
+    between = sorted({*range(len(logs))} - {head for (head,) in levels})
+    return [*levels, between] if between else levels
 
 
-def _interpolated(
-    logs: np.ndarray, found: np.ndarray, solved: list[int], wanted: list[int]
+def _predicted(
+    logs: np.ndarray, found: np.ndarray, solved: np.ndarray, wanted: list[int]
 ) -> np.ndarray | None:
-    """Return Lagrange's cubic through the nearest solved heads, two on each side if there are."""
-    if len(solved) < 4:
+    """Return Lagrange's polynomial through solved heads: six around a head, or the last three."""
+    if not len(solved):
         return None
     starts = np.zeros((len(wanted), *found.shape[1:]))
-    known = np.sort(solved)
     for row, head in enumerate(wanted):
-        first = np.clip(np.searchsorted(known, head) - 2, 0, len(known) - 4)
-        near = known[first : first + 4]
+        nodes = min(6 if head < solved[-1] else 3, len(solved))
+        first = np.clip(np.searchsorted(solved, head) - nodes // 2, 0, len(solved) - nodes)
+        near = solved[first : first + nodes]
         for node in near:
             others = near[near != node]
             share = np.prod((logs[head] - logs[others]) / (logs[node] - logs[others]))
@@ -188,15 +197,17 @@ class _Solver:
         self.cold = losses.start()
         self.from_cold = losses(self.cold[None])
         self.leading = _leading(losses.coordinates.rows, losses.columns)
+        self.known: dict[float, Any] = {}
 
     def run(self, c: np.ndarray, starts: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        """Minimize from given coefficients or, where these are worse, from those of `start`.
+        """Minimize from given coefficients or, where these are worse, from `Losses.start`.
 
         Returns what `minimize` does.
         """
         at = _State.begin(self.cold, c, *(each[0] for each in self.from_cold))
         if starts is not None:
             at.move(self._objective(starts, c), starts)
+            at.inverted = np.fromiter((self._nearest(each) for each in c), object, len(c))
         result, iterations = np.empty_like(at.found), np.zeros(len(c), int)
         converged = np.zeros(len(c), bool)
         history: History = deque(maxlen=HISTORY)
@@ -224,22 +235,19 @@ class _Solver:
     def _aim(self, at: _State, history: History, taken: np.ndarray) -> np.ndarray:
         """Set directions of heads whose last step was taken; return which heads have converged."""
         inverse = self._inverse(at, taken)
-        newton = inverse(at.gradient)
-        promised = _dot(newton, at.gradient) / 2
-        # The objective is strongly convex in all coordinates but the intercept.
-        bound = _dot(np.where(self.penalty, at.gradient, newton), at.gradient) / 2
-        # A tenth of the tolerance: predictions are to agree too.
-        near = np.minimum(bound, 100 * promised) <= self.tolerance * at.value / 10
-        # Where nothing is gained any more, rounding hides what is left.
-        near |= (at.idle > PATIENCE) & (promised <= 100 * NOISE * at.value)
         # A head whose step failed keeps its direction; halfway to giving up, it begins again.
         again = at.idle == PATIENCE // 2
         for _, _, weight in history:
             weight[again] = 0
         at.step[again] = 1
-        turn = (taken | again) & ~near
-        if turn.any():
-            at.direction[turn] = -_two_loops(at.gradient, history, inverse)[turn]
+        newton = _two_loops(at.gradient, history, inverse)
+        promised = _dot(newton, at.gradient) / 2
+        # A hundredth of the tolerance: the promise is rough, and predictions are to agree too.
+        near = np.abs(promised) <= self.tolerance * at.value / 100
+        # Where nothing is gained any more, rounding hides what is left.
+        near |= (at.idle > PATIENCE) & (promised <= 100 * NOISE * at.value)
+        turn = taken | again
+        at.direction[turn] = -newton[turn]
         at.slope = _dot(at.direction, at.gradient)
         return near
 
@@ -248,37 +256,52 @@ class _Solver:
         curved, classes = np.linalg.eigh(at.curvature)
         curved = np.maximum(curved, 1e-8 * curved[:, -1:] + 1e-30)
         scale = curved[..., None] * self.spread + self.penalty
-        # After 4, 8, 16, … steps: heads with a good start end before.
-        due = taken & (at.count >= 4) & (at.count & (at.count - 1) == 0) & (self.leading > 1)
-        if due.any():
-            # These matrices are small. BLAS threads that wait for each other on them made heads 15
-            # times slower where other programs use the processors.
-            with threadpool_limits(1, "blas"):
-                for head in np.flatnonzero(due):
-                    at.inverted[head] = self._inverted(at.found[head], at.c[head])
+        # After 8, 16, … steps, or 4 without the blocks of another head: good starts end before.
+        first = np.array([4 if factors is None else 8 for factors in at.inverted])
+        due = taken & (at.count >= first) & (at.count & (at.count - 1) == 0)
+        for head in np.flatnonzero(due & (self.leading > 1)):
+            at.inverted[head] = self._factors(at.found[head], at.c[head], at.curvature[head])
 
         def inverse(gradient: np.ndarray) -> np.ndarray:
             found = classes @ ((classes.transpose(0, 2, 1) @ gradient) / scale)
-            for head, inverted in enumerate(at.inverted):
-                if inverted is not None:
-                    part = gradient[head, :, -self.leading :]
-                    found[head, :, -self.leading :] = (inverted @ part.ravel()).reshape(part.shape)
-            return found
+            for head, factors in enumerate(at.inverted):
+                if factors is not None:
+                    curvature = np.maximum(np.diag(at.curvature[head]), 1e-30)
+                    for one, (factor, known) in enumerate(factors):
+                        part = gradient[head, one, -self.leading :].astype(np.float32)
+                        part = cho_solve((factor, True), part, check_finite=False)
+                        ratio = np.clip(known / curvature[one], 1 / REACH, REACH)
+                        found[head, one, -self.leading :] = ratio * part
+            # To shift all classes alike changes nothing.
+            return found - found.mean(axis=1, keepdims=True) if found.shape[1] > 1 else found
 
         return inverse
 
-    def _inverted(self, found: np.ndarray, c: float) -> Any:
-        """Invert a head's Hessian by its leading coordinates; None if it cannot be inverted."""
-        hessian = c * self.losses.hessian(found, self.leading)
-        hessian = hessian.reshape(len(found) * self.leading, -1)
-        diagonal = np.einsum("ii->i", hessian)
-        # A shift of all intercepts alike has no curvature.
-        diagonal += 1e-6 * diagonal + np.tile(self.penalty[-self.leading :], len(found))
+    def _factors(self, found: np.ndarray, c: float, curvature: np.ndarray) -> Any:
+        """Factorize the blocks of a head's Hessian; None if that fails.
+
+        Returns
+        -------
+        list of tuple
+            For each class, the factor and the curvature that it is for.
+        """
+        blocks = np.float32(c) * self.losses.blocks(found, self.leading)
+        diagonal = np.einsum("kii->ki", blocks)
+        diagonal += 1e-6 * diagonal + self.penalty[-self.leading :].astype(np.float32)
         try:
-            factor = cho_factor(hessian, lower=True, overwrite_a=True, check_finite=False)
+            factors = [cho_factor(each, lower=True, check_finite=False)[0] for each in blocks]
         except np.linalg.LinAlgError:
             return None
-        return cho_solve(factor, np.eye(len(hessian)), overwrite_b=True, check_finite=False)
+        known = list(zip(factors, np.diag(curvature).copy(), strict=True))
+        self.known[c] = known
+        while len(self.known) > max(1, BATCH_SIZE // blocks.size):
+            del self.known[next(iter(self.known))]
+        return known
+
+    def _nearest(self, c: float) -> Any:
+        """Return the blocks of the head of the nearest C, unless that is far."""
+        near = min(self.known, key=lambda known: abs(np.log(known / c)), default=None)
+        return None if near is None or max(near / c, c / near) > REACH else self.known[near]
 
     def _step(self, at: _State, history: History) -> np.ndarray:
         """Try a step of each head, and return which heads take it."""
@@ -306,10 +329,12 @@ History = deque[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def _leading(rows: np.ndarray, columns: int) -> int:
-    """Return how many coordinates have a Hessian of their own: it takes a few evaluations' time."""
-    evaluation = 12 * rows.size * columns + 2e8
-    leading = int((evaluation / (columns**2 * min(len(rows), SAMPLE))) ** 0.5)
-    return min(leading, 1000 // columns, rows.shape[1])
+    """Return how many coordinates the blocks have: these take the time of some evaluations."""
+    evaluations = (100 * rows.size * columns + 2e8) / columns
+    leading = min(rows.shape[1], int((BATCH_SIZE / columns) ** 0.5))
+    while leading > 1 and min(len(rows), SAMPLE * leading) * leading**2 > evaluations:
+        leading = leading * 9 // 10
+    return leading
 
 
 def _two_loops(

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from featurestore.heads.banks.coordinates import Coordinates
 from featurestore.heads.banks.lbfgs import minimize
@@ -16,6 +17,8 @@ from featurestore.heads.banks.losses import Losses
 from featurestore.heads.metrics import Predicted
 
 VARIES = frozenset({"C"})
+# Numbers in the products of rows, features and classes that one thread computes.
+SMALL = 1 << 25
 # Parameters that are honoured, or that the solver "lbfgs" of scikit-learn does not read either.
 _FREE = {*VARIES, "tol", "max_iter", "fit_intercept", "class_weight", "random_state"}
 
@@ -86,14 +89,16 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
             f"only one class: {classes[0]!r}"
         )
     by_class = compute_class_weight(first.class_weight, classes=classes, y=y)
-    coordinates = Coordinates.of(X, by_class[codes], bool(first.fit_intercept))
-    losses = Losses(coordinates, codes, len(classes))
     tolerance = min(first.tol, 1e-4)
     c = np.array([each.C for each in estimators], np.float64)
-    # What overflows has not converged.
-    with np.errstate(all="ignore"):
+    # Threads that wait for each other on small products made heads 15 times slower where other
+    # programs use the processors. What overflows has not converged.
+    threads = 1 if X.size * len(classes) < SMALL else None
+    with threadpool_limits(threads, "blas"), np.errstate(all="ignore"):
+        coordinates = Coordinates.of(X, by_class[codes], bool(first.fit_intercept))
+        losses = Losses(coordinates, codes, len(classes))
         found, iterations, converged = minimize(losses, c, tolerance, first.max_iter)
-    coefficients, intercepts = coordinates.to_features(found)
+        coefficients, intercepts = coordinates.to_features(found)
     for row, each in enumerate(estimators):
         each.coef_ = coefficients[row].astype(X.dtype)
         each.intercept_ = intercepts[row].astype(X.dtype)
