@@ -11,6 +11,7 @@
     problems    what users should know               source      bytes of a path or URI
     review      problems of the whole data set       naming      names, and the scan command
     manifest    the Parquet form                     summary     what a scan reports
+    stored      a data set of a store
 """
 
 from featurestore.dataset.dataset import Dataset

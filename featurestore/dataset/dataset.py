@@ -20,7 +20,7 @@ from featurestore.dataset.manifest import DatasetEntry
 from featurestore.dataset.naming import checked_name, command_line, default_name, remedy
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.samples import Samples, StoredSamples
+from featurestore.dataset.samples import Samples
 from featurestore.dataset.scan import read_scanned
 from featurestore.dataset.source import absolute, text_of
 from featurestore.dataset.splits import Splits, named
@@ -202,24 +202,6 @@ class Dataset:
         samples, entry = manifest.read(data)
         return cls(entry.name, entry.source, dict(entry.options), samples)
 
-    @classmethod
-    def stored(cls, entry: DatasetEntry, place: str, read: Callable[[], Dataset]) -> Dataset:
-        """Return the data set of an entry, whose manifest is read once samples are asked for.
-
-        Parameters
-        ----------
-        entry : DatasetEntry
-        place : str
-            Where the manifest is: location of the store and path.
-        read : callable
-            Reads it.
-        """
-        samples = StoredSamples(place, entry.rows, lambda: read().samples)
-        found = cls(entry.name, entry.source, dict(entry.options), samples)
-        for name in ("digest", "train_digest", "manifest_digest"):
-            vars(found)[name] = getattr(entry, name)
-        return found
-
     def to_parquet(self, added: str = "") -> bytes:
         """Write the data set as a manifest: a Parquet table with a row for each listed image.
 
@@ -367,7 +349,7 @@ class Dataset:
         return command_line(self.source, self.name, self.options)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.sample_digests)
 
     def __repr__(self) -> str:
         return (

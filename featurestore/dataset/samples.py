@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,9 +73,6 @@ class Samples:
     listing: Listing
     problems: list[Problem] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return len(self.digests)
-
     def of_rows(self, rows: np.ndarray) -> Samples:
         """Return the samples of some rows, ascending, as if only these had been listed."""
         position = {row: place for place, row in enumerate(rows.tolist())}
@@ -93,36 +90,6 @@ class Samples:
             [self.groups[row] for row in rows],
             listing,
         )
-
-
-class StoredSamples(Samples):
-    """The samples of a manifest, which is read when they are first asked for.
-
-    Parameters
-    ----------
-    place : str
-        Where the manifest is: location of the store and path.
-    rows : int
-    read : callable
-        Reads the samples.
-    """
-
-    def __init__(self, place: str, rows: int, read: Callable[[], Samples]) -> None:
-        vars(self).update(place=place, _rows=rows, _read=read)
-
-    def __len__(self) -> int:
-        return int(vars(self)["_rows"])
-
-    def __getattr__(self, name: str) -> Any:
-        # Called for what is not there: the fields, before the first of them is read.
-        if name not in Samples.__dataclass_fields__:
-            raise AttributeError(name)
-        vars(self).update(vars(vars(self)["_read"]()))
-        return vars(self)[name]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Another process need not have the store.
-        return Samples, tuple(getattr(self, name) for name in Samples.__dataclass_fields__)
 
 
 def list_entries(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from featurestore.dataset.manifest import DatasetEntry
-from featurestore.dataset.samples import StoredSamples
+from featurestore.dataset.stored import StoredDataset
 from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import (
     DamagedError,
@@ -103,8 +103,8 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _is_written(self, dataset: Dataset, path: str, added: str) -> bool:
         """Return whether a file is the manifest of a data set."""
-        samples, place = dataset.samples, f"{self._files.location}/{path}"
-        if isinstance(samples, StoredSamples) and samples.place == place:
+        place = f"{self._files.location}/{path}"
+        if isinstance(dataset, StoredDataset) and dataset.place == place:
             return self._files.is_file(path)
         return self._files.read(path) == dataset.to_parquet(added)
 
@@ -255,7 +255,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         if not self._files.is_file(path):
             raise self._gone(entry.name, path)
         read = partial(self._load, entry.name, entry.manifest_digest)
-        return Dataset.stored(entry, f"{self._files.location}/{path}", read)
+        return StoredDataset(entry, f"{self._files.location}/{path}", read)
 
     def _gone(self, name: str, path: str) -> NotFoundError:
         return NotFoundError(
