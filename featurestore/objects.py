@@ -68,15 +68,15 @@ _process: set[int] = set()
 
 
 class ForkedError(Exception):
-    """A fork of a process that used obstore lacks its threads, and would hang."""
+    """In a fork of a process that used obstore, its threads are missing: requests would hang."""
 
 
 def check_process() -> None:
     """Raise ForkedError in a process in which obstore does not work."""
     if _process and _process != {os.getpid()}:
         raise ForkedError(
-            "this process was forked after its parent had used the object store; start it anew, as "
-            "DataLoader(…, multiprocessing_context='spawn') does"
+            "this process was forked after its parent had used the object store; start processes "
+            "by 'spawn', as in DataLoader(…, multiprocessing_context='spawn')"
         )
 
 

@@ -102,7 +102,7 @@ class Executor:
         others = self._plan.rows_copied, self._plan.rows_derived
         view = self._backbone.preprocessing.view
         self._on_event(ExtractionStarted(self._backbone.name, names, self._total, *others, view))
-        self._written, self._told = written or Written(), (0, 0)
+        self._written, self._reported = written or Written(), (0, 0)
         with ThreadPoolExecutor(processors(), "write") as pool:
             self._writers = {
                 number: BlockWriter(
@@ -244,14 +244,14 @@ class Executor:
                 raise Float16Error({str(layer.ref): ELSEWHERE})
 
     def _after_batch(self) -> None:
-        """Tell how far this is, and keep what is there."""
+        """Report the progress, and keep the rows that are there now and then."""
         copied, derived = self._written.copied.total(), self._written.derived.total()
         to_copy, to_derive = self._plan.rows_copied, self._plan.rows_derived
-        if copied != self._told[0]:
+        if copied != self._reported[0]:
             self._on_event(RowsCopied(copied, to_copy))
-        if derived != self._told[1]:
+        if derived != self._reported[1]:
             self._on_event(RowsDerived(derived, to_derive))
-        self._told = copied, derived
+        self._reported = copied, derived
         self._written.forecast.advance(self._done, self._total, to_copy + to_derive)
         self._save_begun()
 

@@ -23,7 +23,6 @@ from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
-from featurestore.extraction.sharing import require_files
 from featurestore.extraction.stored_type import Float16Error
 from featurestore.extraction.writer import Written
 from featurestore.features import Features
@@ -145,7 +144,7 @@ def extract(
             store.datasets.references()  # Raises now what `replace_former` would raise at the end.
         dataset = store.datasets.open(data, on_event=on_event)
         if where:
-            require_files(dataset)
+            sharing.require_files(dataset)
         part = dataset.training() if augmented else dataset
         decisions = request.fit(dataset, store, most, augmented, part)
         request = request.storing(decisions)

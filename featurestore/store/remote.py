@@ -150,18 +150,17 @@ class RemoteFiles:
 
     def remove(self, *paths: str) -> None:
         """Remove files, those that exist."""
-        for start in range(0, len(paths), 1000):
-            some = [self._full(path) for path in paths[start : start + 1000]]
-            with self._explained("remove", paths[start]):
-                try:
-                    self._bucket.delete(some)
-                except FileNotFoundError as error:
-                    if objects.is_no_bucket(error):
-                        raise
-                    # It ends the deletion of several.
-                    for each in some if len(some) > 1 else ():
-                        with suppress(FileNotFoundError):
-                            self._bucket.delete(each)
+        full = list(map(self._full, paths))
+        with self._explained("remove", ", ".join(paths[:1])):
+            try:
+                self._bucket.delete(full)
+            except FileNotFoundError as error:
+                if objects.is_no_bucket(error):
+                    raise
+                # It ends the deletion of several.
+                for each in full if len(full) > 1 else ():
+                    with suppress(FileNotFoundError):
+                        self._bucket.delete(each)
 
     def remove_folder(self, path: str) -> None:
         """Do nothing: an object store has no folders."""
