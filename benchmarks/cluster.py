@@ -2,7 +2,8 @@
 
 ``extract(…, cluster=2)`` starts a Dask cluster of two processes with half of the cores each. What
 is compared is the steady state: images a second from the time that a quarter is done until the end,
-without the start of the processes, TensorFlow and the network.
+without the start of the processes, TensorFlow and the network. Beside other work, compare the
+processor seconds that an image takes, in all processes together.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+import psutil
 
 from benchmarks.measure import MOBILENETV2, ROOT, answer, machine, spread, write_jpegs
 
 # Whole layers, so that there are several units of work: blocks of 256 rows.
-IMAGES, SIDE, LAYERS = 2_048, 224, ("out_relu",)
+IMAGES, SIDE, LAYERS = 1_536, 224, ("out_relu",)
 TURNS, WORKERS = 3, 2
 
 
@@ -26,11 +30,11 @@ def child(folder: str, workers: int) -> None:
     """Extract once, and print the seconds of all, and the images a second of the steady state."""
     import featurestore as fs
 
-    done: list[tuple[float, int]] = []
+    done: list[tuple[int, float, float]] = []
 
-    def hear(event: object) -> None:
+    def hear(event: Any) -> None:
         if type(event).__name__ == "RowsComputed":
-            done.append((time.perf_counter(), event.done))  # type: ignore[attr-defined]
+            done.append((event.done, time.perf_counter(), used()))
 
     started = time.perf_counter()
     data = fs.Dataset.open(folder)
@@ -39,16 +43,27 @@ def child(folder: str, workers: int) -> None:
         options = {"cluster": workers or None, "batch_size": 32, "on_event": hear}
         fs.extract(data, backbone, LAYERS, f"{place}/store", **options)
     ended = time.perf_counter()
-    since, before = next(each for each in done if each[1] >= len(data) / 4)
-    pace = (len(data) - before) / (done[-1][0] - since)
-    print(json.dumps({"seconds": ended - started, "pace": pace}))
+    first = next(each for each in done if each[0] >= len(data) / 4)
+    images, seconds, processor = (b - a for a, b in zip(first, done[-1], strict=True))
+    found = {"pace": images / seconds, "processor": 1000 * processor / images}
+    print(json.dumps({"seconds": ended - started, **found}))
+
+
+def used() -> float:
+    """Processor seconds of this process and those that it started."""
+    me = psutil.Process()
+    times = [each.cpu_times() for each in (me, *me.children(recursive=True))]
+    return sum(each.user + each.system for each in times)
 
 
 def main() -> None:
     print(f"`python -m benchmarks.cluster` — {machine()}\n")
     print(f"MobileNetV2, {SIDE}², {', '.join(LAYERS)}, {IMAGES:,} small JPEG files.\n")
-    print("| where | images/s | against one process | seconds in all | load |")
-    print("| --- | --- | --- | --- | --- |")
+    print(
+        "| where | images/s | against one process | processor ms an image | against one process "
+        "| seconds in all | load |"
+    )
+    print("|" + " --- |" * 7)
     ways = {"one process": 0, f"{WORKERS} processes of Dask": WORKERS}
     found: dict[str, list[dict[str, float]]] = {each: [] for each in ways}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
@@ -60,11 +75,13 @@ def main() -> None:
                 print(each, found[each][-1], f"load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     alone = found["one process"]
     for each, turns in found.items():
-        against = [mine["pace"] / one["pace"] for mine, one in zip(turns, alone, strict=True)]
+        pairs = list(zip(turns, alone, strict=True))
         cells = [
             each,
             f"{median(turn['pace'] for turn in turns):.1f}",
-            spread(against),
+            spread([mine["pace"] / one["pace"] for mine, one in pairs]),
+            f"{median(turn['processor'] for turn in turns):.1f}",
+            spread([one["processor"] / mine["processor"] for mine, one in pairs]),
             f"{median(turn['seconds'] for turn in turns):.1f}",
             f"{os.getloadavg()[0]:.1f}",
         ]

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
@@ -61,8 +61,10 @@ TURN_SECONDS = 1.0
 _turn = threading.Lock()
 _running: Counter[str] = Counter()
 _stopped: set[str] = set()
-# The last job, data set and backbone of this process.
-_kept: dict[str, tuple[Any, Any]] = {}
+# The last jobs, data sets and backbones of this process, each kind by its keys. Of two, because two
+# commands may use a cluster at the same time.
+_kept: defaultdict[str, dict[Any, Any]] = defaultdict(dict)
+_MOST_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -173,11 +175,13 @@ def work(number: int, units: Sequence[Unit], sent: bytes) -> Done | FeatureStore
 
 
 def _keep(what: str, key: Any, make: Callable[[], Any]) -> Any:
-    """Return what was made last, if it has this key."""
-    if what not in _kept or _kept[what][0] != key:
-        _kept.pop(what, None)  # Two at once may not fit into memory.
-        _kept[what] = key, make()
-    return _kept[what][1]
+    """Return what was made before with this key, if it is kept, or else make and keep it."""
+    known = _kept[what]
+    if key not in known:
+        while len(known) >= _MOST_KEPT:
+            del known[next(iter(known))]
+        known[key] = make()
+    return known[key]
 
 
 class Reporter:
@@ -233,8 +237,7 @@ class _Opened:
         store = FeatureStore(job.store)
         groups = {str(each.ref): store.features.get(each.key) for each in job.plan.layers}
         dataset = _keep("dataset", job.dataset, lambda: _load(store, *job.dataset))
-        key = digest_bytes(pickle.dumps(job.backbone))
-        backbone = _keep("backbone", key, lambda: _build(job.backbone))
+        backbone = _backbone(job.backbone)
         layers = tuple(_checked(each, backbone) for each in job.plan.layers)
         reporter = Reporter(worker, job.token)
         plan = replace(job.plan, layers=layers)
@@ -263,10 +266,16 @@ def _load(store: FeatureStore, name: str, manifest: str, digest: str) -> Dataset
     return dataset if dataset.digest == digest else dataset.training()
 
 
-def _build(packed: dict[str, Any]) -> Backbone:
+def _backbone(packed: dict[str, Any]) -> Backbone:
+    """Build a backbone; the views of one share it."""
     from featurestore.backbone import Backbone
 
-    return Backbone.unpacked(packed)
+    spec = dict(packed["spec"])
+    layers, view = spec.pop("augmentation", None), spec.pop("view", None)
+    plain = {**packed, "spec": spec}
+    key = digest_bytes(pickle.dumps(plain))
+    found: Backbone = _keep("backbone", key, lambda: Backbone.unpacked(plain))
+    return found if view is None else found.views([view], layers)[0]
 
 
 def _checked(layer: LayerPlan, backbone: Backbone) -> LayerPlan:
