@@ -27,6 +27,16 @@ def drop_block(group: FeatureGroup, block: int) -> None:
     group.features.files.remove(group.features.file(block))
 
 
+def in_small_blocks(patch: Any, whole: int = 4, pooled: int | None = None) -> None:
+    """Make blocks of so many rows: of whole activations, and of pooled ones if these differ."""
+
+    def rows(row_bytes: int) -> int:
+        return whole if row_bytes > 100 else pooled or whole
+
+    for place in ("extraction.planning", "store.features"):
+        patch.setattr(f"featurestore.{place}.block_rows", rows)
+
+
 def take_photos(folder: Path, each: int = 12, colours: dict[str, Any] = COLOURS) -> Path:
     """Fill a folder with a sub-folder of noisy images for each colour."""
     generator = np.random.default_rng(0)

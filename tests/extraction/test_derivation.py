@@ -17,7 +17,7 @@ from featurestore.extraction import Extraction, RowsComputed, RowsDerived, extra
 from featurestore.features import Features
 from featurestore.store import FeatureStore
 from tests.extraction.test_growing import add, opened
-from tests.toys import drop_block, tree
+from tests.toys import drop_block, in_small_blocks, tree
 
 DEEP = ["pool_a:avg", "pool_a:max", "conv_b", "gap"]
 
@@ -39,9 +39,7 @@ def pooled(_pooled: FeatureStore, tmp_path: Path) -> FeatureStore:
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of four rows."""
-    monkeypatch.setattr("featurestore.extraction.planning.block_rows", lambda row_bytes: 4)
-    monkeypatch.setattr("featurestore.store.features.block_rows", lambda row_bytes: 4)
+    in_small_blocks(monkeypatch)
 
 
 def counts(extraction: Extraction) -> set[tuple[int, int, int, int]]:

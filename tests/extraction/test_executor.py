@@ -21,7 +21,7 @@ from featurestore.features import Features
 from featurestore.features.listing import ls
 from featurestore.store import FeatureGroup, FeatureStore
 from tests.extraction.conftest import LAYERS
-from tests.toys import drop_block
+from tests.toys import drop_block, in_small_blocks
 
 
 def test_events_count_every_row_once(extracted):
@@ -33,13 +33,7 @@ def test_events_count_every_row_once(extracted):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of four rows or eight, so that a few images make many."""
-
-    def rows(row_bytes):
-        return 4 if row_bytes > 100 else 8
-
-    monkeypatch.setattr("featurestore.extraction.planning.block_rows", rows)
-    monkeypatch.setattr("featurestore.store.features.block_rows", rows)
+    in_small_blocks(monkeypatch, 4, pooled=8)
 
 
 class Interrupted(Exception):  # noqa: N818

@@ -10,7 +10,7 @@ from featurestore.errors import DamagedError
 from featurestore.extraction import extract, repair
 from featurestore.store import FeatureStore
 from featurestore.store.documents import read_json, write_json
-from tests.toys import drop_block
+from tests.toys import drop_block, in_small_blocks
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,7 @@ def test_a_damaged_manifest_is_scanned_again(store):
 
 
 def test_one_missing_image_leaves_only_its_block(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("featurestore.extraction.planning.block_rows", lambda row_bytes: 32)
-    monkeypatch.setattr("featurestore.store.features.block_rows", lambda row_bytes: 32)
+    in_small_blocks(monkeypatch, 32)
     store = FeatureStore(tmp_path / "store", create=True)
     dataset = Dataset.open(shutil.copytree(photos, tmp_path / "photos"))
     group = extract(dataset, Backbone.pixels(8), ["pixels"], store)["pixels"].group

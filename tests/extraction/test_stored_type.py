@@ -20,6 +20,7 @@ from featurestore.extraction import (
 from featurestore.extraction.stored_type import cast
 from featurestore.store import FeatureStore
 from tests.extraction.test_executor import scaled_model
+from tests.toys import in_small_blocks
 
 FOUND = "an activation of 102000, and float16 holds at most 65504"
 
@@ -36,8 +37,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(autouse=True)
 def blocks_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("featurestore.extraction.planning", "featurestore.store.features"):
-        monkeypatch.setattr(f"{place}.block_rows", lambda row_bytes: 4)
+    in_small_blocks(monkeypatch)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from featurestore.features import Features
 from featurestore.heads import best, fit_head, leaderboard
 from featurestore.store import FeatureStore
 from tests.heads.conftest import MakeFeatures, samples
-from tests.toys import drop_block
+from tests.toys import drop_block, in_small_blocks
 
 
 def test_heads_on_a_former_state_are_stale_and_apart(
@@ -58,7 +58,7 @@ def test_a_former_manifest_that_is_gone(
 def test_a_head_on_part_of_the_rows_is_ranked_with_no_other(
     make_features: MakeFeatures, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featurestore.store.features.block_rows", lambda row_bytes: 32)
+    in_small_blocks(monkeypatch, 32)
     features = make_features(["a", "b"] * 50, val=0.3)
     drop_block(features.group, 0)
     part = fit_head(features.completed(), "ridge")

@@ -34,7 +34,7 @@ from featurestore.promotion.fuse import Fused, fuse
 from featurestore.promotion.proof import PROOF_BLOCKS, PROOF_BYTES, PROOF_ROWS, proof_rows, prove
 from featurestore.store import FeatureStore
 from tests.promotion.conftest import pictures
-from tests.toys import drop_block
+from tests.toys import drop_block, in_small_blocks
 
 MakeFeatures = Callable[..., Features]
 CLASSES = ["ant", "bee", "cat"]
@@ -312,8 +312,7 @@ def test_a_head_on_the_rows_that_exist(
     make_features: MakeFeatures, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks are missing: the head was fitted without them, and is proven without them."""
-    for place in ("extraction.planning", "store.features"):
-        monkeypatch.setattr(f"featurestore.{place}.block_rows", lambda row_bytes: 16)
+    in_small_blocks(monkeypatch, 16)
     features = make_features(CLASSES * 10, dtype="float32")
     drop_block(features.group, 1)
     head = fit_head(features.completed(), "ridge", save=False)

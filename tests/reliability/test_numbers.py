@@ -27,7 +27,7 @@ from featurestore.errors import ActivationError, BackboneError
 from featurestore.extraction import RowsComputed, extract, plan
 from featurestore.store import FeatureStore
 from tests.reliability.promises import few, promise
-from tests.toys import drop_block
+from tests.toys import drop_block, in_small_blocks
 
 layers = keras.layers
 ROOT = Path(__file__).parents[2]
@@ -155,17 +155,9 @@ class Interrupted(Exception):  # noqa: N818
     pass
 
 
-def in_small_blocks(patch: Any) -> None:
-    def rows(row_bytes: int) -> int:
-        return 8 if row_bytes > 100 else 16
-
-    patch.setattr("featurestore.extraction.planning.block_rows", rows)
-    patch.setattr("featurestore.store.features.block_rows", rows)
-
-
 def by_resume(world: World, store: FeatureStore, dtype: str, patch: Any) -> dict[str, np.ndarray]:
     """Stopped and resumed, each time with batches of another size."""
-    in_small_blocks(patch)
+    in_small_blocks(patch, 8, pooled=16)
 
     def stop(event: object) -> None:
         if isinstance(event, RowsComputed):
@@ -190,7 +182,7 @@ def by_resume(world: World, store: FeatureStore, dtype: str, patch: Any) -> dict
 def by_blocks_lost(
     world: World, store: FeatureStore, dtype: str, patch: Any
 ) -> dict[str, np.ndarray]:
-    in_small_blocks(patch)
+    in_small_blocks(patch, 8, pooled=16)
     for found in extract(
         world.dataset, world.backbone, world.refs, store, dtype=dtype, batch_size=45
     ).values():
@@ -298,8 +290,7 @@ BLOCK = 4
 @pytest.fixture
 def arrays(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Twelve images of 4×4 in three blocks, all of them dark but one, which has a white pixel."""
-    for place in ("featurestore.extraction.planning", "featurestore.store.features"):
-        monkeypatch.setattr(f"{place}.block_rows", lambda row_bytes: BLOCK)
+    in_small_blocks(monkeypatch, BLOCK)
     X = np.random.default_rng(0).integers(1, 100, (12, 4, 4, 3), dtype=np.uint8)
     X[5, 1, 2, 0] = 255
     return Dataset.from_arrays(X, name="arrays")

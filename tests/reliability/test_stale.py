@@ -31,6 +31,7 @@ from featurestore.errors import DatasetError, FeatureStoreError, SourceChangedEr
 from featurestore.extraction import ExtractionStarted, RowsComputed, extract, plan
 from featurestore.store import FeatureKey, FeatureStore
 from tests.reliability.promises import few, promise
+from tests.toys import in_small_blocks
 
 layers = keras.layers
 ROOT = Path(__file__).parents[2]
@@ -423,11 +424,6 @@ def after_others(patch: pytest.MonkeyPatch) -> None:
 
 def seeded_otherwise(patch: pytest.MonkeyPatch) -> None:
     keras.utils.set_random_seed(99)
-
-
-def in_small_blocks(patch: pytest.MonkeyPatch) -> None:
-    for place in ("featurestore.extraction.planning", "featurestore.store.features"):
-        patch.setattr(f"{place}.block_rows", lambda row_bytes: 4)
 
 
 def compressed_more(patch: pytest.MonkeyPatch) -> None:
