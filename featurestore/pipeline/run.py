@@ -12,16 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
-from featurestore.errors import ActivationError, BackboneError, DatasetError, InputError
+from featurestore.errors import ActivationError, BackboneError, DatasetError
 from featurestore.extraction.cluster import ClusterLike
 from featurestore.heads.folds import FOLDS, common
 from featurestore.listening import receiver
 from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
+from featurestore.pipeline.record import (
+    MANIFEST,
+    MODEL,
+    SPEC,
+    Fitted,
+    dataset_fields,
+    former_fields,
+    head_rows,
+    make_folder,
+    promoted,
+    write,
+)
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.pipeline.sweep import augmentation_of, cluster_of, fit_all
-from featurestore.scratch import scratch
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
 
@@ -31,10 +42,6 @@ if TYPE_CHECKING:
     from featurestore.extraction import Extraction
     from featurestore.heads import Head
     from featurestore.promotion import FineTuning
-
-    Fitted = list[tuple[Head, Source]]  # Each with the source of its features.
-
-SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
 
 
 def run(
@@ -102,11 +109,11 @@ class _Run:
         clock = time.perf_counter()
         sources = check(self.file)
         backbones = [source for source in sources if not source.is_pixels]
-        _make_folder(self.runs)
+        make_folder(self.runs)
         dataset = self._data()
         selection = check_data(self.file, dataset)
         folder = self._folder(dataset, backbones)
-        _write(folder / SPEC, self.file.text.encode())
+        write(folder / SPEC, self.file.text.encode())
         extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
         with self.cluster.heads(self.on_event):
             fitted = self._heads(extracted, selection)
@@ -118,7 +125,7 @@ class _Run:
             "seconds": round(time.perf_counter() - clock, 3),
             "stages": self.stages,
             "inputs": {
-                "dataset": _dataset_fields(dataset),
+                "dataset": dataset_fields(dataset),
                 "backbones": [source.backbone.spec for source in backbones],
             },
             "features": [
@@ -127,15 +134,15 @@ class _Run:
                 for features in extraction.values()
                 if not source.is_pixels
             ],
-            **_former(extracted),
-            "heads": _rows(fitted, selection, head.id),
+            **former_fields(extracted),
+            "heads": head_rows(fitted, selection, head.id),
             "selection": selection,
             "selected": head.id,
             "promotion": promotion,
             "versions": versions(),
         }
         text = json_text(manifest)
-        _write(folder / MANIFEST, f"{text}\n".encode("utf-8", "backslashreplace"))
+        write(folder / MANIFEST, f"{text}\n".encode("utf-8", "backslashreplace"))
         return {"folder": str(folder), **json.loads(text)}
 
     def _end(self, stage: str, started: float, *, fresh: bool, result: str) -> None:
@@ -177,7 +184,7 @@ class _Run:
         computes in float32, which takes a pass of its own if the heads' features do not.
         """
         asked, source = self.spec.promote, backbones[0]
-        if asked is None or not asked.passes or len(backbones) > 1 or _promoted(folder):
+        if asked is None or not asked.passes or len(backbones) > 1 or promoted(folder):
             return []
         if source.backbone.computing.precision != "float32":
             return []
@@ -301,7 +308,7 @@ class _Run:
             what += f" ({asked.unfreeze} comes after it: nothing to unfreeze)"
         self.on_event(StageStarted("promote", what))
         digest = digest_fields({"head": head.id, **asked.model_dump()})
-        done = _promoted(folder, digest)
+        done = promoted(folder, digest)
         if done is not None:
             self._end("promote", started, fresh=False, result=str(folder / MODEL))
             return done
@@ -347,28 +354,10 @@ class _Run:
             ],
         }
         name = Path(self.spec.name, short(digest_fields(identity)))
-        folder = _make_folder(self.runs / name)
+        folder = make_folder(self.runs / name)
         for each in (folder, *folder.parents[:3]):
             durable.fsync_folder(each)
         return folder
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the folder {str(folder)!r} for the results: {error.strerror}; name "
-            "another with --runs"
-        ) from None
-    return folder
-
-
-def _write(path: Path, data: bytes) -> None:
-    with scratch(beside=path.parent) as folder:
-        part = folder / path.name
-        part.write_bytes(data)
-        durable.commit(part, path)
 
 
 def _reaches(backbone: Backbone, layer: str, options: FineTuning) -> bool:
@@ -377,47 +366,3 @@ def _reaches(backbone: Backbone, layer: str, options: FineTuning) -> bool:
         return bool(unfrozen_up_to(backbone, [layer], options))
     except BackboneError:
         return False
-
-
-def _promoted(folder: Path, digest: str | None = None) -> dict[str, Any] | None:
-    """Return what an earlier run recorded of this promotion, or any, if its model is intact."""
-    try:
-        recorded = json.loads((folder / MANIFEST).read_bytes())["promotion"]
-        model = digest_bytes((folder / MODEL).read_bytes())
-        fits = digest in (None, recorded["digest"]) and recorded["model_digest"] == model
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return recorded if fits else None
-
-
-def _former(extracted: list[tuple[Source, Extraction]]) -> dict[str, list[Any]]:
-    """Return the former arrays that were freed and left, as `Extraction.to_dict` has them."""
-    reports = [extraction.to_dict() for _, extraction in extracted]
-    return {
-        name: [each for report in reports for each in report[name]] for name in ("freed", "left")
-    }
-
-
-def _rows(fitted: Fitted, selection: dict[str, str], chosen: str) -> list[dict[str, Any]]:
-    from featurestore.heads.compare import head_row, mark_tied
-
-    split, metric = selection["split"], selection["metric"]
-    rows = {}
-    for head, source in fitted:
-        on = "pixels" if source.is_pixels else "features"
-        row = head_row(head.document(), split, metric)
-        rows[head.id] = {"on": on, **row, "seconds": head.lineage["seconds"]}
-    if split == FOLDS:
-        mark_tied(rows.values(), rows[chosen], metric)
-    return list(rows.values())
-
-
-def _dataset_fields(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "source": dataset.source,
-        "digest": dataset.digest,
-        "manifest_digest": dataset.manifest_digest,
-        "rows": len(dataset),
-        "problems": len(dataset.problems),
-    }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from featurestore.errors import SpecError
-from featurestore.pipeline.run import _promoted
+from featurestore.pipeline.record import promoted
 from tests.pipeline.conftest import PIPELINE, Pipeline
 from tests.toys import take_photos, tree
 
@@ -191,7 +191,7 @@ def test_without_a_sound_manifest_nothing_counts_as_promoted(
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
 
-    assert _promoted(tmp_path, "blake2b:1") is None
+    assert promoted(tmp_path, "blake2b:1") is None
 
 
 def test_other_labels_refit_heads_on_the_same_features(

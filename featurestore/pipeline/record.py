@@ -1,0 +1,90 @@
+"""What a run of a pipeline leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from featurestore import durable
+from featurestore.digests import digest_bytes
+from featurestore.errors import InputError
+from featurestore.heads.folds import FOLDS
+from featurestore.scratch import scratch
+
+if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
+    from featurestore.extraction import Extraction
+    from featurestore.heads import Head
+    from featurestore.pipeline.check import Source
+
+#: Heads, each with the source of its features.
+Fitted: TypeAlias = "list[tuple[Head, Source]]"
+
+SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder for results and return it; InputError if that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {str(folder)!r} for the results: {error.strerror}; name "
+            "another with --runs"
+        ) from None
+    return folder
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole, or not at all."""
+    with scratch(beside=path.parent) as folder:
+        part = folder / path.name
+        part.write_bytes(data)
+        durable.commit(part, path)
+
+
+def promoted(folder: Path, digest: str | None = None) -> dict[str, Any] | None:
+    """Return what an earlier run recorded of this promotion, or any, if its model is intact."""
+    try:
+        recorded = json.loads((folder / MANIFEST).read_bytes())["promotion"]
+        model = digest_bytes((folder / MODEL).read_bytes())
+        fits = digest in (None, recorded["digest"]) and recorded["model_digest"] == model
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return recorded if fits else None
+
+
+def former_fields(extracted: list[tuple[Source, Extraction]]) -> dict[str, list[Any]]:
+    """Return the former arrays that were freed and left, as `Extraction.to_dict` has them."""
+    reports = [extraction.to_dict() for _, extraction in extracted]
+    return {
+        name: [each for report in reports for each in report[name]] for name in ("freed", "left")
+    }
+
+
+def head_rows(fitted: Fitted, selection: dict[str, str], chosen: str) -> list[dict[str, Any]]:
+    """Return a row for each head, as the manifest has them; ``chosen`` is the id of the best."""
+    from featurestore.heads.compare import head_row, mark_tied
+
+    split, metric = selection["split"], selection["metric"]
+    rows = {}
+    for head, source in fitted:
+        on = "pixels" if source.is_pixels else "features"
+        row = head_row(head.document(), split, metric)
+        rows[head.id] = {"on": on, **row, "seconds": head.lineage["seconds"]}
+    if split == FOLDS:
+        mark_tied(rows.values(), rows[chosen], metric)
+    return list(rows.values())
+
+
+def dataset_fields(dataset: Dataset) -> dict[str, Any]:
+    """Return what the manifest says of the data set."""
+    return {
+        "name": dataset.name,
+        "source": dataset.source,
+        "digest": dataset.digest,
+        "manifest_digest": dataset.manifest_digest,
+        "rows": len(dataset),
+        "problems": len(dataset.problems),
+    }
