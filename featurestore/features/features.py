@@ -316,7 +316,7 @@ class Features:
         IncompleteFeaturesError, DamagedError
             If some of the rows were never extracted, or fail their checksum.
         InputError
-            If ``dtype`` is no floating-point type.
+            If ``dtype`` is not a floating-point type.
 
         Examples
         --------

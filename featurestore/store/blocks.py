@@ -270,21 +270,14 @@ class BlockArray:
             rows = whole
         file, data = self.file(block), encode(rows, self._address(block))
         while not self.files.write(file, data, new=True):
-            # Without locks, another process was first; or it is a damaged one.
             with suppress(FileNotFoundError):  # Just removed.
                 before = self.files.read(file)
-                if self._is_sound(block, before):
-                    return
+                with suppress(ValueError):  # It is damaged.
+                    self._decode(block, before)
+                    return  # Another process was first.
                 self._check_current()
                 if self.files.replace(file, before, data):
                     return
-
-    def _is_sound(self, block: int, data: bytes) -> bool:
-        try:
-            self._decode(block, data)
-        except ValueError:
-            return False
-        return True
 
     def _check_current(self) -> None:
         """Raise StoreError if another process has replaced this array, as float32."""

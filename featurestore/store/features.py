@@ -126,7 +126,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             if boundary:
                 self._files.write(group.boundary_mark, b"")
             write_json(self._files, *last)
-            return self.get(key) if not self.locking else group
+            return self.get(key)
 
     def _first_document(self, group: FeatureGroup) -> FeatureGroup:
         """Write the first document of a group, and return the group.

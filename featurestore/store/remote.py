@@ -36,7 +36,7 @@ class RemoteFiles:
     Raises
     ------
     StoreError
-        If this is no URL of an object store.
+        If this is not the URL of an object store.
     """
 
     def __init__(self, url: str) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from featurestore.errors import DamagedError, StoreError
 from featurestore.store import FeatureStore
+from featurestore.store.documents import write_json
 from featurestore.store.remote import RemoteFiles
 from tests.reliability.processes import Commands, Strike
 from tests.s3 import S3Server
@@ -159,8 +160,6 @@ def test_a_head_document_names_no_file_elsewhere(objects: FeatureStore) -> None:
     objects.heads.save("h", {}, {"model.skops": b"x"})
     listing = objects.heads.get("h")["files"]
     listing["model.skops"]["file"] = "../../datasets/secret.json"
-    from featurestore.store.documents import write_json
-
     write_json(objects._files, "heads/h/head.json", {"id": "h", "files": listing})
     with pytest.raises(DamagedError, match="not a document of the head"):
         objects.heads.read("h", "model.skops")
