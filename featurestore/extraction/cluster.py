@@ -115,7 +115,7 @@ class Cluster:
             if where.asynchronous:
                 raise InputError("the client is asynchronous; make one with asynchronous=False")
             return where
-        # A lost connection is an error of ours, in one line.
+        # A lost connection becomes one line, an ExtractionError.
         self._open.enter_context(silence_logging_cmgr(logging.CRITICAL))
         if own:
             where = _local(where)

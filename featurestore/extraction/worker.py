@@ -284,7 +284,7 @@ def _checked(layer: LayerPlan, backbone: Backbone) -> LayerPlan:
     if found != layer.key.prefix_digest:
         raise ExtractionError(
             f"layer {str(layer.ref)!r} of {backbone.name!r} has the prefix digest {found}, expected"
-            f" {layer.key.prefix_digest}: the model or its weights are others there"
+            f" {layer.key.prefix_digest}: the worker has another model, or other weights"
         )
     if layer.derived is None:
         return layer
