@@ -6,10 +6,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from featurestore.scratch import scratch
+from featurestore.errors import InputError
+from featurestore.scratch import scratch, written
+from tests.toys import tree
 
 KEEPS_ONE = """
 import sys
@@ -82,3 +85,22 @@ def test_foreign_folders_and_links_stay(tmp_path: Path) -> None:
     names = sorted(each.name for each in place.iterdir())
     assert names == [".featurestore", ".featurestore-x.partial", ".featurestore-y.partial"]
     assert elsewhere.is_dir()
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "manifest.json"
+    with written(path) as part:
+        part.write_bytes(b"former")
+    before = tree(tmp_path)
+
+    def full(source: Any, target: Any) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("featurestore.durable.os.replace", full)
+    with pytest.raises(InputError, match=r"No space left.*make room"), written(path) as part:
+        part.write_bytes(b"new")
+
+    assert path.read_bytes() == b"former"
+    assert tree(tmp_path) == before

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from featurestore import durable
 from featurestore.digests import digest_bytes
 from featurestore.errors import InputError
 from featurestore.heads.folds import FOLDS
-from featurestore.scratch import scratch
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -34,14 +32,6 @@ def make_folder(folder: Path) -> Path:
             "another with --runs"
         ) from None
     return folder
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole, or not at all."""
-    with scratch(beside=path.parent) as folder:
-        part = folder / path.name
-        part.write_bytes(data)
-        durable.commit(part, path)
 
 
 def promoted(folder: Path, digest: str | None = None) -> dict[str, Any] | None:

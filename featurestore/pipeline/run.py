@@ -28,11 +28,11 @@ from featurestore.pipeline.record import (
     head_rows,
     make_folder,
     promoted,
-    write,
 )
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.pipeline.sweep import augmentation_of, cluster_of, fit_all
+from featurestore.scratch import written
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
 
@@ -113,7 +113,8 @@ class _Run:
         dataset = self._data()
         selection = check_data(self.file, dataset)
         folder = self._folder(dataset, backbones)
-        write(folder / SPEC, self.file.text.encode())
+        with written(folder / SPEC) as part:
+            part.write_text(self.file.text, "utf-8", newline="")
         extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
         with self.cluster.heads(self.on_event):
             fitted = self._heads(extracted, selection)
@@ -142,7 +143,8 @@ class _Run:
             "versions": versions(),
         }
         text = json_text(manifest)
-        write(folder / MANIFEST, f"{text}\n".encode("utf-8", "backslashreplace"))
+        with written(folder / MANIFEST) as part:
+            part.write_text(f"{text}\n", "utf-8", "backslashreplace")
         return {"folder": str(folder), **json.loads(text)}
 
     def _end(self, stage: str, started: float, *, fresh: bool, result: str) -> None:

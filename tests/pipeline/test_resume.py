@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from featurestore.pipeline.run import _write
 from tests.pipeline.conftest import Pipeline
 from tests.reliability.processes import Commands, Strike
 from tests.toys import Result, build_network, featurestore, take_photos, tree
@@ -86,19 +83,3 @@ def test_a_killed_pipeline_goes_on(
     assert not any("━" in line for line in log)
     assert "results: runs/flowers/" in last.out
     assert not [each for each in wide.folder.rglob(".*") if each.is_file()]
-
-
-def test_a_file_of_the_run_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "manifest.json"
-    _write(path, b"former")
-
-    def full(source: Any, target: Any) -> None:
-        raise OSError(28, "No space left on device", str(target))
-
-    monkeypatch.setattr("featurestore.durable.os.replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        _write(path, b"new")
-
-    assert tree(tmp_path) == {"manifest.json": hashlib.sha256(b"former").hexdigest()}
