@@ -37,9 +37,11 @@ _NO_BUCKET = re.compile(
     r"NoSuchBucket|ContainerNotFound|(bucket|container) does not exist", re.IGNORECASE
 )
 _UNREACHABLE = re.compile(
-    r"error sending request|error trying to connect|dns error|timed out|connection refused",
+    r"error sending request|error trying to connect|dns error|timed out|connection refused|"
+    r"response body error",
     re.IGNORECASE,
 )
+_USER = re.compile(r"(https?|s3a?|gs|az)://[^/?#]*@|[a-z0-9+.-]+://[^/?#]*:[^/?#]*@", re.IGNORECASE)
 # The first is where virtual machines of all three clouds get them.
 _NO_CREDENTIALS = re.compile(r"169\.254\.|metadata\.google|get_credentials|Account must be")
 _DENIED = re.compile(r"status code: 40[13]|lacked the necessary privileges|valid authentication")
@@ -48,6 +50,17 @@ _DENIED = re.compile(r"status code: 40[13]|lacked the necessary privileges|valid
 def is_url(location: str) -> bool:
     """Whether a URL is of an object store; ``memory://`` is one that ends with the process."""
     return location.partition("://")[0].lower() in SCHEMES and "://" in location
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL holds a user or password, which whoever reads it can use.
+
+    Examples
+    --------
+    >>> has_password("https://me:secret@host/a.png"), has_password("abfss://box@account/a.png")
+    (True, False)
+    """
+    return _USER.match(url) is not None
 
 
 def locate(url: str) -> tuple[Any, str]:
@@ -106,6 +119,11 @@ def _aws_provider() -> dict[str, Any]:
         return {}
 
 
+def is_cut(error: Exception) -> bool:
+    """Whether the connection was lost in the middle of an answer."""
+    return "response body error" in str(error)
+
+
 def is_no_bucket(error: Exception) -> bool:
     """Whether a request failed because the bucket itself does not exist."""
     return _NO_BUCKET.search(str(error)) is not None
@@ -139,7 +157,7 @@ def explain(error: Exception, url: str) -> str:
         return f"the server cannot be reached ({_cause(str(error))}); check the network{endpoint}"
     if "redirect" in text:
         return "the bucket is in another region; set AWS_REGION"
-    return f"{said or one_line(error)}; check the URL and the settings of the bucket"
+    return f"{said or one_line(Exception(text))}; check the URL and the settings of the bucket"
 
 
 def _said(text: str) -> str:
@@ -153,6 +171,8 @@ def _said(text: str) -> str:
 
 def _cause(text: str) -> str:
     """Return the innermost cause in an error of the HTTP client."""
+    if "response body error" in text:
+        return "the connection was lost"
     for reason in ("Connection refused", "dns error", "timed out", "Network is unreachable"):
         if reason.lower() in text.lower():
             return reason

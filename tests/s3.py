@@ -1,16 +1,20 @@
 """A real S3 server in a process of its own: moto's.
 
 It answers one request at a time, so that a condition holds until the object is written. The access
-key ``reader`` may not write, and ``stranger`` is unknown; any other may do all.
+key ``reader`` may not write, ``lister`` may only list, and ``stranger`` is unknown; any other may do
+all. Of the requests of ``unlucky``, every fifth fails, each time in another way.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+import socket
 import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +93,26 @@ class S3Server:
         return found
 
 
+def _lose(environ: dict[str, Any]) -> list[bytes]:
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    return []
+
+
+def _half(environ: dict[str, Any], data: bytes) -> Iterator[bytes]:
+    yield data[: len(data) // 2]
+    _lose(environ)
+
+
 def _serve() -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     application = DomainDispatcherApplication(create_backend_app)
     lock = threading.Lock()
+    kinds = ("busy", "lost before", "lost after", "cut")
+    faults = itertools.cycle([each for kind in kinds for each in (None, None, None, None, kind)])
 
-    def one_at_a_time(environ: dict[str, Any], start: Any) -> list[bytes]:
+    def one_at_a_time(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         found = re.search("Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
         key, method = found[1] if found else "", environ["REQUEST_METHOD"]
         code = b""
@@ -104,12 +120,21 @@ def _serve() -> None:
             code = b"InvalidAccessKeyId"
         elif key == "reader" and method in ("PUT", "POST", "DELETE"):
             code = b"AccessDenied"
-        if code:
+        elif key == "lister" and "list-type" not in environ.get("QUERY_STRING", ""):
+            code = b"AccessDenied"
+        fault = next(faults) if key == "unlucky" else None
+        if code or fault == "busy":
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start("403 Forbidden", [("Content-Type", "application/xml")])
-            return [_REFUSED % (code, b"Refused.")]
+            status = "403 Forbidden" if code else "503 Slow Down"
+            start(status, [("Content-Type", "application/xml")])
+            return [_REFUSED % (code or b"SlowDown", b"Refused.")]
+        if fault == "lost before":
+            return _lose(environ)
         with lock:
-            return [b"".join(application(environ, start))]
+            data = b"".join(application(environ, start))
+        if fault == "lost after":
+            return _lose(environ)
+        return _half(environ, data) if fault == "cut" else [data]
 
     server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True)
     print(server.port, flush=True)

@@ -9,6 +9,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from featurestore.dataset.urls import RefusedError, fetch
 from featurestore.errors import DatasetError, one_line, path_text
+from featurestore.objects import has_password
 from featurestore.threads import processors
 
 # A file is held in memory while it is decoded; anything larger is a video or an archive.
@@ -57,9 +58,23 @@ def text_of(data: object) -> str:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """Return an absolute path, or the URI unchanged; ``file://`` URIs become paths."""
+    """Return an absolute path, or the URI unchanged; ``file://`` URIs become paths.
+
+    Raises
+    ------
+    DatasetError
+        For a URL with a password: a store would keep it, and every message would show it.
+    """
     text = native(os.fsdecode(path))
-    return text if is_uri(text) else os.path.abspath(text)
+    if not is_uri(text):
+        return os.path.abspath(text)
+    if has_password(text):
+        host = text.rpartition("@")[2].partition("/")[0]
+        raise DatasetError(
+            f"a URL of {host} holds a user or password, which the store would keep; leave it out, "
+            f"and put it into ~/.netrc: machine {host} login USER password PASSWORD"
+        )
+    return text
 
 
 def below(root: str, path: str) -> str:
@@ -109,7 +124,7 @@ def read(source: str) -> bytes:
     """
     try:
         if is_uri(source):
-            data = fetch(source, MAX_BYTES + 1)
+            data = fetch(source, MAX_BYTES)
         else:
             if not stat.S_ISREG(os.stat(source).st_mode):
                 raise UnreadableError("not a regular file")

@@ -10,6 +10,9 @@ from featurestore import objects
 from featurestore.errors import UnreachableError, one_line
 
 SECONDS = (5, 60)  # to connect, and without a byte
+# Credentials are missing; and what may be given to a later request.
+_DENIED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED)
+_LATER = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 _local = threading.local()
 
 
@@ -23,14 +26,14 @@ def is_web(url: str) -> bool:
 
 
 def fetch(url: str, most: int) -> bytes:
-    """Read a file whole, or, if it is larger, at least ``most`` bytes of it.
+    """Read a file of at most ``most`` bytes whole.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     RefusedError
-        If the server refuses this one file, or the URL cannot be used.
+        If the server refuses this one file, it is larger, or the URL cannot be used.
     UnreachableError
         If the server cannot be reached, denies access or is overloaded: other files would fail too.
     """
@@ -44,15 +47,20 @@ def fetch(url: str, most: int) -> bytes:
         if not path:
             raise FileNotFoundError(url)
         found = bucket.get(path)
-        if found.meta["size"] <= most:
-            return bytes(found.bytes())
-        return bytes(bucket.get_range(path, start=0, length=most))
+        data = bytes(found.bytes()) if found.meta["size"] <= most else None
     except Exception as error:  # obstore and the providers of credentials raise errors of their own
         if isinstance(error, FileNotFoundError) and not objects.is_no_bucket(error):
             raise
         raise UnreachableError(
             f"cannot read {url}: {objects.explain(error, url)}, then run the command again"
         ) from error
+    if data is None:
+        raise _too_large(most)
+    return data
+
+
+def _too_large(most: int) -> RefusedError:
+    return RefusedError(f"larger than {most:,} bytes")
 
 
 def _get(url: str, most: int) -> bytes:
@@ -65,18 +73,31 @@ def _get(url: str, most: int) -> bytes:
             if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
                 raise FileNotFoundError(url)
             said = f"HTTP {status} {answer.reason or ''}".rstrip()
-            if status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500:
+            if status in _DENIED:
+                raise UnreachableError(
+                    f"cannot read {url}: {said}; put your credentials into ~/.netrc, as `machine "
+                    "HOST login USER password PASSWORD`, then run the command again"
+                )
+            if status in _LATER or status >= 500:
                 raise UnreachableError(
                     f"cannot read {url}: {said}; the server is overloaded or down: run the command "
                     "again later"
                 )
             if status >= 400:
                 raise RefusedError(said)
+            stated = answer.headers.get("Content-Length", "")
+            if stated.isdecimal() and int(stated) > most:
+                raise _too_large(most)
             for part in answer.iter_content(2**20):
                 data += part
-                if len(data) >= most:
-                    break
-    except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
+                if len(data) > most:
+                    raise _too_large(most)
+    except (  # What is wrong with this one file. InvalidSchema: a redirection to file:// or such.
+        requests.exceptions.InvalidURL,
+        requests.exceptions.InvalidSchema,
+        requests.exceptions.TooManyRedirects,
+        requests.exceptions.ContentDecodingError,
+    ) as error:
         raise RefusedError(one_line(error)) from error
     except requests.exceptions.RequestException as error:
         raise UnreachableError(

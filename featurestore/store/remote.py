@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -11,6 +11,9 @@ from featurestore import objects
 from featurestore.errors import StoreError
 from featurestore.store.local import PARTIAL
 from featurestore.store.locks import Locks
+
+# A listing is asked for at most so often.
+_LISTINGS = 4
 
 
 class RemoteFiles:
@@ -45,6 +48,11 @@ class RemoteFiles:
         self.readers = 8
         if not objects.is_url(url):
             raise StoreError(f"cannot open {url}; expected a folder, or {objects.EXPECTED}")
+        if objects.has_password(url):
+            raise StoreError(
+                "the URL of the store holds a user or password, which every message would show; "
+                "leave it out, and set the variables that docs/clusters.md lists"
+            )
         with self._explained("open", ""):
             self._bucket, self._root = objects.locate(self.location)
 
@@ -119,7 +127,7 @@ class RemoteFiles:
         """Names in a folder, sorted; ``[]`` where there is none."""
         full = self._full(path)
         with self._explained("list", path):
-            found = self._bucket.list_with_delimiter(full or None)
+            found = _listed(lambda: self._bucket.list_with_delimiter(full or None))
         paths = [*(each["path"] for each in found["objects"]), *found["common_prefixes"]]
         names = {each.rstrip("/")[len(full) :].strip("/") for each in paths}
         return sorted(names - {""})
@@ -140,11 +148,8 @@ class RemoteFiles:
         """Bytes of every file below a path (or of the file itself), by path."""
         start = len(self._root) + 1 if self._root else 0
         with self._explained("list", path):
-            found = {
-                each["path"][start:]: int(each["size"])
-                for some in self._bucket.list(self._full(path) or None, chunk_size=1000)
-                for each in some
-            }
+            listed = _listed(lambda: [*self._bucket.list(self._full(path) or None)])
+        found = {each["path"][start:]: int(each["size"]) for some in listed for each in some}
         own = None if found else self._size(path)
         return found if own is None else {path: own}
 
@@ -188,3 +193,14 @@ class RemoteFiles:
                 f"cannot {verb} {where}: {objects.explain(error, self.location)}, then run the "
                 "command again: it resumes"
             ) from error
+
+
+def _listed(ask: Callable[[], Any]) -> Any:
+    """List again if the connection is lost in the middle: obstore does so for all but listings."""
+    for _ in range(_LISTINGS - 1):
+        try:
+            return ask()
+        except Exception as error:
+            if not objects.is_cut(error):
+                raise
+    return ask()

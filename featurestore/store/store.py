@@ -351,6 +351,8 @@ class FeatureStore:
                 self._create(create)
         except StoreError as error:
             if not self._has_readable():
+                if not isinstance(error, DamagedError):
+                    raise  # Nothing is known of what is there.
                 found = str(error).rpartition(";")[0]
                 raise DamagedError(
                     f"{found}, and nothing else there can be read; restore a copy, or move "

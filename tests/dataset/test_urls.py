@@ -20,14 +20,26 @@ class _Shop(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.partition("?")[0].strip("/")
         status, data = 200, b"junk"
-        if name in ("403", "404", "503"):
+        sent = {}
+        if len(name) == 3 and name.isdigit():
             status = int(name)
         elif name.isdigit():
             data = png(int(name))
+        elif name == "loop":
+            status, data, sent = 302, b"", {"Location": "/loop"}
         elif name.startswith("to-"):
             status, data = 302, b""
+            sent = {"Location": name[3:] if ":" in name else f"/{name[3:]}"}
+        elif name == "zipped":
+            sent = {"Content-Encoding": "gzip"}
+        elif name == "huge":
+            self.send_response(200)
+            self.send_header("Content-Length", str(2**40))
+            self.end_headers()
+            return
         self.send_response(status)
-        self.send_header("Location", f"/{name[3:]}")
+        for header, value in sent.items():
+            self.send_header(header, value)
         self.send_header("Content-Length", str(len(data) + 5 * (name == "cut")))
         self.end_headers()
         self.wfile.write(data)
@@ -66,6 +78,28 @@ def test_broken_images_of_a_web_server_are_quarantined(shop: str) -> None:
     assert len(found) == 1
 
 
+def test_a_url_that_leads_nowhere_is_quarantined_alone(shop: str) -> None:
+    """A redirection to a local file, one without an end, and what is announced and not so."""
+    names = ("0", "to-file:///etc/passwd", "loop", "zipped", "huge", "451")
+    found = listed(*(f"{shop}/{name}" for name in names))
+    reasons = {each.path.rpartition("/")[2]: each.reason for each in wrong(found)}
+    assert len(found) == 1
+    assert "for 'file:///etc/passwd'" in reasons["passwd"]
+    assert reasons["loop"] == "Exceeded 30 redirects."
+    assert "gzip" in reasons["zipped"]
+    assert reasons["huge"] == "larger than 1,073,741,824 bytes"
+    assert reasons["451"] == "HTTP 451 Unavailable For Legal Reasons"
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@host/0.png", "s3://key:secret@bucket/0.png"])
+def test_a_password_in_a_url_is_neither_kept_nor_shown(url: str) -> None:
+    host = url.rpartition("@")[2].partition("/")[0]
+    for read in (lambda: listed("0.png", url), lambda: Dataset.open(url.replace("png", "csv"))):
+        with pytest.raises(DatasetError, match=rf"into ~/\.netrc: machine {host} login") as caught:
+            read()
+        assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -75,6 +109,8 @@ def test_broken_images_of_a_web_server_are_quarantined(shop: str) -> None:
             marks=pytest.mark.reliability,  # It is asked again, for seconds.
         ),
         ("cut", "the server cannot be reached"),
+        ("401", r"HTTP 401 Unauthorized; put your credentials into ~/\.netrc"),
+        ("408", "HTTP 408 Request Timeout; the server is overloaded"),
     ],
 )
 def test_a_web_server_in_trouble_stops_the_scan(shop: str, name: str, message: str) -> None:

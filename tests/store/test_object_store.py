@@ -180,6 +180,12 @@ def test_a_forked_process_says_so_in_place_of_hanging(objects: FeatureStore) -> 
     os.close(ready)
 
 
+def test_a_password_in_a_url_is_not_shown() -> None:
+    with pytest.raises(StoreError, match="holds a user or password") as caught:
+        FeatureStore("s3://key:secret@bucket/store")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_url_of_no_object_store() -> None:
     with pytest.raises(
         StoreError, match=r"cannot open sftp://x/y; expected a folder, or s3://BUCK"
@@ -318,6 +324,26 @@ def test_two_writers_who_both_find_that_float16_is_too_small(bench: Bench, bucke
     }
     found = bench.s3.objects(bucket, "store/features/")
     assert {path: found.get(path) for path in chunks} == chunks
+
+
+@pytest.mark.reliability
+def test_a_server_that_fails_now_and_then_changes_nothing(bench: Bench, bucket: str) -> None:
+    store = f"s3://{bucket}/store"
+    result = bench.run(store, *EXTRACT, AWS_ACCESS_KEY_ID="unlucky")
+    assert result.status == 0, result.err
+    found = bench.s3.objects(bucket, "store/features/")
+    assert found == {f"store/{path}": data for path, data in bench.features.items()}
+    assert bench.run(store, "verify", AWS_ACCESS_KEY_ID="unlucky").status == 0
+
+
+@pytest.mark.reliability
+def test_a_refusal_is_not_taken_for_damage(bench: Bench, bucket: str) -> None:
+    store = f"s3://{bucket}/store"
+    FeatureStore(store, create=True)
+    assert bench.run(store, "ls", AWS_ACCESS_KEY_ID="reader").status == 0
+    error = bench.run(store, "ls", AWS_ACCESS_KEY_ID="lister").error
+    assert "access was denied (AccessDenied: Refused)" in error
+    assert "move" not in error
 
 
 @pytest.mark.reliability
