@@ -115,13 +115,13 @@ def _serve() -> None:
     def one_at_a_time(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         found = re.search("Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
         key, method = found[1] if found else "", environ["REQUEST_METHOD"]
-        code = b""
+        refused = {
+            "reader": method in ("PUT", "POST", "DELETE"),
+            "lister": "list-type" not in environ.get("QUERY_STRING", ""),
+        }
+        code = b"AccessDenied" if refused.get(key) else b""
         if key == "stranger":
             code = b"InvalidAccessKeyId"
-        elif key == "reader" and method in ("PUT", "POST", "DELETE"):
-            code = b"AccessDenied"
-        elif key == "lister" and "list-type" not in environ.get("QUERY_STRING", ""):
-            code = b"AccessDenied"
         fault = next(faults) if key == "unlucky" else None
         if code or fault == "busy":
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
