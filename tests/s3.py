@@ -1,8 +1,8 @@
 """A real S3 server in a process of its own: moto's.
 
 It answers one request at a time, so that a condition holds until the object is written. The access
-key ``reader`` may not write, ``lister`` may only list, and ``stranger`` is unknown; any other may do
-all. Of the requests of ``unlucky``, every fifth fails, each time in another way.
+key ``reader`` may not write, ``lister`` may only list, and ``stranger`` is unknown; any other may
+do all. Of the requests of ``unlucky``, every fifth fails, each time in another way.
 """
 
 from __future__ import annotations
