@@ -7,7 +7,7 @@ import re
 import stat
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from featurestore.dataset.urls import RefusedError, fetch
+from featurestore.dataset.urls import RefusedError, fetch, is_web
 from featurestore.errors import DatasetError, one_line, path_text
 from featurestore.objects import has_password
 from featurestore.threads import processors
@@ -112,6 +112,13 @@ def native(path: str) -> str:
     return path
 
 
+def _why_none(source: str) -> str:
+    """Say why there may be no such file, if that can be seen."""
+    if is_web(source) and "#" in source:  # It ends what a server is asked for.
+        return "; write the # of a file name as %23"
+    return " (a broken link)" if os.path.islink(source) else ""
+
+
 def read(source: str) -> bytes:
     """Read a whole file. A path must be a regular file: a named pipe would block for ever.
 
@@ -131,8 +138,7 @@ def read(source: str) -> bytes:
             with open(source, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        link = " (a broken link)" if os.path.islink(source) else ""
-        raise UnreadableError(f"{NO_FILE}{link}") from error
+        raise UnreadableError(f"{NO_FILE}{_why_none(source)}") from error
     except OSError as error:
         raise UnreadableError(error.strerror or one_line(error)) from error
     except (RefusedError, ValueError) as error:  # ValueError: a null byte in a path

@@ -70,9 +70,11 @@ def test_images_of_a_web_server(shop: str, tmp_path: Path) -> None:
 
 
 def test_broken_images_of_a_web_server_are_quarantined(shop: str) -> None:
-    found = listed(*(f"{shop}/{name}" for name in ("0", "404", "403", "junk", "to-to-to-404")))
+    names = ("0", "404", "404#1.png", "403", "junk", "to-to-to-404")
+    found = listed(*(f"{shop}/{name}" for name in names))
     reasons = {each.path.rpartition("/")[2]: each.reason for each in wrong(found)}
     assert reasons["404"] == reasons["to-to-to-404"] == "no such file"
+    assert reasons["404#1.png"] == "no such file; write the # of a file name as %23"
     assert reasons["403"] == "HTTP 403 Forbidden"
     assert "image" in reasons["junk"]
     assert len(found) == 1
