@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.listening import listening
 from featurestore.quiet import load_tensorflow
-from featurestore.table import plural, printable
+from featurestore.table import duration, plural, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -122,7 +122,7 @@ class Progress:
         elif self._notebook is not None:
             self._notebook.draw(self._bars.tasks)
         elif not self._drawn and pace and time.monotonic() - self._said[name] >= SAY_EVERY:
-            left = f"about {(task.time_remaining or 0) / 60:.0f} min left"
+            left = f"about {duration(task.time_remaining or 0)} left"
             self.say(f"{name}: {done:,} of {total:,}, {pace}, {left}")
             self._said[name] = time.monotonic()
 

@@ -122,8 +122,8 @@ def test_long_work_is_logged_every_minute(
             drawn.count("extract vgg16", 1000 * minute, 5000, "img")
 
     assert capsys.readouterr().err.splitlines() == [
-        "extract vgg16: 2,000 of 5,000, 33.3 img/s, about 2 min left",
-        "extract vgg16: 4,000 of 5,000, 33.3 img/s, about 0 min left",
+        "extract vgg16: 2,000 of 5,000, 33.3 img/s, about 1.5 min left",
+        "extract vgg16: 4,000 of 5,000, 33.3 img/s, about 30.0 s left",
     ]
 
 
