@@ -215,7 +215,9 @@ class _Solver:
         while True:
             near = self._aim(at, history, taken)
             over = near | (at.idle > PATIENCE) | (at.count >= self.max_iter)
-            result[at.head[over]] = at.found[over]
+            # The last step is known; what it promises is too little to be measured.
+            last = (near & (at.idle <= PATIENCE))[:, None, None] * at.direction
+            result[at.head[over]] = (at.found + last)[over]
             iterations[at.head[over]], converged[at.head[over]] = at.count[over], near[over]
             if over.all():
                 return result, iterations, converged
