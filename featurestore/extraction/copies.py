@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from featurestore.errors import (
     StoreError,
 )
 from featurestore.store import FeatureGroup, FeatureKey
+
+if TYPE_CHECKING:
+    from featurestore.dataset import Dataset
 
 # Blocks that cannot be read, by the path of their group.
 Unreadable = Mapping[str, Collection[int]]
@@ -108,7 +111,7 @@ def _read(group: FeatureGroup, block: int) -> np.ndarray:
 def find_copies(
     groups: Iterable[FeatureGroup],
     dtype: str,
-    sample_ids: np.ndarray,
+    dataset: Dataset,
     unreadable: Unreadable = NOTHING,
 ) -> Copies:
     """Find the rows of an array in other arrays of the same prefix digest and reduction.
@@ -122,13 +125,13 @@ def find_copies(
         The other arrays.
     dtype : str
         The type of the array that needs the rows.
-    sample_ids : numpy.ndarray of uint8, (row, 16)
-        Its row ids, ascending.
+    dataset : Dataset
+        Its samples. Arrays of the same data set have the same rows, whose ids are not read.
     unreadable : mapping of str to collection of int
         Blocks that were found to be damaged, by the path of their group.
     """
-    group_of = np.full(len(sample_ids), -1, np.int16)
-    row_in = np.zeros(len(sample_ids), np.int64)
+    group_of = np.full(len(dataset), -1, np.int16)
+    row_in = np.zeros(len(dataset), np.int64)
     used: list[FeatureGroup] = []
     candidates = [group for group in groups if dtype in (str(group.dtype), "float16")]
     candidates.sort(key=lambda group: (str(group.dtype) != dtype, -group.shape[0], group.path))
@@ -137,7 +140,8 @@ def find_copies(
         if not len(left):
             break
         try:
-            there = group.rows_of(sample_ids[left])
+            same = group.key.dataset_digest == dataset.digest
+            there = left if same else group.rows_of(dataset.sample_ids[left])
         except (DamagedError, NotFoundError):
             continue  # Without its row ids, nothing says whose rows these are.
         # How many rows of each block can be read, from its first one.

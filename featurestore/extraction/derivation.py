@@ -172,7 +172,7 @@ class Deriving:
         groups = self.store.features.of_prefix(self.backbone.prefix_digest(source), source)
         unreadable = dict(self.unreadable)
         while True:
-            copies = find_copies(groups, layer.dtype, self.dataset.sample_ids, unreadable)
+            copies = find_copies(groups, layer.dtype, self.dataset, unreadable)
             copies = replace(copies, group_of=np.where(layer.is_copied, -1, copies.group_of))
             rows = layer.rows_left[copies.group_of[layer.rows_left] >= 0]
             few = rows[numerics.sampled(len(rows))].tolist() if len(rows) else []
@@ -216,7 +216,7 @@ def derived_before(
         same = store.features.of_prefix(backbone.prefix_digest(source), source)
         groups = [each for each in same if str(each.key) in named]
         unreadable = {each.path: damaged_blocks(each) for each in groups}
-        copies = find_copies(groups, layer.dtype, dataset.sample_ids, unreadable)
+        copies = find_copies(groups, layer.dtype, dataset, unreadable)
         found = Derivation(source, copies, backbone.tail(source, [layer.ref])) if groups else None
         if derived := found and found.without(layer.is_copied):
             return derived

@@ -291,7 +291,7 @@ class Request:
             missing, begun = tuple(stored.missing()), stored.begun()
         copies = None
         if missing and others():
-            copies = find_copies(others(), dtype, dataset.sample_ids, unreadable)
+            copies = find_copies(others(), dtype, dataset, unreadable)
         why = "stored as float16" if replaces else None
         if stored is None and not (copies and copies.groups):
             why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)

@@ -173,7 +173,7 @@ def _repair_blocks(
         same = store.features.of_prefix(key.prefix_digest, key.ref)
         others = [each for each in same if each.key != key]
         unreadable = {each.path: damaged_blocks(each) for each in others}
-        copies = find_copies(others, dtype, dataset.sample_ids, unreadable)
+        copies = find_copies(others, dtype, dataset, unreadable)
     missing = tuple(sorted(blocks))
     layer = LayerPlan(ref, key, group.shape, dtype, group.block_rows, missing, copies=copies)
     layer = replace(layer, derived=derived_before(group, layer, backbone, dataset, store))
