@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 from featurestore.dataset.dataset import Dataset
@@ -26,15 +27,20 @@ class StoredDataset(Dataset):
     place: str
     _rows: int
     _read: Callable[[], Dataset]
+    _lock: Lock
 
     def __init__(self, entry: DatasetEntry, place: str, read: Callable[[], Dataset]) -> None:
         known = entry.model_dump(exclude={"rows", "added"})
-        vars(self).update(known, place=place, _rows=entry.rows, _read=read)
+        vars(self).update(known, place=place, _rows=entry.rows, _read=read, _lock=Lock())
 
     @cached_property
     def samples(self) -> Samples:  # type: ignore[override]
         """The rows as plain lists."""
-        return self._read().samples
+        with self._lock:  # Threads that load images ask at the same time.
+            if "samples" not in vars(self):
+                vars(self)["samples"] = self._read().samples
+            found: Samples = vars(self)["samples"]
+        return found
 
     def __len__(self) -> int:
         return self._rows

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,9 @@ def test_a_data_set_is_opened_without_its_rows(store: FeatureStore, location: st
     assert store.datasets.add(found) == entry
     assert files.read(path) == b""
     put(files, path, content)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: found.samples.digests, range(4))
+    assert all(each is first for each in others)  # It is read once.
     copied = pickle.loads(pickle.dumps(found))
     for each in (found, copied):
         assert each.sample_digests == given.sample_digests
