@@ -83,7 +83,10 @@ class Processes:
         self._folder = folder
         self._count = 0
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        self.scheduler = self._start(
+            *("scheduler", "--host", "127.0.0.1", "--port", "0"),
+            *("--dashboard-address", "127.0.0.1:0"),
+        )
         self.address = self._said(self.scheduler, "Scheduler at:")
 
     def worker(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -97,15 +100,12 @@ class Processes:
         self.place.mkdir()
         with open(self.place / "log", "wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "dask", *command, *self._port(command)],
+                [sys.executable, "-m", "dask", *command],
                 cwd=self.place,
                 env={**os.environ, "PYTHONPATH": _path(ROOT), **environment},
                 stdout=log,
                 stderr=log,
             )
-
-    def _port(self, command: tuple[str, ...]) -> list[str]:
-        return ["--dashboard-address", "127.0.0.1:0"] if command[0] == "scheduler" else []
 
     def _said(self, process: subprocess.Popen[bytes], words: str) -> str:
         log = self.place / "log"
@@ -203,9 +203,8 @@ def test_workers_that_join_late_give_the_features_of_one_process(
         assert found.reports[ref].rows_computed == len(photos)
     assert heard.events[0].workers == 0
     assert heard.of(RowsComputed)[-1] == RowsComputed(len(photos), len(photos))
-    assert [each.done for each in heard.of(RowsComputed)] == sorted(
-        each.done for each in heard.of(RowsComputed)
-    )
+    done = [each.done for each in heard.of(RowsComputed)]
+    assert done == sorted(done)
     assert len(heard.of(ExtractionFinished)) == 1
     worked = on_workers(processes, jobs)
     (one,), (other,) = worked.values()
