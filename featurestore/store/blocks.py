@@ -307,12 +307,19 @@ class BlockArray:
         """Path of the file with the first rows of a block that is not complete."""
         return self.file(block) + BEGUN
 
+    def _begun_address(self, block: int) -> str:
+        """Return the address of kept rows: with the size of a block, which decides whose they are.
+
+        The size of the file shows it for a whole block, and not for a few rows.
+        """
+        return f"{self._address(block)} {self.block_rows}{BEGUN}"
+
     def write_begun(self, block: int, rows: np.ndarray) -> None:
         """Keep the first rows of a block, so that an extraction that is killed resumes there.
 
         Nothing but `read_begun` reads them: for all others the block does not exist.
         """
-        self.files.write(self.begun_file(block), encode(rows, self._address(block) + BEGUN))
+        self.files.write(self.begun_file(block), encode(rows, self._begun_address(block)))
 
     def read_begun(self, block: int) -> np.ndarray:
         """Read the rows that `write_begun` kept, (row, …): fewer rows than the block has.
@@ -326,7 +333,7 @@ class BlockArray:
             if count >= len(self.span(block)):
                 return none
             shape = (count, *self.shape[1:])
-            return decode(data, shape, self.dtype, self._address(block) + BEGUN)
+            return decode(data, shape, self.dtype, self._begun_address(block))
         except (FileNotFoundError, ValueError, StoreError):
             return none  # They are computed again.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,6 +181,9 @@ def test_the_first_rows_of_a_block_are_kept_alone(files: LocalFiles) -> None:
     assert array.read_begun(1).shape == (0, 3)
     files.write(array.begun_file(1), files.read(array.begun_file(0)))  # those of another block
     assert array.read_begun(1).shape == (0, 3)
+    array.write_begun(1, rows[:3])
+    assert len(array.read_begun(1)) == 3
+    assert len(replace(array, block_rows=4).read_begun(1)) == 0  # there these are other rows
     array.remove_begun(0)
     assert array.read_begun(0).shape == (0, 3)
 
