@@ -39,8 +39,7 @@ class StoredDataset(Dataset):
         with self._lock:  # Threads that load images ask at the same time.
             if "samples" not in vars(self):
                 vars(self)["samples"] = self._read().samples
-            found: Samples = vars(self)["samples"]
-        return found
+            return vars(self)["samples"]
 
     def __len__(self) -> int:
         return self._rows
