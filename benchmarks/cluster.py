@@ -1,9 +1,9 @@
 """How fast an extraction is on the processes of this machine, against one process on all cores.
 
 ``extract(…, cluster=2)`` starts a Dask cluster of two processes with half of the cores each. What
-is compared is the steady state: images a second from the time that a quarter is done until the end,
-without the start of the processes, TensorFlow and the network. Beside other work, compare the
-processor seconds that an image takes, in all processes together.
+is compared is the steady state: images a second of the second half, without the start of the
+processes, TensorFlow and the network. Beside other work, compare the processor seconds that an
+image takes, in all processes together.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def child(folder: str, workers: int) -> None:
         options = {"cluster": workers or None, "batch_size": 32, "on_event": hear}
         fs.extract(data, backbone, LAYERS, f"{place}/store", **options)
     ended = time.perf_counter()
-    first = next(each for each in done if each[0] >= len(data) / 4)
+    first = next(each for each in done if each[0] >= len(data) / 2)
     images, seconds, processor = (b - a for a, b in zip(first, done[-1], strict=True))
     found = {"pace": images / seconds, "processor": 1000 * processor / images}
     print(json.dumps({"seconds": ended - started, **found}))

@@ -141,8 +141,12 @@ def _local(count: int) -> Any:
     import dask
     from distributed import LocalCluster
 
-    # Dask would limit the threads of this process too.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}), warnings.catch_warnings():
+    # Dask would limit the threads of this process too, and look at each worker 100 times a second.
+    quietly = {
+        "distributed.nanny.pre-spawn-environ": {},
+        "distributed.worker.profile.enabled": False,
+    }
+    with dask.config.set(quietly), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The usual port of the dashboard may be taken.
         return LocalCluster(
             n_workers=count,
