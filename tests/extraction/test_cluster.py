@@ -86,6 +86,7 @@ class Processes:
         self.scheduler = self._start(
             *("scheduler", "--host", "127.0.0.1", "--port", "0"),
             *("--dashboard-address", "127.0.0.1:0"),
+            *("--idle-timeout", "300s"),  # If the tests are killed, it ends, and its workers.
         )
         self.address = self._said(self.scheduler, "Scheduler at:")
 
