@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
+import threading
 import warnings
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -107,7 +110,6 @@ class Cluster:
 
     def _connect(self) -> Client:
         from distributed import Client
-        from distributed.comm import get_address_host
         from distributed.utils import silence_logging_cmgr
 
         where, own = self._where, isinstance(self._where, int)
@@ -122,7 +124,7 @@ class Cluster:
             self._open.callback(where.close)
         try:
             if isinstance(where, str):
-                get_address_host(where)  # A client of an unknown kind of address does not close.
+                _require_scheduler(where)
             client = Client(where, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:
             self._open.close()
@@ -134,6 +136,34 @@ class Cluster:
         if own:
             client.run(_ignore_interrupts)
         return client
+
+
+def _require_scheduler(address: str) -> None:
+    """Raise OSError or ValueError unless a scheduler answers at an address.
+
+    A client waits for ever for a server of another kind, and so does Dask's own connection.
+    """
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    async def speak() -> None:
+        options = Security().get_connection_args("client")
+        comm = await connect(address, timeout=CONNECT_SECONDS, **options)
+        comm.abort()
+
+    answer: Future[None] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(asyncio.run(speak()))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer.result(2 * CONNECT_SECONDS)
+    except TimeoutError as error:
+        raise OSError("what answers there is no scheduler") from error
 
 
 def _local(count: int) -> Any:

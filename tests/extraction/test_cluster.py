@@ -8,8 +8,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,18 @@ def test_a_scheduler_that_is_not_there(
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.1)
     with pytest.raises(InputError, match=f"no Dask scheduler at {address}: .*--workers N"):
         extract(dataset, backbone, "gap", store, cluster=address)
+
+
+def test_a_server_of_another_kind_is_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with (
+            pytest.raises(InputError, match=r"no Dask scheduler at tcp.* what answers there is no"),
+            cluster.Cluster.of(f"tcp://127.0.0.1:{server.server_port}") as found,
+        ):
+            found.reach()
+        server.shutdown()
 
 
 def test_what_float16_cannot_hold_travels() -> None:
