@@ -31,7 +31,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 
 # A deadline fails on a busy machine.
 settings.register_profile("default", deadline=None, max_examples=25)
-settings.register_profile("thorough", deadline=None, max_examples=300)
+settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.load_profile("default")
 
 

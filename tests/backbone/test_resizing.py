@@ -55,7 +55,7 @@ def test_images_of_any_size(image, size, resize, interpolation):
 
 
 @pytest.mark.reliability
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     image=st.builds(
         noise,

@@ -153,7 +153,7 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     assert promotion.after == promotion.before
     assert not moved(head, backbone, promotion)
     kept = promote(head, backbone, data=flowers, keep_tuned=True, **options)
-    assert kept.fine_tuning["kept_epoch"] == 1
+    assert kept.fine_tuning["kept_epoch"] > 0
     assert kept.fine_tuning["verdict"].endswith("worse, kept because of `keep_tuned`")
     assert kept.after["val"]["log_loss"] > kept.before["val"]["log_loss"]
     # Without unfreezing, the head alone trains, on the features that it was fitted on.

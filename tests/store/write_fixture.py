@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -16,13 +17,14 @@ from featurestore.dataset import Dataset
 from featurestore.digests import digest_bytes
 from featurestore.features import Features
 from featurestore.heads import fit_head
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, blocks
 from featurestore.store.group import FORMAT
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 PREFIX = digest_bytes(b"the prefix of a fixture")
 ROWS = 20
-# A row of the first has 1 MiB, so that blocks have 4 rows; nearly all of it is zeros.
+# A row of the first has 1 MiB, so that 4 MiB are 4 rows; nearly all of it is zeros.
+BLOCK_BYTES = 4 * 2**20
 TAILS = {"block4_pool": (64, 64, 128), "block5_pool:avg": (48,)}
 ABSENT = 2
 
@@ -54,12 +56,13 @@ def write(location: Path) -> None:
     store.datasets.add(dataset)
     groups: dict[str, FeatureGroup] = {}
     for ref, tail in TAILS.items():
-        groups[ref] = store.features.create(
-            FeatureKey("vgg16", ref, PREFIX, dataset.digest),
-            shape=(ROWS, *tail),
-            sample_ids=dataset.sample_ids,
-            provenance={"dataset": dataset.name},
-        )
+        with mock.patch.object(blocks, "BLOCK_BYTES", BLOCK_BYTES):
+            groups[ref] = store.features.create(
+                FeatureKey("vgg16", ref, PREFIX, dataset.digest),
+                shape=(ROWS, *tail),
+                sample_ids=dataset.sample_ids,
+                provenance={"dataset": dataset.name},
+            )
         rows = rows_of(dataset.sample_ids, tail)
         for block in groups[ref].missing():
             if block != ABSENT:
