@@ -39,8 +39,8 @@ _OPENVINO = {
 # Parts of a batch that are computed next to each other, each by its share of the threads. Threads
 # of one part wait for each other at every layer, so two parts lose less to other work.
 STREAMS = 2
-# Images of a part: with fewer, many networks do not give an image the same bits in every batch.
-FEWEST_IN_STREAM = 16
+# With fewer images than this, many networks do not give an image the same bits in every batch.
+FEWEST_IN_BATCH = 16
 # GPUs have tensor cores for a precision from this compute capability on.
 _TENSOR_CORES = {"float16": (7, 0), "bfloat16": (8, 0)}
 
@@ -171,6 +171,8 @@ def with_openvino(
     function = forward.frozen(compute, sample_shape, dtype)
     if forward.has_variables(function):
         raise EngineError("it has more than 1.8 GB of weights")
+    threads = _threads()
+    count = min(STREAMS, threads)
     try:
         with tempfile.NamedTemporaryFile(suffix=".pb") as file:
             file.write(function.graph.as_graph_def().SerializeToString())
@@ -203,31 +205,29 @@ def with_openvino(
             "CPU",
             {
                 "PERFORMANCE_HINT": "THROUGHPUT",
-                "NUM_STREAMS": min(STREAMS, _threads()),
+                "NUM_STREAMS": count,
                 "INFERENCE_PRECISION_HINT": _OPENVINO[precision][1],
-                "INFERENCE_NUM_THREADS": _threads(),
+                "INFERENCE_NUM_THREADS": threads,
                 "ENABLE_CPU_PINNING": False,  # other threads decode images
             },
         )
         if len(network.outputs) != len(function.outputs):
             raise EngineError("it merges some of the outputs")
-        streams = [network.create_infer_request() for _ in range(min(STREAMS, _threads()))]
+        streams = [network.create_infer_request() for _ in range(count)]
     except Exception as error:  # whatever OpenVINO raises
         raise EngineError(_reason(error)) from error
     lock = threading.Lock()
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        count = min(len(streams), max(1, len(images) // FEWEST_IN_STREAM))
-        parts = np.array_split(np.ascontiguousarray(images, dtype), count)
+        used = streams[: max(1, len(images) // FEWEST_IN_BATCH)]
+        parts = np.array_split(np.ascontiguousarray(images, dtype), len(used))
         try:
             with lock:
                 with ExitStack() as started:
-                    for stream, part in zip(streams, parts, strict=False):
+                    for stream, part in zip(used, parts, strict=True):
                         stream.start_async([part], share_inputs=True)
                         started.callback(stream.wait)
-                found = (
-                    [each.data for each in stream.output_tensors] for stream in streams[:count]
-                )
+                found = ([each.data for each in stream.output_tensors] for stream in used)
                 return [np.concatenate(each, dtype=np.float32) for each in zip(*found, strict=True)]
         except Exception as error:
             kind = OutOfMemoryError if "alloc" in str(error) else BackboneError

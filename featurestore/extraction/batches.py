@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featurestore.backbone.engines import FEWEST_IN_BATCH
 from featurestore.backbone.forward import Forward
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import OutOfMemoryError
@@ -34,16 +35,14 @@ MOST_SECONDS, FASTER = 1.0, 1.1
 # output and about as much workspace exist.
 SHARE, BUFFERS = 0.25, 3
 
-# A batch is filled up to a power of two, because most networks then give an image the same bits in
-# whatever batch it is. With fewer images than this, many do not.
-FEWEST_IN_BATCH = 16
-
 _clock = time.perf_counter
 _MEMORY, _CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def filling(count: int, most: int) -> int:
-    """Return how many rows fill a batch up, to at most ``most``.
+    """Return how many rows fill a batch up to a power of two, to at most ``most``.
+
+    Most networks then give an image the same bits in whatever batch it is.
 
     Examples
     --------

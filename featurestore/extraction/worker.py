@@ -42,6 +42,7 @@ from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.writer import Written
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureStore
+from featurestore.store.datasets import of_samples
 from featurestore.threads import limit_processors
 from featurestore.versions import versions
 
@@ -262,8 +263,7 @@ def _use_cores(threads: int) -> None:
 
 
 def _load(store: FeatureStore, name: str, manifest: str, digest: str) -> Dataset:
-    dataset = store.datasets.load(name, manifest)
-    return dataset if dataset.digest == digest else dataset.training()
+    return of_samples(store.datasets.load(name, manifest), digest)
 
 
 def _backbone(packed: dict[str, Any]) -> Backbone:

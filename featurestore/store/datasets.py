@@ -310,13 +310,13 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         for entry in self.values():
             if digest in (entry.digest, entry.train_digest):
                 with suppress(StoreError):
-                    return _of_samples(self.load(entry.name, entry.manifest_digest), digest)
+                    return of_samples(self.load(entry.name, entry.manifest_digest), digest)
         for folder in self._stored():
             for path in self.manifests(folder):
                 with suppress(StoreError, FileNotFoundError):
                     dataset = self._load_file(path)
                     if digest in (dataset.digest, dataset.train_digest):
-                        return _of_samples(dataset, digest)
+                        return of_samples(dataset, digest)
         return None
 
     def manifests(self, folder: str) -> list[str]:
@@ -395,7 +395,8 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                     )
 
 
-def _of_samples(dataset: Dataset, digest: str) -> Dataset:
+def of_samples(dataset: Dataset, digest: str) -> Dataset:
+    """Return a data set, or its training samples: those that have this digest."""
     return dataset if dataset.digest == digest else dataset.training()
 
 
