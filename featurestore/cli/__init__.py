@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from featurestore.cli.interrupts import Interrupts
+from featurestore.cli.output import name_store, say
 from featurestore.cli.quiet import quiet_libraries
 from featurestore.errors import FeatureStoreError, SpecError, nearest
-from featurestore.table import printable
 
 # command -> module of featurestore.cli that defines it, and its line in `featurestore --help`,
 # which imports none of these modules.
@@ -94,6 +94,7 @@ def _run(args: list[str]) -> int:
     with Interrupts(args) as interrupts:
         try:
             quiet_libraries()
+            name_store(None)
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, TextIOWrapper):
                     # Escape names that the encoding of the terminal cannot show.
@@ -123,7 +124,7 @@ def _failed(error: BaseException) -> int:
     else:
         raise error
     for line in lines:
-        click.echo(f"error: {printable(line)}", err=True)
+        say(f"error: {line}", err=True)
     return 1
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from featurestore.bars import Progress
 from featurestore.cli.options import json_option, untrained_backbone_options
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import Progress, print_json, print_table
 
 
 @click.command("layers")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featurestore.bars import Progress
 from featurestore.cli.options import (
     backbone_options,
     cluster_options,
@@ -16,9 +15,9 @@ from featurestore.cli.options import (
     store_option,
     view_options,
 )
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.store import FeatureStore
-from featurestore.table import plural, printable
+from featurestore.table import plural
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -86,7 +85,7 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
 
     found = [each for each in dataset.problems if kind in (None, each.kind)]
     for line in map(str, found) if every else problem_lines(found, dataset.name):
-        click.echo(printable(line), err=True)
+        say(line, err=True)
 
 
 def print_budget(decisions: Sequence[Decision]) -> None:
@@ -235,5 +234,5 @@ def extract_command(
     print_budget(extraction.budget)
     print_table(extraction.grid())
     for former in extraction.former:
-        click.echo(printable(str(former)))
+        say(str(former))
     click.echo(f"{dataset.name}: {extraction.cost}")

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from featurestore.bars import Progress
 from featurestore.cli.options import (
     image_column_option,
     json_option,
@@ -14,7 +13,7 @@ from featurestore.cli.options import (
     store_option,
     untrained_backbone_options,
 )
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import Progress, print_json, print_table
 from featurestore.table import Grid, printable
 
 

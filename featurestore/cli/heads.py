@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from featurestore.bars import Progress
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import (
     cluster_options,
@@ -16,7 +15,7 @@ from featurestore.cli.options import (
     variant_options,
     view_options,
 )
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
@@ -290,7 +289,7 @@ def heads_command(
         print_table(rows)
     else:
         which = f"with {Variant(**variant).options()}" if variant else "yet"
-        click.echo(f"no heads {which}; `featurestore train` adds one")
+        say(f"no heads {which}; `featurestore train` adds one")
     print_damaged(opened)
 
 

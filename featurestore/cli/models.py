@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from featurestore.bars import Progress
 from featurestore.cli.options import (
     Command,
     image_column_option,
@@ -19,7 +18,13 @@ from featurestore.cli.options import (
     root_option,
     store_option,
 )
-from featurestore.cli.output import check_table, print_json, print_table, write_table
+from featurestore.cli.output import (
+    Progress,
+    check_table,
+    print_json,
+    print_table,
+    write_table,
+)
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.report import USES, precision_note, splits_grid, threshold_note
 from featurestore.store import FeatureStore

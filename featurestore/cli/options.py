@@ -7,14 +7,24 @@ from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from featurestore.backbone.engines import PRECISIONS, Computing, Engine
 from featurestore.backbone.preprocessing import Interpolation, Preprocessing, Resize, Scaling
+from featurestore.cli.output import name_store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _named(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if ctx.get_parameter_source("store") is ParameterSource.COMMANDLINE:
+        name_store(value)
+    return value
+
+
 store_option = click.option(
     "--store",
+    callback=_named,
     envvar="FEATURESTORE_STORE",
     default="./store",
     show_default=True,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +12,48 @@ from typing import Any
 
 import click
 
+from featurestore import bars
 from featurestore.errors import InputError
-from featurestore.table import Grid, Table
+from featurestore.table import Grid, Table, printable
+
+# The commands in a message that take --store.
+_COMMANDS = re.compile(r"(`featurestore (?!layers|predict|[^`]*--store|--help)[^`]+)`")
+# What the command was given as --store, if anything.
+_store: list[str] = []
+
+
+def name_store(store: str | None) -> None:
+    """Set the ``--store`` that messages repeat in the commands they advise."""
+    _store[:] = [] if store is None else [store]
+
+
+def with_store(text: str) -> str:
+    """Add the ``--store`` of this command to the commands in a message.
+
+    Examples
+    --------
+    >>> name_store("my store")
+    >>> with_store("damaged; run `featurestore repair`")
+    "damaged; run `featurestore repair --store 'my store'`"
+    >>> name_store(None)
+    """
+    if not _store:
+        return text
+    given = shlex.quote(_store[0])
+    return _COMMANDS.sub(lambda found: f"{found[1]} --store {given}`", text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line."""
+    click.echo(printable(with_store(text)), err=err)
+
+
+class Progress(bars.Progress):
+    """Draws events, and repeats ``--store`` in the commands that they name."""
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bars if there are any."""
+        super().say(with_store(text))
 
 
 def print_json(value: Any) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from featurestore.bars import Progress
 from featurestore.cli.options import cluster_options, json_option, store_option
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.store.variants import tell_apart
 from featurestore.table import Grid, cell
@@ -88,7 +87,7 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     if split == FOLDS:
         click.echo(TIED)
     if more > 0:
-        click.echo(f"and {more} more; `featurestore heads` lists them")
+        say(f"and {more} more; `featurestore heads` lists them")
     for note in notes:
         click.echo(f"note: {note}")
 

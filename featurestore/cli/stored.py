@@ -9,15 +9,14 @@ from typing import Any
 
 import click
 
-from featurestore.bars import Progress
 from featurestore.cli.options import json_option, store_option, variant_options
-from featurestore.cli.output import print_json, print_table
+from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.former import kept_for_heads
 from featurestore.store.removal import find
 from featurestore.store.variants import Variant
-from featurestore.table import Grid, plural, printable, size
+from featurestore.table import Grid, plural, size
 
 
 @click.command("ls")
@@ -44,7 +43,7 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     elif variant:
         click.echo(f"no features with {Variant(**variant).options()}")
     else:
-        click.echo("no features yet; `featurestore extract` adds some")
+        say("no features yet; `featurestore extract` adds some")
     if not (as_json or variant):
         with_features = {name for row in rows for name in row["datasets"]}
         for entry in opened.datasets.values():
@@ -57,7 +56,7 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
 def print_damaged(store: FeatureStore) -> None:
     """Print on stderr what listings leave out because it cannot be read."""
     for damaged in store.damaged():
-        click.echo(printable(f"damaged: {damaged.path}: {damaged.reason}"), err=True)
+        say(f"damaged: {damaged.path}: {damaged.reason}", err=True)
 
 
 @click.command("show")
@@ -222,9 +221,9 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
         call = command.endswith(")")
         command = f"{command[:-1]}, replace=True)" if call else f"{command} --replace"
         why = f"superseded by {by.key}; `{command}` frees it"
-        click.echo(printable(f"kept for heads on its samples: {old.key}, {why}"))
+        say(f"kept for heads on its samples: {old.key}, {why}")
     if freed is not None and freed < sum(item.bytes for item in items) and not as_json:
-        click.echo("the rest is in use now; run `featurestore gc` later", err=True)
+        say("the rest is in use now; run `featurestore gc` later", err=True)
 
 
 @click.command("rm")

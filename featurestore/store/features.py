@@ -283,6 +283,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         if item.kind == "store":
             with self._files.locks.acquire([self.folder]):
                 if compare_json(self._files, {ROOT: ROOT_DOCUMENT}):
+                    self._files.make_folder(self.folder)
                     write_json(self._files, ROOT, ROOT_DOCUMENT)
             return
         with self._files.locks.acquire([item.path], shared=True), self._lock_metadata(item.path):

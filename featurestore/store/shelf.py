@@ -332,8 +332,8 @@ class Shelf(ABC, Generic[K, V]):
         """Make a folder of an existing store."""
         if not self._files.is_file(ROOT):
             raise StoreError(
-                f"{self._files.location}/{ROOT} is gone; reconnect the disk, or run `featurestore "
-                "repair`, then run the command again: it resumes"
+                f"{self._files.location}/{ROOT} is gone; reconnect the disk, or, if only this file "
+                "was deleted, run `featurestore repair`; then run the command again"
             )
         self._files.make_folder(path)
 

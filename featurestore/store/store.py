@@ -391,13 +391,14 @@ class FeatureStore:
                 "give another with --store"
             )
         names = set(self._files.names("")) - {LOCK}
-        if all(name.endswith(PARTIAL) for name in self._files.names(self.features.folder)):
-            # A first write that was killed leaves this behind.
-            names.discard(self.features.folder)
+        for folder in (shelf.folder for shelf in self._shelves):
+            # Left by a first write that was killed, or by a user who removed the files.
+            if all(path.endswith(PARTIAL) for path in self._files.sizes(folder)):
+                names.discard(folder)
         # Another process may just have created the store.
         if names and not self._files.is_file(ROOT):
             shown = ", ".join(sorted(names)[:3])
             raise StoreFormatError(
                 f"{self.location} is not empty and not a store (it holds {shown}, and no {ROOT}); "
-                "give a new folder with --store"
+                "give another folder with --store, or move this one away"
             )

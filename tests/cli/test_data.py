@@ -57,6 +57,8 @@ def test_many_problems_of_a_kind_are_one_line_until_all_are_asked_for(place: Pla
     every = featurestore("scan", "my photos", "--problems").err.splitlines()
     report = featurestore("scan", "my photos", "--json").json
 
+    elsewhere = featurestore("scan", "photos", "--store", "my store").err.splitlines()[-1]
+    assert elsewhere.endswith("; all: `featurestore scan photos --problems --store 'my store'`")
     assert few.startswith("few-rows: ")
     assert quarantined.startswith("quarantined: 15, such as '")
     assert quarantined.endswith("; all: `featurestore scan 'my photos' --problems`")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,23 @@ def test_an_empty_folder_and_an_interrupted_beginning_become_a_store(tmp_path: P
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / f"zarr.json.{'0' * 32}.partial").write_bytes(b"{")
     assert FeatureStore(tmp_path, create=True).features.keys() == []
+
+
+def test_folders_that_a_user_emptied_become_a_store(tmp_path: Path) -> None:
+    for folder in ("features/old", "datasets/photos", "heads"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(NotFoundError, match="no store at"):
+        FeatureStore(tmp_path)
+    assert FeatureStore(tmp_path, create=True).damaged() == []
+
+
+def test_the_features_folder_is_repaired_when_it_was_removed_whole(location: str) -> None:
+    FeatureStore(location, create=True).heads.save("knn-0", {}, {"model.skops": b"x"})
+    open_files(location).remove(*open_files(location).sizes("features"))
+    shutil.rmtree(Path(location, "features"), ignore_errors=True)
+    (root, *_) = FeatureStore(location).items()
+    FeatureStore(location).repair(root)
+    assert FeatureStore(location).damaged() == []
 
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
