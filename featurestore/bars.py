@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.listening import listening
 from featurestore.quiet import load_tensorflow
@@ -61,7 +61,7 @@ class Progress:
         # How many heads had each warning.
         self._warned: Counter[str] = Counter()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._drawn:
             self._bars.start()
         return self

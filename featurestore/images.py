@@ -45,6 +45,16 @@ _PLUGINS = {
     "HEIF": (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "pillow-heif"),
     "JXL": (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "pillow-jxl-plugin"),
 }
+# How files are named that are meant as images, whether they can be read or not.
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif",
+    ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".pbm", ".pgm", ".ppm",
+    ".pnm", ".pcx", ".psd", ".qoi", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".tga", ".heic",
+    ".heif", ".hif", ".jxl", ".svg", ".ico", ".dds", ".exr", ".hdr", ".dng", ".cr2", ".cr3",
+    ".nef", ".arw", ".orf", ".raf", ".rw2",
+}  # fmt: skip
+# Reasons of a file that need not be an image at all.
+UNKNOWN, EMPTY = "not an image in a supported format", "empty file"
 # Pillow's own limit, whose global any code in the process may change.
 MAX_PIXELS = 89_478_485
 # The most that a JPEG can have; TensorFlow resizes longer images slowly, or not at all.
@@ -203,7 +213,7 @@ def _unknown(data: bytes) -> str:
     for name, (begins, package) in _PLUGINS.items():
         if begins.match(data) and name not in _formats():
             return f"{name} needs a plugin: pip install {package}, then scan again"
-    return "not an image in a supported format"
+    return UNKNOWN
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -213,7 +223,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
             "set it to False"
         )
     if not data:
-        raise ImageError("empty file")
+        raise ImageError(EMPTY)
     refuse_bomb(data)
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())

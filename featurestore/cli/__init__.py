@@ -134,7 +134,7 @@ def _os_error(error: OSError) -> str:
         return "the current folder no longer exists; change to another one"
     text = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
     if error.errno == errno.ENOSPC:
-        return f"{text}; free some space and run the same command again: it resumes"
+        return f"{text}; free some space, then run the command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{text}; give access to it, or name another place"
     return text

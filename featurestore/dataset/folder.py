@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from featurestore import images
 from featurestore.dataset.labels import text
 from featurestore.dataset.merge import merge
 from featurestore.dataset.problems import Problem
@@ -37,6 +38,10 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     paths, problems = list_files(root)
     groups = _find_groups(root, paths, splits.group_by)
     verdicts = scan(paths, on_event)
+    others = [path for path in paths if _is_other(path, verdicts[path])]
+    if len(others) < len(paths):
+        problems += [Problem("ignored", path, str(verdicts[path].reason)) for path in others]
+        paths = sorted({*paths} - {*others})
     entries, folders, classes = _label(root, paths, groups, verdicts)
     problems += merged_spellings(classes, root)
     if folders:
@@ -45,6 +50,12 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
         own = {"val", "test"} & set(folders.values())
         splits = splits.model_copy(update=dict.fromkeys(own, 0.0))
     return merge(entries, verdicts, splits, root, problems, from_train=bool(folders))
+
+
+def _is_other(path: str, verdict: Verdict) -> bool:
+    """Whether neither the name nor the bytes of a file say that it is an image: notes, a table."""
+    named = os.path.splitext(path)[1].lower() in images.SUFFIXES
+    return not named and verdict.reason in (images.UNKNOWN, images.EMPTY)
 
 
 def list_files(root: str) -> tuple[list[str], list[Problem]]:
@@ -107,7 +118,7 @@ class _Walk:
                 self.paths.append(entry.path)
 
 
-def _find_groups(root: str, paths: list[str], group_by: str | None) -> list[str | None]:
+def _find_groups(root: str, paths: list[str], group_by: str | None) -> dict[str, str | None]:
     """Return the group of each path, see :class:`Splits`.
 
     Raises
@@ -116,7 +127,7 @@ def _find_groups(root: str, paths: list[str], group_by: str | None) -> list[str 
         If ``group_by`` is not a regular expression with at most one group, or no path matches.
     """
     if group_by is None:
-        return [None] * len(paths)
+        return dict.fromkeys(paths)
     relative = [text(os.path.relpath(path, root)).replace(os.sep, "/") for path in paths]
     if group_by == "folder":
         groups = [path.rpartition("/")[0] or None for path in relative]
@@ -139,11 +150,11 @@ def _find_groups(root: str, paths: list[str], group_by: str | None) -> list[str 
             f"group_by {group_by!r} matches none of {len(paths)} paths, such as {relative[0]!r}; "
             "expected 'folder' or a regular expression that matches the path"
         )
-    return groups
+    return dict(zip(paths, groups, strict=True))
 
 
 def _label(
-    root: str, paths: list[str], groups: list[str | None], verdicts: Mapping[str, Verdict]
+    root: str, paths: list[str], groups: Mapping[str, str | None], verdicts: Mapping[str, Verdict]
 ) -> tuple[list[Entry], dict[str, Split], set[str]]:
     """Read classes and splits from the names of the folders.
 
@@ -168,11 +179,12 @@ def _label(
     if len(splits) < len(names):
         splits = {}
     entries, written = [], set()
-    for place, (path, folders, group) in enumerate(zip(paths, parts, groups, strict=True)):
+    for place, (path, folders) in enumerate(zip(paths, parts, strict=True)):
         split = splits.get(folders[0]) if folders else None
         classes = folders[1:] if splits else folders
         written.update(classes[:1])
-        entries.append(Entry(path, text(classes[0]) if classes else None, split, group, place))
+        label = text(classes[0]) if classes else None
+        entries.append(Entry(path, label, split, groups[path], place))
     return entries, splits, written
 
 

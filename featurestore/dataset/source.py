@@ -9,11 +9,15 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from featurestore.dataset.urls import RefusedError, fetch, is_web
 from featurestore.errors import DatasetError, one_line, path_text
+from featurestore.images import MAX_PIXELS
 from featurestore.objects import has_password
 from featurestore.threads import processors
 
 # A file is held in memory while it is decoded; anything larger is a video or an archive.
 MAX_BYTES = 2**30
+# Of an image behind a URL: the largest image without compression, with four bytes a pixel. Several
+# are read at a time, and a broken server may send without end.
+MAX_REMOTE_BYTES = 4 * MAX_PIXELS
 _REMOTE_READERS = 16
 # How the reason begins if there is no such file.
 NO_FILE = "no such file"
@@ -78,11 +82,23 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def below(root: str, path: str) -> str:
-    """Resolve a path listed in a table, relative to a folder or URI."""
+    """Resolve a path listed in a table, relative to a folder or URI.
+
+    A relative path is a file name, wherever the table lies; only whole URLs are written as one.
+
+    Examples
+    --------
+    >>> below("https://host/photos", "cat #1.png"), below("https://host", "https://host/a%231.png")
+    ('https://host/photos/cat %231.png', 'https://host/a%231.png')
+    """
     if is_uri(path):
         return absolute(path)
     if is_uri(root):
-        return path if path.startswith("/") else f"{root.rstrip('/')}/{path}"
+        if path.startswith("/"):
+            return path
+        if is_web(root):
+            path = re.sub("[%?#]", lambda found: f"%{ord(found[0]):02X}", path)
+        return f"{root.rstrip('/')}/{path}"
     joined = os.path.join(root, path)
     # normpath() would resolve ".." wrongly behind a symbolic link.
     return joined if ".." in path.split("/") else os.path.normpath(joined)
@@ -119,30 +135,37 @@ def _why_none(source: str) -> str:
     return " (a broken link)" if os.path.islink(source) else ""
 
 
-def read(source: str) -> bytes:
+def read(source: str, most: int | None = None) -> bytes:
     """Read a whole file. A path must be a regular file: a named pipe would block for ever.
+
+    Parameters
+    ----------
+    source : str
+    most : int, optional
+        The most bytes that it may have; by default `MAX_BYTES`, or `MAX_REMOTE_BYTES` of a URL.
 
     Raises
     ------
     UnreadableError
-        If it cannot be read or is larger than `MAX_BYTES`.
+        If it cannot be read or is larger.
     UnreachableError
         If the server of a URL cannot be reached, so that nothing is known of the file.
     """
+    most = most or (MAX_REMOTE_BYTES if is_uri(source) else MAX_BYTES)
     try:
         if is_uri(source):
-            data = fetch(source, MAX_BYTES)
+            data = fetch(source, most)
         else:
             if not stat.S_ISREG(os.stat(source).st_mode):
                 raise UnreadableError("not a regular file")
             with open(source, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
+                data = file.read(most + 1)
     except FileNotFoundError as error:
         raise UnreadableError(f"{NO_FILE}{_why_none(source)}") from error
     except OSError as error:
         raise UnreadableError(error.strerror or one_line(error)) from error
     except (RefusedError, ValueError) as error:  # ValueError: a null byte in a path
         raise UnreadableError(one_line(error)) from error
-    if len(data) > MAX_BYTES:
-        raise UnreadableError(f"larger than {MAX_BYTES:,} bytes")
+    if len(data) > most:
+        raise UnreadableError(f"larger than {most:,} bytes")
     return data

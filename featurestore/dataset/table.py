@@ -21,6 +21,7 @@ from featurestore.dataset.table_file import (
     read_table,
     separator_note,
 )
+from featurestore.dataset.urls import is_web
 from featurestore.errors import DatasetError, nearest
 from featurestore.listening import OnEvent
 
@@ -44,19 +45,30 @@ def scan_table(location: str, how: ScanOptions, on_event: OnEvent | None) -> Sam
     decimals = {";": ",", "\t": ".,"}.get(separator, ".") if is_text(location) else None
     entries, columns, problems = list_table(table, how, how.root or folder, location, decimals)
     problems += separator_note(location, separator)
-    hint = f"paths are relative to {how.root or folder!r}; --root names another folder"
+    hint = _root_hint(table, how, how.root or folder, "--root")
     return _scanned(entries, columns, problems, how, location, hint, on_event)
 
 
 def _folder(location: str) -> str:
+    if is_web(location):
+        location = location.partition("?")[0]
     return location.rpartition("/")[0] if is_uri(location) else os.path.dirname(location)
+
+
+def _root_hint(table: Any, how: ScanOptions, root: str, option: str) -> str:
+    """Return what to do if none of the files exists; empty if every path is whole."""
+    paths = table[how.image_column or "path"].to_pylist()
+    if all(is_uri(path) or os.path.isabs(path) for path in paths):
+        return ""
+    return f"paths are relative to {root!r}; {option} names another folder"
 
 
 def scan_frame(frame: Any, name: str, how: ScanOptions, on_event: OnEvent | None) -> Samples:
     """Scan a DataFrame, see :meth:`Dataset.open`."""
     root = how.root or os.getcwd()
-    entries, columns, problems = list_table(read_frame(frame, name), how, root, name)
-    hint = f"paths are relative to {root!r}; root= names another folder"
+    table = read_frame(frame, name)
+    entries, columns, problems = list_table(table, how, root, name)
+    hint = _root_hint(table, how, root, "root=")
     return _scanned(entries, columns, problems, how, name, hint, on_event)
 
 

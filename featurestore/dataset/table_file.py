@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.source import UnreadableError, is_uri, read
+from featurestore.dataset.source import MAX_BYTES, UnreadableError, is_uri, read
 from featurestore.errors import DatasetError, nearest, one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
@@ -62,7 +62,7 @@ def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
 
     separator = ""
     try:
-        data = read(location)
+        data = read(location, MAX_BYTES)
         if not is_text(location):
             table = parquet.read_table(pa.BufferReader(data))
             table.validate(full=True)

@@ -207,7 +207,7 @@ class LocalFiles:
             except FileNotFoundError as error:
                 raise StoreError(
                     f"cannot {verb} {self._shown(path)}: its folder is gone; reconnect the disk or "
-                    "restore the folder, then run the command again: it resumes"
+                    "restore the folder, then run the command again"
                 ) from error
 
     def _shown(self, path: str) -> str:
@@ -225,7 +225,7 @@ def explained(verb: str, path: str) -> Iterator[None]:
         reason = error.strerror or str(error) or type(error).__name__
         remedy = _REMEDIES.get(error.errno or 0, "give access to it")
         raise StoreError(
-            f"cannot {verb} {path}: {reason}; {remedy}, then run the command again: it resumes"
+            f"cannot {verb} {path}: {reason}; {remedy}, then run the command again"
         ) from error
 
 

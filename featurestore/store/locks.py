@@ -115,7 +115,7 @@ class Locks:
                 return None  # Nothing else can be written either, and that write raises.
             raise StoreError(
                 f"cannot open {self._path}: {error.strerror}; give access to it, then run the "
-                "command again: it resumes"
+                "command again"
             ) from error
 
     def _lock(self, descriptor: int, offset: int, shared: bool, wait: bool) -> bool:
@@ -135,7 +135,7 @@ class Locks:
             if error.errno not in _NO_LOCKS:
                 raise StoreError(
                     f"cannot lock {self._path}: {error.strerror}; check the disk, then run the "
-                    "command again: it resumes"
+                    "command again"
                 ) from error
             self.available = False
         return True

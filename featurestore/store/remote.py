@@ -191,7 +191,7 @@ class RemoteFiles:
             where = f"{self.location}/{path}".rstrip("/")
             raise StoreError(
                 f"cannot {verb} {where}: {objects.explain(error, self.location)}, then run the "
-                "command again: it resumes"
+                "command again"
             ) from error
 
 

@@ -16,7 +16,8 @@ EXTRACT = ["--model", "tiny.keras", "--layer", "conv_b:avg"]
 
 
 def test_scan_reports_what_it_found(place: Place) -> None:
-    (place.photos / "red" / "note.txt").write_text("no image")
+    for name in ("note.txt", "broken.png"):
+        (place.photos / "red" / name).write_text("no image")
     shutil.copy(place.photos / "red" / "00.png", place.photos / "red" / "again.png")
 
     shown = featurestore("scan", "photos", "--val", "0.25", "--test", "0.25", "--seed", "3")
@@ -25,10 +26,12 @@ def test_scan_reports_what_it_found(place: Place) -> None:
     assert shown.out.splitlines()[0].startswith("photos: 36 samples, blake2b:")
     assert shown.out.splitlines()[1].split() == ["class", "train", "val", "test"]
     assert "quarantined: " in shown.err
+    assert "ignored: " in shown.err
     assert "duplicate: " in shown.err
     assert report.err == ""
     assert (report.json["rows"], report.json["task"]) == (36, "classification")
-    assert report.json["problem_counts"] == {"duplicate": 1, "few-rows": 1, "quarantined": 1}
+    counts = {"duplicate": 1, "few-rows": 1, "ignored": 1, "quarantined": 1}
+    assert report.json["problem_counts"] == counts
     assert report.json["splits"]["test"] > 0
 
 
@@ -53,15 +56,15 @@ def test_many_problems_of_a_kind_are_one_line_until_all_are_asked_for(place: Pla
     for number in range(15):
         (place.photos / "red" / f"{number}.txt").write_text("no image")
 
-    few, quarantined = featurestore("scan", "photos", "--name", "my photos").err.splitlines()
+    few, ignored = featurestore("scan", "photos", "--name", "my photos").err.splitlines()
     every = featurestore("scan", "my photos", "--problems").err.splitlines()
     report = featurestore("scan", "my photos", "--json").json
 
     elsewhere = featurestore("scan", "photos", "--store", "my store").err.splitlines()[-1]
     assert elsewhere.endswith("; all: `featurestore scan photos --problems --store 'my store'`")
     assert few.startswith("few-rows: ")
-    assert quarantined.startswith("quarantined: 15, such as '")
-    assert quarantined.endswith("; all: `featurestore scan 'my photos' --problems`")
+    assert ignored.startswith("ignored: 15, such as '")
+    assert ignored.endswith("; all: `featurestore scan 'my photos' --problems`")
     assert len(every) == 16
     assert len(report["problems"]) == 16
 

@@ -177,7 +177,7 @@ def test_folders_named_as_splits_are_the_splits(
     (said,) = of_kind(pets, "splits")
     names = ", ".join(repr(each) for each in sorted((train, val, test)))
     assert said == Problem("splits", str(root), f"the folders {names} are its splits")
-    assert {each.kind for each in pets.problems} == {"quarantined", "splits"}
+    assert {each.kind for each in pets.problems} == {"ignored", "splits"}
     again = Dataset.open(root, name="pets", **pets.options)
     assert again.manifest_digest == pets.manifest_digest
 

@@ -13,6 +13,7 @@ from featurestore.errors import DatasetError, InputError, SourceChangedError
 from tests.dataset.conftest import (
     LONG_AGO,
     folder,
+    of_kind,
     one_line,
     png,
     put,
@@ -36,7 +37,10 @@ def test_broken_files_are_quarantined_and_the_scan_goes_on(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "cat" / "pipe.png")
     cats = Dataset.open(tmp_path)
     assert len(cats) == 2
-    assert {each.kind for each in wrong(cats)} == {"quarantined"}
+    (ignored,) = of_kind(cats, "ignored")
+    assert Path(ignored.path).name == "notes.txt"
+    assert {each.kind for each in wrong(cats)} == {"quarantined", "ignored"}
+    assert len(cats.given) == 2 + 6
     reasons = {Path(each.path).name: each.reason for each in wrong(cats)}
     assert reasons.pop("half.png")
     assert "symbolic links" in reasons.pop("round.png")

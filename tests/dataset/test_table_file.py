@@ -112,6 +112,9 @@ def test_bad_data_frames(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
         Dataset.open(frame(listed), name="x")
     with pytest.raises(DatasetError, match=r"no such file; paths are relative to .*root= names"):
         Dataset.open(frame(listed), name="x", root=tmp_path / "nowhere", **COLUMNS)
+    whole = frame(listed).assign(photo=[f"/nowhere/{number}.png" for number in range(4)])
+    with pytest.raises(DatasetError, match=r"no such file$"):
+        Dataset.open(whole, name="x", **COLUMNS)
     odd = frame(listed).assign(odd=[np.ones(2), "a", 1, {}])
     with pytest.raises(DatasetError, match="leave this column out") as caught:
         Dataset.open(odd, name="x", root=tmp_path, **COLUMNS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -14,6 +16,8 @@ from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, UnreachableError
 from tests.dataset.conftest import png, wrong
 from tests.s3 import S3Server
+
+MOST = 2**22
 
 
 class _Shop(BaseHTTPRequestHandler):
@@ -30,6 +34,10 @@ class _Shop(BaseHTTPRequestHandler):
         elif name.startswith("to-"):
             status, data = 302, b""
             sent = {"Location": name[3:] if ":" in name else f"/{name[3:]}"}
+        elif name == "lists/names.csv":
+            data = b"path\nnamed #1.png\nnamed ?2.png\nnamed %203.png\n"
+        elif name.startswith("lists/named"):
+            data = png(int(unquote(name)[-5]))
         elif name == "zipped":
             sent = {"Content-Encoding": "gzip"}
         elif name == "huge":
@@ -37,6 +45,12 @@ class _Shop(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(2**40))
             self.end_headers()
             return
+        elif name == "endless":
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # until the client hangs up
+                while True:
+                    self.wfile.write(bytes(2**20))
         self.send_response(status)
         for header, value in sent.items():
             self.send_header(header, value)
@@ -80,16 +94,19 @@ def test_broken_images_of_a_web_server_are_quarantined(shop: str) -> None:
     assert len(found) == 1
 
 
-def test_a_url_that_leads_nowhere_is_quarantined_alone(shop: str) -> None:
+def test_a_url_that_leads_nowhere_is_quarantined_alone(
+    shop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A redirection to a local file, one without an end, and what is announced and not so."""
-    names = ("0", "to-file:///etc/passwd", "loop", "zipped", "huge", "451")
+    monkeypatch.setattr("featurestore.dataset.source.MAX_REMOTE_BYTES", MOST)
+    names = ("0", "to-file:///etc/passwd", "loop", "zipped", "huge", "endless", "451")
     found = listed(*(f"{shop}/{name}" for name in names))
     reasons = {each.path.rpartition("/")[2]: each.reason for each in wrong(found)}
     assert len(found) == 1
     assert "for 'file:///etc/passwd'" in reasons["passwd"]
     assert reasons["loop"] == "Exceeded 30 redirects."
     assert "gzip" in reasons["zipped"]
-    assert reasons["huge"] == "larger than 1,073,741,824 bytes"
+    assert reasons["huge"] == reasons["endless"] == f"larger than {MOST:,} bytes"
     assert reasons["451"] == "HTTP 451 Unavailable For Legal Reasons"
 
 
@@ -118,6 +135,13 @@ def test_a_password_in_a_url_is_neither_kept_nor_shown(url: str) -> None:
 def test_a_web_server_in_trouble_stops_the_scan(shop: str, name: str, message: str) -> None:
     with pytest.raises(UnreachableError, match=message):
         listed(f"{shop}/0", f"{shop}/{name}")
+
+
+def test_relative_paths_of_a_table_on_a_web_server_are_file_names(shop: str) -> None:
+    """`#` and `?` end neither of them, and `%` begins no code."""
+    found = Dataset.open(f"{shop}/lists/names.csv?key=a/b")
+    assert (len(found), wrong(found)) == (3, ())
+    assert found.paths[found.given[0]] == f"{shop}/lists/named %231.png"
 
 
 def test_a_web_server_that_cannot_be_reached_stops_the_scan() -> None:
