@@ -26,6 +26,8 @@ ClusterLike: TypeAlias = Any
 
 # A scheduler that does not answer within so many seconds is not there.
 CONNECT_SECONDS = 5.0
+# Workers of a cluster that has none yet may take so many seconds to start, for heads.
+WORKER_SECONDS = 60.0
 
 
 class Cluster:
@@ -106,7 +108,10 @@ class Cluster:
         if isinstance(self._where, int):
             # joblib's own processes read the features from one file in memory.
             return joblib.parallel_config(n_jobs=self._where)
-        return joblib.parallel_config(backend="dask", client=self.client(on_event))
+        client = self.client(on_event)
+        return joblib.parallel_config(
+            backend="dask", client=client, wait_for_workers_timeout=WORKER_SECONDS
+        )
 
     def _connect(self) -> Client:
         from distributed import Client

@@ -39,6 +39,8 @@ from tests.heads.own_estimators import Where
 from tests.toys import take_photos
 
 ROOT = Path(__file__).parents[2]
+# Seconds that a process may take to start beside others.
+STARTS_WITHIN = 60
 
 
 # Without a cluster
@@ -97,17 +99,53 @@ class Processes:
         self._folder = folder
         self._count = 0
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.scheduler = self._start(
-            *("scheduler", "--host", "127.0.0.1", "--port", "0"),
-            *("--dashboard-address", "127.0.0.1:0"),
-            *("--idle-timeout", "300s"),  # If the tests are killed, it ends, and its workers.
-        )
-        self.address = self._said(self.scheduler, "Scheduler at:")
+        self.scheduler: subprocess.Popen[bytes] | None = None
+
+    def having(self, workers: int) -> str:
+        """Start or end processes; return the address of a scheduler with so many workers."""
+        if self.scheduler is None or self.scheduler.poll() is not None:
+            self.end()
+            self.scheduler = self._start(
+                *("scheduler", "--host", "127.0.0.1", "--port", "0"),
+                *("--dashboard-address", "127.0.0.1:0"),
+                *("--idle-timeout", "300s"),  # If the tests are killed, it ends, and its workers.
+            )
+            self.address = self._said(self.scheduler, "Scheduler at:")
+        self.workers = [each for each in self.workers if each.poll() is None]
+        for each in self.workers[workers:]:
+            self._kill(each)
+        del self.workers[workers:]
+        while len(self.workers) < workers:
+            self.worker()
+        self.wait(workers)
+        return self.address
 
     def worker(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         command = ("worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
         self.workers.append(self._start(*command, *options, **environment))
         return self.workers[-1]
+
+    def wait(self, workers: int) -> None:
+        """Wait until the scheduler has so many workers."""
+        with self.client() as client:
+            until = time.monotonic() + STARTS_WITHIN
+            while len(client.scheduler_info(n_workers=-1)["workers"]) != workers:
+                assert time.monotonic() < until, [each.poll() for each in self.workers]
+                time.sleep(0.1)
+
+    def client(self) -> Any:
+        from distributed import Client
+
+        return Client(self.address, timeout=STARTS_WITHIN, set_as_default=False)
+
+    def end(self) -> None:
+        for each in (*self.workers, *filter(None, [self.scheduler])):
+            self._kill(each)
+        self.workers = []
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait()
 
     def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         self._count += 1
@@ -124,7 +162,7 @@ class Processes:
 
     def _said(self, process: subprocess.Popen[bytes], words: str) -> str:
         log = self.place / "log"
-        until = time.monotonic() + 30
+        until = time.monotonic() + STARTS_WITHIN
         while time.monotonic() < until and process.poll() is None:
             for line in log.read_text().splitlines():
                 if words in line:
@@ -139,12 +177,10 @@ def _path(*folders: Path) -> str:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """A scheduler without workers."""
+    """One cluster; a test that runs alone, or in another order, starts what it needs."""
     found = Processes(tmp_path_factory.mktemp("dask"))
     yield found
-    for each in (*found.workers, found.scheduler):
-        each.kill()
-        each.wait()
+    found.end()
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +229,7 @@ def jobs(dask_worker: Any) -> list[str]:
 
 
 def on_workers(processes: Processes, function: Any) -> dict[str, Any]:
-    from distributed import Client
-
-    with Client(processes.address, set_as_default=False) as client:
+    with processes.client() as client:
         return client.run(function)
 
 
@@ -204,12 +238,13 @@ def on_workers(processes: Processes, function: Any) -> dict[str, Any]:
 def test_workers_that_join_late_give_the_features_of_one_process(
     processes: Processes, many: Path, slow: Path, tmp_path: Path
 ) -> None:
+    address = processes.having(0)
     heard = Listener(lambda: [processes.worker(), processes.worker()], at=ClusterJoined)
     photos = Dataset.open(many)
     found = extract(
         *(photos, slow, ["conv_2"], tmp_path / "store"),
         batch_size=4,
-        cluster=processes.address,
+        cluster=address,
         on_event=heard,
     )
     alone = extract(photos, slow, ["conv_2"], tmp_path / "alone", batch_size=4)
@@ -224,7 +259,7 @@ def test_workers_that_join_late_give_the_features_of_one_process(
     worked = on_workers(processes, jobs)
     (one,), (other,) = worked.values()
     assert one == other  # Both did a part.
-    again = extract(photos, slow, ["conv_2"], tmp_path / "store", cluster=processes.address)
+    again = extract(photos, slow, ["conv_2"], tmp_path / "store", cluster=address)
     assert again.reports["conv_2"].rows_reused == len(photos)
 
 
@@ -233,7 +268,7 @@ def test_rows_are_copied_and_derived_there(
     processes: Processes, many: Path, backbone: Backbone, photos: Path, tmp_path: Path
 ) -> None:
     """The backbone is a Python object, and each training image has two views."""
-    store, where = tmp_path / "store", {"cluster": processes.address, "batch_size": 8}
+    store, where = tmp_path / "store", {"cluster": processes.having(2), "batch_size": 8}
     few = Dataset.open(photos, name="few")
     extract(few, backbone, ["pool_a"], store, batch_size=8)
     (tmp_path / "more").mkdir()
@@ -267,7 +302,7 @@ def test_what_float16_cannot_hold_is_stored_as_float32(
     loud = keras.Model(image, keras.layers.Rescaling(1000.0, name="loud")(image))
     network = Backbone.from_model(loud, name="loud", scaling="none")
     heard = Listener()
-    where = {"cluster": processes.address, "on_event": heard}
+    where = {"cluster": processes.having(2), "on_event": heard}
     found = extract(photos, network, "loud", tmp_path / "store", **where)
     assert found["loud"].group.dtype == np.float32
     assert [each.layer for each in heard.of(Float32Chosen)] == ["loud"]
@@ -283,7 +318,7 @@ def test_a_worker_without_the_images_is_named(
     monkeypatch.chdir(tmp_path)
     photos = Dataset.open("/proc/self/cwd/photos")  # Another folder in each process.
     with pytest.raises(DatasetError, match=r"worker tcp://.*no such file.*at the same paths"):
-        extract(photos, slow, "conv_2", tmp_path / "store", cluster=processes.address)
+        extract(photos, slow, "conv_2", tmp_path / "store", cluster=processes.having(2))
 
 
 @pytest.mark.reliability
@@ -291,7 +326,7 @@ def test_heads_are_fitted_there(
     processes: Processes, photos: Path, backbone: Backbone, tmp_path: Path
 ) -> None:
     features = extract(Dataset.open(photos, val=0.3), backbone, "gap", tmp_path / "store")["gap"]
-    with cluster.Cluster.of(processes.address) as where, where.heads():
+    with cluster.Cluster.of(processes.having(2)) as where, where.heads():
         heads = fit_heads(features, [Where(0.5), Where(1.0), Where(1.5)], save=False)
     theirs = {head.estimator.process_ for head in heads}
     assert theirs <= set(on_workers(processes, os.getpid).values())
@@ -303,12 +338,13 @@ def test_heads_are_fitted_there(
 def test_a_worker_that_is_killed_loses_nothing(
     processes: Processes, many: Path, slow: Path, tmp_path: Path
 ) -> None:
-    photos, other = Dataset.open(many), processes.workers[1]
+    photos, address = Dataset.open(many), processes.having(2)
+    other = processes.workers[1]
     heard = Listener(other.kill)
     found = extract(
         *(photos, slow, ["conv_2"], tmp_path / "store"),
         batch_size=4,
-        cluster=processes.address,
+        cluster=address,
         on_event=heard,
     )
     assert other.wait() == -signal.SIGKILL
@@ -316,40 +352,65 @@ def test_a_worker_that_is_killed_loses_nothing(
     assert heard.of(RowsComputed)[-1].done == len(photos)
 
 
-@pytest.mark.reliability
-def test_a_worker_of_another_version_is_named(
-    processes: Processes, photos: Path, backbone: Backbone, tmp_path: Path
-) -> None:
-    (tmp_path / "keras-2.0.dist-info").mkdir()
-    (tmp_path / "keras-2.0.dist-info" / "METADATA").write_text("Name: keras\nVersion: 2.0\n")
-    workers = len(on_workers(processes, os.getpid))
-    other = processes.worker(PYTHONPATH=_path(tmp_path, ROOT))
-    while len(on_workers(processes, os.getpid)) == workers:
-        time.sleep(0.2)
-    try:
-        with pytest.raises(InputError, match=r"worker tcp://.* has keras 2\.0, expected keras 3"):
-            extract(photos, backbone, "gap", tmp_path / "store", cluster=processes.address)
-    finally:
-        other.kill()
-        other.wait()
-
-
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.reliability
 def test_a_scheduler_that_is_lost_ends_in_one_line(
     processes: Processes, many: Path, slow: Path, tmp_path: Path
 ) -> None:
-    """The last test of this scheduler."""
-    photos, heard = Dataset.open(many), Listener(processes.scheduler.kill)
+    photos, address = Dataset.open(many), processes.having(1)
+    assert processes.scheduler is not None
+    heard = Listener(processes.scheduler.kill)
     with pytest.raises(ExtractionError, match=r"Dask scheduler was lost.*it resumes"):
         extract(
             *(photos, slow, "conv_2", tmp_path / "store"),
             batch_size=4,
-            cluster=processes.address,
+            cluster=address,
             on_event=heard,
         )
     (group,) = FeatureStore(tmp_path / "store").features.values()
     assert group.missing()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.reliability
+def test_workers_that_die_again_and_again_end_in_one_line(
+    processes: Processes, many: Path, slow: Path, tmp_path: Path
+) -> None:
+    photos, address = Dataset.open(many), processes.having(1)
+    with processes.client() as client:
+        client.run_on_scheduler(_give_up_at_once)
+    with pytest.raises(ExtractionError, match=r"several workers died.*--batch-size.*it resumes"):
+        extract(
+            *(photos, slow, "conv_2", tmp_path / "store"),
+            batch_size=4,
+            cluster=address,
+            on_event=Listener(processes.workers[0].kill),
+        )
+
+
+def _give_up_at_once(dask_scheduler: Any) -> None:
+    """Dask gives a task to four workers; this test has one."""
+    dask_scheduler.allowed_failures = 0
+
+
+@pytest.mark.reliability
+def test_a_worker_of_another_version_is_named(
+    processes: Processes, photos: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    """When it joins late, and when it is there at the start."""
+    (tmp_path / "keras-2.0.dist-info").mkdir()
+    (tmp_path / "keras-2.0.dist-info" / "METADATA").write_text("Name: keras\nVersion: 2.0\n")
+    address = processes.having(0)
+    late = Listener(lambda: processes.worker(PYTHONPATH=_path(tmp_path, ROOT)), at=ClusterJoined)
+    said = r"worker tcp://.* has keras 2\.0, expected keras 3"
+    try:
+        for error in (ExtractionError, InputError):
+            with pytest.raises(error, match=said):
+                extract(
+                    *(photos, backbone, "gap", tmp_path / "store"), cluster=address, on_event=late
+                )
+    finally:
+        processes.having(0)
 
 
 SCRIPT = """
@@ -389,7 +450,7 @@ def test_ctrl_c_ends_the_processes_of_this_machine(many: Path, slow: Path, tmp_p
     assert last.startswith("interrupted; what is stored is kept, and this resumes: featurestore")
     assert "Traceback" not in err
     mine = [each for each in psutil.process_iter() if runs_in(process.pid, each)]
-    assert not psutil.wait_procs(mine, timeout=10)[1]
+    assert not psutil.wait_procs(mine, timeout=STARTS_WITHIN)[1]
 
 
 def runs_in(session: int, process: psutil.Process) -> bool:
