@@ -275,7 +275,8 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "TuningEpochEnded": _tuning_epoch_ended,
     "TuningStarted": _tuning_started,
     "WaitingForOthers": lambda event: (
-        f"extract: waiting for {plural(event.rows, 'image')} that other processes compute"
+        f"extract: waiting for another process that extracts {' or '.join(event.layers)}, to reuse "
+        "its rows"
     ),
 }
 # The progress that an event reports, as parameters of `Progress.count`.

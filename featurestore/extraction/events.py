@@ -105,9 +105,9 @@ class BatchHalved:
 
 @dataclass(frozen=True)
 class WaitingForOthers:
-    """Other processes are computing all that is left: at most ``rows`` samples."""
+    """Another process is writing features of one of these layer refs; then they are reused."""
 
-    rows: int
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -25,7 +25,6 @@ from featurestore.extraction.events import (
     RowsComputed,
     RowsCopied,
     RowsDerived,
-    WaitingForOthers,
 )
 from featurestore.extraction.planned import (
     BATCHES_AHEAD,
@@ -34,7 +33,7 @@ from featurestore.extraction.planned import (
     Unit,
     Window,
 )
-from featurestore.extraction.stored_type import ELSEWHERE, Float16Error
+from featurestore.extraction.stored_type import Float16Error
 from featurestore.extraction.writer import BlockWriter, Written
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup
@@ -43,7 +42,6 @@ from featurestore.threads import map_ahead, processors
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
-    from featurestore.store import FeatureStore
 
 
 # At most so much work is lost if the process is killed, and the batch it was at.
@@ -54,9 +52,9 @@ _clock = time.monotonic
 class Executor:
     """Writes the missing or damaged blocks of a plan: copies, derives and computes their rows.
 
-    Processes that do the same at the same time share the work: each locks a unit, and then checks
-    once more which of its blocks are missing or damaged. ``groups`` are by layer ref; ``compiled``
-    compiles the pass to some layers, by default `Backbone.forward`.
+    It looks once more, before each unit, which of its blocks are missing or damaged: a worker that
+    died may have written them. ``groups`` are by layer ref; ``compiled`` compiles the pass to some
+    layers, by default `Backbone.forward`.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class Executor:
         dataset: Dataset,
         backbone: Backbone,
         groups: Mapping[str, FeatureGroup],
-        store: FeatureStore,
         on_event: OnEvent | None = None,
         compiled: Callable[[Sequence[LayerRef]], Forward] | None = None,
     ) -> None:
@@ -73,7 +70,6 @@ class Executor:
         self._dataset = dataset
         self._backbone = backbone
         self._groups = [groups[str(layer.ref)] for layer in decided.layers]
-        self._store = store
         self._on_event = receiver(on_event)
         self._compiled = compiled or backbone.forward
         # Layers of the plan that have missing blocks, by number.
@@ -115,11 +111,16 @@ class Executor:
                 )
                 for number in self._todo
             }
-            left = list(units)
-            while left:
-                left = self._pass(left)
-                if left:
-                    self._wait(left)
+            decoded = _decoded(
+                self._windows(units), self._dataset, self._backbone, self._plan.batch_size
+            )
+            with closing(decoded) as batches, self._saving_when_stopped():
+                for window, images in batches:
+                    self._add(window, self._compute(images))
+                    self._advance(len(window.computed))
+                    self._after_batch()
+            for writer in self._writers.values():
+                writer.finish()
         self._on_event(ExtractionFinished(self._total, time.perf_counter() - started))
 
     @cached_property
@@ -136,36 +137,6 @@ class Executor:
     def _halved(self, before: int, after: int) -> None:
         self._on_event(BatchHalved(before, after))
 
-    def _blocks(self, unit: Unit) -> list[tuple[FeatureGroup, int]]:
-        return [(self._groups[layer], block) for layer, block in unit.blocks]
-
-    def _wait(self, units: list[Unit]) -> None:
-        """Wait until another process has computed the first of these units, or has ended."""
-        self._on_event(WaitingForOthers(self._plan.rows_of(units)))
-        with self._store.features.lock_blocks(self._blocks(units[0]), wait=True):
-            pass
-
-    def _pass(self, units: list[Unit]) -> list[Unit]:
-        """Compute the units that no other process has locked, and return the others."""
-        others: list[Unit] = []
-        being_written: deque[tuple[ExitStack, list[Future[None]]]] = deque()
-        with ExitStack() as locks:
-            windows = self._windows(units, locks, others)
-            decoded = _decoded(windows, self._dataset, self._backbone, self._plan.batch_size)
-            with closing(decoded) as batches, self._saving_when_stopped():
-                for window, images, lock in batches:
-                    self._add(window, self._compute(images))
-                    self._advance(len(window.computed))
-                    self._after_batch()
-                    if lock is not None:
-                        writing = [writer.writing for writer in self._writers.values()]
-                        being_written.append((lock, [each for each in writing if each]))
-                    while being_written and all(each.done() for each in being_written[0][1]):
-                        being_written.popleft()[0].close()
-            for writer in self._writers.values():
-                writer.finish()
-        return others
-
     def _add(self, window: Window, computed: Mapping[int, np.ndarray]) -> None:
         """Give a batch to the writer of each layer."""
         beyond: dict[str, str] = {}
@@ -179,7 +150,7 @@ class Executor:
 
     @contextmanager
     def _saving_when_stopped(self) -> Iterator[None]:
-        """Keep the rows that are there when the work stops, while they are locked."""
+        """Keep the rows that are there when the work stops."""
         try:
             yield
         except (KeyboardInterrupt, FeatureStoreError):
@@ -206,18 +177,9 @@ class Executor:
         activations = self._forward(np.stack(images))
         return dict(zip(self._computed, activations, strict=True))
 
-    def _windows(
-        self, units: list[Unit], locks: ExitStack, others: list[Unit]
-    ) -> Iterator[tuple[Window, ExitStack | None]]:
-        """Yield the batches of the units that can be locked; with a unit's last batch, its lock."""
+    def _windows(self, units: Sequence[Unit]) -> Iterator[Window]:
+        """Yield the batches of the blocks that are missing or damaged."""
         for unit in units:
-            self._give_way()
-            lock = ExitStack()
-            locks.callback(lock.close)
-            if not lock.enter_context(self._store.features.lock_blocks(self._blocks(unit))):
-                lock.close()
-                others.append(unit)
-                continue
             missing = tuple(
                 (layer, block)
                 for layer, block in unit.blocks
@@ -226,22 +188,9 @@ class Executor:
             begun = [self._groups[layer].features.read_begun(block) for layer, block in missing]
             rest = replace(unit, blocks=missing, begun=tuple(map(len, begun)))
             self._advance(self._plan.rows_of([unit]) - self._plan.rows_of([rest]))
-            windows = self._plan.windows(rest)
-            if not windows:
-                lock.close()
-                continue
             for (layer, block), rows in zip(missing, begun, strict=True):
                 self._writers[layer].wanted[block] = rows
-            for window in windows[:-1]:
-                yield window, None
-            yield windows[-1], lock
-
-    def _give_way(self) -> None:
-        """Stop if another process found that float16 cannot hold a layer, and replaces it."""
-        for layer in (self._plan.layers[number] for number in self._todo):
-            may = layer.auto and layer.dtype == "float16"
-            if may and self._store.features.is_being_replaced(layer.key):
-                raise Float16Error({str(layer.ref): ELSEWHERE})
+            yield from self._plan.windows(rest)
 
     def _after_batch(self) -> None:
         """Report the progress, and keep the rows that are there now and then."""
@@ -262,17 +211,14 @@ class Executor:
 
 
 def _decoded(
-    windows: Iterable[tuple[Window, ExitStack | None]],
-    dataset: Dataset,
-    backbone: Backbone,
-    batch_size: int,
-) -> Generator[tuple[Window, list[np.ndarray], ExitStack | None]]:
+    windows: Iterable[Window], dataset: Dataset, backbone: Backbone, batch_size: int
+) -> Generator[tuple[Window, list[np.ndarray]]]:
     """Yield batches of resized images, decoded ahead in threads, a bounded number at a time."""
-    begun: deque[tuple[Window, ExitStack | None]] = deque()
+    begun: deque[Window] = deque()
 
     def rows() -> Iterator[int | None]:
-        for window, lock in windows:
-            begun.append((window, lock))
+        for window in windows:
+            begun.append(window)
             yield from window.computed or [None]
 
     def image(row: int | None) -> np.ndarray | None:
@@ -281,6 +227,6 @@ def _decoded(
     ahead, threads = (BATCHES_AHEAD - 1) * batch_size, readers(dataset.paths[0])
     with closing(map_ahead(image, rows(), ahead, threads)) as images:
         for first in images:
-            window, lock = begun.popleft()
+            window = begun.popleft()
             rest = islice(images, max(0, len(window.computed) - 1))
-            yield window, [each for each in (first, *rest) if each is not None], lock
+            yield window, [each for each in (first, *rest) if each is not None]

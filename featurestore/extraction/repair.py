@@ -180,7 +180,7 @@ def _repair_blocks(
     # The same batches as in the extraction give the same bytes.
     size = recorded_size(group) or USUAL
     decided = plan_units((layer,), len(dataset), size, backbone.input_size)
-    executor = Executor(decided, dataset, backbone, {key.ref: group}, store, on_event)
+    executor = Executor(decided, dataset, backbone, {key.ref: group}, on_event)
     with suppress(FeatureStoreError):
         executor.run(decided.units)
         return {}

@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
@@ -17,7 +17,7 @@ from featurestore.extraction import sharing
 from featurestore.extraction.budget import bytes_of
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
-from featurestore.extraction.events import Float32Chosen
+from featurestore.extraction.events import Float32Chosen, WaitingForOthers
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
@@ -179,10 +179,44 @@ def _write(
     cluster: Cluster,
     on_event: OnEvent | None,
 ) -> tuple[dict[str, FeatureGroup], dict[str, LayerReport]]:
-    """Plan, and write what is missing; return the arrays and their reports by layer ref."""
+    """Plan, and write what is missing; return the arrays and their reports by layer ref.
+
+    One process at a time writes an array; the others wait for it, and reuse its rows.
+    """
     asked = request.plan(dataset, store)
     request = request.sized(asked, dataset, store, measure=not cluster)
-    marked = _to_mark(asked, request, store)
+    while True:
+        keys = _missing(asked)
+        with store.features.lock_blocks(keys, wait=False) as alone:
+            groups = None
+            if alone:
+                groups = _write_alone(request, asked, dataset, store, written, cluster, on_event)
+            if groups is not None:
+                return groups, {ref: _report(ref, group, written) for ref, group in groups.items()}
+        if not alone:
+            refs = tuple(str(layer.ref) for layer in asked.layers if layer.missing)
+            receiver(on_event)(WaitingForOthers(refs))
+            with store.features.lock_blocks(keys):
+                pass
+        asked = request.plan(dataset, store)
+
+
+def _missing(decided: ExtractionPlan) -> set[FeatureKey]:
+    """Return the keys of the features that are written."""
+    return {layer.key for layer in decided.layers if layer.missing}
+
+
+def _write_alone(
+    request: Request,
+    asked: ExtractionPlan,
+    dataset: Dataset,
+    store: FeatureStore,
+    written: Written,
+    cluster: Cluster,
+    on_event: OnEvent | None,
+) -> dict[str, FeatureGroup] | None:
+    """Write what is missing of arrays that are locked; None if it is of others by now."""
+    locked, marked = _missing(asked), _to_mark(asked, request, store)
     unreadable: dict[str, set[int]] = {}
     while True:
         _replace(asked, dataset, store)
@@ -199,13 +233,15 @@ def _write(
                 for layer in asked.layers
             }
             decided = request.plan(dataset, store, unreadable)
+            if not _missing(decided) <= locked:
+                return None
             if any(layer.replaces for layer in decided.layers):
                 asked = decided
                 continue  # Another process has just created them, as float16.
-            work = (decided, dataset, request.backbone, groups, store)
+            work = (decided, dataset, request.backbone, groups)
             try:
                 if cluster:
-                    sharing.compute(cluster, *work, written, on_event)
+                    sharing.compute(cluster, *work, store, written, on_event)
                 else:
                     Executor(*work, on_event, request.forward).run(decided.units, written)
             except UnreadableRowsError as error:
@@ -229,7 +265,7 @@ def _write(
                 asked = request.plan(dataset, store, unreadable)
                 if asked.units:
                     continue
-            return groups, {ref: _report(ref, group, written) for ref, group in groups.items()}
+            return groups
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
@@ -255,9 +291,7 @@ def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> No
         # Keep what is stored if the images are gone.
         dataset.image(asked.units[0].rows.start)
     for layer in replaced:
-        # Nobody needs float16 features that are not going to be complete.
-        with store.features.replacing(layer.key) if layer.unfit else nullcontext():
-            _remove_float16(layer.key, store)
+        _remove_float16(layer.key, store)
 
 
 def _remove_float16(key: FeatureKey, store: FeatureStore) -> None:

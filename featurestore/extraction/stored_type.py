@@ -11,9 +11,6 @@ from featurestore.errors import ActivationError
 from featurestore.store import FeatureGroup
 from featurestore.store.variants import part_of
 
-# The reason in a process that stops because another one replaces the features.
-ELSEWHERE = "activations in another process that float16 cannot hold"
-
 _LARGEST = float(np.finfo("float16").max)
 # Below it, float16 has fewer than 11 bits of precision.
 _TINY = float(np.finfo("float16").tiny)

@@ -35,7 +35,6 @@ from featurestore.extraction.events import (
     RowsComputed,
     RowsCopied,
     RowsDerived,
-    WaitingForOthers,
 )
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
@@ -200,7 +199,7 @@ class Reporter:
 
     def __call__(self, event: Any) -> None:
         """Take an event; raises Stopped."""
-        if isinstance(event, BatchHalved | WaitingForOthers):
+        if isinstance(event, BatchHalved):
             self._send(event=type(event).__name__, fields=astuple(event))
         elif type(event) in self._rows:
             self._rows[type(event)] = event.done
@@ -242,7 +241,7 @@ class _Opened:
         layers = tuple(_checked(each, backbone) for each in job.plan.layers)
         reporter = Reporter(worker, job.token)
         plan = replace(job.plan, layers=layers)
-        return cls(Executor(plan, dataset, backbone, groups, store, reporter), reporter)
+        return cls(Executor(plan, dataset, backbone, groups, reporter), reporter)
 
 
 def _use_cores(threads: int) -> None:

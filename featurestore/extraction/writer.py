@@ -58,8 +58,6 @@ class BlockWriter:
     ----------
     wanted : dict of int to numpy.ndarray
         The blocks to write, each with the first rows that are kept of it, (row, …).
-    writing : Future or None
-        The last write.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class BlockWriter:
         # Of the open block: its number, its rows that are there, and those that are kept.
         self._number = self._filled = self._kept = 0
         self.wanted: dict[int, np.ndarray] = {}
-        self.writing: Future[None] | None = None
+        self._writing: Future[None] | None = None
         self._written = written
         self._after_batch = after_batch
         # Rows that are filled in together.
@@ -144,8 +142,8 @@ class BlockWriter:
 
     def finish(self) -> None:
         """Wait for the last write; raise what went wrong in it."""
-        if self.writing is not None:
-            self.writing.result()
+        if self._writing is not None:
+            self._writing.result()
 
     def save(self) -> None:
         """Keep the rows of the open block."""
@@ -153,7 +151,7 @@ class BlockWriter:
             return
         self.finish()
         rows = self._block[: self._filled]  # They stay as they are while others are filled in.
-        self.writing = self._pool.submit(self._group.features.write_begun, self._number, rows)
+        self._writing = self._pool.submit(self._group.features.write_begun, self._number, rows)
         self._kept = self._filled
 
     def _open(self, block: int) -> np.ndarray:
@@ -169,7 +167,7 @@ class BlockWriter:
             self._refuse_precision()
         self.finish()
         assert self._block is not None
-        self.writing = self._pool.submit(self._write, block, self._block, self._kept > 0)
+        self._writing = self._pool.submit(self._write, block, self._block, self._kept > 0)
         self._is_first = False
         del self.wanted[block]
         self._block, self._peak = None, 0.0

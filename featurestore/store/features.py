@@ -153,22 +153,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return self._files.locks.acquire([f"{path}/{self.marker}"])
 
     def lock_blocks(
-        self, blocks: Iterable[tuple[FeatureGroup, int]], *, wait: bool = False
+        self, keys: Iterable[FeatureKey], *, wait: bool = True
     ) -> AbstractContextManager[bool]:
-        """Lock blocks to compute, so that no other process computes them too; as `lock`."""
-        names = [group.features.file(block) for group, block in blocks]
+        """Lock the blocks of features to write them, as `lock`: one process at a time does."""
+        names = [f"{self.path(key)}/{FEATURES}" for key in keys]
         return self._files.locks.acquire(names, wait=wait)
-
-    def replacing(self, key: FeatureKey) -> AbstractContextManager[bool]:
-        """Tell the processes that write features that these are about to be replaced."""
-        return self._files.locks.acquire([f"{self.path(key)}/replacing"], shared=True)
-
-    def is_being_replaced(self, key: FeatureKey) -> bool:
-        """Whether another process is inside `replacing` float16 features, or has left it."""
-        if not self.locking:
-            return self.has(key) and self.get(key).dtype != "float16"
-        with self._files.locks.acquire([f"{self.path(key)}/replacing"], wait=False) as nobody:
-            return not nobody
 
     # Finding
 

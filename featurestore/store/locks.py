@@ -70,7 +70,7 @@ class Locks:
         ------
         bool
             False if another process holds one of the locks and ``wait=False``. True where this
-            system or file system has no locks: work is then not shared out.
+            system or file system has no locks.
         """
         with self._file(shared) as descriptor:
             # Every process locks in the same order, so that no two processes wait for each other.

@@ -1,4 +1,5 @@
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,11 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import DamagedError, FeatureStoreError, NotFoundError, SourceChangedError
 from featurestore.extraction import extract
-from featurestore.extraction.events import ExtractionFinished
+from featurestore.extraction.events import (
+    ExtractionFinished,
+    ExtractionStarted,
+    WaitingForOthers,
+)
 from featurestore.features import Features, without_boundaries
 from featurestore.features.listing import ls
 from featurestore.heads import fit_head, leaderboard, rank
@@ -80,6 +85,33 @@ def test_float32_serves_float16_and_replaces_it(photos, store, tmp_path):
     (tmp_path / "away").rename(tmp_path / "copy")
     assert report("float32") == ("float32", 45)
     assert report("float16") == ("float32", 0)
+
+
+def test_a_second_extraction_waits_for_the_first_and_reuses_its_rows(dataset, backbone, store):
+    """One of another layer does not wait."""
+    heard, found, waits = [], [], threading.Event()
+
+    def hear(event):
+        heard.append(event)
+        waits.set()
+
+    def again():
+        found.append(extract(dataset, backbone, ["pool_a"], store, on_event=hear))
+
+    second = threading.Thread(target=again)
+
+    def begin(event):
+        if isinstance(event, ExtractionStarted):
+            second.start()
+            assert waits.wait(60)
+            found.append(extract(dataset, backbone, ["gap"], store))
+
+    first = extract(dataset, backbone, ["pool_a"], store, on_event=begin)
+    second.join(60)
+    reports = [each.reports for each in (first, *found)]
+    assert reports[0]["pool_a"].rows_computed == reports[1]["gap"].rows_computed == 45
+    assert reports[2]["pool_a"].rows_reused == 45
+    assert heard == [WaitingForOthers(("pool_a",))]
 
 
 def test_what_another_process_removed_meanwhile_is_computed_again(dataset):

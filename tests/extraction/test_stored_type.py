@@ -1,7 +1,6 @@
 """``dtype="auto"``: float16, and float32 for a layer that float16 cannot hold."""
 
 import threading
-from contextlib import ExitStack
 
 import keras
 import numpy as np
@@ -213,26 +212,6 @@ def test_views_decide_for_themselves(arrays, backbone, store):
     assert chosen == [None, 0, 1]
     decided = plan(arrays, backbone, ["end"], store, measure=True, **options)
     assert {part.layers[0].dtype for part in (decided, *decided.views)} == {"float32"}
-
-
-def test_a_process_stops_writing_float16_when_another_replaces_it(arrays, backbone, store):
-    key, events = [], []
-    dark = images(40, white=False)
-
-    with ExitStack() as other:
-
-        def begin(event):
-            events.append(event)
-            if isinstance(event, RowsComputed) and not key:
-                key.extend(each for each in store.features.keys() if each.ref == "large")
-                other.enter_context(FeatureStore(store.location).features.replacing(key[0]))
-
-        options = {"batch_size": 4, "on_event": begin}
-        found = extract(dark, backbone, ["large", "plain"], store, **options)
-    assert in_one(found, "large") == ("float32", (40, 0, 0))
-    assert in_one(found, "plain") == ("float16", (40, 0, 0))
-    at = [type(each).__name__ for each in events].index("Float32Chosen")
-    assert RowsComputed(40, 40) not in events[:at]
 
 
 def test_processes_that_begin_together_decide_alike(arrays, backbone, store):

@@ -1,4 +1,4 @@
-"""Processes that begin together: they share the work, and none harms what another does."""
+"""Processes that begin together: none does work twice, or harms what another does."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 import yaml
 
-from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import NotFoundError, StoreError
-from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.store import FeatureGroup, FeatureStore
@@ -185,26 +183,6 @@ def mix(arena: Arena, *asked: list[str]) -> None:
 
 def test_layers_of_one_backbone_and_data_sets_that_share_samples(arena: Arena) -> None:
     mix(arena, [WHOLE], [HALVED, POOLED])
-
-
-def batches(arena: Arena, sizes: list[int]) -> None:
-    """Batch sizes decide which rows a process takes at a time, and hardly a number."""
-    store = arena.new_store()
-    asked = [{"batch-size": size} for size in sizes]
-    results = all_well([arena.start(store, *extraction(**each)) for each in asked])
-    assert written(results) == ROWS
-    assert not damages(store)
-    assert not temporary(store)
-    ours, theirs = (
-        Features.open("photos", WHOLE, each, model="tiny").group.read()
-        for each in (store, arena.alone())
-    )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
-    shutil.rmtree(store)
-
-
-def test_different_batch_sizes(arena: Arena) -> None:
-    batches(arena, [3, 32])
 
 
 def test_a_store_that_several_processes_begin(arena: Arena) -> None:
@@ -441,25 +419,6 @@ def test_a_reader_of_features_that_are_replaced_gets_them_or_an_error(
 # ---------------------------------------------------------------- one process
 
 
-def test_two_threads_share_an_extraction(arena: Arena, tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path / "store", create=True)
-    dataset = Dataset.open(arena.folder / "photos")
-    backbone = Backbone.open(str(arena.folder / "tiny.keras"))
-    done: list[Any] = []
-
-    def work() -> None:
-        done.append(extract(dataset, backbone, [WHOLE], store, batch_size=4))
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert sum(each.reports[WHOLE].rows_computed for each in done) == ROWS
-    assert not damages(tmp_path / "store")
-    assert np.array_equal(done[0][WHOLE].group.read(), done[1][WHOLE].group.read())
-
-
 def test_who_scans_waits_for_nobody_who_fits(arena: Arena, extracted: Path) -> None:
     store = FeatureStore(arena.new_store(like=extracted), create=True)
     dataset = store.datasets.load("photos")
@@ -508,7 +467,6 @@ def test_many_races(arena: Arena, extracted: Path) -> None:
         shared += ROWS
         kill_one(arena, chance.randrange(2, 5), at=chance.randrange(1, 160))
         killed += 1
-        batches(arena, chance.sample([1, 3, 4, 8, 20, 32, 60], chance.randrange(2, 5)))
         mix(arena, *chance.sample([[WHOLE], [HALVED], [POOLED], [HALVED, POOLED], LAYERS], 4))
         scans(arena, arena.new_store(), chance.sample(SCANS, 4))
         revive(arena, extracted, gcs=chance.randrange(3, 9))
@@ -518,7 +476,7 @@ def test_many_races(arena: Arena, extracted: Path) -> None:
         replace_type(
             arena, extracted, chance.sample([extraction(WHOLE), (*TRAIN, "knn"), ("verify",)], 2)
         )
-        races += 10
+        races += 9
         if number % 5 == 0:
             promotions(arena, extracted, 3)
             test_a_store_that_several_processes_begin(arena)
