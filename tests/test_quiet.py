@@ -24,3 +24,16 @@ def test_tensorflow_starts_quietly_unless_the_user_asks(level: str | None, quiet
     )
     assert done.stdout == f"{level}\n"
     assert (not done.stderr) == quiet
+
+
+@pytest.mark.reliability
+def test_scikit_learn_is_imported_when_it_is_used() -> None:
+    script = (
+        "import sys; import featurestore as fs; fs.Backbone.pixels(); print('sklearn' in sys.modules);"
+        "import keras; keras.wrappers.SKLearnClassifier; import keras.wrappers as again;"
+        "print('sklearn' in sys.modules, again is keras.wrappers, type(again).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "True", "True", "module"]
