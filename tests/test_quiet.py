@@ -29,8 +29,9 @@ def test_tensorflow_starts_quietly_unless_the_user_asks(level: str | None, quiet
 @pytest.mark.reliability
 def test_scikit_learn_is_imported_when_it_is_used() -> None:
     script = (
-        "import sys; import featurestore as fs; fs.Backbone.pixels(); print('sklearn' in sys.modules);"
-        "import keras; keras.wrappers.SKLearnClassifier; import keras.wrappers as again;"
+        "import sys; from featurestore.quiet import load_tensorflow; load_tensorflow();"
+        "print('sklearn' in sys.modules); import keras; keras.wrappers.SKLearnClassifier;"
+        "import keras.wrappers as again;"
         "print('sklearn' in sys.modules, again is keras.wrappers, type(again).__name__)"
     )
     done = subprocess.run(

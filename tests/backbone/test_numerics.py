@@ -217,6 +217,9 @@ def made_of(*calls):
     [
         (lambda x: x - keras.ops.mean(x, axis=0, keepdims=True), 3, False),
         (lambda x: keras.ops.roll(x, 1, axis=0), 33, False),
+        (lambda x: keras.ops.flip(x, axis=0), 4, False),
+        (lambda x: keras.ops.cumsum(x, axis=0), 4, False),
+        (lambda x: keras.ops.flip(keras.ops.cumsum(keras.ops.flip(x, 0), 0), 0), 4, False),
         (lambda x: x / (1 + keras.ops.sum(keras.ops.abs(x))), 1, False),
         (lambda x: x / (1 + keras.ops.sum(keras.ops.abs(x))), 2, True),
     ],

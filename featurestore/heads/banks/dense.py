@@ -178,7 +178,8 @@ def _train(members: Sequence[_Member], vectors: Vectors, on_event: OnEvent) -> N
     width = vectors.width + len(masks) * max([0, *options.units])
     size = min(len(batches), max(1, SEGMENT // (4 * options.batch_size * width)))
     shapes = tuple(tuple(each.shape) for each in weights)
-    step = _steps(rule, (size, options.batch_size, *shapes, len(masks)))
+    # XLA takes a second to compile, which several heads win back.
+    step = _steps(rule, (size, options.batch_size, *shapes, len(masks)), len(members) > 1)
     done = 0
     for epoch in range(options.epochs):
         sums: Any = 0.0
@@ -232,7 +233,7 @@ def _validated(
 
 
 @lru_cache(maxsize=COMPILED)
-def _steps(rule: tuple[float, ...], shapes: tuple[Any, ...]) -> Any:
+def _steps(rule: tuple[float, ...], shapes: tuple[Any, ...], xla: bool) -> Any:
     """Return the compiled function that takes the optimizer's steps over some batches.
 
     ``rule`` has the constants of Adam, or none for stochastic gradient descent. TensorFlow warns of
@@ -273,7 +274,7 @@ def _steps(rule: tuple[float, ...], shapes: tuple[Any, ...]) -> Any:
         start = tf.constant(0), tf.zeros((2, heads))
         return tf.while_loop(lambda number, _: number < count, one, start)[1]
 
-    return tf.function(run, jit_compile=True, autograph=False)
+    return tf.function(run, jit_compile=xla, autograph=False)
 
 
 def _forward(
