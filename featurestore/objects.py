@@ -33,18 +33,14 @@ _CREDENTIALS = {
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or run `az login` and set "
     "AZURE_USE_AZURE_CLI=true",
 }
-_NO_BUCKET = re.compile(
-    r"NoSuchBucket|ContainerNotFound|(bucket|container) does not exist", re.IGNORECASE
-)
-_UNREACHABLE = re.compile(
-    r"error sending request|error trying to connect|dns error|timed out|connection refused|"
-    r"response body error",
-    re.IGNORECASE,
-)
 _USER = re.compile(r"(https?|s3a?|gs|az)://[^/?#]*@|[a-z0-9+.-]+://[^/?#]*:[^/?#]*@", re.IGNORECASE)
-# The first is where virtual machines of all three clouds get them.
-_NO_CREDENTIALS = re.compile(r"169\.254\.|metadata\.google|get_credentials|Account must be")
-_DENIED = re.compile(r"status code: 40[13]|lacked the necessary privileges|valid authentication")
+
+# obstore raises FileNotFoundError for any 404, PermissionDeniedError for some requests that are
+# refused, and GenericError for all else: what is known beyond that is in the text.
+_STATUS = re.compile(r"status code: ([0-9]{3})")
+_NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
+# Where virtual machines of all three clouds get them is asked last; and what Azure needs first.
+_NO_CREDENTIALS = re.compile(r"//169\.254\.|//metadata\.google|Account must be specified")
 
 
 def is_url(location: str) -> bool:
@@ -84,6 +80,10 @@ class ForkedError(Exception):
     """In a fork of a process that used obstore, its threads are missing: requests would hang."""
 
 
+class NoCredentialsError(Exception):
+    """No credentials of AWS were found."""
+
+
 def check_process() -> None:
     """Raise ForkedError in a process in which obstore does not work."""
     if _process and _process != {os.getpid()}:
@@ -113,10 +113,12 @@ def _aws_provider() -> dict[str, Any]:
         return {}
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider
-
-        return {"credential_provider": Boto3CredentialProvider()}
     except ImportError:
         return {}
+    try:
+        return {"credential_provider": Boto3CredentialProvider()}
+    except ValueError as error:
+        raise NoCredentialsError from error
 
 
 def is_cut(error: Exception) -> bool:
@@ -137,22 +139,25 @@ def no_bucket(url: str) -> str:
 
 def explain(error: Exception, url: str) -> str:
     """Return what went wrong with a request and what to do about it, in one line."""
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
     # obstore appends its own debugging output.
     text, scheme = str(error).partition("Debug source:")[0], url.partition("://")[0].lower()
     service = "s3" if scheme.startswith("s3") else "gs" if scheme == "gs" else "az"
-    said = _said(text)
+    said, status = _said(text), _STATUS.search(text)
     if isinstance(error, ForkedError):
         return text
     if is_no_bucket(error):
         return no_bucket(url)
-    if _NO_CREDENTIALS.search(text):
+    if isinstance(error, NoCredentialsError) or _NO_CREDENTIALS.search(text):
         return f"no credentials were found; {_CREDENTIALS[service]}"
-    if _DENIED.search(text):
+    denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    if denied or (status and status[1] in ("401", "403")):  # Listings raise GenericError.
         return (
             f"access was denied{f' ({said})' if said else ''}; check the credentials and what they "
             f"may do there: {_CREDENTIALS[service]}"
         )
-    if _UNREACHABLE.search(text):
+    if status is None and ("HTTP error" in text or is_cut(error)):
         endpoint = " and AWS_ENDPOINT_URL" if service == "s3" else ""
         return f"the server cannot be reached ({_cause(str(error))}); check the network{endpoint}"
     if "redirect" in text:
@@ -161,12 +166,9 @@ def explain(error: Exception, url: str) -> str:
 
 
 def _said(text: str) -> str:
-    """Return the code and message that a server gave, in XML or JSON; empty if there are none."""
-    found = [
-        re.search(rf"<{name}>([^<]*)</{name}>|\"{name.lower()}\": *\"?([^\",}}]*)", text)
-        for name in ("Code", "Message")
-    ]
-    return ": ".join((each[1] or each[2]).rstrip(". ") for each in found if each)
+    """Return the code and message that a server gave, in XML; empty if there are none."""
+    found = [re.search(rf"<{name}>([^<]*)</{name}>", text) for name in ("Code", "Message")]
+    return ": ".join(each[1].rstrip(". ") for each in found if each)
 
 
 def _cause(text: str) -> str:
