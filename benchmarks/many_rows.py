@@ -77,10 +77,8 @@ class Bench:
         if not kept.exists():  # Making it takes a while, and is a step of its own.
             pixels, labels = self.images(rows)
             made = fs.Dataset.from_arrays(pixels, labels, name="numbers")
-            parts = made.options, made.samples, np.stack(made.images_in_memory or [])
-            kept.write_bytes(pickle.dumps(parts, protocol=5))
-        options, samples, images = pickle.loads(kept.read_bytes())
-        return fs.Dataset("numbers", None, options, samples, list(images))
+            kept.write_bytes(pickle.dumps(made, protocol=5))
+        return pickle.loads(kept.read_bytes())
 
     def backbone(self) -> Any:
         import keras

@@ -11,8 +11,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from binascii import hexlify
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ ALGORITHM = "blake2b"
 DIGEST_BYTES = 32
 ROW_BYTES = 16
 SHORT = 12
+# Digests that are written out at a time, so that the memory of a million of them is not needed.
+_PART = 65536
 
 EMPTY_CHECKSUM = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"
 #: Finds the digests in a text.
@@ -31,8 +34,13 @@ Digest = Annotated[str, StringConstraints(pattern=rf"^{DIGEST.pattern}$")]
 _CHECKSUM = re.compile(rb'"check": ?"(blake2b:[0-9a-f]{64})"')
 
 
+def digest_text(raw: bytes) -> str:
+    """Return the 32 bytes of a digest as it is written."""
+    return f"{ALGORITHM}:{raw.hex()}"
+
+
 def _text(state: hashlib.blake2b) -> str:
-    return f"{ALGORITHM}:{state.hexdigest()}"
+    return digest_text(state.digest())
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
@@ -52,10 +60,32 @@ def digest_fields(fields: Mapping[str, Any]) -> str:
     TypeError or ValueError if a value has no canonical form (an object, NaN): hashing its ``repr``
     would give an identity that differs between processes.
     """
-    canonical = json.dumps(
-        fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
-    return digest_bytes(canonical.encode("ascii"))
+    return digest_bytes(_canonical(fields))
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode("ascii")
+
+
+def digest_columns(columns: Mapping[str, Callable[[slice], list[Any]]], rows: int) -> str:
+    """Return `digest_fields` of lists of many rows, a part of each at a time.
+
+    Examples
+    --------
+    >>> digest_columns({"n": [1, 2].__getitem__}, 2) == digest_fields({"n": [1, 2]})
+    True
+    """
+    state, before = hashlib.blake2b(digest_size=DIGEST_BYTES), "{"
+    for name in sorted(columns):
+        state.update(f"{before}{json.dumps(name)}:[".encode("ascii"))
+        for start in range(0, rows, _PART):
+            state.update(b"," if start else b"")
+            state.update(_canonical(columns[name](slice(start, start + _PART)))[1:-1])
+        before = "],"
+    state.update(b"]}")
+    return _text(state)
 
 
 def finite_json(value: Any) -> Any:
@@ -116,7 +146,7 @@ def insert_checksum(data: bytes) -> bytes:
     False
     """
     start, stop = _checksum_span(data)
-    return data[:start] + digest_bytes(data).encode("ascii") + data[stop:]
+    return b"".join((data[:start], _checksum(data, start, stop), data[stop:]))
 
 
 def checksum_matches(data: bytes) -> bool:
@@ -125,23 +155,78 @@ def checksum_matches(data: bytes) -> bool:
         start, stop = _checksum_span(data)
     except ValueError:
         return False
-    return insert_checksum(data[:start] + EMPTY_CHECKSUM.encode("ascii") + data[stop:]) == data
+    return data[start:stop] == _checksum(data, start, stop)
+
+
+def _checksum(data: bytes, start: int, stop: int) -> bytes:
+    """Return the digest of a file, with zeros in the span of its checksum."""
+    view, state = memoryview(data), hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in (view[:start], EMPTY_CHECKSUM.encode("ascii"), view[stop:]):
+        state.update(part)
+    return _text(state).encode("ascii")
 
 
 def _checksum_span(data: bytes) -> tuple[int, int]:
     """Return where the last checksum in a file starts and stops."""
-    found = list(_CHECKSUM.finditer(data))
-    if not found:
-        raise ValueError("no checksum")
-    return found[-1].span(1)
+    start = len(data)
+    while (start := data.rfind(b'"check":', 0, start)) >= 0:
+        if found := _CHECKSUM.match(data, start):
+            return found.span(1)
+    raise ValueError("no checksum")
 
 
-def digest_set(digests: Iterable[str]) -> str:
-    """Digest of a *set* of digests: neither order nor repetition matters."""
-    ordered = list(digests)
-    if any(first >= second for first, second in pairwise(ordered)):  # Seldom: it takes long.
-        ordered = sorted(set(ordered))
-    return digest_bytes("".join(f"{each}\n" for each in ordered).encode("ascii"))
+def packed(digests: Iterable[str]) -> np.ndarray:
+    """Return the bytes of digests, uint8 (digest, byte=32)."""
+    found, left, start = bytearray(), iter(digests), len(ALGORITHM) + 1
+    while part := "".join(each[start:] for each in islice(left, _PART)):
+        found += bytes.fromhex(part)
+    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def unpacked(digests: np.ndarray) -> Iterator[str]:
+    """Yield packed digests as they are written."""
+    for lines in _lines(digests):
+        yield from lines.tobytes().decode("ascii").splitlines()
+
+
+def _lines(digests: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield packed digests as they are written, each with a line feed: uint8 (digest, 73)."""
+    written = EMPTY_CHECKSUM.encode("ascii") + b"\n"
+    for start in range(0, len(digests), _PART):
+        part = np.ascontiguousarray(digests[start : start + _PART])
+        lines = np.tile(np.frombuffer(written, np.uint8), (len(part), 1))
+        lines[:, len(ALGORITHM) + 1 : -1] = np.frombuffer(hexlify(part.data), np.uint8).reshape(
+            len(part), 2 * DIGEST_BYTES
+        )
+        yield lines
+
+
+def distinct(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return packed digests in ascending order, each once.
+
+    Returns
+    -------
+    digests : numpy.ndarray of uint8, (distinct, byte)
+    first : numpy.ndarray of int64, (distinct,)
+        Where each was first.
+    rows : numpy.ndarray of int64, (digest,)
+        Which of them each was.
+    """
+    found, first, rows = np.unique(sortable(digests), return_index=True, return_inverse=True)
+    return found.view(np.uint8).reshape(-1, digests.shape[1]), first, rows
+
+
+def sortable(digests: np.ndarray) -> np.ndarray:
+    """View the bytes of digests, (digest, byte), as values that compare as they do: (digest,)."""
+    return np.ascontiguousarray(digests).view(f"S{digests.shape[1]}").reshape(-1)
+
+
+def digest_set(digests: np.ndarray) -> str:
+    """Digest of a set of packed digests, which must be ascending, each once."""
+    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for lines in _lines(digests):
+        state.update(lines.data)
+    return _text(state)
 
 
 def is_digest(text: Any) -> bool:
@@ -157,13 +242,6 @@ def short(digest: str) -> str:
 def row_id(digest: str) -> bytes:
     """Return the first 16 bytes of a digest, as ``sample`` arrays hold them."""
     return bytes.fromhex(digest.partition(":")[2][: 2 * ROW_BYTES])
-
-
-def row_ids(digests: Iterable[str]) -> np.ndarray:
-    """Return the row ids of many digests, uint8 (digest, byte=16)."""
-    start = len(ALGORITHM) + 1
-    joined = bytes.fromhex("".join(each[start : start + 2 * ROW_BYTES] for each in digests))
-    return np.frombuffer(joined, np.uint8).reshape(-1, ROW_BYTES)
 
 
 def unit_interval(digest: str, seed: int) -> float:

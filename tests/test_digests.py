@@ -8,14 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from featurestore import digests as digests_module
 from featurestore.digests import (
     digest_array,
     digest_bytes,
+    digest_columns,
     digest_fields,
     digest_set,
+    distinct,
+    packed,
     row_id,
     short,
     unit_interval,
+    unpacked,
 )
 
 json_values = st.recursive(
@@ -75,7 +80,21 @@ def test_type_and_shape_of_an_array_matter():
 def test_a_set_has_neither_order_nor_repetition(digests, random):
     shuffled = digests + digests[:2]
     random.shuffle(shuffled)
-    assert digest_set(shuffled) == digest_set(digests)
+    found, first, rows = distinct(packed(shuffled))
+    assert list(unpacked(found)) == sorted(set(digests))
+    assert [shuffled[at] for at in first] == list(unpacked(found))
+    assert list(unpacked(found[rows])) == shuffled
+    written = "".join(f"{each}\n" for each in sorted(set(digests)))
+    assert digest_set(found) == digest_bytes(written.encode())
+
+
+@given(st.lists(st.text(max_size=3) | st.none(), max_size=9), st.integers(1, 4))
+def test_columns_are_digested_a_part_at_a_time(values, part):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests_module, "_PART", part)
+        columns = {"b": values.__getitem__, "a": values[::-1].__getitem__}
+        found = digest_columns(columns, len(values))
+    assert found == digest_fields({"a": values[::-1], "b": values})
 
 
 def test_unit_interval_is_uniform_and_depends_on_the_seed():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,9 @@ import numpy as np
 from featurestore.dataset.labels import uniform
 from featurestore.dataset.merge import merge
 from featurestore.dataset.review import merged_spellings
-from featurestore.dataset.samples import Listing, Samples, list_entries
-from featurestore.dataset.scan_cache import Verdict
+from featurestore.dataset.samples import Listed, Samples
 from featurestore.dataset.splits import Splits
-from featurestore.digests import digest_array
+from featurestore.digests import digest_array, packed
 from featurestore.errors import DatasetError, SourceChangedError, one_line
 
 
@@ -26,36 +24,34 @@ def list_arrays(
     ids: Iterable[Any] | None,
     splits: Splits,
     name: str,
-) -> tuple[Samples, list[np.ndarray]]:
+) -> tuple[Samples, Sequence[np.ndarray] | np.ndarray]:
     """Make rows of arrays, see :meth:`Dataset.from_arrays`, without paths.
 
     Problems name the arrays ``X[0]``, ``X[1]``, …. The images are uint8 (height, width, channel=1
-    or 3): views of X.
+    or 3), as X or views of it.
     """
-    listed = {f"X[{number}]": image for number, image in enumerate(_images(X))}
-    count = len(listed)
+    images = _images(X)
+    count = len(images)
     if not count:
         raise DatasetError("X is empty, expected at least one image")
-    listed = {where: _sample(image, where) for where, image in listed.items()}
     labels = None if y is None else _flat(y, "y", count)
-    entries = list_entries(
-        list(listed),
+    listed = Listed.of(
+        None,
         None if labels is None else uniform(labels, "y"),
         None if given is None else _flat(given, "splits", count),
         None if groups is None else _flat(groups, "groups", count),
         "splits",
+        count,
     )
-    verdicts = {where: Verdict(digest_array(each), None) for where, each in listed.items()}
-    samples = merge(entries, verdicts, splits, name)
-    kept = [listed[str(each)] for each in samples.paths]
     columns = {} if ids is None else {"id": _ids(_flat(ids, "ids", count))}
-    listing = Listing(samples.listing.rows, [None] * count, columns)
-    problems = sorted([*samples.problems, *merged_spellings(labels or [], name)])
-    samples = replace(samples, paths=[None] * len(kept), listing=listing, problems=problems)
-    return samples, kept
+    noted = [*merged_spellings(labels or (), name)]
+    digests = packed(map(digest_array, images))
+    return merge(listed, digests, {}, splits, name, noted, columns=columns), images
 
 
-def checked(images: list[np.ndarray] | None, row: int, digest: str, name: str) -> np.ndarray:
+def checked(
+    images: Sequence[np.ndarray] | np.ndarray | None, row: int, samples: Samples, name: str
+) -> np.ndarray:
     """Return an array of a data set, checked against its digest.
 
     Raises
@@ -70,11 +66,12 @@ def checked(images: list[np.ndarray] | None, row: int, digest: str, name: str) -
             f"data set {name!r} was made from arrays, which a store does not keep: pass them "
             f"again, Dataset.from_arrays(X, y, name={name!r})"
         )
-    if digest_array(images[row]) != digest:
+    image: np.ndarray = images[samples.first[row]]
+    if digest_array(image) != samples.digest(row):
         raise SourceChangedError(
             f"the array behind row {row} of data set {name!r} has changed: make the data set again"
         )
-    return images[row]
+    return image
 
 
 def _ids(values: list[Any]) -> Any:
@@ -90,16 +87,18 @@ def _ids(values: list[Any]) -> Any:
         ) from error
 
 
-def _images(X: Any) -> Iterable[np.ndarray]:
+def _images(X: Any) -> Sequence[np.ndarray] | np.ndarray:
     if isinstance(X, list | tuple):
-        return [np.asarray(each) for each in X]
+        return [_sample(np.asarray(each), f"X[{at}]") for at, each in enumerate(X)]
     array = np.asarray(X)
     if array.ndim not in (3, 4):
         raise DatasetError(
             f"X has the shape {array.shape}, expected (row, height, width) or (row, height, "
             "width, channel): X.reshape(len(X), height, width)"
         )
-    return array
+    if len(array):
+        _sample(array[0], "X[0]")
+    return array[..., np.newaxis] if array.ndim == 3 else array
 
 
 def _sample(array: np.ndarray, where: str) -> np.ndarray:

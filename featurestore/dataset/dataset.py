@@ -12,7 +12,6 @@ import numpy as np
 
 from featurestore import images
 from featurestore.dataset import arrays as in_memory
-from featurestore.dataset import labels as labelling
 from featurestore.dataset import manifest
 from featurestore.dataset.folder import scan_folder
 from featurestore.dataset.labels import Task
@@ -23,11 +22,11 @@ from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.scan import read_scanned
 from featurestore.dataset.source import absolute, text_of
-from featurestore.dataset.splits import Splits, named
+from featurestore.dataset.splits import SPLITS, Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
 from featurestore.dataset.table import scan_frame, scan_table
 from featurestore.dataset.table_file import is_frame
-from featurestore.digests import digest_fields, digest_set, row_ids
+from featurestore.digests import ROW_BYTES, digest_set, unpacked
 from featurestore.errors import DatasetError
 from featurestore.listening import OnEvent
 from featurestore.table import show_html
@@ -50,9 +49,9 @@ class Dataset:
     options : dict
         How it was scanned: ``open(source, name=name, **options)`` does it again.
     samples : Samples
-        The rows as plain lists.
-    images_in_memory : list of numpy.ndarray, (row,), or None
-        uint8, (height, width, channel=1 or 3) each; None if the samples are files.
+        The rows as columns.
+    images_in_memory : sequence of numpy.ndarray, (given,), or None
+        uint8, (height, width, channel=1 or 3) each, in your order; None if the samples are files.
     whole : Dataset or None
         The data set that this is a part of, see :meth:`training`; a store records the whole.
     """
@@ -61,7 +60,7 @@ class Dataset:
     source: str | None
     options: dict[str, Any]
     samples: Samples
-    images_in_memory: list[np.ndarray] | None = None
+    images_in_memory: Sequence[np.ndarray] | np.ndarray | None = None
     whole: Dataset | None = None
 
     @classmethod
@@ -222,17 +221,17 @@ class Dataset:
             options=self.options,
         )
 
-    @property
+    @cached_property
     def sample_digests(self) -> list[str]:
         """Digests of the samples, (row,), ascending."""
-        return self.samples.digests
-
-    @property
-    def paths(self) -> list[str | None]:
-        """Absolute path or URI of the first of identical files, (row,); None for arrays."""
-        return self.samples.paths
+        return list(unpacked(self.samples.digests))
 
     @cached_property
+    def paths(self) -> list[str | None]:
+        """Absolute path or URI of the first of identical files, (row,); None for arrays."""
+        return self.samples.paths()
+
+    @property
     def given(self) -> np.ndarray:
         """The row of each image in the order that you gave them in, int64 (given,).
 
@@ -240,7 +239,7 @@ class Dataset:
         Identical images have the same row; one that could not be read has -1. A store keeps the
         order of the last scan, which is part of no digest.
         """
-        return np.array(self.samples.listing.rows, np.int64)
+        return self.samples.listing.rows
 
     @property
     def problems(self) -> list[Problem]:
@@ -253,32 +252,33 @@ class Dataset:
 
         None if no sample has a label.
         """
-        return labelling.as_array(self.samples.labels)
+        labels = self.samples.labels
+        return (
+            labels.targets if self.task == "regression" else labels.values() if self.task else None
+        )
 
     @cached_property
     def splits(self) -> np.ndarray:
         """``train``, ``val`` or ``test``, (row,)."""
-        return np.array(self.samples.splits, "<U5")
+        return np.array(SPLITS)[self.samples.splits]
 
-    @cached_property
+    @property
     def groups(self) -> np.ndarray | None:
         """Groups, objects of type str (row,); None if no sample has a group.
 
         A sample without a group is one of its own, named by its digest.
         """
-        groups = np.array(self.samples.groups, object)
-        return None if None in self.samples.groups else groups
+        return self.samples.groups
 
     @cached_property
     def digest(self) -> str:
         """Digest of the set of samples: labels, paths and splits do not matter."""
-        return digest_set(self.sample_digests)
+        return digest_set(self.samples.digests)
 
     @cached_property
     def train_digest(self) -> str:
         """Digest of the set of training samples, labelled or not: of :meth:`training`."""
-        rows = self.rows("train", labelled=False)
-        return digest_set(self.sample_digests[row] for row in rows.tolist())
+        return digest_set(self.samples.digests[self.rows("train", labelled=False)])
 
     def training(self) -> Dataset:
         """Return the data set of the training samples alone, which augmented views are made of.
@@ -294,36 +294,35 @@ class Dataset:
                 f"data set {self.name!r} has no training samples, which augmented views are made "
                 "of; split it again with `featurestore scan --val F --test F`"
             )
-        kept = self.images_in_memory and [self.images_in_memory[row] for row in rows]
-        samples = self.samples.of_rows(rows)
+        samples, listed = self.samples.of_rows(rows)
+        kept = self.images_in_memory
+        kept = kept if kept is None else [kept[at] for at in listed.tolist()]
         return Dataset(self.name, self.source, self.options, samples, kept, self.whole or self)
 
     @cached_property
     def manifest_digest(self) -> str:
         """Digest of samples, labels, splits and groups; paths do not matter."""
-        samples = self.samples
-        fields = {"labels": samples.labels, "splits": samples.splits, "groups": samples.groups}
-        return digest_fields({"samples": samples.digests, **fields})
+        return manifest.digest(self.samples)
 
-    @cached_property
+    @property
     def sample_ids(self) -> np.ndarray:
         """The first 16 bytes of each digest, uint8 (row, byte=16)."""
-        return row_ids(self.sample_digests)
+        return self.samples.digests[:, :ROW_BYTES]
 
-    @cached_property
+    @property
     def task(self) -> Task | None:
         """``classification``, ``regression``, or None if no sample has a label."""
-        return labelling.task(self.samples.labels)
+        return self.samples.labels.task
 
-    @cached_property
+    @property
     def classes(self) -> tuple[Any, ...]:
         """The sorted classes, str or int; empty unless it is a classification."""
-        return labelling.classes(self.samples.labels)
+        return self.samples.labels.classes
 
-    @cached_property
+    @property
     def targets(self) -> np.ndarray:
         """What heads fit, (row,): int32 codes into the classes or float64; -1 or NaN if missing."""
-        return labelling.targets(self.samples.labels)
+        return self.samples.labels.targets
 
     def to_frame(self) -> pandas.DataFrame:
         """Return what you gave, in your order, with what became of it.
@@ -339,7 +338,7 @@ class Dataset:
         """
         from featurestore.dataset.frame import as_frame
 
-        return as_frame(self.samples, self.given)
+        return as_frame(self.samples)
 
     @property
     def scan_command(self) -> str | None:
@@ -349,7 +348,7 @@ class Dataset:
         return command_line(self.source, self.name, self.options)
 
     def __len__(self) -> int:
-        return len(self.sample_digests)
+        return len(self.samples.digests)
 
     def __repr__(self) -> str:
         return (
@@ -375,9 +374,11 @@ class Dataset:
             True leaves out the rows without a label, False keeps them. By default they are left out
             if the data set has labels.
         """
-        kept = np.ones(len(self), bool) if split is None else self.splits == named(split)
+        kept = np.ones(len(self), bool)
+        if split is not None:
+            kept = self.samples.splits == SPLITS.index(named(split))
         if labelled or (labelled is None and self.task is not None):
-            kept &= np.array([each is not None for each in self.samples.labels], bool)
+            kept &= self.samples.labels.known
         return np.flatnonzero(kept)
 
     def read(self, row: int) -> bytes:
@@ -392,10 +393,10 @@ class Dataset:
         SourceChangedError
             If the bytes are not those that were scanned.
         """
-        path = self.paths[row]
+        path = self.samples.path(row)
         if path is None:
             return self._array(row).tobytes()
-        return read_scanned(path, self.sample_digests[row], self._remedy)
+        return read_scanned(path, self.samples.digest(row), self._remedy)
 
     def _remedy(self) -> str:
         return remedy(self.source, self.name, self.options)
@@ -406,14 +407,14 @@ class Dataset:
         ``then`` is applied to the image, such as a resize, and its result is returned instead: see
         :func:`featurestore.images.decode`.
         """
-        if self.paths[row] is not None:
+        if self.samples.path(row) is not None:
             return images.decode(self.read(row), then)
         array = self._array(row)
         pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
         return pixels if then is None else then(pixels)
 
     def _array(self, row: int) -> np.ndarray:
-        return in_memory.checked(self.images_in_memory, row, self.sample_digests[row], self.name)
+        return in_memory.checked(self.images_in_memory, row, self.samples, self.name)
 
     def summary(self) -> dict[str, Any]:
         """Return what ``featurestore scan`` reports, as JSON values.

@@ -13,8 +13,8 @@ from featurestore.dataset.labels import text
 from featurestore.dataset.merge import merge
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.review import merged_spellings
-from featurestore.dataset.samples import Entry, Samples
-from featurestore.dataset.scan import scan
+from featurestore.dataset.samples import Listed, Samples
+from featurestore.dataset.scan import judged, scan
 from featurestore.dataset.scan_cache import Verdict
 from featurestore.dataset.splits import Split, Splits, meaning
 from featurestore.errors import DatasetError
@@ -42,14 +42,15 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     if len(others) < len(paths):
         problems += [Problem("ignored", path, str(verdicts[path].reason)) for path in others]
         paths = sorted({*paths} - {*others})
-    entries, folders, classes = _label(root, paths, groups, verdicts)
+    listed, folders, classes = _label(root, paths, groups, verdicts)
     problems += merged_spellings(classes, root)
     if folders:
         problems.append(_own_splits(folders, splits, root))
         # Splits that have a folder are not drawn.
         own = {"val", "test"} & set(folders.values())
         splits = splits.model_copy(update=dict.fromkeys(own, 0.0))
-    return merge(entries, verdicts, splits, root, problems, from_train=bool(folders))
+    found = judged(paths, verdicts)
+    return merge(listed, *found, splits, root, problems, from_train=bool(folders))
 
 
 def _is_other(path: str, verdict: Verdict) -> bool:
@@ -155,7 +156,7 @@ def _find_groups(root: str, paths: list[str], group_by: str | None) -> dict[str,
 
 def _label(
     root: str, paths: list[str], groups: Mapping[str, str | None], verdicts: Mapping[str, Verdict]
-) -> tuple[list[Entry], dict[str, Split], set[str]]:
+) -> tuple[Listed, dict[str, Split], set[str]]:
     """Read classes and splits from the names of the folders.
 
     The first-level folders are the classes, unless all of them that hold images are named as
@@ -163,7 +164,7 @@ def _label(
 
     Returns
     -------
-    entries : list of Entry
+    listed : Listed
     folders : dict
         Folder name to split; empty if the folders are classes.
     classes : set of str
@@ -178,14 +179,18 @@ def _label(
     splits = {name: split for name in names if (split := meaning(name)) is not None}
     if len(splits) < len(names):
         splits = {}
-    entries, written = [], set()
-    for place, (path, folders) in enumerate(zip(paths, parts, strict=True)):
-        split = splits.get(folders[0]) if folders else None
-        classes = folders[1:] if splits else folders
-        written.update(classes[:1])
-        label = text(classes[0]) if classes else None
-        entries.append(Entry(path, label, split, groups[path], place))
-    return entries, splits, written
+    at = 1 if splits else 0
+    written = [folders[at] if len(folders) > at else None for folders in parts]
+    classes = {name: text(name) for name in set(written) if name is not None}
+    listed = Listed.of(
+        paths,
+        [None if name is None else classes[name] for name in written],
+        [splits.get(folders[0]) if folders else None for folders in parts],
+        [groups[path] for path in paths],
+        root,
+        len(paths),
+    )
+    return listed, splits, set(classes)
 
 
 def _own_splits(folders: Mapping[str, Split], splits: Splits, where: str) -> Problem:

@@ -9,24 +9,28 @@ import pandas
 import pyarrow.types as kinds
 
 from featurestore.dataset.samples import Samples
+from featurestore.dataset.source import native
+from featurestore.dataset.splits import SPLITS
+from featurestore.digests import unpacked
 
 
-def as_frame(samples: Samples, given: np.ndarray) -> pandas.DataFrame:
-    """Return what was listed, in that order, with what became of it: `Dataset.to_frame`.
-
-    ``given`` is the row of each image that was listed, int64 (image,); -1 if it could not be read.
-    """
+def as_frame(samples: Samples) -> pandas.DataFrame:
+    """Return what was listed, in that order, with what became of it: `Dataset.to_frame`."""
     listing = samples.listing
-    columns: dict[str, Any] = {"sample": samples.digests}
-    columns |= {"label": samples.labels, "split": samples.splits, "group": samples.groups}
-    frame = pandas.DataFrame({"row": given})
+    columns: dict[str, Any] = {
+        "sample": list(unpacked(samples.digests)),
+        "label": samples.labels.values() if samples.labels.task else None,
+        "split": np.array(SPLITS, object)[samples.splits],
+        "group": samples.groups,
+    }
+    frame = pandas.DataFrame({"row": listing.rows})
     for name, values in columns.items():
-        if any(each is not None for each in values):
+        if values is not None:
             # The last is what rows numbered -1 pick.
-            frame[name] = np.array([*values, None], object)[given]
+            frame[name] = np.array([*values, None], object)[listing.rows]
     frame = frame.infer_objects()
-    if any(listing.paths):
-        frame.insert(2, "path", listing.paths)
+    if listing.paths is not None:
+        frame.insert(2, "path", [each and native(each) for each in listing.paths.to_pylist()])
     others = {name: _series(column) for name, column in listing.columns.items()}
     return pandas.concat([frame, pandas.DataFrame(others, index=frame.index)], axis=1)
 

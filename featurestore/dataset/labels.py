@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 from unicodedata import normalize
 
@@ -111,32 +112,71 @@ def _label(value: Any, where: str) -> str | int | float:
     )
 
 
-def task(labels: Iterable[Label]) -> Task | None:
-    """Return ``regression`` for floats, ``classification`` for others, None if all are missing."""
-    kinds = {type(each) for each in labels if each is not None}
-    return None if not kinds else "regression" if float in kinds else "classification"
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Labels of samples, as heads fit them.
 
-
-def as_array(labels: Sequence[Label]) -> np.ndarray | None:
-    """Return labels as float64 with NaN, or as objects with None; None if all are missing."""
-    kind = task(labels)
-    if kind == "regression":
-        return targets(labels)
-    return np.array(labels, object) if kind else None
-
-
-def classes(labels: Sequence[Label]) -> tuple[Any, ...]:
-    """Return the sorted classes; empty unless it is a classification."""
-    found: set[Any] = {each for each in labels if each is not None}
-    return tuple(sorted(found)) if task(labels) == "classification" else ()
-
-
-def targets(labels: Sequence[Label]) -> np.ndarray:
-    """Return what heads fit, (row,): int32 codes of the classes, or float64 values.
-
-    A missing label is -1 or NaN.
+    Attributes
+    ----------
+    classes : tuple
+        The sorted classes, str or int; empty unless it is a classification.
+    targets : numpy.ndarray, (row,)
+        int32 codes into the classes, -1 where missing; or float64, NaN where missing.
     """
-    if task(labels) == "regression":
-        return np.array([np.nan if each is None else each for each in labels], np.float64)
-    codes = {each: code for code, each in enumerate(classes(labels))}
-    return np.array([codes.get(each, -1) for each in labels], np.int32)
+
+    classes: tuple[Any, ...]
+    targets: np.ndarray
+
+    @classmethod
+    def of(cls, values: Sequence[Label]) -> Labels:
+        """Take labels of one type, as `uniform` returns them."""
+        found = {each for each in values if each is not None}
+        if any(isinstance(each, float) for each in found):
+            return cls((), np.array(values, np.float64))  # NaN for None
+        classes: tuple[Any, ...] = tuple(sorted(found))  # type: ignore[type-var]
+        codes: dict[Label, int] = {each: code for code, each in enumerate(classes)}
+        codes[None] = -1
+        return cls(classes, np.fromiter((codes[each] for each in values), np.int32, len(values)))
+
+    @classmethod
+    def none(cls, rows: int) -> Labels:
+        """Return those of samples without labels."""
+        return cls((), np.full(rows, -1, np.int32))
+
+    @property
+    def task(self) -> Task | None:
+        """``regression`` for floats, ``classification`` for others, None if all are missing."""
+        if self.targets.dtype == np.float64:
+            return "regression"
+        return "classification" if self.classes else None
+
+    @property
+    def known(self) -> np.ndarray:
+        """Whether a row has a label, bool (row,)."""
+        return self.targets >= 0 if self.task != "regression" else ~np.isnan(self.targets)
+
+    def label(self, row: int) -> Label:
+        """Return the label of a row; None if it has none."""
+        target = self.targets[row].item()
+        if self.task == "regression":
+            return None if np.isnan(target) else float(target)
+        return None if target < 0 else self.classes[target]
+
+    def of_rows(self, rows: np.ndarray | slice) -> Labels:
+        """Return those of some rows, without the classes that none of them has."""
+        targets = self.targets[rows]
+        if self.task == "regression":
+            return Labels((), targets) if not np.isnan(targets).all() else Labels.none(len(targets))
+        used = np.unique(targets[targets >= 0])
+        codes = np.full(len(self.classes) + 1, -1, np.int32)  # the last stays for those of code -1
+        codes[used] = np.arange(len(used))
+        return Labels(tuple(self.classes[code] for code in used.tolist()), codes[targets])
+
+    def values(self, rows: slice = slice(None)) -> np.ndarray:
+        """Return the labels themselves, (row,): objects of type str, int or float, or None."""
+        targets = self.targets[rows]
+        if self.task == "regression":
+            values = targets.astype(object)
+            values[np.isnan(targets)] = None
+            return values
+        return np.array([*self.classes, None], object)[targets]

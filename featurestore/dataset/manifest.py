@@ -9,24 +9,27 @@ in the file's metadata, under the key ``featurestore``.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter
 
-from featurestore.dataset.labels import Label
+from featurestore.dataset.labels import Labels
 from featurestore.dataset.naming import checked_name
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Listing, Samples
-from featurestore.dataset.source import native, portable
+from featurestore.dataset.source import native
 from featurestore.dataset.splits import SPLITS
 from featurestore.digests import (
     EMPTY_CHECKSUM,
     Digest,
     checksum_matches,
+    digest_columns,
+    distinct,
     insert_checksum,
-    is_digest,
+    unpacked,
 )
 from featurestore.errors import DamagedError, StoreFormatError, one_line, refuse_newer
 
@@ -34,6 +37,10 @@ FORMAT = 3
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
 _PROBLEMS = TypeAdapter(list[Problem])
+_PART = 65536
+# The value of each hexadecimal digit; 255 for what is none.
+_DIGITS = np.full(256, 255, np.uint8)
+_DIGITS[list(b"0123456789abcdef")] = np.arange(16)
 
 
 class DatasetEntry(BaseModel):
@@ -70,29 +77,44 @@ class DatasetEntry(BaseModel):
     options: dict[str, bool | str | int | float]
 
 
+def digest(samples: Samples) -> str:
+    """Digest of samples, labels, splits and groups; paths do not matter."""
+    names, groups = np.array(SPLITS, object), samples.groups
+    if groups is None:
+        groups = np.broadcast_to(np.array(None), len(samples.digests))
+    columns: dict[str, Callable[[slice], list[Any]]] = {
+        "samples": lambda rows: list(unpacked(samples.digests[rows])),
+        "labels": lambda rows: samples.labels.values(rows).tolist(),
+        "splits": lambda rows: names[samples.splits[rows]].tolist(),
+        "groups": lambda rows: groups[rows].tolist(),
+    }
+    return digest_columns(columns, len(samples.digests))
+
+
 def write(samples: Samples, entry: DatasetEntry) -> bytes:
     """Write what was listed, and what is known beside it, as a manifest."""
     import pyarrow as pa
     from pyarrow import parquet
 
     listing = samples.listing
-    rows = pa.array([None if row < 0 else row for row in listing.rows], pa.int64())
-    values = {
-        "digest": samples.digests,
-        "label": samples.labels,
-        "split": samples.splits,
-        "group": samples.groups,
+    rows = np.where(listing.rows < 0, len(samples.digests), listing.rows)  # the last is null
+    groups = pa.nulls(len(rows), pa.string())
+    if samples.groups is not None:
+        groups = pa.array(np.array([*samples.groups, None], object)[rows], pa.string())
+    columns = {
+        "digest": pa.chunked_array(list(_texts(samples.digests, listing.rows)), pa.string()),
+        "path": pa.nulls(len(rows), pa.string()) if listing.paths is None else listing.paths,
+        "label": _label_column(samples.labels, rows),
+        "split": _decoded(np.append(samples.splits, -1)[rows], pa.array(SPLITS)),
+        "group": groups,
     }
-    types = {name: pa.string() for name in _COLUMNS} | {"label": _type(samples.labels)}
-    columns = {name: pa.array(each, types[name]).take(rows) for name, each in values.items()}
-    columns["path"] = pa.array([portable(each) for each in listing.paths], pa.string())
     fields = {
         "format": FORMAT,
         **entry.model_dump(),
         "problems": [asdict(each) for each in samples.problems],
         "check": EMPTY_CHECKSUM,
     }
-    table = pa.table({name: columns[name] for name in _COLUMNS} | listing.columns)
+    table = pa.table(columns | listing.columns)
     table = table.replace_schema_metadata({_KEY: json.dumps(fields).encode()})
     buffer = pa.BufferOutputStream()
     parquet.write_table(table.combine_chunks(), buffer, compression="zstd")
@@ -115,17 +137,17 @@ def read(data: bytes) -> tuple[Samples, DatasetEntry]:
     if not checksum_matches(data):
         raise _damaged("its bytes do not have the digest written in them")
     try:
-        table = parquet.read_table(pa.BufferReader(data))
-        table.validate(full=True)
-        fields = json.loads((table.schema.metadata or {})[_KEY])
+        file = parquet.ParquetFile(pa.BufferReader(data))
+        fields = json.loads((file.schema_arrow.metadata or {})[_KEY])
         _check_format(fields.pop("format"))
         problems = _PROBLEMS.validate_python(fields.pop("problems"))
         del fields["check"]
         entry = DatasetEntry.model_validate(fields)
-        types = {str(table[name].type) for name in _COLUMNS if name != "label"}
-        if types != {"string"} or str(table["label"].type) not in ("string", "int64", "double"):
+        types = {str(file.schema_arrow.field(name).type) for name in _COLUMNS if name != "label"}
+        label = str(file.schema_arrow.field("label").type)
+        if types != {"string"} or label not in ("string", "int64", "double"):
             raise _damaged("its columns are of other types")
-        samples = _samples(table, problems)
+        samples = _samples(file, problems)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(one_line(error)) from error
     if len(samples.digests) != entry.rows:
@@ -133,38 +155,100 @@ def read(data: bytes) -> tuple[Samples, DatasetEntry]:
     return samples, entry
 
 
-def _samples(table: Any, problems: list[Problem]) -> Samples:
+def _samples(file: Any, problems: list[Problem]) -> Samples:
     """Return the samples that the rows of a manifest list."""
-    import pyarrow.compute as pc
-
-    encoded = table["digest"].combine_chunks().dictionary_encode()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    order = pc.sort_indices(encoded.dictionary).to_numpy()
-    digests = encoded.dictionary.take(order).to_pylist()
-    rows = np.append(np.argsort(order), -1)[codes]  # the -1 at the end is for null
-    paths = [each and native(each) for each in table["path"].to_pylist()]
-    read = np.flatnonzero(rows >= 0)
-    first = _first(rows, read, paths, len(digests))
-    same = [table[name].take(first[rows[read]]) for name in _COLUMNS[2:]]
-    if [table[name].take(read) for name in _COLUMNS[2:]] != same:
-        raise _damaged("its rows contradict each other")
-    labels, splits, groups = (table[name].take(first).to_pylist() for name in _COLUMNS[2:])
-    if not (all(map(is_digest, digests)) and set(splits) <= set(SPLITS)):
+    # A part at a time: the text of a digest takes more than twice the memory of its bytes.
+    texts = [_packed(batch.column(0)) for batch in file.iter_batches(columns=["digest"])]
+    digests, null = map(np.concatenate, zip(*texts, strict=True))
+    places = np.flatnonzero(~null)
+    digests, first, row_of = distinct(digests[places])
+    rows, first = np.full(len(null), -1), places[first]
+    rows[places] = row_of
+    table = file.read([each for each in file.schema_arrow.names if each != "digest"])
+    table.validate(full=True)
+    for at in places[first[row_of] != places].tolist():  # seldom
+        one = first[rows[at]]
+        if any(table[name][at] != table[name][int(one)] for name in ("label", "split", "group")):
+            raise _damaged("its rows contradict each other")
+        path, other = (table["path"][int(each)].as_py() for each in (at, one))
+        if path is not None and native(path) < native(other):
+            first[rows[at]] = at
+    codes, names = _encoded(table["split"])
+    known = [SPLITS.index(each) for each in names]
+    if (codes[first] < 0).any():
         raise _damaged("its rows are not those of a data set")
+    groups = None
+    if not table["group"].take(first).null_count:
+        of_group, texts = _encoded(table["group"])
+        groups = np.array(texts, object)[of_group[first]]
+    paths = None if table["path"].null_count == len(rows) else table["path"]
     others = {name: table[name] for name in table.column_names if name not in _COLUMNS}
-    listing = Listing(rows.tolist(), paths, others)
-    return Samples(digests, [paths[at] for at in first], labels, splits, groups, listing, problems)
+    return Samples(
+        digests,
+        first,
+        _read_labels(table["label"]).of_rows(first),
+        np.array(known, np.int8)[codes[first]],
+        groups,
+        Listing(rows, paths, others),
+        problems,
+    )
 
 
-def _first(rows: np.ndarray, read: np.ndarray, paths: list[Any], count: int) -> np.ndarray:
-    """Return which listed image stands for each row, (row,): of several, that of the first path."""
-    first = np.zeros(count, np.int64)
-    first[rows[read][::-1]] = read[::-1]
-    for at in read[first[rows[read]] != read].tolist():
-        row = rows[at]
-        if paths[at] is not None and paths[at] < paths[first[row]]:
-            first[row] = at
-    return first
+def _packed(texts: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bytes of digests, uint8 (digest, byte), and which are null, bool (digest,)."""
+    import pyarrow as pa
+
+    texts.validate(full=True)
+    filled = texts.fill_null(EMPTY_CHECKSUM)
+    width = len(EMPTY_CHECKSUM)
+    written = filled.cast(pa.binary()).cast(pa.binary(width))  # of this length, or an error
+    chars = np.frombuffer(written.buffers()[1], np.uint8)[width * written.offset :]
+    chars = chars[: width * len(written)].reshape(-1, width)
+    start = EMPTY_CHECKSUM.index(":") + 1
+    digits = _DIGITS[chars[:, start:]]
+    if (chars[:, :start] != list(EMPTY_CHECKSUM[:start].encode())).any() or (digits > 15).any():
+        raise _damaged("its rows are not those of a data set")
+    return digits[:, ::2] << 4 | digits[:, 1::2], texts.is_null().to_numpy(zero_copy_only=False)
+
+
+def _encoded(column: Any) -> tuple[np.ndarray, list[Any]]:
+    """Return which of its distinct values each value of a column is, -1 for null, and these."""
+    encoded = column.combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes, encoded.dictionary.to_pylist()
+
+
+def _read_labels(column: Any) -> Labels:
+    if str(column.type) == "double":
+        return Labels((), column.to_numpy())
+    codes, names = _encoded(column)
+    classes = tuple(sorted(names))
+    place = {name: code for code, name in enumerate(classes)}
+    return Labels(classes, np.array([*map(place.get, names), -1], np.int32)[codes])
+
+
+def _label_column(labels: Labels, rows: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    if labels.task == "regression":
+        return pa.array(np.append(labels.targets, np.nan)[rows], from_pandas=True)
+    kind = pa.int64() if any(isinstance(each, int) for each in labels.classes) else pa.string()
+    return _decoded(np.append(labels.targets, -1)[rows], pa.array(labels.classes, kind))
+
+
+def _decoded(codes: np.ndarray, names: Any) -> Any:
+    import pyarrow as pa
+
+    return names.take(pa.array(codes, mask=codes < 0))
+
+
+def _texts(digests: np.ndarray, rows: np.ndarray) -> Iterator[Any]:
+    """Yield the digests of listed images as columns, a part at a time."""
+    import pyarrow as pa
+
+    for start in range(0, len(rows), _PART):
+        part = rows[start : start + _PART]
+        yield pa.array(list(unpacked(digests[part])), pa.string(), mask=part < 0)
 
 
 def _check_format(found: int) -> None:
@@ -178,11 +262,3 @@ def _check_format(found: int) -> None:
 
 def _damaged(reason: str) -> DamagedError:
     return DamagedError(f"the data set manifest is damaged: {reason}; scan the data set again")
-
-
-def _type(labels: list[Label]) -> Any:
-    import pyarrow as pa
-
-    if any(isinstance(each, float) for each in labels):
-        return pa.float64()
-    return pa.int64() if any(isinstance(each, int) for each in labels) else pa.string()

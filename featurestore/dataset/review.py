@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from unicodedata import normalize
 
-from featurestore.dataset.labels import task, text
+import numpy as np
+
+from featurestore.dataset.labels import Labels, text
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
-from featurestore.dataset.splits import Split, Splits
+from featurestore.dataset.splits import SPLITS, Splits
 from featurestore.table import plural
 
 # With fewer rows of a class, a single hit or miss moves its accuracy by more than a fifth.
@@ -20,15 +22,18 @@ _SHOWN = 3
 _LIKE_MISSING = {"nan", "na", "n/a", "<na>", "null"}
 
 
-def review(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
+def review(
+    samples: Samples, ungrouped: np.ndarray, splits: Splits, where: str
+) -> Iterator[Problem]:
     """Yield the problems of a data set as a whole.
 
-    The samples have the problems that are known already; ``where`` is the source or name.
+    The samples have the problems that are known already; ``ungrouped`` are those without a group,
+    bool (row,); ``where`` is the source or name.
     """
     yield from _unlabelled(samples, where)
-    yield from (Problem("labels", where, reason) for reason in _labels(samples))
+    yield from (Problem("labels", where, reason) for reason in _labels(samples.labels))
     yield from _nested(samples, where)
-    yield from (Problem("groups", where, reason) for reason in _groups(samples))
+    yield from (Problem("groups", where, reason) for reason in _groups(samples, ungrouped))
     yield from _few_rows(samples, splits, where)
 
 
@@ -42,31 +47,36 @@ def merged_spellings(labels: Iterable[Any], where: str) -> Iterator[Problem]:
 
 
 def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
-    totals = Counter(samples.splits)
-    conflicts = {each.path for each in samples.problems if each.kind == "label-conflict"}
-    missing: dict[Split, list[str | None]] = {}
-    for label, split, path in zip(samples.labels, samples.splits, samples.paths, strict=True):
-        if label is None and path not in conflicts:
-            missing.setdefault(split, []).append(path)
-    if task(samples.labels) is None:
+    if samples.labels.task is None:
         return
-    for split, paths in missing.items():
+    conflicts = {each.path for each in samples.problems if each.kind == "label-conflict"}
+    missing: dict[int, list[int]] = {}
+    for row in np.flatnonzero(~samples.labels.known).tolist():
+        if not conflicts or samples.name(row) not in conflicts:
+            missing.setdefault(int(samples.splits[row]), []).append(row)
+    for split, rows in missing.items():
+        total = int(np.count_nonzero(samples.splits == split))
         reason = (
-            f"no label for {len(paths):,} of {plural(totals[split], 'row')} in {split}, such as "
-            f"{paths[0]!r}: heads leave them out"
+            f"no label for {len(rows):,} of {plural(total, 'row')} in {SPLITS[split]}, such as "
+            f"{samples.name(rows[0])!r}: heads leave them out"
         )
         yield Problem("unlabelled", where, reason)
 
 
-def _labels(samples: Samples) -> Iterator[str]:
-    counts = Counter(each for each in samples.labels if isinstance(each, str))
+def _labels(labels: Labels) -> Iterator[str]:
+    rows = np.bincount(labels.targets[labels.known]) if labels.classes else ()
+    counts = {
+        name: int(count)
+        for name, count in zip(labels.classes, rows, strict=True)
+        if isinstance(name, str)
+    }
     for names in _similar(counts):
         found = " and ".join(f"{name!r} ({plural(counts[name], 'row')})" for name in names)
         yield f"{found} differ only in case or spaces: they are separate classes"
-    for name, count in sorted(counts.items()):
+    for name, count in counts.items():
         if name.casefold() in _LIKE_MISSING:
-            rows = plural(count, "row")
-            yield f"{name!r} is a class ({rows}): leave the cell empty if it means no label"
+            shown = plural(count, "row")
+            yield f"{name!r} is a class ({shown}): leave the cell empty if it means no label"
 
 
 def _similar(names: Iterable[str]) -> list[list[str]]:
@@ -79,46 +89,45 @@ def _similar(names: Iterable[str]) -> list[list[str]]:
 
 def _nested(samples: Samples, where: str) -> Iterator[Problem]:
     """Find a folder whose only class has no images of its own, as an unpacked archive often has."""
-    names = {str(each) for each in samples.labels}
-    inner = os.path.join(where, *names) if len(names) == 1 else ""
-    folders = {os.path.dirname(str(path)) for path in samples.paths}
-    if os.path.isdir(inner) and all(each.startswith(inner + os.sep) for each in folders):
+    if len(samples.labels.classes) != 1 or not samples.labels.known.all():
+        return
+    inner = os.path.join(where, str(samples.labels.classes[0]))
+    if os.path.isdir(inner) and all(
+        os.path.dirname(str(path)).startswith(inner + os.sep) for path in samples.paths()
+    ):
         reason = f"the only class contains folders: if these are the classes, scan {inner!r}"
         yield Problem("labels", inner, reason)
 
 
-def _groups(samples: Samples) -> Iterator[str]:
-    rows = list(zip(samples.digests, samples.groups, samples.splits, samples.paths, strict=True))
-    splits = {group: split for digest, group, split, _ in rows if group not in (None, digest)}
-    alone = [path for digest, group, _, path in rows if group == digest]
-    if alone:
+def _groups(samples: Samples, ungrouped: np.ndarray) -> Iterator[str]:
+    if samples.groups is None:
+        return
+    if ungrouped.any():
+        alone = np.flatnonzero(ungrouped)
         yield (
-            f"no group for {len(alone):,} of {plural(len(rows), 'row')}, such as {alone[0]!r}: "
-            "each is drawn independently"
+            f"no group for {len(alone):,} of {plural(len(ungrouped), 'row')}, such as "
+            f"{samples.name(alone[0])!r}: each is drawn independently"
         )
-    for names in _similar(filter(None, splits)):
+    known = ~ungrouped
+    splits = dict(zip(samples.groups[known], samples.splits[known].tolist(), strict=True))
+    for names in _similar(splits):
         if len({splits[name] for name in names}) > 1:
             found = " and ".join(map(repr, names))
             yield f"{found} differ only in case or spaces and lie in several splits"
 
 
 def _few_rows(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
-    numbers = task(samples.labels) == "regression"
-    counts = Counter(
-        (split, "labelled" if numbers else label)
-        for label, split in zip(samples.labels, samples.splits, strict=True)
-        if label is not None
-    )
-    classes = {label for _, label in counts}
+    classes, counts = samples.class_counts()
     found = []
     for split in ("val", "test"):
-        few = sorted((counts[split, each], each) for each in classes)
-        few = [(count, each) for count, each in few if count < FEW_ROWS]
-        if any(counts[split, each] for each in classes) and few:
-            shown = ", ".join(f"{each!r} {count}" for count, each in few[:_SHOWN])
+        rows = counts[:, SPLITS.index(split)]
+        order = np.argsort(rows, kind="stable")
+        few = order[rows[order] < FEW_ROWS]
+        if rows.any() and len(few):
+            shown = ", ".join(f"{classes[each]!r} {rows[each]}" for each in few[:_SHOWN])
             more = f" and {len(few) - _SHOWN:,} more classes" if len(few) > _SHOWN else ""
             found.append(f"{split} ({shown}{more})")
-        elif few and split == "val" and splits.val > 0:
+        elif len(few) and split == "val" and splits.val > 0:
             found.append(f"{split} (none at all)")
     if found:
         reason = (

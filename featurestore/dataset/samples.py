@@ -3,126 +3,206 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from featurestore.dataset.labels import Label, is_missing, text
+from featurestore.dataset.labels import Label, Labels, is_missing, text
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.splits import Split, meaning
+from featurestore.dataset.source import native, portable
+from featurestore.dataset.splits import SPLITS, meaning
+from featurestore.digests import digest_text
 from featurestore.errors import DatasetError
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One listed sample: where it is, what the list says about it, and its place in the list."""
-
-    path: str
-    label: Label = None
-    split: Split | None = None
-    group: str | None = None
-    place: int = 0
+# In a column of splits, what is to be drawn.
+DRAWN = -1
 
 
-@dataclass(frozen=True)
-class Listing:
-    """What was listed, in the order of the list: rows of a table or of arrays, files of a folder.
+@dataclass(frozen=True, eq=False)
+class Listed:
+    """What a list says about its samples, in its order.
 
     Attributes
     ----------
-    rows : list of int, (given,)
-        The row of each in the data set; -1 if it could not be read.
-    paths : list of str or None, (given,)
-        Path or URI; None for arrays.
-    columns : dict of str to pyarrow.ChunkedArray, (given,)
-        The other columns of the list, by name.
+    paths : sequence of str, or None
+        Absolute paths and URIs, (given,); None for arrays.
+    labels : Labels, (given,)
+    splits : numpy.ndarray of int8, (given,)
+        Positions in ``SPLITS``, or `DRAWN`.
+    groups : numpy.ndarray of objects, (given,), or None
+        Text, or None.
     """
 
-    rows: list[int]
-    paths: list[str | None]
-    columns: dict[str, Any] = field(default_factory=dict)
+    paths: Sequence[str] | None
+    labels: Labels
+    splits: np.ndarray
+    groups: np.ndarray | None = None
 
+    @classmethod
+    def of(
+        cls,
+        paths: Sequence[str] | None,
+        labels: Sequence[Label] | None,
+        splits: Sequence[Any] | None,
+        groups: Iterable[Any] | None,
+        where: str,
+        rows: int,
+    ) -> Listed:
+        """Take columns of values, None for a column that the list does not have.
 
-@dataclass(frozen=True)
-class Samples:
-    """The rows of a data set as plain values, in content order.
+        Labels are of one type, as `uniform` returns them. The split of a missing value is drawn; a
+        missing group means none.
 
-    Attributes
-    ----------
-    digests : list of str, (row,)
-        Ascending.
-    paths : list of str or None, (row,)
-        Path or URI of the first of identical files; None for arrays.
-    labels : list, (row,)
-        All str, all int or all float; None where missing.
-    splits : list of str, (row,)
-    groups : list of str or None, (row,)
-        A sample without a group has its own digest here; all None if no sample has a group.
-    listing : Listing
-        What was listed, in the caller's order.
-    problems : list of Problem
-        Sorted.
-    """
-
-    digests: list[str]
-    paths: list[str | None]
-    labels: list[Label]
-    splits: list[Split]
-    groups: list[str | None]
-    listing: Listing
-    problems: list[Problem] = field(default_factory=list)
-
-    def of_rows(self, rows: np.ndarray) -> Samples:
-        """Return the samples of some rows, ascending, as if only these had been listed."""
-        position = {row: place for place, row in enumerate(rows.tolist())}
-        listed = [at for at, row in enumerate(self.listing.rows) if row in position]
-        listing = Listing(
-            [position[self.listing.rows[at]] for at in listed],
-            [self.listing.paths[at] for at in listed],
-            {name: column.take(listed) for name, column in self.listing.columns.items()},
-        )
-        return Samples(
-            [self.digests[row] for row in rows],
-            [self.paths[row] for row in rows],
-            [self.labels[row] for row in rows],
-            [self.splits[row] for row in rows],
-            [self.groups[row] for row in rows],
-            listing,
+        Raises
+        ------
+        DatasetError
+            If a value does not name a split; ``where`` names the list in the message.
+        """
+        given = np.full(rows, DRAWN, np.int8)
+        for at, value in enumerate(splits or ()):
+            given[at] = _split(value, at + 1, where)
+        named = [None if is_missing(value) else text(value) for value in groups or ()]
+        return cls(
+            paths,
+            Labels.none(rows) if labels is None else Labels.of(labels),
+            given,
+            np.array(named, object) if any(named) else None,
         )
 
-
-def list_entries(
-    paths: Sequence[str],
-    labels: Sequence[Label] | None,
-    splits: Iterable[Any] | None,
-    groups: Iterable[Any] | None,
-    where: str,
-) -> list[Entry]:
-    """Combine columns of values (given,), None where a column is not given, into entries.
-
-    Labels are of one type, as `uniform` returns them. The split of a missing value is drawn; a
-    missing group means none.
-
-    Raises
-    ------
-    DatasetError
-        If a value does not name a split; ``where`` names the list in the message.
-    """
-    nothing = [None] * len(paths)
-    given = [_split(value, row, where) for row, value in enumerate(splits or nothing, 1)]
-    named = [None if is_missing(value) else text(value) for value in groups or nothing]
-    columns = zip(paths, labels or nothing, given, named, strict=True)
-    return [Entry(*each, place) for place, each in enumerate(columns)]
+    def name(self, at: int) -> str:
+        """Return what a problem calls a listed sample."""
+        return f"X[{at}]" if self.paths is None else self.paths[at]
 
 
-def _split(value: Any, row: int, where: str) -> Split | None:
+def _split(value: Any, row: int, where: str) -> int:
     if is_missing(value):
-        return None
+        return DRAWN
     split = meaning(str(value))
     if split is None:
         raise DatasetError(
             f"{where}, row {row}: split {value!r}, expected 'train', 'val' or 'test', or another "
             "name for one, such as 'validation'; a column of something else needs another name"
         )
-    return split
+    return SPLITS.index(split)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What was listed, in the order of the list: rows of a table or of arrays, files of a folder.
+
+    Attributes
+    ----------
+    rows : numpy.ndarray of int64, (given,)
+        The row of each in the data set; -1 if it could not be read.
+    paths : pyarrow.ChunkedArray of text, (given,), or None
+        Path or URI, as `portable` writes it; None for arrays.
+    columns : dict of str to pyarrow.ChunkedArray, (given,)
+        The other columns of the list, by name.
+    """
+
+    rows: np.ndarray
+    paths: Any = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The rows of a data set as columns, in content order. A million rows have some 50 MB.
+
+    Attributes
+    ----------
+    digests : numpy.ndarray of uint8, (row, byte=32)
+        Packed, ascending.
+    first : numpy.ndarray of int64, (row,)
+        Which listed image stands for each: of identical ones, that of the first path.
+    labels : Labels, (row,)
+    splits : numpy.ndarray of int8, (row,)
+        Positions in ``SPLITS``.
+    groups : numpy.ndarray of str objects, (row,), or None
+        A sample without a group has its own digest here; None if no sample has a group.
+    listing : Listing
+        What was listed, in the caller's order.
+    problems : list of Problem
+        Sorted.
+    """
+
+    digests: np.ndarray
+    first: np.ndarray
+    labels: Labels
+    splits: np.ndarray
+    groups: np.ndarray | None
+    listing: Listing
+    problems: list[Problem] = field(default_factory=list)
+
+    def digest(self, row: int) -> str:
+        """Digest of a sample."""
+        return digest_text(self.digests[row].tobytes())
+
+    def path(self, row: int) -> str | None:
+        """Path or URI of the first of identical files; None for arrays."""
+        if self.listing.paths is None:
+            return None
+        path = self.listing.paths[int(self.first[row])].as_py()
+        return None if path is None else native(path)
+
+    def name(self, row: int) -> str:
+        """Return what a problem calls a sample."""
+        return self.path(row) or f"X[{self.first[row]}]"
+
+    def paths(self) -> list[str | None]:
+        """Those of all rows, (row,)."""
+        if self.listing.paths is None:
+            return [None] * len(self.digests)
+        found = self.listing.paths.take(self.first).to_pylist()
+        return [None if each is None else native(each) for each in found]
+
+    def class_counts(self) -> tuple[tuple[Any, ...], np.ndarray]:
+        """Return the classes, and the labelled rows of each and each split: int (class, split=3).
+
+        The labelled rows of a regression are one class; without labels there is none.
+        """
+        labels, known = self.labels, self.labels.known
+        classes = ("labelled",) if labels.task == "regression" else labels.classes
+        codes = labels.targets[known] if labels.classes else 0
+        cells = np.bincount(codes * 3 + self.splits[known], minlength=3 * len(classes))
+        return classes, cells.reshape(len(classes), 3)
+
+    def moved(self, paths: Sequence[str | None]) -> Samples:
+        """Return the same samples with other paths, (row,)."""
+        if not any(paths):
+            return self
+        rows = self.listing.rows.tolist()
+        listed = as_column(None if row < 0 else paths[row] for row in rows)
+        return replace(self, listing=replace(self.listing, paths=listed))
+
+    def of_rows(self, rows: np.ndarray) -> tuple[Samples, np.ndarray]:
+        """Return the samples of some rows, ascending, as if only these had been listed.
+
+        And which of the listed images these are, int64 (given,).
+        """
+        position = np.full(len(self.digests) + 1, -1)  # the last is for images without a row
+        position[rows] = np.arange(len(rows))
+        new = position[self.listing.rows]
+        listed = np.flatnonzero(new >= 0)
+        listing = Listing(
+            new[listed],
+            None if self.listing.paths is None else self.listing.paths.take(listed),
+            {name: column.take(listed) for name, column in self.listing.columns.items()},
+        )
+        found = Samples(
+            self.digests[rows],
+            np.searchsorted(listed, self.first[rows]),
+            self.labels.of_rows(rows),
+            self.splits[rows],
+            None if self.groups is None else self.groups[rows],
+            listing,
+        )
+        return found, listed
+
+
+def as_column(paths: Iterable[str | None]) -> Any:
+    """Return paths as a column of a `Listing`."""
+    import pyarrow as pa
+
+    return pa.chunked_array([pa.array(map(portable, paths), pa.string())])

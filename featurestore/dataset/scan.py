@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from featurestore import images
 from featurestore.dataset.scan_cache import ScanCache, Verdict, stamp
 from featurestore.dataset.source import UnreadableError, is_uri, read, readers
-from featurestore.digests import digest_bytes
+from featurestore.digests import EMPTY_CHECKSUM, digest_bytes, packed
 from featurestore.errors import DatasetError, SourceChangedError
 from featurestore.listening import OnEvent, receiver
 from featurestore.threads import map_ahead
@@ -54,6 +56,19 @@ def scan(sources: Sequence[str], on_event: OnEvent | None = None) -> dict[str, V
                 cache.record(batch)
                 emit(Scanned(len(verdicts), len(unique)))
     return verdicts
+
+
+def judged(
+    paths: Sequence[str], verdicts: Mapping[str, Verdict]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the digests of listed paths, packed, and why some are not samples, by their place."""
+    found = [verdicts[path] for path in paths]
+    unread = {
+        at: str(each.reason)
+        for at, each in enumerate(found)
+        if each.digest is None or each.reason is not None
+    }
+    return packed(each.digest or EMPTY_CHECKSUM for each in found), unread
 
 
 def _scan_batch(batch: list[tuple[str, Verdict | None]]) -> dict[str, Verdict]:

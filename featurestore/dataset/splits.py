@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self, get_args
 
+import numpy as np
 from pydantic import Field, StrictBool, model_validator
 
 from featurestore.digests import unit_interval
@@ -14,6 +15,7 @@ from featurestore.settings import Settings
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+_TRAIN, _VAL, _TEST = np.arange(3, dtype=np.int8)
 _SYNONYMS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -76,51 +78,55 @@ class Splits(Settings):
             )
         return self
 
-    def draw(self, classes: Mapping[str, Any]) -> dict[str, Split]:
-        """Draw a split for each sample or group, given its class; None is never stratified.
+    def draw(self, keys: Iterable[str], classes: np.ndarray) -> np.ndarray:
+        """Draw splits of samples or groups.
+
+        Parameters
+        ----------
+        keys : iterable of str, (key,)
+            Digests of samples or names of groups.
+        classes : numpy.ndarray of int, (key,)
+            The class of each; -1 is never stratified.
+
+        Returns
+        -------
+        numpy.ndarray of int8, (key,)
+            Positions in ``SPLITS``.
 
         Examples
         --------
-        >>> drawn = Splits(val=0.2, test=0.1).draw({str(n): "cat" for n in range(20)})
-        >>> [list(drawn.values()).count(split) for split in SPLITS]
+        >>> drawn = Splits(val=0.2, test=0.1).draw(map(str, range(20)), np.zeros(20, int))
+        >>> np.bincount(drawn).tolist()
         [14, 4, 2]
         """
-        members: dict[Any, list[tuple[float, str]]] = {}
-        for key, name in classes.items():
-            members.setdefault(name, []).append((unit_interval(key, self.seed), key))
-        drawn: dict[str, Split] = {}
-        for name, found in members.items():
-            stratified = len(found) < SMALL_CLASS if self.stratify is None else self.stratify
-            if stratified and name is not None:
-                drawn.update(self._stratified(sorted(found)))
-            else:
-                drawn.update(self._independent(found))
+        units = (unit_interval(key, self.seed) for key in keys)
+        numbers = np.fromiter(units, np.float64, len(classes))
+        drawn = _splits(numbers < self.val, numbers >= 1 - self.test)
+        order = np.lexsort((numbers, classes))
+        for same in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1):
+            few = len(same) < SMALL_CLASS if self.stratify is None else self.stratify
+            if few and len(same) and classes[same[0]] >= 0:
+                drawn[same] = self._stratified(numbers[same])
         return drawn
 
-    def _independent(self, found: Iterable[tuple[float, str]]) -> dict[str, Split]:
-        return {
-            key: "val" if number < self.val else "test" if number >= 1 - self.test else "train"
-            for number, key in found
-        }
-
-    def _stratified(self, found: list[tuple[float, str]]) -> dict[str, Split]:
+    def _stratified(self, numbers: np.ndarray) -> np.ndarray:
         """Split one class, given in ascending order of numbers."""
-        count = len(found)
+        count = len(numbers)
         # One rounds half up and the other half down, so that the two never overlap.
         val = _at_least_one(self.val, math.floor(self.val * count + 0.5), count)
         test = _at_least_one(self.test, count - math.floor((1 - self.test) * count + 0.5), count)
         test = min(test, max(count - 1 - val, 0))
         # Fractions of up to a quarter keep to their half of the range, whatever is added later.
         highest, lowest = max(0.5, 2 * self.val), min(0.5, 1 - 2 * self.test)
-        drawn: dict[str, Split] = {}
-        for rank, (number, key) in enumerate(found):
-            if rank < val and number < highest:
-                drawn[key] = "val"
-            elif rank >= count - test and number >= lowest:
-                drawn[key] = "test"
-            else:
-                drawn[key] = "train"
-        return drawn
+        rank = np.arange(count)
+        return _splits(
+            (rank < val) & (numbers < highest), (rank >= count - test) & (numbers >= lowest)
+        )
+
+
+def _splits(val: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return splits, int8 (key,): ``val``, else ``test``, else ``train``."""
+    return np.select([val, test], [_VAL, _TEST], _TRAIN)
 
 
 def _at_least_one(fraction: float, wanted: int, count: int) -> int:

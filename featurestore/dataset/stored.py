@@ -35,7 +35,7 @@ class StoredDataset(Dataset):
 
     @cached_property
     def samples(self) -> Samples:  # type: ignore[override]
-        """The rows as plain lists."""
+        """The rows as columns."""
         with self._lock:  # Threads that load images ask at the same time.
             if "samples" not in vars(self):
                 vars(self)["samples"] = self._read().samples

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.dataset.labels import classes, task
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.splits import SPLITS
 from featurestore.table import Grid
@@ -28,15 +27,11 @@ def summary_grid(summary: Mapping[str, Any]) -> Grid:
 
 def summarize(samples: Samples) -> dict[str, Any]:
     """Return counts, classes and problems as JSON values, see :meth:`Dataset.summary`."""
-    labelled = [
-        (label, split)
-        for label, split in zip(samples.labels, samples.splits, strict=True)
-        if label is not None
-    ]
-    kind, counts, targets = task(samples.labels), Counter(labelled), {}
-    if kind == "regression":
-        for split in SPLITS:
-            values = np.array([label for label, at in labelled if at == split])
+    labels, targets = samples.labels, {}
+    classes, counts = samples.class_counts()
+    if labels.task == "regression":
+        for code, split in enumerate(SPLITS):
+            values = labels.targets[labels.known & (samples.splits == code)]
             if len(values):
                 targets[split] = {
                     "rows": len(values),
@@ -44,15 +39,17 @@ def summarize(samples: Samples) -> dict[str, Any]:
                     "mean": float(values.mean()),
                     "max": float(values.max()),
                 }
+    rows = np.bincount(samples.splits, minlength=len(SPLITS)).tolist()
     return {
-        "task": kind,
-        "splits": {split: samples.splits.count(split) for split in SPLITS},
+        "task": labels.task,
+        "splits": dict(zip(SPLITS, rows, strict=True)),
         "classes": {
-            str(name): {split: counts[name, split] for split in SPLITS}
-            for name in classes(samples.labels)
+            str(name): dict(zip(SPLITS, each, strict=True))
+            for name, each in zip(classes, counts.tolist(), strict=True)
+            if labels.classes
         },
         "targets": targets,
-        "unlabelled": len(samples.labels) - len(labelled),
+        "unlabelled": len(samples.digests) - int(counts.sum()),
         "problem_counts": dict(sorted(Counter(each.kind for each in samples.problems).items())),
         "problems": [asdict(each) for each in samples.problems],
     }

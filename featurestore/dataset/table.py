@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from featurestore.dataset.labels import Label, is_missing, parse, uniform
 from featurestore.dataset.merge import merge
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.review import merged_spellings
-from featurestore.dataset.samples import Entry, Samples, list_entries
-from featurestore.dataset.scan import scan
+from featurestore.dataset.samples import Listed, Samples
+from featurestore.dataset.scan import judged, scan
 from featurestore.dataset.source import below, is_uri
 from featurestore.dataset.table_file import (
     is_frame,
@@ -43,10 +44,11 @@ def scan_table(location: str, how: ScanOptions, on_event: OnEvent | None) -> Sam
     folder = _folder(location)
     # Where a comma does not separate columns, it may be the decimal point.
     decimals = {";": ",", "\t": ".,"}.get(separator, ".") if is_text(location) else None
-    entries, columns, problems = list_table(table, how, how.root or folder, location, decimals)
+    listed, columns, problems = list_table(table, how, how.root or folder, location, decimals)
     problems += separator_note(location, separator)
     hint = _root_hint(table, how, how.root or folder, "--root")
-    return _scanned(entries, columns, problems, how, location, hint, on_event)
+    found = _scan(listed, on_event)
+    return merge(listed, *found, how, location, problems, columns=columns, hint=hint)
 
 
 def _folder(location: str) -> str:
@@ -67,36 +69,28 @@ def scan_frame(frame: Any, name: str, how: ScanOptions, on_event: OnEvent | None
     """Scan a DataFrame, see :meth:`Dataset.open`."""
     root = how.root or os.getcwd()
     table = read_frame(frame, name)
-    entries, columns, problems = list_table(table, how, root, name)
+    listed, columns, problems = list_table(table, how, root, name)
     hint = _root_hint(table, how, root, "root=")
-    return _scanned(entries, columns, problems, how, name, hint, on_event)
+    found = _scan(listed, on_event)
+    return merge(listed, *found, how, name, problems, columns=columns, hint=hint)
 
 
-def _scanned(
-    entries: list[Entry],
-    columns: dict[str, Any],
-    problems: list[Problem],
-    how: ScanOptions,
-    place: str,
-    hint: str,
-    on_event: OnEvent | None,
-) -> Samples:
-    verdicts = scan([each.path for each in entries], on_event)
-    samples = merge(entries, verdicts, how, place, problems, hint=hint)
-    return replace(samples, listing=replace(samples.listing, columns=columns))
+def _scan(listed: Listed, on_event: OnEvent | None) -> tuple[np.ndarray, dict[int, str]]:
+    paths = listed.paths or ()
+    return judged(paths, scan(paths, on_event))
 
 
 def list_table(
     table: Any, how: ScanOptions, root: str, place: str, decimals: str | None = None
-) -> tuple[list[Entry], dict[str, Any], list[Problem]]:
-    """List the samples of a pyarrow.Table, in an order that does not depend on that of its rows.
+) -> tuple[Listed, dict[str, Any], list[Problem]]:
+    """List the samples of a pyarrow.Table.
 
     ``root`` is the folder or URI that paths are relative to, ``place`` the location of the table or
     the name of the data set, ``decimals`` the decimal point as in `parse`, if cells are text.
 
     Returns
     -------
-    entries : list of Entry
+    listed : Listed
     columns : dict of str to pyarrow.ChunkedArray
         The other columns, in the order of the rows; none that holds lists, objects, bytes or
         intervals.
@@ -139,9 +133,8 @@ def list_table(
             "--label-column names one (label_column in Python)"
         )
         problems.append(Problem("labels", place, reason))
-    entries = list_entries(paths, labels, cells["split"], cells["group"], where)
-    entries.sort(key=lambda e: (e.path, str(e.label), e.split or "", e.group or "", e.place))
-    return entries, _others(table, named), problems
+    listed = Listed.of(paths, labels, cells["split"], cells["group"], where, len(paths))
+    return listed, _others(table, named), problems
 
 
 def _others(table: Any, named: dict[str, str | None]) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def _decoded(
     def image(row: int | None) -> np.ndarray | None:
         return None if row is None else dataset.image(row, backbone.resize)
 
-    ahead, threads = (BATCHES_AHEAD - 1) * batch_size, readers(dataset.paths[0])
+    ahead, threads = (BATCHES_AHEAD - 1) * batch_size, readers(dataset.samples.path(0))
     with closing(map_ahead(image, rows(), ahead, threads)) as images:
         for first in images:
             window = begun.popleft()

@@ -356,7 +356,7 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     """Return the command that extracts these features, or the Python call if none does."""
     spec = backbone.spec
     height, width = backbone.input_size
-    only_here = None in dataset.paths or spec["source"] == "model"
+    only_here = dataset.samples.path(0) is None or spec["source"] == "model"
     if only_here or spec.get("include_top") or height != width:
         return f"featurestore.extract(dataset, backbone, [{ref!r}], store)"
     words = ["featurestore", "extract", dataset.name]

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from featurestore.digests import sortable
 from featurestore.errors import NotFoundError, StoreError
 
 if TYPE_CHECKING:
@@ -67,19 +70,26 @@ def differences(former: Dataset, present: Dataset) -> str:
     >>> differences(one, other)
     'samples (1 removed), labels (1)'
     """
-    was, now = _rows(former), _rows(present)
-    both = was.keys() & now.keys()
-    added, removed = len(now) - len(both), len(was) - len(both)
-    samples = [f"{n:,} {what}" for n, what in ((added, "added"), (removed, "removed")) if n]
+    was, now = (sortable(each.samples.digests) for each in (former, present))
+    _, *rows = np.intersect1d(was, now, assume_unique=True, return_indices=True)
+    both = len(rows[0])
+    samples = [
+        f"{n:,} {what}"
+        for n, what in ((len(now) - both, "added"), (len(was) - both, "removed"))
+        if n
+    ]
     found = [f"samples ({', '.join(samples)})"] if samples else []
-    for at, what in enumerate(("labels", "splits", "groups")):
-        changed = sum(was[each][at] != now[each][at] for each in both)
+    columns = zip(*map(_columns, (former, present), rows), strict=True)
+    for what, (then, today) in zip(("labels", "splits", "groups"), columns, strict=True):
+        changed = int(np.count_nonzero(then != today))
         found += [f"{what} ({changed:,})"] if changed else []
     return ", ".join(found)
 
 
-def _rows(dataset: Dataset) -> dict[str, tuple[Any, ...]]:
+def _columns(dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return labels, splits and groups of some rows."""
+    samples = dataset.samples
     # 1 is a class and 1.0 a number, although they are equal.
-    labels = [None if each is None else (dataset.task, each) for each in dataset.samples.labels]
-    columns = (labels, dataset.samples.splits, dataset.samples.groups)
-    return dict(zip(dataset.sample_digests, zip(*columns, strict=True), strict=True))
+    labels = np.array([repr(each) for each in samples.labels.values()[rows]])
+    groups = np.full(len(rows), None) if samples.groups is None else samples.groups[rows]
+    return labels, samples.splits[rows], groups

@@ -84,7 +84,7 @@ def load_data(store: FeatureStore, head: Head) -> Dataset:
             if entry.name == data.name:
                 data = replace(data, source=now.source, options=now.options)
     paths = [places[digest] for digest in data.sample_digests]
-    return replace(data, samples=replace(data.samples, paths=paths))
+    return replace(data, samples=data.samples.moved(paths))
 
 
 def _absolute(path: str | Path) -> str:

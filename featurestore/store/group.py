@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from featurestore.digests import ROW_BYTES, digest_fields
+from featurestore.digests import ROW_BYTES, digest_fields, sortable
 from featurestore.errors import (
     DamagedError,
     IncompleteFeaturesError,
@@ -279,7 +279,7 @@ class FeatureGroup:
 
         ``sample_ids`` are the first bytes of digests, uint8 (sample, 16).
         """
-        own, asked = _as_texts(self.samples), _as_texts(sample_ids)
+        own, asked = sortable(self.samples), sortable(sample_ids)
         rows = np.minimum(np.searchsorted(own, asked), len(own) - 1)
         return np.where(own[rows] == asked, rows, -1)
 
@@ -411,8 +411,3 @@ def _run(numbers: np.ndarray) -> slice | np.ndarray:
     if (np.diff(numbers) == 1).all():
         return slice(int(numbers[0]), int(numbers[-1]) + 1)
     return numbers
-
-
-def _as_texts(ids: np.ndarray) -> np.ndarray:
-    """View row ids, (row, 16), as one value each, which compare as the digests do: (row,)."""
-    return np.ascontiguousarray(ids).view(f"S{ROW_BYTES}").reshape(-1)

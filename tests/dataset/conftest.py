@@ -123,8 +123,8 @@ def example(tmp_path: Path) -> Dataset:
 def same(one: Dataset, two: Dataset) -> bool:
     return all(
         getattr(one, name) == getattr(two, name)
-        for name in ("name", "source", "options", "samples", "digest", "manifest_digest")
-    )
+        for name in ("name", "source", "options", "paths", "problems", "digest", "manifest_digest")
+    ) and one.to_frame().equals(two.to_frame())
 
 
 def arrays(values: list[int]) -> list[np.ndarray]:

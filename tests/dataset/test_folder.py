@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from featurestore.dataset import Dataset, Problem
-from featurestore.digests import digest_bytes, digest_set
+from featurestore.digests import digest_bytes, digest_set, packed
 from featurestore.errors import (
     DatasetError,
 )
@@ -33,7 +33,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert (pets.name, pets.source, len(pets)) == ("pets", str(root), 6)
     assert (pets.task, pets.classes, wrong(pets)) == ("classification", ("cat", "dog"), ())
     assert pets.sample_digests == sorted(pets.sample_digests)
-    assert pets.digest == digest_set(pets.sample_digests)
+    assert pets.digest == digest_set(packed(pets.sample_digests))
     for row, path in enumerate(pets.paths):
         assert path is not None
         assert pets.labels[row] == Path(path).relative_to(root).parts[0]

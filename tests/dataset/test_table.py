@@ -137,7 +137,7 @@ def test_the_order_of_a_tables_rows_does_not_matter(tmp_path: Path) -> None:
     table(path, rows[::-1])
     two = Dataset.open(path)
     assert len(one) == 6
-    assert one.samples.paths == two.samples.paths
+    assert one.paths == two.paths
     assert one.manifest_digest == two.manifest_digest
     assert one.given.tolist() == two.given.tolist()[::-1]
 

@@ -150,7 +150,7 @@ def test_a_backbone_without_its_record_has_seen_unknown_images(
     backbone = Backbone.from_file(trained)
     ref = next(each for each in backbone.layer_names if each.endswith("block3_relu"))
     others = Dataset.from_arrays(
-        [flowers.image(row) for row in range(24)], flowers.samples.labels[:24], name="x", val=0.3
+        [flowers.image(row) for row in range(24)], flowers.labels[:24], name="x", val=0.3
     )
     features = extract(
         others, backbone, [f"{ref}:avg"], FeatureStore(tmp_path / "store", create=True)

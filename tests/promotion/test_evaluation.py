@@ -49,7 +49,7 @@ def test_seen_and_new_images_are_never_in_one_number(model: Path, flowers: Datas
     seen = [flowers.image(row) for row in range(6)]
     data = Dataset.from_arrays(
         [*seen, *pictures(12, 3, [(40, 30)])],
-        [*flowers.samples.labels[:6], *["ant", "bee", "cat"] * 4],
+        [*flowers.labels[:6], *["ant", "bee", "cat"] * 4],
         name="mixed",
     )
     # Arrays have other digests than files: all are new.
@@ -109,14 +109,12 @@ def test_mistakes_begin_with_the_most_confident(
 ) -> None:
     wrong = Dataset.from_arrays(
         [flowers.image(row) for row in range(12)],
-        [{"ant": "bee", "bee": "ant", "cat": "cat"}[each] for each in flowers.samples.labels[:12]],
+        [{"ant": "bee", "bee": "ant", "cat": "cat"}[each] for each in flowers.labels[:12]],
         name="wrong",
     )
     found = mistakes(model, wrong)
     predicted = predict_rows(promotion, wrong)
-    expected = {
-        row: label for row, label in predicted.items() if label != wrong.samples.labels[row]
-    }
+    expected = {row: label for row, label in predicted.items() if label != wrong.labels[row]}
     assert {each["row"]: each["predicted"] for each in found} == expected
     assert len(expected) > 3
     sure = [each["probability"] for each in found]

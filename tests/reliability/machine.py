@@ -764,7 +764,7 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.store.datasets.load(name, digest)
         assert found.manifest_digest == expected.manifest_digest
         assert found.paths == expected.paths
-        assert found.samples.labels == expected.samples.labels
+        assert found.labels.tolist() == expected.labels.tolist()
 
     def teardown(self) -> None:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurestore.digests import digest_bytes, digest_set, row_id
+from featurestore.digests import digest_bytes, digest_set, packed, row_id
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, blocks
 from featurestore.store.files import Files
 
@@ -62,7 +62,7 @@ def ids_of(digests: list[str]) -> np.ndarray:
 
 def key_of(digests: list[str], ref: str = "block5_pool:avg", model: str = "vgg16") -> FeatureKey:
     return FeatureKey(
-        model, ref, digest_bytes(f"{model} up to {ref}".encode()), digest_set(digests)
+        model, ref, digest_bytes(f"{model} up to {ref}".encode()), digest_set(packed(digests))
     )
 
 
