@@ -204,7 +204,8 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
     """Remove what no data set and no head refers to, after asking.
 
     Features of the samples that a data set has now stay, unless --boundaries or --unused is given.
-    What another process writes or fits heads on stays. With --json but without --yes, nothing is
+    What another process writes or fits heads on stays; in an object store, which has no locks, what
+    was written within a day. With --json but without --yes, nothing is
     removed. Superseded features that only heads keep are named, with the command that frees them.
 
     \b
@@ -213,6 +214,8 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
     """
     opened = FeatureStore(store)
     items = opened.garbage(boundaries=boundaries, unused=unused)
+    if not opened.features.locking:
+        say("what was written within a day stays: it may be in use", err=True)
     kept = kept_for_heads(opened)
     more = {"kept": [{"key": str(old.key), "superseded_by": str(by.key)} for old, by in kept]}
     freed = _remove(items, lambda: opened.gc(items), yes=yes, as_json=as_json, more=more)

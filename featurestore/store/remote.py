@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from featurestore import objects
@@ -35,6 +36,9 @@ class RemoteFiles:
         Always granted.
     readers : int
         Threads that read many files well: they wait, rather than compute.
+    grace : timedelta
+        What was written within this time may be in use, see `is_recent`; no other process has
+        files in memory.
 
     Raises
     ------
@@ -46,6 +50,7 @@ class RemoteFiles:
         self.location = url.rstrip("/")
         self.locks = Locks(None)
         self.readers = 8
+        self.grace = timedelta(days=0 if url.startswith("memory://") else 1)
         if not objects.is_url(url):
             raise StoreError(f"cannot open {url}; expected a folder, or {objects.EXPECTED}")
         if objects.has_password(url):
@@ -134,24 +139,36 @@ class RemoteFiles:
 
     def is_file(self, path: str) -> bool:
         """Whether a file of this path exists."""
-        return self._size(path) is not None
+        return bool(self._full(path)) and self._head(path) is not None
 
-    def _size(self, path: str) -> int | None:
-        full = self._full(path)
+    def _head(self, path: str) -> Any:
+        """Return what is known of a file; None if there is none."""
         try:
             with self._explained("look at", path):
-                return int(self._bucket.head(full)["size"]) if full else None
+                return self._bucket.head(self._full(path))
         except FileNotFoundError:
             return None
+
+    def _below(self, path: str) -> list[Any]:
+        """Return what is known of every file below a path, or of the file itself."""
+        full = self._full(path)
+        with self._explained("list", path):
+            found = _listed(lambda: [*self._bucket.list(full or None)])
+        own = None if found or not full else self._head(path)
+        return [each for some in found for each in some] if own is None else [own]
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a path (or of the file itself), by path."""
         start = len(self._root) + 1 if self._root else 0
-        with self._explained("list", path):
-            listed = _listed(lambda: [*self._bucket.list(self._full(path) or None)])
-        found = {each["path"][start:]: int(each["size"]) for some in listed for each in some}
-        own = None if found else self._size(path)
-        return found if own is None else {path: own}
+        return {each["path"][start:]: int(each["size"]) for each in self._below(path)}
+
+    def is_recent(self, path: str) -> bool:
+        """Whether a file, or any below a folder, was written within `grace`.
+
+        Without locks, this alone shows that another process may be using it.
+        """
+        since = datetime.now(UTC) - self.grace
+        return any(each["last_modified"] > since for each in self._below(path))
 
     def remove(self, *paths: str) -> None:
         """Remove files, those that exist."""

@@ -167,7 +167,8 @@ class FeatureStore:
         """List what no data set and no head needs; nothing is removed.
 
         If the features of a head were removed, an array that has the rows to promote it is needed
-        as long as no other has them.
+        as long as no other has them. In an object store, which has no locks, what was written
+        within a day is not listed: another process may be using it.
 
         Parameters
         ----------
@@ -200,7 +201,7 @@ class FeatureStore:
                 for garbage in self.features.without_head(fitted, only_boundaries=not unused)
                 if garbage.path not in listed
             ]
-        return found
+        return [garbage for garbage in found if not self._files.is_recent(garbage.path)]
 
     def gc(self, garbage: Sequence[Garbage]) -> int:
         """Remove what `garbage` listed, is still garbage, and is not locked by another process.

@@ -12,7 +12,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ from featurestore.errors import DamagedError, StoreError
 from featurestore.store import FeatureStore
 from featurestore.store.documents import write_json
 from featurestore.store.remote import RemoteFiles
-from tests.reliability.processes import Commands, Strike
+from tests.reliability.bench import Bench
+from tests.reliability.processes import Commands, Running, Strike
 from tests.s3 import S3Server
 from tests.store.conftest import BLOCK, TAIL, digests_of, filled, ids_of, key_of, rows_of
 from tests.store.test_files import test_write_read_list_remove as behaves
-from tests.toys import Result, build_network, featurestore, take_photos
+from tests.toys import Result, featurestore
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -154,6 +155,17 @@ def test_a_head_that_two_save_is_of_one_of_them(objects: FeatureStore) -> None:
     assert damages(objects) == objects.garbage() == []
 
 
+def test_what_was_written_within_a_day_is_no_garbage(objects: FeatureStore) -> None:
+    """Another process may be about to use it, and has no lock to show that."""
+    filled(objects, 10)
+    objects._files.write("heads/new/model.0123456789ab.skops", b"half a head")
+    both = objects.garbage()
+    assert len(both) == 2
+    objects._files.grace = timedelta(days=1)
+    assert objects.garbage() == []
+    assert objects.gc(both) == 0
+
+
 def test_a_head_document_names_no_file_elsewhere(objects: FeatureStore) -> None:
     objects.heads.save("h", {}, {"model.skops": b"x"})
     listing = objects.heads.get("h")["files"]
@@ -194,41 +206,45 @@ def test_a_url_of_no_object_store() -> None:
 # A real server
 
 
+Run = Callable[..., Result]
 REF = "conv_b:avg"
 EXTRACT = ["extract", "photos", "--model", "tiny.keras", "--layer", "conv_a", "--layer", REF]
 EXTRACT += ["--val", "0.3", "--json"]
 
 
-class Bench:
-    """Photographs and a network, and commands on a bucket of the server."""
-
-    def __init__(self, commands: Commands, folder: Path, s3: S3Server) -> None:
-        self._commands, self.folder, self.s3 = commands, folder, s3
-        take_photos(folder / "photos", 12)
-        build_network(folder / "tiny.keras", size=64, channels=64)
-        assert self.run("local", *EXTRACT).status == 0
-        self.features = {
-            str(path.relative_to(folder / "local")): path.read_bytes()
-            for path in (folder / "local" / "features").rglob("*")
-            if path.is_file()
-        }
-
-    def start(self, store: str, *command: Any, strike: Strike | None = None, **other: str) -> Any:
-        environment = {**self.s3.environment, "FEATURESTORE_CACHE": str(self.folder / "cache")}
-        words = (*command, "--store", store)
-        return self._commands.start(self.folder, *words, strike=strike, **{**environment, **other})
-
-    def run(self, store: str, *command: Any, **options: Any) -> Result:
-        return self.start(store, *command, **options).wait()
+@pytest.fixture(scope="module")
+def bench(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("FEATURESTORE_STORE", raising=False)
+        made = Bench(commands, tmp_path_factory.mktemp("bench"), each=12, size=64, channels=64)
+        made.put("fresh")
+        yield made
 
 
 @pytest.fixture(scope="module")
-def bench(
-    commands: Commands, tmp_path_factory: pytest.TempPathFactory, s3: S3Server
-) -> Iterator[Bench]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("FEATURESTORE_STORE", raising=False)
-        yield Bench(commands, tmp_path_factory.mktemp("bench"), s3)
+def start(bench: Bench, s3: S3Server) -> Callable[..., Running]:
+    """Start a command on a store, with what a client of the server needs."""
+
+    def start(store: str, *command: str, **options: Any) -> Running:
+        return bench.start(*command, "--store", store, **{**s3.environment, **options})
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def run(start: Callable[..., Running]) -> Run:
+    return lambda store, *command, **options: start(store, *command, **options).wait()
+
+
+@pytest.fixture(scope="module")
+def local(bench: Bench, run: Run) -> dict[str, bytes]:
+    """The files of the same features in a local store."""
+    assert run("local", *EXTRACT).status == 0
+    return {
+        str(path.relative_to(bench.place / "local")): path.read_bytes()
+        for path in (bench.place / "local" / "features").rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -252,94 +268,102 @@ def test_files_on_a_server(bucket: str) -> None:
 
 
 @pytest.mark.reliability
-def test_a_store_on_a_server_equals_the_local_one_byte_for_byte(bench: Bench, bucket: str) -> None:
+def test_a_store_on_a_server_equals_the_local_one_byte_for_byte(
+    run: Run, local: dict[str, bytes], s3: S3Server, bucket: str
+) -> None:
     store = f"s3://{bucket}/store"
-    killed = bench.run(store, *EXTRACT, strike=Strike(signal.SIGKILL, 2, event="RowsComputed"))
+    killed = run(store, *EXTRACT, strike=Strike(signal.SIGKILL, 2, event="RowsComputed"))
     assert killed.status == -signal.SIGKILL
-    resumed = bench.run(store, *EXTRACT)
+    resumed = run(store, *EXTRACT)
     assert resumed.status == 0, resumed.err
-    assert bench.s3.objects(bucket, "store/features/") == {
-        f"store/{path}": data for path, data in bench.features.items()
+    assert s3.objects(bucket, "store/features/") == {
+        f"store/{path}": data for path, data in local.items()
     }
     rows = resumed.json["features"]["conv_a"]
     assert 0 < rows["rows_computed"] < 36
 
-    block = next(path for path in sorted(bench.features) if "conv_a" in path and "c.1.0" in path)
-    bench.s3.client().put_object(Bucket=bucket, Key=f"store/{block}", Body=b"junk")
-    verified = bench.run(store, "verify", "--json")
+    block = next(path for path in sorted(local) if "conv_a" in path and "c.1.0" in path)
+    s3.client().put_object(Bucket=bucket, Key=f"store/{block}", Body=b"junk")
+    verified = run(store, "verify", "--json")
     assert [each["block"] for each in verified.json["damaged"]] == [1]
-    assert bench.run(store, "repair").status == 0
-    assert bench.s3.objects(bucket, f"store/{block}") == {f"store/{block}": bench.features[block]}
+    assert run(store, "repair").status == 0
+    assert s3.objects(bucket, f"store/{block}") == {f"store/{block}": local[block]}
 
     train = ["train", "photos", "--model", "tiny", "--layer", REF, "--head", "logistic", "--json"]
-    head = bench.run(store, *train)
-    local = bench.run("local", *train)
-    assert head.json == local.json, head.err
-    assert bench.run(store, "tag", "logistic", "best").status == 0
-    promoted = bench.run(store, "promote", "logistic", "-o", "remote.keras", "--json")
+    head = run(store, *train)
+    in_folder = run("local", *train)
+    assert head.json == in_folder.json, head.err
+    assert run(store, "tag", "logistic", "best").status == 0
+    promoted = run(store, "promote", "logistic", "-o", "remote.keras", "--json")
     assert promoted.json["parity"]["agreement"] == 1, promoted.err
-    removed = bench.run(store, "rm", "photos", "--yes")
+    removed = run(store, "rm", "photos", "--yes")
     assert removed.status == 0, removed.err
-    assert bench.run(store, "gc", "--yes").status == 0
-    assert list(bench.s3.objects(bucket)) == ["store/features/zarr.json"]
+    assert run(store, "gc", "--yes").status == 0
+    assert list(s3.objects(bucket)) == ["store/features/zarr.json"]
 
 
 @pytest.mark.reliability
-def test_two_writers_write_each_block_once(bench: Bench, bucket: str) -> None:
-    bucket = bench.s3.bucket(versions=True)
+def test_two_writers_write_each_block_once(
+    run: Run, start: Callable[..., Running], local: dict[str, bytes], s3: S3Server, bucket: str
+) -> None:
+    bucket = s3.bucket(versions=True)
     store = f"s3://{bucket}/store"
-    writers = [bench.start(store, *EXTRACT) for _ in range(2)]
+    writers = [start(store, *EXTRACT) for _ in range(2)]
     for each in [writer.wait() for writer in writers]:
         assert each.status == 0, each.err
-    found = bench.s3.objects(bucket, "store/features/")
-    assert {f"store/{path}" for path in bench.features} <= set(found)
-    chunks = {path for path in bench.features if path.rpartition("/")[2].startswith("c.")}
-    assert {found[f"store/{path}"] == bench.features[path] for path in chunks} == {True}
-    written = bench.s3.versions(bucket, "store/features/")
+    found = s3.objects(bucket, "store/features/")
+    assert {f"store/{path}" for path in local} <= set(found)
+    chunks = {path for path in local if path.rpartition("/")[2].startswith("c.")}
+    assert {found[f"store/{path}"] == local[path] for path in chunks} == {True}
+    written = s3.versions(bucket, "store/features/")
     assert {written[f"store/{path}"] for path in chunks if "/features/c." in path} == {1}
-    assert bench.run(store, "verify").status == 0
+    assert run(store, "verify").status == 0
 
 
 @pytest.mark.reliability
-def test_two_writers_who_both_find_that_float16_is_too_small(bench: Bench, bucket: str) -> None:
+def test_two_writers_who_both_find_that_float16_is_too_small(
+    run: Run, start: Callable[..., Running], bench: Bench, s3: S3Server, bucket: str
+) -> None:
     import keras
 
     image = keras.Input((16, 16, 3))
     huge = keras.layers.Rescaling(1000.0, name="huge")(image)
-    keras.Model(image, huge, name="scaled").save(bench.folder / "scaled.keras")
+    keras.Model(image, huge, name="scaled").save(bench.place / "scaled.keras")
     command = ["extract", "photos", "--model", "scaled.keras", "--layer", "huge"]
     command += ["--scaling", "none"]
-    alone = bench.run("alone", *command)
+    alone = run("alone", *command)
     assert alone.status == 0, alone.err
     store = f"s3://{bucket}/store"
-    writers = [bench.start(store, *command) for _ in range(2)]
+    writers = [start(store, *command) for _ in range(2)]
     for each in [writer.wait() for writer in writers]:
         assert each.status == 0, each.err
-    assert bench.run(store, "verify").status == 0
+    assert run(store, "verify").status == 0
     chunks = {
-        f"store/{path.relative_to(bench.folder / 'alone')}": path.read_bytes()
-        for path in (bench.folder / "alone" / "features").rglob("c.*")
+        f"store/{path.relative_to(bench.place / 'alone')}": path.read_bytes()
+        for path in (bench.place / "alone" / "features").rglob("c.*")
     }
-    found = bench.s3.objects(bucket, "store/features/")
+    found = s3.objects(bucket, "store/features/")
     assert {path: found.get(path) for path in chunks} == chunks
 
 
 @pytest.mark.reliability
-def test_a_server_that_fails_now_and_then_changes_nothing(bench: Bench, bucket: str) -> None:
+def test_a_server_that_fails_now_and_then_changes_nothing(
+    run: Run, local: dict[str, bytes], s3: S3Server, bucket: str
+) -> None:
     store = f"s3://{bucket}/store"
-    result = bench.run(store, *EXTRACT, AWS_ACCESS_KEY_ID="unlucky")
+    result = run(store, *EXTRACT, AWS_ACCESS_KEY_ID="unlucky")
     assert result.status == 0, result.err
-    found = bench.s3.objects(bucket, "store/features/")
-    assert found == {f"store/{path}": data for path, data in bench.features.items()}
-    assert bench.run(store, "verify", AWS_ACCESS_KEY_ID="unlucky").status == 0
+    found = s3.objects(bucket, "store/features/")
+    assert found == {f"store/{path}": data for path, data in local.items()}
+    assert run(store, "verify", AWS_ACCESS_KEY_ID="unlucky").status == 0
 
 
 @pytest.mark.reliability
-def test_a_refusal_is_not_taken_for_damage(bench: Bench, bucket: str) -> None:
+def test_a_refusal_is_not_taken_for_damage(run: Run, bucket: str) -> None:
     store = f"s3://{bucket}/store"
     FeatureStore(store, create=True)
-    assert bench.run(store, "ls", AWS_ACCESS_KEY_ID="reader").status == 0
-    error = bench.run(store, "ls", AWS_ACCESS_KEY_ID="lister").error
+    assert run(store, "ls", AWS_ACCESS_KEY_ID="reader").status == 0
+    error = run(store, "ls", AWS_ACCESS_KEY_ID="lister").error
     assert "access was denied (AccessDenied: Refused)" in error
     assert "move" not in error
 
@@ -384,22 +408,24 @@ def _closed_port() -> str:
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
-    bench: Bench, bucket: str, environment: dict[str, str], message: str
+    run: Run, s3: S3Server, bucket: str, environment: dict[str, str], message: str
 ) -> None:
     where = environment.pop("bucket", bucket)
     if "AWS_ENDPOINT_URL" in environment:
         environment["AWS_ENDPOINT_URL"] = _closed_port()
-    result = bench.run(f"s3://{where}/store", *EXTRACT, **environment)
+    result = run(f"s3://{where}/store", *EXTRACT, **environment)
     assert message in result.error
-    assert bench.s3.objects(bucket) == {}
+    assert s3.objects(bucket) == {}
 
 
 @pytest.mark.reliability
-def test_without_credentials(bench: Bench, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in bench.s3.environment:
+def test_without_credentials(
+    bench: Bench, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in s3.environment:
         if name.startswith("AWS_") and "KEY" in name:
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("HOME", str(bench.folder))
+    monkeypatch.setenv("HOME", str(bench.place))
     result = featurestore("ls", "--store", f"s3://{bucket}-other/store")
     assert "no credentials were found; set AWS_ACCESS_KEY_ID" in result.error
