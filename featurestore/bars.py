@@ -262,6 +262,9 @@ _LINES: dict[str, Callable[[Any], str]] = {
         f"cluster: {plural(event.workers, 'worker')}, {plural(event.threads, 'thread')}"
         f"{f', dashboard {event.dashboard}' if event.dashboard else ''}"
     ),
+    "ClusterStarting": lambda event: (
+        f"cluster: starting {plural(event.processes, 'worker')} on this machine"
+    ),
     "ExtractionFinished": _extraction_finished,
     "ExtractionStarted": _extraction_started,
     "Float32Chosen": _float32_chosen,

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from featurestore.errors import InputError, one_line, received
-from featurestore.extraction.events import ClusterJoined
+from featurestore.extraction.events import ClusterJoined, ClusterStarting
 from featurestore.extraction.worker import differing, facts
 from featurestore.listening import OnEvent, receiver
 from featurestore.threads import processors
@@ -82,7 +82,7 @@ class Cluster:
             self.client(on_event)
 
     def client(self, on_event: OnEvent | None = None) -> Client:
-        """Connect, the first time, and emit :class:`ClusterJoined`.
+        """Connect, the first time, and emit :class:`ClusterStarting` and :class:`ClusterJoined`.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class Cluster:
             If there is no scheduler, or a worker has other versions than this process.
         """
         if self._client is None:
-            client = self._connect()
+            client = self._connect(receiver(on_event))
             _require_alike(client)
             self._client = client
             threads, dashboard = client.nthreads(), None
@@ -113,7 +113,7 @@ class Cluster:
             backend="dask", client=client, wait_for_workers_timeout=WORKER_SECONDS
         )
 
-    def _connect(self) -> Client:
+    def _connect(self, emit: OnEvent) -> Client:
         from distributed import Client
         from distributed.utils import silence_logging_cmgr
 
@@ -125,6 +125,7 @@ class Cluster:
         # A lost connection becomes one line, an ExtractionError.
         self._open.enter_context(silence_logging_cmgr(logging.CRITICAL))
         if own:
+            emit(ClusterStarting(where))
             where = _local(where)
             self._open.callback(where.close)
         try:

@@ -13,6 +13,13 @@ class BackboneLoading:
 
 
 @dataclass(frozen=True)
+class ClusterStarting:
+    """So many processes are about to start on this machine."""
+
+    processes: int
+
+
+@dataclass(frozen=True)
 class ClusterJoined:
     """The extraction computes on a Dask cluster, which has so many workers and threads now.
 
@@ -120,6 +127,7 @@ class ExtractionFinished:
 
 ExtractionEvent = (
     BackboneLoading
+    | ClusterStarting
     | ClusterJoined
     | ExtractionStarted
     | RowsComputed

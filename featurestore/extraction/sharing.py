@@ -235,7 +235,7 @@ class _Progress:
         written: Written,
     ) -> None:
         self._emit, self._written = emit, written
-        self._images = [decided.rows_of(units) for units in tasks]
+        self._plan, self._tasks = decided, tasks
         # Rows that were computed, copied and derived: of each task, (task, 3), and all together.
         self._done = np.zeros((len(tasks), 3), np.int64)
         self._sums = np.zeros(3, np.int64)
@@ -250,14 +250,17 @@ class _Progress:
             self._count(report["task"], *report["rows"])
 
     def end(self, number: int, done: Done) -> None:
-        """Take what a task wrote."""
-        self._written.add(done.written)
+        """Take what a task wrote: its own report leaves out what a worker wrote that died."""
+        units, written = self._tasks[number], Written(forecast=done.written.forecast)
+        for layer, block in (each for unit in units for each in unit.blocks):
+            written.count(self._plan.layers[layer], block)
+        self._written.add(written)
         for text in done.warnings:
             if text not in self._warned:
                 self._warned.add(text)
                 warnings.warn(text, FeatureStoreWarning, stacklevel=2)
-        copied, derived = done.written.copied.total(), done.written.derived.total()
-        self._count(number, self._images[number], copied, derived)
+        images = self._plan.rows_of(units)
+        self._count(number, images, written.copied.total(), written.derived.total())
 
     def _count(self, number: int, computed: int, copied: int, derived: int) -> None:
         # A task that begins again, on another worker, reports from 0.

@@ -39,6 +39,17 @@ class Written:
         self.sources.update(other.sources)
         self.forecast.row_bytes |= other.forecast.row_bytes
 
+    def count(self, layer: LayerPlan, block: int) -> None:
+        """Add the rows of a block as they were planned."""
+        ref, span = str(layer.ref), slice(layer.span(block).start, layer.span(block).stop)
+        left, copied, computed = layer.is_left[span], layer.is_copied[span], layer.is_computed[span]
+        self.copied[ref] += int(np.count_nonzero(left & copied))
+        self.computed[ref] += int(np.count_nonzero(left & computed))
+        derived = int(np.count_nonzero(left & ~copied & ~computed))
+        if derived and layer.derived is not None:
+            self.derived[ref] += derived
+            self.sources[ref] = layer.derived.source
+
     def forget(self, ref: str) -> None:
         """Leave out a layer that is written again."""
         for counts in (self.computed, self.copied, self.derived):

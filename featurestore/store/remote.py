@@ -56,7 +56,7 @@ class RemoteFiles:
         if objects.has_password(url):
             raise StoreError(
                 "the URL of the store holds a user or password, which every message would show; "
-                "leave it out, and set the variables that docs/clusters.md lists"
+                "leave it out, and set the variables that docs/object-stores.md lists"
             )
         with self._explained("open", ""):
             self._bucket, self._root = objects.locate(self.location)

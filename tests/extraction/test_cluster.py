@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 import psutil
 import pytest
+import yaml
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
@@ -26,6 +28,7 @@ from featurestore.errors import DatasetError, ExtractionError, InputError
 from featurestore.extraction import (
     ClusterJoined,
     ExtractionFinished,
+    ExtractionStarted,
     Float32Chosen,
     RowsComputed,
     cluster,
@@ -36,7 +39,7 @@ from featurestore.extraction.stored_type import Float16Error
 from featurestore.heads import fit_heads
 from featurestore.store import FeatureStore, blocks
 from tests.heads.own_estimators import Where
-from tests.toys import take_photos
+from tests.toys import build_network, featurestore, take_photos
 
 ROOT = Path(__file__).parents[2]
 # Seconds that a process may take to start beside others.
@@ -333,6 +336,45 @@ def test_heads_are_fitted_there(
     assert [head.problems for head in heads] == [(f"shrunk to {each}",) for each in (0.5, 1.0, 1.5)]
 
 
+@pytest.mark.reliability
+def test_two_commands_use_one_cluster_at_the_same_time(
+    processes: Processes, many: Path, backbone: Backbone, slow: Path, tmp_path: Path
+) -> None:
+    photos, address = Dataset.open(many), processes.having(2)
+    asked = [(slow, "conv_2"), (backbone, "pool_a")]
+    with ThreadPoolExecutor() as pool:
+        together = [
+            pool.submit(extract, photos, *each, tmp_path / "store", batch_size=8, cluster=address)
+            for each in asked
+        ]
+    for each, (_, ref) in zip(together, asked, strict=True):
+        assert each.result().reports[ref].rows_computed == len(photos)
+        assert not each.result()[ref].group.missing()
+    assert {len(each) for each in on_workers(processes, jobs).values()} == {2}
+
+
+@pytest.mark.reliability
+def test_a_pipeline_file_names_the_scheduler(
+    processes: Processes, photos: Path, tmp_path: Path
+) -> None:
+    build_network(tmp_path / "tiny.keras")
+    spec = {
+        "name": "colours",
+        "data": {"path": str(photos), "val": 0.3},
+        "backbone": {"model": "tiny.keras"},
+        "layers": ["pool_a:avg"],
+        "heads": ["knn"],
+        "scheduler": processes.having(2),
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
+    before = on_workers(processes, jobs)
+    done = featurestore("run", tmp_path / "run.yaml", "--store", tmp_path / "store")
+    assert done.status == 0, done.err
+    assert "cluster: 2 workers, 2 threads" in done.err
+    assert on_workers(processes, jobs) != before
+    assert len(FeatureStore(tmp_path / "store").heads.values()) == 1
+
+
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.reliability
 def test_a_worker_that_is_killed_loses_nothing(
@@ -349,26 +391,8 @@ def test_a_worker_that_is_killed_loses_nothing(
     )
     assert other.wait() == -signal.SIGKILL
     assert not found["conv_2"].group.missing()
+    assert found.reports["conv_2"].rows_computed == len(photos)
     assert heard.of(RowsComputed)[-1].done == len(photos)
-
-
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.reliability
-def test_a_scheduler_that_is_lost_ends_in_one_line(
-    processes: Processes, many: Path, slow: Path, tmp_path: Path
-) -> None:
-    photos, address = Dataset.open(many), processes.having(1)
-    assert processes.scheduler is not None
-    heard = Listener(processes.scheduler.kill)
-    with pytest.raises(ExtractionError, match=r"Dask scheduler was lost.*it resumes"):
-        extract(
-            *(photos, slow, "conv_2", tmp_path / "store"),
-            batch_size=4,
-            cluster=address,
-            on_event=heard,
-        )
-    (group,) = FeatureStore(tmp_path / "store").features.values()
-    assert group.missing()
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -377,20 +401,21 @@ def test_workers_that_die_again_and_again_end_in_one_line(
     processes: Processes, many: Path, slow: Path, tmp_path: Path
 ) -> None:
     photos, address = Dataset.open(many), processes.having(1)
+    heard = Listener(processes.workers[0].kill)
     with processes.client() as client:
-        client.run_on_scheduler(_give_up_at_once)
-    with pytest.raises(ExtractionError, match=r"several workers died.*--batch-size.*it resumes"):
-        extract(
-            *(photos, slow, "conv_2", tmp_path / "store"),
-            batch_size=4,
-            cluster=address,
-            on_event=Listener(processes.workers[0].kill),
-        )
+        client.run_on_scheduler(allow_failures, 0)  # Dask gives a task to four workers.
+        with pytest.raises(ExtractionError, match=r"several workers died.*--batch-size.*resumes"):
+            extract(
+                *(photos, slow, "conv_2", tmp_path / "store"),
+                batch_size=4,
+                cluster=address,
+                on_event=heard,
+            )
+        client.run_on_scheduler(allow_failures, 3)
 
 
-def _give_up_at_once(dask_scheduler: Any) -> None:
-    """Dask gives a task to four workers; this test has one."""
-    dask_scheduler.allowed_failures = 0
+def allow_failures(most: int, dask_scheduler: Any) -> None:
+    dask_scheduler.allowed_failures = most
 
 
 @pytest.mark.reliability
@@ -411,6 +436,24 @@ def test_a_worker_of_another_version_is_named(
                 )
     finally:
         processes.having(0)
+
+
+@pytest.mark.reliability
+def test_a_scheduler_that_is_lost_ends_in_one_line(
+    processes: Processes, many: Path, slow: Path, tmp_path: Path
+) -> None:
+    photos, address = Dataset.open(many), processes.having(0)
+    assert processes.scheduler is not None
+    heard = Listener(processes.scheduler.kill, at=ExtractionStarted)
+    with pytest.raises(ExtractionError, match=r"Dask scheduler was lost.*it resumes"):
+        extract(
+            *(photos, slow, "conv_2", tmp_path / "store"),
+            batch_size=4,
+            cluster=address,
+            on_event=heard,
+        )
+    (group,) = FeatureStore(tmp_path / "store").features.values()
+    assert group.missing()
 
 
 SCRIPT = """
@@ -446,7 +489,7 @@ def test_ctrl_c_ends_the_processes_of_this_machine(many: Path, slow: Path, tmp_p
     assert process.returncode == 130, err
     assert out == ""
     *_, last = err.splitlines()
-    assert "cluster: 1 worker, " in err
+    assert "cluster: starting 1 worker on this machine\ncluster: 1 worker, " in err
     assert last.startswith("interrupted; what is stored is kept, and this resumes: featurestore")
     assert "Traceback" not in err
     mine = [each for each in psutil.process_iter() if runs_in(process.pid, each)]
