@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from featurestore.listening import listening
 from featurestore.quiet import load_tensorflow
-from featurestore.table import duration, plural, printable
+from featurestore.table import cell, duration, plural, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -211,7 +211,8 @@ def _head_fitted(event: Any) -> str:
     measured = event.metrics.get(split, {})
     name = next((each for each in ("accuracy", "r2") if measured.get(each) is not None), None)
     score = f"{split} {name} {measured[name]:.3f}, " if name else ""
-    return f"fit: {event.head}: {score}{event.seconds:.1f} s"
+    params = f", {cell(event.params)}" if event.params else ""
+    return f"fit: {event.head} on {event.layer}{params}: {score}{event.seconds:.1f} s"
 
 
 def _tuning_started(event: Any) -> str:

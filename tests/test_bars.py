@@ -46,11 +46,14 @@ EVENTS: list[tuple[Any, str]] = [
     ),
     (ExtractionFinished(1000, 4.0), "extract: 1,000 images in 4.0 s, 250 img/s\n"),
     (
-        HeadFitted("knn-1", {"train": {}, "val": {"accuracy": 0.9}}, 2.0),
-        "fit: knn-1: val accuracy 0.900, 2.0 s\n",
+        HeadFitted("knn-1", {"train": {}, "val": {"accuracy": 0.9}}, 2.0, "a:avg", {"p": 1e-5}),
+        "fit: knn-1 on a:avg, p=1e-05: val accuracy 0.900, 2.0 s\n",
     ),
-    (HeadFitted("knn-1", {"test": {"r2": 0.0}}, 2.0), "fit: knn-1: test r2 0.000, 2.0 s\n"),
-    (HeadFitted("knn-1", {"val": {"r2": None}}, 2.0), "fit: knn-1: 2.0 s\n"),
+    (
+        HeadFitted("knn-1", {"test": {"r2": 0.0}}, 2.0, "a", {}),
+        "fit: knn-1 on a: test r2 0.000, 2.0 s\n",
+    ),
+    (HeadFitted("knn-1", {"val": {"r2": None}}, 2.0, "a", {}), "fit: knn-1 on a: 2.0 s\n"),
     (HeadWarned("knn-1", "has not\nconverged"), "fit: knn-1: has not\\nconverged\n"),
     (EpochEnded("dense-1", 1, 10, {}), ""),
     (

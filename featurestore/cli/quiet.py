@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import AbstractContextManager, redirect_stdout
+from functools import partial
 from typing import Any
 
 from featurestore.errors import FeatureStoreWarning
@@ -15,7 +16,7 @@ from featurestore.table import printable
 
 
 def quiet_libraries() -> None:
-    """Silence logs and warnings of libraries; our own warnings take one line.
+    """Silence logs and warnings of libraries; our own warnings take one line, each only once.
 
     ``python -W …`` and PYTHONWARNINGS show the warnings all the same.
     """
@@ -27,10 +28,11 @@ def quiet_libraries() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", FeatureStoreWarning)
-    warnings.showwarning = _show
+    warnings.showwarning = partial(_show, set())
 
 
 def _show(
+    shown: set[str],
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -39,7 +41,10 @@ def _show(
     line: str | None = None,
 ) -> None:
     where = "" if issubclass(category, FeatureStoreWarning) else f" ({filename}:{lineno})"
-    print(f"warning: {printable(' '.join(str(message).split()))}{where}", file=file or sys.stderr)
+    text = f"warning: {printable(' '.join(str(message).split()))}{where}"
+    if text not in shown:  # The same is found when the work is planned and when it is done.
+        print(text, file=file or sys.stderr)
+    shown.add(text)
 
 
 def prints_on_stderr() -> AbstractContextManager[Any]:

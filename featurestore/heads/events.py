@@ -63,11 +63,25 @@ class HeadWarned:
 
 @dataclass(frozen=True)
 class HeadFitted:
-    """A head was fitted and measured in ``seconds`` of wall time, or its share of a bank's."""
+    """A head was fitted and measured in ``seconds`` of wall time, or its share of a bank's.
+
+    Attributes
+    ----------
+    head : str
+        Its id.
+    metrics : mapping
+        By split.
+    seconds : float
+    layer : str
+    params : mapping
+        The parameters that were given.
+    """
 
     head: str
     metrics: Mapping[str, Mapping[str, Any]]
     seconds: float
+    layer: str
+    params: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Fitting:
                 each.save(store)
             for text in each.problems:
                 self.on_event(HeadWarned(each.id, text))
-            self.on_event(HeadFitted(each.id, each.metrics, each.lineage["seconds"]))
+            layer, seconds = each.lineage["features"]["ref"], each.lineage["seconds"]
+            self.on_event(HeadFitted(each.id, each.metrics, seconds, layer, each.params))
         if errors:
             raise errors[0]
         for key in found:

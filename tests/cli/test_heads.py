@@ -60,7 +60,7 @@ def test_train_gives_metrics_of_each_split(place: Place) -> None:
     assert {"accuracy", "balanced_accuracy", "macro_f1", "log_loss", "confusion"} < set(
         result.json["metrics"]["val"]
     )
-    assert result.err.startswith(f"fit: {result.json['head']}: val accuracy ")
+    assert result.err.startswith(f"fit: {result.json['head']} on conv_b:avg, C=0.5: val accuracy ")
     assert again.out.splitlines()[-1] == f"head: {result.json['head']}"
     assert again.err.startswith("fit: 1 head taken from the store\n")
 

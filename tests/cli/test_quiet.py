@@ -18,6 +18,7 @@ from featurestore.errors import FeatureStoreWarning
 warnings.warn("a library's own", UserWarning)
 warnings.warn("soon gone", DeprecationWarning)
 warnings.warn("ours, in two\\n lines", FeatureStoreWarning)
+warnings.warn("ours, in two lines", FeatureStoreWarning)
 """
 
 
