@@ -7,7 +7,7 @@ built before in the process do not matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from featurestore.backbone.custom import (
@@ -102,6 +102,16 @@ def has_nan(operation: Any) -> bool:
     arrays = map(np.asarray, weight_arrays(operation))
     # By name: NumPy does not count bfloat16 and the like as floating types.
     return any("float" in array.dtype.name and np.isnan(array).any() for array in arrays)
+
+
+def refuse_nan(graph: Graph, numbers: Iterable[int]) -> None:
+    """Raise BackboneError if a weight of some nodes is NaN, which later layers may hide."""
+    for node in (graph.nodes[number] for number in numbers):
+        if has_nan(node.operation):
+            raise BackboneError(
+                f"layer {node.name!r} has weights that are NaN, expected numbers: use weights from "
+                "before the training diverged, or a sound file"
+            )
 
 
 def weight_arrays(operation: Any) -> list[Any]:

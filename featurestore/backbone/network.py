@@ -138,7 +138,7 @@ class Network:
         BackboneError
             If a weight on the way is NaN.
         """
-        self._refuse_nan(self._graph.ancestors(self._numbers(refs)))
+        identity.refuse_nan(self._graph, self._graph.ancestors(self._numbers(refs)))
         if reason := engines.slower(self.computing.precision):
             warnings.warn(
                 f"{self.computing.precision} is slower than float32 here: {reason}",
@@ -194,7 +194,7 @@ class Network:
             If a ref needs more than ``source``, or a weight on the way is NaN.
         """
         start = self._start(source, refs)
-        self._refuse_nan(self._tail_nodes(refs, start))
+        identity.refuse_nan(self._graph, self._tail_nodes(refs, start))
         return self._compiled(refs, source)
 
     def flops(self, refs: Sequence[LayerRef | str], source: str | None = None) -> int:
@@ -297,9 +297,7 @@ class Network:
         computing = computing or self.computing
         names = computing.engines()
         own = {self._precisions[each] for each in self._numbers(refs)} - {"float32"}
-        if own and "tensorflow" in names:
-            names = ["tensorflow"]
-        if names[0] == "openvino":
+        if names[0] == "openvino" and not (own and "tensorflow" in names):
             try:
                 if own:
                     raise EngineError(f"its layers compute in {', '.join(sorted(own))}")
@@ -390,15 +388,6 @@ class Network:
         """Whether a node's activation can be stored and taken up again: floats, and no mask."""
         node = self._graph.nodes[number]
         return "float" in node.outputs[0].dtype and not reduction.is_masked(node)
-
-    def _refuse_nan(self, numbers: Sequence[int]) -> None:
-        for node in (self._graph.nodes[number] for number in numbers):
-            # Later layers may hide NaN: max pooling passes over it.
-            if identity.has_nan(node.operation):
-                raise BackboneError(
-                    f"layer {node.name!r} has weights that are NaN, expected numbers: use weights"
-                    " from before the training diverged, or a sound file"
-                )
 
     def _reduction(self, ref: LayerRef) -> Any:
         """Return the layer that reduces a ref's activation, or None."""

@@ -28,6 +28,7 @@ from featurestore.extraction.writer import Written
 from featurestore.features import Features
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
+from featurestore.store.former import replace_former
 from featurestore.versions import versions
 
 # How often to look whether other processes are done with features that are to be replaced.
@@ -151,7 +152,7 @@ def extract(
         written = Written(forecast=Forecast(started))
         groups, reports = _write(request, dataset, store, written, where, on_event)
         # The locks are released: this extraction itself may have used the former arrays.
-        former = store.replace_former([each.key for each in groups.values()]) if replace else []
+        former = replace_former(store, [each.key for each in groups.values()]) if replace else []
         seconds = time.perf_counter() - started
         options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
         options |= {"cluster": where, "on_event": on_event}

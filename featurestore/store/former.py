@@ -49,14 +49,55 @@ class Former:
         return f"freed {size(self.bytes)}: {self.key}{heads}"
 
 
-def former_arrays(store: FeatureStore, keys: Collection[FeatureKey]) -> list[FeatureGroup]:
-    """Return the arrays of the same prefix digests and reductions that no data set needs.
+def replace_former(store: FeatureStore, keys: Collection[FeatureKey]) -> list[Former]:
+    """Remove the former arrays that complete ones supersede; the heads fitted on them stay.
+
+    A former array has the same prefix digest and reduction, and no data set has its samples
+    now. It is superseded if a given array has all of its rows, which then serve the heads.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    keys : collection of FeatureKey
+        Of the new arrays.
+
+    Returns
+    -------
+    list of Former
+        What was removed; and what shares samples with the new arrays and was left, with the
+        reason.
 
     Raises
     ------
+    NotFoundError, IncompleteFeaturesError
+        If one of the arrays does not exist, or is not complete.
     DamagedError
         If a data set cannot be read, so that what it needs is unknown.
     """
+    features, found = store.features, []
+    with features.lock(keys, shared=True):
+        new = [features.get(key) for key in keys]
+        for group in new:
+            group.require()
+        if not (former := _former_arrays(store, keys)):
+            return []
+        with features.lock_free(group.key for group in former) as held:
+            heads = _heads_by_features(store)
+            # Listed again: under the locks no process can begin to use them.
+            for old in _former_arrays(store, keys):
+                judged = _judge(old, new, heads.get(old.path, ()))
+                if judged is None or not features.has(old.key):
+                    continue  # Another process has just removed it.
+                if judged.left is None and old.path in held:
+                    features.discard(old.path)
+                elif judged.left is None:
+                    judged = replace(judged, left=IN_USE)
+                found.append(judged)
+    return found
+
+
+def _former_arrays(store: FeatureStore, keys: Collection[FeatureKey]) -> list[FeatureGroup]:
+    """Return the arrays of the same prefix digests and reductions that no data set needs."""
     in_use = store.datasets.references()
     found = {
         group.path: group
@@ -67,7 +108,7 @@ def former_arrays(store: FeatureStore, keys: Collection[FeatureKey]) -> list[Fea
     return list(found.values())
 
 
-def heads_by_features(store: FeatureStore) -> dict[str, tuple[str, ...]]:
+def _heads_by_features(store: FeatureStore) -> dict[str, tuple[str, ...]]:
     """Return the ids of the heads that were fitted on features, by the path of these."""
     found: dict[str, tuple[str, ...]] = {}
     for document in store.heads.values():
@@ -86,7 +127,7 @@ def kept_for_heads(store: FeatureStore) -> list[tuple[FeatureGroup, FeatureGroup
     return [(group, by) for group, by in zip(former, newer, strict=True) if by is not None]
 
 
-def judge(
+def _judge(
     old: FeatureGroup, groups: Iterable[FeatureGroup], heads: tuple[str, ...]
 ) -> Former | None:
     """Say whether new arrays supersede a former one; None if it shares no sample with them.

@@ -172,6 +172,10 @@ class Shelf(ABC, Generic[K, V]):
         names = [self.path(key) for key in keys]
         return self._files.locks.acquire(names, shared=shared, wait=wait)
 
+    def lock_free(self, keys: Iterable[K]) -> AbstractContextManager[set[str]]:
+        """Lock entries exclusively, those that no other process has locked: gives their paths."""
+        return self._files.locks.acquire_free({self.path(key) for key in keys})
+
     @property
     def locking(self) -> bool:
         """Whether locks keep other processes out; in object stores they do not."""

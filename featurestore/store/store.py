@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from featurestore.errors import (
@@ -20,7 +19,6 @@ from featurestore.store.documents import read_json, write_json
 from featurestore.store.elsewhere import needed_by_heads
 from featurestore.store.features import ROOT_DOCUMENT, FeatureShelf
 from featurestore.store.files import open_files
-from featurestore.store.former import IN_USE, Former, former_arrays, heads_by_features, judge
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.key import FeatureKey
@@ -289,50 +287,6 @@ class FeatureStore:
                         "removed; run the command again"
                     )
             return sum(self._shelf(each.path).discard(each.path) for each in removal.items)
-
-    def replace_former(self, keys: Collection[FeatureKey]) -> list[Former]:
-        """Remove the former arrays that complete ones supersede; the heads fitted on them stay.
-
-        A former array has the same prefix digest and reduction, and no data set has its samples
-        now. It is superseded if a given array has all of its rows, which then serve the heads.
-
-        Parameters
-        ----------
-        keys : collection of FeatureKey
-            Of the new arrays.
-
-        Returns
-        -------
-        list of Former
-            What was removed; and what shares samples with the new arrays and was left, with the
-            reason.
-
-        Raises
-        ------
-        NotFoundError, IncompleteFeaturesError
-            If one of the arrays does not exist, or is not complete.
-        DamagedError
-            If a data set cannot be read, so that what it needs is unknown.
-        """
-        with self.features.lock(keys, shared=True):
-            new = [self.features.get(key) for key in keys]
-            for group in new:
-                group.require()
-            paths = {group.path for group in former_arrays(self, keys)}
-            with self._files.locks.acquire_free(paths) as held:
-                heads = heads_by_features(self) if paths else {}
-                found = []
-                # Listed again: under the locks no process can begin to use them.
-                for old in former_arrays(self, keys) if paths else []:
-                    former = judge(old, new, heads.get(old.path, ()))
-                    if former is None or not self.features.has(old.key):
-                        continue  # Another process has just removed it.
-                    if former.left is None and old.path in held:
-                        self.features.discard(old.path)
-                    elif former.left is None:
-                        former = replace(former, left=IN_USE)
-                    found.append(former)
-        return found
 
     def size(self, item: Item) -> int:
         """Bytes of an item on disk."""
