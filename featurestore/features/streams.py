@@ -61,7 +61,7 @@ def as_tf_dataset(source: Batches, stored: np.dtype) -> tf.data.Dataset:
 
     def windows() -> Iterator[Any]:
         for x, *targets in source.epoch(next(numbers)).windows(stored):
-            yield (_aligned(x), *targets) if targets else _aligned(x)
+            yield (x, *targets) if targets else x
 
     def as_float32(x: tf.Tensor, *targets: tf.Tensor) -> Any:
         x = tf.cast(x, tf.float32)
@@ -76,15 +76,3 @@ def as_tf_dataset(source: Batches, stored: np.dtype) -> tf.data.Dataset:
     batches = stream.rebatch(source.batch_size).map(as_float32)
     counted = batches.apply(tf.data.experimental.assert_cardinality(len(source)))
     return counted.prefetch(tf.data.AUTOTUNE)
-
-
-def _aligned(values: np.ndarray) -> np.ndarray:
-    """Return a copy that TensorFlow takes as it is: at an address that is a multiple of 64.
-
-    Its own copy would go to memory that is new each time, which costs more than copying.
-    """
-    memory = np.empty(values.nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    found = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-    found[...] = values
-    return found

@@ -136,42 +136,6 @@ def _content_size(frame: bytes) -> int | None:
     return size + 256 * (width == 2) if width else None
 
 
-def as_type(values: np.ndarray, dtype: np.dtype, out: np.ndarray | None = None) -> np.ndarray:
-    """Return values in another type, in ``out`` if it is given: contiguous, of this shape and type.
-
-    float16 to float32 moves the bits: numpy's own conversion takes longer than reading and
-    decompressing the values.
-    """
-    if out is None:
-        if values.dtype == dtype:
-            return values
-        out = np.empty(values.shape, dtype)
-    if values.dtype == np.float16 and dtype == np.float32 and _bits_can_move(values):
-        # The sign stays at the top, exponent and fraction move to their places below it; the
-        # exponent is then too small by 112, the difference of the biases (127 and 15).
-        bits = out.view(np.int32)
-        np.left_shift(values.view(np.int16), 13, out=bits, dtype=np.int32)
-        np.bitwise_and(bits, np.int32(~(7 << 28)), out=bits)
-        np.multiply(out, _REBIAS, out=out)
-    else:
-        out[...] = values
-    return out
-
-
-_REBIAS = np.float32(2.0**112)
-_INFINITE = 0x7C00  # the bits of a float16, without its sign
-
-
-def _bits_can_move(values: np.ndarray) -> bool:
-    """Whether float16 values are finite, and this thread computes with subnormal numbers.
-
-    TensorFlow's threads take them as zero.
-    """
-    bits = values.view(np.uint16)
-    finite = not bits.size or bits.max() < _INFINITE or (bits & 0x7FFF).max() < _INFINITE
-    return bool(finite and np.nextafter(np.float32(0), np.float32(1)) * _REBIAS > 0)
-
-
 @dataclass(frozen=True)
 class BlockArray:
     """One array of rows, in blocks.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import StoreError
-from featurestore.store.blocks import as_type
 from featurestore.store.group import FeatureGroup
+from featurestore.store.reading import as_type
 from featurestore.store.removal import keys_of
 from featurestore.store.variants import part_of
 
@@ -67,10 +67,14 @@ class BorrowedRows(FeatureGroup):
         """Return no block: only complete features are borrowed."""
         return []
 
-    def read_block(self, block: int) -> np.ndarray:
+    def read_block(self, block: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read one block; as `FeatureGroup.read_block`."""
         first = block * self.block_rows
-        return self.read(np.arange(first, min(first + self.block_rows, len(self.rows))))
+        rows = self.read(np.arange(first, min(first + self.block_rows, len(self.rows))))
+        if out is None:
+            return rows
+        out[: len(rows)] = rows
+        return out[: len(rows)]
 
     def read(self, rows: np.ndarray | None = None, dtype: Any = None) -> np.ndarray:
         """Read rows in any order, (row, …); as `FeatureGroup.read`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,8 +19,9 @@ from featurestore.errors import (
     refuse_newer,
 )
 from featurestore.settings import first_mistake
-from featurestore.store.blocks import BEGUN, METADATA, BlockArray, as_type, dimension_names
+from featurestore.store.blocks import BEGUN, METADATA, BlockArray, dimension_names
 from featurestore.store.key import FeatureKey
+from featurestore.store.reading import read_rows
 from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
@@ -318,8 +318,10 @@ class FeatureGroup:
         """Write one block whole, atomically: (row of the block, …) of the stored type."""
         self.features.write(block, rows)
 
-    def read_block(self, block: int) -> np.ndarray:
+    def read_block(self, block: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read one block: (row of the block, …) of the stored type.
+
+        It is read into ``out`` if this has ``block_rows`` rows of that type.
 
         Raises
         ------
@@ -328,9 +330,6 @@ class FeatureGroup:
         DamagedError
             Its bytes fail their checksum.
         """
-        return self._read_block(block)
-
-    def _read_block(self, block: int, out: np.ndarray | None = None) -> np.ndarray:
         try:
             return self.features.read(block, out)
         except FileNotFoundError as error:
@@ -355,27 +354,7 @@ class FeatureGroup:
         wanted = np.arange(self.shape[0]) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.shape[0]:
             raise IndexError(f"{self.key}: rows {wanted.min()} to {wanted.max()}")
-        order = np.argsort(wanted, kind="stable")
-        blocks, first = np.unique(wanted[order] // self.block_rows, return_index=True)
-        places = np.split(order, first[1:])
-        result = np.empty((len(wanted), *self.shape[1:]), dtype=dtype or self.dtype)
-
-        def fill(block: int, place: np.ndarray) -> None:
-            chosen = _run(wanted[place] - block * self.block_rows)
-            into = _run(place)
-            there = result[into] if isinstance(into, slice) else None
-            whole = isinstance(chosen, slice) and len(place) == self.block_rows
-            if there is not None and whole and there.dtype == self.dtype:
-                self._read_block(block, there)
-                return
-            values = as_type(self.read_block(block)[chosen], result.dtype, there)
-            if there is None:
-                result[into] = values
-
-        with ThreadPoolExecutor(self.features.files.readers) as pool:
-            for _ in pool.map(fill, blocks.tolist(), places):
-                pass
-        return result
+        return read_rows(self, wanted, dtype or self.dtype)
 
     def require(self, rows: np.ndarray | None = None) -> None:
         """Raise IncompleteFeaturesError unless the blocks of these rows, or all, exist."""
@@ -404,10 +383,3 @@ class FeatureGroup:
             f"{self.key}: {which} never extracted, of {self.blocks} (the first is block "
             f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
         )
-
-
-def _run(numbers: np.ndarray) -> slice | np.ndarray:
-    """Return ascending numbers without gaps as a slice, which needs no copy."""
-    if (np.diff(numbers) == 1).all():
-        return slice(int(numbers[0]), int(numbers[-1]) + 1)
-    return numbers

@@ -571,10 +571,10 @@ def test_keras_fits_from_a_py_dataset(tmp_path: Path, workers: int) -> None:
 class Counted(FeatureGroup):
     """A group that notes which blocks are read, slowly."""
 
-    def read_block(self, block: int) -> np.ndarray:
+    def read_block(self, block: int, out: np.ndarray | None = None) -> np.ndarray:
         self.attrs["read"].append(block)
         time.sleep(0.002)
-        return super().read_block(block)
+        return super().read_block(block, out)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

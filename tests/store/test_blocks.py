@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as hnp
 
 from featurestore.store.blocks import (
     BlockArray,
-    as_type,
     block_rows,
     decode,
     encode,
@@ -38,31 +37,6 @@ values = hnp.arrays(
 @given(values)
 def test_chunk_round_trip(rows: np.ndarray) -> None:
     assert np.array_equal(decode(encode(rows, "a"), rows.shape, rows.dtype, "a"), rows)
-
-
-EVERY_HALF = np.arange(2**16, dtype=np.uint16).view(np.float16)
-FINITE = EVERY_HALF[np.isfinite(EVERY_HALF)]
-
-
-@pytest.mark.parametrize("halves", [FINITE, EVERY_HALF, FINITE[:0]])
-def test_every_half_as_float32(halves: np.ndarray) -> None:
-    found = as_type(halves, np.dtype(np.float32))
-    assert np.array_equal(found.view(np.uint32), halves.astype(np.float32).view(np.uint32))
-
-
-def test_every_half_as_float32_where_tensorflow_flushes_subnormal_numbers() -> None:
-    import tensorflow as tf
-
-    def convert() -> tuple[np.ndarray, np.ndarray]:
-        return np.float32([1e-45]) * np.float32(2**112), as_type(FINITE, np.dtype(np.float32))
-
-    threads = tf.data.Dataset.range(1).map(
-        lambda _: tf.numpy_function(convert, [], (tf.float32, tf.float32)), num_parallel_calls=2
-    )
-    ((flushed, found),) = threads.as_numpy_iterator()
-
-    assert flushed == [0.0]
-    assert np.array_equal(found.view(np.uint32), FINITE.astype(np.float32).view(np.uint32))
 
 
 @given(values, st.data())
