@@ -12,7 +12,7 @@ import json
 import math
 import re
 from binascii import hexlify
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ DIGEST_BYTES = 32
 ROW_BYTES = 16
 SHORT = 12
 # Digests that are written out at a time, so that the memory of a million of them is not needed.
-_PART = 65536
+PART = 65536
 
 EMPTY_CHECKSUM = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"
 #: Finds the digests in a text.
@@ -69,23 +69,35 @@ def _canonical(value: Any) -> bytes:
     ).encode("ascii")
 
 
-def digest_columns(columns: Mapping[str, Callable[[slice], list[Any]]], rows: int) -> str:
-    """Return `digest_fields` of lists of many rows, a part of each at a time.
+def digest_columns(columns: Mapping[str, Iterable[bytes]]) -> str:
+    """Return `digest_fields` of lists of many values, given as parts: see `values_json`.
 
     Examples
     --------
-    >>> digest_columns({"n": [1, 2].__getitem__}, 2) == digest_fields({"n": [1, 2]})
+    >>> digest_columns({"n": [values_json([1, 2]), values_json([3])]}) == digest_fields(
+    ...     {"n": [1, 2, 3]}
+    ... )
     True
     """
     state, before = hashlib.blake2b(digest_size=DIGEST_BYTES), "{"
     for name in sorted(columns):
         state.update(f"{before}{json.dumps(name)}:[".encode("ascii"))
-        for start in range(0, rows, _PART):
-            state.update(b"," if start else b"")
-            state.update(_canonical(columns[name](slice(start, start + _PART)))[1:-1])
+        for number, part in enumerate(columns[name]):
+            state.update(b"," + part if number else part)
         before = "],"
     state.update(b"]}")
     return _text(state)
+
+
+def values_json(values: list[Any]) -> bytes:
+    """Return values in canonical JSON, as they stand in a list.
+
+    Examples
+    --------
+    >>> values_json(["a", None])
+    b'"a",null'
+    """
+    return _canonical(values)[1:-1]
 
 
 def finite_json(value: Any) -> Any:
@@ -178,27 +190,24 @@ def _checksum_span(data: bytes) -> tuple[int, int]:
 def packed(digests: Iterable[str]) -> np.ndarray:
     """Return the bytes of digests, uint8 (digest, byte=32)."""
     found, left, start = bytearray(), iter(digests), len(ALGORITHM) + 1
-    while part := "".join(each[start:] for each in islice(left, _PART)):
+    while part := "".join(each[start:] for each in islice(left, PART)):
         found += bytes.fromhex(part)
     return np.frombuffer(found, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def unpacked(digests: np.ndarray) -> Iterator[str]:
     """Yield packed digests as they are written."""
-    for lines in _lines(digests):
-        yield from lines.tobytes().decode("ascii").splitlines()
+    for start in range(0, len(digests), PART):
+        yield from written(digests[start : start + PART]).tobytes().decode("ascii").splitlines()
 
 
-def _lines(digests: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield packed digests as they are written, each with a line feed: uint8 (digest, 73)."""
-    written = EMPTY_CHECKSUM.encode("ascii") + b"\n"
-    for start in range(0, len(digests), _PART):
-        part = np.ascontiguousarray(digests[start : start + _PART])
-        lines = np.tile(np.frombuffer(written, np.uint8), (len(part), 1))
-        lines[:, len(ALGORITHM) + 1 : -1] = np.frombuffer(hexlify(part.data), np.uint8).reshape(
-            len(part), 2 * DIGEST_BYTES
-        )
-        yield lines
+def written(digests: np.ndarray, before: bytes = b"", after: bytes = b"\n") -> np.ndarray:
+    """Return packed digests as they are written, between two texts: uint8 (digest, character)."""
+    start, template = len(before) + len(ALGORITHM) + 1, before + EMPTY_CHECKSUM.encode() + after
+    found = np.tile(np.frombuffer(template, np.uint8), (len(digests), 1))
+    digits = np.frombuffer(hexlify(np.ascontiguousarray(digests).data), np.uint8)
+    found[:, start : start + 2 * DIGEST_BYTES] = digits.reshape(len(digests), -1)
+    return found
 
 
 def distinct(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -212,8 +221,13 @@ def distinct(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows : numpy.ndarray of int64, (digest,)
         Which of them each was.
     """
-    found, first, rows = np.unique(sortable(digests), return_index=True, return_inverse=True)
-    return found.view(np.uint8).reshape(-1, digests.shape[1]), first, rows
+    order = np.argsort(sortable(digests), kind="stable")
+    found = digests[order]
+    values, new = sortable(found), np.ones(len(found), bool)
+    new[1:] = values[1:] != values[:-1]
+    rows = np.empty(len(found), np.int64)
+    rows[order] = np.cumsum(new) - 1
+    return found if new.all() else found[new], order[new], rows
 
 
 def sortable(digests: np.ndarray) -> np.ndarray:
@@ -224,8 +238,8 @@ def sortable(digests: np.ndarray) -> np.ndarray:
 def digest_set(digests: np.ndarray) -> str:
     """Digest of a set of packed digests, which must be ascending, each once."""
     state = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for lines in _lines(digests):
-        state.update(lines.data)
+    for start in range(0, len(digests), PART):
+        state.update(written(digests[start : start + PART]).data)
     return _text(state)
 
 

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from featurestore import digests as digests_module
 from featurestore.digests import (
     digest_array,
     digest_bytes,
@@ -21,6 +20,7 @@ from featurestore.digests import (
     short,
     unit_interval,
     unpacked,
+    values_json,
 )
 
 json_values = st.recursive(
@@ -90,10 +90,10 @@ def test_a_set_has_neither_order_nor_repetition(digests, random):
 
 @given(st.lists(st.text(max_size=3) | st.none(), max_size=9), st.integers(1, 4))
 def test_columns_are_digested_a_part_at_a_time(values, part):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digests_module, "_PART", part)
-        columns = {"b": values.__getitem__, "a": values[::-1].__getitem__}
-        found = digest_columns(columns, len(values))
+    def parts(column):
+        return (values_json(column[at : at + part]) for at in range(0, len(column), part))
+
+    found = digest_columns({"b": parts(values), "a": parts(values[::-1])})
     assert found == digest_fields({"a": values[::-1], "b": values})
 
 

@@ -9,7 +9,8 @@ in the file's metadata, under the key ``featurestore``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from binascii import unhexlify
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -23,13 +24,17 @@ from featurestore.dataset.samples import Listing, Samples
 from featurestore.dataset.source import native
 from featurestore.dataset.splits import SPLITS
 from featurestore.digests import (
+    DIGEST_BYTES,
     EMPTY_CHECKSUM,
+    PART,
     Digest,
     checksum_matches,
     digest_columns,
     distinct,
     insert_checksum,
     unpacked,
+    values_json,
+    written,
 )
 from featurestore.errors import DamagedError, StoreFormatError, one_line, refuse_newer
 
@@ -37,10 +42,6 @@ FORMAT = 3
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
 _PROBLEMS = TypeAdapter(list[Problem])
-_PART = 65536
-# The value of each hexadecimal digit; 255 for what is none.
-_DIGITS = np.full(256, 255, np.uint8)
-_DIGITS[list(b"0123456789abcdef")] = np.arange(16)
 
 
 class DatasetEntry(BaseModel):
@@ -79,16 +80,25 @@ class DatasetEntry(BaseModel):
 
 def digest(samples: Samples) -> str:
     """Digest of samples, labels, splits and groups; paths do not matter."""
-    names, groups = np.array(SPLITS, object), samples.groups
-    if groups is None:
-        groups = np.broadcast_to(np.array(None), len(samples.digests))
-    columns: dict[str, Callable[[slice], list[Any]]] = {
-        "samples": lambda rows: list(unpacked(samples.digests[rows])),
-        "labels": lambda rows: samples.labels.values(rows).tolist(),
-        "splits": lambda rows: names[samples.splits[rows]].tolist(),
-        "groups": lambda rows: groups[rows].tolist(),
+    labels, groups = samples.labels, samples.groups
+    parts = [slice(start, start + PART) for start in range(0, len(samples.digests), PART)]
+
+    def named(codes: np.ndarray, names: Sequence[Any]) -> Iterator[bytes]:
+        texts = np.array([*(values_json([each]) for each in names), b"null"], object)
+        return (b",".join(texts[codes[part]].tolist()) for part in parts)
+
+    def given(values: np.ndarray) -> Iterator[bytes]:
+        return (values_json(values[part].tolist()) for part in parts)
+
+    columns = {
+        "samples": (written(samples.digests[part], b'"', b'",').tobytes()[:-1] for part in parts),
+        "labels": named(labels.targets, labels.classes)
+        if labels.classes
+        else given(labels.values()),
+        "splits": named(samples.splits, SPLITS),
+        "groups": given(np.full(len(samples.digests), None) if groups is None else groups),
     }
-    return digest_columns(columns, len(samples.digests))
+    return digest_columns(columns)
 
 
 def write(samples: Samples, entry: DatasetEntry) -> bytes:
@@ -157,58 +167,73 @@ def read(data: bytes) -> tuple[Samples, DatasetEntry]:
 
 def _samples(file: Any, problems: list[Problem]) -> Samples:
     """Return the samples that the rows of a manifest list."""
-    # A part at a time: the text of a digest takes more than twice the memory of its bytes.
-    texts = [_packed(batch.column(0)) for batch in file.iter_batches(columns=["digest"])]
-    digests, null = map(np.concatenate, zip(*texts, strict=True))
-    places = np.flatnonzero(~null)
-    digests, first, row_of = distinct(digests[places])
-    rows, first = np.full(len(null), -1), places[first]
+    places, digests = _read_digests(file)
+    digests, first, row_of = distinct(digests)
+    rows, first = np.full(file.metadata.num_rows, -1), places[first]
     rows[places] = row_of
     table = file.read([each for each in file.schema_arrow.names if each != "digest"])
     table.validate(full=True)
-    for at in places[first[row_of] != places].tolist():  # seldom
-        one = first[rows[at]]
-        if any(table[name][at] != table[name][int(one)] for name in ("label", "split", "group")):
+    paths, labels = table["path"], _read_labels(table["label"])
+    splits, split_names = _encoded(table["split"])
+    groups, group_names = _encoded(table["group"])
+    if not set(split_names) <= set(SPLITS) or (splits[first] < 0).any():
+        raise _damaged("its rows are not those of a data set")
+    again = places[first[row_of] != places]
+    for column in (labels.targets, splits, groups):
+        if not np.array_equal(column[again], column[first[rows[again]]], equal_nan=True):
             raise _damaged("its rows contradict each other")
-        path, other = (table["path"][int(each)].as_py() for each in (at, one))
+    for at in again.tolist():  # Of identical images, that of the first path.
+        path, other = (paths[int(each)].as_py() for each in (at, first[rows[at]]))
         if path is not None and native(path) < native(other):
             first[rows[at]] = at
-    codes, names = _encoded(table["split"])
-    known = [SPLITS.index(each) for each in names]
-    if (codes[first] < 0).any():
-        raise _damaged("its rows are not those of a data set")
-    groups = None
-    if not table["group"].take(first).null_count:
-        of_group, texts = _encoded(table["group"])
-        groups = np.array(texts, object)[of_group[first]]
-    paths = None if table["path"].null_count == len(rows) else table["path"]
-    others = {name: table[name] for name in table.column_names if name not in _COLUMNS}
+    of_split = np.array([SPLITS.index(each) for each in split_names], np.int8)
+    has_groups = (groups[first] >= 0).all()
+    listing = Listing(
+        rows,
+        None if paths.null_count == len(rows) else paths,
+        {name: table[name] for name in table.column_names if name not in _COLUMNS},
+    )
     return Samples(
         digests,
         first,
-        _read_labels(table["label"]).of_rows(first),
-        np.array(known, np.int8)[codes[first]],
-        groups,
-        Listing(rows, paths, others),
+        labels.of_rows(first),
+        of_split[splits[first]],
+        np.array(group_names, object)[groups[first]] if has_groups else None,
+        listing,
         problems,
     )
 
 
-def _packed(texts: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bytes of digests, uint8 (digest, byte), and which are null, bool (digest,)."""
+def _read_digests(file: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return which listed images have a digest, int64 (n,), and these, uint8 (n, byte).
+
+    A part at a time: the text of a digest takes more than twice the memory of its bytes.
+    """
+    digests = np.empty((file.metadata.num_rows, DIGEST_BYTES), np.uint8)
+    places, start, count = [], 0, 0
+    for batch in file.iter_batches(columns=["digest"]):
+        texts = batch.column(0)
+        texts.validate(full=True)
+        places.append(start + np.flatnonzero(texts.is_valid()))
+        part = _packed(texts.drop_null())
+        digests[count : count + len(part)] = part
+        start, count = start + len(texts), count + len(part)
+    return np.concatenate(places), digests[:count]
+
+
+def _packed(texts: Any) -> np.ndarray:
+    """Return the bytes of a column of digests, uint8 (digest, byte)."""
     import pyarrow as pa
 
-    texts.validate(full=True)
-    filled = texts.fill_null(EMPTY_CHECKSUM)
     width = len(EMPTY_CHECKSUM)
-    written = filled.cast(pa.binary()).cast(pa.binary(width))  # of this length, or an error
-    chars = np.frombuffer(written.buffers()[1], np.uint8)[width * written.offset :]
-    chars = chars[: width * len(written)].reshape(-1, width)
-    start = EMPTY_CHECKSUM.index(":") + 1
-    digits = _DIGITS[chars[:, start:]]
-    if (chars[:, :start] != list(EMPTY_CHECKSUM[:start].encode())).any() or (digits > 15).any():
+    fixed = texts.cast(pa.binary()).cast(pa.binary(width))  # An error for another length.
+    chars = np.frombuffer(fixed.buffers()[1], np.uint8)[width * fixed.offset :]
+    chars = chars[: width * len(fixed)].reshape(-1, width)
+    digits = chars[:, EMPTY_CHECKSUM.index(":") + 1 :].tobytes()
+    digests = np.frombuffer(unhexlify(digits), np.uint8).reshape(-1, DIGEST_BYTES)
+    if not np.array_equal(written(digests, after=b""), chars):
         raise _damaged("its rows are not those of a data set")
-    return digits[:, ::2] << 4 | digits[:, 1::2], texts.is_null().to_numpy(zero_copy_only=False)
+    return digests
 
 
 def _encoded(column: Any) -> tuple[np.ndarray, list[Any]]:
@@ -246,8 +271,8 @@ def _texts(digests: np.ndarray, rows: np.ndarray) -> Iterator[Any]:
     """Yield the digests of listed images as columns, a part at a time."""
     import pyarrow as pa
 
-    for start in range(0, len(rows), _PART):
-        part = rows[start : start + _PART]
+    for start in range(0, len(rows), PART):
+        part = rows[start : start + PART]
         yield pa.array(list(unpacked(digests[part])), pa.string(), mask=part < 0)
 
 
