@@ -106,29 +106,47 @@ def write(samples: Samples, entry: DatasetEntry) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    listing = samples.listing
-    rows = np.where(listing.rows < 0, len(samples.digests), listing.rows)  # the last is null
-    groups = pa.nulls(len(rows), pa.string())
-    if samples.groups is not None:
-        groups = pa.array(np.array([*samples.groups, None], object)[rows], pa.string())
-    columns = {
-        "digest": pa.chunked_array(list(_texts(samples.digests, listing.rows)), pa.string()),
-        "path": pa.nulls(len(rows), pa.string()) if listing.paths is None else listing.paths,
-        "label": _label_column(samples.labels, rows),
-        "split": _decoded(np.append(samples.splits, -1)[rows], pa.array(SPLITS)),
-        "group": groups,
-    }
     fields = {
         "format": FORMAT,
         **entry.model_dump(),
         "problems": [asdict(each) for each in samples.problems],
         "check": EMPTY_CHECKSUM,
     }
-    table = pa.table(columns | listing.columns)
-    table = table.replace_schema_metadata({_KEY: json.dumps(fields).encode()})
+    schema = _table(samples, slice(0, 1)).schema.with_metadata({_KEY: json.dumps(fields).encode()})
     buffer = pa.BufferOutputStream()
-    parquet.write_table(table.combine_chunks(), buffer, compression="zstd")
+    with parquet.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        for start in range(0, len(samples.listing.rows), PART):
+            part = _table(samples, slice(start, start + PART))
+            writer.write_table(part.cast(schema).combine_chunks())
     return insert_checksum(buffer.getvalue().to_pybytes())
+
+
+def _table(samples: Samples, part: slice) -> Any:
+    """Return some of the listed images as a table."""
+    import pyarrow as pa
+
+    listing, rows = samples.listing, samples.listing.rows[part]
+    null = rows < 0
+    groups = None if samples.groups is None else samples.groups[rows]
+    labels = Labels(samples.labels.classes, samples.labels.targets[rows]).values()
+    columns = {
+        "digest": pa.array(list(unpacked(samples.digests[rows])), pa.string(), mask=null),
+        "path": pa.nulls(len(rows), pa.string()) if listing.paths is None else listing.paths[part],
+        "label": pa.array(labels, _type(samples.labels), mask=null),
+        "split": pa.array(np.array(SPLITS, object)[samples.splits[rows]], pa.string(), mask=null),
+        "group": pa.nulls(len(rows), pa.string())
+        if groups is None
+        else pa.array(groups, pa.string(), mask=null),
+    }
+    return pa.table(columns | {name: each[part] for name, each in listing.columns.items()})
+
+
+def _type(labels: Labels) -> Any:
+    import pyarrow as pa
+
+    if labels.task == "regression":
+        return pa.float64()
+    return pa.int64() if any(isinstance(each, int) for each in labels.classes) else pa.string()
 
 
 def read(data: bytes) -> tuple[Samples, DatasetEntry]:
@@ -250,30 +268,6 @@ def _read_labels(column: Any) -> Labels:
     classes = tuple(sorted(names))
     place = {name: code for code, name in enumerate(classes)}
     return Labels(classes, np.array([*map(place.get, names), -1], np.int32)[codes])
-
-
-def _label_column(labels: Labels, rows: np.ndarray) -> Any:
-    import pyarrow as pa
-
-    if labels.task == "regression":
-        return pa.array(np.append(labels.targets, np.nan)[rows], from_pandas=True)
-    kind = pa.int64() if any(isinstance(each, int) for each in labels.classes) else pa.string()
-    return _decoded(np.append(labels.targets, -1)[rows], pa.array(labels.classes, kind))
-
-
-def _decoded(codes: np.ndarray, names: Any) -> Any:
-    import pyarrow as pa
-
-    return names.take(pa.array(codes, mask=codes < 0))
-
-
-def _texts(digests: np.ndarray, rows: np.ndarray) -> Iterator[Any]:
-    """Yield the digests of listed images as columns, a part at a time."""
-    import pyarrow as pa
-
-    for start in range(0, len(rows), PART):
-        part = rows[start : start + PART]
-        yield pa.array(list(unpacked(digests[part])), pa.string(), mask=part < 0)
 
 
 def _check_format(found: int) -> None:
