@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
 
-# A head with a larger p-value cannot be told from the best.
+# A head with a larger p-value is not significantly different from the best.
 SIGNIFICANCE = 0.05
 _SHOWN = ("name", "tags", "note", "kind", "portable", "params", "best_params")
 
@@ -161,9 +161,9 @@ def leaderboard(
         fitted on too), ``val_accuracy`` and ``test_accuracy`` (or
         ``val_r2`` and ``test_r2``; None without such rows), the metric that they are sorted by,
         ``metrics`` by split, ``folds`` (see `Head.folds`; None without), ``tied`` (if they are
-        sorted by their folds: whether a head cannot be told from the best, which is a paired test
-        over the folds with p > 0.05, see `featurestore.heads.folds.p_value`; else None),
-        ``prefix`` (first digits of the prefix digest), the fields of `Variant` (``input_size``,
+        sorted by their folds: whether a head is not significantly different from the best, by a
+        paired test over the folds with p > 0.05, see `featurestore.heads.folds.p_value`; else
+        None), ``prefix`` (first digits of the prefix digest), the fields of `Variant` (``input_size``,
         ``resize``, ``weights``, …) and ``created``.
     """
     asked = Variant.asking(variant)

@@ -11,7 +11,7 @@ from featurestore.store.variants import FIELDS, tell_apart
 from featurestore.table import Grid, plural, printable, size
 
 # Below a table of heads that were compared over folds.
-TIED = "= cannot be told from the best (paired t-test over the folds, p > 0.05)"
+TIED = "= not significantly different from the best (paired t-test over the folds, p > 0.05)"
 # Below a table of heads that could not be.
 APART = (
     "not all of these heads have the same folds: without --sort, the list is by the val split; "

@@ -33,16 +33,16 @@ TOLERANCE = 1e-6
 
 
 def missing_estimator(head: Head) -> NoReturn:
-    """Raise HeadError that says how to hand in the estimator of a head."""
+    """Raise HeadError that says how to pass the estimator of a head."""
     paths = list(dict.fromkeys(foreign(head.lineage["estimator"])))
     (path, *others) = paths or ["its class"]
     module, _, name = path.rpartition(".")
     alone = not others and head.lineage["estimator"].get("class") == path
     given = name if alone else "the estimator that it was fitted as"
     raise HeadError(
-        f"head {head.id!r} is not portable: the store has its parameters and metrics, and not the "
-        f"estimator, which holds {', '.join(paths)}; pass it to fit the head again: `from {module} "
-        f"import {name}`, then Head.load({head.id!r}, store, estimator={given})"
+        f"head {head.id!r} is not portable: the store has its parameters and metrics, but not the "
+        f"estimator, which contains {', '.join(paths)}; pass it to fit the head again: `from "
+        f"{module} import {name}`, then Head.load({head.id!r}, store, estimator={given})"
     )
 
 
@@ -72,7 +72,7 @@ def refit(head: Head, estimator: Any) -> Head:
         found = candidate(estimator, None, features, head.seed)
     if found.id.rpartition("-")[2] != head.id.rpartition("-")[2]:
         raise HeadError(
-            f"head {head.id!r} was fitted as another estimator than the one that is handed in: "
+            f"head {head.id!r} was fitted as another estimator than the given one: "
             f"{_difference(head.lineage['estimator'], found.fields)}; fit that one with fit_head"
         )
     return fitted_again(head, found, Rows(features))
@@ -142,7 +142,7 @@ def _plain(value: Any, name: str, head: Head) -> Any:
         return {_plain(key, name, head): _plain(each, name, head) for key, each in value["dict"]}
     raise HeadError(
         f"head {head.id!r} has an object as its parameter {name!r}, which a store does not keep; "
-        "hand in the estimator with its parameters, not the class"
+        "pass the estimator with its parameters, not the class"
     )
 
 

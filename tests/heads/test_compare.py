@@ -87,7 +87,7 @@ def test_heads_that_were_cross_validated_are_compared_over_their_folds(
     assert tied[found[3].id] is False
     assert best(found).id == rows[0]["head"]
     assert "± 0." in (text := rows.text())
-    assert "= cannot be told from the best" in text
+    assert "= not significantly different from the best" in text
     assert [row["head"] for row in leaderboard(store=store, heads=[found[3].id])] == [found[3].id]
 
     fit_head(features, "ridge", {"alpha": 2.0}, folds=5)
