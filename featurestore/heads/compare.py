@@ -163,8 +163,8 @@ def leaderboard(
         ``metrics`` by split, ``folds`` (see `Head.folds`; None without), ``tied`` (if they are
         sorted by their folds: whether a head is not significantly different from the best, by a
         paired test over the folds with p > 0.05, see `featurestore.heads.folds.p_value`; else
-        None), ``prefix`` (first digits of the prefix digest), the fields of `Variant` (``input_size``,
-        ``resize``, ``weights``, …) and ``created``.
+        None), ``prefix`` (first digits of the prefix digest), the fields of `Variant`
+        (``input_size``, ``resize``, ``weights``, …) and ``created``.
     """
     asked = Variant.asking(variant)
     store = FeatureStore.of(store)
