@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from featurestore.dataset.samples import Listed, Samples
 from featurestore.dataset.splits import Splits
 from featurestore.digests import digest_array, packed
 from featurestore.errors import DatasetError, SourceChangedError, one_line
+
+if TYPE_CHECKING:
+    from featurestore.dataset.dataset import Dataset
 
 
 def list_arrays(
@@ -49,9 +52,7 @@ def list_arrays(
     return merge(listed, digests, {}, splits, name, noted, columns=columns), images
 
 
-def checked(
-    images: Sequence[np.ndarray] | np.ndarray | None, row: int, samples: Samples, name: str
-) -> np.ndarray:
+def checked(dataset: Dataset, row: int) -> np.ndarray:
     """Return an array of a data set, checked against its digest.
 
     Raises
@@ -61,12 +62,13 @@ def checked(
     SourceChangedError
         If the array was written to.
     """
-    if images is None:
+    name, samples = dataset.name, dataset.samples
+    if dataset.images_in_memory is None:
         raise DatasetError(
             f"data set {name!r} was made from arrays, which a store does not keep: pass them "
             f"again, Dataset.from_arrays(X, y, name={name!r})"
         )
-    image: np.ndarray = images[samples.first[row]]
+    image: np.ndarray = dataset.images_in_memory[samples.first[row]]
     if digest_array(image) != samples.digest(row):
         raise SourceChangedError(
             f"the array behind row {row} of data set {name!r} has changed: make the data set again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,19 +13,17 @@ import numpy as np
 from featurestore import images
 from featurestore.dataset import arrays as in_memory
 from featurestore.dataset import manifest
-from featurestore.dataset.folder import scan_folder
 from featurestore.dataset.labels import Task
 from featurestore.dataset.manifest import DatasetEntry
-from featurestore.dataset.naming import checked_name, command_line, default_name, remedy
+from featurestore.dataset.naming import checked_name, command_line, remedy
+from featurestore.dataset.opening import scan_source
 from featurestore.dataset.options import ScanOptions
-from featurestore.dataset.problems import Problem
+from featurestore.dataset.problems import Problem, problem_lines
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.scan import read_scanned
-from featurestore.dataset.source import absolute, text_of
+from featurestore.dataset.source import absolute
 from featurestore.dataset.splits import SPLITS, Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
-from featurestore.dataset.table import scan_frame, scan_table
-from featurestore.dataset.table_file import is_frame
 from featurestore.digests import ROW_BYTES, digest_set, unpacked
 from featurestore.errors import DatasetError
 from featurestore.listening import OnEvent
@@ -123,18 +121,7 @@ class Dataset:
         if root is not None:
             given["root"] = absolute(root)
         how = ScanOptions.of({**splits, **given})
-        source = None if is_frame(data) else absolute(text_of(data))
-        if source is None and name is None:
-            raise DatasetError("a DataFrame has no name: Dataset.open(frame, name='photos')")
-        name = checked_name(default_name(str(source)) if name is None else name)
-        if source is None:
-            samples = scan_frame(data, name, how, on_event)
-        elif not os.path.isdir(source):
-            samples = scan_table(source, how, on_event)
-        elif given:
-            raise DatasetError(f"{source!r} is a folder, and {next(iter(given))} is for tables")
-        else:
-            samples = scan_folder(source, how, on_event)
+        name, source, samples = scan_source(data, name, how, next(iter(given), None), on_event)
         return cls(name, source, how.model_dump(exclude_none=True), samples)
 
     @classmethod
@@ -210,16 +197,9 @@ class Dataset:
 
     def entry(self, added: str = "") -> DatasetEntry:
         """Return what is known of the data set without its rows; `added` as in `to_parquet`."""
-        return DatasetEntry(
-            name=self.name,
-            source=self.source,
-            rows=len(self),
-            digest=self.digest,
-            train_digest=self.train_digest,
-            manifest_digest=self.manifest_digest,
-            added=added,
-            options=self.options,
-        )
+        fields = DatasetEntry.model_fields.keys() - {"rows", "added"}
+        known = {name: getattr(self, name) for name in fields}
+        return DatasetEntry(rows=len(self), added=added, **known)
 
     @cached_property
     def sample_digests(self) -> list[str]:
@@ -252,10 +232,7 @@ class Dataset:
 
         None if no sample has a label.
         """
-        labels = self.samples.labels
-        return (
-            labels.targets if self.task == "regression" else labels.values() if self.task else None
-        )
+        return self.samples.labels.array()
 
     @cached_property
     def splits(self) -> np.ndarray:
@@ -296,7 +273,7 @@ class Dataset:
             )
         samples, listed = self.samples.of_rows(rows)
         kept = self.images_in_memory
-        kept = kept if kept is None else [kept[at] for at in listed.tolist()]
+        kept = None if kept is None else [kept[at] for at in listed.tolist()]
         return Dataset(self.name, self.source, self.options, samples, kept, self.whole or self)
 
     @cached_property
@@ -357,8 +334,6 @@ class Dataset:
         )
 
     def _repr_html_(self) -> str:
-        from featurestore.dataset.problems import problem_lines
-
         grid = summary_grid(self.summary())
         return show_html(repr(self), grid, *problem_lines(self.problems, self.name))
 
@@ -368,8 +343,7 @@ class Dataset:
         Parameters
         ----------
         split : str, optional
-            ``train``, ``val`` or ``test``, or a word for one such as ``validation``; by default
-            all.
+            ``train``, ``val`` or ``test``, or a word for one such as ``validation``; else all.
         labelled : bool, optional
             True leaves out the rows without a label, False keeps them. By default they are left out
             if the data set has labels.
@@ -395,11 +369,9 @@ class Dataset:
         """
         path = self.samples.path(row)
         if path is None:
-            return self._array(row).tobytes()
-        return read_scanned(path, self.samples.digest(row), self._remedy)
-
-    def _remedy(self) -> str:
-        return remedy(self.source, self.name, self.options)
+            return in_memory.checked(self, row).tobytes()
+        what_to_do = partial(remedy, self.source, self.name, self.options)
+        return read_scanned(path, self.samples.digest(row), what_to_do)
 
     def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
         """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
@@ -409,12 +381,9 @@ class Dataset:
         """
         if self.samples.path(row) is not None:
             return images.decode(self.read(row), then)
-        array = self._array(row)
+        array = in_memory.checked(self, row)
         pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
         return pixels if then is None else then(pixels)
-
-    def _array(self, row: int) -> np.ndarray:
-        return in_memory.checked(self.images_in_memory, row, self.samples, self.name)
 
     def summary(self) -> dict[str, Any]:
         """Return what ``featurestore scan`` reports, as JSON values.
@@ -427,6 +396,5 @@ class Dataset:
             ``targets``: for a regression, for each split its rows, minimum, mean and maximum;
             ``unlabelled``: rows without label; ``problem_counts`` by kind, and ``problems``.
         """
-        digests = {"digest": self.digest, "manifest_digest": self.manifest_digest}
-        whole = {"dataset": self.name, "source": self.source, **digests, "rows": len(self)}
-        return {**whole, **summarize(self.samples)}
+        known = {"dataset": self.name, "source": self.source, "digest": self.digest}
+        return {**known, "manifest_digest": self.manifest_digest, **summarize(self.samples)}

@@ -155,6 +155,12 @@ class Labels:
         """Whether a row has a label, bool (row,)."""
         return self.targets >= 0 if self.task != "regression" else ~np.isnan(self.targets)
 
+    def array(self) -> np.ndarray | None:
+        """Return the labels as float64 with NaN, or as objects; None if all are missing."""
+        if self.task == "regression":
+            return self.targets
+        return self.values() if self.task else None
+
     def label(self, row: int) -> Label:
         """Return the label of a row; None if it has none."""
         target = self.targets[row].item()

@@ -41,6 +41,7 @@ def summarize(samples: Samples) -> dict[str, Any]:
                 }
     rows = np.bincount(samples.splits, minlength=len(SPLITS)).tolist()
     return {
+        "rows": len(samples.digests),
         "task": labels.task,
         "splits": dict(zip(SPLITS, rows, strict=True)),
         "classes": {

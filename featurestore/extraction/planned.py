@@ -257,11 +257,10 @@ class ExtractionPlan:
             span = self.layers[layer].span(block)
             needed[span.start + kept - start : span.stop - start] = True
         candidates = np.flatnonzero(self.is_computed[start : unit.rows.stop])
-        parts = (
-            candidates[first : first + self.batch_rows]
-            for first in range(0, len(candidates), self.batch_rows)
-        )
-        return [start + each for each in parts if needed[each].any()]
+        firsts = np.arange(0, len(candidates), self.batch_rows)
+        if len(firsts):
+            firsts = firsts[np.logical_or.reduceat(needed[candidates], firsts)]
+        return [start + candidates[first : first + self.batch_rows] for first in firsts.tolist()]
 
     def rows_of(self, units: Iterable[Unit]) -> int:
         """Return the number of samples in the batches that some units need."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -123,7 +124,7 @@ class BlockWriter:
         ref, start = self._ref, self._layer.span(self._number).start
         computed = copied = derived = 0
         if activations is not None:
-            first, last = np.searchsorted(window.computed, [rows.start, rows.stop])
+            first, last = (bisect_left(window.computed, row) for row in (rows.start, rows.stop))
             places = np.asarray(window.computed[first:last], np.int64)
             mine = self._layer.is_computed[places]
             computed = int(np.count_nonzero(mine))
