@@ -16,8 +16,8 @@ import numpy as np
 from featurestore.backbone.engines import FEWEST_IN_BATCH
 from featurestore.backbone.forward import Forward
 from featurestore.backbone.refs import LayerRef
-from featurestore.errors import OutOfMemoryError
-from featurestore.store import FeatureGroup
+from featurestore.errors import NotFoundError, OutOfMemoryError
+from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
@@ -107,6 +107,19 @@ def recorded_size(group: FeatureGroup) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
+def size_before(decided: ExtractionPlan, store: FeatureStore) -> int | None:
+    """Return the batch size of the extraction that a plan resumes, which gives the same numbers.
+
+    None if it resumes none.
+    """
+    for layer in decided.layers:
+        if layer.missing and not layer.replaces:
+            with suppress(NotFoundError):
+                if size := recorded_size(store.features.get(layer.key)):
+                    return size
+    return None
+
+
 def fitting(decided: ExtractionPlan, backbone: Backbone, most: int = LARGEST) -> int:
     """Return the largest power of two of images whose batch takes a fraction of the free memory."""
     free = free_memory()
@@ -115,6 +128,23 @@ def fitting(decided: ExtractionPlan, backbone: Backbone, most: int = LARGEST) ->
     while free is not None and most > 1 and need * most > SHARE * free:
         most //= 2
     return most
+
+
+def choose(
+    decided: ExtractionPlan,
+    dataset: Dataset,
+    backbone: Backbone,
+    forward: Callable[[Sequence[LayerRef]], Forward],
+    before: int | None,
+) -> int:
+    """Return the batch size for a plan: ``before`` if memory allows it, or what is fast here.
+
+    ``before`` is the size of the extraction that the plan resumes; ``forward`` compiles the pass.
+    """
+    most = fitting(decided, backbone)
+    if before is not None or decided.rows_to_compute < MEASURED_FROM:
+        return min(before or USUAL, most)
+    return fastest(forward(decided.refs_computed), decided, dataset, backbone, most)
 
 
 def fastest(

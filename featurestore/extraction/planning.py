@@ -17,13 +17,7 @@ from pydantic import Field
 from featurestore.backbone.augmentation import title
 from featurestore.backbone.forward import Pass
 from featurestore.errors import InputError, NotFoundError, received
-from featurestore.extraction.batches import (
-    MEASURED_FROM,
-    USUAL,
-    fastest,
-    fitting,
-    recorded_size,
-)
+from featurestore.extraction.batches import USUAL, choose, size_before
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Checked, Deriving
@@ -237,26 +231,12 @@ class Request:
             self.passes[key] = self.backbone.forward(refs)
         return self.passes[key]
 
-    def sized(
-        self, decided: ExtractionPlan, dataset: Dataset, store: FeatureStore, measure: bool = True
-    ) -> Request:
-        """Return the same with a number as batch size: what was recorded, or what is fast here.
-
-        A resumed extraction keeps the batches of the one that began it, so that it gives the same
-        numbers. Without ``measure``, because other machines compute, it is the usual size.
-        """
+    def sized(self, decided: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> Request:
+        """Return the same with a number as batch size: what was recorded, or what is fast here."""
         if self.batch_size != AUTO or not decided.units:
             return self
-        most = fitting(decided, self.backbone)
-        todo = [layer for layer in decided.layers if layer.missing]
-        for layer in todo:
-            with suppress(NotFoundError):
-                if not layer.replaces and (size := recorded_size(store.features.get(layer.key))):
-                    return replace(self, batch_size=min(size, most))
-        if decided.rows_to_compute < MEASURED_FROM or not measure:
-            return replace(self, batch_size=min(USUAL, most))
-        compiled = self.forward(decided.refs_computed)
-        size = fastest(compiled, decided, dataset, self.backbone, most)
+        before = size_before(decided, store)
+        size = choose(decided, dataset, self.backbone, self.forward, before)
         return replace(self, batch_size=size)
 
     def _plan_layer(

@@ -14,6 +14,8 @@ from featurestore.table import Grid, duration, plural, show_html, size
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
+    from featurestore.extraction.writer import Written
+    from featurestore.store import FeatureGroup
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,25 @@ class LayerReport:
     rows_derived: int = 0
     derived_from: str | None = None
     bytes_estimated: int | None = None
+
+    @classmethod
+    def of(cls, ref: str, group: FeatureGroup, written: Written) -> LayerReport:
+        """Return the report of a layer after a call has written rows of it."""
+        computed, copied = written.computed[ref], written.copied[ref]
+        derived, row_bytes = written.derived[ref], written.forecast.row_bytes.get(ref)
+        return cls(
+            key=str(group.key),
+            shape=group.shape,
+            dtype=str(group.dtype),
+            bytes=group.nbytes_stored,
+            rows_computed=computed,
+            # Rows that another process removed were computed twice.
+            rows_reused=max(0, group.shape[0] - computed - copied - derived),
+            rows_copied=copied,
+            rows_derived=derived,
+            derived_from=written.sources.get(ref),
+            bytes_estimated=None if row_bytes is None else round(row_bytes * group.shape[0]),
+        )
 
 
 class Extraction(dict[str, Features]):

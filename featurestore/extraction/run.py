@@ -20,7 +20,7 @@ from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.events import Float32Chosen, WaitingForOthers
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
-from featurestore.extraction.planning import Request
+from featurestore.extraction.planning import AUTO, Request
 from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
 from featurestore.extraction.stored_type import Float16Error
@@ -185,7 +185,8 @@ def _write(
     One process at a time writes an array; the others wait for it, and reuse its rows.
     """
     asked = request.plan(dataset, store)
-    request = request.sized(asked, dataset, store, measure=not cluster)
+    if not cluster:
+        request = request.sized(asked, dataset, store)
     while True:
         keys = _missing(asked)
         with store.features.lock_blocks(keys, wait=False) as alone:
@@ -193,7 +194,9 @@ def _write(
             if alone:
                 groups = _write_alone(request, asked, dataset, store, written, cluster, on_event)
             if groups is not None:
-                return groups, {ref: _report(ref, group, written) for ref, group in groups.items()}
+                return groups, {
+                    ref: LayerReport.of(ref, group, written) for ref, group in groups.items()
+                }
         if not alone:
             refs = tuple(str(layer.ref) for layer in asked.layers if layer.missing)
             receiver(on_event)(WaitingForOthers(refs))
@@ -217,7 +220,7 @@ def _write_alone(
     on_event: OnEvent | None,
 ) -> dict[str, FeatureGroup] | None:
     """Write what is missing of arrays that are locked; None if it is of others by now."""
-    locked, marked = _missing(asked), _to_mark(asked, request, store)
+    locked, marked, engine = _missing(asked), _to_mark(asked, request, store), None
     unreadable: dict[str, set[int]] = {}
     while True:
         _replace(asked, dataset, store)
@@ -227,8 +230,13 @@ def _write_alone(
         with store.features.lock(in_use, shared=True):
             # Locked, and then referred to by a manifest: gc removes neither.
             _record(dataset, store, current=bool(request.refs))
-            # Each worker takes the engine that is the fastest there.
-            engine = None if cluster else _engine(asked, request)
+            if not cluster:
+                engine = _engine(asked, request)
+            elif asked.units:
+                there = (asked, dataset, request.backbone, store)
+                engine, size = sharing.choose(cluster, *there, on_event)
+                if request.batch_size == AUTO:
+                    request = dataclasses.replace(request, batch_size=size)
             groups = {
                 str(layer.ref): _open(layer, dataset, request, store, engine, layer.key in marked)
                 for layer in asked.layers
@@ -380,21 +388,3 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
             settings(spec["augmentation"]),
         ]
     return shlex.join(words)
-
-
-def _report(ref: str, group: FeatureGroup, written: Written) -> LayerReport:
-    computed, copied, derived = written.computed[ref], written.copied[ref], written.derived[ref]
-    row_bytes = written.forecast.row_bytes.get(ref)
-    return LayerReport(
-        key=str(group.key),
-        shape=group.shape,
-        dtype=str(group.dtype),
-        bytes=group.nbytes_stored,
-        rows_computed=computed,
-        # Rows that another process removed were computed twice.
-        rows_reused=max(0, group.shape[0] - computed - copied - derived),
-        rows_copied=copied,
-        rows_derived=derived,
-        derived_from=written.sources.get(ref),
-        bytes_estimated=None if row_bytes is None else round(row_bytes * group.shape[0]),
-    )

@@ -11,7 +11,7 @@ import queue
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,10 +26,20 @@ from featurestore.errors import (
     one_line,
 )
 from featurestore.extraction import events
+from featurestore.extraction.batches import USUAL, size_before
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.copies import Copies
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
-from featurestore.extraction.worker import SAME_PLACES, Done, Job, facts, stop, topic, work
+from featurestore.extraction.worker import (
+    SAME_PLACES,
+    Done,
+    Job,
+    facts,
+    prepare,
+    stop,
+    topic,
+    work,
+)
 from featurestore.extraction.writer import Written
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup, FeatureStore
@@ -58,6 +68,33 @@ def require_files(dataset: Dataset) -> None:
         )
 
 
+def choose(
+    cluster: Cluster,
+    asked: ExtractionPlan,
+    dataset: Dataset,
+    backbone: Backbone,
+    store: FeatureStore,
+    on_event: OnEvent | None = None,
+) -> tuple[str | None, int]:
+    """Let the workers build the network; return their engine, and the least batch of their choice.
+
+    Without a worker, this waits for the first. Errors are those of `compute`.
+    """
+    before = size_before(asked, store)
+    if not asked.refs_computed:
+        return None, before or USUAL
+    client = cluster.client(on_event)
+    job = _job(dataset, backbone, store, replace(_bare(asked), units=asked.units))
+    tasks = [before] * max(1, len(client.nthreads()))
+    found: list[Done] = []
+    _run(client, job, prepare, tasks, lambda _, done: found.append(done))
+    warned: set[str] = set()
+    for done in found:
+        _warn(done, warned)
+    engines = sorted({each.engine for each in found if each.engine})
+    return ", ".join(engines), min(each.batch_size or USUAL for each in found)
+
+
 def compute(
     cluster: Cluster,
     decided: ExtractionPlan,
@@ -77,10 +114,7 @@ def compute(
     """
     if not decided.units:
         return
-    emit, client, token = receiver(on_event), cluster.client(on_event), uuid.uuid4().hex
-    whole = dataset.whole or dataset
-    samples = whole.name, whole.manifest_digest, dataset.digest
-    job = Job(token, facts(), store.location, samples, backbone.packed(), _bare(decided))
+    emit, client = receiver(on_event), cluster.client(on_event)
     tasks = _tasks(decided, len(client.nthreads()))
     progress = _Progress(decided, tasks, emit, written)
     names = tuple(str(layer.ref) for layer in decided.layers if layer.missing)
@@ -88,22 +122,41 @@ def compute(
     total, view = decided.rows_to_compute, backbone.preprocessing.view
     emit(events.ExtractionStarted(backbone.name, names, total, *others, view))
     started = time.perf_counter()
-    arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    job = _job(dataset, backbone, store, _bare(decided))
+    _run(client, job, work, tasks, progress.end, progress.hear)
+    _require_there(decided, groups, store)
+    emit(events.ExtractionFinished(total, time.perf_counter() - started))
+
+
+def _job(dataset: Dataset, backbone: Backbone, store: FeatureStore, plan: ExtractionPlan) -> Job:
+    whole = dataset.whole or dataset
+    samples = whole.name, whole.manifest_digest, dataset.digest
+    return Job(uuid.uuid4().hex, facts(), store.location, samples, backbone.packed(), plan)
+
+
+def _run(
+    client: Client,
+    job: Job,
+    function: Callable[..., Any],
+    tasks: Sequence[Any],
+    end: Callable[[int, Done], None],
+    hear: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> None:
+    """Run a function of `worker` for each task of a job; call back for each end and each report."""
+    token, arrived = job.token, queue.SimpleQueue[Any]()
     client.subscribe_topic(topic(token), arrived.put)
     with _stopping(client, token) as left:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph")
             sent = client.submit(bytes, pickle.dumps(job), key=f"extract-job-{token}")
         keys = [f"extract-{token}-{number}" for number in range(len(tasks))]
-        futures = client.map(work, range(len(tasks)), tasks, sent=sent, key=keys, pure=False)
+        futures = client.map(function, range(len(tasks)), tasks, sent=sent, key=keys, pure=False)
         left.update((future, number) for number, future in enumerate(futures))
         for future in futures:
             future.add_done_callback(arrived.put)
         del futures, future  # Those that are done are forgotten.
         while left:
-            _receive(client, arrived, left, progress)
-    _require_there(decided, groups, store)
-    emit(events.ExtractionFinished(total, time.perf_counter() - started))
+            _receive(client, arrived, left, end, hear)
 
 
 @contextmanager
@@ -125,7 +178,11 @@ def _stopping(client: Client, token: str) -> Iterator[dict[Future, int]]:
 
 
 def _receive(
-    client: Client, arrived: queue.SimpleQueue[Any], left: dict[Future, int], progress: _Progress
+    client: Client,
+    arrived: queue.SimpleQueue[Any],
+    left: dict[Future, int],
+    end: Callable[[int, Done], None],
+    hear: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Take a report, or a task that ended."""
     try:
@@ -139,7 +196,7 @@ def _receive(
         )
     if isinstance(found, tuple):
         _, report = found
-        progress.hear(report)
+        hear(report)
     elif found is not None:
         number = left.pop(found)
         if found.status == "error":
@@ -147,7 +204,7 @@ def _receive(
         result = found.result()
         if isinstance(result, FeatureStoreError):
             raise result
-        progress.end(number, result)
+        end(number, result)
 
 
 def _raise(error: BaseException) -> NoReturn:
@@ -224,6 +281,13 @@ def _require_there(
         time.sleep(1.0)
 
 
+def _warn(done: Done, warned: set[str]) -> None:
+    for text in done.warnings:
+        if text not in warned:
+            warned.add(text)
+            warnings.warn(text, FeatureStoreWarning, stacklevel=2)
+
+
 class _Progress:
     """Adds up what the workers report, and what they wrote."""
 
@@ -255,10 +319,7 @@ class _Progress:
         for layer, block in (each for unit in units for each in unit.blocks):
             written.count(self._plan.layers[layer], block)
         self._written.add(written)
-        for text in done.warnings:
-            if text not in self._warned:
-                self._warned.add(text)
-                warnings.warn(text, FeatureStoreWarning, stacklevel=2)
+        _warn(done, self._warned)
         images = self._plan.rows_of(units)
         self._count(number, images, written.copied.total(), written.derived.total())
 

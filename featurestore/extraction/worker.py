@@ -28,6 +28,7 @@ from featurestore.errors import (
     FeatureStoreWarning,
     StoreError,
 )
+from featurestore.extraction.batches import choose
 from featurestore.extraction.copies import UnreadableRowsError
 from featurestore.extraction.events import (
     BatchHalved,
@@ -46,8 +47,11 @@ from featurestore.threads import limit_processors
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone
+    from featurestore.backbone import Backbone, LayerRef
+    from featurestore.backbone.forward import Pass
     from featurestore.dataset import Dataset
+
+    Compile = Callable[[Sequence[LayerRef]], Pass]
 
 # Libraries that a worker needs in the same version as the process that planned.
 ALIKE = ("featurestore", "keras", "tensorflow")
@@ -85,7 +89,7 @@ class Job:
     backbone : dict
         As `Backbone.packed` returns it.
     plan : ExtractionPlan
-        Without units, and without the compiled tails of derivations.
+        Without the compiled tails of derivations; for the tasks of `work`, without units.
     """
 
     token: str
@@ -98,9 +102,11 @@ class Job:
 
 @dataclass
 class Done:
-    """What a task wrote, and the warnings on the way."""
+    """What a task wrote or chose, and the warnings on the way."""
 
     written: Written = field(default_factory=Written)
+    engine: str | None = None
+    batch_size: int | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -144,6 +150,30 @@ def work(number: int, units: Sequence[Unit], sent: bytes) -> Done | FeatureStore
     Done, FeatureStoreError or None
         A foreseen error is returned, so that Dask does not log it; None if the caller stopped.
     """
+
+    def write(job: Job, worker: Any, done: Done) -> None:
+        opened = _keep("job", job.token, lambda: _Opened.of(job, worker))
+        opened.reporter.begin(number)
+        opened.executor.run(units, done.written)
+
+    return _in_turn(write, sent)
+
+
+def prepare(_: int, before: int | None, sent: bytes) -> Done | FeatureStoreError | None:
+    """Build the network of a job, and choose engine and batch size; returns as `work`.
+
+    ``before`` is the batch size of the extraction that this one resumes.
+    """
+
+    def chosen(job: Job, worker: Any, done: Done) -> None:
+        _, dataset, backbone, forward = _get_ready(job, worker)
+        done.engine = forward(job.plan.refs_computed).engine
+        done.batch_size = choose(job.plan, dataset, backbone, forward, before)
+
+    return _in_turn(chosen, sent)
+
+
+def _in_turn(act: Callable[[Job, Any, Done], None], sent: bytes) -> Done | FeatureStoreError | None:
     from distributed import Reschedule, get_worker
 
     worker = get_worker()
@@ -155,9 +185,7 @@ def work(number: int, units: Sequence[Unit], sent: bytes) -> Done | FeatureStore
         done = Done()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FeatureStoreWarning)
-            opened = _keep("job", job.token, lambda: _Opened.of(job, worker))
-            opened.reporter.begin(number)
-            opened.executor.run(units, done.written)
+            act(job, worker, done)
         texts = [str(each.message) for each in caught if each.category is FeatureStoreWarning]
         done.warnings = list(dict.fromkeys(texts))
         return done
@@ -231,17 +259,22 @@ class _Opened:
 
     @classmethod
     def of(cls, job: Job, worker: Any) -> _Opened:
-        if wrong := differing(job.versions, facts()):
-            raise ExtractionError(f"it {wrong}; install the same there")
-        _use_cores(worker.state.nthreads)
-        store = FeatureStore(job.store)
+        store, dataset, backbone, forward = _get_ready(job, worker)
         groups = {str(each.ref): store.features.get(each.key) for each in job.plan.layers}
-        dataset = _keep("dataset", job.dataset, lambda: _load(store, *job.dataset))
-        backbone = _backbone(job.backbone)
         layers = tuple(_checked(each, backbone) for each in job.plan.layers)
         reporter = Reporter(worker, job.token)
         plan = replace(job.plan, layers=layers)
-        return cls(Executor(plan, dataset, backbone, groups, reporter), reporter)
+        return cls(Executor(plan, dataset, backbone, groups, reporter, forward), reporter)
+
+
+def _get_ready(job: Job, worker: Any) -> tuple[FeatureStore, Dataset, Backbone, Compile]:
+    """Open the store and the data set of a job; build its backbone, and what compiles its pass."""
+    if wrong := differing(job.versions, facts()):
+        raise ExtractionError(f"it {wrong}; install the same there")
+    _use_cores(worker.state.nthreads)
+    store = FeatureStore(job.store)
+    dataset = _keep("dataset", job.dataset, lambda: _load(store, *job.dataset))
+    return store, dataset, *_backbone(job.backbone)
 
 
 def _use_cores(threads: int) -> None:
@@ -265,8 +298,8 @@ def _load(store: FeatureStore, name: str, manifest: str, digest: str) -> Dataset
     return of_samples(store.datasets.load(name, manifest), digest)
 
 
-def _backbone(packed: dict[str, Any]) -> Backbone:
-    """Build a backbone; the views of one share it."""
+def _backbone(packed: dict[str, Any]) -> tuple[Backbone, Compile]:
+    """Build a backbone, and what compiles its pass; the views of one share both."""
     from featurestore.backbone import Backbone
 
     spec = dict(packed["spec"])
@@ -274,7 +307,12 @@ def _backbone(packed: dict[str, Any]) -> Backbone:
     plain = {**packed, "spec": spec}
     key = digest_bytes(pickle.dumps(plain))
     found: Backbone = _keep("backbone", key, lambda: Backbone.unpacked(plain))
-    return found if view is None else found.views([view], layers)[0]
+
+    def forward(refs: Sequence[LayerRef]) -> Pass:
+        compiled: Pass = _keep("pass", (key, *map(str, refs)), lambda: found.forward(refs))
+        return compiled
+
+    return (found if view is None else found.views([view], layers)[0]), forward
 
 
 def _checked(layer: LayerPlan, backbone: Backbone) -> LayerPlan:

@@ -109,7 +109,7 @@ def test_larger_batches_are_taken_while_they_are_faster(dataset, backbone, store
 
 
 def test_a_long_extraction_measures_once(dataset, backbone, store, monkeypatch):
-    monkeypatch.setattr("featurestore.extraction.planning.MEASURED_FROM", 40)
+    monkeypatch.setattr("featurestore.extraction.batches.MEASURED_FROM", 40)
     passes = []
     forward = type(backbone).forward
 

@@ -28,9 +28,9 @@ from featurestore.errors import DatasetError, ExtractionError, InputError
 from featurestore.extraction import (
     ClusterJoined,
     ExtractionFinished,
-    ExtractionStarted,
     Float32Chosen,
     RowsComputed,
+    batches,
     cluster,
     extract,
     worker,
@@ -254,6 +254,8 @@ def test_workers_that_join_late_give_the_features_of_one_process(
     for ref, features in found.items():
         np.testing.assert_array_equal(features.group.read(), alone[ref].group.read())
         assert found.reports[ref].rows_computed == len(photos)
+        engine = features.group.provenance["engine"]
+        assert engine == alone[ref].group.provenance["engine"] is not None
     assert heard.events[0].workers == 0
     assert heard.of(RowsComputed)[-1] == RowsComputed(len(photos), len(photos))
     done = [each.done for each in heard.of(RowsComputed)]
@@ -322,6 +324,22 @@ def test_a_worker_without_the_images_is_named(
     photos = Dataset.open("/proc/self/cwd/photos")  # Another folder in each process.
     with pytest.raises(DatasetError, match=r"worker tcp://.*no such file.*at the same paths"):
         extract(photos, slow, "conv_2", tmp_path / "store", cluster=processes.having(2))
+
+
+@pytest.mark.reliability
+def test_workers_choose_the_size_of_a_batch(
+    processes: Processes, photos: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    address, usual = processes.having(2), (batches.MEASURED_FROM, batches.FASTER)
+    with processes.client() as client:
+        client.run(measure_batches, 1, 0.0)  # Of any data set, and a larger one is always faster.
+        found = extract(photos, backbone, "pool_a", tmp_path / "store", cluster=address)
+        client.run(measure_batches, *usual)
+    assert found["pool_a"].group.provenance["batch_size"] > batches.USUAL
+
+
+def measure_batches(start: int, faster: float) -> None:
+    batches.MEASURED_FROM, batches.FASTER = start, faster
 
 
 @pytest.mark.reliability
@@ -444,7 +462,7 @@ def test_a_scheduler_that_is_lost_ends_in_one_line(
 ) -> None:
     photos, address = Dataset.open(many), processes.having(0)
     assert processes.scheduler is not None
-    heard = Listener(processes.scheduler.kill, at=ExtractionStarted)
+    heard = Listener(threading.Timer(0.5, processes.scheduler.kill).start, at=ClusterJoined)
     with pytest.raises(ExtractionError, match=r"Dask scheduler was lost.*it resumes"):
         extract(
             *(photos, slow, "conv_2", tmp_path / "store"),
@@ -452,8 +470,7 @@ def test_a_scheduler_that_is_lost_ends_in_one_line(
             cluster=address,
             on_event=heard,
         )
-    (group,) = FeatureStore(tmp_path / "store").features.values()
-    assert group.missing()
+    assert not FeatureStore(tmp_path / "store").features.values()
 
 
 SCRIPT = """
