@@ -219,7 +219,7 @@ def _unknown(data: bytes) -> str:
 def _open(data: bytes) -> ImageFile.ImageFile:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise InputError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: half an image would pass for a whole one; "
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated images would be accepted; "
             "set it to False"
         )
     if not data:

@@ -134,7 +134,7 @@ def is_no_bucket(error: Exception) -> bool:
 def no_bucket(url: str) -> str:
     """Return what to do about a bucket that does not exist, in one line."""
     name = url.partition("://")[2].partition("/")[0]
-    return f"there is no bucket {name!r}; make it, or correct the URL"
+    return f"there is no bucket {name!r}; create it, or correct the URL"
 
 
 def explain(error: Exception, url: str) -> str:

@@ -45,7 +45,9 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
 def check_place(path: Path) -> None:
     """Raise InputError if no file can be written to a path, before the work that it is for."""
     if not path.parent.is_dir():
-        raise InputError(f"no folder {str(path.parent)!r} to write {path.name} into; make it first")
+        raise InputError(
+            f"no folder {str(path.parent)!r} to write {path.name} into; create it first"
+        )
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         why = "it is a folder" if path.is_dir() else "the folder is read-only"
         raise InputError(f"cannot write {str(path)!r}: {why}; give another file")

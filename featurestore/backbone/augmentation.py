@@ -202,8 +202,8 @@ def check(layers: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> None:
             )
         if not np.array_equal(first, again):
             raise InputError(
-                f"{name} is random beside its seeds, so that no view could be made again; expected "
-                "draws by a keras.random.SeedGenerator of the layer alone"
+                f"{name} is not reproducible from its seed, so views could not be repeated; "
+                "expected draws by a keras.random.SeedGenerator of the layer alone"
             )
         if not np.isfinite(first).all() or np.abs(first).max() <= 1:
             raise InputError(

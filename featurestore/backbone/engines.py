@@ -196,7 +196,7 @@ def with_openvino(
         batches = list(model.input(0).partial_shape)
         model.reshape([1, *batches[1:]])
         if any(each.partial_shape[0] != 1 for each in model.outputs):
-            raise EngineError("an image alone does not give one row")
+            raise EngineError("one image does not give one row")
         model.reshape(batches)
         if kind := may_give_nan(model):
             raise EngineError(f"it hides NaN, which {kind} may give here")

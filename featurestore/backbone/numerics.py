@@ -299,7 +299,7 @@ def _require_own(ref: LayerRef, again: float, mixed: float, allowed: float) -> N
     """Raise BackboneError if the activations of an image depend on more than the image."""
     if again > TOLERANCE:
         raise BackboneError(
-            f"layer {str(ref)!r} gives another result each time: the same images differ by"
+            f"layer {str(ref)!r} is not deterministic: the same images differ by"
             f" {again:.2g} of its largest activation; cut before the layer that draws random"
             " numbers or keeps state"
         )
@@ -318,7 +318,7 @@ def _require(
         raise ActivationError(
             f"layer {str(refs[number])!r} differs by {apart[number]:.2g} of its largest activation"
             f" from what its plain layers give on the CPU, expected at most {allowed[number]:.2g}:"
-            f" the device or library that computes here is wrong; {forward.another_way(engine)}"
+            f" this device or library computes wrong numbers; {forward.another_way(engine)}"
         )
 
 

@@ -18,11 +18,11 @@ from featurestore.errors import FeatureStoreError, SpecError, nearest
 # command -> module of featurestore.cli that defines it, and its line in `featurestore --help`,
 # which imports none of these modules.
 _COMMANDS = {
-    "layers": ("backbones", "List the layers of a backbone: what a cut costs and gives."),
+    "layers": ("backbones", "List the layers of a backbone, and what a cut there costs."),
     "scan": ("data", "Record the samples, labels and splits of a folder or table."),
     "extract": ("data", "Compute features at the given layers; reuse what is stored."),
     "ls": ("stored", "List the stored features."),
-    "show": ("stored", "Show one head, data set or feature array, and where it comes from."),
+    "show": ("stored", "Show one head, data set or feature array, and its origin."),
     "verify": ("stored", "Check every byte that is stored."),
     "repair": ("stored", "Restore what is damaged, from the images."),
     "rm": ("stored", "Remove data sets, heads or features."),
@@ -33,8 +33,8 @@ _COMMANDS = {
     "heads": ("heads", "List the trained heads, best first."),
     "tag": ("heads", "Name or tag a head, or write a note on it."),
     "promote": ("models", "Fuse a head and its backbone into one Keras model."),
-    "evaluate": ("models", "Measure a promoted model on labelled images."),
-    "predict": ("models", "Predict image files with a promoted model."),
+    "evaluate": ("models", "Evaluate a promoted model on labelled images."),
+    "predict": ("models", "Predict images with a promoted model."),
     "run": ("run", "Run a pipeline file, from images to a promoted model."),
     "doctor": ("doctor", "Show what this machine can do, and what slows an extraction down."),
 }
@@ -94,7 +94,6 @@ def _run(args: list[str]) -> int:
     with Interrupts(args) as interrupts:
         try:
             quiet_libraries()
-            name_store(None)
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, TextIOWrapper):
                     # Escape names that the encoding of the terminal cannot show.
@@ -107,6 +106,8 @@ def _run(args: list[str]) -> int:
                 interrupts.report()
                 return interrupts.status
             return _failed(error)
+        finally:
+            name_store(None)
 
 
 def _failed(error: BaseException) -> int:

@@ -16,7 +16,7 @@ from featurestore.cli.output import Progress, print_json, print_table
 @untrained_backbone_options
 @json_option
 def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
-    """List the layers of MODEL: where it can be cut, what a cut costs and gives.
+    """List the layers of MODEL: where it can be cut, and what a cut costs.
 
     MODEL is a keras.applications name (any case) or a .keras/.h5 file. Parameters and FLOPs are
     those up to the layer, bytes those of one sample as float16; "tail" says whether the rest of

@@ -32,7 +32,7 @@ def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any
         if entry.name == dataset.name and not same and options["name"] is None:
             progress.say(
                 f"note: {entry.name!r} was {entry.source or 'made in Python'} so far and is "
-                f"{dataset.source} now; --name keeps both"
+                f"{dataset.source} now; use --name to keep both"
             )
     return dataset
 
@@ -40,7 +40,9 @@ def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any
 @click.command("scan")
 @click.argument("data")
 @scan_options
-@click.option("--problems", "every", is_flag=True, help="Print every problem, not a line a kind.")
+@click.option(
+    "--problems", "every", is_flag=True, help="Print every problem, not one line per kind."
+)
 @store_option
 @json_option
 def scan_command(data: str, every: bool, store: str, as_json: bool, **options: Any) -> None:
@@ -135,19 +137,19 @@ class BatchSizeType(click.ParamType):
     help="Images in a forward batch; auto: by a short measurement and the free memory.",
 )
 @click.option(
-    "--replace", is_flag=True, help="Then remove former features whose rows the new ones have."
+    "--replace", is_flag=True, help="Afterwards remove former features that the new ones supersede."
 )
 @view_options
 @click.option(
     "--budget",
     metavar="SIZE",
-    help="Store only the layers that fit, such as 20GB; say how to get the others later.",
+    help="Disk space for the features, such as 20GB: store only the layers that fit.",
 )
 @cluster_options
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Say what would be done, with times estimated from one batch; write nothing.",
+    help="Show what would be done, with times estimated from one batch; write nothing.",
 )
 @scan_options
 @store_option
@@ -175,11 +177,11 @@ def extract_command(
     With --replace, former features of the same layers are removed, if the new ones have all of
     their rows and no data set needs them now. Heads fitted on them stay, and can still be promoted.
 
-    With --budget, those of the layers are stored that fit and save the most time later. Extract the
-    others when you need them: the report says what that takes.
+    With --budget, only the layers that fit and save the most time later are stored. Extract the
+    others when you need them: the report says what that costs.
 
-    With --views, augmented views of the training images are stored too, each as an array of its
-    own; `featurestore train --views N` fits heads on them.
+    With --views, augmented views of the training images are stored too, each as its
+    own array; `featurestore train --views N` fits heads on them.
 
     With --workers or --scheduler, other processes compute and write the features; each needs the
     images, the model file and the store at the same paths or URLs.

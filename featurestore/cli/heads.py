@@ -296,9 +296,9 @@ def heads_command(
 @click.command("tag")
 @click.argument("head")
 @click.argument("tags", metavar="[TAG]...", nargs=-1)
-@click.option("--remove", multiple=True, metavar="T", help="Take this tag away; may be repeated.")
+@click.option("--remove", multiple=True, metavar="T", help="Remove this tag; may be repeated.")
 @click.option("--name", metavar="N", help="A name of your own.")
-@click.option("--note", metavar="TEXT", help='A note in place of the former; "" removes it.')
+@click.option("--note", metavar="TEXT", help='A new note; "" removes it.')
 @store_option
 @json_option
 def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:

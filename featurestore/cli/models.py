@@ -184,7 +184,7 @@ classes_option = click.option(
     "--classes",
     metavar="A,B,C",
     callback=lambda context, option, text: text and [each.strip() for each in text.split(",")],
-    help="The class of each output of a model that does not carry them, in their order.",
+    help="Names of the classes, in the order of the outputs, if the model does not contain them.",
 )
 
 
@@ -225,7 +225,7 @@ def evaluate_command(
     as_json: bool,
     **columns: Any,
 ) -> None:
-    """Measure a promoted model on the labelled images of DATA; images it has seen stand apart.
+    """Evaluate a promoted model on the labelled images of DATA, those it has seen separately.
 
     DATA is a folder, a table or a name, as for `featurestore scan`. The file that `promote` wrote
     records the images that the model was trained and selected on; the store and the splits of DATA
@@ -310,7 +310,7 @@ def predict_command(
     image_column: str | None,
     root: str | None,
 ) -> None:
-    """Predict images with a promoted model.
+    """Predict the classes or values of images with a promoted model.
 
     IMAGE is a file, a folder of files, a table of files, or - for a list of files on stdin, one a
     line. The columns of a table are kept.

@@ -92,7 +92,7 @@ scan_options = together(
     click.option(
         "--group-by",
         metavar="COL",
-        help="What stays together in one split: equal values of a column of a table; for a folder "
+        help="Keep together in one split: equal values of a column of a table; for a folder "
         "of images, `folder` (each sub-folder) or what a regular expression finds in the paths.",
     ),
     image_column_option,
@@ -132,7 +132,7 @@ _COMPUTING: dict[str, dict[str, Any]] = {
     },
     "engine": {
         "type": click.Choice(get_args(Engine)),
-        "help": "Library that computes the forward pass; auto: the fastest that computes it right.",
+        "help": "Library that computes the forward pass; auto: the fastest that is correct.",
     },
 }
 _DEFAULTS = {

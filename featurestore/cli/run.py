@@ -20,7 +20,7 @@ from featurestore.table import Grid, cell
     default="./runs",
     show_default=True,
     metavar="DIR",
-    help="Folder that each run leaves its results in.",
+    help="Folder for the results of the runs.",
 )
 @cluster_options
 @store_option
@@ -105,13 +105,13 @@ def _notes(
     name, found = f"{split} {metric.replace('_', ' ')}", []
     if sort_key(rows[0][split], metric) < mine:
         found.append(
-            f"{rows[0]['head']} has the better {name}, {cell(rows[0][split])}, but no Keras form "
+            f"{rows[0]['head']} has a better {name}, {cell(rows[0][split])}, but no Keras form "
             "to promote"
         )
     best_on_pixels = min(on_pixels, key=lambda value: sort_key(value, metric), default=None)
     if sort_key(best_on_pixels, metric) < mine:
         found.append(
-            f"a head on raw pixels has the better {name}, {cell(best_on_pixels)}: these features "
+            f"a head on raw pixels has a better {name}, {cell(best_on_pixels)}: these features "
             "do not help here"
         )
     return found

@@ -65,12 +65,12 @@ def print_damaged(store: FeatureStore) -> None:
 @store_option
 @json_option
 def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
-    """Show all that is stored of one head, data set or feature array.
+    """Show everything about one head, data set or feature array.
 
     NAME is the id of a head that `featurestore heads` lists, or its name: parameters, metrics, how
     well each class is predicted, and where it came from. Or NAME is a key that `featurestore ls`
     lists: size, full digests and origin. Any unique part will do. Backbone options such as
-    --input-size pick one of several variants.
+    --input-size select one of several variants.
 
     \b
     Example:

@@ -98,7 +98,7 @@ class _Walk:
         if real in self.listed:
             first = self.listed[real]
             if first is not None and not folder.startswith(first + os.sep):  # not a loop
-                reason = f"a link to {first!r}, whose files are listed already: they are not again"
+                reason = f"a link to {first!r}, whose files are already listed"
                 self.problems.append(Problem("link", folder, reason))
             return
         self.listed[real] = folder

@@ -103,8 +103,8 @@ def repair(
 def _repair_manifests(store: FeatureStore, item: Item, damages: Sequence[Damage]) -> Needs:
     """Restore the current manifest of a data set if a new scan gives the same."""
     needs = {
-        each.path: "heads may have been fitted on this former state of the data set: scan it as it "
-        "was then; if none was, `featurestore gc` removes it"
+        each.path: "heads may have been fitted on this former state of the data set: scan that "
+        "state; if none was, `featurestore gc` removes it"
         for each in damages
     }
     name = item.name.partition("/")[2]

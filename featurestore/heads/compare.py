@@ -83,7 +83,7 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
         were fitted on different data, so that their metrics cannot be compared.
     """
     if not heads:
-        raise HeadError("there are no heads to choose from; fit some with `featurestore train`")
+        raise HeadError("there are no heads to select from; fit some with `featurestore train`")
     for head in heads:
         if not isinstance(head, Head):
             raise HeadError(
@@ -109,7 +109,7 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
         dataset = heads[0].lineage["dataset"]["name"]
         if split == FOLDS:
             raise HeadError(
-                f"no head on data set {dataset!r} has {name!r} over folds, to choose by; fit the "
+                f"no head on data set {dataset!r} has {name!r} over folds to select by; fit the "
                 "heads with folds (`--folds 5`), or choose by another metric"
             )
         raise HeadError(

@@ -39,7 +39,7 @@ class CrossValidation(Settings):
     @classmethod
     def _with_folds(cls, seeds: int, info: ValidationInfo) -> int:
         if seeds > 1 and info.data.get("folds", True) is None:
-            raise ValueError("repeats the folds, and there are none; give folds too, such as 5")
+            raise ValueError("repeats the folds, but there are none; set folds too, such as 5")
         return seeds
 
     @classmethod

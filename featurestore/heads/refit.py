@@ -90,7 +90,7 @@ def fitted_again(head: Head, given: Candidate, rows: Rows) -> Head:
         (measured,) = measure([replace(head, _fit=lambda: estimator)], rows)
         if differing := list(_differing(head.metrics, measured)):
             warnings.warn(
-                f"head {head.id!r} was fitted again and measures otherwise than recorded: "
+                f"head {head.id!r} was fitted again and has other metrics than recorded: "
                 f"{', '.join(differing)}; another version of its library, or something random "
                 "without a seed",
                 FeatureStoreWarning,

@@ -170,8 +170,8 @@ def check_task(estimator: Any, name: str, task: Task) -> None:
     if not (classes or numbers or own):
         mixin = "RegressorMixin" if task == "regression" else "ClassifierMixin"
         raise HeadError(
-            f"head {name!r} does not say what it predicts; derive the class from sklearn.base."
-            f"{mixin} and sklearn.base.BaseEstimator, in this order"
+            f"head {name!r} is neither a classifier nor a regressor; derive the class from "
+            f"sklearn.base.{mixin} and sklearn.base.BaseEstimator, in this order"
         )
     found = "classes" if classes else "numbers" if numbers else "no labels"
     expected = "numbers" if task == "regression" else "classes"

@@ -236,7 +236,7 @@ class Rows:
         if single := classes[(here == 1) & (there == 0)].tolist():
             found.append(
                 f"class {', '.join(single)} has a single sample, in the train split: it can be "
-                "predicted, and no split measures how well; add samples"
+                "predicted, but not evaluated; add samples"
             )
         return found
 

@@ -65,7 +65,7 @@ def predict(
     image_column: str | None = None,
     root: str | Path | None = None,
 ) -> Table[Prediction]:
-    """Predict images with a promoted model.
+    """Predict the classes or values of images with a promoted model.
 
     Parameters
     ----------

@@ -330,7 +330,7 @@ def _warn_if_stale(head: Head) -> None:
         name = head.lineage["dataset"]["name"]
         warnings.warn(
             f"{head.id} is stale: it was fitted on another state of {name}: {changed}; "
-            "`featurestore train` fits a head on the present one",
+            "`featurestore train` fits a head on the current one",
             FeatureStoreWarning,
             stacklevel=3,
         )

@@ -194,7 +194,7 @@ def _classes(
     wanted = max(columns, 2)
     if carried is None and given is None:
         raise InputError(
-            f"{name} gives {columns} values for an image, and does not say of which classes; pass "
+            f"{name} gives {columns} values for an image, but does not name the classes; pass "
             f"--classes with {wanted} names in the order of its output, joined by commas "
             "(classes=[…] in Python)"
         )
@@ -211,9 +211,7 @@ def _classes(
             "expected a name for each, all different"
         )
     if given is not None and given != known:
-        raise InputError(
-            f"{name} says itself which classes it knows ({shown(known)}); leave --classes out"
-        )
+        raise InputError(f"{name} already names its classes ({shown(known)}); leave --classes out")
     return known
 
 

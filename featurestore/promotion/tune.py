@@ -85,7 +85,7 @@ class Tuned:
         losses = [each["val_loss"] for each in self.history]
         finite = [each for each in losses if math.isfinite(each)]
         if not finite:
-            return "no epoch gave a finite loss; kept the model as it was before"
+            return "no epoch had a finite loss; kept the model from before fine-tuning"
         epoch = kept or losses.index(min(finite)) + 1
         figures = ", ".join(
             f"{name} {self.history[epoch - 1][name]:.3f} ({before:.3f} before)"

@@ -324,8 +324,8 @@ class FeatureStore:
         self._refuse_foreign()
         if not create:
             raise NotFoundError(
-                f"no store at {self.location}{self._near()}; make one with `featurestore extract`, "
-                "or in Python with FeatureStore(…, create=True)"
+                f"no store at {self.location}{self._near()}; create one with `featurestore "
+                "extract`, or in Python with FeatureStore(…, create=True)"
             )
         self._files.make_folder(self.features.folder)
         with self._files.locks.acquire([self.features.folder]):

@@ -92,7 +92,7 @@ def test_a_name_that_gets_other_samples_is_noted(place: Place) -> None:
 
     assert result.out.startswith("mine: 90 samples")
     assert result.err.startswith("note: 'mine' was ")
-    assert "--name keeps both" in result.err
+    assert "use --name to keep both" in result.err
     assert featurestore("scan", "mine").err == ""
 
 

@@ -128,7 +128,7 @@ def test_what_was_better_than_the_chosen_head_is_said(capsys: pytest.CaptureFixt
     print_heads({"heads": rows, "selection": selection, "selected": "ridge-2"})
 
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "note: knn-1 has the better val accuracy, 0.900, but no Keras form to promote",
-        "note: a head on raw pixels has the better val accuracy, 0.950: these features do not help "
+        "note: knn-1 has a better val accuracy, 0.900, but no Keras form to promote",
+        "note: a head on raw pixels has a better val accuracy, 0.950: these features do not help "
         "here",
     ]

@@ -173,7 +173,7 @@ def test_images_in_a_bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> No
             name="again",
         ).digest
     )
-    with pytest.raises(UnreachableError, match="there is no bucket 'nowhere'; make it, or correct"):
+    with pytest.raises(UnreachableError, match="no bucket 'nowhere'; create it, or correct"):
         listed("s3://nowhere/0.png")
     with pytest.raises(DatasetError, match="no such file"):
         Dataset.open(f"s3://{bucket}/other.csv")

@@ -104,7 +104,7 @@ def test_the_same_head_is_not_fitted_twice_for_its_figures(three: Features) -> N
 def test_other_figures_than_the_recorded_are_said(three: Features) -> None:
     head = fit_head(three, Unseeded())
     loaded = Head.load(head.id, three.store, estimator=Unseeded)
-    with pytest.warns(FeatureStoreWarning, match=r"measures otherwise.*\(recorded: "):
+    with pytest.warns(FeatureStoreWarning, match=r"other metrics than recorded.*\(recorded: "):
         loaded.predict(three.arrays("val")[0])
 
 

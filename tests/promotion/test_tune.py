@@ -216,7 +216,7 @@ def test_the_verdict_of_a_regression_speaks_of_values() -> None:
 def test_losses_that_are_not_finite_have_a_verdict_of_their_own() -> None:
     tuned = Tuned(FineTuning(epochs=1, keep_tuned=True), {}, start={"val_loss": 1.0})
     tuned.history = [{"val_loss": float("nan")}, {"val_loss": float("inf")}]
-    assert tuned.verdict == "no epoch gave a finite loss; kept the model as it was before"
+    assert tuned.verdict == "no epoch had a finite loss; kept the model from before fine-tuning"
 
 
 @pytest.mark.reliability

@@ -401,7 +401,7 @@ def _closed_port() -> str:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"bucket": "nowhere"}, "there is no bucket 'nowhere'; make it"),
+        ({"bucket": "nowhere"}, "there is no bucket 'nowhere'; create it"),
         ({"AWS_ACCESS_KEY_ID": "stranger"}, "access was denied (InvalidAccessKeyId: Refused); "),
         ({"AWS_ACCESS_KEY_ID": "reader"}, "cannot write s3://"),
         ({"AWS_ENDPOINT_URL": ""}, "the server cannot be reached (Connection refused); check "),

@@ -39,7 +39,7 @@ def test_the_place_comes_from_the_argument_then_the_environment_then_the_folder(
 
 def test_a_new_store_opens_again(location: str) -> None:
     with pytest.raises(
-        NotFoundError, match=r"no store at .*; make one with `featurestore extract`, or "
+        NotFoundError, match=r"no store at .*; create one with `featurestore extract`, or "
     ):
         FeatureStore(location)
     assert open_files(location).names("") == []
