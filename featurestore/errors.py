@@ -1,9 +1,9 @@
-"""Every error that featurestore foresees, in one tree.
+"""All errors that featurestore raises, in one tree.
 
 ::
 
     FeatureStoreError                  caught by the command line: one line, exit status 1
-    ├── InputError (ValueError)        what the caller gave cannot be used
+    ├── InputError (ValueError)        invalid input by the caller
     │   ├── DatasetError               a folder, table or array that is not a data set
     │   ├── ImageError                 bytes that do not decode to an image
     │   ├── BackboneError              an unknown model, or weights that do not fit
@@ -11,7 +11,7 @@
     │   │   └── OutOfMemoryError       a batch that needs more memory than the device has
     │   ├── HeadError                  an unknown head or parameter, or labels it cannot learn from
     │   └── SpecError                  a pipeline or sweep file with a mistake in it
-    ├── StoreError                     what is on disk is not what is needed
+    ├── StoreError                     the store does not have what is needed
     │   ├── StoreFormatError           not a store, or one of a newer format
     │   ├── NotFoundError (LookupError)    no such features, data set or head
     │   ├── IncompleteFeaturesError    some blocks were never extracted
@@ -38,11 +38,11 @@ class FeatureStoreError(Exception):
 
 
 class FeatureStoreWarning(UserWarning):
-    """Something worth knowing that stops nothing."""
+    """A warning by featurestore."""
 
 
 class InputError(FeatureStoreError, ValueError):
-    """What the caller gave cannot be used."""
+    """Invalid input by the caller."""
 
 
 class DatasetError(InputError):
@@ -74,7 +74,7 @@ class SpecError(InputError):
 
 
 class StoreError(FeatureStoreError):
-    """What is on disk is not what is needed."""
+    """The store does not have what is needed."""
 
 
 class StoreFormatError(StoreError):
@@ -186,6 +186,6 @@ def refuse_newer(found: int, known: int, where: str) -> None:
 
 
 def one_line(error: BaseException, length: int = 200) -> str:
-    """Return the first sentence or so of another library's error message."""
+    """Return the beginning of another library's error message, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""Image files that Pillow would read for hours, or hold many times over in memory."""
+"""Refuse image files that would take Pillow hours, or many times their size in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The receiver of events of calls without ``on_event``: the progress bars around them, or none."""
+"""The receiver of events of calls without ``on_event``: the enclosing progress bars, or none."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def listening(on_event: OnEvent) -> Iterator[None]:
 
 
 def receiver(on_event: OnEvent | None) -> OnEvent:
-    """Return what receives the events of a call: its own, that around it, or one that ignores."""
+    """Return the receiver of a call's events: its own, the enclosing one, or none."""
     return on_event or _around.get() or (lambda event: None)

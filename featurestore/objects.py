@@ -49,7 +49,7 @@ def is_url(location: str) -> bool:
 
 
 def has_password(url: str) -> bool:
-    """Whether a URL holds a user or password, which whoever reads it can use.
+    """Whether a URL contains a user or password.
 
     Examples
     --------
@@ -77,7 +77,7 @@ _process: set[int] = set()
 
 
 class ForkedError(Exception):
-    """In a fork of a process that used obstore, its threads are missing: requests would hang."""
+    """Requests would hang: this process was forked after obstore had started its threads."""
 
 
 class NoCredentialsError(Exception):

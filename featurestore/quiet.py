@@ -1,4 +1,4 @@
-"""Loading Keras and TensorFlow quickly, and without the notes that they write when they start."""
+"""Load Keras and TensorFlow quickly, and without their start-up messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WRAPPERS = "keras.wrappers"
 
 
 def load_tensorflow() -> None:
-    """Import Keras, and TensorFlow behind it, without the notes on CPU and CUDA.
+    """Import Keras and TensorFlow without the messages on CPU and CUDA.
 
     TensorFlow 2.21 writes them to descriptor 2 before its log level takes effect. A level that the
     user has set stays; with level 0 the notes are shown. Child processes do not inherit ours.

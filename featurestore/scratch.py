@@ -1,4 +1,4 @@
-"""Temporary folders, and files that appear whole.
+"""Temporary folders, and files that are written atomically.
 
 The next process removes the folders that a killed one left.
 """
@@ -43,7 +43,7 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
 
 
 def check_place(path: Path) -> None:
-    """Raise InputError if no file can be written to a path, before the work that it is for."""
+    """Raise InputError, before the work starts, if no file can be written to a path."""
     if not path.parent.is_dir():
         raise InputError(
             f"no folder {str(path.parent)!r} to write {path.name} into; create it first"
@@ -55,7 +55,7 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Give a file to write, and put it in the place of another, whole or not at all.
+    """Yield a file to write, which atomically replaces another.
 
     InputError if it cannot be written.
     """

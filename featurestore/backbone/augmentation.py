@@ -75,7 +75,7 @@ def _read(text: str) -> Any:
 
 
 def _layer(given: Any) -> Any:
-    """Return a layer as it is, or build what a name, with settings, or a configuration says."""
+    """Return a layer unchanged, or build one from a name, with settings, or a configuration."""
     import keras
 
     if isinstance(given, keras.layers.Layer):
@@ -101,7 +101,7 @@ def _layer(given: Any) -> Any:
 
 
 def _built(config: Mapping[str, Any]) -> Any:
-    """Build a layer of its configuration: one of Keras' own, or of the user's registered code."""
+    """Build a layer from its configuration: a Keras layer, or registered code of the user."""
     import keras
 
     try:
@@ -155,7 +155,7 @@ def _is_float32(dtype: Any) -> bool:
 
 
 def fields(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return serialized layers in canonical form, as they count in a prefix digest."""
+    """Return serialized layers in canonical form, for the prefix digest."""
     return json.loads(_fields(json.dumps(layers)))
 
 

@@ -147,7 +147,7 @@ class Backbone(Network):
 
     @classmethod
     def of(cls, model: Any) -> Backbone:
-        """Return a backbone as it is, or make one of what stands for one.
+        """Return a backbone unchanged, or make one from a name, a file or a model.
 
         Parameters
         ----------
@@ -355,7 +355,7 @@ class Backbone(Network):
             ) from error
 
     def packed(self) -> dict[str, Any]:
-        """Return what :meth:`unpacked` makes the same backbone of in another process.
+        """Return values from which :meth:`unpacked` makes the same backbone in another process.
 
         Names and paths stay what they are. A Keras model object becomes the bytes of its file.
 

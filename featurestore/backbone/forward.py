@@ -59,7 +59,7 @@ def require_tensorflow() -> None:
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Compute float32 as float32 inside, and leave the process as it was.
+    """Compute without TF32 inside, and restore the setting of the process afterwards.
 
     On newer GPUs, TensorFlow rounds the inputs of matrix products and convolutions to 10 bits
     (TF32). The switch is process-wide: it goes back when the last of several threads leaves.
@@ -114,7 +114,7 @@ def plain(compute: Compute) -> Forward:
 
 
 def another_way(engine: str) -> str:
-    """Say how else to compute a pass that is wrong here."""
+    """Return how else to compute a pass whose results are wrong here."""
     import tensorflow as tf
 
     if engine != "tensorflow":
@@ -146,7 +146,7 @@ def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "u
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     class Constants(keras.StatelessScope):
-        """In it, variables of Keras are constants, up to some bytes.
+        """Context in which Keras variables become constants, up to a number of bytes.
 
         TensorFlow's own conversion, which is for other variables, takes several times as long, and
         the memory of the weights several times.

@@ -87,7 +87,7 @@ class Network:
         return reduction.reduced_shape(ref, self._graph, self._graph.nodes[number], shape)
 
     def prefix_digest(self, layer: str) -> str:
-        """Return the digest of all that decides the activation of a layer."""
+        """Return the digest of everything that determines the activation of a layer."""
         return digest_fields(self.prefix_fields(layer))
 
     def prefix_fields(self, layer: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Network:
         }
 
     def weights_changed(self) -> bool:
-        """Whether a weight is another than when its digest was computed."""
+        """Whether a weight has changed since its digest was computed."""
         return self._weight_digests != identity.weight_digests(self._graph)
 
     def precision(self, layer: str) -> str:
@@ -207,7 +207,7 @@ class Network:
         return sum(self._flops[number] for number in self._tail_nodes(refs, start))
 
     def reference(self, refs: Sequence[LayerRef | str]) -> Forward:
-        """Return what :meth:`forward` must equal: each layer by itself, on the CPU. Slow.
+        """Return the reference for :meth:`forward`: each layer by itself, on the CPU. Slow.
 
         Parameters and the callable that is returned are those of :meth:`forward`.
         """
@@ -385,7 +385,7 @@ class Network:
         return [each for each in self._graph.ancestors(self._numbers(refs), start) if each != start]
 
     def _is_plain(self, number: int) -> bool:
-        """Whether a node's activation can be stored and taken up again: floats, and no mask."""
+        """Whether a node's activation can be stored and reused: floats without a mask."""
         node = self._graph.nodes[number]
         return "float" in node.outputs[0].dtype and not reduction.is_masked(node)
 

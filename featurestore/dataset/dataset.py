@@ -302,7 +302,7 @@ class Dataset:
         return self.samples.labels.targets
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return what you gave, in your order, with what became of it.
+        """Return your list, in your order, with the row, digest and split of each image.
 
         Returns
         -------
@@ -319,7 +319,7 @@ class Dataset:
 
     @property
     def scan_command(self) -> str | None:
-        """The command that scans the same again; None for a DataFrame and for arrays."""
+        """The command that repeats the scan; None for a DataFrame and for arrays."""
         if self.source is None:
             return None
         return command_line(self.source, self.name, self.options)

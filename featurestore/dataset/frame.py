@@ -15,7 +15,7 @@ from featurestore.digests import unpacked
 
 
 def as_frame(samples: Samples) -> pandas.DataFrame:
-    """Return what was listed, in that order, with what became of it: `Dataset.to_frame`."""
+    """Return the listed images in their order, with row and split: `Dataset.to_frame`."""
     listing = samples.listing
     columns: dict[str, Any] = {
         "sample": list(unpacked(samples.digests)),

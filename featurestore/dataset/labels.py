@@ -140,7 +140,7 @@ class Labels:
 
     @classmethod
     def none(cls, rows: int) -> Labels:
-        """Return those of samples without labels."""
+        """Return the labels of unlabelled samples."""
         return cls((), np.full(rows, -1, np.int32))
 
     @property
@@ -169,7 +169,7 @@ class Labels:
         return None if target < 0 else self.classes[target]
 
     def of_rows(self, rows: np.ndarray | slice) -> Labels:
-        """Return those of some rows, without the classes that none of them has."""
+        """Return the labels of some rows, without classes that do not occur."""
         targets = self.targets[rows]
         if self.task == "regression":
             return Labels((), targets) if not np.isnan(targets).all() else Labels.none(len(targets))

@@ -49,7 +49,7 @@ class Problem:
 
 
 def problem_lines(problems: Sequence[Problem], name: str) -> list[str]:
-    """Return a line for each kind of problem with samples, and for each problem with the whole.
+    """Return one line per kind of sample problem, and one per problem of the whole data set.
 
     ``name`` is that of the data set, for the command that shows all of them.
     """

@@ -71,7 +71,7 @@ class Listed:
         )
 
     def name(self, at: int) -> str:
-        """Return what a problem calls a listed sample."""
+        """Return the name of a listed sample in problems."""
         return f"X[{at}]" if self.paths is None else self.paths[at]
 
 
@@ -147,7 +147,7 @@ class Samples:
         return None if path is None else native(path)
 
     def name(self, row: int) -> str:
-        """Return what a problem calls a sample."""
+        """Return the name of a sample in problems."""
         return self.path(row) or f"X[{self.first[row]}]"
 
     def paths(self) -> list[str | None]:

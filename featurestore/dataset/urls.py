@@ -17,7 +17,7 @@ _local = threading.local()
 
 
 class RefusedError(Exception):
-    """A server answers that it does not give this file; the message is the reason."""
+    """The server refuses this file; the message is the reason."""
 
 
 def is_web(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which of the asked layers a budget stores, and what the others are derived from when asked."""
+"""Which of the requested layers a budget stores, and how to get the others later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_TRIED = 12
 
 @dataclass(frozen=True)
 class Wanted:
-    """A layer that was asked for, and what it costs to store it, or to get it later.
+    """A requested layer, and the cost of storing it or of getting it later.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of an asked layer.
+    """The decision on a requested layer.
 
     Attributes
     ----------

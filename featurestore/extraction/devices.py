@@ -1,4 +1,4 @@
-"""What there is to compute with: processor, memory, GPUs, engines."""
+"""The hardware and engines of this machine: processor, memory, GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROCESSORS, _NVIDIA = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True)
 class Devices:
-    """What there is to compute with.
+    """The hardware of this machine.
 
     Attributes
     ----------

@@ -27,7 +27,7 @@ ARRAY_BYTES = 5000
 
 @dataclass(frozen=True)
 class Part:
-    """The plain images, or one augmented view, of the samples that it has.
+    """The plain images of some samples, or one augmented view of them.
 
     Attributes
     ----------

@@ -118,7 +118,7 @@ def _refs_of(layers: Any) -> tuple[LayerRef, ...]:
 
 @dataclass(frozen=True)
 class Request:
-    """What an extraction is asked for: a backbone, where to cut it, and how to store that.
+    """The request of an extraction: a backbone, its cuts, and how to store them.
 
     ``boundaries`` are further refs, which only fine-tuning reads: no budget leaves them out.
     """
@@ -155,7 +155,7 @@ class Request:
         return cls(network, refs, dtype, batch_size, others)
 
     def views(self, count: int, augmentation: Any) -> list[Request]:
-        """Return what is asked for of each augmented view."""
+        """Return the requests of the augmented views."""
         if not isinstance(count, int) or count < 0:
             raise InputError(f"views is {received(count)}; expected a number of views, such as 8")
         if bool(count) != (augmentation is not None):
@@ -232,7 +232,7 @@ class Request:
         return self.passes[key]
 
     def sized(self, decided: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> Request:
-        """Return the same with a number as batch size: what was recorded, or what is fast here."""
+        """Return the request with a number as batch size: the recorded one, or a fast one."""
         if self.batch_size != AUTO or not decided.units:
             return self
         before = size_before(decided, store)

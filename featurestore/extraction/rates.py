@@ -181,12 +181,12 @@ class Forecast:
         self._first: tuple[float, int, float] | None = None
 
     def store(self, ref: str, rows: np.ndarray) -> None:
-        """Take the first rows that are stored of a layer."""
+        """Record the first stored rows of a layer."""
         if ref not in self.row_bytes and len(rows):
             self.row_bytes[ref] = _bytes_a_row(encode(rows, ""), rows)
 
     def find(self, rows: int, seconds: float) -> None:
-        """Take how long it took to copy or derive some rows."""
+        """Record the time that it took to copy or derive some rows."""
         self._found += rows
         self._finding += seconds
 

@@ -30,7 +30,7 @@ Needs = dict[str, str]
 
 @dataclass(frozen=True)
 class Repair:
-    """What became of one damaged file; ``needs`` is what is missing to repair it, or None."""
+    """The result for one damaged file; ``needs`` says what is missing to repair it, or is None."""
 
     damage: Damage
     needs: str | None = None
@@ -52,7 +52,7 @@ def repair(
     on_event: OnEvent | None = None,
     **variant: Any,
 ) -> list[Repair]:
-    """Repair damaged files in place, so that nothing is lost on the way.
+    """Repair damaged files in place.
 
     Metadata are rewritten from their twins, blocks and row ids from the images, manifests from a
     new scan. Heads are not repaired: the command that fitted one fits it again.

@@ -1,4 +1,4 @@
-"""What became of an extraction."""
+"""The report of an extraction."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Extraction(dict[str, Features]):
         return show_html(repr(self), self.grid(), *map(str, self.former))
 
     def grid(self) -> Grid:
-        """Show what became of each layer."""
+        """Show the result for each layer."""
         fields = [
             "shape",
             "size",

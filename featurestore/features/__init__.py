@@ -1,4 +1,4 @@
-"""Stored features joined with their data set, in the forms that people train from."""
+"""Stored features joined with their data set, in the forms used for training."""
 
 from featurestore.features.features import Features
 from featurestore.features.stored import stored, with_views, without_boundaries

@@ -89,7 +89,7 @@ class Features:
         augmentation: Any = None,
         **variant: Any,
     ) -> Features:
-        """Open stored features by what people call them; nothing is computed.
+        """Open stored features by the names of data set, layer and model; nothing is computed.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Finding stored features by what people call them: data set, model, layer, variant."""
+"""Find stored features by name: data set, model, layer, variant."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Fitting:
         return replace(head, **{**changes, "tags": tuple(changes.get("tags", head.tags))})
 
     def folds(self, bank: Bank) -> dict[str, dict[str, Any]]:
-        """Return what the documents of a bank's heads say of their folds, by id."""
+        """Return the recorded folds of a bank's heads, by id."""
         measured: dict[str, list[dict[str, Any]]] = {each.id: [] for each in bank.members}
         done, total = 0, sum(map(len, self.parts))
         for number, folds in enumerate(self.parts if measured else []):

@@ -51,7 +51,7 @@ class CrossValidation(Settings):
             raise HeadError(str(error)) from None
 
     def is_in(self, folds: Mapping[str, Any] | None) -> bool:
-        """Whether a head was cross-validated so, with as many seeds or more."""
+        """Whether a head was cross-validated in this way, with at least as many seeds."""
         found = folds or {"folds": None, "seeds": 0}
         return found["folds"] == self.folds and found["seeds"] >= self.seeds
 
@@ -114,7 +114,7 @@ def split(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Fo
 
 
 def gathered(asked: CrossValidation, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a head's document says of its folds, from the metrics on each.
+    """Return the document entry on a head's folds, from the metrics on each.
 
     ``folds``, ``seeds``, ``rows`` (held out, on average) and ``metrics``: a list for each, with a
     value for each fold of each seed.

@@ -323,7 +323,7 @@ def forward_parts(rows: np.ndarray) -> list[np.ndarray]:
 
 
 def find(store: FeatureStore, text: str) -> str:
-    """Return the one id that begins with ``text``, or whose head has that name.
+    """Return the only id that begins with ``text``, or whose head has this name.
 
     NotFoundError offers the nearest.
     """

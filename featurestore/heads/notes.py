@@ -1,4 +1,4 @@
-"""What users write on a head: a name, tags, a note. Never part of its identity."""
+"""Annotations of a head: name, tags, note. Never part of its identity."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Heads that are not portable: the estimator that a store cannot keep is fitted again.
 
-Nothing that a store names is imported. The user hands in the estimator; what is stored only says
+Nothing that a store names is imported. The user passes the estimator; the stored fields only tell
 whether it is the right one.
 """
 

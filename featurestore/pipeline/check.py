@@ -1,4 +1,4 @@
-"""Mistakes in a pipeline file that reading it does not show, found before any work."""
+"""Check a pipeline file beyond its syntax, before any work."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def check_layers(file: SpecFile[Any], layers: Sequence[str]) -> None:
 
 
 def combinations(head: HeadSpec) -> list[dict[str, Any]]:
-    """Return the parameters of each head that an entry of a file stands for."""
+    """Return the parameters of each head in an entry of a file."""
     from sklearn.model_selection import ParameterGrid
 
     return [{**head.params, **each} for each in ParameterGrid(head.grid)]

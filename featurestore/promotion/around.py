@@ -23,7 +23,7 @@ _THRESHOLDS = ("FixedThresholdClassifier", "TunedThresholdClassifierCV")
 
 
 def inside(step: Any) -> list[Any]:
-    """Return the fitted classifiers that a calibration or a threshold is around; else none."""
+    """Return the fitted classifiers inside a calibration or threshold; else none."""
     if type(step).__name__ == "CalibratedClassifierCV":
         return [each.estimator for each in step.calibrated_classifiers_]
     return [step.estimator_] if type(step).__name__ in _THRESHOLDS else []

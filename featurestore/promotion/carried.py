@@ -1,4 +1,4 @@
-"""What a promoted model carries in its own layers, so that Keras keeps it in every copy.
+"""Metadata in the layers of a promoted model, which Keras keeps in every copy.
 
 The class names are the ``seed`` of a ``Dropout`` of rate 0 after the softmax. Such a layer draws
 nothing, and gives its input: training, saving, cloning and export leave it as it is. In the same
@@ -64,13 +64,13 @@ _NO_PART = ("name", "dtype", "trainable")
 
 
 def classes_layer(classes: Sequence[Any], name: str = CLASSES) -> keras.Layer:
-    """Return a layer that changes nothing and carries the class of each column, str or int."""
+    """Return an identity layer that carries the class of each column, str or int."""
     named = [each if isinstance(each, str) else int(each) for each in classes]
     return keras.layers.Dropout(0.0, seed=named, name=name)
 
 
 def resize_layer(resizing: keras.layers.Resizing) -> keras.Layer:
-    """Return a layer that changes nothing and carries how images were resized before."""
+    """Return an identity layer that carries how images were resized before."""
     config = resizing.get_config()
     kept = {name: value for name, value in config.items() if name not in _NO_PART}
     return keras.layers.Dropout(0.0, seed=kept, name=RESIZING, dtype="uint8")

@@ -143,7 +143,7 @@ def check(estimator: Any) -> None:
 
 
 def is_isotonic(estimator: Any) -> bool:
-    """Whether isotonic calibration makes probabilities jump, and flat between the jumps."""
+    """Whether isotonic calibration makes probabilities piecewise flat."""
     last = _steps(estimator)[-1]
     inside = around.inside(last)
     return bool(inside) and (

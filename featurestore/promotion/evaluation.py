@@ -1,4 +1,4 @@
-"""Measure a promoted model, with separate figures for samples that it has seen."""
+"""Evaluate a promoted model, with separate metrics for samples that it has seen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def evaluate(
     *,
     classes: Sequence[Any] | None = None,
 ) -> Measured:
-    """Measure a promoted model on labelled samples, with separate figures for those it has seen.
+    """Evaluate a promoted model on labelled samples, with separate metrics for those it has seen.
 
     The file of a promotion records the digests of the samples it has seen; the splits of ``data``
     do not matter.
@@ -105,7 +105,7 @@ def open_data(
     on_event: Callable[[Any], None] | None = None,
     **options: Any,
 ) -> Dataset:
-    """Open what a model is measured on; a place is scanned as it is, no store asked."""
+    """Open the data that a model is evaluated on; a folder or table is scanned without a store."""
     if isinstance(data, str | os.PathLike) and is_place(os.fspath(data)):
         return Dataset.open(data, on_event=on_event, **options)
     opened = FeatureStore.for_data(data, store, write=False)
@@ -114,7 +114,7 @@ def open_data(
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a promoted model predicts for labelled samples.
+    """Predictions of a promoted model for labelled samples.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How far two equal predictors may differ: the tolerances of the proof.
+"""How far two equivalent predictors may differ: the tolerances of the proof.
 
 A fused model equals its cached head if both halves agree:
 
@@ -144,7 +144,7 @@ class FeatureCheck:
             )
 
     def require_distinct(self) -> None:
-        """Raise ParityError if most rows pass for their neighbours, so that the check is void."""
+        """Raise ParityError if most rows also pass for their neighbours, so the check is void."""
         rows = len(self.stored)
         other = np.roll(self.stored, 1, axis=0)
         same = self._ratio(other, self.stored).reshape(rows, -1).max(axis=1) <= 1

@@ -85,6 +85,6 @@ def threshold_note(report: Mapping[str, Any]) -> str:
 
 
 def rows_were(split: str, measured: Mapping[str, Any]) -> str:
-    """Return what rows were for the model that was measured on them."""
+    """Return what the rows were used for by the model that is evaluated on them."""
     used_for = measured["used_for"]
     return "never seen" if (split, used_for) == ("unseen", "nothing") else USES[used_for]

@@ -34,7 +34,7 @@ SAMPLES = "featurestore-samples.bin"
 
 @dataclass(frozen=True)
 class Promoted:
-    """A promoted model, ready to be measured and to predict.
+    """A promoted model, ready to evaluate and to predict.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Which samples a model has seen: only figures on others describe it on new images."""
+"""Which samples a model has seen: only metrics on others apply to new images."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Seen:
 
     @classmethod
     def unknown(cls) -> Seen:
-        """Return what a model has seen that records nothing."""
+        """Return the record of a model that records nothing."""
         return cls(np.empty(0, SAMPLE), (), complete=False)
 
     def splits_of(self, data: Dataset) -> np.ndarray:

@@ -120,7 +120,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     @contextmanager
     def keep(self, dataset: Dataset) -> Iterator[None]:
-        """Keep a state of a data set that heads are fitted on, current or not, from removal.
+        """Protect a state of a data set that heads are fitted on, current or not, from removal.
 
         Its manifest is written if it is missing: it was never added, or gc has just removed it.
         """

@@ -104,7 +104,7 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 
 def compare_json(files: Files, expected: Mapping[str, Mapping[str, Any]]) -> dict[str, StoreError]:
-    """Compare documents, by path, with what they must hold; return the errors by path."""
+    """Compare documents, by path, with their expected contents; return the errors by path."""
     wrong: dict[str, StoreError] = {}
     for path, document in expected.items():
         where = f"{files.location}/{path}"

@@ -1,4 +1,4 @@
-"""The rows of some samples in whatever array of the same prefix and reduction has them."""
+"""Find the rows of samples in any array of the same prefix and reduction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FEWEST_ROWS = 16
 
 @dataclass(frozen=True, eq=False)
 class BorrowedRows(FeatureGroup):
-    """Features that were removed, read from an array that has all of their samples.
+    """Removed features, read from another array that has all of their samples.
 
     Parameters
     ----------

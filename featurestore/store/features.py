@@ -185,7 +185,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return {each.prefix for each in parsed if ":" not in each.ref}
 
     def match(self, text: str | FeatureKey, **variant: Any) -> Item:
-        """Find the one item that a text stands for, readable or not; otherwise NotFoundError.
+        """Find the one item that a text matches, readable or not; otherwise NotFoundError.
 
         The text is a whole key, or model and layer, or any part of a key; ``variant`` leaves out
         the features of other values, see `Variant`.

@@ -284,7 +284,7 @@ class FeatureGroup:
         return np.where(own[rows] == asked, rows, -1)
 
     def supersedes(self, former: FeatureGroup) -> bool:
-        """Whether these features, of the same prefix and reduction, have all that others have.
+        """Whether these features, of the same prefix and reduction, have all rows of others.
 
         Every block exists, every sample of the others is a row, and float32 is not rounded.
         """

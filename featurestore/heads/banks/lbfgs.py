@@ -64,7 +64,7 @@ class _State:
         gradient: np.ndarray,
         curvature: np.ndarray,
     ) -> _State:
-        """Put all heads where only the intercept is not zero, so that nothing is penalized."""
+        """Start all heads with only a nonzero intercept, which is not penalized."""
         heads = len(c)
         return cls(
             head=np.arange(heads),
@@ -88,7 +88,7 @@ class _State:
         found: np.ndarray,
         heads: np.ndarray | None = None,
     ) -> None:
-        """Move heads to other coefficients, by default those that are better off there."""
+        """Replace the coefficients of heads, by default where that lowers the objective."""
         heads = objective[0] < self.value if heads is None else heads
         self.found[heads] = found[heads]
         self.value[heads], self.gradient[heads], self.curvature[heads] = (
