@@ -13,7 +13,8 @@ from featurestore.features.frame import described
 if TYPE_CHECKING:
     import pandas
 
-    from featurestore.features.features import Features, Order
+    from featurestore.features.features import Features
+    from featurestore.features.joined import Order
     from featurestore.store import FeatureGroup
 
 
