@@ -48,11 +48,11 @@ def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any
 def scan_command(data: str, every: bool, store: str, as_json: bool, **options: Any) -> None:
     """Record the samples, labels and splits of DATA under a name.
 
-    DATA is a folder (class sub-folders, or flat; folders train, val and test are the splits), a CSV
-    or Parquet table with the columns path and label, optionally split, or a name that was given to
-    one of these. No feature is computed; what was recorded under the name before is replaced. If
-    the folder or table was moved, scan its new place with the same --name: the options of the last
-    scan are kept, and no feature is lost.
+    DATA is a folder (with class sub-folders, or flat; folders train, val and test are the splits),
+    a CSV or Parquet table with the columns path and label, and optionally split, or the name of a
+    data set that was scanned before. No features are computed; the former record of this name is
+    replaced. If the folder or table was moved, scan its new place with the same --name: the options
+    of the last scan are kept, and no features are lost.
 
     \b
     Example:
@@ -174,8 +174,8 @@ def extract_command(
 
     DATA is a folder, a table or a name, as for `featurestore scan`.
 
-    With --replace, former features of the same layers are removed, if the new ones have all of
-    their rows and no data set needs them now. Heads fitted on them stay, and can still be promoted.
+    With --replace, former features of the same layers are removed if the new ones have all of their
+    rows and no data set needs them any more. Heads fitted on them are kept and can be promoted.
 
     With --budget, only the layers that fit and save the most time later are stored. Extract the
     others when you need them: the report says what that costs.

@@ -46,13 +46,13 @@ def doctor_command(
     as_json: bool,
     **backbone: Any,
 ) -> None:
-    """Show what this machine can do, what slows an extraction down, and what to change.
+    """Measure this machine, find the bottleneck of an extraction, and say what to change.
 
-    It takes about 20 seconds: devices, engines and precisions, images per second of each stage, and
-    the disk of the store, where nothing is left. DATA is a folder, a table or a name, as for
-    `featurestore scan`: some of its images are decoded. Without DATA, photographs of 500 x 375
-    pixels are made. The weights of an application are random unless you name them: its speed does
-    not depend on them.
+    This takes about 20 seconds. It shows devices, engines and precisions, the images per second of
+    each stage, and the speed of the store's disk, where it leaves no files. DATA is a folder, a
+    table or a name, as for `featurestore scan`: some of its images are decoded. Without DATA,
+    photographs of 500 x 375 pixels are generated. The weights of an application are random unless
+    you name them, since they do not affect its speed.
 
     \b
     Example:

@@ -48,10 +48,9 @@ def rank_command(
 ) -> None:
     """Rank the stored layers of DATASET by how well a head would do on each.
 
-    No head is trained. All scores are computed from the same training rows, 2000
-    at most; docs/heads.md says what they are, and how well each predicts a
-    trained head. Backbone options such as --input-size leave out variants of
-    other values.
+    No head is trained. All scores are computed from the same training rows, at most 2000;
+    docs/heads.md explains them, and how well each predicts the order of trained heads. Backbone
+    options such as --input-size select the variants that have these values.
 
     \b
     Example:
@@ -141,12 +140,13 @@ def train_command(
     as_json: bool,
     **notes: Any,
 ) -> None:
-    """Train one head on the stored features of DATASET, and measure it on every split.
+    """Train one head on the stored features of DATASET, and evaluate it on every split.
 
-    If several variants of a layer are stored, backbone options such as --input-size pick one. With
-    --views, it is trained on stored views too; --augmentation is only needed if there are several.
-    --name, --tag and --note do not make another head; `featurestore tag` changes them later. With
-    --folds, the head is fitted on the whole train split too, as without.
+    If several variants of a layer are stored, backbone options such as --input-size select one.
+    With --views, the head is trained on stored views too; --augmentation is only needed if there
+    are views of several. --name, --tag and --note are not part of the head's identity;
+    `featurestore tag` changes them later. With --folds, the head is cross-validated, and also
+    fitted on the whole train split as usual.
 
     \b
     Example:
@@ -268,12 +268,12 @@ def heads_command(
 ) -> None:
     """List the trained heads, of DATASET or all, best first.
 
-    Each data set has a table of its own. Stale heads were fitted on other samples, labels or splits
-    than the data set has now; they have a separate table, since their metrics do not compare.
+    Each data set has its own table. Stale heads were fitted on other samples, labels or splits than
+    the data set has now; they are listed separately, since their metrics are not comparable.
 
-    Of the parameters, the table shows those that differ between heads of one kind; --json and
-    `featurestore show` give all. Backbone options such as --input-size leave out heads on features
-    of other values.
+    The table shows the parameters that differ between heads of one kind; --json and `featurestore
+    show` have all. Backbone options such as --input-size select heads on features with these
+    values.
 
     \b
     Example:
@@ -302,7 +302,7 @@ def heads_command(
 @store_option
 @json_option
 def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:
-    """Tag HEAD, name it, or write a note on it: none of this changes its id.
+    """Tag HEAD, name it, or write a note on it; its id does not change.
 
     HEAD is an id that `featurestore heads` lists, the beginning of one, or a name.
 

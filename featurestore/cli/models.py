@@ -135,7 +135,7 @@ def promote_command(
 
     HEAD is an id that `featurestore heads` lists, the beginning of one, or the name of a head. The
     epoch with the lowest validation loss is written, or the model before fine-tuning if its loss is
-    lower still.
+    lower.
 
     \b
     Example:
@@ -227,9 +227,9 @@ def evaluate_command(
 ) -> None:
     """Evaluate a promoted model on the labelled images of DATA, those it has seen separately.
 
-    DATA is a folder, a table or a name, as for `featurestore scan`. The file that `promote` wrote
-    records the images that the model was trained and selected on; the store and the splits of DATA
-    do not matter. A file that Keras wrote records none.
+    DATA is a folder, a table or a name, as for `featurestore scan`. Files written by `promote`
+    record the images that the model was trained and selected on; the store and the splits of DATA
+    do not matter. Files written by Keras do not record them.
 
     \b
     Example:

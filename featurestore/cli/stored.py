@@ -26,7 +26,7 @@ from featurestore.table import Grid, plural, size
 def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     """List the stored features, and the data sets that have none yet.
 
-    Backbone options such as --input-size leave out features of other values.
+    Backbone options such as --input-size select the features that have these values.
 
     \b
     Example:
@@ -67,10 +67,10 @@ def print_damaged(store: FeatureStore) -> None:
 def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
     """Show everything about one head, data set or feature array.
 
-    NAME is the id of a head that `featurestore heads` lists, or its name: parameters, metrics, how
-    well each class is predicted, and where it came from. Or NAME is a key that `featurestore ls`
-    lists: size, full digests and origin. Any unique part will do. Backbone options such as
-    --input-size select one of several variants.
+    NAME is the id or name of a head that `featurestore heads` lists: shows its parameters, metrics,
+    metrics of each class, and lineage. Or NAME is a key that `featurestore ls` lists, or any unique
+    part of one: shows its size, digests and provenance. Backbone options such as --input-size
+    select one of several variants.
 
     \b
     Example:
@@ -116,10 +116,10 @@ def _rounded(value: Any) -> Any:
 @store_option
 @json_option
 def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
-    """Check everything stored, or the features KEY, against checksums; exit 1 if damaged.
+    """Verify the checksums of everything stored, or of the features KEY; exit 1 on damage.
 
     This reads every byte of blocks, metadata, manifests and heads. Blocks that were never extracted
-    are not damage; `featurestore ls` shows them.
+    do not count as damage; `featurestore ls` shows them.
 
     \b
     Example:
@@ -164,10 +164,10 @@ def _counted(items: list[Item]) -> str:
 @store_option
 @json_option
 def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
-    """Compute the damaged blocks of KEY, or all that is damaged, again from the images.
+    """Repair everything that is damaged, or the features KEY: compute damaged blocks again.
 
-    Metadata are rewritten from the rest of the store, a manifest from a new scan. What cannot be
-    repaired is listed with what it needs, and the exit status is then 1.
+    Metadata are restored from the rest of the store, manifests from a new scan. What cannot be
+    repaired is listed with what it needs, and the exit status is 1.
 
     \b
     Example:
@@ -201,12 +201,13 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
 @store_option
 @json_option
 def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: bool) -> None:
-    """Remove what no data set and no head refers to, after asking.
+    """Remove everything that no data set and no head refers to, after asking.
 
-    Features of the samples that a data set has now stay, unless --boundaries or --unused is given.
-    What another process writes or fits heads on stays; in an object store, which has no locks, what
-    was written within a day. With --json but without --yes, nothing is
-    removed. Superseded features that only heads keep are named, with the command that frees them.
+    Features of the current samples of a data set are kept, unless --boundaries or --unused is
+    given. So is everything that another process is using; an object store has no locks, so there
+    everything written within the last day is kept. With --json but without --yes, nothing is
+    removed. Superseded features that are only kept for heads are listed, with the command that
+    frees them.
 
     \b
     Example:
@@ -246,10 +247,10 @@ def rm_command(
 ) -> None:
     """Remove data sets, heads or features, and what depends on them, after asking.
 
-    NAME is a data set; a head: its id, the beginning of it, or its name; or a key of features or
-    any unique part of one. Heads go with the data set or the features that they were fitted on, and
-    features with the last data set or head that needs them: all are listed first. Images and
-    promoted models are not touched. With --json but without --yes, nothing is removed.
+    NAME is a data set, a head (its id, the beginning of its id, or its name) or features (a key, or
+    any unique part of one). Heads are removed with the data set or features that they were fitted
+    on, and features with the last data set or head that needs them: everything is listed first.
+    Images and promoted models are not touched. With --json but without --yes, nothing is removed.
 
     \b
     Example:
