@@ -42,7 +42,7 @@ def moved(source: str, name: str) -> str | None:
     if is_uri(source) or os.path.exists(source):
         return None
     command = shlex.join(["featurestore", "scan", "NEW", "--name", name])
-    return f"{source!r} is gone; if it was moved: {command}"
+    return f"{source!r} is gone; if it was moved: `{command}`"
 
 
 def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
@@ -54,12 +54,12 @@ def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
     command = command_line(source, name, options)
     if os.path.isdir(source):
         return (
-            f"put it back, or scan again: {command} (an image that was moved is found; to go on "
-            "without it, fit heads again too)"
+            f"put it back, or scan again: `{command}` (moved images are found; without the image, "
+            "fit heads again too)"
         )
     # The options of the last scan are remembered.
     command = command_line(source, name, {})
-    return f"put it back, or if the images were moved: {command} --root NEW"
+    return f"put it back, or if the images were moved: `{command} --root NEW`"
 
 
 def command_line(source: str, name: str, options: dict[str, Any]) -> str:

@@ -97,18 +97,18 @@ def _check_files(head: Head, spec: Mapping[str, Any]) -> None:
     if spec["source"] == "model":
         raise PromotionError(
             f"the backbone of {head.id} was a Keras model in memory; save it to a file, then: "
-            f"{again} --model FILE"
+            f"`{again} --model FILE`"
         )
     if "path" in spec and not Path(spec["path"]).is_file():
         raise PromotionError(
             f"the backbone of {head.id} was {spec['path']!r}, and there is no such file; if it was "
-            f"moved or renamed: {again} --model FILE"
+            f"moved or renamed: `{again} --model FILE`"
         )
     weights = spec.get("weights")
     if weights not in (None, "imagenet", "random") and not Path(weights).is_file():
         raise PromotionError(
             f"the weights of the backbone of {head.id} were {weights!r}, and there is no such "
-            f"file; if it was moved or renamed: {again} --weights FILE"
+            f"file; if it was moved or renamed: `{again} --weights FILE`"
         )
 
 

@@ -328,7 +328,7 @@ def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> N
     featurestore("scan", "elsewhere", "--name", "mine", *new)
     found = featurestore("promote", head, "-o", "m.keras", *new)
 
-    assert lost.endswith("if it was moved: featurestore scan NEW --name mine")
+    assert lost.endswith("if it was moved: `featurestore scan NEW --name mine --store new`")
     assert found.status == 0, found.err
     assert f"{head} is stale" in found.err
 

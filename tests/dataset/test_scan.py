@@ -170,7 +170,7 @@ def test_a_file_that_changed_or_is_gone(tmp_path: Path) -> None:
     command = f"featurestore scan {tmp_path} --name 'my cats' --val 0.5"
     with pytest.raises(DatasetError, match="no such file; put it back, or scan again: ") as caught:
         found.read(0)
-    assert f"scan again: {command} (an image that was moved is found" in one_line(caught.value)
+    assert f"scan again: `{command}` (moved images are found" in one_line(caught.value)
     put(tmp_path / "cat" / "a.png", 2)
     with pytest.raises(SourceChangedError, match="has changed since it was scanned") as changed:
         found.image(0)

@@ -279,7 +279,7 @@ def test_a_folder_that_moved_keeps_its_name_and_options(photo_store: FeatureStor
     record(photo_store, "photos", name="mine", val=0.5)
     Path("photos").rename("elsewhere")
 
-    gone = r"'mine': '.*photos' is gone; if it was moved: featurestore scan NEW --name mine$"
+    gone = r"'mine': '.*photos' is gone; if it was moved: `featurestore scan NEW --name mine`$"
     with pytest.raises(DatasetError, match=gone):
         photo_store.datasets.open("mine", rescan=True)
     assert len(photo_store.datasets.open("mine")) == 12
