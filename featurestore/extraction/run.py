@@ -14,13 +14,14 @@ from featurestore.backbone import Preprocessing
 from featurestore.backbone.augmentation import settings
 from featurestore.errors import NotFoundError
 from featurestore.extraction import sharing
+from featurestore.extraction.batches import size_before
 from featurestore.extraction.budget import bytes_of
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.events import Float32Chosen, WaitingForOthers
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
-from featurestore.extraction.planning import AUTO, Request
+from featurestore.extraction.planning import Request
 from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
 from featurestore.extraction.stored_type import Float16Error
@@ -233,10 +234,11 @@ def _write_alone(
             if not cluster:
                 engine = _engine(asked, request)
             elif asked.units:
-                there = (asked, dataset, request.backbone, store)
+                given = request.batch_size if isinstance(request.batch_size, int) else None
+                before = given or size_before(asked, store)
+                there = (asked, dataset, request.backbone, store, before)
                 engine, size = sharing.choose(cluster, *there, on_event)
-                if request.batch_size == AUTO:
-                    request = dataclasses.replace(request, batch_size=size)
+                request = dataclasses.replace(request, batch_size=given or size)
             groups = {
                 str(layer.ref): _open(layer, dataset, request, store, engine, layer.key in marked)
                 for layer in asked.layers

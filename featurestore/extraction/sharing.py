@@ -26,7 +26,7 @@ from featurestore.errors import (
     one_line,
 )
 from featurestore.extraction import events
-from featurestore.extraction.batches import USUAL, size_before
+from featurestore.extraction.batches import USUAL
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.copies import Copies
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
@@ -74,13 +74,14 @@ def choose(
     dataset: Dataset,
     backbone: Backbone,
     store: FeatureStore,
+    before: int | None,
     on_event: OnEvent | None = None,
 ) -> tuple[str | None, int]:
     """Let the workers build the network; return their engine, and the least batch of their choice.
 
-    Without a worker, this waits for the first. Errors are those of `compute`.
+    ``before`` is the batch size that is known. Without a worker, this waits for the first. Errors
+    are those of `compute`.
     """
-    before = size_before(asked, store)
     if not asked.refs_computed:
         return None, before or USUAL
     client = cluster.client(on_event)
