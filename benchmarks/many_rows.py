@@ -75,15 +75,16 @@ class Bench:
 
         rows = rows or self.rows
         kept = Path(f"{self.place}-{rows}.pickle")
-        if not kept.exists():
-            pixels, labels = self.images(rows)
-            with self.timed():
-                made = fs.Dataset.from_arrays(pixels, labels, name="numbers")
-                made.to_parquet()
-            with kept.open("wb") as file:
-                pickle.dump(made, file, protocol=5)
-        with kept.open("rb") as file:
-            return pickle.load(file)
+        if kept.exists():
+            with kept.open("rb") as file:
+                return pickle.load(file)
+        pixels, labels = self.images(rows)
+        with self.timed():
+            made = fs.Dataset.from_arrays(pixels, labels, name="numbers")
+            made.to_parquet()
+        with kept.open("wb") as file:
+            pickle.dump(made, file, protocol=5)
+        return made
 
     def backbone(self) -> Any:
         import keras

@@ -10,12 +10,17 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
+from featurestore.dataset import manifest
+from featurestore.dataset.dataset import Dataset
 from featurestore.dataset.manifest import DatasetEntry
+from featurestore.dataset.naming import default_name, moved
+from featurestore.dataset.source import absolute, is_place, text_of
 from featurestore.dataset.stored import StoredDataset
+from featurestore.dataset.table_file import is_table
 from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import (
     DamagedError,
@@ -28,9 +33,6 @@ from featurestore.errors import (
 from featurestore.settings import first_mistake
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Garbage, Item
-
-if TYPE_CHECKING:
-    from featurestore.dataset import Dataset
 
 CURRENT = "current.json"
 SUFFIX = ".parquet"
@@ -171,9 +173,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             If there is neither such a name nor such a place, the folder or table of a name is gone,
             or its samples were arrays.
         """
-        from featurestore.dataset import Dataset
-        from featurestore.dataset.source import is_place, text_of
-
         if isinstance(data, Dataset):
             return data
         data = text_of(data)
@@ -198,9 +197,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
         DatasetError if the folder or table is gone, or the samples were arrays.
         """
-        from featurestore.dataset import Dataset
-        from featurestore.dataset.naming import moved
-
         if entry.source is None:
             raise DatasetError(
                 f"data set {entry.name!r} was made in Python from arrays or a DataFrame, which a "
@@ -213,10 +209,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _scanned_before(self, data: str, name: str | None) -> DatasetEntry | None:
         """Return the last scan of a folder or table; or that of a name, if it had another place."""
-        from featurestore.dataset.naming import default_name, moved
-        from featurestore.dataset.source import absolute
-        from featurestore.dataset.table_file import is_table
-
         if name is None and (found := self.find(data)):
             return found
         place = absolute(data)
@@ -242,9 +234,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         NotFoundError, DamagedError
             Also when the samples are first asked for.
         """
-        from featurestore.dataset import Dataset
-        from featurestore.dataset.source import text_of
-
         if isinstance(data, Dataset):
             return data
         name = text_of(data)
@@ -293,8 +282,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def find(self, path: str | Path) -> DatasetEntry | None:
         """Find the data set scanned from a folder, table or URI; of several, the latest."""
-        from featurestore.dataset.source import absolute
-
         entries = list(self.values())
         # A link that was itself scanned is another data set than the folder behind it.
         for source in (absolute(path), os.path.realpath(path)):
@@ -325,7 +312,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         return [f"{folder}/{name}" for name in names if _MANIFEST.fullmatch(name)]
 
     def _load_file(self, path: str) -> Dataset:
-        from featurestore.dataset import Dataset
 
         where = f"{self._files.location}/{path}"
         try:
@@ -359,8 +345,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _repair(self, item: Item) -> None:
         """Make the manifest that was added last the current one, if nothing else says which is."""
-        from featurestore.dataset import manifest
-
         with self._files.locks.acquire([item.path]):
             with suppress(StoreError):
                 self._read(item.path)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,3 +137,30 @@ def test_damaged_manifests_are_noticed(manifest_bytes: bytes, data: st.DataObjec
     except (DamagedError, StoreFormatError):
         return
     assert same(found, original)
+
+
+@pytest.mark.parametrize("part", [1, 4, 13])
+def test_manifests_are_written_a_part_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    pets = example(tmp_path)
+    usual = pets.manifest_digest
+    monkeypatch.setattr(manifest, "PART", part)
+    data = pets.to_parquet()
+    assert pq.ParquetFile(io.BytesIO(data)).num_row_groups == -(-13 // part)
+    again = Dataset.from_parquet(data)
+    assert same(pets, again)
+    assert again.manifest_digest == manifest.digest(pets.samples) == usual
+
+
+def test_columns_of_missing_values(tmp_path: Path) -> None:
+    X = [np.full((2, 2), number % 7, np.uint8) for number in range(9)]
+    for y in (None, [0.5, None, 2, None, None, None, 1, 0.5, None], [*"ab", None, *"abcd", *"ab"]):
+        for groups in (None, ["p", None, "q", "p", None, None, None, "p", None]):
+            found = Dataset.from_arrays(X, y, name="x", groups=groups, ids=range(9))
+            again = Dataset.from_parquet(found.to_parquet())
+            assert same(found, again)
+            assert again.manifest_digest == manifest.digest(again.samples)
+            np.testing.assert_array_equal(again.targets, found.targets)
+            assert again.given.tolist() == found.given.tolist()
+            assert again.to_frame()["id"].tolist() == list(range(9))
