@@ -3,9 +3,10 @@
 The images are 8×8 arrays in memory, and the network is a convolution of four filters, so that
 nearly all of an extraction is featurestore's own work. Each step runs in a process of its own, on
 the store that the steps before it left: seconds are the processor's, of the step alone, without
-imports; those of the clock are of the largest size; memory is the peak of the whole process. The
-last columns say how a step grows from the second largest size to the largest (1 is linear, 0 not at
-all), and what that predicts for 10⁸ rows.
+imports; those of the clock are of the largest size; memory is the peak of the whole process, the
+pixels included where a step has them. The last columns say how a step grows from the second largest
+size to the largest (a power of 1 is linear, 0 not at all), and predict 10⁸ rows from what each row
+more took between these two.
 """
 
 from __future__ import annotations
@@ -283,17 +284,23 @@ def main() -> None:
 
 def table(sizes: tuple[int, ...], found: dict[str, list[dict[str, float]]]) -> None:
     each = [*(f"{rows:,}, s" for rows in sizes), *(f"{rows:,}, MB" for rows in sizes)]
-    print("| step | " + " | ".join([*each, "clock, s", "power of the rows", "10⁸, s"]) + " |")
-    print("| --- " * (len(each) + 4) + "|")
+    print("| step | " + " | ".join([*each, "clock, s", "power", "10⁸, s", "10⁸, GB"]) + " |")
+    print("| --- " * (len(each) + 5) + "|")
     for what, took in found.items():
         cells = [shown(one["processor"]) for one in took]
         cells += [f"{one['peak'] / 1e6:,.0f}" for one in took]
         cells.append(shown(took[-1]["s"]))
         if len(took) > 1:
             before, last = (one["processor"] for one in took[-2:])
-            power = math.log(last / before) / math.log(sizes[-1] / sizes[-2])
-            cells += [f"{power:.2f}", shown(last * (PREDICTED / sizes[-1]) ** max(0.0, power))]
+            cells.append(f"{math.log(last / before) / math.log(sizes[-1] / sizes[-2]):.2f}")
+            cells.append(shown(predicted(sizes, before, last)))
+            cells.append(shown(predicted(sizes, *(one["peak"] / 1e9 for one in took[-2:]))))
         print(f"| {what} | " + " | ".join(cells) + " |")
+
+
+def predicted(sizes: tuple[int, ...], before: float, last: float) -> float:
+    """Return what `PREDICTED` rows take if each row more takes what it took up to the last size."""
+    return last + max(0.0, last - before) / (sizes[-1] - sizes[-2]) * (PREDICTED - sizes[-1])
 
 
 if __name__ == "__main__":
