@@ -156,7 +156,7 @@ def test_no_heads_yet(place: Place) -> None:
 
     assert (
         featurestore("heads", "--store", "new").out
-        == "no heads yet; `featurestore train` adds one\n"
+        == "no heads yet; `featurestore train --store new` adds one\n"
     )
     assert featurestore("heads", "--store", "new", "--json").json == []
 
@@ -294,4 +294,4 @@ def test_folds_give_a_spread(place: Place) -> None:
 
     result = featurestore(*TRAIN, "ridge", "--seeds", "2")
     assert result.status == 1
-    assert "give folds too" in result.err
+    assert "set folds too" in result.err

@@ -164,5 +164,5 @@ def test_heads_are_cross_validated_as_the_file_or_the_call_says(place: Path) -> 
     again = fs.sweep(place / "sweep.yaml", place / "store", folds=3, seeds=1)
     assert [head.folds and head.folds["folds"] for head in again] == [3, 3]
 
-    with pytest.raises(SpecError, match="give folds too"):
+    with pytest.raises(SpecError, match="set folds too"):
         sweep(place, heads=["ridge"], seeds=2)
