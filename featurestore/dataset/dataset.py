@@ -61,6 +61,9 @@ class Dataset:
     images_in_memory: Sequence[np.ndarray] | np.ndarray | None = None
     whole: Dataset | None = None
 
+    def __post_init__(self) -> None:
+        self.samples.freeze()
+
     @classmethod
     def open(
         cls,

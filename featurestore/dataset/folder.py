@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from featurestore import images
 from featurestore.dataset.labels import text
@@ -186,11 +188,13 @@ def _label(
         paths,
         [None if name is None else classes[name] for name in written],
         [splits.get(folders[0]) if folders else None for folders in parts],
-        [groups[path] for path in paths],
+        None,
         root,
         len(paths),
     )
-    return listed, splits, set(classes)
+    # A folder's name may be white space, which in a table means that there is no group.
+    named = np.array([groups[path] for path in paths], object)
+    return replace(listed, groups=named), splits, set(classes)
 
 
 def _own_splits(folders: Mapping[str, Split], splits: Splits, where: str) -> Problem:

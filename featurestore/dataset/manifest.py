@@ -200,15 +200,16 @@ def _samples(file: Any, problems: list[Problem]) -> Samples:
     for column in (labels.targets, splits, groups):
         if not np.array_equal(column[again], column[first[rows[again]]], equal_nan=True):
             raise _damaged("its rows contradict each other")
-    for at in again.tolist():  # Of identical images, that of the first path.
-        path, other = (paths[int(each)].as_py() for each in (at, first[rows[at]]))
-        if path is not None and native(path) < native(other):
-            first[rows[at]] = at
+    known = (groups[first] >= 0).sum()
+    if known not in (0, len(first)) or paths.take(places).null_count not in (0, len(places)):
+        raise _damaged("its rows are not those of a data set")
+    listed = None if paths.null_count == len(rows) else paths
+    if listed is not None:
+        _take_first(first, rows, again, listed)
     of_split = np.array([SPLITS.index(each) for each in split_names], np.int8)
-    has_groups = (groups[first] >= 0).all()
     listing = Listing(
         rows,
-        None if paths.null_count == len(rows) else paths,
+        listed,
         {name: table[name] for name in table.column_names if name not in _COLUMNS},
     )
     return Samples(
@@ -216,10 +217,24 @@ def _samples(file: Any, problems: list[Problem]) -> Samples:
         first,
         labels.of_rows(first),
         of_split[splits[first]],
-        np.array(group_names, object)[groups[first]] if has_groups else None,
+        np.array(group_names, object)[groups[first]] if known else None,
         listing,
         problems,
     )
+
+
+def _take_first(first: np.ndarray, rows: np.ndarray, again: np.ndarray, paths: Any) -> None:
+    """Let, of identical images, that of the first path stand for their row."""
+    least: dict[int, str] = {}
+    for at, path, other in zip(
+        again.tolist(),
+        map(native, paths.take(again).to_pylist()),
+        map(native, paths.take(first[rows[again]]).to_pylist()),
+        strict=True,
+    ):
+        row = int(rows[at])
+        if path < least.get(row, other):
+            least[row], first[row] = path, at
 
 
 def _read_digests(file: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -85,7 +85,11 @@ def merge(
     )
     for row, same in _identical(rows, listed).items():
         _merge_row(samples, row, same, listed, problems)
-    samples = replace(samples, labels=samples.labels.of_rows(slice(None)))
+    samples = replace(
+        samples,
+        labels=samples.labels.of_rows(slice(None)),
+        groups=None if samples.groups is None or not any(samples.groups) else samples.groups,
+    )
     ungrouped = _name_ungrouped(samples)
     samples = replace(samples, splits=_splits(samples, splits, from_train))
     problems += _straddling(samples, ungrouped)
@@ -100,9 +104,10 @@ def _identical(rows: np.ndarray, listed: Listed) -> dict[int, list[int]]:
     counts = np.bincount(rows[rows >= 0])
     for at in np.flatnonzero((rows >= 0) & (counts[rows] > 1)).tolist():
         found.setdefault(int(rows[at]), []).append(at)
-    if listed.paths is not None:
+    if (paths := listed.paths) is not None:
         for same in found.values():
-            same.sort(key=listed.paths.__getitem__)
+            # By label too: 0.0 and -0.0 agree, and have different digests.
+            same.sort(key=lambda at: (paths[at], str(listed.labels.label(at))))
     return found
 
 

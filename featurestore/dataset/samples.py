@@ -62,12 +62,14 @@ class Listed:
         given = np.full(rows, DRAWN, np.int8)
         for at, value in enumerate(splits or ()):
             given[at] = _split(value, at + 1, where)
-        named = [None if is_missing(value) else text(value) for value in groups or ()]
+        named = None
+        if groups is not None:
+            named = np.array([None if is_missing(each) else text(each) for each in groups], object)
         return cls(
             paths,
             Labels.none(rows) if labels is None else Labels.of(labels),
             given,
-            np.array(named, object) if any(named) else None,
+            named,
         )
 
     def name(self, at: int) -> str:
@@ -134,6 +136,13 @@ class Samples:
     groups: np.ndarray | None
     listing: Listing
     problems: list[Problem] = field(default_factory=list)
+
+    def freeze(self) -> None:
+        """Make the columns read-only: properties of a data set return them."""
+        columns = (self.digests, self.first, self.labels.targets, self.splits, self.listing.rows)
+        for each in (*columns, self.groups):
+            if each is not None:
+                each.setflags(write=False)
 
     def digest(self, row: int) -> str:
         """Digest of a sample."""

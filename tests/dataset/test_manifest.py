@@ -105,6 +105,8 @@ def with_checksum(rows: pa.Table) -> bytes:
         {"digest": pa.nulls(13, pa.string())},
         {"split": ["trainx"] * 13},
         {"split": pa.nulls(13, pa.string())},
+        {"group": ["one", *[None] * 12]},
+        {"path": ["one", *[None] * 12]},
         {"label": [[1]] * 13},
         {"label": [str(number) for number in range(13)]},
         {"rows": 10},

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from featurestore.errors import (
 from tests.dataset.conftest import (
     X4,
     arrays,
+    folder,
     of_kind,
     put,
     table,
@@ -153,3 +155,26 @@ def test_groups_are_stratified_by_their_most_frequent_class() -> None:
     held_out = [int(group.split()[1]) for group, split in members.items() if split == {"val"}]
     assert all(len(each) == 1 for each in members.values())
     assert (sum(n < 10 for n in held_out), sum(n >= 10 for n in held_out)) == (2, 4)
+
+
+def test_a_group_that_only_an_unreadable_image_has_is_none(tmp_path: Path) -> None:
+    put(tmp_path / "0.png", 0)
+    rows = [{"path": "0.png", "who": ""}, {"path": "gone.png", "who": "anna"}]
+    found = Dataset.open(table(tmp_path / "t.csv", rows), group_by="who")
+    assert found.groups is None
+    assert {each.kind for each in found.problems} == {"quarantined"}
+
+
+def test_the_name_of_a_folder_may_be_a_group_of_white_space(tmp_path: Path) -> None:
+    folder(tmp_path, **{" ": 3, "a": 3})
+    assert set(Dataset.open(tmp_path, group_by="folder", val=0.3).groups) == {" ", "a"}
+
+
+@pytest.mark.parametrize("labels", [[0.0, -0.0], [-0.0, 0.0]])
+def test_equal_labels_of_identical_images_become_the_same_one(
+    labels: list[float], tmp_path: Path
+) -> None:
+    path = put(tmp_path / "0.png", 0)
+    rows = pd.DataFrame({"path": [str(path)] * 2, "label": labels})
+    found = Dataset.open(rows, name="zeros")
+    assert np.signbit(found.labels).tolist() == [True]
