@@ -282,6 +282,10 @@ _LINES: dict[str, Callable[[Any], str]] = {
         f"extract: waiting for another process that extracts {' or '.join(event.layers)}, to reuse "
         "its rows"
     ),
+    "WorkersPreparing": lambda event: (
+        f"cluster: waiting for {plural(event.workers, 'worker') if event.workers else 'a worker'}"
+        f" to build {event.model}"
+    ),
 }
 # The progress that an event reports, as parameters of `Progress.count`.
 _COUNTS: dict[str, Callable[[Any], tuple[str, int, int, str]]] = {

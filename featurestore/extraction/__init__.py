@@ -13,6 +13,7 @@ from featurestore.extraction.events import (
     RowsCopied,
     RowsDerived,
     WaitingForOthers,
+    WorkersPreparing,
 )
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import plan
@@ -38,6 +39,7 @@ __all__ = [
     "RowsCopied",
     "RowsDerived",
     "WaitingForOthers",
+    "WorkersPreparing",
     "extract",
     "plan",
     "repair",

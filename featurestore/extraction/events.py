@@ -32,6 +32,14 @@ class ClusterJoined:
 
 
 @dataclass(frozen=True)
+class WorkersPreparing:
+    """So many workers build a backbone; with none, the first that joins will."""
+
+    model: str
+    workers: int
+
+
+@dataclass(frozen=True)
 class ExtractionStarted:
     """The forward pass is about to start.
 
@@ -129,6 +137,7 @@ ExtractionEvent = (
     BackboneLoading
     | ClusterStarting
     | ClusterJoined
+    | WorkersPreparing
     | ExtractionStarted
     | RowsComputed
     | RowsCopied

@@ -86,7 +86,10 @@ def choose(
         return None, before or USUAL
     client = cluster.client(on_event)
     job = _job(dataset, backbone, store, replace(_bare(asked), units=asked.units))
-    tasks = [before] * max(1, len(client.nthreads()))
+    workers = len(client.nthreads())
+    if backbone.preprocessing.view is None:  # Views are of a backbone that they have.
+        receiver(on_event)(events.WorkersPreparing(backbone.name, workers))
+    tasks = [before] * max(1, workers)
     found: list[Done] = []
     _run(client, job, prepare, tasks, lambda _, done: found.append(done))
     warned: set[str] = set()
