@@ -1,11 +1,11 @@
-"""How fast stored features are read, in small and large blocks, against zarr, zarrs, decompression.
+"""How fast stored features are read, each way, against what bounds it.
 
 The features are layers of VGG16 at 224² of real photographs, repeated until they are large enough,
 as float16: `block4_pool` (14, 14, 512), the larger `block2_pool` (56, 56, 128), and the pooled
-`block4_pool:avg`. Each is stored twice, in blocks of at most 4 MiB and of at most 32 MiB, and each
-way reads all rows of either once a turn, with the files in the page cache. The figure is bytes as
-stored (float16), decompressed, a second, of the best turn. `zarrs` is measured if it is installed.
-Name layers to measure these alone.
+`block4_pool:avg`. Each way reads all rows once a turn, with the files in the page cache. The bound
+is decompression alone in a thread a core, where float32 is returned with the conversion, into
+memory that is there already. GB/s are of the best turn: as stored (float16, decompressed), and as
+returned. `zarrs` is measured if it is installed. Name layers to measure these alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ import numpy as np
 import featurestore as fs
 from benchmarks.measure import STAMPS, VGG16, machine
 from featurestore.digests import digest_bytes
-from featurestore.store import FeatureKey, blocks
+from featurestore.store import FeatureKey
+from featurestore.store.reading import PIECE, as_type
 from featurestore.threads import processors
 
 # Rows of each layer: 257, 257 and 67 MB as float16.
 ROWS = {"block4_pool": 1_280, "block2_pool": 320, "block4_pool:avg": 65_536}
-MIB = (4, 32)
 IMAGES, TURNS, FEW = 48, 5, 16
 
 
@@ -46,13 +47,12 @@ def activations(place: Path, layers: list[str]) -> dict[str, np.ndarray]:
     return {layer: found[layer].arrays(dtype="float16")[0] for layer in layers}
 
 
-def repeated(place: Path, layer: str, rows: np.ndarray, mib: int) -> fs.Features:
-    """Store the same activations for as many made-up images as are wanted, in blocks of a size."""
+def repeated(place: Path, layer: str, rows: np.ndarray) -> fs.Features:
+    """Store the same activations for as many made-up images as are wanted."""
     count = ROWS[layer]
     numbers = np.arange(count, dtype=np.uint32).view(np.uint8).reshape(count, 2, 2, 1)
     data = fs.Dataset.from_arrays(numbers, np.arange(count) % 5, name="numbers", val=0.0)
-    blocks.BLOCK_BYTES = mib * 2**20
-    store = fs.FeatureStore(place / f"{mib}", create=True)
+    store = fs.FeatureStore(place, create=True)
     key = FeatureKey("vgg16", layer, digest_bytes(b"repeated"), data.digest)
     group = store.features.create(
         key, shape=(count, *rows.shape[1:]), dtype=rows.dtype, sample_ids=data.sample_ids
@@ -74,18 +74,23 @@ def plain_zarr(features: fs.Features, pipeline: str) -> Callable[[], Any]:
     return read
 
 
-def decompressed(features: fs.Features) -> Callable[[], Any]:
-    """Decompress all chunks, read before, in a thread a core, into one buffer a thread."""
+def bound(features: fs.Features, dtype: str) -> Callable[[], Any]:
+    """Decompress all chunks, read before, in a thread a core, and convert them in its memory."""
     from numcodecs import zstd
 
     array = features.group.features
     chunks = [array.files.read(array.file(block))[:-4] for block in range(array.count)]
     threads = processors()
-    buffers = np.zeros((threads, array.block_rows * array.row_bytes), np.uint8)
+    values = array.block_rows * array.row_bytes // array.dtype.itemsize
+    buffers = np.zeros((threads, values), array.dtype)
+    wider = np.zeros((threads, values), dtype)
 
     def some(thread: int) -> None:
         for chunk in chunks[thread::threads]:
-            zstd.decompress(chunk, buffers[thread])
+            zstd.decompress(chunk, buffers[thread].view(np.uint8))
+            for first in range(0, values if dtype != array.dtype else 0, PIECE):
+                piece = slice(first, first + PIECE)
+                as_type(buffers[thread, piece], wider.dtype, wider[thread, piece])
 
     def read() -> None:
         with ThreadPoolExecutor(threads) as pool:
@@ -94,24 +99,40 @@ def decompressed(features: fs.Features) -> Callable[[], Any]:
     return read
 
 
-def ways(features: fs.Features) -> dict[str, Callable[[], Any]]:
-    found = {
-        "decompression alone, a thread a core": decompressed(features),
-        '`arrays(dtype="float16")`': lambda: features.arrays(dtype="float16"),
-        "`arrays()`, float32": lambda: features.arrays(),
-        "`dask().compute()`": lambda: features.dask().compute(),
-        "`dask()`, a chunk at a time": lambda: features.dask().map_blocks(len_of).compute(),
-        "`tf_dataset(batch_size=32)`, float32": lambda: count(features.tf_dataset(batch_size=32)),
-        "the same, shuffled": lambda: count(features.tf_dataset(batch_size=32, shuffle=True)),
-        "zarr-python `[:]`": plain_zarr(features, "zarr.core.codec_pipeline.BatchedCodecPipeline"),
+DECOMPRESSED, CONVERTED = "decompression alone", "decompression, conversion to float32"
+
+
+def ways(features: fs.Features) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """Return what is measured: by name, its bound and a function that reads all rows."""
+    found: dict[str, tuple[str, Callable[[], Any]]] = {
+        DECOMPRESSED: (DECOMPRESSED, bound(features, "float16")),
+        '`arrays(dtype="float16")`': (DECOMPRESSED, lambda: features.arrays(dtype="float16")),
+        "`dask().compute()`": (DECOMPRESSED, lambda: features.dask().compute()),
+        "`dask()`, a chunk at a time": (
+            DECOMPRESSED,
+            lambda: features.dask().map_blocks(len_of).compute(),
+        ),
+        "zarr-python `[:]`": (
+            DECOMPRESSED,
+            plain_zarr(features, "zarr.core.codec_pipeline.BatchedCodecPipeline"),
+        ),
     }
     if importlib.util.find_spec("zarrs"):
         import zarrs  # noqa: F401  (it registers its pipeline)
 
-        found["zarrs `[:]`"] = plain_zarr(features, "zarrs.ZarrsCodecPipeline")
-    rows = np.linspace(0, len(features) - 1, FEW).astype(int)
-    found[f"{FEW} rows spread over all"] = lambda: features.group.read(rows)
-    return found
+        found["zarrs `[:]`"] = DECOMPRESSED, plain_zarr(features, "zarrs.ZarrsCodecPipeline")
+    return found | {
+        CONVERTED: (CONVERTED, bound(features, "float32")),
+        "`arrays()`": (CONVERTED, lambda: features.arrays()),
+        "`tf_dataset(batch_size=32)`": (
+            CONVERTED,
+            lambda: count(features.tf_dataset(batch_size=32)),
+        ),
+        "the same, shuffled": (
+            CONVERTED,
+            lambda: count(features.tf_dataset(batch_size=32, shuffle=True)),
+        ),
+    }
 
 
 def count(batches: Any) -> int:
@@ -123,37 +144,35 @@ def len_of(chunk: np.ndarray) -> np.ndarray:
 
 
 def compare(place: Path, layer: str, rows: np.ndarray) -> None:
-    """Measure all ways with both sizes of blocks, in turns, and print a table."""
-    stored = {mib: repeated(place, layer, rows, mib) for mib in MIB}
-    read = {mib: ways(each) for mib, each in stored.items()}
-    wall: dict[tuple[str, int], list[float]] = {}
-    processor: dict[tuple[str, int], list[float]] = {}
+    """Measure all ways in turns, and print a table."""
+    features = repeated(place, layer, rows)
+    read = ways(features)
+    spread = np.linspace(0, len(features) - 1, FEW).astype(int)
+    few = partial(features.group.read, spread)
+    wall: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
     for _ in range(TURNS):
-        for name in read[MIB[0]]:
-            for mib in MIB:
-                began, used = time.perf_counter(), time.process_time()
-                read[mib][name]()
-                wall.setdefault((name, mib), []).append(time.perf_counter() - began)
-                processor.setdefault((name, mib), []).append(time.process_time() - used)
-    small, large = (stored[mib].group for mib in MIB)
-    gigabytes = small.shape[0] * small.features.row_bytes / 1e9
+        for name, way in {**{name: way for name, (_, way) in read.items()}, "few": few}.items():
+            began, used = time.perf_counter(), time.process_time()
+            way()
+            wall.setdefault(name, []).append(time.perf_counter() - began)
+            processor.setdefault(name, []).append(time.process_time() - used)
+    group = features.group
+    stored = group.shape[0] * group.features.row_bytes / 1e9
     print(
-        f"`{layer}`: {small.shape[0]:,} rows, {gigabytes:.2f} GB; {small.blocks:,} files of "
-        f"{small.block_rows:,} rows, {large.blocks:,} of {large.block_rows:,}\n"
+        f"`{layer}`: {group.shape[0]:,} rows, {stored:.2f} GB; {group.blocks:,} files of "
+        f"{group.block_rows:,} rows\n"
     )
-    print("| what | 4 MiB, GB/s | 32 MiB, GB/s | ratio | 4 MiB, processor s/GB | 32 MiB | ratio |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name in read[MIB[0]]:
-        before, after = (min(wall[name, mib]) for mib in MIB)
-        used, now = (min(processor[name, mib]) for mib in MIB)
-        if "rows spread" in name:
-            speed = f"{before * 1e3:.0f} ms | {after * 1e3:.0f} ms"
-            costs = f"{used * 1e3:.0f} ms | {now * 1e3:.0f} ms"
-        else:
-            speed = f"{gigabytes / before:.2f} | {gigabytes / after:.2f}"
-            costs = f"{used / gigabytes:.2f} | {now / gigabytes:.2f}"
-        print(f"| {name} | {speed} | {before / after:.2f} | {costs} | {used / now:.2f} |")
-    print(flush=True)
+    print("| what | stored, GB/s | returned, GB/s | of the bound | processor, s/GB stored |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, (limit, _) in read.items():
+        seconds, used = min(wall[name]), min(processor[name]) / stored
+        returned = stored / seconds * (2 if limit == CONVERTED else 1)
+        share = min(wall[limit]) / seconds
+        print(f"| {name} | {stored / seconds:.2f} | {returned:.2f} | {share:.2f} | {used:.2f} |")
+    milliseconds, used = min(wall["few"]) * 1e3, min(processor["few"]) * 1e3
+    print(f"\n{FEW} rows spread over all: {milliseconds:.0f} ms, {used:.0f} ms of the processor\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
