@@ -152,8 +152,7 @@ class Samples:
         """Path or URI of the first of identical files; None for arrays."""
         if self.listing.paths is None:
             return None
-        path = self.listing.paths[int(self.first[row])].as_py()
-        return None if path is None else native(path)
+        return native(self.listing.paths[int(self.first[row])].as_py())
 
     def name(self, row: int) -> str:
         """Return the name of a sample in problems."""
@@ -163,8 +162,7 @@ class Samples:
         """Those of all rows, (row,)."""
         if self.listing.paths is None:
             return [None] * len(self.digests)
-        found = self.listing.paths.take(self.first).to_pylist()
-        return [None if each is None else native(each) for each in found]
+        return [*map(native, self.listing.paths.take(self.first).to_pylist())]
 
     def class_counts(self) -> tuple[tuple[Any, ...], np.ndarray]:
         """Return the classes, and the labelled rows of each and each split: int (class, split=3).

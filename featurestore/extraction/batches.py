@@ -120,9 +120,9 @@ def size_before(decided: ExtractionPlan, store: FeatureStore) -> int | None:
     return None
 
 
-def fitting(decided: ExtractionPlan, backbone: Backbone, most: int = LARGEST) -> int:
+def fitting(decided: ExtractionPlan, backbone: Backbone) -> int:
     """Return the largest power of two of images whose batch takes a fraction of the free memory."""
-    free = free_memory()
+    free, most = free_memory(), LARGEST
     one, two = (replace(decided, batch_size=size).peak_bytes for size in (1, 2))
     need = two - one + BUFFERS * _largest_activation(decided, backbone)
     while free is not None and most > 1 and need * most > SHARE * free:

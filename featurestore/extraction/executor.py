@@ -161,13 +161,6 @@ class Executor:
                     writer.finish()
             raise
 
-    def _save_begun(self) -> None:
-        """Keep the rows of the blocks that are being filled, now and then."""
-        if _clock() - self._saved >= SAVE_SECONDS:
-            for writer in self._writers.values():
-                writer.save()
-            self._saved = _clock()
-
     def _compute(self, images: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
         """Return the activations of a batch at each layer of which rows are computed."""
         if not images:
@@ -202,7 +195,10 @@ class Executor:
             self._on_event(RowsDerived(derived, to_derive))
         self._reported = copied, derived
         self._written.forecast.advance(self._done, self._total, to_copy + to_derive)
-        self._save_begun()
+        if _clock() - self._saved >= SAVE_SECONDS:
+            for writer in self._writers.values():
+                writer.save()
+            self._saved = _clock()
 
     def _advance(self, rows: int) -> None:
         if rows:

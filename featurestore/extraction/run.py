@@ -232,7 +232,8 @@ def _write_alone(
             # Locked, and then referred to by a manifest: gc removes neither.
             _record(dataset, store, current=bool(request.refs))
             if not cluster:
-                engine = _engine(asked, request)
+                refs = asked.refs_computed
+                engine = request.forward(refs).engine if refs else None
             elif asked.units:
                 given = request.batch_size if isinstance(request.batch_size, int) else None
                 before = given or size_before(asked, store)
@@ -316,12 +317,6 @@ def _remove_float16(key: FeatureKey, store: FeatureStore) -> None:
                 features.discard(features.path(key))
                 return
         time.sleep(POLL_SECONDS)
-
-
-def _engine(asked: ExtractionPlan, request: Request) -> str | None:
-    """Return what computes the rows that are computed, or None if none are."""
-    refs = asked.refs_computed
-    return request.forward(refs).engine if refs else None
 
 
 def _open(

@@ -273,7 +273,10 @@ def _get_ready(job: Job, worker: Any) -> tuple[FeatureStore, Dataset, Backbone, 
         raise ExtractionError(f"it {wrong}; install the same there")
     _use_cores(worker.state.nthreads)
     store = FeatureStore(job.store)
-    dataset = _keep("dataset", job.dataset, lambda: _load(store, *job.dataset))
+    name, manifest, digest = job.dataset
+    dataset = _keep(
+        "dataset", job.dataset, lambda: of_samples(store.datasets.load(name, manifest), digest)
+    )
     return store, dataset, *_backbone(job.backbone)
 
 
@@ -292,10 +295,6 @@ def _use_cores(threads: int) -> None:
     if not gpus:
         limit_processors(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # Dask sets 1 for every worker.
-
-
-def _load(store: FeatureStore, name: str, manifest: str, digest: str) -> Dataset:
-    return of_samples(store.datasets.load(name, manifest), digest)
 
 
 def _backbone(packed: dict[str, Any]) -> tuple[Backbone, Compile]:

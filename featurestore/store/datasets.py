@@ -312,7 +312,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         return [f"{folder}/{name}" for name in names if _MANIFEST.fullmatch(name)]
 
     def _load_file(self, path: str) -> Dataset:
-
         where = f"{self._files.location}/{path}"
         try:
             dataset = Dataset.from_parquet(self._files.read(path))

@@ -143,8 +143,9 @@ def _documents(store: FeatureStore, named: Collection[Item]) -> dict[str, Mappin
     removed = {each.path for each in named}
     for damage in store.heads.damaged():
         if damage.path not in removed:
+            names = " and ".join(each.name for each in named)
             raise DamagedError(
-                f"{damage.reason}; until then it is unknown what depends on {_and(named)}; or run "
+                f"{damage.reason}; until then it is unknown what depends on {names}; or run "
                 f"`featurestore rm {damage.key}`"
             )
     documents = {store.heads.path(each["id"]): each for each in store.heads.values()}
@@ -157,10 +158,6 @@ def _entries(store: FeatureStore, named: Collection[Item]) -> list[Any]:
         if damage.path not in {each.path for each in named}:
             raise DamagedError(f"{damage.reason}; until then it is unknown what needs its features")
     return store.datasets.values()
-
-
-def _and(named: Collection[Item]) -> str:
-    return " and ".join(each.name for each in named)
 
 
 def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
