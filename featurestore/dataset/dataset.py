@@ -119,12 +119,10 @@ class Dataset:
         InputError
             If an option is unknown or out of range.
         """
-        columns = {"image": image_column, "label": label_column, "split": split_column}
-        given = {f"{key}_column": value for key, value in columns.items() if value is not None}
-        if root is not None:
-            given["root"] = absolute(root)
-        how = ScanOptions.of({**splits, **given})
-        name, source, samples = scan_source(data, name, how, next(iter(given), None), on_event)
+        asked = {"image_column": image_column, "label_column": label_column}
+        asked |= {"split_column": split_column, "root": None if root is None else absolute(root)}
+        how = ScanOptions.of({**splits, **asked})
+        name, source, samples = scan_source(data, name, how, on_event)
         return cls(name, source, how.model_dump(exclude_none=True), samples)
 
     @classmethod
@@ -200,8 +198,8 @@ class Dataset:
 
     def entry(self, added: str = "") -> DatasetEntry:
         """Return what is known of the data set without its rows; `added` as in `to_parquet`."""
-        fields = DatasetEntry.model_fields.keys() - {"rows", "added"}
-        known = {name: getattr(self, name) for name in fields}
+        same = DatasetEntry.model_fields.keys() - {"rows", "added"}
+        known = {field: getattr(self, field) for field in same}
         return DatasetEntry(rows=len(self), added=added, **known)
 
     @cached_property
@@ -274,8 +272,7 @@ class Dataset:
                 f"data set {self.name!r} has no training samples, which augmented views are made "
                 "of; split it again with `featurestore scan --val F --test F`"
             )
-        samples, listed = self.samples.of_rows(rows)
-        kept = self.images_in_memory
+        (samples, listed), kept = self.samples.of_rows(rows), self.images_in_memory
         kept = None if kept is None else [kept[at] for at in listed.tolist()]
         return Dataset(self.name, self.source, self.options, samples, kept, self.whole or self)
 

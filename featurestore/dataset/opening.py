@@ -10,6 +10,7 @@ from featurestore.dataset.naming import checked_name, default_name
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.source import absolute, text_of
+from featurestore.dataset.splits import Splits
 from featurestore.dataset.table import scan_frame, scan_table
 from featurestore.dataset.table_file import is_frame
 from featurestore.errors import DatasetError
@@ -17,13 +18,9 @@ from featurestore.listening import OnEvent
 
 
 def scan_source(
-    data: Any,
-    name: str | None,
-    how: ScanOptions,
-    for_tables: str | None,
-    on_event: OnEvent | None,
+    data: Any, name: str | None, how: ScanOptions, on_event: OnEvent | None
 ) -> tuple[str, str | None, Samples]:
-    """Scan what `Dataset.open` takes; ``for_tables`` is an option that folders do not have.
+    """Scan what `Dataset.open` takes.
 
     Returns
     -------
@@ -41,6 +38,7 @@ def scan_source(
         return name, None, scan_frame(data, name, how, on_event)
     if not os.path.isdir(source):
         return name, source, scan_table(source, how, on_event)
-    if for_tables:
-        raise DatasetError(f"{source!r} is a folder, and {for_tables} is for tables")
+    for option in sorted(ScanOptions.model_fields.keys() - Splits.model_fields.keys()):
+        if getattr(how, option) is not None:
+            raise DatasetError(f"{source!r} is a folder, and {option} is for tables")
     return name, source, scan_folder(source, how, on_event)
