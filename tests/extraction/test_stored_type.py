@@ -1,7 +1,5 @@
 """``dtype="auto"``: float16, and float32 for a layer that float16 cannot hold."""
 
-import threading
-
 import keras
 import numpy as np
 import pytest
@@ -212,32 +210,6 @@ def test_views_decide_for_themselves(arrays, backbone, store):
     assert chosen == [None, 0, 1]
     decided = plan(arrays, backbone, ["end"], store, measure=True, **options)
     assert {part.layers[0].dtype for part in (decided, *decided.views)} == {"float32"}
-
-
-def test_processes_that_begin_together_decide_alike(arrays, backbone, store):
-    """One meets the white image, the others compute beside it; all end with the same array."""
-    found, failed = [], []
-    barrier = threading.Barrier(3)
-
-    def work():
-        try:
-            barrier.wait()
-            mine = FeatureStore(store.location)
-            found.append(extract(arrays, backbone, ["large", "plain"], mine, batch_size=2))
-        except BaseException as error:
-            failed.append(error)
-
-    workers = [threading.Thread(target=work) for _ in range(3)]
-    for each in workers:
-        each.start()
-    for each in workers:
-        each.join(60)
-    assert failed == []
-    for each in found:
-        assert str(each["large"].group.dtype) == "float32"
-        assert each["large"].group.missing() == []
-    expected = values(arrays, backbone, "large")
-    np.testing.assert_allclose(found[0]["large"].group.read(), expected, rtol=1e-6)
 
 
 def test_activations_are_rounded_as_numpy_rounds_them():

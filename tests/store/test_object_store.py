@@ -62,8 +62,7 @@ def test_many_files() -> None:
 # What a condition does
 
 
-def test_only_one_is_first() -> None:
-    files = RemoteFiles(memory())
+def first_wins(files: RemoteFiles) -> None:
     assert files.write("a", b"1", new=True)
     assert not files.write("a", b"2", new=True)
     assert not files.replace("a", b"2", b"3")
@@ -71,6 +70,10 @@ def test_only_one_is_first() -> None:
     assert files.read("a") == b"4"
     assert not files.replace("b", b"", b"5")
     assert files.names("") == ["a"]
+
+
+def test_only_one_is_first() -> None:
+    first_wins(RemoteFiles(memory()))
 
 
 def test_a_block_that_another_process_wrote_stays(objects: FeatureStore) -> None:
@@ -259,11 +262,7 @@ def test_files_on_a_server(bucket: str) -> None:
     behaves(f"s3://{bucket}/deep/store")
     behaves(f"s3://{bucket}")
     files = RemoteFiles(f"s3://{bucket}/x")
-    assert files.write("a", b"1", new=True)
-    assert not files.write("a", b"2", new=True)
-    assert not files.replace("a", b"2", b"3")
-    assert files.replace("a", b"1", b"4")
-    assert not files.replace("b", b"1", b"4")
+    first_wins(files)
     assert pickle.loads(pickle.dumps(files)).read("a") == b"4"
 
 
