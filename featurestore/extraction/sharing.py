@@ -312,20 +312,21 @@ class _Progress:
 
     def hear(self, report: Mapping[str, Any]) -> None:
         """Take what a task reported while it ran."""
-        if "event" in report:
-            self._emit(getattr(events, report["event"])(*report["fields"]))
+        if "halved" in report:
+            self._emit(events.BatchHalved(*report["halved"]))
         else:
             self._count(report["task"], *report["rows"])
 
     def end(self, number: int, done: Done) -> None:
         """Take what a task wrote: its own report leaves out what a worker wrote that died."""
-        units, written = self._tasks[number], Written(forecast=done.written.forecast)
+        units, written = self._tasks[number], self._written
+        copied, derived = written.copied.total(), written.derived.total()
         for layer, block in (each for unit in units for each in unit.blocks):
             written.count(self._plan.layers[layer], block)
-        self._written.add(written)
+        written.forecast.row_bytes |= done.written.forecast.row_bytes
         _warn(done, self._warned)
-        images = self._plan.rows_of(units)
-        self._count(number, images, written.copied.total(), written.derived.total())
+        others = written.copied.total() - copied, written.derived.total() - derived
+        self._count(number, self._plan.rows_of(units), *others)
 
     def _count(self, number: int, computed: int, copied: int, derived: int) -> None:
         # A task that begins again, on another worker, reports from 0.

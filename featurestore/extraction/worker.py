@@ -16,7 +16,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import digest_bytes
@@ -30,13 +30,7 @@ from featurestore.errors import (
 )
 from featurestore.extraction.batches import choose
 from featurestore.extraction.copies import UnreadableRowsError
-from featurestore.extraction.events import (
-    BatchHalved,
-    ExtractionStarted,
-    RowsComputed,
-    RowsCopied,
-    RowsDerived,
-)
+from featurestore.extraction.events import BatchHalved, RowsComputed, RowsCopied, RowsDerived
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.writer import Written
@@ -228,14 +222,13 @@ class Reporter:
     def __call__(self, event: Any) -> None:
         """Take an event; raises Stopped."""
         if isinstance(event, BatchHalved):
-            self._send(event=type(event).__name__, fields=astuple(event))
+            self._send(halved=(event.before, event.after))
         elif type(event) in self._rows:
             self._rows[type(event)] = event.done
             if time.monotonic() - self._reported >= REPORT_EVERY:
                 self._reported = time.monotonic()
                 self._send(rows=tuple(self._rows.values()))
-        if not isinstance(event, ExtractionStarted):
-            self._check()
+        self._check()
 
     def _check(self) -> None:
         if self._token in _stopped:

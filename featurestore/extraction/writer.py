@@ -32,14 +32,6 @@ class Written:
     sources: dict[str, str] = field(default_factory=dict)  # what rows were derived from
     forecast: Forecast = field(default_factory=Forecast)
 
-    def add(self, other: Written) -> None:
-        """Add what another process wrote."""
-        self.computed.update(other.computed)
-        self.copied.update(other.copied)
-        self.derived.update(other.derived)
-        self.sources.update(other.sources)
-        self.forecast.row_bytes |= other.forecast.row_bytes
-
     def count(self, layer: LayerPlan, block: int) -> None:
         """Add the rows of a block as they were planned."""
         ref, span = str(layer.ref), slice(layer.span(block).start, layer.span(block).stop)
