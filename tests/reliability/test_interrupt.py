@@ -73,7 +73,7 @@ def test_while_another_process_has_the_work(wide: Bench) -> None:
     until(lambda: psutil.Process(other.pid).status() == psutil.STATUS_STOPPED)
     being_written = leftovers(wide.place)
     waiting = wide.start(*EXTRACT)
-    until(lambda: "that other processes compute" in waiting.err)
+    until(lambda: "waiting for another process" in waiting.err)
     time.sleep(0.2)
     found = blocks(wide.place)
     waiting.signal(signal.SIGINT)
