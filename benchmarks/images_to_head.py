@@ -13,15 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import (
-    MOBILENETV2,
-    STAMPS,
-    VGG16,
-    machine,
-    run,
-    spread,
-    write_fashion,
-)
+from benchmarks.measure import MOBILENETV2, STAMPS, VGG16, machine, run, spread, write_fashion
 
 FASHION_IMAGES = 2_000
 # backbone: weights, side in pixels, layer

@@ -18,13 +18,7 @@ from featurestore.cli.options import (
     root_option,
     store_option,
 )
-from featurestore.cli.output import (
-    Progress,
-    check_table,
-    print_json,
-    print_table,
-    write_table,
-)
+from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.report import USES, precision_note, splits_grid, threshold_note
 from featurestore.store import FeatureStore

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import (
-    DamagedError,
-    IncompleteFeaturesError,
-    NotFoundError,
-    StoreError,
-)
+from featurestore.errors import DamagedError, IncompleteFeaturesError, NotFoundError, StoreError
 from featurestore.store import FeatureGroup, FeatureKey
 
 if TYPE_CHECKING:

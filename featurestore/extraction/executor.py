@@ -26,13 +26,7 @@ from featurestore.extraction.events import (
     RowsCopied,
     RowsDerived,
 )
-from featurestore.extraction.planned import (
-    BATCHES_AHEAD,
-    ExtractionPlan,
-    LayerPlan,
-    Unit,
-    Window,
-)
+from featurestore.extraction.planned import BATCHES_AHEAD, ExtractionPlan, LayerPlan, Unit, Window
 from featurestore.extraction.stored_type import Float16Error
 from featurestore.extraction.writer import BlockWriter, Written
 from featurestore.listening import OnEvent, receiver

@@ -53,9 +53,9 @@ def fit(
 ) -> tuple[Decision, ...]:
     """Decide which layers of a plan to store within a budget.
 
-    Without rates in the plan, all layers fit before compression. A
-    layer is left to be derived later only if a few derived rows are as close to the plain network
-    as an extraction requires; otherwise it needs the images.
+    Without rates in the plan, all layers fit before compression. A layer is left to be derived
+    later only if a few derived rows are as close to the plain network as an extraction requires;
+    otherwise it needs the images.
 
     Parameters
     ----------

@@ -30,16 +30,7 @@ from featurestore.extraction.batches import USUAL
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.copies import Copies
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
-from featurestore.extraction.worker import (
-    SAME_PLACES,
-    Done,
-    Job,
-    facts,
-    prepare,
-    stop,
-    topic,
-    work,
-)
+from featurestore.extraction.worker import SAME_PLACES, Done, Job, facts, prepare, stop, topic, work
 from featurestore.extraction.writer import Written
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup, FeatureStore

@@ -10,11 +10,7 @@ import pytest
 
 from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, InputError, SourceChangedError
-from tests.dataset.conftest import (
-    X4,
-    one_line,
-    put,
-)
+from tests.dataset.conftest import X4, one_line, put
 
 
 def test_arrays() -> None:

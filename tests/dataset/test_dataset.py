@@ -15,17 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.dataset import Dataset
-from featurestore.errors import (
-    DatasetError,
-    InputError,
-)
-from tests.dataset.conftest import (
-    arrays,
-    example,
-    folder,
-    one_line,
-    put,
-)
+from featurestore.errors import DatasetError, InputError
+from tests.dataset.conftest import arrays, example, folder, one_line, put
 
 
 def test_a_wrong_path_offers_its_neighbours(tmp_path: Path) -> None:

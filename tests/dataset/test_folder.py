@@ -14,16 +14,8 @@ from PIL import Image
 
 from featurestore.dataset import Dataset, Problem
 from featurestore.digests import digest_bytes, digest_set, packed
-from featurestore.errors import (
-    DatasetError,
-)
-from tests.dataset.conftest import (
-    folder,
-    nobody,
-    of_kind,
-    put,
-    wrong,
-)
+from featurestore.errors import DatasetError
+from tests.dataset.conftest import folder, nobody, of_kind, put, wrong
 
 
 def test_class_folders(tmp_path: Path) -> None:
@@ -148,11 +140,7 @@ def splits_of(dataset: Dataset) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize(
     ("train", "val", "test"),
-    [
-        ("train", "val", "test"),
-        ("Training", "VALIDATION", "Testing"),
-        ("train", "dev", "test"),
-    ],
+    [("train", "val", "test"), ("Training", "VALIDATION", "Testing")],
 )
 def test_folders_named_as_splits_are_the_splits(
     tmp_path: Path, train: str, val: str, test: str

@@ -8,13 +8,7 @@ import pandas as pd
 import pytest
 
 from featurestore.dataset import Dataset
-from tests.dataset.conftest import (
-    X4,
-    of_kind,
-    put,
-    table,
-    wrong,
-)
+from tests.dataset.conftest import X4, of_kind, put, table, wrong
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,8 @@ from hypothesis import strategies as st
 
 from featurestore.dataset import Dataset, manifest
 from featurestore.digests import EMPTY_CHECKSUM, insert_checksum
-from featurestore.errors import (
-    DamagedError,
-    StoreFormatError,
-)
-from tests.dataset.conftest import (
-    example,
-    same,
-)
+from featurestore.errors import DamagedError, StoreFormatError
+from tests.dataset.conftest import example, same
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestore.dataset import Dataset
-from featurestore.errors import (
-    DatasetError,
-)
-from tests.dataset.conftest import (
-    X4,
-    arrays,
-    folder,
-    of_kind,
-    put,
-    table,
-    wrong,
-)
+from featurestore.errors import DatasetError
+from tests.dataset.conftest import X4, arrays, folder, of_kind, put, table, wrong
 
 
 def test_contradictions_are_reported(tmp_path: Path) -> None:

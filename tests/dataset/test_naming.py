@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.dataset import Dataset
-from tests.dataset.conftest import (
-    table,
-)
+from tests.dataset.conftest import table
 
 
 def test_stored_options_scan_the_same_again(tmp_path: Path, listed: list[dict[str, Any]]) -> None:

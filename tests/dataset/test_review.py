@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
-from tests.dataset.conftest import (
-    X4,
-    arrays,
-    folder,
-    of_kind,
-    put,
-)
+from tests.dataset.conftest import X4, arrays, folder, of_kind, put
 
 
 def test_a_single_class_with_folders_is_reported(tmp_path: Path) -> None:

@@ -10,16 +10,7 @@ import pytest
 from featurestore.dataset import Dataset, Scanned, scan
 from featurestore.digests import digest_bytes
 from featurestore.errors import DatasetError, InputError, SourceChangedError
-from tests.dataset.conftest import (
-    LONG_AGO,
-    folder,
-    of_kind,
-    one_line,
-    png,
-    put,
-    reads,
-    wrong,
-)
+from tests.dataset.conftest import LONG_AGO, folder, of_kind, one_line, png, put, reads, wrong
 
 
 def test_broken_files_are_quarantined_and_the_scan_goes_on(tmp_path: Path) -> None:

@@ -8,10 +8,7 @@ import pytest
 from featurestore.dataset import Dataset
 from featurestore.digests import digest_bytes
 from featurestore.errors import SourceChangedError
-from tests.dataset.conftest import (
-    png,
-    put,
-)
+from tests.dataset.conftest import png, put
 
 
 @pytest.mark.usefixtures("later")

@@ -9,18 +9,8 @@ import pytest
 
 from featurestore import objects
 from featurestore.dataset import Dataset
-from featurestore.errors import (
-    DatasetError,
-    SourceChangedError,
-)
-from tests.dataset.conftest import (
-    folder,
-    of_kind,
-    png,
-    put,
-    table,
-    wrong,
-)
+from featurestore.errors import DatasetError, SourceChangedError
+from tests.dataset.conftest import folder, of_kind, png, put, table, wrong
 
 
 def test_a_larger_file_than_the_limit_is_not_read(

@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 
 from featurestore.dataset import Dataset, Splits
 from featurestore.dataset.splits import SPLITS
-from tests.dataset.conftest import (
-    arrays,
-    folder,
-)
+from tests.dataset.conftest import arrays, folder
 
 
 @st.composite

@@ -9,15 +9,8 @@ import pyarrow as pa
 import pytest
 
 from featurestore.dataset import Dataset
-from featurestore.errors import (
-    DatasetError,
-)
-from tests.dataset.conftest import (
-    of_kind,
-    one_line,
-    put,
-    table,
-)
+from featurestore.errors import DatasetError
+from tests.dataset.conftest import of_kind, one_line, put, table
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])

@@ -9,11 +9,7 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import DamagedError, FeatureStoreError, NotFoundError, SourceChangedError
 from featurestore.extraction import extract
-from featurestore.extraction.events import (
-    ExtractionFinished,
-    ExtractionStarted,
-    WaitingForOthers,
-)
+from featurestore.extraction.events import ExtractionFinished, ExtractionStarted, WaitingForOthers
 from featurestore.features import Features, without_boundaries
 from featurestore.features.listing import ls
 from featurestore.heads import fit_head, leaderboard, rank

@@ -7,13 +7,7 @@ import pytest
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import ActivationError
-from featurestore.extraction import (
-    ExtractionStarted,
-    Float32Chosen,
-    RowsComputed,
-    extract,
-    plan,
-)
+from featurestore.extraction import ExtractionStarted, Float32Chosen, RowsComputed, extract, plan
 from featurestore.extraction.stored_type import cast
 from featurestore.store import FeatureStore
 from tests.extraction.test_executor import scaled_model

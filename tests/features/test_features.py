@@ -16,12 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featurestore.dataset import Dataset
-from featurestore.errors import (
-    DamagedError,
-    IncompleteFeaturesError,
-    InputError,
-    StoreError,
-)
+from featurestore.errors import DamagedError, IncompleteFeaturesError, InputError, StoreError
 from featurestore.features import Features
 from featurestore.features import batches as batching
 from featurestore.features.batches import Batches

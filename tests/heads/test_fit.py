@@ -14,14 +14,7 @@ from sklearn.svm import SVC
 
 from featurestore.errors import FeatureStoreError, HeadError
 from featurestore.features import Features
-from featurestore.heads import (
-    Head,
-    HeadFitted,
-    HeadReused,
-    HeadWarned,
-    fit_head,
-    fit_heads,
-)
+from featurestore.heads import Head, HeadFitted, HeadReused, HeadWarned, fit_head, fit_heads
 from featurestore.store import FeatureStore
 from tests.heads.conftest import refused
 

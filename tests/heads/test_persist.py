@@ -12,9 +12,7 @@ from keras import layers
 from sklearn.base import BaseEstimator, ClassifierMixin, is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA, KernelPCA
-from sklearn.discriminant_analysis import (
-    QuadraticDiscriminantAnalysis,
-)
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.ensemble import (
     BaggingClassifier,
     ExtraTreesClassifier,
@@ -28,17 +26,10 @@ from sklearn.ensemble import (
 from sklearn.feature_selection import SelectKBest
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF
-from sklearn.linear_model import (
-    SGDClassifier,
-    TweedieRegressor,
-)
+from sklearn.linear_model import SGDClassifier, TweedieRegressor
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.naive_bayes import GaussianNB
-from sklearn.neighbors import (
-    KNeighborsClassifier,
-    NearestCentroid,
-    NeighborhoodComponentsAnalysis,
-)
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid, NeighborhoodComponentsAnalysis
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (

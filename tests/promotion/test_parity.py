@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from featurestore.errors import ParityError
-from featurestore.promotion.parity import (
-    FeatureCheck,
-    Parity,
-    compare,
-    head_tolerance,
-    require,
-)
+from featurestore.promotion.parity import FeatureCheck, Parity, compare, head_tolerance, require
 
 ROWS, WIDTH, CLASSES = 128, 200, 5
 F16, F32 = np.dtype("float16"), np.dtype("float32")

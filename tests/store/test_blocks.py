@@ -11,12 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from featurestore.store.blocks import (
-    BlockArray,
-    block_rows,
-    decode,
-    encode,
-)
+from featurestore.store.blocks import BlockArray, block_rows, decode, encode
 from featurestore.store.local import LocalFiles
 
 

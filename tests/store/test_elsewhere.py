@@ -9,16 +9,7 @@ import pytest
 
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 from featurestore.store.elsewhere import borrow, stored_rows
-from tests.store.conftest import (
-    BLOCK,
-    digests_of,
-    filled,
-    ids_of,
-    key_of,
-    put,
-    reasons,
-    rows_of,
-)
+from tests.store.conftest import BLOCK, digests_of, filled, ids_of, key_of, put, reasons, rows_of
 from tests.toys import drop_block
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
