@@ -4,7 +4,7 @@
 
     dataset     the Dataset itself                   folder      samples in a folder
     options     how a folder or table is scanned     table       samples listed in a table
-    samples     listed samples, rows as lists        table_file  CSV, Parquet, DataFrames as tables
+    samples     listed samples, rows as columns      table_file  CSV, Parquet, DataFrames as tables
     merge       one row per digest, in order         arrays      samples in memory
     splits      train, val, test: given or drawn     scan        digests and verdicts, in threads
     labels      one type for all labels              scan_cache  what earlier scans found

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -64,15 +62,6 @@ def test_data_sets_travel_to_other_processes(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(found))
     assert again.digest == found.digest
     assert again.read(1) == found.read(1)
-
-
-def test_importing_loads_nothing_heavy() -> None:
-    program = (
-        "import sys, featurestore.dataset; print(sorted({'tensorflow', 'keras', 'pandas', "
-        "'pyarrow', 'sklearn', 'obstore', 'requests', 'dask'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
 
 
 @given(st.lists(st.integers(0, 4000), min_size=1, max_size=25), st.data())

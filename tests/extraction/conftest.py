@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,26 @@ from PIL import Image
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.extraction import Extraction, extract
+from featurestore.extraction import Extraction, RowsComputed, extract
 from featurestore.store import FeatureStore
 
 LAYERS = ["pool_a", "pool_a:avg", "conv_b:max", "gap"]
+
+
+class Killed(Exception):  # noqa: N818
+    """Ends an extraction as a kill does: nothing more is kept."""
+
+
+def stop_after(
+    rows: int, error: type[BaseException] = KeyboardInterrupt, event: type = RowsComputed
+) -> Callable[[Any], None]:
+    """Return what stops an extraction as ``on_event``, once so many rows are done."""
+
+    def stop(found: Any) -> None:
+        if isinstance(found, event) and found.done >= rows:
+            raise error
+
+    return stop
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from featurestore.dataset import Dataset
 from featurestore.errors import InputError, OutOfMemoryError
 from featurestore.extraction import BatchHalved, RowsComputed, extract, plan
 from featurestore.extraction.batches import InParts, fastest, free_memory
+from tests.extraction.conftest import stop_after
 
 GB = 2**20  # in kB, as /proc/meminfo counts
 
@@ -48,12 +49,8 @@ def test_free_memory_is_that_of_the_machine_or_of_the_container(memory, tmp_path
 
 
 def test_an_interrupted_extraction_keeps_its_batch_size(dataset, backbone, store):
-    def interrupt(event):
-        if isinstance(event, RowsComputed) and event.done >= 10:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        extract(dataset, backbone, "gap", store, batch_size=5, on_event=interrupt)
+        extract(dataset, backbone, "gap", store, batch_size=5, on_event=stop_after(10))
     events = []
     found = extract(dataset, backbone, "gap", store, on_event=events.append)
     assert recorded(found) == {5}

@@ -16,6 +16,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.extraction import Extraction, RowsComputed, RowsDerived, extract, plan
 from featurestore.features import Features
 from featurestore.store import FeatureStore
+from tests.extraction.conftest import stop_after
 from tests.extraction.test_growing import add, opened
 from tests.toys import drop_block, in_small_blocks, tree
 
@@ -132,12 +133,9 @@ def test_rows_that_pass_anyway_are_computed_if_that_is_no_more_work(dataset, sto
 
 
 def interrupted(data: Dataset, backbone: Backbone, store: FeatureStore, rows: int) -> None:
-    def interrupt(event: Any) -> None:
-        if isinstance(event, RowsDerived) and event.done >= rows:
-            raise KeyboardInterrupt
-
+    stop = stop_after(rows, event=RowsDerived)
     with pytest.raises(KeyboardInterrupt):
-        extract(data, backbone, ["conv_b"], store, batch_size=8, on_event=interrupt)
+        extract(data, backbone, ["conv_b"], store, batch_size=8, on_event=stop)
 
 
 @pytest.mark.reliability

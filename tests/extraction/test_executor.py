@@ -20,7 +20,7 @@ from featurestore.extraction import (
 from featurestore.features import Features
 from featurestore.features.listing import ls
 from featurestore.store import FeatureGroup, FeatureStore
-from tests.extraction.conftest import LAYERS
+from tests.extraction.conftest import LAYERS, Killed, stop_after
 from tests.toys import drop_block, in_small_blocks
 
 
@@ -36,26 +36,18 @@ def small_blocks(monkeypatch):
     in_small_blocks(monkeypatch, 4, pooled=8)
 
 
-class Interrupted(Exception):  # noqa: N818
-    pass
-
-
 def test_a_resumed_extraction_is_byte_for_byte_the_uninterrupted_one(
     dataset, backbone, small_blocks, tmp_path
 ):
     layers = ["pool_a", "gap"]
-
-    def interrupt(event):
-        if isinstance(event, RowsComputed) and event.done >= 13:
-            raise Interrupted
 
     whole, broken = (
         FeatureStore(tmp_path / "whole", create=True),
         FeatureStore(tmp_path / "broken", create=True),
     )
     extract(dataset, backbone, layers, whole, batch_size=3)
-    with pytest.raises(Interrupted):
-        extract(dataset, backbone, layers, broken, batch_size=3, on_event=interrupt)
+    with pytest.raises(Killed):
+        extract(dataset, backbone, layers, broken, batch_size=3, on_event=stop_after(13, Killed))
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith(("featurestore", "write"))]
     reports = extract(dataset, backbone, layers, broken, batch_size=3).reports
@@ -97,12 +89,6 @@ def test_activations_that_the_type_cannot_hold_are_refused(dataset, store, facto
     assert group.missing() == list(range(group.blocks))
 
 
-def test_float32_holds_what_float16_does_not(dataset, store):
-    features = extract(dataset, scaled_model(1000.0), ["huge"], store, dtype="float32")["huge"]
-    assert features.dtype == np.float32
-    assert features.group.read().max() > 65504
-
-
 def test_a_failed_write_surfaces_and_the_rest_is_kept(dataset, store, small_blocks, monkeypatch):
     backbone, written = Backbone.pixels(8), Counter()
     write = FeatureGroup.write_block
@@ -140,14 +126,6 @@ def slow(monkeypatch):
     monkeypatch.setattr("featurestore.extraction.executor._clock", lambda: float(next(times)))
 
 
-def interrupt_after(rows):
-    def interrupt(event):
-        if isinstance(event, RowsComputed) and event.done >= rows:
-            raise Interrupted
-
-    return interrupt
-
-
 def begun_of(store):
     return {group.key.ref: group.begun() for group in store.features.values()}
 
@@ -158,8 +136,8 @@ def test_thirty_seconds_of_work_are_lost_at_most(dataset, backbone, store, tmp_p
     layers = ["pool_a", "gap"]
     options = {"batch_size": 3}
     whole = extract(dataset, backbone, layers, tmp_path / "whole", **options)
-    with pytest.raises(Interrupted):
-        extract(dataset, backbone, layers, store, on_event=interrupt_after(33), **options)
+    with pytest.raises(Killed):
+        extract(dataset, backbone, layers, store, on_event=stop_after(33, Killed), **options)
     # Every third batch is kept; of the eleventh and the two before nothing.
     assert begun_of(store) == {"pool_a": {0: 27}, "gap": {0: 27}}
     for group in store.features.values():
@@ -190,8 +168,8 @@ def stored(store):
 @pytest.mark.reliability
 @pytest.mark.usefixtures("slow")
 def test_rows_that_are_kept_of_one_layer_only_or_damaged(dataset, backbone, store):
-    with pytest.raises(Interrupted):
-        extract(dataset, backbone, ["gap"], store, batch_size=3, on_event=interrupt_after(30))
+    with pytest.raises(Killed):
+        extract(dataset, backbone, ["gap"], store, batch_size=3, on_event=stop_after(30, Killed))
     both = plan(dataset, backbone, ["gap", "pool_a"], store, batch_size=3)
     assert (both.rows_to_compute, both.layers[0].rows_missing) == (45, 18)
     reports = extract(dataset, backbone, ["gap", "pool_a"], store, batch_size=3).reports
@@ -218,17 +196,13 @@ def test_rows_that_are_kept_of_one_layer_only_or_damaged(dataset, backbone, stor
 
 @pytest.mark.usefixtures("slow")
 def test_rows_that_float16_cannot_hold_are_not_kept(dataset, store):
-    options = {"dtype": "float16", "batch_size": 3, "on_event": interrupt_after(40)}
-    with pytest.raises(Interrupted):
+    options = {"dtype": "float16", "batch_size": 3, "on_event": stop_after(40, Killed)}
+    with pytest.raises(Killed):
         extract(dataset, scaled_model(1e-8), ["huge"], store, **options)
     assert begun_of(store) == {"huge": {}}
 
 
 def test_ctrl_c_loses_only_the_batch(dataset, backbone, store):
-    def interrupt(event):
-        if isinstance(event, RowsComputed) and event.done >= 24:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        extract(dataset, backbone, ["gap"], store, batch_size=8, on_event=interrupt)
+        extract(dataset, backbone, ["gap"], store, batch_size=8, on_event=stop_after(24))
     assert begun_of(store) == {"gap": {0: 24}}

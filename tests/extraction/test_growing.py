@@ -17,7 +17,7 @@ from featurestore.dataset import Dataset
 from featurestore.extraction import Extraction, RowsComputed, RowsCopied, extract, plan, repair
 from featurestore.features import Features
 from featurestore.store import FeatureStore
-from tests.extraction.conftest import LAYERS
+from tests.extraction.conftest import LAYERS, stop_after
 from tests.toys import drop_block, tree
 
 
@@ -177,13 +177,8 @@ def test_rows_that_cannot_be_read_are_computed(before, folder, backbone, tmp_pat
 
 def kill_growth(grown: Dataset, backbone: Backbone, store: FeatureStore) -> None:
     """Extract all layers, and stop after the first batch."""
-
-    def interrupt(event: Any) -> None:
-        if isinstance(event, RowsComputed) and event.done >= 8:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        extract(grown, backbone, LAYERS, store, batch_size=8, on_event=interrupt)
+        extract(grown, backbone, LAYERS, store, batch_size=8, on_event=stop_after(8))
 
 
 @pytest.mark.reliability

@@ -10,6 +10,7 @@ from featurestore.errors import ActivationError
 from featurestore.extraction import ExtractionStarted, Float32Chosen, RowsComputed, extract, plan
 from featurestore.extraction.stored_type import cast
 from featurestore.store import FeatureStore
+from tests.extraction.conftest import stop_after
 from tests.extraction.test_executor import scaled_model
 from tests.toys import in_small_blocks
 
@@ -130,15 +131,11 @@ def test_what_stopped_as_float16_goes_on_as_auto(arrays, backbone, store):
 def test_what_is_stored_decides(backbone, store):
     """A float16 array that is not complete goes on as it is."""
     dark = images(12, white=False)
-
-    def interrupt(event):
-        if isinstance(event, RowsComputed) and event.done >= 4:
-            raise KeyboardInterrupt
-
+    options = {"batch_size": 4, "on_event": stop_after(4)}
     for dtype in ("float16", "float32"):
         place = FeatureStore(f"{store.location}-{dtype}", create=True)
         with pytest.raises(KeyboardInterrupt):
-            extract(dark, backbone, "large", place, dtype=dtype, batch_size=4, on_event=interrupt)
+            extract(dark, backbone, "large", place, dtype=dtype, **options)
         found = extract(dark, backbone, "large", place, batch_size=4)
         assert in_one(found, "large") == (dtype, (8, 0, 4))
 
