@@ -182,16 +182,6 @@ def kill_growth(grown: Dataset, backbone: Backbone, store: FeatureStore) -> None
 
 
 @pytest.mark.reliability
-def test_a_killed_growth_resumes(before, folder, backbone, tmp_path):
-    store = before
-    add(folder, 20)
-    grown = opened(folder)
-    kill_growth(grown, backbone, store)
-    found = extract(grown, backbone, LAYERS, store, batch_size=8)
-    assert_as_fresh(found, backbone, tmp_path / "fresh")
-
-
-@pytest.mark.reliability
 def test_gc_keeps_what_a_killed_growth_copies(store, folder, backbone):
     former = {str(each.key) for each in extract(opened(folder), backbone, LAYERS, store).values()}
     add(folder, 20)

@@ -69,7 +69,6 @@ def test_peak_memory_does_not_depend_on_the_number_of_rows(dataset, backbone, st
     ("change", "error", "message"),
     [
         ({"dtype": "float64"}, InputError, "one of auto, float16, float32"),
-        ({"batch_size": 0}, InputError, "expected auto, or 1 or more"),
         ({"layers": []}, InputError, "featurestore layers"),
         ({"layers": ["pol_a"]}, UnknownLayerError, "pool_a"),
     ],

@@ -68,11 +68,6 @@ def test_local_urls_and_relative_paths(tmp_path: Path, monkeypatch: pytest.Monke
     assert isinstance(open_files("memory://x"), RemoteFiles)
 
 
-def test_an_unknown_protocol() -> None:
-    with pytest.raises(StoreError, match="cannot open nosuch://x/y"):
-        open_files("nosuch://x/y")
-
-
 def test_a_failed_write_leaves_the_old_bytes_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

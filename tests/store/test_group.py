@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from featurestore.errors import DamagedError, IncompleteFeaturesError
 from featurestore.store import FeatureGroup, FeatureStore
-from featurestore.store.local import LocalFiles
 from tests.store.conftest import TAIL, digests_of, filled, ids_of, key_of, reasons, rows_of
 from tests.toys import drop_block
 
@@ -74,22 +71,6 @@ def test_rows_outside(folder_store: FeatureStore, rows: list[int]) -> None:
         filled(folder_store, 19).read(np.array(rows))
 
 
-@example([16, 16, 16], None)
-@given(
-    st.lists(st.integers(0, 18), max_size=12),
-    st.sampled_from([None, "float16", "float32", "float64"]),
-)
-def test_rows_in_any_order(nineteen: FeatureGroup, rows: list[int], dtype: str | None) -> None:
-    read = nineteen.read(np.array(rows, dtype=int), dtype)
-    assert read.dtype == (dtype or "float16")
-    assert np.array_equal(read, rows_of(digests_of(19), TAIL)[rows])
-
-
-@pytest.fixture(scope="module")
-def nineteen(small_blocks: None, tmp_path_factory: pytest.TempPathFactory) -> FeatureGroup:
-    return filled(FeatureStore(tmp_path_factory.mktemp("nineteen"), create=True), 19)
-
-
 def test_missing_blocks_raise_wherever_they_are_read(store: FeatureStore) -> None:
     group = filled(store, 30, skip=(1, 3))
     assert group.missing() == [1, 3]
@@ -145,17 +126,6 @@ def test_damaged_row_ids(store: FeatureStore, harm: str) -> None:
     assert [block for block, _ in reasons(store, group)] == [None]
     group.write_samples(ids_of(digests_of(10)))
     assert reasons(store, group) == []
-
-
-def test_leftovers_of_a_killed_write_are_no_blocks(tmp_path) -> None:
-    group = filled(FeatureStore(tmp_path / "store", create=True), 30, skip=(1,))
-    files = group.features.files
-    assert isinstance(files, LocalFiles)
-    files.write(f"{chunk(group, 1)}.{'0' * 32}.partial", b"half a ch")
-    files.write(f"{group.features.path}/.DS_Store", b"")
-    assert group.missing() == [1]
-    with pytest.raises(IncompleteFeaturesError):
-        group.read()
 
 
 def test_many_row_id_blocks(folder_store: FeatureStore) -> None:

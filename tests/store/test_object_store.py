@@ -122,14 +122,6 @@ def test_of_several_who_create_the_same_features_all_get_the_same(objects: Featu
     assert damages(objects) == []
 
 
-def test_features_that_were_removed_half_way_are_created_again(objects: FeatureStore) -> None:
-    group = filled(objects, 20, dtype="float32")
-    objects.features._files.remove(f"{group.features.path}/zarr.json")
-    again = filled(objects, 20, dtype="float32")
-    assert again.missing() == []
-    assert damages(objects) == []
-
-
 def test_no_change_of_a_head_is_lost(objects: FeatureStore) -> None:
     objects.heads.save("h", {"tags": []}, {})
 

@@ -12,6 +12,7 @@ from featurestore.store.files import open_files
 from tests.reliability.faults import Killed, failing
 from tests.store.conftest import ids_of, key_of, put, rows_of
 from tests.store.test_datasets import IMAGES, shapes
+from tests.store.test_former import head_on
 
 
 def features_of(store: FeatureStore, dataset: Dataset, ref: str = "pool"):
@@ -23,32 +24,17 @@ def features_of(store: FeatureStore, dataset: Dataset, ref: str = "pool"):
     return group.key
 
 
-def head_on(store: FeatureStore, head: str, dataset: Dataset, ref: str = "pool") -> None:
-    key = key_of(dataset.sample_digests, ref)
-    features = {
-        "model": key.model,
-        "ref": key.ref,
-        "prefix_digest": key.prefix_digest,
-        "dataset_digest": key.dataset_digest,
-    }
-    origin = {"name": dataset.name, "manifest_digest": dataset.manifest_digest}
-    lineage = {"dataset": origin, "features": features}
-    store.heads.save(head, {"lineage": lineage}, {"model.skops": b"fitted"})
-
-
 @pytest.fixture
 def full(store: FeatureStore) -> FeatureStore:
     """A data set, a former state of it, and another data set; each with features and a head."""
     former, current = shapes(count=4), shapes()
     for dataset in (former, current):
         store.datasets.add(dataset)
-        features_of(store, dataset)
-        head_on(store, f"knn-{len(dataset)}", dataset)
+        head_on(store, features_of(store, dataset), f"knn-{len(dataset)}", dataset)
     features_of(store, current, "early")
     other = Dataset.from_arrays(IMAGES[2:], list("abab"), name="other")
     store.datasets.add(other)
-    features_of(store, other)
-    head_on(store, "ridge-1", other)
+    head_on(store, features_of(store, other), "ridge-1", other)
     return store
 
 
@@ -171,7 +157,7 @@ def test_what_another_process_uses_is_not_removed(folder_store: FeatureStore) ->
     with store.datasets.keep(dataset), pytest.raises(StoreError, match="uses datasets/shapes"):
         store.remove(removal)
     assert store.datasets.has("shapes")
-    head_on(store, "knn-1", dataset)
+    head_on(store, key, "knn-1", dataset)
     with pytest.raises(StoreError, match="heads/knn-1 was stored in the meantime, fitted on data"):
         store.remove(removal)
     store.remove(store.removal("shapes"))
