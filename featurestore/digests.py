@@ -39,10 +39,6 @@ def digest_text(raw: bytes) -> str:
     return f"{ALGORITHM}:{raw.hex()}"
 
 
-def _text(state: hashlib.blake2b) -> str:
-    return digest_text(state.digest())
-
-
 def digest_bytes(data: bytes | memoryview) -> str:
     """Digest of raw bytes.
 
@@ -51,7 +47,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
     >>> digest_bytes(b"")[:20]
     'blake2b:0e5751c026e5'
     """
-    return _text(hashlib.blake2b(data, digest_size=DIGEST_BYTES))
+    return digest_text(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest())
 
 
 def digest_fields(fields: Mapping[str, Any]) -> str:
@@ -86,7 +82,7 @@ def digest_columns(columns: Mapping[str, Iterable[bytes]]) -> str:
             state.update(b"," + part if number else part)
         before = "],"
     state.update(b"]}")
-    return _text(state)
+    return digest_text(state.digest())
 
 
 def values_json(values: list[Any]) -> bytes:
@@ -141,7 +137,7 @@ def digest_array(array: np.ndarray) -> str:
     state = hashlib.blake2b(digest_size=DIGEST_BYTES)
     state.update(f"{little.dtype.str}{array.shape}".encode("ascii"))
     state.update(little.reshape(-1).view(np.uint8).data)
-    return _text(state)
+    return digest_text(state.digest())
 
 
 def insert_checksum(data: bytes) -> bytes:
@@ -175,7 +171,7 @@ def _checksum(data: bytes, start: int, stop: int) -> bytes:
     view, state = memoryview(data), hashlib.blake2b(digest_size=DIGEST_BYTES)
     for part in (view[:start], EMPTY_CHECKSUM.encode("ascii"), view[stop:]):
         state.update(part)
-    return _text(state).encode("ascii")
+    return digest_text(state.digest()).encode("ascii")
 
 
 def _checksum_span(data: bytes) -> tuple[int, int]:
@@ -240,7 +236,7 @@ def digest_set(digests: np.ndarray) -> str:
     state = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for start in range(0, len(digests), PART):
         state.update(written(digests[start : start + PART]).data)
-    return _text(state)
+    return digest_text(state.digest())
 
 
 def is_digest(text: Any) -> bool:

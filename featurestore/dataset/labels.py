@@ -178,11 +178,10 @@ class Labels:
         codes[used] = np.arange(len(used))
         return Labels(tuple(self.classes[code] for code in used.tolist()), codes[targets])
 
-    def values(self, rows: slice = slice(None)) -> np.ndarray:
+    def values(self) -> np.ndarray:
         """Return the labels themselves, (row,): objects of type str, int or float, or None."""
-        targets = self.targets[rows]
         if self.task == "regression":
-            values = targets.astype(object)
-            values[np.isnan(targets)] = None
+            values = self.targets.astype(object)
+            values[np.isnan(self.targets)] = None
             return values
-        return np.array([*self.classes, None], object)[targets]
+        return np.array([*self.classes, None], object)[self.targets]
