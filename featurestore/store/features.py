@@ -181,8 +181,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     def whole_prefixes(self) -> set[str]:
         """Return the first digits of the prefix digests of all features that are not reduced."""
-        parsed = map(_parse, self._paths())
-        return {each.prefix for each in parsed if ":" not in each.ref}
+        return {each.prefix for each in map(_parse, self._paths()) if ":" not in each.ref}
 
     def match(self, text: str | FeatureKey, **variant: Any) -> Item:
         """Find the one item that a text matches, readable or not; otherwise NotFoundError.
@@ -225,10 +224,9 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return [self.item(path) for path in self._stored() if self._variant(path).fits(asked)]
 
     def _variant(self, path: str) -> Variant:
-        try:
+        with suppress(StoreError):
             return Variant.of(self._read(path).provenance)
-        except StoreError:
-            return Variant()
+        return Variant()
 
     def _is_view(self, path: str) -> bool:
         with suppress(StoreError):
@@ -317,9 +315,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                 group = self._read(path)
                 if group.key.dataset_digest not in in_use:
                     newer = self.superseding(group, in_use)
-                    return (
-                        f"superseded by {newer.key}" if newer else "no data set has these samples"
-                    )
+                    plain = "no data set has these samples"
+                    return f"superseded by {newer.key}" if newer else plain
             return None
         return super()._unused(path, in_use)
 
