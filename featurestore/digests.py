@@ -23,7 +23,7 @@ ALGORITHM = "blake2b"
 DIGEST_BYTES = 32
 ROW_BYTES = 16
 SHORT = 12
-# Digests that are written out at a time, so that the memory of a million of them is not needed.
+# Digests are written out this many at a time, which bounds the memory.
 PART = 65536
 
 EMPTY_CHECKSUM = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"

@@ -224,7 +224,7 @@ def _samples(file: Any, problems: list[Problem]) -> Samples:
 
 
 def _take_first(first: np.ndarray, rows: np.ndarray, again: np.ndarray, paths: Any) -> None:
-    """Let, of identical images, that of the first path stand for their row."""
+    """Among identical images, let the one with the first path represent the row."""
     least: dict[int, str] = {}
     for at, path, other in zip(
         again.tolist(),

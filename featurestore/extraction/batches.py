@@ -110,7 +110,7 @@ def recorded_size(group: FeatureGroup) -> int | None:
 def size_before(decided: ExtractionPlan, store: FeatureStore) -> int | None:
     """Return the batch size of the extraction that a plan resumes, which gives the same numbers.
 
-    None if it resumes none.
+    None if the plan resumes nothing.
     """
     for layer in decided.layers:
         if layer.missing and not layer.replaces:

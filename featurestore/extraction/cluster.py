@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 #: `distributed.Client`, the cluster object of a Dask library, or None for this process alone.
 ClusterLike: TypeAlias = Any
 
-# A scheduler that does not answer within so many seconds is not there.
+# A scheduler that has not answered by then is unreachable.
 CONNECT_SECONDS = 5.0
-# Workers of a cluster that has none yet may take so many seconds to start, for heads.
+# How long heads wait for the first worker of a cluster.
 WORKER_SECONDS = 60.0
 
 
@@ -77,7 +77,7 @@ class Cluster:
             self._open.close()
 
     def reach(self, on_event: OnEvent | None = None) -> None:
-        """Connect to a scheduler at an address: before long work, which it may not be there for."""
+        """Connect to a scheduler given by address, so that long work does not start without one."""
         if isinstance(self._where, str):
             self.client(on_event)
 

@@ -14,14 +14,14 @@ class BackboneLoading:
 
 @dataclass(frozen=True)
 class ClusterStarting:
-    """So many processes are about to start on this machine."""
+    """A cluster of this many processes is starting on this machine."""
 
     processes: int
 
 
 @dataclass(frozen=True)
 class ClusterJoined:
-    """The extraction computes on a Dask cluster, which has so many workers and threads now.
+    """The extraction runs on a Dask cluster with this many workers and threads now.
 
     ``dashboard`` is the address of its web page, if it has one.
     """
@@ -33,7 +33,7 @@ class ClusterJoined:
 
 @dataclass(frozen=True)
 class WorkersPreparing:
-    """So many workers build a backbone; with none, the first that joins will."""
+    """Workers are building a backbone; if ``workers`` is 0, the first to join will build it."""
 
     model: str
     workers: int

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
 
-# At most so much work is lost if the process is killed, and the batch it was at.
+# How often begun blocks are saved: a kill loses at most this much work and one batch.
 SAVE_SECONDS = 30.0
 _clock = time.monotonic
 
@@ -81,7 +81,8 @@ class Executor:
         UnreadableRowsError
             If rows cannot be copied. Blocks that were complete by then are stored.
         Float16Error
-            If a layer does not fit float16. So are blocks of the others, and their rows are kept.
+            If a layer does not fit float16. Complete blocks of other layers are stored, and
+            rows of their incomplete blocks are saved.
         """
         if not units:
             return
@@ -144,7 +145,7 @@ class Executor:
 
     @contextmanager
     def _saving_when_stopped(self) -> Iterator[None]:
-        """Keep the rows that are there when the work stops."""
+        """Save the rows of incomplete blocks when the work stops."""
         try:
             yield
         except (KeyboardInterrupt, FeatureStoreError):
@@ -180,7 +181,7 @@ class Executor:
             yield from self._plan.windows(rest)
 
     def _after_batch(self) -> None:
-        """Report the progress, and keep the rows that are there now and then."""
+        """Report the progress, and now and then save the rows of incomplete blocks."""
         copied, derived = self._written.copied.total(), self._written.derived.total()
         to_copy, to_derive = self._plan.rows_copied, self._plan.rows_derived
         if copied != self._reported[0]:

@@ -111,17 +111,17 @@ class LayerPlan:
 
     @cached_property
     def rows_copied(self) -> int:
-        """Those of them that another array has."""
+        """Missing rows that another array has."""
         return int(np.count_nonzero(self.is_left & self.is_copied))
 
     @property
     def rows_derived(self) -> int:
-        """Those of them that are derived from another layer."""
+        """Missing rows that are derived from another layer."""
         return self.rows_missing - self.rows_copied - self.rows_to_compute
 
     @cached_property
     def rows_to_compute(self) -> int:
-        """Those of them that go through the backbone."""
+        """Missing rows that go through the backbone."""
         return int(np.count_nonzero(self.is_left & self.is_computed))
 
     @property

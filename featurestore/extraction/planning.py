@@ -299,7 +299,7 @@ def _why(
     """Say what differs from the nearest stored features of the same model and layer ref.
 
     For example ``"preprocessing.resize: stored stretch, asked crop"``; None if none are stored.
-    A view is near the same view by another augmentation only.
+    A view is compared only with the same view under other augmentation.
     """
     near = []
     for group in store.features.values():

@@ -77,8 +77,8 @@ def extract(
         FEATURESTORE_STORE, else ``./store``.
     boundaries : sequence of str
         Layer refs that only fine-tuning reads: these boundary arrays are marked, so that ``rank``
-        and ``sweep`` leave them out, and ``gc --boundaries`` removes them. What is stored as
-        ordinary features stays that.
+        and ``sweep`` leave them out, and ``gc --boundaries`` removes them. Arrays that
+        are stored as ordinary features stay unmarked.
     dtype : {"auto", "float16", "float32"}
         Stored type. By default float16, and float32 for a layer whose activations float16 cannot
         hold: if that shows late, the layer is computed again. Features of either type that are
@@ -89,8 +89,8 @@ def extract(
         and more for a large data set if a short measurement shows that it is faster. If memory runs
         out, batches are halved.
     replace : bool
-        Then remove former arrays of these layers: no data set has their samples now, and the new
-        arrays have all of their rows. Heads that were fitted on them stay.
+        After the extraction, remove former arrays of these layers: those whose samples no data set
+        has now, and whose rows are all in the new arrays. Heads that were fitted on them stay.
     views : int
         Number of augmented views of each training sample that are stored too: see
         `Features.views`. View 3 is the same whatever the number.

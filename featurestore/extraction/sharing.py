@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
 
-# A task has at most so many batches, so that a worker that joins late finds work.
+# The most batches in a task, so that a worker that joins late finds work.
 MOST_BATCHES = 16
 # How long to wait until workers have stopped: after an error, and after Ctrl-C.
 STOP_SECONDS, INTERRUPT_SECONDS = 600.0, 10.0
-# A network file system may show a new file only after so many seconds.
+# How long a network file system may take to show a new file.
 SEEN_SECONDS = 60.0
 _RESUME = "run the same command again: it resumes"
 

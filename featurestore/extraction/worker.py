@@ -105,7 +105,7 @@ class Done:
 
 
 class Stopped(KeyboardInterrupt):
-    """The caller stopped; the rows that are there are kept."""
+    """The caller stopped; the rows of incomplete blocks are saved."""
 
 
 def facts() -> dict[str, str]:
@@ -115,7 +115,7 @@ def facts() -> dict[str, str]:
 
 
 def differing(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:
-    """Say in which versions a worker differs; None if in none.
+    """Return which versions differ on a worker, or None.
 
     Examples
     --------
@@ -274,7 +274,7 @@ def _get_ready(job: Job, worker: Any) -> tuple[FeatureStore, Dataset, Backbone, 
 
 
 def _use_cores(threads: int) -> None:
-    """Use as many cores as a worker has threads; with GPUs, the first one, as dask-cuda means."""
+    """Use as many cores as a worker has threads, and only the first GPU, as dask-cuda expects."""
     load_tensorflow()
     import tensorflow as tf
 

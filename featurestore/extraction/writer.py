@@ -23,7 +23,7 @@ from featurestore.store import FeatureGroup
 class Written:
     """Rows that this call wrote, by layer ref, and how it got them.
 
-    With them, what its first batches said of the others.
+    And what its first batches predict for the rest.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
@@ -54,9 +54,10 @@ class Written:
 class BlockWriter:
     """Collects the rows of one layer into blocks and commits each as it fills.
 
-    Windows of rows arrive in ascending order, and those of a block that are not kept without a gap,
-    so at most one block is open; at most one more is being written. Rows that other arrays have are
-    copied or derived as their windows arrive: the latter in batches, with a callback after each.
+    Windows of rows arrive in ascending order, and without gaps in the rows of a block that are not
+    saved yet, so at most one block is open; at most one more is being written. Rows that other
+    arrays have are copied or derived as their windows arrive: the latter in batches, with a
+    callback after each.
 
     Attributes
     ----------
@@ -79,7 +80,7 @@ class BlockWriter:
         self._pool = pool
         self._block: np.ndarray | None = None
         self._peak = 0.0
-        # Of the open block: its number, its rows that are there, and those that are kept.
+        # Of the open block: its number, the rows filled in, and the rows saved.
         self._number = self._filled = self._kept = 0
         self.wanted: dict[int, np.ndarray] = {}
         self._writing: Future[None] | None = None

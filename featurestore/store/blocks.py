@@ -116,7 +116,7 @@ def decode(
         raise ValueError("it is the chunk of another array or place")
     values = np.empty(shape, dtype) if out is None else out
     try:
-        # numcodecs refuses more than fits, and says nothing of less.
+        # numcodecs raises if the data is too long for the output, but not if it is too short.
         stated = _content_size(data)
         if stated not in (None, values.nbytes):
             raise ValueError(f"the frame states {stated}")

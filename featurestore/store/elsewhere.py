@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featurestore.store.key import FeatureKey
     from featurestore.store.store import FeatureStore
 
-# Fewer of a head's samples than these, or than all, prove little.
+# To recognize a head's samples, this many must be stored, or all if there are fewer.
 FEWEST_ROWS = 16
 
 

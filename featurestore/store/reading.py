@@ -22,7 +22,7 @@ def read_rows(group: FeatureGroup, wanted: np.ndarray, dtype: Any) -> np.ndarray
     order = np.argsort(wanted, kind="stable")
     blocks, first = np.unique(wanted[order] // group.block_rows, return_index=True)
     step = max(1, PIECE // math.prod(group.shape[1:]))
-    # Each thread decompresses into memory of its own, again and again: new memory takes long.
+    # Each thread reuses one buffer: allocating memory is slow.
     own = threading.local()
 
     def fill(block: int, places: np.ndarray) -> None:

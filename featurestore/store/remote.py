@@ -13,7 +13,7 @@ from featurestore.errors import StoreError
 from featurestore.store.local import PARTIAL
 from featurestore.store.locks import Locks
 
-# A listing is asked for at most so often.
+# How often a listing is tried.
 _LISTINGS = 4
 
 

@@ -173,7 +173,7 @@ class Shelf(ABC, Generic[K, V]):
         return self._files.locks.acquire(names, shared=shared, wait=wait)
 
     def lock_free(self, keys: Iterable[K]) -> AbstractContextManager[set[str]]:
-        """Lock entries exclusively, those that no other process has locked: gives their paths."""
+        """Lock, exclusively, the entries that no other process has locked; return their paths."""
         return self._files.locks.acquire_free({self.path(key) for key in keys})
 
     @property
