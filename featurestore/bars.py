@@ -279,8 +279,7 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "TuningEpochEnded": _tuning_epoch_ended,
     "TuningStarted": _tuning_started,
     "WaitingForOthers": lambda event: (
-        f"extract: waiting for another process that extracts {' or '.join(event.layers)}, to reuse "
-        "its rows"
+        f"extract: waiting for another process to finish with {' and '.join(event.layers)}"
     ),
     "WorkersPreparing": lambda event: (
         f"cluster: waiting for {plural(event.workers, 'worker') if event.workers else 'a worker'}"

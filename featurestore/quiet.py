@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -34,6 +35,7 @@ def load_tensorflow() -> None:
     finally:
         if collecting:
             gc.enable()
+        atexit.register(gc.freeze)  # A last search for garbage, before memory is freed: a second.
         del sys.modules[WRAPPERS]
         if given is None:
             del os.environ[LEVEL]

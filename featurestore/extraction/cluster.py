@@ -9,6 +9,7 @@ import threading
 import warnings
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from featurestore.errors import InputError, one_line, received
@@ -94,8 +95,9 @@ class Cluster:
             _require_alike(client)
             self._client = client
             threads, dashboard = client.nthreads(), None
-            with suppress(KeyError):  # It has none.
-                dashboard = client.dashboard_link
+            if find_spec("bokeh"):  # Without it, the page only says that it is missing.
+                with suppress(KeyError):  # The scheduler has none.
+                    dashboard = client.dashboard_link
             receiver(on_event)(ClusterJoined(len(threads), sum(threads.values()), dashboard))
         return self._client
 

@@ -120,7 +120,7 @@ class BatchHalved:
 
 @dataclass(frozen=True)
 class WaitingForOthers:
-    """Another process is writing features of one of these layer refs; then they are reused."""
+    """Another process writes, or uses, features of these layer refs that are to be written."""
 
     layers: tuple[str, ...]
 

@@ -131,8 +131,9 @@ def _repair_features(
     """Repair row ids, then blocks, of features with sound metadata."""
     blocks = {each.block: each.path for each in damages if each.block is not None}
     key = store.features.open(item).key
-    with store.features.lock([key], shared=True):
-        group = store.features.get(key)
+    features = store.features
+    with features.lock([key], shared=True), features.lock_blocks([key]):
+        group = features.get(key)
         dataset = store.datasets.load_samples(key.dataset_digest)
         if dataset is None:
             raise ExtractionError(

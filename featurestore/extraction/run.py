@@ -201,8 +201,9 @@ def _write(
         if not alone:
             refs = tuple(str(layer.ref) for layer in asked.layers if layer.missing)
             receiver(on_event)(WaitingForOthers(refs))
-            with store.features.lock_blocks(keys):
-                pass
+            for key in keys:  # One at a time: nobody waits for a process that only waits.
+                with store.features.lock_blocks([key], shared=True):
+                    pass
         asked = request.plan(dataset, store)
 
 
@@ -224,7 +225,7 @@ def _write_alone(
     locked, marked, engine = _missing(asked), _to_mark(asked, request, store), None
     unreadable: dict[str, set[int]] = {}
     while True:
-        _replace(asked, dataset, store)
+        _replace(asked, dataset, store, on_event)
         parts = [each for layer in asked.layers for each in (layer.copies, layer.derived) if each]
         sources = [key for each in parts for key in each.keys]
         in_use = [*(layer.key for layer in asked.layers), *sources]
@@ -296,19 +297,21 @@ def _to_mark(asked: ExtractionPlan, request: Request, store: FeatureStore) -> se
     return {key for key in others if not has(key) or store.features.get(key).is_boundary}
 
 
-def _replace(asked: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> None:
+def _replace(
+    asked: ExtractionPlan, dataset: Dataset, store: FeatureStore, on_event: OnEvent | None
+) -> None:
     """Remove float16 features that float32 ones replace."""
     replaced = [layer for layer in asked.layers if layer.replaces]
     if replaced:
         # Keep what is stored if the images are gone.
         dataset.image(asked.units[0].rows.start)
     for layer in replaced:
-        _remove_float16(layer.key, store)
+        _remove_float16(layer, store, on_event)
 
 
-def _remove_float16(key: FeatureKey, store: FeatureStore) -> None:
+def _remove_float16(layer: LayerPlan, store: FeatureStore, on_event: OnEvent | None) -> None:
     """Remove float16 features once no process uses them, unless another process has done it."""
-    features = store.features
+    features, key, waiting = store.features, layer.key, False
     while features.has(key):
         with features.lock([key], wait=False) as held, suppress(NotFoundError):
             if features.get(key).dtype != "float16":
@@ -316,6 +319,9 @@ def _remove_float16(key: FeatureKey, store: FeatureStore) -> None:
             if held:
                 features.discard(features.path(key))
                 return
+        if not waiting:
+            waiting = True
+            receiver(on_event)(WaitingForOthers((str(layer.ref),)))
         time.sleep(POLL_SECONDS)
 
 

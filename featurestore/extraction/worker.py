@@ -35,7 +35,7 @@ from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.writer import Written
 from featurestore.quiet import load_tensorflow
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.store.datasets import of_samples
 from featurestore.threads import limit_processors
 from featurestore.versions import versions
@@ -148,7 +148,11 @@ def work(number: int, units: Sequence[Unit], sent: bytes) -> Done | FeatureStore
     def write(job: Job, worker: Any, done: Done) -> None:
         opened = _keep("job", job.token, lambda: _Opened.of(job, worker))
         opened.reporter.begin(number)
-        opened.executor.run(units, done.written)
+        # The caller may have died, and another process replaced the arrays.
+        with opened.store.features.lock([each.key for each in opened.groups], shared=True):
+            for each in opened.groups:
+                each.features.require_current()
+            opened.executor.run(units, done.written)
 
     return _in_turn(write, sent)
 
@@ -247,6 +251,8 @@ def topic(token: str) -> str:
 class _Opened:
     """A job, ready to run tasks."""
 
+    store: FeatureStore
+    groups: list[FeatureGroup]
     executor: Executor
     reporter: Reporter
 
@@ -257,7 +263,8 @@ class _Opened:
         layers = tuple(_checked(each, backbone) for each in job.plan.layers)
         reporter = Reporter(worker, job.token)
         plan = replace(job.plan, layers=layers)
-        return cls(Executor(plan, dataset, backbone, groups, reporter, forward), reporter)
+        executor = Executor(plan, dataset, backbone, groups, reporter, forward)
+        return cls(store, list(groups.values()), executor, reporter)
 
 
 def _get_ready(job: Job, worker: Any) -> tuple[FeatureStore, Dataset, Backbone, Compile]:

@@ -192,18 +192,30 @@ def _found(
     for each in models:
         if not any(_is_model(name, [each]) for name in names):
             raise NotFoundError(
-                f"no features of {loaded.name!r} by model {each!r}; "
-                f"{nearest(each, sorted(names))}; or run `{_command(loaded, each, layer)}`"
+                f"no features of {loaded.name!r} by model {each!r}; run "
+                f"`{_command(loaded, each, layer)}`; {nearest(each, sorted(names))}"
             )
     groups = [group for group in groups if _is_model(group.key.model, models)]
     found = [each for each in groups if layer is None or _is_layer(each.key.short, layer)]
     if layer is not None and not found:
         refs = sorted({group.key.ref for group in groups})
+        command = _command_like(groups, loaded, layer) or command
         raise NotFoundError(
-            f"no features of {loaded.name!r} at layer {layer!r}; {nearest(layer, refs)}; "
-            f"or run `{command}`"
+            f"no features of {loaded.name!r} at layer {layer!r}; run `{command}`; "
+            f"{nearest(layer, refs)}"
         )
     return found
+
+
+def _command_like(groups: list[FeatureGroup], dataset: Dataset, layer: str) -> str | None:
+    """Return the command that extracts a layer with the options of these features, if one does."""
+    commands = set()
+    for group in groups:
+        words = shlex.split(group.extract_command)
+        if words[:3] == ["featurestore", "extract", dataset.name]:
+            words[words.index("--layer") + 1] = layer
+            commands.add(shlex.join(words))
+    return commands.pop() if len(commands) == 1 else None
 
 
 def _of_files(groups: list[FeatureGroup], models: list[str]) -> list[FeatureGroup]:

@@ -239,11 +239,11 @@ class BlockArray:
                 with suppress(ValueError):  # It is damaged.
                     self._decode(block, before)
                     return  # Another process was first.
-                self._check_current()
+                self.require_current()
                 if self.files.replace(file, before, data):
                     return
 
-    def _check_current(self) -> None:
+    def require_current(self) -> None:
         """Raise StoreError if another process has replaced this array, as float32."""
         with suppress(FileNotFoundError, StoreError):
             if read_json(self.files, f"{self.path}/{METADATA}")["data_type"] == str(self.dtype):

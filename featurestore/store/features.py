@@ -153,11 +153,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return self._files.locks.acquire([f"{path}/{self.marker}"])
 
     def lock_blocks(
-        self, keys: Iterable[FeatureKey], *, wait: bool = True
+        self, keys: Iterable[FeatureKey], *, shared: bool = False, wait: bool = True
     ) -> AbstractContextManager[bool]:
         """Lock the blocks of features to write them, as `lock`: one process at a time does."""
         names = [f"{self.path(key)}/{FEATURES}" for key in keys]
-        return self._files.locks.acquire(names, wait=wait)
+        return self._files.locks.acquire(names, shared=shared, wait=wait)
 
     # Finding
 
