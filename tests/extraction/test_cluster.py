@@ -30,6 +30,7 @@ from featurestore.extraction import (
     ExtractionFinished,
     Float32Chosen,
     RowsComputed,
+    WaitingForOthers,
     batches,
     cluster,
     extract,
@@ -410,6 +411,42 @@ def test_a_worker_that_is_killed_loses_nothing(
     assert not found["conv_2"].group.missing()
     assert found.reports["conv_2"].rows_computed == len(photos)
     assert heard.of(RowsComputed)[-1].done == len(photos)
+
+
+@pytest.mark.reliability
+def test_a_worker_that_outlives_its_client_damages_nothing(
+    processes: Processes, many: Path, slow: Path, tmp_path: Path
+) -> None:
+    """It still writes float16 when another process asks for float32."""
+    place, address = tmp_path / "store", processes.having(1)
+    options = ["--layer", "conv_2", "--batch-size", "4", "--store", place, "--scheduler", address]
+    command = [sys.executable, "-m", "featurestore", "extract", many, "--model", slow, *options]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL) as client:
+        until = time.monotonic() + STARTS_WITHIN
+        while not list(place.rglob("features/c.*")):
+            assert client.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(0.25)  # Each block is a task; it is within the second now.
+        processes.workers[0].send_signal(signal.SIGSTOP)
+        client.kill()
+    heard = Listener(lambda: processes.workers[0].send_signal(signal.SIGCONT), WaitingForOthers)
+    photos = Dataset.open(many)
+    found = extract(photos, slow, "conv_2", place, dtype="float32", on_event=heard)["conv_2"]
+    processes.workers[0].send_signal(signal.SIGCONT)
+    while works(processes):
+        time.sleep(0.1)
+    assert found.dtype == "float32"
+    assert not [each for item in found.store.items() for each in found.store.check(item)]
+
+
+def works(processes: Processes) -> bool:
+    """Whether a task runs on a worker."""
+    return any(on_workers(processes, tasks).values())
+
+
+def tasks() -> int:
+    return sum(worker._running.values())
 
 
 @pytest.mark.usefixtures("small_blocks")
