@@ -252,7 +252,7 @@ class Diagnosis:
 
     def _measured(self) -> Iterator[dict[str, Any]]:
         images, disk = self.images, self.disk
-        what = plural(images.count, "image" if images.source else "made photograph")
+        what = plural(images.count, "image" if images.source else "generated photograph")
         of = f" of {images.source}" if images.source else ""
         how = f"{what}{of}, {images.width}×{images.height}"
         yield {"stage": "decode, resize", "rate": _rate(1 / self.stages["decode"]), "how": how}

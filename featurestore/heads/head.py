@@ -330,10 +330,10 @@ def find(store: FeatureStore, text: str) -> str:
     found = store.heads.matching(text)
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} heads are named so or begin with" if found else "no head"
-    offer = f"such as {found[0]!r} and {found[1]!r}" if found else nearest(text, store.heads.keys())
+    what = f"{len(found)} heads match" if found else "no head"
+    offer = f"{found[0]!r} and {found[1]!r} do" if found else nearest(text, store.heads.keys())
     raise NotFoundError(
-        f"{what} {text!r} in {store.location}; {offer}; list them with `featurestore heads`"
+        f"{what} {text!r} in {store.location}; `featurestore heads` lists them; {offer}"
     )
 
 

@@ -25,13 +25,10 @@ class Listed:
         As it was given; of a folder's files, the folder as it was given and the path in it.
     columns : dict
         The cells of its row, if a table listed it.
-    named : bool
-        Whether the caller named this very file.
     """
 
     path: str
     columns: dict[str, Any] = field(default_factory=dict)
-    named: bool = True
 
 
 def list_images(
@@ -50,7 +47,7 @@ def list_images(
     above = None if root is None else absolute(root)
     if is_frame(images):
         rows = list_rows(images, image_column, above)
-        return [Listed(path, row, named=False) for path, row in rows]
+        return [Listed(path, row) for path, row in rows]
     given = [images] if isinstance(images, str | os.PathLike) else images
     what, expected = "the images", "image files, folders or tables, or one DataFrame"
     if not isinstance(given, Iterable):
@@ -62,10 +59,10 @@ def list_images(
 def _images_of(place: str, image_column: str | None, root: str | None) -> Iterator[Listed]:
     if os.path.isdir(place):
         for path in list_files(absolute(place))[0]:
-            yield Listed(os.path.join(place, os.path.relpath(path, absolute(place))), named=False)
+            yield Listed(os.path.join(place, os.path.relpath(path, absolute(place))))
     elif is_table(place):
         for path, row in list_rows(absolute(place), image_column, root):
-            yield Listed(path, row, named=False)
+            yield Listed(path, row)
     elif is_uri(place) or os.path.lexists(place):
         yield Listed(place)
     else:

@@ -195,7 +195,7 @@ def test_predict_takes_folders_tables_and_a_list_on_stdin(
     assert len(rows) == 12 + 1 + 2 + 2
     assert rows[1]["probabilities"] == pytest.approx(rows[13]["probabilities"])
     assert rows[13]["columns"] == {"path": "photos/red/01.png", "taken": "May"}
-    # What a folder or table lists and is no image is left without a label, and said.
+    # What cannot be read is left without a label, and said.
     assert [row["label"] for row in rows if "problem" in row] == [None, None]
     assert result.err.count("not predicted: cannot ") == 2
 

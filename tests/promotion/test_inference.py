@@ -88,8 +88,11 @@ def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
         ("pipe.png", InputError, "cannot read .*pipe.png.*: not a regular file"),
     ):
         with pytest.raises(error, match=says) as caught:
-            predict(model, [good, tmp_path / name, good])
+            predict(model, tmp_path / name)
         assert "\n" not in str(caught.value)
+    found = predict(model, [good, tmp_path / "text.png", tmp_path / "pipe.png", good])
+    assert [each.label is None for each in found] == [False, True, True, False]
+    assert [each.problem.split("'")[0] for each in found[1:3]] == ["cannot decode ", "cannot read "]
     with pytest.raises(InputError, match="no model file"):
         predict(tmp_path / "missing.keras", [good])
 
