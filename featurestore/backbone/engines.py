@@ -172,7 +172,6 @@ def with_openvino(
     if forward.has_variables(function):
         raise EngineError("it has more than 1.8 GB of weights")
     threads = _threads()
-    count = min(STREAMS, threads)
     try:
         with tempfile.NamedTemporaryFile(suffix=".pb") as file:
             file.write(function.graph.as_graph_def().SerializeToString())
@@ -200,29 +199,24 @@ def with_openvino(
         model.reshape(batches)
         if kind := may_give_nan(model):
             raise EngineError(f"it hides NaN, which {kind} may give here")
-        network = _core().compile_model(
-            model,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "THROUGHPUT",
-                "NUM_STREAMS": count,
-                "INFERENCE_PRECISION_HINT": _OPENVINO[precision][1],
-                "INFERENCE_NUM_THREADS": threads,
-                "ENABLE_CPU_PINNING": False,  # other threads decode images
-            },
-        )
-        if len(network.outputs) != len(function.outputs):
+        options = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": _OPENVINO[precision][1],
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # other threads decode images
+        }
+        streams = _Streams(model, options, min(STREAMS, threads))
+        if streams.outputs != len(function.outputs):
             raise EngineError("it merges some of the outputs")
-        streams = [network.create_infer_request() for _ in range(count)]
     except Exception as error:  # whatever OpenVINO raises
         raise EngineError(_reason(error)) from error
     lock = threading.Lock()
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        used = streams[: max(1, len(images) // FEWEST_IN_BATCH)]
-        parts = np.array_split(np.ascontiguousarray(images, dtype), len(used))
         try:
             with lock:
+                used = streams.of(len(images))
+                parts = np.array_split(np.ascontiguousarray(images, dtype), len(used))
                 with ExitStack() as started:
                     for stream, part in zip(used, parts, strict=True):
                         stream.start_async([part], share_inputs=True)
@@ -237,6 +231,36 @@ def with_openvino(
             ) from error
 
     return forward.Pass("openvino", run)
+
+
+class _Streams:
+    """What computes the parts of a batch next to each other, each with its share of the threads.
+
+    Batches too small for all parts would leave threads idle. If the first two are, one stream gets
+    all threads; that changes no bits.
+    """
+
+    def __init__(self, model: Any, options: Mapping[str, Any], count: int) -> None:
+        self._model, self._options = model, options
+        self._batches = self._largest = 0
+        self._requests = self._compiled(count)
+        self.outputs = len(self._requests[0].output_tensors)
+
+    def _compiled(self, count: int) -> list[Any]:
+        options = {**self._options, "NUM_STREAMS": count}
+        network = _core().compile_model(self._model, "CPU", options)
+        return [network.create_infer_request() for _ in range(count)]
+
+    def of(self, images: int) -> list[Any]:
+        """Return the requests that compute the parts of the next batch."""
+        if self._model is not None:
+            self._batches += 1
+            self._largest = max(self._largest, images)
+            if self._batches == 2:
+                if self._largest < len(self._requests) * FEWEST_IN_BATCH:
+                    self._requests = self._compiled(1)
+                self._model = None  # It holds the weights once more.
+        return self._requests[: max(1, images // FEWEST_IN_BATCH)]
 
 
 def _reason(error: Exception) -> str:
