@@ -242,7 +242,7 @@ class _Streams:
 
     def __init__(self, model: Any, options: Mapping[str, Any], count: int) -> None:
         self._model, self._options = model, options
-        self._batches = self._largest = 0
+        self._batches = 0
         self._requests = self._compiled(count)
         self.outputs = len(self._requests[0].output_tensors)
 
@@ -255,10 +255,10 @@ class _Streams:
         """Return the requests that compute the parts of the next batch."""
         if self._model is not None:
             self._batches += 1
-            self._largest = max(self._largest, images)
-            if self._batches == 2:
-                if self._largest < len(self._requests) * FEWEST_IN_BATCH:
-                    self._requests = self._compiled(1)
+            idle = images // FEWEST_IN_BATCH < len(self._requests) > 1
+            if idle and self._batches == 2:
+                self._requests = self._compiled(1)
+            if not idle or self._batches == 2:
                 self._model = None  # It holds the weights once more.
         return self._requests[: max(1, images // FEWEST_IN_BATCH)]
 

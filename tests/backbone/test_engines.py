@@ -57,6 +57,15 @@ def test_the_engine_is_no_part_of_the_key(backbone):
     assert backbone.using(engine="openvino").spec == backbone.spec
 
 
+def test_small_batches_give_the_bits_of_large_ones(backbone):
+    images = np.random.default_rng(1).integers(0, 256, (32, *backbone.input_size, 3), np.uint8)
+    (whole,) = backbone.forward_with("openvino", ["pool"])(images)
+    forward = backbone.forward_with("openvino", ["pool"])
+    for _ in range(3):
+        np.testing.assert_array_equal(forward(images[:16])[0], whole[:16])
+    np.testing.assert_array_equal(forward(images)[0], whole)
+
+
 @pytest.mark.parametrize("precision", LOWER)
 def test_the_precision_is_part_of_the_key_and_then_the_engine(backbone, precision):
     low = lower(backbone, precision)

@@ -117,7 +117,7 @@ def test_a_data_set_may_be_a_path_beside_the_file(
         ({"dataset": "foto"}, ":1: dataset: no data set 'foto' .*did you mean 'photos'"),
         (
             {"model": "tony"},
-            ":4: model: no features of 'photos' by model 'tony'; did you mean 'tin",
+            ":4: model: no features of 'photos' by model 'tony'; .*did you mean 'tin",
         ),
         ({"layers": ["conv_a:avg", "conv_a"]}, ":6: layers.1: no features .* at layer 'conv_a'; "),
         ({"heads": ["knn", "kn"]}, ":4: heads.1: unknown head 'kn'; did you mean 'knn'"),
