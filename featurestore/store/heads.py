@@ -5,26 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurestore.digests import SHORT, Digest, digest_bytes, short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, refuse_newer
 from featurestore.store.documents import read_json, update_json, write_json
+from featurestore.store.key import name_of
 from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Item
 
 DOCUMENT = "head.json"
 FORMAT = 1
 _REMEDY = "fit the head again with `featurestore train`"
-_STEM, _SUFFIX = "[a-z_]+", "(skops|keras|json|npz)"
-_NAME = rf"{_STEM}\.{_SUFFIX}"
-_STORED = rf"{_STEM}\.[0-9a-f]{{{SHORT}}}\.{_SUFFIX}"
+# What two processes without locks write at the same time: each has a file of its own.
+_OWN_COPY = rf"[a-z_]+\.[0-9a-f]{{{SHORT}}}\.(skops|keras|json|npz)"
 
 
 class _File(BaseModel):
     bytes: int
     digest: Digest
+    #: The name that it has in the folder, if it is another.
+    file: str | None = Field(None, pattern=rf"^{_OWN_COPY}$")
 
 
 class _Document(BaseModel):
@@ -34,21 +36,7 @@ class _Document(BaseModel):
 
     format: int = FORMAT
     id: str
-    files: dict[Annotated[str, Field(pattern=rf"^{_NAME}$")], _File]
-
-
-def _stored_name(name: str, digest: str) -> str:
-    """Return the name of a file in the folder of its head.
-
-    It names the content, so that two processes without locks do not replace each other's files.
-
-    Examples
-    --------
-    >>> _stored_name("model.skops", digest_bytes(b""))
-    'model.0e5751c026e5.skops'
-    """
-    stem, _, suffix = name.rpartition(".")
-    return f"{stem}.{short(digest)}.{suffix}"
+    files: dict[str, _File]
 
 
 class HeadShelf(DocumentShelf[dict[str, Any]]):
@@ -57,7 +45,9 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
     kind = "head"
     folder = "heads"
     marker = DOCUMENT
-    own_files = re.compile(rf"({re.escape(DOCUMENT)}|{_STORED}){PARTIAL_SUFFIX}?")
+    own_files = re.compile(
+        rf"({re.escape(DOCUMENT)}|[a-z_]+\.(skops|keras|json|npz)|{_OWN_COPY}){PARTIAL_SUFFIX}?"
+    )
 
     def _read(self, path: str) -> dict[str, Any]:
         head_id = self._key(path)
@@ -91,7 +81,7 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         listing = self.get(key)["files"]
         if name not in listing:
             raise NotFoundError(f"head {key!r} has no file {name!r}, {nearest(name, listing)}")
-        path = f"{self.path(key)}/{_stored_name(name, listing[name]['digest'])}"
+        path = f"{self.path(key)}/{listing[name].get('file') or name}"
         try:
             data = self._files.read(path)
         except FileNotFoundError as error:
@@ -111,7 +101,7 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         """
         path = self.path(key)
         for name in files:
-            if not re.fullmatch(_NAME, name):
+            if name_of(name) != name or name == DOCUMENT:
                 raise ValueError(f"{name!r} cannot name a file of a head")
         with self._files.locks.acquire([path]):
             if self.has(key):
@@ -126,7 +116,12 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
             listing: dict[str, dict[str, Any]] = {}
             for name, data in files.items():
                 listing[name] = {"bytes": len(data), "digest": digest_bytes(data)}
-                self._files.write(f"{path}/{_stored_name(name, listing[name]['digest'])}", data)
+                if not self._files.write(f"{path}/{name}", data, new=True):
+                    # Another process fits this head too, or was killed when it did.
+                    stem, _, suffix = name.rpartition(".")
+                    own = f"{stem}.{short(listing[name]['digest'])}.{suffix}"
+                    self._files.write(f"{path}/{own}", data)
+                    listing[name]["file"] = own
             whole = {**document, "id": key, "files": listing}
             # The process that is first here has stored the head.
             write_json(self._files, f"{path}/{DOCUMENT}", whole, new=True)
@@ -170,12 +165,11 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
 
     def _leftover(self, path: str, existing: Collection[str]) -> str | None:
         folder, _, name = path.rpartition("/")
-        if re.fullmatch(_STORED, name) and f"{folder}/{DOCUMENT}" in existing:
+        if re.fullmatch(_OWN_COPY, name) and f"{folder}/{DOCUMENT}" in existing:
             with suppress(StoreError):
-                listing = self._read(folder)["files"]
-                used = {_stored_name(each, file["digest"]) for each, file in listing.items()}
-                if name not in used:
-                    return "the head was stored with another file"
+                listing = self._read(folder)["files"].values()
+                if all(each.get("file") != name for each in listing):
+                    return "another process stored this head"
         return super()._leftover(path, existing)
 
     def _check(self, item: Item) -> Iterator[Damage]:
@@ -185,9 +179,10 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         except StoreError as error:
             yield Damage(item.name, f"{item.path}/{DOCUMENT}", str(error))
             return
-        for name, each in listing.items():
+        for name in listing:
             try:
                 self.read(head_id, name)
             except StoreError as error:
-                where = f"{item.path}/{_stored_name(name, each['digest'])}"
-                yield Damage(item.name, where, str(error))
+                yield Damage(
+                    item.name, f"{item.path}/{listing[name].get('file') or name}", str(error)
+                )

@@ -145,7 +145,7 @@ def test_a_head_that_two_save_is_of_one_of_them(objects: FeatureStore) -> None:
         assert {objects.heads.read(head, name) for name in ("model.skops", "scores.json")} == {by}
     assert damages(objects) == []
     garbage = objects.garbage()
-    assert {each.reason for each in garbage} <= {"the head was stored with another file"}
+    assert {each.reason for each in garbage} <= {"another process stored this head"}
     objects.gc(garbage)
     assert damages(objects) == objects.garbage() == []
 
@@ -164,7 +164,7 @@ def test_what_was_written_within_a_day_is_no_garbage(objects: FeatureStore) -> N
 def test_a_head_document_names_no_file_elsewhere(objects: FeatureStore) -> None:
     objects.heads.save("h", {}, {"model.skops": b"x"})
     listing = objects.heads.get("h")["files"]
-    listing["../../datasets/secret.json"] = listing["model.skops"]
+    listing["model.skops"]["file"] = "../../datasets/secret.json"
     write_json(objects._files, "heads/h/head.json", {"id": "h", "files": listing})
     with pytest.raises(DamagedError, match="not a document of the head"):
         objects.heads.read("h", "model.skops")
