@@ -18,10 +18,11 @@ from featurestore.cli.output import Progress, print_json, print_table
 def layers_command(model: str, as_json: bool, **backbone: Any) -> None:
     """List the layers of MODEL: where it can be cut, and what a cut costs.
 
-    MODEL is a keras.applications name (any case) or a .keras/.h5 file. Parameters and FLOPs are
-    those up to the layer, bytes those of one sample as float16; "tail" says whether the rest of
-    the network can be trained from the layer's stored activations. The weights of an application
-    are downloaded only if you name them: the list does not depend on them.
+    MODEL is the name of a keras.applications network (any case) or a .keras/.h5 file. Parameters
+    and FLOPs are those of all layers up to this one; bytes are those of one image, as float16.
+    "tail" is yes if the rest of the network can be trained from the stored activations of this
+    layer. Nothing is downloaded unless you pass --weights imagenet: the list does not depend on the
+    weights.
 
     \b
     Example:

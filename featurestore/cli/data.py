@@ -50,7 +50,7 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
 
     DATA is a folder (with class sub-folders, or flat; folders train, val and test are the splits),
     a CSV or Parquet table with the columns path and label, and optionally split, or the name of a
-    data set that was scanned before. No features are computed; the former record of this name is
+    data set that was scanned before. No features are computed. A data set of the same name is
     replaced. If the folder or table was moved, scan its new place with the same --name: the options
     of the last scan are kept, and no features are lost.
 
@@ -111,14 +111,16 @@ class BatchSizeType(click.ParamType):
 
 @click.command("extract")
 @click.argument("data")
-@click.option("--model", required=True, metavar="M", help="Application name, or a model file.")
+@click.option(
+    "--model", required=True, metavar="M", help="A keras.applications network, or a model file."
+)
 @click.option(
     "--layer",
     "layers",
     required=True,
     multiple=True,
     metavar="L",
-    help="Layer, with :avg or :max to reduce it; may be repeated.",
+    help="Layer; LAYER:avg and LAYER:max store its mean or maximum; repeatable.",
 )
 @backbone_options
 @click.option(
@@ -134,10 +136,10 @@ class BatchSizeType(click.ParamType):
     default="auto",
     show_default=True,
     metavar="N",
-    help="Images in a forward batch; auto: by a short measurement and the free memory.",
+    help="Images in a forward batch; auto: as a short measurement and the free memory suggest.",
 )
 @click.option(
-    "--replace", is_flag=True, help="Afterwards remove former features that the new ones supersede."
+    "--replace", is_flag=True, help="Then remove former features that the new ones contain."
 )
 @view_options
 @click.option(
@@ -174,11 +176,11 @@ def extract_command(
 
     DATA is a folder, a table or a name, as for `featurestore scan`.
 
-    With --replace, former features of the same layers are removed if the new ones have all of their
-    rows and no data set needs them any more. Heads fitted on them are kept and can be promoted.
+    With --replace, former features of the same layers are removed if the new ones contain all of
+    their rows and no data set needs them. Heads fitted on them are kept and can be promoted.
 
-    With --budget, only the layers that fit and save the most time later are stored. Extract the
-    others when you need them: the report says what that costs.
+    With --budget, not all layers may fit: those that would take longest to compute again are
+    stored. For each of the others, the report shows how long it takes to compute later.
 
     With --views, augmented views of the training images are stored too, each as its
     own array; `featurestore train --views N` fits heads on them.

@@ -22,14 +22,15 @@ from featurestore.table import Grid, printable
 @click.option(
     "--model",
     metavar="M",
-    help="Application name, or a model file.  [default: MobileNetV2 with random weights]",
+    help="A keras.applications network, or a model file.  [default: MobileNetV2]",
 )
 @click.option(
     "--layer",
     "layers",
     multiple=True,
     metavar="L",
-    help="Layer, with :avg or :max to reduce it; may be repeated.  [default: the last one]",
+    help="Layer; LAYER:avg and LAYER:max store its mean or maximum; repeatable.  [default: the "
+    "last one]",
 )
 @untrained_backbone_options
 @image_column_option
@@ -49,10 +50,10 @@ def doctor_command(
     """Measure this machine, find the bottleneck of an extraction, and say what to change.
 
     This takes about 20 seconds. It shows devices, engines and precisions, the images per second of
-    each stage, and the speed of the store's disk, where it leaves no files. DATA is a folder, a
-    table or a name, as for `featurestore scan`: some of its images are decoded. Without DATA,
-    photographs of 500 x 375 pixels are generated. The weights of an application are random unless
-    you name them, since they do not affect its speed.
+    each stage, and the speed of the store's disk, measured with files that are then removed. DATA
+    is a folder, a table or a name, as for `featurestore scan`: some of its images are decoded.
+    Without DATA, photographs of 500 x 375 pixels are generated. Weights do not affect the speed:
+    those of an application are random unless you pass --weights.
 
     \b
     Example:

@@ -49,8 +49,8 @@ def rank_command(
     """Rank the stored layers of DATASET by how well a head would do on each.
 
     No head is trained. All scores are computed from the same training rows, at most 2000;
-    docs/heads.md explains them, and how well each predicts the order of trained heads. Backbone
-    options such as --input-size select the variants that have these values.
+    docs/heads.md explains the scores, and how well each predicts the accuracy of trained heads.
+    Backbone options such as --input-size select the features that were extracted with them.
 
     \b
     Example:
@@ -142,11 +142,11 @@ def train_command(
 ) -> None:
     """Train one head on the stored features of DATASET, and evaluate it on every split.
 
-    If several variants of a layer are stored, backbone options such as --input-size select one.
-    With --views, the head is trained on stored views too; --augmentation is only needed if there
-    are views of several. --name, --tag and --note are not part of the head's identity;
-    `featurestore tag` changes them later. With --folds, the head is cross-validated, and also
-    fitted on the whole train split as usual.
+    If a layer is stored several times, backbone options such as --input-size select one. With
+    --views, the head is trained on stored views too; --augmentation is only needed if views of
+    several augmentations are stored. With --folds, the head is cross-validated, and then fitted on
+    the whole train split as usual. --name, --tag and --note do not affect the head's id;
+    `featurestore tag` changes them later.
 
     \b
     Example:
@@ -197,7 +197,7 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
     "--halving",
     type=click.IntRange(2),
     metavar="N",
-    help="Try all heads on few rows first; one of N goes on to N times the rows.",
+    help="Try all heads on few rows first; the best 1/N of them go on to N times the rows.",
 )
 @cluster_options
 @store_option
@@ -266,14 +266,14 @@ def heads_command(
     store: str,
     as_json: bool,
 ) -> None:
-    """List the trained heads, of DATASET or all, best first.
+    """List the trained heads of DATASET, or of all data sets, best first.
 
-    Each data set has its own table. Stale heads were fitted on other samples, labels or splits than
-    the data set has now; they are listed separately, since their metrics are not comparable.
+    Each data set has its own table. A head is stale if samples, labels or splits have changed since
+    it was fitted; stale heads come last, since their metrics are not comparable.
 
     The table shows the parameters that differ between heads of one kind; --json and `featurestore
-    show` have all. Backbone options such as --input-size select heads on features with these
-    values.
+    show` have all. Backbone options such as --input-size select the heads on features that were
+    extracted with them.
 
     \b
     Example:

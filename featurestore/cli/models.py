@@ -39,13 +39,14 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     is_flag=False,
     flag_value="",
     metavar="[DATASET]",
-    help="Instead of HEAD: of the heads of DATASET that can be promoted, the first in the list of "
-    "`featurestore heads`: by accuracy (or R²) over the folds, or on the validation split.",
+    help="Instead of HEAD: the first head in the list of `featurestore heads DATASET` that can be "
+    "promoted.",
 )
 @click.option(
     "--unfreeze",
     metavar="L",
-    help="Train the backbone from the first layer whose name begins with L; or its last L layers.",
+    help="Train the backbone too, from the first layer whose name begins with L; or, if L is a "
+    "number, its last L layers.",
 )
 @click.option(
     "--epochs",
@@ -74,12 +75,12 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     "--patience",
     type=click.IntRange(1),
     metavar="N",
-    help="Stop after N epochs without a better one.  [default: all epochs run]",
+    help="Stop after N epochs without improvement.  [default: run all epochs]",
 )
 @click.option(
     "--keep-tuned",
     is_flag=True,
-    help="Write the fine-tuned model even if it is worse than without fine-tuning.",
+    help="Write the fine-tuned model even if it is worse than before fine-tuning.",
 )
 @click.option(
     "--batch-size",
@@ -108,8 +109,8 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     type=click.Choice(["any", "fixed"]),
     default="any",
     show_default=True,
-    help="Sizes of image that the model takes: any, or fixed, the backbone's own. Fixed leaves "
-    "the resize out, so that the model exports to LiteRT and ONNX.",
+    help="Sizes of the images that the model accepts. fixed: only the backbone's input size; "
+    "such a model does not resize, and can be exported to LiteRT and ONNX.",
 )
 @click.option("-o", "--output", required=True, metavar="MODEL.keras", help="The file to write.")
 @store_option
@@ -125,7 +126,9 @@ def promote_command(
     images: Literal["any", "fixed"],
     **options: Any,
 ) -> None:
-    """Fuse HEAD onto its backbone, prove that they agree, fine-tune, and write one Keras model.
+    """Fuse HEAD and its backbone into one Keras model; check it, fine-tune it, and write it.
+
+    The check: from image files, the model predicts what the head predicts from stored features.
 
     HEAD is an id that `featurestore heads` lists, the beginning of one, or the name of a head. The
     epoch with the lowest validation loss is written, or the model before fine-tuning if its loss is
@@ -203,8 +206,8 @@ def table_option(what: str) -> Callable[[Command], Command]:
 @click.option(
     "--mistakes",
     is_flag=True,
-    help=f"List the images that are predicted wrongly, the most confident {SHOWN} first; of "
-    "numbers, the largest errors.",
+    help=f"List misclassified images: the {SHOWN} that the model is most confident about. In "
+    "regression, the largest errors.",
 )
 @table_option("all mistakes")
 @store_option
@@ -219,11 +222,11 @@ def evaluate_command(
     as_json: bool,
     **columns: Any,
 ) -> None:
-    """Evaluate a promoted model on the labelled images of DATA, those it has seen separately.
+    """Evaluate a promoted model on the labelled images of DATA.
 
-    DATA is a folder, a table or a name, as for `featurestore scan`. Files written by `promote`
-    record the images that the model was trained and selected on; the store and the splits of DATA
-    do not matter. Files written by Keras do not record them.
+    Images that the model was trained or selected on are reported separately. A file written by
+    `promote` records which they are, so the store and the splits of DATA do not matter; a file
+    written by Keras does not. DATA is a folder, a table or a name, as for `featurestore scan`.
 
     \b
     Example:

@@ -32,7 +32,7 @@ store_option = click.option(
     help="The store: a folder, or s3://, gs:// or az://…; FEATURESTORE_STORE sets it too.",
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else there."
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, and nothing else."
 )
 
 
@@ -58,7 +58,7 @@ label_column_option = click.option(
 root_option = click.option(
     "--root",
     metavar="DIR",
-    help="What paths in a table are relative to.  [default: the table's folder]",
+    help="Folder that paths in a table are relative to.  [default: the table's folder]",
 )
 
 scan_options = together(
@@ -86,14 +86,15 @@ scan_options = together(
     click.option(
         "--stratify/--no-stratify",
         default=None,
-        help="Draw the fractions within each class.  [default: as scanned before, or for "
+        help="Draw the same fraction of every class.  [default: as scanned before, or for "
         "classes of fewer than 100 images]",
     ),
     click.option(
         "--group-by",
         metavar="COL",
-        help="Keep together in one split: equal values of a column of a table; for a folder "
-        "of images, `folder` (each sub-folder) or what a regular expression finds in the paths.",
+        help="Keep the images of a group in one split. For a table: the column of the groups. For "
+        "a folder: `folder` (each sub-folder is a group), or a regular expression whose match in "
+        "the path is the group.",
     ),
     image_column_option,
     label_column_option,
@@ -114,11 +115,11 @@ _BACKBONE: dict[str, dict[str, Any]] = {
     },
     "scaling": {
         "type": click.Choice(get_args(Scaling)),
-        "help": "Pixel scaling of a model file; known for applications.",
+        "help": "Pixel scaling that a model file needs; applications have their own.",
     },
     "resize": {
         "type": click.Choice(get_args(Resize)),
-        "help": "How another aspect ratio becomes a square.",
+        "help": "How images that are not square become square.",
     },
     "interpolation": {
         "type": click.Choice(get_args(Interpolation)),
@@ -153,7 +154,7 @@ view_options = together(
     click.option(
         "--augmentation",
         metavar="FILE|LIST",
-        help="What makes the views: a YAML, JSON or .keras file of Keras layers, or a list such as "
+        help="Keras layers that make the views: a YAML, JSON or .keras file, or a list such as "
         "'[{RandomFlip: {mode: horizontal}}]'.",
     ),
 )

@@ -26,7 +26,7 @@ from featurestore.table import Grid, plural, size
 def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     """List the stored features, and the data sets that have none yet.
 
-    Backbone options such as --input-size select the features that have these values.
+    Backbone options such as --input-size select the features that were extracted with them.
 
     \b
     Example:
@@ -164,10 +164,11 @@ def _counted(items: list[Item]) -> str:
 @store_option
 @json_option
 def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
-    """Repair everything that is damaged, or the features KEY: compute damaged blocks again.
+    """Repair everything that is damaged, or the features KEY.
 
-    Metadata are restored from the rest of the store, manifests from a new scan. What cannot be
-    repaired is listed with what it needs, and the exit status is 1.
+    Damaged blocks are computed again from their images, metadata are restored from the rest of the
+    store, and manifests from a new scan. If something cannot be repaired, it is listed with what is
+    missing, and the exit status is 1.
 
     \b
     Example:
@@ -195,17 +196,19 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
 
 
 @click.command("gc")
-@click.option("--boundaries", is_flag=True, help="Also what fine-tuning stored for itself.")
-@click.option("--unused", is_flag=True, help="Also all features that no head was fitted on.")
+@click.option(
+    "--boundaries", is_flag=True, help="Also remove activations that fine-tuning stored for itself."
+)
+@click.option("--unused", is_flag=True, help="Also remove features that no head was fitted on.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")
 @store_option
 @json_option
 def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: bool) -> None:
     """Remove everything that no data set and no head refers to, after asking.
 
-    Features of the current samples of a data set are kept, unless --boundaries or --unused is
-    given. So is everything that another process is using; an object store has no locks, so there
-    everything written within the last day is kept. With --json but without --yes, nothing is
+    Features of the current samples of a data set are kept, unless you pass --boundaries or
+    --unused. Files that another process is using are always kept; an object store has no locks, so
+    there all files written within the last day are kept. With --json but without --yes, nothing is
     removed. Superseded features that are only kept for heads are listed, with the command that
     frees them.
 
