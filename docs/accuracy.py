@@ -1,6 +1,7 @@
 """Draw the README's picture: validation accuracy of every head on every layer.
 
-The figures come from the newest run of the quickstart pipeline:
+The figures come from the newest run of the quickstart pipeline. Draw it again if they change; the
+test that compares them runs with ``-m assets``, and in ``.ci/run``:
 
     featurestore run pipelines/quickstart.yaml
     pip install matplotlib && python docs/accuracy.py
@@ -9,12 +10,10 @@ The figures come from the newest run of the quickstart pipeline:
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +26,11 @@ def main() -> None:
     newest = max(runs, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise SystemExit("no quickstart run; run: featurestore run pipelines/quickstart.yaml")
-    manifest = json.loads(newest.read_text(encoding="utf-8"))
+    draw(*accuracies(json.loads(newest.read_text(encoding="utf-8"))))
+
+
+def accuracies(manifest: dict[str, Any]) -> tuple[np.ndarray, list[str], list[str]]:
+    """Return the validation accuracies of a run, (head, layer), with the heads and the layers."""
     rows = [row for row in manifest["heads"] if row["on"] == "features"]
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     heads = list(dict.fromkeys(map(label, rows)))
@@ -35,10 +38,16 @@ def main() -> None:
     for row in rows:
         position = heads.index(label(row)), layers.index(row["layer"])
         accuracy[position] = row["metrics"]["val"]["accuracy"]
-    draw(accuracy, heads, layers)
+    return accuracy, heads, layers
 
 
-def label(row: dict) -> str:
+def drawn() -> list[float]:
+    """Return the accuracies that the picture shows, head by head."""
+    texts = re.findall(r">(\d\.\d{3})</text>", PICTURE.read_text(encoding="utf-8"))
+    return [float(text) for text in texts]
+
+
+def label(row: dict[str, Any]) -> str:
     """Name a head with its parameters: ``logistic C=0.1``."""
     return " ".join([row["name"], *(f"{key}={value}" for key, value in row["params"].items())])
 
@@ -53,9 +62,15 @@ def draw(accuracy: np.ndarray, heads: list[str], layers: list[str]) -> None:
     heads, layers : list of str
         Labels of the rows and columns.
     """
-    plt.rcParams.update({"svg.hashsalt": "accuracy", "font.size": 10})
-    figure, axes = plt.subplots(figsize=(8.4, 2.8), layout="constrained")
-    image = axes.imshow(accuracy, cmap="viridis", aspect="auto")
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    # The figures stay text, which `drawn` reads.
+    plt.rcParams.update({"svg.hashsalt": "accuracy", "svg.fonttype": "none", "font.size": 10})
+    figure, axes = plt.subplots(figsize=(8.4, 2.6), layout="constrained")
+    axes.imshow(accuracy, cmap="viridis", aspect="auto")
     best = np.unravel_index(np.nanargmax(accuracy), accuracy.shape)
     middle = (np.nanmin(accuracy) + np.nanmax(accuracy)) / 2
     for (row, column), value in np.ndenumerate(accuracy):
@@ -71,10 +86,9 @@ def draw(accuracy: np.ndarray, heads: list[str], layers: list[str]) -> None:
     names = [layer.removesuffix(":avg") for layer in layers]
     axes.set_xticks(range(len(layers)), names, fontsize=8.5)
     axes.set_yticks(range(len(heads)), heads)
-    axes.set_xlabel("layer, mean over height and width (first to last)")
+    axes.set_xlabel("validation accuracy by layer, first to last (mean over height and width)")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, label="validation accuracy")
     figure.savefig(PICTURE, metadata={"Date": None, "Creator": None}, facecolor="white")
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import featurestore as fs
+from featurestore.cli import cli
 from featurestore.pipeline import PipelineSpec, read_spec
 
-FOLDER = Path(__file__).parents[2] / "pipelines"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "pipelines"
+PICTURE = runpy.run_path(str(ROOT / "docs" / "accuracy.py"))
+# Two images of the validation split: instructions of processors round differently.
+ROUNDING = 0.01
 FILES = sorted(FOLDER.glob("*.yaml"))
 RECIPES = {
     "recipe-1-fine-tuning": ("block5_pool:avg", "gap-dense128", 3),
@@ -48,9 +56,77 @@ def test_a_recipe_is_the_classic_one(name: str) -> None:
     assert spec.promote.passes == (0 if unfreeze is None else 10)
 
 
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    """Run the quickstart as the README does: its manifest, and what it printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    words = ["--store", str(folder / "store"), "--runs", str(folder / "runs")]
+    result = CliRunner().invoke(cli, ["run", str(FOLDER / "quickstart.yaml"), *words])
+    assert result.exit_code == 0, result.output
+    (file,) = folder.glob("runs/quickstart/*/manifest.json")
+    assert (file.parent / "model.keras").is_file()
+    return json.loads(file.read_text(encoding="utf-8")), result.stdout.splitlines()
+
+
+def shown_in_the_readme() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.partition("It prints, among other lines:\n\n")[2].partition("\n\n")[0]
+    return [line[4:] for line in block.splitlines() if line != "    …"]
+
+
+def cells(line: str) -> list[str]:
+    return re.split(r"\s{2,}", line.removeprefix("*").strip())
+
+
+def table_of_heads(lines: list[str]) -> dict[tuple[str, ...], list[float]]:
+    """Accuracies of the heads that `featurestore run` lists, by head, parameters and layer."""
+    rows = [cells(line) for line in lines]
+    found = {(row[0], row[1], row[2]): row[3:6] for row in rows if len(row) == 8}
+    names = found.pop(("head", "parameters", "layer"))
+    assert names == ["val accuracy", "test accuracy", "test on pixels"]
+    return {which: [float(value) for value in values] for which, values in found.items()}
+
+
+def test_the_readme_and_its_picture_show_the_same_run() -> None:
+    heads = table_of_heads(shown_in_the_readme())
+    drawn = PICTURE["drawn"]()
+
+    assert len(drawn) == 24
+    assert len(heads) >= 5
+    assert max(drawn) == max(val for val, _, _ in heads.values())
+    assert {val for val, _, _ in heads.values()} <= set(drawn)
+
+
 @pytest.mark.assets
-def test_the_quickstart_shows_that_layers_and_heads_differ(tmp_path: Path) -> None:
-    manifest = run("quickstart", tmp_path)
+def test_the_readme_and_its_picture_show_what_the_quickstart_gives(
+    quickstart: tuple[dict[str, Any], list[str]],
+) -> None:
+    manifest, printed = quickstart
+    accuracy, _, _ = PICTURE["accuracies"](manifest)
+    assert PICTURE["drawn"]() == pytest.approx(accuracy.ravel().tolist(), abs=ROUNDING)
+
+    heads = table_of_heads(printed)
+    for which, values in table_of_heads(shown_in_the_readme()).items():
+        assert values == pytest.approx(heads[which], abs=ROUNDING), which
+    others = {without_figures(line): figures(line) for line in printed}
+    for line in shown_in_the_readme():
+        if len(cells(line)) < 8:
+            assert figures(line) == pytest.approx(others[without_figures(line)], abs=ROUNDING), line
+
+
+def without_figures(line: str) -> str:
+    return re.sub(r"-[0-9a-f]{12}|\d\.\d+", "#", line)
+
+
+def figures(line: str) -> list[float]:
+    return [float(figure) for figure in re.findall(r"\d\.\d+", line)]
+
+
+@pytest.mark.assets
+def test_the_quickstart_shows_that_layers_and_heads_differ(
+    quickstart: tuple[dict[str, Any], list[str]],
+) -> None:
+    manifest, _ = quickstart
 
     scores: dict[str, dict[Any, float]] = {"features": {}, "pixels": {}}
     for row in manifest["heads"]:
@@ -64,7 +140,6 @@ def test_the_quickstart_shows_that_layers_and_heads_differ(tmp_path: Path) -> No
     assert max(best.values()) > 0.9
     assert max(scores["pixels"].values()) < 0.6
     assert manifest["promotion"]["parity"]["agreement"] == 1
-    assert (Path(manifest["folder"]) / "model.keras").is_file()
 
 
 @pytest.mark.slow
