@@ -53,6 +53,6 @@ def processors() -> int:
 
 
 def limit_processors(most: int) -> None:
-    """Let this process use at most so many processors, because it shares them with others."""
+    """Limit the processors that this process uses, since it shares them with others."""
     global _most
     _most = most

@@ -259,7 +259,7 @@ def measure(
 
 
 def spread(rows: Sequence[Result], count: int) -> list[Result]:
-    """Return at most so many rows, or other things, spread over all of them."""
+    """Return at most ``count`` of the rows, spread evenly over all of them."""
     places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
     return [rows[place] for place in places.tolist()]
 

@@ -97,14 +97,14 @@ def extract(
     augmentation : list of keras.layers.Layer, or what stands for it
         The layers that make them: see :meth:`Backbone.views`.
     budget : int or str, optional
-        Bytes that the features may take on disk, such as ``"20GB"``. Only the layers that fit and
-        save the most time later are stored; `Extraction.budget` says how to get the others. One
-        batch is computed first to estimate the bytes. Layers that are stored already, and
+        Disk space for the features, such as ``"20GB"``. If not all layers fit, those that would
+        take longest to compute again are stored; `Extraction.budget` says how to get the others.
+        One batch is computed first to estimate the bytes. Layers that are stored already, and
         boundaries, stay.
     cluster : int, str or distributed.Client, optional
-        Share the work among so many processes on this machine, or among the workers of a Dask
-        cluster: the address of its scheduler, a client, or a cluster object. They write to the
-        store themselves. Processes start again with the main module, so that a script needs
+        Number of processes on this machine that share the work, or a Dask cluster whose workers
+        do: the address of its scheduler, a client, or a cluster object. They write to the store
+        themselves. Processes import the main module again, so a script needs
         ``if __name__ == "__main__":`` around the call.
     on_event : callable, optional
         Receives an :data:`ExtractionEvent` at the start, after each batch, and at the end.

@@ -41,7 +41,7 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
         described = _describe(group, names)
         done, blocks = described["blocks_done"], described["blocks"]
         begun = described["rows_begun"]
-        more = f", {begun} rows of others" if begun else ""
+        more = f" and {begun} rows" if begun else ""
         rows.append(
             {
                 **{name: described[name] for name in _KEPT},

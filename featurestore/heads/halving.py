@@ -62,8 +62,8 @@ def survivors(
     """
     if not isinstance(factor, Integral) or factor < 2:
         raise HeadError(
-            f"halving is {received(factor)}; expected an integer of 2 or more: one head of so many "
-            "goes on"
+            f"halving is {received(factor)}; expected an integer of 2 or more, such as 3: the best "
+            "third of the heads goes on"
         )
     emit = receiver(on_event)
     rows = [Rows(features) for features, _ in layers]

@@ -142,7 +142,7 @@ def _folder_name(name: str) -> str:
 
 
 class ClusterSpec(Settings):
-    """Where the work is done: so many processes on this machine, or a Dask scheduler's address."""
+    """Where the work is done: processes of this machine, or of a Dask cluster."""
 
     workers: Count | None = None
     scheduler: str | None = None

@@ -38,15 +38,15 @@ def sweep(
         A sweep file: ``dataset``, ``heads``, and fields that pick features: ``model``,
         ``layers``, ``input_size``, ….
     folds, seeds : int, optional
-        Cross-validate the heads so, whatever the file says: as in `fit_heads`.
+        Cross-validate the heads as in `fit_heads`, whatever the file says.
     halving : int, optional
-        Fit the best heads alone, in place of what the file says: one of so many goes on from each
-        round on part of the rows, see `featurestore.heads.halving`.
+        Try all heads on few rows first, whatever the file says: the best ``1 / halving`` of them
+        go on to more rows, see `featurestore.heads.halving`.
     store : FeatureStore, path or URL, optional
         Holds the features, and receives the heads.
     cluster : int, str or distributed.Client, optional
-        Where estimators that belong to no bank are fitted, whatever the file says: in so many
-        processes on this machine, or by the workers of a Dask cluster.
+        Where estimators that belong to no bank are fitted, whatever the file says: in this number
+        of processes on this machine, or by the workers of a Dask cluster.
     on_event : callable, optional
         Receives the events of fitting.
 

@@ -146,7 +146,7 @@ def test_thirty_seconds_of_work_are_lost_at_most(dataset, backbone, store, tmp_p
             group.read()
         assert Features(group, dataset, store).completed().blocks == ()
     (state,) = {row["state"] for row in ls(store)}
-    assert state == "0 of 1 blocks, 27 rows of others"
+    assert state == "0 of 1 blocks and 27 rows"
     assert [damage for item in store.items() for damage in store.check(item)] == []
     assert store.garbage() == []
 
