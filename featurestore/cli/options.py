@@ -86,7 +86,7 @@ scan_options = together(
     click.option(
         "--stratify/--no-stratify",
         default=None,
-        help="Draw the same fraction of every class.  [default: as scanned before, or for "
+        help="Draw the fractions within each class.  [default: as scanned before, or for "
         "classes of fewer than 100 images]",
     ),
     click.option(
