@@ -144,9 +144,9 @@ def train_command(
 
     If a layer is stored several times, backbone options such as --input-size select one. With
     --views, the head is trained on stored views too; --augmentation is only needed if views of
-    several augmentations are stored. With --folds, the head is cross-validated, and then fitted on
-    the whole train split as usual. --name, --tag and --note do not affect the head's id;
-    `featurestore tag` changes them later.
+    several augmentations are stored. --name, --tag and --note do not affect the head's id;
+    `featurestore tag` changes them later. With --folds, the head is cross-validated, and also
+    fitted on the whole train split as usual.
 
     \b
     Example:
