@@ -272,8 +272,8 @@ def heads_command(
     it was fitted; stale heads come last, since their metrics are not comparable.
 
     The table shows the parameters that differ between heads of one kind; --json and `featurestore
-    show` have all. Backbone options such as --input-size select the heads on features that were
-    extracted with them.
+    show` have all. Backbone options such as --input-size select heads on features with these
+    values.
 
     \b
     Example:
