@@ -206,9 +206,9 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
 def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: bool) -> None:
     """Remove everything that no data set and no head refers to, after asking.
 
-    Features of the current samples of a data set are kept, unless you pass --boundaries or
-    --unused. Files that another process is using are always kept; an object store has no locks, so
-    there all files written within the last day are kept. With --json but without --yes, nothing is
+    Features of the current samples of a data set are kept, unless --boundaries or --unused is
+    given. So is everything that another process is using; an object store has no locks, so there
+    everything written within the last day is kept. With --json but without --yes, nothing is
     removed. Superseded features that are only kept for heads are listed, with the command that
     frees them.
 
