@@ -20,6 +20,8 @@ _MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
 _BOLD = re.compile(r"\x1b\[[0-9;]*m")
 # A cell that is cut has at most this many characters, and on a narrow terminal no fewer than these.
 LONGEST, SHORTEST = 60, 16
+# A table of more rows than this shows itself by so many of its first and last ones.
+MANY, ENDS = 60, 10
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,18 @@ class Grid:
     headings: Mapping[str, str] = field(default_factory=dict)
     cut: str | None = None
 
-    def text(self, *, terminal: bool = False, bold: bool = False) -> str:
+    def text(
+        self, *, terminal: bool = False, bold: bool = False, most: int | None = None
+    ) -> str:
         """Return the rows as aligned lines, numbers to the right.
 
-        Without a terminal each row is one line, however long. On a terminal that is too narrow,
+        Of more than ``most`` rows, only the first and last are shown. Without a terminal each row is one line, however long. On a terminal that is too narrow,
         cells fold, and the last column, which people copy (keys and ids), moves to a line of its
         own, its heading too.
         """
         from rich.console import Console
 
-        names, cells, right = self._names(), self._cells(), self._right()
+        names, cells, right = self._names(), self._cells(most), self._right()
         table, copied = _rich(names, cells, right), None
         console = Console(file=sys.stdout, width=100_000, force_jupyter=False)
         width, columns = console.measure(table).maximum, shutil.get_terminal_size().columns
@@ -85,9 +89,9 @@ class Grid:
         )
 
     def html(self) -> str:
-        """Return the rows as an HTML table."""
+        """Return the rows as an HTML table; of many, the first and last."""
         align = ["right" if numbers else "left" for numbers in self._right()]
-        lines = [("th", self._names()), *(("td", row) for row in self._cells())]
+        lines = [("th", self._names()), *(("td", row) for row in self._cells(MANY))]
         body = "".join(
             "<tr>"
             + "".join(
@@ -102,10 +106,15 @@ class Grid:
     def _names(self) -> list[str]:
         return [self.headings.get(each, each.replace("_", " ")) for each in self.fields]
 
-    def _cells(self) -> list[list[str]]:
-        cells = [[cell(row.get(each)) for each in self.fields] for row in self.rows]
+    def _cells(self, most: int | None) -> list[list[str]]:
+        many = most is not None and len(self.rows) > most
+        left_out = len(self.rows) - 2 * ENDS if many else 0
+        rows = [*self.rows[:ENDS], *self.rows[-ENDS:]] if left_out else self.rows
+        cells = [[cell(row.get(each)) for each in self.fields] for row in rows]
         if self.cut in self.fields:
             _cut(cells, self.fields.index(self.cut), LONGEST)
+        if left_out:
+            cells.insert(ENDS, [f"… {left_out:,} more", *[""] * (len(self.fields) - 1)])
         return cells
 
     def _right(self) -> list[bool]:
@@ -131,7 +140,8 @@ class Table(list[T]):
     """A list that shows itself as a table, as the command line prints it.
 
     Printing it draws the table, a notebook shows it as HTML, and `to_frame` makes a DataFrame of
-    it. A slice of it is a table again.
+    it. Of more than 60 rows, both show the first and last 10; `text` has all. A slice of it is a
+    table again.
 
     Parameters
     ----------
@@ -168,16 +178,18 @@ class Table(list[T]):
 
         return pandas.DataFrame(self.rows())
 
-    def text(self, *, terminal: bool = False, bold: bool = False) -> str:
+    def text(
+        self, *, terminal: bool = False, bold: bool = False, most: int | None = None
+    ) -> str:
         """Return the table as text; see `Grid.text`."""
         shown = self._layout(self.rows()) if self else ["(no rows)"]
         return "\n".join(
-            each if isinstance(each, str) else each.text(terminal=terminal, bold=bold)
+            each if isinstance(each, str) else each.text(terminal=terminal, bold=bold, most=most)
             for each in shown
         )
 
     def __repr__(self) -> str:
-        return self.text(terminal=sys.stdout.isatty())
+        return self.text(terminal=sys.stdout.isatty(), most=MANY)
 
     def _repr_html_(self) -> str:
         shown = self._layout(self.rows()) if self else ["(no rows)"]

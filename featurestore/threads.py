@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,11 +43,10 @@ def map_ahead(
 
 
 def processors() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        found = len(os.sched_getaffinity(0))
-    else:
-        found = os.cpu_count() or 1
+    """Return how many processors this process may use: by affinity, and in a container by quota."""
+    import joblib  # Here, because reading a store needs no threads.
+
+    found = int(joblib.cpu_count())
     return min(found, _most or found)
 
 

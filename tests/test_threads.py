@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
+from io import StringIO
+from typing import Any
 
 import pytest
 
-from featurestore.threads import map_ahead
+from featurestore.threads import map_ahead, processors
 
 
 def test_results_come_in_order_and_a_bounded_number_ahead() -> None:
@@ -40,3 +43,23 @@ def test_no_thread_is_left_when_the_consumer_stops() -> None:
     next(results)
     results.close()
     assert not [each for each in threading.enumerate() if each.name.startswith("featurestore_")]
+
+
+def test_processors_are_those_that_joblib_counts_by_affinity_quota_and_setting(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open
+
+    def in_a_container(path: str, *args: Any, **options: Any) -> Any:
+        if path != "/sys/fs/cgroup/cpu.max":
+            return opened(path, *args, **options)
+        return StringIO("100000 100000\n")
+
+    # As `docker run --cpus=1` writes it, which needs a machine where control groups can be made.
+    monkeypatch.setattr("builtins.open", in_a_container)
+    exists = os.path.exists
+    monkeypatch.setattr("os.path.exists", lambda path: "cpu.max" in str(path) or exists(path))
+    assert processors() == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert processors() == 1

@@ -17,7 +17,7 @@ from featurestore.backbone import numerics, sources
 from featurestore.backbone.engines import Computing
 from featurestore.backbone.families import APPLICATIONS, application
 from featurestore.backbone.forward import Pass
-from featurestore.backbone.graph import Graph, flatten
+from featurestore.backbone.graph import Graph, flatten, is_automatic
 from featurestore.backbone.network import Network
 from featurestore.backbone.preprocessing import Preprocessing, Size
 from featurestore.backbone.recognition import find_preprocessing
@@ -49,6 +49,11 @@ class Backbone(Network):
         spec: dict[str, Any],
         computing: Computing | None = None,
     ) -> None:
+        if name == "pixels" and spec["source"] != "pixels":
+            raise BackboneError(
+                "a model cannot be called 'pixels', which is the baseline without a network; rename"
+                " the file, or pass another name"
+            )
         super().__init__(name, graph, preprocessing, computing)
         self.spec = {**spec, **preprocessing.to_dict(), **self.computing.fields()}
         # Compiled passes that the views of one call share, by their refs.
@@ -147,25 +152,8 @@ class Backbone(Network):
 
     @classmethod
     def of(cls, model: Any) -> Backbone:
-        """Return a backbone unchanged, or make one from a name, a file or a model.
-
-        Parameters
-        ----------
-        model : Backbone, str, path or keras.Model
-            A name or a file as in :meth:`open`; a Keras model as in :meth:`from_model`, under its
-            own name.
-        """
-        if isinstance(model, cls):
-            return model
-        if isinstance(model, str | os.PathLike):
-            return cls.open(model)
-        keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
-        if keras is not None and isinstance(model, keras.Model):
-            return cls.from_model(model, name=model.name)
-        raise BackboneError(
-            f"the backbone is {received(model)}; expected a Backbone, the name of a "
-            "keras.applications network, a model file or a keras.Model"
-        )
+        """Return a backbone unchanged, or make one from a name, a file or a model: :meth:`open`."""
+        return model if isinstance(model, cls) else cls.open(model)
 
     @classmethod
     def from_application(
@@ -213,7 +201,7 @@ class Backbone(Network):
         )
         if preprocessing.scaling != network.scaling:
             raise BackboneError(
-                f"{network.constructor} has scaling {network.scaling!r}; found --scaling"
+                f"{network.constructor} has scaling {network.scaling!r}; found scaling"
                 f" {preprocessing.scaling!r}, which is for model files"
             )
         chosen = str(weights)
@@ -267,16 +255,20 @@ class Backbone(Network):
         return cls(name or found.stem, graph, preprocessing, spec, computing)
 
     @classmethod
-    def from_model(cls, model: Any, *, name: str, **options: Any) -> Backbone:
+    def from_model(cls, model: Any, *, name: str | None = None, **options: Any) -> Backbone:
         """Copy a functional Keras model, as it is now.
 
-        The model is not changed, and training it later does not change the backbone. Options are
-        those of :meth:`from_file`.
+        The model is not changed, and training it later does not change the backbone. Its name is by
+        default the model's own, without the number that Keras gives it. Options are those of
+        :meth:`from_file`.
         """
         import keras
 
         if not isinstance(model, keras.Model):
             raise BackboneError(f"the model is {received(model)}; expected a keras.Model")
+        if name is None:
+            automatic = is_automatic(model.name, type(model).__name__)
+            name = automatic[1] if automatic else str(model.name)
         computing, options = Computing.split(options)
         graph = flatten(model)
         preprocessing = find_preprocessing(graph, name, **options)
@@ -301,27 +293,34 @@ class Backbone(Network):
         return cls("pixels", flatten(model), preprocessing, {"source": "pixels"}, computing)
 
     @classmethod
-    def open(
-        cls, model: str | os.PathLike[str], *, weights: str | Path | None = None, **options: Any
-    ) -> Backbone:
-        """Make a backbone from what the command line takes as MODEL.
+    def open(cls, model: Any, *, weights: str | Path | None = None, **options: Any) -> Backbone:
+        """Make a backbone from what the command line takes as MODEL, or from a Keras model.
 
         Parameters
         ----------
-        model : str or path
-            A ``keras.applications`` name in any case, a ``.keras`` or ``.h5`` file, or ``pixels``.
+        model : str, path or keras.Model
+            A ``keras.applications`` name in any case, a ``.keras`` or ``.h5`` file, or ``pixels``;
+            or a model, as in :meth:`from_model`.
         weights : str or path, optional
             See :meth:`from_application` and :meth:`from_file`.
         **options
             Of :class:`Preprocessing` and :class:`Computing`; None means the default.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        what = "the name of a keras.applications network, or a model file"
+        keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
+        if keras is not None and isinstance(model, keras.Model):
+            if weights is not None:
+                raise BackboneError("a keras.Model has its weights: load them with load_weights")
+            return cls.from_model(model, **given)
+        what = "a Backbone, the name of a keras.applications network, a model file or a keras.Model"
         text = path_text(model, "the model", what, BackboneError)
         if text.casefold() == "pixels":
             return cls.pixels(**given)
-        if application(text) is None and (Path(text).is_file() or Path(text).suffix):
-            return cls.from_file(text, weights=weights, **given)
+        if application(text) is None:
+            if not Path(text).exists() and Path(text).suffix.lower() not in sources.KNOWN_ENDINGS:
+                sources.refuse_names_of_hubs(text)
+            if Path(text).exists() or Path(text).suffix:
+                return cls.from_file(text, weights=weights, **given)
         return cls.from_application(text, weights or "imagenet", **given)
 
     @classmethod

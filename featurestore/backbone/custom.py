@@ -41,6 +41,11 @@ def is_keras(code: Any) -> bool:
     return _package(getattr(code, "__module__", None)) == "keras"
 
 
+def is_serialized(part: Any) -> bool:
+    """Whether a part of a configuration is what ``keras.saving.serialize_keras_object`` gives."""
+    return isinstance(part, Mapping) and {"class_name", "config", "module"} <= set(part)
+
+
 def is_foreign(part: Any) -> bool:
     """Whether a part of a serialized configuration is a class or function that is not Keras' own.
 
@@ -49,7 +54,7 @@ def is_foreign(part: Any) -> bool:
     part : mapping or other JSON value
         Anything that ``keras.saving.serialize_keras_object`` gives, or that is in it.
     """
-    if not isinstance(part, Mapping) or not {"class_name", "config", "module"} <= set(part):
+    if not is_serialized(part):
         return False
     # The module of a class of ``__main__`` is None.
     package = _package(part["module"])
@@ -66,19 +71,27 @@ def foreign_names(config: Any) -> Iterator[str]:
             yield from foreign_names(part)
 
 
-def refuse_hidden_functions(operation: Any) -> None:
-    """Raise BackboneError for a user's function that Keras serializes as its own of that name."""
+def refuse_hidden_code(operation: Any) -> None:
+    """Raise BackboneError for code of the user that Keras' serialization takes for other code."""
     import keras
 
     for layer in getattr(operation, "_flatten_layers", lambda: [operation])():
-        for value in vars(layer).values() if is_keras(type(layer)) else ():
-            if not isinstance(value, FunctionType) or is_keras(value):
+        own = is_keras(type(layer))
+        functions = [each for each in vars(layer).values() if isinstance(each, FunctionType)]
+        for code in (type(layer), *(functions if own else ())):
+            if is_keras(code):
                 continue
-            if value.__name__ == "<lambda>":
+            if code.__name__ == "<lambda>":
                 raise BackboneError("uses a lambda, which has no canonical form: use keras.ops")
-            if isinstance(keras.activations.serialize(value), str):
+            named = keras.saving.get_registered_object(keras.saving.get_registered_name(code))
+            if named not in (None, code):
                 raise BackboneError(
-                    f"uses a function {value.__name__!r} that is not Keras' own of that name: give"
+                    f"uses {code.__name__!r} as it was before it was defined again: build the model"
+                    " again, with what is now registered under that name"
+                )
+            if code in functions and isinstance(keras.activations.serialize(code), str):
+                raise BackboneError(
+                    f"uses a function {code.__name__!r} that is not Keras' own of that name: give"
                     " it another name and decorate it with"
                     " keras.saving.register_keras_serializable"
                 )

@@ -101,7 +101,10 @@ class Computing(Settings):
         if self.engine == "auto":
             return ["tensorflow"] if reason else ["openvino", "tensorflow"]
         if reason:
-            raise BackboneError(f"the engine openvino {reason}; compute with --engine tensorflow")
+            raise BackboneError(
+                f"the engine openvino {reason}; compute with --engine tensorflow (in Python:"
+                " engine='tensorflow')"
+            )
         return ["openvino"]
 
 

@@ -178,7 +178,7 @@ class Graph:
             height, width = input_size
             raise BackboneError(
                 f"the network does not take images of {height}×{width}: {one_line(error)};"
-                " give another --input-size"
+                " give another input size"
             ) from error
         return [[tuple(tensor.shape) for tensor in outputs] for outputs in tensors]
 
@@ -343,16 +343,12 @@ def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[s
     model uses itself (``resizing``) gets a number: ``resizing_2``. A colon, which separates the
     reduction in a layer ref, becomes an underscore.
     """
-    from keras.src.utils.naming import to_snake_case
-
     ranked: dict[str, list[tuple[int, int]]] = defaultdict(list)
     names: list[str] = []
     for position, (operation, _) in enumerate(operations):
         names.append(operation.name)
-        stem = to_snake_case(type(operation).__name__)
-        automatic = re.fullmatch(re.escape(stem) + r"(?:_(\d+))?", operation.name)
-        if automatic:
-            ranked[stem].append((int(automatic[1] or 0), position))
+        if automatic := is_automatic(operation.name, type(operation).__name__):
+            ranked[automatic[1]].append((int(automatic[2] or 0), position))
     for stem, members in ranked.items():
         for rank, (_, position) in enumerate(sorted(members)):
             names[position] = f"{stem}_{rank}" if rank else stem
@@ -361,6 +357,13 @@ def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[s
         names[position] = _free_name(names[position].replace(":", "_"), path, taken)
         taken.add(names[position])
     return names
+
+
+def is_automatic(name: Any, kind: str) -> re.Match[str] | None:
+    """Match a name, of its stem and a number, that Keras may have given to an object of a class."""
+    from keras.src.utils.naming import to_snake_case
+
+    return re.fullmatch(rf"({re.escape(to_snake_case(kind))})(?:_(\d+))?", str(name))
 
 
 def _free_name(name: str, path: tuple[str, ...], taken: set[str]) -> str:

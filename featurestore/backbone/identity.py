@@ -11,19 +11,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from featurestore.backbone.custom import (
+    code_digest,
     is_foreign,
     is_keras,
-    refuse_hidden_functions,
+    is_serialized,
+    refuse_hidden_code,
     registered_digest,
 )
-from featurestore.backbone.graph import Graph, Node
+from featurestore.backbone.graph import Graph, Node, is_automatic
 from featurestore.digests import canonical_number, digest_array, digest_fields
 from featurestore.errors import BackboneError, one_line
 
 # Settings of stock layers that decide how weights start and are trained, but not what the layer
-# computes.
+# computes. A custom layer may compute with any of its settings.
 _TRAINING = {"seed", "trainable"}
 _TRAINING_ENDINGS = ("initializer", "regularizer", "constraint")
+
+# What Keras computes with where a layer or operation does not say.
+_DEFAULTS = {"epsilon": 1e-7, "floatx": "float32", "image_data_format": "channels_last"}
 
 # Layers that return their input unchanged outside of training.
 _TRANSPARENT = {
@@ -85,12 +90,27 @@ def weight_digests(graph: Graph) -> list[str]:
     return digests
 
 
+def refuse_other_defaults() -> None:
+    """Raise BackboneError if Keras has other global settings, which layers may compute with."""
+    import keras
+
+    for name, usual in _DEFAULTS.items():
+        now = getattr(keras.config, name)()
+        if now != usual:
+            raise BackboneError(
+                f"keras.config.{name}() is {now!r}, which layers may compute with; expected "
+                f"{usual!r}: keras.config.set_{name}({usual!r}), or correct it in ~/.keras/keras.json"
+            )
+
+
 def precisions(graph: Graph) -> list[str]:
     """Return for every node the types that compute its activation, such as ``float32``."""
     up_to: list[frozenset[str]] = [frozenset()]
     for node in graph.nodes[1:]:
-        own = getattr(node.operation, "compute_dtype", None)
-        mine = frozenset([str(own)] if own and "float" in str(own) else [])
+        # A custom layer may have made layers of other types under a global policy.
+        layers = getattr(node.operation, "_flatten_layers", lambda node=node: [node.operation])()
+        own = {str(getattr(layer, "compute_dtype", None)) for layer in layers}
+        mine = frozenset(each for each in own if "float" in each)
         up_to.append(mine.union(*(up_to[parent] for parent, _ in node.inputs)))
     return ["+".join(sorted(types)) or "float32" for types in up_to]
 
@@ -133,7 +153,8 @@ def _is_transparent(node: Node) -> bool:
 def _description(node: Node, training: bool) -> dict[str, Any]:
     """Return a node's class, settings and constant arguments in canonical JSON form."""
     try:
-        arguments = canonical_config(node.arguments, training)
+        own = not is_keras(type(node.operation))
+        arguments = canonical_config(node.arguments, training, foreign=own)
         return {**layer_fields(node.operation, training), "arguments": arguments}
     except BackboneError as error:
         raise BackboneError(f"layer {node.name!r} ({node.kind}) {error}") from None
@@ -157,22 +178,22 @@ def layer_fields(operation: Any, training: bool = False) -> dict[str, Any]:
         raise BackboneError(
             "has code without a canonical form: replace it by a stock layer or by keras.ops"
         )
-    refuse_hidden_functions(operation)
+    refuse_hidden_code(operation)
     serial = keras.saving.serialize_keras_object(operation)
     own = not is_keras(type(operation))
     return {
         "class": serial.get("registered_name") or serial["class_name"],
-        # A custom layer may compute with its seed.
-        "config": canonical_config(serial["config"], training, seeds=own),
+        "config": _settings(serial, training, own),
         "code": registered_digest(serial) if own else None,
     }
 
 
-def canonical_config(value: Any, training: bool = False, *, seeds: bool = False) -> Any:
+def canonical_config(value: Any, training: bool = False, *, foreign: bool = False) -> Any:
     """Return a serialized configuration, or the arguments of a call, in canonical JSON form.
 
     Symbolic tensors all count alike. ``training`` keeps what matters only to training:
-    initializers, regularizers, constraints, seeds; ``seeds`` keeps seeds in any case.
+    initializers, regularizers, constraints, seeds. ``foreign`` keeps everything, for code that is
+    not Keras' own and may compute with it.
 
     Raises
     ------
@@ -183,35 +204,28 @@ def canonical_config(value: Any, training: bool = False, *, seeds: bool = False)
     import numpy as np
 
     def canonical(part: Any) -> Any:
-        return canonical_config(part, training, seeds=seeds)
+        return canonical_config(part, training, foreign=foreign)
 
-    def counts(name: str) -> bool:
-        if training or (seeds and name == "seed"):
-            return True
-        return name not in _TRAINING and not name.endswith(_TRAINING_ENDINGS)
-
+    if isinstance(value, str) and foreign:
+        named = keras.saving.get_registered_object(value)
+        return value if named is None else {"named": value, "code": code_digest(named)}
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return canonical_number(value)
+    if is_serialized(value):
+        return _serialized(value, training, foreign)
     if isinstance(value, Mapping):
-        if value.get("class_name") == "DTypePolicy":
-            return value["config"]["name"]
-        plain = {
-            str(key): canonical(each)
-            for key, each in value.items()
-            # Settings that are None by default are missing in older releases of Keras.
-            if each is not None and key not in ("name", "build_config") and counts(str(key))
-        }
-        if is_foreign(value):
-            plain["code"] = registered_digest(value)
-        return plain
+        if foreign:  # The order and the types of the keys may matter.
+            return {"map": [[canonical(key), canonical(each)] for key, each in value.items()]}
+        # Settings that are None by default are missing in older releases of Keras.
+        return {str(key): canonical(each) for key, each in value.items() if each is not None}
     if isinstance(value, (list, tuple)):
         return [canonical(each) for each in value]
     if isinstance(value, keras.KerasTensor):
         return {"input": True}
     if isinstance(value, slice):
-        return {"slice": canonical_config([value.start, value.stop, value.step])}
+        return {"slice": canonical([value.start, value.stop, value.step])}
     if value is Ellipsis:
         return {"ellipsis": True}
     if isinstance(value, np.dtype):
@@ -219,3 +233,38 @@ def canonical_config(value: Any, training: bool = False, *, seeds: bool = False)
     if isinstance(value, (np.generic, np.ndarray)) or keras.ops.is_tensor(value):
         return {"array": digest_array(np.asarray(keras.ops.convert_to_numpy(value)))}
     raise BackboneError(f"has a setting of type {type(value).__name__}: no canonical form")
+
+
+def _serialized(part: Mapping[str, Any], training: bool, foreign: bool) -> Any:
+    """Return a serialized layer, function or other object in canonical JSON form."""
+    if part["class_name"] == "DTypePolicy":
+        return part["config"]["name"]
+    about = {
+        key: canonical_config(each, training)
+        for key, each in part.items()
+        # ``name`` repeats that of the configuration; the build depends on the first images.
+        if key not in ("build_config", "config", "name")
+    }
+    own = is_foreign(part)
+    config = _settings(part, training, foreign or own)
+    return {**about, "config": config, "code": registered_digest(part) if own else None}
+
+
+def _settings(part: Mapping[str, Any], training: bool, foreign: bool) -> Any:
+    """Return the configuration of a serialized object: without what has no effect, if Keras' own.
+
+    Names that Keras gave never count: they depend on what was built before in the process.
+    """
+    config = part["config"]
+    if not isinstance(config, Mapping):
+        return canonical_config(config, training, foreign=foreign)
+
+    def counts(name: str, value: Any) -> bool:
+        if foreign:
+            return name != "name" or not is_automatic(value, part["class_name"])
+        if name == "name":
+            return False
+        return training or not (name in _TRAINING or name.endswith(_TRAINING_ENDINGS))
+
+    kept = {name: value for name, value in config.items() if counts(name, value)}
+    return canonical_config(kept, training, foreign=foreign)

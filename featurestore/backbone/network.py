@@ -49,7 +49,7 @@ class Network:
         self._graph = graph
         # The graph, and its copies in other precisions once they are used.
         self._graphs = {"float32": graph}
-        # Not later, because the user's code may change.
+        # The user's code may change later, which is refused then.
         self._graph_digests = identity.graph_digests(graph)
         self._shapes = graph.shapes(preprocessing.input_size)
 
@@ -91,7 +91,14 @@ class Network:
         return digest_fields(self.prefix_fields(layer))
 
     def prefix_fields(self, layer: str) -> dict[str, Any]:
-        """Return the fields behind a prefix digest, which explain a miss."""
+        """Return the fields behind a prefix digest, which explain a miss.
+
+        Raises
+        ------
+        BackboneError
+            If Keras has other global settings than its defaults.
+        """
+        identity.refuse_other_defaults()
         number = self._number(layer)
         return {
             "graph": self._graph_digests[number],
@@ -292,6 +299,12 @@ class Network:
         computing: Computing | None = None,
     ) -> Pass:
         """Compile a pass with the fastest engine that can compute it."""
+        identity.refuse_other_defaults()
+        if identity.graph_digests(self._graph) != self._graph_digests:
+            raise BackboneError(
+                f"the code or settings of a layer of {self.name} were changed after the backbone was"
+                " made; make the backbone again"
+            )
         number, dtype = (0, "uint8") if source is None else (self._number(source), "float32")
         shape = self._shapes[number][0][1:]
         computing = computing or self.computing
@@ -308,7 +321,7 @@ class Network:
                 if len(names) == 1:
                     raise BackboneError(
                         f"the engine openvino cannot compute {self.name}: {error}; compute with"
-                        " --engine tensorflow"
+                        " --engine tensorflow (in Python: engine='tensorflow')"
                     ) from error
                 warnings.warn(
                     f"TensorFlow computes, because OpenVINO cannot compute {self.name}: {error}",

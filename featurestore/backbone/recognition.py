@@ -90,7 +90,7 @@ def find_preprocessing(
     size = found.input_size
     if height not in (None, size[0]) or width not in (None, size[1]):
         raise BackboneError(
-            f"model {model_name!r} takes images of {height}×{width}; found --input-size"
+            f"model {model_name!r} takes images of {height}×{width}; found input size"
             f" {size[0]}×{size[1]}"
         )
     return found
@@ -121,7 +121,7 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
         found = "the graph does not scale them, and it is not a known keras.applications network"
     raise BackboneError(
         f"model {model_name!r} does not show which scaling of pixels it expects: {found}; pass"
-        " --scaling none|unit|tf|torch|caffe"
+        " --scaling none|unit|tf|torch|caffe (in Python: Backbone.open(MODEL, scaling=…))"
     )
 
 
@@ -159,7 +159,10 @@ def _usual_size(graph: Graph, networks: list[Application], model_name: str) -> S
             return node.operation.height, node.operation.width
     sizes = {network.size for network in networks}
     if len(sizes) != 1:
-        raise BackboneError(f"model {model_name!r} takes images of any size: pass --input-size N")
+        raise BackboneError(
+            f"model {model_name!r} takes images of any size: pass --input-size N (in Python:"
+            " Backbone.open(MODEL, input_size=N))"
+        )
     return sizes.pop()
 
 

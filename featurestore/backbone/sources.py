@@ -46,18 +46,61 @@ def build_application(
     except ValueError as error:
         height, width = input_size
         raise BackboneError(
-            f"cannot build {network.constructor} with {weights} weights and --input-size"
+            f"cannot build {network.constructor} with {weights} weights and input size"
             f" {height}×{width}: {one_line(error)}"
         ) from error
     except Exception as error:  # get_file raises a bare Exception if the download fails
         raise BackboneError(
             f"cannot get the imagenet weights of {network.constructor}: {one_line(error)};"
-            " pass --weights FILE, or --weights random"
+            " pass --weights FILE, or --weights random (in Python: weights=FILE or 'random')"
         ) from error
     if weights not in ("imagenet", "random"):
         load_weights(model, weights)
         _correct_efficientnet(network, model)
     return model
+
+
+# What else people have a network in, by the ending of its file.
+_OTHER_FORMATS = {
+    ".bin": "weights of PyTorch",
+    ".ckpt": "a checkpoint of TensorFlow or PyTorch",
+    ".onnx": "an ONNX model",
+    ".pb": "a TensorFlow graph",
+    ".pt": "a PyTorch file",
+    ".pth": "a PyTorch file",
+    ".safetensors": "weights of PyTorch",
+    ".tflite": "a LiteRT model",
+}
+KNOWN_ENDINGS = {".keras", ".h5", ".hdf5", *_OTHER_FORMATS}
+_BUILD = (
+    "build the network in Keras, copy the weights with set_weights, and save it as a .keras file"
+)
+
+
+def refuse_other_formats(path: Path) -> None:
+    """Raise BackboneError for a file or folder that holds a network, but not of Keras layers."""
+    what, how = _OTHER_FORMATS.get(path.suffix.lower()), _BUILD
+    if path.is_dir():
+        what = "a folder"
+        if (path / "saved_model.pb").is_file():
+            what = "a TensorFlow SavedModel, a graph without layers"
+            how = (
+                "if Keras 2 saved it, tf_keras.models.load_model(FOLDER).save('model.h5') makes one"
+            )
+    if what:
+        raise BackboneError(
+            f"{path.name!r} is {what}; expected a .keras or .h5 file of Keras layers: {how}"
+        )
+
+
+def refuse_names_of_hubs(name: str) -> None:
+    """Raise BackboneError for the name of a network of timm or Hugging Face."""
+    patches = r"(timm|hf_hub|hf):.*|.*patch\d+.*|(beit|clip|deit|dino|eva|swin|vit)\d*v?\d*_.*"
+    if re.fullmatch(rf"[\w-]+/[\w.-]+|[a-z]\w*\.\w+|{patches}", name):
+        raise BackboneError(
+            f"no file and no keras.applications network is called {name!r}; networks of timm and "
+            f"Hugging Face are PyTorch models, expected one of Keras: {_BUILD}"
+        )
 
 
 def load_weights(model: Any, path: str | Path) -> None:
@@ -74,6 +117,7 @@ def load_weights(model: Any, path: str | Path) -> None:
             f"no weights file {str(path)!r}: expected the path of a .weights.h5, .h5 or .keras"
             " file, or imagenet or random for a keras.applications network"
         )
+    refuse_other_formats(file)
     # Keras leaves the weights that a file does not have as they are, with a warning at most.
     for weight in model.weights:
         if "float" in str(weight.dtype):
@@ -127,12 +171,16 @@ def model_from_file(path: str | Path) -> Any:
         If the file is missing, is not a model, or would run code of its own.
     """
     file = Path(path)
+    refuse_other_formats(file)
     if not file.is_file():
         raise BackboneError(f"no model file {str(path)!r}: expected a .keras or .h5 file")
     try:
         return load_model(file)
     except InputError as error:
-        hint = "; pass a file of weights as --weights, with --model NAME"
+        hint = (
+            "; pass a file of weights as --weights, with --model NAME (in Python:"
+            " Backbone.open(NAME, weights=FILE))"
+        )
         raise BackboneError(
             f"{file.name!r} does not load as a Keras model: {error}"
             + (hint if file.name.endswith("weights.h5") else "")

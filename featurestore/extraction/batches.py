@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ from featurestore.backbone.engines import FEWEST_IN_BATCH
 from featurestore.backbone.forward import Forward
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import NotFoundError, OutOfMemoryError
+from featurestore.extraction.memory import free_memory
 from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.threads import map_ahead
 
@@ -36,7 +36,6 @@ MOST_SECONDS, FASTER = 1.0, 1.1
 SHARE, BUFFERS = 0.25, 3
 
 _clock = time.perf_counter
-_MEMORY, _CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def filling(count: int, most: int) -> int:
@@ -178,18 +177,6 @@ def fastest(
     except OutOfMemoryError:
         pass  # If it is the smallest size, the extraction halves it.
     return size
-
-
-def free_memory() -> int | None:
-    """Return the bytes of memory that this process can still get; None if nothing says so."""
-    try:
-        fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
-        free = 1024 * int(fields["MemAvailable"].split()[0])
-    except (OSError, ValueError, KeyError):
-        return None
-    with suppress(OSError, ValueError):
-        free = min(free, int(_CONTAINER.read_text()))
-    return free
 
 
 def _largest_activation(decided: ExtractionPlan, backbone: Backbone) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.backbone.engines import Computing, why_not_openvino
-from featurestore.extraction.batches import free_memory
+from featurestore.extraction.memory import free_memory, limits
 from featurestore.threads import processors
 
 _PROCESSORS, _NVIDIA = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
@@ -27,7 +27,8 @@ class Devices:
     processors : int
         Those that this process may use.
     memory, free_memory : int or None
-        Bytes, and those that this process can still get; None where nothing says so.
+        Bytes, of the container if there is one, and those that this process can still get; None
+        where nothing says so.
     gpus : list of str
         Those that TensorFlow uses.
     unused_gpus : list of str
@@ -61,6 +62,7 @@ def find_devices() -> Devices:
     memory = None
     with suppress(AttributeError, ValueError, OSError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = min(memory, *(most for most, _ in limits()), memory)
     name = _after_colon(_PROCESSORS, "model name") or platform.processor() or platform.machine()
     unused = sorted(each or "GPU" for each in unused)
     return Devices(name, processors(), memory, free_memory(), gpus, unused)

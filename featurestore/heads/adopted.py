@@ -84,7 +84,7 @@ def adopt(
 
 def _config(model: keras.Model) -> dict[str, Any]:
     """Return the configuration of a model, if all its parts are Keras' own."""
-    from featurestore.backbone.custom import is_keras, refuse_hidden_functions
+    from featurestore.backbone.custom import is_keras, refuse_hidden_code
 
     kind = type(model)
     if not (is_keras(kind) and kind.__name__ in ("Sequential", "Functional")):
@@ -93,7 +93,7 @@ def _config(model: keras.Model) -> dict[str, Any]:
             "functional keras.Model"
         )
     try:
-        refuse_hidden_functions(model)
+        refuse_hidden_code(model)
     except BackboneError as error:
         raise HeadError(f"the model {error}") from None
     config = json.loads(model.to_json())["config"]

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 from featurestore import durable
@@ -50,8 +51,6 @@ class LocalFiles:
         Absolute path of the folder.
     locks : Locks
         Locks between the processes that use the folder.
-    readers : int
-        Threads that read many files well.
     """
 
     def __init__(self, root: str) -> None:
@@ -59,7 +58,11 @@ class LocalFiles:
         self._root = Path(self.location)
         self._real = os.path.realpath(self.location)
         self.locks = Locks(self._root / LOCK)
-        self.readers = min(8, processors())
+
+    @cached_property
+    def readers(self) -> int:
+        """Threads that read many files well."""
+        return min(8, processors())
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes; FileNotFoundError where there is none."""

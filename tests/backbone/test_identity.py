@@ -1,5 +1,9 @@
 """The prefix digest of layers; ``tests/reliability/test_stale.py`` has the keys of features."""
 
+import json
+import types
+import zlib
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.backbone import Backbone
+from featurestore.backbone.graph import flatten
+from featurestore.backbone.identity import canonical_config, graph_digests, layer_fields
+from featurestore.digests import digest_fields
+from featurestore.errors import BackboneError
 
 from .conftest import tiny_network
 
@@ -150,27 +158,259 @@ def test_a_layer_that_is_only_called_dropout_is_described():
 
 
 @keras.saving.register_keras_serializable("identity")
-class Drawing(layers.Layer):
-    def __init__(self, seed=0, kernel_initializer="ones", **kwargs):
-        super().__init__(**kwargs)
-        self.seed, self.kernel_initializer = seed, kernel_initializer
+class Probe(layers.Layer):
+    """A layer that computes with everything in its configuration, and with how it is called."""
+
+    def __init__(self, setting=None, gain_initializer=None, value_constraint=None, **options):
+        super().__init__(**options)
+        self.setting, self.value_constraint = setting, value_constraint
+        self.gain_initializer = gain_initializer
 
     def get_config(self):
-        own = {"seed": self.seed, "kernel_initializer": self.kernel_initializer}
-        return {**super().get_config(), **own}
+        own = {"setting": self.setting, "value_constraint": self.value_constraint}
+        return {**super().get_config(), **own, "gain_initializer": self.gain_initializer}
+
+    def build(self, shape):
+        pass
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, x, how=2.0):
+        text = repr([self.trainable, self.name.startswith("mine"), self.value_constraint, how])
+        text += _text(self.setting)
+        gain = (self.gain_initializer or keras.initializers.Ones())(())
+        return x * gain * (1 + zlib.crc32(text.encode()) / 2**32)
+
+
+def _text(value):
+    if isinstance(value, dict):
+        return "dict" + str([(repr(key), _text(each)) for key, each in value.items()])
+    if isinstance(value, list):
+        return str([_text(each) for each in value])
+    if isinstance(value, types.FunctionType):
+        return str(float(value(3.0)))
+    return str(value.get_config()) if hasattr(value, "get_config") else repr(value)
+
+
+@keras.saving.register_keras_serializable("identity")
+class Gain(keras.initializers.Initializer):
+    def __init__(self, gain):
+        self.gain = gain
+
+    def __call__(self, shape, dtype=None):
+        return keras.ops.full(shape, self.gain)
+
+    def get_config(self):
+        return {"gain": self.gain}
+
+
+@keras.saving.register_keras_serializable("identity")
+def doubled(x):
+    return 2.0 * x
+
+
+@keras.saving.register_keras_serializable("identity")
+def tripled(x):
+    return 3.0 * x
+
+
+SETTINGS = [
+    None,
+    False,
+    0,
+    0.0,
+    float("nan"),
+    "",
+    {},
+    [],
+    doubled,
+    tripled,
+    *({"op": {"name": name}} for name in ("double", "triple", "probe", "probe_1", None)),
+    *({key: 1} for key in ("seed", "trainable", "a_regularizer", "b_initializer", "build_config")),
+    *({key: 2} for key in ("seed", "trainable", "a_regularizer", "b_initializer", "build_config")),
+    *({"class_name": "DTypePolicy", "config": {"name": "float32"}, "a": size} for size in (1, 2)),
+    {"a": 1, "b": 2},
+    {"b": 2, "a": 1},
+    {"a": None},
+    {1: "one"},
+    {"1": "one"},
+    {1: "one", "1": "other"},
+    {1: "another", "1": "other"},
+    [{"deep": [{"name": "a"}]}],
+    [{"deep": [{"name": "b"}]}],
+    *(keras.initializers.RandomNormal(seed=seed) for seed in (1, 2)),
+    *(layers.Dense(1, name="inner", kernel_initializer=each) for each in ("ones", "zeros")),
+    *(layers.Dense(1, name=name) for name in ("first", "second")),
+]
+
+
+def network_of(layer, **arguments):
+    image = keras.Input((4, 4, 3))
+    return keras.Model(image, layer(image, **arguments))
+
+
+def test_whatever_the_configuration_of_a_custom_layer_holds_counts():
+    ones = np.ones((1, 4, 4, 3), "float32")
+    keys = {}
+    for number, setting in enumerate(SETTINGS):
+        model = network_of(Probe(setting))
+        key = tuple(graph_digests(flatten(model)))
+        assert key == tuple(graph_digests(flatten(network_of(Probe(setting)))))
+        keys.setdefault(key, []).append((number, model(ones).numpy().item(0)))
+    assert [same for same in keys.values() if len(same) > 1] == []
+    assert len({result for ((_, result),) in keys.values()}) == len(SETTINGS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_settings_have_one_digest_only_if_they_are_the_same(data):
+    keys = st.sampled_from(["name", "seed", "trainable", "class_name", "config", "module", "a"])
+    leaves = st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from([0.0, 1.0, "", "a"])
+    values = st.recursive(
+        leaves,
+        lambda each: st.lists(each, max_size=2) | st.dictionaries(keys, each, max_size=3),
+        max_leaves=6,
+    ).filter(lambda value: "class_name" not in _text(value) or "module" not in _text(value))
+    one, other = data.draw(values), data.draw(values)
+    digests = [
+        digest_fields({"settings": canonical_config(json.loads(json.dumps(each)), foreign=True)})
+        for each in (one, other, one)
+    ]
+    assert digests[0] == digests[2]
+    assert (digests[0] == digests[1]) == (_text(one) == _text(other))
+
+
+Constant = keras.initializers.Constant
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"gain_initializer": Constant(2.0)}, {"gain_initializer": Constant(3.0)}),
+        ({"gain_initializer": Gain(2.0)}, {"gain_initializer": Gain(3.0)}),
+        ({"value_constraint": 0.1}, {"value_constraint": 0.5}),
+        ({"trainable": True}, {"trainable": False}),
+        ({"name": "mine"}, {"name": "yours"}),
+    ],
+    ids=lambda each: next(iter(each)),
+)
+@pytest.mark.parametrize("where", ["alone", "wrapped", "in a model"])
+def test_no_setting_of_a_custom_layer_is_silent_wherever_it_stands(first, second, where):
+    def made(options):
+        layer = Probe(**options)
+        if where == "in a model":
+            layer = keras.Sequential([keras.Input((4, 3)), layer], name="inside")
+        return network_of(layer if where == "alone" else layers.TimeDistributed(layer))
+
+    ones = np.ones((1, 4, 4, 3), "float32")
+    models = [made(options) for options in (first, first, second)]
+    results = [model(ones).numpy().item(0) for model in models]
+    keys = [tuple(graph_digests(flatten(model))) for model in models]
+    assert results[0] == results[1] != results[2]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_arguments_of_the_call_of_a_custom_layer_count():
+    hows = [2.0, 2, None, {"name": "a"}, {"name": "b"}, {"seed": 1}, {"seed": 2}]
+    keys = {tuple(graph_digests(flatten(network_of(Probe(), how=how)))) for how in hows}
+    keys.add(tuple(graph_digests(flatten(network_of(Probe())))))
+    assert len(keys) == len(hows) + 1
+
+
+def test_names_that_keras_gave_do_not_count():
+    inner = [layers.Dense(2), layers.Dense(2)]
+    probes = [Probe([layer]) for layer in inner]
+    assert probes[0].name != probes[1].name
+    assert inner[0].name != inner[1].name
+    assert layer_fields(probes[0]) == layer_fields(probes[1])
+
+
+def test_a_function_that_a_setting_names_counts(monkeypatch):
+    fields = layer_fields(Probe({"function": "identity>doubled"}))
+    monkeypatch.setattr(doubled, "__code__", tripled.__code__)
+    assert layer_fields(Probe({"function": "identity>doubled"})) != fields
+
+
+def test_a_class_or_function_that_is_defined_again_is_not_taken_for_the_former():
+    def define(factor):
+        @keras.saving.register_keras_serializable("identity")
+        class Factor(layers.Layer):
+            def call(self, x):
+                return factor * x
+
+            def compute_output_shape(self, shape):
+                return shape
+
+        @keras.saving.register_keras_serializable("identity")
+        def factored(x):
+            return factor * x
+
+        return [Factor(), layers.Activation(factored), layers.TimeDistributed(Factor())]
+
+    former = define(2.0)
+    now = define(3.0)
+    for layer in former:
+        with pytest.raises(BackboneError, match="defined again: build the model again"):
+            made_of(network_of(layer), scaling="none")
+    for layer in now:
+        assert made_of(network_of(layer), scaling="none").layer_names
+
+
+def test_code_that_changes_after_the_backbone_was_made_is_not_run(monkeypatch):
+    backbone = made_of(network_of(Probe(name="end")), scaling="none")
+    backbone.forward(["end"])
+    monkeypatch.setattr(Probe, "call", lambda self, x, how=2.0: 3.0 * x)
+    with pytest.raises(BackboneError, match="make the backbone again"):
+        backbone.forward(["end"])
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("epsilon", 0.1), ("image_data_format", "channels_first"), ("floatx", "float16")],
+)
+def test_other_global_settings_of_keras_are_refused(name, other):
+    image = keras.Input((8, 8, 3))
+    backbone = made_of(keras.Model(image, keras.ops.normalize(image)), scaling="none")
+    (end,) = backbone.layer_names
+    digest, usual = backbone.prefix_digest(end), getattr(keras.config, name)()
+    change = getattr(keras.config, f"set_{name}")
+    change(other)
+    try:
+        for use in (lambda: backbone.prefix_digest(end), lambda: backbone.forward([end])):
+            with pytest.raises(BackboneError, match=rf"keras.config.set_{name}\(") as caught:
+                use()
+            assert "\n" not in str(caught.value)
+    finally:
+        change(usual)
+    assert backbone.prefix_digest(end) == digest
+
+
+@keras.saving.register_keras_serializable("identity")
+class Holder(layers.Layer):
+    """Its inner layer computes in the type of the global policy."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = layers.Rescaling(1 / 3)
 
     def call(self, x):
-        return x + self.seed
+        return self.inner(x)
 
 
-def test_of_the_training_settings_of_a_custom_layer_only_the_seed_counts():
-    def digest(**settings):
-        image = keras.Input((16, 16, 3))
-        model = keras.Model(image, Drawing(name="end", **settings)(image))
-        return digests(model, scaling="none")["end"]
+def test_the_global_policy_counts_where_a_custom_layer_made_layers_under_it():
+    def precision(policy):
+        keras.config.set_dtype_policy(policy)
+        try:
+            layer = Holder(name="end", dtype="float32")
+            return made_of(network_of(layer), scaling="none").precision("end")
+        finally:
+            keras.config.set_dtype_policy("float32")
 
-    assert digest() == digest(trainable=False) == digest(kernel_initializer="zeros")
-    assert digest() != digest(seed=1)
+    assert [precision(each) for each in ("float32", "mixed_float16")] == [
+        "float32",
+        "float16+float32",
+    ]
 
 
 def test_precision_matters():

@@ -10,7 +10,7 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import InputError, OutOfMemoryError
 from featurestore.extraction import BatchHalved, RowsComputed, extract, plan
-from featurestore.extraction.batches import InParts, fastest, free_memory
+from featurestore.extraction.batches import InParts, fastest
 from tests.extraction.conftest import stop_after
 
 GB = 2**20  # in kB, as /proc/meminfo counts
@@ -20,9 +20,8 @@ GB = 2**20  # in kB, as /proc/meminfo counts
 def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A file in the place of /proc/meminfo; no container."""
     file = tmp_path / "meminfo"
-    file.write_text(f"MemTotal: {64 * GB} kB\nMemAvailable: {32 * GB} kB\n")
-    monkeypatch.setattr("featurestore.extraction.batches._MEMORY", file)
-    monkeypatch.setattr("featurestore.extraction.batches._CONTAINER", tmp_path / "memory.max")
+    monkeypatch.setattr("featurestore.extraction.memory._MACHINE", file)
+    monkeypatch.setattr("featurestore.extraction.memory._MINE", tmp_path / "nowhere")
     return file
 
 
@@ -36,16 +35,6 @@ def test_few_images_go_in_batches_of_32_or_fewer_if_memory_is_short(
 ):
     memory.write_text(f"MemAvailable: {kilobytes} kB\n")
     assert recorded(extract(dataset, backbone, ["relu_a", "gap"], store)) == {size}
-
-
-def test_free_memory_is_that_of_the_machine_or_of_the_container(memory, tmp_path):
-    assert free_memory() == 32 * 2**30
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory() == 32 * 2**30
-    (tmp_path / "memory.max").write_text(f"{2**30}\n")
-    assert free_memory() == 2**30
-    memory.unlink()
-    assert free_memory() is None
 
 
 def test_an_interrupted_extraction_keeps_its_batch_size(dataset, backbone, store):
