@@ -44,9 +44,7 @@ class Grid:
     headings: Mapping[str, str] = field(default_factory=dict)
     cut: str | None = None
 
-    def text(
-        self, *, terminal: bool = False, bold: bool = False, most: int | None = None
-    ) -> str:
+    def text(self, *, terminal: bool = False, bold: bool = False, most: int | None = None) -> str:
         """Return the rows as aligned lines, numbers to the right.
 
         Of more than ``most`` rows, only the first and last are shown. Without a terminal each row is one line, however long. On a terminal that is too narrow,
@@ -178,9 +176,7 @@ class Table(list[T]):
 
         return pandas.DataFrame(self.rows())
 
-    def text(
-        self, *, terminal: bool = False, bold: bool = False, most: int | None = None
-    ) -> str:
+    def text(self, *, terminal: bool = False, bold: bool = False, most: int | None = None) -> str:
         """Return the table as text; see `Grid.text`."""
         shown = self._layout(self.rows()) if self else ["(no rows)"]
         return "\n".join(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 import featurestore as fs
-from featurestore.table import Grid
+from featurestore.table import Grid, Table
 
 ROWS = [{"layer": "<pool>", "score": 0.9142, "shape": [4, 4]}, {"layer": "top", "score": None}]
 
@@ -61,3 +61,15 @@ def test_on_a_narrow_terminal_the_column_that_moves_takes_its_heading_along(
             "  logistic-20ba627aae89",
         ]
     assert "\n  id" not in table.text()
+
+
+def test_a_long_table_shows_its_ends_and_has_all_rows() -> None:
+    table = Table([{"layer": f"layer-{number}", "score": 0.5} for number in range(61)])
+    lines = repr(table).splitlines()
+    assert len(lines) == 1 + 10 + 1 + 10
+    assert lines[10:13] == ["layer-9    0.500", "… 41 more", "layer-51   0.500"]
+    assert "layer-10<" not in table._repr_html_()
+    assert "… 41 more" in table._repr_html_()
+    assert len(table.text().splitlines()) == 62
+    assert len(table.to_frame()) == 61
+    assert "…" not in repr(table[:60])

@@ -46,7 +46,7 @@ def test_no_thread_is_left_when_the_consumer_stops() -> None:
 
 
 def test_processors_are_those_that_joblib_counts_by_affinity_quota_and_setting(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened = open
 

@@ -313,7 +313,7 @@ class Backbone(Network):
                 raise BackboneError("a keras.Model has its weights: load them with load_weights")
             return cls.from_model(model, **given)
         what = "a Backbone, the name of a keras.applications network, a model file or a keras.Model"
-        text = path_text(model, "the model", what, BackboneError)
+        text = path_text(model, "the backbone", what, BackboneError)
         if text.casefold() == "pixels":
             return cls.pixels(**given)
         if application(text) is None:

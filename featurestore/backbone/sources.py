@@ -62,13 +62,13 @@ def build_application(
 
 # What else people have a network in, by the ending of its file.
 _OTHER_FORMATS = {
-    ".bin": "weights of PyTorch",
+    ".bin": "a file of PyTorch weights",
     ".ckpt": "a checkpoint of TensorFlow or PyTorch",
     ".onnx": "an ONNX model",
     ".pb": "a TensorFlow graph",
     ".pt": "a PyTorch file",
     ".pth": "a PyTorch file",
-    ".safetensors": "weights of PyTorch",
+    ".safetensors": "a file of PyTorch weights",
     ".tflite": "a LiteRT model",
 }
 KNOWN_ENDINGS = {".keras", ".h5", ".hdf5", *_OTHER_FORMATS}

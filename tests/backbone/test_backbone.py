@@ -139,6 +139,88 @@ def test_a_cut_model_serves_as_a_backbone_again(backbone, photo, tmp_path):
     )
 
 
+def unclear():
+    return keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3)])
+
+
+def test_what_a_model_does_not_show_is_asked_for_as_python_takes_it():
+    model = unclear()
+    for use in (Backbone.of, Backbone.open, Backbone.from_model):
+        with pytest.raises(BackboneError, match=r"Backbone\.open\(MODEL, scaling=…\)"):
+            use(model)
+    backbone = Backbone.open(model, scaling="unit")
+    assert backbone.prefix_digest("conv2d") == made_of(model).prefix_digest("conv2d")
+    with pytest.raises(BackboneError, match="has its weights"):
+        Backbone.open(model, scaling="unit", weights="w.weights.h5")
+
+
+def made_of(model, **options):
+    return Backbone.from_model(model, **{"scaling": "unit", **options})
+
+
+def test_a_model_gives_its_name_without_the_number_of_keras():
+    model = unclear()
+    model.name = "sequential_7"
+    assert made_of(model).name == "sequential"
+    model.name = "flowers_7"
+    assert made_of(model).name == "flowers_7"
+
+
+def test_no_model_is_taken_for_the_baseline_of_pixels(tmp_path):
+    file = tmp_path / "pixels.keras"
+    model = unclear()
+    model.save(file)
+    for use in (
+        lambda: Backbone.open(file, scaling="unit"),
+        lambda: made_of(model, name="pixels"),
+    ):
+        with pytest.raises(BackboneError, match="rename the file, or pass another name"):
+            use()
+    assert Backbone.from_file(file, name="mine", scaling="unit").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("net.onnx", "'net.onnx' is an ONNX model; expected a .keras or .h5 file"),
+        ("net.pth", "'net.pth' is a PyTorch file"),
+        ("net.safetensors", "PyTorch weights"),
+        ("saved", r"TensorFlow SavedModel.*tf_keras\.models\.load_model\(FOLDER\)"),
+        ("folder", "'folder' is a folder"),
+        ("vit_base_patch16_224.augreg_in21k", "timm and Hugging Face are PyTorch models"),
+        ("facebook/dinov2-small", "timm and Hugging Face are PyTorch models"),
+        ("google/vit-base-patch16-224", "timm and Hugging Face are PyTorch models"),
+        ("gone.keras", "no model file 'gone.keras'"),
+    ],
+)
+def test_networks_of_other_libraries_are_called_what_they_are(
+    model, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder", "saved"):
+        (tmp_path / name).mkdir()
+    for name in ("saved/saved_model.pb", "net.onnx", "net.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(BackboneError, match=message) as caught:
+        Backbone.open(model)
+    assert "did you mean" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_shows_itself_by_its_first_and_last_layers():
+    image = x = keras.Input((8, 8, 3))
+    for number in range(80):
+        x = layers.ReLU(name=f"relu_at_{number}")(x)
+    backbone = made_of(keras.Model(image, x))
+    shown = backbone._repr_html_()
+    assert "relu_at_9<" in shown
+    assert "… 60 more" in shown
+    assert "relu_at_70<" in shown
+    assert shown.count("<tr>") == 1 + 10 + 1 + 10
+    assert len(backbone.layers().to_frame()) == len(backbone.layers()) == 80
+    assert backbone.layers().text().count("relu_at_") == 80
+
+
 def test_pixels_are_the_resized_image(photo):
     backbone = Backbone.pixels(8)
     assert (backbone.name, backbone.layer_names) == ("pixels", ["pixels"])
