@@ -47,9 +47,9 @@ class Grid:
     def text(self, *, terminal: bool = False, bold: bool = False, most: int | None = None) -> str:
         """Return the rows as aligned lines, numbers to the right.
 
-        Of more than ``most`` rows, only the first and last are shown. Without a terminal each row is one line, however long. On a terminal that is too narrow,
-        cells fold, and the last column, which people copy (keys and ids), moves to a line of its
-        own, its heading too.
+        Of more than ``most`` rows, only the first and last are shown. Without a terminal each row
+        is one line, however long. On a terminal that is too narrow, cells fold, and the last
+        column, which people copy (keys and ids), moves to a line of its own, its heading too.
         """
         from rich.console import Console
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import html
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -98,8 +98,20 @@ def refuse_other_defaults() -> None:
         now = getattr(keras.config, name)()
         if now != usual:
             raise BackboneError(
-                f"keras.config.{name}() is {now!r}, which layers may compute with; expected "
-                f"{usual!r}: keras.config.set_{name}({usual!r}), or correct it in ~/.keras/keras.json"
+                f"keras.config.{name}() is {now!r}, which layers may compute with; expected Keras'"
+                f" default: keras.config.set_{name}({usual!r}), or correct it in"
+                " ~/.keras/keras.json"
+            )
+
+
+def refuse_changes(graph: Graph, digests: list[str]) -> None:
+    """Raise BackboneError if a graph no longer computes what its digests say."""
+    refuse_other_defaults()
+    for node, before, now in zip(graph.nodes, digests, graph_digests(graph), strict=True):
+        if before != now:
+            raise BackboneError(
+                f"the code or settings of layer {node.name!r} were changed after the backbone was"
+                " made; make the backbone again"
             )
 
 

@@ -91,13 +91,7 @@ class Network:
         return digest_fields(self.prefix_fields(layer))
 
     def prefix_fields(self, layer: str) -> dict[str, Any]:
-        """Return the fields behind a prefix digest, which explain a miss.
-
-        Raises
-        ------
-        BackboneError
-            If Keras has other global settings than its defaults.
-        """
+        """Return the fields behind a prefix digest, which explain a miss."""
         identity.refuse_other_defaults()
         number = self._number(layer)
         return {
@@ -299,12 +293,7 @@ class Network:
         computing: Computing | None = None,
     ) -> Pass:
         """Compile a pass with the fastest engine that can compute it."""
-        identity.refuse_other_defaults()
-        if identity.graph_digests(self._graph) != self._graph_digests:
-            raise BackboneError(
-                f"the code or settings of a layer of {self.name} were changed after the backbone was"
-                " made; make the backbone again"
-            )
+        identity.refuse_changes(self._graph, self._graph_digests)
         number, dtype = (0, "uint8") if source is None else (self._number(source), "float32")
         shape = self._shapes[number][0][1:]
         computing = computing or self.computing
