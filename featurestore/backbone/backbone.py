@@ -13,6 +13,7 @@ import numpy as np
 
 from featurestore.backbone import augmentation as augmenting
 from featurestore.backbone import numerics, sources
+from featurestore.backbone.custom import is_custom
 from featurestore.backbone.engines import Computing
 from featurestore.backbone.families import APPLICATIONS, application
 from featurestore.backbone.forward import Pass
@@ -245,6 +246,9 @@ class Backbone(Network):
             sources.load_weights(model, weights)
         graph, found = flatten(model), Path(path)
         preprocessing = find_preprocessing(graph, found.name, **options)
+        if any(is_custom(node.operation) for node in graph.nodes[1:]):
+            # A custom layer may load what is neither in its configuration nor among its weights.
+            graph = sources.copied(graph, preprocessing)
         spec = {
             "source": "file",
             "path": str(found.absolute()),

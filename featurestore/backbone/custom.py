@@ -41,6 +41,16 @@ def is_keras(code: Any) -> bool:
     return _package(getattr(code, "__module__", None)) == "keras"
 
 
+def layers_of(operation: Any) -> list[Any]:
+    """Return a layer or operation and all layers inside it."""
+    return list(getattr(operation, "_flatten_layers", lambda: [operation])())
+
+
+def is_custom(operation: Any) -> bool:
+    """Whether a layer or operation is, or holds, one that is not Keras' own."""
+    return not all(is_keras(type(layer)) for layer in layers_of(operation))
+
+
 def is_serialized(part: Any) -> bool:
     """Whether a part of a configuration is what ``keras.saving.serialize_keras_object`` gives."""
     return isinstance(part, Mapping) and {"class_name", "config", "module"} <= set(part)
@@ -75,7 +85,7 @@ def refuse_hidden_code(operation: Any) -> None:
     """Raise BackboneError for code of the user that Keras' serialization takes for other code."""
     import keras
 
-    for layer in getattr(operation, "_flatten_layers", lambda: [operation])():
+    for layer in layers_of(operation):
         own = is_keras(type(layer))
         functions = [each for each in vars(layer).values() if isinstance(each, FunctionType)]
         for code in (type(layer), *(functions if own else ())):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from featurestore.backbone.custom import layers_of
 from featurestore.errors import BackboneError, one_line
 
 Tensor = Any
@@ -195,8 +196,7 @@ def flatten(model: Any) -> Graph:
     """
     graph = dissolve(model)
     for node in graph.nodes[1:]:
-        layers = getattr(node.operation, "_flatten_layers", lambda: ())()
-        if any(getattr(layer, "stateful", False) for layer in layers):
+        if any(getattr(layer, "stateful", False) for layer in layers_of(node.operation)):
             raise BackboneError(
                 f"layer {node.name!r} ({node.kind}) is stateful: its result for an image depends on"
                 " the images before it; build it with stateful=False"

@@ -15,6 +15,7 @@ from featurestore.backbone.custom import (
     is_foreign,
     is_keras,
     is_serialized,
+    layers_of,
     refuse_hidden_code,
     registered_digest,
 )
@@ -120,8 +121,7 @@ def precisions(graph: Graph) -> list[str]:
     up_to: list[frozenset[str]] = [frozenset()]
     for node in graph.nodes[1:]:
         # A custom layer may have made layers of other types under a global policy.
-        layers = getattr(node.operation, "_flatten_layers", lambda node=node: [node.operation])()
-        own = {str(getattr(layer, "compute_dtype", None)) for layer in layers}
+        own = {str(getattr(layer, "compute_dtype", None)) for layer in layers_of(node.operation)}
         mine = frozenset(each for each in own if "float" in each)
         up_to.append(mine.union(*(up_to[parent] for parent, _ in node.inputs)))
     return ["+".join(sorted(types)) or "float32" for types in up_to]

@@ -13,7 +13,7 @@ import numpy as np
 
 from featurestore.backbone import forward, numerics
 from featurestore.backbone.copying import clone, seeded, set_weights
-from featurestore.backbone.custom import is_keras
+from featurestore.backbone.custom import is_custom
 from featurestore.backbone.families import Application
 from featurestore.backbone.graph import Graph, flatten
 from featurestore.backbone.identity import graph_digests, has_nan
@@ -241,7 +241,7 @@ def copied(graph: Graph, preprocessing: Preprocessing) -> Graph:
 
 def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> None:
     """Raise BackboneError if a custom layer and its copy compute different things."""
-    custom = [node.name for node in graph.nodes[1:] if not is_keras(type(node.operation))]
+    custom = [node.name for node in graph.nodes[1:] if is_custom(node.operation)]
     if not custom:
         return
     shape = (2, *preprocessing.input_size, 3)

@@ -291,12 +291,31 @@ class Forgetful(layers.Layer):
     def get_config(self):
         return layers.Layer.get_config(self)
 
+    def build(self, shape):
+        pass
 
-def test_a_layer_that_its_configuration_does_not_describe_is_refused():
+    def compute_output_shape(self, shape):
+        return shape
+
+    def save_own_variables(self, store):
+        store["factor"] = np.array(self.factor)
+
+    def load_own_variables(self, store):
+        self.factor = float(store["factor"][()])
+
+
+@pytest.mark.parametrize("from_a_file", [False, True])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, layers.TimeDistributed])
+def test_a_layer_that_its_configuration_does_not_describe_is_refused(wrap, from_a_file, tmp_path):
     def made(factor):
         image = keras.Input((16, 16, 3))
-        end = Forgetful(factor, name="odd")(layers.Rescaling(1 / 255)(image))
-        return Backbone.from_model(keras.Model(image, end), name="m")
+        odd = wrap(Forgetful(factor))
+        odd.name = "odd"
+        model = keras.Model(image, odd(layers.Rescaling(1 / 255)(image)))
+        if not from_a_file:
+            return Backbone.from_model(model, name="m")
+        model.save(tmp_path / "m.keras")
+        return Backbone.from_file(tmp_path / "m.keras")
 
     assert made(1.0).layer_names == ["rescaling", "odd"]
     with pytest.raises(BackboneError, match=r"'odd' .* from get_config") as caught:
