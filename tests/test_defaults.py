@@ -52,9 +52,7 @@ def test_python_pipelines_and_commands_have_the_same_defaults() -> None:
         **{"patience": None, "keep_tuned": False, "batch_size": 32, "seed": 0},
     }
     assert (FineTuning().passes, FineTuning(unfreeze=1).passes) == (0, 3)
-    assert Splits().model_dump() == {
-        **{"val": 0.2, "test": 0.0, "seed": 0, "stratify": None, "group_by": None}
-    }
+    assert Splits().model_dump() == {"val": 0.2, "test": 0.0, "seed": 0, "group_by": None}
 
 
 def test_what_is_left_out_gives_what_the_default_gives(

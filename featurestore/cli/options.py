@@ -84,12 +84,6 @@ scan_options = together(
         help="Seed of the splits.  [default: as scanned before, or 0]",
     ),
     click.option(
-        "--stratify/--no-stratify",
-        default=None,
-        help="Draw the fractions within each class.  [default: as scanned before, or for "
-        "classes of fewer than 100 images]",
-    ),
-    click.option(
         "--group-by",
         metavar="COL",
         help="Keep the images of a group in one split. For a table: the column of the groups. For "

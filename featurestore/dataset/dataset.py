@@ -108,8 +108,8 @@ class Dataset:
         on_event : callable, optional
             Receives :class:`Scanned` events.
         **splits
-            How samples are split: ``val``, ``test``, ``seed``, ``stratify`` and ``group_by``, the
-            fields of :class:`Splits`.
+            How samples are split: ``val``, ``test``, ``seed`` and ``group_by``, the fields of
+            :class:`Splits`.
 
         Raises
         ------
@@ -155,7 +155,7 @@ class Dataset:
         ids : sequence of str or int, optional
             Your own name for each image: a column ``id`` of `to_frame` and `Features.xarray`.
         **options
-            How samples are split: ``val``, ``test``, ``seed`` and ``stratify``.
+            How samples are split: ``val``, ``test`` and ``seed``.
 
         Raises
         ------

@@ -75,7 +75,7 @@ class DatasetEntry(BaseModel):
     train_digest: Digest
     manifest_digest: Digest
     added: str
-    options: dict[str, bool | str | int | float]
+    options: dict[str, str | int | float]
 
 
 def digest(samples: Samples) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,10 @@ from featurestore.dataset.source import NO_FILE
 from featurestore.dataset.splits import SPLITS, Splits
 from featurestore.digests import distinct, unpacked
 from featurestore.errors import DatasetError
+from featurestore.table import plural
 
 TRAIN = SPLITS.index("train")
+_SHOWN = 3
 
 
 def merge(
@@ -58,7 +60,7 @@ def merge(
     Raises
     ------
     DatasetError
-        If none of the listed is a sample, or there are no classes to stratify by.
+        If none of the listed is a sample, or a group lies in several given splits.
     """
     problems = [Problem("quarantined", listed.name(at), why) for at, why in unread.items()]
     read = np.ones(len(digests), bool)
@@ -91,8 +93,7 @@ def merge(
         groups=None if samples.groups is None or not any(samples.groups) else samples.groups,
     )
     ungrouped = _name_ungrouped(samples)
-    samples = replace(samples, splits=_splits(samples, splits, from_train))
-    problems += _straddling(samples, ungrouped)
+    samples = replace(samples, splits=_splits(samples, splits, from_train, where))
     # Samples that are listed twice have the same problems.
     known = {*problems, *noted, *review(samples, ungrouped, splits, where)}
     return replace(samples, problems=sorted(known))
@@ -161,57 +162,38 @@ def _name_ungrouped(samples: Samples) -> np.ndarray:
     return alone
 
 
-def _splits(samples: Samples, how: Splits, from_train: bool) -> np.ndarray:
+def _splits(samples: Samples, how: Splits, from_train: bool, where: str) -> np.ndarray:
     """Return the split of each row: the given one, that of its group, or a drawn one."""
-    labels, given = samples.labels, samples.splits
-    if how.stratify and labels.task != "classification":
-        found = "are numbers" if labels.task else "are missing"
-        raise DatasetError(
-            f"stratify=True needs classes, and the labels {found}: leave it out (--no-stratify)"
-        )
+    given = samples.splits
     # A unit, which never straddles two splits, is a group or a sample.
     unit = np.arange(len(given))
     if samples.groups is not None:
         names, unit = np.unique(samples.groups, return_inverse=True)
-    # Bits: the splits that are given to some of its rows.
-    said, has = np.zeros(len(given), np.int8), given != DRAWN
-    np.bitwise_or.at(said, unit[has], np.int8(1) << given[has])
+    splits = np.full(unit.max() + 1, DRAWN, np.int8)
+    np.maximum.at(splits, unit, given)
+    crossing = (given != DRAWN) & (given != splits[unit])
+    if crossing.any():
+        raise _crossing(samples, names[np.unique(unit[crossing])], where)
     if from_train:
-        # Groups that are partly held out stay where they are.
-        said[said == 1 << TRAIN] = 0
-    said = said[unit]
-    splits = np.where(said == 0, np.int8(DRAWN), given)
-    for code in range(len(SPLITS)):
-        splits[said == 1 << code] = code
-    left = splits == DRAWN
-    units, unit = np.unique(unit[left], return_inverse=True)
-    classes = np.full(len(units), -1)
-    if labels.task == "classification":
-        classes = _majority(unit, labels.targets[left], len(units))
-    keys = unpacked(samples.digests[units]) if samples.groups is None else names[units]
-    splits[left] = how.draw(keys, classes)[unit]
-    return splits
+        splits[splits == TRAIN] = DRAWN
+    left = np.flatnonzero(splits == DRAWN)
+    splits[left] = how.draw(
+        unpacked(samples.digests[left]) if samples.groups is None else names[left]
+    )
+    return splits[unit]
 
 
-def _majority(unit: np.ndarray, codes: np.ndarray, units: int) -> np.ndarray:
-    """Return the most frequent class of each unit, the first if several are; -1 if it has none."""
-    most, known = int(codes.max(initial=0)) + 1, codes >= 0
-    pairs, counts = np.unique(unit[known] * most + codes[known], return_counts=True)
-    order = np.lexsort((-counts, pairs // most))  # Stable: pairs ascend.
-    having, best = np.unique((pairs // most)[order], return_index=True)
-    found = np.full(units, -1)
-    found[having] = (pairs % most)[order][best]
-    return found
-
-
-def _straddling(samples: Samples, ungrouped: np.ndarray) -> Iterator[Problem]:
-    found: dict[str, dict[int, int]] = {}
-    if samples.groups is not None:
-        for row in np.flatnonzero(~ungrouped).tolist():
-            found.setdefault(samples.groups[row], {}).setdefault(int(samples.splits[row]), row)
-    for group, rows in found.items():
-        if len(rows) > 1:
-            paths = sorted((SPLITS[split], samples.name(row)) for split, row in rows.items())
-            where = ", ".join(f"{split} ({path!r})" for split, path in paths)
-            reason = f"group {group!r} lies in several splits: {where}"
-            yield Problem("group-conflict", min(path for _, path in paths), reason)
+def _crossing(samples: Samples, groups: np.ndarray, where: str) -> DatasetError:
+    """Return the error for groups that lie in several of the given splits."""
+    shown = []
+    for group in groups[:_SHOWN]:
+        rows = np.flatnonzero((samples.groups == group) & (samples.splits != DRAWN))
+        _, first = np.unique(samples.splits[rows], return_index=True)
+        parts = (f"{SPLITS[samples.splits[row]]} ({samples.name(row)!r})" for row in rows[first])
+        shown.append(f"{group!r}: {', '.join(parts)}")
+    more = f" and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
+    return DatasetError(
+        f"{where!r}: {plural(len(groups), 'group')} in several given splits, {'; '.join(shown)}"
+        f"{more}: give all images of a group the same split, or none of them one, and it is drawn; "
+        "without group_by (--group-by), the splits are used as they are"
+    )

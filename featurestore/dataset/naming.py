@@ -74,9 +74,5 @@ def command_line(source: str, name: str, options: dict[str, Any]) -> str:
     if name != default_name(source):
         words += ["--name", name]
     for key, value in ScanOptions.of(options).model_dump(exclude_defaults=True).items():
-        option = key.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words += [f"--{option}", str(value)]
+        words += [f"--{key.replace('_', '-')}", str(value)]
     return shlex.join(words)

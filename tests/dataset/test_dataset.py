@@ -42,7 +42,6 @@ def test_neither_folder_nor_table(tmp_path: Path) -> None:
         ({"val": -0.1}, "val is -0.1: input should be greater than or equal to 0"),
         ({"val": float("nan")}, "val is nan"),
         ({"val": 0.5, "test": 0.5}, "their sum must be below 1"),
-        ({"stratify": "perhaps"}, "stratify is 'perhaps'"),
         ({"grup_by": "folder"}, "no option 'grup_by'; did you mean 'group_by'?"),
         ({"name": "a\nb"}, "data set name"),
         ({"group_by": "("}, "is not a regular expression"),
@@ -92,7 +91,7 @@ def test_renaming_and_moving_files_keep_the_digest(
             put(two / each / "deep" / f"IMG_{name}", number)
             put(moved / "all" / f"{number}.png", number)
         first, renamed = map(Dataset.open, (one, two))
-        plain, relabelled = (Dataset.open(each, stratify=False) for each in (one, moved))
+        plain, relabelled = (Dataset.open(each) for each in (one, moved))
     assert first.digest == renamed.digest == relabelled.digest
     assert first.manifest_digest == renamed.manifest_digest
     assert plain.splits.tolist() == relabelled.splits.tolist()

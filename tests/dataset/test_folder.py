@@ -177,17 +177,19 @@ def test_a_split_without_a_folder_is_drawn_from_train(tmp_path: Path) -> None:
         for number in range(40, 50):
             put(tmp_path / "test" / kind / f"{number}.png", at + number)
     found = Dataset.open(tmp_path, test=0.4, name="pets")
-    counts = {"train": 32, "val": 8, "test": 10}
-    assert found.summary()["classes"] == {"cat": counts, "dog": counts}
+    assert {"train/cat", "train/dog"} == splits_of(found)["val"] == splits_of(found)["train"]
+    assert [len(found.rows(each)) for each in ("train", "val", "test")] == [62, 18, 20]
     assert splits_of(found)["test"] == {"test/cat", "test/dog"}
     (said,) = found.problems
     assert said.reason.endswith("'test', 'train' are its splits; val (0.2) drawn from train")
     os.rename(tmp_path / "test", tmp_path / "val")
     other = Dataset.open(tmp_path, test=0.1, name="pets")
-    assert other.summary()["classes"]["cat"] == {"train": 36, "val": 10, "test": 4}
+    assert splits_of(other)["val"] == {"val/cat", "val/dog"}
+    assert splits_of(other)["test"] == {"train/cat", "train/dog"}
     shutil.rmtree(tmp_path / "val")
     alone = Dataset.open(tmp_path, name="pets")
-    assert alone.summary()["splits"] == {"train": 64, "val": 16, "test": 0}
+    assert splits_of(alone)["val"] == {"train/cat", "train/dog"}
+    assert "test" not in splits_of(alone)
 
 
 def test_split_folders_without_classes(tmp_path: Path) -> None:
@@ -226,17 +228,12 @@ def test_a_copy_in_two_split_folders_is_a_leak_and_stays_in_train(tmp_path: Path
     assert (len(found.rows("val")), len(found.rows("test"))) == (1, 2)
 
 
-def test_a_group_in_two_split_folders_stays_where_it_is(tmp_path: Path) -> None:
+def test_a_group_in_two_split_folders_is_refused(tmp_path: Path) -> None:
     for number in range(24):
         split = "test" if number % 12 == 0 else "train"
         put(tmp_path / split / "ill" / f"patient{number // 4}_{number}.png", number)
-    found = Dataset.open(tmp_path, group_by="patient[0-9]+", val=0.4)
-    for path, split in zip(found.paths, found.splits, strict=True):
-        given = Path(str(path)).relative_to(tmp_path).parts[0]
-        assert split == given or (given, split) == ("train", "val")
-    groups = {str(each.reason).split("'")[1] for each in of_kind(found, "group-conflict")}
-    assert groups == {"patient0", "patient3"}
-    assert len(found.rows("val")) == 8
+    with pytest.raises(DatasetError, match="2 groups in several given splits, 'patient0': train"):
+        Dataset.open(tmp_path, group_by="patient[0-9]+")
 
 
 def test_other_folders_beside_them_make_all_of_them_classes(tmp_path: Path) -> None:

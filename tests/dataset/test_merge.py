@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def test_contradictions_are_reported(tmp_path: Path) -> None:
     rows = [
         {"path": "b.png", "label": "dog", "split": "test", "who": "p2"},
         {"path": "a.png", "label": "cat", "split": "train", "who": "p1"},
-        {"path": "c.png", "label": "cat", "split": "test", "who": "p1"},
+        {"path": "c.png", "label": "cat", "split": "train", "who": "p1"},
     ]
     found = Dataset.open(table(tmp_path / "t.csv", rows), group_by="who")
     row = found.paths.index(str(tmp_path / "a.png"))
@@ -34,7 +35,6 @@ def test_contradictions_are_reported(tmp_path: Path) -> None:
     assert kinds == [
         "duplicate",
         "group-conflict",
-        "group-conflict",
         "label-conflict",
         "split-conflict",
     ]
@@ -44,7 +44,7 @@ def test_contradictions_are_reported(tmp_path: Path) -> None:
     assert "'cat'" in label.reason
     assert "'dog'" in label.reason
     assert "b.png" in label.reason
-    assert found.summary()["problem_counts"]["group-conflict"] == 2
+    assert found.summary()["problem_counts"]["group-conflict"] == 1
 
 
 def test_members_of_a_group_follow_the_given_split(tmp_path: Path) -> None:
@@ -126,25 +126,26 @@ def test_copies_and_groups_never_straddle(said: list[tuple[int, str | None]], se
     assert all(len(each) == 1 for each in splits.values())
 
 
-def test_stratifying_needs_classes() -> None:
-    for y, found in ((None, "are missing"), ([0.5, 1, 2, 3], "are numbers")):
-        with pytest.raises(
-            DatasetError, match=f"stratify=True needs classes, and the labels {found}"
-        ):
-            Dataset.from_arrays(X4, y, name="x", stratify=True)
-
-
-def test_groups_are_stratified_by_their_most_frequent_class() -> None:
-    X = arrays(list(range(120)))
-    groups = [f"patient {n // 4}" for n in range(120)]
-    y = ["ill" if n // 4 < 10 or n % 40 == 0 else "well" for n in range(120)]
-    found = Dataset.from_arrays(X, y, name="x", groups=groups)
-    members: dict[str, set[str]] = {}
-    for group, split in zip(found.groups, found.splits, strict=True):
-        members.setdefault(str(group), set()).add(split)
-    held_out = [int(group.split()[1]) for group, split in members.items() if split == {"val"}]
-    assert all(len(each) == 1 for each in members.values())
-    assert (sum(n < 10 for n in held_out), sum(n >= 10 for n in held_out)) == (2, 4)
+def test_a_group_in_several_given_splits_is_refused(tmp_path: Path) -> None:
+    rows = []
+    for number in range(20):
+        put(tmp_path / f"{number}.png", number)
+        split = "" if number == 19 else "test" if number < 8 else "train"
+        rows.append({"path": f"{number}.png", "split": split, "who": f"p{number % 5}"})
+    crossing = table(tmp_path / "t.csv", rows)
+    with pytest.raises(DatasetError) as refused:
+        Dataset.open(crossing, group_by="who")
+    found = str(refused.value)
+    assert re.search(r"5 groups .* 'p0': train \('.*/1[05].png'\), test \('.*/[05].png'\); 'p1'", found)
+    assert "'p2': " in found
+    assert "'p3': " not in found
+    assert " and 2 more: give all images of a group the same split" in found
+    assert "\n" not in found
+    assert set(Dataset.open(crossing).splits) >= {"train", "test"}
+    # What the message says to do: with none of its splits given, a group is drawn.
+    for row in rows:
+        row["split"] = ""
+    assert len(set(Dataset.open(table(crossing, rows), group_by="who", val=0.5).splits)) == 2
 
 
 def test_a_group_that_only_an_unreadable_image_has_is_none(tmp_path: Path) -> None:

@@ -61,15 +61,15 @@ def test_few_validation_rows_are_reported_in_one_line(tmp_path: Path) -> None:
     (problem,) = Dataset.open(root).problems
     assert (problem.kind, problem.path) == ("few-rows", str(root))
     assert problem.reason == (
-        "fewer than 5 rows of a class in val ('cat' 2, 'dog' 3, 'newt' 4): metrics on them are "
+        "fewer than 5 rows of a class in val ('cat' 1, 'dog' 3): metrics on them are "
         "rough; add images or larger fractions"
     )
     assert repr(Dataset.open(root)).endswith("problems=1)")
     assert Dataset.open(root, val=0).problems == []
     both = Dataset.open(root, val=0.4, test=0.1).problems[0].reason
-    assert "in val ('cat' 3) and test ('cat' 1, 'dog' 1, 'newt' 2)" in both
+    assert "in val ('cat' 4) and test ('dog' 1, 'newt' 1, 'cat' 2)" in both
     many = Dataset.open(folder(tmp_path / "many", **{f"kind {n}": 9 for n in range(6)}))
-    assert "('kind 0' 2, 'kind 1' 2, 'kind 2' 2 and 3 more classes)" in many.problems[0].reason
+    assert "('kind 0' 1, 'kind 1' 2, 'kind 2' 2 and 3 more classes)" in many.problems[0].reason
 
 
 def test_few_validation_rows_of_numbers_and_of_no_labels() -> None:

@@ -16,12 +16,11 @@ def test_heads_on_a_former_state_are_stale_and_apart(
     make_features: MakeFeatures, store: FeatureStore
 ) -> None:
     labels = ["a", "b", "c"] * 20
-    drawn = {"val": 0.3, "stratify": False}  # relabelling changes no split
-    first = make_features(labels, noise=0.1, **drawn)
+    first = make_features(labels, noise=0.1)
     old = fit_head(first, "ridge")
-    relabelled = make_features(["b", "b", "b", *labels[3:]], noise=0.1, **drawn, ref="other:avg")
+    relabelled = make_features(["b", "b", "b", *labels[3:]], noise=0.1, ref="other:avg")
     new = fit_head(relabelled, "ridge")
-    split_again = Features(first.group, samples(labels, 60, "toys", **drawn, seed=1), store)
+    split_again = Features(first.group, samples(labels, 60, "toys", seed=1), store)
     never_added = fit_head(split_again, "ridge")
 
     table = leaderboard("toys", store)
@@ -34,7 +33,7 @@ def test_heads_on_a_former_state_are_stale_and_apart(
     with pytest.raises(HeadError, match=r"on 2 states of data set 'toys', whose metrics cannot"):
         best([old, new])
 
-    make_features(labels + ["a"] * 6, noise=0.1, **drawn)
+    make_features(labels + ["a"] * 6, noise=0.1)
     found = {row["head"]: row["stale"] for row in leaderboard(store=store)}
     assert found[old.id] == "samples (6 added)"
     assert found[new.id] == "samples (6 added), labels (2)"

@@ -213,7 +213,7 @@ def test_rows_that_stopped_a_head_early_chose_it_too(
 def test_a_stale_head_says_so(make_features: MakeFeatures, backbone: Backbone) -> None:
     features = make_features(CLASSES * 10)
     head = fit_head(features, "logistic")
-    head.store.datasets.add(again(features, ["bee", *(CLASSES * 10)[1:]], stratify=False))
+    head.store.datasets.add(again(features, ["bee", *(CLASSES * 10)[1:]]))
     with pytest.warns(
         FeatureStoreWarning, match=r"is stale: it was fitted on another state of toys: labels \(1\)"
     ):

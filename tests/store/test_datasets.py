@@ -237,15 +237,13 @@ def record(photo_store: FeatureStore, data: str, **options: object) -> Dataset:
 
 
 def test_a_folder_is_scanned_as_before_unless_asked_otherwise(photo_store: FeatureStore) -> None:
-    record(photo_store, "photos", val=0.5, seed=9, stratify=False, name="mine")
+    record(photo_store, "photos", val=0.5, seed=9, name="mine")
 
     again = photo_store.datasets.open("photos")
-    changed = photo_store.datasets.open("photos", val=0.1, stratify=True, test=None)
+    changed = photo_store.datasets.open("photos", val=0.1, test=None)
 
     assert (again.name, again.options) == ("mine", {**again.options, "val": 0.5, "seed": 9})
-    assert again.options["stratify"] is False
     assert (changed.name, changed.options["val"], changed.options["seed"]) == ("mine", 0.1, 9)
-    assert changed.options["stratify"] is True
     assert changed.digest == again.digest
 
 
