@@ -55,12 +55,13 @@ SUFFIXES = {
 }  # fmt: skip
 # Reasons of a file that need not be an image at all.
 UNKNOWN, EMPTY = "not an image in a supported format", "empty file"
+# A reason of the moment, not of the file.
+NO_MEMORY = "not enough memory to decode it"
 # Pillow's own limit, whose global any code in the process may change.
 MAX_PIXELS = 89_478_485
 # The most that a JPEG can have; TensorFlow resizes longer images slowly, or not at all.
 MAX_SIDE = 65_535
 
-_PLAIN = {"1", "L", "RGB", "RGBA", "LA", "CMYK", "YCbCr"}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,6 +75,8 @@ _TURNS = {
 # Pixels that all threads decode at a time: with resizing, about 4 GB at most.
 _AT_ONCE = 2 * MAX_PIXELS
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+# What Pillow multiplies grey pixels of 2 and 4 bits by.
+_SCALES = {"L;2": 85, "L;4": 17}
 
 
 class _Room:
@@ -130,12 +133,7 @@ def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
     >>> decode(buffer.getvalue()).shape
     (2, 4, 3)
     """
-    with _explained():
-        image = _open(data)
-    with _ROOM.taken(image.width * image.height):
-        with _explained():
-            pixels = _pixels(image)
-        return pixels if then is None else then(pixels)
+    return _decode(data, then)
 
 
 def check(data: bytes) -> str | None:
@@ -145,23 +143,26 @@ def check(data: bytes) -> str | None:
     accept truncated images.
     """
     try:
-        with _explained():
-            _check(_open(data))
+        _decode(data, draft=True)
     except ImageError as error:
         return str(error)
     return None
 
 
-def _check(image: ImageFile.ImageFile) -> None:
-    pixels = image.width * image.height
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        # Pillow holds all coefficients of a progressive JPEG, at whatever size it computes.
-        pixels //= 2 if image.info.get("progressive") else 32
-        image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
-    with _ROOM.taken(pixels):
-        image.load()
-        if image.mode not in _PLAIN or "transparency" in image.info:
-            _rgb(image)
+def _decode(
+    data: bytes, then: Callable[[np.ndarray], Any] | None = None, *, draft: bool = False
+) -> Any:
+    with _explained():
+        image = _open(data)
+        room = image.width * image.height
+        if draft and isinstance(image, JpegImagePlugin.JpegImageFile):
+            # Pillow holds all coefficients of a progressive JPEG, at whatever size it computes.
+            room //= 2 if image.info.get("progressive") else 32
+            image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
+    with _ROOM.taken(room):
+        with _explained():
+            pixels = _pixels(image)
+        return pixels if then is None else then(pixels)
 
 
 def _pixels(image: ImageFile.ImageFile) -> np.ndarray:
@@ -177,8 +178,10 @@ def _pixels(image: ImageFile.ImageFile) -> np.ndarray:
 def _explained() -> Iterator[None]:
     try:
         yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:
+        raise ImageError(NO_MEMORY) from error
     except Exception as error:  # Pillow's plugins raise any type on damaged input
         raise ImageError(_reason(error)) from error
 
@@ -244,6 +247,13 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         tile = [int(image.tag_v2.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
         if tile[0] * tile[1] > MAX_PIXELS:
             raise ImageError(f"tiles of {tile[0]} × {tile[1]} pixels, beyond the limit")
+    if image.format == "PNG" and "transparency" in image.info:
+        # Pillow compares the key colour, which it leaves as it is, with pixels scaled to 8 bits.
+        rawmode = image.tile[0][3]
+        if rawmode == "RGB;16B":
+            raise ImageError("a key colour of 16 bits a channel; save it with an alpha channel")
+        if rawmode in _SCALES:
+            image.info["transparency"] *= _SCALES[rawmode]
     return image
 
 
@@ -284,9 +294,9 @@ def _high_byte(values: np.ndarray, key: int | None) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Any:
-    if len(image.info.get("exif", b"")) > MOST_EXIF:
-        return 1
     try:
+        if len(image.info.get("exif") or b"") > MOST_EXIF:  # None for a HEIC without EXIF
+            return 1
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises any type; viewers show such a file upright
         return 1

@@ -144,6 +144,33 @@ def test_key_colour_is_transparent(mode: str, key: object) -> None:
     assert pixels[0, 1].tolist() == ([255] * 3 if mode == "1" else [90] * 3)
 
 
+def png(kind: int, bits: int, data: bytes, key: bytes) -> bytes:
+    """A PNG of one row of two pixels with a key colour."""
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 2, 1, bits, kind, 0, 0, 0),
+        b"tRNS": key,
+        b"IDAT": zlib.compress(b"\0" + data),
+        b"IEND": b"",
+    }
+    found = b"\x89PNG\r\n\x1a\n"
+    for name, content in parts.items():
+        check = struct.pack(">I", zlib.crc32(name + content))
+        found += struct.pack(">I", len(content)) + name + content + check
+    return found
+
+
+@pytest.mark.parametrize(("bits", "data", "grey"), [(2, b"\x60", 170), (4, b"\x12", 34)])
+def test_key_colour_of_few_bits(bits: int, data: bytes, grey: int) -> None:
+    pixels = images.decode(png(0, bits, data, b"\0\1"))  # the first pixel is 1, the second 2
+    assert pixels[0].tolist() == [[255] * 3, [grey] * 3]
+
+
+def test_a_key_colour_of_16_bits_a_channel_is_refused() -> None:
+    data = png(2, 16, bytes(range(12)), bytes(range(6)))
+    assert images.check(data) == verdict(data)
+    assert "a key colour of 16 bits a channel" in str(verdict(data))
+
+
 def test_grey_and_one_bit_are_replicated() -> None:
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert np.array_equal(images.decode(encoded(Image.fromarray(grey))), np.stack([grey] * 3, -1))
@@ -331,3 +358,21 @@ def test_heic_is_read_where_its_plugin_is_installed() -> None:
     assert np.abs(pixels.astype(int) - (200, 10, 10)).max() < 8
     assert images.check(buffer.getvalue()) is None
     assert images.check(buffer.getvalue()[:-20]) is not None
+
+
+def test_heic_without_exif_is_read() -> None:
+    pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    images.reader()  # registers the format
+    Image.new("RGB", (64, 48), (200, 10, 10)).save(buffer, "HEIF")
+    assert images.check(buffer.getvalue()) is None
+    assert images.decode(buffer.getvalue()).shape == (48, 64, 3)
+
+
+def test_memory_that_runs_out_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(image: ImageFile.ImageFile) -> None:
+        raise MemoryError
+
+    data = encoded(photo())
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert images.check(data) == verdict(data) == images.NO_MEMORY

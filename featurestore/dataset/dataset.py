@@ -20,12 +20,12 @@ from featurestore.dataset.opening import scan_source
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem, problem_lines
 from featurestore.dataset.samples import Samples
-from featurestore.dataset.scan import read_scanned
+from featurestore.dataset.scan import forget, read_scanned
 from featurestore.dataset.source import absolute
 from featurestore.dataset.splits import SPLITS, Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
 from featurestore.digests import ROW_BYTES, digest_set, unpacked
-from featurestore.errors import DatasetError
+from featurestore.errors import DatasetError, ImageError
 from featurestore.listening import OnEvent
 from featurestore.table import show_html
 
@@ -378,9 +378,24 @@ class Dataset:
 
         ``then`` is applied to the image, such as a resize, and its result is returned instead: see
         :func:`featurestore.images.decode`.
+
+        Raises
+        ------
+        DatasetError, SourceChangedError
+            As :meth:`read`.
+        ImageError
+            If it does not decode here, although it did when it was scanned.
         """
-        if self.samples.path(row) is not None:
-            return images.decode(self.read(row), then)
+        if (path := self.samples.path(row)) is not None:
+            try:
+                return images.decode(self.read(row), then)
+            except ImageError as error:
+                forget(path)
+                again = self.scan_command or "open the DataFrame again"
+                raise ImageError(
+                    f"{path!r} does not decode here, although it did when it was scanned: {error}; "
+                    f"to leave it out, scan again: `{again}`"
+                ) from error
         array = in_memory.checked(self, row)
         pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
         return pixels if then is None else then(pixels)

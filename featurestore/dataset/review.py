@@ -132,6 +132,6 @@ def _few_rows(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]
     if found:
         reason = (
             f"fewer than {FEW_ROWS} rows of a class in {' and '.join(found)}: metrics on them are "
-            "rough; add images or larger fractions"
+            "rough: train with folds (--folds 5), add images, or hold out larger fractions"
         )
         yield Problem("few-rows", where, reason)

@@ -86,6 +86,8 @@ def _scan_one(source: str, known: Verdict | None) -> Verdict:
         return Verdict(None, str(error))
     verdict = Verdict(digest_bytes(data), images.check(data))
     after = _status(source)
+    if verdict.reason == images.NO_MEMORY:
+        return verdict
     if before is None or after is None or stamp(before) != stamp(after):
         return verdict
     if max(before.st_mtime_ns, before.st_ctime_ns) > started - _RACY_NS:
@@ -118,9 +120,14 @@ def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
         raise DatasetError(f"{path!r}: {error}; {remedy()}") from error
     found = digest_bytes(data)
     if found != digest:
-        with closing(ScanCache()) as cache:
-            cache.forget(path)
+        forget(path)
         raise SourceChangedError(
             f"{path!r} has changed since it was scanned: {found}, expected {digest}; {remedy()}"
         )
     return data
+
+
+def forget(path: str) -> None:
+    """Let the next scan read a file, whatever the cache says."""
+    with closing(ScanCache()) as cache:
+        cache.forget(path)

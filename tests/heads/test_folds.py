@@ -122,7 +122,7 @@ def test_keras_heads_and_views_are_validated_too(maps: Features) -> None:
         ({"folds": 1}, "folds"),
         (
             {"folds": 100},
-            "has 33 training rows in its train split, too few for 100 folds; take folds=33 at most",
+            "has 34 training rows in its train split, too few for 100 folds; take folds=34 at most",
         ),
         ({"seeds": 3}, "set folds too"),
         ({"folds": 3, "seeds": 0}, "seeds"),

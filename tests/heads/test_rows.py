@@ -54,8 +54,8 @@ def test_a_class_that_only_other_splits_have(make_features: MakeFeatures) -> Non
 def test_a_class_with_one_sample_is_learned_and_not_measured(
     make_features: MakeFeatures, head: str
 ) -> None:
-    features = make_features(["a", "b"] * 10 + ["z"] + ["y"] * 2, noise=0.1, test=0.2)
-    assert features.dataset.splits[features.dataset.labels == "z"].tolist() == ["train"]
+    splits = ["train"] * 16 + ["val"] * 4 + ["train", "train", "val"]
+    features = make_features(["a", "b"] * 10 + ["z"] + ["y"] * 2, noise=0.1, splits=splits)
     params = {"epochs": 2} if head == "dense" else {"n_neighbors": 1} if head == "knn" else {}
     fitted = fit_head(features, head, params)
     (problem,) = fitted.problems

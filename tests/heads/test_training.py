@@ -46,7 +46,7 @@ def test_streaming_from_the_store(maps: Features, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rows_module, "IN_MEMORY", 0)
     monkeypatch.setattr(rows_module, "STREAMED_ROWS", 7)
     streamed = fit_head(maps, "dense", QUICK, save=False)
-    assert streamed.metrics["train"]["accuracy"] > 0.8
+    assert streamed.metrics["train"]["accuracy"] > 0.6
     X, y = maps.arrays("val")
     assert (streamed.predict(X) == y).mean() == streamed.metrics["val"]["accuracy"]
 
