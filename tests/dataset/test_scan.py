@@ -9,7 +9,7 @@ import pytest
 
 from featurestore.dataset import Dataset, Scanned, scan
 from featurestore.digests import digest_bytes
-from featurestore.errors import DatasetError, InputError, SourceChangedError
+from featurestore.errors import DatasetError, ImageError, InputError, SourceChangedError
 from tests.dataset.conftest import LONG_AGO, folder, of_kind, one_line, png, put, reads, wrong
 
 
@@ -166,3 +166,26 @@ def test_a_file_that_changed_or_is_gone(tmp_path: Path) -> None:
     with pytest.raises(SourceChangedError, match="has changed since it was scanned") as changed:
         found.image(0)
     assert command in one_line(changed.value)
+
+
+@pytest.mark.usefixtures("later")
+def test_an_image_that_no_longer_decodes_is_named_and_left_out_by_the_next_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder(tmp_path / "pets", cat=3)
+    found = Dataset.open(root)
+
+    def load(image: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(ImageError) as caught:
+        found.image(1)
+    assert str(caught.value) == (
+        f"{found.paths[1]!r} does not decode here, although it did when it was scanned: not enough "
+        f"memory to decode it; to leave it out, scan again: `featurestore scan {root}`"
+    )
+    (left_out,) = of_kind(Dataset.open(root), "quarantined")
+    assert (left_out.path, left_out.reason) == (found.paths[1], "not enough memory to decode it")
+    monkeypatch.undo()
+    assert len(Dataset.open(root)) == 3
