@@ -185,15 +185,14 @@ def _splits(samples: Samples, how: Splits, from_train: bool, where: str) -> np.n
 
 def _crossing(samples: Samples, groups: np.ndarray, where: str) -> DatasetError:
     """Return the error for groups that lie in several of the given splits."""
+    given = samples.splits != DRAWN
     shown = []
     for group in groups[:_SHOWN]:
-        rows = np.flatnonzero((samples.groups == group) & (samples.splits != DRAWN))
-        _, first = np.unique(samples.splits[rows], return_index=True)
-        parts = (f"{SPLITS[samples.splits[row]]} ({samples.name(row)!r})" for row in rows[first])
-        shown.append(f"{group!r}: {', '.join(parts)}")
+        codes = np.unique(samples.splits[given & (samples.groups == group)])
+        shown.append(f"{group!r} ({', '.join(SPLITS[code] for code in codes)})")
     more = f" and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
     return DatasetError(
-        f"{where!r}: {plural(len(groups), 'group')} in several given splits, {'; '.join(shown)}"
-        f"{more}: give all images of a group the same split, or none of them one, and it is drawn; "
-        "without group_by (--group-by), the splits are used as they are"
+        f"{where!r}: {plural(len(groups), 'group')} in several of the given splits, such as "
+        f"{', '.join(shown)}{more}: give all images of a group the same split, or none of them "
+        "one, and it is drawn; without group_by (--group-by), the splits are used as they are"
     )

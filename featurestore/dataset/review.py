@@ -77,6 +77,28 @@ def _labels(labels: Labels) -> Iterator[str]:
         if name.casefold() in _LIKE_MISSING:
             shown = plural(count, "row")
             yield f"{name!r} is a class ({shown}): leave the cell empty if it means no label"
+    yield from _combined(list(counts))
+
+
+def _combined(names: list[str]) -> Iterator[str]:
+    """Say that classes look like several labels per image, such as ``red;blue`` and ``blue``.
+
+    Few parts make up all classes, in changing places. In names such as ``Paris, Texas`` and
+    ``Austin, Texas`` each part keeps its place.
+    """
+    for mark in ";|,":
+        places: dict[str, set[int]] = {}
+        for name in names:
+            for at, part in enumerate(name.split(mark)):
+                places.setdefault(part.strip(), set()).add(at)
+        if len(places) <= len(names) and any(len(each) > 1 for each in places.values()):
+            combined = next(name for name in names if mark in name)
+            yield (
+                f"{len(names):,} classes made of {plural(len(places), 'part')} with {mark!r}, such "
+                f"as {combined!r}, look like several labels per image: each combination and order "
+                "is a class. Only one label per image is supported; for several, train your own "
+                "estimator on the features (docs/heads.md, Several labels per image)"
+            )
 
 
 def _similar(names: Iterable[str]) -> list[list[str]]:

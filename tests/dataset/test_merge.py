@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -136,10 +135,8 @@ def test_a_group_in_several_given_splits_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as refused:
         Dataset.open(crossing, group_by="who")
     found = str(refused.value)
-    assert re.search(r"5 groups .* 'p0': train \('.*/1[05].png'\), test \('.*/[05].png'\); 'p1'", found)
-    assert "'p2': " in found
-    assert "'p3': " not in found
-    assert " and 2 more: give all images of a group the same split" in found
+    shown = ", ".join(f"'p{number}' (train, test)" for number in range(3))
+    assert f"5 groups in several of the given splits, such as {shown} and 2 more: give " in found
     assert "\n" not in found
     assert set(Dataset.open(crossing).splits) >= {"train", "test"}
     # What the message says to do: with none of its splits given, a group is drawn.
