@@ -394,7 +394,7 @@ class Dataset:
                 again = self.scan_command or "open the DataFrame again"
                 raise ImageError(
                     f"{path!r} does not decode here, although it did when it was scanned: {error}; "
-                    f"to leave it out, scan again: `{again}`"
+                    f"scanning again leaves it out: `{again}`"
                 ) from error
         array = in_memory.checked(self, row)
         pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)

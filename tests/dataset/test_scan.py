@@ -183,7 +183,7 @@ def test_an_image_that_no_longer_decodes_is_named_and_left_out_by_the_next_scan(
         found.image(1)
     assert str(caught.value) == (
         f"{found.paths[1]!r} does not decode here, although it did when it was scanned: not enough "
-        f"memory to decode it; to leave it out, scan again: `featurestore scan {root}`"
+        f"memory to decode it; scanning again leaves it out: `featurestore scan {root}`"
     )
     (left_out,) = of_kind(Dataset.open(root), "quarantined")
     assert (left_out.path, left_out.reason) == (found.paths[1], "not enough memory to decode it")
