@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore import images
 from featurestore.dataset import arrays as in_memory
 from featurestore.dataset import manifest
 from featurestore.dataset.labels import Task
@@ -20,12 +19,12 @@ from featurestore.dataset.opening import scan_source
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem, problem_lines
 from featurestore.dataset.samples import Samples
-from featurestore.dataset.scan import forget, read_scanned
+from featurestore.dataset.scan import decode_scanned, read_scanned
 from featurestore.dataset.source import absolute
 from featurestore.dataset.splits import SPLITS, Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
 from featurestore.digests import ROW_BYTES, digest_set, unpacked
-from featurestore.errors import DatasetError, ImageError
+from featurestore.errors import DatasetError
 from featurestore.listening import OnEvent
 from featurestore.table import show_html
 
@@ -377,25 +376,11 @@ class Dataset:
         """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
 
         ``then`` is applied to the image, such as a resize, and its result is returned instead: see
-        :func:`featurestore.images.decode`.
-
-        Raises
-        ------
-        DatasetError, SourceChangedError
-            As :meth:`read`.
-        ImageError
-            If it does not decode here, although it did when it was scanned.
+        :func:`featurestore.images.decode`. ImageError, with its path, if it no longer decodes.
         """
         if (path := self.samples.path(row)) is not None:
-            try:
-                return images.decode(self.read(row), then)
-            except ImageError as error:
-                forget(path)
-                again = self.scan_command or "open the DataFrame again"
-                raise ImageError(
-                    f"{path!r} does not decode here, although it did when it was scanned: {error}; "
-                    f"scanning again leaves it out: `{again}`"
-                ) from error
+            again = self.scan_command or "open the DataFrame again"
+            return decode_scanned(path, self.read(row), again, then)
         array = in_memory.checked(self, row)
         pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
         return pixels if then is None else then(pixels)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from featurestore import images
 from featurestore.dataset.scan_cache import ScanCache, Verdict, stamp
 from featurestore.dataset.source import UnreadableError, is_uri, read, readers
 from featurestore.digests import EMPTY_CHECKSUM, digest_bytes, packed
-from featurestore.errors import DatasetError, SourceChangedError
+from featurestore.errors import DatasetError, ImageError, SourceChangedError
 from featurestore.listening import OnEvent, receiver
 from featurestore.threads import map_ahead
 
@@ -120,14 +121,35 @@ def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
         raise DatasetError(f"{path!r}: {error}; {remedy()}") from error
     found = digest_bytes(data)
     if found != digest:
-        forget(path)
+        _forget(path)
         raise SourceChangedError(
             f"{path!r} has changed since it was scanned: {found}, expected {digest}; {remedy()}"
         )
     return data
 
 
-def forget(path: str) -> None:
+def decode_scanned(
+    path: str, data: bytes, again: str, then: Callable[[np.ndarray], Any] | None
+) -> Any:
+    """Decode a file that decoded when it was scanned; ``again`` is how to scan it again.
+
+    Raises
+    ------
+    ImageError
+        If it does not decode here, for example without a plugin. The next scan then decodes it,
+        whatever the cache says.
+    """
+    try:
+        return images.decode(data, then)
+    except ImageError as error:
+        _forget(path)
+        raise ImageError(
+            f"{path!r} does not decode here, although it did when it was scanned: {error}; "
+            f"scanning again leaves it out: `{again}`"
+        ) from error
+
+
+def _forget(path: str) -> None:
     """Let the next scan read a file, whatever the cache says."""
     with closing(ScanCache()) as cache:
         cache.forget(path)
