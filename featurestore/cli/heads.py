@@ -15,7 +15,7 @@ from featurestore.cli.options import (
     variant_options,
     view_options,
 )
-from featurestore.cli.output import Progress, print_json, print_table, say
+from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
@@ -229,18 +229,19 @@ def sweep_command(
     """
     from featurestore.heads import leaderboard
     from featurestore.heads.listing import heads_layout
-    from featurestore.pipeline.sweep import sweep
+    from featurestore.pipeline.sweep import fit_sweep
 
     opened = FeatureStore(store)
     options: dict[str, Any] = {"folds": folds, "seeds": seeds, "halving": halving}
     options["cluster"] = cluster
     with Progress() as progress, prints_on_stderr():
-        found = sweep(file, opened, **options, on_event=progress)
+        found, failed = fit_sweep(file, opened, **options, on_event=progress)
     fitted = {head.id for head in found}
     datasets = {head.lineage["dataset"]["name"] for head in found}
     listed = [row for name in datasets for row in leaderboard(name, opened, heads=fitted)]
     rows = Table(listed, heads_layout)
     print_json(rows) if as_json else print_table(rows)
+    refuse_failed(failed, as_json)
 
 
 @click.command("heads")

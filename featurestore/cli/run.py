@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featurestore.cli.options import cluster_options, json_option, store_option
-from featurestore.cli.output import Progress, print_json, print_table, say
+from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.store.variants import tell_apart
 from featurestore.table import Grid, cell
@@ -42,10 +42,11 @@ def run_command(
         manifest = run(pipeline, store, runs=runs, cluster=cluster, on_event=progress)
     if as_json:
         print_json(manifest)
-        return
-    print_heads(manifest)
-    print_promotion(manifest)
-    click.echo(f"results: {manifest['folder']}  ({manifest['seconds']:.0f} s)")
+    else:
+        print_heads(manifest)
+        print_promotion(manifest)
+        click.echo(f"results: {manifest['folder']}  ({manifest['seconds']:.0f} s)")
+    refuse_failed(manifest["failed"], as_json)
 
 
 def print_heads(manifest: dict[str, Any], most: int = 15) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
-from featurestore.errors import ActivationError, BackboneError, DatasetError
+from featurestore.errors import ActivationError, BackboneError, DatasetError, HeadError
 from featurestore.extraction.cluster import ClusterLike
 from featurestore.heads.folds import FOLDS, common
 from featurestore.listening import receiver
@@ -31,7 +31,7 @@ from featurestore.pipeline.record import (
 )
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
-from featurestore.pipeline.sweep import augmentation_of, cluster_of, fit_all
+from featurestore.pipeline.sweep import Failed, augmentation_of, cluster_of, fit_all
 from featurestore.scratch import written
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
@@ -75,7 +75,8 @@ def run(
     Returns
     -------
     dict
-        The manifest, as JSON values, and ``folder``.
+        The manifest, as JSON values, and ``folder``. Heads that cannot be fitted are in ``failed``,
+        and a FeatureStoreWarning says so; the others go on.
 
     Raises
     ------
@@ -117,7 +118,7 @@ class _Run:
             part.write_text(self.file.text, "utf-8", newline="")
         extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
         with self.cluster.heads(self.on_event):
-            fitted = self._heads(extracted, selection)
+            fitted, failed = self._heads(extracted, selection)
         head, source = self._choose(fitted, selection)
         promotion = self._promote(head, source, dataset, folder, selection["split"])
         manifest = {
@@ -137,6 +138,7 @@ class _Run:
             ],
             **former_fields(extracted),
             "heads": head_rows(fitted, selection, head.id),
+            "failed": failed,
             "selection": selection,
             "selected": head.id,
             "promotion": promotion,
@@ -254,29 +256,32 @@ class _Run:
 
     def _heads(
         self, extracted: list[tuple[Source, Extraction]], selection: dict[str, str]
-    ) -> Fitted:
+    ) -> tuple[Fitted, list[Failed]]:
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads.values()}
         self.on_event(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
         everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
         found: dict[str, tuple[Head, Source]] = {}
+        failed: list[Failed] = []
         for source, extraction in extracted:
             heads = everywhere if source.is_pixels else self.spec.heads
             for features in extraction.values():
                 if any(head.takes(features.ref) for head in heads):
                     self.on_event(StageStarted("heads", f"on {features.ref} by {source.name}"))
-                for head in fit_all(features, heads, self.spec, self.on_event):
-                    found[head.id] = head, source
+                fitted, errors = fit_all(features, heads, self.spec, self.on_event)
+                found |= {head.id: (head, source) for head in fitted}
+                failed += errors
+        if all(source.is_pixels for _, source in found.values()):
+            raise HeadError(failed[0]["error"])
         self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")
         # Stored heads may have more seeds than the file asks for; only equal folds compare.
-        fitted = list(found.values())
-        shared = common([head.folds for head, _ in fitted])
+        shared = common([head.folds for head, _ in found.values()])
         if shared is None:
-            return fitted
+            return list(found.values()), failed
         return [
             (replace(head, folds=folds), source)
-            for (head, source), folds in zip(fitted, shared, strict=True)
-        ]
+            for (head, source), folds in zip(found.values(), shared, strict=True)
+        ], failed
 
     def _choose(self, fitted: Fitted, selection: dict[str, str]) -> tuple[Head, Source]:
         """Return the best head on features; for a promotion, the best that can be promoted."""
