@@ -69,7 +69,9 @@ def fit_estimators(tasks: Sequence[Task], rows: Rows) -> Iterator[Fitted | HeadE
             )
             some = jobs[done : done + 1] if alone else jobs[done:]
             try:
-                for found in parallel(joblib.delayed(_fit_there)(os.getpid(), *job) for job in some):
+                for found in parallel(
+                    joblib.delayed(_fit_there)(os.getpid(), *job) for job in some
+                ):
                     done += 1
                     yield found
             except Exception as error:

@@ -265,4 +265,4 @@ def _check_values(estimator: Any, name: str) -> None:
             try:
                 part._validate_params()
             except InvalidParameterError as error:
-                raise HeadError(f"head {name!r}: {one_line(error)}") from error
+                raise HeadError(f"head {name!r}: {one_line(error).rstrip(".")}") from error

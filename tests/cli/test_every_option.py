@@ -366,9 +366,11 @@ def known(kind: type[Settings], under: str = "") -> Iterator[tuple[str, Any]]:
 
 def literals(annotation: Any) -> list[Any]:
     inner = get_args(annotation)
-    return [each for arg in inner for each in literals(arg)] if inner else [
-        annotation for _ in "." if isinstance(annotation, str)
-    ]
+    return (
+        [each for arg in inner for each in literals(arg)]
+        if inner
+        else [annotation for _ in "." if isinstance(annotation, str)]
+    )
 
 
 @pytest.mark.parametrize(
