@@ -19,6 +19,7 @@ from featurestore.cli.options import (
     store_option,
 )
 from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
+from featurestore.errors import ImageError
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.report import USES, precision_note, splits_grid, threshold_note
 from featurestore.store import FeatureStore
@@ -310,7 +311,8 @@ def predict_command(
     """Predict the classes or values of images with a promoted model.
 
     IMAGE is a file, a folder of files, a table of files, or - for a list of files on stdin, one a
-    line. The columns of a table are kept.
+    line. The columns of a table are kept. Images that cannot be read are named on stderr and get
+    no label; the others are predicted, and the exit status is 1.
 
     \b
     Example:
@@ -341,6 +343,8 @@ def predict_command(
         click.echo(f"{plural(len(predictions), 'row')} in {output}")
     else:
         print_table(predictions)
+    if failed := sum(each.problem is not None for each in predictions):
+        raise ImageError(f"{failed:,} of {plural(len(predictions), 'image')} cannot be read")
 
 
 def _document(prediction: Prediction) -> dict[str, Any]:

@@ -265,4 +265,5 @@ def _check_values(estimator: Any, name: str) -> None:
             try:
                 part._validate_params()
             except InvalidParameterError as error:
-                raise HeadError(f"head {name!r}: {one_line(error).rstrip(".")}") from error
+                text = one_line(error).rstrip(".")
+                raise HeadError(f"head {name!r}: {text}") from error
