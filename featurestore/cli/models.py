@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from featurestore.cli.options import (
-    Command,
+    Function,
+    command,
     image_column_option,
     json_option,
     label_column_option,
@@ -33,7 +34,7 @@ SHOWN = 20
 _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items()}
 
 
-@click.command("promote")
+@command("promote")
 @click.argument("head", required=False)
 @click.option(
     "--best",
@@ -186,7 +187,7 @@ classes_option = click.option(
 )
 
 
-def table_option(what: str) -> Callable[[Command], Command]:
+def table_option(what: str) -> Callable[[Function], Function]:
     """Return the option of a file to write rows to."""
     return click.option(
         "-o",
@@ -197,7 +198,7 @@ def table_option(what: str) -> Callable[[Command], Command]:
     )
 
 
-@click.command("evaluate")
+@command("evaluate")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("data")
 @classes_option
@@ -291,7 +292,7 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     return f"{text}: nothing here says how good it is on new images"
 
 
-@click.command("predict")
+@command("predict")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @classes_option

@@ -103,4 +103,4 @@ _FAILED = {"name": "failed head", "params": "parameters", "error": "why"}
 def print_table(table: Grid | Table[Any]) -> None:
     """Print a table as its terminal shows it best, or plainly for a pipe."""
     terminal = sys.stdout.isatty()
-    click.echo(table.text(terminal=terminal, bold=terminal))
+    click.echo(with_store(table.text(terminal=terminal, bold=terminal)))

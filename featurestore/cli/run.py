@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import cluster_options, json_option, store_option
+from featurestore.cli.options import cluster_options, command, json_option, store_option
 from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.store.variants import tell_apart
 from featurestore.table import Grid, cell
 
 
-@click.command("run")
+@command("run")
 @click.argument("pipeline", metavar="PIPELINE.yaml")
 @click.option(
     "--runs",
@@ -53,7 +53,7 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     """Print the heads of a run, best first, each with the same head on raw pixels."""
     from featurestore.heads.compare import sort_key
     from featurestore.heads.folds import FOLDS
-    from featurestore.heads.listing import TIED, over_folds, with_differing_params
+    from featurestore.heads.listing import TIED, over_folds, with_found_params
 
     split, metric = manifest["selection"]["split"], manifest["selection"]["metric"]
     held_out = next(
@@ -81,7 +81,7 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     fields = ["chosen", "name", "params", *several, *variants, "layer"]
     fields += [*dict.fromkeys((column, reported)), *(["pixels"] if pixels else [])]
     fields += ["seconds", "head"]
-    print_table(Grid(with_differing_params(rows), fields, headings, cut="params"))
+    print_table(Grid(with_found_params(rows), fields, headings, cut="params"))
     if split == FOLDS:
         click.echo(TIED)
     if more > 0:

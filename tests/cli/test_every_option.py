@@ -103,6 +103,7 @@ BEFORE = {
     f"{TRAIN} knn --views 1 --augmentation flips.yaml": f"{EXTRACT} --views 1 --augmentation "
     "flips.yaml",
     "heads --tag a": "tag logistic a",
+    "train photos --again": "scan photos --val 0.4",
     "promote --best -o new.keras": "tag logistic a",
 }
 
