@@ -9,7 +9,7 @@ from typing import Any
 from featurestore.heads.folds import FOLDS, common, mean_and_spread
 from featurestore.heads.scores import SCORES
 from featurestore.store.variants import FIELDS, tell_apart
-from featurestore.table import Grid, plural, printable, size
+from featurestore.table import Grid, cell, plural, printable, size
 
 # Below a table of heads that were compared over folds.
 TIED = "= not significantly different from the best (paired t-test over the folds, p > 0.05)"
@@ -43,9 +43,17 @@ def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
         yield plural(len(fresh), "head")
         if former:
             count = f"{plural(len(former), 'stale head')}, on former samples, labels or splits"
+            known = set(map(_settings, fresh))
             again = printable(f"`featurestore train {shlex.quote(name)} --again`")
-            yield f"\n{count}; {again} fits them on those of now:"
+            advice = f"; {again} fits them on those of now"
+            yield f"\n{count}{'' if known.issuperset(map(_settings, former)) else advice}:"
             yield _heads(former, ["stale"])
+
+
+def _settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a head and the same one on another state of its data set have in common."""
+    kind = row["head"].rpartition("-")[0]
+    return kind, cell(row["params"]), row["seed"], row["layer"], row["prefix"], row["views"]
 
 
 def _apart(folds: Sequence[Mapping[str, Any] | None]) -> bool:

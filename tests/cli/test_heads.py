@@ -129,6 +129,7 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
                 "name": "knn",
             },
             **{"params": {}, "seed": 0, "prefix": "p", "stale": None, "val_accuracy": 0.5},
+            "views": 0,
             **{
                 "best_params": {},
                 "folds": None,
@@ -294,6 +295,11 @@ def test_train_again_fits_what_is_stale(place: Place) -> None:
             assert row[field] == former[field]
     (ridge,) = [row for row in rows if row["name"] == "ridge"]
     assert ridge["folds"]["folds"] == 2
+
+    # What would change nothing is not advised.
+    assert "--again" in featurestore("heads").out
+    assert featurestore("rm", before["Nearest"]["head"], "--yes").status == 0
+    assert "3 stale heads, on former samples, labels or splits:" in featurestore("heads").out
 
     refused = featurestore("train", "photos", "--again", "--head", "knn")
     assert refused.status == 2
