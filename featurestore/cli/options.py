@@ -39,7 +39,7 @@ class _Shared(click.Option):
         self.section = section
 
 
-def shared(section: str) -> Callable[..., Any]:
+def shared(section: str) -> Callable[..., Callable[[Function], Function]]:
     """Return `click.option` for a section of ``--help``."""
     return functools.partial(click.option, cls=_Shared, section=section)
 

@@ -73,11 +73,11 @@ class Fitting:
                 store.heads.fsync(key)
             self.on_event(HeadReused(key))
         given = {each.id: each for each in bank.members}
-        again = {
+        fitted |= {
             key: head if head.portable else fitted_again(head, given[key], self.rows)
             for key, head in known.items()
         }
-        return self._validated(bank, again | fitted)
+        return self._validated(bank, fitted)
 
     def _validated(
         self, bank: Bank, heads: dict[str, Head | HeadError]
@@ -93,12 +93,12 @@ class Fitting:
         ]
         for key, folds in self.folds(replace(bank, members=missing)).items():
             head = heads[key]
-            if isinstance(folds, HeadError) or isinstance(head, HeadError):
+            if isinstance(folds, HeadError):
                 heads[key] = folds
-                continue
-            heads[key] = replace(head, folds=folds)
-            if self.save:
-                store.heads.update(key, partial(_with_folds, folds))
+            elif isinstance(head, Head):
+                heads[key] = replace(head, folds=folds)
+                if self.save:
+                    store.heads.update(key, partial(_with_folds, folds))
         return heads
 
     def _stored(self, each: Candidate) -> Head | None:
@@ -162,8 +162,8 @@ class Fitting:
         started = time.perf_counter()
         if done is None and _in_processes(bank):
             alone = fit_estimators([(each, None) for each in members], rows)
-            for each, fitted in zip(members, alone, strict=True):
-                yield from self._measured([each], [fitted], None, rows, started)
+            for each, one in zip(members, alone, strict=True):
+                yield from self._measured([each], [one], None, rows, started)
                 started = time.perf_counter()
             return
         try:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from featurestore.backbone import Backbone
-from featurestore.errors import ImageError, InputError
+from featurestore.errors import InputError
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import load_model, predict
@@ -86,7 +86,7 @@ def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
         (found,) = predict(model, tmp_path / name)
         assert found.label is None
         assert str(found.problem).startswith(says)
-    with pytest.raises(InputError, match="no image .*missing.png'; did you mean"):
+    with pytest.raises(InputError, match=r"no image .*missing.png'; did you mean"):
         predict(model, tmp_path / "missing.png")
     found = predict(model, [good, tmp_path / "text.png", tmp_path / "pipe.png", good])
     assert [each.label is None for each in found] == [False, True, True, False]
