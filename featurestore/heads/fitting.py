@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from featurestore.errors import DamagedError, HeadError
+from featurestore.errors import DamagedError, HeadError, one_line
 from featurestore.features import Features
 from featurestore.heads.banks import Bank
 from featurestore.heads.candidate import Candidate, shown
@@ -171,12 +171,19 @@ class Fitting:
                 done = [self._trained(members[0], rows, on_event)], None
             fitted, predict = done or bank.fit(rows, on_event)
             found = list(self._measured(members, fitted, predict, rows, started))
-        except HeadError as error:
+        except Exception as error:
+            if not (isinstance(error, HeadError) or _no_memory(error)):
+                raise
             if len(members) > 1:  # One of them, which only fails alone.
                 banks = [replace(bank, members=[each]) for each in members]
                 found = [one for each in banks for one in self._fit(each, rows)]
-            else:
+            elif isinstance(error, HeadError):
                 found = [(members[0].id, error)]
+            else:
+                text = (
+                    f"head {members[0].name!r} needs more memory than there is: {one_line(error)}"
+                )
+                found = [(members[0].id, HeadError(text))]
         yield from found
 
     def _measured(
@@ -249,6 +256,11 @@ class Fitting:
 
 def _in_processes(bank: Bank) -> bool:
     return bank.family is None and all(each.kind == "sklearn" for each in bank.members)
+
+
+def _no_memory(error: Exception) -> bool:
+    # The second of TensorFlow, which may not be loaded.
+    return isinstance(error, MemoryError) or "ResourceExhausted" in type(error).__name__
 
 
 def _with_folds(folds: dict[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
