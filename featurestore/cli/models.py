@@ -342,10 +342,11 @@ def predict_command(
         print_json([_document(each) for each in predictions])
     elif output:
         click.echo(f"{plural(len(predictions), 'row')} in {output}")
-    else:
+    elif not all(each.problem for each in predictions):
         print_table(predictions)
-    if failed := sum(each.problem is not None for each in predictions):
-        raise ImageError(f"{failed:,} of {plural(len(predictions), 'image')} cannot be read")
+    if problems := [each.problem for each in predictions if each.problem is not None]:
+        count = f"{len(problems):,} of {plural(len(predictions), 'image')}"
+        raise ImageError(f"{count} not predicted; the first: {problems[0]}")
 
 
 def _document(prediction: Prediction) -> dict[str, Any]:

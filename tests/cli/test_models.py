@@ -199,7 +199,7 @@ def test_predict_takes_folders_tables_and_a_list_on_stdin(
     assert [row["label"] for row in rows if "problem" in row] == [None, None]
     assert result.err.count("not predicted: cannot ") == 2
     assert result.status == 1
-    assert result.error == "2 of 17 images cannot be read"
+    assert result.error.startswith("2 of 17 images not predicted; the first: cannot decode 'photos")
 
 
 def test_one_image_that_cannot_be_read_is_as_one_of_several(model: str) -> None:
@@ -207,7 +207,7 @@ def test_one_image_that_cannot_be_read_is_as_one_of_several(model: str) -> None:
 
     result = featurestore("predict", model, "notes.png", "-o", "predicted.csv")
 
-    assert result.error == "1 of 1 image cannot be read"
+    assert result.error.startswith("1 of 1 image not predicted; the first: cannot decode 'notes.")
     assert "not predicted: cannot decode 'notes.png'" in result.err
     assert Path("predicted.csv").read_text().splitlines()[1].startswith("notes.png,,")
 
