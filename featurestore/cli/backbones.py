@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import json_option, untrained_backbone_options
+from featurestore.cli.options import command, json_option, untrained_backbone_options
 from featurestore.cli.output import Progress, print_json, print_table
 
 
-@click.command("layers")
+@command("layers")
 @click.argument("model")
 @untrained_backbone_options
 @json_option

@@ -10,6 +10,7 @@ import click
 from featurestore.cli.options import (
     backbone_options,
     cluster_options,
+    command,
     json_option,
     scan_options,
     store_option,
@@ -37,7 +38,7 @@ def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any
     return dataset
 
 
-@click.command("scan")
+@command("scan")
 @click.argument("data")
 @scan_options
 @click.option(
@@ -109,7 +110,7 @@ class BatchSizeType(click.ParamType):
         return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
 
 
-@click.command("extract")
+@command("extract")
 @click.argument("data")
 @click.option(
     "--model", required=True, metavar="M", help="A keras.applications network, or a model file."

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from featurestore.cli.options import (
+    command,
     image_column_option,
     json_option,
     root_option,
@@ -17,7 +18,7 @@ from featurestore.cli.output import Progress, print_json, print_table
 from featurestore.table import Grid, printable
 
 
-@click.command("doctor")
+@command("doctor")
 @click.argument("data", required=False)
 @click.option(
     "--model",

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import (
     cluster_options,
+    command,
     json_option,
+    shared,
     store_option,
     together,
     variant_options,
     view_options,
 )
-from featurestore.cli.output import Progress, print_json, print_table, say
+from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, Table, plural
 
+if TYPE_CHECKING:
+    from featurestore.heads import Head
 
-@click.command("rank")
+
+@command("rank")
 @click.argument("dataset")
 @click.option(
     "--model", "models", multiple=True, metavar="M", help="Only layers of this model; repeatable."
@@ -67,10 +74,11 @@ def rank_command(
     print_table(rows)
 
 
+_note_option = shared("Notes")
 note_options = together(
-    click.option("--name", metavar="N", help="A name of your own, instead of the estimator's."),
-    click.option("--tag", "tags", multiple=True, metavar="T", help="A tag; may be repeated."),
-    click.option("--note", metavar="TEXT", help="A note, which `featurestore show` prints."),
+    _note_option("--name", metavar="N", help="A name of your own, instead of the estimator's."),
+    _note_option("--tag", "tags", multiple=True, metavar="T", help="A tag; may be repeated."),
+    _note_option("--note", metavar="TEXT", help="A note, which `featurestore show` prints."),
 )
 
 
@@ -90,14 +98,26 @@ fold_options = together(
 )
 
 
-@click.command("train")
+@command("train")
 @click.argument("dataset")
-@click.option("--model", required=True, metavar="M", help="Name of the model, or its file.")
-@click.option("--layer", required=True, metavar="L", help="A stored layer, as extracted.")
+@click.option(
+    "--model",
+    metavar="M",
+    help="Name of the model, or its file.  [default: the only one that is stored]",
+)
+@click.option(
+    "--layer",
+    metavar="L",
+    help="A stored layer, as extracted.  [default: the only one that is stored]",
+)
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Fit every stale head of DATASET again, each with its own settings; takes no others.",
+)
 @variant_options
 @click.option(
     "--head",
-    required=True,
     metavar="H",
     help="logistic, ridge, linear-svm, knn, forest, dense, …, or an import path such as "
     "xgboost.XGBClassifier.",
@@ -125,9 +145,10 @@ fold_options = together(
 @json_option
 def train_command(
     dataset: str,
-    model: str,
-    layer: str,
-    head: str,
+    model: str | None,
+    layer: str | None,
+    again: bool,
+    head: str | None,
     params: tuple[str, ...],
     seed: int,
     folds: int | None,
@@ -148,10 +169,19 @@ def train_command(
     `featurestore tag` changes them later. With --folds, the head is cross-validated, and also
     fitted on the whole train split as usual.
 
+    With --again, heads that were fitted before DATASET grew, or got other labels or splits, are
+    fitted on its present state. Extract the features of the new samples first.
+
     \b
     Example:
       featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
+      featurestore train photos --again
     """
+    if again:
+        _train_again(dataset, store, as_json)
+        return
+    if head is None:
+        raise click.UsageError("give a head with --head, or --again for the stale ones")
     from featurestore.extraction.cluster import Cluster
     from featurestore.features import Features
     from featurestore.heads import fit_head
@@ -177,6 +207,46 @@ def train_command(
     click.echo(f"head: {fitted.id}")
 
 
+def _train_again(dataset: str, store: str, as_json: bool) -> None:
+    from featurestore.heads import fit_stale
+
+    context = click.get_current_context()
+    others = [
+        param.opts[0]
+        for param in context.command.params
+        if param.name not in ("dataset", "again", "store", "as_json")
+        and context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
+    ]
+    if others:
+        raise click.UsageError(
+            f"--again takes the settings of each head; found {', '.join(others)} too"
+        )
+    opened = FeatureStore(store)
+    with Progress() as progress, prints_on_stderr():
+        heads, failed = fit_stale(dataset, opened, on_event=progress)
+    if not (heads or failed):
+        say(f"no stale heads on {dataset}")
+    _print_fitted(heads, failed, opened, as_json)
+
+
+def _print_fitted(
+    heads: Sequence[Head], failed: Sequence[dict[str, Any]], store: FeatureStore, as_json: bool
+) -> None:
+    """Print heads that were fitted, best first; HeadError if others could not be."""
+    from featurestore.heads import leaderboard
+    from featurestore.heads.listing import heads_layout
+
+    ids = {head.id for head in heads}
+    datasets = {head.lineage["dataset"]["name"] for head in heads}
+    listed = [row for name in datasets for row in leaderboard(name, store, heads=ids)]
+    rows = Table(listed, heads_layout)
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_table(rows)
+    refuse_failed(failed, as_json)
+
+
 def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
     """Read ``k=v`` pairs whose values are YAML: 0.1, true, [64, 32]."""
     from featurestore.pipeline import parse_value
@@ -190,7 +260,7 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-@click.command("sweep")
+@command("sweep")
 @click.argument("file", metavar="SWEEP.yaml")
 @fold_options
 @click.option(
@@ -227,23 +297,17 @@ def sweep_command(
     Example:
       featurestore sweep sweep.yaml --folds 5 --seeds 3
     """
-    from featurestore.heads import leaderboard
-    from featurestore.heads.listing import heads_layout
-    from featurestore.pipeline.sweep import sweep
+    from featurestore.pipeline.sweep import fit_sweep
 
     opened = FeatureStore(store)
     options: dict[str, Any] = {"folds": folds, "seeds": seeds, "halving": halving}
     options["cluster"] = cluster
     with Progress() as progress, prints_on_stderr():
-        found = sweep(file, opened, **options, on_event=progress)
-    fitted = {head.id for head in found}
-    datasets = {head.lineage["dataset"]["name"] for head in found}
-    listed = [row for name in datasets for row in leaderboard(name, opened, heads=fitted)]
-    rows = Table(listed, heads_layout)
-    print_json(rows) if as_json else print_table(rows)
+        found, failed = fit_sweep(file, opened, **options, on_event=progress)
+    _print_fitted(found, failed, opened, as_json)
 
 
-@click.command("heads")
+@command("heads")
 @click.argument("dataset", required=False)
 @click.option(
     "--sort",
@@ -271,9 +335,8 @@ def heads_command(
     Each data set has its own table. A head is stale if samples, labels or splits have changed since
     it was fitted; stale heads come last, since their metrics are not comparable.
 
-    The table shows the parameters that differ between heads of one kind; --json and `featurestore
-    show` have all. Backbone options such as --input-size select heads on features with these
-    values.
+    The table shows the parameters that were given; `featurestore show` has all of a head. Backbone
+    options such as --input-size select heads on features with these values.
 
     \b
     Example:
@@ -293,7 +356,7 @@ def heads_command(
     print_damaged(opened)
 
 
-@click.command("tag")
+@command("tag")
 @click.argument("head")
 @click.argument("tags", metavar="[TAG]...", nargs=-1)
 @click.option("--remove", multiple=True, metavar="T", help="Remove this tag; may be repeated.")

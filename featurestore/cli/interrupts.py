@@ -14,6 +14,8 @@ from typing import Any
 from featurestore.table import printable
 
 _AT_ONCE = 3
+# Commands that go on from what they stored; all others start over.
+_RESUMED = {"extract", "run", "sweep", "repair"}
 
 
 class Interrupts:
@@ -30,7 +32,9 @@ class Interrupts:
 
     def __init__(self, args: Sequence[str]) -> None:
         command = printable(shlex.join(["featurestore", *args]))
-        self._line = f"interrupted; what is stored is kept, and this resumes: {command}"
+        resumed = _RESUMED.intersection(args[:1]) and "--dry-run" not in args
+        what = "what is stored is kept, and this resumes" if resumed else "this starts over"
+        self._line = f"interrupted; {what}: {command}"
         self._count = 0
         self._number = signal.SIGINT
         self._before: dict[int, Any] = {}
@@ -59,7 +63,7 @@ class Interrupts:
         return 128 + self._number
 
     def report(self) -> None:
-        """Print the command that resumes."""
+        """Print the command that resumes or starts over."""
         with suppress(OSError):
             print(self._line, file=sys.stderr, flush=True)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from featurestore.cli.options import (
-    Command,
+    Function,
+    command,
     image_column_option,
     json_option,
     label_column_option,
@@ -19,6 +20,7 @@ from featurestore.cli.options import (
     store_option,
 )
 from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
+from featurestore.errors import ImageError
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.report import USES, precision_note, splits_grid, threshold_note
 from featurestore.store import FeatureStore
@@ -32,7 +34,7 @@ SHOWN = 20
 _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items()}
 
 
-@click.command("promote")
+@command("promote")
 @click.argument("head", required=False)
 @click.option(
     "--best",
@@ -185,7 +187,7 @@ classes_option = click.option(
 )
 
 
-def table_option(what: str) -> Callable[[Command], Command]:
+def table_option(what: str) -> Callable[[Function], Function]:
     """Return the option of a file to write rows to."""
     return click.option(
         "-o",
@@ -196,7 +198,7 @@ def table_option(what: str) -> Callable[[Command], Command]:
     )
 
 
-@click.command("evaluate")
+@command("evaluate")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("data")
 @classes_option
@@ -290,7 +292,7 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     return f"{text}: nothing here says how good it is on new images"
 
 
-@click.command("predict")
+@command("predict")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @classes_option
@@ -310,7 +312,8 @@ def predict_command(
     """Predict the classes or values of images with a promoted model.
 
     IMAGE is a file, a folder of files, a table of files, or - for a list of files on stdin, one a
-    line. The columns of a table are kept.
+    line. The columns of a table are kept. Images that cannot be read are named on stderr and get
+    no label; the others are predicted, and the exit status is 1.
 
     \b
     Example:
@@ -339,8 +342,11 @@ def predict_command(
         print_json([_document(each) for each in predictions])
     elif output:
         click.echo(f"{plural(len(predictions), 'row')} in {output}")
-    else:
+    elif not all(each.problem for each in predictions):
         print_table(predictions)
+    if problems := [each.problem for each in predictions if each.problem is not None]:
+        count = f"{len(problems):,} of {plural(len(predictions), 'image')}"
+        raise ImageError(f"{count} not predicted; the first: {problems[0]}")
 
 
 def _document(prediction: Prediction) -> dict[str, Any]:

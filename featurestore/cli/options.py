@@ -13,7 +13,38 @@ from featurestore.backbone.engines import PRECISIONS, Computing, Engine
 from featurestore.backbone.preprocessing import Interpolation, Preprocessing, Resize, Scaling
 from featurestore.cli.output import name_store
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose ``--help`` shows the options that commands share below its own."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a list for each section of options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                name = param.section if isinstance(param, _Shared) else "Options"
+                sections.setdefault(name, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class _Shared(click.Option):
+    """An option with a section of its own in ``--help``."""
+
+    def __init__(self, *args: Any, section: str, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.section = section
+
+
+def shared(section: str) -> Callable[..., Callable[[Function], Function]]:
+    """Return `click.option` for a section of ``--help``."""
+    return functools.partial(click.option, cls=_Shared, section=section)
+
+
+command = functools.partial(click.command, cls=Command)
 
 
 def _named(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -36,54 +67,55 @@ json_option = click.option(
 )
 
 
-def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def together(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """Return one decorator out of several, in the order that ``--help`` shows."""
 
-    def decorate(command: Command) -> Command:
+    def decorate(function: Function) -> Function:
         for option in reversed(options):
-            command = option(command)
-        return command
+            function = option(function)
+        return function
 
     return decorate
 
 
-image_column_option = click.option(
+_data_option = shared("Data set")
+image_column_option = _data_option(
     "--image-column", metavar="COL", help="Column of paths or URIs in a table.  [default: path]"
 )
-label_column_option = click.option(
+label_column_option = _data_option(
     "--label-column",
     metavar="COL",
     help="Column of labels in a table.  [default: label, if there is one]",
 )
-root_option = click.option(
+root_option = _data_option(
     "--root",
     metavar="DIR",
     help="Folder that paths in a table are relative to.  [default: the table's folder]",
 )
 
 scan_options = together(
-    click.option(
+    _data_option(
         "--name", metavar="N", help="Name of the data set; by default the folder's or file's."
     ),
-    click.option(
+    _data_option(
         "--val",
         type=click.FloatRange(0, 1, max_open=True),
         metavar="F",
         help="Fraction for validation.  [default: as scanned before, or 0.2]",
     ),
-    click.option(
+    _data_option(
         "--test",
         type=click.FloatRange(0, 1, max_open=True),
         metavar="F",
         help="Fraction for the test split.  [default: as scanned before, or 0]",
     ),
-    click.option(
+    _data_option(
         "--seed",
         type=int,
         metavar="N",
         help="Seed of the splits.  [default: as scanned before, or 0]",
     ),
-    click.option(
+    _data_option(
         "--group-by",
         metavar="COL",
         help="Keep the images of a group in one split. For a table: the column of the groups. For "
@@ -92,7 +124,7 @@ scan_options = together(
     ),
     image_column_option,
     label_column_option,
-    click.option(
+    _data_option(
         "--split-column",
         metavar="COL",
         help="Column of splits in a table.  [default: split, if there is one]",
@@ -136,8 +168,9 @@ _DEFAULTS = {
     if name in ("resize", "interpolation", "precision", "engine")
 }
 
+_view_option = shared("Views")
 view_options = together(
-    click.option(
+    _view_option(
         "--views",
         type=click.IntRange(0),
         default=0,
@@ -145,7 +178,7 @@ view_options = together(
         metavar="N",
         help="Augmented views of each training image.",
     ),
-    click.option(
+    _view_option(
         "--augmentation",
         metavar="FILE|LIST",
         help="Keras layers that make the views: a YAML, JSON or .keras file, or a list such as "
@@ -154,10 +187,11 @@ view_options = together(
 )
 
 
-def _backbone_options(weights: str) -> Callable[[Command], Command]:
+def _backbone_options(weights: str) -> Callable[[Function], Function]:
+    option = shared("Backbone")
     return together(
         *(
-            click.option(
+            option(
                 f"--{name}",
                 **how,
                 default=_DEFAULTS.get(name),
@@ -187,7 +221,8 @@ def variant_options(command: Callable[..., Any]) -> Callable[..., Any]:
         variant = {name: value for name, value in given.items() if value is not None}
         return command(variant=variant, **options)
 
-    return together(*(click.option(f"--{name}", **how) for name, how in fields.items()))(call)
+    option = shared("Variant (only features with these values)")
+    return together(*(option(f"--{name}", **how) for name, how in fields.items()))(call)
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -202,14 +237,15 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
             )
         return command(cluster=scheduler if workers is None else workers, **options)
 
+    option = shared("Processes")
     return together(
-        click.option(
+        option(
             "--workers",
             type=click.IntRange(1),
             metavar="N",
             help="Share the work among N processes on this machine.",
         ),
-        click.option(
+        option(
             "--scheduler",
             metavar="ADDRESS",
             help="Share it among the workers of a Dask cluster, such as tcp://10.0.0.1:8786.",

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from featurestore import bars
-from featurestore.errors import InputError
-from featurestore.table import Grid, Table, printable
+from featurestore.errors import HeadError, InputError
+from featurestore.table import Grid, Table, plural, printable
 
 # The commands in a message that take --store.
 _COMMANDS = re.compile(r"(`featurestore (?!layers|predict|[^`]*--store|--help)[^`]+)`")
@@ -87,7 +87,20 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: str, columns: Sequence[
             table.to_csv(part, index=False, sep="\t" if part.suffix.lower() == ".tsv" else ",")
 
 
+def refuse_failed(failed: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """List the heads that cannot be fitted, and raise HeadError if there are any."""
+    if not failed:
+        return
+    if not as_json:
+        click.echo()
+        print_table(Grid(failed, ["name", "params", "layer", "error"], _FAILED, cut="params"))
+    raise HeadError(f"{plural(len(failed), 'head')} could not be fitted; the others are stored")
+
+
+_FAILED = {"name": "failed head", "params": "parameters", "error": "why"}
+
+
 def print_table(table: Grid | Table[Any]) -> None:
     """Print a table as its terminal shows it best, or plainly for a pipe."""
     terminal = sys.stdout.isatty()
-    click.echo(table.text(terminal=terminal, bold=terminal))
+    click.echo(with_store(table.text(terminal=terminal, bold=terminal)))

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import cluster_options, json_option, store_option
-from featurestore.cli.output import Progress, print_json, print_table, say
+from featurestore.cli.options import cluster_options, command, json_option, store_option
+from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.store.variants import tell_apart
 from featurestore.table import Grid, cell
 
 
-@click.command("run")
+@command("run")
 @click.argument("pipeline", metavar="PIPELINE.yaml")
 @click.option(
     "--runs",
@@ -42,48 +42,46 @@ def run_command(
         manifest = run(pipeline, store, runs=runs, cluster=cluster, on_event=progress)
     if as_json:
         print_json(manifest)
-        return
-    print_heads(manifest)
-    print_promotion(manifest)
-    click.echo(f"results: {manifest['folder']}  ({manifest['seconds']:.0f} s)")
+    else:
+        print_heads(manifest)
+        print_promotion(manifest)
+        click.echo(f"results: {manifest['folder']}  ({manifest['seconds']:.0f} s)")
+    refuse_failed(manifest["failed"], as_json)
 
 
 def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     """Print the heads of a run, best first, each with the same head on raw pixels."""
     from featurestore.heads.compare import sort_key
     from featurestore.heads.folds import FOLDS
-    from featurestore.heads.listing import TIED, over_folds, with_differing_params
+    from featurestore.heads.listing import TIED, over_folds, with_found_params
 
     split, metric = manifest["selection"]["split"], manifest["selection"]["metric"]
     held_out = next(
         each for each in ("test", "val", "train") if each in manifest["heads"][0]["metrics"]
     )
     pixels = {_asked(row): row for row in manifest["heads"] if row["on"] == "pixels"}
+    column, reported = f"{split}_{metric}", f"{held_out}_{metric}"
     rows = [
         {
             **row,
-            **{each: _value(row, each, metric) for each in (split, held_out)},
+            **{f"{each}_{metric}": _value(row, each, metric) for each in (split, held_out)},
             "pixels": _value(pixels.get(_asked(row)), held_out, metric),
             "chosen": "*" if row["head"] == manifest["selected"] else " ",
         }
         for row in manifest["heads"]
         if row["on"] == "features"
     ]
-    rows.sort(key=lambda row: sort_key(row[split], metric))
+    rows.sort(key=lambda row: sort_key(row[column], metric))
     notes = _notes(rows, [_value(row, split, metric) for row in pixels.values()], split, metric)
     more = len(rows) - most
-    key = f"{split}_{metric}"
-    shown = [{**row, split: over_folds(row).get(key, row[split])} for row in rows[:most]]
-    rows, variants = tell_apart(shown)
+    rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows[:most]])
     several = [name for name in ("seed", "model") if len({row[name] for row in rows}) > 1]
-    name = metric.replace("_", " ")
-    headings = {each: f"{each} {name}" for each in (split, held_out)}
-    headings |= {"chosen": "", "name": "head", "params": "parameters", "head": "id"}
+    headings = {"chosen": "", "name": "head", "params": "parameters", "head": "id"}
     headings |= {"pixels": f"{held_out} on pixels"}
     fields = ["chosen", "name", "params", *several, *variants, "layer"]
-    fields += [*dict.fromkeys((split, held_out)), *(["pixels"] if pixels else [])]
+    fields += [*dict.fromkeys((column, reported)), *(["pixels"] if pixels else [])]
     fields += ["seconds", "head"]
-    print_table(Grid(with_differing_params(rows), fields, headings, cut="params"))
+    print_table(Grid(with_found_params(rows), fields, headings, cut="params"))
     if split == FOLDS:
         click.echo(TIED)
     if more > 0:
@@ -101,12 +99,11 @@ def _notes(
     chosen = next((row for row in rows if row["chosen"] == "*"), None)
     if chosen is None:
         return []
-    mine = sort_key(chosen[split], metric)
-    name, found = f"{split} {metric.replace('_', ' ')}", []
-    if sort_key(rows[0][split], metric) < mine:
+    column, found = f"{split}_{metric}", []
+    mine, top, name = sort_key(chosen[column], metric), rows[0], column.replace("_", " ")
+    if sort_key(top[column], metric) < mine:
         found.append(
-            f"{rows[0]['head']} has a better {name}, {cell(rows[0][split])}, but no Keras form "
-            "to promote"
+            f"{top['head']} has a better {name}, {cell(top[column])}, but no Keras form to promote"
         )
     best_on_pixels = min(on_pixels, key=lambda value: sort_key(value, metric), default=None)
     if sort_key(best_on_pixels, metric) < mine:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import json_option, store_option, variant_options
+from featurestore.cli.options import command, json_option, store_option, variant_options
 from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
@@ -19,7 +19,7 @@ from featurestore.store.variants import Variant
 from featurestore.table import Grid, plural, size
 
 
-@click.command("ls")
+@command("ls")
 @variant_options
 @store_option
 @json_option
@@ -59,7 +59,7 @@ def print_damaged(store: FeatureStore) -> None:
         say(f"damaged: {damaged.path}: {damaged.reason}", err=True)
 
 
-@click.command("show")
+@command("show")
 @click.argument("name")
 @variant_options
 @store_option
@@ -67,22 +67,27 @@ def print_damaged(store: FeatureStore) -> None:
 def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
     """Show everything about one head, data set or feature array.
 
-    NAME is the id or name of a head that `featurestore heads` lists: shows its parameters, metrics,
-    metrics of each class, and lineage. Or NAME is a key that `featurestore ls` lists, or any unique
-    part of one: shows its size, digests and provenance. Backbone options such as --input-size
-    select one of several variants.
+    NAME is the id or name of a head that `featurestore heads` lists: shows its settings, its
+    metrics, and which classes it confuses. Or NAME is a key that `featurestore ls` lists, or any
+    unique part of one: shows its size, digests and provenance. Backbone options such as
+    --input-size select one of several variants.
 
     \b
     Example:
+      featurestore show logistic-3fa9
       featurestore show vgg16/block5_pool:avg
     """
     opened = FeatureStore(store)
     found = find(opened, name, **variant)
     described: dict[str, Any]
     if found.kind == "head":
-        from featurestore.heads import describe_head
+        from featurestore.heads.describe import describe_head, head_layout
 
         described = describe_head(found.name.partition("/")[2], opened)
+        if not as_json:
+            for part in head_layout(described):
+                print_table(part) if isinstance(part, Grid) else say(part)
+            return
     elif found.kind == "dataset":
         described = opened.datasets.load(found.name.partition("/")[2]).summary()
     else:
@@ -94,23 +99,12 @@ def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) 
         return
     import yaml
 
-    described |= {
-        part: _rounded(described[part]) for part in ("metrics", "by_class") if part in described
-    }
     # Lists and the innermost mappings take one line.
     style: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 10_000}
     click.echo(yaml.safe_dump(described, allow_unicode=True, **style), nl=False)
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
-
-
-@click.command("verify")
+@command("verify")
 @click.argument("key", required=False)
 @variant_options
 @store_option
@@ -158,7 +152,7 @@ def _counted(items: list[Item]) -> str:
     return ", ".join(plural(count, names[kind]) for kind, count in counts.items())
 
 
-@click.command("repair")
+@command("repair")
 @click.argument("key", required=False)
 @variant_options
 @store_option
@@ -195,7 +189,7 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
         raise DamagedError(f"{plural(len(left), 'file')} cannot be repaired: {left[0]['needs']}")
 
 
-@click.command("gc")
+@command("gc")
 @click.option(
     "--boundaries", is_flag=True, help="Also remove activations that fine-tuning stored for itself."
 )
@@ -233,7 +227,7 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
         say("the rest is in use now; run `featurestore gc` later", err=True)
 
 
-@click.command("rm")
+@command("rm")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--keep-heads", is_flag=True, help="Keep the heads on features that are removed.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")

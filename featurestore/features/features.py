@@ -53,7 +53,7 @@ class Features(Joined):
     def open(
         cls,
         dataset: Dataset | str | os.PathLike[str],
-        layer: str | LayerRef,
+        layer: str | LayerRef | None = None,
         store: StoreLike = None,
         *,
         model: str | os.PathLike[str] | None = None,
@@ -67,12 +67,13 @@ class Features(Joined):
         ----------
         dataset : Dataset, str or path
             A data set, its name, or the folder or table that was scanned.
-        layer : str or LayerRef
-            A layer ref; with ``-`` and the first digits of its prefix digest for one variant.
+        layer : str or LayerRef, optional
+            A layer ref; with ``-`` and the first digits of its prefix digest for one variant. By
+            default the only one that is stored.
         store : FeatureStore, path or URL, optional
             By default FEATURESTORE_STORE, else ``./store``.
         model : str or path, optional
-            A backbone's name in any case, or its model file.
+            A backbone's name in any case, or its model file; by default the only one.
         views : int
             How many stored views of the training samples belong to them: `Features.views`.
         augmentation : list of keras.layers.Layer, or what stands for it
@@ -93,7 +94,7 @@ class Features(Joined):
         from featurestore.backbone import LayerRef
         from featurestore.features.stored import one_stored, with_views
 
-        if not isinstance(layer, str):
+        if layer is not None and not isinstance(layer, str):
             layer = str(LayerRef.parse(layer))
         found = one_stored(FeatureStore.of(store), dataset, layer, model, **variant)
         return with_views([found], views, augmentation)[0]

@@ -267,20 +267,30 @@ def _refuse_damaged(
 def one_stored(
     store: FeatureStore,
     dataset: Dataset | str | os.PathLike[str],
-    layer: str,
+    layer: str | None,
     model: str | os.PathLike[str] | None,
     **variant: Any,
 ) -> Features:
     """Return the one feature array of a data set, layer, model and variant: `Features.open`."""
     found = stored(store, dataset, model=model, layer=layer, **variant)
+    if layer is None:
+        found = without_boundaries(found)
     if len(found) > 1:
         models = sorted({each.key.model for each in found})
+        refs = list(dict.fromkeys(each.ref for each in found))
         name = found[0].dataset.name
         if len(models) > 1:
+            at = "" if layer is None else f" at layer {layer!r}"
             raise NotFoundError(
-                f"{len(models)} models have features of {name!r} at layer {layer!r}: "
-                f"{', '.join(models)}; give one with --model"
+                f"{len(models)} models have features of {name!r}{at}: {', '.join(models)}; give "
+                "one with --model"
             )
+        if len(refs) > 1:
+            raise NotFoundError(
+                f"{len(refs)} layers by {models[0]} are stored for {name!r}; give one: --layer "
+                f"{' or --layer '.join(refs)}"
+            )
+        layer = refs[0]
         what, options = choices([Variant.of(each.group.provenance) for each in found])
         layers = [f"--layer {each.key.ref}-{each.key.short.prefix}" for each in found]
         raise NotFoundError(

@@ -15,9 +15,10 @@
     compare     heads listed best first            stale       heads on an earlier state of the data
     describe    all that is stored of a head       notes       names, tags and notes of users
     ranking     layers ranked                      scores      what layers are ranked by
-    events      events of fitting and ranking
+    events      events of fitting and ranking      again       stale heads fitted again
 """
 
+from featurestore.heads.again import fit_stale
 from featurestore.heads.compare import best, leaderboard
 from featurestore.heads.describe import describe_head
 from featurestore.heads.events import (
@@ -56,6 +57,7 @@ __all__ = [
     "describe_head",
     "fit_head",
     "fit_heads",
+    "fit_stale",
     "leaderboard",
     "rank",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
@@ -32,14 +33,21 @@ _SHOWN = ("name", "tags", "note", "kind", "portable", "params", "best_params")
 def parse_metric(text: str | None, task: str, usual: str = "val") -> tuple[str, str]:
     """Read ``METRIC`` (on the usual split), ``SPLIT.METRIC`` or ``folds.METRIC``.
 
+    ``test_accuracy``, as a column is called, is ``test.accuracy``.
+
     Examples
     --------
     >>> parse_metric("testing.macro_f1", "classification"), parse_metric(None, "regression")
     (('test', 'macro_f1'), ('val', 'r2'))
+    >>> parse_metric("test_macro_f1", "classification")
+    ('test', 'macro_f1')
     """
     from featurestore.dataset.splits import named
 
     split, _, metric = (text or metrics.primary(task)).rpartition(".")
+    first, _, rest = metric.partition("_")
+    if not split and metric not in metrics.METRICS and rest in metrics.METRICS:
+        split, metric = first, rest
     split = split or usual
     split = split if split == FOLDS else named(split)
     if metric not in metrics.METRICS:
@@ -204,7 +212,7 @@ def leaderboard(
             if differs:
                 row = head_row(document, *parse_metric(sort, document["task"]))
                 rows.append({**row, "stale": differs})
-    return Table(rows, heads_layout)
+    return Table(rows, partial(heads_layout, sort=sort))
 
 
 def _best_first(documents: Sequence[dict[str, Any]], sort: str | None) -> list[dict[str, Any]]:
@@ -254,7 +262,8 @@ def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, 
     usual = metrics.primary(document["task"])
     measured, folds, origin = document["metrics"], document["folds"], document["lineage"]
     validated = [(FOLDS, usual)] if folds else []
-    columns = dict.fromkeys([*validated, ("val", usual), ("test", usual), (split, metric)])
+    # First what they are sorted by.
+    columns = dict.fromkeys([(split, metric), *validated, ("val", usual), ("test", usual)])
     return {
         "head": document["id"],
         "dataset": origin["dataset"]["name"],

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from featurestore.errors import DamagedError
 from featurestore.heads.head import CONFUSION_FILE, find
+from featurestore.heads.listing import folds_line, metrics_grid
 from featurestore.heads.metrics import by_class
 from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale
 from featurestore.store import FeatureStore, StoreLike
+from featurestore.store.variants import FIELDS, Variant
+from featurestore.table import Grid, cell, plural
 
+# Of more classes, the worst are listed, without a confusion matrix.
+MOST_CLASSES = 12
 _FIRST = ("id", "name", "tags", "note", "kind", "task", "portable", "params", "best_params", "seed")
 
 
@@ -26,8 +32,9 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        Its document, ``stale`` (how its data set differs now, or None) and, for classes,
-        ``by_class``: by split, what `featurestore.heads.metrics.by_class` returns.
+        Its document, ``stale`` (how its data set differs now, or None) and, for classes, by split
+        ``by_class``, what `featurestore.heads.metrics.by_class` returns, and ``confusion``:
+        ``classes``, and ``matrix`` with the rows of each true class by predicted class.
     """
     opened = FeatureStore.of(store)
     key = find(opened, head)
@@ -39,9 +46,61 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
         try:
             confusion = json.loads(opened.heads.read(key, CONFUSION_FILE))
             found["by_class"] = {split: by_class(each) for split, each in confusion.items()}
+            found["confusion"] = confusion
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedError(
                 f"{CONFUSION_FILE} of head {key!r} is not a confusion matrix for each split; fit "
                 "the head again with `featurestore train`"
             ) from error
     return found | {name: value for name, value in document.items() if name not in found}
+
+
+def head_layout(described: Mapping[str, Any]) -> Iterator[Grid | str]:
+    """Show what `describe_head` returns: settings, metrics by split, and what is confused."""
+    origin, features = described["lineage"], described["lineage"]["features"]
+    variant = Variant.of(origin).to_dict()
+    facts = {
+        "head": described["id"],
+        "name": described["name"],
+        "tags": ", ".join(described["tags"]),
+        "note": described["note"],
+        "parameters": cell({**described["params"], **described["best_params"]}),
+        "seed": described["seed"],
+        "data set": f"{origin['dataset']['name']}, {plural(origin['dataset']['rows'], 'sample')}",
+        "stale": described["stale"],
+        "model": features["model"],
+        **{name.replace("_", " "): variant[name] for name in FIELDS},
+        "layer": features["ref"],
+        "views": len((features.get("views") or {}).get("prefix_digests", ())) or None,
+        "created": origin["created"],
+    }
+    facts = {name: value for name, value in facts.items() if value not in (None, "", "-")}
+    width = max(map(len, facts))
+    yield from (f"{name:<{width}}  {value}" for name, value in facts.items())
+    yield ""
+    yield metrics_grid(described["metrics"])
+    if described["folds"]:
+        yield folds_line(described["folds"])
+    by_split = described.get("by_class") or {}
+    split = next((each for each in ("test", "val", "train") if by_split.get(each)), None)
+    if split is not None:
+        yield ""
+        yield from _by_class(split, by_split[split], described["confusion"][split]["matrix"])
+    yield ""
+    yield f"`featurestore show {described['id']} --json` prints all, with the lineage"
+
+
+def _by_class(split: str, rows: list[dict[str, Any]], matrix: list[list[int]]) -> Iterator[Any]:
+    measured = ["precision", "recall", "f1"]
+    if len(rows) > MOST_CLASSES:
+        yield f"of {len(rows):,} classes, those with the lowest F1 on the {split} split"
+        worst = sorted(rows, key=lambda row: (row["f1"] is None, row["f1"] or 0))[:MOST_CLASSES]
+        yield Grid(worst, ["class", "rows", *measured, "mistaken_for"])
+        return
+    yield f"confusion matrix of the {split} split: true classes down, predictions across"
+    columns = {f"column {number}": str(row["class"]) for number, row in enumerate(rows)}
+    shown = [
+        {**row, **dict(zip(columns, counts, strict=True))}
+        for row, counts in zip(rows, matrix, strict=True)
+    ]
+    yield Grid(shown, ["class", *columns, "rows", *measured], columns)

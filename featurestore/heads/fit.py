@@ -10,7 +10,7 @@ from typing import Any
 from featurestore.errors import HeadError, received
 from featurestore.features import Features
 from featurestore.heads.banks import banks
-from featurestore.heads.candidate import candidate
+from featurestore.heads.candidate import Candidate, candidate
 from featurestore.heads.fitting import Fitting
 from featurestore.heads.folds import CrossValidation
 from featurestore.heads.head import Head
@@ -134,7 +134,43 @@ def fit_heads(
     -------
     list of Head
         In the order of ``wanted``.
+
+    Raises
+    ------
+    HeadError
+        Of the first head that cannot be fitted, once all others are.
     """
+    options: dict[str, Any] = {"seed": seed, "save": save, "callbacks": callbacks}
+    options |= {"name": name, "tags": tags, "note": note, "folds": folds, "seeds": seeds}
+    heads = []
+    for each in _fit(features, wanted, strict=True, on_event=on_event, **options):
+        if isinstance(each, HeadError):
+            raise each
+        heads.append(each)
+    return heads
+
+
+def try_heads(features: Any, wanted: Iterable[Any], **options: Any) -> list[Head | HeadError]:
+    """Fit heads as `fit_heads`; in the place of one that cannot be fitted is its error."""
+    return _fit(features, wanted, **options)
+
+
+def _fit(
+    features: Any,
+    wanted: Iterable[Any],
+    *,
+    strict: bool = False,
+    seed: int = 0,
+    save: bool = True,
+    callbacks: Sequence[Any] = (),
+    name: str | None = None,
+    tags: Sequence[str] = (),
+    note: str | None = None,
+    folds: int | None = None,
+    seeds: int = 1,
+    on_event: OnEvent | None = None,
+) -> list[Head | HeadError]:
+    """Fit several heads; with ``strict``, only if none of them has a mistake."""
     features, seed = _of_one_layer(features), _index(seed)
     check_labels(features.dataset)
     if hasattr(callbacks, "on_epoch_end"):  # one, as Keras takes it
@@ -145,37 +181,44 @@ def fit_heads(
             "{'alpha': 3})]"
         )
     validation = CrossValidation.parse(folds, seeds)
-    pairs = [_pair(each) for each in wanted]
     # For each seed, as the first is the head's own.
-    repeated = [
-        [candidate(*pair, features, seed + more, callbacks) for pair in pairs]
-        for more in range(validation.seeds)
-    ]
-    candidates = repeated[0]
-    for each in candidates:
-        if save and each.nameless:
-            raise HeadError(f"head {each.name!r}: {each.nameless}; or fit it with save=False")
+    repeated: list[list[Candidate] | HeadError] = []
+    for pair in map(_pair, wanted):
+        try:
+            each = [
+                candidate(*pair, features, seed + more, callbacks)
+                for more in range(validation.seeds)
+            ]
+            if save and each[0].nameless:
+                raise HeadError(
+                    f"head {each[0].name!r}: {each[0].nameless}; or fit it with save=False"
+                )
+            repeated.append(each)
+        except HeadError as error:
+            if strict:
+                raise
+            repeated.append(error)
+    by_id = {each[0].id: each for each in repeated if not isinstance(each, HeadError)}
     rows = Rows(features)
     rows.check_completed()
     parts = [
         validation.split(rows, seed + more)
         for more in range(validation.seeds if validation.folds else 0)
     ]
-    by_id = {each.id: again for each, *again in zip(candidates, *repeated, strict=True)}
     notes = Notes.parse(name, tags, note)
     fitting = Fitting(rows, validation, parts, by_id, save, callbacks, notes, receiver(on_event))
-    heads: dict[str, Head] = {}
+    heads: dict[str, Head | HeadError] = {}
     dataset, store = features.dataset, features.store
-    if save and not all(store.heads.has(each.id) for each in candidates):
+    if save and not all(map(store.heads.has, by_id)):
         store.heads.check_writable()
     kept = store.datasets.keep(dataset) if save else nullcontext()
     in_use = [each.key for each in (features, *features.views)]
     with store.features.lock(in_use, shared=True), kept:
-        for bank in banks({each.id: each for each in candidates}.values()):
+        for bank in banks(each for each, *_ in by_id.values()):
             # Another process that fits one of these heads holds the lock until it is stored.
             with store.heads.lock([each.id for each in bank.members]):
                 heads |= fitting.heads(bank)
-    return [heads[each.id] for each in candidates]
+    return [each if isinstance(each, HeadError) else heads[each[0].id] for each in repeated]
 
 
 def _of_one_layer(features: Any) -> Features:

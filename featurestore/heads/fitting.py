@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import Any
 
-from featurestore.errors import DamagedError, HeadError
+from featurestore.errors import DamagedError, HeadError, one_line
 from featurestore.features import Features
 from featurestore.heads.banks import Bank
 from featurestore.heads.candidate import Candidate, shown
@@ -48,49 +49,56 @@ class Fitting:
     notes: Notes = field(default_factory=Notes)
     on_event: OnEvent = field(default=lambda event: None)
 
-    def heads(self, bank: Bank) -> dict[str, Head]:
-        """Load the heads of a bank from the store, or else fit them; by id."""
+    def heads(self, bank: Bank) -> dict[str, Head | HeadError]:
+        """Load the heads of a bank from the store, or else fit them; by id.
+
+        In the place of one that cannot be fitted or cross-validated is the error.
+        """
         store = self.rows.features.store
-        found = {each.id: head for each in bank.members if (head := self._stored(each))}
-        missing = [each for each in bank.members if each.id not in found]
-        fitted: dict[str, Head] = {}
-        errors = []
-        for each in self._fit(replace(bank, members=missing), self.rows):
+        known = {each.id: head for each in bank.members if (head := self._stored(each))}
+        missing = [each for each in bank.members if each.id not in known]
+        fitted: dict[str, Head | HeadError] = {}
+        for key, each in self._fit(replace(bank, members=missing), self.rows):
+            fitted[key] = each
             if isinstance(each, HeadError):
-                errors.append(each)
                 continue
-            fitted[each.id] = each
             if self.save:
                 each.save(store)
             for text in each.problems:
-                self.on_event(HeadWarned(each.id, text))
+                self.on_event(HeadWarned(key, text))
             layer, seconds = each.lineage["features"]["ref"], each.lineage["seconds"]
-            self.on_event(HeadFitted(each.id, each.metrics, seconds, layer, each.params))
-        if errors:
-            raise errors[0]
-        for key in found:
+            self.on_event(HeadFitted(key, each.metrics, seconds, layer, each.params))
+        for key in known:
             if self.save:
                 store.heads.fsync(key)
             self.on_event(HeadReused(key))
         given = {each.id: each for each in bank.members}
-        again = {
+        fitted |= {
             key: head if head.portable else fitted_again(head, given[key], self.rows)
-            for key, head in found.items()
+            for key, head in known.items()
         }
-        return self._validated(bank, again | fitted)
+        return self._validated(bank, fitted)
 
-    def _validated(self, bank: Bank, heads: dict[str, Head]) -> dict[str, Head]:
+    def _validated(
+        self, bank: Bank, heads: dict[str, Head | HeadError]
+    ) -> dict[str, Head | HeadError]:
         """Cross-validate the heads of a bank that were not yet."""
         store = self.rows.features.store
         missing = [
             each
             for each in bank.members
-            if self.parts and not self.validation.is_in(heads[each.id].folds)
+            if self.parts
+            and isinstance(head := heads[each.id], Head)
+            and not self.validation.is_in(head.folds)
         ]
         for key, folds in self.folds(replace(bank, members=missing)).items():
-            heads[key] = replace(heads[key], folds=folds)
-            if self.save:
-                store.heads.update(key, partial(_with_folds, folds))
+            head = heads[key]
+            if isinstance(folds, HeadError):
+                heads[key] = folds
+            elif isinstance(head, Head):
+                heads[key] = replace(head, folds=folds)
+                if self.save:
+                    store.heads.update(key, partial(_with_folds, folds))
         return heads
 
     def _stored(self, each: Candidate) -> Head | None:
@@ -107,64 +115,105 @@ class Fitting:
             store.heads.update(head.id, lambda now: self.notes.changes(validate(now)))
         return replace(head, **{**changes, "tags": tuple(changes.get("tags", head.tags))})
 
-    def folds(self, bank: Bank) -> dict[str, dict[str, Any]]:
-        """Return the recorded folds of a bank's heads, by id."""
+    def folds(self, bank: Bank) -> dict[str, dict[str, Any] | HeadError]:
+        """Return the recorded folds of a bank's heads, by id; the error of one that failed."""
         measured: dict[str, list[dict[str, Any]]] = {each.id: [] for each in bank.members}
+        errors: dict[str, HeadError] = {}
         done, total = 0, sum(map(len, self.parts))
         for number, folds in enumerate(self.parts if measured else []):
+            repeated = {self.repeated[key][number].id: key for key in measured}
             again = replace(bank, members=[self.repeated[key][number] for key in measured])
             together = self._together(again, folds)
             for (train, held_out), fitted in zip(folds, together, strict=True):
                 fold = self.rows.fold(train, held_out)
-                heads = self._fit(again, fold, fitted)
-                for each, head in zip(measured.values(), heads, strict=True):
+                for key, head in self._fit(again, fold, fitted):
                     if isinstance(head, HeadError):
-                        raise head
-                    each.append(head.metrics[HELD_OUT])
+                        errors.setdefault(repeated[key], head)
+                    else:
+                        measured[repeated[key]].append(head.metrics[HELD_OUT])
                 done += 1
                 self.on_event(FoldFitted(len(measured), done, total))
-        return {key: gathered(self.validation, each) for key, each in measured.items()}
+        return {
+            key: errors[key] if key in errors else gathered(self.validation, each)
+            for key, each in measured.items()
+        }
 
     def _together(self, bank: Bank, folds: Folds) -> Iterable[Any]:
         """Fit the heads of a bank on all folds; for each fold what `Bank.fit` gives, or None."""
         if not _in_processes(bank):
-            return bank.fit_folds(self.rows, folds) or [None] * len(folds)
+            with suppress(HeadError):  # Each fold is fitted for itself, which shows whose it is.
+                return bank.fit_folds(self.rows, folds) or [None] * len(folds)
+            return [None] * len(folds)
         tasks = [(each, train) for train, _ in folds for each in bank.members]
         fitted = fit_estimators(tasks, self.rows)
         return ((list(islice(fitted, len(bank.members))), None) for _ in folds)
 
-    def _fit(self, bank: Bank, rows: Rows, done: Any = None) -> Iterator[Head | HeadError]:
+    def _fit(
+        self, bank: Bank, rows: Rows, done: Any = None
+    ) -> Iterator[tuple[str, Head | HeadError]]:
         """Fit the heads of a bank on the training rows, if not done, and measure them.
 
-        Yields each as soon as it is measured, and the error of one that cannot be fitted.
+        Yields the id of each with the head, as soon as it is measured, or with its error.
         """
         members = bank.members
         if not members:
             return
-        started = time.perf_counter()
         on_event = self.on_event if rows is self.rows else lambda event: None
-        parts: Iterable[tuple[Sequence[Fitted | HeadError], Predict | None]]
-        if done is not None or bank.family is not None:
-            parts = [done or bank.fit(rows, on_event)]
-        elif _in_processes(bank):
+        started = time.perf_counter()
+        if done is None and _in_processes(bank):
             alone = fit_estimators([(each, None) for each in members], rows)
-            parts = (([each], None) for each in alone)
-        else:
-            parts = [([self._trained(members[0], rows, on_event)], None)]
-        rest = iter(members)
-        for fitted, predict in parts:
-            heads = [
-                self._head(each, its)
-                for each, its in zip(islice(rest, len(fitted)), fitted, strict=True)
-                if isinstance(its, Fitted)
-            ]
-            measured = measure(heads, rows, predict)
-            # Of a bank, each head has its share.
-            seconds = round((time.perf_counter() - started) / len(fitted), 3)
-            for head, metrics in zip(heads, measured, strict=True):
-                yield replace(head, metrics=metrics, lineage={**head.lineage, "seconds": seconds})
-            yield from (each for each in fitted if isinstance(each, HeadError))
-            started = time.perf_counter()
+            for each, one in zip(members, alone, strict=True):
+                yield from self._measured([each], [one], None, rows, started)
+                started = time.perf_counter()
+            return
+        try:
+            if done is None and bank.family is None:
+                done = [self._trained(members[0], rows, on_event)], None
+            fitted, predict = done or bank.fit(rows, on_event)
+            found = list(self._measured(members, fitted, predict, rows, started))
+        except Exception as error:
+            if not (isinstance(error, HeadError) or _no_memory(error)):
+                raise
+            if len(members) > 1:  # One of them, which only fails alone.
+                banks = [replace(bank, members=[each]) for each in members]
+                found = [one for each in banks for one in self._fit(each, rows)]
+            elif isinstance(error, HeadError):
+                found = [(members[0].id, error)]
+            else:
+                text = (
+                    f"head {members[0].name!r} needs more memory than there is: {one_line(error)}"
+                )
+                found = [(members[0].id, HeadError(text))]
+        yield from found
+
+    def _measured(
+        self,
+        members: Sequence[Candidate],
+        fitted: Sequence[Fitted | HeadError],
+        predict: Predict | None,
+        rows: Rows,
+        started: float,
+    ) -> Iterator[tuple[str, Head | HeadError]]:
+        """Measure heads that were fitted together since ``started``; each has its share of that.
+
+        HeadError if one of several that predict together cannot.
+        """
+        pairs = list(zip(members, fitted, strict=True))
+        yield from ((each.id, its) for each, its in pairs if isinstance(its, HeadError))
+        heads = [self._head(each, its) for each, its in pairs if isinstance(its, Fitted)]
+        together = [heads] if predict is not None else [[head] for head in heads]
+        for part in together:
+            try:
+                measured = measure(part, rows, predict)
+            except HeadError as error:
+                if len(part) > 1:
+                    raise
+                yield part[0].id, error
+                continue
+            seconds = round((time.perf_counter() - started) / len(pairs), 3)
+            for head, metrics in zip(part, measured, strict=True):
+                lineage = {**head.lineage, "seconds": seconds}
+                yield head.id, replace(head, metrics=metrics, lineage=lineage)
 
     def _trained(self, each: Candidate, rows: Rows, on_event: OnEvent) -> Fitted:
         load_tensorflow()
@@ -207,6 +256,11 @@ class Fitting:
 
 def _in_processes(bank: Bank) -> bool:
     return bank.family is None and all(each.kind == "sklearn" for each in bank.members)
+
+
+def _no_memory(error: Exception) -> bool:
+    # The second of TensorFlow, which may not be loaded.
+    return isinstance(error, MemoryError) or "ResourceExhausted" in type(error).__name__
 
 
 def _with_folds(folds: dict[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 
 from featurestore.errors import HeadError, received
 from featurestore.features import Features
 from featurestore.heads import metrics
-from featurestore.heads.banks import Bank, banks
+from featurestore.heads.banks import banks
 from featurestore.heads.candidate import Candidate
 from featurestore.heads.compare import sort_key
 from featurestore.heads.events import HeadsHalved, HeadWarned
@@ -104,20 +102,11 @@ def _scores(rows: Rows, candidates: Sequence[Candidate], emit: OnEvent) -> dict[
     fitting = Fitting(rows, ROUND, parts, {each.id: [each] for each in candidates})
     found: dict[str, float | None] = {}
     for bank in banks(candidates):
-        for key, each in _validated(fitting, bank, emit).items():
-            mean = mean_and_spread(each, metrics.primary(str(rows.task)))
-            found[key] = mean and mean[0]
+        for key, folds in fitting.folds(bank).items():
+            if isinstance(folds, HeadError):
+                emit(HeadWarned(key, f"{folds}, on {rows.count('train')} rows"))
+                found[key] = None
+            else:
+                mean = mean_and_spread(folds, metrics.primary(str(rows.task)))
+                found[key] = mean and mean[0]
     return found
-
-
-def _validated(fitting: Fitting, bank: Bank, emit: OnEvent) -> dict[str, dict[str, Any]]:
-    """Cross-validate the heads of a bank; those that cannot be fitted have no metrics."""
-    try:
-        return fitting.folds(bank)
-    except HeadError as error:
-        if len(bank.members) == 1:
-            head = bank.members[0].id
-            emit(HeadWarned(head, f"{error}, on {fitting.rows.count('train')} rows"))
-            return {head: {}}
-    alone = [_validated(fitting, replace(bank, members=[each]), emit) for each in bank.members]
-    return {key: each for one in alone for key, each in one.items()}

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from featurestore.heads.folds import FOLDS, common, mean_and_spread
 from featurestore.heads.scores import SCORES
 from featurestore.store.variants import FIELDS, tell_apart
-from featurestore.table import Grid, plural, printable, size
+from featurestore.table import Grid, cell, plural, printable, size
 
 # Below a table of heads that were compared over folds.
 TIED = "= not significantly different from the best (paired t-test over the folds, p > 0.05)"
 # Below a table of heads that could not be.
 APART = (
-    "not all of these heads have the same folds: without --sort, the list is by the val split; "
-    "train the others with --folds too"
+    "not all of these heads have the same folds, so that the list is by the val split; train the "
+    "others with --folds too"
 )
 Rows = list[dict[str, Any]]
 
 
-def heads_layout(rows: Rows) -> Iterator[Grid | str]:
-    """Show heads: a table for each data set, its stale heads in another."""
+def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
+    """Show heads: a table for each data set, its stale heads in another.
+
+    ``sort`` is the metric that was asked for, if any.
+    """
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     for number, name in enumerate(names):
         if len(names) > 1:
@@ -34,13 +38,26 @@ def heads_layout(rows: Rows) -> Iterator[Grid | str]:
             yield _heads(fresh, [])
             if any(row["tied"] is not None for row in fresh):
                 yield TIED
-            elif any(row["folds"] for row in fresh) and not common([row["folds"] for row in fresh]):
+            elif sort is None and _apart([row["folds"] for row in fresh]):
                 yield APART
         yield plural(len(fresh), "head")
         if former:
-            count = plural(len(former), "stale head")
-            yield f"\n{count}, on other samples, labels or splits; train again to compare:"
+            count = f"{plural(len(former), 'stale head')}, on former samples, labels or splits"
+            known = set(map(_settings, fresh))
+            again = printable(f"`featurestore train {shlex.quote(name)} --again`")
+            advice = f"; {again} fits them on those of now"
+            yield f"\n{count}{'' if known.issuperset(map(_settings, former)) else advice}:"
             yield _heads(former, ["stale"])
+
+
+def _settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what a head and the same one on another state of its data set have in common."""
+    kind = row["head"].rpartition("-")[0]
+    return kind, cell(row["params"]), row["seed"], row["layer"], row["prefix"], row["views"]
+
+
+def _apart(folds: Sequence[Mapping[str, Any] | None]) -> bool:
+    return any(folds) and common(folds) is None
 
 
 def _heads(rows: Rows, more: list[str]) -> Grid:
@@ -59,7 +76,7 @@ def _heads(rows: Rows, more: list[str]) -> Grid:
     several += [*(["views"] if any(row.get("views") for row in rows) else []), "model"]
     tags = ["tags"] if any(row["tags"] for row in rows) else []
     return Grid(
-        with_differing_params([{**row, "tags": ", ".join(row["tags"])} for row in rows]),
+        with_found_params([{**row, "tags": ", ".join(row["tags"])} for row in rows]),
         ["name", *tags, "params", *several, *variants, "layer", *measured, *more, "head"],
         {"name": "head", "params": "parameters", "stale": "differs in", "head": "id"},
         cut="params",
@@ -86,34 +103,19 @@ def _figures(folds: Mapping[str, Any]) -> dict[str, str]:
     return {metric: f"{each[0]:.3f} ± {each[1]:.3f}" for metric, each in found.items() if each}
 
 
-def with_differing_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return heads for a table: of their parameters, those that differ between those of one kind.
-
-    Of a search, what it found takes the place of what it searched.
-    """
-    shown = []
-    for row in rows:
-        found = row["best_params"]
-        searched = ("estimator", "param_grid", "param_distributions") if found else ()
-        kept = {name: each for name, each in row["params"].items() if name not in searched}
-        shown.append({**row, "params": {**kept, **found}})
-    # The beginning of the id, since a head may have a name of its own.
-    kinds = [row["head"].rpartition("-")[0] for row in rows]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for kind, row in zip(kinds, shown, strict=True):
-        groups.setdefault(kind, []).append(row["params"])
+def with_found_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return heads for a table: of a search, what it found takes the place of what it searched."""
+    searched = ("estimator", "param_grid", "param_distributions")
     return [
-        {
-            **row,
-            "params": {
-                name: value
-                for name, value in row["params"].items()
-                if len(others := groups[kind]) < 2
-                or any(name not in each or each[name] != value for each in others)
-            },
-        }
-        for kind, row in zip(kinds, shown, strict=True)
+        {**row, "params": {**_without(row["params"], searched), **row["best_params"]}}
+        if row["best_params"]
+        else row
+        for row in rows
     ]
+
+
+def _without(params: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name not in names}
 
 
 def metrics_grid(metrics: Mapping[str, Mapping[str, Any]]) -> Grid:

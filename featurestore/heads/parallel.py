@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, redirect_stdout
 from functools import cache
@@ -18,13 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.errors import HeadError
+from featurestore.errors import FeatureStoreWarning, HeadError
 from featurestore.heads.candidate import Candidate
 from featurestore.heads.estimator import Fitted, fit_estimator
 from featurestore.heads.rows import Rows
+from featurestore.table import plural
 
 # Seconds until other processes have started and imported scikit-learn.
 STARTUP = 3.0
+# Errors of joblib's processes, and of Dask's workers, that did not survive a task.
+_KILLED = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker")
 # Python catches warnings for a whole process, so that its threads take turns.
 _ONE = threading.Lock()
 
@@ -38,7 +42,8 @@ def fit_estimators(tasks: Sequence[Task], rows: Rows) -> Iterator[Fitted | HeadE
 
     The first are fitted in this process. The others go to other processes if, by the time that the
     last one took, this saves more than these take to start. One that cannot be fitted, or cannot
-    predict, is a HeadError.
+    predict, is a HeadError. If a process is killed, as for lack of memory, the rest run one at a
+    time, still in another process, until one is killed again: that one is a HeadError.
     """
     import joblib
 
@@ -51,23 +56,41 @@ def fit_estimators(tasks: Sequence[Task], rows: Rows) -> Iterator[Fitted | HeadE
     # More than one only if the user configured joblib so.
     asked = joblib.effective_n_jobs(None)
     cores, seconds = (asked, float("inf")) if asked > 1 else (joblib.effective_n_jobs(-1), 0.0)
-    done = 0
+    done, alone = 0, False
     while done < len(jobs):
         left = len(jobs) - done
         at_once = min(cores, left)
-        if at_once > 1 and seconds * (left - left / at_once) > STARTUP:
+        if alone or (at_once > 1 and seconds * (left - left / at_once) > STARTUP):
+            # With n_jobs=1 joblib would fit in this process.
             parallel = joblib.Parallel(
-                n_jobs=None if asked > 1 else at_once, return_as="generator", mmap_mode="c"
+                n_jobs=None if asked > 1 else max(2, at_once),
+                return_as="generator",
+                mmap_mode="c",
             )
+            some = jobs[done : done + 1] if alone else jobs[done:]
             try:
                 for found in parallel(
-                    joblib.delayed(_fit_there)(os.getpid(), *job) for job in jobs[done:]
+                    joblib.delayed(_fit_there)(os.getpid(), *job) for job in some
                 ):
                     done += 1
                     yield found
-            except Exception:
-                # An estimator that cannot be sent, or a process that was killed for its memory.
-                cores = 1
+            except Exception as error:
+                if type(error).__name__ not in _KILLED:
+                    cores, alone = 1, False  # An estimator that cannot be sent.
+                elif alone:
+                    done, alone = done + 1, False
+                    yield HeadError(
+                        f"head {some[0][0].name!r} cannot be fitted: the process that fitted it was"
+                        " killed, most likely for lack of memory"
+                    )
+                else:
+                    alone = True
+                    warnings.warn(
+                        "a process that fitted heads was killed, most likely for lack of memory; "
+                        f"of {plural(len(jobs) - done, 'fit')} left, one runs at a time",
+                        FeatureStoreWarning,
+                        stacklevel=2,
+                    )
             continue
         started = time.perf_counter()
         found = _fit(*jobs[done])

@@ -56,14 +56,13 @@ def refit(head: Head, estimator: Any) -> Head:
     NotFoundError
         If the state of the data set is gone, or no array has the rows of the features.
     """
-    features = _features(head)
+    recorded = head.lineage["dataset"]
+    dataset = head.store.datasets.load(recorded["name"], recorded["manifest_digest"])
+    features = features_of(head, dataset)
+    if head.lineage["features"].get("rows"):
+        features = features.completed()
     if isinstance(estimator, str | type):
-        # A cache in a folder that a store names may hold pickles.
-        params = {
-            name: _plain(value, name, head)
-            for name, value in head.params.items()
-            if name.rpartition("__")[2] != "memory"
-        }
+        params = plain_params(head)
         if isinstance(estimator, type):
             found = candidate(estimator(**params), None, features, head.seed)
         else:
@@ -101,11 +100,9 @@ def fitted_again(head: Head, given: Candidate, rows: Rows) -> Head:
     return replace(head, _fit=fit)
 
 
-def _features(head: Head) -> Features:
-    recorded = head.lineage["dataset"]
-    dataset = head.store.datasets.load(recorded["name"], recorded["manifest_digest"])
-    origin = head.lineage["features"]
-    made = origin.get("views") or {"prefix_digests": []}
+def features_of(head: Head, dataset: Dataset) -> Features:
+    """Return what a head was fitted on, and its views, of a state of its data set."""
+    made = head.lineage["features"].get("views") or {"prefix_digests": []}
     part = dataset.training() if made["prefix_digests"] else dataset
     views = [
         Features(
@@ -115,8 +112,18 @@ def _features(head: Head) -> Features:
         )
         for each in made["prefix_digests"]
     ]
-    features = Features(_group(head, head.key, dataset), dataset, head.store, views)
-    return features.completed() if origin.get("rows") else features
+    key = replace(head.key, dataset_digest=dataset.digest)
+    return Features(_group(head, key, dataset), dataset, head.store, views)
+
+
+def plain_params(head: Head) -> dict[str, Any]:
+    """Return the recorded parameters of a head; HeadError if one is more than data."""
+    return {
+        name: _plain(value, name, head)
+        for name, value in head.params.items()
+        # A cache in a folder that a store names may hold pickles.
+        if name.rpartition("__")[2] != "memory"
+    }
 
 
 def _group(head: Head, key: FeatureKey, dataset: Dataset) -> FeatureGroup:

@@ -252,4 +252,18 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int)
         for param, value in estimator.get_params(deep=True).items()
         if param.rpartition("__")[2] == "random_state" and value is None
     ]
+    _check_values(estimator, name)
     return estimator.set_params(**dict.fromkeys(seeds, seed))
+
+
+def _check_values(estimator: Any, name: str) -> None:
+    """Raise HeadError for a value that an estimator of scikit-learn, or a part of it, refuses."""
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    for part in (estimator, *estimator.get_params(deep=True).values()):
+        if not isinstance(part, type) and hasattr(part, "_parameter_constraints"):
+            try:
+                part._validate_params()
+            except InvalidParameterError as error:
+                text = one_line(error).rstrip(".")
+                raise HeadError(f"head {name!r}: {text}") from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import FeatureStoreError, HeadError, InputError
+from featurestore.errors import BackboneError, FeatureStoreError, HeadError, InputError
 from featurestore.heads.folds import FOLDS
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile
@@ -24,12 +27,71 @@ File = SpecFile[PipelineSpec]
 
 @dataclass(frozen=True)
 class Source:
-    """Where features come from: a backbone with its layers, and its name in messages."""
+    """Where features come from: a backbone and its layers.
 
-    backbone: Backbone
+    Attributes
+    ----------
+    open : callable
+        Returns the backbone. Of several, only the last one stays in memory.
+    layers : list of str
+    names : list of str
+        Names of all layers of the backbone.
+    spec : dict
+        That of the backbone.
+    digests : list of str
+        Prefix digest of each of the layers.
+    name : str
+        What messages call it.
+    """
+
+    open: Callable[[], Backbone]
     layers: list[str]
+    names: list[str]
+    spec: dict[str, Any]
+    digests: list[str]
     name: str
     is_pixels: bool = False
+
+    @classmethod
+    def of(cls, open: Callable[[], Backbone], layers: list[str], **more: Any) -> Source:
+        """Describe a backbone by what stays known of it once it is out of memory."""
+        from featurestore.backbone import LayerRef
+
+        backbone = open()
+        digests = [backbone.prefix_digest(LayerRef.parse(layer).layer) for layer in layers]
+        names, spec = list(backbone.layer_names), backbone.spec
+        return cls(open, layers, names, spec, digests, **{"name": backbone.name, **more})
+
+    def unfrozen(self, layers: list[str], options: FineTuning) -> list[str]:
+        """Return the layers unfrozen up to the last of some cuts; raises BackboneError."""
+        from featurestore.backbone import LayerRef
+
+        last = max(self.names.index(LayerRef.parse(layer).layer) for layer in layers)
+        return options.unfrozen(self.names[: last + 1])
+
+    def reaches(self, layer: str, options: FineTuning) -> bool:
+        """Whether there is anything to unfreeze up to a layer."""
+        try:
+            return bool(self.unfrozen([layer], options))
+        except BackboneError:
+            return False
+
+
+class _Opener:
+    """Opens the backbones of a file. A network may take gigabytes: only the last one is kept."""
+
+    def __init__(self, options: list[dict[str, Any]]) -> None:
+        self._options = options
+        self._last: tuple[int, Backbone] | None = None
+
+    def __call__(self, number: int) -> Backbone:
+        from featurestore.backbone import Backbone
+
+        if self._last is None or self._last[0] != number:
+            self._last = None
+            gc.collect()  # A network is part of cycles.
+            self._last = number, Backbone.open(**self._options[number])
+        return self._last[1]
 
 
 _RELATIVE = "paths are relative to the folder of the pipeline file"
@@ -41,7 +103,8 @@ def check(file: File) -> list[Source]:
     Returns
     -------
     list of Source
-        The backbones, then the pixels of the baseline, once for each way of resizing.
+        The backbones, of which one at a time is open, then the pixels of the baseline, once for
+        each way of resizing.
 
     Raises
     ------
@@ -61,20 +124,31 @@ def check(file: File) -> list[Source]:
     data = file.resolve(spec.data.path)
     if "://" not in spec.data.path and not data.exists():
         raise file.mistake(["data", "path"], f"nothing at {str(data)!r}; {_RELATIVE}")
-    opened = [
-        _open(file, number, {**options, "engine": spec.extract.engine})
+    grids = [
+        (number, {**options, "engine": spec.extract.engine})
         for number, part in enumerate(spec.backbone)
         for options in ParameterGrid(part.model_dump(exclude={"layers"}, exclude_none=True))
     ]
-    names = _names([backbone for backbone, _ in opened])
-    found = [Source(*each, name) for each, name in zip(opened, names, strict=True)]
-    _check_unfreeze(file, found)
-    _check_views(file, found)
+    opener = _Opener([_with_files(file, *each) for each in grids])
+    augmentation = _augmentation(file)
+    found, rows = [], []
+    for place, (number, _) in enumerate(grids):
+        source = _source(file, number, partial(opener, place))
+        _check_unfreeze(file, source, several=len(grids) > 1)
+        if augmentation is not None:
+            _check_views(file, source, augmentation)
+        found.append(source)
+        rows.append(_variant(source))
+    found = [replace(source, name=name) for source, name in zip(found, _names(rows), strict=True)]
     if spec.baseline is not None:
-        for resize in dict.fromkeys(backbone.spec["resize"] for backbone, _ in opened):
+        for resize in dict.fromkeys(source.spec["resize"] for source in found):
             plain = Backbone.pixels(spec.baseline.input_size, resize=resize)
-            found.append(Source(plain, ["pixels"], "pixels", is_pixels=True))
+            found.append(Source.of(partial(_same, plain), ["pixels"], is_pixels=True))
     return found
+
+
+def _same(backbone: Backbone) -> Backbone:
+    return backbone
 
 
 def check_data(file: File, dataset: Dataset) -> dict[str, str]:
@@ -118,25 +192,31 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
     return {"split": split, "metric": metric or metrics.primary(str(dataset.task))}
 
 
-def _open(file: File, number: int, options: dict[str, Any]) -> tuple[Backbone, list[str]]:
-    """Open one backbone of an entry, and check its layers."""
-    from featurestore.backbone import Backbone, LayerRef
-
+def _with_files(file: File, number: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a backbone with the full paths of its files."""
     where: list[str | int] = ["backbone", number]
     if Path(options["model"]).suffix:
         options["model"] = _existing(file, [*where, "model"], options["model"])
     if options.get("weights", "random") not in ("imagenet", "random"):
         options["weights"] = _existing(file, [*where, "weights"], options["weights"])
+    return options
+
+
+def _source(file: File, number: int, open: Callable[[], Backbone]) -> Source:
+    """Open one backbone of an entry, and check its layers."""
+    from featurestore.backbone import LayerRef
+
+    where: list[str | int] = ["backbone", number]
     own = file.spec.backbone[number].layers
     layers = own or file.spec.layers or []
     try:
-        backbone = Backbone.open(**options)
+        backbone = open()
         for place, layer in enumerate(layers):
             where = ["backbone", number, "layers", place] if own else ["layers", place]
             backbone.shape(LayerRef.parse(layer))
+        return Source.of(open, layers)
     except FeatureStoreError as error:
         raise file.mistake(where, str(error)) from error
-    return backbone, layers
 
 
 def _existing(file: File, where: list[str | int], path: str) -> str:
@@ -146,51 +226,45 @@ def _existing(file: File, where: list[str | int], path: str) -> str:
     return str(found)
 
 
-def _names(backbones: list[Backbone]) -> list[str]:
+def _variant(source: Source) -> dict[str, Any]:
+    """Return in what a backbone may differ from others of the same name."""
+    backbone = source.open()
+    prefix = backbone.prefix_fields(backbone.layer_names[0])
+    variant = Variant.of({"backbone": backbone.spec, "prefix": prefix})
+    return {"model": backbone.name, "layer": None, "prefix": "", **variant.to_dict()}
+
+
+def _names(rows: list[dict[str, Any]]) -> list[str]:
     """Return what backbones are called in messages: their names, and in what they differ."""
-    rows = []
-    for each in backbones:
-        prefix = each.prefix_fields(each.layer_names[0])
-        variant = Variant.of({"backbone": each.spec, "prefix": prefix})
-        rows.append({"model": each.name, "layer": None, "prefix": "", **variant.to_dict()})
     rows, columns = tell_apart(rows)
     words = [[f"{columns[name]} {cell}" for name in columns if (cell := row[name])] for row in rows]
     return [
-        f"{each.name} ({', '.join(said)})" if said else each.name
-        for each, said in zip(backbones, words, strict=True)
+        f"{row['model']} ({', '.join(said)})" if said else row["model"]
+        for row, said in zip(rows, words, strict=True)
     ]
 
 
-def _check_views(file: File, sources: list[Source]) -> None:
-    """Check that the augmentation makes views of images of each input size."""
-    asked = file.spec.extract
-    layers = augmentation_of(file, asked, ["extract", "augmentation"])
-    if bool(asked.views) != (layers is not None):
+def _augmentation(file: File) -> Any:
+    layers = augmentation_of(file, file.spec.extract, ["extract", "augmentation"])
+    if bool(file.spec.extract.views) != (layers is not None):
         raise file.mistake(["extract"], "views are made by an augmentation: give both, or neither")
+    return layers
+
+
+def _check_views(file: File, source: Source, augmentation: Any) -> None:
+    """Check that the augmentation makes views of images of the input size."""
     try:
-        for source in sources if layers else ():
-            source.backbone.views(0, layers)
+        source.open().views(0, augmentation)
     except InputError as error:
         raise file.mistake(["extract", "augmentation"], str(error)) from error
 
 
-def _check_unfreeze(file: File, sources: list[Source]) -> None:
-    """Check that each backbone has the layers to unfreeze; which one is promoted shows later."""
-    promote = file.spec.promote
-    if promote is None:
+def _check_unfreeze(file: File, source: Source, *, several: bool) -> None:
+    """Check that a backbone has the layers to unfreeze; which one is promoted shows later."""
+    if file.spec.promote is None:
         return
-    for source in sources:
-        try:
-            unfrozen_up_to(source.backbone, source.layers, promote)
-        except FeatureStoreError as error:
-            which = f"of {source.name}: " if len(sources) > 1 else ""
-            raise file.mistake(["promote", "unfreeze"], f"{which}{error}") from error
-
-
-def unfrozen_up_to(backbone: Backbone, layers: list[str], options: FineTuning) -> list[str]:
-    """Return the layers that are unfrozen up to the last of some cuts; raises BackboneError."""
-    from featurestore.backbone import LayerRef
-
-    names = backbone.layer_names
-    last = max(names.index(LayerRef.parse(layer).layer) for layer in layers)
-    return options.unfrozen(names[: last + 1])
+    try:
+        source.unfrozen(source.layers, file.spec.promote)
+    except FeatureStoreError as error:
+        which = f"of {source.name}: " if several else ""
+        raise file.mistake(["promote", "unfreeze"], f"{which}{error}") from error

@@ -6,17 +6,16 @@ import json
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
-from featurestore.errors import ActivationError, BackboneError, DatasetError
+from featurestore.errors import ActivationError, DatasetError, HeadError
 from featurestore.extraction.cluster import ClusterLike
 from featurestore.heads.folds import FOLDS, common
 from featurestore.listening import receiver
-from featurestore.pipeline.check import Source, check, check_data, unfrozen_up_to
+from featurestore.pipeline.check import Source, check, check_data
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.record import (
     MANIFEST,
@@ -31,17 +30,15 @@ from featurestore.pipeline.record import (
 )
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
-from featurestore.pipeline.sweep import augmentation_of, cluster_of, fit_all
+from featurestore.pipeline.sweep import Failed, augmentation_of, cluster_of, fit_all
 from featurestore.scratch import written
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
     from featurestore.extraction import Extraction
     from featurestore.heads import Head
-    from featurestore.promotion import FineTuning
 
 
 def run(
@@ -75,7 +72,8 @@ def run(
     Returns
     -------
     dict
-        The manifest, as JSON values, and ``folder``.
+        The manifest, as JSON values, and ``folder``. Heads that cannot be fitted are in ``failed``,
+        and a FeatureStoreWarning says so; the others go on.
 
     Raises
     ------
@@ -117,7 +115,7 @@ class _Run:
             part.write_text(self.file.text, "utf-8", newline="")
         extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
         with self.cluster.heads(self.on_event):
-            fitted = self._heads(extracted, selection)
+            fitted, failed = self._heads(extracted, selection)
         head, source = self._choose(fitted, selection)
         promotion = self._promote(head, source, dataset, folder, selection["split"])
         manifest = {
@@ -127,7 +125,7 @@ class _Run:
             "stages": self.stages,
             "inputs": {
                 "dataset": dataset_fields(dataset),
-                "backbones": [source.backbone.spec for source in backbones],
+                "backbones": [source.spec for source in backbones],
             },
             "features": [
                 str(features.key)
@@ -137,6 +135,7 @@ class _Run:
             ],
             **former_fields(extracted),
             "heads": head_rows(fitted, selection, head.id),
+            "failed": failed,
             "selection": selection,
             "selected": head.id,
             "promotion": promotion,
@@ -188,14 +187,13 @@ class _Run:
         asked, source = self.spec.promote, backbones[0]
         if asked is None or not asked.passes or len(backbones) > 1 or promoted(folder):
             return []
-        if source.backbone.computing.precision != "float32":
+        backbone = source.open()
+        if backbone.computing.precision != "float32":
             return []
         from featurestore.promotion import boundary_ref
 
         refs = {
-            boundary_ref(source.backbone, layer, asked)
-            if _reaches(source.backbone, layer, asked)
-            else layer
+            boundary_ref(backbone, layer, asked) if source.reaches(layer, asked) else layer
             for layer in source.layers
             if any(head.takes(layer) for head in self.spec.heads)
         }
@@ -218,13 +216,14 @@ class _Run:
             self.on_event(StageStarted("extract", what))
             if source.is_pixels:
                 options["budget"] = None
-            ask = partial(extract, dataset, source.backbone, source.layers, self.store, **options)
+            asked = source.layers, self.store
             try:
-                extraction = ask(boundaries=more)
+                extraction = extract(dataset, source.open(), *asked, boundaries=more, **options)
             except ActivationError:
                 if not more:
                     raise
-                extraction = ask()  # Fine-tuning stores its own layer as float32.
+                # Fine-tuning stores its own layer as float32.
+                extraction = extract(dataset, source.open(), *asked, **options)
             for ref in more:
                 extraction.pop(ref, None)  # Heads are not fitted on it.
             for former in extraction.former:
@@ -254,29 +253,32 @@ class _Run:
 
     def _heads(
         self, extracted: list[tuple[Source, Extraction]], selection: dict[str, str]
-    ) -> Fitted:
+    ) -> tuple[Fitted, list[Failed]]:
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads.values()}
         self.on_event(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
         everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
         found: dict[str, tuple[Head, Source]] = {}
+        failed: list[Failed] = []
         for source, extraction in extracted:
             heads = everywhere if source.is_pixels else self.spec.heads
             for features in extraction.values():
                 if any(head.takes(features.ref) for head in heads):
                     self.on_event(StageStarted("heads", f"on {features.ref} by {source.name}"))
-                for head in fit_all(features, heads, self.spec, self.on_event):
-                    found[head.id] = head, source
+                fitted, errors = fit_all(features, heads, self.spec, self.on_event)
+                found |= {head.id: (head, source) for head in fitted}
+                failed += errors
+        if all(source.is_pixels for _, source in found.values()):
+            raise HeadError(failed[0]["error"])
         self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")
         # Stored heads may have more seeds than the file asks for; only equal folds compare.
-        fitted = list(found.values())
-        shared = common([head.folds for head, _ in fitted])
+        shared = common([head.folds for head, _ in found.values()])
         if shared is None:
-            return fitted
+            return list(found.values()), failed
         return [
             (replace(head, folds=folds), source)
-            for (head, source), folds in zip(fitted, shared, strict=True)
-        ]
+            for (head, source), folds in zip(found.values(), shared, strict=True)
+        ], failed
 
     def _choose(self, fitted: Fitted, selection: dict[str, str]) -> tuple[Head, Source]:
         """Return the best head on features; for a promotion, the best that can be promoted."""
@@ -299,13 +301,13 @@ class _Run:
     def _promote(
         self, head: Head, source: Source, dataset: Dataset, folder: Path, chosen_by: str
     ) -> dict[str, Any] | None:
-        asked, backbone = self.spec.promote, source.backbone
+        asked = self.spec.promote
         if asked is None:
             return None
         started = time.perf_counter()
         options = {**asked.model_dump(), "epochs": asked.passes}
         what = f"{head.id} on {head.key.ref} by {source.name}"
-        if asked.unfreeze is not None and not _reaches(backbone, head.key.ref, asked):
+        if asked.unfreeze is not None and not source.reaches(head.key.ref, asked):
             options["unfreeze"] = None
             what += f" ({asked.unfreeze} comes after it: nothing to unfreeze)"
         self.on_event(StageStarted("promote", what))
@@ -318,7 +320,7 @@ class _Run:
 
         # Folds are of the training rows, which count as seen.
         options |= {"selected_on": [] if chosen_by == FOLDS else [chosen_by]}
-        promotion = promote(head, backbone, data=dataset, on_event=self.on_event, **options)
+        promotion = promote(head, source.open(), data=dataset, on_event=self.on_event, **options)
         promotion.save(folder / MODEL)
         self._end("promote", started, fresh=True, result=str(folder / MODEL))
         return {
@@ -330,7 +332,6 @@ class _Run:
         }
 
     def _folder(self, dataset: Dataset, sources: list[Source]) -> Path:
-        from featurestore.backbone import LayerRef
         from featurestore.backbone.augmentation import fields
 
         layers = augmentation_of(self.file, self.spec.extract, ["extract"])
@@ -349,22 +350,10 @@ class _Run:
             ),
             "augmentation": layers and fields(layers),
             "dataset": dataset.manifest_digest,
-            "prefixes": [
-                source.backbone.prefix_digest(LayerRef.parse(layer).layer)
-                for source in sources
-                for layer in source.layers
-            ],
+            "prefixes": [digest for source in sources for digest in source.digests],
         }
         name = Path(self.spec.name, short(digest_fields(identity)))
         folder = make_folder(self.runs / name)
         for each in (folder, *folder.parents[:3]):
             durable.fsync_folder(each)
         return folder
-
-
-def _reaches(backbone: Backbone, layer: str, options: FineTuning) -> bool:
-    """Whether there is anything to unfreeze up to a layer."""
-    try:
-        return bool(unfrozen_up_to(backbone, [layer], options))
-    except BackboneError:
-        return False

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from featurestore.errors import HeadError, InputError, NotFoundError
+from featurestore.errors import FeatureStoreWarning, HeadError, InputError, NotFoundError
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.features import Features, stored, with_views, without_boundaries
-from featurestore.heads import Head, check_named, fit_heads
-from featurestore.heads.candidate import candidate
+from featurestore.heads import Head, check_named
+from featurestore.heads.candidate import Candidate, candidate
+from featurestore.heads.fit import try_heads
 from featurestore.heads.folds import CrossValidation
 from featurestore.heads.halving import survivors
 from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SweepSpec, VariantSpec, ViewSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore, StoreLike
+
+#: What a record says of a head that cannot be fitted: name, params, seed, model, layer, error.
+Failed: TypeAlias = dict[str, Any]
 
 
 def sweep(
@@ -50,11 +55,37 @@ def sweep(
     on_event : callable, optional
         Receives the events of fitting.
 
+    Returns
+    -------
+    list of Head
+        Without those that cannot be fitted, of each of which a FeatureStoreWarning says why.
+
     Raises
     ------
     SpecError
         A line for each mistake in the file, such as features that are not in the store.
+    HeadError
+        If no head can be fitted.
     """
+    heads, failed = fit_sweep(
+        path, store, folds=folds, seeds=seeds, halving=halving, cluster=cluster, on_event=on_event
+    )
+    if failed and not heads:
+        raise HeadError(failed[0]["error"])
+    return heads
+
+
+def fit_sweep(
+    path: str | Path,
+    store: StoreLike = None,
+    *,
+    folds: int | None = None,
+    seeds: int | None = None,
+    halving: int | None = None,
+    cluster: ClusterLike = None,
+    on_event: Any = None,
+) -> tuple[list[Head], list[Failed]]:
+    """Fit the heads of a sweep file as `sweep`; return those that failed too."""
     file = read_spec(path, SweepSpec)
     where = cluster_of(file, cluster)
     check_heads(file)
@@ -68,7 +99,7 @@ def sweep(
     with where, where.heads(on_event):
         if factor is not None:
             calls = _halved(calls, factor, on_event)
-        return [head for call in calls for head in call.fit(on_event)]
+        return _fit(calls, on_event)
 
 
 def cluster_of(file: SpecFile[Any], given: ClusterLike) -> Cluster:
@@ -166,21 +197,50 @@ def combinations(head: HeadSpec) -> list[dict[str, Any]]:
 
 def fit_all(
     features: Features, heads: Sequence[HeadSpec], validation: CrossValidation, on_event: Any
-) -> list[Head]:
-    """Fit the heads that are meant for a layer."""
-    return [head for call in _calls(features, heads, validation) for head in call.fit(on_event)]
+) -> tuple[list[Head], list[Failed]]:
+    """Fit the heads that are meant for a layer; return those that failed too."""
+    return _fit(_calls(features, heads, validation), on_event)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of `fit_heads`: heads of one seed and note, on one layer that is read once."""
+    """A call of `try_heads`: heads of one seed and note, on one layer that is read once."""
 
     features: Features
     wanted: list[tuple[str, dict[str, Any]]]
     options: dict[str, Any]
 
-    def fit(self, on_event: Any) -> list[Head]:
-        return fit_heads(self.features, self.wanted, on_event=on_event, **self.options)
+    def candidates(self) -> list[Candidate | None]:
+        """Return the heads to fit; None for one that does not fit the features."""
+        found: list[Candidate | None] = []
+        for pair in self.wanted:
+            try:
+                found.append(candidate(*pair, self.features, self.options["seed"]))
+            except HeadError:
+                found.append(None)
+        return found
+
+
+def _fit(calls: Sequence[_Call], on_event: Any) -> tuple[list[Head], list[Failed]]:
+    heads: list[Head] = []
+    failed: list[Failed] = []
+    for call in calls:
+        fitted = try_heads(call.features, call.wanted, on_event=on_event, **call.options)
+        for (name, params), head in zip(call.wanted, fitted, strict=True):
+            if isinstance(head, Head):
+                heads.append(head)
+                continue
+            key, seed = call.features.key, call.options["seed"]
+            failed.append(
+                {
+                    **{"name": call.options["name"] or name, "params": params, "seed": seed},
+                    **{"model": key.model, "layer": key.ref, "error": str(head)},
+                }
+            )
+            warnings.warn(
+                f"on {key.ref}: {head}; the other heads go on", FeatureStoreWarning, stacklevel=2
+            )
+    return heads, failed
 
 
 def _calls(
@@ -205,15 +265,19 @@ def _calls(
 
 def _halved(calls: Sequence[_Call], factor: int, on_event: Any) -> list[_Call]:
     """Leave out the heads that successive halving leaves out; all compete with each other."""
-    candidates = [
-        [candidate(*pair, call.features, call.options["seed"]) for pair in call.wanted]
-        for call in calls
+    candidates = [call.candidates() for call in calls]
+    layers = [
+        (call.features, [head for head in heads if head is not None])
+        for call, heads in zip(calls, candidates, strict=True)
     ]
-    layers = [(call.features, heads) for call, heads in zip(calls, candidates, strict=True)]
     kept = survivors(layers, factor, on_event=on_event)
     found = []
     for call, heads in zip(calls, candidates, strict=True):
-        wanted = [pair for pair, each in zip(call.wanted, heads, strict=True) if each.id in kept]
+        wanted = [
+            pair
+            for pair, head in zip(call.wanted, heads, strict=True)
+            if head is None or head.id in kept
+        ]
         if wanted:
             found.append(replace(call, wanted=wanted))
     return found

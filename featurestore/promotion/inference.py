@@ -85,13 +85,13 @@ def predict(
     Returns
     -------
     Table of Prediction
-        In the order given: a folder's files sorted, a table's rows as they are. One of
-        several images that cannot be read has a ``problem`` and no label.
+        In the order given: a folder's files sorted, a table's rows as they are. An image that
+        cannot be read has a ``problem`` and no label.
 
     Raises
     ------
     InputError
-        If the model cannot be used, or the only image cannot be read.
+        If the model cannot be used, or a file, folder or table does not exist.
     """
     return predict_listed(model, list_images(images, image_column, root), classes)
 
@@ -110,8 +110,6 @@ def predict_listed(
         try:
             return _read(image.path, then)
         except InputError as error:
-            if len(listed) == 1:
-                raise
             problems[number] = str(error)
             return then(np.zeros((1, 1, 3), np.uint8))
 

@@ -8,11 +8,11 @@ import pytest
 
 from featurestore.cli.heads import parse_params
 from featurestore.cli.output import print_table
-from featurestore.heads.listing import heads_layout, with_differing_params
+from featurestore.heads.listing import heads_layout, with_found_params
 from featurestore.store.variants import Variant
 from featurestore.table import Table
 from tests.cli.conftest import Place
-from tests.toys import featurestore
+from tests.toys import featurestore, take_photos
 
 TRAIN = ["train", "photos", "--model", "tiny", "--layer", "conv_b:avg", "--head"]
 
@@ -111,7 +111,8 @@ def test_stale_heads_stand_apart(place: Place) -> None:
     assert lines[2:5] == [
         "1 head",
         "",
-        "2 stale heads, on other samples, labels or splits; train again to compare:",
+        "2 stale heads, on former samples, labels or splits; `featurestore train photos --again` "
+        "fits them on those of now:",
     ]
     assert lines[5].endswith("val accuracy differs in id")
     assert "splits (" in lines[6]
@@ -128,6 +129,7 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
                 "name": "knn",
             },
             **{"params": {}, "seed": 0, "prefix": "p", "stale": None, "val_accuracy": 0.5},
+            "views": 0,
             **{
                 "best_params": {},
                 "folds": None,
@@ -221,32 +223,87 @@ def test_a_head_is_named_tagged_and_shown(place: Place) -> None:
     document = featurestore("show", "my best", "--json").json
     assert document["params"] == {"C": 0.5}
     assert {row["class"] for row in document["by_class"]["val"]} == {"blue", "green", "red"}
-    text = featurestore("show", head).out
-    assert "class: red" in text
-    assert "lineage:" in text
+    assert document["confusion"]["val"]["classes"] == ["blue", "green", "red"]
+    lines = [line.split() for line in featurestore("show", head).out.splitlines()]
+    assert ["head", head] in lines
+    assert ["parameters", "C=0.5"] in lines
+    assert ["class", "blue", "green", "red", "rows", "precision", "recall", "f1"] in lines
+    counts = document["confusion"]["val"]["matrix"]
+    assert [[int(cell) for cell in line[1:4]] for line in lines[-5:-2]] == counts
     assert featurestore("show", "photos", "--json").json["dataset"] == "photos"
 
 
-def test_parameters_that_differ_are_shown_and_cut() -> None:
-    def row(head: str, best: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
-        return {"head": f"{head}-1", "params": params, "best_params": best or {}}
+def test_the_parameters_that_were_given_are_shown(place: Place) -> None:
+    featurestore(*TRAIN, "ridge", "--param", "alpha=2")
+    assert "alpha=2" in featurestore("heads").out
+    search = {"params": {"estimator": {"class": "sklearn.svm.SVC"}, "param_grid": {}, "cv": 3}}
+    (row,) = with_found_params([{**search, "best_params": {"C": 10}}])
+    assert row["params"] == {"cv": 3, "C": 10}
 
-    rows = with_differing_params(
-        [
-            row("logistic", C=0.1, max_iter=500),
-            row("logistic", C=1, max_iter=500),
-            row("logistic", C=1, max_iter=500, tol=0.1),
-            row("knn", n_neighbors=3),
-            row("search", {"C": 10}, estimator={"class": "sklearn.svm.SVC"}, param_grid={}, cv=3),
-        ]
+
+def test_the_list_follows_what_it_is_sorted_by(place: Place) -> None:
+    featurestore("scan", "photos", "--val", "0.3", "--test", "0.2")
+    for head, folds in (("ridge", ("--folds", "2")), ("knn", ())):
+        featurestore(*TRAIN, head, *folds)
+    first = featurestore("heads")
+    assert "not all of these heads have the same folds" in first.out
+    assert first.out.splitlines()[0].split()[4:6] == ["val", "accuracy"]
+    for sort in ("test.macro_f1", "test_macro_f1"):
+        listed = featurestore("heads", "--sort", sort).out
+        assert "val split" not in listed
+        assert listed.splitlines()[0].split()[4:7] == ["test", "macro", "f1"]
+
+
+def test_train_takes_the_only_model_and_layer(place: Place) -> None:
+    error = featurestore("train", "photos", "--head", "ridge").error
+    assert error == (
+        "2 layers by tiny are stored for 'photos'; give one: --layer conv_a or --layer conv_b:avg"
     )
-    assert [each["params"] for each in rows] == [
-        {"C": 0.1},
-        {"C": 1},
-        {"C": 1, "tol": 0.1},
-        {"n_neighbors": 3},
-        {"cv": 3, "C": 10},
-    ]
+    assert featurestore("rm", "conv_a", "--yes").status == 0
+    assert featurestore("train", "photos", "--head", "ridge").status == 0
+    result = featurestore("train", "photos")
+    assert result.status == 2
+    assert "give a head with --head, or --again" in result.err
+
+
+def test_train_again_fits_what_is_stale(place: Place) -> None:
+    own = "tests.heads.own_estimators.Nearest"
+    for head in (["ridge", "--param", "alpha=2", "--folds", "2", "--tag", "a"], [own]):
+        assert featurestore(*TRAIN, *head).status == 0
+    before = {row["name"]: row for row in featurestore("heads", "--json").json}
+    assert featurestore("train", "photos", "--again").out == "no stale heads on photos\n"
+    take_photos(place.photos, 14)
+    extract = ["extract", "photos", "--model", "tiny.keras", "--layer", "conv_b:avg"]
+
+    grown = featurestore("scan", "photos")
+    assert grown.status == 0
+    early = featurestore("train", "photos", "--again")
+    assert early.error == "4 heads could not be fitted; the others are stored"
+    assert "has no features of all present samples; run `featurestore extract photos" in early.out
+
+    assert featurestore(*extract).status == 0
+    again = featurestore("train", "photos", "--again")
+
+    assert again.error == "1 head could not be fitted; the others are stored"
+    assert "its estimator is not one that has a name; fit it again in Python" in again.out
+    rows = [row for row in featurestore("heads", "--json").json if row["stale"] is None]
+    assert {row["name"] for row in rows} == {"logistic", "knn", "ridge"}
+    for row in rows:
+        former = before[row["name"]]
+        assert row["head"] != former["head"]
+        for field in ("params", "seed", "tags", "layer"):
+            assert row[field] == former[field]
+    (ridge,) = [row for row in rows if row["name"] == "ridge"]
+    assert ridge["folds"]["folds"] == 2
+
+    # What would change nothing is not advised.
+    assert "--again" in featurestore("heads").out
+    assert featurestore("rm", before["Nearest"]["head"], "--yes").status == 0
+    assert "3 stale heads, on former samples, labels or splits:" in featurestore("heads").out
+
+    refused = featurestore("train", "photos", "--again", "--head", "knn")
+    assert refused.status == 2
+    assert "--again takes the settings of each head; found --head too" in refused.err
 
 
 @pytest.mark.parametrize(

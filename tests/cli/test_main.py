@@ -24,14 +24,14 @@ COMMANDS = cli.list_commands(click.Context(cli))
 HEAVY = ("tensorflow", "keras", "sklearn", "pandas", "dask", "xarray", "rich.progress")
 
 
-def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, *args: str) -> Any:
     """Run a command whose work raises; what main makes of errors does not depend on the work."""
 
     def fail(*args: Any, **options: Any) -> None:
         raise error
 
     monkeypatch.setattr(cli_package.cli, "main", fail)
-    return featurestore("ls", "--store", "my store")
+    return featurestore(*(args or ("ls", "--store", "my store")))
 
 
 def test_the_verbs_are_those_of_the_design() -> None:
@@ -149,11 +149,29 @@ def test_each_mistake_in_a_file_has_a_line(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_interrupt_prints_the_command_that_resumes(
     monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    result = raising(monkeypatch, error)
+    result = raising(monkeypatch, error, "extract", "my photos")
 
     assert result.status == 130
-    assert result.err.endswith("this resumes: featurestore ls --store 'my store'\n")
+    assert result.err.endswith("this resumes: featurestore extract 'my photos'\n")
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("args", [["predict", "m.keras", "a.png"], ["extract", "a", "--dry-run"]])
+def test_what_starts_over_is_not_said_to_resume(
+    monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    said = raising(monkeypatch, KeyboardInterrupt(), *args).err
+    assert said == f"interrupted; this starts over: featurestore {' '.join(args)}\n"
+
+
+def test_the_help_shows_shared_options_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = featurestore("train", "--help").out
+    own, _, variant = text.partition("\nVariant (only features with these values):\n")
+    variant, _, rest = variant.partition("\nViews:\n")
+    assert "--head H" in own
+    assert "--resize" in variant
+    assert "--resize" not in own
+    assert "\nProcesses:\n" in rest
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,18 @@ def test_predict_takes_folders_tables_and_a_list_on_stdin(
     # What cannot be read is left without a label, and said.
     assert [row["label"] for row in rows if "problem" in row] == [None, None]
     assert result.err.count("not predicted: cannot ") == 2
+    assert result.status == 1
+    assert result.error.startswith("2 of 17 images not predicted; the first: cannot decode 'photos")
+
+
+def test_one_image_that_cannot_be_read_is_as_one_of_several(model: str) -> None:
+    Path("notes.png").write_text("no image")
+
+    result = featurestore("predict", model, "notes.png", "-o", "predicted.csv")
+
+    assert result.error.startswith("1 of 1 image not predicted; the first: cannot decode 'notes.")
+    assert "not predicted: cannot decode 'notes.png'" in result.err
+    assert Path("predicted.csv").read_text().splitlines()[1].startswith("notes.png,,")
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "predictions.parquet"])

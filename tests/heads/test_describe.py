@@ -9,7 +9,10 @@ from sklearn.svm import SVC
 from featurestore.errors import DamagedError
 from featurestore.features import Features
 from featurestore.heads import describe_head, fit_head
+from featurestore.heads.describe import MOST_CLASSES, head_layout
 from featurestore.heads.metrics import by_class
+from featurestore.table import Grid
+from tests.heads.conftest import MakeFeatures
 
 
 def test_everything_of_a_head(three: Features) -> None:
@@ -50,3 +53,19 @@ def test_a_damaged_confusion_matrix(three: Features) -> None:
     three.store.heads.save("forged", lineage, {"confusion.json": b'{"val": 3}'})
     with pytest.raises(DamagedError, match="not a confusion matrix"):
         describe_head("forged", three.store)
+
+
+def test_of_many_classes_the_worst_are_shown(make_features: MakeFeatures) -> None:
+    head = fit_head(make_features([f"c{n:02}" for n in range(30)] * 4, noise=3.0, val=0.3), "knn")
+    described = describe_head(head.id, head.store)
+    grid = next(
+        part
+        for part in head_layout(described)
+        if isinstance(part, Grid) and "mistaken_for" in part.fields
+    )
+    rows = described["by_class"]["val"]
+    assert len(grid.rows) == MOST_CLASSES
+    assert (
+        max(row["f1"] for row in grid.rows if row["f1"] is not None)
+        <= sorted(row["f1"] for row in rows if row["f1"] is not None)[MOST_CLASSES]
+    )

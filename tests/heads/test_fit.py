@@ -15,6 +15,7 @@ from sklearn.svm import SVC
 from featurestore.errors import FeatureStoreError, HeadError
 from featurestore.features import Features
 from featurestore.heads import Head, HeadFitted, HeadReused, HeadWarned, fit_head, fit_heads
+from featurestore.heads.fit import try_heads
 from featurestore.store import FeatureStore
 from tests.heads.conftest import refused
 
@@ -99,3 +100,10 @@ def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) ->
 def test_estimators_that_cannot_be_heads(three: Features, estimator: Any, says: str) -> None:
     assert says in refused(three, estimator)
     assert three.store.heads.values() == []
+
+
+def test_a_keras_head_without_enough_memory_leaves_the_others(three: Features) -> None:
+    huge = ("dense", {"units": [10**7, 10**7], "epochs": 1})  # No address space has 400 TB.
+    found = try_heads(three, [huge, ("dense", {"epochs": 1}), "ridge"])
+    assert [isinstance(each, Head) for each in found] == [False, True, True]
+    assert "needs more memory than there is" in str(found[0])

@@ -17,11 +17,12 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import SVC
 
-from featurestore.errors import HeadError
+from featurestore.errors import FeatureStoreWarning, HeadError
 from featurestore.features import Features
 from featurestore.heads import Head, fit_heads, parallel
+from featurestore.heads.fit import try_heads
 from tests.heads.conftest import MakeFeatures
-from tests.heads.own_estimators import Where
+from tests.heads.own_estimators import Greedy, Where
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +36,28 @@ def test_what_is_quick_stays_in_this_process(three: Features) -> None:
     heads = fit_heads(three, [Where(0.5), Where(1.0), Where(1.5)])
     assert processes(heads) == [False] * 3
     assert [head.problems for head in heads] == [(f"shrunk to {each}",) for each in (0.5, 1.0, 1.5)]
+
+
+def test_one_head_of_a_bank_that_fails_leaves_the_others(three: Features) -> None:
+    wanted = ["ridge", ("knn", {"n_neighbors": 1}), ("knn", {"n_neighbors": 500}), GaussianNB()]
+    alone = fit_heads(three, [wanted[1]], folds=3, save=False)[0]
+    found = try_heads(three, wanted, folds=3)
+    assert [isinstance(each, Head) for each in found] == [True, True, False, True]
+    assert "n_neighbors = 500" in str(found[2])
+    assert isinstance(found[1], Head)
+    assert found[1].folds == alone.folds
+    with pytest.raises(HeadError, match="n_neighbors = 500"):
+        fit_heads(three, wanted, folds=3)
+
+
+def test_one_that_fails_on_a_fold_only_fails_alone(three: Features) -> None:
+    rows = three.dataset.rows("train")
+    wanted = [("knn", {"n_neighbors": n}) for n in (1, len(rows))]
+    found = try_heads(three, wanted, folds=2)
+    assert isinstance(found[0], Head)
+    assert found[0].folds
+    assert isinstance(found[1], HeadError)
+    assert len(list(three.store.heads.keys())) == 2
 
 
 def test_one_that_cannot_be_fitted_leaves_the_others_stored(three: Features) -> None:
@@ -87,6 +110,20 @@ def test_an_error_in_another_process_is_the_same_error(three: Features) -> None:
     ):
         fit_heads(three, [GaussianNB(), Where(fails=True), Where(0.5)])
     assert len(list(three.store.heads.keys())) == 2
+
+
+@pytest.mark.reliability
+def test_a_head_whose_process_is_killed_fails_and_the_others_do_not(three: Features) -> None:
+    wanted = [Where(0.5), Greedy(), Where(1.0), Where(1.5), Where(2.0)]
+    with (
+        joblib.parallel_config(n_jobs=2),
+        pytest.warns(FeatureStoreWarning, match="a process that fitted heads was killed"),
+    ):
+        found = try_heads(three, wanted)
+    assert [isinstance(each, Head) for each in found] == [True, False, True, True, True]
+    assert "killed, most likely for lack of memory" in str(found[1])
+    heads = [each for each in found if isinstance(each, Head)]
+    assert processes(heads) == [True] * 4
 
 
 @pytest.mark.reliability

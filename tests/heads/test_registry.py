@@ -78,6 +78,13 @@ def test_a_regressor_on_classes_is_refused(three: Features) -> None:
         ("forest", {"n_estimator": 1}, "did you mean 'n_estimators'"),
         ("logistic", {"C": -1}, "must be a float"),
         ("logistic", {"epochs": 3}, "no parameter 'epochs'"),
+        ("logistic", {"C": "big"}, "Got 'big' instead"),
+        ("PCA+SVC", {"pca__n_components": -2}, "'n_components' parameter of PCA must be"),
+        (
+            "CalibratedClassifierCV",
+            {"estimator": "SVC", "estimator__C": 0},
+            "'C' parameter of SVC must be",
+        ),
         ("dense", {"unit": 3}, "did you mean 'units'"),
         ("dense", {"dropout": 1.5}, "dropout is 1.5: input should be less than 1"),
         ("dense", {"pool": "mean"}, "'avg', 'max' or 'flatten'"),

@@ -62,6 +62,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         r":13: heads.1: head 'dense': units.0 is 'many': input should be a valid integer",
     ),
     (
+        "a value of a parameter",
+        {"heads": ["knn", {"head": "logistic", "grid": {"C": [1, -1]}}]},
+        r":13: heads.1: head 'logistic': The 'C' parameter of LogisticRegression must be a float in"
+        r" the range \(0.0, inf\]. Got -1 instead",
+    ),
+    (
         "a head's layer",
         {"heads": [{"head": "knn", "layers": ["conv_a:avg", "conv_a"]}]},
         r":15: heads.0.layers.1: found 'conv_a'; expected one of the layers conv_a:avg, conv_b:avg",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.errors import SpecError
+from featurestore.errors import FeatureStoreWarning, HeadError, SpecError
 from featurestore.pipeline.record import promoted
 from tests.pipeline.conftest import PIPELINE, Pipeline
 from tests.toys import take_photos, tree
@@ -65,7 +65,7 @@ def test_the_manifest_lists_inputs_outputs_and_versions(
 
     assert set(manifest) == {
         *("folder", "pipeline", "began", "seconds", "stages", "inputs", "features"),
-        *("freed", "left", "heads", "selection", "selected", "promotion", "versions"),
+        *("freed", "left", "heads", "failed", "selection", "selected", "promotion", "versions"),
     }
     dataset = manifest["inputs"]["dataset"]
     assert (dataset["name"], dataset["rows"], dataset["problems"]) == ("photos", 36, 1)
@@ -441,3 +441,32 @@ def test_heads_with_more_seeds_are_compared_over_the_folds_of_all(pipeline: Pipe
     assert {row["folds"]["seeds"] for row in manifest["heads"]} == {1}
     means = {row["head"]: row["folds_accuracy"] for row in manifest["heads"]}
     assert means[manifest["selected"]] == max(means.values())
+
+
+def test_a_head_that_fails_is_recorded_and_the_others_go_on(
+    again: tuple[Pipeline, dict[str, Any]],
+) -> None:
+    pipeline, _ = again
+    knn = {"head": "knn", "grid": {"n_neighbors": [1, 500]}, "seed": 4}
+
+    with pytest.warns(FeatureStoreWarning, match="n_neighbors = 500.*; the other heads go on"):
+        manifest = pipeline.run(**SIMPLE, heads=[knn, "ridge"])
+
+    on = ["conv_a:avg", "conv_b:avg"]
+    assert [row["layer"] for row in manifest["heads"] if row["name"] == "ridge"] == on
+    assert [row["params"] for row in manifest["heads"]].count({"n_neighbors": 1}) == 2
+    assert [row["layer"] for row in manifest["failed"]] == on
+    failed = manifest["failed"][0]
+    assert failed.items() >= {"name": "knn", "params": {"n_neighbors": 500}, "seed": 4}.items()
+    assert "n_neighbors = 500" in failed["error"]
+    recorded = json.loads((Path(manifest["folder"]) / "manifest.json").read_text())
+    assert recorded["failed"] == manifest["failed"]
+
+
+def test_all_heads_fail(again: tuple[Pipeline, dict[str, Any]]) -> None:
+    pipeline, _ = again
+    with (
+        pytest.warns(FeatureStoreWarning),
+        pytest.raises(HeadError, match="n_neighbors = 500"),
+    ):
+        pipeline.run(**SIMPLE, heads=[{"head": "knn", "params": {"n_neighbors": 500}}])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import featurestore as fs
-from featurestore.errors import SpecError
+from featurestore.errors import FeatureStoreWarning, HeadError, SpecError
 from featurestore.heads import Head
 from featurestore.pipeline.spec import HeadSpec
 from featurestore.pipeline.sweep import combinations
@@ -166,3 +166,21 @@ def test_heads_are_cross_validated_as_the_file_or_the_call_says(place: Path) -> 
 
     with pytest.raises(SpecError, match="set folds too"):
         sweep(place, heads=["ridge"], seeds=2)
+
+
+def test_a_head_that_fails_leaves_the_others(place: Path) -> None:
+    knn = {"head": "knn", "grid": {"n_neighbors": [2, 500]}}
+    with pytest.warns(FeatureStoreWarning, match="n_neighbors = 500.*; the other heads go on"):
+        found = sweep(place, heads=[knn, "ridge"], folds=2)
+    assert len(found) == 4
+
+    result = featurestore("sweep", place / "sweep.yaml", "--store", place / "store")
+    assert result.status == 1
+    assert result.err.endswith("error: 2 heads could not be fitted; the others are stored\n")
+    assert "4 heads" in result.out
+    assert [line.split()[:3] for line in result.out.splitlines()[-2:]] == [
+        ["knn", "n_neighbors=500", layer] for layer in ("conv_a:avg", "conv_b:avg")
+    ]
+
+    with pytest.warns(FeatureStoreWarning), pytest.raises(HeadError, match="n_neighbors = 500"):
+        sweep(place, heads=[{"head": "knn", "params": {"n_neighbors": 500}}])

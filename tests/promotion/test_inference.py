@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from featurestore.backbone import Backbone
-from featurestore.errors import ImageError, InputError
+from featurestore.errors import InputError
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import load_model, predict
@@ -82,14 +82,12 @@ def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
     Image.fromarray(pictures(1, 3)[0]).save(good)
     (tmp_path / "text.png").write_text("no image")
     os.mkfifo(tmp_path / "pipe.png")
-    for name, error, says in (
-        ("text.png", ImageError, "cannot decode .*text.png"),
-        ("missing.png", InputError, "no image .*missing.png'; did you mean"),
-        ("pipe.png", InputError, "cannot read .*pipe.png.*: not a regular file"),
-    ):
-        with pytest.raises(error, match=says) as caught:
-            predict(model, tmp_path / name)
-        assert "\n" not in str(caught.value)
+    for name, says in (("text.png", "cannot decode "), ("pipe.png", "cannot read ")):
+        (found,) = predict(model, tmp_path / name)
+        assert found.label is None
+        assert str(found.problem).startswith(says)
+    with pytest.raises(InputError, match=r"no image .*missing.png'; did you mean"):
+        predict(model, tmp_path / "missing.png")
     found = predict(model, [good, tmp_path / "text.png", tmp_path / "pipe.png", good])
     assert [each.label is None for each in found] == [False, True, True, False]
     assert [each.problem.split("'")[0] for each in found[1:3]] == ["cannot decode ", "cannot read "]
