@@ -41,16 +41,15 @@ class Seen:
     @classmethod
     def by(
         cls,
-        datasets: Collection[Dataset],
+        data: Dataset,
         selected_on: Collection[str] = ("val",),
         backbone: Seen | None = None,
     ) -> Seen:
         """Return what a model was trained and selected on.
 
-        ``datasets`` are the data set as the head was fitted on it, and as the model was fine-tuned
-        on it: a training row of any of them counts as trained on. So does all that a backbone has
-        seen which is a promoted model itself. Rows of the splits ``selected_on`` chose the head or
-        the epoch.
+        ``data`` is the data set that the head was fitted on. What a backbone has seen that is a
+        promoted model itself counts as trained on. Rows of the splits ``selected_on`` chose the
+        head or the epoch.
         """
         selected = tuple(sorted(set(map(named, selected_on)), key=SPLITS.index))
         parts: list[tuple[str, np.ndarray]] = []
@@ -60,9 +59,8 @@ class Seen:
                 used = [SPLITS.index(each) for each in {"train", *backbone.selected_on}]
                 samples = backbone.samples
                 parts.append((split, samples["id"][np.isin(samples["split"], used)]))
-            for data in datasets:
-                rows = data.rows(split, labelled=split != "test")
-                parts.append((split, _ids(data)[rows]))
+            rows = data.rows(split, labelled=split != "test")
+            parts.append((split, _ids(data)[rows]))
         ids = np.concatenate([each for _, each in parts])
         splits = np.concatenate([np.full(len(each), SPLITS.index(split)) for split, each in parts])
         ids, first = np.unique(ids, return_index=True)
