@@ -39,8 +39,8 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     is_flag=False,
     flag_value="",
     metavar="[DATASET]",
-    help="Instead of HEAD: of the heads of DATASET that can be promoted, the first in the list of "
-    "`featurestore heads`: by accuracy (or R²) over the folds, or on the validation split.",
+    help="Instead of HEAD: the best of the heads of DATASET that can be promoted, by accuracy (or "
+    "R²): over the folds if all of these have the same, else on the validation split.",
 )
 @click.option(
     "--unfreeze",
@@ -144,20 +144,20 @@ def promote_command(
     opened = FeatureStore(store)
     with Progress() as progress:
         with progress.busy(f"load {head or 'the best head'}"):
-            from featurestore.promotion import check_target, promote
+            from featurestore.promotion import PromotionStageStarted, check_target, promote
             from featurestore.promotion.choice import best_promotable
             from featurestore.promotion.origin import load_origin
 
             check_target(output)
             if head is None:
-                chosen, passed = best_promotable(opened, best or None)
+                chosen, by = best_promotable(opened, best or None)
                 head = chosen.id
-                no_form = f", after {', '.join(passed)}, without Keras form" if passed else ""
-                progress.say(f"best: {head} on {chosen.key.short.model} {chosen.key.ref}{no_form}")
+                progress.say(f"best: {head} on {chosen.key.short.model} {chosen.key.ref}, by {by}")
+            progress(PromotionStageStarted(f"load {head} and its backbone"))
             fitted, backbone, data = load_origin(opened, head, model=model, weights=weights)
         promotion = promote(fitted, backbone, data=data, on_event=progress, **options)
-        with progress.busy(f"write {output}"):
-            promotion.save(output, images)
+        progress(PromotionStageStarted(f"write {output}"))
+        promotion.save(output, images)
     report = promotion.report
     if as_json:
         print_json({"model": str(Path(output)), "head": fitted.id, **report})

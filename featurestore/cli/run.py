@@ -50,7 +50,7 @@ def run_command(
 
 def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     """Print the heads of a run, best first, each with the same head on raw pixels."""
-    from featurestore.heads.compare import sort_key
+    from featurestore.heads.compare import order_key
     from featurestore.heads.folds import FOLDS
     from featurestore.heads.listing import TIED, over_folds, with_differing_params
 
@@ -69,7 +69,7 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
         for row in manifest["heads"]
         if row["on"] == "features"
     ]
-    rows.sort(key=lambda row: sort_key(row[split], metric))
+    rows.sort(key=lambda row: order_key(row[split], metric, row["created"], row["head"]))
     notes = _notes(rows, [_value(row, split, metric) for row in pixels.values()], split, metric)
     more = len(rows) - most
     key = f"{split}_{metric}"

@@ -25,7 +25,6 @@ from featurestore.promotion.freezing import HEAD, block, boundary, freeze, rates
 from featurestore.promotion.fuse import Fused
 from featurestore.store import FeatureKey
 from featurestore.store.elsewhere import borrow
-from featurestore.table import plural
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -105,7 +104,7 @@ class Tuned:
             )
         if not any(math.isfinite(each["val_loss"]) for each in self.history):
             return "no epoch had a finite loss; kept the model from before fine-tuning"
-        what = f"none of {plural(ran, 'epoch')} was better on the validation rows"
+        what = "no epoch was better on the validation rows"
         if best:
             before, after = self.before["val"], self.after["val"]
             figures = ", ".join(
