@@ -139,14 +139,14 @@ def print_promotion(manifest: dict[str, Any]) -> None:
         f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
         f"(scores within {parity['max_abs_diff']:.2g})"
     )
-    from featurestore.promotion.report import precision_note, rows_were, threshold_note
+    from featurestore.promotion.report import precision_note, threshold_note
 
     tuned = promotion["fine_tuning"].get("kept_epoch")
     for split, before in promotion["before"].items():
         texts = [cell(before[metric])]
         if tuned:
             texts = [f"{texts[0]} fused", f"{cell(promotion['after'][split][metric])} fine-tuned"]
-        name = f"{split} {metric.replace('_', ' ')} ({rows_were(split, before)})"
+        name = f"{split} {metric.replace('_', ' ')} ({before['images_were']})"
         click.echo(f"  {name}: {', '.join(texts)}")
     for note in filter(None, (precision_note(promotion), threshold_note(promotion))):
         click.echo(f"  {note}")

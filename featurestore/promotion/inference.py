@@ -127,13 +127,13 @@ def predict_listed(
 
 def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
     likely = any("probability" in row for row in rows)
-    fields = ["path", "predicted", *(["probability"] if likely else [])]
-    yield Grid(rows, fields, {"path": "image", "predicted": "label"})
+    fields = ["path", "label", *(["probability"] if likely else [])]
+    yield Grid(rows, fields, {"path": "image"})
 
 
 def _as_row(prediction: Prediction) -> dict[str, Any]:
     """Return a prediction as a row of a table: the cells of the user's own, then what is new."""
-    new = {"predicted": prediction.label}
+    new = {"label": prediction.label}
     if prediction.probabilities:
         new["probability"] = max(prediction.probabilities.values())
         new |= {f"probability_{name}": each for name, each in prediction.probabilities.items()}

@@ -65,9 +65,9 @@ class Promotion:
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
-        Metrics on each held-out split before and after fine-tuning. ``used_for`` says what its
-        rows were used for: validation rows for the ``selection`` of head and epoch, test rows for
-        ``nothing``. Equal if nothing was trained, or no epoch was better.
+        Metrics on each held-out split before and after fine-tuning. ``images_were`` says what the
+        model did with its images: head and epoch were ``selected on`` validation images, test
+        images were ``held out``. Equal if nothing was trained, or no epoch was better.
     history : list of dict
         Loss and metrics of each epoch.
     fine_tuning : dict
@@ -138,7 +138,7 @@ class Promotion:
         return f"Promotion({', '.join([repr(self.metadata['head']), rows, *found])}{tuned})"
 
     def _repr_html_(self) -> str:
-        tuned = bool(self.fine_tuning)
+        tuned = bool(self.fine_tuning.get("kept_epoch"))
         measures = splits_grid({"before": self.before, "after": self.after}, tuned)
         return show_html(repr(self), *([measures] if measures.rows else []))
 

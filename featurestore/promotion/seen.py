@@ -83,13 +83,13 @@ class Seen:
         names = [*SPLITS, UNSEEN]
         return np.array([names[known.get(each, -1)] for each in _ids(data).tolist()], dtype="<U6")
 
-    def used_for(self, split: str) -> str:
-        """Return what the rows of a split were used for: see `featurestore.evaluate`."""
+    def images_were(self, split: str) -> str:
+        """Return what a model did with the images of a split: see `featurestore.evaluate`."""
         if split == "train":
-            return "training"
+            return "trained on"
         if split in self.selected_on:
-            return "selection"
-        return "nothing" if self.complete else UNKNOWN
+            return "selected on"
+        return "held out" if self.complete else UNKNOWN
 
     def fields(self) -> dict[str, Any]:
         """Return the other attributes as JSON values, for the model's metadata."""

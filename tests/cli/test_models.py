@@ -77,7 +77,7 @@ def test_promote_fine_tunes(place: Place) -> None:
 
 def test_metrics_before_and_after_stand_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     before, after = (
-        {"val": {"rows": 9, "accuracy": value, "confusion": [], "used_for": "selection"}}
+        {"val": {"rows": 9, "accuracy": value, "confusion": [], "images_were": "selected on"}}
         for value in (0.5, 0.75)
     )
 
@@ -117,9 +117,9 @@ def test_what_counts_as_seen_depends_on_no_store(model: str) -> None:
 
     other = featurestore("evaluate", model, "photos", "--store", "other")
 
-    assert {split: each["used_for"] for split, each in at_home.items()} == {
-        "train": "training",
-        "val": "selection",
+    assert {split: each["images_were"] for split, each in at_home.items()} == {
+        "train": "trained on",
+        "val": "selected on",
     }
     assert featurestore("evaluate", model, "photos", "--store", "none", "--json").json == at_home
     assert other.out.endswith(
@@ -249,7 +249,7 @@ def test_evaluate_lists_mistakes(model: str) -> None:
     found = featurestore("evaluate", model, "photos", "--mistakes", "--json").json["mistakes"]
 
     table = pd.read_csv("wrong.csv")
-    assert list(table) == ["path", "row", "label", "predicted", "probability", "used_for"]
+    assert list(table) == ["path", "row", "label", "predicted", "probability", "images_were"]
     assert len(table) == len(found) >= 20
     assert table["probability"].is_monotonic_decreasing
     lines = shown.out.splitlines()

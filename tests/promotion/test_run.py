@@ -194,8 +194,8 @@ def test_rows_that_trained_or_chose_the_head_are_not_held_out(
     data = again(features, CLASSES * 10, splits=thirds[::-1])
     tuned = promote(head, backbone, data=data, epochs=1, selected_on=["test"])
     # 12 rows were trained on first, then 9 of the last ones: of the others, 6 chose the epoch.
-    assert {split: (each["used_for"], each["rows"]) for split, each in tuned.after.items()} == {
-        "val": ("selection", 6)
+    assert {split: (each["images_were"], each["rows"]) for split, each in tuned.after.items()} == {
+        "val": ("selected on", 6)
     }
 
 

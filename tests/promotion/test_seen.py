@@ -47,18 +47,18 @@ def test_what_was_ever_trained_on_is_not_held_out() -> None:
 
 def test_a_test_split_that_chose_the_head_is_not_held_out() -> None:
     seen = Seen.by([dataset(9, splits=SPLITS * 3)], ["test"])
-    assert [seen.used_for(each) for each in (*SPLITS, "unseen")] == [
-        "training",
-        "nothing",
-        "selection",
-        "nothing",
+    assert [seen.images_were(each) for each in (*SPLITS, "unseen")] == [
+        "trained on",
+        "held out",
+        "selected on",
+        "held out",
     ]
     further = replace(seen, complete=False)
     further = Seen.from_bytes(further.samples.tobytes(), further.fields())
-    assert [further.used_for(each) for each in (*SPLITS, "unseen")] == [
-        "training",
+    assert [further.images_were(each) for each in (*SPLITS, "unseen")] == [
+        "trained on",
         "unknown",
-        "selection",
+        "selected on",
         "unknown",
     ]
 
