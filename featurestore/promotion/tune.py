@@ -194,7 +194,8 @@ def tune(
             callbacks=[epochs],
         )
     except KeyboardInterrupt:
-        on_event(TuningInterrupted(head.id, len(tuned.history) + 1, options.passes))
+        epoch = min(len(tuned.history) + 1, options.passes)
+        on_event(TuningInterrupted(head.id, epoch, options.passes))
         raise
     tuned.after = measure() if tuned.best_epoch else before
     if tuned.best_epoch and not tuned.kept_epoch:

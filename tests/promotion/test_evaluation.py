@@ -115,12 +115,12 @@ def test_mistakes_begin_with_the_most_confident(
     found = mistakes(model, wrong)
     predicted = predict_rows(promotion, wrong)
     expected = {row: label for row, label in predicted.items() if label != wrong.labels[row]}
-    assert {each["row"]: each["predicted"] for each in found} == expected
+    assert {each["row"]: each["label"] for each in found} == expected
     assert len(expected) > 3
     sure = [each["probability"] for each in found]
     assert sure == sorted(sure, reverse=True)
     assert {each["images_were"] for each in found} == {"held out"}
-    assert found[0].keys() == {"path", "row", "label", "predicted", "probability", "images_were"}
+    assert found[0].keys() == {"path", "row", "truth", "label", "probability", "images_were"}
     assert mistakes(model, flowers)[:1] == [] or mistakes(model, flowers)[0]["path"]
 
 
@@ -136,9 +136,9 @@ def test_mistakes_of_values_are_the_largest_errors(values_model: Path) -> None:
     data = labelled([0.5, 1.5, 2.5, 90.0] * 3)
     found = mistakes(values_model, data)
     assert len(found) == len(data)
-    assert {each["label"] for each in found[:3]} == {90.0}
+    assert {each["truth"] for each in found[:3]} == {90.0}
     for each in found:
-        assert each["error"] == pytest.approx(each["predicted"] - each["label"])
+        assert each["error"] == pytest.approx(each["label"] - each["truth"])
     errors = [abs(each["error"]) for each in found]
     assert errors == sorted(errors, reverse=True)
 

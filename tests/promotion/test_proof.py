@@ -260,6 +260,42 @@ def test_a_network_that_amplifies_rounding(make_features: MakeFeatures) -> None:
     assert proven(fit_head(features, "ridge", save=False), backbone, features)[0].holds
 
 
+def activated(activation: str) -> keras.Model:
+    layers = keras.layers
+    keras.utils.set_random_seed(1)
+    image = keras.Input((64, 64, 3))
+    x = layers.Rescaling(1 / 127.5, -1)(image)
+    for number in range(4):
+        x = layers.Conv2D(16, 3, padding="same", strides=1 if number else 2)(x)
+        x = layers.Activation(activation)(layers.GroupNormalization(4)(x))
+    x = layers.Conv2D(16, 1, name="both_signs")(x)
+    return keras.Model(image, layers.GlobalAveragePooling2D(name="gap")(x))
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("ref", ["both_signs:avg", "gap"])
+def test_the_mean_of_activations_of_both_signs(ref: str, tmp_path: Path) -> None:
+    """What they cancel is large, and so is its rounding."""
+    backbone = Backbone.from_model(activated("gelu"), name="gelu")
+    images = pictures(60, 3, [(64, 64)])
+    data = Dataset.from_arrays(images, CLASSES * 20, name="toys", val=0.3)
+    store = FeatureStore(tmp_path / "store", create=True)
+    features = extract(data, backbone, [ref], store, dtype="float32")[ref]
+    assert proven(fit_head(features, "logistic", save=False), backbone, features)[0].holds
+
+
+@pytest.mark.reliability
+def test_the_dtype_policy_of_the_user_does_not_matter(
+    toys: Features, backbone: Backbone, head: Head
+) -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        assert proven(head, backbone, toys)[0].holds
+        assert keras.config.dtype_policy().name == "mixed_float16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.mark.reliability
 def test_grey_photos_as_float16(tmp_path: Path) -> None:
     """Channels that see equal pixels round alike, so that their errors add up in a score."""

@@ -17,7 +17,13 @@ from featurestore.errors import FeatureStoreWarning, PromotionError
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
-from featurestore.promotion import FineTuning, Promotion, TuningEpochEnded, promote
+from featurestore.promotion import (
+    FineTuning,
+    Promotion,
+    TuningEpochEnded,
+    TuningInterrupted,
+    promote,
+)
 from featurestore.promotion.fuse import fuse
 from featurestore.promotion.tune import Tuned, _require_fixed_state, labelled_images, tune
 from featurestore.store import FeatureStore
@@ -268,23 +274,16 @@ def test_an_interrupt_says_that_epochs_start_over(pooled: Features, backbone: Ba
 
     with pytest.raises(KeyboardInterrupt):
         tune_head(pooled, backbone, interrupt, BETTER)
-    assert (events[-1].epoch, events[-1].epochs) == (2, 1) or events[-1].epoch == 1
-    assert type(events[-1]).__name__ == "TuningInterrupted"
+    assert events[-1] == TuningInterrupted(events[-2].head, 1, 1)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_layers_whose_state_moves_without_gradients_are_refused(own: bool) -> None:
-    layers = keras.layers
+def test_a_layer_whose_state_moves_although_it_is_frozen_is_refused() -> None:
     image = keras.Input((8,))
-    layer = layers.SpectralNormalization(layers.Dense(4), name="spectral")
-    if own:
-        layer = layers.TimeDistributed(layers.BatchNormalization(), name="wrapped")
-        image = keras.Input((2, 4))
-    model = keras.Model(image, layer(image))
-    model.trainable = False
-    model.trainable = own  # as if it were not frozen inside
-    batch = np.random.default_rng(0).normal(5, 1, (3, *image.shape[1:])).astype("float32")
-    with pytest.raises(PromotionError, match=r"(spectral|wrapped).* changes in training"):
+    frozen = keras.layers.SpectralNormalization(keras.layers.Dense(4), name="spectral")
+    frozen.trainable = False
+    model = keras.Model(image, keras.layers.Dropout(0.5)(keras.layers.Dense(2)(frozen(image))))
+    batch = np.random.default_rng(0).normal(5, 1, (3, 8)).astype("float32")
+    with pytest.raises(PromotionError, match="spectral/.* changes in training without being"):
         _require_fixed_state(model, batch)
 
 
