@@ -155,14 +155,15 @@ class Evaluation:
             rows.pop("train", None)
         predictor = Predictor(promoted)
         outputs = {split: predictor(data.image, each.tolist()) for split, each in rows.items()}
-        images_were = {split: UNKNOWN if seen is None else seen.images_were(split) for split in rows}
-        return cls(data, classes, rows, outputs, images_were)
+        were = {split: UNKNOWN if seen is None else seen.images_were(split) for split in rows}
+        return cls(data, classes, rows, outputs, were)
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """See :func:`evaluate`."""
         return {
-            split: {"images_were": self.images_were[split], **self._figures(split)} for split in self.rows
+            split: {"images_were": were, **self._figures(split)}
+            for split, were in self.images_were.items()
         }
 
     @property

@@ -10,6 +10,7 @@ from featurestore.table import Grid, cell, printable
 if TYPE_CHECKING:
     import pandas
 
+
 class Measured(dict[str, dict[str, Any]]):
     """Metrics of each group of samples, which show themselves as a table."""
 

@@ -244,9 +244,7 @@ def promote(
         record: dict[str, Any] = {}
         if tuning.passes:
             computing = backbone.in_float32()
-            tuned = tune(
-                head, computing, fused, data, trained, tuning, before, measures, on_event
-            )
+            tuned = tune(head, computing, fused, data, trained, tuning, before, measures, on_event)
             history, record = tuned.history, tuned.record
             after = tuned.after if tuned.kept_epoch else before
         # A new model around the same layers leaves the optimizer behind.

@@ -283,7 +283,7 @@ def test_a_layer_whose_state_moves_although_it_is_frozen_is_refused() -> None:
     frozen.trainable = False
     model = keras.Model(image, keras.layers.Dropout(0.5)(keras.layers.Dense(2)(frozen(image))))
     batch = np.random.default_rng(0).normal(5, 1, (3, 8)).astype("float32")
-    with pytest.raises(PromotionError, match="spectral/.* changes in training without being"):
+    with pytest.raises(PromotionError, match=r"spectral/.* changes in training without being"):
         _require_fixed_state(model, batch)
 
 
