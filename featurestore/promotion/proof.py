@@ -101,7 +101,7 @@ def prove(
     derived = _derived(backbone, ref, group, images[:ROUNDED_ROWS])
     precision = backbone.precision(ref.layer)
     averaged = backbone.averaged(ref)
-    terms = np.float32(0)
+    terms: np.ndarray | float = 0.0
     if averaged is not None:
         (whole,) = backbone.reference([averaged])(images[:ROUNDED_ROWS])
         means = np.abs(whole).mean(axis=tuple(range(1, whole.ndim - 1)))
