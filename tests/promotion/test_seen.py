@@ -58,7 +58,7 @@ def test_a_test_split_that_chose_the_head_is_not_held_out() -> None:
 
 def test_rows_without_label_trained_nothing() -> None:
     data = Dataset.from_arrays(images(4), ["a", None, "b", "b"], name="x", splits=["train"] * 4)
-    assert sorted(Seen.by([data]).splits_of(data)) == ["train", "train", "train", "unseen"]
+    assert sorted(Seen.by(data).splits_of(data)) == ["train", "train", "train", "unseen"]
 
 
 @pytest.mark.parametrize(
