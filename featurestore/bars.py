@@ -219,7 +219,8 @@ def _tuning_started(event: Any) -> str:
     named = [f"{name} {rate:.2g}" for name, rate in event.rates.items()]
     # A network may have fifty blocks.
     shown = named if len(named) <= 6 else [*named[:4], "…", named[-1]]
-    return f"fine-tune: rates: {', '.join(shown)}"
+    rows = "images" if event.start is None else f"stored {event.start}"
+    return f"fine-tune: epochs on {rows}; rates: {', '.join(shown)}"
 
 
 def _tuning_epoch_ended(event: Any) -> str:
@@ -272,11 +273,16 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "HeadFitted": _head_fitted,
     "HeadsHalved": _heads_halved,
     "HeadWarned": lambda event: f"fit: {event.head}: {event.text}",
+    "PromotionStageStarted": lambda event: f"promote: {event.what}",
     "Proved": _proved,
     "StageNoted": lambda event: f"[{event.stage}] {event.what}",
     "StageSkipped": lambda event: f"[{event.stage}] up to date: {event.what}",
     "StageStarted": lambda event: f"[{event.stage}] {event.what}",
     "TuningEpochEnded": _tuning_epoch_ended,
+    "TuningInterrupted": lambda event: (
+        f"fine-tune: interrupted in epoch {event.epoch} of {event.epochs}; epochs are not stored, "
+        "and start over"
+    ),
     "TuningStarted": _tuning_started,
     "WaitingForOthers": lambda event: (
         f"extract: waiting for another process to finish with {' and '.join(event.layers)}"

@@ -261,5 +261,5 @@ def test_metrics_show_themselves_as_a_table(store: fs.FeatureStore, features: fs
     assert repr(measured).split()[:4] == ["split", "images", "were", "rows"]
     assert measured.to_frame()["split"].tolist() == list(measured)
     predictions = fs.predict("measured.keras", "photos")
-    assert predictions.to_frame()["predicted"].tolist() == [each.label for each in predictions]
+    assert predictions.to_frame()["label"].tolist() == [each.label for each in predictions]
     assert "<table>" in predictions._repr_html_()

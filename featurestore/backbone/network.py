@@ -214,6 +214,17 @@ class Network:
         """
         return forward.plain(self.computation(refs))
 
+    def averaged(self, ref: LayerRef) -> LayerRef | None:
+        """Return the whole activation that a ref is the mean of, per channel; None if it is not."""
+        if ref.reduction is not None:
+            return LayerRef(ref.layer) if ref.reduction == "avg" else None
+        node = self._graph.nodes[self._number(ref.layer)]
+        kind, layout = node.kind, getattr(node.operation, "data_format", "channels_last")
+        if not kind.startswith("GlobalAverage") or layout != "channels_last":
+            return None
+        before = self._graph.nodes[node.inputs[0][0]]
+        return LayerRef(before.name) if before.name in self.layer_names else None
+
     def computation(
         self,
         refs: Sequence[LayerRef | str],

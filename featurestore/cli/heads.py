@@ -21,7 +21,6 @@ from featurestore.cli.options import (
 )
 from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
-from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, Table, plural
@@ -353,7 +352,6 @@ def heads_command(
     else:
         which = f"with {Variant(**variant).options()}" if variant else "yet"
         say(f"no heads {which}; `featurestore train` adds one")
-    print_damaged(opened)
 
 
 @command("tag")

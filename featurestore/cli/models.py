@@ -22,7 +22,7 @@ from featurestore.cli.options import (
 from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
 from featurestore.errors import ImageError
 from featurestore.promotion.fine_tuning import FineTuning
-from featurestore.promotion.report import USES, precision_note, splits_grid, threshold_note
+from featurestore.promotion.report import precision_note, splits_grid, threshold_note
 from featurestore.store import FeatureStore
 from featurestore.table import Grid, cell, plural
 
@@ -41,8 +41,8 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     is_flag=False,
     flag_value="",
     metavar="[DATASET]",
-    help="Instead of HEAD: of the heads of DATASET that can be promoted, the first in the list of "
-    "`featurestore heads`: by accuracy (or R²) over the folds, or on the validation split.",
+    help="Instead of HEAD: the best of the heads of DATASET that can be promoted, by accuracy (or "
+    "R²): over the folds if all of these have the same, else on the validation split.",
 )
 @click.option(
     "--unfreeze",
@@ -146,25 +146,26 @@ def promote_command(
     opened = FeatureStore(store)
     with Progress() as progress:
         with progress.busy(f"load {head or 'the best head'}"):
-            from featurestore.promotion import check_target, promote
+            from featurestore.promotion import PromotionStageStarted, check_target, promote
             from featurestore.promotion.choice import best_promotable
             from featurestore.promotion.origin import load_origin
 
             check_target(output)
             if head is None:
-                chosen, passed = best_promotable(opened, best or None)
+                chosen, by = best_promotable(opened, best or None)
                 head = chosen.id
-                no_form = f", after {', '.join(passed)}, without Keras form" if passed else ""
-                progress.say(f"best: {head} on {chosen.key.short.model} {chosen.key.ref}{no_form}")
+                progress.say(f"best: {head} on {chosen.key.short.model} {chosen.key.ref}, by {by}")
+            progress(PromotionStageStarted(f"load {head} and its backbone"))
             fitted, backbone, data = load_origin(opened, head, model=model, weights=weights)
         promotion = promote(fitted, backbone, data=data, on_event=progress, **options)
-        with progress.busy(f"write {output}"):
-            promotion.save(output, images)
+        progress(PromotionStageStarted(f"write {output}"))
+        promotion.save(output, images)
     report = promotion.report
     if as_json:
         print_json({"model": str(Path(output)), "head": fitted.id, **report})
         return
-    print_splits({"before": promotion.before, "after": promotion.after}, bool(promotion.history))
+    kept = bool(promotion.fine_tuning.get("kept_epoch"))
+    print_splits({"before": promotion.before, "after": promotion.after}, kept)
     for note in filter(None, (precision_note(report), threshold_note(report))):
         click.echo(note)
     if promotion.fine_tuning:
@@ -246,7 +247,7 @@ def evaluate_command(
     metrics = evaluation.metrics
     wrong = evaluation.mistakes if mistakes or output else []
     if output:
-        header = ["path", "row", "label", "predicted", "probability", "used_for"]
+        header = ["path", "row", "truth", "label", "probability", "images_were"]
         write_table(wrong, output, header)
     if as_json:
         print_json({**metrics, "mistakes": wrong} if mistakes or output else metrics)
@@ -265,10 +266,9 @@ def _print_mistakes(wrong: list[dict[str, Any]], numbers: bool) -> None:
     if not wrong:
         click.echo("no mistakes")
         return
-    rows = [{**each, "images": USES[each["used_for"]]} for each in wrong[:SHOWN]]
     measured = "error" if numbers else "probability"
-    fields = ["label", "predicted", measured, "images", "path"]
-    print_table(Grid(rows, fields, {"images": "images were", "path": "image"}))
+    fields = ["truth", "label", measured, "images_were", "path"]
+    print_table(Grid(wrong[:SHOWN], fields, {"path": "image"}))
     if len(wrong) > SHOWN:
         what = "images" if numbers else "mistakes"
         click.echo(f"{SHOWN} of {cell(len(wrong))} {what}; -o mistakes.csv writes all")
@@ -277,17 +277,17 @@ def _print_mistakes(wrong: list[dict[str, Any]], numbers: bool) -> None:
 def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     rows: dict[str, int] = {}
     for each in metrics.values():
-        rows[each["used_for"]] = rows.get(each["used_for"], 0) + each["rows"]
+        rows[each["images_were"]] = rows.get(each["images_were"], 0) + each["rows"]
     if "unknown" in metrics:
         return (
             "this file does not record which images it has seen, as the one that `featurestore "
             "promote` wrote does: these figures may be on images that trained it"
         )
-    seen = sum(rows.get(use, 0) for use in ("training", "selection"))
+    seen = sum(rows.get(use, 0) for use in ("trained on", "selected on"))
     text = f"{cell(seen)} of {cell(sum(rows.values()))} images trained or selected this model"
     if "unknown" in rows:
         return f"{text}; it was trained further after promotion, on unknown images"
-    if "nothing" in rows:
+    if "held out" in rows:
         return text
     return f"{text}: nothing here says how good it is on new images"
 

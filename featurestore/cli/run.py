@@ -51,7 +51,7 @@ def run_command(
 
 def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     """Print the heads of a run, best first, each with the same head on raw pixels."""
-    from featurestore.heads.compare import sort_key
+    from featurestore.heads.compare import order_key
     from featurestore.heads.folds import FOLDS
     from featurestore.heads.listing import TIED, over_folds, with_found_params
 
@@ -71,7 +71,7 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
         for row in manifest["heads"]
         if row["on"] == "features"
     ]
-    rows.sort(key=lambda row: sort_key(row[column], metric))
+    rows.sort(key=lambda row: order_key(row[column], metric, row["created"], row["head"]))
     notes = _notes(rows, [_value(row, split, metric) for row in pixels.values()], split, metric)
     more = len(rows) - most
     rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows[:most]])
@@ -136,14 +136,14 @@ def print_promotion(manifest: dict[str, Any]) -> None:
         f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
         f"(scores within {parity['max_abs_diff']:.2g})"
     )
-    from featurestore.promotion.report import precision_note, rows_were, threshold_note
+    from featurestore.promotion.report import precision_note, threshold_note
 
     tuned = promotion["fine_tuning"].get("kept_epoch")
     for split, before in promotion["before"].items():
         texts = [cell(before[metric])]
         if tuned:
             texts = [f"{texts[0]} fused", f"{cell(promotion['after'][split][metric])} fine-tuned"]
-        name = f"{split} {metric.replace('_', ' ')} ({rows_were(split, before)})"
+        name = f"{split} {metric.replace('_', ' ')} ({before['images_were']})"
         click.echo(f"  {name}: {', '.join(texts)}")
     for note in filter(None, (precision_note(promotion), threshold_note(promotion))):
         click.echo(f"  {note}")

@@ -62,6 +62,31 @@ def sort_key(value: float | None, metric: str) -> tuple[bool, float]:
     return False, value if metric in metrics.LESS_IS_BETTER else -value
 
 
+def order_key(value: float | None, metric: str, created: str, head: str) -> tuple[Any, ...]:
+    """Sort key of heads: best first; of equals the one that was fitted first, then by id."""
+    return *sort_key(value, metric), created, head
+
+
+def ordered(
+    documents: Sequence[Mapping[str, Any]], sort: str | None = None
+) -> tuple[list[dict[str, Any]], str, str]:
+    """Return heads on one state of a data set, best first, and the split and metric they are by.
+
+    If all were cross-validated in the same way, the heads have the folds that they share, and these
+    decide if ``sort`` names no split; else the validation split.
+    """
+    shared = common([each["folds"] for each in documents])
+    split, metric = parse_metric(sort, documents[0]["task"], FOLDS if shared else "val")
+    folds = shared or [each["folds"] for each in documents]
+    found = [{**each, "folds": own} for each, own in zip(documents, folds, strict=True)]
+
+    def key(each: dict[str, Any]) -> tuple[Any, ...]:
+        value = value_of(each["metrics"], each["folds"], split, metric)
+        return order_key(value, metric, each["lineage"]["created"], each["id"])
+
+    return sorted(found, key=key), split, metric
+
+
 def value_of(
     measured: Mapping[str, Any], folds: Mapping[str, Any] | None, split: str, metric: str
 ) -> float | None:
@@ -73,7 +98,7 @@ def value_of(
 
 
 def best(heads: Sequence[Head], metric: str | None = None) -> Head:
-    """Return the best of some heads; of equals, the first.
+    """Return the best of some heads, the first that `leaderboard` lists of them.
 
     Parameters
     ----------
@@ -107,13 +132,10 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
             "metrics cannot be compared; choose among those of one (`featurestore heads` marks "
             "the stale ones)"
         )
-    shared = common([head.folds for head in heads])
-    split, name = parse_metric(metric, heads[0].task, FOLDS if shared else "val")
-    values = {
-        head.id: value_of(head.metrics, shared[number] if shared else head.folds, split, name)
-        for number, head in enumerate(heads)
-    }
-    if all(value is None for value in values.values()):
+    fields = ("id", "task", "metrics", "folds", "lineage")
+    documents = [{name: getattr(head, name) for name in fields} for head in heads]
+    (first, *_), split, name = ordered(documents, metric)
+    if value_of(first["metrics"], first["folds"], split, name) is None:
         dataset = heads[0].lineage["dataset"]["name"]
         if split == FOLDS:
             raise HeadError(
@@ -125,7 +147,7 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
             f"give the data set such rows with `featurestore scan --{split} F`, or choose by "
             "another metric"
         )
-    return min(heads, key=lambda head: sort_key(values[head.id], name))
+    return next(head for head in heads if head.id == first["id"])
 
 
 def leaderboard(
@@ -217,16 +239,11 @@ def leaderboard(
 
 def _best_first(documents: Sequence[dict[str, Any]], sort: str | None) -> list[dict[str, Any]]:
     """Return the rows of heads on one state of a data set, best first."""
-    shared = common([each["folds"] for each in documents])
-    usual, rows, order = FOLDS if shared else "val", [], {}
-    for number, document in enumerate(documents):
-        each = {**document, "folds": shared[number]} if shared else document
-        split, metric = parse_metric(sort, each["task"], usual)
-        row = {**head_row(each, split, metric), "stale": None}
-        rows.append(row)
-        order[row["head"]] = sort_key(row[f"{split}_{metric}"], metric)
-    rows.sort(key=lambda row: order[row["head"]])
-    if rows and split == usual == FOLDS:
+    if not documents:
+        return []
+    heads, split, metric = ordered(documents, sort)
+    rows = [{**head_row(each, split, metric), "stale": None} for each in heads]
+    if split == FOLDS and common([each["folds"] for each in heads]):
         mark_tied(rows, rows[0], metric)
     return rows
 
@@ -247,13 +264,16 @@ def _under(name: str, manifest_digest: str, document: dict[str, Any]) -> dict[st
 
 
 def _valid(store: FeatureStore) -> list[dict[str, Any]]:
-    """Return the documents of the heads; invalid ones are left out, with a warning."""
-    found = []
-    for document in store.heads.values():
+    """Return the documents of the heads; damaged ones are left out, with a warning."""
+    documents, damaged = store.heads.survey()
+    found, reasons = [], [damage.reason for damage in damaged]
+    for document in documents:
         try:
             found.append(validate(document))
         except DamagedError as error:
-            warnings.warn(str(error), FeatureStoreWarning, stacklevel=3)
+            reasons.append(str(error))
+    for reason in reasons:
+        warnings.warn(f"left out of the list: {reason}", FeatureStoreWarning, stacklevel=3)
     return found
 
 

@@ -316,11 +316,12 @@ class _Run:
         if done is not None:
             self._end("promote", started, fresh=False, result=str(folder / MODEL))
             return done
-        from featurestore.promotion import promote
+        from featurestore.promotion import PromotionStageStarted, promote
 
         # Folds are of the training rows, which count as seen.
         options |= {"selected_on": [] if chosen_by == FOLDS else [chosen_by]}
         promotion = promote(head, source.open(), data=dataset, on_event=self.on_event, **options)
+        self.on_event(PromotionStageStarted(f"write {folder / MODEL}"))
         promotion.save(folder / MODEL)
         self._end("promote", started, fresh=True, result=str(folder / MODEL))
         return {

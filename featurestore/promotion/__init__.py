@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from featurestore.promotion.evaluation import evaluate as evaluate
     from featurestore.promotion.evaluation import mistakes as mistakes
     from featurestore.promotion.events import PromotionEvent as PromotionEvent
+    from featurestore.promotion.events import PromotionStageStarted as PromotionStageStarted
     from featurestore.promotion.events import Proved as Proved
     from featurestore.promotion.events import TuningEpochEnded as TuningEpochEnded
+    from featurestore.promotion.events import TuningInterrupted as TuningInterrupted
     from featurestore.promotion.events import TuningStarted as TuningStarted
     from featurestore.promotion.exportable import fixed_images as fixed_images
     from featurestore.promotion.fine_tuning import FineTuning as FineTuning
@@ -43,7 +45,10 @@ if TYPE_CHECKING:
 # Names by the module that has them.
 _NAMES = {
     "evaluation": "evaluate mistakes",
-    "events": "PromotionEvent Proved TuningEpochEnded TuningStarted",
+    "events": (
+        "PromotionEvent PromotionStageStarted Proved TuningEpochEnded TuningInterrupted "
+        "TuningStarted"
+    ),
     "exportable": "fixed_images",
     "fine_tuning": "FineTuning",
     "freezing": "boundary_ref",

@@ -1,21 +1,23 @@
-"""The best of the stored heads that can be promoted, chosen as a pipeline chooses it."""
+"""The best of the stored heads that can be promoted."""
 
 from __future__ import annotations
 
 import shlex
 
 from featurestore.errors import PromotionError
-from featurestore.heads import Head, best, leaderboard
+from featurestore.heads import Head, leaderboard
+from featurestore.heads.compare import best, ordered, value_of
 from featurestore.promotion.fuse import promotable
 from featurestore.store import FeatureStore
+from featurestore.table import cell
 
 
-def best_promotable(store: FeatureStore, dataset: str | None = None) -> tuple[Head, list[str]]:
-    """Return the best head that can be promoted, and the ids of better ones without a Keras form.
+def best_promotable(store: FeatureStore, dataset: str | None = None) -> tuple[Head, str]:
+    """Return the best head that can be promoted, and by what it was chosen, in words.
 
-    By accuracy, or R², as `leaderboard` sorts: over the folds if all were cross-validated, else on
-    the validation split. Heads on another state of the data set, and on raw pixels, are left out,
-    as in a pipeline. The data set may be left out if all heads are of one.
+    As `best` chooses among these: over the folds if all of them were cross-validated in the same
+    way, else on the validation split. Heads on another state of the data set, and on raw pixels,
+    are left out, as in a pipeline. The data set may be left out if all heads are of one.
 
     Raises
     ------
@@ -37,18 +39,24 @@ def best_promotable(store: FeatureStore, dataset: str | None = None) -> tuple[He
             f"heads of {len(names)} data sets are stored, which do not compare; name one: "
             + " or ".join(f"`--best {shlex.quote(name)}`" for name in names)
         )
-    passed: list[str] = []
-    for row in rows:
-        head = Head.load(row["head"], store)
-        if promotable(head):
-            return best([head]), passed
-        passed.append(head.id)
-    which = f" of data set {dataset!r}" if dataset else ""
-    found = (
-        f"none of the {len(passed)} heads{which} has a Keras form"
-        if passed
-        else f"no head{which} was fitted on its samples, labels and splits as they are now"
-    )
-    raise PromotionError(
-        f"{found}; `featurestore train` fits one that can be promoted, such as logistic or dense"
+    heads = [Head.load(row["head"], store) for row in rows]
+    can = [head for head in heads if promotable(head)]
+    if not can:
+        which = f" of data set {dataset!r}" if dataset else ""
+        found = (
+            f"none of the {len(heads)} heads{which} has a Keras form"
+            if heads
+            else f"no head{which} was fitted on its samples, labels and splits as they are now"
+        )
+        raise PromotionError(
+            f"{found}; `featurestore train` fits one that can be promoted, such as logistic or "
+            "dense"
+        )
+    chosen = best(can)
+    (first, *_), split, metric = ordered([head.document() for head in can])
+    value = value_of(first["metrics"], first["folds"], split, metric)
+    others = f"; {len(heads) - len(can)} of {len(heads)} have no Keras form"
+    return chosen, (
+        f"{'the mean over the folds' if split == 'folds' else 'the val split'}, {metric} "
+        f"{cell(value)}, best of {len(can)}{others if len(can) < len(heads) else ''}"
     )

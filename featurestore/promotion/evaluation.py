@@ -58,9 +58,9 @@ def evaluate(
         A dict, by group, which shows itself as a table and has ``to_frame()``.
         Metrics of each group of samples: ``train``, ``val`` and ``test`` by the splits that the
         model was made with, ``unseen`` for samples that were not in its data set, ``unknown`` if
-        nothing records which samples these were, as in a file that Keras saved. ``used_for`` is
-        the use of a group: ``training``, ``selection`` (of the head or the epoch), ``nothing``, or
-        ``unknown`` if the model was trained further after promotion.
+        nothing records which samples these were, as in a file that Keras saved. ``images_were`` is
+        ``trained on``, ``selected on`` (the head or the epoch), ``held out``, or ``unknown`` if the
+        model was trained further after promotion.
 
     Raises
     ------
@@ -86,10 +86,10 @@ def mistakes(
     Returns
     -------
     Table of dict
-        ``path`` (None for arrays), ``row`` in the data set, ``label``, ``predicted``,
-        ``probability`` of the predicted class, and ``used_for``, as in :func:`evaluate`. For a
-        regression all samples, those with the largest error first, with ``error`` (predicted less
-        label) in place of ``probability``.
+        ``path`` (None for arrays), ``row`` in the data set, ``truth`` (its label there), ``label``
+        (of the model) and its ``probability``, as in :func:`predict`, and ``images_were``, as in
+        :func:`evaluate`. For a regression all samples, those with the largest error first, with
+        ``error`` (label less truth) in place of ``probability``.
     """
     return Table(_evaluation(model, data, store, classes).mistakes)
 
@@ -124,15 +124,15 @@ class Evaluation:
         The rows of the data set in each group, (row,).
     outputs : dict of str to numpy.ndarray
         The model's output for these, (row, class) or (row, 1).
-    used_for : dict of str to str
-        What the rows of each group were used for.
+    images_were : dict of str to str
+        What the model did with the images of each group.
     """
 
     data: Dataset
     classes: list[Any]
     rows: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
-    used_for: dict[str, str]
+    images_were: dict[str, str]
 
     @classmethod
     def of(cls, promoted: Promoted, data: Dataset, *, held_out: bool = False) -> Evaluation:
@@ -155,14 +155,15 @@ class Evaluation:
             rows.pop("train", None)
         predictor = Predictor(promoted)
         outputs = {split: predictor(data.image, each.tolist()) for split, each in rows.items()}
-        used_for = {split: UNKNOWN if seen is None else seen.used_for(split) for split in rows}
-        return cls(data, classes, rows, outputs, used_for)
+        were = {split: UNKNOWN if seen is None else seen.images_were(split) for split in rows}
+        return cls(data, classes, rows, outputs, were)
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """See :func:`evaluate`."""
         return {
-            split: {"used_for": self.used_for[split], **self._figures(split)} for split in self.rows
+            split: {"images_were": were, **self._figures(split)}
+            for split, were in self.images_were.items()
         }
 
     @property
@@ -172,17 +173,17 @@ class Evaluation:
             {
                 "path": self.data.paths[row],
                 "row": int(row),
-                "label": label,
-                **(self._guess(output) if self.classes else _miss(output, label)),
-                "used_for": self.used_for[split],
+                "truth": truth,
+                **(self._guess(output) if self.classes else _miss(output, truth)),
+                "images_were": self.images_were[split],
             }
             for split in self.rows
-            for row, output, label in zip(
+            for row, output, truth in zip(
                 self.rows[split], self.outputs[split], self._truth(split).tolist(), strict=True
             )
         ]
         if self.classes:
-            wrong = [each for each in found if each["predicted"] != each["label"]]
+            wrong = [each for each in found if each["label"] != each["truth"]]
             return sorted(wrong, key=lambda each: (-each["probability"], each["row"]))
         return sorted(found, key=lambda each: (-abs(each["error"]), each["row"]))
 
@@ -199,11 +200,11 @@ class Evaluation:
 
     def _guess(self, output: np.ndarray) -> dict[str, Any]:
         best = int(output.argmax())
-        return {"predicted": self.classes[best], "probability": float(output[best])}
+        return {"label": self.classes[best], "probability": float(output[best])}
 
 
-def _miss(output: np.ndarray, label: float) -> dict[str, Any]:
-    return {"predicted": float(output[0]), "error": float(output[0]) - label}
+def _miss(output: np.ndarray, truth: float) -> dict[str, Any]:
+    return {"label": float(output[0]), "error": float(output[0]) - truth}
 
 
 def _comparable(promoted: Promoted, data: Dataset) -> list[Any]:

@@ -9,6 +9,13 @@ from featurestore.promotion.parity import Parity
 
 
 @dataclass(frozen=True)
+class PromotionStageStarted:
+    """A stage of a promotion starts; ``what`` says what it does."""
+
+    what: str
+
+
+@dataclass(frozen=True)
 class Proved:
     """``what`` (the fused model or its saved file) was proven to predict what the head predicts."""
 
@@ -18,10 +25,15 @@ class Proved:
 
 @dataclass(frozen=True)
 class TuningStarted:
-    """Fine-tuning starts, with the learning rates of the head and of each block."""
+    """Fine-tuning starts, with the learning rates of the head and of each block.
+
+    ``start`` is the layer ref whose stored features epochs read, and are measured on; None if they
+    read the images.
+    """
 
     head: str
     rates: Mapping[str, float]
+    start: str | None
 
 
 @dataclass(frozen=True)
@@ -34,4 +46,15 @@ class TuningEpochEnded:
     logs: Mapping[str, float]
 
 
-PromotionEvent = Proved | TuningStarted | TuningEpochEnded
+@dataclass(frozen=True)
+class TuningInterrupted:
+    """Fine-tuning was interrupted in an epoch, counted from 1."""
+
+    head: str
+    epoch: int
+    epochs: int
+
+
+PromotionEvent = (
+    PromotionStageStarted | Proved | TuningStarted | TuningEpochEnded | TuningInterrupted
+)

@@ -33,13 +33,14 @@ def freeze(fused: Fused, trained: Sequence[str]) -> None:
     """Freeze the backbone except for some layers, and BatchNorm and preprocessing everywhere.
 
     Only ``trainable = False`` keeps the statistics of BatchNorm: ``fit`` overrides a
-    ``training=False`` at call time.
+    ``training=False`` at call time. Wrappers and layers of layers may contain some.
     """
     for layer in fused.model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization | keras.layers.Normalization):
-            layer.trainable = False
-        elif layer.name in fused.backbone_layers:
+        if layer.name in fused.backbone_layers:
             layer.trainable = layer.name in trained
+        for part in layer._flatten_layers():
+            if isinstance(part, keras.layers.BatchNormalization | keras.layers.Normalization):
+                part.trainable = False
 
 
 def block(layer: str) -> str:

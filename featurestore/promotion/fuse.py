@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,18 @@ class Fused:
     threshold: Threshold | None = None
 
 
+@contextlib.contextmanager
+def _in_float32() -> Iterator[None]:
+    """Give new layers float32, as the head computes, whatever the user's dtype policy is."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+@_in_float32()
 def fuse(head: Head, backbone: Backbone) -> Fused:
     """Build the promoted model from copies of the head's and the backbone's layers.
 

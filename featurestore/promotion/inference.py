@@ -43,7 +43,7 @@ class Prediction:
         The class of the highest probability, or the predicted value; None if the image cannot be
         used.
     probabilities : dict
-        By class; empty for regression.
+        By class, str or int as `label` is; empty for regression.
     columns : dict
         The cells of the image's row, if a table listed it.
     problem : str or None
@@ -52,7 +52,7 @@ class Prediction:
 
     path: str
     label: Any
-    probabilities: dict[str, float]
+    probabilities: dict[Any, float]
     columns: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
@@ -125,13 +125,13 @@ def predict_listed(
 
 def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
     likely = any("probability" in row for row in rows)
-    fields = ["path", "predicted", *(["probability"] if likely else [])]
-    yield Grid(rows, fields, {"path": "image", "predicted": "label"})
+    fields = ["path", "label", *(["probability"] if likely else [])]
+    yield Grid(rows, fields, {"path": "image"})
 
 
 def _as_row(prediction: Prediction) -> dict[str, Any]:
     """Return a prediction as a row of a table: the cells of the user's own, then what is new."""
-    new = {"predicted": prediction.label}
+    new = {"label": prediction.label}
     if prediction.probabilities:
         new["probability"] = max(prediction.probabilities.values())
         new |= {f"probability_{name}": each for name, each in prediction.probabilities.items()}
@@ -147,7 +147,7 @@ def _as_row(prediction: Prediction) -> dict[str, Any]:
 def _prediction(image: Listed, row: np.ndarray, classes: Sequence[Any]) -> Prediction:
     if not classes:
         return Prediction(image.path, float(row[0]), {}, image.columns)
-    probabilities = {str(name): float(each) for name, each in zip(classes, row, strict=True)}
+    probabilities = {name: float(each) for name, each in zip(classes, row, strict=True)}
     return Prediction(image.path, classes[int(row.argmax())], probabilities, image.columns)
 
 

@@ -108,6 +108,9 @@ class FeatureCheck:
         show how strongly this network amplifies rounding.
     derived : sequence of numpy.ndarray of float32, (some row, …)
         The same features, derived from each layer that stored rows were derived from.
+    terms : numpy.ndarray of float32, (…)
+        Of features that are means, the mean magnitude of what they are the means of: terms of both
+        signs cancel, their rounding does not.
     """
 
     def __init__(
@@ -118,9 +121,10 @@ class FeatureCheck:
         plain: np.ndarray,
         rounded: np.ndarray,
         derived: Sequence[np.ndarray] = (),
+        terms: np.ndarray | float = 0.0,
     ) -> None:
         self.stored, self.dtype = stored, dtype
-        size = np.abs(stored).max(axis=0)
+        size = np.maximum(np.abs(stored).max(axis=0), np.asarray(terms, np.float32))
         # The median, because a few channels of some layers are thousands of times the others.
         typical = np.median(size[size > 0]) if size.any() else 0.0
         self._size = size + np.float32(SPILL * typical)

@@ -15,7 +15,7 @@ from featurestore.extraction.batches import images_of
 from featurestore.extraction.derivation import sources_of
 from featurestore.extraction.run import extract_command
 from featurestore.listening import OnEvent
-from featurestore.promotion.events import Proved
+from featurestore.promotion.events import PromotionStageStarted, Proved
 from featurestore.promotion.fuse import Fused, with_internals
 from featurestore.promotion.parity import (
     FeatureCheck,
@@ -29,6 +29,7 @@ from featurestore.promotion.parity import (
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
 from featurestore.store.elsewhere import FEWEST_ROWS, enough, stored_rows
+from featurestore.table import plural
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -82,6 +83,7 @@ def prove(
     """
     group, there = _stored(head, backbone, data)
     rows = proof_rows(there, group.block_rows, 4 * int(np.prod(group.shape[1:])))
+    on_event(PromotionStageStarted(f"prove on {plural(len(rows), 'image')}"))
     few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
     images = images_of(data, backbone, rows[few].tolist())
     stored, dtype = group.read(there[rows], dtype="float32"), group.dtype
@@ -98,7 +100,13 @@ def prove(
     alone, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
     derived = _derived(backbone, ref, group, images[:ROUNDED_ROWS])
     precision = backbone.precision(ref.layer)
-    check = FeatureCheck(stored, dtype, precision, alone, rounded, derived)
+    averaged = backbone.averaged(ref)
+    terms: np.ndarray | float = 0.0
+    if averaged is not None:
+        (whole,) = backbone.reference([averaged])(images[:ROUNDED_ROWS])
+        means = np.abs(whole).mean(axis=tuple(range(1, whole.ndim - 1)))
+        terms = means.max(axis=0).reshape(stored.shape[1:])
+    check = FeatureCheck(stored, dtype, precision, alone, rounded, derived, terms)
     check.require_distinct()
     held_out = data.splits[rows] != "train"
 

@@ -10,14 +10,6 @@ from featurestore.table import Grid, cell, printable
 if TYPE_CHECKING:
     import pandas
 
-# What the rows of a metric were used for, in words.
-USES = {
-    "training": "trained on",
-    "selection": "selected on",
-    "nothing": "held out",
-    "unknown": "not known",
-}
-
 
 class Measured(dict[str, dict[str, Any]]):
     """Metrics of each group of samples, which show themselves as a table."""
@@ -39,15 +31,15 @@ class Measured(dict[str, dict[str, Any]]):
 def splits_grid(measures: Mapping[str, Mapping[str, dict[str, Any]]], tuned: bool) -> Grid:
     """Show metrics by split, before and (if tuned) after fine-tuning, and the use of their rows."""
     rows = [
-        {"split": split, "when": when, **each, "images": rows_were(split, each)}
+        {"split": split, "when": when, **each}
         for when, found in measures.items()
         for split, each in found.items()
         if tuned or when != "after"
     ]
-    fixed = ("split", "when", "images", "used_for", "confusion")
+    fixed = ("split", "when", "images_were", "confusion")
     measured = [name for name in (rows[0] if rows else {}) if name not in fixed]
-    fields = [*(["when"] if tuned else []), "split", "images", *measured]
-    return Grid(rows, fields, {"when": "fine-tuning", "images": "images were"})
+    fields = [*(["when"] if tuned else []), "split", "images_were", *measured]
+    return Grid(rows, fields, {"when": "fine-tuning"})
 
 
 def headline(measured: Mapping[str, Any]) -> str:
@@ -82,9 +74,3 @@ def threshold_note(report: Mapping[str, Any]) -> str:
                 "model's probabilities are shifted so that this is 0.5, and so is its log loss"
             )
     return ""
-
-
-def rows_were(split: str, measured: Mapping[str, Any]) -> str:
-    """Return what the rows were used for by the model that is evaluated on them."""
-    used_for = measured["used_for"]
-    return "never seen" if (split, used_for) == ("unseen", "nothing") else USES[used_for]

@@ -16,10 +16,11 @@ from featurestore.backbone.copying import seeded
 from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
 from featurestore.heads import Head
 from featurestore.heads.metrics import without_confusion
-from featurestore.heads.stale import stale
+from featurestore.heads.stale import differences, stale
 from featurestore.listening import OnEvent, receiver
 from featurestore.promotion.carried import carries_classes
 from featurestore.promotion.evaluation import Evaluation
+from featurestore.promotion.events import PromotionStageStarted
 from featurestore.promotion.exportable import fixed_images
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import unfrozen_layers
@@ -64,9 +65,9 @@ class Promotion:
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
-        Metrics on each held-out split before and after fine-tuning. ``used_for`` says what its
-        rows were used for: validation rows for the ``selection`` of head and epoch, test rows for
-        ``nothing``. Equal if nothing was trained, or no epoch was better.
+        Metrics on each held-out split before and after fine-tuning. ``images_were`` says what the
+        model did with its images: head and epoch were ``selected on`` validation images, test
+        images were ``held out``. Equal if nothing was trained, or no epoch was better.
     history : list of dict
         Loss and metrics of each epoch.
     fine_tuning : dict
@@ -137,7 +138,7 @@ class Promotion:
         return f"Promotion({', '.join([repr(self.metadata['head']), rows, *found])}{tuned})"
 
     def _repr_html_(self) -> str:
-        tuned = bool(self.fine_tuning)
+        tuned = bool(self.fine_tuning.get("kept_epoch"))
         measures = splits_grid({"before": self.before, "after": self.after}, tuned)
         return show_html(repr(self), *([measures] if measures.rows else []))
 
@@ -175,14 +176,14 @@ def promote(
         The model that these features came from: see :meth:`Backbone.of`. By default the one that
         the head records.
     data : Dataset, str or path, optional
-        The samples that the head was fitted on, with their images. By default those of its store,
-        with the labels and splits that it was fitted on.
+        The samples that the head was fitted on, with their images, labels and splits. By default
+        those of its store.
     store : FeatureStore, path or URL, optional
         Of a head that is given by its id. By default FEATURESTORE_STORE, else ``./store``.
     selected_on : collection of str
         Splits whose rows chose the head among others; their figures then say so.
     on_event : callable, optional
-        Receives :class:`Proved`, :class:`TuningStarted` and :class:`TuningEpochEnded`.
+        Receives :class:`PromotionStageStarted`, :class:`Proved`, and the events of fine-tuning.
     **options
         Fields of :class:`FineTuning`, such as ``unfreeze`` and ``epochs``.
 
@@ -197,7 +198,8 @@ def promote(
     InputError
         If an option is unknown or out of range.
     PromotionError
-        If the head has no Keras form, or backbone or data are not those of the head.
+        If the head has no Keras form, the backbone is not that of the head, or the data have other
+        samples, labels or splits.
     ParityError
         If the fused model, or its saved file, disagrees with the cached head.
 
@@ -214,14 +216,18 @@ def promote(
     """
     tuning = FineTuning.of(options)
     head = Head.of(head, store)
+    on_event = receiver(on_event)
     data = load_data(head.store, head) if data is None else head.store.datasets.open(data)
-    backbone = load_backbone(head) if backbone is None else Backbone.of(backbone)
     _check_data(head, data, tuning)
+    if backbone is None:
+        on_event(PromotionStageStarted(f"load {head.key.model}"))
+        backbone = load_backbone(head)
+    backbone = Backbone.of(backbone)
     seen = _seen(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)
-    on_event = receiver(on_event)
     # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
+        on_event(PromotionStageStarted(f"fuse {head.id} with {backbone.name} at {head.key.ref}"))
         fused = fuse(head, backbone)
         _check_trainable(head, fused, tuning)
         trained = unfrozen_layers(fused, tuning)
@@ -229,8 +235,7 @@ def promote(
         parity = prove(head, backbone, fused, data, metadata, on_event)
 
         def measures() -> dict[str, Any]:
-            if data.labels is None or data.task != head.task:
-                return {}
+            on_event(PromotionStageStarted("measure the model on held-out images"))
             promoted = replace(load_model(fused.model), seen=seen)
             return Evaluation.of(promoted, data, held_out=True).metrics
 
@@ -238,9 +243,10 @@ def promote(
         history: list[dict[str, float]] = []
         record: dict[str, Any] = {}
         if tuning.passes:
-            tuned = tune(head, backbone.in_float32(), fused, data, trained, tuning, on_event)
+            computing = backbone.in_float32()
+            tuned = tune(head, computing, fused, data, trained, tuning, before, measures, on_event)
             history, record = tuned.history, tuned.record
-            after = measures() if tuned.kept_epoch else before
+            after = tuned.after if tuned.kept_epoch else before
         # A new model around the same layers leaves the optimizer behind.
         model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
     weights = weights_digest(model)
@@ -258,29 +264,25 @@ def _on_stored(head: Head, backbone: Backbone, before: dict[str, Any]) -> dict[s
 
 
 def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
-    if data.digest != head.key.dataset_digest:
+    origin = head.lineage["dataset"]
+    if data.manifest_digest != origin["manifest_digest"]:
+        try:
+            former = head.store.datasets.load(origin["name"], origin["manifest_digest"])
+            differ = differences(former, data)
+        except NotFoundError:
+            differ = "unknown, because the store no longer has that state"
         raise PromotionError(
-            f"{head.id} was fitted on other samples than {data.name} holds now; open the earlier "
-            "data set, or train the head again on this one with `featurestore train`"
+            f"{head.id} was fitted on another state of data set {origin['name']!r} than "
+            f"{data.name!r} is: {differ}; leave out data=… to promote it with the samples, labels "
+            "and splits that it was fitted on, or fit a head on these with fit_head"
         )
-    if not tuning.passes:
-        return
-    again = "split again with `featurestore scan`, then `featurestore train`"
-    if head.task != data.task:
-        found = f"labels for {data.task}" if data.task else "no labels"
-        raise PromotionError(
-            f"{head.id} was fitted for {head.task}, and {data.name} has {found}; to fine-tune, "
-            "use the data set of the head"
-        )
-    if list(head.classes) != list(data.classes):
-        differ = sorted(set(map(repr, head.classes)) ^ set(map(repr, data.classes)))
+    if tuning.passes and list(head.classes) != list(data.classes):
+        unknown = [repr(each) for each in data.classes if each not in head.classes]
         raise PromotionError(
             f"{head.id} knows {len(head.classes)} classes, and {data.name} has "
-            f"{len(data.classes)}; not in both: {', '.join(differ[:5])}. To fine-tune, each class "
-            f"needs training rows and a head trained on them: {again}"
+            f"{len(data.classes)}; without training rows: {', '.join(unknown[:5])}. To fine-tune, "
+            "split again with `featurestore scan`, then `featurestore train`"
         )
-    if not len(data.rows("train", labelled=True)):
-        raise PromotionError(f"{data.name} has no labelled rows in its train split; {again}")
 
 
 def _check_trainable(head: Head, fused: Fused, tuning: FineTuning) -> None:
@@ -300,28 +302,16 @@ def _seen(
     selected_on: Collection[str],
 ) -> Seen:
     """Return the samples that the model sees: the head's rows, and those of fine-tuning."""
-    origin = head.lineage["dataset"]
-    fitted_on = data
-    if data.manifest_digest != origin["manifest_digest"]:
-        try:
-            fitted_on = head.store.datasets.load(origin["name"], origin["manifest_digest"])
-        except NotFoundError as error:
-            raise PromotionError(
-                f"{head.store.location} no longer has data set {origin['name']!r} as {head.id} was "
-                "fitted on it, which says what the model was trained on; use the data set with "
-                "those labels and splits, or train the head again with `featurestore train`"
-            ) from error
     chosen_by = [selected_on] if isinstance(selected_on, str) else [*selected_on]
     if tuning.passes or (head.kind == "keras" and head.params.get("early_stopping")):
         chosen_by.append("val")  # The validation rows chose the epoch.
-    datasets = [fitted_on, data] if tuning.passes else [fitted_on]
     earlier = None
     if "path" in backbone.spec:
         with suppress(InputError):  # not a promoted model
             earlier = read_seen(backbone.spec["path"])
     if earlier is None and carries_classes(backbone.operations):
         earlier = Seen.unknown()  # a promoted model without its record
-    return Seen.by(datasets, chosen_by, earlier)
+    return Seen.by(data, chosen_by, earlier)
 
 
 def _warn_if_stale(head: Head) -> None:

@@ -41,16 +41,15 @@ class Seen:
     @classmethod
     def by(
         cls,
-        datasets: Collection[Dataset],
+        data: Dataset,
         selected_on: Collection[str] = ("val",),
         backbone: Seen | None = None,
     ) -> Seen:
         """Return what a model was trained and selected on.
 
-        ``datasets`` are the data set as the head was fitted on it, and as the model was fine-tuned
-        on it: a training row of any of them counts as trained on. So does all that a backbone has
-        seen which is a promoted model itself. Rows of the splits ``selected_on`` chose the head or
-        the epoch.
+        ``data`` is the data set that the head was fitted on. What a backbone has seen that is a
+        promoted model itself counts as trained on. Rows of the splits ``selected_on`` chose the
+        head or the epoch.
         """
         selected = tuple(sorted(set(map(named, selected_on)), key=SPLITS.index))
         parts: list[tuple[str, np.ndarray]] = []
@@ -60,9 +59,8 @@ class Seen:
                 used = [SPLITS.index(each) for each in {"train", *backbone.selected_on}]
                 samples = backbone.samples
                 parts.append((split, samples["id"][np.isin(samples["split"], used)]))
-            for data in datasets:
-                rows = data.rows(split, labelled=split != "test")
-                parts.append((split, _ids(data)[rows]))
+            rows = data.rows(split, labelled=split != "test")
+            parts.append((split, _ids(data)[rows]))
         ids = np.concatenate([each for _, each in parts])
         splits = np.concatenate([np.full(len(each), SPLITS.index(split)) for split, each in parts])
         ids, first = np.unique(ids, return_index=True)
@@ -85,13 +83,13 @@ class Seen:
         names = [*SPLITS, UNSEEN]
         return np.array([names[known.get(each, -1)] for each in _ids(data).tolist()], dtype="<U6")
 
-    def used_for(self, split: str) -> str:
-        """Return what the rows of a split were used for: see `featurestore.evaluate`."""
+    def images_were(self, split: str) -> str:
+        """Return what a model did with the images of a split: see `featurestore.evaluate`."""
         if split == "train":
-            return "training"
+            return "trained on"
         if split in self.selected_on:
-            return "selection"
-        return "nothing" if self.complete else UNKNOWN
+            return "selected on"
+        return "held out" if self.complete else UNKNOWN
 
     def fields(self) -> dict[str, Any]:
         """Return the other attributes as JSON values, for the model's metadata."""

@@ -12,13 +12,14 @@ import keras
 import numpy as np
 
 from featurestore.backbone import LayerRef
+from featurestore.errors import PromotionError
 from featurestore.extraction import extract
 from featurestore.extraction.batches import images_of
 from featurestore.features import Features
 from featurestore.features.batches import Batches
 from featurestore.features.streams import BatchDataset
 from featurestore.listening import OnEvent
-from featurestore.promotion.events import TuningEpochEnded, TuningStarted
+from featurestore.promotion.events import TuningEpochEnded, TuningInterrupted, TuningStarted
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import HEAD, block, boundary, freeze, rates, stored_refs
 from featurestore.promotion.fuse import Fused
@@ -40,19 +41,23 @@ class Tuned:
     rates : dict of str to float
         Learning rates of the head and of each block.
     start : dict of str to float
-        ``val_loss``, and ``val_accuracy`` or ``val_rmse``, before the first epoch; empty without
-        validation rows.
+        ``val_loss``, and ``val_accuracy`` or ``val_rmse``, before the first epoch, on what epochs
+        read; empty without validation rows.
     history : list of dict
         Loss and metrics of each epoch.
-    kept_epoch : int
-        The epoch whose weights the model has, from 1; 0 if none was better than the start.
+    best_epoch : int
+        The best epoch by its history, from 1; 0 if none was better than the start.
+    before, after : dict of str to dict
+        Metrics on held-out images by split: of the model before, and of that of the best epoch.
     """
 
     options: FineTuning
     rates: dict[str, float]
     start: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
-    kept_epoch: int = 0
+    best_epoch: int = 0
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -66,41 +71,55 @@ class Tuned:
             "verdict": self.verdict,
         }
 
-    def worse(self, epoch: int) -> bool:
-        """Whether an epoch is worse on the validation rows than the model before the first one."""
+    def candidate(self, epoch: int) -> bool:
+        """Whether an epoch is better than the start, on what epochs read."""
         logs = self.history[epoch - 1]
-        accuracy = logs.get("val_accuracy", 0.0) < self.start.get("val_accuracy", 0.0)
-        return accuracy or not logs["val_loss"] < self.start["val_loss"]
+        accuracy = logs.get("val_accuracy", 0.0) >= self.start.get("val_accuracy", 0.0)
+        return accuracy and logs["val_loss"] < self.start["val_loss"]
+
+    @property
+    def worse(self) -> bool:
+        """Whether the model of the best epoch is worse on the validation images than before."""
+        before, after = self.before.get("val"), self.after.get("val")
+        if before is None or after is None:
+            return False
+        if "rmse" in before:
+            return not after["rmse"] < before["rmse"]
+        return after["accuracy"] < before["accuracy"] or not after["log_loss"] < before["log_loss"]
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch whose weights the model has; 0 for those from before fine-tuning."""
+        return self.best_epoch if self.options.keep_tuned or not self.worse else 0
 
     @property
     def verdict(self) -> str:
-        """The outcome in one line."""
-        ran, kept = len(self.history), self.kept_epoch
+        """The outcome in one line; its figures are those of ``before`` and ``after``."""
+        ran, best = len(self.history), self.best_epoch
         if not self.start:
             return (
-                f"kept epoch {kept} of {ran}, the last: there are no validation rows to choose an "
+                f"kept epoch {best} of {ran}, the last: there are no validation rows to choose an "
                 "epoch by, or to show whether fine-tuning made the model worse; add some with "
                 "`featurestore scan --val 0.2`"
             )
-        losses = [each["val_loss"] for each in self.history]
-        finite = [each for each in losses if math.isfinite(each)]
-        if not finite:
+        if not any(math.isfinite(each["val_loss"]) for each in self.history):
             return "no epoch had a finite loss; kept the model from before fine-tuning"
-        epoch = kept or losses.index(min(finite)) + 1
-        figures = ", ".join(
-            f"{name} {self.history[epoch - 1][name]:.3f} ({before:.3f} before)"
-            for name, before in self.start.items()
-            # The root of it is in the unit of the values.
-            if name != "val_loss" or "val_rmse" not in self.start
-        )
-        if not kept:
-            return (
-                f"fine-tuning made the model worse: epoch {epoch} of {ran} gave {figures}; kept "
-                "the model as it was before (`keep_tuned` overrides; a lower learning rate may "
-                "help)"
+        what = "no epoch was better on the validation rows"
+        if best:
+            before, after = self.before["val"], self.after["val"]
+            figures = ", ".join(
+                f"val {name.replace('_', ' ')} {after[name]:.3f} ({before[name]:.3f} before)"
+                for name in ("accuracy", "log_loss", "rmse")
+                if name in before
             )
-        worse = ", worse, kept because of `keep_tuned`" if self.worse(kept) else ""
-        return f"kept epoch {kept} of {ran}: {figures}{worse}"
+            what = f"epoch {best} of {ran} gave {figures}"
+        if not self.kept_epoch:
+            return (
+                f"fine-tuning made the model worse: {what}; kept the model as it was before "
+                "(`keep_tuned` overrides; a lower learning rate may help)"
+            )
+        worse = ", worse, kept because of `keep_tuned`" if self.worse else ""
+        return f"kept epoch {best} of {ran}: {figures}{worse}"
 
 
 def tune(
@@ -110,19 +129,38 @@ def tune(
     data: Dataset,
     trained: Sequence[str],
     options: FineTuning,
+    before: dict[str, Any],
+    measure: Callable[[], dict[str, Any]],
     on_event: OnEvent,
 ) -> Tuned:
     """Fine-tune a fused model in place, from stored features if they save work.
 
-    The best epoch is kept: the one with the lowest validation loss. The model before the first
-    epoch counts as epoch 0, and an epoch with a lower validation accuracy is not a candidate.
-    Without validation rows, the last epoch is kept. ``trained`` names the backbone's layers to
-    train; ``on_event`` receives the events of extraction too.
+    The best epoch is that with the lowest validation loss; the model before the first epoch counts
+    as epoch 0, and an epoch with a lower validation accuracy is not a candidate. The model of the
+    best epoch is then measured on images. If it is worse there than before, the model is left as it
+    was. Without validation rows, the last epoch is kept.
+
+    Parameters
+    ----------
+    trained : sequence of str
+        The backbone's layers to train.
+    before : dict of str to dict
+        Metrics of the fused model on held-out images by split.
+    measure : callable
+        Returns these metrics of the model as it is now.
+    on_event : callable
+        Receives the events of extraction too.
+
+    Raises
+    ------
+    PromotionError
+        If a layer changes its state while it trains, other than by gradients.
     """
     freeze(fused, trained)
-    tuned = Tuned(options, rates(fused, options), kept_epoch=options.passes)
+    tuned = Tuned(options, rates(fused, options), best_epoch=options.passes, before=before)
     found = boundary(fused, stored_refs(head.key.ref, backbone))
     dataset: Callable[..., keras.utils.PyDataset]
+    ref = None
     if found is None:
         model, dataset = fused.model, partial(labelled_images, data, backbone)
     else:
@@ -130,8 +168,9 @@ def tune(
         model = keras.Model(tensor, fused.model.outputs[0])
         dataset = _features(data, backbone, ref, head, on_event).py_dataset
     train = dataset("train", batch_size=options.batch_size, shuffle=True, seed=options.seed)
-    validation = dataset("val", batch_size=options.batch_size)
-    on_event(TuningStarted(head.id, tuned.rates))
+    validation = dataset("val", batch_size=options.batch_size) if "val" in before else ()
+    _require_fixed_state(model, train[0][0])
+    on_event(TuningStarted(head.id, tuned.rates, ref))
     classify = head.task == "classification"
     model.compile(
         _optimizer(model, fused.backbone_layers, tuned.rates),
@@ -143,16 +182,41 @@ def tune(
     if len(validation):
         logs = model.evaluate(validation, verbose=0, return_dict=True)
         tuned.start = {f"val_{name}": float(value) for name, value in logs.items()}
-    model.fit(
-        train,
-        validation_data=validation if len(validation) else None,
-        epochs=options.passes,
-        # The batches are in seeded order; Keras would shuffle them again.
-        shuffle=False,
-        verbose=0,
-        callbacks=[_BestEpoch(tuned, head.id, on_event)],
-    )
+    epochs = _BestEpoch(tuned, head.id, on_event)
+    try:
+        model.fit(
+            train,
+            validation_data=validation or None,
+            epochs=options.passes,
+            # The batches are in seeded order; Keras would shuffle them again.
+            shuffle=False,
+            verbose=0,
+            callbacks=[epochs],
+        )
+    except KeyboardInterrupt:
+        epoch = min(len(tuned.history) + 1, options.passes)
+        on_event(TuningInterrupted(head.id, epoch, options.passes))
+        raise
+    tuned.after = measure() if tuned.best_epoch else before
+    if tuned.best_epoch and not tuned.kept_epoch:
+        epochs.undo()
     return tuned
+
+
+def _require_fixed_state(model: keras.Model, batch: Any) -> None:
+    """Raise PromotionError if training changes weights other than by gradients.
+
+    Freezing stops BatchNorm; other layers, such as SpectralNormalization, it does not.
+    """
+    before = [keras.ops.convert_to_numpy(each).copy() for each in model.non_trainable_weights]
+    model(batch, training=True)
+    for weight, value in zip(model.non_trainable_weights, before, strict=True):
+        if not np.array_equal(keras.ops.convert_to_numpy(weight), value, equal_nan=True):
+            raise PromotionError(
+                f"{weight.path} changes in training without being trained, so that fine-tuning "
+                "would move it in frozen layers too; promote without epochs, or unfreeze from a "
+                "layer after it"
+            )
 
 
 def _features(
@@ -215,8 +279,9 @@ class _BestEpoch(keras.callbacks.Callback):
         self._tuned, self._head, self._on_event = tuned, head, on_event
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self._first = self._values()
         if self._tuned.start:
-            self._tuned.kept_epoch, self._best = 0, self._values()
+            self._tuned.best_epoch, self._best = 0, self._first
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         tuned, options = self._tuned, self._tuned.options
@@ -225,18 +290,25 @@ class _BestEpoch(keras.callbacks.Callback):
         self._on_event(TuningEpochEnded(self._head, epoch + 1, options.passes, found))
         if not tuned.start:
             return
-        kept = tuned.kept_epoch
-        least = tuned.history[kept - 1]["val_loss"] if kept else math.inf
-        candidate = options.keep_tuned or not tuned.worse(epoch + 1)
+        best = tuned.best_epoch
+        least = tuned.history[best - 1]["val_loss"] if best else math.inf
+        candidate = options.keep_tuned or tuned.candidate(epoch + 1)
         if candidate and found["val_loss"] < least:
-            tuned.kept_epoch, self._best = epoch + 1, self._values()
-        if options.patience is not None and epoch + 1 - tuned.kept_epoch >= options.patience:
+            tuned.best_epoch, self._best = epoch + 1, self._values()
+        if options.patience is not None and epoch + 1 - tuned.best_epoch >= options.patience:
             self.model.stop_training = True
 
     def on_train_end(self, logs: Any = None) -> None:
         if self._tuned.start:
-            for weight, value in zip(self._weights(), self._best, strict=True):
-                weight.assign(value)
+            self._assign(self._best)
+
+    def undo(self) -> None:
+        """Restore the weights from before the first epoch."""
+        self._assign(self._first)
+
+    def _assign(self, values: Sequence[np.ndarray]) -> None:
+        for weight, value in zip(self._weights(), values, strict=True):
+            weight.assign(value)
 
     def _weights(self) -> list[Any]:
         # The weights of other layers do not change.

@@ -30,8 +30,8 @@ EXTRACT = "extract photos --model tiny.keras --layer conv_b:avg"
 COMMANDS = [
     "layers tiny.keras --weights tiny.keras --input-size 16 --scaling none --json",
     "layers tiny.keras --resize crop --interpolation lanczos3 --precision float16 --engine auto",
-    "scan photos --name all --val 0.2 --test 0.2 --seed 1 --no-stratify --problems --json",
-    "scan photos --name all --stratify --group-by folder --store store",
+    "scan photos --name all --val 0.2 --test 0.2 --seed 1 --problems --json",
+    "scan photos --name all --group-by folder --store store",
     "scan table.csv --image-column file --label-column kind --split-column part --root photos",
     f"{EXTRACT} --weights tiny.keras --scaling unit --resize pad --interpolation nearest --json",
     f"{EXTRACT} --scaling tf --interpolation bicubic --precision bfloat16 --engine tensorflow",
@@ -39,8 +39,8 @@ COMMANDS = [
     f"{EXTRACT} --scaling caffe --resize stretch --interpolation bilinear --dtype float16",
     f"{EXTRACT} --input-size 16 --budget 1MB --dtype auto --precision float32 --engine openvino",
     f"{EXTRACT} --views 1 --augmentation flips.yaml --dry-run --store store",
-    f"{EXTRACT} --name new --val 0.2 --test 0.2 --seed 1 --no-stratify",
-    f"{EXTRACT} --name new --stratify --group-by folder --dry-run --json",
+    f"{EXTRACT} --name new --val 0.2 --test 0.2 --seed 1",
+    f"{EXTRACT} --name new --group-by folder --dry-run --json",
     "extract table.csv --model tiny.keras --layer conv_a:max --image-column file "
     "--label-column kind --split-column part --root photos",
     "ls --weights tiny.keras --input-size 16 --scaling none --resize stretch",
@@ -119,7 +119,7 @@ NUMBERS: dict[str, Any] = {
     "heads": [{"head": "ridge", "grid": {"alpha": [1, 2]}}],
 }
 PIPELINES: list[dict[str, Any]] = [
-    {"data": {"path": "photos", "name": "n", "test": 0.2, "seed": 1, "stratify": True}},
+    {"data": {"path": "photos", "name": "n", "test": 0.2, "seed": 1}},
     {"data": {"path": "photos", "group_by": r"/(\d)"}, "select": {"split": "train"}},
     {
         "data": {

@@ -37,18 +37,21 @@ def test_promote_fuses_and_proves(place: Place) -> None:
     assert result.json["parity"]["agreement"] == 1
     assert result.json["before"] == result.json["after"]
     assert Path("out.keras").is_file()
-    assert [line.partition(":")[0] for line in result.err.splitlines()] == ["proof", "proof"]
+    assert [line.partition(":")[0] for line in result.err.splitlines()] == [
+        *["promote"] * 3,
+        *["proof"] * 2,
+        *["promote"] * 2,
+    ]
 
 
 def test_promote_takes_the_best_head_that_has_a_keras_form(place: Place) -> None:
     rows = featurestore("heads", "photos", "--json").json
     best = next(row["head"] for row in rows if row["name"] == "logistic")
-    passed = [row["head"] for row in rows[: [row["head"] for row in rows].index(best)]]
 
     result = featurestore("promote", "--best", "-o", "out.keras", "--json")
-    assert f"best: {best} on tiny conv_b:avg" in result.err
+    assert f"best: {best} on tiny conv_b:avg, by the val split, accuracy " in result.err
     assert result.json["head"] == best
-    assert all(head in result.err.splitlines()[0] for head in passed)
+    assert f", best of 1; {len(rows) - 1} of {len(rows)} have no Keras form\n" in result.err
     assert Path("out.keras").is_file()
 
     featurestore("scan", "photos", "--val", "0.4")
@@ -71,13 +74,13 @@ def test_promote_fine_tunes(place: Place) -> None:
     assert lines[0].split()[:5] == ["fine-tuning", "split", "images", "were", "rows"]
     assert lines[-2].startswith(("kept epoch ", "fine-tuning made the model worse: "))
     assert lines[-1] == "model: out.keras"
-    assert "fine-tune: rates: head 0.001, conv_b 0.0001\n" in result.err
+    assert "fine-tune: epochs on stored pool_a; rates: head 0.001, conv_b 0.0001\n" in result.err
     assert "fine-tune: epoch 2 of 2: " in result.err
 
 
 def test_metrics_before_and_after_stand_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     before, after = (
-        {"val": {"rows": 9, "accuracy": value, "confusion": [], "used_for": "selection"}}
+        {"val": {"rows": 9, "accuracy": value, "confusion": [], "images_were": "selected on"}}
         for value in (0.5, 0.75)
     )
 
@@ -102,7 +105,7 @@ def test_evaluate_sets_images_apart_that_the_model_has_not_seen(model: str) -> N
     assert rows == [
         ["train", "trained", "on", str(metrics["train"]["rows"])],
         ["val", "selected", "on", str(metrics["val"]["rows"])],
-        ["unseen", "never", "seen", str(metrics["unseen"]["rows"])],
+        ["unseen", "held", "out", str(metrics["unseen"]["rows"])],
     ]
     # The first four photos of the first colour are those of photos/.
     assert shown.out.splitlines()[-1] == "4 of 12 images trained or selected this model"
@@ -117,9 +120,9 @@ def test_what_counts_as_seen_depends_on_no_store(model: str) -> None:
 
     other = featurestore("evaluate", model, "photos", "--store", "other")
 
-    assert {split: each["used_for"] for split, each in at_home.items()} == {
-        "train": "training",
-        "val": "selection",
+    assert {split: each["images_were"] for split, each in at_home.items()} == {
+        "train": "trained on",
+        "val": "selected on",
     }
     assert featurestore("evaluate", model, "photos", "--store", "none", "--json").json == at_home
     assert other.out.endswith(
@@ -216,7 +219,7 @@ def test_one_image_that_cannot_be_read_is_as_one_of_several(model: str) -> None:
 def test_predict_writes_a_table_with_the_columns_of_the_given_one(model: str, name: str) -> None:
     import pandas as pd
 
-    Path("list.csv").write_text("file,predicted,id\nred/01.png,red,7\nblue/01.png,no,8\n")
+    Path("list.csv").write_text("file,label,id\nred/01.png,red,7\nblue/01.png,no,8\n")
     where = ["--image-column", "file", "--root", "photos"]
 
     result = featurestore("predict", model, "list.csv", *where, "-o", name)
@@ -224,8 +227,8 @@ def test_predict_writes_a_table_with_the_columns_of_the_given_one(model: str, na
     read = pd.read_csv if name.endswith("csv") else pd.read_parquet
     table = read(name)
     classes = [f"probability_{each}" for each in ("blue", "green", "red")]
-    own = ["path", "file", "predicted_given", "id"]
-    assert list(table) == [*own, "predicted", "probability", *classes]
+    own = ["path", "file", "label_given", "id"]
+    assert list(table) == [*own, "label", "probability", *classes]
     assert list(map(int, table["id"])) == [7, 8]
     assert table["file"].tolist() == ["red/01.png", "blue/01.png"]
     assert table["path"].tolist() == [
@@ -261,13 +264,13 @@ def test_evaluate_lists_mistakes(model: str) -> None:
     found = featurestore("evaluate", model, "photos", "--mistakes", "--json").json["mistakes"]
 
     table = pd.read_csv("wrong.csv")
-    assert list(table) == ["path", "row", "label", "predicted", "probability", "used_for"]
+    assert list(table) == ["path", "row", "truth", "label", "probability", "images_were"]
     assert len(table) == len(found) >= 20
     assert table["probability"].is_monotonic_decreasing
     lines = shown.out.splitlines()
-    first = next(at for at, line in enumerate(lines) if line.startswith("label"))
-    assert lines[first].split() == ["label", "predicted", "probability", "images", "were", "image"]
-    assert lines[first + 1].split()[:2] == [found[0]["label"], found[0]["predicted"]]
+    first = next(at for at, line in enumerate(lines) if line.startswith("truth"))
+    assert lines[first].split() == ["truth", "label", "probability", "images", "were", "image"]
+    assert lines[first + 1].split()[:2] == [found[0]["truth"], found[0]["label"]]
     assert f"20 of {len(found)} mistakes; -o mistakes.csv writes all" in lines or len(found) == 20
     assert lines[-1] == f"{len(found)} rows in wrong.csv"
 
@@ -280,7 +283,7 @@ def test_a_file_that_keras_wrote(model: str) -> None:
 
     shown = featurestore("evaluate", "resaved.keras", "photos").out.splitlines()
 
-    assert shown[1].split()[:3] == ["unknown", "not", "known"]
+    assert shown[1].split()[:2] == ["unknown", "unknown"]
     assert shown[-1].startswith("this file does not record which images it has seen")
     rows = featurestore("predict", "resaved.keras", "photos/red/00.png", "--json").json
     assert set(rows[0]["probabilities"]) == {"blue", "green", "red"}

@@ -73,7 +73,7 @@ def row(head: str, value: float | None, metric: str = "accuracy", **more: Any) -
         **{"model": "m", "prefix": "0" * 12, **Variant().to_dict()},
         **{"head": head, "on": "features", "name": "h", "layer": "l", "params": {}, "seed": 0},
         **{"best_params": {}, "folds": None, "tied": None},
-        **{"seconds": 1.0, "metrics": {"val": {metric: value}}, **more},
+        **{"seconds": 1.0, "created": "2026-01-01", "metrics": {"val": {metric: value}}, **more},
     }
 
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from featurestore.errors import HeadError, NotFoundError
+from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError
 from featurestore.features import Features
 from featurestore.heads import best, fit_head, fit_heads, leaderboard
 from featurestore.store import FeatureStore
@@ -59,6 +60,25 @@ def test_the_best_of_some_heads(three: Features) -> None:
     assert best(found, "log_loss") is found[1]
     with pytest.raises(HeadError, match="no heads"):
         best([])
+
+
+def test_of_equal_heads_all_name_the_same(three: Features) -> None:
+    """Whatever order they are given in, and although their time stamps are equal."""
+    found = fit_heads(three, [("ridge", {"alpha": alpha}) for alpha in (1.0, 1.001, 1.002, 1.003)])
+    assert len({head.metrics["val"]["accuracy"] for head in found}) == 1
+    rows = leaderboard(store=three.store, heads=[head.id for head in found])
+    assert {best(found).id, best(found[::-1]).id} == {rows[0]["head"]}
+
+
+def test_a_damaged_head_is_left_out_with_a_warning(three: Features) -> None:
+    head, other = fit_head(three, "ridge", {"alpha": 3.0}), fit_head(three, "ridge", {"alpha": 4.0})
+    store = three.store
+    path = f"{store.heads.path(head.id)}/head.json"
+    Path(store.location, path).write_bytes(b"{")
+    with pytest.warns(FeatureStoreWarning, match=f"left out of the list: .*{head.id}"):
+        rows = leaderboard(store=store)
+    assert other.id in [row["head"] for row in rows]
+    assert head.id not in [row["head"] for row in rows]
 
 
 def test_without_validation_rows_there_is_no_best(make_features: MakeFeatures) -> None:

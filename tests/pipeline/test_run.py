@@ -79,8 +79,8 @@ def test_the_manifest_lists_inputs_outputs_and_versions(
     assert promotion["head"] == manifest["selected"]
     assert promotion["parity"]["agreement"] == 1
     assert len(promotion["history"]) == 1
-    used = {split: each["used_for"] for split, each in promotion["after"].items()}
-    assert used == {"val": "selection", "test": "nothing"}
+    used = {split: each["images_were"] for split, each in promotion["after"].items()}
+    assert used == {"val": "selected on", "test": "held out"}
 
 
 def test_heads_are_fitted_on_each_layer_and_on_pixels(
@@ -308,8 +308,8 @@ def test_the_options_of_fine_tuning_are_those_of_promote(
     record = manifest["promotion"]["fine_tuning"]
     assert record.items() >= {**options, "learning_rate": 1e-5, "kept_epoch": 1}.items()
     assert record["rates"]["head"] == pytest.approx(1e-4)
-    used = {split: each["used_for"] for split, each in manifest["promotion"]["after"].items()}
-    assert used == {"val": "selection", "test": "selection"}  # the epoch, the head
+    used = {split: each["images_were"] for split, each in manifest["promotion"]["after"].items()}
+    assert used == {"val": "selected on", "test": "selected on"}  # the epoch, the head
 
 
 def test_no_head_can_be_promoted(again: tuple[Pipeline, dict[str, Any]]) -> None:

@@ -43,7 +43,7 @@ def test_keras_keeps_the_classes(trained: Path, flowers: Dataset, photos: Path) 
     # Nothing says which images it has seen.
     assert load_model(trained).seen is None
     found = evaluate(trained, flowers)
-    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
+    assert {split: (each["images_were"], each["rows"]) for split, each in found.items()} == {
         "unknown": ("unknown", 45)
     }
     image = next(photos.rglob("*.png"))

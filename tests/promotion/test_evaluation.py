@@ -38,9 +38,9 @@ def test_the_splits_of_the_data_do_not_matter(
     """What the model was trained on is trained on, though the folder is split in another way."""
     again = Dataset.open(photos, name="again", val=0.0, test=0.6, seed=5)
     found = evaluate(model, again)
-    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
-        split: (used_for, len(flowers.rows(split)))
-        for split, used_for in (("train", "training"), ("val", "selection"))
+    assert {split: (each["images_were"], each["rows"]) for split, each in found.items()} == {
+        split: (images_were, len(flowers.rows(split)))
+        for split, images_were in (("train", "trained on"), ("val", "selected on"))
     }
     assert found["val"]["confusion"] == promotion.after["val"]["confusion"]
 
@@ -54,8 +54,8 @@ def test_seen_and_new_images_are_never_in_one_number(model: Path, flowers: Datas
     )
     # Arrays have other digests than files: all are new.
     found = evaluate(model, data)
-    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
-        "unseen": ("nothing", 18)
+    assert {split: (each["images_were"], each["rows"]) for split, each in found.items()} == {
+        "unseen": ("held out", 18)
     }
 
 
@@ -71,7 +71,7 @@ def test_a_model_that_was_trained_further_has_seen_what_nobody_knows(
     assert metadata["samples"] == {"selected_on": ["val"], "complete": False}
     assert not {"before", "after", "parity", "fine_tuning"} & set(metadata)
     found = evaluate(tmp_path / "further.keras", labelled(["ant", "bee", "cat"] * 4))
-    assert found["unseen"]["used_for"] == "unknown"
+    assert found["unseen"]["images_were"] == "unknown"
 
 
 @pytest.mark.reliability
@@ -85,8 +85,8 @@ def test_what_trained_the_backbone_is_not_new(
     promotion = promote(fit_head(features, "logistic"), backbone, data=others)
     promotion.save(tmp_path / "second.keras")
     found = evaluate(tmp_path / "second.keras", flowers)
-    assert {split: (each["used_for"], each["rows"]) for split, each in found.items()} == {
-        "train": ("training", 45)
+    assert {split: (each["images_were"], each["rows"]) for split, each in found.items()} == {
+        "train": ("trained on", 45)
     }
 
 
@@ -99,7 +99,7 @@ def test_a_file_that_does_not_say_what_it_was_trained_on(
     save_model(promotion.model, path, promotion.metadata)
     found = evaluate(path, flowers)
     assert set(found) == {"unknown"}
-    assert found["unknown"]["used_for"] == "unknown"
+    assert found["unknown"]["images_were"] == "unknown"
     assert found["unknown"]["rows"] == 45
     assert evaluate(promotion.model, flowers) == found
 
@@ -115,12 +115,12 @@ def test_mistakes_begin_with_the_most_confident(
     found = mistakes(model, wrong)
     predicted = predict_rows(promotion, wrong)
     expected = {row: label for row, label in predicted.items() if label != wrong.labels[row]}
-    assert {each["row"]: each["predicted"] for each in found} == expected
+    assert {each["row"]: each["label"] for each in found} == expected
     assert len(expected) > 3
     sure = [each["probability"] for each in found]
     assert sure == sorted(sure, reverse=True)
-    assert {each["used_for"] for each in found} == {"nothing"}
-    assert found[0].keys() == {"path", "row", "label", "predicted", "probability", "used_for"}
+    assert {each["images_were"] for each in found} == {"held out"}
+    assert found[0].keys() == {"path", "row", "truth", "label", "probability", "images_were"}
     assert mistakes(model, flowers)[:1] == [] or mistakes(model, flowers)[0]["path"]
 
 
@@ -136,9 +136,9 @@ def test_mistakes_of_values_are_the_largest_errors(values_model: Path) -> None:
     data = labelled([0.5, 1.5, 2.5, 90.0] * 3)
     found = mistakes(values_model, data)
     assert len(found) == len(data)
-    assert {each["label"] for each in found[:3]} == {90.0}
+    assert {each["truth"] for each in found[:3]} == {90.0}
     for each in found:
-        assert each["error"] == pytest.approx(each["predicted"] - each["label"])
+        assert each["error"] == pytest.approx(each["label"] - each["truth"])
     errors = [abs(each["error"]) for each in found]
     assert errors == sorted(errors, reverse=True)
 
@@ -174,6 +174,6 @@ def test_evaluate_on_labels_of_another_kind(model: Path, labels: Any, says: str)
 
 def test_evaluate_values(values_model: Path) -> None:
     found = evaluate(values_model, labelled([0.5, 1.5, 2.5] * 4))["unseen"]
-    assert set(found) == {"used_for", "rows", "r2", "rmse"}
+    assert set(found) == {"images_were", "rows", "r2", "rmse"}
     with pytest.raises(DatasetError, match="trained for regression"):
         evaluate(values_model, labelled(["ant", "bee", "cat"] * 4))

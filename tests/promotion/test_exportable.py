@@ -126,6 +126,24 @@ def changed(model: Path, target: Path, change: Callable[[dict[str, Any]], None])
     return target
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_of_half_precision(policy: str) -> None:
+    """Compiled and layer by layer, it rounds at other places."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((None, None, 3), dtype="uint8")
+    x = layers.Resizing(32, 32, antialias=True, dtype="uint8")(image)
+    means = {"mean": [124.0, 116.0, 104.0], "variance": [3406.0, 3262.0, 3290.0]}
+    x = layers.Normalization(**means, dtype=policy)(x)
+    for _ in range(4):
+        x = layers.Conv2D(16, 3, padding="same", activation="gelu", strides=2, dtype=policy)(x)
+        x = layers.BatchNormalization(dtype=policy)(x)
+    x = layers.GlobalAveragePooling2D(dtype=policy)(x)
+    steep = keras.initializers.RandomNormal(stddev=10.0)
+    x = layers.Dense(3, kernel_initializer=steep, dtype=policy)(x)
+    model = keras.Model(image, layers.Softmax(dtype="float32")(x))
+    assert fixed_images(model).input_shape == (None, 32, 32, 3)
+
+
 def test_images_is_any_or_fixed(promotion: Promotion, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images='small', expected one of any, fixed"):
         promotion.save(tmp_path / "x.keras", images="small")

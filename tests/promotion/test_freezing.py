@@ -27,7 +27,7 @@ from featurestore.promotion.freezing import (
     stored_refs,
     unfrozen_layers,
 )
-from featurestore.promotion.fuse import fuse, with_internals
+from featurestore.promotion.fuse import Fused, fuse, with_internals
 
 MakeFeatures = Callable[..., Features]
 
@@ -106,6 +106,51 @@ def test_a_layer_that_is_called_twice_is_no_place_to_train_from(
     head = fit_head(features, "ridge", save=False)
     # "shared" stores what its first call gives, not what "last" takes.
     assert frozen_until(head, backbone, "last") == (["last"], "relu")
+
+
+@keras.saving.register_keras_serializable("tests")
+class Listed(keras.Layer):
+    """A layer with layers in a list and a dict."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.parts = [layers.Dense(4), layers.BatchNormalization()]
+        self.named = {"norm": layers.BatchNormalization()}
+
+    def build(self, shape: Any) -> None:
+        self.parts[0].build(shape)
+        for each in (self.parts[1], self.named["norm"]):
+            each.build((*shape[:-1], 4))
+
+    def call(self, x: Any) -> Any:
+        for each in (*self.parts, self.named["norm"]):
+            x = each(x)
+        return x
+
+
+def test_batch_norm_inside_other_layers_stays(make_features: MakeFeatures) -> None:
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, strides=4, padding="same", name="first")(image)
+    x = layers.TimeDistributed(layers.BatchNormalization(), name="wrapped")(x)
+    x = layers.TimeDistributed(
+        keras.Sequential([layers.Dense(4), layers.BatchNormalization()]), name="nested"
+    )(x)
+    x = Listed(name="listed")(x)
+    cell = layers.StackedRNNCells([layers.LSTMCell(3)])
+    x = layers.Reshape((16, 4))(x)
+    x = layers.Bidirectional(layers.RNN(cell, return_sequences=True), name="both")(x)
+    backbone = Backbone.from_model(keras.Model(image, x), name="wrappers", scaling="tf")
+    cut = backbone.cut("both")
+    names = tuple(each.name for each in cut.operations)
+    fused = Fused(cut, names[-1], names[-1], names)
+    freeze(fused, unfrozen_layers(fused, FineTuning(unfreeze="first")))
+    trained = {each.name for each in cut.layers if each.trainable_variables}
+    assert trained == {"first", "nested", "listed", "both"}
+    before = [np.array(each) for each in cut.non_trainable_weights]
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+    cut(images, training=True)
+    assert before
+    assert all(map(np.array_equal, before, cut.non_trainable_weights))
 
 
 def test_scaling_and_selection_stay_fixed(pooled: Features, backbone: Backbone) -> None:

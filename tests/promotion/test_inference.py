@@ -74,7 +74,8 @@ def test_predict_a_frame(model: Path, tmp_path: Path) -> None:
 
 def test_numbered_classes_keep_their_type() -> None:
     found = _prediction(Listed("one.png"), np.array([0.25, 0.5, 0.25]), [30, 10, 20])
-    assert (found.label, found.probabilities) == (10, {"30": 0.25, "10": 0.5, "20": 0.25})
+    assert (found.label, found.probabilities) == (10, {30: 0.25, 10: 0.5, 20: 0.25})
+    assert found.probabilities[found.label] == 0.5
 
 
 def test_images_that_cannot_be_read(model: Path, tmp_path: Path) -> None:

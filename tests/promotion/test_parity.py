@@ -81,6 +81,22 @@ def test_a_network_that_amplifies_rounding_is_allowed_what_it_does() -> None:
         amplifying.require(computed[::-1], np.arange(ROWS), "it")
 
 
+def test_a_mean_may_differ_by_the_rounding_of_what_cancelled() -> None:
+    """Terms of both signs, a hundred times their mean, which differ by 2e-6 of their magnitude."""
+    random = np.random.default_rng(0)
+    stored = random.normal(size=(ROWS, WIDTH)).astype("float32") / 100
+    terms = np.ones(WIDTH, "float32")
+    computed = stored + np.float32(2e-6)
+    few = stored[:8]
+    with pytest.raises(ParityError):
+        FeatureCheck(stored, F32, "float32", few, few).require(computed, np.arange(ROWS), "it")
+    check = FeatureCheck(stored, F32, "float32", few, few, terms=terms)
+    check.require(computed, np.arange(ROWS), "it")
+    check.require_distinct()
+    with pytest.raises(ParityError):
+        check.require(computed * np.float32(1.01), np.arange(ROWS), "it")
+
+
 def test_features_that_tell_no_images_apart_prove_nothing() -> None:
     random = np.random.default_rng(0)
     all_rounding = (1000 + 0.01 * random.normal(size=(ROWS, WIDTH))).astype("float32")

@@ -28,7 +28,7 @@ def dataset(count: int, **options: Any) -> Dataset:
 def test_a_file_records_the_splits_of_its_own_data() -> None:
     names = ["val", "train", "test", "train", "val", "train"]
     fitted_on = dataset(6, splits=names)
-    seen = Seen.by([fitted_on])
+    seen = Seen.by(fitted_on)
     assert seen.splits_of(fitted_on).tolist() == fitted_on.splits.tolist()
     # Split in another way, with more images: the same samples count as seen.
     others = dataset(9, val=0.5, seed=3)
@@ -38,34 +38,27 @@ def test_a_file_records_the_splits_of_its_own_data() -> None:
     assert read.splits_of(others).tolist() == expected
 
 
-def test_what_was_ever_trained_on_is_not_held_out() -> None:
-    first, second = dataset(9, splits=SPLITS * 3), dataset(9, splits=SPLITS[::-1] * 3)
-    found = Seen.by([first, second]).splits_of(first)
-    for split, one, other in zip(found, first.splits, second.splits, strict=True):
-        assert split == min(one, other, key=SPLITS.index)
-
-
 def test_a_test_split_that_chose_the_head_is_not_held_out() -> None:
-    seen = Seen.by([dataset(9, splits=SPLITS * 3)], ["test"])
-    assert [seen.used_for(each) for each in (*SPLITS, "unseen")] == [
-        "training",
-        "nothing",
-        "selection",
-        "nothing",
+    seen = Seen.by(dataset(9, splits=SPLITS * 3), ["test"])
+    assert [seen.images_were(each) for each in (*SPLITS, "unseen")] == [
+        "trained on",
+        "held out",
+        "selected on",
+        "held out",
     ]
     further = replace(seen, complete=False)
     further = Seen.from_bytes(further.samples.tobytes(), further.fields())
-    assert [further.used_for(each) for each in (*SPLITS, "unseen")] == [
-        "training",
+    assert [further.images_were(each) for each in (*SPLITS, "unseen")] == [
+        "trained on",
         "unknown",
-        "selection",
+        "selected on",
         "unknown",
     ]
 
 
 def test_rows_without_label_trained_nothing() -> None:
     data = Dataset.from_arrays(images(4), ["a", None, "b", "b"], name="x", splits=["train"] * 4)
-    assert sorted(Seen.by([data]).splits_of(data)) == ["train", "train", "train", "unseen"]
+    assert sorted(Seen.by(data).splits_of(data)) == ["train", "train", "train", "unseen"]
 
 
 @pytest.mark.parametrize(

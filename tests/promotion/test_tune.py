@@ -7,18 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import FeatureStoreWarning
+from featurestore.errors import FeatureStoreWarning, PromotionError
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
-from featurestore.promotion import FineTuning, Promotion, TuningEpochEnded, promote
+from featurestore.promotion import (
+    FineTuning,
+    Promotion,
+    TuningEpochEnded,
+    TuningInterrupted,
+    promote,
+)
 from featurestore.promotion.fuse import fuse
-from featurestore.promotion.tune import Tuned, labelled_images
+from featurestore.promotion.tune import Tuned, _require_fixed_state, labelled_images, tune
 from featurestore.store import FeatureStore
 from tests.promotion.conftest import pictures
 
@@ -149,7 +156,7 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
     promotion = promote(head, backbone, data=flowers, **options)
     assert promotion.fine_tuning["kept_epoch"] == 0
     assert len(promotion.history) == 1
-    assert promotion.fine_tuning["verdict"].startswith("fine-tuning made the model worse: epoch ")
+    assert promotion.fine_tuning["verdict"].startswith("fine-tuning made the model worse: no epoch")
     assert promotion.after == promotion.before
     assert not moved(head, backbone, promotion)
     once = {**options, "epochs": 1}  # it recovers later
@@ -192,25 +199,92 @@ def test_without_validation_rows_the_last_epoch_is_kept_and_the_verdict_says_so(
     assert promotion.fine_tuning["start"] == {}
     assert "no validation rows to choose an epoch by" in promotion.fine_tuning["verdict"]
     assert "val_loss" not in promotion.history[0]
-    assert {split: each["used_for"] for split, each in promotion.after.items()} == {
-        "train": "training"
+    assert {split: each["images_were"] for split, each in promotion.after.items()} == {
+        "train": "trained on"
     }
 
 
 def test_a_lower_loss_does_not_make_up_for_wrong_predictions() -> None:
     tuned = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 1.0, "val_accuracy": 0.9})
     tuned.history = [{"val_loss": 0.5, "val_accuracy": 0.8}, {"val_loss": 0.5, "val_accuracy": 0.9}]
-    assert tuned.worse(1)
-    assert not tuned.worse(2)
+    assert not tuned.candidate(1)
+    assert tuned.candidate(2)
     values = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 1.0})
     values.history = [{"val_loss": float("nan")}]
-    assert values.worse(1)
+    assert not values.candidate(1)
 
 
-def test_the_verdict_of_a_regression_speaks_of_values() -> None:
-    tuned = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 4.0, "val_rmse": 2.0}, kept_epoch=1)
-    tuned.history = [{"loss": 1.0, "val_loss": 2.25, "val_rmse": 1.5}]
-    assert tuned.verdict == "kept epoch 1 of 1: val_rmse 1.500 (2.000 before)"
+BETTER = {"val": {"accuracy": 0.946, "log_loss": 0.261}}
+WORSE = {"val": {"accuracy": 0.942, "log_loss": 0.259}}
+
+
+def test_the_verdict_has_the_figures_of_the_images() -> None:
+    """Whatever the stored rows say: these are of float16."""
+    start = {"val_loss": 0.261, "val_accuracy": 0.946}
+    tuned = Tuned(FineTuning(epochs=1), {}, start, best_epoch=1, before=WORSE, after=BETTER)
+    tuned.history = [{"val_loss": 0.259, "val_accuracy": 0.946}]
+    tuned.after = {"val": {"accuracy": 0.951, "log_loss": 0.25}}
+    assert tuned.kept_epoch == 1
+    assert tuned.verdict == (
+        "kept epoch 1 of 1: val accuracy 0.951 (0.942 before), val log loss 0.250 (0.259 before)"
+    )
+    tuned.before, tuned.after = BETTER, WORSE
+    assert tuned.kept_epoch == 0
+    assert tuned.verdict.startswith(
+        "fine-tuning made the model worse: epoch 1 of 1 gave val accuracy 0.942 (0.946 before), "
+    )
+    values = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 4.0, "val_rmse": 2.0}, best_epoch=1)
+    values.history = [{"loss": 1.0, "val_loss": 2.25, "val_rmse": 1.5}]
+    values.before, values.after = {"val": {"rmse": 2.0}}, {"val": {"rmse": 1.5}}
+    assert values.verdict == "kept epoch 1 of 1: val rmse 1.500 (2.000 before)"
+
+
+def tune_head(
+    pooled: Features, backbone: Backbone, on_event: Callable[[Any], None], after: dict[str, Any]
+) -> tuple[Tuned, list[np.ndarray], list[np.ndarray]]:
+    """Fine-tune a head that learned little; return its weights before and after, too."""
+    head = fit_head(pooled, "logistic", {"C": 1e-3}, save=False)
+    fused, options = fuse(head, backbone), FineTuning(epochs=1, learning_rate=1e-3)
+    first = fused.model.get_weights()
+    data = pooled.dataset
+    tuned = tune(head, backbone, fused, data, [], options, BETTER, lambda: after, on_event)
+    return tuned, first, fused.model.get_weights()
+
+
+def test_an_epoch_that_is_worse_on_the_images_is_undone(
+    pooled: Features, backbone: Backbone
+) -> None:
+    tuned, first, last = tune_head(pooled, backbone, lambda event: None, WORSE)
+    assert tuned.best_epoch == 1
+    assert tuned.kept_epoch == 0
+    assert all(map(np.array_equal, first, last))
+    better = {"val": {"accuracy": 0.95, "log_loss": 0.2}}
+    tuned, first, last = tune_head(pooled, backbone, lambda event: None, better)
+    assert tuned.kept_epoch == 1
+    assert not all(map(np.array_equal, first, last))
+
+
+def test_an_interrupt_says_that_epochs_start_over(pooled: Features, backbone: Backbone) -> None:
+    events: list[Any] = []
+
+    def interrupt(event: Any) -> None:
+        events.append(event)
+        if isinstance(event, TuningEpochEnded):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_head(pooled, backbone, interrupt, BETTER)
+    assert events[-1] == TuningInterrupted(events[-2].head, 1, 1)
+
+
+def test_a_layer_whose_state_moves_although_it_is_frozen_is_refused() -> None:
+    image = keras.Input((8,))
+    frozen = keras.layers.SpectralNormalization(keras.layers.Dense(4), name="spectral")
+    frozen.trainable = False
+    model = keras.Model(image, keras.layers.Dropout(0.5)(keras.layers.Dense(2)(frozen(image))))
+    batch = np.random.default_rng(0).normal(5, 1, (3, 8)).astype("float32")
+    with pytest.raises(PromotionError, match=r"spectral/.* changes in training without being"):
+        _require_fixed_state(model, batch)
 
 
 def test_losses_that_are_not_finite_have_a_verdict_of_their_own() -> None:
