@@ -17,7 +17,6 @@ from featurestore.cli.options import (
 )
 from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.cli.quiet import prints_on_stderr
-from featurestore.cli.stored import print_damaged
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, Table, plural
@@ -290,7 +289,6 @@ def heads_command(
     else:
         which = f"with {Variant(**variant).options()}" if variant else "yet"
         say(f"no heads {which}; `featurestore train` adds one")
-    print_damaged(opened)
 
 
 @click.command("tag")

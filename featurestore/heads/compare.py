@@ -239,13 +239,16 @@ def _under(name: str, manifest_digest: str, document: dict[str, Any]) -> dict[st
 
 
 def _valid(store: FeatureStore) -> list[dict[str, Any]]:
-    """Return the documents of the heads; invalid ones are left out, with a warning."""
-    found = []
-    for document in store.heads.values():
+    """Return the documents of the heads; damaged ones are left out, with a warning."""
+    documents, damaged = store.heads.survey()
+    found, reasons = [], [each.reason for each in damaged]
+    for document in documents:
         try:
             found.append(validate(document))
         except DamagedError as error:
-            warnings.warn(str(error), FeatureStoreWarning, stacklevel=3)
+            reasons.append(str(error))
+    for reason in reasons:
+        warnings.warn(reason, FeatureStoreWarning, stacklevel=3)
     return found
 
 
