@@ -17,6 +17,7 @@
     │   ├── IncompleteFeaturesError    some blocks were never extracted
     │   └── DamagedError               stored bytes that fail their checksum
     ├── UnreachableError               a server of images or tables that does not answer
+    │   └── StoreUnreachableError (StoreError)   the server of an object store
     ├── ExtractionError                features could not be computed
     │   ├── SourceChangedError         an image no longer has the bytes that were scanned
     │   └── ActivationError            NaN, a value that the stored type cannot hold, or a wrong one
@@ -95,6 +96,10 @@ class DamagedError(StoreError):
 
 class UnreachableError(FeatureStoreError):
     """A server of images or tables that does not answer, or denies access to all of them."""
+
+
+class StoreUnreachableError(UnreachableError, StoreError):
+    """The server of an object store does not answer: other requests would fail too."""
 
 
 class ExtractionError(FeatureStoreError):

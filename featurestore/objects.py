@@ -126,6 +126,14 @@ def is_cut(error: Exception) -> bool:
     return "response body error" in str(error)
 
 
+def is_unreachable(error: Exception) -> bool:
+    """Whether the server does not answer, or is too busy to."""
+    status = _STATUS.search(str(error))
+    if status is None:
+        return "HTTP error" in str(error) or is_cut(error)
+    return status[1] == "429" or status[1].startswith("5")
+
+
 def is_no_bucket(error: Exception) -> bool:
     """Whether a request failed because the bucket itself does not exist."""
     return _NO_BUCKET.search(str(error)) is not None
@@ -157,7 +165,7 @@ def explain(error: Exception, url: str) -> str:
             f"access was denied{f' ({said})' if said else ''}; check the credentials and what they "
             f"may do there: {_CREDENTIALS[service]}"
         )
-    if status is None and ("HTTP error" in text or is_cut(error)):
+    if status is None and is_unreachable(error):
         endpoint = " and AWS_ENDPOINT_URL" if service == "s3" else ""
         return f"the server cannot be reached ({_cause(str(error))}); check the network{endpoint}"
     if "redirect" in text:

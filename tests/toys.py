@@ -7,6 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -17,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from featurestore.cli import main
-from featurestore.store import FeatureGroup
+from featurestore.store import FeatureGroup, FeatureStore
 
 COLOURS = {"blue": (60, 60, 180), "green": (60, 180, 60), "red": (180, 60, 60)}
 
@@ -35,6 +38,49 @@ def in_small_blocks(patch: Any, whole: int = 4, pooled: int | None = None) -> No
 
     for place in ("extraction.planning", "store.features"):
         patch.setattr(f"featurestore.{place}.block_rows", rows)
+
+
+class Requests:
+    """Stands before the bucket of a store, and notes each request to it.
+
+    Attributes
+    ----------
+    made : list of (str, str)
+        The method of obstore, and the path.
+    peak : int
+        The most that were made at the same time.
+    before : callable
+        Is called with both before each request; it may raise what the bucket would.
+    """
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._files, self._lock, self._now = store._files, threading.Lock(), 0
+        self._bucket = self._files._bucket
+        self.made: list[tuple[str, str]] = []
+        self.peak = 0
+        self.before: Callable[[str, str], None] = lambda *_: time.sleep(0.001)
+
+    def __enter__(self) -> Requests:
+        self._files._bucket = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files._bucket = self._bucket
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def request(path: Any = None, *args: Any, **options: Any) -> Any:
+            with self._lock:
+                self.made.append((method, str(path)))
+                self._now += 1
+                self.peak = max(self.peak, self._now)
+            try:
+                self.before(method, str(path))
+                return getattr(self._bucket, method)(path, *args, **options)
+            finally:
+                with self._lock:
+                    self._now -= 1
+
+        return request
 
 
 def take_photos(folder: Path, each: int = 12, colours: dict[str, Any] = COLOURS) -> Path:

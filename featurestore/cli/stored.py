@@ -32,10 +32,9 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     Example:
       featurestore ls
     """
-    from featurestore.features.listing import ls
+    from featurestore.features.listing import listing
 
-    opened = FeatureStore(store)
-    rows = ls(opened, **variant)
+    rows, unused, damaged = listing(FeatureStore(store), **variant)
     if as_json:
         print_json(rows)
     elif rows:
@@ -45,18 +44,11 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     else:
         say("no features yet; `featurestore extract` adds some")
     if not (as_json or variant):
-        with_features = {name for row in rows for name in row["datasets"]}
-        for entry in opened.datasets.values():
-            if entry.name not in with_features:
-                samples = plural(entry.rows, "sample")
-                click.echo(f"data set {entry.name}: {samples}, no features yet")
-    print_damaged(opened)
-
-
-def print_damaged(store: FeatureStore) -> None:
-    """Print on stderr what listings leave out because it cannot be read."""
-    for damaged in store.damaged():
-        say(f"damaged: {damaged.path}: {damaged.reason}", err=True)
+        for entry in unused:
+            samples = plural(entry.rows, "sample")
+            click.echo(f"data set {entry.name}: {samples}, no features yet")
+    for each in damaged:
+        say(f"damaged: {each.path}: {each.reason}", err=True)
 
 
 @command("show")

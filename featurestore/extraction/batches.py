@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from math import prod
@@ -15,9 +14,9 @@ import numpy as np
 from featurestore.backbone.engines import FEWEST_IN_BATCH
 from featurestore.backbone.forward import Forward
 from featurestore.backbone.refs import LayerRef
-from featurestore.errors import NotFoundError, OutOfMemoryError
+from featurestore.errors import OutOfMemoryError
 from featurestore.extraction.memory import free_memory
-from featurestore.store import FeatureGroup, FeatureStore
+from featurestore.store import FeatureGroup
 from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
@@ -106,16 +105,15 @@ def recorded_size(group: FeatureGroup) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def size_before(decided: ExtractionPlan, store: FeatureStore) -> int | None:
+def size_before(decided: ExtractionPlan) -> int | None:
     """Return the batch size of the extraction that a plan resumes, which gives the same numbers.
 
     None if the plan resumes nothing.
     """
     for layer in decided.layers:
-        if layer.missing and not layer.replaces:
-            with suppress(NotFoundError):
-                if size := recorded_size(store.features.get(layer.key)):
-                    return size
+        resumed = layer.state if layer.missing and not layer.replaces else None
+        if resumed and (size := recorded_size(resumed.group)):
+            return size
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import DamagedError, IncompleteFeaturesError, NotFoundError, StoreError
-from featurestore.store import FeatureGroup, FeatureKey
+from featurestore.store import FeatureGroup, FeatureKey, GroupState
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -104,10 +104,11 @@ def _read(group: FeatureGroup, block: int) -> np.ndarray:
 
 
 def find_copies(
-    groups: Iterable[FeatureGroup],
+    states: Iterable[GroupState],
     dtype: str,
     dataset: Dataset,
     unreadable: Unreadable = NOTHING,
+    rows_of: Callable[[FeatureGroup, np.ndarray], np.ndarray] = FeatureGroup.rows_of,
 ) -> Copies:
     """Find the rows of an array in other arrays of the same prefix digest and reduction.
 
@@ -116,40 +117,47 @@ def find_copies(
 
     Parameters
     ----------
-    groups : iterable of FeatureGroup
-        The other arrays.
+    states : iterable of GroupState
+        Of the other arrays.
     dtype : str
         The type of the array that needs the rows.
     dataset : Dataset
         Its samples. Arrays of the same data set have the same rows, whose ids are not read.
     unreadable : mapping of str to collection of int
         Blocks that were found to be damaged, by the path of their group.
+    rows_of : callable
+        What finds the rows of samples in a group: `Snapshot.rows_of` reads fewer row ids.
     """
     group_of = np.full(len(dataset), -1, np.int16)
     row_in = np.zeros(len(dataset), np.int64)
     used: list[FeatureGroup] = []
-    candidates = [group for group in groups if dtype in (str(group.dtype), "float16")]
-    candidates.sort(key=lambda group: (str(group.dtype) != dtype, -group.shape[0], group.path))
-    for group in candidates:
+    candidates = [each for each in states if dtype in (str(each.group.dtype), "float16")]
+    candidates.sort(key=lambda each: _order(each.group, dtype))
+    for state in candidates:
+        group = state.group
         left = np.flatnonzero(group_of < 0)
         if not len(left):
             break
         try:
             same = group.key.dataset_digest == dataset.digest
-            there = left if same else group.rows_of(dataset.sample_ids[left])
+            there = left if same else rows_of(group, dataset.sample_ids[left])
         except (DamagedError, NotFoundError):
             continue  # Without its row ids, nothing says whose rows these are.
         # How many rows of each block can be read, from its first one.
-        upto = np.zeros(group.blocks, np.int64)
-        for block, count in group.begun().items():
+        upto = np.full(group.blocks, group.block_rows, np.int64)
+        upto[list(state.missing)] = 0
+        for block, count in state.begun.items():
             upto[block] = count
-        upto[list(group.features.existing())] = group.block_rows
         upto[list(unreadable.get(group.path, ()))] = 0
         found = (there >= 0) & (there % group.block_rows < upto[there // group.block_rows])
         if found.any():
             group_of[left[found]], row_in[left[found]] = len(used), there[found]
             used.append(group)
     return Copies(tuple(used), group_of, row_in)
+
+
+def _order(group: FeatureGroup, dtype: str) -> tuple[bool, int, str]:
+    return str(group.dtype) != dtype, -group.shape[0], group.path
 
 
 def damaged_blocks(group: FeatureGroup) -> set[int]:

@@ -25,7 +25,7 @@ from featurestore.extraction.copies import (
     damaged_blocks,
     find_copies,
 )
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, Snapshot
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -98,7 +98,8 @@ class Deriving:
     ----------
     backbone : Backbone
     dataset : Dataset
-    store : FeatureStore
+    stored : Snapshot
+        The features of the store.
     checked : mutable mapping
         Tails that were checked already; more are added.
     unreadable : mapping of str to collection of int
@@ -107,7 +108,7 @@ class Deriving:
 
     backbone: Backbone
     dataset: Dataset
-    store: FeatureStore
+    stored: Snapshot
     checked: Checked
     unreadable: Unreadable
 
@@ -115,7 +116,7 @@ class Deriving:
         """Return the same plans, with rows that are derived instead of computed."""
         whole: set[str] = set()
         if any(each.missing for each in layers):
-            whole = self.store.features.whole_prefixes()
+            whole = {key.prefix for key in self.stored.paths if not key.reduction}
         found = [self._derived(each, whole) if each.missing else each for each in layers]
         return self._leave_to_the_pass(found)
 
@@ -141,9 +142,9 @@ class Deriving:
 
     def _derived(self, layer: LayerPlan, whole: set[str]) -> LayerPlan:
         """Derive a layer from the stored layer that has the most rows: of several, the nearest."""
-        if self.store.features.has(layer.key) and not layer.replaces:
+        if layer.state is not None and not layer.replaces:
             # Its provenance names what its rows are derived from, and does not change.
-            whole = whole & sources_of(self.store.features.get(layer.key))
+            whole = whole & sources_of(layer.state.group)
         ways = []
         for source in self.backbone.derivable_from(layer.ref) if whole else ():
             if short(self.backbone.prefix_digest(source)) in whole:
@@ -169,10 +170,10 @@ class Deriving:
 
     def _find(self, layer: LayerPlan, source: str) -> tuple[Copies, dict[int, np.ndarray]]:
         """Find rows of a source that no array of the layer has, and read a few, spread over all."""
-        groups = self.store.features.of_prefix(self.backbone.prefix_digest(source), source)
+        states = self.stored.of_prefix(self.backbone.prefix_digest(source), source)
         unreadable = dict(self.unreadable)
         while True:
-            copies = find_copies(groups, layer.dtype, self.dataset, unreadable)
+            copies = find_copies(states, layer.dtype, self.dataset, unreadable, self.stored.rows_of)
             copies = replace(copies, group_of=np.where(layer.is_copied, -1, copies.group_of))
             rows = layer.rows_left[copies.group_of[layer.rows_left] >= 0]
             few = rows[numerics.sampled(len(rows))].tolist() if len(rows) else []
@@ -214,10 +215,10 @@ def derived_before(
     named = set(group.keys_read("derived_from"))
     for source in backbone.derivable_from(layer.ref) if named else ():
         same = store.features.of_prefix(backbone.prefix_digest(source), source)
-        groups = [each for each in same if str(each.key) in named]
-        unreadable = {each.path: damaged_blocks(each) for each in groups}
-        copies = find_copies(groups, layer.dtype, dataset, unreadable)
-        found = Derivation(source, copies, backbone.tail(source, [layer.ref])) if groups else None
+        states = [each for each in same if str(each.group.key) in named]
+        unreadable = {each.group.path: damaged_blocks(each.group) for each in states}
+        copies = find_copies(states, layer.dtype, dataset, unreadable)
+        found = Derivation(source, copies, backbone.tail(source, [layer.ref])) if states else None
         if derived := found and found.without(layer.is_copied):
             return derived
     return None

@@ -15,7 +15,7 @@ from featurestore.extraction.copies import Copies
 from featurestore.extraction.derivation import Derivation
 from featurestore.extraction.rates import Rates
 from featurestore.extraction.report import features_grid
-from featurestore.store import FeatureKey
+from featurestore.store import FeatureKey, GroupState
 from featurestore.table import Grid, duration, plural, show_html, size
 
 if TYPE_CHECKING:
@@ -50,14 +50,16 @@ class LayerPlan:
     replaces : bool
         Whether float16 features are stored under the key, and float32 ones replace them.
     why : str or None
-        Why all blocks are missing: what differs from the nearest stored features. Or what rows are
-        derived from, or why they are not.
+        Why rows are computed or derived. In what `plan` returns: also what differs from the nearest
+        stored features, if all blocks are missing.
     derived : Derivation or None
         How rows of the missing blocks are derived from another layer.
     auto : bool
         Whether the stored type is not given: ``dtype`` is "auto".
     unfit : str or None
         What float16 cannot hold, if this is why "auto" is float32.
+    state : GroupState or None
+        What is stored under the key; None if nothing is.
     """
 
     ref: LayerRef
@@ -73,6 +75,7 @@ class LayerPlan:
     derived: Derivation | None = field(default=None, compare=False, repr=False)
     auto: bool = False
     unfit: str | None = None
+    state: GroupState | None = field(default=None, compare=False, repr=False)
 
     @property
     def decides(self) -> bool:

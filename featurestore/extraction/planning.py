@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
@@ -14,19 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import Field
 
-from featurestore.backbone.augmentation import title
 from featurestore.backbone.forward import Pass
-from featurestore.errors import InputError, NotFoundError, received
+from featurestore.errors import InputError, received
 from featurestore.extraction.batches import USUAL, choose, size_before
 from featurestore.extraction.budget import Decision, bytes_of
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Checked, Deriving
+from featurestore.extraction.explaining import explained
 from featurestore.extraction.fitting import Part, fit, sizes
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.rates import measure as rates_of
 from featurestore.extraction.stored_type import recorded_unfit
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike, block_rows
-from featurestore.store.variants import part_of
+from featurestore.store import (
+    FeatureKey,
+    FeatureStore,
+    GroupState,
+    Snapshot,
+    StoreLike,
+    block_rows,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -101,7 +106,10 @@ def plan(
     else:
         decided = request.plan(dataset, opened)
         made = [each.plan(part, opened) for each in augmented]
-    return replace(decided, views=tuple(made), budget=decisions)
+    decided = explained(decided, request.backbone, dataset, opened)
+    pairs = zip(made, augmented, strict=True)
+    views_explained = tuple(explained(view, each.backbone, part, opened) for view, each in pairs)
+    return replace(decided, views=views_explained, budget=decisions)
 
 
 def _refs_of(layers: Any) -> tuple[LayerRef, ...]:
@@ -195,7 +203,7 @@ class Request:
     def measured(self, dataset: Dataset, store: FeatureStore) -> tuple[Request, ExtractionPlan]:
         """Plan with rates, measured on one batch, which decides the type that "auto" is too."""
         decided = self.plan(dataset, store)
-        sized = self.sized(decided, dataset, store)
+        sized = self.sized(decided, dataset)
         if sized is not self:
             return sized.measured(dataset, store)
         rates = rates_of(decided, dataset, self.backbone, self.forward)
@@ -215,11 +223,14 @@ class Request:
 
         ``unreadable`` are blocks of other arrays that cannot be copied, as in `find_copies`.
         """
+        stored, keys = Snapshot(store.features), self.keys(dataset)
+        stored.read(key.short for key in keys.values())
+        incomplete = [key for key in keys.values() if not _is_complete(stored.get(key))]
+        stored.read(other for key in incomplete for other in stored.alike(key.short))
         layers = tuple(
-            self._plan_layer(dataset, ref, store, unreadable)
-            for ref in dict.fromkeys((*self.refs, *self.boundaries))
+            self._plan_layer(dataset, ref, key, stored, unreadable) for ref, key in keys.items()
         )
-        deriving = Deriving(self.backbone, dataset, store, self.checked, unreadable)
+        deriving = Deriving(self.backbone, dataset, stored, self.checked, unreadable)
         layers = deriving.plan(layers)
         size = self.batch_size if isinstance(self.batch_size, int) else USUAL
         return plan_units(layers, len(dataset), size, self.backbone.input_size)
@@ -231,50 +242,59 @@ class Request:
             self.passes[key] = self.backbone.forward(refs)
         return self.passes[key]
 
-    def sized(self, decided: ExtractionPlan, dataset: Dataset, store: FeatureStore) -> Request:
+    def sized(self, decided: ExtractionPlan, dataset: Dataset) -> Request:
         """Return the request with a number as batch size: the recorded one, or a fast one."""
         if self.batch_size != AUTO or not decided.units:
             return self
-        before = size_before(decided, store)
+        before = size_before(decided)
         size = choose(decided, dataset, self.backbone, self.forward, before)
         return replace(self, batch_size=size)
 
-    def _plan_layer(
-        self, dataset: Dataset, ref: LayerRef, store: FeatureStore, unreadable: Unreadable
-    ) -> LayerPlan:
+    def keys(self, dataset: Dataset) -> dict[LayerRef, FeatureKey]:
+        """Return the keys of the features of a data set, by layer ref."""
         backbone = self.backbone
-        shape = (len(dataset), *backbone.shape(ref))
-        prefix = backbone.prefix_digest(ref.layer)
-        key = FeatureKey(backbone.name, str(ref), prefix, dataset.digest)
-        stored = None
-        with suppress(NotFoundError):  # gc may just have removed them
-            stored = store.features.get(key) if store.features.has(key) else None
+        return {
+            ref: FeatureKey(
+                backbone.name, str(ref), backbone.prefix_digest(ref.layer), dataset.digest
+            )
+            for ref in (*self.refs, *self.boundaries)
+        }
+
+    def _plan_layer(
+        self,
+        dataset: Dataset,
+        ref: LayerRef,
+        key: FeatureKey,
+        stored: Snapshot,
+        unreadable: Unreadable,
+    ) -> LayerPlan:
+        shape = (len(dataset), *self.backbone.shape(ref))
+        state = stored.get(key)
 
         @cache
-        def others() -> list[FeatureGroup]:
-            same = store.features.of_prefix(prefix, str(ref))
-            return [group for group in same if group.key != key]
+        def others() -> list[GroupState]:
+            same = stored.of_prefix(key.prefix_digest, key.ref)
+            return [each for each in same if each.group.key != key]
 
         dtype, unfit = self.dtype, None
         if dtype == AUTO:
             unfit = self.unfit.get(str(ref))
-            if stored is None and unfit is None:
-                unfit = next(filter(None, map(recorded_unfit, others())), None)
+            if state is None and unfit is None:
+                recorded = (recorded_unfit(each.group) for each in others())
+                unfit = next(filter(None, recorded), None)
             dtype = "float32" if unfit else "float16"
-        replaces = stored is not None and dtype not in (str(stored.dtype), "float16")
-        if stored is None or replaces:
+        replaces = state is not None and dtype not in (str(state.group.dtype), "float16")
+        if state is None or replaces:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
             missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
-            begun = {}
+            begun: Mapping[int, int] = {}
         else:  # float32 serves a request for float16
-            rows, dtype = stored.block_rows, str(stored.dtype)
-            missing, begun = tuple(stored.missing()), stored.begun()
+            rows, dtype = state.group.block_rows, str(state.group.dtype)
+            missing, begun = state.missing, state.begun
         copies = None
         if missing and others():
-            copies = find_copies(others(), dtype, dataset, unreadable)
+            copies = find_copies(others(), dtype, dataset, unreadable, stored.rows_of)
         why = "stored as float16" if replaces else None
-        if stored is None and not (copies and copies.groups):
-            why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
         if unfit and missing:
             why = "; ".join(filter(None, [why, f"float32 because it gave {unfit}"]))
         return LayerPlan(
@@ -290,41 +310,12 @@ class Request:
             why,
             auto=self.dtype == AUTO,
             unfit=unfit,
+            state=state,
         )
 
 
-def _why(
-    key: FeatureKey, fields: dict[str, Any], dataset: Dataset, store: FeatureStore
-) -> str | None:
-    """Say what differs from the nearest stored features of the same model and layer ref.
-
-    For example ``"preprocessing.resize: stored stretch, asked crop"``; None if none are stored.
-    A view is compared only with the same view under other augmentation.
-    """
-    near = []
-    for group in store.features.values():
-        other = group.key
-        same_view = group.view == fields["preprocessing"].get("view")
-        if (other.model, other.ref) == (key.model, key.ref) and same_view:
-            differences = _differences(part_of(group.provenance, "prefix"), fields)
-            if other.dataset_digest != dataset.digest:
-                differences.append(f"samples: stored others, asked those of {dataset.name}")
-            near.append(differences)
-    near.sort(key=len)
-    return "; ".join(near[0]) if near else None
-
-
-def _differences(stored: Mapping[str, Any], asked: dict[str, Any], under: str = "") -> list[str]:
-    found = []
-    for name in sorted(stored.keys() | asked.keys()):
-        old, new = stored.get(name), asked.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{under}{name}.")
-        elif old != new:
-            if name == "augmentation":  # whole settings would fill the line
-                old, new = (each and title(each) for each in (old, new))
-            found.append(f"{under}{name}: stored {old}, asked {new}")
-    return found
+def _is_complete(state: GroupState | None) -> bool:
+    return state is not None and not state.missing
 
 
 def plan_units(

@@ -172,8 +172,8 @@ def _repair_blocks(
         # Rows that were computed here are computed again; those that came from elsewhere would
         # differ a little if they were.
         same = store.features.of_prefix(key.prefix_digest, key.ref)
-        others = [each for each in same if each.key != key]
-        unreadable = {each.path: damaged_blocks(each) for each in others}
+        others = [each for each in same if each.group.key != key]
+        unreadable = {each.group.path: damaged_blocks(each.group) for each in others}
         copies = find_copies(others, dtype, dataset, unreadable)
     missing = tuple(sorted(blocks))
     layer = LayerPlan(ref, key, group.shape, dtype, group.block_rows, missing, copies=copies)

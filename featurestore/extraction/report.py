@@ -15,7 +15,7 @@ from featurestore.table import Grid, duration, plural, show_html, size
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.extraction.writer import Written
-    from featurestore.store import FeatureGroup
+    from featurestore.store import GroupState
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,16 @@ class LayerReport:
     bytes_estimated: int | None = None
 
     @classmethod
-    def of(cls, ref: str, group: FeatureGroup, written: Written) -> LayerReport:
-        """Return the report of a layer after a call has written rows of it."""
+    def of(cls, state: GroupState, written: Written) -> LayerReport:
+        """Return the report of a layer, complete now, of which a call may have written rows."""
+        group, ref = state.group, state.group.key.ref
         computed, copied = written.computed[ref], written.copied[ref]
         derived, row_bytes = written.derived[ref], written.forecast.row_bytes.get(ref)
         return cls(
             key=str(group.key),
             shape=group.shape,
             dtype=str(group.dtype),
-            bytes=group.nbytes_stored,
+            bytes=state.bytes,
             rows_computed=computed,
             # Rows that another process removed were computed twice.
             rows_reused=max(0, group.shape[0] - computed - copied - derived),

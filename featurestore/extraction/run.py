@@ -185,26 +185,41 @@ def _write(
 
     One process at a time writes an array; the others wait for it, and reuse its rows.
     """
-    asked = request.plan(dataset, store)
-    if not cluster:
-        request = request.sized(asked, dataset, store)
+    recorded = False
     while True:
+        # Locked, so that gc does not remove what is complete before a manifest refers to it.
+        with store.features.lock(request.keys(dataset).values(), shared=True):
+            asked = request.plan(dataset, store)
+            if not asked.units:
+                if not recorded:
+                    _record(dataset, store, current=bool(request.refs))
+                return _complete(asked, request, store, written)
+        if not cluster:
+            request = request.sized(asked, dataset)
         keys = _missing(asked)
         with store.features.lock_blocks(keys, wait=False) as alone:
-            groups = None
             if alone:
-                groups = _write_alone(request, asked, dataset, store, written, cluster, on_event)
-            if groups is not None:
-                return groups, {
-                    ref: LayerReport.of(ref, group, written) for ref, group in groups.items()
-                }
+                _write_alone(request, asked, dataset, store, written, cluster, on_event)
+                recorded = True
         if not alone:
             refs = tuple(str(layer.ref) for layer in asked.layers if layer.missing)
             receiver(on_event)(WaitingForOthers(refs))
             for key in keys:  # One at a time: nobody waits for a process that only waits.
                 with store.features.lock_blocks([key], shared=True):
                     pass
-        asked = request.plan(dataset, store)
+
+
+def _complete(
+    stored: ExtractionPlan, request: Request, store: FeatureStore, written: Written
+) -> tuple[dict[str, FeatureGroup], dict[str, LayerReport]]:
+    """Return the arrays of a plan that has nothing to do, and their reports, by layer ref."""
+    states = {str(layer.ref): layer.state for layer in stored.layers if layer.state is not None}
+    for layer in stored.layers:
+        if layer.ref in request.refs and states[str(layer.ref)].boundary:
+            store.features.unmark(layer.key)
+        store.features.fsync(layer.key)
+    groups = {ref: state.group for ref, state in states.items()}
+    return groups, {ref: LayerReport.of(state, written) for ref, state in states.items()}
 
 
 def _missing(decided: ExtractionPlan) -> set[FeatureKey]:
@@ -220,9 +235,14 @@ def _write_alone(
     written: Written,
     cluster: Cluster,
     on_event: OnEvent | None,
-) -> dict[str, FeatureGroup] | None:
-    """Write what is missing of arrays that are locked; None if it is of others by now."""
-    locked, marked, engine = _missing(asked), _to_mark(asked, request, store), None
+) -> None:
+    """Record the data set, and write what is missing of arrays that are locked."""
+    locked, engine = _missing(asked), None
+    marked = {
+        layer.key
+        for layer in asked.layers
+        if layer.ref not in request.refs and (layer.state is None or layer.state.boundary)
+    }
     unreadable: dict[str, set[int]] = {}
     while True:
         _replace(asked, dataset, store, on_event)
@@ -237,7 +257,7 @@ def _write_alone(
                 engine = request.forward(refs).engine if refs else None
             elif asked.units:
                 given = request.batch_size if isinstance(request.batch_size, int) else None
-                before = given or size_before(asked, store)
+                before = given or size_before(asked)
                 there = (asked, dataset, request.backbone, store, before)
                 engine, size = sharing.choose(cluster, *there, on_event)
                 request = dataclasses.replace(request, batch_size=given or size)
@@ -247,7 +267,7 @@ def _write_alone(
             }
             decided = request.plan(dataset, store, unreadable)
             if not _missing(decided) <= locked:
-                return None
+                return  # It is of others by now.
             if any(layer.replaces for layer in decided.layers):
                 asked = decided
                 continue  # Another process has just created them, as float16.
@@ -271,14 +291,7 @@ def _write_alone(
                     written.forget(ref)
                     receiver(on_event)(Float32Chosen(ref, found, view))
                 continue
-            for layer in decided.layers:
-                store.features.fsync(layer.key)
-            if not store.features.locking:
-                # Without locks, another process may have removed what this one wrote.
-                asked = request.plan(dataset, store, unreadable)
-                if asked.units:
-                    continue
-            return groups
+            return
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
@@ -288,13 +301,6 @@ def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
     else:
         with store.datasets.keep(dataset):
             pass
-
-
-def _to_mark(asked: ExtractionPlan, request: Request, store: FeatureStore) -> set[FeatureKey]:
-    """Return the keys of boundary arrays, which were never requested as features."""
-    others = [layer.key for layer in asked.layers if layer.ref not in request.refs]
-    has = store.features.has
-    return {key for key in others if not has(key) or store.features.get(key).is_boundary}
 
 
 def _replace(
@@ -334,9 +340,9 @@ def _open(
     boundary: bool,
 ) -> FeatureGroup:
     backbone = request.backbone
-    if store.features.has(layer.key):
-        if not boundary:
-            store.features.unmark(layer.key)
+    if layer.state is not None and not layer.missing:
+        return layer.state.group
+    with suppress(NotFoundError):
         return store.features.get(layer.key)
     provenance: dict[str, Any] = {
         "command": extract_command(dataset, backbone, str(layer.ref)),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from featurestore.digests import short
-from featurestore.store import FeatureGroup, FeatureStore, Item, StoreLike
+from featurestore.store import Damage, DatasetEntry, FeatureStore, GroupState, Item, StoreLike
 from featurestore.store.variants import Variant, tell_apart
 from featurestore.table import Grid, Table, size
 
@@ -32,13 +32,20 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
         number; None for the plain images), ``augmentation`` (its layers), ``prefix`` and the
         fields of `Variant`. Printed, the views of one augmentation share a row.
     """
-    store = FeatureStore.of(store)
-    asked, names, rows = Variant.asking(variant), _names(store), []
-    for group in store.features.values():
-        found = Variant.of(group.provenance)
-        if not found.fits(asked):
-            continue
-        described = _describe(group, names)
+    return listing(FeatureStore.of(store), **variant)[0]
+
+
+def listing(
+    store: FeatureStore, **variant: Any
+) -> tuple[Table[dict[str, Any]], list[DatasetEntry], list[Damage]]:
+    """Return the rows of `ls`, the data sets without features, and what cannot be read."""
+    asked, rows = Variant.asking(variant), []
+    states, damaged = store.features.states(lambda group: Variant.of(group.provenance).fits(asked))
+    entries, broken = store.datasets.survey()
+    names = _names(entries)
+    for state in states:
+        group = state.group
+        described = _describe(state, names)
         done, blocks = described["blocks_done"], described["blocks"]
         begun = described["rows_begun"]
         more = f" and {begun} rows" if begun else ""
@@ -50,10 +57,15 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
                 "view": group.view,
                 "augmentation": group.augmentation,
                 "prefix": short(described["prefix_digest"]),
-                **found.to_dict(),
+                **Variant.of(group.provenance).to_dict(),
             }
         )
-    return Table(rows, _layout)
+    used = {name for row in rows for name in row["datasets"]}
+    return (
+        Table(rows, _layout),
+        [each for each in entries if each.name not in used],
+        damaged + broken,
+    )
 
 
 def _with_views_joined(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -104,21 +116,22 @@ def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
 
 def describe_features(store: FeatureStore, item: Item) -> dict[str, Any]:
     """Return the size, digests and origin of one feature array, as JSON values."""
-    return _describe(store.features.open(item), _names(store))
+    return _describe(GroupState.of(store.features.open(item)), _names(store.datasets.values()))
 
 
 _Names = dict[tuple[str, bool], list[str]]
 
 
-def _names(store: FeatureStore) -> _Names:
+def _names(entries: Iterable[DatasetEntry]) -> _Names:
     """Return the names of the data sets of each digest, and whether of their training samples."""
     names: _Names = {}
-    for entry in store.datasets.values():
+    for entry in entries:
         for of_views, digest in enumerate((entry.digest, entry.train_digest)):
             names.setdefault((digest, bool(of_views)), []).append(entry.name)
     return names
 
 
-def _describe(group: FeatureGroup, names: _Names) -> dict[str, Any]:
+def _describe(state: GroupState, names: _Names) -> dict[str, Any]:
+    group = state.group
     known = names.get((group.key.dataset_digest, group.view is not None), [])
-    return {**group.describe(), "datasets": known}
+    return {**state.describe(), "datasets": known}

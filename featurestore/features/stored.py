@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError, NotFoundError, nearest, received
 from featurestore.features.features import Features
-from featurestore.store import Damage, FeatureGroup, FeatureStore
+from featurestore.store import FeatureGroup, FeatureStore, GroupState
 from featurestore.store.key import KeyPath
 from featurestore.store.variants import Variant, choices, part_of
 from featurestore.table import plural
+from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -57,13 +58,24 @@ def stored(
     loaded = store.datasets.load(dataset)
     what = repr(loaded.name) + (f" at layer {layer!r}" if layer else "")
     command = _command(loaded, models[0] if models else "M", layer)
-    readable, damages = store.features.survey()
-    try:
+
+    def chosen(readable: list[FeatureGroup]) -> list[FeatureGroup]:
         groups = _of_files(_found(readable, store, loaded, models, layer, command), models)
-        groups = _of_variant(groups, asked, what, command)
+        return _of_variant(groups, asked, what, command)
+
+    def is_asked(key: KeyPath) -> bool:
+        return is_over(key) and _is_model(key.model, models) and _is_layer(key, layer)
+
+    def is_over(key: KeyPath) -> bool:
+        return key.dataset == short(loaded.digest)
+
+    readable, damaged = store.features.some(is_asked)
+    try:
+        groups = chosen(readable)
     except NotFoundError:
-        _refuse_damaged(damages, loaded, models, layer)
-        raise
+        if damaged:
+            raise DamagedError(damaged[0].reason) from None
+        groups = chosen(store.features.some(is_over)[0])  # The error says what is stored.
     # What failed before its first block does not stand beside another variant of its layer.
     refs = Counter(group.key.ref for group in groups)
     begun = {g.key for g in groups if refs[g.key.ref] == 1 or len(g.missing()) < g.blocks}
@@ -100,7 +112,8 @@ def with_views(found: Sequence[Features], count: int, augmentation: Any = None) 
         from featurestore.backbone.augmentation import fields, serialize
 
         wanted = fields(serialize(augmentation))
-    groups = [each for each in found[0].store.features.values() if each.view is not None]
+    names = {(each.key.model, each.key.ref) for each in found}
+    groups, _ = found[0].store.features.some(lambda key: (key.model, key.ref) in names)
     return [_with_views(each, groups, count, wanted) for each in found]
 
 
@@ -149,16 +162,18 @@ def _layers(views: Mapping[int, FeatureGroup]) -> str:
     return settings(part_of(group.provenance, "backbone").get("augmentation") or [])
 
 
-def without_boundaries(found: Sequence[Features]) -> list[Features]:
-    """Leave out boundary arrays, which fine-tuning stored for itself.
+def without_boundaries(found: Sequence[Features]) -> dict[Features, GroupState]:
+    """Return features and their states, without boundary arrays, of which fine-tuning made use.
 
     Raises
     ------
     NotFoundError
         If nothing is left.
     """
-    left = [each for each in found if not each.group.is_boundary]
-    if found and not left:
+    readers = found[0].group.features.files.readers
+    states = map_ahead(lambda each: GroupState.of(each.group), found, len(found), readers)
+    left = {each: state for each, state in zip(found, states, strict=True) if not state.boundary}
+    if not left:
         refs = ", ".join(sorted({each.ref for each in found}))
         raise NotFoundError(
             f"of {found[0].dataset.name!r} only boundary arrays of fine-tuning are stored: {refs}; "
@@ -196,7 +211,7 @@ def _found(
                 f"`{_command(loaded, each, layer)}`; {nearest(each, sorted(names))}"
             )
     groups = [group for group in groups if _is_model(group.key.model, models)]
-    found = [each for each in groups if layer is None or _is_layer(each.key.short, layer)]
+    found = [each for each in groups if _is_layer(each.key.short, layer)]
     if layer is not None and not found:
         refs = sorted({group.key.ref for group in groups})
         command = _command_like(groups, loaded, layer) or command
@@ -249,21 +264,6 @@ def _of_variant(
     return groups
 
 
-def _refuse_damaged(
-    damages: list[Damage], loaded: Dataset, models: list[str], layer: str | None
-) -> None:
-    """Raise DamagedError if the features that are asked for exist but cannot be read."""
-    for damaged in damages:
-        parts = KeyPath.parse(damaged.path.partition("/")[2])
-        if (
-            parts is not None
-            and parts.dataset == short(loaded.digest)
-            and _is_model(parts.model, models)
-            and (layer is None or _is_layer(parts, layer))
-        ):
-            raise DamagedError(damaged.reason)
-
-
 def one_stored(
     store: FeatureStore,
     dataset: Dataset | str | os.PathLike[str],
@@ -307,7 +307,7 @@ def _is_model(name: str, models: list[str]) -> bool:
     )
 
 
-def _is_layer(key: KeyPath, layer: str) -> bool:
-    return key.ref == layer or (
+def _is_layer(key: KeyPath, layer: str | None) -> bool:
+    return layer in (None, key.ref) or (
         layer.startswith(f"{key.ref}-") and f"{key.ref}-{key.prefix}".startswith(layer)
     )

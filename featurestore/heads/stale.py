@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.digests import sortable
-from featurestore.errors import NotFoundError, StoreError
+from featurestore.errors import FeatureStoreWarning, NotFoundError, StoreError
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -24,10 +25,13 @@ def stale(store: FeatureStore, documents: Sequence[Mapping[str, Any]]) -> list[s
     state that the newest head was fitted on. Manifests are read only if digests differ.
     """
     origins = [each["lineage"] for each in documents]
+    entries, damaged = store.datasets.survey()
+    for each in damaged:
+        warnings.warn(each.reason, FeatureStoreWarning, stacklevel=3)
     newest = sorted(origins, key=lambda each: each["created"])
     present = {
         **{each["dataset"]["name"]: each["dataset"]["manifest_digest"] for each in newest},
-        **{entry.name: entry.manifest_digest for entry in store.datasets.values()},
+        **{entry.name: entry.manifest_digest for entry in entries},
     }
     differs = cache(partial(_differs, cache(store.datasets.load)))
     found = []

@@ -14,6 +14,8 @@ heads     the shelf of heads
 group     `FeatureGroup`: the rows of one layer over one data set
 blocks    a Zarr array in whole chunks: encoding, checksums, metadata
 key       `FeatureKey`, and names as path segments
+state     `GroupState`: what is stored of a group at one moment
+snapshot  what one plan reads of the features, once
 variants  how variants of a layer differ, and which are asked for
 documents JSON documents with a checksum
 locks     locks between processes
@@ -30,6 +32,8 @@ from featurestore.store.group import FeatureGroup
 from featurestore.store.key import FeatureKey
 from featurestore.store.removal import Removal
 from featurestore.store.shelf import Damage, Garbage, Item
+from featurestore.store.snapshot import Snapshot
+from featurestore.store.state import GroupState
 from featurestore.store.store import FeatureStore, StoreLike
 
 __all__ = [
@@ -40,8 +44,10 @@ __all__ = [
     "FeatureStore",
     "Former",
     "Garbage",
+    "GroupState",
     "Item",
     "Removal",
+    "Snapshot",
     "StoreLike",
     "block_rows",
 ]

@@ -8,7 +8,7 @@ with plain zarr, dask and xarray, and read what zarr writes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -192,15 +192,19 @@ class BlockArray:
         """Whether a block's file exists."""
         return self.files.is_file(self.file(block))
 
-    def existing(self, suffix: str = "") -> set[int]:
-        """Numbers of the blocks that exist, or of which a file with a suffix does, by one listing.
+    def existing(self) -> set[int]:
+        """Numbers of the blocks that exist, by one listing."""
+        return self.numbers(self.files.names(self.path))
+
+    def numbers(self, names: Iterable[str], suffix: str = "") -> set[int]:
+        """Numbers of the blocks whose files, with a suffix, are among the names in the folder.
 
         Temporary files of a write that was killed, and foreign files, do not count.
         """
         tail = ".0" * (len(self.shape) - 1) + suffix
         middles = (
             name[2 : len(name) - len(tail)]
-            for name in self.files.names(self.path)
+            for name in names
             if name.startswith("c.") and name.endswith(tail)
         )
         numbers = (int(each) for each in middles if each.isascii() and each.isdigit())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -25,6 +25,7 @@ from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import (
     DamagedError,
     DatasetError,
+    InputError,
     NotFoundError,
     StoreError,
     StoreFormatError,
@@ -51,16 +52,18 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """Path of a manifest in the store."""
         return f"{self.path(name)}/{short(manifest_digest)}{SUFFIX}"
 
+    def _not_found(self, name: str) -> NotFoundError:
+        name = name.partition("/")[2]
+        return NotFoundError(
+            f"no data set {name!r} in {self._files.location}, {nearest(name, self.keys())}; "
+            "add it with `featurestore scan DATA --name NAME`"
+        )
+
     def _read(self, path: str) -> DatasetEntry:
         name, where = self._key(path), f"{self._files.location}/{path}/{CURRENT}"
         remedy = f"run `featurestore scan` on {name!r} again"
         try:
             entry = DatasetEntry.model_validate(read_json(self._files, f"{path}/{CURRENT}"))
-        except FileNotFoundError as error:
-            raise NotFoundError(
-                f"no data set {name!r} in {self._files.location}, {nearest(name, self.keys())}; "
-                "add it with `featurestore scan DATA --name NAME`"
-            ) from error
         except ValidationError as error:
             raise DamagedError(f"{where}: {first_mistake(error)}; {remedy}") from error
         if entry.name != name:
@@ -92,12 +95,13 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _unchanged(self, dataset: Dataset) -> DatasetEntry | None:
         """Return the entry of a data set that is current as it is, and the last of its source."""
-        with suppress(StoreError, FileNotFoundError):
-            entry = self.get(dataset.name)
+        with suppress(StoreError, FileNotFoundError, StopIteration):
+            entries = self.values()
+            entry = next(each for each in entries if each.name == dataset.name)
             path = self.manifest_path(dataset.name, dataset.manifest_digest)
             if (
                 entry == dataset.entry(entry.added)
-                and (entry.source is None or self.find(entry.source) == entry)
+                and (entry.source is None or _latest(entries, entry.source) == entry)
                 and self._is_written(dataset, path, entry.added)
             ):
                 return entry
@@ -177,11 +181,10 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             return data
         data = text_of(data)
         given = {name: value for name, value in options.items() if value is not None}
-        if not is_place(data) and self.has(data):
-            entry = self.get(data)
+        if not is_place(data) and (entry := self._entry(data)):
             if rescan or given:
                 return self.scan_again(entry, on_event, **given)
-            return self.load(entry.name)
+            return self._opened(entry)
         before = self._scanned_before(data, given.get("name"))
         if before is not None:
             given = {"name": before.name, **before.options, **given}
@@ -239,7 +242,9 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         name = text_of(data)
         if manifest_digest is not None:
             return self._load(name, manifest_digest)
-        entry = self._resolve(name)
+        return self._opened(self._resolve(name))
+
+    def _opened(self, entry: DatasetEntry) -> StoredDataset:
         path = self.manifest_path(entry.name, entry.manifest_digest)
         if not self._files.is_file(path):
             raise self._gone(entry.name, path)
@@ -270,9 +275,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _resolve(self, text: str) -> DatasetEntry:
         """Find a data set by its name, or else by the path that was scanned."""
-        if self.has(text):
-            return self.get(text)
-        found = self.find(text)
+        found = self._entry(text) or self.find(text)
         if found is None:
             raise NotFoundError(
                 f"no data set {text!r} in {self._files.location}, {nearest(text, self.keys())}; "
@@ -280,14 +283,15 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             )
         return found
 
+    def _entry(self, name: str) -> DatasetEntry | None:
+        """Return the entry of a name; None if there is none, as for one that is too long."""
+        with suppress(FileNotFoundError, InputError):
+            return self._read(self.path(name))
+        return None
+
     def find(self, path: str | Path) -> DatasetEntry | None:
         """Find the data set scanned from a folder, table or URI; of several, the latest."""
-        entries = list(self.values())
-        # A link that was itself scanned is another data set than the folder behind it.
-        for source in (absolute(path), os.path.realpath(path)):
-            if found := [entry for entry in entries if entry.source == source]:
-                break
-        return max(found, key=lambda entry: entry.added, default=None)
+        return _latest(self.values(), path)
 
     def load_samples(self, digest: str) -> Dataset | None:
         """Load a data set, or the training samples of one, by the digest of its samples.
@@ -298,8 +302,8 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             if digest in (entry.digest, entry.train_digest):
                 with suppress(StoreError):
                     return of_samples(self.load(entry.name, entry.manifest_digest), digest)
-        for folder in self._stored():
-            for path in self.manifests(folder):
+        for item in self.items():
+            for path in self.manifests(item.path):
                 with suppress(StoreError, FileNotFoundError):
                     dataset = self._load_file(path)
                     if digest in (dataset.digest, dataset.train_digest):
@@ -329,7 +333,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
     def _check(self, item: Item) -> Iterator[Damage]:
         needed = set()
         try:
-            entry = self._read(item.path)
+            entry = self._get(item.path)
             needed = {self.manifest_path(entry.name, entry.manifest_digest)}
         except StoreError as error:
             yield Damage(item.name, f"{item.path}/{CURRENT}", str(error))
@@ -346,7 +350,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """Make the manifest that was added last the current one, if nothing else says which is."""
         with self._files.locks.acquire([item.path]):
             with suppress(StoreError):
-                self._read(item.path)
+                self._get(item.path)
                 return
             damaged = self._files.read(f"{item.path}/{CURRENT}")
             # A damaged manifest may be the one that was current, so it ends this.
@@ -376,6 +380,14 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                         sum(self._files.sizes(path).values()),
                         f"{how}, and no head was fitted on it",
                     )
+
+
+def _latest(entries: Sequence[DatasetEntry], path: str | Path) -> DatasetEntry | None:
+    # A link that was itself scanned is another data set than the folder behind it.
+    for source in (absolute(path), os.path.realpath(path)):
+        if found := [entry for entry in entries if entry.source == source]:
+            break
+    return max(found, key=lambda entry: entry.added, default=None)
 
 
 def of_samples(dataset: Dataset, digest: str) -> Dataset:

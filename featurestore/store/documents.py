@@ -110,12 +110,17 @@ def compare_json(files: Files, expected: Mapping[str, Mapping[str, Any]]) -> dic
         where = f"{files.location}/{path}"
         try:
             if read_json(files, path) != document:
-                wrong[path] = DamagedError(f"{where} has other content than expected; {REMEDY}")
+                wrong[path] = unexpected(where)
         except FileNotFoundError:
             wrong[path] = DamagedError(f"{where} does not exist; {REMEDY}")
         except StoreError as error:
             wrong[path] = error
     return wrong
+
+
+def unexpected(where: str) -> DamagedError:
+    """Return the error for a sound document that does not belong where it is."""
+    return DamagedError(f"{where} has other content than expected; {REMEDY}")
 
 
 def _checked_part(document: dict[str, Any]) -> dict[str, Any]:

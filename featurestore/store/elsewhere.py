@@ -110,11 +110,12 @@ def stored_rows(
     best: FeatureGroup | None = None
     best_rows = np.full(len(sample_ids), -1)
     found = store.features.of_prefix(key.prefix_digest, key.ref)
-    groups = [group for group in found if group.path not in without]
-    for group in sorted(groups, key=lambda each: each.key != key):
+    states = [each for each in found if each.group.path not in without]
+    for state in sorted(states, key=lambda each: each.group.key != key):
+        group = state.group
         with suppress(StoreError):  # Without row ids, nothing says whose rows these are.
             rows = group.rows_of(sample_ids)
-            rows[np.isin(rows // group.block_rows, group.missing())] = -1
+            rows[np.isin(rows // group.block_rows, state.missing)] = -1
             if np.count_nonzero(rows >= 0) > np.count_nonzero(best_rows >= 0):
                 best, best_rows = group, rows
             if (rows >= 0).all():

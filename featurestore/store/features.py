@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
 
-from featurestore.digests import short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, path_text
 from featurestore.store.blocks import BEGUN, METADATA, BlockArray, block_rows
-from featurestore.store.documents import compare_json, read_json, write_json
+from featurestore.store.documents import compare_json, read_json, unexpected, write_json
 from featurestore.store.group import (
     BOUNDARY,
     FEATURES,
@@ -25,9 +24,13 @@ from featurestore.store.group import (
 )
 from featurestore.store.key import FeatureKey, KeyPath
 from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Garbage, Item, Shelf
+from featurestore.store.snapshot import Snapshot
+from featurestore.store.state import GroupState
 from featurestore.store.variants import Variant, choices
+from featurestore.threads import map_ahead
 
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
+ROOT_ITEM = Item("store", "features", "features")
 
 
 class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
@@ -62,7 +65,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         StoreError
             The path belongs to other features whose digests begin with the same digits.
         """
-        group = self._read(self.path(key))
+        return self.require_key(self._get(self.path(key)), key)
+
+    def require_key(self, group: FeatureGroup, key: FeatureKey) -> FeatureGroup:
+        """Return a group, if it is of this key; StoreError if only its path is."""
         if group.key != key:
             raise StoreError(
                 f"{self._files.location}/{group.path} belongs to {group.key.prefix_digest} over "
@@ -163,25 +169,36 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     def open(self, item: Item) -> FeatureGroup:
         """Open the feature group of an item."""
-        return self._read(item.path)
+        return self._get(item.path)
 
-    def of_prefix(self, prefix_digest: str, ref: str) -> list[FeatureGroup]:
-        """Open all features of this prefix digest and reduction, of any model and data set.
+    def paths(self) -> dict[str, KeyPath]:
+        """Return the paths and short keys of the folders of features, complete or not, sorted."""
+        return {path: _parse(path) for path in self._paths()}
 
-        The prefix digest ends at the layer, so a layer that has another name in another model is
-        found too. Damaged features are left out.
-        """
-        found = []
-        for path in self._paths():
-            if _parse(path).prefix == short(prefix_digest):
-                with suppress(StoreError):
-                    found.append(self._read(path))
-        wanted = (prefix_digest, ref.partition(":")[2])
-        return [group for group in found if group.prefix == wanted]
+    def state(self, path: str) -> GroupState:
+        """Return the state of the features at a path; FileNotFoundError if there are none."""
+        return GroupState.of(self._read(path))
 
-    def whole_prefixes(self) -> set[str]:
-        """Return the first digits of the prefix digests of all features that are not reduced."""
-        return {each.prefix for each in map(_parse, self._paths()) if ":" not in each.ref}
+    def states(
+        self, shown: Callable[[FeatureGroup], bool]
+    ) -> tuple[list[GroupState], list[Damage]]:
+        """Return the state of the features that are shown, and what cannot be read of all."""
+
+        def read(path: str) -> GroupState | None:
+            group = self._read(path)
+            return GroupState.of(group) if shown(group) else None
+
+        found, damaged = self._survey(self._paths(), read)
+        return found, [*self.check(ROOT_ITEM), *damaged]
+
+    def some(self, wanted: Callable[[KeyPath], bool]) -> tuple[list[FeatureGroup], list[Damage]]:
+        """Return, as `survey`, the features whose short keys are wanted; only these are read."""
+        paths = [path for path, key in self.paths().items() if wanted(key)]
+        return self._survey(paths, self._read)
+
+    def of_prefix(self, prefix_digest: str, ref: str) -> list[GroupState]:
+        """Return the states of all features of a prefix digest and reduction, as a `Snapshot`."""
+        return Snapshot(self).of_prefix(prefix_digest, ref)
 
     def match(self, text: str | FeatureKey, **variant: Any) -> Item:
         """Find the one item that a text matches, readable or not; otherwise NotFoundError.
@@ -193,66 +210,65 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             text = str(text)
         text = path_text(text, "the key", "a feature key, or a part of one")
         asked = Variant.asking(variant)
-        known = {path: _parse(path) for path in self._stored()}
-        if asked.asked():
-            known = {path: key for path, key in known.items() if self._variant(path).fits(asked)}
-        names = {path: (str(key), f"{key.model}/{key.ref}", key.ref) for path, key in known.items()}
+        names = {
+            path: (str(key), f"{key.model}/{key.ref}", key.ref)
+            for path, key in self.paths().items()
+        }
         tests = (
             lambda path: text in (names[path][0], path.partition("/")[2]),
             lambda path: text in names[path][1:],
             lambda path: text in names[path][0] or text in path.partition("/")[2],
         )
         for test in tests:
-            hits = [path for path in names if test(path)]
+            hits = self._variants(list(filter(test, names)), asked)
             if len(hits) > 1:  # Views are only meant by their keys.
-                hits = [path for path in hits if not self._is_view(path)] or hits
+                plain = {path: each for path, each in hits.items() if not each[1]}
+                hits = plain or hits
             if len(hits) == 1:
-                return self.item(hits[0])
+                return self.item(*hits)
             if hits:
-                shown = ", ".join(names[path][0] for path in hits[:4])
+                shown = ", ".join(names[path][0] for path in [*hits][:4])
                 more = ", …" if len(hits) > 4 else ""
-                _, options = choices([self._variant(path) for path in hits])
+                _, options = choices([variant for variant, _ in hits.values()])
                 raise NotFoundError(
                     f"{text!r} matches {len(hits)} keys: {shown}{more}; "
                     f"give {options or 'more of one'}"
                 )
-        raise self._not_found(text, [each[0] for each in names.values()], asked)
+        raise self._not_found(text, asked)
 
     def of_variant(self, variant: Mapping[str, Any]) -> list[Item]:
         """List the features of these ``input_size``, ``resize``, ``weights``, …: of a `Variant`."""
-        asked = Variant.asking(variant)
-        return [self.item(path) for path in self._stored() if self._variant(path).fits(asked)]
+        return [*map(self.item, self._variants([*self._paths()], Variant.asking(variant)))]
 
-    def _variant(self, path: str) -> Variant:
-        with suppress(StoreError):
-            return Variant.of(self._read(path).provenance)
-        return Variant()
+    def _variants(
+        self, paths: Sequence[str], asked: Variant
+    ) -> dict[str, tuple[Variant, int | None]]:
+        """Return, of those stored at some paths that fit, the variant, and the number of a view.
 
-    def _is_view(self, path: str) -> bool:
-        with suppress(StoreError):
-            return self._read(path).view is not None
-        return False
+        Nothing is known of those that are damaged.
+        """
+        found = {
+            path: (Variant(), None)
+            if isinstance(group, StoreError)
+            else (Variant.of(group.provenance), group.view)
+            for path, group in self.read_each(paths, self._read).items()
+        }
+        return {path: each for path, each in found.items() if each[0].fits(asked)}
 
-    def _not_found(
-        self, text: object, known: list[str] | None = None, asked: Variant | None = None
-    ) -> NotFoundError:
-        if known is None:
-            known = [self._name(path) for path in self._paths()]
-        variant = f" with {asked.options()}" if asked and asked.asked() else ""
+    def _not_found(self, name: str, asked: Variant | None = None) -> NotFoundError:
+        known, variant = list(self._paths()), ""
+        if asked and asked.asked():
+            known, variant = [*self._variants(known, asked)], f" with {asked.options()}"
         return NotFoundError(
-            f"no features {str(text)!r}{variant} in {self._files.location}, "
-            f"{nearest(str(text), known)}; list them with `featurestore ls`"
+            f"no features {name!r}{variant} in {self._files.location}, "
+            f"{nearest(name, [*map(self._name, known)])}; list them with `featurestore ls`"
         )
 
     # Integrity
 
-    def items(self) -> list[Item]:
+    def items(self, wanted: Callable[[Item], bool] = lambda _: True) -> list[Item]:
         """List the store's own metadata, then all groups, readable or not."""
-        return [Item("store", self.folder, self.folder), *super().items()]
-
-    def damaged(self) -> list[Damage]:
-        """Return what listings leave out because it cannot be read."""
-        return [*self.check(self.items()[0]), *super().damaged()]
+        return [*filter(wanted, [ROOT_ITEM]), *super().items(wanted)]
 
     def _check(self, item: Item) -> Iterator[Damage]:
         if item.kind == "store":
@@ -312,7 +328,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def _unused(self, path: str, in_use: Collection[str]) -> str | None:
         if self._exists(path):
             with suppress(StoreError):  # Damage is repaired, not removed.
-                group = self._read(path)
+                group = self._get(path)
                 if group.key.dataset_digest not in in_use:
                     newer = self.superseding(group, in_use)
                     plain = "no data set has these samples"
@@ -322,7 +338,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     def superseding(self, group: FeatureGroup, in_use: Collection[str]) -> FeatureGroup | None:
         """Return features in use that supersede those of a group: with a data set digest in use."""
-        for other in self.of_prefix(group.key.prefix_digest, group.key.ref):
+        for state in self.of_prefix(group.key.prefix_digest, group.key.ref):
+            other = state.group
             # One that is not in use may go too.
             if other.key.dataset_digest in in_use:
                 with suppress(StoreError):  # Without row ids, nothing says whose rows these are.
@@ -349,12 +366,12 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return self._key(path)
 
     def _read(self, path: str) -> FeatureGroup:
-        group, wrong = self._open(path)
-        if wrong and not self._exists(path):
-            raise self._not_found(self._name(path))
-        for error in wrong.values():
-            raise error
-        assert group is not None
+        """Read the features' own metadata alone; `check` compares the others, which repeat it."""
+        document = read_json(self._files, f"{path}/{self.marker}")
+        attributes = document.get("attributes") or {}
+        group = FeatureGroup.from_attributes(self._files, path, attributes)
+        if document != group.features.document(attributes):
+            raise unexpected(f"{self._files.location}/{path}/{self.marker}")
         return group
 
     def _open(self, path: str) -> tuple[FeatureGroup | None, dict[str, StoreError]]:
@@ -389,9 +406,9 @@ def _parse(path: str) -> KeyPath:
 
 def _check_blocks(item: Item, array: BlockArray) -> Iterator[Damage]:
     """Check all blocks of an array. A block of features that does not exist is not damaged."""
-    is_sample = array.path.endswith(f"/{SAMPLE}")
-    for block in range(array.count):
-        reason = array.damage(block)
+    is_sample, readers = array.path.endswith(f"/{SAMPLE}"), array.files.readers
+    reasons = map_ahead(array.damage, range(array.count), readers, readers)
+    for block, reason in enumerate(reasons):
         if reason is None and is_sample and not array.exists(block):
             reason = "it does not exist"
         if reason:

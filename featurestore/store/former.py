@@ -102,7 +102,7 @@ def _former_arrays(store: FeatureStore, keys: Collection[FeatureKey]) -> list[Fe
     found = {
         group.path: group
         for key in keys
-        for group in store.features.of_prefix(key.prefix_digest, key.ref)
+        for group in (each.group for each in store.features.of_prefix(key.prefix_digest, key.ref))
         if group.key not in keys and group.key.dataset_digest not in in_use
     }
     return list(found.values())

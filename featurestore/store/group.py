@@ -19,7 +19,7 @@ from featurestore.errors import (
     refuse_newer,
 )
 from featurestore.settings import first_mistake
-from featurestore.store.blocks import BEGUN, METADATA, BlockArray, dimension_names
+from featurestore.store.blocks import METADATA, BlockArray, dimension_names
 from featurestore.store.key import FeatureKey
 from featurestore.store.reading import read_rows
 from featurestore.store.variants import part_of
@@ -238,27 +238,6 @@ class FeatureGroup:
         """Bytes on disk, compressed, with row ids and metadata."""
         return sum(self.features.files.sizes(self.path).values())
 
-    def describe(self) -> dict[str, Any]:
-        """Return what ``featurestore show`` prints, as JSON values."""
-        return {
-            "key": str(self.key),
-            "model": self.key.model,
-            "layer": self.key.ref,
-            "prefix_digest": self.key.prefix_digest,
-            "dataset_digest": self.key.dataset_digest,
-            "shape": list(self.shape),
-            "dtype": str(self.dtype),
-            "block_rows": self.block_rows,
-            "blocks": self.blocks,
-            "rows_begun": sum(self.begun().values()),
-            "blocks_done": self.blocks - len(self.missing()),
-            "bytes": self.nbytes_stored,
-            "boundary": self.is_boundary,
-            "bytes_uncompressed": prod(self.shape) * self.dtype.itemsize,
-            "path": self.path,
-            "provenance": self.provenance,
-        }
-
     @property
     def samples(self) -> np.ndarray:
         """Row ids: uint8 (row, 16), the first bytes of each row's digest, ascending."""
@@ -279,9 +258,7 @@ class FeatureGroup:
 
         ``sample_ids`` are the first bytes of digests, uint8 (sample, 16).
         """
-        own, asked = sortable(self.samples), sortable(sample_ids)
-        rows = np.minimum(np.searchsorted(own, asked), len(own) - 1)
-        return np.where(own[rows] == asked, rows, -1)
+        return find_rows(self.samples, sample_ids)
 
     def supersedes(self, former: FeatureGroup) -> bool:
         """Whether these features, of the same prefix and reduction, have all rows of others.
@@ -305,14 +282,6 @@ class FeatureGroup:
         """Numbers of the blocks that do not exist, ascending, by one listing."""
         existing = self.features.existing()
         return [block for block in range(self.blocks) if block not in existing]
-
-    def begun(self) -> dict[int, int]:
-        """Return how many rows are kept of each block that is not complete, by its number."""
-        numbers = self.features.existing(BEGUN)
-        if numbers:  # seldom, and another listing takes long in an object store
-            numbers -= self.features.existing()
-        rows = {block: len(self.features.read_begun(block)) for block in sorted(numbers)}
-        return {block: count for block, count in rows.items() if count}
 
     def write_block(self, block: int, rows: np.ndarray) -> None:
         """Write one block whole, atomically: (row of the block, …) of the stored type."""
@@ -383,3 +352,10 @@ class FeatureGroup:
             f"{self.key}: {which} never extracted, of {self.blocks} (the first is block "
             f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
         )
+
+
+def find_rows(samples: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
+    """Return the row of each sample, int64 (sample,), among ascending row ids; -1 without one."""
+    own, asked = sortable(samples), sortable(sample_ids)
+    rows = np.minimum(np.searchsorted(own, asked), len(own) - 1)
+    return np.where(own[rows] == asked, rows, -1)

@@ -49,6 +49,13 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         rf"({re.escape(DOCUMENT)}|[a-z_]+\.(skops|keras|json|npz)|{_OWN_COPY}){PARTIAL_SUFFIX}?"
     )
 
+    def _not_found(self, name: str) -> NotFoundError:
+        head_id = name.partition("/")[2]
+        return NotFoundError(
+            f"no head {head_id!r} in {self._files.location}, {nearest(head_id, self.keys())}; "
+            "list them with `featurestore heads`"
+        )
+
     def _read(self, path: str) -> dict[str, Any]:
         head_id = self._key(path)
         try:
@@ -57,11 +64,6 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
             if isinstance(found, int):
                 refuse_newer(found, FORMAT, f"{self._files.location}/{path}/{DOCUMENT}")
             valid = _Document.model_validate(document).id == head_id
-        except FileNotFoundError as error:
-            raise NotFoundError(
-                f"no head {head_id!r} in {self._files.location}, {nearest(head_id, self.keys())}; "
-                "list them with `featurestore heads`"
-            ) from error
         except ValidationError:
             valid = False
         if not valid:
@@ -145,8 +147,10 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         """
         if self.has(text):
             return [text]
-        named = {document["id"] for document in self.values() if document.get("name") == text}
-        return [each for each in self.keys() if each in named or each.startswith(text)]
+        documents, damaged = self.survey()
+        named = {document["id"] for document in documents if document.get("name") == text}
+        known = {document["id"] for document in documents} | {self._key(e.path) for e in damaged}
+        return sorted(each for each in known if each in named or each.startswith(text))
 
     def check_writable(self) -> None:
         """Raise StoreError if no head could be saved, before one is fitted."""
@@ -167,7 +171,7 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         folder, _, name = path.rpartition("/")
         if re.fullmatch(_OWN_COPY, name) and f"{folder}/{DOCUMENT}" in existing:
             with suppress(StoreError):
-                listing = self._read(folder)["files"].values()
+                listing = self._get(folder)["files"].values()
                 if all(each.get("file") != name for each in listing):
                     return "another process stored this head"
         return super()._leftover(path, existing)

@@ -87,6 +87,11 @@ class KeyPath:
             return None
         return cls(model, parts[1], parts[2], dataset)
 
+    @property
+    def reduction(self) -> str:
+        """How the activation is reduced; empty if it is stored whole."""
+        return self.ref.partition(":")[2]
+
     def encode(self) -> str:
         """Return the name, its parts percent-encoded.
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from featurestore import objects
-from featurestore.errors import StoreError
+from featurestore.errors import StoreError, StoreUnreachableError
 from featurestore.store.local import PARTIAL
 from featurestore.store.locks import Locks
 
@@ -206,7 +206,8 @@ class RemoteFiles:
             if isinstance(error, FileNotFoundError) and not objects.is_no_bucket(error):
                 raise FileNotFoundError(path) from error
             where = f"{self.location}/{path}".rstrip("/")
-            raise StoreError(
+            kind = StoreUnreachableError if objects.is_unreachable(error) else StoreError
+            raise kind(
                 f"cannot {verb} {where}: {objects.explain(error, self.location)}, then run the "
                 "command again"
             ) from error

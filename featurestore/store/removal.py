@@ -59,20 +59,28 @@ def find(store: FeatureStore, text: str, **variant: Any) -> Item:
     """
     if variant:
         return store.features.match(text, **variant)
-    items = [item for item in store.items() if item.kind != "store"]
-    exact = [each for each in items if text in _names(each)]
-    heads = [] if exact else store.heads.matching(text)
-    found = exact or [each for each in items if each.kind == "head" and _names(each)[-1] in heads]
-    if not exact:
-        with suppress(NotFoundError):
+    shelves = store.datasets, store.features, store.heads
+    found = [
+        item
+        for shelf in shelves
+        for item in shelf.items(lambda item: text in _names(item))
+        if item.kind != "store"
+    ]
+    missed: NotFoundError | None = None
+    if not found:
+        found = [store.heads.item(store.heads.path(each)) for each in store.heads.matching(text)]
+        try:
             found.append(store.features.match(text))
+        except NotFoundError as error:
+            missed = error
     if len(found) == 1:
         return found[0]
     if found:
         shown = ", ".join(each.name for each in found[:4]) + (", …" if len(found) > 4 else "")
         raise NotFoundError(f"{text!r} matches {len(found)} things: {shown}; give one of these")
-    if any(text in each.name for each in items if each.kind == "features"):
-        store.features.match(text)  # Several keys: the error says how they differ.
+    items = [item for item in store.items() if item.kind != "store"]
+    if missed and any(text in each.name for each in items if each.kind == "features"):
+        raise missed  # Several keys: the error says how they differ.
     known = [_names(each)[-1] for each in items]
     raise NotFoundError(
         f"no data set, head or features {text!r} in {store.location}, {nearest(text, known)}; list "
@@ -141,23 +149,25 @@ def _dependents(
 def _documents(store: FeatureStore, named: Collection[Item]) -> dict[str, Mapping[str, Any]]:
     """Return the documents of the heads that are not named themselves, by path."""
     removed = {each.path for each in named}
-    for damage in store.heads.damaged():
+    found, damaged = store.heads.survey()
+    for damage in damaged:
         if damage.path not in removed:
             names = " and ".join(each.name for each in named)
             raise DamagedError(
                 f"{damage.reason}; until then it is unknown what depends on {names}; or run "
                 f"`featurestore rm {damage.key}`"
             )
-    documents = {store.heads.path(each["id"]): each for each in store.heads.values()}
+    documents = {store.heads.path(each["id"]): each for each in found}
     return {path: each for path, each in documents.items() if path not in removed}
 
 
 def _entries(store: FeatureStore, named: Collection[Item]) -> list[Any]:
     """Return the entries of the data sets; a damaged one may only be among those removed."""
-    for damage in store.datasets.damaged():
+    entries, damaged = store.datasets.survey()
+    for damage in damaged:
         if damage.path not in {each.path for each in named}:
             raise DamagedError(f"{damage.reason}; until then it is unknown what needs its features")
-    return store.datasets.values()
+    return entries
 
 
 def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -194,7 +204,10 @@ def _views(store: FeatureStore, array: Item) -> Iterator[Item]:
         dataset = store.datasets.load_samples(key.dataset_digest)
         if dataset is None:
             return
-        for group in store.features.values():
+        views, _ = store.features.some(
+            lambda other: (other.model, other.ref) == (key.model, key.ref)
+        )
+        for group in views:
             if group.is_view_of(key, dataset.train_digest):
                 yield store.features.item(group.path)
 

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from featurestore.digests import DIGEST
-from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError
+from featurestore.errors import (
+    DamagedError,
+    InputError,
+    NotFoundError,
+    StoreError,
+    StoreUnreachableError,
+)
 from featurestore.store.blocks import METADATA
 from featurestore.store.key import encode_segment, name_of
 from featurestore.store.local import PARTIAL
+from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
 
 K = TypeVar("K")
 V = TypeVar("V")
+Result = TypeVar("Result")
 
 # The file that makes a folder a store.
 ROOT = f"features/{METADATA}"
@@ -135,7 +144,7 @@ class Shelf(ABC, Generic[K, V]):
         ------
         NotFoundError, DamagedError
         """
-        return self._read(self.path(key))
+        return self._get(self.path(key))
 
     def has(self, key: K) -> bool:
         """Whether the entry of this key was completely created."""
@@ -151,15 +160,43 @@ class Shelf(ABC, Generic[K, V]):
 
     def survey(self) -> tuple[list[V], list[Damage]]:
         """Return, of one reading, `values` and what they leave out."""
-        found, damaged = [], []
-        for item in map(self.item, self._stored()):
+        return self._survey(self._paths(), self._read)
+
+    def _survey(
+        self, paths: Iterable[str], read: Callable[[str], Result | None]
+    ) -> tuple[list[Result], list[Damage]]:
+        """Return what a function reads of entries, and what cannot be read."""
+        each = self.read_each(list(paths), read)
+        return (
+            [found for found in each.values() if not isinstance(found, StoreError)],
+            [
+                Damage(self._name(path), path, str(error))
+                for path, error in each.items()
+                if isinstance(error, StoreError)
+            ],
+        )
+
+    def read_each(
+        self, paths: Sequence[str], read: Callable[[str], Result | None]
+    ) -> dict[str, Result | StoreError]:
+        """Return what a function reads of entries, or the error that it raises, by path.
+
+        It is called in threads: a request to a server is mostly waiting. What is not stored, or
+        None, is left out. StoreUnreachableError, which is of the server, is raised.
+        """
+
+        def tried(path: str) -> Result | StoreError | None:
             try:
-                found.append(self._read(item.path))
-            except NotFoundError:
-                continue  # Removed in the meantime.
+                return read(path)
+            except (FileNotFoundError, NotFoundError):
+                return None
+            except StoreUnreachableError:
+                raise
             except StoreError as error:
-                damaged.append(Damage(item.name, item.path, str(error)))
-        return found, damaged
+                return error
+
+        found = map_ahead(tried, paths, len(paths), self._files.readers)
+        return {p: each for p, each in zip(paths, found, strict=True) if each is not None}
 
     def lock(
         self, keys: Iterable[K], *, shared: bool = False, wait: bool = True
@@ -187,9 +224,11 @@ class Shelf(ABC, Generic[K, V]):
 
     # Integrity
 
-    def items(self) -> list[Item]:
-        """List all entries, readable or not."""
-        return [self.item(path) for path in self._stored()]
+    def items(self, wanted: Callable[[Item], bool] = lambda _: True) -> list[Item]:
+        """List all entries, or those that are wanted, readable or not."""
+        paths = [path for path in self._paths() if wanted(self.item(path))]
+        there = map_ahead(self._exists, paths, len(paths), self._files.readers)
+        return [self.item(path) for path in compress(paths, there)]
 
     def item(self, path: str) -> Item:
         """Return the item of an entry, by its path in the store."""
@@ -214,10 +253,6 @@ class Shelf(ABC, Generic[K, V]):
         """
         self._repair(item)
         self._fsync(item.path)
-
-    def damaged(self) -> list[Damage]:
-        """Return what listings leave out because it cannot be read."""
-        return self.survey()[1]
 
     # Removal
 
@@ -291,17 +326,23 @@ class Shelf(ABC, Generic[K, V]):
     def _key(self, path: str) -> str:
         return str(self._label(path.partition("/")[2]))
 
-    def _stored(self) -> Iterator[str]:
-        """Yield the paths of all entries, readable or not."""
-        return filter(self._exists, self._paths())
-
     def _name(self, path: str) -> str:
         """Return the name of the item at a path."""
         return f"{self.folder}/{self._key(path)}"
 
+    def _get(self, path: str) -> V:
+        try:
+            return self._read(path)
+        except FileNotFoundError as error:
+            raise self._not_found(self._name(path)) from error
+
     @abstractmethod
     def _read(self, path: str) -> V:
-        """Read the entry at a path."""
+        """Read the entry at a path; FileNotFoundError if there is none."""
+
+    @abstractmethod
+    def _not_found(self, name: str) -> NotFoundError:
+        """Return the error for an item that is not stored, by its name."""
 
     @abstractmethod
     def _check(self, item: Item) -> Iterator[Damage]:
@@ -360,7 +401,7 @@ class DocumentShelf(Shelf[str, V]):
 
     def keys(self) -> list[str]:
         """Names, sorted."""
-        return sorted(map(self._key, self._stored()))
+        return sorted(self._key(item.path) for item in self.items())
 
     def references(self) -> set[str]:
         """Return every digest in the documents: the data sets and manifests that are in use.

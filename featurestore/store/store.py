@@ -157,10 +157,6 @@ class FeatureStore:
         """
         self._shelf(item.path).repair(item)
 
-    def damaged(self) -> list[Damage]:
-        """Return what listings leave out because it cannot be read."""
-        return [damage for shelf in self._shelves for damage in shelf.damaged()]
-
     def garbage(self, *, boundaries: bool = False, unused: bool = False) -> list[Garbage]:
         """List what no data set and no head needs; nothing is removed.
 

@@ -41,12 +41,27 @@ def test_ls_names_data_sets_without_features(place: Place) -> None:
 
 
 def test_ls_names_what_cannot_be_read(place: Place) -> None:
-    Path(next(place.store.glob("heads/knn-*/head.json"))).write_text("{")
+    Path(next(place.store.glob("features/*conv_a*/features/zarr.json"))).write_text("{")
+    Path(next(place.store.glob("datasets/*/current.json"))).write_text("{")
 
     result = featurestore("ls", "--json")
 
-    assert len(result.json) == 2
-    assert result.err.startswith("damaged: heads/knn-")
+    assert len(result.json) == 1
+    features, dataset = result.err.splitlines()
+    assert features.startswith("damaged: features/tiny@conv_a")
+    assert dataset.startswith("damaged: datasets/")
+
+
+def test_heads_names_what_cannot_be_read(place: Place) -> None:
+    before = len(featurestore("heads", "--json").json)
+    Path(next(place.store.glob("heads/knn-*/head.json"))).write_text("{")
+    Path(next(place.store.glob("datasets/*/current.json"))).write_text("{")
+
+    result = featurestore("heads", "--json")
+
+    assert len(result.json) == before - 1
+    assert "/head.json cannot be parsed" in result.err
+    assert "/current.json cannot be parsed" in result.err
 
 
 def test_show_says_where_features_come_from(place: Place) -> None:

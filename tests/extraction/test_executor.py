@@ -19,7 +19,7 @@ from featurestore.extraction import (
 )
 from featurestore.features import Features
 from featurestore.features.listing import ls
-from featurestore.store import FeatureGroup, FeatureStore
+from featurestore.store import FeatureGroup, FeatureStore, GroupState
 from tests.extraction.conftest import LAYERS, Killed, stop_after
 from tests.toys import drop_block, in_small_blocks
 
@@ -127,7 +127,7 @@ def slow(monkeypatch):
 
 
 def begun_of(store):
-    return {group.key.ref: group.begun() for group in store.features.values()}
+    return {group.key.ref: GroupState.of(group).begun for group in store.features.values()}
 
 
 @pytest.mark.reliability

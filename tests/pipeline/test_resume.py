@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from featurestore.store import GroupState
 from tests.pipeline.conftest import Pipeline
 from tests.reliability.processes import Commands, Strike
 from tests.toys import Result, build_network, featurestore, take_photos, tree
@@ -36,7 +37,7 @@ def wide(tmp_path: Path) -> Pipeline:
 
 def states(pipeline: Pipeline) -> dict[str, tuple[int, int]]:
     """Blocks stored, of how many, by layer."""
-    described = [group.describe() for group in pipeline.store.features.values()]
+    described = [GroupState.of(group).describe() for group in pipeline.store.features.values()]
     return {each["layer"]: (each["blocks_done"], each["blocks"]) for each in described}
 
 

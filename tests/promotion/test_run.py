@@ -145,7 +145,7 @@ def toys_head(toys: Features) -> Head:
         ([0.5, 1.5, 2.5] * 10, {}, r"labels \(30\)"),
         (None, {}, r"labels \(30\)"),
         (CLASSES * 10, {"seed": 1}, r": splits \(\d+\); leave out data=… to promote it with the"),
-        (CLASSES * 10, {"splits": ["val"] * 30}, r"splits \(21\)"),
+        (CLASSES * 10, {"splits": ["val"] * 30}, r"splits \(17\)"),
     ],
 )
 def test_other_labels_or_splits_are_refused(

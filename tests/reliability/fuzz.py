@@ -331,7 +331,8 @@ def small_store(folder: Path) -> Any:
 
 def _document_target(folder: Path) -> Target:
     from featurestore.heads import Head, leaderboard
-    from featurestore.store import FeatureStore
+    from featurestore.store import FeatureStore, GroupState
+    from tests.store.conftest import damaged
 
     store = small_store(folder)
     root = Path(store.location)
@@ -345,14 +346,14 @@ def _document_target(folder: Path) -> Target:
         with _replaced(path, data[1:]):
             try:
                 opened = FeatureStore(root)
-                refusals = [*map(str, opened.damaged())]
+                refusals = [*map(str, damaged(opened))]
                 for place in opened.items():
                     refusals += map(str, opened.check(place))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of heads that are left out
                     leaderboard(store=opened)
                 for key in opened.features.keys():
-                    opened.features.get(key).describe()
+                    GroupState.of(opened.features.get(key)).describe()
                     opened.features.get(key).read()
                 opened.datasets.values()
                 _ = opened.datasets.load("tiny").paths

@@ -147,7 +147,7 @@ class Kept:
     # Reading, as users do.
 
     def ways(self, name: str) -> list[Callable[[], object]]:
-        """The ways to read what a file is for; none for the root."""
+        """The ways to read what a file is for; none for what only plain Zarr reads."""
         kind, place, store = self.kind(name), self.place(name), self.store
         if kind == "block":
             block, group = self.block(name), store.features.get(self.key(name))
@@ -157,6 +157,8 @@ class Kept:
                 lambda: group.read_block(block),
                 lambda: group.read(span),
             ]
+        if name in (f"{place.path}/zarr.json", f"{place.path}/sample/zarr.json"):
+            return []
         if place.kind == "features":
             key = self.key(name)
             states = [state for states in self.states.values() for state in states]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featurestore.digests import digest_bytes, digest_set, packed, row_id
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, blocks
+from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, blocks
 from featurestore.store.files import Files
 
 # Rows of a block, and the shape of a row.
@@ -43,6 +43,13 @@ def put(files: Files, path: str, data: bytes) -> None:
     """Write a file, its folder first."""
     files.make_folder(path.rpartition("/")[0])
     files.write(path, data)
+
+
+def damaged(store: FeatureStore) -> list[Damage]:
+    """What listings leave out because it cannot be read."""
+    shelves = (store.datasets, store.heads)
+    found = store.features.states(lambda _: False)[1]
+    return [*found, *(each for shelf in shelves for each in shelf.survey()[1])]
 
 
 def reasons(store: FeatureStore, group: FeatureGroup) -> list[tuple[int | None, str]]:

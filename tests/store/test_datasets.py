@@ -14,7 +14,7 @@ from featurestore.store import FeatureStore
 from featurestore.store.datasets import DatasetEntry, DatasetShelf
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
-from tests.store.conftest import put
+from tests.store.conftest import damaged, put
 from tests.toys import take_photos
 
 IMAGES = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
@@ -144,13 +144,13 @@ def test_a_damaged_pointer_is_named(store: FeatureStore, location: str, document
         with pytest.raises(DamagedError, match=r"datasets/shapes/current\.json"):
             read()
     assert [entry.name for entry in store.datasets.values()] == ["sound"]
-    assert [each.path for each in store.damaged()] == ["datasets/shapes"]
+    assert [each.path for each in damaged(store)] == ["datasets/shapes"]
 
 
 def test_foreign_folders_are_no_data_sets(store: FeatureStore, location: str) -> None:
     for name in ("a b", "%61", "x."):
         put(open_files(location), f"datasets/{name}/current.json", b"{}")
-    assert store.datasets.values() == store.damaged() == []
+    assert store.datasets.values() == damaged(store) == []
 
 
 @pytest.mark.parametrize("keep", [0, -1])

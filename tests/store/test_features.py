@@ -7,10 +7,10 @@ import pytest
 
 from featurestore.digests import digest_bytes
 from featurestore.errors import DamagedError, NotFoundError, StoreError
-from featurestore.store import FeatureKey, FeatureStore
+from featurestore.store import FeatureKey, FeatureStore, GroupState
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
-from tests.store.conftest import TAIL, digests_of, filled, ids_of, key_of, put
+from tests.store.conftest import TAIL, damaged, digests_of, filled, ids_of, key_of, put
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -54,7 +54,7 @@ def test_the_whole_digests_are_compared(store: FeatureStore) -> None:
             store.features.get(other)
         with pytest.raises(StoreError, match="short digests are equal"):
             store.features.create(other, shape=(10, *TAIL), sample_ids=ids_of(digests_of(10)))
-    assert store.features.of_prefix(key.prefix_digest, key.ref)[0].key == key
+    assert store.features.of_prefix(key.prefix_digest, key.ref)[0].group.key == key
     other = key.prefix_digest[:-1] + ("0" if key.prefix_digest[-1] != "0" else "1")
     assert store.features.of_prefix(other, key.ref) == []
 
@@ -73,24 +73,40 @@ def test_hostile_names_stay_inside(store: FeatureStore, location: str) -> None:
 def test_damage_in_one_group_hides_no_other(store: FeatureStore, location: str) -> None:
     sound = filled(store, ref="sound").key
     files = open_files(location)
-    bad = {name: filled(store, ref=name).key for name in ("cut", "moved", "newer", "gone")}
+    bad = {name: filled(store, ref=name).key for name in ("cut", "moved", "newer")}
     for path in (f"features/{bad['newer'].path}{each}/zarr.json" for each in ("", "/features")):
         newer = read_json(files, path)
         newer["attributes"]["featurestore_format"] = 2
         write_json(files, path, newer)
-    put(files, f"features/{bad['cut'].path}/zarr.json", b"{")
+    put(files, f"features/{bad['cut'].path}/features/zarr.json", b"{")
     for each in ("", "/features"):
         moved = files.read(f"features/{sound.path}{each}/zarr.json")
         put(files, f"features/{bad['moved'].path}{each}/zarr.json", moved)
-    files.remove(f"features/{bad['gone'].path}/zarr.json")
     assert store.features.keys() == [sound]
-    reasons = {each.path.removeprefix("features/"): each.reason for each in store.damaged()}
+    reasons = {each.path.removeprefix("features/"): each.reason for each in damaged(store)}
     assert set(reasons) == {key.path for key in bad.values()}
     assert "cannot be parsed" in reasons[bad["cut"].path]
     assert "the folder was moved" in reasons[bad["moved"].path]
     assert "format 2" in reasons[bad["newer"].path]
     with pytest.raises(DamagedError, match="cannot be parsed"):
         store.features.get(bad["cut"])
+
+
+@pytest.mark.parametrize("document", ["zarr.json", "sample/zarr.json"])
+def test_metadata_that_only_plain_zarr_reads_are_checked_and_hide_nothing(
+    store: FeatureStore, document: str
+) -> None:
+    group = filled(store)
+    for damage in (
+        lambda path: put(store._files, path, b"{"),
+        lambda path: store._files.remove(path),
+    ):
+        damage(f"{group.path}/{document}")
+        assert store.features.get(group.key) == group
+        (item,) = store.items(group.key)
+        assert [each.path for each in store.check(item)] == [f"{group.path}/{document}"]
+        store.repair(item)
+        assert store.check(item) == []
 
 
 def test_foreign_files_are_no_groups(store: FeatureStore, location: str) -> None:
@@ -105,7 +121,7 @@ def test_foreign_files_are_no_groups(store: FeatureStore, location: str) -> None
     ):
         put(files, f"features/{name}", b"x")
     assert store.features.keys() == [key]
-    assert store.damaged() == []
+    assert damaged(store) == []
 
 
 def test_features_of_a_prefix_have_its_reduction(store: FeatureStore) -> None:
@@ -115,7 +131,7 @@ def test_features_of_a_prefix_have_its_reduction(store: FeatureStore) -> None:
         store.features.create(key, shape=(rows, 4), sample_ids=ids_of(digests_of(rows)))
 
     def found(prefix: str = own.prefix_digest, ref: str = own.ref) -> set[FeatureKey]:
-        return {group.key for group in store.features.of_prefix(prefix, ref)}
+        return {each.group.key for each in store.features.of_prefix(prefix, ref)}
 
     assert found() == found(ref="renamed:avg") == {own, *others}
     assert found(ref="block5_pool") == found(ref="block5_pool:max") == set()
@@ -136,7 +152,7 @@ def test_match_finds_the_one_that_is_meant(store: FeatureStore) -> None:
 
 def test_describe(store: FeatureStore) -> None:
     group = filled(store, 19, skip=(1,))
-    told = store.features.get(group.key).describe()
+    told = GroupState.of(store.features.get(group.key)).describe()
     assert json.loads(json.dumps(told)) == told
     assert told["key"] == str(group.key)
     assert (told["shape"], told["dtype"]) == ([19, *TAIL], "float16")
@@ -147,7 +163,7 @@ def test_describe(store: FeatureStore) -> None:
 
 def test_remove(store: FeatureStore, location: str) -> None:
     kept, gone = filled(store, ref="kept").key, filled(store, ref="gone").key
-    size = store.features.get(gone).describe()["bytes"]
+    size = store.features.get(gone).nbytes_stored
     assert store.features.remove(gone) >= size
     assert store.features.keys() == [kept]
     files = open_files(location)

@@ -12,6 +12,7 @@ import pytest
 from featurestore.errors import IncompleteFeaturesError
 from featurestore.features import Features
 from featurestore.store import FeatureStore
+from tests.store.conftest import damaged
 from tests.store.write_fixture import ABSENT, FIXTURES, TAILS, data_set, rows_of, write
 
 
@@ -24,7 +25,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
 def test_features(old: FeatureStore) -> None:
     dataset = data_set()
     assert {key.ref for key in old.features.keys()} == set(TAILS)
-    assert old.damaged() == []
+    assert damaged(old) == []
     for group in old.features.values():
         key = group.key
         assert group.shape == (20, *TAILS[key.ref])

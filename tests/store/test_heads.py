@@ -6,7 +6,7 @@ from featurestore.errors import DamagedError, NotFoundError, StoreFormatError
 from featurestore.store import FeatureStore
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
-from tests.store.conftest import put
+from tests.store.conftest import damaged, put
 
 META = {"name": "logistic", "metrics": {"val": {"accuracy": 0.9}}}
 
@@ -44,7 +44,7 @@ def test_a_head_of_a_newer_format_is_refused(store: FeatureStore, location: str)
 def test_the_document_commits(store: FeatureStore, location: str) -> None:
     put(open_files(location), "heads/ridge-2/model.skops", b"x")
     assert not store.heads.has("ridge-2")
-    assert store.heads.values() == store.damaged() == []
+    assert store.heads.values() == damaged(store) == []
 
 
 def test_saving_again_replaces_what_is_damaged_and_nothing_else(
@@ -76,7 +76,7 @@ def test_damage_in_one_head_hides_no_other(store: FeatureStore, location: str) -
     put(files, "heads/foreign/head.json", b'{"id": "other", "files": {}}')
     put(files, "heads/file/model.skops", b"fittEd")
     assert [meta["id"] for meta in store.heads.values()] == ["file", "sound"]
-    assert [each.path for each in store.damaged()] == ["heads/cut", "heads/foreign"]
+    assert [each.path for each in damaged(store)] == ["heads/cut", "heads/foreign"]
     with pytest.raises(DamagedError, match=r"heads/file/model.skops.*`featurestore train`"):
         store.heads.read("file", "model.skops")
     files.remove("heads/file/model.skops")

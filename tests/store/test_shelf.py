@@ -37,7 +37,7 @@ def test_features_of_no_data_set(store: FeatureStore, location: str) -> None:
     group = filled(store)
     (item,) = store.garbage()
     assert (item.kind, item.name) == ("features", str(group.key))
-    assert item.bytes == store.features.get(group.key).describe()["bytes"]
+    assert item.bytes == store.features.get(group.key).nbytes_stored
     assert store.gc([item]) >= item.bytes
     assert store.features.keys() == [kept]
     assert store.garbage() == []

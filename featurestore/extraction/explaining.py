@@ -1,0 +1,72 @@
+"""Explain why nothing of a layer is stored: how the nearest stored features differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from featurestore.backbone.augmentation import title
+from featurestore.extraction.planned import ExtractionPlan, LayerPlan
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.store.variants import part_of
+
+if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
+    from featurestore.dataset import Dataset
+
+
+def explained(
+    decided: ExtractionPlan, backbone: Backbone, dataset: Dataset, store: FeatureStore
+) -> ExtractionPlan:
+    """Say of the layers of which nothing is stored how the nearest stored features differ."""
+
+    def is_new(layer: LayerPlan) -> bool:
+        return not (layer.state or layer.derived or (layer.copies and layer.copies.groups))
+
+    names = {(layer.key.model, layer.key.ref) for layer in decided.layers if is_new(layer)}
+    if not names:
+        return decided
+    stored, _ = store.features.some(lambda key: (key.model, key.ref) in names)
+
+    def explain(layer: LayerPlan) -> LayerPlan:
+        if not is_new(layer):
+            return layer
+        nearest = _why(layer.key, backbone.prefix_fields(layer.ref.layer), dataset, stored)
+        return replace(layer, why="; ".join(filter(None, [nearest, layer.why])) or None)
+
+    return replace(decided, layers=tuple(map(explain, decided.layers)))
+
+
+def _why(
+    key: FeatureKey, fields: dict[str, Any], dataset: Dataset, stored: Sequence[FeatureGroup]
+) -> str | None:
+    """Say what differs from the nearest stored features of the same model and layer ref.
+
+    For example ``"preprocessing.resize: stored stretch, asked crop"``; None if none are stored.
+    A view is compared only with the same view under other augmentation.
+    """
+    near = []
+    for group in stored:
+        other = group.key
+        same_view = group.view == fields["preprocessing"].get("view")
+        if (other.model, other.ref) == (key.model, key.ref) and same_view:
+            differences = _differences(part_of(group.provenance, "prefix"), fields)
+            if other.dataset_digest != dataset.digest:
+                differences.append(f"samples: stored others, asked those of {dataset.name}")
+            near.append(differences)
+    near.sort(key=len)
+    return "; ".join(near[0]) if near else None
+
+
+def _differences(stored: Mapping[str, Any], asked: dict[str, Any], under: str = "") -> list[str]:
+    found = []
+    for name in sorted(stored.keys() | asked.keys()):
+        old, new = stored.get(name), asked.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{under}{name}.")
+        elif old != new:
+            if name == "augmentation":  # whole settings would fill the line
+                old, new = (each and title(each) for each in (old, new))
+            found.append(f"{under}{name}: stored {old}, asked {new}")
+    return found
