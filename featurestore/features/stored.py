@@ -274,7 +274,7 @@ def one_stored(
     """Return the one feature array of a data set, layer, model and variant: `Features.open`."""
     found = stored(store, dataset, model=model, layer=layer, **variant)
     if layer is None:
-        found = without_boundaries(found)
+        found = list(without_boundaries(found))
     if len(found) > 1:
         models = sorted({each.key.model for each in found})
         refs = list(dict.fromkeys(each.ref for each in found))
