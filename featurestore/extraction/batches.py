@@ -112,9 +112,9 @@ def size_before(decided: ExtractionPlan, store: FeatureStore) -> int | None:
     None if the plan resumes nothing.
     """
     for layer in decided.layers:
-        if layer.missing and not layer.replaces:
+        if layer.missing:
             with suppress(NotFoundError):
-                if size := recorded_size(store.features.get(layer.key)):
+                if size := recorded_size(store.features.get(layer.key, layer.dtype)):
                     return size
     return None
 

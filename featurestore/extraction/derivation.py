@@ -8,6 +8,7 @@ computed from the images.
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 from featurestore.backbone import numerics
 from featurestore.backbone.forward import Forward
 from featurestore.digests import short
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, NotFoundError
 from featurestore.extraction.batches import images_of
 from featurestore.extraction.copies import (
     Copies,
@@ -141,9 +142,9 @@ class Deriving:
 
     def _derived(self, layer: LayerPlan, whole: set[str]) -> LayerPlan:
         """Derive a layer from the stored layer that has the most rows: of several, the nearest."""
-        if self.store.features.has(layer.key) and not layer.replaces:
+        with suppress(NotFoundError):
             # Its provenance names what its rows are derived from, and does not change.
-            whole = whole & sources_of(self.store.features.get(layer.key))
+            whole = whole & sources_of(self.store.features.get(layer.key, layer.dtype))
         ways = []
         for source in self.backbone.derivable_from(layer.ref) if whole else ():
             if short(self.backbone.prefix_digest(source)) in whole:

@@ -24,7 +24,7 @@ from featurestore.extraction.derivation import Checked, Deriving
 from featurestore.extraction.fitting import Part, fit, sizes
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.rates import measure as rates_of
-from featurestore.extraction.stored_type import recorded_unfit
+from featurestore.extraction.stored_type import begun_as_float32, recorded_unfit
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike, block_rows
 from featurestore.store.variants import part_of
 
@@ -256,24 +256,29 @@ class Request:
             return [group for group in same if group.key != key]
 
         dtype, unfit = self.dtype, None
+        missing = tuple(stored.missing()) if stored is not None else ()
         if dtype == AUTO:
             unfit = self.unfit.get(str(ref))
-            if stored is None and unfit is None:
-                unfit = next(filter(None, map(recorded_unfit, others())), None)
+            if unfit is None:
+                known = others() if stored is None else []
+                if stored is not None and missing:  # It may have shown, for these very samples.
+                    known = begun_as_float32(store, stored)
+                unfit = next(filter(None, map(recorded_unfit, known)), None)
             dtype = "float32" if unfit else "float16"
         replaces = stored is not None and dtype not in (str(stored.dtype), "float16")
-        if stored is None or replaces:
+        if stored is not None and replaces:
+            stored = next(iter(begun_as_float32(store, stored)), None)
+            missing = tuple(stored.missing()) if stored is not None else ()
+        if stored is None:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
-            missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
-            begun = {}
+            missing, begun = tuple(range(-(-len(dataset) // rows))), {}
         else:  # float32 serves a request for float16
-            rows, dtype = stored.block_rows, str(stored.dtype)
-            missing, begun = tuple(stored.missing()), stored.begun()
+            rows, dtype, begun = stored.block_rows, str(stored.dtype), stored.begun()
         copies = None
         if missing and others():
             copies = find_copies(others(), dtype, dataset, unreadable)
         why = "stored as float16" if replaces else None
-        if stored is None and not (copies and copies.groups):
+        if stored is None and not replaces and not (copies and copies.groups):
             why = _why(key, backbone.prefix_fields(ref.layer), dataset, store)
         if unfit and missing:
             why = "; ".join(filter(None, [why, f"float32 because it gave {unfit}"]))
