@@ -31,6 +31,8 @@ from featurestore.store.variants import Variant, choices
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
 # A block, or the first rows of one.
 _CHUNK = rf"(c\.)?\d+(\.\d+)*({re.escape(BEGUN)})?"
+# A block of float16 features, or the first rows of one, and where the same block of float32 is.
+_FLOAT16 = re.compile(rf"(.+/{FEATURES}/)c\.(\d+(\.\d+)*)({re.escape(BEGUN)})?")
 
 
 class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
@@ -356,6 +358,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def _leftover(self, path: str, existing: Collection[str]) -> str | None:
         if path.endswith(BEGUN) and path.removesuffix(BEGUN) in existing:
             return "its block is complete"
+        if (former := _FLOAT16.fullmatch(path)) and former[1] + former[2] in existing:
+            with suppress(StoreError):
+                group = self._read(path.rpartition(f"/{FEATURES}/")[0])
+                if group.dtype == np.float32 and group.replacement not in existing:
+                    return "float32 features replaced it"
         return super()._leftover(path, existing)
 
     def _unused(self, path: str, in_use: Collection[str]) -> str | None:
