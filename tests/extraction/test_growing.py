@@ -188,10 +188,15 @@ def test_progress_stays_within_its_totals_when_rows_cannot_be_read(
 ):
     in_small_blocks(monkeypatch)
     images = [dataset.image(row) for row in range(45)]
-    first = extract(Dataset.from_arrays(images[:30], name="part"), backbone, "gap", store)["gap"].group
+    first = extract(Dataset.from_arrays(images[:30], name="part"), backbone, "gap", store)[
+        "gap"
+    ].group
     Path(store.location, first.features.file(6)).write_bytes(b"damaged")
     events: list[Any] = []
-    grown, options = Dataset.from_arrays(images, name="all"), {"batch_size": 2, "on_event": events.append}
+    grown, options = (
+        Dataset.from_arrays(images, name="all"),
+        {"batch_size": 2, "on_event": events.append},
+    )
     found = extract(grown, backbone, "gap", store, **options)
     progress = [each for each in events if isinstance(each, RowsComputed | RowsCopied)]
     assert all(0 < each.done <= each.total for each in progress)
