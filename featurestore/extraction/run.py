@@ -24,7 +24,7 @@ from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
-from featurestore.extraction.stored_type import Float16Error, take_over
+from featurestore.extraction.stored_type import Float16Error, remove_damaged, take_over
 from featurestore.extraction.writer import Written
 from featurestore.features import Features
 from featurestore.listening import OnEvent, receiver
@@ -273,14 +273,16 @@ def _write_alone(
                 written.forget(ref)
                 receiver(on_event)(Float32Chosen(ref, found, view))
             continue
-        if not store.features.locking:
+        replacing = [group for group in groups.values() if group.is_replacement]
+        for group in replacing:
+            remove_damaged(group)
+        if replacing or not store.features.locking:
             # Without locks, another process may have removed what this one wrote.
             asked = request.plan(dataset, store, unreadable)
             if asked.units:
                 continue
-        for group in groups.values():
-            if group.is_replacement:
-                take_over(group, store, on_event)
+        for group in replacing:
+            take_over(group, store, on_event)
         return groups
 
 

@@ -83,11 +83,14 @@ def begun_as_float32(store: FeatureStore, stored: FeatureGroup) -> list[FeatureG
     return []
 
 
-def take_over(group: FeatureGroup, store: FeatureStore, on_event: OnEvent | None) -> None:
-    """Let float32 features take over, once they are whole and no process uses the float16 ones."""
+def remove_damaged(group: FeatureGroup) -> None:
+    """Remove damaged blocks, which are then computed again: what takes over must be whole."""
     for block in damaged_blocks(group):
         group.features.remove(block)
-    group.require()
+
+
+def take_over(group: FeatureGroup, store: FeatureStore, on_event: OnEvent | None) -> None:
+    """Let complete float32 features take over, once no process uses the float16 ones."""
     waiting = False
     while not store.features.take_over(group.key):
         if not waiting:

@@ -120,7 +120,8 @@ def test_gc_only_lists_without_consent(littered: Place) -> None:
 def test_gc_removes_with_consent(littered: Place) -> None:
     report = featurestore("gc", "--yes", "--json").json
 
-    assert report["removed"] and report["bytes_freed"] == report["items"][0]["bytes"] > 0
+    assert report["removed"]
+    assert report["bytes_freed"] == report["items"][0]["bytes"] > 0
     assert featurestore("gc").out == "nothing removed\n"
     assert featurestore("verify").status == 0
 

@@ -168,6 +168,19 @@ def test_features_that_cannot_be_replaced_stay(backbone, store, tmp_path):
     np.testing.assert_array_equal(Features.open("photos", "plain", store).group.read(), before)
 
 
+def test_a_damaged_block_does_not_take_over(arrays, backbone, store):
+    extract(arrays, backbone, "plain", store)
+    with pytest.raises(KeyboardInterrupt):
+        extract(
+            arrays, backbone, "plain", store, dtype="float32", on_event=stop_after(8), batch_size=4
+        )
+    (begun,) = Path(store.location).glob("features/*/features/0.0.0.0")
+    begun.write_bytes(begun.read_bytes()[:-1])
+    found = extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
+    assert in_one(found, "plain")[:1] == ("float32",)
+    assert check_whole(store, values(arrays, backbone, "plain"))
+
+
 @pytest.mark.reliability
 def test_a_replacement_that_is_killed_leaves_either_whole_and_resumes(arrays, backbone, tmp_path):
     def replace(number=None):
