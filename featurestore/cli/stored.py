@@ -194,9 +194,9 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
 
     Features of the current samples of a data set are kept, unless --boundaries or --unused is
     given. So is everything that another process is using; an object store has no locks, so there
-    everything written within the last day is kept. With --json but without --yes, nothing is
-    removed. Superseded features that are only kept for heads are listed, with the command that
-    frees them.
+    everything written within the last day is kept. With --json but without --yes, the document
+    lists what would be removed, and "removed" is false. Superseded features that are only kept for
+    heads are listed, with the command that frees them.
 
     \b
     Example:
@@ -239,7 +239,8 @@ def rm_command(
     NAME is a data set, a head (its id, the beginning of its id, or its name) or features (a key, or
     any unique part of one). Heads are removed with the data set or features that they were fitted
     on, and features with the last data set or head that needs them: everything is listed first.
-    Images and promoted models are not touched. With --json but without --yes, nothing is removed.
+    Images and promoted models are not touched. With --json but without --yes, the document lists
+    what would be removed, and "removed" is false.
 
     \b
     Example:
@@ -260,7 +261,10 @@ def _remove(
     as_json: bool,
     more: Mapping[str, Any] = {},
 ) -> int | None:
-    """List items, ask, remove them, and report; return the bytes freed if consent was given."""
+    """List items, ask, remove them, and report; return the bytes freed if consent was given.
+
+    JSON is for programs, which cannot be asked: without ``yes`` it says what would be removed.
+    """
     if not as_json and items:
         print_table(
             Grid(
@@ -278,7 +282,11 @@ def _remove(
         yes = click.confirm(f"remove {plural(len(items), 'item')}, {total}?", err=True)
     freed = remove() if items and yes else 0
     if as_json:
-        print_json({"items": [asdict(item) for item in items], "bytes_freed": freed, **more})
+        removed = bool(items) and yes
+        listed = [asdict(item) for item in items]
+        print_json({"items": listed, "removed": removed, "bytes_freed": freed, **more})
+        if items and not yes:
+            say(f"nothing removed; --yes removes {plural(len(items), 'item')}", err=True)
     else:
         click.echo(f"{size(freed)} freed" if freed else "nothing removed")
     return freed if items and yes else None

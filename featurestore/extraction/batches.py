@@ -111,7 +111,7 @@ def size_before(decided: ExtractionPlan) -> int | None:
     None if the plan resumes nothing.
     """
     for layer in decided.layers:
-        resumed = layer.state if layer.missing and not layer.replaces else None
+        resumed = layer.state if layer.missing else None
         if resumed and (size := recorded_size(resumed.group)):
             return size
     return None

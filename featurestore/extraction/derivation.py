@@ -142,7 +142,7 @@ class Deriving:
 
     def _derived(self, layer: LayerPlan, whole: set[str]) -> LayerPlan:
         """Derive a layer from the stored layer that has the most rows: of several, the nearest."""
-        if layer.state is not None and not layer.replaces:
+        if layer.state is not None:
             # Its provenance names what its rows are derived from, and does not change.
             whole = whole & sources_of(layer.state.group)
         ways = []

@@ -93,7 +93,9 @@ class Executor:
         others = self._plan.rows_copied, self._plan.rows_derived
         view = self._backbone.preprocessing.view
         self._on_event(ExtractionStarted(self._backbone.name, names, self._total, *others, view))
-        self._written, self._reported = written or Written(), (0, 0)
+        self._written = written or Written()
+        # An attempt before this one may have written rows: its plan counts only what was left.
+        self._before = self._reported = self._rows_written()
         with ThreadPoolExecutor(processors(), "write") as pool:
             self._writers = {
                 number: BlockWriter(
@@ -182,18 +184,22 @@ class Executor:
 
     def _after_batch(self) -> None:
         """Report the progress, and now and then save the rows of incomplete blocks."""
-        copied, derived = self._written.copied.total(), self._written.derived.total()
+        copied, derived = self._rows_written()
         to_copy, to_derive = self._plan.rows_copied, self._plan.rows_derived
         if copied != self._reported[0]:
-            self._on_event(RowsCopied(copied, to_copy))
+            self._on_event(RowsCopied(copied - self._before[0], to_copy))
         if derived != self._reported[1]:
-            self._on_event(RowsDerived(derived, to_derive))
+            self._on_event(RowsDerived(derived - self._before[1], to_derive))
         self._reported = copied, derived
         self._written.forecast.advance(self._done, self._total, to_copy + to_derive)
         if _clock() - self._saved >= SAVE_SECONDS:
             for writer in self._writers.values():
                 writer.save()
             self._saved = _clock()
+
+    def _rows_written(self) -> tuple[int, int]:
+        """Rows that were copied and derived, by this call and those before it."""
+        return self._written.copied.total(), self._written.derived.total()
 
     def _advance(self, rows: int) -> None:
         if rows:

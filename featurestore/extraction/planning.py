@@ -279,12 +279,16 @@ class Request:
         dtype, unfit = self.dtype, None
         if dtype == AUTO:
             unfit = self.unfit.get(str(ref))
-            if state is None and unfit is None:
-                recorded = (recorded_unfit(each.group) for each in others())
-                unfit = next(filter(None, recorded), None)
+            if unfit is None:
+                known = others() if state is None else []
+                if state is not None and state.missing and state.group.dtype == "float16":
+                    known = stored.replacement(key)
+                unfit = next(filter(None, (recorded_unfit(each.group) for each in known)), None)
             dtype = "float32" if unfit else "float16"
         replaces = state is not None and dtype not in (str(state.group.dtype), "float16")
-        if state is None or replaces:
+        if replaces:
+            state = next(iter(stored.replacement(key)), None)
+        if state is None:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
             missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
             begun: Mapping[int, int] = {}

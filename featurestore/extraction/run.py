@@ -6,13 +6,13 @@ import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
 from featurestore.backbone.augmentation import settings
-from featurestore.errors import NotFoundError
+from featurestore.errors import NotFoundError, StoreError
 from featurestore.extraction import sharing
 from featurestore.extraction.batches import size_before
 from featurestore.extraction.budget import bytes_of
@@ -24,16 +24,13 @@ from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
-from featurestore.extraction.stored_type import Float16Error
+from featurestore.extraction.stored_type import Float16Error, remove_damaged, take_over
 from featurestore.extraction.writer import Written
 from featurestore.features import Features
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 from featurestore.store.former import replace_former
 from featurestore.versions import versions
-
-# How often to look whether other processes are done with features that are to be replaced.
-POLL_SECONDS = 0.2
 
 if TYPE_CHECKING:
     import keras
@@ -83,7 +80,8 @@ def extract(
         Stored type. By default float16, and float32 for a layer whose activations float16 cannot
         hold: if that shows late, the layer is computed again. Features of either type that are
         stored are taken as they are. Stored float32 features are reused for float16 requests;
-        stored float16 features are computed again and replaced for float32 requests.
+        for a float32 request, stored float16 features are computed again and replaced once the new
+        ones are complete.
     batch_size : int or "auto"
         Samples in a forward batch; not part of the key. By default 32, fewer if memory is short,
         and more for a large data set if a short measurement shows that it is faster. If memory runs
@@ -190,7 +188,7 @@ def _write(
         # Locked, so that gc does not remove what is complete before a manifest refers to it.
         with store.features.lock(request.keys(dataset).values(), shared=True):
             asked = request.plan(dataset, store)
-            if not asked.units:
+            if not asked.units and not any(layer.replaces for layer in asked.layers):
                 if not recorded:
                     _record(dataset, store, current=bool(request.refs))
                 return _complete(asked, request, store, written)
@@ -245,53 +243,75 @@ def _write_alone(
     }
     unreadable: dict[str, set[int]] = {}
     while True:
-        _replace(asked, dataset, store, on_event)
         parts = [each for layer in asked.layers for each in (layer.copies, layer.derived) if each]
         sources = [key for each in parts for key in each.keys]
         in_use = [*(layer.key for layer in asked.layers), *sources]
-        with store.features.lock(in_use, shared=True):
-            # Locked, and then referred to by a manifest: gc removes neither.
-            _record(dataset, store, current=bool(request.refs))
-            if not cluster:
-                refs = asked.refs_computed
-                engine = request.forward(refs).engine if refs else None
-            elif asked.units:
-                given = request.batch_size if isinstance(request.batch_size, int) else None
-                before = given or size_before(asked)
-                there = (asked, dataset, request.backbone, store, before)
-                engine, size = sharing.choose(cluster, *there, on_event)
-                request = dataclasses.replace(request, batch_size=given or size)
-            groups = {
-                str(layer.ref): _open(layer, dataset, request, store, engine, layer.key in marked)
-                for layer in asked.layers
-            }
-            decided = request.plan(dataset, store, unreadable)
-            if not _missing(decided) <= locked:
-                return  # It is of others by now.
-            if any(layer.replaces for layer in decided.layers):
-                asked = decided
-                continue  # Another process has just created them, as float16.
-            work = (decided, dataset, request.backbone, groups)
-            try:
+        try:
+            with _locked(store, in_use, locked):
+                # Locked, and then referred to by a manifest: gc removes neither.
+                _record(dataset, store, current=bool(request.refs))
+                if not cluster:
+                    refs = asked.refs_computed
+                    engine = request.forward(refs).engine if refs else None
+                elif asked.units:
+                    given = request.batch_size if isinstance(request.batch_size, int) else None
+                    before = given or size_before(asked)
+                    there = (asked, dataset, request.backbone, store, before)
+                    engine, size = sharing.choose(cluster, *there, on_event)
+                    request = dataclasses.replace(request, batch_size=given or size)
+                groups = {
+                    str(layer.ref): _open(
+                        layer, dataset, request, store, engine, layer.key in marked
+                    )
+                    for layer in asked.layers
+                }
+                decided = request.plan(dataset, store, unreadable)
+                if not _missing(decided) <= locked:
+                    return  # It is of others by now.
+                if any(layer.dtype != groups[str(layer.ref)].dtype for layer in decided.layers):
+                    asked = decided  # Without locks, another process has just begun a replacement.
+                    continue
+                work = (decided, dataset, request.backbone, groups)
                 if cluster:
                     sharing.compute(cluster, *work, store, written, on_event)
                 else:
                     Executor(*work, on_event, request.forward).run(decided.units, written)
-            except UnreadableRowsError as error:
-                unreadable[error.group.path] = damaged_blocks(error.group)
-                continue
-            except Float16Error as error:
-                if request.dtype != "auto":
-                    raise
-                unfit = {**request.unfit, **error.found}
-                request = dataclasses.replace(request, unfit=unfit)
-                asked = request.plan(dataset, store, unreadable)
-                view = request.backbone.preprocessing.view
-                for ref, found in error.found.items():
-                    written.forget(ref)
-                    receiver(on_event)(Float32Chosen(ref, found, view))
-                continue
-            return
+        except UnreadableRowsError as error:
+            unreadable[error.group.path] = damaged_blocks(error.group)
+            asked = request.plan(dataset, store, unreadable)
+            continue
+        except Float16Error as error:
+            if request.dtype != "auto":
+                raise
+            unfit = {**request.unfit, **error.found}
+            request = dataclasses.replace(request, unfit=unfit)
+            asked = request.plan(dataset, store, unreadable)
+            view = request.backbone.preprocessing.view
+            for ref, found in error.found.items():
+                written.forget(ref)
+                receiver(on_event)(Float32Chosen(ref, found, view))
+            continue
+        for group in groups.values():
+            if group.is_replacement:
+                remove_damaged(group)
+                if not group.missing():
+                    store.features.fsync(group.key)
+                    take_over(group, store, on_event)
+        return
+
+
+@contextmanager
+def _locked(
+    store: FeatureStore, keys: Iterable[FeatureKey], written: Iterable[FeatureKey]
+) -> Iterator[None]:
+    """Lock features that are used; after an error, remove those to write that got no row."""
+    try:
+        with store.features.lock(keys, shared=True):
+            yield
+    except BaseException:
+        with suppress(StoreError):
+            store.features.discard_empty(written)
+        raise
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
@@ -301,34 +321,6 @@ def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
     else:
         with store.datasets.keep(dataset):
             pass
-
-
-def _replace(
-    asked: ExtractionPlan, dataset: Dataset, store: FeatureStore, on_event: OnEvent | None
-) -> None:
-    """Remove float16 features that float32 ones replace."""
-    replaced = [layer for layer in asked.layers if layer.replaces]
-    if replaced:
-        # Keep what is stored if the images are gone.
-        dataset.image(asked.units[0].rows.start)
-    for layer in replaced:
-        _remove_float16(layer, store, on_event)
-
-
-def _remove_float16(layer: LayerPlan, store: FeatureStore, on_event: OnEvent | None) -> None:
-    """Remove float16 features once no process uses them, unless another process has done it."""
-    features, key, waiting = store.features, layer.key, False
-    while features.has(key):
-        with features.lock([key], wait=False) as held, suppress(NotFoundError):
-            if features.get(key).dtype != "float16":
-                return
-            if held:
-                features.discard(features.path(key))
-                return
-        if not waiting:
-            waiting = True
-            receiver(on_event)(WaitingForOthers((str(layer.ref),)))
-        time.sleep(POLL_SECONDS)
 
 
 def _open(
@@ -343,7 +335,7 @@ def _open(
     if layer.state is not None and not layer.missing:
         return layer.state.group
     with suppress(NotFoundError):
-        return store.features.get(layer.key)
+        return store.features.get(layer.key, layer.dtype)
     provenance: dict[str, Any] = {
         "command": extract_command(dataset, backbone, str(layer.ref)),
         "batch_size": request.batch_size,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from featurestore.errors import ActivationError
-from featurestore.store import FeatureGroup
+from featurestore.extraction.copies import damaged_blocks
+from featurestore.extraction.events import WaitingForOthers
+from featurestore.listening import OnEvent, receiver
+from featurestore.store import FeatureGroup, FeatureStore
 from featurestore.store.variants import part_of
 
 _LARGEST = float(np.finfo("float16").max)
 # Below it, float16 has fewer than 11 bits of precision.
 _TINY = float(np.finfo("float16").tiny)
+# How often to look whether other processes are done with features that are replaced.
+_POLL_SECONDS = 0.2
 
 
 class Float16Error(ActivationError):
@@ -66,3 +72,19 @@ def recorded_unfit(group: FeatureGroup) -> str | None:
     """Return what float16 could not hold when features were extracted as float32, if anything."""
     found = part_of(group.provenance, "dtype").get("unfit")
     return found if isinstance(found, str) else None
+
+
+def remove_damaged(group: FeatureGroup) -> None:
+    """Remove damaged blocks, which are then computed again: what takes over must be whole."""
+    for block in damaged_blocks(group):
+        group.features.remove(block)
+
+
+def take_over(group: FeatureGroup, store: FeatureStore, on_event: OnEvent | None) -> None:
+    """Let complete float32 features take over, once no process uses the float16 ones."""
+    waiting = False
+    while not store.features.take_over(group.key):
+        if not waiting:
+            waiting = True
+            receiver(on_event)(WaitingForOthers((group.key.ref,)))
+        time.sleep(_POLL_SECONDS)

@@ -148,10 +148,7 @@ def work(number: int, units: Sequence[Unit], sent: bytes) -> Done | FeatureStore
     def write(job: Job, worker: Any, done: Done) -> None:
         opened = _keep("job", job.token, lambda: _Opened.of(job, worker))
         opened.reporter.begin(number)
-        # The caller may have died, and another process replaced the arrays.
         with opened.store.features.lock([each.key for each in opened.groups], shared=True):
-            for each in opened.groups:
-                each.features.require_current()
             opened.executor.run(units, done.written)
 
     return _in_turn(write, sent)
@@ -259,7 +256,9 @@ class _Opened:
     @classmethod
     def of(cls, job: Job, worker: Any) -> _Opened:
         store, dataset, backbone, forward = _get_ready(job, worker)
-        groups = {str(each.ref): store.features.get(each.key) for each in job.plan.layers}
+        groups = {
+            str(each.ref): store.features.get(each.key, each.dtype) for each in job.plan.layers
+        }
         layers = tuple(_checked(each, backbone) for each in job.plan.layers)
         reporter = Reporter(worker, job.token)
         plan = replace(job.plan, layers=layers)

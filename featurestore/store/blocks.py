@@ -17,7 +17,6 @@ import numpy as np
 
 from featurestore.digests import digest_bytes, row_id
 from featurestore.errors import StoreError
-from featurestore.store.documents import read_json
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -80,7 +79,7 @@ def encode(rows: np.ndarray, address: str) -> bytes:
 def _address_frame(address: str) -> bytes:
     """Return a frame that decoders skip, with a digest of the address.
 
-    By it a sound chunk in the place of another is found: a misdirected write, a copied file.
+    This digest detects a valid chunk at the wrong position, and one that another program wrote.
     """
     content = row_id(digest_bytes(address.encode()))
     return ADDRESS_MAGIC + len(content).to_bytes(4, "little") + content
@@ -112,8 +111,11 @@ def decode(
         raise ValueError(f"checksum {found.hex()} found, {stored.hex()} expected")
     frame = _address_frame(address)
     tail = packed[-len(frame) :].tobytes()
-    if tail.startswith(ADDRESS_MAGIC) and tail != frame:
-        raise ValueError("it is the chunk of another array or place")
+    if tail != frame:
+        own = tail.startswith(ADDRESS_MAGIC)
+        raise ValueError(
+            "it is the chunk of another array or place" if own else "another program wrote it"
+        )
     values = np.empty(shape, dtype) if out is None else out
     try:
         # numcodecs raises if the data is too long for the output, but not if it is too short.
@@ -177,16 +179,14 @@ class BlockArray:
         first = block * self.block_rows
         return range(first, min(first + self.block_rows, self.shape[0]))
 
+    @property
+    def _prefix(self) -> str:
+        """Beginning of the names of blocks: those of float32 can be beside those of float16."""
+        return "" if self.dtype == np.float32 else "c."
+
     def file(self, block: int) -> str:
-        """Path of a block's file: ``c.<block>.0.0…``, all in one folder."""
-        return f"{self.path}/c.{block}" + ".0" * (len(self.shape) - 1)
-
-    def _address(self, block: int) -> str:
-        """Return the address stored in a block: its path, and its type.
-
-        Where float32 features replace float16 ones, blocks of both have the same paths and sizes.
-        """
-        return f"{self.file(block)} {self.dtype}"
+        """Path of a block's file, all in one folder: ``c.<block>.0…``, float32 ``<block>.0…``."""
+        return f"{self.path}/{self._prefix}{block}" + ".0" * (len(self.shape) - 1)
 
     def exists(self, block: int) -> bool:
         """Whether a block's file exists."""
@@ -203,9 +203,9 @@ class BlockArray:
         """
         tail = ".0" * (len(self.shape) - 1) + suffix
         middles = (
-            name[2 : len(name) - len(tail)]
+            name[len(self._prefix) : len(name) - len(tail)]
             for name in names
-            if name.startswith("c.") and name.endswith(tail)
+            if name.startswith(self._prefix) and name.endswith(tail)
         )
         numbers = (int(each) for each in middles if each.isascii() and each.isdigit())
         return {number for number in numbers if number < self.count}
@@ -219,7 +219,7 @@ class BlockArray:
         Raises
         ------
         StoreError
-            The files say why; or, in an object store, another process has replaced the array.
+            The files say why.
         ValueError
             For a block number, shape or dtype that is not the array's: an error of the caller.
         """
@@ -236,26 +236,16 @@ class BlockArray:
             whole = np.zeros((self.block_rows, *self.shape[1:]), dtype=self.dtype)
             whole[: len(rows)] = rows
             rows = whole
-        file, data = self.file(block), encode(rows, self._address(block))
+        file = self.file(block)
+        data = encode(rows, file)
         while not self.files.write(file, data, new=True):
             with suppress(FileNotFoundError):  # Just removed.
                 before = self.files.read(file)
                 with suppress(ValueError):  # It is damaged.
                     self._decode(block, before)
                     return  # Another process was first.
-                self.require_current()
                 if self.files.replace(file, before, data):
                     return
-
-    def require_current(self) -> None:
-        """Raise StoreError if another process has replaced this array, as float32."""
-        with suppress(FileNotFoundError, StoreError):
-            if read_json(self.files, f"{self.path}/{METADATA}")["data_type"] == str(self.dtype):
-                return
-        raise StoreError(
-            f"{self.files.location}/{self.path} was removed or replaced by another process; run "
-            "the command again: it resumes"
-        )
 
     def read(self, block: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read one block, (row of the block, …); into ``out``, if it has ``block_rows`` rows.
@@ -266,7 +256,7 @@ class BlockArray:
 
     def _decode(self, block: int, data: bytes, out: np.ndarray | None = None) -> np.ndarray:
         shape = (self.block_rows, *self.shape[1:])
-        whole = decode(data, shape, self.dtype, self._address(block), out)
+        whole = decode(data, shape, self.dtype, self.file(block), out)
         return whole[: len(self.span(block))]
 
     # Blocks that are not complete
@@ -280,7 +270,7 @@ class BlockArray:
 
         The size of the file shows it for a whole block, and not for a few rows.
         """
-        return f"{self._address(block)} {self.block_rows}{BEGUN}"
+        return f"{self.file(block)} {self.block_rows}{BEGUN}"
 
     def write_begun(self, block: int, rows: np.ndarray) -> None:
         """Keep the first rows of a block, so that an extraction that is killed resumes there.
@@ -309,6 +299,10 @@ class BlockArray:
         """Remove what `write_begun` wrote: the block is complete."""
         self.files.remove(self.begun_file(block))
 
+    def remove(self, block: int) -> None:
+        """Remove a block, which then counts as missing."""
+        self.files.remove(self.file(block))
+
     def is_sound(self, block: int) -> bool:
         """Whether a block exists and can be read."""
         return self.exists(block) and self.damage(block) is None
@@ -326,6 +320,7 @@ class BlockArray:
     def document(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """Return the array's Zarr v3 metadata."""
         multibyte = self.dtype.itemsize > 1
+        keys = "default" if self._prefix else "v2"
         return {
             "shape": list(self.shape),
             "data_type": str(self.dtype),
@@ -333,7 +328,7 @@ class BlockArray:
                 "name": "regular",
                 "configuration": {"chunk_shape": [self.block_rows, *self.shape[1:]]},
             },
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "chunk_key_encoding": {"name": keys, "configuration": {"separator": "."}},
             "fill_value": 0.0 if self.dtype.kind == "f" else 0,
             "codecs": [
                 {"name": "bytes", **({"configuration": {"endian": "little"}} if multibyte else {})},

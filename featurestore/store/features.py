@@ -18,6 +18,7 @@ from featurestore.store.group import (
     FEATURES,
     FORMAT,
     FORMAT_ATTRIBUTE,
+    REPLACEMENT,
     SAMPLE,
     FeatureGroup,
     group_document,
@@ -31,6 +32,10 @@ from featurestore.threads import map_ahead
 
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
 ROOT_ITEM = Item("store", "features", "features")
+# A block, or the first rows of one.
+_CHUNK = rf"(c\.)?\d+(\.\d+)*({re.escape(BEGUN)})?"
+# A block of float16 features, or the first rows of one, and where the same block of float32 is.
+_FLOAT16 = re.compile(rf"(.+/{FEATURES}/)c\.(\d+(\.\d+)*)({re.escape(BEGUN)})?")
 
 
 class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
@@ -43,8 +48,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     folder = "features"
     marker = f"{FEATURES}/{METADATA}"
     own_files = re.compile(
-        rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|c(\.\d+)+({re.escape(BEGUN)})?)"
-        rf"|{FEATURES}/{BOUNDARY})"
+        rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|{_CHUNK})"
+        rf"|{FEATURES}/({BOUNDARY}|{re.escape(REPLACEMENT)}))"
         rf"{PARTIAL_SUFFIX}?"
     )
 
@@ -56,8 +61,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         """Keys of the feature groups that can be read, complete or not, sorted by path."""
         return [group.key for group in self.values()]
 
-    def get(self, key: FeatureKey) -> FeatureGroup:
+    def get(self, key: FeatureKey, dtype: str | None = None) -> FeatureGroup:
         """Open a feature group.
+
+        With ``dtype="float32"``, to write it: where float16 features are stored, the float32 ones
+        beside them that will replace them.
 
         Raises
         ------
@@ -65,7 +73,14 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         StoreError
             The path belongs to other features whose digests begin with the same digits.
         """
-        return self.require_key(self._get(self.path(key)), key)
+        group = self._get(self.path(key))
+        if dtype == "float32" and group.dtype != dtype:
+            try:
+                attributes = read_json(self._files, group.replacement)["attributes"]
+                group = FeatureGroup.from_attributes(self._files, group.path, attributes)
+            except (FileNotFoundError, DamagedError) as error:
+                raise NotFoundError(f"{key} is {group.dtype}, and no float32 is begun") from error
+        return self.require_key(group, key)
 
     def require_key(self, group: FeatureGroup, key: FeatureKey) -> FeatureGroup:
         """Return a group, if it is of this key; StoreError if only its path is."""
@@ -88,7 +103,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         provenance: Mapping[str, Any] | None = None,
         boundary: bool = False,
     ) -> FeatureGroup:
-        """Create a feature group without blocks, or open the existing one as it is, of any type.
+        """Create a feature group without blocks, or open the existing one, of this type or float32.
+
+        Where float16 features are stored, float32 ones are created beside them: for readers the
+        former stay what is stored, until `take_over`.
 
         ``sample_ids`` are those of the data set, uint8 (row, 16). The provenance is recorded,
         shown, and not part of the identity; error messages offer its ``"command"``. A new group may
@@ -117,14 +135,16 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         group = FeatureGroup.from_attributes(self._files, path, attributes)
         with self.lock([key], shared=True), self._lock_metadata(path):
             if self.has(key):
-                return self.get(key)
+                with suppress(NotFoundError):
+                    return self.get(key, str(dtype))
+                return self._first_document(group, group.replacement, group.marker)
             # Blocks that an interrupted removal left would count as done, and may be of another
             # type. Flushed, so that a power cut does not bring them and their metadata back.
             self._clear(path, list(self._files.sizes(group.features.path)))
             self._files.fsync(group.features.path)
             for array in (group.sample, group.features):
                 self._make_folder(array.path)
-            group = self._first_document(group)
+            group = self._first_document(group, f"{path}/{METADATA}")
             _, *documents, last = group.documents().items()
             for each, document in documents:
                 write_json(self._files, each, document)
@@ -134,19 +154,51 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             write_json(self._files, *last)
             return self.get(key)
 
-    def _first_document(self, group: FeatureGroup) -> FeatureGroup:
+    def _first_document(self, group: FeatureGroup, path: str, of: str = "") -> FeatureGroup:
         """Write the first document of a group, and return the group.
+
+        ``of`` is the path that it is the document of, if this is another one.
 
         Without locks, another process may create it too, of another type or by another command:
         then as its document says, so that all documents are of one group.
         """
-        path, document = next(iter(group.documents().items()))
+        document = group.documents()[of or path]
         if not write_json(self._files, path, document, new=True):
             with suppress(StoreError, FileNotFoundError):
                 attributes = read_json(self._files, path)["attributes"]
                 return FeatureGroup.from_attributes(self._files, group.path, attributes)
             write_json(self._files, path, document)  # It is damaged.
         return group
+
+    def take_over(self, key: FeatureKey) -> bool:
+        """Let float32 features that are complete replace the float16 ones that they are beside.
+
+        If it is interrupted, either are whole, and it can be called again. Returns False, and
+        changes nothing, while another process uses the features.
+        """
+        with self.lock([key], wait=False) as held, suppress(NotFoundError):
+            group = self.get(key, "float32")
+            if not held:
+                return not group.is_replacement
+            if group.is_replacement:
+                group.require()
+                documents = group.documents()
+                for path in (group.marker, f"{group.path}/{METADATA}"):
+                    write_json(self._files, path, documents[path])
+                begins = f"{group.features.path}/c."
+                former = [each for each in self._own(group.path) if each.startswith(begins)]
+                self._files.remove(*former, group.replacement)
+        return True
+
+    def discard_empty(self, keys: Iterable[FeatureKey]) -> None:
+        """Remove features that have no block, nor rows of one, and that no other process uses."""
+        if not self.locking:
+            return  # Another process may be about to write the first block.
+        with self.lock_free(keys) as held:
+            for path in held:
+                names = self._files.names(f"{path}/{FEATURES}")
+                if not any(re.fullmatch(_CHUNK, name) for name in names):
+                    self.discard(path)
 
     def unmark(self, key: FeatureKey) -> None:
         """Make a boundary array ordinary features, which a user asked for."""
@@ -323,6 +375,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def _leftover(self, path: str, existing: Collection[str]) -> str | None:
         if path.endswith(BEGUN) and path.removesuffix(BEGUN) in existing:
             return "its block is complete"
+        if (former := _FLOAT16.fullmatch(path)) and former[1] + former[2] in existing:
+            with suppress(StoreError):
+                group = self._read(path.rpartition(f"/{FEATURES}/")[0])
+                if group.dtype == np.float32 and group.replacement not in existing:
+                    return "float32 features replaced it"
         return super()._leftover(path, existing)
 
     def _unused(self, path: str, in_use: Collection[str]) -> str | None:
@@ -394,7 +451,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             except StoreError as error:
                 wrong[document] = error
             else:
-                return group, compare_json(self._files, group.documents())
+                differing = compare_json(self._files, group.documents())
+                if differing and group.is_replacement:
+                    # Its own document is still that of the float16 features, which are there too.
+                    differing.pop(f"{path}/{METADATA}", None)
+                return group, differing
         return None, wrong
 
 

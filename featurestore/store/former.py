@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.errors import StoreError
+from featurestore.errors import DamagedError, StoreError
 from featurestore.store.removal import features_of
 from featurestore.table import size
 
@@ -72,7 +72,7 @@ def replace_former(store: FeatureStore, keys: Collection[FeatureKey]) -> list[Fo
     NotFoundError, IncompleteFeaturesError
         If one of the arrays does not exist, or is not complete.
     DamagedError
-        If a data set cannot be read, so that what it needs is unknown.
+        If one of the arrays is damaged; or a data set, so that what it needs is unknown.
     """
     features, found = store.features, []
     with features.lock(keys, shared=True):
@@ -81,6 +81,12 @@ def replace_former(store: FeatureStore, keys: Collection[FeatureKey]) -> list[Fo
             group.require()
         if not (former := _former_arrays(store, keys)):
             return []
+        for group in new:  # Read: the former array may be all that is sound of these rows.
+            for damage in features.check(features.item(group.path)):
+                raise DamagedError(
+                    f"{damage.path} is damaged, nothing was removed: {damage.reason}; run "
+                    f"`{group.repair_command}`, then the command again"
+                )
         with features.lock_free(group.key for group in former) as held:
             heads = _heads_by_features(store)
             # Listed again: under the locks no process can begin to use them.

@@ -33,6 +33,8 @@ FEATURES = "features"
 SAMPLE = "sample"
 # An empty file in the folder of the features. Beside their group, Zarr would warn of it.
 BOUNDARY = "boundary"
+# Beside it, until they do: the metadata of float32 features that will replace float16 ones.
+REPLACEMENT = "replacement.json"
 SAMPLE_ROWS = 65536
 # What the preprocessing of a view has beside that of the plain image.
 VIEW_FIELDS = {"augmentation", "view"}
@@ -159,8 +161,13 @@ class FeatureGroup:
         return {
             f"{self.path}/{METADATA}": group_document(self.attrs),
             f"{self.sample.path}/{METADATA}": self.sample.document({}),
-            f"{self.features.path}/{METADATA}": self.features.document(self.attrs),
+            self.marker: self.features.document(self.attrs),
         }
+
+    @property
+    def marker(self) -> str:
+        """Path of the document that is written last."""
+        return f"{self.features.path}/{METADATA}"
 
     @property
     def boundary_mark(self) -> str:
@@ -171,6 +178,16 @@ class FeatureGroup:
     def is_boundary(self) -> bool:
         """Whether only fine-tuning asked for this array: a boundary array."""
         return self.features.files.is_file(self.boundary_mark)
+
+    @property
+    def replacement(self) -> str:
+        """Path of the file that holds the metadata of float32 features until they take over."""
+        return f"{self.features.path}/{REPLACEMENT}"
+
+    @property
+    def is_replacement(self) -> bool:
+        """Whether these features replace float16 ones, and have not taken over completely."""
+        return self.dtype == np.float32 and self.features.files.is_file(self.replacement)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -106,14 +106,13 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
             if name_of(name) != name or name == DOCUMENT:
                 raise ValueError(f"{name!r} cannot name a file of a head")
         with self._files.locks.acquire([path]):
-            if self.has(key):
+            damaged = self.has(key)
+            if damaged:
                 with suppress(DamagedError):
                     self.get(key)  # A newer format is refused, not replaced.
                 if not list(self._check(self.item(path))):
                     self.fsync(key)
                     return
-                # Removed first: a kill must not leave the document with other files.
-                self._files.remove(f"{path}/{DOCUMENT}")
             self._make_folder(path)
             listing: dict[str, dict[str, Any]] = {}
             for name, data in files.items():
@@ -125,8 +124,8 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
                     self._files.write(f"{path}/{own}", data)
                     listing[name]["file"] = own
             whole = {**document, "id": key, "files": listing}
-            # The process that is first here has stored the head.
-            write_json(self._files, f"{path}/{DOCUMENT}", whole, new=True)
+            # The process that is first here has stored the head. A damaged one is replaced last.
+            write_json(self._files, f"{path}/{DOCUMENT}", whole, new=not damaged)
 
     def update(
         self, key: str, changes: Callable[[dict[str, Any]], Mapping[str, Any]]

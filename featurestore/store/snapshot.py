@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurestore.digests import short
-from featurestore.errors import StoreError
+from featurestore.errors import NotFoundError, StoreError
 from featurestore.store.group import FeatureGroup, find_rows
 from featurestore.store.key import FeatureKey, KeyPath
 from featurestore.store.state import GroupState
@@ -55,6 +56,12 @@ class Snapshot:
             self._features.require_key(state.group, key)
             return state
         return None
+
+    def replacement(self, key: FeatureKey) -> list[GroupState]:
+        """Return the state of the float32 features that are to replace float16 ones, if begun."""
+        with suppress(NotFoundError):
+            return [GroupState.of(self._features.get(key, "float32"))]
+        return []
 
     def alike(self, key: KeyPath) -> list[KeyPath]:
         """Return the keys of the same prefix digest and reduction, to `read`."""

@@ -120,10 +120,12 @@ def littered(place: Place) -> Place:
 def test_gc_only_lists_without_consent(littered: Place) -> None:
     before = tree(littered.store)
 
-    report = featurestore("gc", "--json").json
+    listed = featurestore("gc", "--json")
     refused = featurestore("gc")
 
-    assert report["bytes_freed"] == 0
+    assert (listed.status, listed.err) == (0, "nothing removed; --yes removes 1 item\n")
+    report = listed.json
+    assert (report["removed"], report["bytes_freed"]) == (False, 0)
     assert [item["kind"] for item in report["items"]] == ["manifest"]
     assert "pass --yes" in refused.error
     assert "spare/" in refused.out
@@ -133,6 +135,7 @@ def test_gc_only_lists_without_consent(littered: Place) -> None:
 def test_gc_removes_with_consent(littered: Place) -> None:
     report = featurestore("gc", "--yes", "--json").json
 
+    assert report["removed"]
     assert report["bytes_freed"] == report["items"][0]["bytes"] > 0
     assert featurestore("gc").out == "nothing removed\n"
     assert featurestore("verify").status == 0
@@ -161,7 +164,7 @@ def test_rm_lists_what_goes_and_removes_with_consent(place: Place) -> None:
     assert "pass --yes" in refused.error
     kinds = [item["kind"] for item in report["items"]]
     assert kinds == ["head", "head", "dataset", "features", "features"]
-    assert report["bytes_freed"] == 0
+    assert (report["removed"], report["bytes_freed"]) == (False, 0)
     for item in report["items"]:
         assert item["name"] in refused.out
     assert "fitted on data set photos" in refused.out

@@ -14,11 +14,19 @@ from PIL import Image
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.extraction import Extraction, RowsComputed, RowsCopied, extract, plan, repair
+from featurestore.extraction import (
+    Extraction,
+    ExtractionStarted,
+    RowsComputed,
+    RowsCopied,
+    extract,
+    plan,
+    repair,
+)
 from featurestore.features import Features
 from featurestore.store import FeatureStore
 from tests.extraction.conftest import LAYERS, stop_after
-from tests.toys import drop_block, tree
+from tests.toys import drop_block, in_small_blocks, tree
 
 
 def exact_backbone() -> Backbone:
@@ -173,6 +181,31 @@ def test_rows_that_cannot_be_read_are_computed(before, folder, backbone, tmp_pat
     found = extract(opened(folder), backbone, LAYERS, store, batch_size=8)
     assert counts(found) == {(48, 0, 0)}
     assert_as_fresh(found, backbone, tmp_path / "fresh")
+
+
+def test_progress_stays_within_its_totals_when_rows_cannot_be_read(
+    dataset, backbone, store, monkeypatch
+):
+    in_small_blocks(monkeypatch)
+    images = [dataset.image(row) for row in range(45)]
+    first = extract(Dataset.from_arrays(images[:30], name="part"), backbone, "gap", store)[
+        "gap"
+    ].group
+    Path(store.location, first.features.file(6)).write_bytes(b"damaged")
+    events: list[Any] = []
+    grown, options = (
+        Dataset.from_arrays(images, name="all"),
+        {"batch_size": 2, "on_event": events.append},
+    )
+    found = extract(grown, backbone, "gap", store, **options)
+    progress = [each for each in events if isinstance(each, RowsComputed | RowsCopied)]
+    assert all(0 < each.done <= each.total for each in progress)
+    # There were two attempts, and the second did not count what the first had copied.
+    assert sum(isinstance(each, ExtractionStarted) for each in events) == 2
+    copied = [each for each in progress if isinstance(each, RowsCopied)]
+    assert copied[-1].done == copied[-1].total < copied[0].total
+    ((computed, copies, reused),) = counts(found)
+    assert (computed, copies, reused) == (19, 26, 0)
 
 
 def kill_growth(grown: Dataset, backbone: Backbone, store: FeatureStore) -> None:

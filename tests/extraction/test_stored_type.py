@@ -1,18 +1,24 @@
 """``dtype="auto"``: float16, and float32 for a layer that float16 cannot hold."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import ActivationError
+from featurestore.errors import ActivationError, DatasetError
 from featurestore.extraction import ExtractionStarted, Float32Chosen, RowsComputed, extract, plan
 from featurestore.extraction.stored_type import cast
+from featurestore.features import Features
 from featurestore.store import FeatureStore
 from tests.extraction.conftest import stop_after
 from tests.extraction.test_executor import scaled_model
-from tests.toys import in_small_blocks
+from tests.reliability.acts import content
+from tests.reliability.faults import Killed, failing
+from tests.toys import in_small_blocks, take_photos
 
 FOUND = "an activation of 102000, and float16 holds at most 65504"
 
@@ -138,6 +144,69 @@ def test_what_is_stored_decides(backbone, store):
             extract(dark, backbone, "large", place, dtype=dtype, **options)
         found = extract(dark, backbone, "large", place, batch_size=4)
         assert in_one(found, "large") == (dtype, (8, 0, 4))
+
+
+def check_whole(store, expected):
+    """What is stored is read as before, or as float32; return whether it is float32."""
+    features = Features.open("arrays", "plain", store)
+    found = features.group.read()
+    assert found.dtype == features.group.dtype
+    np.testing.assert_array_equal(found, expected.astype(found.dtype))
+    assert [damage for item in store.items() for damage in store.check(item)] == []
+    assert [each for each in store.garbage() if each.kind != "leftover"] == []
+    return found.dtype == np.float32
+
+
+def test_features_that_cannot_be_replaced_stay(backbone, store, tmp_path):
+    folder = tmp_path / "photos"
+    take_photos(folder, 6)
+    extract(folder, backbone, "plain", store)
+    before = Features.open("photos", "plain", store).group.read()
+    sorted(folder.rglob("*.png"))[-1].unlink()
+    with pytest.raises(DatasetError):
+        extract("photos", backbone, "plain", store, dtype="float32", batch_size=2)
+    np.testing.assert_array_equal(Features.open("photos", "plain", store).group.read(), before)
+
+
+def test_a_damaged_block_does_not_take_over(arrays, backbone, store):
+    extract(arrays, backbone, "plain", store)
+    with pytest.raises(KeyboardInterrupt):
+        extract(
+            arrays, backbone, "plain", store, dtype="float32", on_event=stop_after(8), batch_size=4
+        )
+    (begun,) = Path(store.location).glob("features/*/features/0.0.0.0")
+    begun.write_bytes(begun.read_bytes()[:-1])
+    found = extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
+    assert in_one(found, "plain")[:1] == ("float32",)
+    assert check_whole(store, values(arrays, backbone, "plain"))
+
+
+@pytest.mark.reliability
+def test_a_replacement_that_is_killed_leaves_either_whole_and_resumes(arrays, backbone, tmp_path):
+    def replace(number=None):
+        """Replace features, up to a step of the disk; return its steps."""
+        store = FeatureStore(tmp_path / f"store-{number}", create=True)
+        extract(arrays, backbone, "plain", store)
+        with failing(Killed if number is not None else None, at=number) as disk, suppress(Killed):
+            extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
+        return store, [f"{step.call} {Path(step.path).name}" for step in disk.steps]
+
+    expected = values(arrays, backbone, "plain")
+    whole, steps = replace()
+    assert check_whole(whole, expected)
+    done, taken = [], []
+    for number, step in enumerate(steps):
+        store, _ = replace(number)
+        taken.append(check_whole(store, expected))
+        done.append(len(list(Path(store.location).glob("features/*/features/[0-9].0.0.0"))))
+        found = extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
+        # Its complete blocks are kept.
+        assert in_one(found, "plain")[1] == (12 - 4 * done[-1], 0, 4 * done[-1]), step
+        assert check_whole(store, expected)
+        store.gc(store.garbage())
+        assert content(Path(store.location)) == content(Path(whole.location))
+    assert (sorted(done), sorted(taken)) == (done, taken)
+    assert (done[-1], taken[0], taken[-1]) == (3, False, True)
 
 
 def test_growth_takes_rows_of_either_type(arrays, backbone, store, tmp_path):

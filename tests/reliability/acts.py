@@ -86,6 +86,11 @@ def extraction(made: Made, store: FeatureStore) -> None:
     extract(made.dataset, made.backbone, LAYERS, store)
 
 
+def replacement(made: Made, store: FeatureStore) -> None:
+    """Replace float16 features by float32 ones."""
+    extract(made.dataset, made.backbone, LAYERS, store, dtype="float32")
+
+
 def nothing(made: Made, store: FeatureStore) -> None:
     pass
 
@@ -173,6 +178,7 @@ ACTS = {
     "extraction": Act(extraction, nothing, starts_empty=True),
     "slow extraction": Act(slow_extraction, nothing, starts_empty=True),
     "resumed extraction": Act(extraction, half_of_the_blocks),
+    "replacement": Act(replacement, nothing),
     "copying": Act(copies, nothing),
     "growth": Act(extraction, fewer_samples),
     "head": Act(head, nothing),
@@ -196,7 +202,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def blocks(store: Path) -> dict[str, str]:
-    chunk = re.compile(r".+/c(\.\d+)+")
+    chunk = re.compile(r".+/(c\.)?\d+(\.\d+)+")
     return {path: digest for path, digest in tree(store).items() if chunk.fullmatch(path)}
 
 

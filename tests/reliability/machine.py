@@ -200,12 +200,22 @@ class StoreMachine(RuleBasedStateMachine):
         """Every file of something that was committed; the root, a store cannot do without."""
         files = [name for name in self.names() if self.path(name).is_file()]
         # Kept rows are committed to nobody: damaged ones are computed again.
-        names = [name for name in files if not name.endswith(".begun")]
+        names = [name for name in files if not name.endswith(".begun") and self.is_current(name)]
         groups = [found[1] for name in names if (found := GROUP.fullmatch(name))]
         ends = ("/current.json", "/head.json")
         folders = [*groups, *(each.rpartition("/")[0] for each in names if each.endswith(ends))]
         inside = tuple(f"{each}/" for each in folders)
         return [name for name in names if name.startswith(inside) and not name.endswith(".partial")]
+
+    def is_current(self, name: str) -> bool:
+        """Whether a file is not of float32 features that have not taken over from float16 ones."""
+        folder, _, file = name.rpartition("/")
+        if file == "replacement.json":
+            return False
+        for key, group in self.groups.items():
+            if folder == f"features/{key.path}/features" and is_block(file):
+                return file.startswith("c.") == (group.dtype == "float16")
+        return True
 
     def look_for_flips(self) -> None:
         """A flipped file that was written again, or removed, or is of nothing, is none any more."""
@@ -229,17 +239,19 @@ class StoreMachine(RuleBasedStateMachine):
         found = [each for each in self.store.datasets.values() if each.name == name]
         return self.ever[self.manifest(found[0])] if found else None
 
-    def blocks_on_disk(self, key: FeatureKey) -> set[int]:
-        files = self.path(f"features/{key.path}/features").glob("c.*")
+    def blocks_on_disk(self, key: FeatureKey, dtype: str) -> set[int]:
+        begins = "c." if dtype == "float16" else ""
+        files = self.path(f"features/{key.path}/features").glob(f"{begins}[0-9]*")
         # Rows that are kept of a block do not make it one.
         whole = [each for each in files if each.suffix not in (".partial", ".begun")]
-        return {int(each.name.split(".")[1]) for each in whole}
+        return {int(each.name.removeprefix(begins).split(".")[0]) for each in whole}
 
     def is_blind(self, key: FeatureKey) -> bool:
         """Whether metadata or row ids of a group are damaged, so that it cannot be used."""
         place = f"features/{key.path}/"
         return any(
-            name.startswith(place) and not name.startswith(f"{place}features/c.")
+            name.startswith(place)
+            and not (name.startswith(f"{place}features/") and is_block(name.rpartition("/")[2]))
             for name in self.flips
         )
 
@@ -396,6 +408,8 @@ class StoreMachine(RuleBasedStateMachine):
         for key in keys:
             former = self.groups.get(key)
             replaced = former is not None and former.dtype == "float16" and dtype == "float32"
+            if replaced and done:
+                assert not list(self.path(f"features/{key.path}/features").glob("c.*"))
             if former is None or (replaced and done):
                 group = Group(backbone, dataset, dtype)
             else:
@@ -443,13 +457,14 @@ class StoreMachine(RuleBasedStateMachine):
     def see(self, key: FeatureKey, group: Group, replaced: bool) -> None:
         """See what a killed extraction has left of a group; nothing that was committed may lack."""
         if not self.store.features.has(key):
-            assert key not in self.groups or replaced
+            assert key not in self.groups or not self.groups[key].blocks
             self.gone(key, done=False)
             return
         self.going.pop(key, None)
-        there = self.blocks_on_disk(key)
         if replaced and not self.is_blind(key) and self.store.features.get(key).dtype == "float32":
             group = Group(group.backbone, group.dataset, "float32")
+            group.blocks = group.all_blocks  # It took over, being whole.
+        there = self.blocks_on_disk(key, group.dtype)
         assert there >= group.blocks
         group.blocks = there
         self.groups[key] = group
@@ -467,7 +482,7 @@ class StoreMachine(RuleBasedStateMachine):
         done = self.attempt("remove features", death, lambda: self.store.features.remove(key))
         assert not (done and self.store.features.has(key))
         if self.store.features.has(key):
-            assert self.blocks_on_disk(key) == self.groups[key].blocks
+            assert self.blocks_on_disk(key, self.groups[key].dtype) == self.groups[key].blocks
         else:
             self.gone(key, done)
 
@@ -693,7 +708,9 @@ class StoreMachine(RuleBasedStateMachine):
                 self.groups.pop(key, None)
                 continue
             self.groups[key] = group
-            group.blocks = self.blocks_on_disk(key)
+            if not self.is_blind(key):  # A type that took over may not be durable.
+                group.dtype = str(self.store.features.get(key).dtype)
+            group.blocks = self.blocks_on_disk(key, group.dtype)
             assert group.blocks >= (group.durable or set())
         self.going.clear()
         there = {name.split("/")[1] for name in self.names() if name.endswith("/head.json")}
@@ -812,3 +829,8 @@ def labelled(digests: list[str], seed: int) -> list[tuple[str, str, str]]:
     chance = random.Random(seed)
     splits = ("train", "train", "train", "val")
     return [(each, chance.choice("ab"), chance.choice(splits)) for each in digests]
+
+
+def is_block(name: str) -> bool:
+    """Whether a file in the folder of an array is a block."""
+    return re.fullmatch(r"(c\.)?\d+(\.\d+)*", name) is not None

@@ -112,7 +112,7 @@ def blocks(place: Path) -> dict[str, Done]:
         str(each.relative_to(place)): Done(
             digest(each), each.stat().st_ino, each.stat().st_mtime_ns
         )
-        for each in place.glob("store/features/*/*/c.*")
+        for each in place.glob("store/features/*/*/[c0-9]*.*")
         if each.suffix != ".partial" and (each.parents[1] / "features" / "zarr.json").is_file()
     }
 

@@ -109,12 +109,7 @@ class Kills:
         self.bench.here("gc", "--yes")
         assert leftovers(self.bench.place) == []
         assert outcome(self.bench.place) == reference
-        kept = {
-            path: block
-            for path, block in found.items()
-            # Row ids are the same of either type, and written again where that is replaced.
-            if block.digest == reference.get(path) and "/sample/" not in path
-        }
+        kept = {path: block for path, block in found.items() if block.digest == reference.get(path)}
         now = blocks(self.bench.place)
         self.figures.found += len(kept)
         self.figures.again += sum(now[path] != block for path, block in kept.items())

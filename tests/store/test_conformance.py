@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featurestore.errors import DamagedError
 from featurestore.store import FeatureStore
 from tests.store.conftest import TAIL, digests_of, filled, ids_of, rows_of
 from tests.toys import drop_block
@@ -101,7 +102,7 @@ def test_plain_zarr_sees_damage(folder_store: FeatureStore) -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_what_zarr_writes_is_read_and_the_other_way(
+def test_zarr_reads_what_is_written_and_writes_the_same_frames(
     folder_store: FeatureStore, tail: tuple[int, ...], names: tuple[str, ...], dtype: str
 ) -> None:
     import zarr
@@ -112,7 +113,9 @@ def test_what_zarr_writes_is_read_and_the_other_way(
     rows = rows_of(digests_of(5), tail, dtype)
     assert array.metadata.dimension_names == names
     array[:] = rows
-    assert np.array_equal(folder_store.features.get(group.key).read(), rows)
+    # They could be of anything: only a chunk with its address is of these features.
+    with pytest.raises(DamagedError, match="another program wrote it"):
+        group.read_block(0)
     written = group.features.files.read(group.features.file(0))
     drop_block(group, 0)
     group.write_block(0, rows)

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featurestore.digests import digest_bytes
-from featurestore.errors import DamagedError, NotFoundError, StoreError
+from featurestore.errors import DamagedError, IncompleteFeaturesError, NotFoundError, StoreError
 from featurestore.store import FeatureKey, FeatureStore, GroupState
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
-from tests.store.conftest import TAIL, damaged, digests_of, filled, ids_of, key_of, put
+from featurestore.store.local import PARTIAL
+from tests.reliability.acts import damages
+from tests.reliability.faults import Killed, failing
+from tests.store.conftest import TAIL, damaged, digests_of, filled, ids_of, key_of, put, rows_of
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -25,12 +31,53 @@ def test_create_opens_what_is_there(store: FeatureStore) -> None:
     assert store.features.has(group.key)
 
 
-def test_an_existing_group_keeps_its_type(store: FeatureStore) -> None:
-    group = filled(store)
-    again = store.features.create(
-        group.key, shape=group.shape, dtype="float32", sample_ids=group.samples
-    )
+def test_float32_serves_a_request_for_float16(store: FeatureStore) -> None:
+    group = filled(store, dtype="float32")
+    again = store.features.create(group.key, shape=group.shape, sample_ids=group.samples)
     assert again == group
+
+
+def test_float32_takes_over_once_it_is_whole(store: FeatureStore) -> None:
+    half = filled(store, 20)
+    before = half.read()
+    exact = filled(store, 20, dtype="float32", skip=(1,))
+    assert store.features.get(half.key) == half
+    assert store.features.get(half.key, "float32") == exact
+    with pytest.raises(IncompleteFeaturesError):
+        store.features.take_over(half.key)
+    assert np.array_equal(store.features.get(half.key).read(), before)
+    assert exact.is_replacement
+
+    again = filled(store, 20, dtype="float32", skip=(0, 2))  # The other blocks are there.
+    assert again.missing() == []
+    assert store.features.take_over(half.key)
+    assert store.features.get(half.key) == exact
+    assert np.array_equal(exact.read(), rows_of(digests_of(20), TAIL, "float32"))
+    assert half.missing() == [0, 1, 2]
+    assert not exact.is_replacement
+    assert store.features.take_over(half.key)  # There is nothing to do.
+
+
+def test_a_take_over_that_is_killed_leaves_either_whole(folder_store: FeatureStore) -> None:
+    number, types, killed = 0, [], True
+    while killed:
+        half = filled(folder_store, 20, salt=str(number))
+        filled(folder_store, 20, dtype="float32", salt=str(number))
+        with failing(Killed, at=number) as disk, suppress(Killed):
+            folder_store.features.take_over(half.key)
+        killed = number < len(disk.steps)
+        group = folder_store.features.get(half.key)
+        rows = rows_of(digests_of(20, str(number)), TAIL, str(group.dtype))
+        assert np.array_equal(group.read(), rows)
+        types.append(str(group.dtype))
+        assert damages(Path(folder_store.location)) == []
+        assert folder_store.features.take_over(half.key)
+        names = folder_store._files.names(group.features.path)
+        blocks = [f"{block}.0.0.0" for block in range(3)]
+        assert [each for each in names if not each.endswith(PARTIAL)] == [*blocks, "zarr.json"]
+        number += 1
+    assert types == sorted(types)  # float16, then float32
+    assert len(set(types)) == 2
 
 
 def test_an_interrupted_creation_is_completed(store: FeatureStore, location: str) -> None:

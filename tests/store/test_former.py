@@ -254,3 +254,12 @@ def test_gc_keeps_no_rows_of_a_head_that_are_also_elsewhere(store: FeatureStore)
     # Nothing is left in its place, so that it stays.
     assert reasons(store) == {}
     assert reasons(store, unused=True) == {}
+
+
+def test_a_damaged_array_replaces_nothing(store: FeatureStore) -> None:
+    former = stored(store, shapes(count=4))
+    group = store.features.get(stored(store, shapes()))
+    put(group.features.files, group.features.file(0), b"damaged")
+    with pytest.raises(DamagedError, match=r"nothing was removed.*run `featurestore repair"):
+        replace_former(store, [group.key])
+    assert store.features.has(former)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
 from featurestore.errors import DamagedError, NotFoundError, StoreFormatError
 from featurestore.store import FeatureStore
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
+from tests.reliability.faults import Killed, failing
 from tests.store.conftest import damaged, put
 
 META = {"name": "logistic", "metrics": {"val": {"accuracy": 0.9}}}
@@ -90,3 +94,18 @@ def test_hostile_ids_stay_inside(store: FeatureStore, location: str, head_id: st
     assert [meta["id"] for meta in store.heads.values()] == [head_id]
     assert set(open_files(location).names("")) - {"lock"} == {"features", "heads"}
     assert len(open_files(location).names("heads")) == 1
+
+
+def test_a_damaged_head_stays_until_another_is_whole(folder_store: FeatureStore) -> None:
+    number, killed = 0, True
+    while killed:
+        head = f"h{number}"
+        folder_store.heads.save(head, {"tags": ["good"]}, {"rows.npz": b"rows", "a.json": b"a"})
+        Path(folder_store.location, "heads", head, "a.json").write_bytes(b"damaged")
+        with failing(Killed, at=number) as disk, suppress(Killed):
+            folder_store.heads.save(head, {"tags": []}, {"rows.npz": b"rows", "a.json": b"a"})
+        killed = number < len(disk.steps)
+        assert folder_store.heads.get(head)["tags"] in ([], ["good"])
+        assert folder_store.heads.read(head, "rows.npz") == b"rows"
+        number += 1
+    assert number > 10
