@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
+from scipy.linalg import eigh, svd
 
 from featurestore.heads.banks.linear import mean, parts
 
@@ -40,8 +40,15 @@ class Coordinates:
         X = np.asarray(X, kind)
         centre = mean(X, weights) if intercept else np.zeros(X.shape[1])
         centre = centre.astype(kind)
-        wide = len(X) < X.shape[1]
-        rows, basis = _by_rows(X, centre) if wide else _by_features(X, centre, weights)
+        wide = len(X) < X.shape[1] and kind is np.float32
+        if wide:
+            rows, basis = _by_rows(X, centre)
+        elif len(X) < X.shape[1]:
+            # Products of rows would lose half of the digits.
+            left, values, right = svd(X - centre, full_matrices=False, overwrite_a=True)
+            rows, basis = left * values, right.T
+        else:
+            rows, basis = _by_features(X, centre, weights)
         if intercept:
             rows = np.hstack([rows, np.ones((len(X), 1), kind)])
         return cls(rows, weights, intercept, centre, basis, X if wide else None)

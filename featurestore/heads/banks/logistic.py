@@ -143,7 +143,7 @@ def _need_double(
     varies = spread[spread > 1e-12 * np.abs(centre)]
     error = np.finfo(np.float32).eps * np.linalg.norm(spread)
     norms = np.sqrt(2 * c * weights.sum() * np.log(classes))
-    return (error > 1e-4 * varies.min(initial=np.inf)) & (error * norms > 1e-2)
+    return (error > 1e-4 * varies.min(initial=np.inf)) & (error * norms > 1e-3)
 
 
 def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
