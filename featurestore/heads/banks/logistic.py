@@ -19,6 +19,8 @@ from featurestore.heads.metrics import Predicted
 VARIES = frozenset({"C"})
 # Bounds of the distance from the lowest objective, as a share of it: float32 has no more digits.
 SMALLEST_GAP, LARGEST_GAP = 1e-7, 1e-6
+# Rounding errors of this part of the spread of a feature change an objective by 1e-6 or more.
+LOST = 1e-4
 # Numbers in the products of rows, features and classes that one thread computes.
 SMALL = 1 << 25
 # Parameters that are honoured, or that the solver "lbfgs" of scikit-learn does not read either.
@@ -99,13 +101,12 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
     converged, iterations = np.zeros(len(c), bool), np.zeros(len(c), np.int32)
     intercept = bool(first.fit_intercept)
     with threadpool_limits(threads, "blas"), np.errstate(all="ignore"):
-        double = _need_double(X, weights, intercept, c, len(classes))
-        for kind in (np.float32, np.float64):
-            # Where float32 allows no lower objective, float64 may.
-            left = ~double if kind is np.float32 else ~converged & (iterations < first.max_iter)
-            some = np.flatnonzero(left)
+        single = not _loses_features(X, weights, intercept)
+        # Where float32 allows no lower objective, float64 may.
+        for kind in (np.float32, np.float64) if single else (np.float64,):
+            some = np.flatnonzero(~converged & (iterations < first.max_iter))
             if not len(some):
-                continue
+                break
             coordinates = Coordinates.of(X, weights, intercept, kind)
             losses = Losses(coordinates, codes, len(classes))
             found, iterations[some], converged[some] = minimize(
@@ -128,22 +129,17 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
             warnings.warn(warning, stacklevel=2)
 
 
-def _need_double(
-    X: np.ndarray, weights: np.ndarray, intercept: bool, c: np.ndarray, classes: int
-) -> np.ndarray:
-    """Return which heads could use features that float32 would lose beside much larger ones.
+def _loses_features(X: np.ndarray, weights: np.ndarray, intercept: bool) -> bool:
+    """Return whether a rotation in float32 would lose digits of the features of smallest spread.
 
-    A rotation in float32 moves coordinates by the rounding error of the largest features. At the
-    minimum, ½‖coefficients‖² is at most the objective of no coefficients: this bounds what the
-    error does to logits.
+    It moves coordinates by the rounding error of the largest ones.
     """
     centre = mean(X, weights) if intercept else np.zeros(X.shape[1])
     squares = sum(weights[part] @ np.square(X[part] - centre) for part in parts(*X.shape))
     spread = np.sqrt(squares / weights.sum())
     varies = spread[spread > 1e-12 * np.abs(centre)]
     error = np.finfo(np.float32).eps * np.linalg.norm(spread)
-    norms = np.sqrt(2 * c * weights.sum() * np.log(classes))
-    return (error > 1e-4 * varies.min(initial=np.inf)) & (error * norms > 1e-3)
+    return bool(error > LOST * varies.min(initial=np.inf))
 
 
 def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
