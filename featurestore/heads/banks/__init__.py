@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featurestore.errors import HeadError
 from featurestore.heads.candidate import Candidate
 from featurestore.heads.estimator import Fitted, caught, texts
 from featurestore.heads.folds import Folds
@@ -76,9 +75,7 @@ class Bank:
     members: Sequence[Candidate]
     family: Family | None = None
 
-    def fit(
-        self, rows: Rows
-    ) -> tuple[list[Fitted], Callable[[np.ndarray], Iterable[Predicted]]]:
+    def fit(self, rows: Rows) -> tuple[list[Fitted], Callable[[np.ndarray], Iterable[Predicted]]]:
         """Fit copies of the members on the training rows and their views.
 
         Returns

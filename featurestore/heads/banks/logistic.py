@@ -113,7 +113,7 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
                 losses, c[some], tolerance, first.max_iter
             )
             coefficients, intercepts = coordinates.to_features(found)
-            for row, head in enumerate(some):
+            for row, head in enumerate(some.tolist()):
                 each = estimators[head]
                 each.coef_ = coefficients[row].astype(X.dtype)
                 each.intercept_ = intercepts[row].astype(X.dtype)

@@ -96,9 +96,9 @@ class Losses:
 def _multinomial(
     logits: np.ndarray, codes: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """Return losses, residuals, curvature and shares of logits, (head, class, row), which this overwrites.
+    """Return losses, residuals, curvature and shares of logits (head, class, row).
 
-    The loss is log1p of the odds against the true class, so that small losses keep their digits.
+    This overwrites the logits. The loss is log1p of the odds against the true class, so that small losses keep their digits.
     """
     row = np.arange(len(codes))
     logits -= logits.max(axis=1, keepdims=True)
@@ -120,9 +120,7 @@ def _multinomial(
     return losses @ weights.astype(np.float64), weighted, curvature, share
 
 
-def _binary(
-    logits: np.ndarray, codes: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def _binary(logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
     """Do the same for the logit of the second class, (head, 1, row)."""
     sign = np.where(codes == 1, -1, 1).astype(logits.dtype)
     against = logits * sign

@@ -88,7 +88,9 @@ def minimize(
         for begin in range(0, len(level), batch):
             part = level[begin : begin + batch]
             starts = _predicted(logs, found, first, part) if level is between else None
-            found[part], iterations[part], converged[part] = solver.run(distinct[part], cold, starts)
+            found[part], iterations[part], converged[part] = solver.run(
+                distinct[part], cold, starts
+            )
     return found[copies], iterations[copies], converged[copies]
 
 
