@@ -98,7 +98,8 @@ def _multinomial(
 ) -> tuple[np.ndarray, ...]:
     """Return losses, residuals, curvature and shares of logits (head, class, row).
 
-    This overwrites the logits. The loss is log1p of the odds against the true class, so that small losses keep their digits.
+    This overwrites the logits. The loss is log1p of the odds against the true class, so that small
+    losses keep their digits.
     """
     row = np.arange(len(codes))
     logits -= logits.max(axis=1, keepdims=True)
