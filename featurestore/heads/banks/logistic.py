@@ -115,8 +115,9 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
             coefficients, intercepts = coordinates.to_features(found)
             for row, head in enumerate(some.tolist()):
                 each = estimators[head]
-                each.coef_ = coefficients[row].astype(X.dtype)
-                each.intercept_ = intercepts[row].astype(X.dtype)
+                # What needs float64 to be solved would lose digits if it were rounded, too.
+                each.coef_ = coefficients[row].astype(np.result_type(X.dtype, kind))
+                each.intercept_ = intercepts[row].astype(each.coef_.dtype)
                 each.n_iter_ = np.maximum(iterations[[head]], 1)
     for each, done in zip(estimators, converged, strict=True):
         each.classes_, each.n_features_in_ = classes, X.shape[1]

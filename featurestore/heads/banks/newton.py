@@ -24,7 +24,7 @@ BATCH_SIZE = 1 << 26
 # Products of the Hessian for one step, and shorter steps, at most.
 PRODUCTS, SHORTER = 200, 12
 # A step is solved until the gradient that is left, and the last gain, are this part of the first.
-ROUGH = 0.3
+ROUGH = 0.1
 # Distance in log C of the heads that are solved first.
 SPACING = 0.8
 
