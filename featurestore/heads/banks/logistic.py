@@ -124,7 +124,7 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         if not done:
             warning = ConvergenceWarning(
                 f"logistic regression with C={each.C:g} has not converged after {each.n_iter_[0]} "
-                f"iterations; raise max_iter, now {each.max_iter}, or lower C"
+                f"iterations; raise max_iter, now {each.max_iter}"
             )
             warning.estimator = each
             warnings.warn(warning, stacklevel=2)
