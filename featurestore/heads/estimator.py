@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,12 +28,15 @@ class Fitted:
         What it warned of.
     history : dict of str to list of float
         Loss and metrics of each epoch of a Keras head.
+    seconds : float
+        Wall time of its fit; of heads fitted together, an equal share.
     """
 
     estimator: Any
     classes: tuple[Any, ...]
     problems: Sequence[str] = ()
     history: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str) -> Fitted:
@@ -50,6 +54,7 @@ def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str)
     task : {"classification", "regression"}
     """
     labels: np.ndarray | None = None
+    started = time.perf_counter()
     with caught(candidate.name) as warned:
         try:
             estimator = _fitted(candidate.template, X, y)
@@ -58,6 +63,7 @@ def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str)
                 raise
             labels, numbers = np.unique(y, return_inverse=True)
             estimator = _fitted(candidate.template, X, numbers)
+        seconds = time.perf_counter() - started
         # Some mistakes, such as more neighbours than rows, only show in a prediction.
         estimator.predict(X[:1])
     if task == "regression":
@@ -67,7 +73,7 @@ def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str)
             with suppress(AttributeError):
                 estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
         classes = (estimator.classes_ if labels is None else labels).tolist()
-    return Fitted(estimator, tuple(classes), texts(warned))
+    return Fitted(estimator, tuple(classes), texts(warned), seconds=seconds)
 
 
 @contextmanager

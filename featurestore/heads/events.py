@@ -63,7 +63,7 @@ class HeadWarned:
 
 @dataclass(frozen=True)
 class HeadFitted:
-    """A head was fitted and measured in ``seconds`` of wall time, or its share of a bank's.
+    """A head was fitted, in ``seconds`` of wall time, and measured; of a bank, its share.
 
     Attributes
     ----------

@@ -118,8 +118,7 @@ def fit_heads(
     """Fit several heads on one layer's features, which are read once.
 
     Heads that differ in one parameter only, such as the penalty of logistic or ridge heads or the
-    neighbours of ``knn``, are fitted together, many times faster than one after the other; so are
-    ready-made Keras heads that differ in learning rate, weight decay, dropout or early stopping.
+    neighbours of ``knn``, are fitted together, many times faster than one after the other.
 
     Parameters
     ----------

@@ -158,19 +158,16 @@ class Fitting:
         members = bank.members
         if not members:
             return
-        on_event = self.on_event if rows is self.rows else lambda event: None
-        started = time.perf_counter()
         if done is None and _in_processes(bank):
             alone = fit_estimators([(each, None) for each in members], rows)
             for each, one in zip(members, alone, strict=True):
-                yield from self._measured([each], [one], None, rows, started)
-                started = time.perf_counter()
+                yield from self._measured([each], [one], None, rows)
             return
         try:
             if done is None and bank.family is None:
-                done = [self._trained(members[0], rows, on_event)], None
-            fitted, predict = done or bank.fit(rows, on_event)
-            found = list(self._measured(members, fitted, predict, rows, started))
+                done = [self._trained(members[0], rows)], None
+            fitted, predict = done or bank.fit(rows)
+            found = list(self._measured(members, fitted, predict, rows))
         except Exception as error:
             if not (isinstance(error, HeadError) or _no_memory(error)):
                 raise
@@ -192,9 +189,8 @@ class Fitting:
         fitted: Sequence[Fitted | HeadError],
         predict: Predict | None,
         rows: Rows,
-        started: float,
     ) -> Iterator[tuple[str, Head | HeadError]]:
-        """Measure heads that were fitted together since ``started``; each has its share of that.
+        """Measure heads that were fitted.
 
         HeadError if one of several that predict together cannot.
         """
@@ -210,24 +206,28 @@ class Fitting:
                     raise
                 yield part[0].id, error
                 continue
-            seconds = round((time.perf_counter() - started) / len(pairs), 3)
             for head, metrics in zip(part, measured, strict=True):
-                lineage = {**head.lineage, "seconds": seconds}
-                yield head.id, replace(head, metrics=metrics, lineage=lineage)
+                yield head.id, replace(head, metrics=metrics)
 
-    def _trained(self, each: Candidate, rows: Rows, on_event: OnEvent) -> Fitted:
+    def _trained(self, each: Candidate, rows: Rows) -> Fitted:
         load_tensorflow()
         from featurestore.heads.training import train
 
-        model, history = train(
-            each.template,
-            rows,
-            seed=each.seed,
-            head=each.id,
-            callbacks=self.callbacks,
-            on_event=on_event,
-        )
-        return Fitted(model, tuple(rows.features.classes), history=history)
+        started = time.perf_counter()
+        try:
+            model, history = train(
+                each.template,
+                rows,
+                seed=each.seed,
+                head=each.id,
+                callbacks=self.callbacks,
+                on_event=self.on_event if rows is self.rows else lambda event: None,
+            )
+        except HeadError as error:
+            params = f" with {json.dumps(each.params)}" if each.params else ""
+            raise HeadError(f"head {each.name!r}{params}: {error}") from error
+        seconds = time.perf_counter() - started
+        return Fitted(model, tuple(rows.features.classes), history=history, seconds=seconds)
 
     def _head(self, each: Candidate, fitted: Fitted) -> Head:
         features = self.rows.features
@@ -244,7 +244,7 @@ class Fitting:
             metrics={},
             history=fitted.history,
             problems=(*self.rows.problems(), *fitted.problems),
-            lineage=_lineage(features, each),
+            lineage={**_lineage(features, each), "seconds": round(fitted.seconds, 3)},
             portable=each.portable,
             best_params=_best_params(fitted.estimator),
             folds=None,

@@ -20,7 +20,7 @@ from featurestore.listening import OnEvent
 STEPS_AT_ONCE = 16
 EVALUATION_ROWS = 1024
 
-DIVERGED = (
+_DIVERGED = (
     "training diverged: weights became NaN or infinite; lower learning_rate "
     "(`--param learning_rate=…`), or take another layer"
 )
@@ -67,7 +67,7 @@ def train(
             )
         )
     with seeded(seed):
-        model = network.build(*scaling(rows))
+        model = network.build(*_scaling(rows))
         # It shares the layers of the model, which stays uncompiled.
         trainer = keras.Model(model.inputs, model.outputs)
         batches = BatchDataset(rows.fitted_batches(options.batch_size, seed), encode)
@@ -83,12 +83,12 @@ def train(
             callbacks=[*callbacks, *own],
         )
         if not all(np.isfinite(array).all() for array in model.get_weights()):
-            raise HeadError(DIVERGED)
+            raise HeadError(_DIVERGED)
     history = {key: [float(each) for each in values] for key, values in fitted.history.items()}
     return model, history
 
 
-def scaling(rows: Rows) -> tuple[float, float]:
+def _scaling(rows: Rows) -> tuple[float, float]:
     """Return the mean and the standard deviation of the training labels; (0, 1) for classes."""
     if rows.task == "classification":
         return 0.0, 1.0
@@ -100,7 +100,7 @@ def _compile(model: keras.Model, network: Network, steps: int, task: str) -> Non
     speed: dict[str, Any] = {"jit_compile": False}
     if keras.backend.backend() == "tensorflow":
         speed["steps_per_execution"] = max(1, min(STEPS_AT_ONCE, steps))
-    optimizer = keras.optimizers.get(optimizer_config(network))
+    optimizer = keras.optimizers.get(_optimizer_config(network))
     if network.compiled is not None:
         named = keras.optimizers.serialize(optimizer)
         model.compile_from_config({**network.compiled, "optimizer": named, **speed})
@@ -112,7 +112,7 @@ def _compile(model: keras.Model, network: Network, steps: int, task: str) -> Non
     model.compile(optimizer, loss, metrics=["accuracy"], **speed)
 
 
-def optimizer_config(network: Network) -> dict[str, Any]:
+def _optimizer_config(network: Network) -> dict[str, Any]:
     """Return the configuration of the optimizer, with what the options change of it."""
     options = network.options
     fields = options.fields(compiled=network.compiled is not None)

@@ -74,7 +74,9 @@ def test_what_is_slow_goes_to_other_processes(
 ) -> None:
     monkeypatch.setattr(parallel, "STARTUP", 0.3)
     wanted = [Where(each, seconds=0.2) for each in (0.5, 1.0, 1.5, 2.0)]
-    assert processes(fit_heads(three, wanted)) == [False, True, True, True]
+    heads = fit_heads(three, wanted)
+    assert processes(heads) == [False, True, True, True]
+    assert all(head.lineage["seconds"] >= 0.2 for head in heads)
 
 
 @pytest.mark.reliability

@@ -13,7 +13,7 @@ from keras import layers
 
 from featurestore.errors import HeadError
 from featurestore.features import Features
-from featurestore.heads import Head, fit_head
+from featurestore.heads import Head, fit_head, fit_heads
 from featurestore.heads import rows as rows_module
 from featurestore.heads.candidate import candidate
 from featurestore.heads.network import OPTIMIZERS, TrainingOptions
@@ -39,6 +39,16 @@ def test_a_keras_head_is_the_same_every_time(maps: Features) -> None:
     weights = (head.estimator.get_weights() for head in (first, second))
     assert all(map(np.array_equal, *weights))
     assert first.history == second.history
+
+
+@pytest.mark.reliability
+def test_a_head_that_diverges_does_not_keep_others_from_being_trained(maps: Features) -> None:
+    rates = (0.01, 1e38, 0.02)
+    wanted = [("dense", {**QUICK, "optimizer": "sgd", "learning_rate": rate}) for rate in rates]
+    with pytest.raises(HeadError, match=r"'dense' with .*1e\+38.*: training diverged"):
+        fit_heads(maps, wanted)
+    loaded = [Head.load(key, maps.store) for key in maps.store.heads.keys()]
+    assert {head.params["learning_rate"] for head in loaded} == {0.01, 0.02}
 
 
 def test_streaming_from_the_store(maps: Features, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,31 +2,27 @@
 
 Each head of a bank is the one that it would be alone: an ordinary scikit-learn estimator, fitted
 to convergence. A family is a module that fits final estimators of one kind; the steps before them
-in a pipeline are the same for all heads of a bank, and are fitted once. `dense` is the family of
-ready-made Keras heads.
+in a pipeline are the same for all heads of a bank, and are fitted once.
 """
 
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 
-from featurestore.errors import HeadError
 from featurestore.heads.candidate import Candidate
 from featurestore.heads.estimator import Fitted, caught, texts
 from featurestore.heads.folds import Folds
 from featurestore.heads.identity import estimator_fields
 from featurestore.heads.metrics import Predicted
 from featurestore.heads.rows import Rows
-from featurestore.listening import OnEvent
-from featurestore.quiet import load_tensorflow
 
 # By the class that scikit-learn has for them.
 FAMILIES: Mapping[str, str] = {
@@ -79,15 +75,12 @@ class Bank:
     members: Sequence[Candidate]
     family: Family | None = None
 
-    def fit(
-        self, rows: Rows, on_event: OnEvent
-    ) -> tuple[list[Fitted | HeadError], Callable[[np.ndarray], Iterable[Predicted]]]:
+    def fit(self, rows: Rows) -> tuple[list[Fitted], Callable[[np.ndarray], Iterable[Predicted]]]:
         """Fit copies of the members on the training rows and their views.
 
         Returns
         -------
-        fitted : list of Fitted or HeadError
-            The error of a Keras head whose training diverged.
+        fitted : list of Fitted
         predict : callable
             Yields what each fitted head predicts from features (row, …).
 
@@ -96,14 +89,12 @@ class Bank:
         HeadError
             If they cannot be fitted.
         """
-        if self.members[0].kind == "keras":
-            return self._trained(rows, on_event)
         assert self.family is not None
         X, y = rows.fitted_arrays()
-        copies = self._copies()
+        copies, started = self._copies(), time.perf_counter()
         with caught(self.members[0].name) as warned:
             self.family.fit(copies.lasts, copies.before.fit_transform(X, y), y)
-        return copies.fitted(self.family, warned)
+        return copies.fitted(self.family, warned, time.perf_counter() - started)
 
     def fit_folds(self, rows: Rows, folds: Folds) -> list[Any] | None:
         """Fit copies of the members on all folds together, if their family can.
@@ -118,7 +109,7 @@ class Bank:
         together = getattr(self.family, "fit_folds", None)
         if together is None or not rows.in_memory:
             return None
-        copies = [self._copies() for _ in folds]
+        copies, started = [self._copies() for _ in folds], time.perf_counter()
         scalers = [each.steps[0][1] if each.steps else None for each in copies]
         if len(copies[0].steps) > 1 or type(scalers[0]) not in (StandardScaler, type(None)):
             return None
@@ -128,13 +119,8 @@ class Bank:
             if not together(scalers, lasts, *rows.fitted_arrays(), held_out):
                 return None
         assert self.family is not None
-        return [each.fitted(self.family, warned) for each in copies]
-
-    def _trained(self, rows: Rows, on_event: OnEvent) -> Any:
-        family: Any = self.family
-        found = family.train_together(self.members, rows, on_event=on_event)
-        models = [each.estimator for each in found if isinstance(each, Fitted)]
-        return found, partial(family.predict, models, tuple(rows.features.classes))
+        seconds = (time.perf_counter() - started) / len(folds)
+        return [each.fitted(self.family, warned, seconds) for each in copies]
 
     def _copies(self) -> _Copies:
         from sklearn.base import clone
@@ -155,7 +141,7 @@ class _Copies:
         self.before = Pipeline(self.steps or [("none", "passthrough")])
 
     def fitted(
-        self, family: Family, warned: Sequence[warnings.WarningMessage]
+        self, family: Family, warned: Sequence[warnings.WarningMessage], seconds: float
     ) -> tuple[list[Any], Any]:
         """Return what `Bank.fit` returns. A warning may name its ``estimator``."""
         for each, last in zip(self.estimators, self.lasts, strict=True):
@@ -196,10 +182,6 @@ def banks(candidates: Iterable[Candidate]) -> list[Bank]:
 
 def _family(candidate: Candidate) -> Family | None:
     template = candidate.template
-    if candidate.kind == "keras" and "callbacks" not in candidate.fields:
-        load_tensorflow()
-        dense: Any = import_module("featurestore.heads.banks.dense")
-        return dense if dense.takes(template) else None
     if candidate.kind != "sklearn" or candidate.nameless:
         return None
     if _is_pipeline(template) and (template.memory, template.transform_input) != (None, None):
@@ -214,9 +196,6 @@ def _family(candidate: Candidate) -> Family | None:
 
 def _common(candidate: Candidate, family: Family) -> str:
     """Return all that the members of a bank have in common, as text."""
-    if candidate.kind == "keras":
-        keras_family: Any = family
-        return str(keras_family.key(candidate.template))
     *before, (name, last) = _steps(candidate.template)
     steps: list[Any] = [
         [name, step if step is None or isinstance(step, str) else estimator_fields(step)]

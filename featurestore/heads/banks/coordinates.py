@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
+from scipy.linalg import eigh, svd
 
 from featurestore.heads.banks.linear import mean, parts
 
@@ -16,7 +16,7 @@ class Coordinates:
 
     Attributes
     ----------
-    rows : float32 array, (row, coordinate)
+    rows : float32 or float64 array, (row, coordinate)
         The last coordinate is 1 if there is an intercept.
     weights : float64 array, (row,)
     intercept : bool
@@ -30,15 +30,27 @@ class Coordinates:
     source: np.ndarray | None
 
     @classmethod
-    def of(cls, X: np.ndarray, weights: np.ndarray, intercept: bool) -> Coordinates:
-        """Rotate rows, (row, feature). With fewer rows than features, there is one for each row."""
-        X = np.asarray(X, np.float32)
+    def of(
+        cls, X: np.ndarray, weights: np.ndarray, intercept: bool, kind: type = np.float32
+    ) -> Coordinates:
+        """Rotate rows, (row, feature). With fewer rows than features, there is one for each row.
+
+        ``kind`` is the type of the result, float32 or float64.
+        """
+        X = np.asarray(X, kind)
         centre = mean(X, weights) if intercept else np.zeros(X.shape[1])
-        centre = centre.astype(np.float32)
-        wide = len(X) < X.shape[1]
-        rows, basis = _by_rows(X, centre) if wide else _by_features(X, centre, weights)
+        centre = centre.astype(kind)
+        wide = len(X) < X.shape[1] and kind is np.float32
+        if wide:
+            rows, basis = _by_rows(X, centre)
+        elif len(X) < X.shape[1]:
+            # Products of rows would lose half of the digits.
+            left, values, right = svd(X - centre, full_matrices=False, overwrite_a=True)
+            rows, basis = left * values, right.T
+        else:
+            rows, basis = _by_features(X, centre, weights)
         if intercept:
-            rows = np.hstack([rows, np.ones((len(X), 1), np.float32)])
+            rows = np.hstack([rows, np.ones((len(X), 1), kind)])
         return cls(rows, weights, intercept, centre, basis, X if wide else None)
 
     def spread(self) -> np.ndarray:
@@ -76,12 +88,12 @@ def _by_features(
     """Return rotated rows, (row, coordinate), and the basis, (feature, coordinate)."""
     covariance = np.zeros((X.shape[1], X.shape[1]))
     for part in parts(*X.shape):
-        centred = np.sqrt(weights[part]).astype(np.float32)[:, None] * (X[part] - centre)
+        centred = np.sqrt(weights[part]).astype(X.dtype)[:, None] * (X[part] - centre)
         covariance += centred.T @ centred
     basis = eigh(covariance, overwrite_a=True, check_finite=False)[1]
-    rows, single = np.empty(X.shape, np.float32), basis.astype(np.float32)
+    rows, rotation = np.empty(X.shape, X.dtype), basis.astype(X.dtype)
     for part in parts(*X.shape):
-        np.matmul(X[part] - centre, single, out=rows[part])
+        np.matmul(X[part] - centre, rotation, out=rows[part])
     return rows, basis
 
 
@@ -95,4 +107,4 @@ def _by_rows(X: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     # Products of doubles have no more digits.
     kept = values > values[-1] * 1e-12
     length = np.sqrt(values[kept])
-    return (vectors[:, kept] * length).astype(np.float32), vectors[:, kept] / length
+    return (vectors[:, kept] * length).astype(X.dtype), vectors[:, kept] / length

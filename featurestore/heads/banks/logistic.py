@@ -11,12 +11,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from featurestore.heads.banks.coordinates import Coordinates
-from featurestore.heads.banks.lbfgs import minimize
-from featurestore.heads.banks.linear import decisions, labels
+from featurestore.heads.banks.linear import decisions, labels, mean, parts
 from featurestore.heads.banks.losses import Losses
+from featurestore.heads.banks.newton import minimize
 from featurestore.heads.metrics import Predicted
 
 VARIES = frozenset({"C"})
+# Bounds of the distance from the lowest objective, as a share of it: float32 has no more digits.
+SMALLEST_GAP, LARGEST_GAP = 1e-7, 1e-6
+# Rounding errors of this part of the spread of a feature change an objective by 1e-6 or more.
+LOST = 1e-4
 # Numbers in the products of rows, features and classes that one thread computes.
 SMALL = 1 << 25
 # Parameters that are honoured, or that the solver "lbfgs" of scikit-learn does not read either.
@@ -53,8 +57,8 @@ def _number(value: Any, kind: Any) -> bool:
 def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
     """Fit heads that differ in ``C``, in place.
 
-    Each ends where its objective, as scikit-learn defines it, is within ``tol`` of the lowest one,
-    as a share of it (or within 1e-4 if ``tol`` is larger).
+    Each ends where its objective, as scikit-learn defines it, is estimated to be within a hundredth
+    of ``tol`` of the lowest one, as a share of it; but within 1e-6 at most, and 1e-7 at least.
 
     Parameters
     ----------
@@ -89,35 +93,54 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
             f"only one class: {classes[0]!r}"
         )
     by_class = compute_class_weight(first.class_weight, classes=classes, y=y)
-    tolerance = min(first.tol, 1e-4)
-    c = np.array([each.C for each in estimators], np.float64)
+    tolerance = min(max(first.tol / 100, SMALLEST_GAP), LARGEST_GAP)
+    weights, c = by_class[codes], np.array([each.C for each in estimators], np.float64)
     # Threads that wait for each other on small products made heads 15 times slower where other
     # programs use the processors. What overflows has not converged.
     threads = 1 if X.size * len(classes) < SMALL else None
+    converged, iterations = np.zeros(len(c), bool), np.zeros(len(c), np.int32)
+    intercept = bool(first.fit_intercept)
     with threadpool_limits(threads, "blas"), np.errstate(all="ignore"):
-        coordinates = Coordinates.of(X, by_class[codes], bool(first.fit_intercept))
-        losses = Losses(coordinates, codes, len(classes))
-        found, iterations, converged = minimize(losses, c, tolerance, first.max_iter)
-        coefficients, intercepts = coordinates.to_features(found)
-    for row, each in enumerate(estimators):
-        each.coef_ = coefficients[row].astype(X.dtype)
-        each.intercept_ = intercepts[row].astype(X.dtype)
-        each.classes_ = classes
-        each.n_features_in_ = X.shape[1]
-        each.n_iter_ = np.maximum(iterations[row : row + 1], 1).astype(np.int32)
-    for each, done, count in zip(estimators, converged, iterations, strict=True):
-        if not done and count < each.max_iter:
-            # Single precision allows no more steps, or too few: scikit-learn's solver goes on.
-            each.warm_start = True
-            each.fit(X, y)
-            each.warm_start = False
-        elif not done:
+        single = not _loses_features(X, weights, intercept)
+        # Where float32 allows no lower objective, float64 may.
+        for kind in (np.float32, np.float64) if single else (np.float64,):
+            some = np.flatnonzero(~converged & (iterations < first.max_iter))
+            if not len(some):
+                break
+            coordinates = Coordinates.of(X, weights, intercept, kind)
+            losses = Losses(coordinates, codes, len(classes))
+            found, iterations[some], converged[some] = minimize(
+                losses, c[some], tolerance, first.max_iter
+            )
+            coefficients, intercepts = coordinates.to_features(found)
+            for row, head in enumerate(some.tolist()):
+                each = estimators[head]
+                # What needs float64 to be solved would lose digits if it were rounded, too.
+                each.coef_ = coefficients[row].astype(np.result_type(X.dtype, kind))
+                each.intercept_ = intercepts[row].astype(each.coef_.dtype)
+                each.n_iter_ = np.maximum(iterations[[head]], 1)
+    for each, done in zip(estimators, converged, strict=True):
+        each.classes_, each.n_features_in_ = classes, X.shape[1]
+        if not done:
             warning = ConvergenceWarning(
-                f"logistic regression with C={each.C:g} has not converged after {count} "
+                f"logistic regression with C={each.C:g} has not converged after {each.n_iter_[0]} "
                 f"iterations; raise max_iter, now {each.max_iter}"
             )
             warning.estimator = each
             warnings.warn(warning, stacklevel=2)
+
+
+def _loses_features(X: np.ndarray, weights: np.ndarray, intercept: bool) -> bool:
+    """Return whether a rotation in float32 would lose digits of the features of smallest spread.
+
+    It moves coordinates by the rounding error of the largest ones.
+    """
+    centre = mean(X, weights) if intercept else np.zeros(X.shape[1])
+    squares = sum(weights[part] @ np.square(X[part] - centre) for part in parts(*X.shape))
+    spread = np.sqrt(squares / weights.sum())
+    varies = spread[spread > 1e-12 * np.abs(centre)]
+    error = np.finfo(np.float32).eps * np.linalg.norm(spread)
+    return bool(error > LOST * varies.min(initial=np.inf))
 
 
 def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:

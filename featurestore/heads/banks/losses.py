@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from scipy.special import expit, softmax
 
 from featurestore.heads.banks.coordinates import Coordinates
 
-# Numbers in the logits of a chunk of rows; rows of a sample for each coordinate of a block.
-CHUNK_SIZE, SAMPLE = 1 << 20, 3
+# Numbers in the logits of a chunk of rows.
+CHUNK_SIZE = 1 << 20
 
 
 class Losses:
@@ -26,7 +27,7 @@ class Losses:
         self.coordinates = coordinates
         self.codes = codes
         self.columns = 1 if classes == 2 else classes
-        self.weights = coordinates.weights.astype(np.float32)
+        self.weights = coordinates.weights.astype(coordinates.rows.dtype)
 
     def start(self) -> np.ndarray:
         """Return coefficients, (class, coordinate), that give each row the share of its class."""
@@ -37,7 +38,7 @@ class Losses:
             found[:, -1] = share[1] - share[0] if self.columns == 1 else share - share.mean()
         return found
 
-    def __call__(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self, found: np.ndarray) -> tuple[np.ndarray, ...]:
         """Evaluate coefficients (head, class, coordinate).
 
         Returns
@@ -47,68 +48,58 @@ class Losses:
         gradient : array, (head, class, coordinate)
         curvature : array, (head, class, class)
             Weighted mean over the rows of the second derivatives by the logits.
+        share : array, (head, class, row)
+            Probabilities; for two classes, the second derivatives.
         """
         heads, columns, size = found.shape
         rows, codes = self.coordinates.rows, self.codes
-        single = found.reshape(-1, size).astype(np.float32)
+        single = found.reshape(-1, size).astype(rows.dtype)
         loss, gradient = np.zeros(heads), np.zeros((heads * columns, size))
         curvature = np.zeros((heads, columns, columns))
-        step = max(64, CHUNK_SIZE // (heads * columns))
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
+        share = np.empty((heads, columns, len(rows)), rows.dtype)
+        for part in self._chunks(heads):
             logits = (single @ rows[part].T).reshape(heads, columns, -1)
             function = _binary if columns == 1 else _multinomial
-            losses, residuals, curved = function(logits, codes[part], self.weights[part])
+            losses, residuals, curved, share[..., part] = function(
+                logits, codes[part], self.weights[part]
+            )
             loss += losses
             curvature += curved
             gradient += residuals.reshape(heads * columns, -1) @ rows[part]
         total = self.coordinates.weights.sum()
-        return loss, gradient.reshape(found.shape), curvature / total
+        return loss, gradient.reshape(found.shape), curvature / total, share
 
-    def blocks(self, found: np.ndarray, leading: int) -> np.ndarray:
-        """Return second derivatives of a head's loss by the last coordinates of each class.
+    def product(self, share: np.ndarray, direction: np.ndarray, heads: np.ndarray) -> np.ndarray:
+        """Multiply the Hessians of some heads' losses by directions (head, class, coordinate)."""
+        rows, (_, columns, size) = self.coordinates.rows, direction.shape
+        single = direction[heads].reshape(-1, size).astype(rows.dtype)
+        product = np.zeros((len(single), size))
+        for part in self._chunks(len(heads)):
+            bent = (single @ rows[part].T).reshape(len(heads), columns, -1)
+            own = share[heads, :, part]
+            if columns > 1:
+                # No probability near 1 is subtracted from another: their digits would be lost.
+                bent -= bent[:, self.codes[part], np.arange(bent.shape[2])][:, None]
+            bent *= own
+            if columns > 1:
+                bent -= own * bent.sum(axis=1, keepdims=True)
+                bent *= self.weights[part]
+            product += bent.reshape(len(single), -1) @ rows[part]
+        return product.reshape(len(heads), columns, size)
 
-        They are sums over a sample of rows of its own for each class. A row is chosen with a chance
-        in proportion to how much the loss curves there, and weighs the inverse of that chance (Xu
-        et al. 2016, Sub-sampled Newton methods with non-uniform sampling).
-
-        Parameters
-        ----------
-        found : array, (class, coordinate)
-        leading : int
-            How many of the coordinates; the last ones have the largest spread.
-
-        Returns
-        -------
-        float32 array, (class, leading, leading)
-        """
-        rows = self.coordinates.rows
-        share = _probabilities(rows @ found.T.astype(np.float32))
-        blocks = np.empty((self.columns, leading, leading), np.float32)
-        for block, own in zip(blocks, share.T, strict=True):
-            curved = own.astype(np.float64) * (1 - own) * self.weights + 1e-30
-            chance = np.minimum(curved * (SAMPLE * leading / curved.sum()), 1)
-            # At equal distances in the sum of the chances.
-            chosen = np.flatnonzero(np.diff(np.floor(np.cumsum(chance) + 0.5), prepend=0))
-            scale = np.sqrt(curved[chosen] / chance[chosen]).astype(np.float32)
-            some = rows[chosen, -leading:] * scale[:, None]
-            np.matmul(some.T, some, out=block)
-        return blocks
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities (row, class); of the second class alone, if the logits are its."""
-    if logits.shape[1] == 1:
-        return expit(logits)
-    return softmax(logits, axis=1)
+    def _chunks(self, heads: int) -> Iterator[slice]:
+        step = max(64, CHUNK_SIZE // (heads * self.columns))
+        for start in range(0, len(self.codes), step):
+            yield slice(start, start + step)
 
 
 def _multinomial(
     logits: np.ndarray, codes: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return losses, residuals and curvature of logits, (head, class, row), which this overwrites.
+) -> tuple[np.ndarray, ...]:
+    """Return losses, residuals, curvature and shares of logits (head, class, row).
 
-    The loss is log1p of the odds against the true class, so that small losses keep their digits.
+    This overwrites the logits. The loss is log1p of the odds against the true class, so that small
+    losses keep their digits.
     """
     row = np.arange(len(codes))
     logits -= logits.max(axis=1, keepdims=True)
@@ -124,19 +115,19 @@ def _multinomial(
     weighted = share * weights
     curvature = -(weighted @ share.transpose(0, 2, 1)).astype(np.float64)
     diagonal = np.arange(share.shape[1])
-    curvature[:, diagonal, diagonal] += weighted.sum(axis=2)
+    curvature[:, diagonal, diagonal] = 0
+    curvature[:, diagonal, diagonal] = -curvature.sum(axis=2)
     weighted[:, codes, row] = -weights * others / total
-    return losses @ weights.astype(np.float64), weighted, curvature
+    return losses @ weights.astype(np.float64), weighted, curvature, share
 
 
-def _binary(
-    logits: np.ndarray, codes: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _binary(logits: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
     """Do the same for the logit of the second class, (head, 1, row)."""
-    sign = np.where(codes == 1, np.float32(-1), np.float32(1))
+    sign = np.where(codes == 1, -1, 1).astype(logits.dtype)
     against = logits * sign
     small = np.exp(-np.abs(against))
     losses = np.maximum(against, 0) + np.log1p(small)
     wrong = np.where(against > 0, 1, small) / (1 + small)
-    curvature = (wrong * (1 - wrong)) @ weights.astype(np.float64)
-    return losses[:, 0] @ weights.astype(np.float64), wrong * (sign * weights), curvature[..., None]
+    bent = wrong * (1 - wrong) * weights
+    curvature = bent.sum(axis=2, dtype=np.float64)[..., None]
+    return losses[:, 0] @ weights.astype(np.float64), wrong * (sign * weights), curvature, bent

@@ -10,9 +10,9 @@ import numpy as np
 
 from featurestore.heads.banks.least_squares import (
     Sums,
-    fit_sums,
+    by_svd,
     learn,
-    solutions,
+    solution,
     targets,
     without_features,
 )
@@ -36,7 +36,7 @@ def takes(estimator: Any) -> bool:
     return (
         all(value == default[name] for name, value in params.items() if name not in free)
         and isinstance(params["alpha"], Real)
-        and 0 <= float(params["alpha"]) < np.inf
+        and 0 < float(params["alpha"]) < np.inf
         and isinstance(params["fit_intercept"], bool)
         and params["solver"] in ("auto", "cholesky", "svd")
     )
@@ -67,13 +67,21 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         classes = classes[1:]
     Y = targets(y, classes)
     weights = compute_sample_weight(getattr(estimators[0], "class_weight", None), y)
-    shift = mean(X, weights)
+    origin, goal = np.zeros(X.shape[1]), np.zeros(Y.shape[1])
+    if estimators[0].fit_intercept:
+        origin, goal = mean(X, weights), np.average(Y, axis=0, weights=weights)
+    root = np.sqrt(weights)[:, None]
+    alphas = [float(each.alpha) for each in estimators]
     if len(X) < X.shape[1]:
-        if not estimators[0].fit_intercept:
-            shift[:] = 0
-        _fit_by_rows(estimators, learned, X, Y, weights, shift)
+        coefs = _by_rows(X, (Y - goal) * root, root, origin, alphas)
     else:
-        fit_sums(estimators, learned, Sums.of(X, Y, weights, shift), shift, X.dtype)
+        sums = Sums.of(X, Y - goal, weights, origin)
+        coefs = [solution(sums.xx, sums.xy, alpha) for alpha in alphas]
+    lost = [alpha for alpha, coef in zip(alphas, coefs, strict=True) if coef is None]
+    exact = by_svd((X - origin) * root, (Y - goal) * root, lost) if lost else iter(())
+    for each, coef in zip(estimators, coefs, strict=True):
+        coef = next(exact) if coef is None else coef
+        learn(each, learned, coef.T, goal - origin @ coef, X.dtype)
 
 
 def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
@@ -82,31 +90,23 @@ def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
         yield (labels(each, values) if hasattr(each, "classes_") else values[:, 0]), None
 
 
-def _fit_by_rows(
-    estimators: Sequence[Any],
-    learned: dict[str, Any],
-    X: np.ndarray,
-    Y: np.ndarray,
-    weights: np.ndarray,
-    origin: np.ndarray,
-) -> None:
+def _by_rows(
+    X: np.ndarray, Y: np.ndarray, root: np.ndarray, origin: np.ndarray, alphas: Sequence[float]
+) -> list[np.ndarray | None]:
+    """Return what `solution` does, (feature, target), from a system of a row for each row."""
     from scipy.linalg.blas import dsyrk
 
-    root = np.sqrt(weights)
-    goal = np.zeros(Y.shape[1])
-    if estimators[0].fit_intercept:
-        goal = np.average(Y, axis=0, weights=weights)
-    columns = list(parts(X.shape[1], len(X)))
-
     def part(span: slice) -> np.ndarray:
-        return (X[:, span] - origin[span]) * root[:, None]
+        return (X[:, span] - origin[span]) * root
 
+    columns = list(parts(X.shape[1], len(X)))
     gram = np.zeros((len(X), len(X)), order="F")
     for span in columns:
         gram = dsyrk(1.0, part(span), beta=1.0, c=gram, lower=1, overwrite_c=1)
-    duals = np.stack(list(solutions(gram, (Y - goal) * root[:, None], estimators)))
-    coefs = np.empty((len(duals), Y.shape[1], X.shape[1]))
+    duals = [solution(gram, Y, alpha) for alpha in alphas]
+    known = [dual for dual in duals if dual is not None]
+    coefs = np.empty((len(known), X.shape[1], Y.shape[1]))
     for span in columns:
-        coefs[..., span] = duals.transpose(0, 2, 1) @ part(span)
-    for each, coef in zip(estimators, coefs, strict=True):
-        learn(each, learned, coef, goal - coef @ origin, X.dtype)
+        coefs[:, span] = part(span).T @ np.reshape(known, (-1, *Y.shape))
+    rest = iter(coefs)
+    return [None if dual is None else next(rest) for dual in duals]

@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.heads.banks.least_squares import Sums, fit_sums, targets, without_features
+from featurestore.heads.banks.least_squares import (
+    Sums,
+    learn,
+    solution,
+    targets,
+    without_features,
+)
 from featurestore.heads.banks.linear import mean
 
 # Bytes of the sums of all folds.
 MOST_BYTES = 2**30
-# The variance that is left of a feature when the rows of a fold are taken from the sums is known to
-# this part of the variance over all rows.
-LEAST_VARIANCE = 1e-8
+# Part of the variance of a feature that must be left when the rows of a fold are taken away:
+# the rounding errors of the sums are those of all rows.
+LEAST_VARIANCE = 1e-2
 
 
 def fit_folds(
@@ -41,8 +47,9 @@ def fit_folds(
     -------
     bool
         False if each fold must be fitted for itself: with class weights, with fewer rows than
-        features or too many features, if a row is held out never or twice, or if a feature hardly
-        varies in the training rows of a fold, against those held out.
+        features or too many features, if a row is held out never or twice, if a feature hardly
+        varies in the training rows of a fold, against those held out, or if the sums do not
+        determine a solution.
 
     Raises
     ------
@@ -66,27 +73,36 @@ def fit_folds(
     total = sums_held[0]
     for part in sums_held[1:]:
         total = total.combined(part, 1)
-    variance = total.about(total.x / total.weight).xx.diagonal() / total.weight
+    centred = scalers[0] is not None or first.fit_intercept
+    squares = (total.about(total.x / total.weight if centred else -shift)).xx.diagonal()
     for scaler, heads, part, rows in zip(scalers, estimators, sums_held, held_out, strict=True):
         train = np.delete(np.arange(len(X)), rows)
         learned = without_features(heads[0], X[:0], y[train])
-        sums, origin = total.combined(part, -1), shift
+        sums = total.combined(part, -1)
         if classes is not None:
             known = learned["classes_"]
             columns = np.searchsorted(classes, known[1:] if len(known) == 2 else known)
             sums.y, sums.xy = sums.y[columns], sums.xy[:, columns]
+        centre = sums.x / sums.weight if centred else -shift
+        goal = sums.y / sums.weight if first.fit_intercept else np.zeros(len(sums.y))
+        sums, origin = sums.about(centre), shift + centre
+        doubtful = np.flatnonzero(sums.xx.diagonal() <= LEAST_VARIANCE * squares)
+        constant = X[np.ix_(train, doubtful)] - (X[train[0], doubtful] if centred else 0)
+        if constant.any():
+            return False
+        sums.xx[doubtful], sums.xx[:, doubtful], sums.xy[doubtful] = 0, 0, 0
         if scaler is not None:
-            centre = sums.x / sums.weight
-            sums, origin = sums.about(centre), np.zeros(features)
-            spread = np.maximum(sums.xx.diagonal() / sums.weight, 0)
-            doubtful = np.flatnonzero(spread <= LEAST_VARIANCE * variance)
-            if np.ptp(X[np.ix_(train, doubtful)], axis=0).any():
-                return False
-            spread[doubtful] = 0
-            _fit_scaler(scaler, shift + centre, np.sqrt(spread), len(train))
+            deviation = np.sqrt(sums.xx.diagonal() / sums.weight)
+            _fit_scaler(scaler, origin, deviation, len(train))
             sums.xx /= np.outer(scaler.scale_, scaler.scale_)
             sums.xy /= scaler.scale_[:, None]
-        fit_sums(heads, learned, sums, origin, X.dtype)
+            origin = np.zeros(features)
+        # The sum of (x - mean)·y is that of (x - mean)·(y - goal).
+        for each in heads:
+            coef = solution(sums.xx, sums.xy, each.alpha)
+            if coef is None:
+                return False
+            learn(each, learned, coef.T, goal - origin @ coef, X.dtype)
     return True
 
 
