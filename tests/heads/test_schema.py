@@ -27,6 +27,6 @@ def test_an_invalid_document_is_damaged_and_left_out_of_listings(
     validate(document)
     with pytest.raises(DamagedError, match=says):
         validate({**document, **change})
-    monkeypatch.setattr(HeadShelf, "values", lambda shelf: [{**document, **change}])
+    monkeypatch.setattr(HeadShelf, "survey", lambda shelf: ([{**document, **change}], []))
     with pytest.warns(FeatureStoreWarning, match=rf"{head.id}.*not valid.*featurestore train"):
         assert leaderboard(store=three.store) == []
