@@ -6,13 +6,13 @@ import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
 from featurestore.backbone.augmentation import settings
-from featurestore.errors import NotFoundError, StoreError
+from featurestore.errors import NotFoundError
 from featurestore.extraction import sharing
 from featurestore.extraction.batches import size_before
 from featurestore.extraction.budget import bytes_of
@@ -247,7 +247,7 @@ def _write_alone(
         sources = [key for each in parts for key in each.keys]
         in_use = [*(layer.key for layer in asked.layers), *sources]
         try:
-            with _locked(store, in_use, locked):
+            with store.features.lock(in_use, shared=True):
                 # Locked, and then referred to by a manifest: gc removes neither.
                 _record(dataset, store, current=bool(request.refs))
                 if not cluster:
@@ -298,20 +298,6 @@ def _write_alone(
                     store.features.fsync(group.key)
                     take_over(group, store, on_event)
         return
-
-
-@contextmanager
-def _locked(
-    store: FeatureStore, keys: Iterable[FeatureKey], written: Iterable[FeatureKey]
-) -> Iterator[None]:
-    """Lock features that are used; after an error, remove those to write that got no row."""
-    try:
-        with store.features.lock(keys, shared=True):
-            yield
-    except BaseException:
-        with suppress(StoreError):
-            store.features.discard_empty(written)
-        raise
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:

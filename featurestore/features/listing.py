@@ -15,7 +15,7 @@ _KEPT = ("key", "model", "layer", "datasets", "shape", "dtype", "bytes")
 
 
 def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
-    """List the stored features, a row for each array, as JSON values.
+    """List the stored features, a row for each array that holds any, as JSON values.
 
     Parameters
     ----------
@@ -48,6 +48,8 @@ def listing(
         described = _describe(state, names)
         done, blocks = described["blocks_done"], described["blocks"]
         begun = described["rows_begun"]
+        if not done and not begun:  # Its extraction failed, or has only begun.
+            continue
         more = f" and {begun} rows" if begun else ""
         rows.append(
             {

@@ -190,16 +190,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                 self._files.remove(*former, group.replacement)
         return True
 
-    def discard_empty(self, keys: Iterable[FeatureKey]) -> None:
-        """Remove features that have no block, nor rows of one, and that no other process uses."""
-        if not self.locking:
-            return  # Another process may be about to write the first block.
-        with self.lock_free(keys) as held:
-            for path in held:
-                names = self._files.names(f"{path}/{FEATURES}")
-                if not any(re.fullmatch(_CHUNK, name) for name in names):
-                    self.discard(path)
-
     def unmark(self, key: FeatureKey) -> None:
         """Make a boundary array ordinary features, which a user asked for."""
         group = self.get(key)

@@ -85,7 +85,9 @@ def test_activations_that_the_type_cannot_hold_are_refused(dataset, store, facto
     backbone = scaled_model(factor)
     with pytest.raises(ActivationError, match=message):
         extract(dataset, backbone, ["huge"], store, dtype=dtype)
-    assert store.features.values() == []  # No array without a block is left.
+    (group,) = store.features.values()
+    assert group.missing() == list(range(group.blocks))
+    assert ls(store) == []
 
 
 def test_a_failed_write_surfaces_and_the_rest_is_kept(dataset, store, small_blocks, monkeypatch):
@@ -198,7 +200,7 @@ def test_rows_that_float16_cannot_hold_are_not_kept(dataset, store):
     options = {"dtype": "float16", "batch_size": 3, "on_event": stop_after(40, Killed)}
     with pytest.raises(Killed):
         extract(dataset, scaled_model(1e-8), ["huge"], store, **options)
-    assert begun_of(store) == {}
+    assert begun_of(store) == {"huge": {}}
 
 
 def test_ctrl_c_loses_only_the_batch(dataset, backbone, store):

@@ -119,10 +119,7 @@ def test_nothing_is_served_stale(dataset, backbone, objects):
     extract(dataset, backbone, refs, objects)
     other = FeatureStore(objects.location)
     drop_block(other.features.get(plan(dataset, backbone, "gap", other).layers[0].key), 0)
-    assert {row["layer"]: row["state"] for row in ls(objects)} == {
-        "pool_a:avg": "complete",
-        "gap": "0 of 1 blocks",
-    }
+    assert [row["layer"] for row in ls(objects)] == ["pool_a:avg"]
     assert extract(dataset, backbone, refs, objects).reports["gap"].rows_computed == 45
     other.features.remove(plan(dataset, backbone, "gap", other).layers[0].key)
     assert [row["layer"] for row in ls(objects)] == ["pool_a:avg"]
