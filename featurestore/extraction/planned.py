@@ -47,8 +47,6 @@ class LayerPlan:
         Rows that are kept of a missing block, by its number: the first ones.
     copies : Copies or None
         Where other arrays have rows of the missing blocks; None if no block is missing.
-    replaces : bool
-        Whether float16 features are stored under the key, and float32 ones replace them.
     why : str or None
         Why rows are computed or derived. In what `plan` returns: also what differs from the nearest
         stored features, if all blocks are missing.
@@ -59,7 +57,7 @@ class LayerPlan:
     unfit : str or None
         What float16 cannot hold, if this is why "auto" is float32.
     state : GroupState or None
-        What is stored under the key; None if nothing is.
+        What is stored under the key of the type that is written; None if nothing is.
     """
 
     ref: LayerRef
@@ -70,7 +68,6 @@ class LayerPlan:
     missing: tuple[int, ...]
     begun: Mapping[int, int] = field(default_factory=dict)
     copies: Copies | None = field(default=None, compare=False, repr=False)
-    replaces: bool = False
     why: str | None = None
     derived: Derivation | None = field(default=None, compare=False, repr=False)
     auto: bool = False

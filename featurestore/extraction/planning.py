@@ -310,7 +310,6 @@ class Request:
             missing,
             begun,
             copies,
-            replaces,
             why,
             auto=self.dtype == AUTO,
             unfit=unfit,

@@ -188,7 +188,8 @@ def _write(
         # Locked, so that gc does not remove what is complete before a manifest refers to it.
         with store.features.lock(request.keys(dataset).values(), shared=True):
             asked = request.plan(dataset, store)
-            if not asked.units and not any(layer.replaces for layer in asked.layers):
+            states = [layer.state for layer in asked.layers]
+            if not asked.units and not any(each and each.is_replacement for each in states):
                 if not recorded:
                     _record(dataset, store, current=bool(request.refs))
                 return _complete(asked, request, store, written)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from featurestore.store.blocks import BEGUN
-from featurestore.store.group import BOUNDARY, FeatureGroup
+from featurestore.store.group import BOUNDARY, REPLACEMENT, FeatureGroup
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class GroupState:
         Whether it was marked as a boundary array.
     bytes : int
         On disk, compressed, with row ids and metadata.
+    is_replacement : bool
+        Whether it replaced float16 features, and had not taken over completely.
     """
 
     group: FeatureGroup
@@ -32,6 +36,7 @@ class GroupState:
     begun: dict[int, int]
     boundary: bool
     bytes: int
+    is_replacement: bool
 
     @classmethod
     def of(cls, group: FeatureGroup) -> GroupState:
@@ -49,6 +54,7 @@ class GroupState:
             {block: count for block, count in rows.items() if count},
             BOUNDARY in names,
             sum(sizes.values()),
+            group.dtype == np.float32 and REPLACEMENT in names,
         )
 
     def describe(self) -> dict[str, Any]:

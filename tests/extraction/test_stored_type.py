@@ -181,6 +181,19 @@ def test_a_damaged_block_does_not_take_over(arrays, backbone, store):
     assert check_whole(store, values(arrays, backbone, "plain"))
 
 
+def test_a_takeover_that_was_interrupted_ends_with_the_next_extraction(arrays, backbone, store):
+    extract(arrays, backbone, "plain", store)
+    with failing(Killed, match="*/c.*", calls=["unlink"]), pytest.raises(Killed):
+        extract(arrays, backbone, "plain", store, dtype="float32")
+    left = [*Path(store.location).glob("features/*/features/c.*")]
+    assert len(left) == 3
+    found = extract(arrays, backbone, "plain", store)
+    assert in_one(found, "plain") == ("float32", (0, 0, 12))
+    assert not any(each.exists() for each in left)
+    assert store.garbage() == []
+    assert check_whole(store, values(arrays, backbone, "plain"))
+
+
 @pytest.mark.reliability
 def test_a_replacement_that_is_killed_leaves_either_whole_and_resumes(arrays, backbone, tmp_path):
     def replace(number=None):
