@@ -16,8 +16,7 @@
     │   ├── NotFoundError (LookupError)    no such features, data set or head
     │   ├── IncompleteFeaturesError    some blocks were never extracted
     │   └── DamagedError               stored bytes that fail their checksum
-    ├── UnreachableError               a server of images or tables that does not answer
-    │   └── StoreUnreachableError (StoreError)   the server of an object store
+    ├── UnreachableError               a server of images, tables or a store that does not answer
     ├── ExtractionError                features could not be computed
     │   ├── SourceChangedError         an image no longer has the bytes that were scanned
     │   └── ActivationError            NaN, a value that the stored type cannot hold, or a wrong one
@@ -95,11 +94,10 @@ class DamagedError(StoreError):
 
 
 class UnreachableError(FeatureStoreError):
-    """A server of images or tables that does not answer, or denies access to all of them."""
+    """A server that does not answer, or denies access to all images or tables.
 
-
-class StoreUnreachableError(UnreachableError, StoreError):
-    """The server of an object store does not answer: other requests would fail too."""
+    It is no StoreError: of what is stored, it says nothing.
+    """
 
 
 class ExtractionError(FeatureStoreError):

@@ -16,7 +16,7 @@ import numpy as np
 
 from featurestore.backbone.forward import Forward
 from featurestore.dataset.source import readers
-from featurestore.errors import FeatureStoreError, StoreError
+from featurestore.errors import FeatureStoreError
 from featurestore.extraction.batches import InParts
 from featurestore.extraction.events import (
     BatchHalved,
@@ -151,7 +151,7 @@ class Executor:
         try:
             yield
         except (KeyboardInterrupt, FeatureStoreError):
-            with suppress(StoreError):
+            with suppress(FeatureStoreError):
                 for writer in self._writers.values():
                     writer.save()
                 for writer in self._writers.values():

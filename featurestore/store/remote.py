@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from featurestore import objects
-from featurestore.errors import StoreError, StoreUnreachableError
+from featurestore.errors import StoreError, UnreachableError
 from featurestore.store.local import PARTIAL
 from featurestore.store.locks import Locks
 
@@ -75,7 +75,7 @@ class RemoteFiles:
         try:
             self.write(probe, b"")
         finally:
-            with suppress(StoreError):
+            with suppress(StoreError, UnreachableError):
                 self.remove(probe)
 
     def write(self, path: str, data: bytes, *, new: bool = False) -> bool:
@@ -206,7 +206,7 @@ class RemoteFiles:
             if isinstance(error, FileNotFoundError) and not objects.is_no_bucket(error):
                 raise FileNotFoundError(path) from error
             where = f"{self.location}/{path}".rstrip("/")
-            kind = StoreUnreachableError if objects.is_unreachable(error) else StoreError
+            kind = UnreachableError if objects.is_unreachable(error) else StoreError
             raise kind(
                 f"cannot {verb} {where}: {objects.explain(error, self.location)}, then run the "
                 "command again"

@@ -11,13 +11,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from featurestore.digests import DIGEST
-from featurestore.errors import (
-    DamagedError,
-    InputError,
-    NotFoundError,
-    StoreError,
-    StoreUnreachableError,
-)
+from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError
 from featurestore.store.blocks import METADATA
 from featurestore.store.key import encode_segment, name_of
 from featurestore.store.local import PARTIAL
@@ -182,7 +176,7 @@ class Shelf(ABC, Generic[K, V]):
         """Return what a function reads of entries, or the error that it raises, by path.
 
         It is called in threads: a request to a server is mostly waiting. What is not stored, or
-        None, is left out. StoreUnreachableError, which is of the server, is raised.
+        None, is left out. UnreachableError, which is of the server, is raised.
         """
 
         def tried(path: str) -> Result | StoreError | None:
@@ -190,8 +184,6 @@ class Shelf(ABC, Generic[K, V]):
                 return read(path)
             except (FileNotFoundError, NotFoundError):
                 return None
-            except StoreUnreachableError:
-                raise
             except StoreError as error:
                 return error
 

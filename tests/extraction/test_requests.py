@@ -7,8 +7,8 @@ from obstore.exceptions import GenericError, PermissionDeniedError
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import StoreUnreachableError
-from featurestore.extraction import extract, plan
+from featurestore.errors import UnreachableError
+from featurestore.extraction import extract, plan, repair
 from featurestore.features import Features
 from featurestore.features.listing import listing, ls
 from featurestore.heads import leaderboard, rank
@@ -171,10 +171,27 @@ def test_a_server_that_goes_away_is_no_damage(objects):
 
     with Requests(objects) as requests:
         requests.before = refuse
-        with pytest.raises(StoreUnreachableError, match="the server cannot be reached"):
+        with pytest.raises(UnreachableError, match="the server cannot be reached"):
             ls(objects)
     # The rest is not tried.
     assert len([method for method, _ in requests.made if method == "list"]) < 40
+
+
+@pytest.mark.parametrize("what", ["/features/c.0", "/zarr.json", "/current.json", ".parquet"])
+def test_what_cannot_be_reached_is_not_checked_nor_repaired(objects, dataset, what):
+    extract(dataset, Backbone.pixels(8), ["pixels"], objects)
+
+    def refuse(method, path):
+        if what in path and method == "get":
+            raise GenericError("HTTP error: error sending request: Connection refused")
+
+    with Requests(objects) as requests:
+        requests.before = refuse
+        with pytest.raises(UnreachableError, match="the server cannot be reached"):
+            [objects.check(item) for item in objects.items()]
+        with pytest.raises(UnreachableError, match="the server cannot be reached"):
+            repair(objects)
+    assert not [each for each in requests.made if each[0] in ("put", "delete")]
 
 
 def test_blocks_are_verified_in_parallel(objects, monkeypatch):
