@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import HeadError, NotFoundError
+from featurestore.errors import HeadError, NotFoundError, StoreError
 from featurestore.heads.candidate import candidate
 from featurestore.heads.compare import leaderboard
 from featurestore.heads.fit import try_heads
@@ -49,18 +49,19 @@ def fit_stale(
         store does not keep, such as a Keras model.
     """
     opened = FeatureStore.of(store)
-    stale = [row["head"] for row in leaderboard(dataset, opened) if row["stale"]]
+    stale = [row for row in leaderboard(dataset, opened) if row["stale"]]
     present = opened.datasets.load(dataset) if stale else None
     calls: dict[str, tuple[Features, dict[str, Any], list[Any]]] = {}
-    members: defaultdict[str, list[Head]] = defaultdict(list)
+    members: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     failed = []
-    for head in (Head.load(each, opened) for each in stale):
+    for row in stale:
         assert present is not None
         try:
+            head = Head.load(row["head"], opened)
             features = _features(head, present)
             name, pair, seed = _by_name(head, features)
-        except (HeadError, NotFoundError) as error:
-            failed.append(_failed(head, error))
+        except (HeadError, StoreError) as error:
+            failed.append(_failed(row, error))
             continue
         folds = head.folds or {"folds": None, "seeds": 1}
         options = {"seed": seed, "folds": folds["folds"], "seeds": folds["seeds"]}
@@ -69,15 +70,19 @@ def fit_stale(
         views = [str(each.key) for each in features.views]
         key = json.dumps([str(features.key), views, options])
         calls.setdefault(key, (features, options, []))[2].append(pair)
-        members[key].append(head)
+        members[key].append(row)
     heads: dict[str, Head] = {}
     for key, (features, options, pairs) in calls.items():
-        fitted = try_heads(features, pairs, on_event=on_event, **options)
-        for head, new in zip(members[key], fitted, strict=True):
+        fitted: list[Any]
+        try:
+            fitted = try_heads(features, pairs, on_event=on_event, **options)
+        except (HeadError, StoreError) as error:  # Of these features, or these folds.
+            fitted = [error] * len(pairs)
+        for row, new in zip(members[key], fitted, strict=True):
             if isinstance(new, Head):
                 heads[new.id] = new
             else:
-                failed.append(_failed(head, new))
+                failed.append(_failed(row, new))
     return list(heads.values()), failed
 
 
@@ -108,8 +113,6 @@ def _by_name(head: Head, features: Features) -> tuple[str, tuple[str, dict[str, 
     return found.name, pair, head.seed
 
 
-def _failed(head: Head, error: Exception) -> dict[str, Any]:
-    return {
-        **{"name": head.name, "params": head.params, "seed": head.seed},
-        **{"model": head.key.model, "layer": head.key.ref, "error": str(error)},
-    }
+def _failed(row: dict[str, Any], error: Exception) -> dict[str, Any]:
+    fields = ("name", "params", "seed", "model", "layer")
+    return {**{name: row[name] for name in fields}, "error": str(error)}
