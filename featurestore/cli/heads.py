@@ -202,7 +202,8 @@ def train_command(
         click.echo(folds_line(fitted.folds))
     if views:
         click.echo(f"fitted on the train rows and {plural(views, 'view')} of each")
-    print_problems(features.dataset, "few-rows")
+    if not fitted.folds:
+        print_problems(features.dataset, "few-rows")
     click.echo(f"head: {fitted.id}")
 
 

@@ -281,9 +281,8 @@ def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, 
     """Return what a table shows of a head: the columns of `leaderboard`, but ``stale``."""
     usual = metrics.primary(document["task"])
     measured, folds, origin = document["metrics"], document["folds"], document["lineage"]
-    validated = [(FOLDS, usual)] if folds else []
     # First what they are sorted by.
-    columns = dict.fromkeys([(split, metric), *validated, ("val", usual), ("test", usual)])
+    columns = dict.fromkeys([(split, metric), *((each, usual) for each in (FOLDS, "val", "test"))])
     return {
         "head": document["id"],
         "dataset": origin["dataset"]["name"],

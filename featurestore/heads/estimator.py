@@ -24,19 +24,19 @@ class Fitted:
     estimator : estimator or keras.Model
     classes : tuple
         Label of each column of its probabilities; ``()`` for regression.
+    seconds : float
+        Wall time of its fit; of heads fitted together, an equal share.
     problems : sequence of str
         What it warned of.
     history : dict of str to list of float
         Loss and metrics of each epoch of a Keras head.
-    seconds : float
-        Wall time of its fit; of heads fitted together, an equal share.
     """
 
     estimator: Any
     classes: tuple[Any, ...]
+    seconds: float
     problems: Sequence[str] = ()
     history: dict[str, list[float]] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str) -> Fitted:
@@ -73,7 +73,7 @@ def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str)
             with suppress(AttributeError):
                 estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
         classes = (estimator.classes_ if labels is None else labels).tolist()
-    return Fitted(estimator, tuple(classes), texts(warned), seconds=seconds)
+    return Fitted(estimator, tuple(classes), seconds, texts(warned))
 
 
 @contextmanager

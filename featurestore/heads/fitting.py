@@ -227,7 +227,7 @@ class Fitting:
             params = f" with {json.dumps(each.params)}" if each.params else ""
             raise HeadError(f"head {each.name!r}{params}: {error}") from error
         seconds = time.perf_counter() - started
-        return Fitted(model, tuple(rows.features.classes), history=history, seconds=seconds)
+        return Fitted(model, tuple(rows.features.classes), seconds, history=history)
 
     def _head(self, each: Candidate, fitted: Fitted) -> Head:
         features = self.rows.features

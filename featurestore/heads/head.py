@@ -330,10 +330,12 @@ def find(store: FeatureStore, text: str) -> str:
     found = store.heads.matching(text)
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} heads match" if found else "no head"
-    offer = f"{found[0]!r} and {found[1]!r} do" if found else nearest(text, store.heads.keys())
+    if found:
+        shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
+        raise NotFoundError(f"{text!r} matches {len(found)} heads: {shown}; give one of these")
+    offer = nearest(text, store.heads.keys())
     raise NotFoundError(
-        f"{what} {text!r} in {store.location}; `featurestore heads` lists them; {offer}"
+        f"no head {text!r} in {store.location}; `featurestore heads` lists them; {offer}"
     )
 
 

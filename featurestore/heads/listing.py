@@ -15,7 +15,7 @@ from featurestore.table import Grid, cell, plural, printable, size
 TIED = "= not significantly different from the best (paired t-test over the folds, p > 0.05)"
 # Below a table of heads that could not be.
 APART = (
-    "not all of these heads have the same folds, so that the list is by the val split; train the "
+    "not all of these heads have the same folds, so the list is by the val split; train the "
     "others with --folds too"
 )
 Rows = list[dict[str, Any]]
@@ -64,13 +64,10 @@ def _heads(rows: Rows, more: list[str]) -> Grid:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
     notes = ("tags", "note", "portable", "best_params", "folds", "tied")
     known = (*fixed, *notes, "seed", "views", "manifest", "stale", "prefix", *FIELDS)
-    # Without a test split, its column is left out.
-    measured = dict.fromkeys(
-        name
-        for row in rows
-        for name, value in row.items()
-        if name not in known and value is not None
-    )
+    # Without a test split or folds, their column is left out.
+    measured = [
+        name for name in rows[0] if name not in known and any(row[name] is not None for row in rows)
+    ]
     rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows])
     several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
     several += [*(["views"] if any(row.get("views") for row in rows) else []), "model"]

@@ -235,7 +235,7 @@ def promote(
         parity = prove(head, backbone, fused, data, metadata, on_event)
 
         def measures() -> dict[str, Any]:
-            on_event(PromotionStageStarted("measure the model on held-out images"))
+            on_event(PromotionStageStarted("measure the model"))
             promoted = replace(load_model(fused.model), seen=seen)
             return Evaluation.of(promoted, data, held_out=True).metrics
 

@@ -49,6 +49,7 @@ def test_train_says_where_a_split_is_too_small_to_measure_on(place: Place) -> No
     result = featurestore(*TRAIN, "ridge")
     assert "few-rows: " in result.err
     assert "fewer than 5 rows of a class in val" in result.err
+    assert "few-rows: " not in featurestore(*TRAIN, "ridge", "--folds", "2").err  # as it advises
 
 
 def test_train_gives_metrics_of_each_split(place: Place) -> None:
@@ -247,7 +248,8 @@ def test_the_list_follows_what_it_is_sorted_by(place: Place) -> None:
         featurestore(*TRAIN, head, *folds)
     first = featurestore("heads")
     assert "not all of these heads have the same folds" in first.out
-    assert first.out.splitlines()[0].split()[4:6] == ["val", "accuracy"]
+    columns = ["val", "accuracy", "folds", "accuracy", "test", "accuracy"]
+    assert first.out.splitlines()[0].split()[4:10] == columns
     for sort in ("test.macro_f1", "test_macro_f1"):
         listed = featurestore("heads", "--sort", sort).out
         assert "val split" not in listed

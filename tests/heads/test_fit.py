@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ def test_lineage(three: Features) -> None:
     assert origin["prefix"] == {"input_size": [32, 32]}
     assert "scikit-learn" in origin["versions"]
     json.dumps(origin, allow_nan=False)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_head_records_how_long_its_fit_took(
+    three: Features, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    clock = itertools.count(0.0, 6.0)
+    monkeypatch.setattr("featurestore.heads.banks.time.perf_counter", lambda: next(clock))
+    heads = fit_heads(three, [("ridge", {"alpha": 1.0 + each}) for each in range(together)])
+    assert {head.lineage["seconds"] for head in heads} == {6.0 / together}
 
 
 def test_several_heads_in_order(three: Features) -> None:

@@ -54,7 +54,7 @@ def test_tags_filter_the_list(three: Features) -> None:
 def test_a_name_of_two_heads_is_ambiguous(three: Features) -> None:
     fit_head(three, "knn", name="mine")
     fit_head(three, "ridge", name="mine")
-    with pytest.raises(NotFoundError, match="2 heads match"):
+    with pytest.raises(NotFoundError, match=r"'mine' matches 2 heads: knn-.*, ridge-.*; give one"):
         Head.load("mine", three.store)
 
 

@@ -157,6 +157,7 @@ class _Copies:
             Fitted(
                 estimator,
                 known,
+                seconds / len(self.lasts),
                 texts(one for one in warned if getattr(one.message, "estimator", last) is last),
             )
             for estimator, known, last in zip(self.estimators, classes, self.lasts, strict=True)
