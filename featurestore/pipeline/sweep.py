@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,10 +12,8 @@ from featurestore.errors import FeatureStoreWarning, HeadError, InputError, NotF
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.features import Features, stored, with_views, without_boundaries
 from featurestore.heads import Head, check_named
-from featurestore.heads.candidate import Candidate, candidate
 from featurestore.heads.fit import try_heads
 from featurestore.heads.folds import CrossValidation
-from featurestore.heads.halving import survivors
 from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SweepSpec, VariantSpec, ViewSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
@@ -31,7 +29,6 @@ def sweep(
     *,
     folds: int | None = None,
     seeds: int | None = None,
-    halving: int | None = None,
     cluster: ClusterLike = None,
     on_event: Any = None,
 ) -> list[Head]:
@@ -44,9 +41,6 @@ def sweep(
         ``layers``, ``input_size``, ….
     folds, seeds : int, optional
         Cross-validate the heads as in `fit_heads`, whatever the file says.
-    halving : int, optional
-        Try all heads on few rows first, whatever the file says: the best ``1 / halving`` of them
-        go on to more rows, see `featurestore.heads.halving`.
     store : FeatureStore, path or URL, optional
         Holds the features, and receives the heads.
     cluster : int, str or distributed.Client, optional
@@ -68,7 +62,7 @@ def sweep(
         If no head can be fitted.
     """
     heads, failed = fit_sweep(
-        path, store, folds=folds, seeds=seeds, halving=halving, cluster=cluster, on_event=on_event
+        path, store, folds=folds, seeds=seeds, cluster=cluster, on_event=on_event
     )
     if failed and not heads:
         raise HeadError(failed[0]["error"])
@@ -81,7 +75,6 @@ def fit_sweep(
     *,
     folds: int | None = None,
     seeds: int | None = None,
-    halving: int | None = None,
     cluster: ClusterLike = None,
     on_event: Any = None,
 ) -> tuple[list[Head], list[Failed]]:
@@ -95,10 +88,7 @@ def fit_sweep(
         file.spec.folds if folds is None else folds, file.spec.seeds if seeds is None else seeds
     )
     calls = [call for each in found for call in _calls(each, file.spec.heads, validation)]
-    factor = file.spec.halving if halving is None else halving
     with where, where.heads(on_event):
-        if factor is not None:
-            calls = _halved(calls, factor, on_event)
         return _fit(calls, on_event)
 
 
@@ -210,16 +200,6 @@ class _Call:
     wanted: list[tuple[str, dict[str, Any]]]
     options: dict[str, Any]
 
-    def candidates(self) -> list[Candidate | None]:
-        """Return the heads to fit; None for one that does not fit the features."""
-        found: list[Candidate | None] = []
-        for pair in self.wanted:
-            try:
-                found.append(candidate(*pair, self.features, self.options["seed"]))
-            except HeadError:
-                found.append(None)
-        return found
-
 
 def _fit(calls: Sequence[_Call], on_event: Any) -> tuple[list[Head], list[Failed]]:
     heads: list[Head] = []
@@ -260,24 +240,4 @@ def _calls(
                 break
         else:
             found.append(_Call(features, named, options))
-    return found
-
-
-def _halved(calls: Sequence[_Call], factor: int, on_event: Any) -> list[_Call]:
-    """Leave out the heads that successive halving leaves out; all compete with each other."""
-    candidates = [call.candidates() for call in calls]
-    layers = [
-        (call.features, [head for head in heads if head is not None])
-        for call, heads in zip(calls, candidates, strict=True)
-    ]
-    kept = survivors(layers, factor, on_event=on_event)
-    found = []
-    for call, heads in zip(calls, candidates, strict=True):
-        wanted = [
-            pair
-            for pair, head in zip(call.wanted, heads, strict=True)
-            if head is None or head.id in kept
-        ]
-        if wanted:
-            found.append(replace(call, wanted=wanted))
     return found

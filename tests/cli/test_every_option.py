@@ -68,7 +68,7 @@ COMMANDS = [
     "--tag a --tag b --note text --store store --json",
     "heads photos --sort folds.macro_f1 --weights tiny.keras --input-size 16 --scaling none",
     "heads --resize stretch --interpolation bilinear --precision float32 --store store --json",
-    "sweep sweep.yaml --folds 3 --seeds 2 --halving 2 --store store",
+    "sweep sweep.yaml --folds 3 --seeds 2 --store store",
     "sweep sweep.yaml --json",
     "tag logistic a b --name mine --note text --store store --json",
     "promote logistic --unfreeze conv_b --epochs 1 --lr 1e-4 --lr-decay 0.5 --patience 1 "
@@ -204,7 +204,6 @@ SWEEPS: list[dict[str, Any]] = [
     {"resize": "stretch", "interpolation": "bilinear", "precision": "float32"},
     {"layers": ["conv_a"], "folds": 3, "seeds": 2},
     {"views": 1, "augmentation": FLIPS, "layers": ["conv_b:avg"]},
-    {"halving": 2, "heads": [{"head": "ridge", "grid": {"alpha": [1, 2]}, "seed": 1}]},
 ]
 
 
