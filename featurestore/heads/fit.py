@@ -117,8 +117,8 @@ def fit_heads(
 ) -> list[Head]:
     """Fit several heads on one layer's features, which are read once.
 
-    Heads that differ in one parameter only, such as the penalty of logistic or ridge heads or the
-    neighbours of ``knn``, are fitted together, many times faster than one after the other.
+    Logistic or ridge heads that differ in their penalty only are fitted together, many times
+    faster than one after the other.
 
     Parameters
     ----------

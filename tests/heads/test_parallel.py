@@ -38,7 +38,7 @@ def test_what_is_quick_stays_in_this_process(three: Features) -> None:
     assert [head.problems for head in heads] == [(f"shrunk to {each}",) for each in (0.5, 1.0, 1.5)]
 
 
-def test_one_head_of_a_bank_that_fails_leaves_the_others(three: Features) -> None:
+def test_one_of_several_estimators_that_fails_leaves_the_others(three: Features) -> None:
     wanted = ["ridge", ("knn", {"n_neighbors": 1}), ("knn", {"n_neighbors": 500}), GaussianNB()]
     alone = fit_heads(three, [wanted[1]], folds=3, save=False)[0]
     found = try_heads(three, wanted, folds=3)
