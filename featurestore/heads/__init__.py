@@ -15,7 +15,7 @@
     compare     heads listed best first            stale       heads on an earlier state of the data
     describe    all that is stored of a head       notes       names, tags and notes of users
     ranking     layers ranked                      scores      what layers are ranked by
-    events      events of fitting and ranking
+    events      events of fitting and ranking      calls       heads of several layers and seeds
 """
 
 from featurestore.heads.again import fit_stale

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from featurestore.errors import FeatureStoreWarning, HeadError, InputError, NotFoundError
+from featurestore.errors import HeadError, InputError, NotFoundError
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.features import Features, stored, with_views, without_boundaries
 from featurestore.heads import Head, check_named
-from featurestore.heads.fit import try_heads
+from featurestore.heads.calls import Call, Failed, add, fit_calls
 from featurestore.heads.folds import CrossValidation
 from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SweepSpec, VariantSpec, ViewSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore, StoreLike
-
-#: What a record says of a head that cannot be fitted: name, params, seed, model, layer, error.
-Failed: TypeAlias = dict[str, Any]
 
 
 def sweep(
@@ -89,7 +84,7 @@ def fit_sweep(
     )
     calls = [call for each in found for call in _calls(each, file.spec.heads, validation)]
     with where, where.heads(on_event):
-        return _fit(calls, on_event)
+        return fit_calls(calls, on_event)
 
 
 def cluster_of(file: SpecFile[Any], given: ClusterLike) -> Cluster:
@@ -189,55 +184,18 @@ def fit_all(
     features: Features, heads: Sequence[HeadSpec], validation: CrossValidation, on_event: Any
 ) -> tuple[list[Head], list[Failed]]:
     """Fit the heads that are meant for a layer; return those that failed too."""
-    return _fit(_calls(features, heads, validation), on_event)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call of `try_heads`: heads of one seed and note, on one layer that is read once."""
-
-    features: Features
-    wanted: list[tuple[str, dict[str, Any]]]
-    options: dict[str, Any]
-
-
-def _fit(calls: Sequence[_Call], on_event: Any) -> tuple[list[Head], list[Failed]]:
-    heads: list[Head] = []
-    failed: list[Failed] = []
-    for call in calls:
-        fitted = try_heads(call.features, call.wanted, on_event=on_event, **call.options)
-        for (name, params), head in zip(call.wanted, fitted, strict=True):
-            if isinstance(head, Head):
-                heads.append(head)
-                continue
-            key, seed = call.features.key, call.options["seed"]
-            failed.append(
-                {
-                    **{"name": call.options["name"] or name, "params": params, "seed": seed},
-                    **{"model": key.model, "layer": key.ref, "error": str(head)},
-                }
-            )
-            warnings.warn(
-                f"on {key.ref}: {head}; the other heads go on", FeatureStoreWarning, stacklevel=2
-            )
-    return heads, failed
+    return fit_calls(_calls(features, heads, validation), on_event)
 
 
 def _calls(
     features: Features, heads: Sequence[HeadSpec], validation: CrossValidation
-) -> list[_Call]:
+) -> list[Call]:
     """Return the heads that are meant for a layer."""
-    found: list[_Call] = []
+    calls: list[Call] = []
     for head in heads:
         if not head.takes(features.ref):
             continue
         options = head.model_dump(include={"seed", "name", "tags", "note"})
         options |= {"folds": validation.folds, "seeds": validation.seeds}
-        named = [(head.head, params) for params in combinations(head)]
-        for call in found:
-            if call.options == options:
-                call.wanted.extend(named)
-                break
-        else:
-            found.append(_Call(features, named, options))
-    return found
+        add(calls, features, options, [(head.head, params) for params in combinations(head)])
+    return calls
