@@ -164,7 +164,7 @@ def try_heads(
     seeds: int = 1,
     on_event: OnEvent | None = None,
 ) -> list[Head | HeadError]:
-    """Fit heads as `fit_heads`; in the place of one that cannot be fitted is its error.
+    """Fit heads as `fit_heads`; one that cannot be fitted is returned as its HeadError.
 
     With ``strict``, a mistake in one of them is raised before any is fitted.
     """
