@@ -50,6 +50,14 @@ def test_one_of_several_estimators_that_fails_leaves_the_others(three: Features)
         fit_heads(three, wanted, folds=3)
 
 
+def test_heads_of_a_bank_that_fail_leave_the_others(three: Features) -> None:
+    weights = {"class_weight": {"no such class": 2.0}}
+    wanted = [("logistic", {"C": C, **weights}) for C in (1, 2)]
+    found = try_heads(three, [*wanted, "logistic"], folds=3)
+    assert [isinstance(each, Head) for each in found] == [False, False, True]
+    assert all("are not in class_weight" in str(each) for each in found[:2])
+
+
 def test_one_that_fails_on_a_fold_only_fails_alone(three: Features) -> None:
     rows = three.dataset.rows("train")
     wanted = [("knn", {"n_neighbors": n}) for n in (1, len(rows))]
