@@ -241,18 +241,6 @@ def _proved(event: Any) -> str:
     )
 
 
-def _heads_halved(event: Any) -> str:
-    if event.rows == event.total:
-        return (
-            f"halving: {plural(event.heads, 'head')} and {plural(event.total, 'training row')} are "
-            "too few for rounds; all are fitted"
-        )
-    return (
-        f"halving: {event.kept:,} of {plural(event.heads, 'head')} go on, after "
-        f"{event.rows:,} of {plural(event.total, 'training row')}"
-    )
-
-
 # The line that an event is printed as.
 _LINES: dict[str, Callable[[Any], str]] = {
     "BackboneLoading": lambda event: f"repair: load {event.model}",
@@ -271,7 +259,6 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "ExtractionStarted": _extraction_started,
     "Float32Chosen": _float32_chosen,
     "HeadFitted": _head_fitted,
-    "HeadsHalved": _heads_halved,
     "HeadWarned": lambda event: f"fit: {event.head}: {event.text}",
     "PromotionStageStarted": lambda event: f"promote: {event.what}",
     "Proved": _proved,

@@ -263,12 +263,6 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
 @command("sweep")
 @click.argument("file", metavar="SWEEP.yaml")
 @fold_options
-@click.option(
-    "--halving",
-    type=click.IntRange(2),
-    metavar="N",
-    help="Try all heads on few rows first; the best 1/N of them go on to N times the rows.",
-)
 @cluster_options
 @store_option
 @json_option
@@ -276,7 +270,6 @@ def sweep_command(
     file: str,
     folds: int | None,
     seeds: int | None,
-    halving: int | None,
     cluster: int | str | None,
     store: str,
     as_json: bool,
@@ -300,8 +293,7 @@ def sweep_command(
     from featurestore.pipeline.sweep import fit_sweep
 
     opened = FeatureStore(store)
-    options: dict[str, Any] = {"folds": folds, "seeds": seeds, "halving": halving}
-    options["cluster"] = cluster
+    options: dict[str, Any] = {"folds": folds, "seeds": seeds, "cluster": cluster}
     with Progress() as progress, prints_on_stderr():
         found, failed = fit_sweep(file, opened, **options, on_event=progress)
     _print_fitted(found, failed, opened, as_json)

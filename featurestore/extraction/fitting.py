@@ -13,13 +13,13 @@ from featurestore.backbone import numerics
 from featurestore.errors import FeatureStoreError
 from featurestore.extraction.budget import Decision, Wanted, choose
 from featurestore.extraction.rates import Rates
-from featurestore.store import FeatureKey
+from featurestore.store import FeatureKey, Snapshot
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone, LayerRef
     from featurestore.dataset import Dataset
     from featurestore.extraction.planned import ExtractionPlan, LayerPlan
-    from featurestore.store import FeatureGroup, FeatureStore
+    from featurestore.store import FeatureStore, GroupState
 
 # About what an array takes on disk beside its rows: its metadata.
 ARRAY_BYTES = 5000
@@ -74,16 +74,16 @@ def fit(
     InputError
         If no layer fits.
     """
-    backbone, rates = part.backbone, decided.rates
+    backbone, rates, stored = part.backbone, decided.rates, Snapshot(store.features)
     if rates is None:
         fitting = [
-            _stored(layer, _complete(layer, store, parts), parts)
+            _stored(layer, _complete(layer, stored, parts), parts)
             or Wanted(str(layer.ref), size, 0.0)
             for layer, size in zip(decided.layers, sizes(decided, parts), strict=True)
         ]
         return choose(fitting, sum(each.bytes for each in fitting))
     wanted = {
-        str(layer.ref): _wanted(layer, decided, rates, backbone, store, parts)
+        str(layer.ref): _wanted(layer, decided, rates, backbone, stored, parts)
         for layer in decided.layers
     }
     is_sound = cache(partial(_is_sound, decided, rates, backbone, store))
@@ -110,18 +110,17 @@ def sizes(decided: ExtractionPlan, parts: Sequence[Part], *, most: bool = False)
     ]
 
 
-def _complete(layer: LayerPlan, store: FeatureStore, parts: Sequence[Part]) -> list[FeatureGroup]:
-    keys = [each.key(layer.ref) for each in parts]
-    groups = [store.features.get(key) for key in keys if store.features.has(key)]
-    return [group for group in groups if not group.missing()]
+def _complete(layer: LayerPlan, stored: Snapshot, parts: Sequence[Part]) -> list[GroupState]:
+    states = [stored.get(part.key(layer.ref)) for part in parts]
+    return [state for state in states if state is not None and not state.missing]
 
 
 def _stored(
-    layer: LayerPlan, complete: Sequence[FeatureGroup], parts: Sequence[Part]
+    layer: LayerPlan, complete: Sequence[GroupState], parts: Sequence[Part]
 ) -> Wanted | None:
     if len(complete) < len(parts):
         return None
-    kept = sum(group.nbytes_stored for group in complete)
+    kept = sum(state.bytes for state in complete)
     return Wanted(str(layer.ref), kept, 0.0, stored=True)
 
 
@@ -130,15 +129,15 @@ def _wanted(
     decided: ExtractionPlan,
     rates: Rates,
     backbone: Backbone,
-    store: FeatureStore,
+    stored: Snapshot,
     parts: Sequence[Part],
 ) -> Wanted:
-    complete = _complete(layer, store, parts)
+    complete = _complete(layer, stored, parts)
     if (held := _stored(layer, complete, parts)) is not None:
         return held
     ref, rows = str(layer.ref), sum(len(each.dataset) for each in parts)
-    kept = sum(group.nbytes_stored for group in complete)
-    left = rows - sum(group.shape[0] for group in complete)
+    kept = sum(state.bytes for state in complete)
+    left = rows - sum(state.group.shape[0] for state in complete)
     # Where the measured part has the layer already, the others take as much a row.
     row_bytes = rates.layers[ref].bytes or kept / max(1, rows - left)
     passing = decided.refs_computed
@@ -155,7 +154,7 @@ def _wanted(
         kept + round(left * row_bytes) + ARRAY_BYTES * (len(parts) - len(complete)),
         rows * seconds,
         {name: rows * each for name, each in derived.items()},
-        stored=all(store.features.has(each.key(layer.ref)) for each in parts),
+        stored=all(stored.get(part.key(layer.ref)) for part in parts),
         kept=kept,
     )
 

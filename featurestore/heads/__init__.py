@@ -7,15 +7,15 @@
     identity    estimators in canonical form       persist     estimators as files, without pickle
     fit         fit heads: the functions           fitting     load, fit, measure and save
     banks       heads fitted together              training    train a Keras head
-    folds       cross-validation                   halving     the best of many, on few rows first
-    rows        features and labels by split       metrics     how good predictions are
+    folds       cross-validation                   metrics     how good predictions are
+    rows        features and labels by split       again       stale heads fitted again
     head        a fitted head: predict, save       schema      schema of ``head.json``
     estimator   fit an estimator                   refit       heads that are not portable
     decision    values that classifiers decide by  parallel    estimators fitted on all cores
     compare     heads listed best first            stale       heads on an earlier state of the data
     describe    all that is stored of a head       notes       names, tags and notes of users
     ranking     layers ranked                      scores      what layers are ranked by
-    events      events of fitting and ranking      again       stale heads fitted again
+    events      events of fitting and ranking      calls       heads of several layers and seeds
 """
 
 from featurestore.heads.again import fit_stale
@@ -27,7 +27,6 @@ from featurestore.heads.events import (
     HeadEvent,
     HeadFitted,
     HeadReused,
-    HeadsHalved,
     HeadWarned,
     LayerRanked,
 )
@@ -48,7 +47,6 @@ __all__ = [
     "HeadFitted",
     "HeadReused",
     "HeadWarned",
-    "HeadsHalved",
     "LayerRanked",
     "annotate",
     "best",

@@ -75,16 +75,16 @@ def ordered(
     If all were cross-validated in the same way, the heads have the folds that they share, and these
     decide if ``sort`` names no split; else the validation split.
     """
-    shared = common([each["folds"] for each in documents])
+    shared = common([head["folds"] for head in documents])
     split, metric = parse_metric(sort, documents[0]["task"], FOLDS if shared else "val")
-    folds = shared or [each["folds"] for each in documents]
-    found = [{**each, "folds": own} for each, own in zip(documents, folds, strict=True)]
+    folds = shared or [head["folds"] for head in documents]
+    heads = [{**head, "folds": own} for head, own in zip(documents, folds, strict=True)]
 
-    def key(each: dict[str, Any]) -> tuple[Any, ...]:
-        value = value_of(each["metrics"], each["folds"], split, metric)
-        return order_key(value, metric, each["lineage"]["created"], each["id"])
+    def key(head: dict[str, Any]) -> tuple[Any, ...]:
+        value = value_of(head["metrics"], head["folds"], split, metric)
+        return order_key(value, metric, head["lineage"]["created"], head["id"])
 
-    return sorted(found, key=key), split, metric
+    return sorted(heads, key=key), split, metric
 
 
 def value_of(

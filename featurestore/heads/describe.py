@@ -40,19 +40,19 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
     key = find(opened, head)
     document = validate(opened.heads.get(key))
     (differs,) = stale(opened, [document])
-    found = {name: document[name] for name in _FIRST}
-    found |= {"stale": differs, "metrics": document["metrics"]}
+    described = {name: document[name] for name in _FIRST}
+    described |= {"stale": differs, "metrics": document["metrics"]}
     if document["task"] == "classification":
         try:
             confusion = json.loads(opened.heads.read(key, CONFUSION_FILE))
-            found["by_class"] = {split: by_class(each) for split, each in confusion.items()}
-            found["confusion"] = confusion
+            described["by_class"] = {split: by_class(each) for split, each in confusion.items()}
+            described["confusion"] = confusion
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedError(
                 f"{CONFUSION_FILE} of head {key!r} is not a confusion matrix for each split; fit "
                 "the head again with `featurestore train`"
             ) from error
-    return found | {name: value for name, value in document.items() if name not in found}
+    return described | {name: value for name, value in document.items() if name not in described}
 
 
 def head_layout(described: Mapping[str, Any]) -> Iterator[Grid | str]:

@@ -44,16 +44,6 @@ class FoldFitted:
 
 
 @dataclass(frozen=True)
-class HeadsHalved:
-    """``kept`` of ``heads`` heads go on, after a round on ``rows`` of ``total`` training rows."""
-
-    heads: int
-    kept: int
-    rows: int
-    total: int
-
-
-@dataclass(frozen=True)
 class HeadWarned:
     """A head has a problem, such as a solver that did not converge."""
 
@@ -93,6 +83,4 @@ class LayerRanked:
     total: int
 
 
-HeadEvent = (
-    HeadReused | EpochEnded | FoldFitted | HeadsHalved | HeadWarned | HeadFitted | LayerRanked
-)
+HeadEvent = HeadReused | EpochEnded | FoldFitted | HeadWarned | HeadFitted | LayerRanked

@@ -117,8 +117,8 @@ def fit_heads(
 ) -> list[Head]:
     """Fit several heads on one layer's features, which are read once.
 
-    Heads that differ in one parameter only, such as the penalty of logistic or ridge heads or the
-    neighbours of ``knn``, are fitted together, many times faster than one after the other.
+    Logistic or ridge heads that differ in their penalty only are fitted together, many times
+    faster than one after the other.
 
     Parameters
     ----------
@@ -142,19 +142,14 @@ def fit_heads(
     options: dict[str, Any] = {"seed": seed, "save": save, "callbacks": callbacks}
     options |= {"name": name, "tags": tags, "note": note, "folds": folds, "seeds": seeds}
     heads = []
-    for each in _fit(features, wanted, strict=True, on_event=on_event, **options):
-        if isinstance(each, HeadError):
-            raise each
-        heads.append(each)
+    for head in try_heads(features, wanted, strict=True, on_event=on_event, **options):
+        if isinstance(head, HeadError):
+            raise head
+        heads.append(head)
     return heads
 
 
-def try_heads(features: Any, wanted: Iterable[Any], **options: Any) -> list[Head | HeadError]:
-    """Fit heads as `fit_heads`; in the place of one that cannot be fitted is its error."""
-    return _fit(features, wanted, **options)
-
-
-def _fit(
+def try_heads(
     features: Any,
     wanted: Iterable[Any],
     *,
@@ -169,7 +164,10 @@ def _fit(
     seeds: int = 1,
     on_event: OnEvent | None = None,
 ) -> list[Head | HeadError]:
-    """Fit several heads; with ``strict``, only if none of them has a mistake."""
+    """Fit heads as `fit_heads`; one that cannot be fitted is returned as its HeadError.
+
+    With ``strict``, a mistake in one of them is raised before any is fitted.
+    """
     features, seed = _of_one_layer(features), _index(seed)
     check_labels(features.dataset)
     if hasattr(callbacks, "on_epoch_end"):  # one, as Keras takes it
@@ -184,20 +182,18 @@ def _fit(
     repeated: list[list[Candidate] | HeadError] = []
     for pair in map(_pair, wanted):
         try:
-            each = [
+            seeded = [
                 candidate(*pair, features, seed + more, callbacks)
                 for more in range(validation.seeds)
             ]
-            if save and each[0].nameless:
-                raise HeadError(
-                    f"head {each[0].name!r}: {each[0].nameless}; or fit it with save=False"
-                )
-            repeated.append(each)
+            if save and (reason := seeded[0].nameless):
+                raise HeadError(f"head {seeded[0].name!r}: {reason}; or fit it with save=False")
+            repeated.append(seeded)
         except HeadError as error:
             if strict:
                 raise
             repeated.append(error)
-    by_id = {each[0].id: each for each in repeated if not isinstance(each, HeadError)}
+    by_id = {asked[0].id: asked for asked in repeated if not isinstance(asked, HeadError)}
     rows = Rows(features)
     rows.check_completed()
     parts = [
@@ -217,7 +213,7 @@ def _fit(
             # Another process that fits one of these heads holds the lock until it is stored.
             with store.heads.lock([each.id for each in bank.members]):
                 heads |= fitting.heads(bank)
-    return [each if isinstance(each, HeadError) else heads[each[0].id] for each in repeated]
+    return [asked if isinstance(asked, HeadError) else heads[asked[0].id] for asked in repeated]
 
 
 def _of_one_layer(features: Any) -> Features:

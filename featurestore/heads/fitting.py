@@ -52,22 +52,22 @@ class Fitting:
     def heads(self, bank: Bank) -> dict[str, Head | HeadError]:
         """Load the heads of a bank from the store, or else fit them; by id.
 
-        In the place of one that cannot be fitted or cross-validated is the error.
+        One that cannot be fitted or cross-validated is returned as its HeadError.
         """
         store = self.rows.features.store
         known = {each.id: head for each in bank.members if (head := self._stored(each))}
         missing = [each for each in bank.members if each.id not in known]
         fitted: dict[str, Head | HeadError] = {}
-        for key, each in self._fit(replace(bank, members=missing), self.rows):
-            fitted[key] = each
-            if isinstance(each, HeadError):
+        for key, new in self._fit(replace(bank, members=missing), self.rows):
+            fitted[key] = new
+            if isinstance(new, HeadError):
                 continue
             if self.save:
-                each.save(store)
-            for text in each.problems:
+                new.save(store)
+            for text in new.problems:
                 self.on_event(HeadWarned(key, text))
-            layer, seconds = each.lineage["features"]["ref"], each.lineage["seconds"]
-            self.on_event(HeadFitted(key, each.metrics, seconds, layer, each.params))
+            layer, seconds = new.lineage["features"]["ref"], new.lineage["seconds"]
+            self.on_event(HeadFitted(key, new.metrics, seconds, layer, new.params))
         for key in known:
             if self.save:
                 store.heads.fsync(key)

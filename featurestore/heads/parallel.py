@@ -69,11 +69,11 @@ def fit_estimators(tasks: Sequence[Task], rows: Rows) -> Iterator[Fitted | HeadE
             )
             some = jobs[done : done + 1] if alone else jobs[done:]
             try:
-                for found in parallel(
+                for fitted in parallel(
                     joblib.delayed(_fit_there)(os.getpid(), *job) for job in some
                 ):
                     done += 1
-                    yield found
+                    yield fitted
             except Exception as error:
                 if type(error).__name__ not in _KILLED:
                     cores, alone = 1, False  # An estimator that cannot be sent.
@@ -93,10 +93,10 @@ def fit_estimators(tasks: Sequence[Task], rows: Rows) -> Iterator[Fitted | HeadE
                     )
             continue
         started = time.perf_counter()
-        found = _fit(*jobs[done])
+        fitted = _fit(*jobs[done])
         seconds = time.perf_counter() - started
         done += 1
-        yield found
+        yield fitted
 
 
 def _fit(

@@ -13,6 +13,7 @@ from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
 from featurestore.errors import ActivationError, DatasetError, HeadError
 from featurestore.extraction.cluster import ClusterLike
+from featurestore.heads.calls import Failed
 from featurestore.heads.folds import FOLDS, common
 from featurestore.listening import receiver
 from featurestore.pipeline.check import Source, check, check_data
@@ -30,7 +31,7 @@ from featurestore.pipeline.record import (
 )
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
-from featurestore.pipeline.sweep import Failed, augmentation_of, cluster_of, fit_all
+from featurestore.pipeline.sweep import augmentation_of, cluster_of, fit_all
 from featurestore.scratch import written
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions

@@ -193,4 +193,3 @@ class SweepSpec(VariantSpec, ViewSpec, CrossValidation, ClusterSpec):
     precision: Several[str] | None = None
     layers: Layers | None = None
     heads: Heads
-    halving: Annotated[int, Field(ge=2)] | None = None

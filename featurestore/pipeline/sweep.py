@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from featurestore.errors import FeatureStoreWarning, HeadError, InputError, NotFoundError
+from featurestore.errors import HeadError, InputError, NotFoundError
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.features import Features, stored, with_views, without_boundaries
 from featurestore.heads import Head, check_named
-from featurestore.heads.candidate import Candidate, candidate
-from featurestore.heads.fit import try_heads
+from featurestore.heads.calls import Call, Failed, add, fit_calls
 from featurestore.heads.folds import CrossValidation
-from featurestore.heads.halving import survivors
 from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import HeadSpec, SweepSpec, VariantSpec, ViewSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore, StoreLike
-
-#: What a record says of a head that cannot be fitted: name, params, seed, model, layer, error.
-Failed: TypeAlias = dict[str, Any]
 
 
 def sweep(
@@ -31,7 +24,6 @@ def sweep(
     *,
     folds: int | None = None,
     seeds: int | None = None,
-    halving: int | None = None,
     cluster: ClusterLike = None,
     on_event: Any = None,
 ) -> list[Head]:
@@ -44,9 +36,6 @@ def sweep(
         ``layers``, ``input_size``, ….
     folds, seeds : int, optional
         Cross-validate the heads as in `fit_heads`, whatever the file says.
-    halving : int, optional
-        Try all heads on few rows first, whatever the file says: the best ``1 / halving`` of them
-        go on to more rows, see `featurestore.heads.halving`.
     store : FeatureStore, path or URL, optional
         Holds the features, and receives the heads.
     cluster : int, str or distributed.Client, optional
@@ -68,7 +57,7 @@ def sweep(
         If no head can be fitted.
     """
     heads, failed = fit_sweep(
-        path, store, folds=folds, seeds=seeds, halving=halving, cluster=cluster, on_event=on_event
+        path, store, folds=folds, seeds=seeds, cluster=cluster, on_event=on_event
     )
     if failed and not heads:
         raise HeadError(failed[0]["error"])
@@ -81,7 +70,6 @@ def fit_sweep(
     *,
     folds: int | None = None,
     seeds: int | None = None,
-    halving: int | None = None,
     cluster: ClusterLike = None,
     on_event: Any = None,
 ) -> tuple[list[Head], list[Failed]]:
@@ -95,11 +83,8 @@ def fit_sweep(
         file.spec.folds if folds is None else folds, file.spec.seeds if seeds is None else seeds
     )
     calls = [call for each in found for call in _calls(each, file.spec.heads, validation)]
-    factor = file.spec.halving if halving is None else halving
     with where, where.heads(on_event):
-        if factor is not None:
-            calls = _halved(calls, factor, on_event)
-        return _fit(calls, on_event)
+        return fit_calls(calls, on_event)
 
 
 def cluster_of(file: SpecFile[Any], given: ClusterLike) -> Cluster:
@@ -199,85 +184,18 @@ def fit_all(
     features: Features, heads: Sequence[HeadSpec], validation: CrossValidation, on_event: Any
 ) -> tuple[list[Head], list[Failed]]:
     """Fit the heads that are meant for a layer; return those that failed too."""
-    return _fit(_calls(features, heads, validation), on_event)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call of `try_heads`: heads of one seed and note, on one layer that is read once."""
-
-    features: Features
-    wanted: list[tuple[str, dict[str, Any]]]
-    options: dict[str, Any]
-
-    def candidates(self) -> list[Candidate | None]:
-        """Return the heads to fit; None for one that does not fit the features."""
-        found: list[Candidate | None] = []
-        for pair in self.wanted:
-            try:
-                found.append(candidate(*pair, self.features, self.options["seed"]))
-            except HeadError:
-                found.append(None)
-        return found
-
-
-def _fit(calls: Sequence[_Call], on_event: Any) -> tuple[list[Head], list[Failed]]:
-    heads: list[Head] = []
-    failed: list[Failed] = []
-    for call in calls:
-        fitted = try_heads(call.features, call.wanted, on_event=on_event, **call.options)
-        for (name, params), head in zip(call.wanted, fitted, strict=True):
-            if isinstance(head, Head):
-                heads.append(head)
-                continue
-            key, seed = call.features.key, call.options["seed"]
-            failed.append(
-                {
-                    **{"name": call.options["name"] or name, "params": params, "seed": seed},
-                    **{"model": key.model, "layer": key.ref, "error": str(head)},
-                }
-            )
-            warnings.warn(
-                f"on {key.ref}: {head}; the other heads go on", FeatureStoreWarning, stacklevel=2
-            )
-    return heads, failed
+    return fit_calls(_calls(features, heads, validation), on_event)
 
 
 def _calls(
     features: Features, heads: Sequence[HeadSpec], validation: CrossValidation
-) -> list[_Call]:
+) -> list[Call]:
     """Return the heads that are meant for a layer."""
-    found: list[_Call] = []
+    calls: list[Call] = []
     for head in heads:
         if not head.takes(features.ref):
             continue
         options = head.model_dump(include={"seed", "name", "tags", "note"})
         options |= {"folds": validation.folds, "seeds": validation.seeds}
-        named = [(head.head, params) for params in combinations(head)]
-        for call in found:
-            if call.options == options:
-                call.wanted.extend(named)
-                break
-        else:
-            found.append(_Call(features, named, options))
-    return found
-
-
-def _halved(calls: Sequence[_Call], factor: int, on_event: Any) -> list[_Call]:
-    """Leave out the heads that successive halving leaves out; all compete with each other."""
-    candidates = [call.candidates() for call in calls]
-    layers = [
-        (call.features, [head for head in heads if head is not None])
-        for call, heads in zip(calls, candidates, strict=True)
-    ]
-    kept = survivors(layers, factor, on_event=on_event)
-    found = []
-    for call, heads in zip(calls, candidates, strict=True):
-        wanted = [
-            pair
-            for pair, head in zip(call.wanted, heads, strict=True)
-            if head is None or head.id in kept
-        ]
-        if wanted:
-            found.append(replace(call, wanted=wanted))
-    return found
+        add(calls, features, options, [(head.head, params) for params in combinations(head)])
+    return calls

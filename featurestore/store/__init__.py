@@ -5,10 +5,12 @@ module    contents
 ========= ==========================================================================
 store     `FeatureStore`: opening, and what concerns all shelves
 shelf     what the shelves have in common: keys, locks, checks, removal
+items     what listings give: items, damage, garbage
 removal   what depends on a thing, and goes with it
 former    arrays that a newer one supersedes
 elsewhere rows of the same samples in another array
 features  the shelf of feature groups
+matching  which stored features a text or a variant means
 datasets  the shelf of data sets
 heads     the shelf of heads
 group     `FeatureGroup`: the rows of one layer over one data set
@@ -29,9 +31,9 @@ from featurestore.dataset.manifest import DatasetEntry
 from featurestore.store.blocks import block_rows
 from featurestore.store.former import Former
 from featurestore.store.group import FeatureGroup
+from featurestore.store.items import Damage, Garbage, Item
 from featurestore.store.key import FeatureKey
 from featurestore.store.removal import Removal
-from featurestore.store.shelf import Damage, Garbage, Item
 from featurestore.store.snapshot import Snapshot
 from featurestore.store.state import GroupState
 from featurestore.store.store import FeatureStore, StoreLike

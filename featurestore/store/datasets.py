@@ -33,7 +33,8 @@ from featurestore.errors import (
 )
 from featurestore.settings import first_mistake
 from featurestore.store.documents import read_json, write_json
-from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Garbage, Item
+from featurestore.store.items import Damage, Garbage, Item
+from featurestore.store.shelf import PARTIAL_SUFFIX, DocumentShelf
 
 CURRENT = "current.json"
 SUFFIX = ".parquet"

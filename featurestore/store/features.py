@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, path_text
+from featurestore.errors import DamagedError, NotFoundError, StoreError
 from featurestore.store.blocks import BEGUN, METADATA, BlockArray, block_rows
 from featurestore.store.documents import compare_json, read_json, unexpected, write_json
 from featurestore.store.group import (
@@ -23,11 +23,12 @@ from featurestore.store.group import (
     FeatureGroup,
     group_document,
 )
+from featurestore.store.items import Damage, Garbage, Item
 from featurestore.store.key import FeatureKey, KeyPath
-from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Damage, Garbage, Item, Shelf
+from featurestore.store.matching import missing
+from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Shelf
 from featurestore.store.snapshot import Snapshot
 from featurestore.store.state import GroupState
-from featurestore.store.variants import Variant, choices
 from featurestore.threads import map_ahead
 
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
@@ -242,69 +243,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         """Return the states of all features of a prefix digest and reduction, as a `Snapshot`."""
         return Snapshot(self).of_prefix(prefix_digest, ref)
 
-    def match(self, text: str | FeatureKey, **variant: Any) -> Item:
-        """Find the one item that a text matches, readable or not; otherwise NotFoundError.
-
-        The text is a whole key, or model and layer, or any part of a key; ``variant`` leaves out
-        the features of other values, see `Variant`.
-        """
-        if isinstance(text, FeatureKey):
-            text = str(text)
-        text = path_text(text, "the key", "a feature key, or a part of one")
-        asked = Variant.asking(variant)
-        names = {
-            path: (str(key), f"{key.model}/{key.ref}", key.ref)
-            for path, key in self.paths().items()
-        }
-        tests = (
-            lambda path: text in (names[path][0], path.partition("/")[2]),
-            lambda path: text in names[path][1:],
-            lambda path: text in names[path][0] or text in path.partition("/")[2],
-        )
-        for test in tests:
-            hits = self._variants(list(filter(test, names)), asked)
-            if len(hits) > 1:  # Views are only meant by their keys.
-                plain = {path: each for path, each in hits.items() if not each[1]}
-                hits = plain or hits
-            if len(hits) == 1:
-                return self.item(*hits)
-            if hits:
-                shown = ", ".join(names[path][0] for path in [*hits][:4])
-                more = ", …" if len(hits) > 4 else ""
-                _, options = choices([variant for variant, _ in hits.values()])
-                raise NotFoundError(
-                    f"{text!r} matches {len(hits)} keys: {shown}{more}; "
-                    f"give {options or 'more of one'}"
-                )
-        raise self._not_found(text, asked)
-
-    def of_variant(self, variant: Mapping[str, Any]) -> list[Item]:
-        """List the features of these ``input_size``, ``resize``, ``weights``, …: of a `Variant`."""
-        return [*map(self.item, self._variants([*self._paths()], Variant.asking(variant)))]
-
-    def _variants(
-        self, paths: Sequence[str], asked: Variant
-    ) -> dict[str, tuple[Variant, int | None]]:
-        """Return, of those stored at some paths that fit, the variant, and the number of a view.
-
-        Nothing is known of those that are damaged.
-        """
-        found = {
-            path: (Variant(), None)
-            if isinstance(group, StoreError)
-            else (Variant.of(group.provenance), group.view)
-            for path, group in self.read_each(paths, self._read).items()
-        }
-        return {path: each for path, each in found.items() if each[0].fits(asked)}
-
-    def _not_found(self, name: str, asked: Variant | None = None) -> NotFoundError:
-        known, variant = list(self._paths()), ""
-        if asked and asked.asked():
-            known, variant = [*self._variants(known, asked)], f" with {asked.options()}"
-        return NotFoundError(
-            f"no features {name!r}{variant} in {self._files.location}, "
-            f"{nearest(name, [*map(self._name, known)])}; list them with `featurestore ls`"
-        )
+    def _not_found(self, name: str) -> NotFoundError:
+        return missing(self, name, self.paths())
 
     # Integrity
 

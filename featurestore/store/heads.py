@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from featurestore.digests import SHORT, Digest, digest_bytes, short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, refuse_newer
 from featurestore.store.documents import read_json, update_json, write_json
+from featurestore.store.items import Damage, Item
 from featurestore.store.key import name_of
-from featurestore.store.shelf import PARTIAL_SUFFIX, Damage, DocumentShelf, Item
+from featurestore.store.shelf import PARTIAL_SUFFIX, DocumentShelf
 
 DOCUMENT = "head.json"
 FORMAT = 1

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError, nearest
+from featurestore.store.items import Garbage, Item
 from featurestore.store.key import FeatureKey, KeyPath
-from featurestore.store.shelf import Garbage, Item
+from featurestore.store.matching import match
 from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def find(store: FeatureStore, text: str, **variant: Any) -> Item:
     ``datasets/NAME`` and ``heads/ID`` are only those. With a variant, only features are meant.
     """
     if variant:
-        return store.features.match(text, **variant)
+        return match(store.features, text, **variant)
     shelves = store.datasets, store.features, store.heads
     found = [
         item
@@ -70,7 +71,7 @@ def find(store: FeatureStore, text: str, **variant: Any) -> Item:
     if not found:
         found = [store.heads.item(store.heads.path(each)) for each in store.heads.matching(text)]
         try:
-            found.append(store.features.match(text))
+            found.append(match(store.features, text))
         except NotFoundError as error:
             missed = error
     if len(found) == 1:

@@ -6,13 +6,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from featurestore.digests import DIGEST
 from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError
 from featurestore.store.blocks import METADATA
+from featurestore.store.items import Damage, Garbage, Item
 from featurestore.store.key import encode_segment, name_of
 from featurestore.store.local import PARTIAL
 from featurestore.threads import map_ahead
@@ -30,72 +30,6 @@ PARTIAL_SUFFIX = rf"(\.[0-9a-f]{{32}}{re.escape(PARTIAL)})"
 # Files that are removed by one request to an object store.
 _TOGETHER = 1000
 _LEFTOVER = re.compile(rf".+{PARTIAL_SUFFIX}")
-
-
-@dataclass(frozen=True)
-class Item:
-    """An entry of a shelf that is checked and repaired as a whole, whether it can be read or not.
-
-    Parameters
-    ----------
-    kind : {"store", "features", "dataset", "head"}
-        ``"store"`` is the metadata above the feature groups.
-    name : str
-        Key of the features; ``datasets/NAME``, ``heads/ID``, ``features``.
-    path : str
-        Path in the store.
-    """
-
-    kind: Literal["store", "features", "dataset", "head"]
-    name: str
-    path: str
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A file that is not as it was written.
-
-    Parameters
-    ----------
-    key : str
-        Name of the `Item`: the feature key.
-    path : str
-        The damaged file; in listings, the folder of the item.
-    reason : str
-    block : int or None
-        Number of the block, where the file is a block of features.
-    rows : tuple of int or None
-        First and last row that are damaged.
-    """
-
-    key: str
-    path: str
-    reason: str
-    block: int | None = None
-    rows: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """Something that can be removed.
-
-    Parameters
-    ----------
-    kind : {"features", "dataset", "manifest", "head", "leftover"}
-        ``"leftover"`` is the temporary file of an interrupted write.
-    name : str
-        Key of the features, name of the data set with its manifest, else the path.
-    path : str
-        Path in the store.
-    bytes : int
-    reason : str
-    """
-
-    kind: str
-    name: str
-    path: str
-    bytes: int
-    reason: str
 
 
 class Shelf(ABC, Generic[K, V]):
@@ -120,6 +54,11 @@ class Shelf(ABC, Generic[K, V]):
 
     def __init__(self, files: Files) -> None:
         self._files = files
+
+    @property
+    def location(self) -> str:
+        """That of the store."""
+        return self._files.location
 
     # Entries by key
 

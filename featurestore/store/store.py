@@ -21,10 +21,12 @@ from featurestore.store.features import ROOT_DOCUMENT, FeatureShelf
 from featurestore.store.files import open_files
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
+from featurestore.store.items import Damage, Garbage, Item
 from featurestore.store.key import FeatureKey
 from featurestore.store.local import LOCK, PARTIAL
+from featurestore.store.matching import match, of_variant
 from featurestore.store.removal import Removal, features_of, find, plan
-from featurestore.store.shelf import ROOT, Damage, Garbage, Item, Shelf
+from featurestore.store.shelf import ROOT, Shelf
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -128,14 +130,14 @@ class FeatureStore:
         return f"FeatureStore({self.location!r})"
 
     def items(self, key: str | FeatureKey | None = None, **variant: Any) -> list[Item]:
-        """List all that is stored, readable or not; or the item that `FeatureShelf.match` finds.
+        """List all that is stored, readable or not; or the item that `match` finds.
 
         Without a key, a variant stands for all features of it.
         """
         if key is not None:
-            return [self.features.match(key, **variant)]
+            return [match(self.features, key, **variant)]
         if variant:
-            return self.features.of_variant(variant)
+            return of_variant(self.features, variant)
         items = [item for shelf in self._shelves for item in shelf.items()]
         # The root first: nothing can be repaired in a store that has lost it.
         return sorted(items, key=lambda item: item.kind != "store")

@@ -1,6 +1,7 @@
 """Every option of every command, and every field of a pipeline and a sweep, is run once.
 
-An option, a field or an allowed value without a case fails the tests at the end.
+An option, a field or an allowed value without a case fails the tests at the end. Cases that compile
+networks or start processes run with the mark ``reliability``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from featurestore.settings import Settings
 from tests.cli.conftest import Place
 from tests.toys import featurestore
 
+RELIABILITY = pytest.mark.reliability
 FLIPS = [{"RandomFlip": {"mode": "horizontal"}}]
 TRAIN = "train photos --model tiny --layer conv_b:avg --head"
 EXTRACT = "extract photos --model tiny.keras --layer conv_b:avg"
@@ -33,16 +35,9 @@ COMMANDS = [
     "scan photos --name all --val 0.2 --test 0.2 --seed 1 --problems --json",
     "scan photos --name all --group-by folder --store store",
     "scan table.csv --image-column file --label-column kind --split-column part --root photos",
-    f"{EXTRACT} --weights tiny.keras --scaling unit --resize pad --interpolation nearest --json",
-    f"{EXTRACT} --scaling tf --interpolation bicubic --precision bfloat16 --engine tensorflow",
-    f"{EXTRACT} --scaling torch --interpolation lanczos5 --dtype float32 --batch-size 3 --replace",
-    f"{EXTRACT} --scaling caffe --resize stretch --interpolation bilinear --dtype float16",
-    f"{EXTRACT} --input-size 16 --budget 1MB --dtype auto --precision float32 --engine openvino",
     f"{EXTRACT} --views 1 --augmentation flips.yaml --dry-run --store store",
     f"{EXTRACT} --name new --val 0.2 --test 0.2 --seed 1",
     f"{EXTRACT} --name new --group-by folder --dry-run --json",
-    "extract table.csv --model tiny.keras --layer conv_a:max --image-column file "
-    "--label-column kind --split-column part --root photos",
     "ls --weights tiny.keras --input-size 16 --scaling none --resize stretch",
     "ls --interpolation bilinear --precision float32 --store store --json",
     "show conv_b --weights tiny.keras --input-size 16 --scaling none --resize stretch",
@@ -68,23 +63,30 @@ COMMANDS = [
     "--tag a --tag b --note text --store store --json",
     "heads photos --sort folds.macro_f1 --weights tiny.keras --input-size 16 --scaling none",
     "heads --resize stretch --interpolation bilinear --precision float32 --store store --json",
-    "sweep sweep.yaml --folds 3 --seeds 2 --halving 2 --store store",
+    "sweep sweep.yaml --folds 3 --seeds 2 --store store",
     "sweep sweep.yaml --json",
     "tag logistic a b --name mine --note text --store store --json",
-    "promote logistic --unfreeze conv_b --epochs 1 --lr 1e-4 --lr-decay 0.5 --patience 1 "
-    "--keep-tuned --batch-size 8 --seed 1 -o new.keras --store store",
-    "promote --best photos --model tiny.keras --images fixed -o new.keras --json",
-    "promote logistic --weights tiny.keras --images any --output new.keras",
     "evaluate flowers.keras photos --classes blue,green,red --mistakes -o wrong.csv",
     "evaluate flowers.keras table.csv --image-column file --label-column kind --root photos "
     "--output wrong.csv --store store --json",
     "predict flowers.keras table.csv --image-column file --root photos -o predicted.csv",
     "predict flowers.keras photos/red --classes blue,green,red --output predicted.csv --json",
+]
+# They compile networks, start processes, or measure this machine.
+SLOW = [
+    f"{EXTRACT} --weights tiny.keras --scaling unit --resize pad --interpolation nearest --json",
+    f"{EXTRACT} --scaling tf --interpolation bicubic --precision bfloat16 --engine tensorflow",
+    f"{EXTRACT} --scaling torch --interpolation lanczos5 --dtype float32 --batch-size 3 --replace",
+    f"{EXTRACT} --scaling caffe --resize stretch --interpolation bilinear --dtype float16",
+    f"{EXTRACT} --input-size 16 --budget 1MB --dtype auto --precision float32 --engine openvino",
+    "promote logistic --unfreeze conv_b --epochs 1 --lr 1e-4 --lr-decay 0.5 --patience 1 "
+    "--keep-tuned --batch-size 8 --seed 1 -o new.keras --store store",
+    "promote --best photos --model tiny.keras --images fixed -o new.keras --json",
+    "promote logistic --weights tiny.keras --images any --output new.keras",
+    "extract table.csv --model tiny.keras --layer conv_a:max --image-column file "
+    "--label-column kind --split-column part --root photos",
     "run pipeline.yaml --runs elsewhere --store store",
     "run pipeline.yaml --json",
-]
-# They start processes, or measure this machine.
-SLOW = [
     "doctor photos --model tiny.keras --layer conv_a --weights tiny.keras --input-size 16 "
     "--scaling none --resize crop --interpolation bicubic --precision float32 --engine tensorflow",
     "doctor table.csv --model tiny.keras --image-column file --root photos --store store --json",
@@ -98,13 +100,15 @@ SLOW = [
     "run pipeline.yaml --scheduler {scheduler}",
 ]
 # Commands that others come before.
-BEFORE = {
-    "tag logistic --remove a": "tag logistic a",
+SLOW_BEFORE = {
     f"{TRAIN} knn --views 1 --augmentation flips.yaml": f"{EXTRACT} --views 1 --augmentation "
     "flips.yaml",
+    "promote --best -o new.keras": "tag logistic a",
+}
+BEFORE = {
+    "tag logistic --remove a": "tag logistic a",
     "heads --tag a": "tag logistic a",
     "train photos --again": "scan photos --val 0.4",
-    "promote --best -o new.keras": "tag logistic a",
 }
 
 PIPELINE: dict[str, Any] = {
@@ -204,7 +208,6 @@ SWEEPS: list[dict[str, Any]] = [
     {"resize": "stretch", "interpolation": "bilinear", "precision": "float32"},
     {"layers": ["conv_a"], "folds": 3, "seeds": 2},
     {"views": 1, "augmentation": FLIPS, "layers": ["conv_b:avg"]},
-    {"halving": 2, "heads": [{"head": "ridge", "grid": {"alpha": [1, 2]}, "seed": 1}]},
 ]
 
 
@@ -259,21 +262,25 @@ def test_commands(line: str) -> None:
 
 
 @pytest.mark.usefixtures("_all")
-@pytest.mark.parametrize(("line", "before"), BEFORE.items())
+@pytest.mark.parametrize(
+    ("line", "before"),
+    [*BEFORE.items(), *(pytest.param(*each, marks=RELIABILITY) for each in SLOW_BEFORE.items())],
+)
 def test_commands_after_another(line: str, before: str) -> None:
     run(*shlex.split(before))
     assert run(*shlex.split(line))
 
 
-@pytest.mark.reliability
+@RELIABILITY
 @pytest.mark.usefixtures("_all")
 @pytest.mark.parametrize("line", SLOW)
-def test_commands_that_start_processes(line: str, request: pytest.FixtureRequest) -> None:
+def test_slow_commands(line: str, request: pytest.FixtureRequest) -> None:
     if "{scheduler}" in line:
         line = line.format(scheduler=request.getfixturevalue("scheduler"))
     assert run(*shlex.split(line))
 
 
+@RELIABILITY
 @pytest.mark.usefixtures("_all")
 @pytest.mark.parametrize("changes", PIPELINES, ids=str)
 def test_pipelines(changes: dict[str, Any]) -> None:
@@ -281,14 +288,18 @@ def test_pipelines(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("_all")
-@pytest.mark.parametrize("changes", SWEEPS, ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(each, marks=RELIABILITY if "views" in each else ()) for each in SWEEPS],
+    ids=str,
+)
 def test_sweeps(changes: dict[str, Any]) -> None:
     if "views" in changes:
         run(*shlex.split(f"{EXTRACT} --views 1 --augmentation flips.yaml"))
     run_sweep(changes)
 
 
-@pytest.mark.reliability
+@RELIABILITY
 @pytest.mark.usefixtures("_all")
 @pytest.mark.parametrize("changes", IN_PROCESSES, ids=str)
 def test_files_that_start_processes(
@@ -303,7 +314,8 @@ def test_files_that_start_processes(
 def words() -> dict[str, set[str]]:
     """All words of the cases, by command."""
     found: dict[str, set[str]] = {}
-    for line in (*COMMANDS, *SLOW, *BEFORE, *BEFORE.values()):
+    pairs = {**BEFORE, **SLOW_BEFORE}
+    for line in (*COMMANDS, *SLOW, *pairs, *pairs.values()):
         command, *rest = shlex.split(line)
         found.setdefault(command, set()).update(rest)
     return found

@@ -188,7 +188,7 @@ def test_rm_and_ls_take_views_with_their_layer(
     assert {row["view"] for row in table} == {None, 0, 1}
     assert all(row["datasets"] == [dataset.name] for row in table)
     assert str(table).count("2 by RandomFlip+RandomRotation") == 2
-    assert store.features.match("gap").name == str(made["gap"].key)
+    assert store.items("gap")[0].name == str(made["gap"].key)
     head = fit_head(made[REF], "knn")
     unused = {each.name for each in store.garbage(unused=True)}
     assert unused == {str(each.key) for each in (made["conv_b:max"], *made["conv_b:max"].views)}

@@ -38,7 +38,7 @@ def test_what_is_quick_stays_in_this_process(three: Features) -> None:
     assert [head.problems for head in heads] == [(f"shrunk to {each}",) for each in (0.5, 1.0, 1.5)]
 
 
-def test_one_head_of_a_bank_that_fails_leaves_the_others(three: Features) -> None:
+def test_one_of_several_estimators_that_fails_leaves_the_others(three: Features) -> None:
     wanted = ["ridge", ("knn", {"n_neighbors": 1}), ("knn", {"n_neighbors": 500}), GaussianNB()]
     alone = fit_heads(three, [wanted[1]], folds=3, save=False)[0]
     found = try_heads(three, wanted, folds=3)
@@ -48,6 +48,14 @@ def test_one_head_of_a_bank_that_fails_leaves_the_others(three: Features) -> Non
     assert found[1].folds == alone.folds
     with pytest.raises(HeadError, match="n_neighbors = 500"):
         fit_heads(three, wanted, folds=3)
+
+
+def test_heads_of_a_bank_that_fail_leave_the_others(three: Features) -> None:
+    weights = {"class_weight": {"no such class": 2.0}}
+    wanted = [("logistic", {"C": C, **weights}) for C in (1, 2)]
+    found = try_heads(three, [*wanted, "logistic"], folds=3)
+    assert [isinstance(each, Head) for each in found] == [False, False, True]
+    assert all("are not in class_weight" in str(each) for each in found[:2])
 
 
 def test_one_that_fails_on_a_fold_only_fails_alone(three: Features) -> None:

@@ -112,7 +112,7 @@ def test_hostile_names_stay_inside(store: FeatureStore, location: str) -> None:
         key = key_of(digests, ref="../up:avg", model=model)
         store.features.create(key, shape=(3, 4), sample_ids=ids_of(digests))
         assert store.features.keys().count(key) == 1
-        assert store.features.open(store.features.match(str(key))).key == key
+        assert store.features.open(store.items(str(key))[0]).key == key
     assert set(open_files(location).names("")) - {"lock"} == {"features"}
     assert len(open_files(location.rpartition("/")[0]).names("")) == 1
 
@@ -188,13 +188,13 @@ def test_features_of_a_prefix_have_its_reduction(store: FeatureStore) -> None:
 def test_match_finds_the_one_that_is_meant(store: FeatureStore) -> None:
     plain, pooled = filled(store, ref="block5_pool").key, filled(store, ref="block5_pool:avg").key
     for text in (str(pooled), pooled.path, "block5_pool:avg", "vgg16/block5_pool:avg", ":avg"):
-        assert store.features.match(text).name == str(pooled)
+        assert store.items(text)[0].name == str(pooled)
     for text in ("block5_pool", "vgg16/block5_pool", plain.prefix_digest[8:16]):
-        assert store.features.match(text).name == str(plain)
+        assert store.items(text)[0].name == str(plain)
     with pytest.raises(NotFoundError, match=r"'vgg16' matches 2 keys: .*give more"):
-        store.features.match("vgg16")
+        store.items("vgg16")
     with pytest.raises(NotFoundError, match=r"no features 'blok5_pool'.*featurestore ls"):
-        store.features.match("blok5_pool")
+        store.items("blok5_pool")
 
 
 def test_describe(store: FeatureStore) -> None:

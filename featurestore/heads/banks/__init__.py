@@ -26,8 +26,6 @@ from featurestore.heads.rows import Rows
 
 # By the class that scikit-learn has for them.
 FAMILIES: Mapping[str, str] = {
-    "KNeighborsClassifier": "neighbors",
-    "KNeighborsRegressor": "neighbors",
     "LogisticRegression": "logistic",
     "Ridge": "ridge",
     "RidgeClassifier": "ridge",
