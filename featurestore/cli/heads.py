@@ -202,8 +202,7 @@ def train_command(
         click.echo(folds_line(fitted.folds))
     if views:
         click.echo(f"fitted on the train rows and {plural(views, 'view')} of each")
-    if not fitted.folds:
-        print_problems(features.dataset, "few-rows")
+    print_problems(features.dataset, "few-rows")
     click.echo(f"head: {fitted.id}")
 
 
@@ -343,8 +342,9 @@ def heads_command(
     elif rows:
         print_table(rows)
     else:
-        which = f"with {Variant(**variant).options()}" if variant else "yet"
-        say(f"no heads {which}; `featurestore train` adds one")
+        which = f" with {Variant(**variant).options()}" if variant else ""
+        on = f" on {dataset}" if dataset else ""
+        say(f"no heads{on}{which} yet; `featurestore train` adds one")
 
 
 @command("tag")

@@ -88,16 +88,23 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: str, columns: Sequence[
 
 
 def refuse_failed(failed: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """List the heads that cannot be fitted, and raise HeadError if there are any."""
+    """List the heads that cannot be fitted, by reason, and raise HeadError if there are any."""
     if not failed:
         return
     if not as_json:
+        reasons: dict[str, dict[str, Any]] = {}
+        for head in failed:
+            row = reasons.setdefault(head["error"], {**head, "heads": 0})
+            row["heads"] += 1
+            if row["params"] != head["params"]:
+                row["params"] = "several"
         click.echo()
-        print_table(Grid(failed, ["name", "params", "layer", "error"], _FAILED, cut="params"))
-    raise HeadError(f"{plural(len(failed), 'head')} could not be fitted; the others are stored")
+        fields = ["heads", "name", "params", "layer", "error"]
+        print_table(Grid(list(reasons.values()), fields, _FAILED, cut="params"))
+    raise HeadError(f"{plural(len(failed), 'head')} could not be fitted")
 
 
-_FAILED = {"name": "failed head", "params": "parameters", "error": "why"}
+_FAILED = {"heads": "failed", "name": "head", "params": "parameters", "error": "why"}
 
 
 def print_table(table: Grid | Table[Any]) -> None:

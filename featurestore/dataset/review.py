@@ -152,8 +152,6 @@ def _few_rows(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]
         elif len(few) and split == "val" and splits.val > 0:
             found.append(f"{split} (none at all)")
     if found:
-        reason = (
-            f"fewer than {FEW_ROWS} rows of a class in {' and '.join(found)}: metrics on them are "
-            "rough: train with folds (--folds 5), add images, or hold out larger fractions"
-        )
+        few_in = " and ".join(found)
+        reason = f"fewer than {FEW_ROWS} rows of a class in {few_in}: metrics on them are rough"
         yield Problem("few-rows", where, reason)

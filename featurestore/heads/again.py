@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import HeadError, NotFoundError, StoreError
@@ -9,6 +11,7 @@ from featurestore.heads.calls import Call, Failed, add, failure, fit_calls
 from featurestore.heads.candidate import candidate
 from featurestore.heads.compare import leaderboard
 from featurestore.heads.head import Head
+from featurestore.heads.notes import annotate
 from featurestore.heads.refit import features_of, plain_params
 from featurestore.listening import OnEvent
 from featurestore.store import FeatureStore, StoreLike
@@ -28,8 +31,8 @@ def fit_stale(
 ) -> tuple[list[Head], list[Failed]]:
     """Fit each stale head of a data set on its present state, with the head's own settings.
 
-    These are the layer, parameters, seed, folds, views, name, tags and note. The stale heads stay
-    in the store.
+    These are the layer, parameters, seed, folds, views, tags and note. The stale heads stay in the
+    store; a name that a user gave moves to the new head.
 
     Parameters
     ----------
@@ -51,6 +54,7 @@ def fit_stale(
     present = opened.datasets.load(dataset) if stale else None
     calls: list[Call] = []
     failed = []
+    named: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in stale:
         assert present is not None
         try:
@@ -64,8 +68,13 @@ def fit_stale(
         options = {"seed": head.seed, "folds": folds["folds"], "seeds": folds["seeds"]}
         options |= {"tags": list(head.tags), "note": head.note or None}
         options["name"] = None if head.name == name else head.name
+        if head.name != name:
+            named[head.name].append((head.id, name))
         add(calls, features, options, [pair])
     heads, unfit = fit_calls(calls, on_event)
+    for head in heads:
+        for former, estimator in named.pop(head.name, ()):
+            annotate(former, opened, name=estimator)
     # Heads on several former states may be the same on the present one.
     return list({head.id: head for head in heads}.values()), failed + unfit
 
@@ -78,7 +87,9 @@ def _features(head: Head, dataset: Dataset) -> Features:
         try:
             command = head.store.features.get(head.key).extract_command
         except NotFoundError:
-            command = f"featurestore extract {dataset.name} --model M --layer {head.key.ref}"
+            command = (
+                f"featurestore extract {shlex.quote(dataset.name)} --model M --layer {head.key.ref}"
+            )
         raise NotFoundError(
             f"layer {layer} has no features of all present samples; run `{command}`"
         ) from None

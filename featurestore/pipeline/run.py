@@ -271,7 +271,8 @@ class _Run:
                 failed += errors
         if all(source.is_pixels for _, source in found.values()):
             raise HeadError(failed[0]["error"])
-        self._end("heads", started, fresh=not before.issuperset(found), result="all are stored")
+        result = "all others are stored" if failed else "all are stored"
+        self._end("heads", started, fresh=not before.issuperset(found), result=result)
         # Stored heads may have more seeds than the file asks for; only equal folds compare.
         shared = common([head.folds for head, _ in found.values()])
         if shared is None:

@@ -104,18 +104,23 @@ class Tuned:
             )
         if not any(math.isfinite(each["val_loss"]) for each in self.history):
             return "no epoch had a finite loss; kept the model from before fine-tuning"
-        what = "no epoch was better on the validation rows"
-        if best:
-            before, after = self.before["val"], self.after["val"]
-            figures = ", ".join(
-                f"val {name.replace('_', ' ')} {after[name]:.3f} ({before[name]:.3f} before)"
-                for name in ("accuracy", "log_loss", "rmse")
-                if name in before
+        if not best:
+            lowest = min(each["val_loss"] for each in self.history)
+            return (
+                f"no epoch of {ran} was better: val_loss {lowest:.3f} at best, "
+                f"{self.start['val_loss']:.3f} before; kept the model as it was (a lower learning "
+                "rate may help)"
             )
-            what = f"epoch {best} of {ran} gave {figures}"
+        before, after = self.before["val"], self.after["val"]
+        figures = ", ".join(
+            f"val {name.replace('_', ' ')} {after[name]:.3f} ({before[name]:.3f} before)"
+            for name in ("accuracy", "log_loss", "rmse")
+            if name in before
+        )
         if not self.kept_epoch:
             return (
-                f"fine-tuning made the model worse: {what}; kept the model as it was before "
+                f"fine-tuning made the model worse: epoch {best} of {ran} gave {figures}; kept the "
+                "model as it was before "
                 "(`keep_tuned` overrides; a lower learning rate may help)"
             )
         worse = ", worse, kept because of `keep_tuned`" if self.worse else ""

@@ -35,7 +35,7 @@ def match(shelf: FeatureShelf, text: str | FeatureKey, **variant: Any) -> Item:
     for test in tests:
         hits = _variants(shelf, list(filter(test, names)), asked)
         if len(hits) > 1:  # Views are only meant by their keys.
-            plain = {path: hit for path, hit in hits.items() if not hit[1]}
+            plain = {path: hit for path, hit in hits.items() if hit[1] is None}
             hits = plain or hits
         if len(hits) == 1:
             return shelf.item(*hits)

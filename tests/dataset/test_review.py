@@ -62,8 +62,7 @@ def test_few_validation_rows_are_reported_in_one_line(tmp_path: Path) -> None:
     (problem,) = Dataset.open(root).problems
     assert (problem.kind, problem.path) == ("few-rows", str(root))
     assert problem.reason == (
-        "fewer than 5 rows of a class in val ('cat' 1, 'dog' 3): metrics on them are "
-        "rough: train with folds (--folds 5), add images, or hold out larger fractions"
+        "fewer than 5 rows of a class in val ('cat' 1, 'dog' 3): metrics on them are rough"
     )
     assert repr(Dataset.open(root)).endswith("problems=1)")
     assert Dataset.open(root, val=0).problems == []

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.errors import FeatureStoreWarning
-from featurestore.heads import fit_head, fit_stale
+from featurestore.heads import Head, fit_head, fit_stale
 from tests.toys import drop_block
 
 LABELS = ["ant", "bee", "cat"] * 20
@@ -29,3 +29,11 @@ def test_a_head_that_cannot_be_fitted_again_stops_no_other(make_features, store)
     assert "never extracted" in errors.pop(("lost:avg", "alpha"))
     assert "confusion.json has 2 bytes" in errors.pop(("pool:avg", "n_neighbors"))
     assert errors == {}
+
+
+def test_a_name_moves_to_the_head_that_is_fitted_again(make_features, store):
+    former = fit_head(make_features(LABELS, val=0.2), "ridge", name="winner")
+    make_features(LABELS, val=0.4)
+    ((new,), failed) = fit_stale("toys", store)
+    assert (new.name, Head.load("winner", store).id, failed) == ("winner", new.id, [])
+    assert Head.load(former.id, store).name == "ridge"
