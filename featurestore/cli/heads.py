@@ -342,9 +342,9 @@ def heads_command(
     elif rows:
         print_table(rows)
     else:
-        which = f" with {Variant(**variant).options()}" if variant else ""
+        which = f" with {Variant(**variant).options()}" if variant else " yet"
         on = f" on {dataset}" if dataset else ""
-        say(f"no heads{on}{which} yet; `featurestore train` adds one")
+        say(f"no heads{on}{which}; `featurestore train` adds one")
 
 
 @command("tag")
