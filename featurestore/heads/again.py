@@ -71,7 +71,7 @@ def fit_stale(
         if head.name != name:
             named[head.name].append((head.id, name))
         add(calls, features, options, [pair])
-    heads, unfit = fit_calls(calls, on_event)
+    heads, unfit = fit_calls(calls, on_event, strict=False)
     for head in heads:
         for former, estimator in named.pop(head.name, ()):
             annotate(former, opened, name=estimator)

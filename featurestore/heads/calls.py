@@ -44,9 +44,12 @@ def add(
 
 
 def fit_calls(
-    calls: Sequence[Call], on_event: OnEvent | None = None
+    calls: Sequence[Call], on_event: OnEvent | None = None, *, strict: bool = True
 ) -> tuple[list[Head], list[Failed]]:
-    """Fit heads; return those that failed too, of each of which a FeatureStoreWarning says why."""
+    """Fit heads; return those that failed too, of each of which a FeatureStoreWarning says why.
+
+    With ``strict``, an error of all heads of a call is raised, such as missing features.
+    """
     heads: list[Head] = []
     failed: list[Failed] = []
     for call in calls:
@@ -55,6 +58,8 @@ def fit_calls(
         try:
             fitted = try_heads(call.features, call.wanted, on_event=on_event, **options)
         except (HeadError, StoreError) as error:  # Of these features, or these folds.
+            if strict:
+                raise
             fitted = [error] * len(call.wanted)
         for (name, params), head in zip(call.wanted, fitted, strict=True):
             if isinstance(head, Head):
