@@ -120,8 +120,7 @@ class Tuned:
         if not self.kept_epoch:
             return (
                 f"fine-tuning made the model worse: epoch {best} of {ran} gave {figures}; kept the "
-                "model as it was before "
-                "(`keep_tuned` overrides; a lower learning rate may help)"
+                "model as it was before (`keep_tuned` overrides; a lower learning rate may help)"
             )
         worse = ", worse, kept because of `keep_tuned`" if self.worse else ""
         return f"kept epoch {best} of {ran}: {figures}{worse}"
