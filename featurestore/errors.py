@@ -96,7 +96,7 @@ class DamagedError(StoreError):
 class UnreachableError(FeatureStoreError):
     """A server that does not answer, or denies access to all images or tables.
 
-    It is no StoreError: of what is stored, it says nothing.
+    It is not a StoreError, because it says nothing about what is stored.
     """
 
 

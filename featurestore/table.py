@@ -20,7 +20,7 @@ _MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
 _BOLD = re.compile(r"\x1b\[[0-9;]*m")
 # A cell that is cut has at most this many characters, and on a narrow terminal no fewer than these.
 LONGEST, SHORTEST = 60, 16
-# A table of more rows than this shows itself by so many of its first and last ones.
+# A table of more than MANY rows shows only its first and last ENDS rows.
 MANY, ENDS = 60, 10
 
 
