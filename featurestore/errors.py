@@ -34,7 +34,30 @@ from collections.abc import Iterable
 
 
 class FeatureStoreError(Exception):
-    """Base of every error raised on purpose by featurestore."""
+    """Base of every error raised on purpose by featurestore.
+
+    Parameters
+    ----------
+    found : str
+        What is wrong, such as ``"the label column 'x' is not in the table"``.
+    expected : str
+        What would be right, without the word: ``"one of 'species' and 'name'"``.
+    remedy : str
+        The command or call that solves it, as an imperative: ``"run `featurestore scan …`"``.
+
+    Examples
+    --------
+    >>> print(FeatureStoreError("0 layers", "at least one", "add --layer block4_pool"))
+    0 layers; expected at least one; add --layer block4_pool
+    """
+
+    def __init__(self, found: str = "", expected: str = "", remedy: str = "") -> None:
+        super().__init__(found)
+        self.found, self.expected, self.remedy = found, expected, remedy
+
+    def __str__(self) -> str:
+        expected = f"expected {self.expected}" if self.expected else ""
+        return "; ".join(filter(None, (self.found, expected, self.remedy)))
 
 
 class FeatureStoreWarning(UserWarning):

@@ -190,7 +190,7 @@ def _in_turn(act: Callable[[Job, Any, Done], None], sent: bytes) -> Done | Featu
         return error
     except FeatureStoreError as error:
         hint = f"; {SAME_PLACES}" if isinstance(error, DatasetError | StoreError) else ""
-        error.args = (f"worker {worker.address} on {socket.gethostname()}: {error}{hint}",)
+        error.found = f"worker {worker.address} on {socket.gethostname()}: {error}{hint}"
         return error
     finally:
         _running[job.token] -= 1

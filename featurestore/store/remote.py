@@ -13,8 +13,8 @@ from featurestore.errors import StoreError, UnreachableError
 from featurestore.store.local import PARTIAL
 from featurestore.store.locks import Locks
 
-# How often a listing is tried.
-_LISTINGS = 4
+# How often an answer that was cut is asked for.
+_ANSWERS = 4
 
 
 class RemoteFiles:
@@ -67,7 +67,7 @@ class RemoteFiles:
     def read(self, path: str) -> bytes:
         """Return a file's bytes; FileNotFoundError where there is none."""
         with self._explained("read", path):
-            return bytes(self._bucket.get(self._full(path)).bytes())
+            return _whole(lambda: bytes(self._bucket.get(self._full(path)).bytes()))
 
     def check_writable(self, path: str) -> None:
         """Raise StoreError if no file could be written to a folder."""
@@ -132,7 +132,7 @@ class RemoteFiles:
         """Names in a folder, sorted; ``[]`` where there is none."""
         full = self._full(path)
         with self._explained("list", path):
-            found = _listed(lambda: self._bucket.list_with_delimiter(full or None))
+            found = _whole(lambda: self._bucket.list_with_delimiter(full or None))
         paths = [*(each["path"] for each in found["objects"]), *found["common_prefixes"]]
         names = {each.rstrip("/")[len(full) :].strip("/") for each in paths}
         return sorted(names - {""})
@@ -153,7 +153,7 @@ class RemoteFiles:
         """Return what is known of every file below a path, or of the file itself."""
         full = self._full(path)
         with self._explained("list", path):
-            found = _listed(lambda: [*self._bucket.list(full or None)])
+            found = _whole(lambda: [*self._bucket.list(full or None)])
         own = None if found or not full else self._head(path)
         return [each for some in found for each in some] if own is None else [own]
 
@@ -213,9 +213,12 @@ class RemoteFiles:
             ) from error
 
 
-def _listed(ask: Callable[[], Any]) -> Any:
-    """List again if the connection is lost in the middle: obstore does so for all but listings."""
-    for _ in range(_LISTINGS - 1):
+def _whole(ask: Callable[[], Any]) -> Any:
+    """Ask again if the connection is lost in the middle of a listing or of an error's text.
+
+    For all else, obstore does so.
+    """
+    for _ in range(_ANSWERS - 1):
         try:
             return ask()
         except Exception as error:
