@@ -17,7 +17,6 @@ from featurestore.cli.options import (
     store_option,
     together,
     variant_options,
-    view_options,
 )
 from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
@@ -137,7 +136,6 @@ fold_options = together(
     help="Seed of everything random in the head.",
 )
 @fold_options
-@view_options
 @cluster_options
 @note_options
 @store_option
@@ -152,8 +150,6 @@ def train_command(
     seed: int,
     folds: int | None,
     seeds: int | None,
-    views: int,
-    augmentation: str | None,
     variant: dict[str, Any],
     cluster: int | str | None,
     store: str,

@@ -16,7 +16,7 @@ from featurestore.heads.listing import heads_layout
 from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale, state
 from featurestore.store import FeatureStore, StoreLike
-from featurestore.store.variants import Variant, part_of
+from featurestore.store.variants import Variant
 from featurestore.table import Table
 
 if TYPE_CHECKING:
@@ -291,7 +291,6 @@ def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, 
         "layer": origin["features"]["ref"],
         **{field: document[field] for field in _SHOWN},
         "seed": document["seed"],
-        "views": len(part_of(origin["features"], "views").get("prefix_digests", ())),
         **{f"{part}_{each}": value_of(measured, folds, part, each) for part, each in columns},
         "metrics": measured,
         "folds": folds,
