@@ -194,7 +194,7 @@ def _extraction_started(event: Any) -> str:
 
 
 def _float32_chosen(event: Any) -> str:
-    return f"extract: {event.layer} is stored as float32: it gave {event.found}"
+    return f"extract: {event.layer} is stored as float32: it gave {event.reason}"
 
 
 def _extraction_finished(event: Any) -> str:
@@ -248,7 +248,6 @@ _LINES: dict[str, Callable[[Any], str]] = {
     ),
     "ClusterJoined": lambda event: (
         f"cluster: {plural(event.workers, 'worker')}, {plural(event.threads, 'thread')}"
-        f"{f', dashboard {event.dashboard}' if event.dashboard else ''}"
     ),
     "ClusterStarting": lambda event: (
         f"cluster: starting {plural(event.processes, 'worker')} on this machine"

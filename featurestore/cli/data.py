@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +20,6 @@ from featurestore.table import plural
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
-    from featurestore.extraction.budget import Decision
 
 
 def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
@@ -137,15 +135,6 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
         say(line, err=True)
 
 
-def print_budget(decisions: Sequence[Decision]) -> None:
-    """Print what a budget stores, and how to get the other layers later."""
-    from featurestore.extraction.budget import budget_grid
-
-    if decisions:
-        print_table(budget_grid(decisions))
-        click.echo()
-
-
 class BatchSizeType(click.ParamType):
     """``auto``, or 1 or more."""
 
@@ -189,9 +178,9 @@ class BatchSizeType(click.ParamType):
     "--replace", is_flag=True, help="Then remove former features that the new ones contain."
 )
 @click.option(
-    "--budget",
+    "--max-bytes",
     metavar="SIZE",
-    help="Disk space for the features, such as 20GB: store only the layers that fit.",
+    help="Compute nothing if the features take more, before compression, such as 20GB.",
 )
 @cluster_options
 @click.option(
@@ -209,7 +198,7 @@ def extract_command(
     dtype: str,
     batch_size: int | str,
     replace: bool,
-    budget: str | None,
+    max_bytes: str | None,
     cluster: int | str | None,
     dry_run: bool,
     store: str,
@@ -222,9 +211,6 @@ def extract_command(
 
     With --replace, former features of the same layers are removed if the new ones contain all of
     their rows and no data set needs them. Heads fitted on them are kept and can be promoted.
-
-    With --budget, not all layers may fit: those that would take longest to compute again are
-    stored. For each of the others, the report shows how long it takes to compute later.
 
     With --workers or --scheduler, other processes compute and write the features; each needs the
     images, the model file and the store at the same paths or URLs.
@@ -247,7 +233,7 @@ def extract_command(
             # Mistakes before a long scan.
             for layer in layers:
                 backbone.shape(LayerRef.parse(layer))
-        settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "budget": budget}
+        settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
         with Cluster.of(None if dry_run else cluster) as where:
             where.reach(progress)
             dataset = open_data(data, opened, progress, **scanning)
@@ -255,13 +241,13 @@ def extract_command(
                 with progress.busy("measure a batch"):
                     decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
             else:
-                settings |= {"replace": replace, "cluster": where, "on_event": progress}
+                settings |= {"replace": replace, "max_bytes": max_bytes}
+                settings |= {"cluster": where, "on_event": progress}
                 extraction = extract(dataset, backbone, layers, opened, **settings)
     if dry_run:
         if as_json:
             print_json(decided.to_dict())
         else:
-            print_budget(decided.budget)
             print_table(decided.grid())
             click.echo(decided.cost)
         return
@@ -270,7 +256,6 @@ def extract_command(
         print_json(report)
         return
     print_problems(dataset)
-    print_budget(extraction.budget)
     print_table(extraction.grid())
     for former in extraction.former:
         say(str(former))

@@ -21,14 +21,10 @@ class ClusterStarting:
 
 @dataclass(frozen=True)
 class ClusterJoined:
-    """The extraction runs on a Dask cluster with this many workers and threads now.
-
-    ``dashboard`` is the address of its web page, if it has one.
-    """
+    """The extraction runs on a Dask cluster with this many workers and threads now."""
 
     workers: int
     threads: int
-    dashboard: str | None
 
 
 @dataclass(frozen=True)
@@ -96,12 +92,12 @@ class Float32Chosen:
     ----------
     layer : str
         Layer ref.
-    found : str
+    reason : str
         What float16 cannot hold.
     """
 
     layer: str
-    found: str
+    reason: str
 
 
 @dataclass(frozen=True)

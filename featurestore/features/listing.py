@@ -45,14 +45,12 @@ def listing(
         group = state.group
         described = _describe(state, names)
         done, blocks = described["blocks_done"], described["blocks"]
-        begun = described["rows_begun"]
-        if not done and not begun:  # Its extraction failed, or has only begun.
+        if not done:  # Its extraction failed, or has just started.
             continue
-        more = f" and {begun} rows" if begun else ""
         rows.append(
             {
                 **{name: described[name] for name in _KEPT},
-                "state": "complete" if done == blocks else f"{done} of {blocks} blocks{more}",
+                "state": "complete" if done == blocks else f"{done} of {blocks} blocks",
                 "boundary": described["boundary"],
                 "prefix": short(described["prefix_digest"]),
                 **Variant.of(group.provenance).to_dict(),

@@ -94,7 +94,11 @@ def without_boundaries(found: Sequence[Features]) -> dict[Features, GroupState]:
     """
     readers = found[0].group.features.files.readers
     states = map_ahead(lambda each: GroupState.of(each.group), found, len(found), readers)
-    left = {each: state for each, state in zip(found, states, strict=True) if not state.boundary}
+    left = {
+        each: state
+        for each, state in zip(found, states, strict=True)
+        if not state.group.is_boundary
+    }
     if not left:
         refs = ", ".join(sorted({each.ref for each in found}))
         raise NotFoundError(

@@ -222,8 +222,6 @@ class _Run:
             what = f"features of {dataset.name} by {source.name}"
             what += "".join(f"; {ref} too, for fine-tuning" for ref in more)
             self.on_event(StageStarted("extract", what))
-            if source.is_pixels:
-                options["budget"] = None
             asked = source.layers, self.store
             try:
                 extraction = extract(dataset, source.open(), *asked, boundaries=more, **options)
@@ -236,27 +234,11 @@ class _Run:
                 extraction.pop(ref, None)  # Heads are not fitted on it.
             for former in extraction.former:
                 self.on_event(StageNoted("extract", str(former)))
-            for each in extraction.budget:
-                if not each.store:
-                    self.on_event(StageNoted("extract", f"{each.ref} is left: {each.why}"))
             found.append((source, extraction))
-        self._require_layers(found)
         reports = [report for _, extraction in found for report in extraction.reports.values()]
         fresh = any(report.rows_reused < report.shape[0] for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
         return found
-
-    def _require_layers(self, extracted: list[tuple[Source, Extraction]]) -> None:
-        """Raise SpecError if a budget leaves all layers of a head for later."""
-        stored = {ref for source, found in extracted if not source.is_pixels for ref in found}
-        for number, head in enumerate(self.spec.heads):
-            if not any(map(head.takes, stored)):
-                raise self.file.mistake(
-                    ["heads", number],
-                    f"the budget leaves {', '.join(head.layers or [])} for later; raise "
-                    "`extract.budget`, or name a layer that it stores: "
-                    f"{', '.join(sorted(stored))}",
-                )
 
     def _heads(
         self, extracted: list[tuple[Source, Extraction]], selection: dict[str, str]

@@ -90,7 +90,7 @@ class ExtractSpec(Settings):
     batch_size: BatchSize = "auto"
     engine: Engine = "auto"
     replace: bool = False
-    budget: Annotated[ByteSize, Field(gt=0)] | None = None
+    max_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
 
 
 class BaselineSpec(Settings):

@@ -30,9 +30,7 @@ FORMAT = 1
 FORMAT_ATTRIBUTE = "featurestore_format"
 FEATURES = "features"
 SAMPLE = "sample"
-# An empty file in the folder of the features. Beside their group, Zarr would warn of it.
-BOUNDARY = "boundary"
-# Beside it, until they do: the metadata of float32 features that will replace float16 ones.
+# In the folder of the features: the metadata of float32 features, until they replace float16 ones.
 REPLACEMENT = "replacement.json"
 SAMPLE_ROWS = 65536
 # More than any network and data set has, and few enough to list their blocks.
@@ -167,14 +165,9 @@ class FeatureGroup:
         return f"{self.features.path}/{METADATA}"
 
     @property
-    def boundary_mark(self) -> str:
-        """Path of the file that marks a boundary array."""
-        return f"{self.features.path}/{BOUNDARY}"
-
-    @property
     def is_boundary(self) -> bool:
         """Whether only fine-tuning asked for this array: a boundary array."""
-        return self.features.files.is_file(self.boundary_mark)
+        return self.provenance.get("boundary") is True
 
     @property
     def replacement(self) -> str:
