@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -178,26 +178,25 @@ class Request:
         unreadable: Unreadable,
     ) -> LayerPlan:
         shape, state = (len(dataset), *self.backbone.shape(ref)), stored.get(key)
-        others: list[GroupState] = []
-        if state is None or state.missing:
+
+        def others() -> list[GroupState]:
             same = stored.of_prefix(key.prefix_digest, key.ref)
-            others = [other for other in same if other.group.key != key]
-        dtype, reason = self._dtype(str(ref), state, [*others, *stored.replacement(key)])
+            return [other for other in same if other.group.key != key]
+
+        dtype, reason = self._dtype(str(ref), state, others, lambda: stored.replacement(key))
         why = f"float32 because it gave {reason}" if reason else None
         if state is not None and state.group.dtype == "float16" and dtype == "float32":
             # Float32 features are written beside them, and then take over.
             state = next(iter(stored.replacement(key)), None)
             why = "; ".join(filter(None, ["stored as float16", why]))
-            same = stored.of_prefix(key.prefix_digest, key.ref)
-            others = [other for other in same if other.group.key != key]
         if state is None:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
             missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
         else:  # Float32 serves a request for float16.
             rows, missing, dtype = state.group.block_rows, state.missing, str(state.group.dtype)
         copies = None
-        if missing and others:
-            copies = find_copies(others, dtype, dataset, unreadable, stored.rows_of)
+        if missing and (related := others()):
+            copies = find_copies(related, dtype, dataset, unreadable, stored.rows_of)
         auto = self.dtype == AUTO and dtype == "float16" and len(missing) * rows >= shape[0]
         why = why if missing else None
         return LayerPlan(
@@ -205,13 +204,20 @@ class Request:
         )
 
     def _dtype(
-        self, ref: str, state: GroupState | None, related: list[GroupState]
+        self,
+        ref: str,
+        state: GroupState | None,
+        others: Callable[[], list[GroupState]],
+        replacement: Callable[[], list[GroupState]],
     ) -> tuple[str, str | None]:
         """Return the type to store, and why "auto" is float32: as for related features."""
         if self.dtype != AUTO:
             return self.dtype, None
-        reason = self.float32.get(ref)
-        if reason is None and (state is None or (state.missing and state.group.dtype == "float16")):
-            reasons = [recorded_reason(other.group) for other in related]
-            reason = next(filter(None, reasons), None)
+        reason, related = self.float32.get(ref), []
+        if reason is None and state is None:
+            related = others()
+        elif reason is None and state and state.missing and state.group.dtype == "float16":
+            related = replacement()
+        reasons = filter(None, [reason, *(recorded_reason(other.group) for other in related)])
+        reason = next(reasons, None)
         return ("float32" if reason else "float16"), reason

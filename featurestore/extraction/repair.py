@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone.refs import LayerRef
 from featurestore.digests import short
-from featurestore.errors import ExtractionError, FeatureStoreError
+from featurestore.errors import ExtractionError, FeatureStoreError, StoreError
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.planning import Request
@@ -88,9 +89,12 @@ def repair(
                 elif item.kind == "dataset" and left:
                     needs = _repair_manifests(store, item, left)
         except FeatureStoreError as error:
-            needs = {damage.path: str(error) for damage in store.check(item)}
-        # A damaged block that could not be computed again is missing now.
-        still = needs.keys() | ({damage.path for damage in store.check(item)} if damages else set())
+            needs = dict.fromkeys(damages, str(error))
+        still = {damage.path for damage in store.check(item)} if damages else set()
+        if item.kind == "features" and damages:
+            with suppress(StoreError):  # A damaged block that is not computed again is missing.
+                missing = store.features.open(item).missing()
+                still |= {path for path, damage in damages.items() if damage.block in missing}
         for path, damage in damages.items():
             why = needs.get(path, _HELP[item.kind])
             found.append(Repair(damage, why if path in still else None))
@@ -133,28 +137,29 @@ def _repair_features(
             "the store has no manifest of the data set",
             remedy="run `featurestore scan` on the images",
         )
+    blocks = {damage.block: damage.path for damage in damages if damage.block is not None}
+    if blocks and backbone is None:
+        on_event(BackboneLoading(key.model))
+        backbone = _backbone(features.get(key))
+    ref = LayerRef.parse(key.ref)
+    if backbone is not None and backbone.prefix_digest(ref.layer) != key.prefix_digest:
+        raise ExtractionError(
+            f"{backbone.name} is no longer the model of the extraction",
+            remedy="restore its former weights",
+        )
     with features.lock([key], shared=True), features.lock_blocks([key]):
         group = features.get(key)
-        blocks = {damage.block: damage.path for damage in damages if damage.block is not None}
         if len(blocks) < len(damages):
             group.write_samples(dataset.sample_ids)
         for block in blocks:
             group.features.remove(block)
-    if blocks:
-        if backbone is None:
-            on_event(BackboneLoading(key.model))
-            backbone = _backbone(group)
-        ref = LayerRef.parse(key.ref)
-        if backbone.prefix_digest(ref.layer) != key.prefix_digest:
-            raise ExtractionError(
-                f"{backbone.name} is no longer the model of the extraction",
-                remedy="restore its former weights",
-            )
-        request = Request(backbone, (), str(group.dtype), "auto", (ref,))
-        try:
-            store_features(request, dataset, store, RunStats(), Cluster.of(None), on_event)
-        except FeatureStoreError as error:
-            return {blocks[block]: str(error) for block in group.missing() if block in blocks}
+    if backbone is None:
+        return {}
+    request = Request(backbone, (), str(group.dtype), "auto", (ref,))
+    try:
+        store_features(request, dataset, store, RunStats(), Cluster.of(None), on_event)
+    except FeatureStoreError as error:
+        return dict.fromkeys(blocks.values(), str(error))
     return {}
 
 

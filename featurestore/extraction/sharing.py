@@ -162,7 +162,7 @@ class SharedRun:
         rows_of = dict(zip(futures, ranges, strict=True))
         try:
             with _explained():
-                for future in as_completed(futures):
+                for future in as_completed(futures, loop=self._client.loop):
                     future.result()
                     rows = rows_of.pop(future)
                     progress.computed(plan.is_computed[rows.start : rows.stop].sum().item())
