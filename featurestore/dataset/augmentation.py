@@ -50,8 +50,8 @@ def canonical(augmentation: Any) -> str:
 
     Examples
     --------
-    >>> canonical("[RandomInvert]")
-    '[{"RandomInvert": {"data_format": "channels_last", "factor": [0, 1.0], "value_range": [0, 255]}}]'
+    >>> json.loads(canonical("[RandomInvert]"))[0]["RandomInvert"]["factor"]
+    [0, 1.0]
     """
     load_tensorflow()
     if isinstance(augmentation, str | os.PathLike):

@@ -177,7 +177,8 @@ def keys_of(document: Mapping[str, Any]) -> list[FeatureKey]:
     """Return the keys of the features that a head was fitted on, there or not."""
     origin = _part(document, "features")
     named = [origin.get(name) for name in ("model", "ref", "prefix_digest", "dataset_digest")]
-    return [FeatureKey(*named)] if all(isinstance(part, str) for part in named) else []
+    complete = all(isinstance(part, str) for part in named)
+    return [FeatureKey(*map(str, named))] if complete else []
 
 
 def features_of(store: FeatureStore, document: Mapping[str, Any]) -> list[str]:
