@@ -25,7 +25,7 @@ class Wanted:
     ----------
     ref : str
     bytes : int
-        Of its features on disk, with those of its views.
+        Of its features on disk.
     seconds : float
         To compute it from the images.
     sources : mapping of str to float

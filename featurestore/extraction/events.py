@@ -55,8 +55,6 @@ class ExtractionStarted:
         Rows that are copied from other arrays, all layers together.
     derived : int
         Rows that are derived from other layers, all layers together.
-    view : int or None
-        The number of the augmented view; None for the plain images.
     """
 
     model: str
@@ -64,7 +62,6 @@ class ExtractionStarted:
     rows: int
     copied: int = 0
     derived: int = 0
-    view: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,13 +98,10 @@ class Float32Chosen:
         Layer ref.
     found : str
         What float16 cannot hold.
-    view : int or None
-        The number of the augmented view; None for the plain images.
     """
 
     layer: str
     found: str
-    view: int | None = None
 
 
 @dataclass(frozen=True)

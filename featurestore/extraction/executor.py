@@ -91,8 +91,7 @@ class Executor:
         self._done, self._total = 0, self._plan.rows_of(units)
         names = tuple(str(self._plan.layers[number].ref) for number in self._todo)
         others = self._plan.rows_copied, self._plan.rows_derived
-        view = self._backbone.preprocessing.view
-        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, *others, view))
+        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, *others))
         self._written = written or Written()
         # An attempt before this one may have written rows: its plan counts only what was left.
         self._before = self._reported = self._rows_written()

@@ -27,7 +27,7 @@ ARRAY_BYTES = 5000
 
 @dataclass(frozen=True)
 class Part:
-    """The plain images of some samples, or one augmented view of them.
+    """A data set and the backbone that its features are of.
 
     Attributes
     ----------
@@ -60,11 +60,11 @@ def fit(
     Parameters
     ----------
     decided : ExtractionPlan
-        Of all the asked layers: of the plain images, or, if these are stored, of a view.
+        Of all the asked layers.
     part : Part
         What it is the plan of.
     parts : sequence of Part
-        All that is asked for: the plain images and each view.
+        All that is asked for.
     store : FeatureStore
     budget : int
         Bytes.

@@ -196,8 +196,6 @@ class ExtractionPlan:
         Units with blocks to compute, ascending.
     input_size : tuple of int
         Input ``(height, width)`` of the backbone, in pixels.
-    views : tuple of ExtractionPlan
-        Plans of the augmented views of the training samples.
     budget : tuple of Decision
         With a budget: what becomes of each asked layer. ``layers`` are those to store.
     rates : Rates or None
@@ -209,7 +207,6 @@ class ExtractionPlan:
     batch_size: int
     units: tuple[Unit, ...]
     input_size: tuple[int, int]
-    views: tuple[ExtractionPlan, ...] = ()
     budget: tuple[Decision, ...] = ()
     rates: Rates | None = None
 
@@ -313,28 +310,25 @@ class ExtractionPlan:
 
     @property
     def seconds_estimated(self) -> float | None:
-        """Seconds that the extraction takes with its views, if rates were measured."""
-        if self.rates is None:
-            return None
-        return self.rates.seconds(self) + sum(each.seconds_estimated or 0 for each in self.views)
+        """Seconds that the extraction takes, if rates were measured."""
+        return None if self.rates is None else self.rates.seconds(self)
 
     @property
     def bytes_estimated(self) -> int | None:
-        """Bytes to write after compression, without the views, if rates were measured."""
+        """Bytes to write after compression, if rates were measured."""
         return None if self.rates is None else sum(map(self.rates.bytes, self.layers))
 
     @property
     def cost(self) -> str:
         """What the extraction costs, in one line."""
-        parts = (self, *self.views)
-        seconds, written = "", f"at most {size(sum(each.bytes_to_write for each in parts))}"
+        seconds, written = "", f"at most {size(self.bytes_to_write)}"
         if self.seconds_estimated is not None:
             seconds = f"about {duration(self.seconds_estimated)}, "
-            written = f"about {size(sum(each.bytes_estimated or 0 for each in parts))}"
+            written = f"about {size(self.bytes_estimated or 0)}"
         return (
-            f"{plural(sum(each.rows_to_compute for each in parts), 'image')} through the backbone, "
+            f"{plural(self.rows_to_compute, 'image')} through the backbone, "
             f"{seconds}{written} to write, peak memory about "
-            f"{size(max(each.peak_bytes for each in parts))} beside the network's own"
+            f"{size(self.peak_bytes)} beside the network's own"
         )
 
     def __repr__(self) -> str:
@@ -347,13 +341,12 @@ class ExtractionPlan:
         """Show what each layer needs."""
         fields = ["rows_reused", "rows_copied", "rows_derived", "rows_to_compute", "size", "why"]
         report = self.to_dict()
-        if not any(layer.why for part in (self, *self.views) for layer in part.layers):
+        if not any(layer.why for layer in self.layers):
             fields.remove("why")
         if self.rates is None:
             return features_grid(report, fields, "at most")
-        for part in (report["features"], *report["views"]):
-            for row in part.values():
-                row["bytes"] = row["bytes_estimated"]
+        for row in report["features"].values():
+            row["bytes"] = row["bytes_estimated"]
         fields.insert(4, "time")
         return features_grid(report, fields, "to write")
 
@@ -385,6 +378,5 @@ class ExtractionPlan:
                 }
                 for layer in self.layers
             },
-            "views": [each.to_dict()["features"] for each in self.views],
             "budget": budget_dict(self.budget),
         }

@@ -60,8 +60,6 @@ def plan(
     *,
     dtype: str = "auto",
     batch_size: int | str = AUTO,
-    views: int = 0,
-    augmentation: Any = None,
     measure: bool = False,
     budget: int | str | None = None,
 ) -> ExtractionPlan:
@@ -69,7 +67,7 @@ def plan(
 
     Parameters
     ----------
-    data, backbone, layers, dtype, batch_size, views, augmentation, budget
+    data, backbone, layers, dtype, batch_size, budget
         As in :func:`extract`.
     store : FeatureStore, path or URL, optional
         Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
@@ -82,34 +80,21 @@ def plan(
     UnknownLayerError
         If the backbone has no such layer.
     InputError
-        For an unknown type, a batch size below 1, an empty list of layers, views without an
-        augmentation or the other way round, or a budget that no layer fits.
-    DatasetError
-        With views, if the data set has no training samples.
+        For an unknown type, a batch size below 1, an empty list of layers, or a
+        budget that no layer fits.
     """
     most = None if budget is None else bytes_of(budget)
     request = Request.of(backbone, layers, dtype, batch_size)
-    augmented = request.views(views, augmentation)
     opened = FeatureStore.for_data(data, store, write=False)
     dataset = opened.datasets.open(data)
-    part = dataset.training() if augmented else dataset
-    decisions = request.fit(dataset, opened, most, augmented, part)
-    request, *augmented = (each.storing(decisions) for each in (request, *augmented))
-    made: list[ExtractionPlan] = []
+    decisions = request.fit(dataset, opened, most)
+    request = request.storing(decisions)
     if measure:
         request, decided = request.measured(dataset, opened)
-        if augmented:  # All views are computed alike.
-            units = [bool(each.plan(part, opened).units) for each in augmented]
-            first, measured = augmented[units.index(max(units))].measured(part, opened)
-            augmented = [replace(each, unfit=first.unfit) for each in augmented]
-            made = [replace(each.plan(part, opened), rates=measured.rates) for each in augmented]
     else:
         decided = request.plan(dataset, opened)
-        made = [each.plan(part, opened) for each in augmented]
     decided = explained(decided, request.backbone, dataset, opened)
-    pairs = zip(made, augmented, strict=True)
-    views_explained = tuple(explained(view, each.backbone, part, opened) for view, each in pairs)
-    return replace(decided, views=views_explained, budget=decisions)
+    return replace(decided, budget=decisions)
 
 
 def _refs_of(layers: Any) -> tuple[LayerRef, ...]:
@@ -162,43 +147,20 @@ class Request:
             network.shape(ref)
         return cls(network, refs, dtype, batch_size, others)
 
-    def views(self, count: int, augmentation: Any) -> list[Request]:
-        """Return the requests of the augmented views."""
-        if not isinstance(count, int) or count < 0:
-            raise InputError(f"views is {received(count)}; expected a number of views, such as 8")
-        if bool(count) != (augmentation is not None):
-            raise InputError(
-                "views are made by an augmentation: give both, --views N and --augmentation FILE, "
-                "or neither"
-            )
-        if not count:
-            return []
-        made = self.backbone.views(count, augmentation)
-        return [replace(self, backbone=each, boundaries=()) for each in made]
-
     def fit(
         self,
         dataset: Dataset,
         store: FeatureStore,
         budget: int | None,
-        views: Iterable[Request],
-        training: Dataset,
     ) -> tuple[Decision, ...]:
-        """Decide which layers to store within a budget of bytes, as `fitting.fit`; () without.
-
-        ``views`` are of the ``training`` samples.
-        """
+        """Decide which layers to store within a budget of bytes, as `fitting.fit`; () without."""
         if budget is None:
             return ()
-        asked = [(replace(self, boundaries=()), dataset), *((each, training) for each in views)]
-        parts = [Part(samples, each.backbone) for each, samples in asked]
-        for (each, samples), part in zip(asked, parts, strict=True):
-            decided, measured = each.plan(samples, store), part
-            if decided.units:
-                break
-        if decided.units and sum(sizes(decided, parts, most=True)) > budget:
-            _, decided = each.measured(samples, store)
-        return fit(decided, measured, parts, store, budget)
+        request = replace(self, boundaries=())
+        decided, part = request.plan(dataset, store), Part(dataset, self.backbone)
+        if decided.units and sum(sizes(decided, [part], most=True)) > budget:
+            _, decided = request.measured(dataset, store)
+        return fit(decided, part, [part], store, budget)
 
     def measured(self, dataset: Dataset, store: FeatureStore) -> tuple[Request, ExtractionPlan]:
         """Plan with rates, measured on one batch, which decides the type that "auto" is too."""

@@ -18,7 +18,6 @@ from featurestore.extraction.planned import LayerPlan
 from featurestore.extraction.planning import plan_units
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, Item, StoreLike
-from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -146,9 +145,6 @@ def _repair_features(
         if backbone is None:
             on_event(BackboneLoading(key.model))
             backbone = _backbone(group)
-        elif group.view is not None and backbone.preprocessing.view is None:
-            layers = part_of(group.provenance, "backbone").get("augmentation")
-            (backbone,) = backbone.views([group.view], layers)
         return _repair_blocks(store, group, dataset, blocks, backbone, on_event)
 
 

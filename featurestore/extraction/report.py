@@ -75,8 +75,6 @@ class Extraction(dict[str, Features]):
         What the first batches said of it; None if no row was written.
     former : tuple of Former
         With ``replace``: the former arrays that were removed, and those that were left.
-    views : sequence of Extraction
-        Those of the augmented views of the training samples.
     budget : tuple of Decision
         With a budget: what became of each asked layer.
     """
@@ -88,7 +86,6 @@ class Extraction(dict[str, Features]):
         dataset: Dataset,
         seconds: float,
         former: Sequence[Former] = (),
-        views: Sequence[Extraction] = (),
         seconds_estimated: float | None = None,
         budget: Sequence[Decision] = (),
     ) -> None:
@@ -97,7 +94,6 @@ class Extraction(dict[str, Features]):
         self.dataset = dataset
         self.seconds = seconds
         self.former = tuple(former)
-        self.views = views
         self.seconds_estimated = seconds_estimated
         self.budget = tuple(budget)
 
@@ -108,7 +104,7 @@ class Extraction(dict[str, Features]):
         raise NotFoundError(f"layer {text!r} was not extracted; {nearest(text, self)}")
 
     def __repr__(self) -> str:
-        reports = [each for part in (self, *self.views) for each in part.reports.values()]
+        reports = self.reports.values()
         computed = sum(report.rows_computed for report in reports)
         copied = sum(report.rows_copied for report in reports)
         derived = sum(report.rows_derived for report in reports)
@@ -140,7 +136,6 @@ class Extraction(dict[str, Features]):
             "dataset": self.dataset.name,
             "rows": len(self.dataset),
             "features": {ref: asdict(report) for ref, report in self.reports.items()},
-            "views": [each.to_dict()["features"] for each in self.views],
             "quarantined": [
                 {"path": problem.path, "reason": problem.reason}
                 for problem in self.dataset.problems
@@ -160,7 +155,7 @@ class Extraction(dict[str, Features]):
     @property
     def cost(self) -> str:
         """What the extraction took, in one line, beside what its first batches said."""
-        reports = [each for part in (self, *self.views) for each in part.reports.values()]
+        reports = self.reports.values()
         stored = size(sum(report.bytes for report in reports))
         seconds = f"{plural(len(self.dataset), 'sample')} in {duration(self.seconds)}"
         if self.seconds_estimated is None:
@@ -173,15 +168,9 @@ class Extraction(dict[str, Features]):
 
 
 def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) -> Grid:
-    """Show the features of a plan or a report, by layer ref, all views of one in a row."""
-    shown, views = [*report["features"].items()], report["views"]
-    for ref in views[0] if views else ():
-        made = [each[ref] for each in views]
-        sums = {k: sum(each[k] or 0 for each in made) for k, v in made[0].items() if type(v) is int}
-        if "time" in fields:
-            sums["seconds_estimated"] = sum(each["seconds_estimated"] for each in made)
-        shown.append((f"{ref}, {plural(len(views), 'view')}", {**made[-1], **sums}))
-    rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in shown]
+    """Show the features of a plan or a report, by layer ref."""
+    features = report["features"].items()
+    rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in features]
     if "time" in fields:
         rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
     if any(row["rows_derived"] for row in rows):

@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Preprocessing
-from featurestore.backbone.augmentation import settings
 from featurestore.errors import NotFoundError
 from featurestore.extraction import sharing
 from featurestore.extraction.batches import size_before
@@ -49,8 +48,6 @@ def extract(
     dtype: str = "auto",
     batch_size: int | str = "auto",
     replace: bool = False,
-    views: int = 0,
-    augmentation: Any = None,
     budget: int | str | None = None,
     cluster: ClusterLike = None,
     on_event: OnEvent | None = None,
@@ -89,11 +86,6 @@ def extract(
     replace : bool
         After the extraction, remove former arrays of these layers: those whose samples no data set
         has now, and whose rows are all in the new arrays. Heads that were fitted on them stay.
-    views : int
-        Number of augmented views of each training sample that are stored too: see
-        `Features.views`. View 3 is the same whatever the number.
-    augmentation : list of keras.layers.Layer, or what stands for it
-        The layers that make them: see :meth:`Backbone.views`.
     budget : int or str, optional
         Disk space for the features, such as ``"20GB"``. If not all layers fit, those that would
         take longest to compute again are stored; `Extraction.budget` says how to get the others.
@@ -136,7 +128,6 @@ def extract(
     started = time.perf_counter()
     most = None if budget is None else bytes_of(budget)
     request = Request.of(backbone, layers, dtype, batch_size, boundaries)
-    augmented = request.views(views, augmentation)
     with Cluster.of(cluster) as where:
         where.reach(on_event)
         store = FeatureStore.for_data(data, store)
@@ -145,30 +136,16 @@ def extract(
         dataset = store.datasets.open(data, on_event=on_event)
         if where:
             sharing.require_files(dataset)
-        part = dataset.training() if augmented else dataset
-        decisions = request.fit(dataset, store, most, augmented, part)
+        decisions = request.fit(dataset, store, most)
         request = request.storing(decisions)
         written = Written(forecast=Forecast(started))
         groups, reports = _write(request, dataset, store, written, where, on_event)
         # The locks are released: this extraction itself may have used the former arrays.
         former = replace_former(store, [each.key for each in groups.values()]) if replace else []
         seconds = time.perf_counter() - started
-        options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
-        options |= {"cluster": where, "on_event": on_event}
-        made = [extract(part, each.backbone, request.refs, store, **options) for each in augmented]
-    former += [each for view in made for each in view.former]
-    features = {
-        ref: Features(group, dataset, store, [each[ref] for each in made if ref in each])
-        for ref, group in groups.items()
-    }
-    expected = [written.forecast.seconds, *(each.seconds_estimated for each in made)]
-    taken = [seconds, *(each.seconds for each in made)]
-    estimated = None
-    if any(each is not None for each in expected):
-        pairs = zip(expected, taken, strict=True)
-        estimated = sum(known if each is None else each for each, known in pairs)
-    seconds = time.perf_counter() - started
-    return Extraction(features, reports, dataset, seconds, former, made, estimated, decisions)
+    features = {ref: Features(group, dataset, store) for ref, group in groups.items()}
+    estimated = written.forecast.seconds
+    return Extraction(features, reports, dataset, seconds, former, estimated, decisions)
 
 
 def _write(
@@ -287,10 +264,9 @@ def _write_alone(
             unfit = {**request.unfit, **error.found}
             request = dataclasses.replace(request, unfit=unfit)
             asked = request.plan(dataset, store, unreadable)
-            view = request.backbone.preprocessing.view
             for ref, found in error.found.items():
                 written.forget(ref)
-                receiver(on_event)(Float32Chosen(ref, found, view))
+                receiver(on_event)(Float32Chosen(ref, found))
             continue
         for group in groups.values():
             if group.is_replacement:
@@ -368,11 +344,4 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
         words += ["--scaling", spec["scaling"]]
     for option, value in backbone.computing.fields().items():
         words += [f"--{option}", value]
-    if spec.get("augmentation"):
-        words += [
-            "--views",
-            str(spec["view"] + 1),
-            "--augmentation",
-            settings(spec["augmentation"]),
-        ]
     return shlex.join(words)

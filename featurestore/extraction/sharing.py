@@ -78,8 +78,7 @@ def choose(
     client = cluster.client(on_event)
     job = _job(dataset, backbone, store, replace(_bare(asked), units=asked.units))
     workers = len(client.nthreads())
-    if backbone.preprocessing.view is None:  # Views are of a backbone that they have.
-        receiver(on_event)(events.WorkersPreparing(backbone.name, workers))
+    receiver(on_event)(events.WorkersPreparing(backbone.name, workers))
     tasks = [before] * max(1, workers)
     found: list[Done] = []
     _run(client, job, prepare, tasks, lambda _, done: found.append(done))
@@ -114,8 +113,8 @@ def compute(
     progress = _Progress(decided, tasks, emit, written)
     names = tuple(str(layer.ref) for layer in decided.layers if layer.missing)
     others = decided.rows_copied, decided.rows_derived
-    total, view = decided.rows_to_compute, backbone.preprocessing.view
-    emit(events.ExtractionStarted(backbone.name, names, total, *others, view))
+    total = decided.rows_to_compute
+    emit(events.ExtractionStarted(backbone.name, names, total, *others))
     started = time.perf_counter()
     job = _job(dataset, backbone, store, _bare(decided))
     _run(client, job, work, tasks, progress.end, progress.hear)
@@ -124,8 +123,7 @@ def compute(
 
 
 def _job(dataset: Dataset, backbone: Backbone, store: FeatureStore, plan: ExtractionPlan) -> Job:
-    whole = dataset.whole or dataset
-    samples = whole.name, whole.manifest_digest, dataset.digest
+    samples = dataset.name, dataset.manifest_digest
     return Job(uuid.uuid4().hex, facts(), store.location, samples, backbone.packed(), plan)
 
 
@@ -233,7 +231,7 @@ def _bare(decided: ExtractionPlan) -> ExtractionPlan:
         return replace(layer, copies=copies, derived=derived)
 
     layers = tuple(map(bare, decided.layers))
-    return replace(decided, layers=layers, units=(), views=(), budget=(), rates=None)
+    return replace(decided, layers=layers, units=(), budget=(), rates=None)
 
 
 def _no_tail(activations: Any) -> Any:

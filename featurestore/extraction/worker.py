@@ -36,7 +36,6 @@ from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
 from featurestore.extraction.writer import Written
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureGroup, FeatureStore
-from featurestore.store.datasets import of_samples
 from featurestore.threads import limit_processors
 from featurestore.versions import versions
 
@@ -78,8 +77,7 @@ class Job:
     store : str
         Path or URL.
     dataset : tuple of str
-        Name, digest of the manifest in the store, and digest of the samples, which are all of
-        those, or the training samples.
+        Name, and digest of the manifest in the store.
     backbone : dict
         As `Backbone.packed` returns it.
     plan : ExtractionPlan
@@ -89,7 +87,7 @@ class Job:
     token: str
     versions: dict[str, str]
     store: str
-    dataset: tuple[str, str, str]
+    dataset: tuple[str, str]
     backbone: dict[str, Any]
     plan: ExtractionPlan
 
@@ -272,10 +270,7 @@ def _get_ready(job: Job, worker: Any) -> tuple[FeatureStore, Dataset, Backbone, 
         raise ExtractionError(f"it {wrong}; install the same there")
     _use_cores(worker.state.nthreads)
     store = FeatureStore(job.store)
-    name, manifest, digest = job.dataset
-    dataset = _keep(
-        "dataset", job.dataset, lambda: of_samples(store.datasets.load(name, manifest), digest)
-    )
+    dataset = _keep("dataset", job.dataset, lambda: store.datasets.load(*job.dataset))
     return store, dataset, *_backbone(job.backbone)
 
 
@@ -297,20 +292,17 @@ def _use_cores(threads: int) -> None:
 
 
 def _backbone(packed: dict[str, Any]) -> tuple[Backbone, Compile]:
-    """Build a backbone, and what compiles its pass; the views of one share both."""
+    """Build a backbone, and what compiles its pass."""
     from featurestore.backbone import Backbone
 
-    spec = dict(packed["spec"])
-    layers, view = spec.pop("augmentation", None), spec.pop("view", None)
-    plain = {**packed, "spec": spec}
-    key = digest_bytes(pickle.dumps(plain))
-    found: Backbone = _keep("backbone", key, lambda: Backbone.unpacked(plain))
+    key = digest_bytes(pickle.dumps(packed))
+    found: Backbone = _keep("backbone", key, lambda: Backbone.unpacked(packed))
 
     def forward(refs: Sequence[LayerRef]) -> Pass:
         compiled: Pass = _keep("pass", (key, *map(str, refs)), lambda: found.forward(refs))
         return compiled
 
-    return (found if view is None else found.views([view], layers)[0]), forward
+    return found, forward
 
 
 def _checked(layer: LayerPlan, backbone: Backbone) -> LayerPlan:
