@@ -187,8 +187,7 @@ def leaderboard(
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
         ``stale`` (None, or how the present state differs: ``"labels (5), splits (12)"``),
         ``model``, ``layer``, ``name``, ``tags``, ``note``, ``kind``, ``portable``, ``params``,
-        ``best_params`` (of a search), ``seed``, ``views`` (of each training sample that it was
-        fitted on too), ``val_accuracy`` and ``test_accuracy`` (or
+        ``best_params`` (of a search), ``seed``, ``val_accuracy`` and ``test_accuracy`` (or
         ``val_r2`` and ``test_r2``; None without such rows), the metric that they are sorted by,
         ``metrics`` by split, ``folds`` (see `Head.folds`; None without), ``tied`` (if they are
         sorted by their folds: whether a head is not significantly different from the best, by a
