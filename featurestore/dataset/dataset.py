@@ -437,6 +437,7 @@ class Dataset:
             ``targets``: for a regression, for each split its rows, minimum, mean and maximum;
             ``unlabelled``: rows without label; ``problem_counts`` by kind, and ``problems``.
         """
-        known = {"dataset": self.name, "source": self.source, "digest": self.digest}
+        known: dict[str, Any] = {"dataset": self.name, "source": self.source}
+        known["digest"] = self.digest
         known["views"] = len(self) - len(self.rows(labelled=False, views=False))
         return {**known, "manifest_digest": self.manifest_digest, **summarize(self.samples)}
