@@ -186,17 +186,15 @@ def _value(task: Task) -> str:
 def _extraction_started(event: Any) -> str:
     parts = [f"copy {plural(event.copied, 'stored row')}"] if event.copied else []
     parts += [f"derive {plural(event.derived, 'row')}"] if event.derived else []
-    view = "" if event.view is None else f", view {event.view}"
     if parts and not event.rows:
-        return f"extract: {', '.join(parts)} to {', '.join(event.layers)}{view}"
+        return f"extract: {', '.join(parts)} to {', '.join(event.layers)}"
     also = "".join(f"; {each}" for each in parts)
     images = f"{plural(event.rows, 'image')} through {event.model}"
-    return f"extract: {images} to {', '.join(event.layers)}{view}{also}"
+    return f"extract: {images} to {', '.join(event.layers)}{also}"
 
 
 def _float32_chosen(event: Any) -> str:
-    view = "" if event.view is None else f", view {event.view}"
-    return f"extract: {event.layer}{view} is stored as float32: it gave {event.found}"
+    return f"extract: {event.layer} is stored as float32: it gave {event.reason}"
 
 
 def _extraction_finished(event: Any) -> str:
@@ -250,7 +248,6 @@ _LINES: dict[str, Callable[[Any], str]] = {
     ),
     "ClusterJoined": lambda event: (
         f"cluster: {plural(event.workers, 'worker')}, {plural(event.threads, 'thread')}"
-        f"{f', dashboard {event.dashboard}' if event.dashboard else ''}"
     ),
     "ClusterStarting": lambda event: (
         f"cluster: starting {plural(event.processes, 'worker')} on this machine"

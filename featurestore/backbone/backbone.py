@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import html
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurestore.backbone import augmentation as augmenting
 from featurestore.backbone import numerics, sources
 from featurestore.backbone.custom import is_custom
 from featurestore.backbone.engines import Computing
@@ -56,8 +55,6 @@ class Backbone(Network):
             )
         super().__init__(name, graph, preprocessing, computing)
         self.spec = {**spec, **preprocessing.to_dict(), **self.computing.fields()}
-        # Compiled passes that the views of one call share, by their refs.
-        self._passes: dict[tuple[str, ...], Pass] | None = None
 
     def __repr__(self) -> str:
         height, width = self.input_size
@@ -85,13 +82,9 @@ class Backbone(Network):
     def forward(self, refs: Sequence[LayerRef | str]) -> Pass:
         """Compile one pass, as :meth:`Network.forward`, that checks its first batch.
 
-        Views share one. Errors of the first batch are those of :func:`numerics.check`.
+        Errors of the first batch are those of :func:`numerics.check`.
         """
-        passes = {} if self._passes is None else self._passes
-        key = tuple(map(str, refs))
-        if key not in passes:
-            passes[key] = numerics.checked(self, refs)
-        return passes[key]
+        return numerics.checked(self, refs)
 
     def using(self, **options: Any) -> Backbone:
         """Return this backbone with another engine or precision: options of :class:`Computing`.
@@ -101,7 +94,6 @@ class Backbone(Network):
         >>> fast = vgg16.using(precision="bfloat16")  # doctest: +SKIP
         """
         other = copy.copy(self)
-        other._passes = None
         other.computing = Computing.of({**self.computing.model_dump(), **options})
         spec = {key: each for key, each in self.spec.items() if key not in Computing.model_fields}
         other.spec = {**spec, **other.computing.fields()}
@@ -112,43 +104,6 @@ class Backbone(Network):
         if self.computing.precision == "float32":
             return self
         return self.using(precision="float32", engine="auto")
-
-    def views(self, numbers: int | Iterable[int], augmentation: Any) -> list[Backbone]:
-        """Return this backbone behind an augmentation: one for each view of an image.
-
-        View 3 of an image is the same whatever other views are made, and in any process.
-
-        Parameters
-        ----------
-        numbers : int, or iterable of int
-            How many views, counted from 0; or their numbers.
-        augmentation : list of keras.layers.Layer, or what stands for it
-            Random layers that keep the size of the image, on pixels from 0 to 255; see
-            :func:`featurestore.backbone.augmentation.serialize` for other forms.
-
-        Raises
-        ------
-        InputError
-            If a layer changes the size, changes nothing, is not random, or draws otherwise than
-            by seed generators of its own.
-
-        Examples
-        --------
-        >>> third, = vgg16.views([3], [keras.layers.RandomFlip("horizontal")])  # doctest: +SKIP
-        """
-        layers = augmenting.serialize(augmentation)
-        augmenting.check(layers, self.input_size)
-        found: list[Backbone] = []
-        passes: dict[tuple[str, ...], Pass] = {}
-        for number in range(numbers) if isinstance(numbers, int) else numbers:
-            view = copy.copy(self)
-            view.__dict__.pop("resize", None)
-            view._passes = passes
-            options = {"augmentation": layers, "view": number}
-            view.preprocessing = Preprocessing.of({**self.preprocessing.to_dict(), **options})
-            view.spec = {**self.spec, **options}
-            found.append(view)
-        return found
 
     @classmethod
     def of(cls, model: Any) -> Backbone:

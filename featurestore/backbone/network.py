@@ -118,12 +118,9 @@ class Network:
         """Function that resizes one decoded image, to the same pixels as the layer in a cut model.
 
         It takes and returns uint8 (height, width, channel=3); an image of the input size is
-        returned without a copy. Many threads may call it. That of a view augments the resized image
-        too.
+        returned without a copy. Many threads may call it.
         """
-        resize = compiled_resize(self.preprocessing.resizing())
-        augment = self.preprocessing.augmenting()
-        return resize if augment is None else lambda image: augment(resize(image))
+        return compiled_resize(self.preprocessing.resizing())
 
     def forward(self, refs: Sequence[LayerRef | str]) -> Pass:
         """Compile one pass that gives the activations at several refs.

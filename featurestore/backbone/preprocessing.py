@@ -1,21 +1,15 @@
 """From a decoded image of any size to the numbers that a backbone takes: resize, then scale.
 
-Both are stock Keras layers, so that a promoted model carries the same ones. A view of an image is
-another preprocessing of it: augmented in between, which a promoted model is not.
+Both are stock Keras layers, so that a promoted model carries the same ones.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, PositiveInt
 
 from featurestore.settings import Settings
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Size = int | tuple[int, int]  # side, or height and width
 Resize = Literal["stretch", "crop", "pad"]
@@ -46,18 +40,12 @@ class Preprocessing(Settings):
     scaling : {"none", "unit", "tf", "torch", "caffe"}
         0 to 255 as it is (the network scales inside); 0 to 1; -1 to 1; ImageNet mean and
         deviation; BGR less ImageNet mean.
-    augmentation : list of dict or None
-        Layers between the two, as Keras serializes them; None for the plain image.
-    view : int or None
-        The number of the view that they make.
     """
 
     input_size: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
     resize: Resize = "stretch"
     interpolation: Interpolation = "bilinear"
     scaling: Scaling = "none"
-    augmentation: list[dict[str, Any]] | None = None
-    view: NonNegativeInt | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON values."""
@@ -67,14 +55,7 @@ class Preprocessing(Settings):
         """Return what counts in a prefix digest, apart from the input size."""
         from featurestore.images import DECODER
 
-        augmented: dict[str, Any] = {}
-        if self.augmentation is not None:
-            from featurestore.backbone import augmentation
-
-            made = augmentation.fields(self.augmentation)
-            augmented = {"augmentation": made, "view": self.view}
         return {
-            **augmented,
             "antialias": self.interpolation != "nearest",
             "decoder": DECODER,
             "interpolation": self.interpolation,
@@ -104,15 +85,6 @@ class Preprocessing(Settings):
             dtype="uint8",
             name="resizing",
         )
-
-    def augmenting(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """Return the function that makes the view of a resized image; None for the plain image."""
-        if self.augmentation is None:
-            return None
-        from featurestore.backbone import augmentation
-
-        make = augmentation.compiled(json.dumps(self.augmentation), self.input_size)
-        return lambda image: make(image, self.view or 0)
 
     def scale(self, images: Any) -> Any:
         """Scale a uint8 tensor (batch, height, width, channel=3), real or symbolic, to float32."""

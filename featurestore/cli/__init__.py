@@ -20,6 +20,7 @@ from featurestore.errors import FeatureStoreError, SpecError, nearest
 _COMMANDS = {
     "layers": ("backbones", "List the layers of a backbone, and what a cut there costs."),
     "scan": ("data", "Record the samples, labels and splits of a folder or table."),
+    "augment": ("data", "Record a data set with random views of its training images."),
     "extract": ("data", "Compute features at the given layers; reuse what is stored."),
     "ls": ("stored", "List the stored features."),
     "show": ("stored", "Show one head, data set or feature array, and its origin."),

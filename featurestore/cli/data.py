@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +13,6 @@ from featurestore.cli.options import (
     json_option,
     scan_options,
     store_option,
-    view_options,
 )
 from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.store import FeatureStore
@@ -22,7 +20,6 @@ from featurestore.table import plural
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
-    from featurestore.extraction.budget import Decision
 
 
 def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
@@ -71,12 +68,59 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
     print_problems(dataset, every=every)
 
 
+@command("augment")
+@click.argument("data")
+@click.option(
+    "--augmentation",
+    required=True,
+    metavar="FILE|LIST",
+    help="Random image layers of Keras: a YAML or JSON file, or a list such as "
+    "'[{RandomFlip: {mode: horizontal}}]'.",
+)
+@click.option(
+    "--views",
+    required=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Augmented views of each training image.",
+)
+@click.option("--name", metavar="NAME", help="Of the augmented data set.  [default: DATA-xN]")
+@store_option
+@json_option
+def augment_command(
+    data: str, augmentation: str, views: int, name: str | None, store: str, as_json: bool
+) -> None:
+    """Record a data set of all samples of DATA and random views of its training images.
+
+    DATA is the name of a data set in the store, or the folder or table that was scanned. A view is
+    a sample of its own, with the label, split and group of its image: extract, train and promote
+    take the new data set as any other. No features are computed; those of the plain images are
+    reused. After DATA has changed, run this again: features of earlier views are reused too.
+
+    \b
+    Example:
+      featurestore augment photos --augmentation flips.yaml --views 8
+      featurestore extract photos-x8 --model vgg16 --layer block5_pool:avg
+    """
+    opened = FeatureStore.for_data(data, store)
+    with Progress() as progress, progress.busy("check the augmentation"):
+        dataset = opened.datasets.load(data).augmented(augmentation, views=views, name=name)
+    opened.datasets.add(dataset)
+    if as_json:
+        print_json(dataset.summary())
+    else:
+        print_dataset(dataset)
+
+
 def print_dataset(dataset: Dataset) -> None:
     """Print a data set: rows by class and split."""
     from featurestore.dataset.summary import summary_grid
 
-    click.echo(f"{dataset.name}: {plural(len(dataset), 'sample')}, {dataset.digest[:20]}")
     summary = dataset.summary()
+    samples, views = plural(len(dataset), "sample"), summary["views"]
+    if views:
+        samples += f" ({plural(len(dataset) - views, 'image')} and {plural(views, 'view')})"
+    click.echo(f"{dataset.name}: {samples}, {dataset.digest[:20]}")
     print_table(summary_grid(summary))
     if summary["task"] and summary["unlabelled"]:
         click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
@@ -89,15 +133,6 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
     found = [each for each in dataset.problems if kind in (None, each.kind)]
     for line in map(str, found) if every else problem_lines(found, dataset.name):
         say(line, err=True)
-
-
-def print_budget(decisions: Sequence[Decision]) -> None:
-    """Print what a budget stores, and how to get the other layers later."""
-    from featurestore.extraction.budget import budget_grid
-
-    if decisions:
-        print_table(budget_grid(decisions))
-        click.echo()
 
 
 class BatchSizeType(click.ParamType):
@@ -142,11 +177,10 @@ class BatchSizeType(click.ParamType):
 @click.option(
     "--replace", is_flag=True, help="Then remove former features that the new ones contain."
 )
-@view_options
 @click.option(
-    "--budget",
+    "--max-bytes",
     metavar="SIZE",
-    help="Disk space for the features, such as 20GB: store only the layers that fit.",
+    help="Compute nothing if the features take more, before compression, such as 20GB.",
 )
 @cluster_options
 @click.option(
@@ -164,9 +198,7 @@ def extract_command(
     dtype: str,
     batch_size: int | str,
     replace: bool,
-    budget: str | None,
-    views: int,
-    augmentation: Any,
+    max_bytes: str | None,
     cluster: int | str | None,
     dry_run: bool,
     store: str,
@@ -180,20 +212,12 @@ def extract_command(
     With --replace, former features of the same layers are removed if the new ones contain all of
     their rows and no data set needs them. Heads fitted on them are kept and can be promoted.
 
-    With --budget, not all layers may fit: those that would take longest to compute again are
-    stored. For each of the others, the report shows how long it takes to compute later.
-
-    With --views, augmented views of the training images are stored too, each as its
-    own array; `featurestore train --views N` fits heads on them.
-
     With --workers or --scheduler, other processes compute and write the features; each needs the
     images, the model file and the store at the same paths or URLs.
 
     \b
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
-      featurestore extract photos/ --model vgg16 --layer block5_pool:avg --views 8 \\
-        --augmentation flips.yaml
     """
     from featurestore.dataset import ScanOptions
 
@@ -202,7 +226,6 @@ def extract_command(
     with Progress() as progress:
         with progress.busy(f"load {model}"):
             from featurestore.backbone import Backbone, LayerRef
-            from featurestore.backbone.augmentation import serialize
             from featurestore.extraction import extract, plan
             from featurestore.extraction.cluster import Cluster
 
@@ -210,10 +233,7 @@ def extract_command(
             # Mistakes before a long scan.
             for layer in layers:
                 backbone.shape(LayerRef.parse(layer))
-            if augmentation is not None:
-                augmentation = serialize(augmentation)
-        settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "budget": budget}
-        settings |= {"views": views, "augmentation": augmentation}
+        settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
         with Cluster.of(None if dry_run else cluster) as where:
             where.reach(progress)
             dataset = open_data(data, opened, progress, **scanning)
@@ -221,13 +241,13 @@ def extract_command(
                 with progress.busy("measure a batch"):
                     decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
             else:
-                settings |= {"replace": replace, "cluster": where, "on_event": progress}
+                settings |= {"replace": replace, "max_bytes": max_bytes}
+                settings |= {"cluster": where, "on_event": progress}
                 extraction = extract(dataset, backbone, layers, opened, **settings)
     if dry_run:
         if as_json:
             print_json(decided.to_dict())
         else:
-            print_budget(decided.budget)
             print_table(decided.grid())
             click.echo(decided.cost)
         return
@@ -236,7 +256,6 @@ def extract_command(
         print_json(report)
         return
     print_problems(dataset)
-    print_budget(extraction.budget)
     print_table(extraction.grid())
     for former in extraction.former:
         say(str(former))

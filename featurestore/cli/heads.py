@@ -17,13 +17,12 @@ from featurestore.cli.options import (
     store_option,
     together,
     variant_options,
-    view_options,
 )
 from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
-from featurestore.table import Grid, Table, plural
+from featurestore.table import Grid, Table
 
 if TYPE_CHECKING:
     from featurestore.heads import Head
@@ -137,7 +136,6 @@ fold_options = together(
     help="Seed of everything random in the head.",
 )
 @fold_options
-@view_options
 @cluster_options
 @note_options
 @store_option
@@ -152,8 +150,6 @@ def train_command(
     seed: int,
     folds: int | None,
     seeds: int | None,
-    views: int,
-    augmentation: str | None,
     variant: dict[str, Any],
     cluster: int | str | None,
     store: str,
@@ -162,10 +158,9 @@ def train_command(
 ) -> None:
     """Train one head on the stored features of DATASET, and evaluate it on every split.
 
-    If a layer is stored several times, backbone options such as --input-size select one. With
-    --views, the head is trained on stored views too; --augmentation is only needed if views of
-    several augmentations are stored. --name, --tag and --note do not affect the head's id;
-    `featurestore tag` changes them later. With --folds, the head is cross-validated, and also
+    If a layer is stored several times, backbone options such as --input-size select one. --name,
+    --tag and --note do not affect the head's id; `featurestore tag` changes them later. With
+    --folds, the head is cross-validated, and also
     fitted on the whole train split as usual.
 
     With --again, heads that were fitted before DATASET grew, or got other labels or splits, are
@@ -188,10 +183,9 @@ def train_command(
 
     where = Cluster.of(cluster)
     opened = FeatureStore(store)
-    options: dict[str, Any] = {"views": views, "augmentation": augmentation}
-    features = Features.open(dataset, layer, opened, model=model, **options, **variant)
+    features = Features.open(dataset, layer, opened, model=model, **variant)
     with Progress() as progress, prints_on_stderr(), where, where.heads(progress):
-        options = {"seed": seed, "folds": folds, "seeds": seeds or 1, **notes}
+        options: dict[str, Any] = {"seed": seed, "folds": folds, "seeds": seeds or 1, **notes}
         fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
     if as_json:
         validated = {"folds": fitted.folds} if fitted.folds else {}
@@ -200,8 +194,6 @@ def train_command(
     print_table(metrics_grid(fitted.metrics))
     if fitted.folds:
         click.echo(folds_line(fitted.folds))
-    if views:
-        click.echo(f"fitted on the train rows and {plural(views, 'view')} of each")
     print_problems(features.dataset, "few-rows")
     click.echo(f"head: {fitted.id}")
 

@@ -168,24 +168,6 @@ _DEFAULTS = {
     if name in ("resize", "interpolation", "precision", "engine")
 }
 
-_view_option = shared("Views")
-view_options = together(
-    _view_option(
-        "--views",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="Augmented views of each training image.",
-    ),
-    _view_option(
-        "--augmentation",
-        metavar="FILE|LIST",
-        help="Keras layers that make the views: a YAML, JSON or .keras file, or a list such as "
-        "'[{RandomFlip: {mode: horizontal}}]'.",
-    ),
-)
-
 
 def _backbone_options(weights: str) -> Callable[[Function], Function]:
     option = shared("Backbone")

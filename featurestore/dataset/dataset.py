@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.dataset import arrays as in_memory
+from featurestore.dataset import augmentation as augmenting
 from featurestore.dataset import manifest
 from featurestore.dataset.labels import Task
 from featurestore.dataset.manifest import DatasetEntry
-from featurestore.dataset.naming import checked_name, command_line, remedy
+from featurestore.dataset.naming import augment_command, checked_name, command_line, remedy
 from featurestore.dataset.opening import scan_source
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem, problem_lines
@@ -24,7 +25,7 @@ from featurestore.dataset.source import absolute
 from featurestore.dataset.splits import SPLITS, Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
 from featurestore.digests import ROW_BYTES, digest_set, unpacked
-from featurestore.errors import DatasetError
+from featurestore.errors import DatasetError, InputError, received
 from featurestore.listening import OnEvent
 from featurestore.table import show_html
 
@@ -44,13 +45,12 @@ class Dataset:
     source : str or None
         Absolute path or URI of the folder or table; None for a DataFrame and for arrays.
     options : dict
-        How it was scanned: ``open(source, name=name, **options)`` does it again.
+        How it was scanned: ``open(source, name=name, **options)`` does it again. Of an augmented
+        data set: ``plain`` (name of the data set of its images), ``views`` and ``augmentation``.
     samples : Samples
         The rows as columns.
     images_in_memory : sequence of numpy.ndarray, (given,), or None
         uint8, (height, width, channel=1 or 3) each, in your order; None if the samples are files.
-    whole : Dataset or None
-        The data set that this is a part of, see :meth:`training`; a store records the whole.
     """
 
     name: str
@@ -58,7 +58,6 @@ class Dataset:
     options: dict[str, Any]
     samples: Samples
     images_in_memory: Sequence[np.ndarray] | np.ndarray | None = None
-    whole: Dataset | None = None
 
     def __post_init__(self) -> None:
         self.samples.freeze()
@@ -252,28 +251,52 @@ class Dataset:
         """Digest of the set of samples: labels, paths and splits do not matter."""
         return digest_set(self.samples.digests)
 
-    @cached_property
-    def train_digest(self) -> str:
-        """Digest of the set of training samples, labelled or not: of :meth:`training`."""
-        return digest_set(self.samples.digests[self.rows("train", labelled=False)])
+    def augmented(self, augmentation: Any, *, views: int, name: str | None = None) -> Dataset:
+        """Return this data set with random views of each training image as further samples.
 
-    def training(self) -> Dataset:
-        """Return the data set of the training samples alone, which augmented views are made of.
+        A view has the label, split and group of its image; without a group, the image is its group.
+        The layers are applied when features are computed, after the resize of the backbone, to
+        values from 0 to 255. View 3 is the same whatever the number of views.
+
+        Parameters
+        ----------
+        augmentation : list of keras.layers.Layer, or what stands for it
+            Random image layers of Keras that keep the size: layers, their names,
+            ``{name: settings}``, a Sequential model of them, or a YAML or JSON file.
+        views : int
+            Views of each training image, numbered from 1.
+        name : str, optional
+            By default the name of this data set and the number of views: ``photos-x8``.
 
         Raises
         ------
+        InputError
+            If a layer does not exist, changes the size, or changes nothing.
         DatasetError
-            If there are none.
+            If there are no training samples, or the data set is augmented already.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
+        >>> pets = Dataset.from_arrays(X, ["a", "b", "a", "b"], name="pets", val=0)
+        >>> pets.augmented("[RandomFlip]", views=2)
+        Dataset(name='pets-x2', rows=12, task='classification', classes=2, problems=1)
         """
-        rows = self.rows("train", labelled=False)
-        if not len(rows):
-            raise DatasetError(
-                f"data set {self.name!r} has no training samples, which augmented views are made "
-                "of; split it again with `featurestore scan --val F --test F`"
-            )
-        (samples, listed), kept = self.samples.of_rows(rows), self.images_in_memory
-        kept = None if kept is None else [kept[at] for at in listed.tolist()]
-        return Dataset(self.name, self.source, self.options, samples, kept, self.whole or self)
+        if not isinstance(views, int) or views < 1:
+            raise InputError(f"views is {received(views)}", "a number of views, such as 8")
+        name = checked_name(f"{self.name}-x{views}" if name is None else name)
+        if name == self.name:
+            raise DatasetError(f"the augmented data set has the name of {name!r}; give another")
+        layers = augmenting.canonical(augmentation)
+        options = {"plain": self.name, "views": views, "augmentation": layers}
+        samples = augmenting.with_views(self.samples, layers, views, self.name)
+        return Dataset(name, None, options, samples, self.images_in_memory)
+
+    @cached_property
+    def image_rows(self) -> np.ndarray:
+        """The row of the image that a sample is a view of, its own for an image: int64 (row,)."""
+        return augmenting.image_rows(self.samples)
 
     @cached_property
     def manifest_digest(self) -> str:
@@ -318,7 +341,9 @@ class Dataset:
 
     @property
     def scan_command(self) -> str | None:
-        """The command that repeats the scan; None for a DataFrame and for arrays."""
+        """The command that records it again; None for a DataFrame and for arrays."""
+        if "augmentation" in self.options:
+            return augment_command(self.name, self.options)
         if self.source is None:
             return None
         return command_line(self.source, self.name, self.options)
@@ -336,7 +361,9 @@ class Dataset:
         grid = summary_grid(self.summary())
         return show_html(repr(self), grid, *problem_lines(self.problems, self.name))
 
-    def rows(self, split: str | None = None, labelled: bool | None = None) -> np.ndarray:
+    def rows(
+        self, split: str | None = None, labelled: bool | None = None, *, views: bool = True
+    ) -> np.ndarray:
         """Return row numbers, int64 (row,), ascending.
 
         Parameters
@@ -346,16 +373,20 @@ class Dataset:
         labelled : bool, optional
             True leaves out the rows without a label, False keeps them. By default they are left out
             if the data set has labels.
+        views : bool
+            False leaves out the views of an augmented data set.
         """
         kept = np.ones(len(self), bool)
         if split is not None:
             kept = self.samples.splits == SPLITS.index(named(split))
         if labelled or (labelled is None and self.task is not None):
             kept &= self.samples.labels.known
+        if not views:
+            kept &= self.image_rows == np.arange(len(self))
         return np.flatnonzero(kept)
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of a sample, checked against its digest.
+        """Return the bytes of a sample, or of the image of a view, checked against its digest.
 
         These are the bytes of the file; for arrays, the values in C order.
 
@@ -366,6 +397,7 @@ class Dataset:
         SourceChangedError
             If the bytes are not those that were scanned.
         """
+        row = int(self.image_rows[row])
         path = self.samples.path(row)
         if path is None:
             return in_memory.checked(self, row).tobytes()
@@ -376,8 +408,11 @@ class Dataset:
         """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
 
         ``then`` is applied to the image, such as a resize, and its result is returned instead: see
-        :func:`featurestore.images.decode`. ImageError, with its path, if it no longer decodes.
+        :func:`featurestore.images.decode`. ImageError, with its path, if it no longer decodes. The
+        layers of a view are applied after ``then``.
         """
+        if (image := int(self.image_rows[row])) != row:
+            return self.image(image, partial(self._view, row, then))
         if (path := self.samples.path(row)) is not None:
             again = self.scan_command or "open the DataFrame again"
             return decode_scanned(path, self.read(row), again, then)
@@ -385,16 +420,24 @@ class Dataset:
         pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
         return pixels if then is None else then(pixels)
 
+    def _view(self, row: int, then: Callable[[np.ndarray], Any] | None, image: np.ndarray) -> Any:
+        image = image if then is None else then(image)
+        view = augmenting.compiled(self.options["augmentation"], image.shape[:2])
+        return view(image, self.samples.digest(row))
+
     def summary(self) -> dict[str, Any]:
         """Return what ``featurestore scan`` reports, as JSON values.
 
         Returns
         -------
         dict
-            ``dataset``, ``source``, ``digest``, ``manifest_digest``, ``rows``, ``task``;
+            ``dataset``, ``source``, ``digest``, ``manifest_digest``, ``rows``, ``views`` (those of
+            the rows that are views of images), ``task``;
             ``splits``: rows of each; ``classes``: for each class its rows in each split;
             ``targets``: for a regression, for each split its rows, minimum, mean and maximum;
             ``unlabelled``: rows without label; ``problem_counts`` by kind, and ``problems``.
         """
-        known = {"dataset": self.name, "source": self.source, "digest": self.digest}
+        known: dict[str, Any] = {"dataset": self.name, "source": self.source}
+        known["digest"] = self.digest
+        known["views"] = len(self) - len(self.rows(labelled=False, views=False))
         return {**known, "manifest_digest": self.manifest_digest, **summarize(self.samples)}

@@ -38,7 +38,7 @@ from featurestore.digests import (
 )
 from featurestore.errors import DamagedError, StoreFormatError, one_line, refuse_newer
 
-FORMAT = 3
+FORMAT = 4
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
 _PROBLEMS = TypeAdapter(list[Problem])
@@ -56,14 +56,12 @@ class DatasetEntry(BaseModel):
         Samples.
     digest : str
         Digest of the set of samples.
-    train_digest : str
-        Digest of the set of training samples, which augmented views are stored over.
     manifest_digest : str
         Digest of samples, labels, splits and groups.
     added : str
         When it became the current state in a store, ISO 8601 in UTC; empty if it never did.
     options : dict
-        How it was scanned: `Dataset.options`.
+        How it was scanned or augmented: `Dataset.options`.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -72,7 +70,6 @@ class DatasetEntry(BaseModel):
     source: str | None
     rows: int
     digest: Digest
-    train_digest: Digest
     manifest_digest: Digest
     added: str
     options: dict[str, str | int | float]
@@ -289,8 +286,7 @@ def _check_format(found: int) -> None:
     refuse_newer(found, FORMAT, "a data set manifest")
     if found < FORMAT:
         raise StoreFormatError(
-            f"a data set manifest has format {found}, expected {FORMAT}, which names its "
-            "training samples; scan the data set again"
+            f"a data set manifest has format {found}, expected {FORMAT}; scan the data set again"
         )
 
 

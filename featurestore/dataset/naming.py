@@ -47,6 +47,9 @@ def moved(source: str, name: str) -> str | None:
 
 def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
     """Return what to do about an image that is missing or has changed."""
+    if "augmentation" in options:
+        scan = shlex.join(["featurestore", "scan", options["plain"]])
+        return f"put it back, or run `{scan}`, then `{augment_command(name, options)}`"
     if source is None:
         return f"put it back, or open the DataFrame again with root=NEW, name={name!r}"
     if gone := moved(source, name):
@@ -75,4 +78,20 @@ def command_line(source: str, name: str, options: dict[str, Any]) -> str:
         words += ["--name", name]
     for key, value in ScanOptions.of(options).model_dump(exclude_defaults=True).items():
         words += [f"--{key.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def augment_command(name: str, options: dict[str, Any]) -> str:
+    """Return the command that makes an augmented data set again, after a scan of the plain one.
+
+    Examples
+    --------
+    >>> augment_command("pets-x2", {"plain": "pets", "views": 2, "augmentation": "[RandomFlip]"})
+    "featurestore augment pets --views 2 --augmentation '[RandomFlip]'"
+    """
+    plain, views = options["plain"], str(options["views"])
+    words = ["featurestore", "augment", plain, "--views", views]
+    words += ["--augmentation", options["augmentation"]]
+    if name != f"{plain}-x{views}":
+        words += ["--name", name]
     return shlex.join(words)

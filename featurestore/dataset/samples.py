@@ -183,30 +183,6 @@ class Samples:
         listed = as_column(None if row < 0 else paths[row] for row in rows)
         return replace(self, listing=replace(self.listing, paths=listed))
 
-    def of_rows(self, rows: np.ndarray) -> tuple[Samples, np.ndarray]:
-        """Return the samples of some rows, ascending, as if only these had been listed.
-
-        And which of the listed images these are, int64 (given,).
-        """
-        position = np.full(len(self.digests) + 1, -1)  # the last is for images without a row
-        position[rows] = np.arange(len(rows))
-        new = position[self.listing.rows]
-        listed = np.flatnonzero(new >= 0)
-        listing = Listing(
-            new[listed],
-            None if self.listing.paths is None else self.listing.paths.take(listed),
-            {name: column.take(listed) for name, column in self.listing.columns.items()},
-        )
-        found = Samples(
-            self.digests[rows],
-            np.searchsorted(listed, self.first[rows]),
-            self.labels.of_rows(rows),
-            self.splits[rows],
-            None if self.groups is None else self.groups[rows],
-            listing,
-        )
-        return found, listed
-
 
 def as_column(paths: Iterable[str | None]) -> Any:
     """Return paths as a column of a `Listing`."""

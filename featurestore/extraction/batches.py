@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -128,32 +127,35 @@ def fitting(decided: ExtractionPlan, backbone: Backbone) -> int:
 
 
 def choose(
-    decided: ExtractionPlan,
+    plan: ExtractionPlan,
     dataset: Dataset,
     backbone: Backbone,
-    forward: Callable[[Sequence[LayerRef]], Forward],
-    before: int | None,
+    batch_size: int | str,
+    compiled: Forward | None,
 ) -> int:
-    """Return the batch size for a plan: ``before`` if memory allows it, or what is fast here.
+    """Return the batch size for a plan.
 
-    ``before`` is the size of the extraction that the plan resumes; ``forward`` compiles the pass.
+    It is ``batch_size`` if that is a number; else that of the extraction which the plan resumes, if
+    memory allows it; else what is fast here. ``compiled`` is the compiled model; None if no row is
+    computed.
     """
-    most = fitting(decided, backbone)
-    if before is not None or decided.rows_to_compute < MEASURED_FROM:
+    if isinstance(batch_size, int) or compiled is None:
+        return batch_size if isinstance(batch_size, int) else plan.batch_size
+    most, before = fitting(plan, backbone), size_before(plan)
+    if before is not None or plan.rows_to_compute < MEASURED_FROM:
         return min(before or USUAL, most)
-    return fastest(forward(decided.refs_computed), decided, dataset, backbone, most)
+    return fastest(compiled, plan, dataset, backbone, most)
 
 
 def fastest(
-    forward: Forward, decided: ExtractionPlan, dataset: Dataset, backbone: Backbone, most: int
+    forward: Forward, plan: ExtractionPlan, dataset: Dataset, backbone: Backbone, most: int
 ) -> int:
     """Return the size from 32 on that computes an image in the least time, within a second or so.
 
     ``most`` is what memory allows. The first images of the plan are computed, again and again.
     """
-    windows = (window for unit in decided.units for window in decided.windows(unit))
-    rows = islice((row for window in windows for row in window.computed), USUAL)
-    images = images_of(dataset, backbone, list(rows))
+    rows = np.flatnonzero(plan.is_computed)[:USUAL]
+    images = images_of(dataset, backbone, rows.tolist())
     size, pace, spent = min(USUAL, most), 0.0, 0.0
 
     def seconds(count: int) -> float:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import threading
-import warnings
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from importlib.util import find_spec
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from featurestore.errors import InputError, one_line, received
 from featurestore.extraction.events import ClusterJoined, ClusterStarting
-from featurestore.extraction.worker import differing, facts
 from featurestore.listening import OnEvent, receiver
 from featurestore.threads import processors
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 #: What takes a cluster: a number of processes on this machine, the address of a Dask scheduler, a
 #: `distributed.Client`, the cluster object of a Dask library, or None for this process alone.
@@ -59,8 +55,9 @@ class Cluster:
         address = isinstance(where, str) and ":" in where
         if not (where is None or number or address or hasattr(where, "scheduler_info")):
             raise InputError(
-                f"the cluster is {received(where)}; expected a number of processes from 1 on, the "
-                "address of a Dask scheduler such as 'tcp://10.0.0.1:8786', or a distributed.Client"
+                f"the cluster is {received(where)}",
+                "a number of processes from 1 on, the address of a Dask scheduler such as "
+                "'tcp://10.0.0.1:8786', or a distributed.Client",
             )
         return cls(where)
 
@@ -88,17 +85,12 @@ class Cluster:
         Raises
         ------
         InputError
-            If there is no scheduler, or a worker has other versions than this process.
+            If there is no scheduler.
         """
         if self._client is None:
-            client = self._connect(receiver(on_event))
-            _require_alike(client)
-            self._client = client
-            threads, dashboard = client.nthreads(), None
-            if find_spec("bokeh"):  # Without it, the page only says that it is missing.
-                with suppress(KeyError):  # The scheduler has none.
-                    dashboard = client.dashboard_link
-            receiver(on_event)(ClusterJoined(len(threads), sum(threads.values()), dashboard))
+            self._client = self._connect(receiver(on_event))
+            threads = self._client.nthreads()
+            receiver(on_event)(ClusterJoined(len(threads), sum(threads.values())))
         return self._client
 
     def heads(self, on_event: OnEvent | None = None) -> AbstractContextManager[Any]:
@@ -119,79 +111,66 @@ class Cluster:
         from distributed import Client
         from distributed.utils import silence_logging_cmgr
 
-        where, own = self._where, isinstance(self._where, int)
+        where = self._where
         if isinstance(where, Client):
             if where.asynchronous:
-                raise InputError("the client is asynchronous; make one with asynchronous=False")
+                raise InputError(
+                    "the client is asynchronous", remedy="make one with asynchronous=False"
+                )
             return where
         # A lost connection becomes one line, an ExtractionError.
         self._open.enter_context(silence_logging_cmgr(logging.CRITICAL))
-        if own:
+        if isinstance(where, int):
             emit(ClusterStarting(where))
-            where = _local(where)
-            self._open.callback(where.close)
+            where = self._open.enter_context(_local_cluster(where))
         try:
-            if isinstance(where, str):
-                _require_scheduler(where)
-            client = Client(where, timeout=CONNECT_SECONDS, set_as_default=False)
+            client = self._open.enter_context(_connected(where))
         except (OSError, ValueError) as error:
             self._open.close()
             raise InputError(
-                f"no Dask scheduler at {where}: {one_line(error)}; start one with `dask scheduler`,"
-                " or compute on this machine with --workers N"
+                f"no Dask scheduler at {where}: {one_line(error)}",
+                remedy="start one with `dask scheduler`, or compute on this machine with "
+                "--workers N",
             ) from error
-        self._open.callback(client.close)
-        if own:
+        if isinstance(self._where, int):
             client.run(_ignore_interrupts)
         return client
 
 
-def _require_scheduler(address: str) -> None:
-    """Raise OSError or ValueError unless a scheduler answers at an address.
+def _connected(where: Any) -> Client:
+    """Connect to a scheduler; OSError or ValueError if none answers.
 
-    A client waits for ever for a server of another kind, and so does Dask's own connection.
+    Another kind of server, such as the dashboard, would keep the client waiting for ever.
     """
-    from distributed.comm import connect
-    from distributed.security import Security
+    from distributed import Client
 
-    async def speak() -> None:
-        options = Security().get_connection_args("client")
-        comm = await connect(address, timeout=CONNECT_SECONDS, **options)
-        comm.abort()
+    client: Future[Client] = Future()
 
-    answer: Future[None] = Future()
-
-    def ask() -> None:
+    def connect() -> None:
         try:
-            answer.set_result(asyncio.run(speak()))
+            client.set_result(Client(where, timeout=CONNECT_SECONDS, set_as_default=False))
         except BaseException as error:
-            answer.set_exception(error)
+            client.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=connect, daemon=True).start()
     try:
-        answer.result(2 * CONNECT_SECONDS)
+        return client.result(4 * CONNECT_SECONDS)
     except TimeoutError as error:
         raise OSError("what answers there is no scheduler") from error
 
 
-def _local(count: int) -> Any:
+def _local_cluster(processes: int) -> LocalCluster:
     """Start processes on this machine, which share its cores evenly."""
     import dask
     from distributed import LocalCluster
 
-    # Dask would limit the threads of this process too, and look at each worker 100 times a second.
-    quietly = {
-        "distributed.nanny.pre-spawn-environ": {},
-        "distributed.worker.profile.enabled": False,
-    }
-    with dask.config.set(quietly), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The usual port of the dashboard may be taken.
+    # Dask would set OMP_NUM_THREADS in this process too.
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
         return LocalCluster(
-            n_workers=count,
-            threads_per_worker=max(1, processors() // count),
-            processes=True,
+            n_workers=processes,
+            threads_per_worker=max(1, processors() // processes),
             memory_limit=0,  # A worker that Dask pauses would wait for ever.
-            dashboard_address="127.0.0.1:8787",
+            dashboard_address=None,
             silence_logs=logging.CRITICAL,
         )
 
@@ -199,14 +178,3 @@ def _local(count: int) -> Any:
 def _ignore_interrupts() -> None:
     """Leave Ctrl-C, which a terminal sends to all processes, to the one that asked for them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _require_alike(client: Client) -> None:
-    here = facts()
-    for address, there in client.run(facts, on_error="return").items():
-        if isinstance(there, dict):
-            wrong = differing(here, there)
-        else:
-            wrong = f"cannot load featurestore: {one_line(there)}"
-        if wrong:
-            raise InputError(f"worker {address} {wrong}; install the same there")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.errors import DamagedError, IncompleteFeaturesError, NotFoundError, StoreError
+from featurestore.errors import DamagedError, NotFoundError, StoreError
 from featurestore.store import FeatureGroup, FeatureKey, GroupState
 
 if TYPE_CHECKING:
@@ -87,18 +87,12 @@ class Copies:
         """Return rows of a block of a group, by their places in it."""
         if self._last.get(number, (None,))[0] != block:
             self._last[number] = block, _read(self.groups[number], block)
-        values = self._last[number][1]
-        if rows[-1] >= len(values):
-            raise UnreadableRowsError(self.groups[number], f"block {block} lost its first rows")
-        return values[rows]
+        return self._last[number][1][rows]
 
 
 def _read(group: FeatureGroup, block: int) -> np.ndarray:
-    """Read a block, or the first rows that are kept of one that is not complete."""
     try:
         return group.read_block(block)
-    except IncompleteFeaturesError:
-        return group.features.read_begun(block)
     except StoreError as error:
         raise UnreadableRowsError(group, str(error)) from error
 
@@ -143,13 +137,9 @@ def find_copies(
             there = left if same else rows_of(group, dataset.sample_ids[left])
         except (DamagedError, NotFoundError):
             continue  # Without its row ids, nothing says whose rows these are.
-        # How many rows of each block can be read, from its first one.
-        upto = np.full(group.blocks, group.block_rows, np.int64)
-        upto[list(state.missing)] = 0
-        for block, count in state.begun.items():
-            upto[block] = count
-        upto[list(unreadable.get(group.path, ()))] = 0
-        found = (there >= 0) & (there % group.block_rows < upto[there // group.block_rows])
+        readable = np.ones(group.blocks, bool)
+        readable[[*state.missing, *unreadable.get(group.path, ())]] = False
+        found = (there >= 0) & readable[there // group.block_rows]
         if found.any():
             group_of[left[found]], row_in[left[found]] = len(used), there[found]
             used.append(group)

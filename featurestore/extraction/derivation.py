@@ -7,7 +7,7 @@ computed from the images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,17 +25,13 @@ from featurestore.extraction.copies import (
     damaged_blocks,
     find_copies,
 )
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, Snapshot
+from featurestore.store import FeatureGroup, FeatureKey, Snapshot
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.backbone.numerics import Derived
     from featurestore.dataset import Dataset
     from featurestore.extraction.planned import LayerPlan
-
-# Tails that were compared with the plain network already: by the prefix digests of the two layers,
-# the layer ref, and the two types.
-Checked = MutableMapping[tuple[str, ...], tuple[Forward, "Derived"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +96,6 @@ class Deriving:
     dataset : Dataset
     stored : Snapshot
         The features of the store.
-    checked : mutable mapping
-        Tails that were checked already; more are added.
     unreadable : mapping of str to collection of int
         Blocks that were found to be damaged, as in `find_copies`.
     """
@@ -109,7 +103,6 @@ class Deriving:
     backbone: Backbone
     dataset: Dataset
     stored: Snapshot
-    checked: Checked
     unreadable: Unreadable
 
     def plan(self, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
@@ -123,7 +116,7 @@ class Deriving:
     def _leave_to_the_pass(self, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
         """Compute the rows that other layers need images for, if that is no more work."""
         flops = self.backbone.flops
-        passing = [each for each in layers if each.needs_pass]
+        passing = [layer for layer in layers if layer.is_computed.any()]
         if not passing:
             return tuple(layers)
         rows = np.logical_or.reduce([each.is_computed for each in passing])
@@ -149,7 +142,7 @@ class Deriving:
         for source in self.backbone.derivable_from(layer.ref) if whole else ():
             if short(self.backbone.prefix_digest(source)) in whole:
                 copies, few = self._find(layer, source)
-                rows = np.count_nonzero(copies.group_of[layer.rows_left] >= 0)
+                rows = np.count_nonzero((copies.group_of >= 0) & layer.is_missing)
                 # A check of so many rows computes as many.
                 if rows > numerics.ROWS:
                     ways.append((rows, source, copies, few))
@@ -175,7 +168,7 @@ class Deriving:
         while True:
             copies = find_copies(states, layer.dtype, self.dataset, unreadable, self.stored.rows_of)
             copies = replace(copies, group_of=np.where(layer.is_copied, -1, copies.group_of))
-            rows = layer.rows_left[copies.group_of[layer.rows_left] >= 0]
+            rows = np.flatnonzero((copies.group_of >= 0) & layer.is_missing)
             few = rows[numerics.sampled(len(rows))].tolist() if len(rows) else []
             try:
                 values = [values for row in few for _, values in copies.read(range(row, row + 1))]
@@ -189,39 +182,10 @@ class Deriving:
     ) -> tuple[Forward, Derived]:
         """Compile a tail, and compare what it gives for stored rows with the plain network."""
         stored = np.concatenate(list(few.values()))
-        prefixes = self.backbone.prefix_digest(source), layer.key.prefix_digest
-        key = (*prefixes, str(layer.ref), str(stored.dtype), layer.dtype)
-        if key not in self.checked:
-            images = images_of(self.dataset, self.backbone, list(few))
-            tail = self.backbone.tail(source, [layer.ref])
-            check = numerics.check_derived(
-                self.backbone, tail, layer.ref, stored, images, layer.dtype
-            )
-            self.checked[key] = tail, check
-        return self.checked[key]
-
-
-def derived_before(
-    group: FeatureGroup,
-    layer: LayerPlan,
-    backbone: Backbone,
-    dataset: Dataset,
-    store: FeatureStore,
-) -> Derivation | None:
-    """Return how rows of stored features were derived, if what they were derived from is there.
-
-    It was checked then. ``layer`` says which rows are copied.
-    """
-    named = set(group.keys_read("derived_from"))
-    for source in backbone.derivable_from(layer.ref) if named else ():
-        same = store.features.of_prefix(backbone.prefix_digest(source), source)
-        states = [each for each in same if str(each.group.key) in named]
-        unreadable = {each.group.path: damaged_blocks(each.group) for each in states}
-        copies = find_copies(states, layer.dtype, dataset, unreadable)
-        found = Derivation(source, copies, backbone.tail(source, [layer.ref])) if states else None
-        if derived := found and found.without(layer.is_copied):
-            return derived
-    return None
+        images = images_of(self.dataset, self.backbone, list(few))
+        tail = self.backbone.tail(source, [layer.ref])
+        check = numerics.check_derived(self.backbone, tail, layer.ref, stored, images, layer.dtype)
+        return tail, check
 
 
 def sources_of(group: FeatureGroup) -> set[str]:

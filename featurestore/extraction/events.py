@@ -21,14 +21,10 @@ class ClusterStarting:
 
 @dataclass(frozen=True)
 class ClusterJoined:
-    """The extraction runs on a Dask cluster with this many workers and threads now.
-
-    ``dashboard`` is the address of its web page, if it has one.
-    """
+    """The extraction runs on a Dask cluster with this many workers and threads now."""
 
     workers: int
     threads: int
-    dashboard: str | None
 
 
 @dataclass(frozen=True)
@@ -55,8 +51,6 @@ class ExtractionStarted:
         Rows that are copied from other arrays, all layers together.
     derived : int
         Rows that are derived from other layers, all layers together.
-    view : int or None
-        The number of the augmented view; None for the plain images.
     """
 
     model: str
@@ -64,7 +58,6 @@ class ExtractionStarted:
     rows: int
     copied: int = 0
     derived: int = 0
-    view: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,15 +92,12 @@ class Float32Chosen:
     ----------
     layer : str
         Layer ref.
-    found : str
+    reason : str
         What float16 cannot hold.
-    view : int or None
-        The number of the augmented view; None for the plain images.
     """
 
     layer: str
-    found: str
-    view: int | None = None
+    reason: str
 
 
 @dataclass(frozen=True)

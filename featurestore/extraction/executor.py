@@ -2,228 +2,144 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import replace
-from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.backbone.forward import Forward
 from featurestore.dataset.source import readers
-from featurestore.errors import FeatureStoreError
 from featurestore.extraction.batches import InParts
-from featurestore.extraction.events import (
-    BatchHalved,
-    ExtractionFinished,
-    ExtractionStarted,
-    RowsComputed,
-    RowsCopied,
-    RowsDerived,
-)
-from featurestore.extraction.planned import BATCHES_AHEAD, ExtractionPlan, LayerPlan, Unit, Window
-from featurestore.extraction.stored_type import Float16Error
-from featurestore.extraction.writer import BlockWriter, Written
+from featurestore.extraction.events import BatchHalved, RowsComputed, RowsCopied, RowsDerived
+from featurestore.extraction.planned import BATCHES_AHEAD, ExtractionPlan, LayerPlan
+from featurestore.extraction.writer import BlockWriter, RunStats
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup
 from featurestore.threads import map_ahead, processors
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone, LayerRef
+    from featurestore.backbone import Backbone
+    from featurestore.backbone.forward import Forward
     from featurestore.dataset import Dataset
 
 
-# How often begun blocks are saved: a kill loses at most this much work and one batch.
-SAVE_SECONDS = 30.0
-_clock = time.monotonic
-
-
 class Executor:
-    """Writes the missing or damaged blocks of a plan: copies, derives and computes their rows.
+    """Writes the missing blocks of a plan: copies, derives and computes their rows.
 
-    It looks once more, before each unit, which of its blocks are missing or damaged: a worker that
-    died may have written them. ``groups`` are by layer ref; ``compiled`` compiles the pass to some
-    layers, by default `Backbone.forward`.
+    Parameters
+    ----------
+    plan : ExtractionPlan
+    dataset : Dataset
+    backbone : Backbone
+    groups : mapping of str to FeatureGroup
+        The arrays, by layer ref.
+    compiled : callable or None
+        The compiled model, from images to activations at `ExtractionPlan.refs_computed`; None if
+        no row is computed.
+    on_event : callable, optional
     """
 
     def __init__(
         self,
-        decided: ExtractionPlan,
+        plan: ExtractionPlan,
         dataset: Dataset,
         backbone: Backbone,
         groups: Mapping[str, FeatureGroup],
+        compiled: Forward | None,
         on_event: OnEvent | None = None,
-        compiled: Callable[[Sequence[LayerRef]], Forward] | None = None,
     ) -> None:
-        self._plan = decided
-        self._dataset = dataset
-        self._backbone = backbone
-        self._groups = [groups[str(layer.ref)] for layer in decided.layers]
-        self._on_event = receiver(on_event)
-        self._compiled = compiled or backbone.forward
-        # Layers of the plan that have missing blocks, by number.
-        self._todo = [number for number, layer in enumerate(decided.layers) if layer.missing]
-        self._computed = [number for number in self._todo if decided.layers[number].needs_pass]
-        self._refs = decided.refs_computed
+        self._emit, self._batch_size = receiver(on_event), plan.batch_size
+        self._plan = replace(plan, layers=tuple(map(self._halving, plan.layers)))
+        self._dataset, self._backbone = dataset, backbone
+        self._groups = [groups[str(layer.ref)] for layer in plan.layers]
+        self._computed = {ref: number for number, ref in enumerate(plan.refs_computed)}
+        self._compiled = compiled and InParts(compiled, plan.batch_size, self._halved)
 
-    def run(self, units: Sequence[Unit], written: Written | None = None) -> None:
-        """Write some units of the plan, and return when all of their blocks exist.
+    def run(self, rows: range | None = None, stats: RunStats | None = None) -> None:
+        """Write the missing blocks that begin in a range of rows, by default all.
 
-        What is written is counted in ``written``.
+        Blocks that exist by now are left out: another worker may have written them, and died.
 
         Raises
         ------
         UnreadableRowsError
             If rows cannot be copied. Blocks that were complete by then are stored.
         Float16Error
-            If a layer does not fit float16. Complete blocks of other layers are stored, and
-            rows of their incomplete blocks are saved.
+            If a layer does not fit float16. Complete blocks are stored.
         """
-        if not units:
-            return
-        started = time.perf_counter()
-        self._saved = _clock()
-        self._done, self._total = 0, self._plan.rows_of(units)
-        names = tuple(str(self._plan.layers[number].ref) for number in self._todo)
-        others = self._plan.rows_copied, self._plan.rows_derived
-        view = self._backbone.preprocessing.view
-        self._on_event(ExtractionStarted(self._backbone.name, names, self._total, *others, view))
-        self._written = written or Written()
-        # An attempt before this one may have written rows: its plan counts only what was left.
-        self._before = self._reported = self._rows_written()
+        progress = Progress(self._plan, stats or RunStats(), self._emit)
+        blocks = {
+            number: [block for block in blocks if not self._groups[number].features.exists(block)]
+            for number, blocks in self._plan.blocks(rows or range(self._plan.rows)).items()
+        }
         with ThreadPoolExecutor(processors(), "write") as pool:
-            self._writers = {
-                number: BlockWriter(
-                    self._in_parts(self._plan.layers[number]),
-                    self._groups[number],
-                    pool,
-                    self._written,
-                    self._plan.batch_rows,
-                    self._after_batch,
+            writers = {
+                layer.ref: BlockWriter(
+                    layer, self._groups[number], blocks[number], pool, progress.wrote
                 )
-                for number in self._todo
+                for number, layer in enumerate(self._plan.layers)
             }
-            decoded = _decoded(
-                self._windows(units), self._dataset, self._backbone, self._plan.batch_size
-            )
-            with closing(decoded) as batches, self._saving_when_stopped():
-                for window, images in batches:
-                    self._add(window, self._compute(images))
-                    self._advance(len(window.computed))
-                    self._after_batch()
-            for writer in self._writers.values():
+            with closing(self._images(self._plan.batches(blocks))) as batches:
+                for batch, images in batches:
+                    assert self._compiled is not None
+                    # The first batch is checked: a device that computes wrongly shows it before
+                    # anything is stored.
+                    activations = self._compiled(images)
+                    for ref, number in self._computed.items():
+                        writers[ref].add(batch, activations[number])
+                    progress.computed(len(batch))
+            for writer in writers.values():
                 writer.finish()
-        self._on_event(ExtractionFinished(self._total, time.perf_counter() - started))
 
-    @cached_property
-    def _forward(self) -> Forward:
-        return InParts(self._compiled(self._refs), self._plan.batch_rows, self._halved)
+    def _images(self, batches: Sequence[np.ndarray]) -> Generator[tuple[np.ndarray, np.ndarray]]:
+        """Yield batches of rows and resized images, decoded ahead in threads, a bounded number."""
+        dataset, resize, waiting = self._dataset, self._backbone.resize, deque(batches)
+        rows = chain.from_iterable(batch.tolist() for batch in batches)
+        ahead = (BATCHES_AHEAD - 1) * self._plan.batch_size
+        threads = readers(dataset.samples.path(0))
+        with closing(
+            map_ahead(lambda row: dataset.image(row, resize), rows, ahead, threads)
+        ) as images:
+            while waiting:
+                batch = waiting.popleft()
+                yield batch, np.stack(list(islice(images, len(batch))))
 
-    def _in_parts(self, layer: LayerPlan) -> LayerPlan:
+    def _halving(self, layer: LayerPlan) -> LayerPlan:
         """Derive rows of a layer in batches that fit into memory, if it is derived."""
         if layer.derived is None:
             return layer
-        tail = InParts(layer.derived.tail, self._plan.batch_rows, self._halved)
+        tail = InParts(layer.derived.tail, self._batch_size, self._halved)
         return replace(layer, derived=replace(layer.derived, tail=tail))
 
     def _halved(self, before: int, after: int) -> None:
-        self._on_event(BatchHalved(before, after))
-
-    def _add(self, window: Window, computed: Mapping[int, np.ndarray]) -> None:
-        """Give a batch to the writer of each layer."""
-        beyond: dict[str, str] = {}
-        for number, writer in self._writers.items():
-            try:
-                writer.add(window, computed.get(number))
-            except Float16Error as error:  # All layers of the batch at once.
-                beyond |= error.found
-        if beyond:
-            raise Float16Error(beyond)
-
-    @contextmanager
-    def _saving_when_stopped(self) -> Iterator[None]:
-        """Save the rows of incomplete blocks when the work stops."""
-        try:
-            yield
-        except (KeyboardInterrupt, FeatureStoreError):
-            with suppress(FeatureStoreError):
-                for writer in self._writers.values():
-                    writer.save()
-                for writer in self._writers.values():
-                    writer.finish()
-            raise
-
-    def _compute(self, images: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
-        """Return the activations of a batch at each layer of which rows are computed."""
-        if not images:
-            return {}
-        # The first batch is checked: a device that computes wrongly shows it before anything is
-        # stored.
-        activations = self._forward(np.stack(images))
-        return dict(zip(self._computed, activations, strict=True))
-
-    def _windows(self, units: Sequence[Unit]) -> Iterator[Window]:
-        """Yield the batches of the blocks that are missing or damaged."""
-        for unit in units:
-            missing = tuple(
-                (layer, block)
-                for layer, block in unit.blocks
-                if not self._groups[layer].features.is_sound(block)
-            )
-            begun = [self._groups[layer].features.read_begun(block) for layer, block in missing]
-            rest = replace(unit, blocks=missing, begun=tuple(map(len, begun)))
-            self._advance(self._plan.rows_of([unit]) - self._plan.rows_of([rest]))
-            for (layer, block), rows in zip(missing, begun, strict=True):
-                self._writers[layer].wanted[block] = rows
-            yield from self._plan.windows(rest)
-
-    def _after_batch(self) -> None:
-        """Report the progress, and now and then save the rows of incomplete blocks."""
-        copied, derived = self._rows_written()
-        to_copy, to_derive = self._plan.rows_copied, self._plan.rows_derived
-        if copied != self._reported[0]:
-            self._on_event(RowsCopied(copied - self._before[0], to_copy))
-        if derived != self._reported[1]:
-            self._on_event(RowsDerived(derived - self._before[1], to_derive))
-        self._reported = copied, derived
-        self._written.forecast.advance(self._done, self._total, to_copy + to_derive)
-        if _clock() - self._saved >= SAVE_SECONDS:
-            for writer in self._writers.values():
-                writer.save()
-            self._saved = _clock()
-
-    def _rows_written(self) -> tuple[int, int]:
-        """Rows that were copied and derived, by this call and those before it."""
-        return self._written.copied.total(), self._written.derived.total()
-
-    def _advance(self, rows: int) -> None:
-        if rows:
-            self._done += rows
-            self._on_event(RowsComputed(self._done, self._total))
+        self._emit(BatchHalved(before, after))
 
 
-def _decoded(
-    windows: Iterable[Window], dataset: Dataset, backbone: Backbone, batch_size: int
-) -> Generator[tuple[Window, list[np.ndarray]]]:
-    """Yield batches of resized images, decoded ahead in threads, a bounded number at a time."""
-    begun: deque[Window] = deque()
+class Progress:
+    """Counts the rows of a run, and emits events."""
 
-    def rows() -> Iterator[int | None]:
-        for window in windows:
-            begun.append(window)
-            yield from window.computed or [None]
+    def __init__(self, plan: ExtractionPlan, stats: RunStats, emit: OnEvent) -> None:
+        self._plan, self._stats, self._emit = plan, stats, emit
+        self._done = 0
+        # An attempt before this one may have written rows.
+        self._before = stats.copied.total(), stats.derived.total()
 
-    def image(row: int | None) -> np.ndarray | None:
-        return None if row is None else dataset.image(row, backbone.resize)
+    def computed(self, rows: int) -> None:
+        """Count rows that went through the backbone."""
+        self._done += rows
+        self._emit(RowsComputed(self._done, self._plan.rows_to_compute))
 
-    ahead, threads = (BATCHES_AHEAD - 1) * batch_size, readers(dataset.samples.path(0))
-    with closing(map_ahead(image, rows(), ahead, threads)) as images:
-        for first in images:
-            window = begun.popleft()
-            rest = islice(images, max(0, len(window.computed) - 1))
-            yield window, [each for each in (first, *rest) if each is not None]
+    def wrote(self, layer: LayerPlan, block: int) -> None:
+        """Count the rows of a block."""
+        self._stats.count(layer, block)
+        copied, derived = self._before
+        if layer.copies is not None and layer.is_copied.any():
+            done = self._stats.copied.total() - copied
+            self._emit(RowsCopied(done, self._plan.rows_copied))
+        if layer.derived is not None:
+            done = self._stats.derived.total() - derived
+            self._emit(RowsDerived(done, self._plan.rows_derived))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from featurestore.backbone.augmentation import title
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
 from featurestore.store.variants import part_of
@@ -44,13 +43,11 @@ def _why(
     """Say what differs from the nearest stored features of the same model and layer ref.
 
     For example ``"preprocessing.resize: stored stretch, asked crop"``; None if none are stored.
-    A view is compared only with the same view under other augmentation.
     """
     near = []
     for group in stored:
         other = group.key
-        same_view = group.view == fields["preprocessing"].get("view")
-        if (other.model, other.ref) == (key.model, key.ref) and same_view:
+        if (other.model, other.ref) == (key.model, key.ref):
             differences = _differences(part_of(group.provenance, "prefix"), fields)
             if other.dataset_digest != dataset.digest:
                 differences.append(f"samples: stored others, asked those of {dataset.name}")
@@ -66,7 +63,5 @@ def _differences(stored: Mapping[str, Any], asked: dict[str, Any], under: str = 
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{under}{name}.")
         elif old != new:
-            if name == "augmentation":  # whole settings would fill the line
-                old, new = (each and title(each) for each in (old, new))
             found.append(f"{under}{name}: stored {old}, asked {new}")
     return found

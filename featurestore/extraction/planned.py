@@ -1,8 +1,8 @@
-"""What an extraction does: layers, units of work, batches, and what they cost."""
+"""What an extraction does: layers, batches, and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.extraction.budget import Decision, budget_dict
 from featurestore.extraction.copies import Copies
 from featurestore.extraction.derivation import Derivation
 from featurestore.extraction.rates import Rates
@@ -27,7 +26,7 @@ BATCHES_AHEAD = 3
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One feature array: where it goes and which of its blocks do not exist yet.
+    """One feature array: where it goes, which of its blocks are missing, where their rows are.
 
     Attributes
     ----------
@@ -42,22 +41,20 @@ class LayerPlan:
     block_rows : int
         Rows of one block.
     missing : tuple of int
-        Numbers of the blocks to compute, ascending.
-    begun : mapping of int to int
-        Rows that are kept of a missing block, by its number: the first ones.
-    copies : Copies or None
-        Where other arrays have rows of the missing blocks; None if no block is missing.
+        Numbers of the missing blocks, ascending.
+    state : GroupState or None
+        What is stored under the key, of this type; None if nothing is.
+    auto : bool
+        Whether ``dtype`` is float16 only because "auto" begins with it: no row is stored yet.
+    float32_reason : str or None
+        What float16 cannot hold, if "auto" is float32 for that reason.
     why : str or None
         Why rows are computed or derived. In what `plan` returns: also what differs from the nearest
         stored features, if all blocks are missing.
+    copies : Copies or None
+        Where other arrays have rows of the missing blocks; None if no block is missing.
     derived : Derivation or None
         How rows of the missing blocks are derived from another layer.
-    auto : bool
-        Whether the stored type is not given: ``dtype`` is "auto".
-    unfit : str or None
-        What float16 cannot hold, if this is why "auto" is float32.
-    state : GroupState or None
-        What is stored under the key of the type that is written; None if nothing is.
     """
 
     ref: LayerRef
@@ -66,19 +63,12 @@ class LayerPlan:
     dtype: str
     block_rows: int
     missing: tuple[int, ...]
-    begun: Mapping[int, int] = field(default_factory=dict)
-    copies: Copies | None = field(default=None, compare=False, repr=False)
-    why: str | None = None
-    derived: Derivation | None = field(default=None, compare=False, repr=False)
-    auto: bool = False
-    unfit: str | None = None
     state: GroupState | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def decides(self) -> bool:
-        """Whether the first rows decide the stored type: it is not given, and no row is stored."""
-        nothing = len(self.missing) * self.block_rows >= self.shape[0] and not self.begun
-        return self.auto and self.dtype == "float16" and nothing
+    auto: bool = False
+    float32_reason: str | None = None
+    why: str | None = None
+    copies: Copies | None = field(default=None, compare=False, repr=False)
+    derived: Derivation | None = field(default=None, compare=False, repr=False)
 
     def span(self, block: int) -> range:
         """Rows of one block."""
@@ -91,93 +81,47 @@ class LayerPlan:
         return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @cached_property
-    def is_left(self) -> np.ndarray:
-        """Whether a row is in a missing block and not kept, bool (row,)."""
-        left = np.zeros(self.shape[0], bool)
-        for block in self.missing:
-            span = self.span(block)
-            left[span.start + self.begun.get(block, 0) : span.stop] = True
-        return left
+    def is_missing(self) -> np.ndarray:
+        """Whether a row is in a missing block, bool (row,)."""
+        blocks = np.zeros(-(-self.shape[0] // self.block_rows), bool)
+        blocks[list(self.missing)] = True
+        return np.repeat(blocks, self.block_rows)[: self.shape[0]]
+
+    @cached_property
+    def is_copied(self) -> np.ndarray:
+        """Whether a missing row is copied from another array, bool (row,)."""
+        return self.is_missing & (self.copies.group_of >= 0 if self.copies else False)
+
+    @cached_property
+    def is_derived(self) -> np.ndarray:
+        """Whether a missing row is derived from another layer, bool (row,)."""
+        derived = self.derived.copies.group_of >= 0 if self.derived else False
+        return self.is_missing & ~self.is_copied & derived
+
+    @cached_property
+    def is_computed(self) -> np.ndarray:
+        """Whether a missing row goes through the backbone, bool (row,)."""
+        return self.is_missing & ~self.is_copied & ~self.is_derived
 
     @property
-    def rows_left(self) -> np.ndarray:
-        """Numbers of these rows, int64 (n,), ascending."""
-        return np.flatnonzero(self.is_left)
-
-    @cached_property
     def rows_missing(self) -> int:
-        """Rows in the missing blocks that are not kept."""
-        return int(np.count_nonzero(self.is_left))
+        """Rows in the missing blocks."""
+        return int(np.count_nonzero(self.is_missing))
 
-    @cached_property
+    @property
     def rows_copied(self) -> int:
         """Missing rows that another array has."""
-        return int(np.count_nonzero(self.is_left & self.is_copied))
+        return int(np.count_nonzero(self.is_copied))
 
     @property
     def rows_derived(self) -> int:
         """Missing rows that are derived from another layer."""
-        return self.rows_missing - self.rows_copied - self.rows_to_compute
-
-    @cached_property
-    def rows_to_compute(self) -> int:
-        """Missing rows that go through the backbone."""
-        return int(np.count_nonzero(self.is_left & self.is_computed))
+        return int(np.count_nonzero(self.is_derived))
 
     @property
-    def needs_pass(self) -> bool:
-        """Whether rows of a missing block go through the backbone."""
-        return bool(self.missing) and bool(self.is_computed.any())
-
-    @cached_property
-    def is_copied(self) -> np.ndarray:
-        """Whether another array has a row, bool (row,)."""
-        if self.copies is None:
-            return np.zeros(self.shape[0], bool)
-        return self.copies.group_of >= 0
-
-    @cached_property
-    def is_computed(self) -> np.ndarray:
-        """Whether a row is neither copied nor derived, bool (row,)."""
-        if self.derived is None:
-            return ~self.is_copied
-        return ~self.is_copied & (self.derived.copies.group_of < 0)
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive rows that are stored together, and those of them that form a batch.
-
-    Attributes
-    ----------
-    rows : range
-        Row numbers.
-    computed : tuple of int
-        The rows that go through the backbone, ascending: at most a batch. Others are stored
-        already, copied or derived.
-    """
-
-    rows: range
-    computed: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Rows that one process stores: whole blocks of every layer.
-
-    Attributes
-    ----------
-    rows : range
-        Row numbers.
-    blocks : tuple of (int, int)
-        Blocks to write: the position of the layer in the plan, and the number of the block.
-    begun : tuple of int
-        Rows that are kept of each of these blocks: the first ones.
-    """
-
-    rows: range
-    blocks: tuple[tuple[int, int], ...]
-    begun: tuple[int, ...]
+    def rows_to_compute(self) -> int:
+        """Missing rows that go through the backbone."""
+        return int(np.count_nonzero(self.is_computed))
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,15 +135,9 @@ class ExtractionPlan:
     rows : int
         Samples in the data set.
     batch_size : int
-        Largest number of samples in a batch.
-    units : tuple of Unit
-        Units with blocks to compute, ascending.
+        Samples in a batch: consecutive ones of those that go through the backbone.
     input_size : tuple of int
         Input ``(height, width)`` of the backbone, in pixels.
-    views : tuple of ExtractionPlan
-        Plans of the augmented views of the training samples.
-    budget : tuple of Decision
-        With a budget: what becomes of each asked layer. ``layers`` are those to store.
     rates : Rates or None
         What a row takes here, if it was measured: the estimates are made of it.
     """
@@ -207,74 +145,28 @@ class ExtractionPlan:
     layers: tuple[LayerPlan, ...]
     rows: int
     batch_size: int
-    units: tuple[Unit, ...]
     input_size: tuple[int, int]
-    views: tuple[ExtractionPlan, ...] = ()
-    budget: tuple[Decision, ...] = ()
     rates: Rates | None = None
 
-    @cached_property
-    def smallest_unit(self) -> int:
-        """Rows of the largest block, or of as many of them as go into a batch."""
-        block = max(layer.block_rows for layer in self.layers)
-        return max(1, self.batch_size // block) * block
-
     @property
-    def batch_rows(self) -> int:
-        """Samples of a full batch: batches of equal size that fill the smallest unit."""
-        return -(-self.smallest_unit // -(-self.smallest_unit // self.batch_size))
-
-    @cached_property
-    def is_computed(self) -> np.ndarray:
-        """Whether a layer that has missing blocks has a row computed, bool (row,)."""
-        found = np.zeros(self.rows, bool)
-        for layer in self.layers:
-            if layer.missing:
-                found |= layer.is_computed
-        return found
-
-    def windows(self, unit: Unit) -> list[Window]:
-        """Return the batches that the blocks of a unit need, with the rows between them.
-
-        The cut into batches does not depend on what is missing, so that a resumed extraction
-        batches the same samples together as an uninterrupted one.
-        """
-        start, windows = unit.rows.start, []
-        for batch in self.batches(unit):
-            rows = batch.tolist()
-            windows.append(Window(range(start, rows[-1] + 1), tuple(rows)))
-            start = rows[-1] + 1
-        end = max((self.layers[layer].span(block).stop for layer, block in unit.blocks), default=0)
-        if start < end:
-            windows.append(Window(range(start, end), ()))
-        return windows
-
-    def batches(self, unit: Unit) -> list[np.ndarray]:
-        """Return the rows that go through the backbone for a unit, a batch at a time."""
-        start = unit.rows.start
-        needed = np.zeros(len(unit.rows), bool)
-        for (layer, block), kept in zip(unit.blocks, unit.begun, strict=True):
-            span = self.layers[layer].span(block)
-            needed[span.start + kept - start : span.stop - start] = True
-        candidates = np.flatnonzero(self.is_computed[start : unit.rows.stop])
-        firsts = np.arange(0, len(candidates), self.batch_rows)
-        if len(firsts):
-            firsts = firsts[np.logical_or.reduceat(needed[candidates], firsts)]
-        return [start + candidates[first : first + self.batch_rows] for first in firsts.tolist()]
-
-    def rows_of(self, units: Iterable[Unit]) -> int:
-        """Return the number of samples in the batches that some units need."""
-        return sum(len(batch) for unit in units for batch in self.batches(unit))
+    def missing(self) -> tuple[LayerPlan, ...]:
+        """The layers that have missing blocks."""
+        return tuple(layer for layer in self.layers if layer.missing)
 
     @property
     def refs_computed(self) -> list[LayerRef]:
         """Where the pass leads: the layers of which rows go through the backbone."""
-        return [layer.ref for layer in self.layers if layer.needs_pass]
+        return [layer.ref for layer in self.layers if layer.is_computed.any()]
+
+    @property
+    def is_computed(self) -> np.ndarray:
+        """Whether a row of some layer goes through the backbone, bool (row,)."""
+        return np.logical_or.reduce([layer.is_computed for layer in self.layers])
 
     @cached_property
     def rows_to_compute(self) -> int:
         """Samples that go through the backbone."""
-        return self.rows_of(self.units)
+        return int(np.count_nonzero(self.is_computed))
 
     @property
     def rows_copied(self) -> int:
@@ -285,6 +177,30 @@ class ExtractionPlan:
     def rows_derived(self) -> int:
         """Rows that are derived from other layers, all layers together."""
         return sum(layer.rows_derived for layer in self.layers)
+
+    def blocks(self, rows: range) -> dict[int, list[int]]:
+        """Return the missing blocks that begin in a range of rows, by the number of the layer."""
+        return {
+            number: [block for block in layer.missing if block * layer.block_rows in rows]
+            for number, layer in enumerate(self.layers)
+        }
+
+    def batches(self, blocks: Mapping[int, Sequence[int]]) -> list[np.ndarray]:
+        """Return the rows that some blocks need from the backbone, in batches: int64 (row,)."""
+        needed = np.zeros(self.rows, bool)
+        for number, layer_blocks in blocks.items():
+            layer = self.layers[number]
+            for span in map(layer.span, layer_blocks):
+                needed[span.start : span.stop] |= layer.is_computed[span.start : span.stop]
+        rows = np.flatnonzero(needed)
+        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+    def ranges(self) -> list[range]:
+        """Return ranges of rows that processes can work on alone: whole blocks of every layer."""
+        step = max(layer.block_rows for layer in self.layers)
+        starts = range(0, self.rows, step)
+        ranges = [range(start, min(start + step, self.rows)) for start in starts]
+        return [rows for rows in ranges if any(self.blocks(rows).values())]
 
     @property
     def bytes_to_write(self) -> int:
@@ -313,28 +229,25 @@ class ExtractionPlan:
 
     @property
     def seconds_estimated(self) -> float | None:
-        """Seconds that the extraction takes with its views, if rates were measured."""
-        if self.rates is None:
-            return None
-        return self.rates.seconds(self) + sum(each.seconds_estimated or 0 for each in self.views)
+        """Seconds that the extraction takes, if rates were measured."""
+        return None if self.rates is None else self.rates.seconds(self)
 
     @property
     def bytes_estimated(self) -> int | None:
-        """Bytes to write after compression, without the views, if rates were measured."""
+        """Bytes to write after compression, if rates were measured."""
         return None if self.rates is None else sum(map(self.rates.bytes, self.layers))
 
     @property
     def cost(self) -> str:
         """What the extraction costs, in one line."""
-        parts = (self, *self.views)
-        seconds, written = "", f"at most {size(sum(each.bytes_to_write for each in parts))}"
+        seconds, written = "", f"at most {size(self.bytes_to_write)}"
         if self.seconds_estimated is not None:
             seconds = f"about {duration(self.seconds_estimated)}, "
-            written = f"about {size(sum(each.bytes_estimated or 0 for each in parts))}"
+            written = f"about {size(self.bytes_estimated or 0)}"
         return (
-            f"{plural(sum(each.rows_to_compute for each in parts), 'image')} through the backbone, "
+            f"{plural(self.rows_to_compute, 'image')} through the backbone, "
             f"{seconds}{written} to write, peak memory about "
-            f"{size(max(each.peak_bytes for each in parts))} beside the network's own"
+            f"{size(self.peak_bytes)} beside the network's own"
         )
 
     def __repr__(self) -> str:
@@ -347,13 +260,12 @@ class ExtractionPlan:
         """Show what each layer needs."""
         fields = ["rows_reused", "rows_copied", "rows_derived", "rows_to_compute", "size", "why"]
         report = self.to_dict()
-        if not any(layer.why for part in (self, *self.views) for layer in part.layers):
+        if not any(layer.why for layer in self.layers):
             fields.remove("why")
         if self.rates is None:
             return features_grid(report, fields, "at most")
-        for part in (report["features"], *report["views"]):
-            for row in part.values():
-                row["bytes"] = row["bytes_estimated"]
+        for row in report["features"].values():
+            row["bytes"] = row["bytes_estimated"]
         fields.insert(4, "time")
         return features_grid(report, fields, "to write")
 
@@ -385,6 +297,4 @@ class ExtractionPlan:
                 }
                 for layer in self.layers
             },
-            "views": [each.to_dict()["features"] for each in self.views],
-            "budget": budget_dict(self.budget),
         }

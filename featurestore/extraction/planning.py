@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
-from featurestore.backbone.forward import Pass
 from featurestore.errors import InputError, received
-from featurestore.extraction.batches import USUAL, choose, size_before
-from featurestore.extraction.budget import Decision, bytes_of
+from featurestore.extraction.batches import USUAL, choose
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
-from featurestore.extraction.derivation import Checked, Deriving
+from featurestore.extraction.derivation import Deriving
 from featurestore.extraction.explaining import explained
-from featurestore.extraction.fitting import Part, fit, sizes
-from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
-from featurestore.extraction.rates import measure as rates_of
-from featurestore.extraction.stored_type import recorded_unfit
-from featurestore.store import (
-    FeatureKey,
-    FeatureStore,
-    GroupState,
-    Snapshot,
-    StoreLike,
-    block_rows,
-)
+from featurestore.extraction.planned import ExtractionPlan, LayerPlan
+from featurestore.extraction.rates import measure as measure_rates
+from featurestore.extraction.stored_type import recorded_reason
+from featurestore.store import FeatureKey, FeatureStore, GroupState, Snapshot, StoreLike, block_rows
 
 if TYPE_CHECKING:
     import keras
@@ -44,13 +32,6 @@ DTYPES = get_args(Dtype)
 BatchSize = Annotated[int, Field(gt=0)] | Literal["auto"]
 AUTO = "auto"
 
-# Where nearly all rows are copied, a unit has at most so many batches, or, if all are, so many
-# times the rows of the smallest unit.
-MOST_BATCHES = 8
-MOST_CELLS = 64
-# Where rows are derived, it has at most so many batches of them.
-MOST_DERIVED = 32
-
 
 def plan(
     data: Dataset | str | os.PathLike[str],
@@ -60,16 +41,13 @@ def plan(
     *,
     dtype: str = "auto",
     batch_size: int | str = AUTO,
-    views: int = 0,
-    augmentation: Any = None,
     measure: bool = False,
-    budget: int | str | None = None,
 ) -> ExtractionPlan:
     """Decide what an extraction must compute; write nothing.
 
     Parameters
     ----------
-    data, backbone, layers, dtype, batch_size, views, augmentation, budget
+    data, backbone, layers, dtype, batch_size
         As in :func:`extract`.
     store : FeatureStore, path or URL, optional
         Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
@@ -82,34 +60,29 @@ def plan(
     UnknownLayerError
         If the backbone has no such layer.
     InputError
-        For an unknown type, a batch size below 1, an empty list of layers, views without an
-        augmentation or the other way round, or a budget that no layer fits.
-    DatasetError
-        With views, if the data set has no training samples.
+        For an unknown type, a batch size below 1, or an empty list of layers.
     """
-    most = None if budget is None else bytes_of(budget)
     request = Request.of(backbone, layers, dtype, batch_size)
-    augmented = request.views(views, augmentation)
     opened = FeatureStore.for_data(data, store, write=False)
     dataset = opened.datasets.open(data)
-    part = dataset.training() if augmented else dataset
-    decisions = request.fit(dataset, opened, most, augmented, part)
-    request, *augmented = (each.storing(decisions) for each in (request, *augmented))
-    made: list[ExtractionPlan] = []
+    planned = request.plan(dataset, opened)
     if measure:
-        request, decided = request.measured(dataset, opened)
-        if augmented:  # All views are computed alike.
-            units = [bool(each.plan(part, opened).units) for each in augmented]
-            first, measured = augmented[units.index(max(units))].measured(part, opened)
-            augmented = [replace(each, unfit=first.unfit) for each in augmented]
-            made = [replace(each.plan(part, opened), rates=measured.rates) for each in augmented]
-    else:
-        decided = request.plan(dataset, opened)
-        made = [each.plan(part, opened) for each in augmented]
-    decided = explained(decided, request.backbone, dataset, opened)
-    pairs = zip(made, augmented, strict=True)
-    views_explained = tuple(explained(view, each.backbone, part, opened) for view, each in pairs)
-    return replace(decided, views=views_explained, budget=decisions)
+        planned = _measured(planned, request, dataset, opened)
+    return explained(planned, request.backbone, dataset, opened)
+
+
+def _measured(
+    planned: ExtractionPlan, request: Request, dataset: Dataset, store: FeatureStore
+) -> ExtractionPlan:
+    refs, backbone = planned.refs_computed, request.backbone
+    compiled = backbone.forward(refs) if refs else None
+    size = choose(planned, dataset, backbone, request.batch_size, compiled)
+    planned = replace(planned, batch_size=size)
+    rates = measure_rates(planned, dataset, backbone, compiled)
+    if rates.too_wide:  # The batch shows which layers are stored as float32.
+        request = replace(request, float32={**request.float32, **rates.too_wide})
+        return _measured(request.plan(dataset, store), request, dataset, store)
+    return replace(planned, rates=rates)
 
 
 def _refs_of(layers: Any) -> tuple[LayerRef, ...]:
@@ -119,16 +92,25 @@ def _refs_of(layers: Any) -> tuple[LayerRef, ...]:
     names = [layers] if isinstance(layers, str | LayerRef) else layers
     if not isinstance(names, Iterable):
         raise InputError(
-            f"the layers are {received(layers)}; expected layer refs such as 'block5_pool:avg'"
+            f"the layers are {received(layers)}", "layer refs such as 'block5_pool:avg'"
         )
     return tuple(dict.fromkeys(map(LayerRef.parse, names)))
 
 
 @dataclass(frozen=True)
 class Request:
-    """The request of an extraction: a backbone, its cuts, and how to store them.
+    """The options of an extraction: a backbone, its cuts, and how to store them.
 
-    ``boundaries`` are further refs, which only fine-tuning reads: no budget leaves them out.
+    Attributes
+    ----------
+    backbone : Backbone
+    refs : tuple of LayerRef
+    dtype : {"auto", "float16", "float32"}
+    batch_size : int or "auto"
+    boundaries : tuple of LayerRef
+        Further refs, which only fine-tuning reads.
+    float32 : mapping of str to str
+        What float16 cannot hold, by layer ref: "auto" is float32 there.
     """
 
     backbone: Backbone
@@ -136,10 +118,7 @@ class Request:
     dtype: str
     batch_size: int | str
     boundaries: tuple[LayerRef, ...] = ()
-    # What float16 cannot hold, by layer ref: "auto" is float32 there.
-    unfit: Mapping[str, str] = field(default_factory=dict)
-    checked: Checked = field(default_factory=dict, compare=False, repr=False)
-    passes: dict[tuple[str, ...], Pass] = field(default_factory=dict, compare=False, repr=False)
+    float32: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -149,106 +128,16 @@ class Request:
         from featurestore.backbone import Backbone
 
         if dtype not in DTYPES:
-            raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+            raise InputError(f"dtype is {dtype!r}", f"one of {', '.join(DTYPES)}")
         if batch_size != AUTO and (not isinstance(batch_size, int) or batch_size < 1):
-            raise InputError(
-                f"batch size is {batch_size!r}; expected auto, or 1 or more, such as 32"
-            )
+            raise InputError(f"batch size is {batch_size!r}", "auto, or 1 or more, such as 32")
         refs, others = _refs_of(layers), _refs_of(boundaries)
         if not refs and not others:
-            raise InputError("no layers given; name at least one, see `featurestore layers`")
+            raise InputError("no layers given", remedy="name one, see `featurestore layers`")
         network = Backbone.of(backbone)
         for ref in (*refs, *others):
             network.shape(ref)
         return cls(network, refs, dtype, batch_size, others)
-
-    def views(self, count: int, augmentation: Any) -> list[Request]:
-        """Return the requests of the augmented views."""
-        if not isinstance(count, int) or count < 0:
-            raise InputError(f"views is {received(count)}; expected a number of views, such as 8")
-        if bool(count) != (augmentation is not None):
-            raise InputError(
-                "views are made by an augmentation: give both, --views N and --augmentation FILE, "
-                "or neither"
-            )
-        if not count:
-            return []
-        made = self.backbone.views(count, augmentation)
-        return [replace(self, backbone=each, boundaries=()) for each in made]
-
-    def fit(
-        self,
-        dataset: Dataset,
-        store: FeatureStore,
-        budget: int | None,
-        views: Iterable[Request],
-        training: Dataset,
-    ) -> tuple[Decision, ...]:
-        """Decide which layers to store within a budget of bytes, as `fitting.fit`; () without.
-
-        ``views`` are of the ``training`` samples.
-        """
-        if budget is None:
-            return ()
-        asked = [(replace(self, boundaries=()), dataset), *((each, training) for each in views)]
-        parts = [Part(samples, each.backbone) for each, samples in asked]
-        for (each, samples), part in zip(asked, parts, strict=True):
-            decided, measured = each.plan(samples, store), part
-            if decided.units:
-                break
-        if decided.units and sum(sizes(decided, parts, most=True)) > budget:
-            _, decided = each.measured(samples, store)
-        return fit(decided, measured, parts, store, budget)
-
-    def measured(self, dataset: Dataset, store: FeatureStore) -> tuple[Request, ExtractionPlan]:
-        """Plan with rates, measured on one batch, which decides the type that "auto" is too."""
-        decided = self.plan(dataset, store)
-        sized = self.sized(decided, dataset)
-        if sized is not self:
-            return sized.measured(dataset, store)
-        rates = rates_of(decided, dataset, self.backbone, self.forward)
-        if rates.unfit:
-            return replace(self, unfit={**self.unfit, **rates.unfit}).measured(dataset, store)
-        return self, replace(decided, rates=rates)
-
-    def storing(self, decisions: Iterable[Decision]) -> Request:
-        """Return a request without the layers that are left for later."""
-        left = {each.ref for each in decisions if not each.store}
-        return replace(self, refs=tuple(ref for ref in self.refs if str(ref) not in left))
-
-    def plan(
-        self, dataset: Dataset, store: FeatureStore, unreadable: Unreadable = NOTHING
-    ) -> ExtractionPlan:
-        """Return what is missing in a store, and where it is found.
-
-        ``unreadable`` are blocks of other arrays that cannot be copied, as in `find_copies`.
-        """
-        stored, keys = Snapshot(store.features), self.keys(dataset)
-        stored.read(key.short for key in keys.values())
-        incomplete = [key for key in keys.values() if not _is_complete(stored.get(key))]
-        stored.read(other for key in incomplete for other in stored.alike(key.short))
-        layers = tuple(
-            self._plan_layer(dataset, ref, key, stored, unreadable) for ref, key in keys.items()
-        )
-        deriving = Deriving(self.backbone, dataset, stored, self.checked, unreadable)
-        layers = deriving.plan(layers)
-        size = self.batch_size if isinstance(self.batch_size, int) else USUAL
-        return plan_units(layers, len(dataset), size, self.backbone.input_size)
-
-    def forward(self, refs: Sequence[LayerRef]) -> Pass:
-        """Compile the pass to some layers, once in a request."""
-        key = tuple(map(str, refs))
-        if key not in self.passes:
-            self.passes[key] = self.backbone.forward(refs)
-        return self.passes[key]
-
-    def sized(self, decided: ExtractionPlan, dataset: Dataset) -> Request:
-        """Return the request with a number as batch size: the recorded one, or a fast one."""
-        if self.batch_size != AUTO or not decided.units:
-            return self
-        before = size_before(decided)
-        size = choose(decided, dataset, self.backbone, self.forward, before)
-        return replace(self, batch_size=size)
 
     def keys(self, dataset: Dataset) -> dict[LayerRef, FeatureKey]:
         """Return the keys of the features of a data set, by layer ref."""
@@ -260,6 +149,26 @@ class Request:
             for ref in (*self.refs, *self.boundaries)
         }
 
+    def plan(
+        self, dataset: Dataset, store: FeatureStore, unreadable: Unreadable = NOTHING
+    ) -> ExtractionPlan:
+        """Return what is missing in a store, and where its rows are.
+
+        ``unreadable`` are blocks of other arrays that cannot be copied, as in `find_copies`.
+        """
+        stored, keys = Snapshot(store.features), self.keys(dataset)
+        stored.read(key.short for key in keys.values())
+        incomplete = [
+            key for key in keys.values() if (state := stored.get(key)) is None or state.missing
+        ]
+        stored.read(other for key in incomplete for other in stored.alike(key.short))
+        layers = [
+            self._plan_layer(dataset, ref, key, stored, unreadable) for ref, key in keys.items()
+        ]
+        deriving = Deriving(self.backbone, dataset, stored, unreadable)
+        size = self.batch_size if isinstance(self.batch_size, int) else USUAL
+        return ExtractionPlan(deriving.plan(layers), len(dataset), size, self.backbone.input_size)
+
     def _plan_layer(
         self,
         dataset: Dataset,
@@ -268,102 +177,47 @@ class Request:
         stored: Snapshot,
         unreadable: Unreadable,
     ) -> LayerPlan:
-        shape = (len(dataset), *self.backbone.shape(ref))
-        state = stored.get(key)
+        shape, state = (len(dataset), *self.backbone.shape(ref)), stored.get(key)
 
-        @cache
         def others() -> list[GroupState]:
             same = stored.of_prefix(key.prefix_digest, key.ref)
-            return [each for each in same if each.group.key != key]
+            return [other for other in same if other.group.key != key]
 
-        dtype, unfit = self.dtype, None
-        if dtype == AUTO:
-            unfit = self.unfit.get(str(ref))
-            if unfit is None:
-                known = others() if state is None else []
-                if state is not None and state.missing and state.group.dtype == "float16":
-                    known = stored.replacement(key)
-                unfit = next(filter(None, (recorded_unfit(each.group) for each in known)), None)
-            dtype = "float32" if unfit else "float16"
-        replaces = state is not None and dtype not in (str(state.group.dtype), "float16")
-        if replaces:
+        dtype, reason = self._dtype(str(ref), state, others, lambda: stored.replacement(key))
+        why = f"float32 because it gave {reason}" if reason else None
+        if state is not None and state.group.dtype == "float16" and dtype == "float32":
+            # Float32 features are written beside them, and then take over.
             state = next(iter(stored.replacement(key)), None)
+            why = "; ".join(filter(None, ["stored as float16", why]))
         if state is None:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
             missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
-            begun: Mapping[int, int] = {}
-        else:  # float32 serves a request for float16
-            rows, dtype = state.group.block_rows, str(state.group.dtype)
-            missing, begun = state.missing, state.begun
+        else:  # Float32 serves a request for float16.
+            rows, missing, dtype = state.group.block_rows, state.missing, str(state.group.dtype)
         copies = None
-        if missing and others():
-            copies = find_copies(others(), dtype, dataset, unreadable, stored.rows_of)
-        why = "stored as float16" if replaces else None
-        if unfit and missing:
-            why = "; ".join(filter(None, [why, f"float32 because it gave {unfit}"]))
+        if missing and (related := others()):
+            copies = find_copies(related, dtype, dataset, unreadable, stored.rows_of)
+        auto = self.dtype == AUTO and dtype == "float16" and len(missing) * rows >= shape[0]
+        why = why if missing else None
         return LayerPlan(
-            ref,
-            key,
-            shape,
-            dtype,
-            rows,
-            missing,
-            begun,
-            copies,
-            why,
-            auto=self.dtype == AUTO,
-            unfit=unfit,
-            state=state,
+            ref, key, shape, dtype, rows, missing, state, auto, reason, why, copies=copies
         )
 
-
-def _is_complete(state: GroupState | None) -> bool:
-    return state is not None and not state.missing
-
-
-def plan_units(
-    layers: tuple[LayerPlan, ...], rows: int, batch_size: int, input_size: tuple[int, int]
-) -> ExtractionPlan:
-    """Return the plan that stores the missing blocks of some layers."""
-    decided = ExtractionPlan(layers, rows, batch_size, (), input_size)
-    if not any(layer.missing for layer in layers):
-        return decided
-    starts = _starts(decided)
-    blocks: dict[int, list[tuple[int, int]]] = {}
-    for number, layer in enumerate(layers):
-        for block in layer.missing:
-            unit = bisect_right(starts, block * layer.block_rows) - 1
-            blocks.setdefault(unit, []).append((number, block))
-    units = tuple(
-        Unit(
-            range(starts[unit], starts[unit + 1]),
-            tuple(blocks[unit]),
-            tuple(layers[layer].begun.get(block, 0) for layer, block in blocks[unit]),
-        )
-        for unit in sorted(blocks)
-    )
-    return replace(decided, units=units)
-
-
-def _starts(decided: ExtractionPlan) -> list[int]:
-    """Return the first row of each unit, and the number of rows.
-
-    Where nearly all rows are copied, a unit is larger: it holds several batches, which would be
-    small otherwise.
-    """
-    each = decided.smallest_unit
-    firsts = np.arange(0, decided.rows, each)
-    counts = np.add.reduceat(decided.is_computed.astype(np.int64), firsts)
-    whole = counts == np.diff(firsts, append=decided.rows)
-    most = decided.rows
-    if decided.rows_derived:
-        most = max(1, MOST_DERIVED * decided.batch_rows // each)
-    starts, cells, found, full = [0], 0, 0, False
-    for first, count, alone in zip(firsts.tolist(), counts.tolist(), whole.tolist(), strict=True):
-        if full or (cells and alone):
-            starts.append(first)
-            cells, found = 0, 0
-        cells, found = cells + 1, found + count
-        full = alone or found >= MOST_BATCHES * decided.batch_rows or cells >= most
-        full |= not found and cells >= MOST_CELLS
-    return [*starts, decided.rows]
+    def _dtype(
+        self,
+        ref: str,
+        state: GroupState | None,
+        others: Callable[[], list[GroupState]],
+        replacement: Callable[[], list[GroupState]],
+    ) -> tuple[str, str | None]:
+        """Return the type to store, and why "auto" is float32: as for related features."""
+        if self.dtype != AUTO:
+            return self.dtype, None
+        reason, related = self.float32.get(ref), []
+        if reason is None and state is None:
+            related = others()
+        elif reason is None and state and state.missing and state.group.dtype == "float16":
+            related = replacement()
+        reasons = filter(None, [reason, *(recorded_reason(other.group) for other in related)])
+        reason = next(reasons, None)
+        return ("float32" if reason else "float16"), reason

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from featurestore.backbone import numerics
 from featurestore.backbone.forward import Forward
 from featurestore.digests import ROW_BYTES
 from featurestore.extraction.batches import InParts, images_of
@@ -18,7 +17,7 @@ from featurestore.extraction.stored_type import beyond_float16, cast
 from featurestore.store.blocks import decode, encode
 
 if TYPE_CHECKING:
-    from featurestore.backbone import Backbone, LayerRef
+    from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
     from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 
@@ -70,24 +69,6 @@ class LayerRates:
     share: float = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Few:
-    """A few rows of the batch that was measured.
-
-    Attributes
-    ----------
-    rows : list of int
-        Row numbers.
-    images : numpy.ndarray of uint8, (row, height, width, channel=3)
-    activations : mapping of str to numpy.ndarray, (row, …)
-        In the type that is stored, by layer ref.
-    """
-
-    rows: list[int]
-    images: np.ndarray
-    activations: Mapping[str, np.ndarray]
-
-
 @dataclass(frozen=True)
 class Rates:
     """What the stages of an extraction take.
@@ -101,18 +82,15 @@ class Rates:
         pass, and into the stored types.
     layers : mapping of str to LayerRates
         By layer ref.
-    few : Few or None
-        What was computed, if anything was.
-    unfit : mapping of str to str
-        What float16 cannot hold, by the ref of a layer whose type is to be decided.
+    too_wide : mapping of str to str
+        What float16 cannot hold, by the ref of a layer whose type is not given.
     """
 
     once: float
     decode: Stage
     forward: Stage
     layers: Mapping[str, LayerRates]
-    few: Few | None = field(default=None, repr=False)
-    unfit: Mapping[str, str] = field(default_factory=dict)
+    too_wide: Mapping[str, str] = field(default_factory=dict)
 
     def seconds(self, decided: ExtractionPlan) -> float:
         """Estimate how long a plan takes."""
@@ -152,110 +130,45 @@ class Rates:
         return max(together, slowest) + (self.once if computed else 0.0)
 
 
-class Forecast:
-    """Estimate of the seconds and bytes of a run, from its own first batches.
-
-    Nothing is computed for the forecast alone. The first batch is left out, because it compiles the
-    pass.
-
-    Parameters
-    ----------
-    started : float, optional
-        When the run began, by ``time.perf_counter``; by default now.
-
-    Attributes
-    ----------
-    seconds : float or None
-        Of the whole run, as soon as it can be said.
-    row_bytes : dict of str to float
-        Bytes of a row on disk, by layer ref.
-    """
-
-    def __init__(self, started: float | None = None) -> None:
-        self.seconds: float | None = None
-        self.row_bytes: dict[str, float] = {}
-        self._started = time.perf_counter() if started is None else started
-        # Rows that were copied or derived, and the seconds of that.
-        self._found, self._finding = 0, 0.0
-        # After the first batch: the time, the images computed, and those seconds.
-        self._first: tuple[float, int, float] | None = None
-
-    def store(self, ref: str, rows: np.ndarray) -> None:
-        """Record the first stored rows of a layer."""
-        if ref not in self.row_bytes and len(rows):
-            self.row_bytes[ref] = _bytes_a_row(encode(rows, ""), rows)
-
-    def find(self, rows: int, seconds: float) -> None:
-        """Record the time that it took to copy or derive some rows."""
-        self._found += rows
-        self._finding += seconds
-
-    def advance(self, computed: int, to_compute: int, to_find: int) -> None:
-        """Take how many images are computed, of how many, and how many rows are to be found."""
-        if self.seconds is not None or (to_compute and not computed):
-            return
-        if self._found < to_find / 2 and self._finding < LONG_ENOUGH:
-            return
-        now, pace = time.perf_counter(), 0.0
-        if computed < to_compute:
-            if self._first is None:
-                self._first = now, computed, self._finding
-            since, before, finding = self._first
-            if computed == before or (now - since < LONG_ENOUGH and computed < to_compute / 2):
-                return
-            pace = (now - since - (self._finding - finding)) / (computed - before)
-        # Copied and derived rows lie among each other, in a fair shuffle.
-        left = max(0, to_find - self._found) * self._finding / max(1, self._found)
-        self.seconds = now - self._started + pace * (to_compute - computed) + left
-
-
 def measure(
     decided: ExtractionPlan,
     dataset: Dataset,
     backbone: Backbone,
-    compiled: Callable[[Sequence[LayerRef]], Forward],
+    compiled: Forward | None,
 ) -> Rates:
     """Measure what a plan takes on a batch of its images; write nothing.
 
-    ``compiled`` compiles the pass to some layers.
+    ``compiled`` is the model up to the layers that are computed, None if no row is.
     """
     missing = [layer for layer in decided.layers if layer.missing]
-    units = spread(decided.units, decided.batch_size)
-    batches = [batch.tolist() for unit in units for batch in decided.batches(unit)]
-    rows = spread([row for batch in batches for row in batch], decided.batch_size)
-    once, few = 0.0, None
-    unfit: dict[str, str] = {}
+    rows = spread(np.flatnonzero(decided.is_computed).tolist(), decided.batch_size)
+    once = 0.0
+    too_wide: dict[str, str] = {}
     decoding, forward = Stage(), Stage()
     activations: dict[str, np.ndarray] = {}
-    if rows:
+    if compiled is not None:
         dataset.image(rows[0], backbone.resize)  # The first one compiles the resize.
         images, decoding = timed(len(rows), lambda: images_of(dataset, backbone, rows))
-        computed = [layer for layer in missing if layer.needs_pass]
+        computed = [layer for layer in missing if layer.is_computed.any()]
         refs = [layer.ref for layer in computed]
         started = time.perf_counter()
-        compute = InParts(compiled(refs), len(rows))
+        compute = InParts(compiled, len(rows))
         found = compute(images)  # It checks its first batch.
         once = time.perf_counter() - started
-        unfit = _unfit(computed, found)
+        too_wide = _too_wide(computed, found)
         stored, forward = timed(len(rows), lambda: _stored(computed, compute(images)), LONG_ENOUGH)
         activations = dict(zip(map(str, refs), stored, strict=True))
         once -= forward.wall * len(rows)
-        chosen = numerics.sampled(len(rows))
-        few = Few(
-            [rows[number] for number in chosen],
-            images[chosen],
-            {ref: each[chosen] for ref, each in activations.items()},
-        )
     shares = _shares(backbone, missing)
     layers = {
         str(layer.ref): _layer_rates(
-            layer, activations.get(str(layer.ref)), share, decided.batch_rows
+            layer, activations.get(str(layer.ref)), share, decided.batch_size
         )
         for layer, share in zip(missing, shares, strict=True)
     }
     nothing = LayerRates(0.0, Stage())
     every = {str(each.ref): layers.get(str(each.ref), nothing) for each in decided.layers}
-    return Rates(once, decoding, forward, every, few, unfit)
+    return Rates(once, decoding, forward, every, too_wide)
 
 
 def spread(rows: Sequence[Result], count: int) -> list[Result]:
@@ -266,7 +179,7 @@ def spread(rows: Sequence[Result], count: int) -> list[Result]:
 
 def _shares(backbone: Backbone, layers: Sequence[LayerPlan]) -> list[float]:
     """Return how much of the pass through all layers each of them needs, by its operations."""
-    refs = [layer.ref for layer in layers if layer.needs_pass]
+    refs = [layer.ref for layer in layers if layer.is_computed.any()]
     whole = backbone.flops(refs) if refs else 0
     return [backbone.flops([layer.ref]) / whole if whole else 1.0 for layer in layers]
 
@@ -276,18 +189,18 @@ def _stored(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> l
     return [cast(each, layer.dtype) for layer, each in pairs]
 
 
-def _unfit(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> dict[str, str]:
+def _too_wide(layers: Sequence[LayerPlan], activations: Sequence[np.ndarray]) -> dict[str, str]:
     """Return what float16 cannot hold, by layer ref, where the type is to be decided."""
     found = {}
     for layer, each in zip(layers, activations, strict=True):
-        beyond = beyond_float16(float(np.abs(each).max())) if layer.decides else None
+        beyond = beyond_float16(float(np.abs(each).max())) if layer.auto else None
         if beyond:
             found[str(layer.ref)] = beyond
     return found
 
 
 def _layer_rates(
-    layer: LayerPlan, values: np.ndarray | None, share: float, batch_rows: int
+    layer: LayerPlan, values: np.ndarray | None, share: float, batch_size: int
 ) -> LayerRates:
     copy, derive = None, Stage()
     if layer.copies is not None and layer.rows_copied:
@@ -296,7 +209,7 @@ def _layer_rates(
         found, copy = _read(layer.copies.read(span))
         values = found if values is None else values
     if layer.derived is not None:
-        most = min(batch_rows, layer.block_rows)
+        most = min(batch_size, layer.block_rows)
         first = int(np.flatnonzero(layer.derived.copies.group_of >= 0)[0])
         span = range(first, min(first + most, layer.shape[0]))
         found, derive = _read(layer.derived.read(span))

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featurestore.backbone.refs import LayerRef
 from featurestore.digests import short
-from featurestore.errors import ExtractionError, FeatureStoreError
-from featurestore.extraction.batches import USUAL, recorded_size
-from featurestore.extraction.copies import damaged_blocks, find_copies
-from featurestore.extraction.derivation import derived_before
+from featurestore.errors import ExtractionError, FeatureStoreError, StoreError
+from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.events import BackboneLoading
-from featurestore.extraction.executor import Executor
-from featurestore.extraction.planned import LayerPlan
-from featurestore.extraction.planning import plan_units
+from featurestore.extraction.planning import Request
+from featurestore.extraction.run import store_features
+from featurestore.extraction.writer import RunStats
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, Item, StoreLike
-from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
-    from featurestore.dataset import Dataset
 
 # What is missing to repair a file, by its path.
 Needs = dict[str, str]
@@ -93,7 +90,11 @@ def repair(
                     needs = _repair_manifests(store, item, left)
         except FeatureStoreError as error:
             needs = dict.fromkeys(damages, str(error))
-        still = {each.path for each in store.check(item)} if damages else set()
+        still = {damage.path for damage in store.check(item)} if damages else set()
+        if item.kind == "features" and damages:
+            with suppress(StoreError):  # A damaged block that is not computed again is missing.
+                missing = store.features.open(item).missing()
+                still |= {path for path, damage in damages.items() if damage.block in missing}
         for path, damage in damages.items():
             why = needs.get(path, _HELP[item.kind])
             found.append(Repair(damage, why if path in still else None))
@@ -129,70 +130,37 @@ def _repair_features(
     on_event: OnEvent,
 ) -> Needs:
     """Repair row ids, then blocks, of features with sound metadata."""
-    blocks = {each.block: each.path for each in damages if each.block is not None}
-    key = store.features.open(item).key
-    features = store.features
+    key, features = store.features.open(item).key, store.features
+    dataset = store.datasets.load_samples(key.dataset_digest)
+    if dataset is None:
+        raise ExtractionError(
+            "the store has no manifest of the data set",
+            remedy="run `featurestore scan` on the images",
+        )
+    blocks = {damage.block: damage.path for damage in damages if damage.block is not None}
+    if blocks and backbone is None:
+        on_event(BackboneLoading(key.model))
+        backbone = _backbone(features.get(key))
+    ref = LayerRef.parse(key.ref)
+    if backbone is not None and backbone.prefix_digest(ref.layer) != key.prefix_digest:
+        raise ExtractionError(
+            f"{backbone.name} is no longer the model of the extraction",
+            remedy="restore its former weights",
+        )
     with features.lock([key], shared=True), features.lock_blocks([key]):
         group = features.get(key)
-        dataset = store.datasets.load_samples(key.dataset_digest)
-        if dataset is None:
-            raise ExtractionError(
-                "the store has no manifest of the data set; run `featurestore scan` on the images"
-            )
         if len(blocks) < len(damages):
             group.write_samples(dataset.sample_ids)
-        if not blocks:
-            return {}
-        if backbone is None:
-            on_event(BackboneLoading(key.model))
-            backbone = _backbone(group)
-        elif group.view is not None and backbone.preprocessing.view is None:
-            layers = part_of(group.provenance, "backbone").get("augmentation")
-            (backbone,) = backbone.views([group.view], layers)
-        return _repair_blocks(store, group, dataset, blocks, backbone, on_event)
-
-
-def _repair_blocks(
-    store: FeatureStore,
-    group: FeatureGroup,
-    dataset: Dataset,
-    blocks: dict[int, str],
-    backbone: Backbone,
-    on_event: OnEvent,
-) -> Needs:
-    from featurestore.backbone import LayerRef
-
-    key, ref = group.key, LayerRef.parse(group.key.ref)
-    if backbone.prefix_digest(ref.layer) != key.prefix_digest:
-        raise ExtractionError(
-            f"{backbone.name} is no longer the model of the extraction; restore its former weights"
-        )
-    dtype, copies = str(group.dtype), None
-    if group.keys_read("copied_from"):
-        # Rows that were computed here are computed again; those that came from elsewhere would
-        # differ a little if they were.
-        same = store.features.of_prefix(key.prefix_digest, key.ref)
-        others = [each for each in same if each.group.key != key]
-        unreadable = {each.group.path: damaged_blocks(each.group) for each in others}
-        copies = find_copies(others, dtype, dataset, unreadable)
-    missing = tuple(sorted(blocks))
-    layer = LayerPlan(ref, key, group.shape, dtype, group.block_rows, missing, copies=copies)
-    layer = replace(layer, derived=derived_before(group, layer, backbone, dataset, store))
-    # The same batches as in the extraction give the same bytes.
-    size = recorded_size(group) or USUAL
-    decided = plan_units((layer,), len(dataset), size, backbone.input_size)
-    executor = Executor(decided, dataset, backbone, {key.ref: group}, on_event)
-    with suppress(FeatureStoreError):
-        executor.run(decided.units)
+        for block in blocks:
+            group.features.remove(block)
+    if backbone is None:
         return {}
-    # An image is missing, or has changed: repair the blocks that do not need it.
-    needs: Needs = {}
-    for unit in decided.units:
-        try:
-            executor.run([unit])
-        except FeatureStoreError as error:
-            needs |= {blocks[block]: str(error) for _, block in unit.blocks}
-    return needs
+    request = Request(backbone, (), str(group.dtype), "auto", (ref,))
+    try:
+        store_features(request, dataset, store, RunStats(), Cluster.of(None), on_event)
+    except FeatureStoreError as error:
+        return dict.fromkeys(blocks.values(), str(error))
+    return {}
 
 
 def _backbone(group: FeatureGroup) -> Backbone:

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import NotFoundError, nearest
-from featurestore.extraction.budget import Decision, budget_dict
 from featurestore.features import Features
 from featurestore.store import Former
 from featurestore.table import Grid, duration, plural, show_html, size
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
-    from featurestore.extraction.writer import Written
+    from featurestore.extraction.writer import RunStats
     from featurestore.store import GroupState
 
 
@@ -24,8 +23,7 @@ class LayerReport:
 
     ``bytes`` are those on disk, compressed. Rows were computed by this call, copied from other
     arrays of the same prefix digest and reduction, derived from the stored layer ``derived_from``,
-    or stored before. ``bytes_estimated`` is what the first batch said of ``bytes``; None if this
-    call wrote no row.
+    or stored before.
     """
 
     key: str
@@ -37,14 +35,12 @@ class LayerReport:
     rows_copied: int
     rows_derived: int = 0
     derived_from: str | None = None
-    bytes_estimated: int | None = None
 
     @classmethod
-    def of(cls, state: GroupState, written: Written) -> LayerReport:
+    def of(cls, state: GroupState, stats: RunStats) -> LayerReport:
         """Return the report of a layer, complete now, of which a call may have written rows."""
         group, ref = state.group, state.group.key.ref
-        computed, copied = written.computed[ref], written.copied[ref]
-        derived, row_bytes = written.derived[ref], written.forecast.row_bytes.get(ref)
+        computed, copied, derived = stats.computed[ref], stats.copied[ref], stats.derived[ref]
         return cls(
             key=str(group.key),
             shape=group.shape,
@@ -55,8 +51,7 @@ class LayerReport:
             rows_reused=max(0, group.shape[0] - computed - copied - derived),
             rows_copied=copied,
             rows_derived=derived,
-            derived_from=written.sources.get(ref),
-            bytes_estimated=None if row_bytes is None else round(row_bytes * group.shape[0]),
+            derived_from=stats.sources.get(ref),
         )
 
 
@@ -71,14 +66,8 @@ class Extraction(dict[str, Features]):
         By layer ref.
     seconds : float
         Wall time of the call.
-    seconds_estimated : float or None
-        What the first batches said of it; None if no row was written.
     former : tuple of Former
         With ``replace``: the former arrays that were removed, and those that were left.
-    views : sequence of Extraction
-        Those of the augmented views of the training samples.
-    budget : tuple of Decision
-        With a budget: what became of each asked layer.
     """
 
     def __init__(
@@ -88,18 +77,12 @@ class Extraction(dict[str, Features]):
         dataset: Dataset,
         seconds: float,
         former: Sequence[Former] = (),
-        views: Sequence[Extraction] = (),
-        seconds_estimated: float | None = None,
-        budget: Sequence[Decision] = (),
     ) -> None:
         super().__init__(features)
         self.reports = reports
         self.dataset = dataset
         self.seconds = seconds
         self.former = tuple(former)
-        self.views = views
-        self.seconds_estimated = seconds_estimated
-        self.budget = tuple(budget)
 
     def __missing__(self, ref: Any) -> Features:
         text = str(ref)
@@ -108,7 +91,7 @@ class Extraction(dict[str, Features]):
         raise NotFoundError(f"layer {text!r} was not extracted; {nearest(text, self)}")
 
     def __repr__(self) -> str:
-        reports = [each for part in (self, *self.views) for each in part.reports.values()]
+        reports = self.reports.values()
         computed = sum(report.rows_computed for report in reports)
         copied = sum(report.rows_copied for report in reports)
         derived = sum(report.rows_derived for report in reports)
@@ -140,7 +123,6 @@ class Extraction(dict[str, Features]):
             "dataset": self.dataset.name,
             "rows": len(self.dataset),
             "features": {ref: asdict(report) for ref, report in self.reports.items()},
-            "views": [each.to_dict()["features"] for each in self.views],
             "quarantined": [
                 {"path": problem.path, "reason": problem.reason}
                 for problem in self.dataset.problems
@@ -153,35 +135,19 @@ class Extraction(dict[str, Features]):
             ],
             "left": [{"key": each.key, "reason": each.left} for each in self.former if each.left],
             "seconds": round(self.seconds, 3),
-            "budget": budget_dict(self.budget),
-            "seconds_estimated": self.seconds_estimated and round(self.seconds_estimated, 3),
         }
 
     @property
     def cost(self) -> str:
-        """What the extraction took, in one line, beside what its first batches said."""
-        reports = [each for part in (self, *self.views) for each in part.reports.values()]
-        stored = size(sum(report.bytes for report in reports))
-        seconds = f"{plural(len(self.dataset), 'sample')} in {duration(self.seconds)}"
-        if self.seconds_estimated is None:
-            return f"{seconds}, {stored}"
-        expected = size(sum(report.bytes_estimated or report.bytes for report in reports))
-        return (
-            f"{seconds} (estimated {duration(self.seconds_estimated)}), {stored} "
-            f"(estimated {expected})"
-        )
+        """What the extraction took, in one line."""
+        stored = size(sum(report.bytes for report in self.reports.values()))
+        return f"{plural(len(self.dataset), 'sample')} in {duration(self.seconds)}, {stored}"
 
 
 def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) -> Grid:
-    """Show the features of a plan or a report, by layer ref, all views of one in a row."""
-    shown, views = [*report["features"].items()], report["views"]
-    for ref in views[0] if views else ():
-        made = [each[ref] for each in views]
-        sums = {k: sum(each[k] or 0 for each in made) for k, v in made[0].items() if type(v) is int}
-        if "time" in fields:
-            sums["seconds_estimated"] = sum(each["seconds_estimated"] for each in made)
-        shown.append((f"{ref}, {plural(len(views), 'view')}", {**made[-1], **sums}))
-    rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in shown]
+    """Show the features of a plan or a report, by layer ref."""
+    features = report["features"].items()
+    rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in features]
     if "time" in fields:
         rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
     if any(row["rows_derived"] for row in rows):

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
 from featurestore.backbone import Preprocessing
-from featurestore.backbone.augmentation import settings
-from featurestore.errors import NotFoundError
-from featurestore.extraction import sharing
-from featurestore.extraction.batches import size_before
-from featurestore.extraction.budget import bytes_of
+from featurestore.errors import InputError, NotFoundError
+from featurestore.extraction.batches import choose
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
-from featurestore.extraction.events import Float32Chosen, WaitingForOthers
+from featurestore.extraction.events import (
+    ExtractionFinished,
+    ExtractionStarted,
+    Float32Chosen,
+    WaitingForOthers,
+)
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
-from featurestore.extraction.rates import Forecast
 from featurestore.extraction.report import Extraction, LayerReport
-from featurestore.extraction.stored_type import Float16Error, remove_damaged, take_over
-from featurestore.extraction.writer import Written
+from featurestore.extraction.sharing import SharedRun, require_files
+from featurestore.extraction.stored_type import Float16Error, take_over
+from featurestore.extraction.writer import RunStats
 from featurestore.features import Features
 from featurestore.listening import OnEvent, receiver
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
+from featurestore.store import FeatureGroup, FeatureStore, GroupState, StoreLike
 from featurestore.store.former import replace_former
+from featurestore.table import size
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -49,9 +54,7 @@ def extract(
     dtype: str = "auto",
     batch_size: int | str = "auto",
     replace: bool = False,
-    views: int = 0,
-    augmentation: Any = None,
-    budget: int | str | None = None,
+    max_bytes: int | str | None = None,
     cluster: ClusterLike = None,
     on_event: OnEvent | None = None,
 ) -> Extraction:
@@ -89,16 +92,9 @@ def extract(
     replace : bool
         After the extraction, remove former arrays of these layers: those whose samples no data set
         has now, and whose rows are all in the new arrays. Heads that were fitted on them stay.
-    views : int
-        Number of augmented views of each training sample that are stored too: see
-        `Features.views`. View 3 is the same whatever the number.
-    augmentation : list of keras.layers.Layer, or what stands for it
-        The layers that make them: see :meth:`Backbone.views`.
-    budget : int or str, optional
-        Disk space for the features, such as ``"20GB"``. If not all layers fit, those that would
-        take longest to compute again are stored; `Extraction.budget` says how to get the others.
-        One batch is computed first to estimate the bytes. Layers that are stored already, and
-        boundaries, stay.
+    max_bytes : int or str, optional
+        A cap such as ``"20GB"``: if more is to be written, before compression, nothing is computed,
+        and the error has the bytes of each layer.
     cluster : int, str or distributed.Client, optional
         Number of processes on this machine that share the work, or a Dask cluster whose workers
         do: the address of its scheduler, a client, or a cluster object. They write to the store
@@ -134,9 +130,8 @@ def extract(
     (3670, 512)
     """
     started = time.perf_counter()
-    most = None if budget is None else bytes_of(budget)
+    most = None if max_bytes is None else bytes_of(max_bytes)
     request = Request.of(backbone, layers, dtype, batch_size, boundaries)
-    augmented = request.views(views, augmentation)
     with Cluster.of(cluster) as where:
         where.reach(on_event)
         store = FeatureStore.for_data(data, store)
@@ -144,161 +139,140 @@ def extract(
             store.datasets.references()  # Raises now what `replace_former` would raise at the end.
         dataset = store.datasets.open(data, on_event=on_event)
         if where:
-            sharing.require_files(dataset)
-        part = dataset.training() if augmented else dataset
-        decisions = request.fit(dataset, store, most, augmented, part)
-        request = request.storing(decisions)
-        written = Written(forecast=Forecast(started))
-        groups, reports = _write(request, dataset, store, written, where, on_event)
+            require_files(dataset)
+        stats = RunStats()
+        states = store_features(request, dataset, store, stats, where, on_event, most)
         # The locks are released: this extraction itself may have used the former arrays.
-        former = replace_former(store, [each.key for each in groups.values()]) if replace else []
-        seconds = time.perf_counter() - started
-        options: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
-        options |= {"cluster": where, "on_event": on_event}
-        made = [extract(part, each.backbone, request.refs, store, **options) for each in augmented]
-    former += [each for view in made for each in view.former]
-    features = {
-        ref: Features(group, dataset, store, [each[ref] for each in made if ref in each])
-        for ref, group in groups.items()
-    }
-    expected = [written.forecast.seconds, *(each.seconds_estimated for each in made)]
-    taken = [seconds, *(each.seconds for each in made)]
-    estimated = None
-    if any(each is not None for each in expected):
-        pairs = zip(expected, taken, strict=True)
-        estimated = sum(known if each is None else each for each, known in pairs)
-    seconds = time.perf_counter() - started
-    return Extraction(features, reports, dataset, seconds, former, made, estimated, decisions)
+        keys = [state.group.key for state in states.values()]
+        former = replace_former(store, keys) if replace else []
+    reports = {ref: LayerReport.of(state, stats) for ref, state in states.items()}
+    features = {ref: Features(state.group, dataset, store) for ref, state in states.items()}
+    return Extraction(features, reports, dataset, time.perf_counter() - started, former)
 
 
-def _write(
+def bytes_of(cap: int | str) -> int:
+    """Return the bytes of a size such as ``"20GB"``; InputError if it is none."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(cap))
+    except ValidationError as error:
+        raise InputError(f"max bytes is {cap!r}", "a size such as 20GB") from error
+
+
+def store_features(
     request: Request,
     dataset: Dataset,
     store: FeatureStore,
-    written: Written,
+    stats: RunStats,
     cluster: Cluster,
-    on_event: OnEvent | None,
-) -> tuple[dict[str, FeatureGroup], dict[str, LayerReport]]:
-    """Plan, and write what is missing; return the arrays and their reports by layer ref.
+    on_event: OnEvent | None = None,
+    max_bytes: int | None = None,
+) -> dict[str, GroupState]:
+    """Plan, and write what is missing, until nothing is; return what is stored by layer ref.
 
-    One process at a time writes an array; the others wait for it, and reuse its rows.
+    One process at a time writes an array; the others wait for it, and reuse its rows. A plan is
+    made again only after something has been written, or was found to be different from the plan:
+    a layer does not fit float16, or rows to copy are damaged.
     """
-    recorded = False
+    unreadable: dict[str, set[int]] = {}
+    emit = receiver(on_event)
     while True:
         # Locked, so that gc does not remove what is complete before a manifest refers to it.
         with store.features.lock(request.keys(dataset).values(), shared=True):
-            asked = request.plan(dataset, store)
-            states = [layer.state for layer in asked.layers]
-            if not asked.units and not any(each and each.is_replacement for each in states):
-                if not recorded:
-                    _record(dataset, store, current=bool(request.refs))
-                return _complete(asked, request, store, written)
-        if not cluster:
-            request = request.sized(asked, dataset)
-        keys = _missing(asked)
+            plan = request.plan(dataset, store, unreadable)
+            states = [layer.state for layer in plan.layers if layer.state and not layer.missing]
+            # Float32 features that are complete; the float16 ones are still those that are read.
+            waiting = [state.group for state in states if state.is_replacement]
+            if not plan.missing and not waiting:
+                _record(dataset, store, current=bool(request.refs))
+                return _complete(plan, request, store)
+        _require_bytes(plan, max_bytes)
+        keys = [layer.key for layer in plan.missing] or [group.key for group in waiting]
         with store.features.lock_blocks(keys, wait=False) as alone:
-            if alone:
-                _write_alone(request, asked, dataset, store, written, cluster, on_event)
-                recorded = True
+            if alone and plan.missing:
+                try:
+                    _write(
+                        *(plan, request, dataset, store, stats),
+                        *(cluster, unreadable, on_event),
+                    )
+                except UnreadableRowsError as error:
+                    unreadable[error.group.path] = damaged_blocks(error.group)
+                except Float16Error as error:
+                    if request.dtype != "auto":
+                        raise
+                    request = changed(request, float32={**request.float32, error.ref: error.reason})
+                    stats.forget(error.ref)
+                    emit(Float32Chosen(error.ref, error.reason))
+            elif alone:
+                for group in waiting:
+                    take_over(group, store, on_event)
         if not alone:
-            refs = tuple(str(layer.ref) for layer in asked.layers if layer.missing)
-            receiver(on_event)(WaitingForOthers(refs))
+            emit(WaitingForOthers(tuple(str(layer.ref) for layer in plan.missing)))
             for key in keys:  # One at a time: nobody waits for a process that only waits.
                 with store.features.lock_blocks([key], shared=True):
                     pass
 
 
-def _complete(
-    stored: ExtractionPlan, request: Request, store: FeatureStore, written: Written
-) -> tuple[dict[str, FeatureGroup], dict[str, LayerReport]]:
-    """Return the arrays of a plan that has nothing to do, and their reports, by layer ref."""
-    states = {str(layer.ref): layer.state for layer in stored.layers if layer.state is not None}
-    for layer in stored.layers:
-        if layer.ref in request.refs and states[str(layer.ref)].boundary:
+def _complete(plan: ExtractionPlan, request: Request, store: FeatureStore) -> dict[str, GroupState]:
+    """Return what is stored of a plan that has nothing to do, by layer ref."""
+    states = {str(layer.ref): layer.state for layer in plan.layers if layer.state is not None}
+    for layer in plan.layers:
+        if layer.ref in request.refs and states[str(layer.ref)].group.is_boundary:
             store.features.unmark(layer.key)
         store.features.fsync(layer.key)
-    groups = {ref: state.group for ref, state in states.items()}
-    return groups, {ref: LayerReport.of(state, written) for ref, state in states.items()}
+    return states
 
 
-def _missing(decided: ExtractionPlan) -> set[FeatureKey]:
-    """Return the keys of the features that are written."""
-    return {layer.key for layer in decided.layers if layer.missing}
+def _require_bytes(plan: ExtractionPlan, max_bytes: int | None) -> None:
+    if max_bytes is not None and plan.bytes_to_write > max_bytes:
+        layers = ", ".join(
+            f"{layer.ref} {size(layer.rows_missing * layer.row_bytes)}" for layer in plan.missing
+        )
+        raise InputError(
+            f"up to {size(plan.bytes_to_write)} are to be written, before compression: {layers}",
+            f"at most {size(max_bytes)}",
+            "leave layers out, store their means (LAYER:avg), or raise --max-bytes",
+        )
 
 
-def _write_alone(
+def _write(
+    plan: ExtractionPlan,
     request: Request,
-    asked: ExtractionPlan,
     dataset: Dataset,
     store: FeatureStore,
-    written: Written,
+    stats: RunStats,
     cluster: Cluster,
+    unreadable: Mapping[str, set[int]],
     on_event: OnEvent | None,
 ) -> None:
-    """Record the data set, and write what is missing of arrays that are locked."""
-    locked, engine = _missing(asked), None
-    marked = {
-        layer.key
-        for layer in asked.layers
-        if layer.ref not in request.refs and (layer.state is None or layer.state.boundary)
-    }
-    unreadable: dict[str, set[int]] = {}
-    while True:
-        parts = [each for layer in asked.layers for each in (layer.copies, layer.derived) if each]
-        sources = [key for each in parts for key in each.keys]
-        in_use = [*(layer.key for layer in asked.layers), *sources]
-        try:
-            with store.features.lock(in_use, shared=True):
-                # Locked, and then referred to by a manifest: gc removes neither.
-                _record(dataset, store, current=bool(request.refs))
-                if not cluster:
-                    refs = asked.refs_computed
-                    engine = request.forward(refs).engine if refs else None
-                elif asked.units:
-                    given = request.batch_size if isinstance(request.batch_size, int) else None
-                    before = given or size_before(asked)
-                    there = (asked, dataset, request.backbone, store, before)
-                    engine, size = sharing.choose(cluster, *there, on_event)
-                    request = dataclasses.replace(request, batch_size=given or size)
-                groups = {
-                    str(layer.ref): _open(
-                        layer, dataset, request, store, engine, layer.key in marked
-                    )
-                    for layer in asked.layers
-                }
-                decided = request.plan(dataset, store, unreadable)
-                if not _missing(decided) <= locked:
-                    return  # It is of others by now.
-                if any(layer.dtype != groups[str(layer.ref)].dtype for layer in decided.layers):
-                    asked = decided  # Without locks, another process has just begun a replacement.
-                    continue
-                work = (decided, dataset, request.backbone, groups)
-                if cluster:
-                    sharing.compute(cluster, *work, store, written, on_event)
-                else:
-                    Executor(*work, on_event, request.forward).run(decided.units, written)
-        except UnreadableRowsError as error:
-            unreadable[error.group.path] = damaged_blocks(error.group)
-            asked = request.plan(dataset, store, unreadable)
-            continue
-        except Float16Error as error:
-            if request.dtype != "auto":
-                raise
-            unfit = {**request.unfit, **error.found}
-            request = dataclasses.replace(request, unfit=unfit)
-            asked = request.plan(dataset, store, unreadable)
-            view = request.backbone.preprocessing.view
-            for ref, found in error.found.items():
-                written.forget(ref)
-                receiver(on_event)(Float32Chosen(ref, found, view))
-            continue
-        for group in groups.values():
-            if group.is_replacement:
-                remove_damaged(group)
-                if not group.missing():
-                    store.features.fsync(group.key)
-                    take_over(group, store, on_event)
-        return
+    """Write the missing blocks of a plan, whose arrays no other process writes."""
+    emit, backbone = receiver(on_event), request.backbone
+    sources = [source for layer in plan.layers for source in (layer.copies, layer.derived)]
+    in_use = {key for source in sources if source for key in source.keys}
+    with store.features.lock({*in_use, *(layer.key for layer in plan.layers)}, shared=True):
+        # Locked, and then referred to by a manifest: gc removes neither.
+        _record(dataset, store, current=bool(request.refs))
+        shared, compiled, engine, batch_size = None, None, None, plan.batch_size
+        if cluster:
+            shared = SharedRun(cluster, request, dataset, store, unreadable, on_event)
+            engine, batch_size = shared.choose()
+        elif plan.rows_to_compute:
+            compiled = backbone.forward(plan.refs_computed)
+            engine = compiled.engine
+            batch_size = choose(plan, dataset, backbone, request.batch_size, compiled)
+        plan = changed(plan, batch_size=batch_size)
+        groups = {
+            str(layer.ref): _open(layer, dataset, request, store, engine, batch_size)
+            for layer in plan.layers
+        }
+        names = tuple(str(layer.ref) for layer in plan.missing)
+        rows = plan.rows_to_compute, plan.rows_copied, plan.rows_derived
+        emit(ExtractionStarted(backbone.name, names, *rows))
+        started = time.perf_counter()
+        if shared:
+            shared.write(plan, groups, stats)
+        else:
+            Executor(plan, dataset, backbone, groups, compiled, on_event).run(stats=stats)
+        emit(ExtractionFinished(plan.rows_to_compute, time.perf_counter() - started))
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
@@ -316,18 +290,20 @@ def _open(
     request: Request,
     store: FeatureStore,
     engine: str | None,
-    boundary: bool,
+    batch_size: int,
 ) -> FeatureGroup:
     backbone = request.backbone
-    if layer.state is not None and not layer.missing:
+    if layer.state is not None:
         return layer.state.group
     with suppress(NotFoundError):
         return store.features.get(layer.key, layer.dtype)
+    reason = {"unfit": layer.float32_reason} if layer.float32_reason else {}
     provenance: dict[str, Any] = {
         "command": extract_command(dataset, backbone, str(layer.ref)),
-        "batch_size": request.batch_size,
+        "batch_size": batch_size,
         "engine": engine,
-        "dtype": {"asked": request.dtype, **({"unfit": layer.unfit} if layer.unfit else {})},
+        "dtype": {"asked": request.dtype, **reason},
+        "boundary": layer.ref not in request.refs,
         "backbone": backbone.spec,
         "prefix": backbone.prefix_fields(layer.ref.layer),
         "versions": versions(),
@@ -345,7 +321,6 @@ def _open(
         dtype=layer.dtype,
         sample_ids=dataset.sample_ids,
         provenance=provenance,
-        boundary=boundary,
     )
 
 
@@ -368,11 +343,4 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
         words += ["--scaling", spec["scaling"]]
     for option, value in backbone.computing.fields().items():
         words += [f"--{option}", value]
-    if spec.get("augmentation"):
-        words += [
-            "--views",
-            str(spec["view"] + 1),
-            "--augmentation",
-            settings(spec["augmentation"]),
-        ]
     return shlex.join(words)

@@ -1,53 +1,90 @@
-"""Share a planned extraction among the workers of a Dask cluster.
+"""Share an extraction among the workers of a Dask cluster: a task is a range of rows.
 
-Tasks are units of blocks, not arrays: a worker opens the store and writes its own blocks. Dask
-gives the tasks of a worker that died to others, which do not compute complete blocks again.
+A worker opens the store and the images itself, plans as the caller did, and writes the blocks of
+its rows. A block that exists is done, so that the store shows what is left, whatever happens to a
+worker: Dask gives the rows of one that died to another.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
-import queue
+import socket
+import threading
 import time
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
-
-import numpy as np
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import (
     DatasetError,
     ExtractionError,
     FeatureStoreError,
     FeatureStoreWarning,
+    StoreError,
     one_line,
 )
-from featurestore.extraction import events
-from featurestore.extraction.batches import USUAL
+from featurestore.extraction import batches
 from featurestore.extraction.cluster import Cluster
-from featurestore.extraction.copies import Copies
-from featurestore.extraction.planned import ExtractionPlan, LayerPlan, Unit
-from featurestore.extraction.worker import SAME_PLACES, Done, Job, facts, prepare, stop, topic, work
-from featurestore.extraction.writer import Written
+from featurestore.extraction.copies import UnreadableRowsError
+from featurestore.extraction.events import WorkersPreparing
+from featurestore.extraction.executor import Executor, Progress
+from featurestore.extraction.planned import ExtractionPlan
+from featurestore.extraction.planning import Request
+from featurestore.extraction.writer import RunStats
 from featurestore.listening import OnEvent, receiver
+from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureGroup, FeatureStore
+from featurestore.threads import limit_processors
+from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
-
     from featurestore.backbone import Backbone
+    from featurestore.backbone.forward import Pass
     from featurestore.dataset import Dataset
 
-# The most batches in a task, so that a worker that joins late finds work.
-MOST_BATCHES = 16
-# How long to wait until workers have stopped: after an error, and after Ctrl-C.
-STOP_SECONDS, INTERRUPT_SECONDS = 600.0, 10.0
+# Libraries that a worker needs in the same version as the caller.
+ALIKE = ("featurestore", "keras", "tensorflow")
+_SAME_PLACES = "a worker needs the images, the model file and the store at the same paths or URLs"
+_RESUME = "run the same command again: it resumes"
 # How long a network file system may take to show a new file.
 SEEN_SECONDS = 60.0
-_RESUME = "run the same command again: it resumes"
+# A thread waits so many seconds for its turn; then Dask may give its task to another worker.
+TURN_SECONDS = 1.0
+
+# One task computes at a time in a process, on all of its cores.
+_turn = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know.
+
+    Attributes
+    ----------
+    versions : dict of str to str
+        Those of the caller.
+    store : str
+        Path or URL.
+    dataset : tuple of str
+        Name, and digest of the manifest in the store.
+    backbone : bytes
+        What `Backbone.packed` returns, pickled.
+    request : Request
+        Without its backbone.
+    unreadable : mapping of str to set of int
+        As in `Request.plan`.
+    """
+
+    versions: dict[str, str]
+    store: str
+    dataset: tuple[str, str]
+    backbone: bytes
+    request: Request
+    unreadable: Mapping[str, set[int]]
 
 
 def require_files(dataset: Dataset) -> None:
@@ -55,277 +92,252 @@ def require_files(dataset: Dataset) -> None:
     if dataset.images_in_memory is not None:
         raise DatasetError(
             f"data set {dataset.name!r} is of arrays in memory, which the workers of a cluster "
-            "cannot read; save the images as files, or extract in this process"
+            "cannot read",
+            remedy="save the images as files, or extract in this process",
         )
 
 
-def choose(
-    cluster: Cluster,
-    asked: ExtractionPlan,
-    dataset: Dataset,
-    backbone: Backbone,
-    store: FeatureStore,
-    before: int | None,
-    on_event: OnEvent | None = None,
-) -> tuple[str | None, int]:
-    """Let the workers build the network; return their engine, and the least batch of their choice.
+class SharedRun:
+    """An extraction on a cluster.
 
-    ``before`` is the batch size that is known. Without a worker, this waits for the first. Errors
-    are those of `compute`.
-    """
-    if not asked.refs_computed:
-        return None, before or USUAL
-    client = cluster.client(on_event)
-    job = _job(dataset, backbone, store, replace(_bare(asked), units=asked.units))
-    workers = len(client.nthreads())
-    if backbone.preprocessing.view is None:  # Views are of a backbone that they have.
-        receiver(on_event)(events.WorkersPreparing(backbone.name, workers))
-    tasks = [before] * max(1, workers)
-    found: list[Done] = []
-    _run(client, job, prepare, tasks, lambda _, done: found.append(done))
-    warned: set[str] = set()
-    for done in found:
-        _warn(done, warned)
-    engines = sorted({each.engine for each in found if each.engine})
-    return ", ".join(engines), min(each.batch_size or USUAL for each in found)
-
-
-def compute(
-    cluster: Cluster,
-    decided: ExtractionPlan,
-    dataset: Dataset,
-    backbone: Backbone,
-    groups: Mapping[str, FeatureGroup],
-    store: FeatureStore,
-    written: Written,
-    on_event: OnEvent | None = None,
-) -> None:
-    """Write the units of a plan on a cluster; parameters, events and errors as of `Executor`.
+    Parameters
+    ----------
+    cluster : Cluster
+    request : Request
+    dataset : Dataset
+        Recorded in the store.
+    store : FeatureStore
+    unreadable : mapping of str to set of int
+    on_event : callable, optional
 
     Raises
     ------
     ExtractionError
-        If the scheduler is lost, workers die again and again, or they write to another place.
+        In each method: if the scheduler is lost, workers die again and again, or they write to
+        another place. Also the errors of `Executor`.
     """
-    if not decided.units:
-        return
-    emit, client = receiver(on_event), cluster.client(on_event)
-    tasks = _tasks(decided, len(client.nthreads()))
-    progress = _Progress(decided, tasks, emit, written)
-    names = tuple(str(layer.ref) for layer in decided.layers if layer.missing)
-    others = decided.rows_copied, decided.rows_derived
-    total, view = decided.rows_to_compute, backbone.preprocessing.view
-    emit(events.ExtractionStarted(backbone.name, names, total, *others, view))
-    started = time.perf_counter()
-    job = _job(dataset, backbone, store, _bare(decided))
-    _run(client, job, work, tasks, progress.end, progress.hear)
-    _require_there(decided, groups, store)
-    emit(events.ExtractionFinished(total, time.perf_counter() - started))
-
-
-def _job(dataset: Dataset, backbone: Backbone, store: FeatureStore, plan: ExtractionPlan) -> Job:
-    whole = dataset.whole or dataset
-    samples = whole.name, whole.manifest_digest, dataset.digest
-    return Job(uuid.uuid4().hex, facts(), store.location, samples, backbone.packed(), plan)
-
-
-def _run(
-    client: Client,
-    job: Job,
-    function: Callable[..., Any],
-    tasks: Sequence[Any],
-    end: Callable[[int, Done], None],
-    hear: Callable[[Mapping[str, Any]], None] = lambda _: None,
-) -> None:
-    """Run a function of `worker` for each task of a job; call back for each end and each report."""
-    token, arrived = job.token, queue.SimpleQueue[Any]()
-    client.subscribe_topic(topic(token), arrived.put)
-    with _stopping(client, token) as left:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sending large graph")
-            sent = client.submit(bytes, pickle.dumps(job), key=f"extract-job-{token}")
-        keys = [f"extract-{token}-{number}" for number in range(len(tasks))]
-        futures = client.map(function, range(len(tasks)), tasks, sent=sent, key=keys, pure=False)
-        left.update((future, number) for number, future in enumerate(futures))
-        for future in futures:
-            future.add_done_callback(arrived.put)
-        del futures, future  # Those that are done are forgotten.
-        while left:
-            _receive(client, arrived, left, end, hear)
-
-
-@contextmanager
-def _stopping(client: Client, token: str) -> Iterator[dict[Future, int]]:
-    """Yield a dict for the tasks that run. If the caller stops, wait until no worker writes."""
-    left: dict[Future, int] = {}
-    try:
-        yield left
-    except BaseException as error:
-        seconds = INTERRUPT_SECONDS if isinstance(error, KeyboardInterrupt) else STOP_SECONDS
-        if client.status == "running":
-            with suppress(Exception):
-                client.cancel(list(left))
-                client.run(stop, token, seconds, on_error="ignore")
-        raise
-    finally:
-        with suppress(Exception):
-            client.unsubscribe_topic(topic(token))
-
-
-def _receive(
-    client: Client,
-    arrived: queue.SimpleQueue[Any],
-    left: dict[Future, int],
-    end: Callable[[int, Done], None],
-    hear: Callable[[Mapping[str, Any]], None],
-) -> None:
-    """Take a report, or a task that ended."""
-    try:
-        found = arrived.get(timeout=1.0)
-    except queue.Empty:
-        found = None
-    if client.status != "running" or getattr(found, "status", None) in ("cancelled", "lost"):
-        raise ExtractionError(
-            "the connection to the Dask scheduler was lost, and what is stored is kept; start the "
-            f"scheduler again, and {_RESUME}"
-        )
-    if isinstance(found, tuple):
-        _, report = found
-        hear(report)
-    elif found is not None:
-        number = left.pop(found)
-        if found.status == "error":
-            _raise(found.exception())
-        result = found.result()
-        if isinstance(result, FeatureStoreError):
-            raise result
-        end(number, result)
-
-
-def _raise(error: BaseException) -> NoReturn:
-    from distributed.scheduler import KilledWorker
-
-    if isinstance(error, KilledWorker):
-        raise ExtractionError(
-            "several workers died at the same images, perhaps for lack of memory; give a smaller "
-            f"--batch-size or fewer workers on a machine, and {_RESUME}"
-        ) from error
-    if isinstance(error, ImportError) or "deserializ" in str(error):
-        raise ExtractionError(
-            f"a worker or the scheduler cannot load featurestore: {one_line(error)}; install the "
-            f"same there, and {_RESUME}"
-        ) from error
-    raise error
-
-
-def _bare(decided: ExtractionPlan) -> ExtractionPlan:
-    """Return a plan without units, compiled tails and blocks in memory."""
-
-    def light(copies: Copies) -> Copies:
-        return replace(copies, _last={})
-
-    def bare(layer: LayerPlan) -> LayerPlan:
-        copies, derived = layer.copies, layer.derived
-        copies = light(copies) if copies is not None and copies.groups else None
-        if derived is not None:
-            # The worker compiles the tail.
-            derived = replace(derived, copies=light(derived.copies), tail=_no_tail)
-        return replace(layer, copies=copies, derived=derived)
-
-    layers = tuple(map(bare, decided.layers))
-    return replace(decided, layers=layers, units=(), views=(), budget=(), rates=None)
-
-
-def _no_tail(activations: Any) -> Any:
-    raise NotImplementedError
-
-
-def _tasks(decided: ExtractionPlan, workers: int) -> list[tuple[Unit, ...]]:
-    """Return the units of each task: several at first, and single ones at the end.
-
-    So a worker's pass is seldom interrupted, and all workers end at about the same time.
-    """
-    units, found, start = decided.units, [], 0
-    while start < len(units):
-        several = max(1, (len(units) - start) // (4 * max(1, workers)))
-        end, rows = start, 0
-        while end < start + several and rows < MOST_BATCHES * decided.batch_rows:
-            rows += len(units[end].rows)
-            end += 1
-        found.append(units[start:end])
-        start = end
-    return found
-
-
-def _require_there(
-    decided: ExtractionPlan, groups: Mapping[str, FeatureGroup], store: FeatureStore
-) -> None:
-    """Raise ExtractionError if blocks that workers wrote are not in this store."""
-    until = time.monotonic() + SEEN_SECONDS
-    while True:
-        there = (groups[str(layer.ref)].missing() for layer in decided.layers)
-        pairs = zip(decided.layers, there, strict=True)
-        count = sum(len({*layer.missing} & {*missing}) for layer, missing in pairs)
-        if not count:
-            return
-        if time.monotonic() > until:
-            raise ExtractionError(
-                f"{count} blocks that workers wrote are not in {store.location}: another folder "
-                f"has this path there; {SAME_PLACES}"
-            )
-        time.sleep(1.0)
-
-
-def _warn(done: Done, warned: set[str]) -> None:
-    for text in done.warnings:
-        if text not in warned:
-            warned.add(text)
-            warnings.warn(text, FeatureStoreWarning, stacklevel=2)
-
-
-class _Progress:
-    """Adds up what the workers report, and what they wrote."""
 
     def __init__(
         self,
-        decided: ExtractionPlan,
-        tasks: Sequence[Sequence[Unit]],
-        emit: OnEvent,
-        written: Written,
+        cluster: Cluster,
+        request: Request,
+        dataset: Dataset,
+        store: FeatureStore,
+        unreadable: Mapping[str, set[int]],
+        on_event: OnEvent | None,
     ) -> None:
-        self._emit, self._written = emit, written
-        self._plan, self._tasks = decided, tasks
-        # Rows that were computed, copied and derived: of each task, (task, 3), and all together.
-        self._done = np.zeros((len(tasks), 3), np.int64)
-        self._sums = np.zeros(3, np.int64)
-        self._totals = decided.rows_to_compute, decided.rows_copied, decided.rows_derived
-        self._warned: set[str] = set()
+        self._client, self._store, self._on_event = cluster.client(on_event), store, on_event
+        self._name = request.backbone.name
+        self._job = Job(
+            {name: versions().get(name, "none") for name in ALIKE},
+            store.location,
+            (dataset.name, dataset.manifest_digest),
+            pickle.dumps(request.backbone.packed()),
+            replace(request, backbone=None),  # type: ignore[arg-type]
+            unreadable,
+        )
 
-    def hear(self, report: Mapping[str, Any]) -> None:
-        """Take what a task reported while it ran."""
-        if "halved" in report:
-            self._emit(events.BatchHalved(*report["halved"]))
+    def choose(self) -> tuple[str | None, int]:
+        """Let a worker choose engine and batch size, as `batches.choose`; waits for a worker."""
+        workers = len(self._client.nthreads())
+        receiver(self._on_event)(WorkersPreparing(self._name, workers))
+        with _explained():
+            chosen: tuple[str | None, int] = self._client.submit(
+                choose, job=self._sent(self._job), pure=False
+            ).result()
+        return chosen
+
+    def write(
+        self, plan: ExtractionPlan, groups: Mapping[str, FeatureGroup], stats: RunStats
+    ) -> None:
+        """Write the missing blocks of a plan; if the caller stops, workers end their rows."""
+        from distributed import as_completed
+
+        progress = Progress(plan, stats, receiver(self._on_event))
+        request = replace(self._job.request, batch_size=plan.batch_size)
+        job, ranges = self._sent(replace(self._job, request=request)), plan.ranges()
+        futures = self._client.map(
+            write_rows, [(rows.start, rows.stop) for rows in ranges], job=job, pure=False
+        )
+        rows_of = dict(zip(futures, ranges, strict=True))
+        try:
+            with _explained():
+                for future in as_completed(futures, loop=self._client.loop):
+                    future.result()
+                    rows = rows_of.pop(future)
+                    progress.computed(plan.is_computed[rows.start : rows.stop].sum().item())
+                    for number, blocks in plan.blocks(rows).items():
+                        for block in blocks:
+                            progress.wrote(plan.layers[number], block)
+        except BaseException:
+            with suppress(Exception):
+                self._client.cancel(list(rows_of))
+            raise
+        self._require_blocks(plan, groups)
+
+    def _sent(self, job: Job) -> Any:
+        """Send a job once; if the worker that has it dies, it is sent again."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph")
+            return self._client.submit(bytes, pickle.dumps(job), pure=False)
+
+    def _require_blocks(self, plan: ExtractionPlan, groups: Mapping[str, FeatureGroup]) -> None:
+        """Raise ExtractionError if blocks that workers wrote are not in this store."""
+        until = time.monotonic() + SEEN_SECONDS
+        while any(groups[str(layer.ref)].missing() for layer in plan.layers):
+            if time.monotonic() > until:
+                raise ExtractionError(
+                    f"blocks that workers wrote are not in {self._store.location}: another folder "
+                    "has this path there",
+                    remedy=_SAME_PLACES,
+                )
+            time.sleep(1.0)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn errors of Dask into an ExtractionError."""
+    from concurrent.futures import CancelledError
+
+    from distributed.scheduler import KilledWorker
+
+    try:
+        yield
+    except FeatureStoreError:
+        raise
+    except CancelledError as error:
+        raise ExtractionError(
+            "the connection to the Dask scheduler was lost, and what is stored is kept",
+            remedy=f"start the scheduler again, and {_RESUME}",
+        ) from error
+    except KilledWorker as error:
+        raise ExtractionError(
+            "several workers died at the same images, perhaps for lack of memory",
+            remedy=f"give a smaller --batch-size or fewer workers on a machine, and {_RESUME}",
+        ) from error
+    except Exception as error:
+        if isinstance(error, ImportError) or "deserializ" in str(error):
+            raise ExtractionError(
+                f"a worker or the scheduler cannot load featurestore: {one_line(error)}",
+                remedy=f"install the same there, and {_RESUME}",
+            ) from error
+        raise
+
+
+# On a worker
+
+
+def choose(job: bytes) -> tuple[str | None, int]:
+    """Choose engine and batch size for a job, on a worker."""
+    with _in_turn():
+        opened = _opened(job)
+        refs = opened.plan.refs_computed
+        compiled = _compiled(opened.job.backbone, tuple(map(str, refs))) if refs else None
+        size = batches.choose(
+            opened.plan, opened.dataset, opened.backbone, opened.job.request.batch_size, compiled
+        )
+        return compiled.engine if compiled else None, size
+
+
+def write_rows(rows: tuple[int, int], job: bytes) -> None:
+    """Write the blocks of a job that begin in a range of rows, on a worker."""
+    with _in_turn():
+        opened = _opened(job)
+        layers = opened.plan.layers
+        groups = {
+            str(layer.ref): opened.store.features.get(layer.key, layer.dtype) for layer in layers
+        }
+        refs = opened.plan.refs_computed
+        compiled = _compiled(opened.job.backbone, tuple(map(str, refs))) if refs else None
+        work = opened.plan, opened.dataset, opened.backbone, groups, compiled
+        with opened.store.features.lock([layer.key for layer in layers], shared=True):
+            Executor(*work).run(range(*rows))
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Wait for the turn of this task; name this worker in errors, send warnings to the caller."""
+    from distributed import Reschedule, get_worker, warn
+
+    if not _turn.acquire(timeout=TURN_SECONDS):
+        raise Reschedule
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", FeatureStoreWarning)
+            yield
+        for warning in caught:
+            if issubclass(warning.category, FeatureStoreWarning):
+                warn(str(warning.message), FeatureStoreWarning)
+    except UnreadableRowsError:
+        raise
+    except (DatasetError, StoreError, ExtractionError) as error:
+        error.found = f"worker {get_worker().address} on {socket.gethostname()}: {error.found}"
+        if isinstance(error, DatasetError | StoreError):
+            error.remedy = "; ".join(filter(None, (error.remedy, _SAME_PLACES)))
+        raise
+    finally:
+        _turn.release()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    job: Job
+    store: FeatureStore
+    dataset: Dataset
+    backbone: Backbone
+    plan: ExtractionPlan
+
+
+# Two, because two commands may use a cluster at the same time.
+@lru_cache(maxsize=2)
+def _opened(job: bytes) -> _Opened:
+    """Open the store and the data set of a job, build its backbone, and plan."""
+    from distributed import get_worker
+
+    opened: Job = pickle.loads(job)
+    here = versions()
+    for name, version in opened.versions.items():
+        if here.get(name, "none") != version:
+            raise ExtractionError(
+                f"it has {name} {here.get(name, 'none')}",
+                f"{name} {version} as the caller",
+                "install the same there",
+            )
+    _use_cores(get_worker().state.nthreads)
+    store = FeatureStore(opened.store)
+    dataset, backbone = store.datasets.load(*opened.dataset), _backbone(opened.backbone)
+    request = replace(opened.request, backbone=backbone)
+    return _Opened(
+        opened, store, dataset, backbone, request.plan(dataset, store, opened.unreadable)
+    )
+
+
+@lru_cache(maxsize=2)
+def _backbone(packed: bytes) -> Backbone:
+    from featurestore.backbone import Backbone
+
+    return Backbone.unpacked(pickle.loads(packed))
+
+
+@lru_cache(maxsize=4)
+def _compiled(packed: bytes, refs: tuple[str, ...]) -> Pass:
+    from featurestore.backbone import LayerRef
+
+    return _backbone(packed).forward(list(map(LayerRef.parse, refs)))
+
+
+def _use_cores(threads: int) -> None:
+    """Use as many cores as a worker has threads, and only the first GPU, as dask-cuda expects."""
+    load_tensorflow()
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    with suppress(RuntimeError):  # Other work has used TensorFlow in this process.
+        if gpus:
+            tf.config.set_visible_devices(gpus[0], "GPU")
         else:
-            self._count(report["task"], *report["rows"])
-
-    def end(self, number: int, done: Done) -> None:
-        """Take what a task wrote: its own report leaves out what a worker wrote that died."""
-        units, written = self._tasks[number], self._written
-        copied, derived = written.copied.total(), written.derived.total()
-        for layer, block in (each for unit in units for each in unit.blocks):
-            written.count(self._plan.layers[layer], block)
-        written.forecast.row_bytes |= done.written.forecast.row_bytes
-        _warn(done, self._warned)
-        others = written.copied.total() - copied, written.derived.total() - derived
-        self._count(number, self._plan.rows_of(units), *others)
-
-    def _count(self, number: int, computed: int, copied: int, derived: int) -> None:
-        # A task that begins again, on another worker, reports from 0.
-        more = np.maximum((computed, copied, derived), self._done[number]) - self._done[number]
-        self._done[number] += more
-        self._sums += more
-        kinds = (events.RowsComputed, events.RowsCopied, events.RowsDerived)
-        for kind, added, done, total in zip(kinds, more, self._sums, self._totals, strict=True):
-            if added:
-                self._emit(kind(int(done), total))
-        self._written.forecast.advance(int(self._sums[0]), self._totals[0], sum(self._totals[1:]))
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if not gpus:
+        limit_processors(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # Dask sets 1 for every worker.

@@ -275,7 +275,7 @@ def measure_passes(
     for engine in engines:
         works(engine, asked.precision)
     if not computed:
-        raise BackboneError(speeds[0].why_not)
+        raise BackboneError(str(speeds[0].why_not))
     for engine in ("openvino", "tensorflow"):
         possible = engine == "tensorflow" or why_not_openvino(asked.precision) is None
         if possible and engine not in engines:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,18 +22,22 @@ _POLL_SECONDS = 0.2
 
 
 class Float16Error(ActivationError):
-    """Activations that float16 cannot hold, though float32 can.
+    """Activations of a layer that float16 cannot hold, though float32 can.
 
-    ``found`` is what was found, by layer ref.
+    Parameters
+    ----------
+    ref : str
+        The layer ref.
+    reason : str
+        What float16 cannot hold, as `beyond_float16` says.
     """
 
-    def __init__(self, found: Mapping[str, str]) -> None:
-        ref, first = next(iter(found.items()))
-        super().__init__(f"layer {ref!r} gave {first}; extract with `--dtype float32`")
-        self.found = dict(found)
+    def __init__(self, ref: str, reason: str) -> None:
+        super().__init__(f"layer {ref!r} gave {reason}", remedy="extract with `--dtype float32`")
+        self.ref, self.reason = ref, reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.found,)
+        return type(self), (self.ref, self.reason)
 
 
 def beyond_float16(peak: float) -> str | None:
@@ -68,20 +71,23 @@ def cast(activations: np.ndarray, dtype: str) -> np.ndarray:
     return half
 
 
-def recorded_unfit(group: FeatureGroup) -> str | None:
+def recorded_reason(group: FeatureGroup) -> str | None:
     """Return what float16 could not hold when features were extracted as float32, if anything."""
-    found = part_of(group.provenance, "dtype").get("unfit")
-    return found if isinstance(found, str) else None
-
-
-def remove_damaged(group: FeatureGroup) -> None:
-    """Remove damaged blocks, which are then computed again: what takes over must be whole."""
-    for block in damaged_blocks(group):
-        group.features.remove(block)
+    reason = part_of(group.provenance, "dtype").get("unfit")
+    return reason if isinstance(reason, str) else None
 
 
 def take_over(group: FeatureGroup, store: FeatureStore, on_event: OnEvent | None) -> None:
-    """Let complete float32 features take over, once no process uses the float16 ones."""
+    """Let float32 features take over, once they are whole and no process uses the float16 ones.
+
+    Damaged blocks are removed first: if there are any, nothing takes over.
+    """
+    damaged = damaged_blocks(group)
+    for block in damaged:
+        group.features.remove(block)
+    if damaged:
+        return
+    store.features.fsync(group.key)
     waiting = False
     while not store.features.take_over(group.key):
         if not waiting:

@@ -1,6 +1,6 @@
 """Stored features joined with their data set, in the forms used for training."""
 
 from featurestore.features.features import Features
-from featurestore.features.stored import stored, with_views, without_boundaries
+from featurestore.features.stored import stored, without_boundaries
 
-__all__ = ["Features", "stored", "with_views", "without_boundaries"]
+__all__ = ["Features", "stored", "without_boundaries"]

@@ -12,7 +12,7 @@ from featurestore.features.batches import Batches
 from featurestore.features.joined import Joined, Order
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureStore, StoreLike
-from featurestore.table import Grid, plural, show_html
+from featurestore.table import Grid, show_html
 
 if TYPE_CHECKING:
     import dask.array
@@ -35,9 +35,6 @@ class Features(Joined):
     ----------
     blocks : tuple of int or None
         The blocks that `completed` features are limited to; None for all rows.
-    views : tuple of Features
-        Augmented views of the training samples, over ``dataset.training()``: heads are fitted on
-        them too.
 
     Raises
     ------
@@ -57,8 +54,6 @@ class Features(Joined):
         store: StoreLike = None,
         *,
         model: str | os.PathLike[str] | None = None,
-        views: int = 0,
-        augmentation: Any = None,
         **variant: Any,
     ) -> Features:
         """Open stored features by the names of data set, layer and model; nothing is computed.
@@ -74,10 +69,6 @@ class Features(Joined):
             By default FEATURESTORE_STORE, else ``./store``.
         model : str or path, optional
             A backbone's name in any case, or its model file; by default the only one.
-        views : int
-            How many stored views of the training samples belong to them: `Features.views`.
-        augmentation : list of keras.layers.Layer, or what stands for it
-            Which views, if those of several augmentations are stored.
         **variant
             Fields of `Variant`, such as ``input_size``, if several variants of the layer are
             stored.
@@ -92,12 +83,11 @@ class Features(Joined):
         >>> features = Features.open("photos", "out_relu:avg")  # doctest: +SKIP
         """
         from featurestore.backbone import LayerRef
-        from featurestore.features.stored import one_stored, with_views
+        from featurestore.features.stored import one_stored
 
         if layer is not None and not isinstance(layer, str):
             layer = str(LayerRef.parse(layer))
-        found = one_stored(FeatureStore.of(store), dataset, layer, model, **variant)
-        return with_views([found], views, augmentation)[0]
+        return one_stored(FeatureStore.of(store), dataset, layer, model, **variant)
 
     def completed(self) -> Features:
         """Return the features of the rows that are stored now, leaving out missing blocks.
@@ -114,14 +104,13 @@ class Features(Joined):
         missing = set(self.group.missing())
         if not missing and self.blocks is None:
             return self
-        found = Features(self.group, self.dataset, self.store, self.views)
+        found = Features(self.group, self.dataset, self.store)
         if missing:
             found.blocks = tuple(each for each in range(self.group.blocks) if each not in missing)
         return found
 
     def __repr__(self) -> str:
-        views = f", {plural(len(self.views), 'view')}" if self.views else ""
-        what = f"{str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape}{views}"
+        what = f"{str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape}"
         return f"Features({what})"
 
     def _repr_html_(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -34,23 +33,15 @@ class Joined:
         group: FeatureGroup,
         dataset: Dataset,
         store: FeatureStore,
-        views: Sequence[Joined] = (),
     ) -> None:
         if group.key.dataset_digest != dataset.digest:
             raise StoreError(
                 f"{group.key} belongs to the samples {group.key.dataset_digest}, data set "
                 f"{dataset.name!r} has {dataset.digest}; run `featurestore extract` on it"
             )
-        for view in views:
-            if view.key.dataset_digest != dataset.train_digest:
-                raise StoreError(
-                    f"{view.key} is a view of other samples than the training samples of "
-                    f"{dataset.name!r}; run `featurestore extract` with --views again"
-                )
         self.group = group
         self.dataset = dataset
         self.store = store
-        self.views = tuple(views)
         self.blocks: tuple[int, ...] | None = None
         self._same_rows = False
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import short
-from featurestore.errors import DamagedError, InputError, NotFoundError, nearest, received
+from featurestore.errors import DamagedError, NotFoundError, nearest
 from featurestore.features.features import Features
 from featurestore.store import FeatureGroup, FeatureStore, GroupState
 from featurestore.store.key import KeyPath
 from featurestore.store.variants import Variant, choices, part_of
-from featurestore.table import plural
 from featurestore.threads import map_ahead
 
 if TYPE_CHECKING:
@@ -45,8 +43,7 @@ def stored(
     Returns
     -------
     list of Features
-        At least one of each model and each value that is asked for, without views: `with_views`
-        adds these.
+        At least one of each model and each value that is asked for.
 
     Raises
     ------
@@ -87,81 +84,6 @@ def stored(
     ]
 
 
-def with_views(found: Sequence[Features], count: int, augmentation: Any = None) -> list[Features]:
-    """Return features with their first stored views: see `Features.views`.
-
-    Parameters
-    ----------
-    found : sequence of Features
-    count : int
-        Number of views; with 0 the features stay as they are.
-    augmentation : list of keras.layers.Layer, or what stands for it, optional
-        Required if views of several augmentations are stored.
-
-    Raises
-    ------
-    NotFoundError
-        If a view is not stored; the message says how to extract it.
-    """
-    if not count and augmentation is None:
-        return list(found)
-    if not isinstance(count, int) or count < 1:
-        raise InputError(f"views is {received(count)}; expected a number of views, such as 8")
-    wanted = None
-    if augmentation is not None:
-        from featurestore.backbone.augmentation import fields, serialize
-
-        wanted = fields(serialize(augmentation))
-    names = {(each.key.model, each.key.ref) for each in found}
-    groups, _ = found[0].store.features.some(lambda key: (key.model, key.ref) in names)
-    return [_with_views(each, groups, count, wanted) for each in found]
-
-
-def _with_views(
-    features: Features, groups: list[FeatureGroup], count: int, wanted: list[Any] | None
-) -> Features:
-    key, dataset = features.key, features.dataset
-    made: dict[str, dict[int, FeatureGroup]] = {}
-    for group in groups:
-        layers = group.augmentation
-        if group.is_view_of(key, dataset.train_digest) and wanted in (None, layers):
-            made.setdefault(json.dumps(layers), {})[group.view or 0] = group
-    what = f"of the training samples of {dataset.name!r} at layer {key.ref!r}"
-    if len(made) > 1:
-        options = " or ".join(
-            f"--augmentation {shlex.quote(_layers(each))} ({plural(len(each), 'view')})"
-            for each in made.values()
-        )
-        raise NotFoundError(
-            f"views {what} by {len(made)} augmentations are stored; give one: {options}"
-        )
-    views = next(iter(made.values()), {})
-    missing = [number for number in range(count) if number not in views]
-    if missing:
-        have = f"{len(views)} of {count}" if views else "no"
-        by = shlex.quote(_layers(views)) if views else "FILE"
-        command, more = features.group.extract_command, f"--views {count} --augmentation {by}`"
-        if not command.startswith(f"featurestore extract {shlex.quote(dataset.name)} "):
-            # Recorded for another data set of these samples, whose splits may differ.
-            command = _command(dataset, key.model, key.ref)
-            more += ", with the options of the features"
-        raise NotFoundError(
-            f"{have} views {what} are stored{' by this augmentation' if wanted else ''}; run "
-            f"`{command} {more}"
-        )
-    training = dataset.training()
-    opened = [Features(views[number], training, features.store) for number in range(count)]
-    return Features(features.group, dataset, features.store, opened)
-
-
-def _layers(views: Mapping[int, FeatureGroup]) -> str:
-    """Return the layers that made stored views, as ``--augmentation`` takes them."""
-    from featurestore.backbone.augmentation import settings
-
-    group = next(iter(views.values()))
-    return settings(part_of(group.provenance, "backbone").get("augmentation") or [])
-
-
 def without_boundaries(found: Sequence[Features]) -> dict[Features, GroupState]:
     """Return features and their states, without boundary arrays, of which fine-tuning made use.
 
@@ -172,7 +94,11 @@ def without_boundaries(found: Sequence[Features]) -> dict[Features, GroupState]:
     """
     readers = found[0].group.features.files.readers
     states = map_ahead(lambda each: GroupState.of(each.group), found, len(found), readers)
-    left = {each: state for each, state in zip(found, states, strict=True) if not state.boundary}
+    left = {
+        each: state
+        for each, state in zip(found, states, strict=True)
+        if not state.group.is_boundary
+    }
     if not left:
         refs = ", ".join(sorted({each.ref for each in found}))
         raise NotFoundError(
@@ -195,12 +121,7 @@ def _found(
     layer: str | None,
     command: str,
 ) -> list[FeatureGroup]:
-    groups = [
-        each
-        for each in readable
-        # If all samples are training samples, their views are over the same data set.
-        if each.key.dataset_digest == loaded.digest and each.view is None
-    ]
+    groups = [group for group in readable if group.key.dataset_digest == loaded.digest]
     if not groups:
         raise NotFoundError(f"no features of {loaded.name!r} in {store.location}; run `{command}`")
     names = {group.key.model for group in groups}

@@ -31,7 +31,7 @@ def fit_stale(
 ) -> tuple[list[Head], list[Failed]]:
     """Fit each stale head of a data set on its present state, with the head's own settings.
 
-    These are the layer, parameters, seed, folds, views, tags and note. The stale heads stay in the
+    These are the layer, parameters, seed, folds, tags and note. The stale heads stay in the
     store; a name that a user gave moves to the new head.
 
     Parameters

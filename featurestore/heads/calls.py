@@ -79,4 +79,4 @@ def failure(about: Mapping[str, Any], error: Exception) -> Failed:
 
 
 def _keys(features: Features) -> list[FeatureKey]:
-    return [each.key for each in (features, *features.views)]
+    return [features.key]

@@ -182,8 +182,6 @@ def _identity(fields: dict[str, Any], features: Features, seed: int) -> dict[str
     key = features.key
     # A head fitted on some of the rows differs from the head on all of them.
     blocks = {} if features.blocks is None else {"blocks": list(features.blocks)}
-    made = [[each.key.prefix_digest, str(each.dtype)] for each in features.views]
-    views = {"views": made} if made else {}
     return {
         "estimator": fields,
         "seed": seed,
@@ -193,5 +191,4 @@ def _identity(fields: dict[str, Any], features: Features, seed: int) -> dict[str
         "dataset": key.dataset_digest,
         "manifest": features.dataset.manifest_digest,
         **blocks,
-        **views,
     }

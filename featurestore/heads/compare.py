@@ -16,7 +16,7 @@ from featurestore.heads.listing import heads_layout
 from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale, state
 from featurestore.store import FeatureStore, StoreLike
-from featurestore.store.variants import Variant, part_of
+from featurestore.store.variants import Variant
 from featurestore.table import Table
 
 if TYPE_CHECKING:
@@ -187,8 +187,7 @@ def leaderboard(
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
         ``stale`` (None, or how the present state differs: ``"labels (5), splits (12)"``),
         ``model``, ``layer``, ``name``, ``tags``, ``note``, ``kind``, ``portable``, ``params``,
-        ``best_params`` (of a search), ``seed``, ``views`` (of each training sample that it was
-        fitted on too), ``val_accuracy`` and ``test_accuracy`` (or
+        ``best_params`` (of a search), ``seed``, ``val_accuracy`` and ``test_accuracy`` (or
         ``val_r2`` and ``test_r2``; None without such rows), the metric that they are sorted by,
         ``metrics`` by split, ``folds`` (see `Head.folds`; None without), ``tied`` (if they are
         sorted by their folds: whether a head is not significantly different from the best, by a
@@ -291,7 +290,6 @@ def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, 
         "layer": origin["features"]["ref"],
         **{field: document[field] for field in _SHOWN},
         "seed": document["seed"],
-        "views": len(part_of(origin["features"], "views").get("prefix_digests", ())),
         **{f"{part}_{each}": value_of(measured, folds, part, each) for part, each in columns},
         "metrics": measured,
         "folds": folds,

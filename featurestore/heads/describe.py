@@ -71,7 +71,6 @@ def head_layout(described: Mapping[str, Any]) -> Iterator[Grid | str]:
         "model": features["model"],
         **{name.replace("_", " "): variant[name] for name in FIELDS},
         "layer": features["ref"],
-        "views": len((features.get("views") or {}).get("prefix_digests", ())) or None,
         "created": origin["created"],
     }
     facts = {name: value for name, value in facts.items() if value not in (None, "", "-")}

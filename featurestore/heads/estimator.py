@@ -1,4 +1,4 @@
-"""Fitting a scikit-learn estimator, or another library's, on the training rows and their views."""
+"""Fitting a scikit-learn estimator, or another library's, on the training rows."""
 
 from __future__ import annotations
 

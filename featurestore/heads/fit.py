@@ -34,7 +34,7 @@ def fit_head(
     seeds: int = 1,
     on_event: OnEvent | None = None,
 ) -> Head:
-    """Fit a head on the training rows of stored features and their views; measure it on all splits.
+    """Fit a head on the training rows of stored features; measure it on all splits.
 
     It is measured on the plain rows alone.
 
@@ -207,7 +207,7 @@ def try_heads(
     if save and not all(map(store.heads.has, by_id)):
         store.heads.check_writable()
     kept = store.datasets.keep(dataset) if save else nullcontext()
-    in_use = [each.key for each in (features, *features.views)]
+    in_use = [features.key]
     with store.features.lock(in_use, shared=True), kept:
         for bank in banks(each for each, *_ in by_id.values()):
             # Another process that fits one of these heads holds the lock until it is stored.

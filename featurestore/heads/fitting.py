@@ -29,7 +29,6 @@ from featurestore.heads.rows import HELD_OUT, Rows
 from featurestore.heads.schema import validate
 from featurestore.listening import OnEvent
 from featurestore.quiet import load_tensorflow
-from featurestore.store.variants import part_of
 from featurestore.versions import versions
 
 
@@ -272,22 +271,6 @@ def _best_params(estimator: Any) -> dict[str, Any]:
     return {name: shown(value, name) for name, value in found.items()}
 
 
-def _views(features: Features) -> dict[str, Any]:
-    """Return the views that a head was fitted on too, as JSON values."""
-    if not features.views:
-        return {}
-    from featurestore.backbone.augmentation import settings
-
-    layers = part_of(features.views[0].group.provenance, "backbone").get("augmentation") or []
-    return {
-        "views": {
-            "augmentation": json.loads(settings(layers)),
-            "dataset_digest": features.views[0].key.dataset_digest,
-            "prefix_digests": [each.key.prefix_digest for each in features.views],
-        }
-    }
-
-
 def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
     """Return the origin of a head as JSON values."""
     key, dataset, provenance = features.key, features.dataset, features.group.provenance
@@ -301,7 +284,6 @@ def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
             "dataset_digest": key.dataset_digest,
             "dtype": str(features.dtype),
             **partial,
-            **_views(features),
         },
         "dataset": {
             "name": dataset.name,

@@ -59,8 +59,11 @@ class CrossValidation(Settings):
         """Return the folds of one repetition; HeadError if there are too few rows or groups."""
         assert self.folds is not None
         dataset, numbers = rows.features.dataset, rows.numbers("train")
-        groups = None if dataset.groups is None else dataset.groups[numbers]
-        found = len(numbers) if groups is None else len(np.unique(groups))
+        images, image_of = np.unique(dataset.image_rows[numbers], return_inverse=True)
+        groups = None if dataset.groups is None else dataset.groups[images]
+        found = len(images) if groups is None else len(np.unique(groups))
+        if found == len(images):
+            groups = None  # as for the plain images of an augmented data set
         if found < self.folds:
             what = "training row" if groups is None else "group"
             instead = f"take folds={found} at most" if found > 1 else "fit without folds"
@@ -68,7 +71,7 @@ class CrossValidation(Settings):
                 f"data set {dataset.name!r} has {plural(found, what)} in its train split, too few "
                 f"for {self.folds} folds; {instead}"
             )
-        folds = split(dataset.targets[numbers], groups, self.folds, seed)
+        folds = split(dataset.targets[images], groups, self.folds, seed)
         if len(folds) < 2:
             needed = (
                 "classes to learn from" if rows.task == "classification" else "different labels"
@@ -78,7 +81,11 @@ class CrossValidation(Settings):
                 f"{self.folds} folds with two {needed} in each; take another number of folds, or "
                 "fit without"
             )
-        return folds
+        # Views are fitted on with their images, and not measured on.
+        return [
+            (np.flatnonzero(np.isin(image_of, train)), np.searchsorted(numbers, images[held_out]))
+            for train, held_out in folds
+        ]
 
 
 def split(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Folds:

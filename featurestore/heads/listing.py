@@ -53,7 +53,7 @@ def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
 def _settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what a head and the same one on another state of its data set have in common."""
     kind = row["head"].rpartition("-")[0]
-    return kind, cell(row["params"]), row["seed"], row["layer"], row["prefix"], row["views"]
+    return kind, cell(row["params"]), row["seed"], row["layer"], row["prefix"]
 
 
 def _apart(folds: Sequence[Mapping[str, Any] | None]) -> bool:
@@ -63,14 +63,14 @@ def _apart(folds: Sequence[Mapping[str, Any] | None]) -> bool:
 def _heads(rows: Rows, more: list[str]) -> Grid:
     fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
     notes = ("tags", "note", "portable", "best_params", "folds", "tied")
-    known = (*fixed, *notes, "seed", "views", "manifest", "stale", "prefix", *FIELDS)
+    known = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
     # Without a test split or folds, their column is left out.
     measured = [
         name for name in rows[0] if name not in known and any(row[name] is not None for row in rows)
     ]
     rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows])
     several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
-    several += [*(["views"] if any(row.get("views") for row in rows) else []), "model"]
+    several += ["model"]
     tags = ["tags"] if any(row["tags"] for row in rows) else []
     return Grid(
         with_found_params([{**row, "tags": ", ".join(row["tags"])} for row in rows]),

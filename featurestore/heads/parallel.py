@@ -48,11 +48,7 @@ def fit_estimators(tasks: Sequence[Task], rows: Rows) -> Iterator[Fitted | HeadE
     import joblib
 
     X, y = rows.fitted_arrays()
-    with_views = rows.training.with_views
-    jobs = [
-        (one, X, y, None if chosen is None else with_views(chosen), rows.task)
-        for one, chosen in tasks
-    ]
+    jobs = [(one, X, y, chosen, rows.task) for one, chosen in tasks]
     # More than one only if the user configured joblib so.
     asked = joblib.effective_n_jobs(None)
     cores, seconds = (asked, float("inf")) if asked > 1 else (joblib.effective_n_jobs(-1), 0.0)

@@ -116,7 +116,7 @@ def rank(
         )
     widest = max(_dims(each) for each in found)
     limit = min(MOST_ROWS, max(FEWEST_ROWS, MOST_VALUES // widest))
-    chosen = samples.rows("train", labelled=True)[:limit]
+    chosen = samples.rows("train", labelled=True, views=False)[:limit]
     groups = None if samples.groups is None else samples.groups[chosen]
     y = samples.targets[chosen]
     table, emit = [], receiver(on_event)

@@ -101,19 +101,9 @@ def fitted_again(head: Head, given: Candidate, rows: Rows) -> Head:
 
 
 def features_of(head: Head, dataset: Dataset) -> Features:
-    """Return what a head was fitted on, and its views, of a state of its data set."""
-    made = head.lineage["features"].get("views") or {"prefix_digests": []}
-    part = dataset.training() if made["prefix_digests"] else dataset
-    views = [
-        Features(
-            _group(head, FeatureKey(head.key.model, head.key.ref, each, part.digest), part),
-            part,
-            head.store,
-        )
-        for each in made["prefix_digests"]
-    ]
+    """Return what a head was fitted on, of a state of its data set."""
     key = replace(head.key, dataset_digest=dataset.digest)
-    return Features(_group(head, key, dataset), dataset, head.store, views)
+    return Features(_group(head, key, dataset), dataset, head.store)
 
 
 def plain_params(head: Head) -> dict[str, Any]:

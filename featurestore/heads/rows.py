@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,66 +23,8 @@ STREAMED_ROWS = 1024
 HELD_OUT = "held_out"
 
 
-@dataclass(frozen=True)
-class TrainingRows:
-    """Training rows, each followed by its views, as a source of batches.
-
-    Numbers are ``(row of the features) × (1 + views) + view``, where view 0 is the plain row.
-
-    Parameters
-    ----------
-    features : Features
-    rows : numpy.ndarray (row,)
-        Labelled training rows, ascending.
-    """
-
-    features: Features
-    rows: np.ndarray
-
-    @cached_property
-    def numbers(self) -> np.ndarray:
-        """Numbers of all training rows and views, int64 (row,), ascending."""
-        return self.with_views(self.rows)
-
-    def with_views(self, rows: np.ndarray) -> np.ndarray:
-        """Return the number of each row, (row,), followed by those of its views."""
-        return (rows[:, None] * self.each + np.arange(self.each)).reshape(-1)
-
-    @property
-    def each(self) -> int:
-        """Rows that stand for one sample."""
-        return 1 + len(self.features.views)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(row, …)."""
-        return len(self.numbers), *self.features.shape[1:]
-
-    @property
-    def block_rows(self) -> int:
-        """Rows that are read together."""
-        return self.features.group.block_rows * self.each
-
-    def read(self, numbers: np.ndarray, dtype: Any) -> np.ndarray:
-        """Return these rows, (row, …), in the order given."""
-        features = self.features
-        rows, view = np.divmod(numbers, self.each)
-        if not features.views:
-            return features.read(rows, dtype)
-        # Views have the training samples alone.
-        place = np.searchsorted(features.dataset.rows("train", labelled=False), rows)
-        found = np.empty((len(numbers), *self.shape[1:]), dtype)
-        for number, one in enumerate((features, *features.views)):
-            mine = view == number
-            found[mine] = one.read((place if number else rows)[mine], dtype)
-        return found
-
-
 class Rows:
     """Features and labels by split. Features stay in memory once they are read.
-
-    Heads are fitted on `training`, the training rows and their views, and measured on the rows of
-    each split, without views.
 
     Parameters
     ----------
@@ -104,8 +44,7 @@ class Rows:
         self.task: Any = features.task
         self._numbers: dict[str, np.ndarray] = {split: features.rows(split) for split in SPLITS}
         self._read: dict[str, np.ndarray] = {}
-        self._fitted: np.ndarray | None = None
-        # Of a fold: where its rows are taken from if heads are fitted on them.
+        # Of a fold: the rows that its training rows are taken from, and their positions there.
         self._whole: tuple[Rows, np.ndarray] | None = None
 
     def fold(self, train: np.ndarray, held_out: np.ndarray) -> Rows:
@@ -118,17 +57,12 @@ class Rows:
         """
         fold, numbers = copy(self), self._numbers["train"]
         fold._numbers = {**self._numbers, "train": numbers[train], HELD_OUT: numbers[held_out]}
-        fold._read, fold._fitted, fold.splits = {}, None, (HELD_OUT,)
+        fold._read, fold.splits = {}, (HELD_OUT,)
         if self.in_memory:
-            fold._whole = self, self.training.with_views(train)
-            fold._read = {HELD_OUT: self.fitted_values[held_out * self.training.each]}
+            fold._whole = self, train
+            fold._read = {HELD_OUT: self.values("train")[held_out]}
             fold._read["val"] = self.values("val")  # for early stopping
         return fold
-
-    @property
-    def training(self) -> TrainingRows:
-        """The training rows and their views."""
-        return TrainingRows(self.features, self._numbers["train"])
 
     def numbers(self, split: str) -> np.ndarray:
         """Return the labelled rows of a split, int64 (row,), ascending."""
@@ -140,13 +74,16 @@ class Rows:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the features of all splits, with all views, fit in memory."""
-        rows = sum(map(self.count, SPLITS)) + len(self.training.numbers) - self.count("train")
+        """Whether the features of all splits fit in memory."""
+        rows = sum(map(self.count, SPLITS))
         return 4 * rows * int(np.prod(self.features.shape[1:])) < IN_MEMORY
 
     def values(self, split: str) -> np.ndarray:
         """Return features, float32 (row, …)."""
-        if split not in self._read:
+        if split not in self._read and split == "train" and self._whole is not None:
+            whole, positions = self._whole
+            self._read[split] = whole.values(split)[positions]
+        elif split not in self._read:
             self._read[split] = self.features.read(self._numbers[split], np.float32)
         return self._read[split]
 
@@ -161,34 +98,19 @@ class Rows:
         # scikit-learn takes classes of type object, which missing labels make of all, for unknown.
         return np.asarray(labels.tolist()) if labels.dtype == object else labels
 
-    @property
-    def fitted_values(self) -> np.ndarray:
-        """Features of the training rows and their views, float32 (row, …)."""
-        if self._fitted is None and self._whole is not None:
-            whole, positions = self._whole
-            self._fitted = whole.fitted_values[positions]
-        elif self._fitted is None:
-            training = self.training
-            if not self.features.views:
-                return self.values("train")
-            self._fitted = training.read(training.numbers, np.float32)
-            self._read["train"] = self._fitted[:: training.each]
-        return self._fitted
-
     def fitted_arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return `fitted_values` as (row, feature), and their labels (row,) as the user's."""
-        labels = np.repeat(self.labels("train"), self.training.each)
-        return self.fitted_values.reshape(len(labels), -1), labels
+        """Return the training rows as (row, feature), and their labels (row,) as the user's."""
+        labels = self.labels("train")
+        return self.values("train").reshape(len(labels), -1), labels
 
     def fitted_batches(self, batch_size: int, seed: int) -> Batches:
-        """Return shuffled batches of the training rows and their views."""
-        for view in self.features.views:
-            view.group.require()
-        targets = np.repeat(self.targets("train"), self.training.each)
+        """Return shuffled batches of the training rows."""
+        numbers, group = self._numbers["train"], self.features.group
+        group.require(numbers)
         kind = np.int32 if self.task == "classification" else np.float32
-        memory = self.fitted_values if self.in_memory else None
-        numbers = self.training.numbers
-        return Batches(self.training, numbers, targets.astype(kind), batch_size, True, seed, memory)
+        memory = self.values("train") if self.in_memory else None
+        targets = self.targets("train").astype(kind)
+        return Batches(group, numbers, targets, batch_size, True, seed, memory)
 
     def parts(self, split: str) -> Iterator[np.ndarray]:
         """Yield the features of a split in order, float32 (row, …), at once or streamed."""
@@ -224,8 +146,12 @@ class Rows:
         if self.task == "regression":
             return found
         classes = np.array(list(map(str, features.classes)))
+        data = features.dataset
+        images = {split: self.numbers(split) for split in SPLITS}
+        images["train"] = np.unique(data.image_rows[images["train"]])
         counts = {
-            split: np.bincount(self.targets(split), minlength=len(classes)) for split in SPLITS
+            split: np.bincount(data.targets[rows], minlength=len(classes))
+            for split, rows in images.items()
         }
         here, there = counts["train"], counts["val"] + counts["test"]
         if missing := classes[here == 0].tolist():

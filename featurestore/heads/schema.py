@@ -20,17 +20,11 @@ class _Dataset(_Part):
     manifest_digest: str
 
 
-class _Views(_Part):
-    dataset_digest: str
-    prefix_digests: list[str]
-
-
 class _Features(_Part):
     model: str
     ref: str
     prefix_digest: str
     dataset_digest: str
-    views: _Views | None = None
 
 
 class _Lineage(_Part):

@@ -14,7 +14,7 @@ from featurestore.errors import BackboneError, FeatureStoreError, HeadError, Inp
 from featurestore.heads.folds import FOLDS
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile
-from featurestore.pipeline.sweep import augmentation_of, check_heads, check_layers
+from featurestore.pipeline.sweep import check_heads, check_layers
 from featurestore.store.variants import Variant, tell_apart
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def check(file: File) -> list[Source]:
     check_layers(
         file, [layer for each in spec.backbone for layer in each.layers or spec.layers or []]
     )
+    augmentation_of(file)
     data = file.resolve(spec.data.path)
     if "://" not in spec.data.path and not data.exists():
         raise file.mistake(["data", "path"], f"nothing at {str(data)!r}; {_RELATIVE}")
@@ -130,13 +131,10 @@ def check(file: File) -> list[Source]:
         for options in ParameterGrid(part.model_dump(exclude={"layers"}, exclude_none=True))
     ]
     opener = _Opener([_with_files(file, *each) for each in grids])
-    augmentation = _augmentation(file)
     found, rows = [], []
     for place, (number, _) in enumerate(grids):
         source = _source(file, number, partial(opener, place))
         _check_unfreeze(file, source, several=len(grids) > 1)
-        if augmentation is not None:
-            _check_views(file, source, augmentation)
         found.append(source)
         rows.append(_variant(source))
     found = [replace(source, name=name) for source, name in zip(found, _names(rows), strict=True)]
@@ -244,19 +242,21 @@ def _names(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _augmentation(file: File) -> Any:
-    layers = augmentation_of(file, file.spec.extract, ["extract", "augmentation"])
-    if bool(file.spec.extract.views) != (layers is not None):
-        raise file.mistake(["extract"], "views are made by an augmentation: give both, or neither")
-    return layers
+def augmentation_of(file: File) -> str | None:
+    """Return the augmentation layers of a file in canonical form; None if it has none.
 
+    SpecError if these are not layers.
+    """
+    layers = file.spec.data.augmentation
+    if layers is None:
+        return None
+    from featurestore.dataset.augmentation import canonical
 
-def _check_views(file: File, source: Source, augmentation: Any) -> None:
-    """Check that the augmentation makes views of images of the input size."""
     try:
-        source.open().views(0, augmentation)
+        inline = not isinstance(layers, str)
+        return canonical(layers if inline else file.resolve(layers))
     except InputError as error:
-        raise file.mistake(["extract", "augmentation"], str(error)) from error
+        raise file.mistake(["data", "augmentation"], str(error)) from error
 
 
 def _check_unfreeze(file: File, source: Source, *, several: bool) -> None:

@@ -16,7 +16,7 @@ from featurestore.extraction.cluster import ClusterLike
 from featurestore.heads.calls import Failed
 from featurestore.heads.folds import FOLDS, common
 from featurestore.listening import receiver
-from featurestore.pipeline.check import Source, check, check_data
+from featurestore.pipeline.check import Source, augmentation_of, check, check_data
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.record import (
     MANIFEST,
@@ -31,7 +31,7 @@ from featurestore.pipeline.record import (
 )
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
-from featurestore.pipeline.sweep import augmentation_of, cluster_of, fit_all
+from featurestore.pipeline.sweep import cluster_of, fit_all
 from featurestore.scratch import written
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
@@ -161,7 +161,8 @@ class _Run:
         from featurestore.dataset import Dataset, problem_lines
 
         started = time.perf_counter()
-        options = self.spec.data.model_dump(exclude={"path"}, exclude_none=True)
+        left_out = {"path", "views", "augmentation"}
+        options = self.spec.data.model_dump(exclude=left_out, exclude_none=True)
         location = self._place(self.spec.data.path)
         if "root" in options:
             options["root"] = self._place(options["root"])
@@ -172,6 +173,13 @@ class _Run:
             raise self.file.mistake(["data"], str(error)) from error
         known = [entry.manifest_digest for entry in self.store.datasets.values()]
         self.store.datasets.add(dataset)
+        layers, views = augmentation_of(self.file), self.spec.data.views
+        if layers is not None and views is not None:
+            try:
+                dataset = dataset.augmented(layers, views=views)
+            except DatasetError as error:
+                raise self.file.mistake(["data", "views"], str(error)) from error
+            self.store.datasets.add(dataset)
         fresh = dataset.manifest_digest not in known
         self._end("data", started, fresh=fresh, result=f"{len(dataset):,} samples")
         for line in problem_lines(dataset.problems, dataset.name):
@@ -208,15 +216,12 @@ class _Run:
         started = time.perf_counter()
         options = self.spec.extract.model_dump(exclude={"engine"})
         options |= {"cluster": self.cluster, "on_event": self.on_event}
-        options["augmentation"] = augmentation_of(self.file, self.spec.extract, ["extract"])
         found = []
         for source in sources:
             more = [] if source.is_pixels else boundaries
             what = f"features of {dataset.name} by {source.name}"
             what += "".join(f"; {ref} too, for fine-tuning" for ref in more)
             self.on_event(StageStarted("extract", what))
-            if source.is_pixels:
-                options["budget"] = None
             asked = source.layers, self.store
             try:
                 extraction = extract(dataset, source.open(), *asked, boundaries=more, **options)
@@ -229,28 +234,11 @@ class _Run:
                 extraction.pop(ref, None)  # Heads are not fitted on it.
             for former in extraction.former:
                 self.on_event(StageNoted("extract", str(former)))
-            for each in extraction.budget:
-                if not each.store:
-                    self.on_event(StageNoted("extract", f"{each.ref} is left: {each.why}"))
             found.append((source, extraction))
-        self._require_layers(found)
-        parts = [part for _, extraction in found for part in (extraction, *extraction.views)]
-        reports = [report for part in parts for report in part.reports.values()]
+        reports = [report for _, extraction in found for report in extraction.reports.values()]
         fresh = any(report.rows_reused < report.shape[0] for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
         return found
-
-    def _require_layers(self, extracted: list[tuple[Source, Extraction]]) -> None:
-        """Raise SpecError if a budget leaves all layers of a head for later."""
-        stored = {ref for source, found in extracted if not source.is_pixels for ref in found}
-        for number, head in enumerate(self.spec.heads):
-            if not any(map(head.takes, stored)):
-                raise self.file.mistake(
-                    ["heads", number],
-                    f"the budget leaves {', '.join(head.layers or [])} for later; raise "
-                    "`extract.budget`, or name a layer that it stores: "
-                    f"{', '.join(sorted(stored))}",
-                )
 
     def _heads(
         self, extracted: list[tuple[Source, Extraction]], selection: dict[str, str]
@@ -335,23 +323,19 @@ class _Run:
         }
 
     def _folder(self, dataset: Dataset, sources: list[Source]) -> Path:
-        from featurestore.backbone.augmentation import fields
-
-        layers = augmentation_of(self.file, self.spec.extract, ["extract"])
         identity = {
             # The digests stand for what is found at the paths.
             "spec": self.spec.model_dump(
                 mode="json",
                 exclude={
-                    "data": {"path", "root"},
+                    "data": {"path", "root", "augmentation"},
                     "backbone": {"__all__": {"model", "weights"}},
-                    "extract": {"augmentation", "replace"},
+                    "extract": {"replace"},
                     "heads": {"__all__": {"name", "tags", "note"}},
                     "workers": True,
                     "scheduler": True,
                 },
             ),
-            "augmentation": layers and fields(layers),
             "dataset": dataset.manifest_digest,
             "prefixes": [digest for source in sources for digest in source.digests],
         }

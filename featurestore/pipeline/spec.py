@@ -35,10 +35,23 @@ def _given(value: Any) -> Any:
 
 
 class DataSpec(ScanOptions):
-    """Where the samples are and how they are scanned."""
+    """Where the samples are, how they are scanned, and how the training images are augmented.
+
+    ``views`` is the number of views of each training image, and ``augmentation`` the Keras layers
+    that make them, or their file: see `Dataset.augmented`.
+    """
 
     path: str
     name: str | None = None
+    views: Count | None = None
+    augmentation: Annotated[Any, Field(validate_default=True)] = None
+
+    @field_validator("augmentation")
+    @classmethod
+    def _with_views(cls, augmentation: Any, info: ValidationInfo) -> Any:
+        if (augmentation is None) != (info.data.get("views") is None):
+            raise ValueError("goes with `views`; give both, or neither")
+        return augmentation
 
 
 def _several(value: Any) -> Any:
@@ -70,21 +83,14 @@ class BackboneSpec(VariantSpec):
     precision: Several[Precision] | None = None
 
 
-class ViewSpec(Settings):
-    """Augmented views of the training samples: how many, and the Keras layers or their file."""
-
-    views: Annotated[int, Field(ge=0)] = 0
-    augmentation: Any = None
-
-
-class ExtractSpec(ViewSpec):
+class ExtractSpec(Settings):
     """How features are computed and stored."""
 
     dtype: Dtype = "auto"
     batch_size: BatchSize = "auto"
     engine: Engine = "auto"
     replace: bool = False
-    budget: Annotated[ByteSize, Field(gt=0)] | None = None
+    max_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
 
 
 class BaselineSpec(Settings):
@@ -186,7 +192,7 @@ class PipelineSpec(CrossValidation, ClusterSpec):
         return layers
 
 
-class SweepSpec(VariantSpec, ViewSpec, CrossValidation, ClusterSpec):
+class SweepSpec(VariantSpec, CrossValidation, ClusterSpec):
     """A sweep: many heads on features that are stored already."""
 
     dataset: str

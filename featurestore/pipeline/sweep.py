@@ -8,12 +8,12 @@ from typing import Any
 
 from featurestore.errors import HeadError, InputError, NotFoundError
 from featurestore.extraction.cluster import Cluster, ClusterLike
-from featurestore.features import Features, stored, with_views, without_boundaries
+from featurestore.features import Features, stored, without_boundaries
 from featurestore.heads import Head, check_named
 from featurestore.heads.calls import Call, Failed, add, fit_calls
 from featurestore.heads.folds import CrossValidation
 from featurestore.heads.registry import Task
-from featurestore.pipeline.spec import HeadSpec, SweepSpec, VariantSpec, ViewSpec
+from featurestore.pipeline.spec import HeadSpec, SweepSpec, VariantSpec
 from featurestore.pipeline.spec_file import SpecFile, read_spec
 from featurestore.store import FeatureStore, StoreLike
 
@@ -127,28 +127,8 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
             if not here:
                 raise NotFoundError(f"no features at layer {layer!r} match the fields above")
             picked += here
-        where = ["views"]
-        return with_views(picked, spec.views, augmentation_of(file, spec, ["augmentation"]))
+        return picked
     except (InputError, NotFoundError) as error:
-        raise file.mistake(where, str(error)) from error
-
-
-def augmentation_of(file: SpecFile[Any], spec: ViewSpec, where: list[str | int]) -> Any:
-    """Return the augmentation layers of a file, serialized; None if it has none.
-
-    Raises
-    ------
-    SpecError
-        If these are not layers.
-    """
-    given = spec.augmentation
-    if given is None:
-        return None
-    from featurestore.backbone.augmentation import serialize
-
-    try:
-        return serialize(file.resolve(given) if isinstance(given, str) else given)
-    except InputError as error:
         raise file.mistake(where, str(error)) from error
 
 

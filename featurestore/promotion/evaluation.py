@@ -146,7 +146,7 @@ class Evaluation:
             If the data set has no labels, or labels of another kind.
         """
         classes = _comparable(promoted, data)
-        labelled = data.rows(labelled=True)
+        labelled = data.rows(labelled=True, views=False)
         seen = promoted.seen
         splits = np.full(len(data), UNKNOWN) if seen is None else seen.splits_of(data)
         rows = {split: labelled[splits[labelled] == split] for split in GROUPS}

@@ -75,7 +75,8 @@ def load_data(store: FeatureStore, head: Head) -> Dataset:
     for entry in entries:
         if entry.manifest_digest == data.manifest_digest and entry.source == data.source:
             continue
-        if entry.name != data.name and entry.digest != data.digest:
+        names = (data.name, data.options.get("plain"))  # An augmented one has the same images.
+        if entry.name not in names and entry.digest != data.digest:
             continue
         with suppress(StoreError):
             now = store.datasets.load(entry.name)

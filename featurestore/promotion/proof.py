@@ -142,6 +142,8 @@ def _stored(head: Head, backbone: Backbone, data: Dataset) -> tuple[FeatureGroup
     The features that the head was fitted on may have been removed, or be incomplete.
     """
     group, there = stored_rows(head.store, head.key, data.sample_ids)
+    # A view is no image of its own, which a model could be called on.
+    there = np.where(data.image_rows == np.arange(len(data)), there, -1)
     if group is not None and enough(there):
         return group, there
     try:

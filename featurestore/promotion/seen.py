@@ -59,7 +59,7 @@ class Seen:
                 used = [SPLITS.index(each) for each in {"train", *backbone.selected_on}]
                 samples = backbone.samples
                 parts.append((split, samples["id"][np.isin(samples["split"], used)]))
-            rows = data.rows(split, labelled=split != "test")
+            rows = data.rows(split, labelled=split != "test", views=False)
             parts.append((split, _ids(data)[rows]))
         ids = np.concatenate([each for _, each in parts])
         splits = np.concatenate([np.full(len(each), SPLITS.index(split)) for split, each in parts])

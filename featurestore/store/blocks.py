@@ -22,15 +22,14 @@ if TYPE_CHECKING:
     from featurestore.store.files import Files
 
 METADATA = "zarr.json"
-# Few files for a million images, and little memory while a block is collected.
+# A block is lost if the process is killed while it is filled: these limits make that seconds of
+# work. And few files for a million images.
 BLOCK_BYTES = 32 * 2**20
-MOST_ROWS = 1024
+MOST_ROWS = 256
 ZSTD_LEVEL = 1
 # The magic number of a skippable frame (RFC 8878, section 3.1.2).
 ADDRESS_MAGIC = bytes.fromhex("512a4d18")
 CHECKSUM_BYTES = 4
-# Of the file with the first rows of a block that is not complete.
-BEGUN = ".begun"
 
 _DIMENSIONS = {
     2: ("row", "channel"),
@@ -40,7 +39,7 @@ _DIMENSIONS = {
 
 
 def block_rows(row_bytes: int) -> int:
-    """Rows of a block: the power of two that makes at most 32 MiB, and at most 1024.
+    """Rows of a block: the power of two that makes at most 32 MiB, and at most 256.
 
     Being powers of two, the blocks of layers that are extracted together nest.
 
@@ -52,7 +51,7 @@ def block_rows(row_bytes: int) -> int:
     Examples
     --------
     >>> block_rows(14 * 14 * 512 * 2), block_rows(512 * 2)
-    (128, 1024)
+    (128, 256)
     """
     fitting = max(1, BLOCK_BYTES // max(1, row_bytes))
     return int(min(MOST_ROWS, 2 ** math.floor(math.log2(fitting))))
@@ -196,12 +195,12 @@ class BlockArray:
         """Numbers of the blocks that exist, by one listing."""
         return self.numbers(self.files.names(self.path))
 
-    def numbers(self, names: Iterable[str], suffix: str = "") -> set[int]:
-        """Numbers of the blocks whose files, with a suffix, are among the names in the folder.
+    def numbers(self, names: Iterable[str]) -> set[int]:
+        """Numbers of the blocks whose files are among the names in the folder.
 
         Temporary files of a write that was killed, and foreign files, do not count.
         """
-        tail = ".0" * (len(self.shape) - 1) + suffix
+        tail = ".0" * (len(self.shape) - 1)
         middles = (
             name[len(self._prefix) : len(name) - len(tail)]
             for name in names
@@ -258,46 +257,6 @@ class BlockArray:
         shape = (self.block_rows, *self.shape[1:])
         whole = decode(data, shape, self.dtype, self.file(block), out)
         return whole[: len(self.span(block))]
-
-    # Blocks that are not complete
-
-    def begun_file(self, block: int) -> str:
-        """Path of the file with the first rows of a block that is not complete."""
-        return self.file(block) + BEGUN
-
-    def _begun_address(self, block: int) -> str:
-        """Return the address of kept rows: with the size of a block, which decides whose they are.
-
-        The size of the file shows it for a whole block, and not for a few rows.
-        """
-        return f"{self.file(block)} {self.block_rows}{BEGUN}"
-
-    def write_begun(self, block: int, rows: np.ndarray) -> None:
-        """Keep the first rows of a block, so that an extraction that is killed resumes there.
-
-        Nothing but `read_begun` reads them: for all others the block does not exist.
-        """
-        self.files.write(self.begun_file(block), encode(rows, self._begun_address(block)))
-
-    def read_begun(self, block: int) -> np.ndarray:
-        """Read the rows that `write_begun` kept, (row, …): fewer rows than the block has.
-
-        Empty if none were kept, or they are damaged.
-        """
-        none = np.empty((0, *self.shape[1:]), self.dtype)
-        try:
-            data = self.files.read(self.begun_file(block))
-            count = (_content_size(data) or 0) // self.row_bytes
-            if count >= len(self.span(block)):
-                return none
-            shape = (count, *self.shape[1:])
-            return decode(data, shape, self.dtype, self._begun_address(block))
-        except (FileNotFoundError, ValueError, StoreError):
-            return none  # They are computed again.
-
-    def remove_begun(self, block: int) -> None:
-        """Remove what `write_begun` wrote: the block is complete."""
-        self.files.remove(self.begun_file(block))
 
     def remove(self, block: int) -> None:
         """Remove a block, which then counts as missing."""

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from featurestore.dataset import manifest
 from featurestore.dataset.dataset import Dataset
 from featurestore.dataset.manifest import DatasetEntry
-from featurestore.dataset.naming import default_name, moved
+from featurestore.dataset.naming import augment_command, default_name, moved
 from featurestore.dataset.source import absolute, is_place, text_of
 from featurestore.dataset.stored import StoredDataset
 from featurestore.dataset.table_file import is_table
@@ -78,10 +78,8 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
         The manifest that it replaces stays for the heads that refer to it, until `gc`. An existing
         manifest is written again, since its paths may have changed, which are not in its digest.
-        Where nothing has changed nothing is written, so that the store may be read-only. Of a part
-        of a data set, the whole is stored.
+        Where nothing has changed nothing is written, so that the store may be read-only.
         """
-        dataset = dataset.whole or dataset
         entry = self._unchanged(dataset)
         if entry is not None:
             self.fsync(dataset.name)
@@ -199,8 +197,14 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
     ) -> Dataset:
         """Scan the folder or table of an entry with the options of its last scan, or with others.
 
-        DatasetError if the folder or table is gone, or the samples were arrays.
+        DatasetError if the folder or table is gone, the samples were arrays, or it is augmented.
         """
+        if "augmentation" in entry.options:
+            again = augment_command(entry.name, entry.options)
+            raise DatasetError(
+                f"{entry.name!r} is an augmented data set, which is not scanned",
+                remedy=f"scan {entry.options['plain']!r}, then run `{again}`",
+            )
         if entry.source is None:
             raise DatasetError(
                 f"data set {entry.name!r} was made in Python from arrays or a DataFrame, which a "
@@ -295,20 +299,20 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         return _latest(self.values(), path)
 
     def load_samples(self, digest: str) -> Dataset | None:
-        """Load a data set, or the training samples of one, by the digest of its samples.
+        """Load a data set by the digest of its samples.
 
         A current one, else any that is stored.
         """
         for entry in self.values():
-            if digest in (entry.digest, entry.train_digest):
+            if digest == entry.digest:
                 with suppress(StoreError):
-                    return of_samples(self.load(entry.name, entry.manifest_digest), digest)
+                    return self.load(entry.name, entry.manifest_digest)
         for item in self.items():
             for path in self.manifests(item.path):
                 with suppress(StoreError, FileNotFoundError):
                     dataset = self._load_file(path)
-                    if digest in (dataset.digest, dataset.train_digest):
-                        return of_samples(dataset, digest)
+                    if digest == dataset.digest:
+                        return dataset
         return None
 
     def manifests(self, folder: str) -> list[str]:
@@ -389,11 +393,6 @@ def _latest(entries: Sequence[DatasetEntry], path: str | Path) -> DatasetEntry |
         if found := [entry for entry in entries if entry.source == source]:
             break
     return max(found, key=lambda entry: entry.added, default=None)
-
-
-def of_samples(dataset: Dataset, digest: str) -> Dataset:
-    """Return a data set, or its training samples: those that have this digest."""
-    return dataset if dataset.digest == digest else dataset.training()
 
 
 def _now() -> str:

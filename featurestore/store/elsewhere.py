@@ -152,7 +152,7 @@ def needed_by_heads(store: FeatureStore, going: Collection[str]) -> set[str]:
     needed, seen = set(), set()
     for document in store.heads.values():
         keys, origin = keys_of(document), part_of(part_of(document, "lineage"), "dataset")
-        key = keys[0] if keys else None  # Views are not needed to promote it.
+        key = keys[0] if keys else None
         if key is None or key in seen or store.features.has(key):
             continue
         seen.add(key)

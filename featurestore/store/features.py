@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from featurestore.errors import DamagedError, NotFoundError, StoreError
-from featurestore.store.blocks import BEGUN, METADATA, BlockArray, block_rows
+from featurestore.store.blocks import METADATA, BlockArray, block_rows
 from featurestore.store.documents import compare_json, read_json, unexpected, write_json
 from featurestore.store.group import (
-    BOUNDARY,
     FEATURES,
     FORMAT,
     FORMAT_ATTRIBUTE,
@@ -33,10 +32,10 @@ from featurestore.threads import map_ahead
 
 ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
 ROOT_ITEM = Item("store", "features", "features")
-# A block, or the first rows of one.
-_CHUNK = rf"(c\.)?\d+(\.\d+)*({re.escape(BEGUN)})?"
-# A block of float16 features, or the first rows of one, and where the same block of float32 is.
-_FLOAT16 = re.compile(rf"(.+/{FEATURES}/)c\.(\d+(\.\d+)*)({re.escape(BEGUN)})?")
+# A block.
+_CHUNK = r"(c\.)?\d+(\.\d+)*"
+# A block of float16 features, and where the same block of float32 is.
+_FLOAT16 = re.compile(rf"(.+/{FEATURES}/)c\.(\d+(\.\d+)*)")
 
 
 class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
@@ -50,7 +49,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     marker = f"{FEATURES}/{METADATA}"
     own_files = re.compile(
         rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|{_CHUNK})"
-        rf"|{FEATURES}/({BOUNDARY}|{re.escape(REPLACEMENT)}))"
+        rf"|{FEATURES}/{re.escape(REPLACEMENT)})"
         rf"{PARTIAL_SUFFIX}?"
     )
 
@@ -102,7 +101,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         dtype: Any = "float16",
         sample_ids: np.ndarray,
         provenance: Mapping[str, Any] | None = None,
-        boundary: bool = False,
     ) -> FeatureGroup:
         """Create a feature group without blocks, or open the existing one, of this type or float32.
 
@@ -110,8 +108,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         former stay what is stored, until `take_over`.
 
         ``sample_ids`` are those of the data set, uint8 (row, 16). The provenance is recorded,
-        shown, and not part of the identity; error messages offer its ``"command"``. A new group may
-        be marked as a boundary array, which only fine-tuning asks for.
+        shown, and not part of the identity; error messages offer its ``"command"``, and
+        ``"boundary": True`` marks an array that only fine-tuning asks for.
 
         Raises
         ------
@@ -150,8 +148,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             for each, document in documents:
                 write_json(self._files, each, document)
             group.write_samples(sample_ids)
-            if boundary:
-                self._files.write(group.boundary_mark, b"")
             write_json(self._files, *last)
             return self.get(key)
 
@@ -195,8 +191,13 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         """Make a boundary array ordinary features, which a user asked for."""
         group = self.get(key)
         if group.is_boundary:
-            with self.lock([key], shared=True):
-                self._files.remove(group.boundary_mark)
+            provenance = {**group.provenance, "boundary": False}
+            attributes = {**group.attrs, "provenance": provenance}
+            with self.lock([key], shared=True), self._lock_metadata(group.path):
+                group = FeatureGroup.from_attributes(self._files, group.path, attributes)
+                documents = group.documents()
+                for path in (group.marker, f"{group.path}/{METADATA}"):
+                    write_json(self._files, path, documents[path])
 
     def _lock_metadata(self, path: str) -> AbstractContextManager[bool]:
         return self._files.locks.acquire([f"{path}/{self.marker}"])
@@ -303,8 +304,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return found
 
     def _leftover(self, path: str, existing: Collection[str]) -> str | None:
-        if path.endswith(BEGUN) and path.removesuffix(BEGUN) in existing:
-            return "its block is complete"
         if (former := _FLOAT16.fullmatch(path)) and former[1] + former[2] in existing:
             with suppress(StoreError):
                 group = self._read(path.rpartition(f"/{FEATURES}/")[0])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from featurestore.digests import ROW_BYTES, digest_fields, sortable
+from featurestore.digests import ROW_BYTES, sortable
 from featurestore.errors import (
     DamagedError,
     IncompleteFeaturesError,
@@ -22,7 +22,6 @@ from featurestore.settings import first_mistake
 from featurestore.store.blocks import METADATA, BlockArray, dimension_names
 from featurestore.store.key import FeatureKey
 from featurestore.store.reading import read_rows
-from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -31,13 +30,9 @@ FORMAT = 1
 FORMAT_ATTRIBUTE = "featurestore_format"
 FEATURES = "features"
 SAMPLE = "sample"
-# An empty file in the folder of the features. Beside their group, Zarr would warn of it.
-BOUNDARY = "boundary"
-# Beside it, until they do: the metadata of float32 features that will replace float16 ones.
+# In the folder of the features: the metadata of float32 features, until they replace float16 ones.
 REPLACEMENT = "replacement.json"
 SAMPLE_ROWS = 65536
-# What the preprocessing of a view has beside that of the plain image.
-VIEW_FIELDS = {"augmentation", "view"}
 # More than any network and data set has, and few enough to list their blocks.
 MOST_BLOCK_BYTES = 2**30
 MOST_BYTES = 2**45
@@ -170,14 +165,9 @@ class FeatureGroup:
         return f"{self.features.path}/{METADATA}"
 
     @property
-    def boundary_mark(self) -> str:
-        """Path of the file that marks a boundary array."""
-        return f"{self.features.path}/{BOUNDARY}"
-
-    @property
     def is_boundary(self) -> bool:
         """Whether only fine-tuning asked for this array: a boundary array."""
-        return self.features.files.is_file(self.boundary_mark)
+        return self.provenance.get("boundary") is True
 
     @property
     def replacement(self) -> str:
@@ -221,34 +211,6 @@ class FeatureGroup:
         """
         named = [self.provenance.get(field) for field in fields]
         return [str(each) for keys in named if isinstance(keys, list) for each in keys]
-
-    @property
-    def view(self) -> int | None:
-        """Number of the augmented view that these are features of; None for the plain images."""
-        view = self._preprocessing.get("view")
-        return view if isinstance(view, int) else None
-
-    @property
-    def augmentation(self) -> Any:
-        """What made the view: layers in canonical form, as they count in the prefix digest."""
-        return self._preprocessing.get("augmentation")
-
-    @property
-    def _preprocessing(self) -> Mapping[str, Any]:
-        return part_of(part_of(self.provenance, "prefix"), "preprocessing")
-
-    def is_view_of(self, plain: FeatureKey, train_digest: str) -> bool:
-        """Whether these are features of a view of training samples, and others of the plain ones.
-
-        ``train_digest`` is that of the data set of the others.
-        """
-        wanted = (plain.model, plain.ref, train_digest)
-        if self.view is None or (self.key.model, self.key.ref, self.key.dataset_digest) != wanted:
-            return False
-        prefix = part_of(self.provenance, "prefix")
-        own = {name: self._preprocessing[name] for name in self._preprocessing.keys() - VIEW_FIELDS}
-        without = digest_fields({**prefix, "preprocessing": own})
-        return (digest_fields(prefix), without) == (self.key.prefix_digest, plain.prefix_digest)
 
     @property
     def nbytes_stored(self) -> int:

@@ -34,15 +34,12 @@ def match(shelf: FeatureShelf, text: str | FeatureKey, **variant: Any) -> Item:
     )
     for test in tests:
         hits = _variants(shelf, list(filter(test, names)), asked)
-        if len(hits) > 1:  # Views are only meant by their keys.
-            plain = {path: hit for path, hit in hits.items() if hit[1] is None}
-            hits = plain or hits
         if len(hits) == 1:
             return shelf.item(*hits)
         if hits:
             shown = ", ".join(names[path][0] for path in [*hits][:4])
             more = ", …" if len(hits) > 4 else ""
-            _, options = choices([variant for variant, _ in hits.values()])
+            _, options = choices([*hits.values()])
             raise NotFoundError(
                 f"{text!r} matches {len(hits)} keys: {shown}{more}; give {options or 'more of one'}"
             )
@@ -67,18 +64,11 @@ def missing(
     )
 
 
-def _variants(
-    shelf: FeatureShelf, paths: Collection[str], asked: Variant
-) -> dict[str, tuple[Variant, int | None]]:
-    """Return, of those stored at some paths that fit, the variant, and the number of a view.
-
-    Nothing is known of those that are damaged.
-    """
+def _variants(shelf: FeatureShelf, paths: Collection[str], asked: Variant) -> dict[str, Variant]:
+    """Return the variants of those at some paths that fit; nothing is known of damaged ones."""
     groups = shelf.read_each([*paths], lambda path: shelf.open(shelf.item(path)))
     variants = {
-        path: (Variant(), None)
-        if isinstance(group, StoreError)
-        else (Variant.of(group.provenance), group.view)
+        path: Variant() if isinstance(group, StoreError) else Variant.of(group.provenance)
         for path, group in groups.items()
     }
-    return {path: variant for path, variant in variants.items() if variant[0].fits(asked)}
+    return {path: variant for path, variant in variants.items() if variant.fits(asked)}

@@ -4,7 +4,7 @@
 removed    what depends on it
 ========== ================================================
 data set   heads fitted on it; features that nothing else needs
-features   heads fitted on them; their views
+features   heads fitted on them
 head       nothing
 ========== ================================================
 """
@@ -122,21 +122,18 @@ def _dependents(
     digests: set[Any] = set()
     needed: set[Any] = set()
     for entry in _entries(store, named):
-        (digests if entry.name in data else needed).update((entry.digest, entry.train_digest))
+        (digests if entry.name in data else needed).add(entry.digest)
     for head, document in documents.items():
         origin, dataset = _part(document, "features"), _part(document, "dataset")
         used = [arrays[path] for path in features_of(store, document) if path in arrays]
-        over = (origin.get("dataset_digest"), part_of(origin, "views").get("dataset_digest"))
+        over = origin.get("dataset_digest")
         if dataset.get("name") in data:
-            digests.update(over)
+            digests.add(over)
             yield store.heads.item(head), f"fitted on data set {dataset['name']}"
         elif used and not keep_heads:
             yield store.heads.item(head), f"fitted on {used[0]}"
         else:
-            needed.update(over)
-    for array in (each for each in named if each.kind == "features"):
-        for view in _views(store, array):
-            yield view, f"a view of {array.name}"
+            needed.add(over)
     if data:
         reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
         # By their paths: damaged features go too.
@@ -177,16 +174,11 @@ def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def keys_of(document: Mapping[str, Any]) -> list[FeatureKey]:
-    """Return the keys of the features and views that a head was fitted on, there or not."""
+    """Return the keys of the features that a head was fitted on, there or not."""
     origin = _part(document, "features")
-    views = part_of(origin, "views")
-    prefixes = views.get("prefix_digests")
-    pairs = [(origin.get("prefix_digest"), origin.get("dataset_digest"))]
-    if isinstance(prefixes, list):
-        pairs += [(each, views.get("dataset_digest")) for each in prefixes]
-    named = [(origin.get("model"), origin.get("ref"), *pair) for pair in pairs]
-    complete = [each for each in named if all(isinstance(part, str) for part in each)]
-    return [FeatureKey(*map(str, each)) for each in complete]
+    named = [origin.get(name) for name in ("model", "ref", "prefix_digest", "dataset_digest")]
+    complete = all(isinstance(part, str) for part in named)
+    return [FeatureKey(*map(str, named))] if complete else []
 
 
 def features_of(store: FeatureStore, document: Mapping[str, Any]) -> list[str]:
@@ -196,21 +188,6 @@ def features_of(store: FeatureStore, document: Mapping[str, Any]) -> list[str]:
         with suppress(StoreError, InputError):
             found.append(store.features.path(key))
     return found
-
-
-def _views(store: FeatureStore, array: Item) -> Iterator[Item]:
-    """Yield the views that belong to features; heads are never fitted on views alone."""
-    with suppress(StoreError):
-        key = store.features.open(array).key
-        dataset = store.datasets.load_samples(key.dataset_digest)
-        if dataset is None:
-            return
-        views, _ = store.features.some(
-            lambda other: (other.model, other.ref) == (key.model, key.ref)
-        )
-        for group in views:
-            if group.is_view_of(key, dataset.train_digest):
-                yield store.features.item(group.path)
 
 
 def _garbage(store: FeatureStore, item: Item, reason: str) -> Garbage:

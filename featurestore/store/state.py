@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.store.blocks import BEGUN
-from featurestore.store.group import BOUNDARY, REPLACEMENT, FeatureGroup
+from featurestore.store.group import REPLACEMENT, FeatureGroup
 
 
 @dataclass(frozen=True)
@@ -21,10 +20,6 @@ class GroupState:
     group : FeatureGroup
     missing : tuple of int
         Numbers of the blocks that did not exist, ascending.
-    begun : dict of int to int
-        How many rows were kept of each of these, by its number, where some were.
-    boundary : bool
-        Whether it was marked as a boundary array.
     bytes : int
         On disk, compressed, with row ids and metadata.
     is_replacement : bool
@@ -33,26 +28,20 @@ class GroupState:
 
     group: FeatureGroup
     missing: tuple[int, ...]
-    begun: dict[int, int]
-    boundary: bool
     bytes: int
     is_replacement: bool
 
     @classmethod
     def of(cls, group: FeatureGroup) -> GroupState:
-        """List the files of a group; rows that are kept of incomplete blocks are read too."""
+        """List the files of a group."""
         array = group.features
         sizes = array.files.sizes(group.path)
         start = len(array.path) + 1
         names = [path[start:] for path in sizes if path.startswith(f"{array.path}/")]
         existing = array.numbers(names)
-        begun = sorted(array.numbers(names, BEGUN) - existing)
-        rows = {block: len(array.read_begun(block)) for block in begun}
         return cls(
             group,
             tuple(block for block in range(group.blocks) if block not in existing),
-            {block: count for block, count in rows.items() if count},
-            BOUNDARY in names,
             sum(sizes.values()),
             group.dtype == np.float32 and REPLACEMENT in names,
         )
@@ -70,10 +59,9 @@ class GroupState:
             "dtype": str(group.dtype),
             "block_rows": group.block_rows,
             "blocks": group.blocks,
-            "rows_begun": sum(self.begun.values()),
             "blocks_done": group.blocks - len(self.missing),
             "bytes": self.bytes,
-            "boundary": self.boundary,
+            "boundary": group.is_boundary,
             "bytes_uncompressed": prod(group.shape) * group.dtype.itemsize,
             "path": group.path,
             "provenance": group.provenance,

@@ -11,6 +11,7 @@ from featurestore.dataset import Dataset
 from featurestore.errors import InputError, OutOfMemoryError
 from featurestore.extraction import BatchHalved, RowsComputed, extract, plan
 from featurestore.extraction.batches import InParts, fastest
+from featurestore.store import blocks
 from tests.extraction.conftest import stop_after
 
 GB = 2**20  # in kB, as /proc/meminfo counts
@@ -37,14 +38,15 @@ def test_few_images_go_in_batches_of_32_or_fewer_if_memory_is_short(
     assert recorded(extract(dataset, backbone, ["relu_a", "gap"], store)) == {size}
 
 
-def test_an_interrupted_extraction_keeps_its_batch_size(dataset, backbone, store):
+def test_an_interrupted_extraction_keeps_its_batch_size(dataset, backbone, store, monkeypatch):
+    monkeypatch.setattr(blocks, "MOST_ROWS", 8)
     with pytest.raises(KeyboardInterrupt):
-        extract(dataset, backbone, "gap", store, batch_size=5, on_event=stop_after(10))
+        extract(dataset, backbone, "gap", store, batch_size=5, on_event=stop_after(20))
     events = []
     found = extract(dataset, backbone, "gap", store, on_event=events.append)
     assert recorded(found) == {5}
     done = [each.done for each in events if isinstance(each, RowsComputed)]
-    assert done == list(range(5, 36, 5))
+    assert done == [5, 10, 15, 20, 25, 29]  # the two blocks of eight rows that were full stay
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "8", None])

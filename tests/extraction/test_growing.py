@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -238,17 +237,3 @@ def test_a_grown_array_is_repaired_from_what_it_was_copied_from(before, folder, 
     (repaired,) = repair(store, group.key, backbone=backbone)
     assert repaired.needs is None
     assert tree(Path(store.location, group.path)) == before
-
-
-@pytest.mark.reliability
-def test_units_of_a_sparse_plan_hold_several_batches(backbone, store):
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (2000, 2, 2), dtype=np.uint8)
-    old = Dataset.from_arrays(images[40:], name="old")
-    new = Dataset.from_arrays(images, name="new")
-    extract(old, backbone, "pool_a", store)
-    decided = plan(new, backbone, "pool_a", store, batch_size=4)
-    sizes = Counter(len(w.computed) for unit in decided.units for w in decided.windows(unit))
-    assert decided.rows_to_compute == 40
-    assert sizes[4] >= 6
-    assert sum(len(unit.rows) for unit in decided.units) == 2000

@@ -16,7 +16,7 @@ from PIL import Image
 from featurestore.dataset import Dataset
 from featurestore.extraction import RowsComputed, extract, repair
 from featurestore.features import Features
-from featurestore.store import FeatureStore, GroupState, blocks
+from featurestore.store import FeatureStore, blocks
 from tests.extraction.test_growing import exact_backbone
 
 BACKBONE = exact_backbone()
@@ -73,10 +73,6 @@ class History(RuleBasedStateMachine):
             for block in group.features.existing():
                 span = group.features.span(block)
                 rows = group.samples[span.start : span.stop]
-                found[key.ref] |= {each.tobytes() for each in rows}
-            for block, count in GroupState.of(group).begun.items():
-                start = group.features.span(block).start
-                rows = group.samples[start : start + count]
                 found[key.ref] |= {each.tobytes() for each in rows}
         return set.intersection(*found.values())
 

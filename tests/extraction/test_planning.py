@@ -11,6 +11,7 @@ from featurestore.errors import DamagedError, InputError, UnknownLayerError
 from featurestore.extraction import extract, plan
 from featurestore.features import Features
 from featurestore.features.listing import ls
+from featurestore.store import FeatureStore, blocks
 from featurestore.store.documents import read_json, write_json
 from tests.extraction.conftest import LAYERS
 from tests.toys import drop_block
@@ -33,7 +34,7 @@ def test_what_is_stored_is_opened_and_planned_without_the_rows(extracted, datase
     for path in Path(store.location).glob("features/*/sample/c.*"):
         path.write_bytes(b"")
     decided = plan(dataset.name, backbone, LAYERS, store)
-    assert (decided.rows, decided.rows_to_compute, decided.units) == (45, 0, ())
+    assert (decided.rows, decided.rows_to_compute, decided.missing) == (45, 0, ())
     assert {row["state"] for row in ls(store)} == {"complete"}
     features = Features.open(dataset.name, "gap", store)
     assert (len(features), features.complete) == (45, True)
@@ -41,19 +42,20 @@ def test_what_is_stored_is_opened_and_planned_without_the_rows(extracted, datase
         features.rows()
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "sizes"), [(7, [7] * 6 + [3]), (16, [16, 16, 13]), (100, [45])]
-)
-def test_batches_are_the_same_whatever_is_missing(extracted, dataset, backbone, batch_size, sizes):
-    whole = plan(dataset, backbone, ["pool_a", "gap"], extracted.empty, batch_size=batch_size)
-    store = extracted.copy()
-    drop_block(store.features.get(whole.layers[0].key), 0)
-    again = plan(dataset, backbone, ["pool_a", "gap"], store, batch_size=batch_size)
-    assert [layer.missing for layer in again.layers] == [(0,), ()]
-    for decided in (whole, again):
-        windows = [window for unit in decided.units for window in decided.windows(unit)]
-        assert [row for window in windows for row in window.computed] == list(range(45))
-        assert [len(window.computed) for window in windows] == sizes
+def test_batches_are_the_consecutive_rows_that_are_missing(
+    extracted, dataset, backbone, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(blocks, "MOST_ROWS", 8)
+    store = FeatureStore(tmp_path / "store", create=True)
+    group = extract(dataset, backbone, ["pool_a", "gap"], store)["pool_a"].group
+    for block in (0, 2, 5):
+        drop_block(group, block)
+    planned = plan(dataset, backbone, ["pool_a", "gap"], store, batch_size=7)
+    assert [layer.missing for layer in planned.layers] == [(0, 2, 5), ()]
+    batches = planned.batches(planned.blocks(range(45)))
+    assert np.concatenate(batches).tolist() == [*range(8), *range(16, 24), *range(40, 45)]
+    assert [len(batch) for batch in batches] == [7, 7, 7]
+    assert planned.ranges() == [range(0, 8), range(16, 24), range(40, 45)]
 
 
 def test_peak_memory_does_not_depend_on_the_number_of_rows(dataset, backbone, store):

@@ -4,7 +4,7 @@ import pytest
 
 from featurestore.dataset import Dataset
 from featurestore.extraction import extract, plan, rates
-from featurestore.extraction.rates import Forecast, LayerRates, Rates, Stage
+from featurestore.extraction.rates import LayerRates, Rates, Stage
 from tests.extraction.conftest import LAYERS
 
 IDLE = LayerRates(0.0, Stage())
@@ -81,65 +81,6 @@ def test_a_shallow_layer_alone_takes_its_share_of_the_pass(dataset, backbone, st
     decided = plan(dataset, backbone, ["pool_a", "gap"], store, measure=True)
     shares = {ref: each.share for ref, each in decided.rates.layers.items()}
     assert 0 < shares["pool_a"] < shares["gap"] == 1
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that a test sets."""
-    now = [0.0]
-    monkeypatch.setattr(rates.time, "perf_counter", lambda: now[0])
-    return now
-
-
-def test_a_forecast_leaves_the_first_batch_out(clock):
-    forecast = Forecast()
-    clock[0] = 10.0
-    forecast.advance(32, 320, 0)
-    assert forecast.seconds is None
-    clock[0] = 12.0
-    forecast.advance(64, 320, 0)
-    assert forecast.seconds == pytest.approx(12 + 2 * (320 - 64) / 32)
-    clock[0] = 99.0
-    forecast.advance(96, 320, 0)
-    assert forecast.seconds < 30  # said once
-
-
-def test_a_forecast_waits_for_more_than_a_moment(clock):
-    forecast = Forecast()
-    for number in range(1, 31):
-        clock[0] = 10.0 + 0.02 * number
-        forecast.advance(32 * number, 32_000, 0)
-    assert forecast.seconds == pytest.approx(10 + 0.02 * 1000, rel=0.01)
-
-
-def test_a_forecast_counts_the_rows_to_copy_and_derive(clock):
-    forecast = Forecast()
-    clock[0] = 3.0
-    forecast.find(100, 1.0)
-    forecast.advance(16, 16, 300)  # all are computed: others are left
-    assert forecast.seconds == pytest.approx(3 + 2)
-
-
-def test_a_report_sets_the_estimate_beside_what_it_took(dataset, backbone, store):
-    first = extract(dataset, backbone, LAYERS, store, batch_size=8)
-    report = json.loads(json.dumps(first.to_dict()))
-    assert 0 < report["seconds_estimated"] < 10 * report["seconds"]
-    for layer in report["features"].values():
-        metadata = 12_000
-        assert abs(layer["bytes_estimated"] - layer["bytes"]) < metadata + layer["bytes"] / 2
-    assert first.cost.count("estimated") == 2
-    again = extract(dataset, backbone, LAYERS, store)
-    assert again.seconds_estimated is None
-    assert {each.bytes_estimated for each in again.reports.values()} == {None}
-    assert "estimated" not in again.cost
-
-
-def test_copied_rows_are_forecast_too(extracted, photos, backbone):
-    fewer = Dataset.open(photos / "b", name="fewer")
-    found = extract(fewer, backbone, LAYERS, extracted.copy())
-    assert {each.rows_computed for each in found.reports.values()} == {0}
-    assert found.seconds_estimated is not None
-    assert all(each.bytes_estimated for each in found.reports.values())
 
 
 def test_rows_are_spread():

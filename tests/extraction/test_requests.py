@@ -61,7 +61,7 @@ def test_extract_with_nothing_to_do(bucket, dataset, backbone):
 
 def test_a_plan_of_what_is_stored(bucket, dataset, backbone):
     with Requests(bucket) as requests:
-        assert plan(dataset, backbone, REFS, bucket).units == ()
+        assert plan(dataset, backbone, REFS, bucket).missing == ()
     assert len(requests.made) <= 2 * len(REFS) + FEW
     assert requests.peak > 1
 

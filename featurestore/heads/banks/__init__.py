@@ -74,7 +74,7 @@ class Bank:
     family: Family | None = None
 
     def fit(self, rows: Rows) -> tuple[list[Fitted], Callable[[np.ndarray], Iterable[Predicted]]]:
-        """Fit copies of the members on the training rows and their views.
+        """Fit copies of the members on the training rows.
 
         Returns
         -------
@@ -111,10 +111,12 @@ class Bank:
         scalers = [each.steps[0][1] if each.steps else None for each in copies]
         if len(copies[0].steps) > 1 or type(scalers[0]) not in (StandardScaler, type(None)):
             return None
-        held_out = [rows.training.with_views(positions) for _, positions in folds]
+        X, y = rows.fitted_arrays()
+        # Of what is held out, metrics are of the images; the views are left out too.
+        left_out = [np.setdiff1d(np.arange(len(X)), train) for train, _ in folds]
         lasts = [each.lasts for each in copies]
         with caught(self.members[0].name) as warned:
-            if not together(scalers, lasts, *rows.fitted_arrays(), held_out):
+            if not together(scalers, lasts, X, y, left_out):
                 return None
         assert self.family is not None
         seconds = (time.perf_counter() - started) / len(folds)
