@@ -104,8 +104,7 @@ def test_boundaries_are_stored_whatever_the_budget(dataset, backbone, store, siz
 
 def on_disk(done):
     """Bytes of all arrays of an extraction, with their metadata."""
-    reports = [each for part in (done, *done.views) for each in part.reports.values()]
-    return sum(each.bytes for each in reports)
+    return sum(each.bytes for each in done.reports.values())
 
 
 def test_small_arrays_count_with_their_metadata(dataset, backbone, store, sizes):
@@ -113,37 +112,3 @@ def test_small_arrays_count_with_their_metadata(dataset, backbone, store, sizes)
     done = extract(dataset, backbone, ["pool_a:avg", "conv_b:max"], store, budget=budget)
     assert len(done) == 1
     assert on_disk(done) <= budget * 1.05
-
-
-@pytest.mark.reliability
-def test_views_of_a_stored_layer_count(dataset, backbone, store, sizes):
-    """Once the plain images are stored, views are all there is to store."""
-    import keras
-
-    plain = extract(dataset, backbone, LAYERS, store)
-    options = {"views": 2, "augmentation": [keras.layers.RandomFlip("horizontal")]}
-    budget = int(on_disk(plain) * 1.5)
-    done = extract(dataset, backbone, LAYERS, store, budget=budget, **options)
-    assert 0 < len(done) < len(LAYERS)
-    others = [plain.reports[each.ref].bytes for each in done.budget if not each.store]
-    assert on_disk(done) + sum(others) <= budget * 1.05
-    assert "of it stay" in " ".join(each.why for each in done.budget)
-    again = extract(dataset, backbone, LAYERS, store, budget=budget, **options)
-    assert left(again.budget).keys() == left(done.budget).keys()
-    options["augmentation"] = [keras.layers.RandomFlip("vertical")]
-    little = on_disk(plain) + 100
-    with pytest.raises(InputError, match="stores none of the layers"):
-        extract(dataset, backbone, LAYERS, store, budget=little, **options)
-
-
-def test_views_count(dataset, backbone, store, sizes):
-    import keras
-
-    budget = int(sum(sizes.values()) * 1.2)
-    options = {"views": 2, "augmentation": [keras.layers.RandomFlip("horizontal")]}
-    assert len(plan(dataset, backbone, LAYERS, store, budget=budget).layers) == len(LAYERS)
-    decided = plan(dataset, backbone, LAYERS, store, budget=budget, **options)
-    assert len(decided.layers) < len(LAYERS)
-    assert {tuple(map(str, (one.ref for one in each.layers))) for each in decided.views} == {
-        tuple(str(layer.ref) for layer in decided.layers)
-    }

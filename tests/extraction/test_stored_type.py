@@ -273,18 +273,6 @@ def test_a_dry_run_and_a_budget_measure_it(arrays, backbone, store):
     assert decision.bytes == pytest.approx(stored, rel=0.2)
 
 
-@pytest.mark.reliability
-def test_views_decide_for_themselves(arrays, backbone, store):
-    events = []
-    options = {"views": 2, "augmentation": [keras.layers.RandomFlip(seed=1)]}
-    found = extract(arrays, backbone, ["large"], store, on_event=events.append, **options)
-    assert [in_one(each, "large")[0] for each in (found, *found.views)] == ["float32"] * 3
-    chosen = [each.view for each in events if isinstance(each, Float32Chosen)]
-    assert chosen == [None, 0, 1]
-    decided = plan(arrays, backbone, ["end"], store, measure=True, **options)
-    assert {part.layers[0].dtype for part in (decided, *decided.views)} == {"float32"}
-
-
 def test_activations_are_rounded_as_numpy_rounds_them():
     exact = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
     exact = np.sort(exact[np.isfinite(exact)])
