@@ -12,6 +12,7 @@ import pickle
 import socket
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -65,6 +66,8 @@ class Job:
 
     Attributes
     ----------
+    token : str
+        New each time that a job is sent: what is stored changes in between.
     versions : dict of str to str
         Those of the caller.
     store : str
@@ -79,6 +82,7 @@ class Job:
         As in `Request.plan`.
     """
 
+    token: str
     versions: dict[str, str]
     store: str
     dataset: tuple[str, str]
@@ -129,6 +133,7 @@ class SharedRun:
         self._client, self._store, self._on_event = cluster.client(on_event), store, on_event
         self._name = request.backbone.name
         self._job = Job(
+            "",
             {name: versions().get(name, "none") for name in ALIKE},
             store.location,
             (dataset.name, dataset.manifest_digest),
@@ -177,6 +182,7 @@ class SharedRun:
 
     def _sent(self, job: Job) -> Any:
         """Send a job once; if the worker that has it dies, it is sent again."""
+        job = replace(job, token=uuid.uuid4().hex)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph")
             return self._client.submit(bytes, pickle.dumps(job), pure=False)

@@ -14,7 +14,7 @@ from featurestore.backbone import Backbone, engines, numerics
 from featurestore.backbone.engines import Computing
 from featurestore.errors import ActivationError, BackboneError, FeatureStoreWarning, InputError
 from featurestore.extraction import extract
-from featurestore.store import FeatureStore
+from featurestore.store import FeatureStore, blocks
 from tests.toys import build_network, take_photos
 
 LOWER = ["bfloat16", "float16"]
@@ -241,6 +241,7 @@ def test_tensorflow_takes_over_from_an_engine_that_is_wrong(backbone, batch, mon
 
 def test_an_engine_that_fails_in_the_middle(tmp_path, monkeypatch):
     """What was committed stays, and the other engine computes the rest."""
+    monkeypatch.setattr(blocks, "MOST_ROWS", 4)
     photos, ref, calls = take_photos(tmp_path / "photos", 4), "conv_a", []
     backbone = Backbone.from_file(build_network(tmp_path / "net.keras", size=64, channels=128))
     store = FeatureStore(tmp_path / "store", create=True)
@@ -257,7 +258,7 @@ def test_an_engine_that_fails_in_the_middle(tmp_path, monkeypatch):
     done = extract(photos, backbone.using(engine="tensorflow"), ref, store)
     assert done[ref].complete
     rows = done.to_dict()["features"][ref]
-    assert (rows["rows_reused"], rows["rows_computed"]) == (8, 4)  # of a block that was begun
+    assert (rows["rows_reused"], rows["rows_computed"]) == (8, 4)
 
 
 def test_openvino_reports_nothing_to_its_makers():

@@ -102,7 +102,6 @@ def test_extract_computes_then_reuses(place: Place) -> None:
 
     assert set(first.json) == {
         *("dataset", "rows", "features", "quarantined", "freed", "left", "seconds"),
-        *("seconds_estimated", "budget"),
     }
     features = first.json["features"]["conv_b:avg"]
     assert features["key"].startswith("tiny/conv_b:avg-")
@@ -209,22 +208,18 @@ def test_a_dry_run_estimates_seconds_and_bytes(place: Place) -> None:
     assert "images through the backbone, about " in shown.out.splitlines()[-1]
 
 
-@pytest.mark.reliability
-def test_a_budget_says_what_it_stores_and_what_is_left(place: Place) -> None:
+def test_a_cap_on_bytes_names_the_bytes_of_each_layer(place: Place) -> None:
     layers = [*EXTRACT, "--layer", "conv_a", "--store", "new"]
 
-    small = featurestore("extract", "photos", *layers, "--budget", "8kB")
-    none = featurestore("extract", "photos", *layers, "--budget", "9B", "--dry-run")
-    wrong = featurestore("extract", "photos", *layers, "--budget", "lots")
-    report = featurestore("extract", "photos", *layers, "--budget", "8kB", "--dry-run", "--json")
+    stopped = featurestore("extract", "photos", *layers, "--max-bytes", "8kB")
+    wrong = featurestore("extract", "photos", *layers, "--max-bytes", "lots")
 
-    assert small.out.splitlines()[0].split() == ["layer", "on", "disk", "budget"]
-    assert "later: by a pass of the images" in small.out
-    assert report.json["budget"]["conv_b:avg"]["store"] is True
-    assert set(report.json["features"]) == {"conv_b:avg"}
-    assert none.status == 0  # what is stored stays
+    assert (stopped.status, stopped.err.count("\n")) == (1, 1)
+    assert "conv_b:avg 864 B, conv_a " in stopped.err
+    assert "raise --max-bytes" in stopped.err
     assert (wrong.status, wrong.err.count("\n")) == (1, 1)
     assert "expected a size such as 20GB" in wrong.err
+    assert featurestore("extract", "photos", *layers, "--max-bytes", "1MB").status == 0
 
 
 @pytest.mark.reliability

@@ -78,7 +78,7 @@ SLOW = [
     f"{EXTRACT} --scaling tf --interpolation bicubic --precision bfloat16 --engine tensorflow",
     f"{EXTRACT} --scaling torch --interpolation lanczos5 --dtype float32 --batch-size 3 --replace",
     f"{EXTRACT} --scaling caffe --resize stretch --interpolation bilinear --dtype float16",
-    f"{EXTRACT} --input-size 16 --budget 1MB --dtype auto --precision float32 --engine openvino",
+    f"{EXTRACT} --input-size 16 --max-bytes 1MB --dtype auto --precision float32 --engine openvino",
     "promote logistic --unfreeze conv_b --epochs 1 --lr 1e-4 --lr-decay 0.5 --patience 1 "
     "--keep-tuned --batch-size 8 --seed 1 -o new.keras --store store",
     "promote --best photos --model tiny.keras --images fixed -o new.keras --json",
@@ -157,7 +157,7 @@ PIPELINES: list[dict[str, Any]] = [
             "model": "tiny.keras",
             "interpolation": ["lanczos3", "lanczos5", "nearest"],
         },
-        "extract": {"dtype": "float16", "engine": "tensorflow", "budget": "1MB"},
+        "extract": {"dtype": "float16", "engine": "tensorflow", "max_bytes": "1MB"},
         "baseline": {"input_size": 8},
     },
     {

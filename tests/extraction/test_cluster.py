@@ -228,7 +228,7 @@ class Listener:
 
 def jobs() -> int:
     """How many jobs a worker has worked on."""
-    return sharing._opened.cache_info().currsize
+    return sharing._opened.cache_info().misses
 
 
 def on_workers(processes: Processes, function: Any) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def test_workers_that_join_late_give_the_features_of_one_process(
     assert done == sorted(done)
     assert len(heard.of(ExtractionFinished)) == 1
     worked = on_workers(processes, jobs)
-    assert list(worked.values()) == [2, 2] or sorted(worked.values()) == [1, 2]  # Both did a part.
+    assert min(worked.values()) >= 1  # Both did a part.
     again = extract(photos, slow, ["conv_2"], tmp_path / "store", cluster=address)
     assert again.reports["conv_2"].rows_reused == len(photos)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.errors import FeatureStoreWarning, HeadError, SpecError
+from featurestore.errors import FeatureStoreWarning, HeadError, InputError, SpecError
 from featurestore.pipeline.record import promoted
 from tests.pipeline.conftest import PIPELINE, Pipeline
 from tests.toys import take_photos, tree
@@ -248,23 +248,10 @@ def test_a_grown_data_set_frees_its_former_features_if_asked(
     assert pipeline.run(**SIMPLE)["folder"] == manifest["folder"]
 
 
-def test_heads_are_fitted_on_the_layers_that_a_budget_stores(pipeline: Pipeline) -> None:
-    layers = ["conv_a", "conv_a:avg"]
-
-    # Pooled, and with a few kB for metadata, conv_a:avg takes far less than conv_a.
-    manifest = pipeline.run(**SIMPLE, layers=layers, heads=["knn"], extract={"budget": "8 kB"})
-
-    assert {row["layer"] for row in manifest["heads"] if row["on"] == "features"} == {"conv_a:avg"}
-    (note,) = [event.what for event in pipeline.told("StageNoted") if event.stage == "extract"]
-    assert note == "conv_a is left: by a pass of the images"
-
-    with pytest.raises(SpecError, match="the budget leaves conv_a for later"):
-        pipeline.run(
-            **SIMPLE,
-            layers=layers,
-            heads=["knn", {"head": "ridge", "layers": ["conv_a"]}],
-            extract={"budget": "8 kB"},
-        )
+def test_a_cap_on_bytes_stops_a_pipeline_before_the_first_image(pipeline: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"before compression: conv_a .*expected at most 8.0 kB"):
+        pipeline.run(**SIMPLE, layers=["conv_a"], heads=["knn"], extract={"max_bytes": "8 kB"})
+    assert not pipeline.store.features.keys()
 
 
 def test_a_pipeline_without_promotion_chooses_among_all(

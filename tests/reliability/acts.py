@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pytest
-
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import StoreError
@@ -96,10 +94,7 @@ def nothing(made: Made, store: FeatureStore) -> None:
 
 
 def slow_extraction(made: Made, store: FeatureStore) -> None:
-    """Keep the rows of blocks that are being filled after each batch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featurestore.extraction.executor.SAVE_SECONDS", 0.0)
-        extract(made.dataset, made.backbone, LAYERS, store, batch_size=3)
+    extract(made.dataset, made.backbone, LAYERS, store, batch_size=3)
 
 
 def half_of_the_blocks(made: Made, store: FeatureStore) -> None:

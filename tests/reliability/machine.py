@@ -200,7 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Every file of something that was committed; the root, a store cannot do without."""
         files = [name for name in self.names() if self.path(name).is_file()]
         # Kept rows are committed to nobody: damaged ones are computed again.
-        names = [name for name in files if not name.endswith(".begun") and self.is_current(name)]
+        names = [name for name in files if self.is_current(name)]
         groups = [found[1] for name in names if (found := GROUP.fullmatch(name))]
         ends = ("/current.json", "/head.json")
         folders = [*groups, *(each.rpartition("/")[0] for each in names if each.endswith(ends))]
@@ -243,7 +243,7 @@ class StoreMachine(RuleBasedStateMachine):
         begins = "c." if dtype == "float16" else ""
         files = self.path(f"features/{key.path}/features").glob(f"{begins}[0-9]*")
         # Rows that are kept of a block do not make it one.
-        whole = [each for each in files if each.suffix not in (".partial", ".begun")]
+        whole = [each for each in files if each.suffix != ".partial"]
         return {int(each.name.removeprefix(begins).split(".")[0]) for each in whole}
 
     def is_blind(self, key: FeatureKey) -> bool:

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from featurestore.extraction import executor
 from featurestore.store import FeatureStore, blocks
 from tests.reliability.faults import Disk, Killed
 from tests.reliability.machine import ROWS, Sources, StoreMachine
@@ -26,8 +25,6 @@ SOAK_RUNS = 150
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "MOST_ROWS", ROWS)
-        # Each batch keeps the rows of the block that it begins.
-        patch.setattr(executor, "SAVE_SECONDS", 0.0)
         StoreMachine.sources = Sources.make(tmp_path_factory.mktemp("machine"))
         yield
 

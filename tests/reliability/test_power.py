@@ -163,7 +163,7 @@ class Cuts:
         assert self._end.items() <= found.items()
         # Beside it at most what the kill left, and what gc has removed, unflushed.
         for path in found.keys() - self._end.keys():
-            ends = (".partial", ".begun", "/replacement.json")
+            ends = (".partial", "/replacement.json")
             assert path.endswith(ends) or path in content(self._start)
         self._finish(store)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +18,9 @@ from featurestore.store.local import LocalFiles
 def test_block_rows_is_a_power_of_two_of_at_most_32_mib(row_bytes: int) -> None:
     rows = block_rows(row_bytes)
     assert rows.bit_count() == 1
-    assert 1 <= rows <= 1024
+    assert 1 <= rows <= 256
     assert rows == 1 or rows * row_bytes <= 2**25
-    assert rows == 1024 or 2 * rows * row_bytes > 2**25
+    assert rows == 256 or 2 * rows * row_bytes > 2**25
 
 
 values = hnp.arrays(
@@ -51,7 +50,7 @@ import sys
 import numpy as np
 from featurestore.store.blocks import encode
 
-rows = np.zeros((1024, 16, 16, 8), np.float16)
+rows = np.zeros((256, 16, 16, 8), np.float16)
 rows[:36] = np.random.default_rng(0).normal(0, 0.3, (36, 16, 16, 8)).clip(0)
 sys.stdout.buffer.write(encode(rows, "place"))
 """
@@ -142,23 +141,6 @@ def test_zero_blocks_and_the_last_short_block_are_written(files: LocalFiles) -> 
         array.write(block, np.zeros((len(array.span(block)), 3), np.float16))
     assert array.existing() == {0, 1, 2}
     assert [array.read(block).shape for block in range(3)] == [(2, 3), (2, 3), (1, 3)]
-
-
-def test_the_first_rows_of_a_block_are_kept_alone(files: LocalFiles) -> None:
-    array = make(files, (14, 3), 8)
-    rows = np.arange(24, dtype=np.float16).reshape(8, 3)
-    array.write_begun(0, rows[:5])
-    array.write_begun(1, rows[:6])  # the whole block, which should exist instead
-    assert array.existing() == set()
-    assert np.array_equal(array.read_begun(0), rows[:5])
-    assert array.read_begun(1).shape == (0, 3)
-    files.write(array.begun_file(1), files.read(array.begun_file(0)))  # those of another block
-    assert array.read_begun(1).shape == (0, 3)
-    array.write_begun(1, rows[:3])
-    assert len(array.read_begun(1)) == 3
-    assert len(replace(array, block_rows=4).read_begun(1)) == 0  # there these are other rows
-    array.remove_begun(0)
-    assert array.read_begun(0).shape == (0, 3)
 
 
 def test_only_whole_blocks_count(files: LocalFiles) -> None:
