@@ -234,6 +234,7 @@ def extract_command(
             for layer in layers:
                 backbone.shape(LayerRef.parse(layer))
         settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
+        settings["max_bytes"] = max_bytes
         with Cluster.of(None if dry_run else cluster) as where:
             where.reach(progress)
             dataset = open_data(data, opened, progress, **scanning)
@@ -241,8 +242,7 @@ def extract_command(
                 with progress.busy("measure a batch"):
                     decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
             else:
-                settings |= {"replace": replace, "max_bytes": max_bytes}
-                settings |= {"cluster": where, "on_event": progress}
+                settings |= {"replace": replace, "cluster": where, "on_event": progress}
                 extraction = extract(dataset, backbone, layers, opened, **settings)
     if dry_run:
         if as_json:

@@ -8,9 +8,7 @@ import click
 
 from featurestore.cli.options import (
     command,
-    image_column_option,
     json_option,
-    root_option,
     store_option,
     untrained_backbone_options,
 )
@@ -34,27 +32,23 @@ from featurestore.table import Grid, printable
     "last one]",
 )
 @untrained_backbone_options
-@image_column_option
-@root_option
 @store_option
 @json_option
 def doctor_command(
     data: str | None,
     model: str | None,
     layers: tuple[str, ...],
-    image_column: str | None,
-    root: str | None,
     store: str,
     as_json: bool,
     **backbone: Any,
 ) -> None:
     """Measure this machine, find the bottleneck of an extraction, and say what to change.
 
-    This takes about 20 seconds. It shows devices, engines and precisions, the images per second of
-    each stage, and the speed of the store's disk, measured with files that are then removed. DATA
-    is a folder, a table or a name, as for `featurestore scan`: some of its images are decoded.
-    Without DATA, photographs of 500 x 375 pixels are generated. Weights do not affect the speed:
-    those of an application are random unless you pass --weights.
+    This takes about 20 seconds. It shows the images per second of each stage: reading the images,
+    decoding them, the forward pass by each engine and precision, and writing to the store's disk,
+    with files that are then removed. DATA is a folder, or the name of a data set in the store; some
+    of its images are read. Without DATA, photographs of 500 x 375 pixels are generated. Weights do
+    not affect the speed: those of an application are random unless you pass --weights.
 
     \b
     Example:
@@ -70,11 +64,11 @@ def doctor_command(
         if backbone["weights"] is None and application(model) is not None:
             backbone["weights"] = "random"
         opened = Backbone.open(model, **backbone)
-        found = diagnose(opened, data, layers, store, image_column=image_column, root=root)
+        diagnosis = diagnose(opened, data, layers, store)
     if as_json:
-        print_json(found.to_dict())
+        print_json(diagnosis.to_dict())
         return
-    for part in found.parts():
+    for part in diagnosis.parts():
         if isinstance(part, Grid):
             print_table(part)
         else:

@@ -1,276 +1,228 @@
-"""What this machine can do: measure the stages of an extraction, and name the slowest."""
+"""Measure the stages of an extraction on this machine, name the slowest, and say what helps."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.backbone.engines import PRECISIONS, has_gpu, slower
-from featurestore.digests import ROW_BYTES
-from featurestore.errors import NotFoundError
-from featurestore.extraction import stages
-from featurestore.extraction.devices import Devices, EngineFound, find_devices, find_engines
-from featurestore.extraction.rates import A_MOMENT, timed
-from featurestore.extraction.stages import Disk, Images, Speed
+from featurestore.dataset import Dataset
+from featurestore.dataset.folder import list_files
+from featurestore.dataset.source import read, readers, text_of
+from featurestore.errors import BackboneError, InputError, NotFoundError, one_line
+from featurestore.extraction import measure
+from featurestore.extraction.batches import images_of
+from featurestore.extraction.measure import (
+    Stage,
+    forward_pass,
+    one_batch,
+    overlapped,
+    spread,
+    timed,
+)
+from featurestore.extraction.memory import free_memory
+from featurestore.extraction.planning import Request
 from featurestore.quiet import load_tensorflow
+from featurestore.scratch import scratch
 from featurestore.store import FeatureStore, StoreLike
-from featurestore.store.blocks import encode
+from featurestore.store.files import Files, open_files
+from featurestore.store.local import PARTIAL, LocalFiles
 from featurestore.store.store import location_text
 from featurestore.table import Grid, plural, show_html, size
+from featurestore.threads import map_ahead, processors
 
 if TYPE_CHECKING:
     import keras
 
     from featurestore.backbone import Backbone
-    from featurestore.dataset import Dataset
+    from featurestore.backbone.forward import Forward
 
 DEFAULT_MODEL = "mobilenetv2"
-# What is less than so much faster is not worth a change.
+# Images that are read from the disk, and those of a batch: a GPU needs more to show its speed.
+IMAGES, BATCH, GPU_BATCH = 128, 32, 64
+# Ignore another engine or precision that is faster by less than this.
 WORTH = 1.15
-# Images of more than so many times the pixels that the network takes are worth making smaller.
-_LARGE = 2
-# Fewer of the processors than this share: something else uses them, or a limit holds.
-_FEW = 0.7
+# The file whose writing is timed, and which is removed again.
+BLOCK = f"doctor-{uuid.uuid4().hex}{PARTIAL}"
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+_NAMES = {
+    "read": "reading the images",
+    "decode": "decoding and resizing the images",
+    "forward": "the forward pass",
+    "write": "compressing and writing the features",
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The forward pass by one engine in one precision: the time of one image, or why not."""
+
+    engine: str
+    precision: str
+    stage: Stage | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What :func:`diagnose` found.
+    """The result of :func:`diagnose`.
 
     Attributes
     ----------
-    devices : Devices
-    engines : list of EngineFound
-    precisions : dict of str to (str or None)
-        Why a precision is slower than float32 here; None if it is not.
     model : str
     input_size : (int, int)
         Height and width.
     layers : list of str
-    images : Images
+    source : str
+        Of the images: a folder, or the name of a data set.
+    images : int
+        Number of images that were measured.
+    stages : dict of str to Stage
+        Of one image, each stage alone: ``read``, ``decode``, ``forward`` and ``write``.
     speeds : list of Speed
-        The pass that an extraction uses first.
-    disk : Disk
+        The first is that of an extraction, and in ``stages``.
     bytes : float
         Of an image's features on disk.
-    stages : dict of str to float
-        Seconds of an image in each stage alone, with the first of the speeds: ``decode``,
-        ``forward``, ``compress``, ``write``.
-    given : float
-        Processors that this process was given while it measured.
-    seconds : float
-        That the diagnosis took.
+    place : str
+        The folder or URL where blocks were written.
+    processors : int
+        Those that this process may use.
+    free_memory : int or None
+        Bytes.
+    gpus, unused_gpus : list of str
+        Those that TensorFlow uses; if it uses none, those of NVIDIA that are there.
     """
 
-    devices: Devices
-    engines: list[EngineFound]
-    precisions: dict[str, str | None]
     model: str
     input_size: tuple[int, int]
     layers: list[str]
-    images: Images
+    source: str
+    images: int
+    stages: dict[str, Stage]
     speeds: list[Speed]
-    disk: Disk
     bytes: float
-    stages: dict[str, float]
-    given: float
-    seconds: float
+    place: str
+    processors: int
+    free_memory: int | None
+    gpus: list[str]
+    unused_gpus: list[str]
 
-    @property
-    def images_per_second(self) -> float:
-        """What an extraction reaches."""
-        return self.extraction(self.speeds[0]) or 0.0
-
-    def extraction(self, speed: Speed) -> float | None:
-        """Return the images a second that an extraction reaches with one of the passes."""
-        if speed.images_per_second is None:
-            return None
-        forward = 1 / speed.images_per_second
-        return 1 / max(sum(self._shares(forward).values()), self._slowest(forward))
-
-    def _shares(self, forward: float) -> dict[str, float]:
-        """Return the seconds of an image in the stages that share the processors."""
-        compress = self.stages["compress"] / self.devices.processors  # one thread
-        shared = {"decode": self.stages["decode"], "compress": compress}
-        return shared if self.devices.gpus else {**shared, "forward": forward}
-
-    def _slowest(self, forward: float) -> float:
-        return max({**self.stages, "forward": forward}.values())
+    def images_per_second(self, speed: Speed | None = None) -> float:
+        """Return the images/s of an extraction, with another forward pass if one is given."""
+        stage = (speed or self.speeds[0]).stage or Stage()
+        return 1 / overlapped({**self.stages, "forward": stage}.values())
 
     @property
     def bottleneck(self) -> str:
-        """The stage that takes most: ``decode``, ``forward``, ``compress`` or ``write``."""
-        shares = self._shares(self.stages["forward"])
-        if self._slowest(self.stages["forward"]) > sum(shares.values()):
-            return max(self.stages, key=lambda name: self.stages[name])
-        return max(shares, key=lambda name: shares[name])
+        """The stage that takes most: ``read``, ``decode``, ``forward`` or ``write``."""
+        stages = self.stages
+        slowest = max(stages, key=lambda name: stages[name].wall)
+        if stages[slowest].wall < overlapped(stages.values()):  # They share the processors.
+            return max(stages, key=lambda name: stages[name].processor)
+        # Threads that decode, and use half a processor together, wait for a server.
+        waiting = stages["decode"].processor < stages["decode"].wall / 2
+        return "read" if slowest == "decode" and waiting else slowest
 
     @property
     def advice(self) -> list[str]:
-        """What is the bottleneck, and what to change: a sentence each."""
-        name, shares = self.bottleneck, self._shares(self.stages["forward"])
-        what, about = {
-            "decode": ("Decoding and resizing the images", self._about_images),
-            "forward": ("The forward pass", self._about_pass),
-            "compress": ("Compressing the features", self._about_features),
-            "write": ("Writing the features", self._about_features),
-        }[name]
-        takes = "is the slowest stage"
-        if name in shares and sum(shares.values()) >= self._slowest(self.stages["forward"]):
-            takes = f"takes {shares[name] / sum(shares.values()):.0%} of the processors' time"
-        reaches = f"An extraction reaches about {_rate(self.images_per_second)} images/s"
-        found = [f"{reaches}. {what} {takes}.", *about()]
-        if self.given < _FEW * self.devices.processors and not self.devices.gpus:
-            found.append(
-                f"Only {self.given:.1f} of {plural(self.devices.processors, 'core')} were busy with"
-                " it: other programs use them, its container has a limit, or images and network are"
-                " too small for more."
-            )
-        return found
-
-    def _about_images(self) -> list[str]:
-        if self.images.wait:
-            return ["The processors wait for the files: copy them to a faster disk."]
-        images, sides = self.images, self.input_size
-        memory = "arrays that are in memory need no decoding (Dataset.from_arrays)."
-        if images.height * images.width > _LARGE * sides[0] * sides[1]:
-            found = [
-                f"The images are {_by((images.height, images.width))}, and the network takes"
-                f" {_by(sides)}: store smaller files; {memory}"
-            ]
-        else:
-            found = [f"More cores make it faster, and {memory}"]
-        if self.images.source is None:
-            found.append("These images were made for it: give DATA to measure your own.")
-        return found
-
-    def _about_pass(self) -> list[str]:
-        used, found = self.speeds[0], []
-        best = max(self.speeds, key=lambda each: self.extraction(each) or 0)
-        if (self.extraction(best) or 0) > WORTH * self.images_per_second:
-            options = f"--engine {best.engine}" if best.engine != used.engine else ""
-            if best.precision != used.precision:
-                options = f"{options} --precision {best.precision}".strip()
-            found.append(f"With `{options}`, expect {_rate(self.extraction(best))} images/s.")
-        if self.devices.unused_gpus:
-            found.append(
-                f"TensorFlow does not use the {self.devices.unused_gpus[0]}: install the extra"
-                ' `gpu` (pip install -e ".[gpu]"), and do not hide it with CUDA_VISIBLE_DEVICES.'
-            )
-        missing = [each for each in self.engines if each.version is None]
-        if missing and not self.devices.gpus:
-            found.append(f"The engine {missing[0].engine} {missing[0].why_not}.")
-        if not found:
-            gpu = "a faster one" if self.devices.gpus else "a GPU"
-            found.append(
-                f"A smaller --input-size than {max(self.input_size)}, an earlier --layer, a smaller"
-                f" network or {gpu} makes it faster."
-            )
-        return found
-
-    def _about_features(self) -> list[str]:
-        whole = [each for each in self.layers if ":" not in each]
+        """The bottleneck, and what helps: a sentence each."""
+        whole = [ref for ref in self.layers if ":" not in ref]
         pooled = f", or a pooled layer such as {whole[0]}:avg" if whole else ""
-        return [f"An image has {size(self.bytes)} of features: use another disk{pooled}."]
+        remedy = {
+            "read": ["Copy the images to a faster disk."],
+            "decode": [
+                f"Store the images in a size nearer to {_by(self.input_size)}, or use more cores; "
+                "arrays in memory need no decoding (Dataset.from_arrays)."
+            ],
+            "forward": self._about_forward(),
+            "write": [f"An image has {size(self.bytes)} of features: use another disk{pooled}."],
+        }
+        return [
+            f"An extraction reaches about {_rate(self.images_per_second())} images/s. The "
+            f"bottleneck is {_NAMES[self.bottleneck]}.",
+            *remedy[self.bottleneck],
+        ]
+
+    def _about_forward(self) -> list[str]:
+        used, advice = self.speeds[0], []
+        measured = [speed for speed in self.speeds if speed.stage]
+        best = max(measured, key=self.images_per_second)
+        if self.images_per_second(best) > WORTH * self.images_per_second():
+            options = f"--engine {best.engine} --precision {best.precision}"
+            rate = _rate(self.images_per_second(best))
+            advice.append(f"With `{options}`, expect {rate} images/s.")
+        if self.unused_gpus:
+            advice.append(
+                f"TensorFlow does not use the {self.unused_gpus[0]}: install the extra `gpu` "
+                '(pip install -e ".[gpu]"), and do not hide it with CUDA_VISIBLE_DEVICES.'
+            )
+        if not self.gpus and used.engine == "tensorflow":
+            advice += [f"{speed.reason}." for speed in self.speeds if speed.reason]
+        return advice or [
+            f"Use a smaller --input-size than {max(self.input_size)}, an earlier --layer, a "
+            f"smaller network or {'a faster' if self.gpus else 'a'} GPU."
+        ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the diagnosis as JSON values, as ``featurestore doctor --json`` prints it."""
-        images = self.images
-        return {
-            "devices": asdict(self.devices),
-            "engines": [asdict(each) for each in self.engines],
-            "precisions": [
-                {"precision": name, "fast": why is None, "why_not": why}
-                for name, why in self.precisions.items()
-            ],
-            "model": self.model,
-            "input_size": list(self.input_size),
-            "layers": self.layers,
-            "images": {
-                "source": images.source,
-                "count": images.count,
-                "height": images.height,
-                "width": images.width,
-            },
-            "decode": 1 / self.stages["decode"],
-            "forward": [
-                {**asdict(each), "extraction": self.extraction(each)} for each in self.speeds
-            ],
-            "disk": asdict(self.disk),
-            "bytes": self.bytes,
-            "stages": self.stages,
-            "cores_given": self.given,
-            "bottleneck": self.bottleneck,
-            "images_per_second": self.images_per_second,
-            "advice": self.advice,
-            "seconds": self.seconds,
-        }
+        """Return the diagnosis as JSON values, as ``featurestore doctor --json`` prints it.
+
+        ``stages`` and ``forward`` are images/s of each stage, and of each engine and precision.
+        """
+        fields = {**vars(self), "input_size": list(self.input_size)}
+        fields["stages"] = {name: 1 / stage.wall for name, stage in self.stages.items()}
+        fields["forward"] = [
+            {
+                **{"engine": speed.engine, "precision": speed.precision, "reason": speed.reason},
+                "images_per_second": speed.stage and 1 / speed.stage.wall,
+            }
+            for speed in fields.pop("speeds")
+        ]
+        fields |= {"bottleneck": self.bottleneck, "images_per_second": self.images_per_second()}
+        return {**fields, "advice": self.advice}
 
     def __repr__(self) -> str:
-        return (
-            f"Diagnosis({self.model!r}: {_rate(self.images_per_second)} images/s, "
-            f"bottleneck {self.bottleneck})"
-        )
+        rate = _rate(self.images_per_second())
+        return f"Diagnosis({self.model!r}: {rate} images/s, bottleneck {self.bottleneck})"
 
     def _repr_html_(self) -> str:
         return show_html(repr(self), *self.parts())
 
     def parts(self) -> Iterator[Grid | str]:
         """Yield what is shown: lines of text, and a table between them."""
-        for name, found in self._found():
-            yield f"{name:<19}{found}"
+        memory = f", {size(self.free_memory)} of memory free" if self.free_memory else ""
+        unused = [f"{gpu}, which TensorFlow does not use" for gpu in self.unused_gpus]
+        gpus = ", ".join(self.gpus or unused) or "none"
+        yield f"{plural(self.processors, 'core')}{memory}, GPU: {gpus}"
         yield ""
-        rows = [*self._measured()]
-        yield Grid(rows, ["stage", "rate", "extraction", "how"], {"rate": "images/s"})
+        yield Grid([*self._rows()], ["stage", "rate", "how"], {"rate": "images/s"})
         yield ""
         yield from self.advice
 
-    def _found(self) -> Iterator[tuple[str, str]]:
-        devices = self.devices
-        yield "processor", f"{devices.processor}, {plural(devices.processors, 'core')}"
-        if devices.memory:
-            free = f", {size(devices.free_memory)} free" if devices.free_memory else ""
-            yield "memory", f"{size(devices.memory)}{free}"
-        unused = [f"{each}, which TensorFlow does not use" for each in devices.unused_gpus]
-        for gpu in devices.gpus or unused or ["none"]:
-            yield "GPU", gpu
-        for each in self.engines:
-            why = "used by --engine auto" if each.auto else f"not used by auto: it {each.why_not}"
-            yield (
-                f"engine {each.engine}",
-                f"{each.version}, {why}" if each.version else str(each.why_not),
-            )
-        for name, slow in self.precisions.items():
-            yield name, f"slow: {slow}" if slow else "fast"
-
-    def _measured(self) -> Iterator[dict[str, Any]]:
-        images, disk = self.images, self.disk
-        what = plural(images.count, "image" if images.source else "generated photograph")
-        of = f" of {images.source}" if images.source else ""
-        how = f"{what}{of}, {images.width}×{images.height}"
-        yield {"stage": "decode, resize", "rate": _rate(1 / self.stages["decode"]), "how": how}
-        for number, each in enumerate(self.speeds):
-            used = f"{self.model} at {_by(self.input_size)} to {', '.join(self.layers)}"
-            yield {
-                "stage": f"forward, {each.engine} {each.precision}",
-                "rate": _rate(each.images_per_second),
-                "extraction": _rate(self.extraction(each)),
-                "how": each.why_not or ("" if number else used),
-            }
-        yield {
-            "stage": "compress",
-            "rate": _rate(1 / self.stages["compress"]),
-            "how": f"{size(self.bytes)} an image",
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        how = {
+            "read": f"{plural(self.images, 'image')} of {self.source}",
+            "forward": f"{self.model} at {_by(self.input_size)} to {', '.join(self.layers)}",
+            "write": f"{size(self.bytes)} an image, to {self.place}",
         }
-        speeds = f"{size(disk.write)}/s, read {size(disk.read)}/s: {disk.place}"
-        yield {"stage": "write", "rate": _rate(1 / self.stages["write"]), "how": speeds}
+        for name, stage in self.stages.items():
+            if name != "forward":
+                yield {"stage": name, "rate": _rate(1 / stage.wall), "how": how.get(name)}
+                continue
+            for number, speed in enumerate(self.speeds):
+                yield {
+                    "stage": f"forward, {speed.engine} {speed.precision}",
+                    "rate": speed.stage and _rate(1 / speed.stage.wall),
+                    "how": speed.reason or (None if number else how[name]),
+                }
 
 
 def diagnose(
@@ -278,9 +230,6 @@ def diagnose(
     data: Dataset | str | os.PathLike[str] | None = None,
     layers: str | Sequence[str] = (),
     store: StoreLike = None,
-    *,
-    image_column: str | None = None,
-    root: str | None = None,
 ) -> Diagnosis:
     """Measure what this machine can do, in about 20 seconds; leave nothing behind.
 
@@ -289,82 +238,175 @@ def diagnose(
     model : Backbone, str, path or keras.Model, optional
         As in :meth:`Backbone.of`; by default a MobileNetV2 with random weights.
     data : Dataset, str or path, optional
-        A data set, a folder, a table, or the name of a data set in the store: some of its images
-        are decoded. By default, photographs that are made for it, in memory.
+        As in :func:`extract`: some of its images are read. A folder is listed, not scanned: it may
+        be huge. By default, photographs are generated.
     layers : str or sequence of str
         Layer refs; by default the last layer.
     store : FeatureStore, path or URL, optional
-        Where blocks are written, read and removed again; it need not exist. By default
+        Where blocks are written and removed again; it need not exist. By default
         FEATURESTORE_STORE, else ``./store``.
-    image_column, root : str, optional
-        Of a table, as in :meth:`Dataset.open`.
 
     Raises
     ------
     BackboneError, UnknownLayerError
         If there is no such model or layer, or no engine computes it.
     DatasetError
-        If there is no such data set, or none of its images decodes.
+        If there is no such folder or data set, or none of its images decodes.
     InputError
         If nothing can be written at the store's place.
     """
-    started = time.perf_counter()
     location = store.location if isinstance(store, FeatureStore) else location_text(store)
     opened = None
     with suppress(NotFoundError):
         opened = FeatureStore.of(store)
-    # First, because it takes no time to fail.
-    disk = stages.measure_disk(location)
-    load_tensorflow()
-    from featurestore.backbone import Backbone
+    with _place(location) as (files, place):  # First, because it takes no time to fail.
+        load_tensorflow()
+        from featurestore.backbone import Backbone
 
-    if model is None:
-        model = Backbone.from_application(DEFAULT_MODEL, "random")
-    backbone = Backbone.of(model)
-    refs = [layers] if isinstance(layers, str) else list(layers) or [backbone.layer_names[-1]]
-    for ref in refs:
-        backbone.shape(ref)
-    count = stages.GPU_BATCH if has_gpu() else stages.BATCH
-    images = stages.measure_images(data, opened, backbone, count, image_column, root)
-    speeds, forward, activations = stages.measure_passes(backbone, refs, images.batch)
-    row_bytes, compress = _compressed(activations)
+        backbone = Backbone.of(model or Backbone.from_application(DEFAULT_MODEL, "random"))
+        refs = [layers] if isinstance(layers, str) else list(layers) or [backbone.layer_names[-1]]
+        batch_size = GPU_BATCH if has_gpu() else BATCH
+        request = Request.of(backbone, refs, "float16", batch_size)
+        with _images(data, opened) as (source, dataset, reading):
+            plan = request.plan(dataset, FeatureStore("memory://doctor", create=True))
+            compiled = backbone.forward(refs)
+            cost = one_batch(plan, dataset, backbone, _scaled(compiled))
+            batch = images_of(dataset, backbone, spread(range(len(dataset)), batch_size))
+        write = Stage()
+        for layer in plan.layers:
+            layer_cost = cost.layers[str(layer.ref)]
+            block = np.random.default_rng(0).bytes(round(layer_cost.bytes * layer.block_rows))
+            _, stage = timed(partial(files.write, BLOCK, block), measure.SECONDS)
+            write = Stage.sum([write, layer_cost.compress, stage * (1 / layer.block_rows)])
+    stages = {"read": reading, "decode": cost.decode, "forward": cost.forward, "write": write}
+    used = Speed(compiled.engine, backbone.computing.precision, cost.forward)
     return Diagnosis(
-        devices=find_devices(),
-        engines=find_engines(),
-        precisions={each: slower(each) for each in PRECISIONS},
         model=backbone.name,
         input_size=backbone.input_size,
         layers=list(map(str, refs)),
-        images=images,
-        speeds=speeds,
-        disk=disk,
-        bytes=row_bytes,
-        stages={
-            "decode": images.decode.wall,
-            "forward": forward.wall,
-            "compress": compress,
-            "write": row_bytes / disk.write,
-        },
-        given=max(each.processor / each.wall for each in (images.decode, forward)),
-        seconds=time.perf_counter() - started,
+        source=source,
+        images=len(dataset),
+        stages=stages,
+        speeds=[used, *_others(backbone, refs, batch, used)],
+        bytes=sum(layer_cost.bytes for layer_cost in cost.layers.values()),
+        place=place,
+        processors=processors(),
+        free_memory=free_memory(),
+        **_gpus(),
     )
 
 
-def _compressed(activations: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the bytes of an image's features on disk, and the seconds to compress them."""
-    count, packed, seconds = len(activations[0]), 0, 0.0
-    for values in activations:
-        # Those of random weights fade until float16 cannot hold them.
-        rows = (values / max(float(np.abs(values).max()), 1e-30)).astype(np.float16)
-        data, stage = timed(count, partial(encode, rows, ""), A_MOMENT)
-        packed, seconds = packed + len(data), seconds + stage.wall
-    return packed / count + ROW_BYTES * len(activations), seconds
+@contextmanager
+def _place(location: str) -> Iterator[tuple[Files, str]]:
+    """Yield where files of a store can be written, which are then removed, and its name."""
+    files = open_files(location)
+    if not isinstance(files, LocalFiles):
+        try:
+            yield files, files.location
+        finally:
+            files.remove(BLOCK)
+        return
+    folder = Path(files.location)
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        with scratch(beside=folder) as inside:
+            yield LocalFiles(str(inside)), str(folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}, for the store {location!r}: "
+            f"{error.strerror or one_line(error)}",
+            remedy="give access to it, or name another place with --store",
+        ) from error
 
 
-def _rate(images: float | None) -> str | None:
+@contextmanager
+def _images(
+    data: Dataset | str | os.PathLike[str] | None, store: FeatureStore | None
+) -> Iterator[tuple[str, Dataset, Stage]]:
+    """Yield the name of a source, its images or some of them, and the time to read one."""
+    if data is None:
+        with scratch() as folder:
+            _generate(folder)
+            yield "generated photographs", *_listed(str(folder))
+    elif not isinstance(data, Dataset) and os.path.isdir(text_of(data)):
+        yield text_of(data), *_listed(text_of(data))
+    else:
+        dataset = FeatureStore.for_data(data, store, write=False).datasets.open(data)
+        rows = spread(range(len(dataset)), IMAGES)
+        yield dataset.name, dataset, _reading(dataset.read, rows, dataset.samples.path(0))
+
+
+def _listed(folder: str) -> tuple[Dataset, Stage]:
+    """Return some images of a folder, which may be huge: it is not scanned."""
+    import pyarrow
+
+    paths = spread(list_files(os.path.abspath(folder))[0], IMAGES)
+    stage = _reading(read, paths, paths[0])
+    return Dataset.open(pyarrow.table({"path": paths}), name="doctor"), stage
+
+
+def _reading(load: Callable[[Any], bytes], items: Sequence[Any], path: str | None) -> Stage:
+    """Return the time to read one image. It is their first time: later, they are in memory."""
+    loaded = map_ahead(load, items, len(items), readers(path))
+    _, stage = timed(lambda: deque(loaded, maxlen=0))
+    return stage * (1 / len(items))
+
+
+def _generate(folder: Path) -> None:
+    """Write JPEG files with structure of every size, as photographs have it."""
+    from PIL import Image
+
+    generator, sides = np.random.default_rng(0), (500, 375)  # as in ImageNet, on average
+    for number in range(GPU_BATCH):
+        pixels = np.full((*sides[::-1], 3), 128.0)
+        for cells in (4, 16, 64, 256):
+            noise = generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+            layer = Image.fromarray(noise).resize(sides, Image.Resampling.BICUBIC)
+            pixels += (np.asarray(layer) - 128.0) * 2 / np.sqrt(cells)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number}.jpg", quality=90)
+
+
+def _scaled(compiled: Forward) -> Forward:
+    """Scale activations to at most 1: with random weights, float16 may not hold them."""
+    return lambda batch: [
+        values / max(float(np.abs(values).max()), 1e-30) for values in compiled(batch)
+    ]
+
+
+def _others(
+    backbone: Backbone, refs: Sequence[str], batch: np.ndarray, used: Speed
+) -> Iterator[Speed]:
+    """Measure the other engine, and the precisions that are not slower here than float32."""
+    for precision in PRECISIONS:
+        for engine in ("openvino", "tensorflow"):
+            slow = precision != used.precision and slower(precision)
+            if slow or (engine, precision) == (used.engine, used.precision):
+                continue
+            try:
+                compiled = backbone.forward_with(engine, refs, precision)
+                yield Speed(engine, precision, forward_pass(compiled, batch)[2])
+            except BackboneError as error:
+                yield Speed(engine, precision, reason=str(error))
+
+
+def _gpus() -> dict[str, list[str]]:
+    """Return the names of the GPUs that TensorFlow uses, or else of those that are there."""
+    import tensorflow as tf
+
+    details = tf.config.experimental.get_device_details
+    devices = tf.config.list_physical_devices("GPU")
+    gpus = [details(device).get("device_name", device.name) for device in devices]
+    unused = []
+    for file in [] if gpus else sorted(_NVIDIA.glob("*/information")):
+        fields = dict(line.partition(":")[::2] for line in file.read_text().splitlines())
+        unused.append(fields.get("Model", "GPU").strip())
+    return {"gpus": gpus, "unused_gpus": unused}
+
+
+def _rate(images: float) -> str:
     """Format images a second."""
-    if images is None:
-        return None
     return f"{images:,.0f}" if images >= 100 else f"{images:.1f}"
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurestore.dataset.source import readers
-from featurestore.extraction.batches import InParts
+from featurestore.extraction.batches import Halving
 from featurestore.extraction.events import BatchHalved, RowsComputed, RowsCopied, RowsDerived
 from featurestore.extraction.planned import BATCHES_AHEAD, ExtractionPlan, LayerPlan
 from featurestore.extraction.writer import BlockWriter, RunStats
@@ -57,7 +57,7 @@ class Executor:
         self._dataset, self._backbone = dataset, backbone
         self._groups = [groups[str(layer.ref)] for layer in plan.layers]
         self._computed = {ref: number for number, ref in enumerate(plan.refs_computed)}
-        self._compiled = compiled and InParts(compiled, plan.batch_size, self._halved)
+        self._compiled = compiled and Halving(compiled, plan.batch_size, self._halved)
 
     def run(self, rows: range | None = None, stats: RunStats | None = None) -> None:
         """Write the missing blocks that begin in a range of rows, by default all.
@@ -112,7 +112,7 @@ class Executor:
         """Derive rows of a layer in batches that fit into memory, if it is derived."""
         if layer.derived is None:
             return layer
-        tail = InParts(layer.derived.tail, self._batch_size, self._halved)
+        tail = Halving(layer.derived.tail, self._batch_size, self._halved)
         return replace(layer, derived=replace(layer.derived, tail=tail))
 
     def _halved(self, before: int, after: int) -> None:

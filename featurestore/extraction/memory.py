@@ -1,51 +1,38 @@
-"""The memory of this machine, or of the container or batch job that this process runs in."""
+"""The memory that this process can still get, of its machine, container or batch job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 _MACHINE, _MINE, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-# Of control groups v2 and v1: the limit, the use, and what of it are files that can be dropped.
-_V2 = ("memory.max", "memory.current", ("active_file", "inactive_file"))
-_V1 = (
-    "memory.limit_in_bytes",
-    "memory.usage_in_bytes",
-    ("total_active_file", "total_inactive_file"),
-)
 
 
 def free_memory() -> int | None:
-    """Return the bytes of memory that this process can still get; None if nothing says so.
+    """Return the free bytes of the machine, or of what limits this process; None if unknown.
 
-    A container, or a job of a cluster, gets no more than the rest of its limit.
+    Limits are those of control groups (version 2): of its own group, and of all above it. Files in
+    memory, which can be dropped, count as free.
     """
     try:
-        free = 1024 * int(_fields(_MACHINE.read_text().replace(":", ""))["MemAvailable"])
+        free = 1024 * _fields(_MACHINE)["MemAvailable:"]
     except (OSError, ValueError, KeyError):
         return None
-    return max(0, min(free, *(most - used for most, used in limits()), free))
-
-
-def limits() -> Iterator[tuple[int, int]]:
-    """Yield the limits on the memory of this process, and how much of each is used, in bytes."""
     with suppress(OSError):
         for line in _MINE.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            mounted, names = (_GROUPS / "memory", _V1) if controllers else (_GROUPS, _V2)
-            # Inside a container, the path may be that outside; then only the root exists.
-            group = mounted / path.lstrip("/")
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(mounted):
+            if line.startswith("0::"):
+                # Inside a container, the path may be that outside; then only the root exists.
+                group = _GROUPS / line[len("0::") :].lstrip("/")
+                for folder in (group, *group.parents[: len(group.relative_to(_GROUPS).parts)]):
                     with suppress(OSError, ValueError, KeyError):  # "max", or no such group
-                        files = _fields((folder / "memory.stat").read_text())
-                        most = int((folder / names[0]).read_text())
-                        used = int((folder / names[1]).read_text())
-                        yield most, used - sum(int(files[name]) for name in names[2])
+                        files = _fields(folder / "memory.stat")
+                        limit = int((folder / "memory.max").read_text())
+                        used = int((folder / "memory.current").read_text())
+                        dropped = files["active_file"] + files["inactive_file"]
+                        free = min(free, limit - used + dropped)
+    return max(0, free)
 
 
-def _fields(text: str) -> dict[str, str]:
-    return {line.split()[0]: line.split()[1] for line in text.splitlines() if line.strip()}
+def _fields(file: Path) -> dict[str, int]:
+    words = [line.split() for line in file.read_text().splitlines()]
+    return {name: int(value) for name, value, *_ in words}

@@ -12,7 +12,7 @@ import numpy as np
 
 from featurestore.extraction.copies import Copies
 from featurestore.extraction.derivation import Derivation
-from featurestore.extraction.rates import Rates
+from featurestore.extraction.measure import BatchCost
 from featurestore.extraction.report import features_grid
 from featurestore.store import FeatureKey, GroupState
 from featurestore.table import Grid, duration, plural, show_html, size
@@ -138,15 +138,15 @@ class ExtractionPlan:
         Samples in a batch: consecutive ones of those that go through the backbone.
     input_size : tuple of int
         Input ``(height, width)`` of the backbone, in pixels.
-    rates : Rates or None
-        What a row takes here, if it was measured: the estimates are made of it.
+    measured : BatchCost or None
+        What a row takes here, measured on one batch: the estimates are made of it.
     """
 
     layers: tuple[LayerPlan, ...]
     rows: int
     batch_size: int
     input_size: tuple[int, int]
-    rates: Rates | None = None
+    measured: BatchCost | None = None
 
     @property
     def missing(self) -> tuple[LayerPlan, ...]:
@@ -229,13 +229,13 @@ class ExtractionPlan:
 
     @property
     def seconds_estimated(self) -> float | None:
-        """Seconds that the extraction takes, if rates were measured."""
-        return None if self.rates is None else self.rates.seconds(self)
+        """Seconds that the extraction takes, if a batch was measured."""
+        return None if self.measured is None else self.measured.seconds(self)
 
     @property
     def bytes_estimated(self) -> int | None:
-        """Bytes to write after compression, if rates were measured."""
-        return None if self.rates is None else sum(map(self.rates.bytes, self.layers))
+        """Bytes to write after compression, if a batch was measured."""
+        return None if self.measured is None else sum(map(self.measured.bytes, self.layers))
 
     @property
     def cost(self) -> str:
@@ -262,16 +262,15 @@ class ExtractionPlan:
         report = self.to_dict()
         if not any(layer.why for layer in self.layers):
             fields.remove("why")
-        if self.rates is None:
+        if self.measured is None:
             return features_grid(report, fields, "at most")
         for row in report["features"].values():
             row["bytes"] = row["bytes_estimated"]
-        fields.insert(4, "time")
         return features_grid(report, fields, "to write")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values, as ``extract --dry-run --json`` prints them."""
-        rates, seconds = self.rates, self.seconds_estimated
+        measured, seconds = self.measured, self.seconds_estimated
         return {
             "rows": self.rows,
             "rows_to_compute": self.rows_to_compute,
@@ -285,8 +284,7 @@ class ExtractionPlan:
                     "shape": list(layer.shape),
                     "dtype": layer.dtype,
                     "bytes": layer.rows_missing * layer.row_bytes,
-                    "bytes_estimated": rates and rates.bytes(layer),
-                    "seconds_estimated": rates and round(rates.alone(layer), 3),
+                    "bytes_estimated": measured and measured.bytes(layer),
                     "rows_to_compute": layer.rows_to_compute,
                     "rows_copied": layer.rows_copied,
                     "rows_derived": layer.rows_derived,

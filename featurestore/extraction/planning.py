@@ -9,17 +9,18 @@ from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import Field
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
 from featurestore.errors import InputError, received
-from featurestore.extraction.batches import USUAL, choose
 from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Deriving
 from featurestore.extraction.explaining import explained
+from featurestore.extraction.measure import BATCH_SIZE, one_batch
+from featurestore.extraction.measure import batch_size as choose_batch_size
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
-from featurestore.extraction.rates import measure as measure_rates
 from featurestore.extraction.stored_type import recorded_reason
 from featurestore.store import FeatureKey, FeatureStore, GroupState, Snapshot, StoreLike, block_rows
+from featurestore.table import size
 
 if TYPE_CHECKING:
     import keras
@@ -42,12 +43,13 @@ def plan(
     dtype: str = "auto",
     batch_size: int | str = AUTO,
     measure: bool = False,
+    max_bytes: int | str | None = None,
 ) -> ExtractionPlan:
     """Decide what an extraction must compute; write nothing.
 
     Parameters
     ----------
-    data, backbone, layers, dtype, batch_size
+    data, backbone, layers, dtype, batch_size, max_bytes
         As in :func:`extract`.
     store : FeatureStore, path or URL, optional
         Where features are, and go; it need not exist yet. By default FEATURESTORE_STORE, else
@@ -60,9 +62,10 @@ def plan(
     UnknownLayerError
         If the backbone has no such layer.
     InputError
-        For an unknown type, a batch size below 1, or an empty list of layers.
+        For an unknown type, a batch size below 1, an empty list of layers, or more bytes to write
+        than ``max_bytes``.
     """
-    request = Request.of(backbone, layers, dtype, batch_size)
+    request = Request.of(backbone, layers, dtype, batch_size, max_bytes=max_bytes)
     opened = FeatureStore.for_data(data, store, write=False)
     dataset = opened.datasets.open(data)
     planned = request.plan(dataset, opened)
@@ -76,13 +79,20 @@ def _measured(
 ) -> ExtractionPlan:
     refs, backbone = planned.refs_computed, request.backbone
     compiled = backbone.forward(refs) if refs else None
-    size = choose(planned, dataset, backbone, request.batch_size, compiled)
-    planned = replace(planned, batch_size=size)
-    rates = measure_rates(planned, dataset, backbone, compiled)
-    if rates.too_wide:  # The batch shows which layers are stored as float32.
-        request = replace(request, float32={**request.float32, **rates.too_wide})
+    batch_size = choose_batch_size(planned, dataset, backbone, request.batch_size, compiled)
+    planned = replace(planned, batch_size=batch_size)
+    measured = one_batch(planned, dataset, backbone, compiled)
+    if measured.too_wide:  # The batch shows which layers are stored as float32.
+        request = replace(request, float32={**request.float32, **measured.too_wide})
         return _measured(request.plan(dataset, store), request, dataset, store)
-    return replace(planned, rates=rates)
+    return replace(planned, measured=measured)
+
+
+def _bytes_of(value: Any) -> int:
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError as error:
+        raise InputError(f"max bytes is {value!r}", "a size such as 20GB") from error
 
 
 def _refs_of(layers: Any) -> tuple[LayerRef, ...]:
@@ -111,6 +121,8 @@ class Request:
         Further refs, which only fine-tuning reads.
     float32 : mapping of str to str
         What float16 cannot hold, by layer ref: "auto" is float32 there.
+    max_bytes : int or None
+        A plan that writes more, before compression, is refused.
     """
 
     backbone: Backbone
@@ -119,10 +131,17 @@ class Request:
     batch_size: int | str
     boundaries: tuple[LayerRef, ...] = ()
     float32: Mapping[str, str] = field(default_factory=dict)
+    max_bytes: int | None = None
 
     @classmethod
     def of(
-        cls, backbone: Any, layers: Any, dtype: str, batch_size: Any, boundaries: Any = ()
+        cls,
+        backbone: Any,
+        layers: Any,
+        dtype: str,
+        batch_size: Any,
+        boundaries: Any = (),
+        max_bytes: Any = None,
     ) -> Request:
         """Check what :func:`plan` takes; raises as it does."""
         from featurestore.backbone import Backbone
@@ -131,13 +150,14 @@ class Request:
             raise InputError(f"dtype is {dtype!r}", f"one of {', '.join(DTYPES)}")
         if batch_size != AUTO and (not isinstance(batch_size, int) or batch_size < 1):
             raise InputError(f"batch size is {batch_size!r}", "auto, or 1 or more, such as 32")
+        most = None if max_bytes is None else _bytes_of(max_bytes)
         refs, others = _refs_of(layers), _refs_of(boundaries)
         if not refs and not others:
             raise InputError("no layers given", remedy="name one, see `featurestore layers`")
         network = Backbone.of(backbone)
         for ref in (*refs, *others):
             network.shape(ref)
-        return cls(network, refs, dtype, batch_size, others)
+        return cls(network, refs, dtype, batch_size, others, max_bytes=most)
 
     def keys(self, dataset: Dataset) -> dict[LayerRef, FeatureKey]:
         """Return the keys of the features of a data set, by layer ref."""
@@ -155,6 +175,7 @@ class Request:
         """Return what is missing in a store, and where its rows are.
 
         ``unreadable`` are blocks of other arrays that cannot be copied, as in `find_copies`.
+        InputError if more than ``max_bytes`` are to be written.
         """
         stored, keys = Snapshot(store.features), self.keys(dataset)
         stored.read(key.short for key in keys.values())
@@ -166,8 +187,19 @@ class Request:
             self._plan_layer(dataset, ref, key, stored, unreadable) for ref, key in keys.items()
         ]
         deriving = Deriving(self.backbone, dataset, stored, unreadable)
-        size = self.batch_size if isinstance(self.batch_size, int) else USUAL
-        return ExtractionPlan(deriving.plan(layers), len(dataset), size, self.backbone.input_size)
+        rows, batch_size = len(dataset), self.batch_size
+        batch_size = batch_size if isinstance(batch_size, int) else BATCH_SIZE
+        plan = ExtractionPlan(deriving.plan(layers), rows, batch_size, self.backbone.input_size)
+        if self.max_bytes is not None and plan.bytes_to_write > self.max_bytes:
+            sizes = [(layer.rows_missing * layer.row_bytes, layer.ref) for layer in plan.missing]
+            listed = ", ".join(f"{ref} {size(count)}" for count, ref in sorted(sizes, reverse=True))
+            raise InputError(
+                f"up to {size(plan.bytes_to_write)} to write, before compression: {listed}",
+                f"at most {size(self.max_bytes)}",
+                "leave layers out, store their means (LAYER:avg), or raise --max-bytes; --dry-run "
+                "without it estimates the bytes after compression",
+            )
+        return plan
 
     def _plan_layer(
         self,

@@ -148,8 +148,6 @@ def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) ->
     """Show the features of a plan or a report, by layer ref."""
     features = report["features"].items()
     rows = [{"layer": name, **row, "size": size(row["bytes"])} for name, row in features]
-    if "time" in fields:
-        rows = [{**row, "time": duration(row["seconds_estimated"])} for row in rows]
     if any(row["rows_derived"] for row in rows):
         for row in rows:
             if row["rows_derived"]:

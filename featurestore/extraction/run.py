@@ -10,11 +10,8 @@ from contextlib import suppress
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
-
 from featurestore.backbone import Preprocessing
-from featurestore.errors import InputError, NotFoundError
-from featurestore.extraction.batches import choose
+from featurestore.errors import NotFoundError
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.events import (
@@ -24,6 +21,7 @@ from featurestore.extraction.events import (
     WaitingForOthers,
 )
 from featurestore.extraction.executor import Executor
+from featurestore.extraction.measure import batch_size as choose_batch_size
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.report import Extraction, LayerReport
@@ -34,7 +32,6 @@ from featurestore.features import Features
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup, FeatureStore, GroupState, StoreLike
 from featurestore.store.former import replace_former
-from featurestore.table import size
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -130,8 +127,7 @@ def extract(
     (3670, 512)
     """
     started = time.perf_counter()
-    most = None if max_bytes is None else bytes_of(max_bytes)
-    request = Request.of(backbone, layers, dtype, batch_size, boundaries)
+    request = Request.of(backbone, layers, dtype, batch_size, boundaries, max_bytes)
     with Cluster.of(cluster) as where:
         where.reach(on_event)
         store = FeatureStore.for_data(data, store)
@@ -141,21 +137,13 @@ def extract(
         if where:
             require_files(dataset)
         stats = RunStats()
-        states = store_features(request, dataset, store, stats, where, on_event, most)
+        states = store_features(request, dataset, store, stats, where, on_event)
         # The locks are released: this extraction itself may have used the former arrays.
         keys = [state.group.key for state in states.values()]
         former = replace_former(store, keys) if replace else []
     reports = {ref: LayerReport.of(state, stats) for ref, state in states.items()}
     features = {ref: Features(state.group, dataset, store) for ref, state in states.items()}
     return Extraction(features, reports, dataset, time.perf_counter() - started, former)
-
-
-def bytes_of(cap: int | str) -> int:
-    """Return the bytes of a size such as ``"20GB"``; InputError if it is none."""
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(cap))
-    except ValidationError as error:
-        raise InputError(f"max bytes is {cap!r}", "a size such as 20GB") from error
 
 
 def store_features(
@@ -165,7 +153,6 @@ def store_features(
     stats: RunStats,
     cluster: Cluster,
     on_event: OnEvent | None = None,
-    max_bytes: int | None = None,
 ) -> dict[str, GroupState]:
     """Plan, and write what is missing, until nothing is; return what is stored by layer ref.
 
@@ -185,7 +172,6 @@ def store_features(
             if not plan.missing and not waiting:
                 _record(dataset, store, current=bool(request.refs))
                 return _complete(plan, request, store)
-        _require_bytes(plan, max_bytes)
         keys = [layer.key for layer in plan.missing] or [group.key for group in waiting]
         with store.features.lock_blocks(keys, wait=False) as alone:
             if alone and plan.missing:
@@ -222,18 +208,6 @@ def _complete(plan: ExtractionPlan, request: Request, store: FeatureStore) -> di
     return states
 
 
-def _require_bytes(plan: ExtractionPlan, max_bytes: int | None) -> None:
-    if max_bytes is not None and plan.bytes_to_write > max_bytes:
-        layers = ", ".join(
-            f"{layer.ref} {size(layer.rows_missing * layer.row_bytes)}" for layer in plan.missing
-        )
-        raise InputError(
-            f"up to {size(plan.bytes_to_write)} are to be written, before compression: {layers}",
-            f"at most {size(max_bytes)}",
-            "leave layers out, store their means (LAYER:avg), or raise --max-bytes",
-        )
-
-
 def _write(
     plan: ExtractionPlan,
     request: Request,
@@ -258,7 +232,7 @@ def _write(
         elif plan.rows_to_compute:
             compiled = backbone.forward(plan.refs_computed)
             engine = compiled.engine
-            batch_size = choose(plan, dataset, backbone, request.batch_size, compiled)
+            batch_size = choose_batch_size(plan, dataset, backbone, request.batch_size, compiled)
         plan = changed(plan, batch_size=batch_size)
         groups = {
             str(layer.ref): _open(layer, dataset, request, store, engine, batch_size)

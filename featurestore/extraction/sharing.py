@@ -28,11 +28,11 @@ from featurestore.errors import (
     StoreError,
     one_line,
 )
-from featurestore.extraction import batches
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.copies import UnreadableRowsError
 from featurestore.extraction.events import WorkersPreparing
 from featurestore.extraction.executor import Executor, Progress
+from featurestore.extraction.measure import batch_size
 from featurestore.extraction.planned import ExtractionPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.writer import RunStats
@@ -143,7 +143,7 @@ class SharedRun:
         )
 
     def choose(self) -> tuple[str | None, int]:
-        """Let a worker choose engine and batch size, as `batches.choose`; waits for a worker."""
+        """Let a worker choose engine and batch size; waits for a worker."""
         workers = len(self._client.nthreads())
         receiver(self._on_event)(WorkersPreparing(self._name, workers))
         with _explained():
@@ -239,7 +239,7 @@ def choose(job: bytes) -> tuple[str | None, int]:
         opened = _opened(job)
         refs = opened.plan.refs_computed
         compiled = _compiled(opened.job.backbone, tuple(map(str, refs))) if refs else None
-        size = batches.choose(
+        size = batch_size(
             opened.plan, opened.dataset, opened.backbone, opened.job.request.batch_size, compiled
         )
         return compiled.engine if compiled else None, size

@@ -1,0 +1,296 @@
+"""Measure one batch: for the estimates of a plan, for `doctor`, and to choose the batch size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from featurestore.backbone.refs import LayerRef
+from featurestore.digests import ROW_BYTES
+from featurestore.errors import OutOfMemoryError
+from featurestore.extraction.batches import Halving, images_of
+from featurestore.extraction.memory import free_memory
+from featurestore.extraction.stored_type import beyond_float16, cast
+from featurestore.store.blocks import encode
+
+if TYPE_CHECKING:
+    from featurestore.backbone import Backbone
+    from featurestore.backbone.forward import Forward
+    from featurestore.dataset import Dataset
+    from featurestore.extraction.planned import ExtractionPlan, LayerPlan
+
+Result = TypeVar("Result")
+
+# Work is repeated for this many seconds, but at most MOST_CALLS times: the clock is too coarse, and
+# other work on the machine too irregular, for one batch of a small network.
+SECONDS, MOST_CALLS = 0.5, 16
+
+# On CPUs the speed hardly depends on the size from 16 to 64.
+BATCH_SIZE, LARGEST_BATCH = 32, 1024
+# With fewer images than this, even one batch of a slow network is no small part of the work.
+MEASURED_FROM = 4096
+# A larger batch is tried if one call takes less than this, and used if it is faster by this factor.
+CALL_SECONDS, FASTER = 0.25, 1.1
+# Largest share of the free memory that a batch may take. While a layer computes, its input, its
+# output and about as much workspace exist.
+SHARE, BUFFERS = 0.25, 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Seconds that a stage takes while no other runs: on the clock, and of all processors."""
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+    def __mul__(self, factor: float) -> Stage:
+        return Stage(self.wall * factor, self.processor * factor)
+
+    @classmethod
+    def sum(cls, stages: Iterable[Stage]) -> Stage:
+        """Return the time of stages that run one after the other."""
+        pairs = [(stage.wall, stage.processor) for stage in stages]
+        return cls(*map(sum, zip(*pairs, strict=True))) if pairs else cls()
+
+
+def overlapped(stages: Iterable[Stage]) -> float:
+    """Return the seconds of stages that run at the same time.
+
+    The slowest stage decides, unless all together need more of the processors than this process got
+    while it measured.
+
+    Examples
+    --------
+    >>> overlapped([Stage(1, 2), Stage(4, 8)])  # both use two processors
+    5.0
+    >>> overlapped([Stage(1, 2), Stage(4, 0)])  # the second runs on a GPU
+    4
+    """
+    stages = [stage for stage in stages if stage.wall > 0]
+    processors = max((stage.processor / stage.wall for stage in stages), default=0.0)
+    together = Stage.sum(stages).processor / processors if processors else 0.0
+    return max(together, *(stage.wall for stage in stages), 0)
+
+
+def timed(work: Callable[[], Result], seconds: float = 0.0) -> tuple[Result, Stage]:
+    """Return the result of some work, and the mean time of a call, repeated for some seconds."""
+    wall, processor, calls, taken = time.perf_counter(), time.process_time(), 0, 0.0
+    while not calls or (calls < MOST_CALLS and taken < seconds):
+        result = work()
+        calls, taken = calls + 1, time.perf_counter() - wall
+    return result, Stage(taken, time.process_time() - processor) * (1 / calls)
+
+
+def forward_pass(
+    compiled: Forward, images: np.ndarray, seconds: float = SECONDS
+) -> tuple[list[np.ndarray], float, Stage]:
+    """Time a compiled model on a batch.
+
+    Returns
+    -------
+    activations : list of numpy.ndarray, (row, …)
+    setup : float
+        Seconds that the first call takes longer, because it prepares and checks the model.
+    stage : Stage
+        Of one image in later calls.
+    """
+    activations, first = timed(lambda: compiled(images))
+    _, stage = timed(lambda: compiled(images), seconds)
+    return activations, max(0.0, first.wall - stage.wall), stage * (1 / len(images))
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one row of a layer takes.
+
+    Attributes
+    ----------
+    bytes : float
+        On disk.
+    compress, copy, derive : Stage
+        To compress it; to read it from another array; to derive it from another layer.
+    """
+
+    bytes: float = 0.0
+    compress: Stage = Stage()
+    copy: Stage = Stage()
+    derive: Stage = Stage()
+
+
+@dataclass(frozen=True)
+class BatchCost:
+    """What one row of a plan takes, measured on one batch.
+
+    Attributes
+    ----------
+    setup : float
+        Seconds to prepare and check the compiled model, once.
+    decode, forward : Stage
+        To read, decode and resize an image; to compute its activations in their stored types.
+    layers : mapping of str to LayerCost
+        By layer ref.
+    too_wide : mapping of str to str
+        What float16 cannot hold, by the ref of a layer whose stored type is "auto".
+    """
+
+    setup: float
+    decode: Stage
+    forward: Stage
+    layers: Mapping[str, LayerCost]
+    too_wide: Mapping[str, str] = field(default_factory=dict)
+
+    def seconds(self, plan: ExtractionPlan) -> float:
+        """Estimate how long a plan takes. Layers are compressed in a thread each."""
+        rows, costs = (
+            plan.rows_to_compute,
+            [(layer, self.layers[str(layer.ref)]) for layer in plan.layers],
+        )
+        copied = [cost.copy * layer.rows_copied for layer, cost in costs]
+        derived = [cost.derive * layer.rows_derived for layer, cost in costs]
+        computed = Stage.sum([self.forward * rows, *copied, *derived])
+        compressed = [cost.compress * layer.rows_missing for layer, cost in costs]
+        return overlapped([self.decode * rows, computed, *compressed]) + self.setup
+
+    def bytes(self, layer: LayerPlan) -> int:
+        """Estimate the bytes on disk of the rows that a plan writes."""
+        return round(layer.rows_missing * self.layers[str(layer.ref)].bytes)
+
+
+def one_batch(
+    plan: ExtractionPlan, dataset: Dataset, backbone: Backbone, compiled: Forward | None
+) -> BatchCost:
+    """Measure a plan on one batch, spread over its images; write nothing.
+
+    ``compiled`` is the model up to the layers that are computed; None if no row is computed.
+    """
+    setup, decode, forward = 0.0, Stage(), Stage()
+    computed = [layer for layer in plan.layers if layer.is_computed.any()]
+    activations: dict[str, np.ndarray] = {}
+    too_wide: dict[str, str] = {}
+    if compiled is not None:
+        rows = spread(np.flatnonzero(plan.is_computed).tolist(), plan.batch_size)
+        dataset.image(rows[0], backbone.resize)  # The first one compiles the resize.
+        images, decode = timed(partial(images_of, dataset, backbone, rows))
+        decode *= 1 / len(rows)
+        halving = Halving(compiled, len(rows))
+
+        def stored(batch: np.ndarray) -> list[np.ndarray]:
+            values = halving(batch)
+            for layer, each in zip(computed, values, strict=True):
+                reason = beyond_float16(float(np.abs(each).max())) if layer.auto else None
+                if reason:
+                    too_wide[str(layer.ref)] = reason
+            return [cast(each, layer.dtype) for layer, each in zip(computed, values, strict=True)]
+
+        values, setup, forward = forward_pass(stored, images)
+        activations = {str(layer.ref): rows for layer, rows in zip(computed, values, strict=True)}
+    layers = {
+        str(layer.ref): _layer_cost(layer, activations.get(str(layer.ref)), plan.batch_size)
+        for layer in plan.layers
+    }
+    return BatchCost(setup, decode, forward, layers, too_wide)
+
+
+def _layer_cost(layer: LayerPlan, values: np.ndarray | None, batch_size: int) -> LayerCost:
+    copy = derive = Stage()
+    if layer.rows_copied:
+        block = int(np.flatnonzero(layer.is_copied)[0]) // layer.block_rows
+        copied, copy = _read(layer.copies, layer.span(block))
+        values = copied if values is None else values
+    if layer.rows_derived:
+        first = int(np.flatnonzero(layer.is_derived)[0])
+        span = range(first, min(first + min(batch_size, layer.block_rows), layer.shape[0]))
+        derived, derive = _read(layer.derived, span)
+        values = derived if values is None else values
+    if values is None:
+        return LayerCost()
+    rows = values.astype(layer.dtype, copy=False)
+    encoded, stage = timed(lambda: encode(rows, ""), SECONDS / 10)
+    return LayerCost(len(encoded) / len(rows) + ROW_BYTES, stage * (1 / len(rows)), copy, derive)
+
+
+def _read(source: Any, rows: range) -> tuple[np.ndarray, Stage]:
+    """Read rows of `Copies` or of a `Derivation`; return them, and the time of one."""
+    values, stage = timed(lambda: np.concatenate([part for _, part in source.read(rows)]))
+    return values, stage * (1 / len(values))
+
+
+def spread(rows: Sequence[Result], count: int) -> list[Result]:
+    """Return at most ``count`` of the rows, spread evenly over all of them.
+
+    Examples
+    --------
+    >>> spread(range(10), 4), spread([5, 6], 4)
+    ([0, 3, 6, 9], [5, 6])
+    """
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return [rows[place] for place in places.tolist()]
+
+
+def batch_size(
+    plan: ExtractionPlan,
+    dataset: Dataset,
+    backbone: Backbone,
+    requested: int | str,
+    compiled: Forward | None,
+) -> int:
+    """Return the batch size for a plan: the requested number, or for "auto" what is fast here.
+
+    That is 32, or fewer if memory is short. For many images, larger batches are measured on the
+    first images of the plan, for a few seconds.
+
+    Parameters
+    ----------
+    plan : ExtractionPlan
+    dataset : Dataset
+    backbone : Backbone
+    requested : int or "auto"
+    compiled : callable or None
+        The model up to the layers that are computed; None if no row is computed.
+    """
+    if isinstance(requested, int) or compiled is None:
+        return requested if isinstance(requested, int) else BATCH_SIZE
+    most = _fitting(plan, backbone)
+    size = min(BATCH_SIZE, most)
+    if plan.rows_to_compute < MEASURED_FROM:
+        return size
+    images = images_of(dataset, backbone, np.flatnonzero(plan.is_computed)[:size].tolist())
+
+    def seconds(count: int) -> float:
+        batch = np.resize(images, (count, *images.shape[1:]))
+        return forward_pass(compiled, batch, CALL_SECONDS)[2].wall
+
+    try:
+        pace = seconds(size)
+        while 2 * size <= most and size * pace < CALL_SECONDS:
+            larger = seconds(2 * size)
+            if larger * FASTER > pace:
+                break
+            size, pace = 2 * size, larger
+    except OutOfMemoryError:
+        pass  # If it is the smallest size, the extraction halves it.
+    return size
+
+
+def _fitting(plan: ExtractionPlan, backbone: Backbone) -> int:
+    """Return the largest power of two of images whose batch takes SHARE of the free memory."""
+    free, most = free_memory(), LARGEST_BATCH
+    one, two = (replace(plan, batch_size=size).peak_bytes for size in (1, 2))
+    need = two - one + BUFFERS * _largest_activation(plan, backbone)
+    while free is not None and most > 1 and need * most > SHARE * free:
+        most //= 2
+    return most
+
+
+def _largest_activation(plan: ExtractionPlan, backbone: Backbone) -> int:
+    """Bytes of the largest activation of an image on the way to the layers that are computed."""
+    names: set[str] = set()
+    for ref in plan.refs_computed:
+        names.update([ref.layer, *backbone.layers_before(ref.layer)])
+    return max((4 * prod(backbone.shape(LayerRef(name))) for name in names), default=0)
