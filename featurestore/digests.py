@@ -11,9 +11,7 @@ import hashlib
 import json
 import math
 import re
-from binascii import hexlify
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,8 +21,6 @@ ALGORITHM = "blake2b"
 DIGEST_BYTES = 32
 ROW_BYTES = 16
 SHORT = 12
-# Digests are written out this many at a time, which bounds the memory.
-PART = 65536
 
 EMPTY_CHECKSUM = f"{ALGORITHM}:{'0' * 2 * DIGEST_BYTES}"
 #: Finds the digests in a text.
@@ -35,7 +31,7 @@ _CHECKSUM = re.compile(rb'"check": ?"(blake2b:[0-9a-f]{64})"')
 
 
 def digest_text(raw: bytes) -> str:
-    """Return the 32 bytes of a digest as it is written."""
+    """Return the text of the 32 bytes of a digest."""
     return f"{ALGORITHM}:{raw.hex()}"
 
 
@@ -56,48 +52,12 @@ def digest_fields(fields: Mapping[str, Any]) -> str:
     TypeError or ValueError if a value has no canonical form (an object, NaN): hashing its ``repr``
     would give an identity that differs between processes.
     """
-    return digest_bytes(_canonical(fields))
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    ).encode("ascii")
-
-
-def digest_columns(columns: Mapping[str, Iterable[bytes]]) -> str:
-    """Return `digest_fields` of lists of many values, given as parts: see `values_json`.
-
-    Examples
-    --------
-    >>> digest_columns({"n": [values_json([1, 2]), values_json([3])]}) == digest_fields(
-    ...     {"n": [1, 2, 3]}
-    ... )
-    True
-    """
-    state, before = hashlib.blake2b(digest_size=DIGEST_BYTES), "{"
-    for name in sorted(columns):
-        state.update(f"{before}{json.dumps(name)}:[".encode("ascii"))
-        for number, part in enumerate(columns[name]):
-            state.update(b"," + part if number else part)
-        before = "],"
-    state.update(b"]}")
-    return digest_text(state.digest())
-
-
-def values_json(values: list[Any]) -> bytes:
-    """Return values in canonical JSON, as they stand in a list.
-
-    Examples
-    --------
-    >>> values_json(["a", None])
-    b'"a",null'
-    """
-    return _canonical(values)[1:-1]
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return digest_bytes(text.encode("ascii"))
 
 
 def finite_json(value: Any) -> Any:
-    """Return JSON values with None for NaN and infinity, which JSON does not have.
+    """Return JSON values with None in place of NaN and infinity, which JSON cannot represent.
 
     Examples
     --------
@@ -119,7 +79,7 @@ def json_text(value: Any) -> str:
 
 
 def canonical_number(value: float) -> float | dict[str, str]:
-    """Return a number as JSON has it, with a form for infinity and NaN, which JSON does not have.
+    """Return a finite number as it is, infinity and NaN as text in a dict.
 
     Examples
     --------
@@ -130,7 +90,7 @@ def canonical_number(value: float) -> float | dict[str, str]:
 
 
 def digest_array(array: np.ndarray) -> str:
-    """Digest of an array of numbers: its type, shape and values, whatever its memory layout."""
+    """Digest of an array of numbers: its type, shape and values, not its memory layout."""
     if array.dtype.hasobject:
         raise TypeError(f"cannot digest an array of objects (shape {array.shape})")
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -158,7 +118,7 @@ def insert_checksum(data: bytes) -> bytes:
 
 
 def checksum_matches(data: bytes) -> bool:
-    """Whether a file holds its own digest, as `insert_checksum` writes it."""
+    """Return True if a file contains its own digest, as `insert_checksum` writes it."""
     try:
         start, stop = _checksum_span(data)
     except ValueError:
@@ -178,52 +138,37 @@ def _checksum_span(data: bytes) -> tuple[int, int]:
     """Return where the last checksum in a file starts and stops."""
     start = len(data)
     while (start := data.rfind(b'"check":', 0, start)) >= 0:
-        if found := _CHECKSUM.match(data, start):
-            return found.span(1)
+        if checksum := _CHECKSUM.match(data, start):
+            return checksum.span(1)
     raise ValueError("no checksum")
 
 
 def packed(digests: Iterable[str]) -> np.ndarray:
     """Return the bytes of digests, uint8 (digest, byte=32)."""
-    found, left, start = bytearray(), iter(digests), len(ALGORITHM) + 1
-    while part := "".join(each[start:] for each in islice(left, PART)):
-        found += bytes.fromhex(part)
-    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST_BYTES)
+    digits = "".join(digest[len(ALGORITHM) + 1 :] for digest in digests)
+    return np.frombuffer(bytearray.fromhex(digits), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def unpacked(digests: np.ndarray) -> Iterator[str]:
-    """Yield packed digests as they are written."""
-    for start in range(0, len(digests), PART):
-        yield from written(digests[start : start + PART]).tobytes().decode("ascii").splitlines()
-
-
-def written(digests: np.ndarray, before: bytes = b"", after: bytes = b"\n") -> np.ndarray:
-    """Return packed digests as they are written, between two texts: uint8 (digest, character)."""
-    start, template = len(before) + len(ALGORITHM) + 1, before + EMPTY_CHECKSUM.encode() + after
-    found = np.tile(np.frombuffer(template, np.uint8), (len(digests), 1))
-    digits = np.frombuffer(hexlify(np.ascontiguousarray(digests).data), np.uint8)
-    found[:, start : start + 2 * DIGEST_BYTES] = digits.reshape(len(digests), -1)
-    return found
+    """Yield packed digests as text."""
+    digits = digests.tobytes().hex()
+    for start in range(0, len(digits), 2 * DIGEST_BYTES):
+        yield f"{ALGORITHM}:{digits[start : start + 2 * DIGEST_BYTES]}"
 
 
 def distinct(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return packed digests in ascending order, each once.
+    """Return packed digests in ascending order without repetition.
 
     Returns
     -------
     digests : numpy.ndarray of uint8, (distinct, byte)
     first : numpy.ndarray of int64, (distinct,)
-        Where each was first.
+        The position at which each first occurs.
     rows : numpy.ndarray of int64, (digest,)
-        Which of them each was.
+        The position among the distinct ones of each digest.
     """
-    order = np.argsort(sortable(digests), kind="stable")
-    found = digests[order]
-    values, new = sortable(found), np.ones(len(found), bool)
-    new[1:] = values[1:] != values[:-1]
-    rows = np.empty(len(found), np.int64)
-    rows[order] = np.cumsum(new) - 1
-    return found if new.all() else found[new], order[new], rows
+    values, first, rows = np.unique(sortable(digests), return_index=True, return_inverse=True)
+    return values.view(np.uint8).reshape(-1, digests.shape[1]), first, rows
 
 
 def sortable(digests: np.ndarray) -> np.ndarray:
@@ -232,15 +177,15 @@ def sortable(digests: np.ndarray) -> np.ndarray:
 
 
 def digest_set(digests: np.ndarray) -> str:
-    """Digest of a set of packed digests, which must be ascending, each once."""
-    state = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for start in range(0, len(digests), PART):
-        state.update(written(digests[start : start + PART]).data)
-    return digest_text(state.digest())
+    """Digest of a set of packed digests, which must be ascending and distinct.
+
+    It is over their texts, a line for each.
+    """
+    return digest_bytes("".join(f"{digest}\n" for digest in unpacked(digests)).encode("ascii"))
 
 
 def is_digest(text: Any) -> bool:
-    """Whether a value that was read has the form of a digest, so that a path may carry it."""
+    """Return True if a value that was read has the form of a digest."""
     return isinstance(text, str) and DIGEST.fullmatch(text) is not None
 
 

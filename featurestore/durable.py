@@ -12,9 +12,9 @@ _NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS)
 
 
 def commit(partial: str | Path, final: str | Path) -> None:
-    """Flush a finished file and rename it, within its folder, in place of what is there.
+    """Flush a finished file and rename it, replacing the file of that name if there is one.
 
-    After a power cut there is the whole file under its name, or what was there before.
+    After a power cut, the name has the whole file or the former one.
     """
     descriptor = os.open(partial, os.O_RDWR)
     try:
@@ -41,10 +41,7 @@ def fsync_folder(folder: Path) -> None:
     """Flush the names in a folder."""
     if os.name == "nt":
         return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # A folder may be writable and not readable.
-        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -2,19 +2,19 @@
 
 The rule, named :data:`DECODER` and part of every prefix digest:
 
-- Pillow decodes the formats of :data:`FORMATS`, and no other format that it knows.
+- Pillow decodes the formats of :data:`FORMATS`, HEIF with its plugin, and no others.
 - The first frame of an animation, the first page of a TIFF.
 - Greyscale and 1-bit pixels are replicated to three channels. 16-bit pixels give their high byte.
   32-bit integer pixels are treated as 16-bit ones if all lie in 0..65535, and refused otherwise.
 - Palettes are looked up. Transparency (a channel, a palette or a key colour) is laid over white.
 - Pillow converts CMYK and YCbCr; embedded colour profiles are ignored.
 - The EXIF (or XMP) orientation is applied last. A damaged EXIF block is ignored.
-- Refused: floating point pixels (no fixed range), Lab pixels (no conversion without a profile),
-  truncated files, more than :data:`MAX_PIXELS` pixels, more than :data:`MAX_SIDE` pixels a side.
+- Refused: floating point pixels (no fixed range), Lab pixels (no conversion without a profile), a
+  PNG with a key colour of 2, 4 or 16 bits a channel, truncated files, more than
+  :data:`MAX_PIXELS` pixels, more than :data:`MAX_SIDE` pixels a side.
 
 The time and memory of decoding are bounded by the bytes and pixels of a file: hundreds of JPEG
-scans, millions of empty chunks and tiles larger than the picture are refused, and huge images wait
-for each other.
+scans and tiles larger than the picture are refused, and huge images wait for each other.
 """
 
 from __future__ import annotations
@@ -35,17 +35,13 @@ from featurestore.errors import ImageError, InputError, one_line
 from featurestore.image_bombs import MOST_EXIF, refuse_bomb
 
 DECODER = "pillow-rgb-1"
-# Tried in this order. The last two need a plugin.
+# Tried in this order. The last needs a plugin.
 FORMATS = (
     "JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "PCX", "PSD", "QOI",
-    "SGI", "SUN", "TGA", "HEIF", "JXL",
+    "SGI", "SUN", "TGA", "HEIF",
 )  # fmt: skip
-# For each format that needs a plugin: how its files begin, and what is installed for it.
-_PLUGINS = {
-    "HEIF": (re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "pillow-heif"),
-    "JXL": (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "pillow-jxl-plugin"),
-}
-# How files are named that are meant as images, whether they can be read or not.
+_HEIF = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+# Suffixes of files that are meant as images, also in formats that are not read.
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib", ".tif",
     ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".pbm", ".pgm", ".ppm",
@@ -53,9 +49,9 @@ SUFFIXES = {
     ".heif", ".hif", ".jxl", ".svg", ".ico", ".dds", ".exr", ".hdr", ".dng", ".cr2", ".cr3",
     ".nef", ".arw", ".orf", ".raf", ".rw2",
 }  # fmt: skip
-# Reasons of a file that need not be an image at all.
+# Problems of a file that need not be an image at all.
 UNKNOWN, EMPTY = "not an image in a supported format", "empty file"
-# A reason of the moment, not of the file.
+# A problem of the moment, not of the file.
 NO_MEMORY = "not enough memory to decode it"
 # Pillow's own limit, whose global any code in the process may change.
 MAX_PIXELS = 89_478_485
@@ -72,11 +68,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 # Pixels that all threads decode at a time: with resizing, about 4 GB at most.
 _AT_ONCE = 2 * MAX_PIXELS
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
-# What Pillow multiplies grey pixels of 2 and 4 bits by.
-_SCALES = {"L;2": 85, "L;4": 17}
 
 
 class _Room:
@@ -117,7 +111,7 @@ def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
     -------
     numpy.ndarray of uint8, (height, width, channel=3)
         Read-only, since a copy would double the time for a small photograph. With ``then``, its
-        result instead.
+        result.
 
     Raises
     ------
@@ -137,7 +131,7 @@ def decode(data: bytes, then: Callable[[np.ndarray], Any] | None = None) -> Any:
 
 
 def check(data: bytes) -> str | None:
-    """Return why bytes do not decode: the verdict of :func:`decode`, at less cost; None if they do.
+    """Return the reason for which :func:`decode` fails, at less cost; None if it does not.
 
     A JPEG is read whole, but computed at an eighth of its size. InputError if Pillow is set to
     accept truncated images.
@@ -189,7 +183,7 @@ def _explained() -> Iterator[None]:
 def reader() -> str:
     """Return Pillow's release and the formats that are registered with it.
 
-    A verdict "does not decode" holds only for this reader; a later one may know the format.
+    That a file does not decode holds only for this reader; a later one may support its format.
 
     Examples
     --------
@@ -206,17 +200,7 @@ def _formats() -> list[str]:
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
-    with suppress(ImportError):
-        import pillow_jxl  # noqa: F401
-    return [each for each in FORMATS if each in Image.ID]
-
-
-def _unknown(data: bytes) -> str:
-    """Return why bytes are in no format that is read."""
-    for name, (begins, package) in _PLUGINS.items():
-        if begins.match(data) and name not in _formats():
-            return f"{name} needs a plugin: pip install {package}, then scan again"
-    return UNKNOWN
+    return [name for name in FORMATS if name in Image.ID]
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -231,8 +215,9 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
-        # Pillow's message contains a memory address.
-        raise ImageError(_unknown(data)) from None
+        if _HEIF.match(data) and "HEIF" not in _formats():
+            raise ImageError("HEIF needs a plugin: pip install pillow-heif, scan again") from None
+        raise ImageError(UNKNOWN) from None  # Pillow's message contains a memory address.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"more than {MAX_PIXELS:,} pixels, the limit for one image") from None
     width, height = image.size
@@ -247,13 +232,10 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         tile = [int(image.tag_v2.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
         if tile[0] * tile[1] > MAX_PIXELS:
             raise ImageError(f"tiles of {tile[0]} × {tile[1]} pixels, beyond the limit")
-    if image.format == "PNG" and "transparency" in image.info:
-        # Pillow compares the key colour, which it leaves as it is, with pixels scaled to 8 bits.
-        rawmode = image.tile[0][3]
-        if rawmode == "RGB;16B":
-            raise ImageError("a key colour of 16 bits a channel; save it with an alpha channel")
-        if rawmode in _SCALES:
-            image.info["transparency"] *= _SCALES[rawmode]
+    # Pillow compares the key colour as stored with pixels that it scales to 8 bits.
+    keyed = image.format == "PNG" and "transparency" in image.info
+    if keyed and image.tile[0][3] in ("L;2", "L;4", "RGB;16B"):
+        raise ImageError("a key colour of 2, 4 or 16 bits; save it with an alpha channel")
     return image
 
 

@@ -4,67 +4,42 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib
 import os
 import sys
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-WRAPPERS = "keras.wrappers"
 
 
 def load_tensorflow() -> None:
     """Import Keras and TensorFlow without the messages on CPU and CUDA.
 
-    TensorFlow 2.21 writes them to descriptor 2 before its log level takes effect. A level that the
-    user has set stays; with level 0 the notes are shown. Child processes do not inherit ours.
+    The log level is set to errors only, unless the user has set one; 0 shows the messages.
     """
     if "keras" in sys.modules:
         return
-    given = os.environ.get(LEVEL)
-    os.environ[LEVEL] = given or "3"
-    sys.modules[WRAPPERS] = _Later(WRAPPERS)
-    collecting = gc.isenabled()
-    gc.disable()  # Going through a million objects again and again takes half a second.
+    level = os.environ.setdefault(LEVEL, "3")
+    # Repeated searches for garbage among a million new objects take half a second, and the last
+    # one, when the process ends, takes a second.
+    gc.disable()
+    atexit.register(gc.freeze)
     try:
-        if given == "0":
+        with nullcontext() if level == "0" else _stderr_to_null():
             import keras  # noqa: F401
-        else:
-            _load_silently()
     finally:
-        if collecting:
-            gc.enable()
-        atexit.register(gc.freeze)  # A last search for garbage, before memory is freed: a second.
-        del sys.modules[WRAPPERS]
-        if given is None:
-            del os.environ[LEVEL]
+        gc.enable()
 
 
-class _Later(ModuleType):
-    """Stands for a module, and imports it when an attribute is used.
-
-    Keras imports its wrappers when it starts, and with them scikit-learn and `scipy.stats`: a fifth
-    of the time, for what few programs use.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-def _load_silently() -> None:
-    if sys.stderr is not None:
-        sys.stderr.flush()
+@contextmanager
+def _stderr_to_null() -> Iterator[None]:
+    """Discard descriptor 2, to which TensorFlow 2.21 writes before its log level takes effect."""
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        kept = os.dup(2)
-    except OSError:  # closed
-        import keras
-
-        return
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        import keras  # noqa: F401
+        os.dup2(null, 2)
+        yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

@@ -11,7 +11,7 @@ from featurestore.errors import InputError, nearest
 
 
 def first_mistake(error: ValidationError) -> str:
-    """Return the first field of a document that is wrong, and why."""
+    """Return the first invalid field of a document, and the reason."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))[:80]!r}: {first['msg']}"
 
@@ -42,13 +42,11 @@ class Settings(BaseModel):
             return cls.model_validate(dict(options))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name = ".".join(map(str, first["loc"]))
+            name, message = ".".join(map(str, first["loc"])), first["msg"]
             if first["type"] == "extra_forbidden":
-                known = nearest(name, cls.model_fields)
-                raise InputError(f"no option {name!r}; {known}") from None
-            message = first["msg"].removeprefix("Value error, ")
+                raise InputError(f"no option {name!r}; {nearest(name, cls.model_fields)}") from None
+            message = message.removeprefix("Value error, ")
             if not name:  # a rule about several options
                 raise InputError(message) from None
-            raise InputError(
-                f"{name} is {first['input']!r}: {message[0].lower()}{message[1:]}"
-            ) from None
+            message = f"{message[0].lower()}{message[1:]}"
+            raise InputError(f"{name} is {first['input']!r}: {message}") from None

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Row = dict[str, Any]
 _MEASURE = re.compile(r"[\d.,]+ [A-Za-z]+")  # what `size` returns
-_BOLD = re.compile(r"\x1b\[[0-9;]*m")
 # A cell that is cut has at most this many characters, and on a narrow terminal no fewer than these.
 LONGEST, SHORTEST = 60, 16
 # A table of more than MANY rows shows only its first and last ENDS rows.
@@ -26,15 +25,15 @@ MANY, ENDS = 60, 10
 
 @dataclass(frozen=True)
 class Grid:
-    """What is shown of some rows.
+    """The columns that are shown of some rows.
 
     Parameters
     ----------
     rows : sequence of mapping
     fields : sequence of str
-        What to show, in order.
+        The fields to show, in order.
     headings : mapping of str to str
-        Of fields whose name, with spaces for underscores, is not the heading.
+        Headings of fields; by default the name with spaces for underscores.
     cut : str, optional
         A field whose cells are cut to fit: ``C=0.1 kernel=…``.
     """
@@ -44,71 +43,44 @@ class Grid:
     headings: Mapping[str, str] = field(default_factory=dict)
     cut: str | None = None
 
-    def text(self, *, terminal: bool = False, bold: bool = False, most: int | None = None) -> str:
+    def text(self, *, terminal: bool = False, most: int | None = None) -> str:
         """Return the rows as aligned lines, numbers to the right.
 
         Of more than ``most`` rows, only the first and last are shown. Without a terminal each row
         is one line, however long. On a terminal that is too narrow, cells fold, and the last
         column, which people copy (keys and ids), moves to a line of its own, its heading too.
         """
-        from rich.console import Console
-
         names, cells, right = self._names(), self._cells(most), self._right()
-        table, copied = _rich(names, cells, right), None
-        console = Console(file=sys.stdout, width=100_000, force_jupyter=False)
-        width, columns = console.measure(table).maximum, shutil.get_terminal_size().columns
-        over = width - columns
-        if terminal and over > 0 and self.cut in self.fields:
+        columns = shutil.get_terminal_size().columns if terminal else sys.maxsize
+        if (over := _width(names, cells) - columns) > 0 and self.cut in self.fields:
             column = self.fields.index(self.cut)
             longest = max(len(row[column]) for row in cells)
             _cut(cells, column, max(SHORTEST, longest - over))
-            table = _rich(names, cells, right)
-            width = console.measure(table).maximum
-        if terminal and width > columns and len(self.fields) > 1:
-            width = max(columns, 4 * len(self.fields))
-            copied = iter([names[-1], *[row.pop() for row in cells]])
-            # A newline at the end of each cell leaves a blank line below each row.
-            above, *cells = [[f"{text}\n" for text in row] for row in (names[:-1], *cells)]
-            table = _rich(above, cells, right)
-        console = Console(
-            file=sys.stdout,
-            force_terminal=terminal,
-            force_jupyter=False,
-            width=width,
-            color_system="auto" if bold else None,
-        )
-        with console.capture() as captured:
-            console.print(table)
-        lines = [line.rstrip() for line in captured.get().splitlines()]
-        # A blank line below bold headings is not empty.
-        return "\n".join(
-            line if copied is None or _BOLD.sub("", line).strip() else f"  {next(copied)}"
-            for line in lines
-        )
+        width = _width(names, cells)
+        if width <= columns or len(names) == 1:
+            return "\n".join(_lines(_rich(names, cells, right), width))
+        copied = iter([names[-1], *[row.pop() for row in cells]])
+        # A newline at the end of each cell leaves a blank line below each row.
+        above, *cells = [[f"{text}\n" for text in row] for row in (names[:-1], *cells)]
+        lines = _lines(_rich(above, cells, right), max(columns, 4 * len(names)))
+        return "\n".join(line or f"  {next(copied)}" for line in lines)
 
     def html(self) -> str:
         """Return the rows as an HTML table; of many, the first and last."""
-        align = ["right" if numbers else "left" for numbers in self._right()]
-        lines = [("th", self._names()), *(("td", row) for row in self._cells(MANY))]
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f'<{tag} style="text-align:{side}">{html.escape(text)}</{tag}>'
-                for side, text in zip(align, cells, strict=True)
-            )
-            + "</tr>"
-            for tag, cells in lines
-        )
-        return f"<table>{body}</table>"
+        import pandas
+
+        frame = pandas.DataFrame(self._cells(MANY), columns=self._names())
+        with pandas.option_context("display.max_colwidth", None):
+            return str(frame.to_html(index=False, border=0))
 
     def _names(self) -> list[str]:
-        return [self.headings.get(each, each.replace("_", " ")) for each in self.fields]
+        return [self.headings.get(name, name.replace("_", " ")) for name in self.fields]
 
     def _cells(self, most: int | None) -> list[list[str]]:
         many = most is not None and len(self.rows) > most
         left_out = len(self.rows) - 2 * ENDS if many else 0
         rows = [*self.rows[:ENDS], *self.rows[-ENDS:]] if left_out else self.rows
-        cells = [[cell(row.get(each)) for each in self.fields] for row in rows]
+        cells = [[cell(row.get(name)) for name in self.fields] for row in rows]
         if self.cut in self.fields:
             _cut(cells, self.fields.index(self.cut), LONGEST)
         if left_out:
@@ -116,7 +88,7 @@ class Grid:
         return cells
 
     def _right(self) -> list[bool]:
-        return [all(_is_number(row.get(each)) for row in self.rows) for each in self.fields]
+        return [all(_is_number(row.get(name)) for row in self.rows) for name in self.fields]
 
 
 # From rows to what is shown of them: grids, and lines of text between them.
@@ -168,7 +140,7 @@ class Table(list[T]):
 
     def rows(self) -> list[Row]:
         """Return the items as dicts."""
-        return [self._as_row(each) for each in self]
+        return [self._as_row(item) for item in self]
 
     def to_frame(self) -> pandas.DataFrame:
         """Return the items as a pandas DataFrame, a column for each field."""
@@ -176,23 +148,22 @@ class Table(list[T]):
 
         return pandas.DataFrame(self.rows())
 
-    def text(self, *, terminal: bool = False, bold: bool = False, most: int | None = None) -> str:
+    def text(self, *, terminal: bool = False, most: int | None = None) -> str:
         """Return the table as text; see `Grid.text`."""
-        shown = self._layout(self.rows()) if self else ["(no rows)"]
-        return "\n".join(
-            each if isinstance(each, str) else each.text(terminal=terminal, bold=bold, most=most)
-            for each in shown
+        parts = (
+            part if isinstance(part, str) else part.text(terminal=terminal, most=most)
+            for part in self._parts()
         )
+        return "\n".join(parts)
 
     def __repr__(self) -> str:
         return self.text(terminal=sys.stdout.isatty(), most=MANY)
 
     def _repr_html_(self) -> str:
-        shown = self._layout(self.rows()) if self else ["(no rows)"]
-        return "".join(
-            each.html() if isinstance(each, Grid) else f"<p>{html.escape(each)}</p>"
-            for each in shown
-        )
+        return _html(self._parts())
+
+    def _parts(self) -> Iterable[Grid | str]:
+        return self._layout(self.rows()) if self else ["(no rows)"]
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> T: ...
@@ -201,8 +172,8 @@ class Table(list[T]):
     def __getitem__(self, index: slice) -> Table[T]: ...
 
     def __getitem__(self, index: SupportsIndex | slice) -> T | Table[T]:
-        found = super().__getitem__(index)
-        return Table(found, self._layout, self._as_row) if isinstance(index, slice) else found  # type: ignore[arg-type, return-value]
+        items = super().__getitem__(index)
+        return Table(items, self._layout, self._as_row) if isinstance(index, slice) else items  # type: ignore[arg-type, return-value]
 
 
 def _as_row(item: Any) -> Row:
@@ -211,12 +182,13 @@ def _as_row(item: Any) -> Row:
 
 def show_html(title: str, *parts: Grid | str) -> str:
     """Return an object's line and its tables as HTML, for a notebook."""
-    shown = (
-        each.html() if isinstance(each, Grid) else f"<p>{html.escape(each)}</p>"
-        for each in parts
-        if each
+    return f"<p><code>{html.escape(title)}</code></p>{_html(filter(None, parts))}"
+
+
+def _html(parts: Iterable[Grid | str]) -> str:
+    return "".join(
+        part.html() if isinstance(part, Grid) else f"<p>{html.escape(part)}</p>" for part in parts
     )
-    return f"<p><code>{html.escape(title)}</code></p>{''.join(shown)}"
 
 
 def _cut(cells: list[list[str]], column: int, length: int) -> None:
@@ -229,12 +201,28 @@ def _rich(headings: list[str], cells: list[list[str]], right: list[bool]) -> ric
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
     for heading, numbers in zip(headings, right, strict=False):
         table.add_column(Text(heading), justify="right" if numbers else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
     return table
+
+
+def _width(names: list[str], cells: list[list[str]]) -> int:
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(names, *cells, strict=True)]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _lines(table: rich.table.Table, width: int) -> list[str]:
+    from rich.console import Console
+
+    console = Console(width=width, color_system=None, force_jupyter=False)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
 
 
 def _is_number(value: Any) -> bool:
@@ -250,7 +238,7 @@ def printable(text: str) -> str:
     >>> printable("two\nlines")
     'two\\nlines'
     """
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def cell(value: Any) -> str:
@@ -264,9 +252,9 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list | tuple):
-        return " x ".join(str(each) for each in value)
+        return " x ".join(map(str, value))
     if isinstance(value, dict):
-        return " ".join(f"{name}={_param(each)}" for name, each in value.items()) or "-"
+        return " ".join(f"{name}={_param(item)}" for name, item in value.items()) or "-"
     return printable(str(value))
 
 
@@ -277,7 +265,7 @@ def _param(value: Any) -> str:
     if isinstance(value, dict):
         # As `featurestore.heads.identity.canonical` writes what JSON does not have.
         if "dict" in value:
-            return f"{{{','.join(f'{_param(key)}:{_param(each)}' for key, each in value['dict'])}}}"
+            return f"{{{','.join(f'{_param(key)}:{_param(item)}' for key, item in value['dict'])}}}"
         named = value.get("class") or value.get("import") or value.get("float")
         return printable(str(named).rpartition(".")[2] if named else str(value))
     return f"{value:g}" if isinstance(value, float) else printable(str(value))

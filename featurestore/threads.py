@@ -9,7 +9,6 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_most: int | None = None
 
 
 def map_ahead(
@@ -43,14 +42,10 @@ def map_ahead(
 
 
 def processors() -> int:
-    """Return how many processors this process may use: by affinity, and in a container by quota."""
+    """Return how many processors this process may use.
+
+    Affinity, the quota of a container and the variable LOKY_MAX_CPU_COUNT limit them.
+    """
     import joblib  # Here, because reading a store needs no threads.
 
-    found = int(joblib.cpu_count())
-    return min(found, _most or found)
-
-
-def limit_processors(most: int) -> None:
-    """Limit the processors that this process uses, since it shares them with others."""
-    global _most
-    _most = most
+    return int(joblib.cpu_count())

@@ -26,7 +26,7 @@ def versions(*paths: str) -> dict[str, str]:
         Import paths whose packages to add.
     """
     names = dict.fromkeys([*PACKAGES, *(path.partition(".")[0] for path in paths)])
-    return {name: found for name in names if (found := _version(name)) is not None}
+    return {name: text for name in names if (text := _version(name)) is not None}
 
 
 # Python parses a package's metadata each time: half of the work on a small head.

@@ -38,8 +38,13 @@ EVENTS: list[tuple[Any, str]] = [
     (Scanned(1, 10), ""),
     (BackboneLoading("vgg16"), "repair: load vgg16\n"),
     (ExtractionStarted("vgg16", ("a", "b:avg"), 1), "extract: 1 image through vgg16 to a, b:avg\n"),
+    (
+        ExtractionStarted("vgg16", ("a",), 2, copied=1, derived=3),
+        "extract: 2 images through vgg16, copy 1 stored row, derive 3 rows to a\n",
+    ),
+    (ExtractionFinished(0, 0.5), "extract: done in 0.5 s\n"),
     (RowsComputed(32, 1000), ""),
-    (BatchHalved(64, 32), "extract: out of memory with 64 images in a batch; going on with 32\n"),
+    (BatchHalved(64, 32), "extract: out of memory with 64 images in a batch; continuing with 32\n"),
     (
         Float32Chosen("a", "an activation of 1e6"),
         "extract: a is stored as float32: it gave an activation of 1e6\n",
@@ -87,10 +92,9 @@ def test_without_a_terminal_events_are_lines_or_nothing(
 
 def test_every_event_of_the_library_is_drawn() -> None:
     unions = (ExtractionEvent, HeadEvent, PipelineEvent, PromotionEvent)
-    names = {each.__name__ for union in unions for each in union.__args__} | {"Scanned"}
+    names = {event.__name__ for union in unions for event in union.__args__} | {"Scanned"}
 
-    drawn = {*bars._LINES, *bars._COUNTS, "HeadReused"}
-    assert names == drawn
+    assert names == {*bars._DRAWINGS, "HeadReused"}
 
 
 def test_heads_from_the_store_are_counted_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as arrays
 from featurestore.digests import (
     digest_array,
     digest_bytes,
-    digest_columns,
     digest_fields,
     digest_set,
     distinct,
@@ -20,7 +19,6 @@ from featurestore.digests import (
     short,
     unit_interval,
     unpacked,
-    values_json,
 )
 
 json_values = st.recursive(
@@ -86,15 +84,6 @@ def test_a_set_has_neither_order_nor_repetition(digests, random):
     assert list(unpacked(found[rows])) == shuffled
     written = "".join(f"{each}\n" for each in sorted(set(digests)))
     assert digest_set(found) == digest_bytes(written.encode())
-
-
-@given(st.lists(st.text(max_size=3) | st.none(), max_size=9), st.integers(1, 4))
-def test_columns_are_digested_a_part_at_a_time(values, part):
-    def parts(column):
-        return (values_json(column[at : at + part]) for at in range(0, len(column), part))
-
-    found = digest_columns({"b": parts(values), "a": parts(values[::-1])})
-    assert found == digest_fields({"a": values[::-1], "b": values})
 
 
 def test_unit_interval_is_uniform_and_depends_on_the_seed():

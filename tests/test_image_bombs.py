@@ -25,7 +25,6 @@ JPEG, PNG = encoded("JPEG"), encoded("PNG")
         encoded("JPEG", progressive=True),
         JPEG + b"\xff\xda" * 1000,  # a film behind the picture, as in motion photos
         PNG,
-        PNG[:40],
         b"neither",
     ],
 )
@@ -39,7 +38,6 @@ def test_sound_and_torn_files_pass(data: bytes) -> None:
         (JPEG[:-2] + b"\xff\xda\0\2" * 150 + b"\xff\xd9", "more than 100 scans"),
         (JPEG[:2] + b"\xff\xe5\0\2" * 150_000 + JPEG[2:], "more than 100,000 segments"),
         (JPEG[:2] + (b"\xff\xe1\xf0\2Exif\0\0" + bytes(61_434)) * 20 + JPEG[2:], "bytes of EXIF"),
-        (PNG[:33] + b"\0\0\0\0abCd\0\0\0\0" * 200_000 + PNG[33:], "chunks in"),
     ],
 )
 def test_bombs_are_refused(data: bytes, reason: str) -> None:

@@ -159,16 +159,17 @@ def png(kind: int, bits: int, data: bytes, key: bytes) -> bytes:
     return found
 
 
-@pytest.mark.parametrize(("bits", "data", "grey"), [(2, b"\x60", 170), (4, b"\x12", 34)])
-def test_key_colour_of_few_bits(bits: int, data: bytes, grey: int) -> None:
-    pixels = images.decode(png(0, bits, data, b"\0\1"))  # the first pixel is 1, the second 2
-    assert pixels[0].tolist() == [[255] * 3, [grey] * 3]
-
-
-def test_a_key_colour_of_16_bits_a_channel_is_refused() -> None:
-    data = png(2, 16, bytes(range(12)), bytes(range(6)))
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(0, 2, b"\x60", b"\0\1"),
+        png(0, 4, b"\x12", b"\0\1"),
+        png(2, 16, bytes(range(12)), bytes(range(6))),
+    ],
+)
+def test_a_key_colour_of_2_4_or_16_bits_is_refused(data: bytes) -> None:
     assert images.check(data) == verdict(data)
-    assert "a key colour of 16 bits a channel" in str(verdict(data))
+    assert "a key colour of 2, 4 or 16 bits" in str(verdict(data))
 
 
 def test_grey_and_one_bit_are_replicated() -> None:
@@ -325,24 +326,11 @@ def test_accepting_truncated_images_is_an_error(monkeypatch: pytest.MonkeyPatch)
         assert not isinstance(caught.value, ImageError)
 
 
-HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
-
-
-@pytest.mark.parametrize(
-    ("data", "name", "package"),
-    [
-        (HEIC, "HEIF", "pillow-heif"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL", "pillow-jxl-plugin"),
-        (b"\xff\x0a\xfa\x7f", "JXL", "pillow-jxl-plugin"),
-    ],
-)
-def test_a_format_that_needs_a_plugin_says_which(
-    monkeypatch: pytest.MonkeyPatch, data: bytes, name: str, package: str
-) -> None:
-    known = [each for each in images._formats() if each != name]
-    monkeypatch.setattr(images, "_formats", lambda: known)
-    with pytest.raises(ImageError, match=f"^{name} needs a plugin: pip install {package}"):
-        images.decode(data)
+def test_heic_without_its_plugin_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    formats = [name for name in images._formats() if name != "HEIF"]
+    monkeypatch.setattr(images, "_formats", lambda: formats)
+    with pytest.raises(ImageError, match="HEIF needs a plugin: pip install pillow-heif"):
+        images.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
 
 
 def test_heic_is_read_where_its_plugin_is_installed() -> None:

@@ -206,7 +206,7 @@ def shown(thing: Any, *words: str) -> None:
     for word in words:
         assert word in line
     html = thing._repr_html_()
-    assert "<table>" in html
+    assert "<table" in html
     assert "<script" not in html
 
 
@@ -262,4 +262,4 @@ def test_metrics_show_themselves_as_a_table(store: fs.FeatureStore, features: fs
     assert measured.to_frame()["split"].tolist() == list(measured)
     predictions = fs.predict("measured.keras", "photos")
     assert predictions.to_frame()["label"].tolist() == [each.label for each in predictions]
-    assert "<table>" in predictions._repr_html_()
+    assert "<table" in predictions._repr_html_()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 
 import pytest
@@ -30,7 +29,7 @@ def test_a_table_is_a_list_that_shows_itself() -> None:
 
 def test_a_notebook_gets_html_in_which_names_are_escaped() -> None:
     html = fs.Table(ROWS)._repr_html_()
-    assert html.startswith("<table>")
+    assert html.startswith("<table")
     assert "&lt;pool&gt;" in html
     assert "<pool>" not in html
 
@@ -52,14 +51,12 @@ def test_on_a_narrow_terminal_the_column_that_moves_takes_its_heading_along(
     table = Grid(
         [{"layer": "pool", "score": 0.5, "id": "logistic-20ba627aae89"}], ["layer", "score", "id"]
     )
-    for bold in (False, True):
-        shown = table.text(terminal=True, bold=bold)
-        assert [line.rstrip() for line in re.sub(r"\x1b\[\d*m", "", shown).splitlines()] == [
-            "layer  score",
-            "  id",
-            "pool   0.500",
-            "  logistic-20ba627aae89",
-        ]
+    assert table.text(terminal=True).splitlines() == [
+        "layer  score",
+        "  id",
+        "pool   0.500",
+        "  logistic-20ba627aae89",
+    ]
     assert "\n  id" not in table.text()
 
 

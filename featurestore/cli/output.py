@@ -109,5 +109,4 @@ _FAILED = {"heads": "failed", "name": "head", "params": "parameters", "error": "
 
 def print_table(table: Grid | Table[Any]) -> None:
     """Print a table as its terminal shows it best, or plainly for a pipe."""
-    terminal = sys.stdout.isatty()
-    click.echo(with_store(table.text(terminal=terminal, bold=terminal)))
+    click.echo(with_store(table.text(terminal=sys.stdout.isatty())))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from binascii import unhexlify
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -26,19 +25,18 @@ from featurestore.dataset.splits import SPLITS
 from featurestore.digests import (
     DIGEST_BYTES,
     EMPTY_CHECKSUM,
-    PART,
     Digest,
     checksum_matches,
-    digest_columns,
+    digest_fields,
     distinct,
     insert_checksum,
     unpacked,
-    values_json,
-    written,
 )
 from featurestore.errors import DamagedError, StoreFormatError, one_line, refuse_newer
 
 FORMAT = 4
+# Rows of a row group, which bounds the memory that writing takes.
+PART = 65536
 _KEY = b"featurestore"
 _COLUMNS = ("digest", "path", "label", "split", "group")
 _PROBLEMS = TypeAdapter(list[Problem])
@@ -77,25 +75,15 @@ class DatasetEntry(BaseModel):
 
 def digest(samples: Samples) -> str:
     """Digest of samples, labels, splits and groups; paths do not matter."""
-    labels, groups = samples.labels, samples.groups
-    parts = [slice(start, start + PART) for start in range(0, len(samples.digests), PART)]
-
-    def named(codes: np.ndarray, names: Sequence[Any]) -> Iterator[bytes]:
-        texts = np.array([*(values_json([each]) for each in names), b"null"], object)
-        return (b",".join(texts[codes[part]].tolist()) for part in parts)
-
-    def given(values: np.ndarray) -> Iterator[bytes]:
-        return (values_json(values[part].tolist()) for part in parts)
-
-    columns = {
-        "samples": (written(samples.digests[part], b'"', b'",').tobytes()[:-1] for part in parts),
-        "labels": named(labels.targets, labels.classes)
-        if labels.classes
-        else given(labels.values()),
-        "splits": named(samples.splits, SPLITS),
-        "groups": given(np.full(len(samples.digests), None) if groups is None else groups),
-    }
-    return digest_columns(columns)
+    groups = samples.groups
+    return digest_fields(
+        {
+            "samples": list(unpacked(samples.digests)),
+            "labels": samples.labels.values().tolist(),
+            "splits": np.array(SPLITS, object)[samples.splits].tolist(),
+            "groups": [None] * len(samples.digests) if groups is None else list(groups),
+        }
+    )
 
 
 def write(samples: Samples, entry: DatasetEntry) -> bytes:
@@ -261,7 +249,7 @@ def _packed(texts: Any) -> np.ndarray:
     chars = chars[: width * len(fixed)].reshape(-1, width)
     digits = chars[:, EMPTY_CHECKSUM.index(":") + 1 :].tobytes()
     digests = np.frombuffer(unhexlify(digits), np.uint8).reshape(-1, DIGEST_BYTES)
-    if not np.array_equal(written(digests, after=b""), chars):
+    if "".join(unpacked(digests)).encode("ascii") != chars.tobytes():
         raise _damaged("its rows are not those of a data set")
     return digests
 

@@ -39,7 +39,7 @@ from featurestore.extraction.writer import RunStats
 from featurestore.listening import OnEvent, receiver
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureGroup, FeatureStore
-from featurestore.threads import limit_processors
+from featurestore.threads import processors
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -345,5 +345,5 @@ def _use_cores(threads: int) -> None:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
     if not gpus:
-        limit_processors(threads)
+        os.environ["LOKY_MAX_CPU_COUNT"] = str(min(threads, processors()))
         os.environ["OMP_NUM_THREADS"] = str(threads)  # Dask sets 1 for every worker.

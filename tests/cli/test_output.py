@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from io import StringIO
 from pathlib import Path
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 from featurestore.cli.output import check_table, print_json, print_table
 from featurestore.errors import InputError
 from featurestore.table import Grid, cell, plural, printable, size
-
-ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 ROWS: list[dict[str, Any]] = [
     {"name": "logistic", "params": {"C": 1e-5, "units": [64, 32]}, "score": 0.5, "id": "x-123"},
@@ -45,7 +42,7 @@ def on_terminal(
     monkeypatch.setenv("COLUMNS", str(columns))
     headings = HEADINGS if fields is FIELDS else dict.fromkeys(fields, "~")
     print_table(Grid(rows, fields, headings))
-    return [line.rstrip() for line in ESCAPE.sub("", terminal.getvalue()).splitlines()]
+    return [line.rstrip() for line in terminal.getvalue().splitlines()]
 
 
 def test_a_wide_terminal_shows_what_a_pipe_gets(
@@ -161,7 +158,7 @@ def test_long_cells_are_cut_to_fit(
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", "50")
     print_table(Grid(rows, ["name", "params", "id"], cut="params"))
-    lines = [line.rstrip() for line in ESCAPE.sub("", terminal.getvalue()).splitlines()]
+    lines = [line.rstrip() for line in terminal.getvalue().splitlines()]
     assert len(lines) == 3
     assert max(map(len, lines)) <= 50
     assert lines[1].endswith("…  x-123")
