@@ -187,7 +187,7 @@ def store_features(
                 return _complete(plan, request, store)
         _require_bytes(plan, max_bytes)
         keys = [layer.key for layer in plan.missing] or [group.key for group in waiting]
-        with store.features.lock_blocks(keys, wait=False) as alone:
+        with store.features.lock_work(keys, wait=False) as alone:
             if alone and plan.missing:
                 try:
                     _write(
@@ -208,7 +208,7 @@ def store_features(
         if not alone:
             emit(WaitingForOthers(tuple(str(layer.ref) for layer in plan.missing)))
             for key in keys:  # One at a time: nobody waits for a process that only waits.
-                with store.features.lock_blocks([key], shared=True):
+                with store.features.lock_work([key], shared=True):
                     pass
 
 
