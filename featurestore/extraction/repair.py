@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone.refs import LayerRef
-from featurestore.errors import ExtractionError, FeatureStoreError
+from featurestore.errors import DatasetError, ExtractionError, FeatureStoreError
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.planning import Request
@@ -31,8 +31,8 @@ class Repair:
 _REMEDIES = {
     "store": "move the file away and run `featurestore repair` again",
     "features": "run `featurestore extract` on the images",
-    "dataset": "run `featurestore scan` on the images; if it is a former state, that heads were "
-    "fitted on, only that state has this manifest",
+    "dataset": "heads may have been fitted on this former state of the data set: scan that state; "
+    "if none was, `featurestore gc` removes it",
     "head": "fit it again with the `featurestore train`, `sweep` or `run` that made it",
 }
 
@@ -47,9 +47,9 @@ def repair(
 ) -> list[Repair]:
     """Repair damaged files in place.
 
-    Metadata are rewritten from their twins, row ids from the manifest. A damaged block is removed,
-    and is then computed like any that is missing. For data sets and heads, the result names the
-    command that writes them again.
+    Metadata are rewritten from their twins, row ids from the manifest, the current manifest from a
+    new scan. A damaged block is removed, and is then computed like any that is missing. Heads are
+    not repaired: the command that fitted one fits it again.
 
     Parameters
     ----------
@@ -83,7 +83,9 @@ def repair(
             damages |= {damage.path: damage for damage in left}
             if item.kind == "features" and left:
                 _repair_features(store, item, left, backbone, on_event)
-                left = store.check(item)
+            elif item.kind == "dataset":
+                _repair_dataset(store, item)
+            left = store.check(item)
         except FeatureStoreError as error:
             needs, left = str(error), store.check(item)
         incomplete = _missing(store, item)
@@ -101,6 +103,15 @@ def _missing(store: FeatureStore, item: Item) -> list[int]:
         return store.features.open(item).missing()
     except FeatureStoreError:
         return []
+
+
+def _repair_dataset(store: FeatureStore, item: Item) -> None:
+    """Write the current manifest of a data set again, if a new scan gives the same."""
+    entry = store.datasets.get(item.name.partition("/")[2])
+    dataset = store.datasets.scan_again(entry)
+    if dataset.manifest_digest != entry.manifest_digest:
+        raise DatasetError(f"{entry.source} has changed", remedy=f"run `{dataset.scan_command}`")
+    store.datasets.restore(dataset, entry)
 
 
 def _repair_features(

@@ -139,6 +139,11 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
                 self._write_manifest(dataset, _now())
             yield
 
+    def restore(self, dataset: Dataset, entry: DatasetEntry) -> None:
+        """Write the manifest of an entry again."""
+        with self.lock([entry.name], shared=True):
+            self._write_manifest(dataset, entry.added)
+
     # Loading and scanning
 
     def open(

@@ -263,7 +263,8 @@ class FeatureStore:
             for item in plan(self, removal.named, removal.keep_heads).items:
                 if item.path not in paths:
                     raise StoreError(
-                        f"{item.name} was stored meanwhile, {item.reason}, nothing was removed",
+                        f"{item.name} was stored in the meantime, {item.reason}, nothing was "
+                        "removed",
                         remedy="run the command again",
                     )
             return self._discard(removal.items)
