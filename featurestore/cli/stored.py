@@ -14,7 +14,7 @@ from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.former import kept_for_heads
-from featurestore.store.removal import find
+from featurestore.store.matching import find
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, plural, size
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone.refs import LayerRef
-from featurestore.digests import short
-from featurestore.errors import ExtractionError, FeatureStoreError, StoreError
+from featurestore.errors import DatasetError, ExtractionError, FeatureStoreError
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.planning import Request
@@ -21,9 +19,6 @@ from featurestore.store import Damage, FeatureGroup, FeatureKey, FeatureStore, I
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
 
-# What is missing to repair a file, by its path.
-Needs = dict[str, str]
-
 
 @dataclass(frozen=True)
 class Repair:
@@ -33,10 +28,11 @@ class Repair:
     needs: str | None = None
 
 
-_HELP = {
+_REMEDIES = {
     "store": "move the file away and run `featurestore repair` again",
     "features": "run `featurestore extract` on the images",
-    "dataset": "run `featurestore scan` on the images",
+    "dataset": "heads may have been fitted on this former state of the data set: scan that state; "
+    "if none was, `featurestore gc` removes it",
     "head": "fit it again with the `featurestore train`, `sweep` or `run` that made it",
 }
 
@@ -51,8 +47,9 @@ def repair(
 ) -> list[Repair]:
     """Repair damaged files in place.
 
-    Metadata are rewritten from their twins, blocks and row ids from the images, manifests from a
-    new scan. Heads are not repaired: the command that fitted one fits it again.
+    Metadata are rewritten from their twins, row ids from the manifest, the current manifest from a
+    new scan. A damaged block is removed, and is then computed like any that is missing. Heads are
+    not repaired: the command that fitted one fits it again.
 
     Parameters
     ----------
@@ -73,53 +70,48 @@ def repair(
     list of Repair
         One for each damage that was found.
     """
-    store, found, on_event = FeatureStore.of(store), [], receiver(on_event)
+    store, on_event, repairs = FeatureStore.of(store), receiver(on_event), []
     for item in store.items(key, **variant):
-        damages = {each.path: each for each in store.check(item)}
-        needs: Needs = {}
+        damages = {damage.path: damage for damage in store.check(item)}
+        if not damages:
+            continue
+        needs = _REMEDIES[item.kind]
         try:
-            # Sound items too: they become durable, in case a repair was killed before that.
             store.repair(item)
-            if damages:
-                left = store.check(item)
-                # Once the metadata are repaired, more damage may show.
-                damages |= {each.path: each for each in left}
-                if item.kind == "features" and left:
-                    needs = _repair_features(store, item, left, backbone, on_event)
-                elif item.kind == "dataset" and left:
-                    needs = _repair_manifests(store, item, left)
+            left = store.check(item)
+            # Once the metadata are repaired, more damage may show.
+            damages |= {damage.path: damage for damage in left}
+            if item.kind == "features" and left:
+                _repair_features(store, item, left, backbone, on_event)
+            elif item.kind == "dataset":
+                _repair_dataset(store, item)
+            left = store.check(item)
         except FeatureStoreError as error:
-            needs = dict.fromkeys(damages, str(error))
-        still = {damage.path for damage in store.check(item)} if damages else set()
-        if item.kind == "features" and damages:
-            with suppress(StoreError):  # A damaged block that is not computed again is missing.
-                missing = store.features.open(item).missing()
-                still |= {path for path, damage in damages.items() if damage.block in missing}
+            needs, left = str(error), store.check(item)
+        incomplete = _missing(store, item)
         for path, damage in damages.items():
-            why = needs.get(path, _HELP[item.kind])
-            found.append(Repair(damage, why if path in still else None))
-    return found
+            remains = damage.block in incomplete or any(path == other.path for other in left)
+            repairs.append(Repair(damage, needs if remains else None))
+    return repairs
 
 
-def _repair_manifests(store: FeatureStore, item: Item, damages: Sequence[Damage]) -> Needs:
-    """Restore the current manifest of a data set if a new scan gives the same."""
-    needs = {
-        each.path: "heads may have been fitted on this former state of the data set: scan that "
-        "state; if none was, `featurestore gc` removes it"
-        for each in damages
-    }
-    name = item.name.partition("/")[2]
-    entry = next((each for each in store.datasets.values() if each.name == name), None)
-    current = [each.path for each in damages if entry and short(entry.manifest_digest) in each.path]
-    if entry is None or not current:
-        return needs
+def _missing(store: FeatureStore, item: Item) -> list[int]:
+    """Return the blocks that do not exist: a damaged one that was not computed again is missing."""
+    if item.kind != "features":
+        return []
     try:
-        dataset = store.datasets.scan_again(entry)
-        store.datasets.restore(dataset)
-        needs[current[0]] = f"{entry.source} has changed since; run `{dataset.scan_command}`"
-    except FeatureStoreError as error:
-        needs[current[0]] = f"it cannot be scanned again: {error}"
-    return needs
+        return store.features.open(item).missing()
+    except FeatureStoreError:
+        return []
+
+
+def _repair_dataset(store: FeatureStore, item: Item) -> None:
+    """Write the current manifest of a data set again, if a new scan gives the same."""
+    entry = store.datasets.get(item.name.partition("/")[2])
+    dataset = store.datasets.scan_again(entry)
+    if dataset.manifest_digest != entry.manifest_digest:
+        raise DatasetError(f"{entry.source} has changed", remedy=f"run `{dataset.scan_command}`")
+    store.datasets.restore(dataset, entry)
 
 
 def _repair_features(
@@ -128,39 +120,34 @@ def _repair_features(
     damages: Sequence[Damage],
     backbone: Backbone | None,
     on_event: OnEvent,
-) -> Needs:
-    """Repair row ids, then blocks, of features with sound metadata."""
-    key, features = store.features.open(item).key, store.features
+) -> None:
+    """Repair row ids and blocks of features with sound metadata."""
+    group, features = store.features.open(item), store.features
+    key, ref = group.key, LayerRef.parse(group.key.ref)
     dataset = store.datasets.load_samples(key.dataset_digest)
     if dataset is None:
         raise ExtractionError(
             "the store has no manifest of the data set",
             remedy="run `featurestore scan` on the images",
         )
-    blocks = {damage.block: damage.path for damage in damages if damage.block is not None}
+    blocks = [damage.block for damage in damages if damage.block is not None]
     if blocks and backbone is None:
         on_event(BackboneLoading(key.model))
-        backbone = _backbone(features.get(key))
-    ref = LayerRef.parse(key.ref)
-    if backbone is not None and backbone.prefix_digest(ref.layer) != key.prefix_digest:
+        backbone = _backbone(group)
+    if blocks and backbone and backbone.prefix_digest(ref.layer) != key.prefix_digest:
         raise ExtractionError(
             f"{backbone.name} is no longer the model of the extraction",
             remedy="restore its former weights",
         )
-    with features.lock([key], shared=True), features.lock_blocks([key]):
-        group = features.get(key)
+    with features.lock([key], shared=True), features.lock_work([key]):
         if len(blocks) < len(damages):
             group.write_samples(dataset.sample_ids)
         for block in blocks:
             group.features.remove(block)
-    if backbone is None:
-        return {}
-    request = Request(backbone, (), str(group.dtype), "auto", (ref,))
-    try:
+    if blocks and backbone:
+        # As a boundary: the state of the data set that is current stays so.
+        request = Request(backbone, (), str(group.dtype), "auto", (ref,))
         store_features(request, dataset, store, RunStats(), Cluster.of(None), on_event)
-    except FeatureStoreError as error:
-        return dict.fromkeys(blocks.values(), str(error))
-    return {}
 
 
 def _backbone(group: FeatureGroup) -> Backbone:
@@ -169,5 +156,5 @@ def _backbone(group: FeatureGroup) -> Backbone:
 
     spec = group.provenance.get("backbone")
     if spec is None:
-        raise ExtractionError("its backbone is not recorded; pass it in Python")
+        raise ExtractionError("its backbone is not recorded", remedy="pass it in Python")
     return Backbone.from_spec(spec)

@@ -173,7 +173,7 @@ def store_features(
                 _record(dataset, store, current=bool(request.refs))
                 return _complete(plan, request, store)
         keys = [layer.key for layer in plan.missing] or [group.key for group in waiting]
-        with store.features.lock_blocks(keys, wait=False) as alone:
+        with store.features.lock_work(keys, wait=False) as alone:
             if alone and plan.missing:
                 try:
                     _write(
@@ -194,7 +194,7 @@ def store_features(
         if not alone:
             emit(WaitingForOthers(tuple(str(layer.ref) for layer in plan.missing)))
             for key in keys:  # One at a time: nobody waits for a process that only waits.
-                with store.features.lock_blocks([key], shared=True):
+                with store.features.lock_work([key], shared=True):
                     pass
 
 

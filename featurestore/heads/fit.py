@@ -211,7 +211,8 @@ def try_heads(
     with store.features.lock(in_use, shared=True), kept:
         for bank in banks(each for each, *_ in by_id.values()):
             # Another process that fits one of these heads holds the lock until it is stored.
-            with store.heads.lock([each.id for each in bank.members]):
+            ids = [each.id for each in bank.members]
+            with store.heads.lock(ids, shared=True), store.heads.lock_work(ids):
                 heads |= fitting.heads(bank)
     return [asked if isinstance(asked, HeadError) else heads[asked[0].id] for asked in repeated]
 

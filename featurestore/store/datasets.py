@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from featurestore.dataset import manifest
 from featurestore.dataset.dataset import Dataset
 from featurestore.dataset.manifest import DatasetEntry
 from featurestore.dataset.naming import augment_command, default_name, moved
@@ -33,7 +32,7 @@ from featurestore.errors import (
 )
 from featurestore.settings import first_mistake
 from featurestore.store.documents import read_json, write_json
-from featurestore.store.items import Damage, Garbage, Item
+from featurestore.store.items import Damage
 from featurestore.store.shelf import PARTIAL_SUFFIX, DocumentShelf
 
 CURRENT = "current.json"
@@ -55,21 +54,30 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _not_found(self, name: str) -> NotFoundError:
         name = name.partition("/")[2]
+        command = f"`featurestore scan DATA --name {shlex.quote(name)}`"
+        return self._unknown(name, command)
+
+    def _unknown(self, text: str, command: str) -> NotFoundError:
         return NotFoundError(
-            f"no data set {name!r} in {self._files.location}, {nearest(name, self.keys())}; "
-            "add it with `featurestore scan DATA --name NAME`"
+            f"no data set {text!r} in {self.location}, {nearest(text, self.keys())}",
+            remedy=f"add it with {command}",
         )
 
-    def _read(self, path: str) -> DatasetEntry:
-        name, where = self._key(path), f"{self._files.location}/{path}/{CURRENT}"
+    def read_entry(self, path: str) -> DatasetEntry:
+        """Read which manifest is current; FileNotFoundError if there is no data set at a path."""
+        name, where = self.key(path), f"{self.location}/{path}/{CURRENT}"
         remedy = f"run `featurestore scan` on {name!r} again"
         try:
             entry = DatasetEntry.model_validate(read_json(self._files, f"{path}/{CURRENT}"))
         except ValidationError as error:
-            raise DamagedError(f"{where}: {first_mistake(error)}; {remedy}") from error
+            raise DamagedError(f"{where}: {first_mistake(error)}", remedy=remedy) from error
         if entry.name != name:
-            raise DamagedError(f"{where} is of {entry.name!r}, expected {name!r}; {remedy}")
+            raise DamagedError(f"{where} is of {entry.name!r}", repr(name), remedy)
         return entry
+
+    def digests_in(self, value: DatasetEntry) -> tuple[str, str]:
+        """Return the digests of the samples and of the manifest that are current."""
+        return value.digest, value.manifest_digest
 
     # Adding
 
@@ -85,9 +93,8 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             self.fsync(dataset.name)
             return entry
         entry = dataset.entry(_now())
-        path = self.manifest_path(dataset.name, dataset.manifest_digest)
-        # The manifest is locked until it is current: gc removes one that is not.
-        with self.lock([dataset.name]), self._files.locks.acquire([path], shared=True):
+        # Locked until the manifest is current: gc removes one that is not.
+        with self.lock([dataset.name], shared=True):
             self._write_manifest(dataset, entry.added)
             self._write_current(entry)
         return entry
@@ -108,20 +115,17 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _is_written(self, dataset: Dataset, path: str, added: str) -> bool:
         """Return whether a file is the manifest of a data set."""
-        place = f"{self._files.location}/{path}"
-        if isinstance(dataset, StoredDataset) and dataset.place == place:
+        if isinstance(dataset, StoredDataset) and dataset.place == f"{self.location}/{path}":
             return self._files.is_file(path)
         return self._files.read(path) == dataset.to_parquet(added)
 
     def _write_manifest(self, dataset: Dataset, added: str) -> None:
-        """Write a manifest; the caller holds its lock, shared with those who fit heads on it."""
         self._make_folder(self.path(dataset.name))
         path = self.manifest_path(dataset.name, dataset.manifest_digest)
         self._files.write(path, dataset.to_parquet(added))
 
-    def _write_current(self, entry: DatasetEntry, over: bytes | None = None) -> None:
-        where = f"{self.path(entry.name)}/{CURRENT}"
-        write_json(self._files, where, entry.model_dump(), over=over)
+    def _write_current(self, entry: DatasetEntry) -> None:
+        write_json(self._files, f"{self.path(entry.name)}/{CURRENT}", entry.model_dump())
 
     @contextmanager
     def keep(self, dataset: Dataset) -> Iterator[None]:
@@ -129,22 +133,16 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
         Its manifest is written if it is missing: it was never added, or gc has just removed it.
         """
-        path = self.manifest_path(dataset.name, dataset.manifest_digest)
-        with self._files.locks.acquire([path], shared=True):
+        with self.lock([dataset.name], shared=True):
+            path = self.manifest_path(dataset.name, dataset.manifest_digest)
             if not self._files.is_file(path):
-                with self.lock([dataset.name]):
-                    self._write_manifest(dataset, _now())
+                self._write_manifest(dataset, _now())
             yield
 
-    def restore(self, dataset: Dataset) -> bool:
-        """Rewrite the current manifest of a data set, if this is it; return whether it is."""
-        path = self.manifest_path(dataset.name, dataset.manifest_digest)
-        with self.lock([dataset.name]), self._files.locks.acquire([path], shared=True):
-            entry = self.get(dataset.name)
-            same = entry.manifest_digest == dataset.manifest_digest
-            if same:
-                self._write_manifest(dataset, entry.added)
-        return same
+    def restore(self, dataset: Dataset, entry: DatasetEntry) -> None:
+        """Write the manifest of an entry again."""
+        with self.lock([entry.name], shared=True):
+            self._write_manifest(dataset, entry.added)
 
     # Loading and scanning
 
@@ -208,7 +206,8 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         if entry.source is None:
             raise DatasetError(
                 f"data set {entry.name!r} was made in Python from arrays or a DataFrame, which a "
-                "store does not keep; make it again with Dataset.from_arrays or Dataset.open"
+                "store does not keep",
+                remedy="make it again with Dataset.from_arrays or Dataset.open",
             )
         if gone := moved(entry.source, entry.name):
             raise DatasetError(f"data set {entry.name!r}: {gone}")
@@ -254,12 +253,12 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         if not self._files.is_file(path):
             raise self._gone(entry.name, path)
         read = partial(self._load, entry.name, entry.manifest_digest)
-        return StoredDataset(entry, f"{self._files.location}/{path}", read)
+        return StoredDataset(entry, f"{self.location}/{path}", read)
 
     def _gone(self, name: str, path: str) -> NotFoundError:
         return NotFoundError(
-            f"{self._files.location}/{path}, a manifest of {name!r}, does not exist; "
-            f"run `featurestore scan` on {name!r} again"
+            f"{self.location}/{path}, a manifest of {name!r}, does not exist",
+            remedy=f"run `featurestore scan` on {name!r} again",
         )
 
     def _load(self, name: str, manifest_digest: str) -> Dataset:
@@ -273,8 +272,9 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             raise self._gone(name, path) from error
         if dataset.manifest_digest != manifest_digest:
             raise DamagedError(
-                f"{self._files.location}/{path} has the digest {dataset.manifest_digest}, expected "
-                f"{manifest_digest}; run `featurestore scan` on {name!r} again"
+                f"{self.location}/{path} has the digest {dataset.manifest_digest}",
+                manifest_digest,
+                f"run `featurestore scan` on {name!r} again",
             )
         return dataset
 
@@ -282,16 +282,13 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """Find a data set by its name, or else by the path that was scanned."""
         found = self._entry(text) or self.find(text)
         if found is None:
-            raise NotFoundError(
-                f"no data set {text!r} in {self._files.location}, {nearest(text, self.keys())}; "
-                f"add it with `{shlex.join(['featurestore', 'scan', text])}`"
-            )
+            raise self._unknown(text, f"`{shlex.join(['featurestore', 'scan', text])}`")
         return found
 
     def _entry(self, name: str) -> DatasetEntry | None:
         """Return the entry of a name; None if there is none, as for one that is too long."""
         with suppress(FileNotFoundError, InputError):
-            return self._read(self.path(name))
+            return self.read_entry(self.path(name))
         return None
 
     def find(self, path: str | Path) -> DatasetEntry | None:
@@ -321,7 +318,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         return [f"{folder}/{name}" for name in names if _MANIFEST.fullmatch(name)]
 
     def _load_file(self, path: str) -> Dataset:
-        where = f"{self._files.location}/{path}"
+        where = f"{self.location}/{path}"
         try:
             dataset = Dataset.from_parquet(self._files.read(path))
         except (DamagedError, StoreFormatError) as error:
@@ -329,62 +326,28 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         if self.manifest_path(dataset.name, dataset.manifest_digest) != path:
             raise DamagedError(
                 f"{where} is a manifest of {dataset.name!r} with the digest "
-                f"{dataset.manifest_digest}: the file was moved; move it back"
+                f"{dataset.manifest_digest}: the file was moved",
+                remedy="move it back",
             )
         return dataset
 
     # Integrity
 
-    def _check(self, item: Item) -> Iterator[Damage]:
-        needed = set()
+    def _check(self, path: str) -> Iterator[Damage]:
+        name, current = self.name(path), None
         try:
-            entry = self._get(item.path)
-            needed = {self.manifest_path(entry.name, entry.manifest_digest)}
+            entry = self._get(path)
+            current = self.manifest_path(entry.name, entry.manifest_digest)
         except StoreError as error:
-            yield Damage(item.name, f"{item.path}/{CURRENT}", str(error))
-        for path in sorted(needed | {*self.manifests(item.path)}):
+            yield Damage(name, f"{path}/{CURRENT}", str(error))
+        for file in sorted({*filter(None, [current]), *self.manifests(path)}):
             try:
-                self._load_file(path)
+                self._load_file(file)
             except FileNotFoundError:
-                if path in needed:  # gc may just have removed another one.
-                    yield Damage(item.name, path, "the current manifest does not exist")
+                if file == current:  # gc may just have removed another one.
+                    yield Damage(name, file, "the current manifest does not exist")
             except StoreError as error:
-                yield Damage(item.name, path, str(error))
-
-    def _repair(self, item: Item) -> None:
-        """Make the manifest that was added last the current one, if nothing else says which is."""
-        with self._files.locks.acquire([item.path]):
-            with suppress(StoreError):
-                self._get(item.path)
-                return
-            damaged = self._files.read(f"{item.path}/{CURRENT}")
-            # A damaged manifest may be the one that was current, so it ends this.
-            paths = self.manifests(item.path)
-            added = [(manifest.read(self._files.read(each))[1].added, each) for each in paths]
-            if not added:
-                raise DamagedError(
-                    f"{self._files.location}/{item.path} has no manifest; run `featurestore scan` "
-                    "on the images"
-                )
-            when, path = max(added)
-            self._write_current(self._load_file(path).entry(when), damaged)
-
-    # Removal
-
-    def _garbage(self, in_use: Collection[str]) -> Iterator[Garbage]:
-        kept = set(map(short, in_use))
-        for folder in self._paths():
-            how = "replaced" if self._exists(folder) else "never made current"
-            for path in self.manifests(folder):
-                stem = path.rpartition("/")[2].removesuffix(SUFFIX)
-                if stem not in kept:
-                    yield Garbage(
-                        "manifest",
-                        f"{self._key(folder)}/{stem}",
-                        path,
-                        sum(self._files.sizes(path).values()),
-                        f"{how}, and no head was fitted on it",
-                    )
+                yield Damage(name, file, str(error))
 
 
 def _latest(entries: Sequence[DatasetEntry], path: str | Path) -> DatasetEntry | None:

@@ -19,17 +19,7 @@ REMEDY = "run `featurestore repair`"
 def read_json(files: Files, path: str) -> dict[str, Any]:
     """Read a JSON object and verify its checksum.
 
-    Returns
-    -------
-    dict
-        As it was given to `write_json`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    DamagedError
-        For bytes that are not those that were written.
+    FileNotFoundError if there is none, DamagedError for bytes that are not those that were written.
     """
     return _parsed(files.read(path), f"{files.location}/{path}")
 
@@ -38,44 +28,22 @@ def _parsed(data: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{where} cannot be parsed as JSON ({error}); {REMEDY}") from error
+        raise DamagedError(f"{where} cannot be parsed as JSON ({error})", remedy=REMEDY) from error
     if not isinstance(document, dict) or not isinstance(document.get("attributes", {}), dict):
-        raise DamagedError(f"{where} does not hold a JSON object; {REMEDY}")
+        raise DamagedError(f"{where} does not hold a JSON object", remedy=REMEDY)
     if not checksum_matches(data):
-        raise DamagedError(f"{where} does not match its checksum; {REMEDY}")
+        raise DamagedError(f"{where} does not match its checksum", remedy=REMEDY)
     _checked_part(document).pop(CHECK, None)
     return document
 
 
-def write_json(
-    files: Files,
-    path: str,
-    document: Mapping[str, Any],
-    *,
-    new: bool = False,
-    over: bytes | None = None,
-) -> bool:
+def write_json(files: Files, path: str, document: Mapping[str, Any], *, new: bool = False) -> bool:
     """Write a JSON object with a checksum: in Zarr metadata, among the attributes.
 
+    With ``new``, only if there is no file, as `RemoteFiles.write`; returns whether it was written.
     NaN has no form in JSON and is an error of the caller.
-
-    Parameters
-    ----------
-    files : LocalFiles or RemoteFiles
-    path : str
-    document : mapping
-    new : bool
-        Only if there is no file: as `RemoteFiles.write`.
-    over : bytes, optional
-        Only if the file still has these bytes: as `RemoteFiles.replace`.
-
-    Returns
-    -------
-    bool
-        Whether it was written; where locks keep other processes out, it always is.
     """
-    data = _encoded(document)
-    return files.write(path, data, new=new) if over is None else files.replace(path, over, data)
+    return files.write(path, _encoded(document), new=new)
 
 
 def update_json(
@@ -90,7 +58,7 @@ def update_json(
         data = files.read(path)
         before = _parsed(data, f"{files.location}/{path}")
         after = {**before, **changes(before)}
-        if after == before or write_json(files, path, after, over=data):
+        if after == before or files.replace(path, data, _encoded(after)):
             return after
 
 
@@ -112,7 +80,7 @@ def compare_json(files: Files, expected: Mapping[str, Mapping[str, Any]]) -> dic
             if read_json(files, path) != document:
                 wrong[path] = unexpected(where)
         except FileNotFoundError:
-            wrong[path] = DamagedError(f"{where} does not exist; {REMEDY}")
+            wrong[path] = DamagedError(f"{where} does not exist", remedy=REMEDY)
         except StoreError as error:
             wrong[path] = error
     return wrong
@@ -120,7 +88,7 @@ def compare_json(files: Files, expected: Mapping[str, Mapping[str, Any]]) -> dic
 
 def unexpected(where: str) -> DamagedError:
     """Return the error for a sound document that does not belong where it is."""
-    return DamagedError(f"{where} has other content than expected; {REMEDY}")
+    return DamagedError(f"{where} has other content than expected", remedy=REMEDY)
 
 
 def _checked_part(document: dict[str, Any]) -> dict[str, Any]:

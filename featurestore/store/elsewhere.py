@@ -11,9 +11,8 @@ import numpy as np
 
 from featurestore.errors import StoreError
 from featurestore.store.group import FeatureGroup
+from featurestore.store.heads import data_of, key_of
 from featurestore.store.reading import as_type
-from featurestore.store.removal import keys_of
-from featurestore.store.variants import part_of
 
 if TYPE_CHECKING:
     from featurestore.store.key import FeatureKey
@@ -151,13 +150,12 @@ def needed_by_heads(store: FeatureStore, going: Collection[str]) -> set[str]:
     """
     needed, seen = set(), set()
     for document in store.heads.values():
-        keys, origin = keys_of(document), part_of(part_of(document, "lineage"), "dataset")
-        key = keys[0] if keys else None
-        if key is None or key in seen or store.features.has(key):
+        key, origin = key_of(document), data_of(document)
+        if key is None or origin is None or key in seen or store.features.has(key):
             continue
         seen.add(key)
         with suppress(StoreError):  # Without its data set, a head cannot be promoted anyway.
-            data = store.datasets.load(str(origin.get("name")), str(origin.get("manifest_digest")))
+            data = store.datasets.load(*origin)
             if not enough(stored_rows(store, key, data.sample_ids, going)[1]):
                 group, rows = stored_rows(store, key, data.sample_ids)
                 needed |= {group.path} if group is not None and enough(rows) else set()

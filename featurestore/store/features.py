@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from featurestore.errors import DamagedError, NotFoundError, StoreError
+from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest
 from featurestore.store.blocks import METADATA, BlockArray, block_rows
 from featurestore.store.documents import compare_json, read_json, unexpected, write_json
 from featurestore.store.group import (
@@ -20,32 +20,24 @@ from featurestore.store.group import (
     REPLACEMENT,
     SAMPLE,
     FeatureGroup,
-    group_document,
 )
-from featurestore.store.items import Damage, Garbage, Item
+from featurestore.store.items import Damage, Item
 from featurestore.store.key import FeatureKey, KeyPath
-from featurestore.store.matching import missing
-from featurestore.store.shelf import PARTIAL_SUFFIX, ROOT, Shelf
+from featurestore.store.root import FOLDER, check_root
+from featurestore.store.shelf import PARTIAL_SUFFIX, Shelf
 from featurestore.store.snapshot import Snapshot
 from featurestore.store.state import GroupState
 from featurestore.threads import map_ahead
 
-ROOT_DOCUMENT = group_document({FORMAT_ATTRIBUTE: FORMAT})
-ROOT_ITEM = Item("store", "features", "features")
 # A block.
 _CHUNK = r"(c\.)?\d+(\.\d+)*"
-# A block of float16 features, and where the same block of float32 is.
-_FLOAT16 = re.compile(rf"(.+/{FEATURES}/)c\.(\d+(\.\d+)*)")
 
 
 class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
-    """The feature groups of a store.
-
-    Its first item is the metadata of the Zarr group that holds them, which marks a store.
-    """
+    """The feature groups of a store."""
 
     kind = "features"
-    folder = "features"
+    folder = FOLDER
     marker = f"{FEATURES}/{METADATA}"
     own_files = re.compile(
         rf"({re.escape(METADATA)}|({FEATURES}|{SAMPLE})/({re.escape(METADATA)}|{_CHUNK})"
@@ -56,6 +48,14 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def path(self, key: FeatureKey) -> str:
         """Path of a feature group in the store."""
         return f"{self.folder}/{key.path}"
+
+    def parse(self, segment: str) -> KeyPath | None:
+        """Return the short key that a folder's name encodes; None for a foreign folder."""
+        return KeyPath.parse(segment)
+
+    def name(self, path: str) -> str:
+        """Return the key of the features at a path."""
+        return str(self.parse(path.partition("/")[2]))
 
     def keys(self) -> list[FeatureKey]:
         """Keys of the feature groups that can be read, complete or not, sorted by path."""
@@ -132,7 +132,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             "provenance": dict(provenance or {}),
         }
         group = FeatureGroup.from_attributes(self._files, path, attributes)
-        with self.lock([key], shared=True), self._lock_metadata(path):
+        with self.lock([key], shared=True), self._lock_document(path):
             if self.has(key):
                 with suppress(NotFoundError):
                     return self.get(key, str(dtype))
@@ -183,8 +183,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                 for path in (group.marker, f"{group.path}/{METADATA}"):
                     write_json(self._files, path, documents[path])
                 begins = f"{group.features.path}/c."
-                former = [each for each in self._own(group.path) if each.startswith(begins)]
-                self._files.remove(*former, group.replacement)
+                files = self._files.sizes(group.features.path)
+                self._files.remove(*(f for f in files if f.startswith(begins)), group.replacement)
         return True
 
     def unmark(self, key: FeatureKey) -> None:
@@ -193,21 +193,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         if group.is_boundary:
             provenance = {**group.provenance, "boundary": False}
             attributes = {**group.attrs, "provenance": provenance}
-            with self.lock([key], shared=True), self._lock_metadata(group.path):
+            with self.lock([key], shared=True), self._lock_document(group.path):
                 group = FeatureGroup.from_attributes(self._files, group.path, attributes)
                 documents = group.documents()
                 for path in (group.marker, f"{group.path}/{METADATA}"):
                     write_json(self._files, path, documents[path])
-
-    def _lock_metadata(self, path: str) -> AbstractContextManager[bool]:
-        return self._files.locks.acquire([f"{path}/{self.marker}"])
-
-    def lock_blocks(
-        self, keys: Iterable[FeatureKey], *, shared: bool = False, wait: bool = True
-    ) -> AbstractContextManager[bool]:
-        """Lock the blocks of features to write them, as `lock`: one process at a time does."""
-        names = [f"{self.path(key)}/{FEATURES}" for key in keys]
-        return self._files.locks.acquire(names, shared=shared, wait=wait)
 
     # Finding
 
@@ -215,13 +205,9 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         """Open the feature group of an item."""
         return self._get(item.path)
 
-    def paths(self) -> dict[str, KeyPath]:
-        """Return the paths and short keys of the folders of features, complete or not, sorted."""
-        return {path: _parse(path) for path in self._paths()}
-
     def state(self, path: str) -> GroupState:
         """Return the state of the features at a path; FileNotFoundError if there are none."""
-        return GroupState.of(self._read(path))
+        return GroupState.of(self.read_entry(path))
 
     def states(
         self, shown: Callable[[FeatureGroup], bool]
@@ -229,98 +215,65 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         """Return the state of the features that are shown, and what cannot be read of all."""
 
         def read(path: str) -> GroupState | None:
-            group = self._read(path)
+            group = self.read_entry(path)
             return GroupState.of(group) if shown(group) else None
 
-        found, damaged = self._survey(self._paths(), read)
-        return found, [*self.check(ROOT_ITEM), *damaged]
+        found, damaged = self._survey(self.paths(), read)
+        return found, [*check_root(self._files), *damaged]
 
     def some(self, wanted: Callable[[KeyPath], bool]) -> tuple[list[FeatureGroup], list[Damage]]:
         """Return, as `survey`, the features whose short keys are wanted; only these are read."""
         paths = [path for path, key in self.paths().items() if wanted(key)]
-        return self._survey(paths, self._read)
+        return self._survey(paths, self.read_entry)
 
     def of_prefix(self, prefix_digest: str, ref: str) -> list[GroupState]:
         """Return the states of all features of a prefix digest and reduction, as a `Snapshot`."""
         return Snapshot(self).of_prefix(prefix_digest, ref)
 
     def _not_found(self, name: str) -> NotFoundError:
-        return missing(self, name, self.paths())
+        return self.not_found(name, self.paths())
+
+    def not_found(self, name: str, paths: Collection[str], variant: str = "") -> NotFoundError:
+        """Return the error for features that are not stored, which offers the nearest of some."""
+        return NotFoundError(
+            f"no features {name!r}{variant} in {self.location}, "
+            f"{nearest(name, map(self.name, paths))}",
+            remedy="list them with `featurestore ls`",
+        )
 
     # Integrity
 
-    def items(self, wanted: Callable[[Item], bool] = lambda _: True) -> list[Item]:
-        """List the store's own metadata, then all groups, readable or not."""
-        return [*filter(wanted, [ROOT_ITEM]), *super().items(wanted)]
+    def fsync(self, key: FeatureKey) -> None:
+        """Make features durable, even if another process wrote them and died before it did."""
+        for name in (FEATURES, SAMPLE):
+            self._files.fsync(f"{self.path(key)}/{name}")
 
-    def _check(self, item: Item) -> Iterator[Damage]:
-        if item.kind == "store":
-            for path, error in compare_json(self._files, {ROOT: ROOT_DOCUMENT}).items():
-                yield Damage(item.name, path, str(error))
-        elif self._exists(item.path):
-            group, wrong = self._open(item.path)
-            for path, error in wrong.items():
-                yield Damage(item.name, path, str(error))
+    def _check(self, path: str) -> Iterator[Damage]:
+        if self.exists(path):
+            group, wrong = self._open(path)
+            for document, error in wrong.items():
+                yield Damage(self.name(path), document, str(error))
             if group is not None:
-                yield from _check_blocks(item, group.features)
-                yield from _check_blocks(item, group.sample)
+                yield from _check_blocks(self.name(path), group.features)
+                yield from _check_blocks(self.name(path), group.sample)
 
-    def _repair(self, item: Item) -> None:
-        if item.kind == "store":
-            with self._files.locks.acquire([self.folder]):
-                if compare_json(self._files, {ROOT: ROOT_DOCUMENT}):
-                    self._files.make_folder(self.folder)
-                    write_json(self._files, ROOT, ROOT_DOCUMENT)
-            return
-        with self._files.locks.acquire([item.path], shared=True), self._lock_metadata(item.path):
-            group, wrong = self._open(item.path)
+    def repair(self, path: str) -> FeatureGroup:
+        """Rewrite damaged metadata of the features at a path from what is sound, and open them.
+
+        DamagedError if nothing is sound.
+        """
+        with self._files.locks.acquire([path], shared=True), self._lock_document(path):
+            group, wrong = self._open(path)
             if group is None:
                 raise DamagedError(
-                    f"{self._files.location}/{item.path}: the metadata of the group and of its "
-                    "features are both damaged; move the folder away and run `featurestore extract`"
+                    f"{self.location}/{path}: the metadata of the group and of its features are "
+                    "both damaged",
+                    remedy="move the folder away and run `featurestore extract`",
                 )
-            for path, document in group.documents().items():
-                if path in wrong:
-                    write_json(self._files, path, document)
-
-    def _fsync(self, path: str) -> None:
-        folders = [path] if path == self.folder else [f"{path}/{FEATURES}", f"{path}/{SAMPLE}"]
-        for folder in folders:
-            self._files.fsync(folder)
-
-    def garbage(self, in_use: Collection[str]) -> list[Garbage]:
-        """List what no digest in use refers to, without what an interrupted extraction reads."""
-        found = super().garbage(in_use)
-        read = self._read_by_begun(in_use) if found else set()
-        return [each for each in found if each.name not in read]
-
-    def _read_by_begun(self, in_use: Collection[str]) -> set[str]:
-        """Return the keys of what features in use, not complete, are copied or derived from."""
-        found: set[str] = set()
-        for group in self.values():
-            named = group.keys_read("copied_from", "derived_from")
-            if named and group.key.dataset_digest in in_use and group.missing():
-                found.update(named)
-        return found
-
-    def _leftover(self, path: str, existing: Collection[str]) -> str | None:
-        if (former := _FLOAT16.fullmatch(path)) and former[1] + former[2] in existing:
-            with suppress(StoreError):
-                group = self._read(path.rpartition(f"/{FEATURES}/")[0])
-                if group.dtype == np.float32 and group.replacement not in existing:
-                    return "float32 features replaced it"
-        return super()._leftover(path, existing)
-
-    def _unused(self, path: str, in_use: Collection[str]) -> str | None:
-        if self._exists(path):
-            with suppress(StoreError):  # Damage is repaired, not removed.
-                group = self._get(path)
-                if group.key.dataset_digest not in in_use:
-                    newer = self.superseding(group, in_use)
-                    plain = "no data set has these samples"
-                    return f"superseded by {newer.key}" if newer else plain
-            return None
-        return super()._unused(path, in_use)
+            for document, content in group.documents().items():
+                if document in wrong:
+                    write_json(self._files, document, content)
+        return group
 
     def superseding(self, group: FeatureGroup, in_use: Collection[str]) -> FeatureGroup | None:
         """Return features in use that supersede those of a group: with a data set digest in use."""
@@ -333,25 +286,9 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                         return other
         return None
 
-    def without_head(self, fitted: Collection[str], *, only_boundaries: bool) -> Iterator[Garbage]:
-        """Yield the features that no head was fitted on: whose paths are not among those given."""
-        for group in self.values():
-            mark = group.is_boundary
-            if group.path not in fitted and (mark or not only_boundaries):
-                reason = "a boundary array of fine-tuning" if mark else "no head was fitted on it"
-                size = self.size(group.path)
-                yield Garbage(self.kind, self._name(group.path), group.path, size, reason)
-
     # Reading
 
-    def _label(self, segment: str) -> str | None:
-        parts = KeyPath.parse(segment)
-        return None if parts is None else str(parts)
-
-    def _name(self, path: str) -> str:
-        return self._key(path)
-
-    def _read(self, path: str) -> FeatureGroup:
+    def read_entry(self, path: str) -> FeatureGroup:
         """Read the features' own metadata alone; `check` compares the others, which repeat it."""
         document = read_json(self._files, f"{path}/{self.marker}")
         attributes = document.get("attributes") or {}
@@ -388,13 +325,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return None, wrong
 
 
-def _parse(path: str) -> KeyPath:
-    parts = KeyPath.parse(path.partition("/")[2])
-    assert parts is not None
-    return parts
-
-
-def _check_blocks(item: Item, array: BlockArray) -> Iterator[Damage]:
+def _check_blocks(name: str, array: BlockArray) -> Iterator[Damage]:
     """Check all blocks of an array. A block of features that does not exist is not damaged."""
     is_sample, readers = array.path.endswith(f"/{SAMPLE}"), array.files.readers
     reasons = map_ahead(array.damage, range(array.count), readers, readers)
@@ -404,4 +335,4 @@ def _check_blocks(item: Item, array: BlockArray) -> Iterator[Damage]:
         if reason:
             span = array.span(block)
             number = None if is_sample else block
-            yield Damage(item.name, array.file(block), reason, number, (span.start, span.stop - 1))
+            yield Damage(name, array.file(block), reason, number, (span.start, span.stop - 1))

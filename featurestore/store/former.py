@@ -82,7 +82,7 @@ def replace_former(store: FeatureStore, keys: Collection[FeatureKey]) -> list[Fo
         if not (former := _former_arrays(store, keys)):
             return []
         for group in new:  # Read: the former array may be all that is sound of these rows.
-            for damage in features.check(features.item(group.path)):
+            for damage in features.check(group.path):
                 raise DamagedError(
                     f"{damage.path} is damaged, nothing was removed: {damage.reason}; run "
                     f"`{group.repair_command}`, then the command again"
@@ -118,7 +118,7 @@ def _heads_by_features(store: FeatureStore) -> dict[str, tuple[str, ...]]:
     """Return the ids of the heads that were fitted on features, by the path of these."""
     found: dict[str, tuple[str, ...]] = {}
     for document in store.heads.values():
-        for path in features_of(store, document):
+        if path := features_of(store, document):
             found[path] = (*found.get(path, ()), document["id"])
     return found
 

@@ -3,41 +3,71 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from featurestore.digests import SHORT, Digest, digest_bytes, short
 from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, refuse_newer
 from featurestore.store.documents import read_json, update_json, write_json
-from featurestore.store.items import Damage, Item
-from featurestore.store.key import name_of
+from featurestore.store.items import Damage
+from featurestore.store.key import FeatureKey
+from featurestore.store.local import PARTIAL
 from featurestore.store.shelf import PARTIAL_SUFFIX, DocumentShelf
 
 DOCUMENT = "head.json"
 FORMAT = 1
 _REMEDY = "fit the head again with `featurestore train`"
-# What two processes without locks write at the same time: each has a file of its own.
-_OWN_COPY = rf"[a-z_]+\.[0-9a-f]{{{SHORT}}}\.(skops|keras|json|npz)"
+_NAME = re.compile(r"([a-z_]+)\.(skops|keras|json|npz)")
+_FILE = rf"[a-z_]+\.[0-9a-f]{{{SHORT}}}\.(skops|keras|json|npz)"
 
 
 class _File(BaseModel):
     bytes: int
     digest: Digest
-    #: The name that it has in the folder, if it is another.
-    file: str | None = Field(None, pattern=rf"^{_OWN_COPY}$")
+
+
+class _Dataset(BaseModel):
+    name: str
+    manifest_digest: str
+
+
+class _Features(BaseModel):
+    model: str
+    ref: str
+    prefix_digest: str
+    dataset_digest: str
+
+
+class _Lineage(BaseModel):
+    dataset: _Dataset
+    features: _Features
 
 
 class _Document(BaseModel):
-    """The part of a head's document that the store writes."""
+    """The part of a head's document that the store writes and reads."""
 
     model_config = ConfigDict(strict=True)
 
     format: int = FORMAT
     id: str
     files: dict[str, _File]
+    lineage: _Lineage | None = None
+
+
+def data_of(document: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return name and manifest digest of the data set that a head was fitted on."""
+    data = (document.get("lineage") or {}).get("dataset")
+    return data and (data["name"], data["manifest_digest"])
+
+
+def key_of(document: Mapping[str, Any]) -> FeatureKey | None:
+    """Return the key of the features that a head was fitted on, whether they are stored or not."""
+    origin = (document.get("lineage") or {}).get("features")
+    return origin and FeatureKey(*(origin[field] for field in _Features.model_fields))
 
 
 class HeadShelf(DocumentShelf[dict[str, Any]]):
@@ -46,33 +76,46 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
     kind = "head"
     folder = "heads"
     marker = DOCUMENT
-    own_files = re.compile(
-        rf"({re.escape(DOCUMENT)}|[a-z_]+\.(skops|keras|json|npz)|{_OWN_COPY}){PARTIAL_SUFFIX}?"
-    )
+    own_files = re.compile(rf"({re.escape(DOCUMENT)}|{_FILE}){PARTIAL_SUFFIX}?")
 
     def _not_found(self, name: str) -> NotFoundError:
         head_id = name.partition("/")[2]
         return NotFoundError(
-            f"no head {head_id!r} in {self._files.location}, {nearest(head_id, self.keys())}; "
-            "list them with `featurestore heads`"
+            f"no head {head_id!r} in {self.location}, {nearest(head_id, self.keys())}",
+            remedy="list them with `featurestore heads`",
         )
 
-    def _read(self, path: str) -> dict[str, Any]:
-        head_id = self._key(path)
+    def read_entry(self, path: str) -> dict[str, Any]:
+        """Read the document of the head at a path; FileNotFoundError if there is none."""
+        head_id, where = self.key(path), f"{self.location}/{path}/{DOCUMENT}"
+        document = read_json(self._files, f"{path}/{DOCUMENT}")
+        if isinstance(number := document.get("format", FORMAT), int):
+            refuse_newer(number, FORMAT, where)
         try:
-            document = read_json(self._files, f"{path}/{DOCUMENT}")
-            found = document.get("format", FORMAT)
-            if isinstance(found, int):
-                refuse_newer(found, FORMAT, f"{self._files.location}/{path}/{DOCUMENT}")
-            valid = _Document.model_validate(document).id == head_id
+            valid = _Document.model_validate(document)
         except ValidationError:
-            valid = False
-        if not valid:
+            valid = None
+        if not valid or valid.id != head_id or not all(map(_NAME.fullmatch, valid.files)):
             raise DamagedError(
-                f"{self._files.location}/{path}/{DOCUMENT} is not a document of the head "
-                f"{head_id!r}; move its folder away and {_REMEDY}"
+                f"{where} is not a document of the head {head_id!r}",
+                remedy=f"move its folder away and {_REMEDY}",
             )
         return document
+
+    def digests_in(self, value: Mapping[str, Any]) -> Iterator[str]:
+        """Return the digests of the manifest and the data set that a head was fitted on."""
+        if (data := data_of(value)) and (key := key_of(value)):
+            yield from (data[1], key.dataset_digest)
+
+    def file_path(self, key: str, name: str, digest: str) -> str:
+        """Path of a head's file. Its name has a digest: heads of one id never mix their files."""
+        stem, _, suffix = name.rpartition(".")
+        return f"{self.path(key)}/{stem}.{short(digest)}.{suffix}"
+
+    def file_paths(self, document: Mapping[str, Any]) -> list[str]:
+        """Paths of the files that a head's document lists."""
+        listing = document["files"].items()
+        return [self.file_path(document["id"], name, file["digest"]) for name, file in listing]
 
     def read(self, key: str, name: str) -> bytes:
         """Read one of a head's files and compare it with its digest.
@@ -84,15 +127,17 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         listing = self.get(key)["files"]
         if name not in listing:
             raise NotFoundError(f"head {key!r} has no file {name!r}, {nearest(name, listing)}")
-        path = f"{self.path(key)}/{listing[name].get('file') or name}"
+        file = listing[name]
+        path = self.file_path(key, name, file["digest"])
         try:
             data = self._files.read(path)
         except FileNotFoundError as error:
-            raise DamagedError(f"{self._files.location}/{path} is gone; {_REMEDY}") from error
-        if digest_bytes(data) != listing[name]["digest"]:
+            raise DamagedError(f"{self.location}/{path} is gone", remedy=_REMEDY) from error
+        if digest_bytes(data) != file["digest"]:
             raise DamagedError(
-                f"{self._files.location}/{path} has {len(data)} bytes that are not the "
-                f"{listing[name]['bytes']} written; {_REMEDY}"
+                f"{self.location}/{path} has {len(data)} bytes that are not the {file['bytes']} "
+                "written",
+                remedy=_REMEDY,
             )
         return data
 
@@ -103,27 +148,22 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         same id stays as it is.
         """
         path = self.path(key)
-        for name in files:
-            if name_of(name) != name or name == DOCUMENT:
-                raise ValueError(f"{name!r} cannot name a file of a head")
-        with self._files.locks.acquire([path]):
+        if not all(_NAME.fullmatch(name) and name != DOCUMENT for name in files):
+            raise ValueError(f"{', '.join(files)} cannot name files of a head")
+        with self.lock([key], shared=True), self._lock_document(path):
             damaged = self.has(key)
             if damaged:
                 with suppress(DamagedError):
                     self.get(key)  # A newer format is refused, not replaced.
-                if not list(self._check(self.item(path))):
+                if not self.check(path):
                     self.fsync(key)
                     return
             self._make_folder(path)
-            listing: dict[str, dict[str, Any]] = {}
+            listing = {}
             for name, data in files.items():
-                listing[name] = {"bytes": len(data), "digest": digest_bytes(data)}
-                if not self._files.write(f"{path}/{name}", data, new=True):
-                    # Another process fits this head too, or was killed when it did.
-                    stem, _, suffix = name.rpartition(".")
-                    own = f"{stem}.{short(listing[name]['digest'])}.{suffix}"
-                    self._files.write(f"{path}/{own}", data)
-                    listing[name]["file"] = own
+                digest = digest_bytes(data)
+                listing[name] = {"bytes": len(data), "digest": digest}
+                self._files.write(self.file_path(key, name, digest), data)
             whole = {**document, "id": key, "files": listing}
             # The process that is first here has stored the head. A damaged one is replaced last.
             write_json(self._files, f"{path}/{DOCUMENT}", whole, new=not damaged)
@@ -136,7 +176,7 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         ``changes`` says which, from the document as it is while no other process changes it.
         """
         path = self.path(key)
-        with self._files.locks.acquire([path]):
+        with self.lock([key], shared=True), self._lock_document(path):
             self.get(key)  # It is one.
             return update_json(self._files, f"{path}/{DOCUMENT}", changes)
 
@@ -148,45 +188,30 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         if self.has(text):
             return [text]
         documents, damaged = self.survey()
-        named = {document["id"] for document in documents if document.get("name") == text}
-        known = {document["id"] for document in documents} | {self._key(e.path) for e in damaged}
-        return sorted(each for each in known if each in named or each.startswith(text))
+        names = {document["id"]: document.get("name") for document in documents}
+        names |= {self.key(damage.path): None for damage in damaged}
+        return sorted(key for key, name in names.items() if name == text or key.startswith(text))
 
     def check_writable(self) -> None:
         """Raise StoreError if no head could be saved, before one is fitted."""
         self._make_folder(self.folder)
-        self._files.check_writable(self.folder)
-
-    def lock(
-        self, keys: Iterable[str], *, shared: bool = False, wait: bool = True
-    ) -> AbstractContextManager[bool]:
-        """Lock heads while they are fitted, so that no other process does too; as `Shelf.lock`.
-
-        `save` has a lock of its own.
-        """
-        names = [f"{self.path(key)}/fit" for key in keys]
-        return self._files.locks.acquire(names, shared=shared, wait=wait)
-
-    def _leftover(self, path: str, existing: Collection[str]) -> str | None:
-        folder, _, name = path.rpartition("/")
-        if re.fullmatch(_OWN_COPY, name) and f"{folder}/{DOCUMENT}" in existing:
+        probe = f"{self.folder}/probe.{uuid.uuid4().hex}{PARTIAL}"
+        try:
+            self._files.write(probe, bytes(4096))
+        finally:
             with suppress(StoreError):
-                listing = self._get(folder)["files"].values()
-                if all(each.get("file") != name for each in listing):
-                    return "another process stored this head"
-        return super()._leftover(path, existing)
+                self._files.remove(probe)
 
-    def _check(self, item: Item) -> Iterator[Damage]:
-        head_id = self._key(item.path)
+    def _check(self, path: str) -> Iterator[Damage]:
+        head_id = self.key(path)
         try:
             listing = self.get(head_id)["files"]
         except StoreError as error:
-            yield Damage(item.name, f"{item.path}/{DOCUMENT}", str(error))
+            yield Damage(self.name(path), f"{path}/{DOCUMENT}", str(error))
             return
-        for name in listing:
+        for name, file in listing.items():
             try:
                 self.read(head_id, name)
             except StoreError as error:
-                yield Damage(
-                    item.name, f"{item.path}/{listing[name].get('file') or name}", str(error)
-                )
+                place = self.file_path(head_id, name, file["digest"])
+                yield Damage(self.name(path), place, str(error))

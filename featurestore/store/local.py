@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,16 +77,6 @@ class LocalFiles:
             except (NotADirectoryError, IsADirectoryError) as error:
                 raise FileNotFoundError(path) from error
 
-    def check_writable(self, path: str) -> None:
-        """Raise StoreError if no file could be written to an existing folder."""
-        with self._changing("write", path):
-            self._check_inside(self._root / path)
-            # It has no name, so that nothing is left if the process is killed.
-            with tempfile.TemporaryFile(dir=self._root / path) as file:
-                file.write(bytes(4096))
-                file.flush()
-                os.fsync(file.fileno())
-
     def write(self, path: str, data: bytes, *, new: bool = False) -> bool:
         """Write a file whole, into an existing folder; it is durable when this returns.
 
@@ -133,13 +122,13 @@ class LocalFiles:
         """Flush the names in a folder and its parents, whoever wrote them."""
         folder = self._root / path
         with self._changing("flush", path):
-            for each in (folder, *folder.parents):
+            for parent in (folder, *folder.parents):
                 try:
-                    durable.fsync_folder(each)
+                    durable.fsync_folder(parent)
                 except FileNotFoundError:
-                    if self._root not in each.parents:
+                    if self._root not in parent.parents:
                         raise  # Otherwise gc has just removed it.
-                if each == self._root.parent:
+                if parent == self._root.parent:
                     break
 
     def _check_inside(self, folder: Path) -> None:
@@ -147,8 +136,8 @@ class LocalFiles:
         expected = os.path.join(self._real, os.path.relpath(folder, self._root))
         if os.path.realpath(folder) != os.path.normpath(expected):
             raise StoreError(
-                f"{folder} leads out of the store, to {os.path.realpath(folder)}; replace the link "
-                "with the folder itself"
+                f"{folder} leads out of the store, to {os.path.realpath(folder)}",
+                remedy="replace the link with the folder itself",
             )
 
     def names(self, path: str) -> list[str]:
@@ -166,12 +155,12 @@ class LocalFiles:
     def _file_size(self, path: str) -> int | None:
         with explained("look at", self._shown(path)):
             try:
-                found = os.stat(self._root / path)
+                status = os.stat(self._root / path)
             except OSError as error:
                 if error.errno in _NO_SUCH_FILE:
                     return None
                 raise
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a path (or of the file itself), by path; links not followed."""
@@ -213,8 +202,8 @@ class LocalFiles:
                 yield
             except FileNotFoundError as error:
                 raise StoreError(
-                    f"cannot {verb} {self._shown(path)}: its folder is gone; reconnect the disk or "
-                    "restore the folder, then run the command again"
+                    f"cannot {verb} {self._shown(path)}: its folder is gone",
+                    remedy="reconnect the disk or restore the folder, then run the command again",
                 ) from error
 
     def _shown(self, path: str) -> str:
@@ -232,7 +221,7 @@ def explained(verb: str, path: str) -> Iterator[None]:
         reason = error.strerror or str(error) or type(error).__name__
         remedy = _REMEDIES.get(error.errno or 0, "give access to it")
         raise StoreError(
-            f"cannot {verb} {path}: {reason}; {remedy}, then run the command again"
+            f"cannot {verb} {path}: {reason}", remedy=f"{remedy}, then run the command again"
         ) from error
 
 

@@ -3,6 +3,15 @@
 A name stands for one byte of an empty file, far beyond its end, and the kernel locks that byte for
 whoever has the file open. Locks keep work from being done twice, and gc from removing what is being
 written. No content depends on them: blocks are written whole, and identical whoever writes them.
+
+There are four kinds of names:
+
+================================ ================================================================
+``features``                     exclusive: create the store, repair its root
+``features/…``, ``heads/…``, …   shared: use or write an entry. Exclusive: remove it or a part of it
+``<entry>/work``                 exclusive: compute the blocks of features, or fit a head
+``<entry>/document``             exclusive, for a moment: write or change the documents of an entry
+================================ ================================================================
 """
 
 from __future__ import annotations
@@ -26,19 +35,6 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 _DENIED = (errno.EACCES, errno.EPERM)
 _NO_FILE = (*_DENIED, errno.EROFS, errno.ENOENT, errno.ENOSPC, errno.EDQUOT)
-
-# Open files that have locks. A fork shares them, and would keep the locks for as long as it runs.
-_held: set[int] = set()
-
-
-def _close_held() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_held)
 
 
 class Locks:
@@ -95,15 +91,10 @@ class Locks:
     @contextmanager
     def _file(self, shared: bool = False) -> Iterator[int | None]:
         descriptor = self._open(shared)
-        if descriptor is None:
-            yield None
-            return
-        _held.add(descriptor)
         try:
             yield descriptor
         finally:
-            if descriptor in _held:  # Not in a fork.
-                _held.remove(descriptor)
+            if descriptor is not None:
                 os.close(descriptor)
 
     def _open(self, shared: bool) -> int | None:
@@ -117,8 +108,8 @@ class Locks:
             if error.errno in _NO_FILE and not (error.errno in _DENIED and self._path.exists()):
                 return None  # Nothing else can be written either, and that write raises.
             raise StoreError(
-                f"cannot open {self._path}: {error.strerror}; give access to it, then run the "
-                "command again"
+                f"cannot open {self._path}: {error.strerror}",
+                remedy="give access to it, then run the command again",
             ) from error
 
     def _lock(self, descriptor: int, offset: int, shared: bool, wait: bool) -> bool:
@@ -137,8 +128,8 @@ class Locks:
                 raise  # Of a signal handler, such as TimeoutError.
             if error.errno not in _NO_LOCKS:
                 raise StoreError(
-                    f"cannot lock {self._path}: {error.strerror}; check the disk, then run the "
-                    "command again"
+                    f"cannot lock {self._path}: {error.strerror}",
+                    remedy="check the disk, then run the command again",
                 ) from error
             self.available = False
         return True

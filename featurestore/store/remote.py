@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -10,7 +9,6 @@ from typing import Any
 
 from featurestore import objects
 from featurestore.errors import StoreError, UnreachableError
-from featurestore.store.local import PARTIAL
 from featurestore.store.locks import Locks
 
 # How often an answer that was cut is asked for.
@@ -52,11 +50,11 @@ class RemoteFiles:
         self.readers = 8
         self.grace = timedelta(days=0 if url.startswith("memory://") else 1)
         if not objects.is_url(url):
-            raise StoreError(f"cannot open {url}; expected a folder, or {objects.EXPECTED}")
+            raise StoreError(f"cannot open {url}", f"a folder, or {objects.EXPECTED}")
         if objects.has_password(url):
             raise StoreError(
-                "the URL of the store holds a user or password, which every message would show; "
-                "leave it out, and set the variables that docs/object-stores.md lists"
+                "the URL of the store holds a user or password, which every message would show",
+                remedy="leave it out, and set the variables that docs/object-stores.md lists",
             )
         with self._explained("open", ""):
             self._bucket, self._root = objects.locate(self.location)
@@ -68,15 +66,6 @@ class RemoteFiles:
         """Return a file's bytes; FileNotFoundError where there is none."""
         with self._explained("read", path):
             return _whole(lambda: bytes(self._bucket.get(self._full(path)).bytes()))
-
-    def check_writable(self, path: str) -> None:
-        """Raise StoreError if no file could be written to a folder."""
-        probe = f"{path}/{uuid.uuid4().hex}{PARTIAL}"
-        try:
-            self.write(probe, b"")
-        finally:
-            with suppress(StoreError, UnreachableError):
-                self.remove(probe)
 
     def write(self, path: str, data: bytes, *, new: bool = False) -> bool:
         """Write a file with one PUT; return whether it was written.

@@ -6,27 +6,20 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from featurestore.errors import (
-    DamagedError,
-    NotFoundError,
-    StoreError,
-    StoreFormatError,
-    nearest,
-    path_text,
-)
+from featurestore.errors import DamagedError, NotFoundError, StoreError, path_text
 from featurestore.store.datasets import DatasetShelf
-from featurestore.store.documents import read_json, write_json
+from featurestore.store.documents import read_json
 from featurestore.store.elsewhere import needed_by_heads
-from featurestore.store.features import ROOT_DOCUMENT, FeatureShelf
+from featurestore.store.features import FeatureShelf
 from featurestore.store.files import open_files
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.items import Damage, Garbage, Item
 from featurestore.store.key import FeatureKey
-from featurestore.store.local import LOCK, PARTIAL
-from featurestore.store.matching import match, of_variant
-from featurestore.store.removal import Removal, features_of, find, plan
-from featurestore.store.shelf import ROOT, Shelf
+from featurestore.store.matching import find, match, of_variant
+from featurestore.store.removal import Removal, plan, unneeded
+from featurestore.store.root import ROOT, ROOT_ITEM, check_root, create_root, write_root
+from featurestore.store.shelf import Shelf, entry_of
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -91,7 +84,7 @@ class FeatureStore:
         self.datasets = DatasetShelf(self._files)
         self.heads = HeadShelf(self._files)
         # Data sets before the features whose repair needs them.
-        self._shelves: tuple[Shelf[Any, Any], ...] = (self.datasets, self.features, self.heads)
+        self.shelves: tuple[Shelf[Any, Any], ...] = (self.datasets, self.features, self.heads)
         self._open(create)
 
     @classmethod
@@ -138,26 +131,30 @@ class FeatureStore:
             return [match(self.features, key, **variant)]
         if variant:
             return of_variant(self.features, variant)
-        items = [item for shelf in self._shelves for item in shelf.items()]
         # The root first: nothing can be repaired in a store that has lost it.
-        return sorted(items, key=lambda item: item.kind != "store")
+        return [ROOT_ITEM, *(item for shelf in self.shelves for item in shelf.items())]
 
     def check(self, item: Item) -> list[Damage]:
         """Read every byte of an item against its checksums; return what is damaged.
 
         A block that was never extracted is not damaged.
         """
-        return self._shelf(item.path).check(item)
+        if item.kind == "store":
+            return check_root(self._files)
+        return self.shelf_of(item.path).check(item.path)
 
     def repair(self, item: Item) -> None:
-        """Rewrite damaged metadata of an item from what else is stored; nothing is computed.
+        """Rewrite damaged metadata of an item from what else is stored, if they can be.
 
         Raises
         ------
         DamagedError
             If too much of it is damaged.
         """
-        self._shelf(item.path).repair(item)
+        if item.kind == "store":
+            write_root(self._files)
+        elif item.kind == "features":
+            self.features.repair(item.path)
 
     def garbage(self, *, boundaries: bool = False, unused: bool = False) -> list[Garbage]:
         """List what no data set and no head needs; nothing is removed.
@@ -178,47 +175,37 @@ class FeatureStore:
         DamagedError
             A data set or a head cannot be read, so that what it refers to is unknown.
         """
-        return self._not_needed(self._garbage(boundaries, unused))
+        return self._without_needed(self._unneeded(boundaries, unused))
 
-    def _not_needed(self, garbage: Sequence[Garbage]) -> list[Garbage]:
+    def _unneeded(self, boundaries: bool, unused: bool) -> list[Garbage]:
+        garbage = unneeded(self, boundaries=boundaries, unused=unused)
+        return [item for item in garbage if not self._files.is_recent(item.path)]
+
+    def _without_needed(self, garbage: Sequence[Garbage]) -> list[Garbage]:
         """Leave out features that a head needs whose own were removed."""
-        going = {each.path for each in garbage if each.kind == "features"}
-        needed = needed_by_heads(self, going) if going else set()
-        return [each for each in garbage if each.path not in needed]
-
-    def _garbage(self, boundaries: bool, unused: bool) -> list[Garbage]:
-        in_use = self.datasets.references() | self.heads.references()
-        found = [garbage for shelf in self._shelves for garbage in shelf.garbage(in_use)]
-        if boundaries or unused:
-            fitted = {path for each in self.heads.values() for path in features_of(self, each)}
-            listed = {garbage.path for garbage in found}
-            found += [
-                garbage
-                for garbage in self.features.without_head(fitted, only_boundaries=not unused)
-                if garbage.path not in listed
-            ]
-        return [garbage for garbage in found if not self._files.is_recent(garbage.path)]
+        paths = {item.path for item in garbage if item.kind == "features"}
+        needed = needed_by_heads(self, paths) if paths else set()
+        return [item for item in garbage if item.path not in needed]
 
     def gc(self, garbage: Sequence[Garbage]) -> int:
         """Remove what `garbage` listed, is still garbage, and is not locked by another process.
 
         Returns the bytes freed.
         """
-        locks = {each: self._shelf(each.path).lock_name(each) for each in garbage}
-        freed = 0
-        with self._files.locks.acquire_free(set(locks.values())) as held:
-            # Listed again: under the locks no process can begin to use it.
-            again = self._garbage(boundaries=True, unused=True) if held else []
-            # For the same reason: not because it is another kind of garbage now.
-            still = {(each.path, each.reason) for each in again}
-            going = [
-                each
-                for each, lock in locks.items()
-                if lock in held and (each.path, each.reason) in still
+        with self._files.locks.acquire_free({entry_of(item.path) for item in garbage}) as held:
+            # Listed again: under the locks no process can begin to use it. And for the same
+            # reason: not because it is another kind of garbage now.
+            again = self._unneeded(boundaries=True, unused=True) if held else []
+            still = {(item.path, item.reason) for item in again}
+            removed = [
+                item
+                for item in garbage
+                if entry_of(item.path) in held and (item.path, item.reason) in still
             ]
-            for each in self._not_needed(going):
-                freed += self._shelf(each.path).discard(each.path)
-        return freed
+            return self._discard(self._without_needed(removed))
+
+    def _discard(self, items: Sequence[Garbage]) -> int:
+        return sum(self.shelf_of(item.path).discard(item.path) for item in items)
 
     def removal(self, *names: str, keep_heads: bool = False, **variant: Any) -> Removal:
         """Say what goes if data sets, heads or features are removed; nothing is removed.
@@ -253,8 +240,7 @@ class FeatureStore:
         >>> store.remove(removal)  # doctest: +SKIP
         1834022
         """
-        named = [find(self, each, **variant) for each in names]
-        return plan(self, named, keep_heads)
+        return plan(self, [find(self, name, **variant) for name in names], keep_heads)
 
     def remove(self, removal: Removal) -> int:
         """Remove what `removal` listed, all of it or nothing, and return the bytes freed.
@@ -266,33 +252,27 @@ class FeatureStore:
         StoreError
             If another process uses one of them, or more depends on them now.
         """
-        locks = {each.path: each for each in removal.items}
-        for each in removal.items:
-            if each.kind == "dataset":
-                # Whoever fits heads on a state of it has locked its manifest.
-                locks.update(dict.fromkeys(self.datasets.manifests(each.path), each))
-        with self._files.locks.acquire_free(set(locks)) as held:
-            for path, each in locks.items():
-                if path not in held:
+        paths = {item.path for item in removal.items}
+        with self._files.locks.acquire_free(paths) as held:
+            for item in removal.items:
+                if item.path not in held:
                     raise StoreError(
-                        f"another process uses {each.name}, nothing was removed; wait until it is "
-                        "done, or stop it, then run the command again"
+                        f"another process uses {item.name}, nothing was removed",
+                        remedy="wait until it is done, or stop it, then run the command again",
                     )
-            for each in plan(self, removal.named, removal.keep_heads).items:
-                if each.path not in locks:
+            for item in plan(self, removal.named, removal.keep_heads).items:
+                if item.path not in paths:
                     raise StoreError(
-                        f"{each.name} was stored in the meantime, {each.reason}, nothing was "
-                        "removed; run the command again"
+                        f"{item.name} was stored in the meantime, {item.reason}, nothing was "
+                        "removed",
+                        remedy="run the command again",
                     )
-            return sum(self._shelf(each.path).discard(each.path) for each in removal.items)
+            return self._discard(removal.items)
 
-    def size(self, item: Item) -> int:
-        """Bytes of an item on disk."""
-        return self._shelf(item.path).size(item.path)
-
-    def _shelf(self, path: str) -> Shelf[Any, Any]:
+    def shelf_of(self, path: str) -> Shelf[Any, Any]:
+        """Return the shelf that a path is on."""
         folder = path.partition("/")[0]
-        return next(shelf for shelf in self._shelves if shelf.folder == folder)
+        return next(shelf for shelf in self.shelves if shelf.folder == folder)
 
     # Opening
 
@@ -301,57 +281,19 @@ class FeatureStore:
             document = read_json(self._files, ROOT)
         except FileNotFoundError:
             if not self._has_readable():
-                self._create(create)
+                create_root(self._files, [shelf.folder for shelf in self.shelves], create=create)
         except StoreError as error:
             if not self._has_readable():
                 if not isinstance(error, DamagedError):
                     raise  # Nothing is known of what is there.
-                found = str(error).rpartition(";")[0]
                 raise DamagedError(
-                    f"{found}, and nothing else there can be read; restore a copy, or move "
-                    f"{self.location} away, then run the command again"
+                    f"{error.found}, and nothing else there can be read",
+                    remedy=f"restore a copy, or move {self.location} away, then run the command "
+                    "again",
                 ) from error
         else:
             check_format(document.get("attributes") or {}, self.location)
 
     def _has_readable(self) -> bool:
         """Return whether anything is readable: a damaged root must not hide the rest."""
-        return any(shelf.values() for shelf in self._shelves)
-
-    def _create(self, create: bool) -> None:
-        self._refuse_foreign()
-        if not create:
-            raise NotFoundError(
-                f"no store at {self.location}{self._near()}; create one with `featurestore "
-                "extract`, or in Python with FeatureStore(…, create=True)"
-            )
-        self._files.make_folder(self.features.folder)
-        with self._files.locks.acquire([self.features.folder]):
-            write_json(self._files, ROOT, ROOT_DOCUMENT)
-
-    def _near(self) -> str:
-        """Return a phrase that names the store in the same folder with the nearest name."""
-        folder, name = os.path.split(self.location)
-        if "://" in folder or not os.path.isdir(folder):
-            return ""
-        stores = [each for each in os.listdir(folder) if os.path.isfile(f"{folder}/{each}/{ROOT}")]
-        return f", {nearest(name, sorted(stores))}" if stores else ""
-
-    def _refuse_foreign(self) -> None:
-        if self._files.is_file(""):
-            raise StoreFormatError(
-                f"{self.location} is a file, expected a folder or URL of a store; "
-                "give another with --store"
-            )
-        names = set(self._files.names("")) - {LOCK}
-        for folder in (shelf.folder for shelf in self._shelves):
-            # Left by a first write that was killed, or by a user who removed the files.
-            if all(path.endswith(PARTIAL) for path in self._files.sizes(folder)):
-                names.discard(folder)
-        # Another process may just have created the store.
-        if names and not self._files.is_file(ROOT):
-            shown = ", ".join(sorted(names)[:3])
-            raise StoreFormatError(
-                f"{self.location} is not empty and not a store (it holds {shown}, and no {ROOT}); "
-                "give another folder with --store, or move this one away"
-            )
+        return any(shelf.values() for shelf in self.shelves)

@@ -141,7 +141,7 @@ def litter(made: Made, store: FeatureStore) -> None:
     store.datasets.add(Dataset.open(made.photos / "blue", name="of late"))
     head_folder = Path(store.location, "heads", "knn-000000000000")
     head_folder.mkdir(parents=True)
-    (head_folder / "model.skops").write_bytes(b"half")
+    (head_folder / "model.0123456789ab.skops").write_bytes(b"half")
     Path(store.location, f"features/zarr.json.{'0' * 32}.partial").write_bytes(b"half")
 
 

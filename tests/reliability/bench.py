@@ -139,7 +139,7 @@ class Bench:
         self.done(*EXTRACT)
         self.done(*TRAIN)
         store = self.place / "store"
-        (stem,) = store.glob("heads/*/model.skops")
+        (stem,) = store.glob("heads/*/model.*.skops")
         lost = store / "heads" / "logistic-0123456789ab"
         lost.mkdir()
         shutil.copy(stem, lost)

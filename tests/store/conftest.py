@@ -58,6 +58,11 @@ def reasons(store: FeatureStore, group: FeatureGroup) -> list[tuple[int | None, 
     return [(damage.block, damage.reason) for damage in store.check(place)]
 
 
+def file_of(store: FeatureStore, head: str, name: str) -> str:
+    """Path of a head's file in the store."""
+    return store.heads.file_path(head, name, store.heads.get(head)["files"][name]["digest"])
+
+
 def digests_of(count: int, salt: str = "") -> list[str]:
     return sorted(digest_bytes(f"{salt}{index}".encode()) for index in range(count))
 

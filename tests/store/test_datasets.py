@@ -204,23 +204,6 @@ def test_a_data_set_is_opened_without_its_rows(store: FeatureStore, location: st
     assert store.datasets.load("shapes").labels.tolist() == given.labels.tolist()
 
 
-def test_a_lost_pointer_is_restored_from_the_manifest_that_was_added_last(
-    store: FeatureStore, location: str
-) -> None:
-    files = open_files(location)
-    for labels in ("ababab", "bbabab"):
-        entry = store.datasets.add(shapes(labels=labels))
-    put(files, "datasets/shapes/current.json", b"")
-    (item,) = store.datasets.items()
-    store.repair(item)
-    assert store.datasets.get("shapes") == entry
-    # Not while a manifest is damaged: it may be the current one.
-    put(files, "datasets/shapes/current.json", b"")
-    put(files, store.datasets.manifest_path("shapes", entry.manifest_digest), b"")
-    with pytest.raises(DamagedError, match="manifest is damaged"):
-        store.repair(item)
-
-
 @pytest.fixture
 def photo_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
     """A store in the current folder, beside ``photos``."""

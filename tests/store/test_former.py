@@ -106,8 +106,7 @@ def test_damaged_row_ids_supersede_nothing(store: FeatureStore) -> None:
 def head_on(store: FeatureStore, key: FeatureKey, head: str, dataset: Dataset | None = None) -> str:
     fields = {"model": key.model, "ref": key.ref, "prefix_digest": key.prefix_digest}
     features = {**fields, "dataset_digest": key.dataset_digest}
-    origin = {} if dataset is None else dataset_origin(dataset)
-    document = {"lineage": {"features": features, "dataset": origin}}
+    document = {"lineage": {"features": features, "dataset": dataset_origin(dataset or shapes())}}
     store.heads.save(head, document, {"model.skops": b"fitted"})
     return head
 

@@ -30,22 +30,6 @@ def test_who_may_hold_what_together(tmp_path: Path) -> None:
         assert again
 
 
-def test_a_fork_keeps_no_lock(tmp_path: Path) -> None:
-    first, second = Locks(tmp_path / "lock"), Locks(tmp_path / "lock")
-    ready, here = os.pipe()
-    with first.acquire(["a"]):
-        child = os.fork()
-        if not child:
-            os.write(here, b"1")
-            signal.pause()
-            os._exit(1)
-        os.read(ready, 1)
-    with second.acquire(["a"], wait=False) as free:
-        os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert free
-
-
 @pytest.mark.parametrize(("number", "granted"), [(errno.ENOLCK, True), (errno.EIO, False)])
 def test_only_a_file_system_without_locks_grants_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, granted: bool

@@ -138,7 +138,7 @@ def test_damage_can_be_removed_and_keeps_others_from_it(full: FeatureStore, loca
         full.removal("shapes")
     full.remove(full.removal("heads/ridge-1"))
     put(open_files(location), "datasets/shapes/current.json", b"{")
-    with pytest.raises(DamagedError, match="unknown what needs its features"):
+    with pytest.raises(DamagedError, match="or run `featurestore rm datasets/shapes`"):
         full.removal("other")
     # Of the damaged one itself, the heads say which features it had.
     assert len(full.removal("shapes").items) == 6

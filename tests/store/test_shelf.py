@@ -7,6 +7,7 @@ from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
 from tests.store.conftest import filled, ids_of, key_of, put
 from tests.store.test_datasets import shapes
+from tests.store.test_former import head_on
 
 
 def named(store: FeatureStore) -> dict[str, str]:
@@ -23,7 +24,7 @@ def test_what_is_in_use_is_no_garbage(store: FeatureStore) -> None:
     former, current = shapes(), shapes(labels="bbabab", count=5)
     store.datasets.add(former)
     features_of(store, former)
-    store.heads.save("h", {"lineage": {"manifest": [former.manifest_digest, former.digest]}}, {})
+    head_on(store, key_of(former.sample_digests), "h", former)
     store.datasets.add(current)
     features_of(store, current)
     assert store.garbage() == []
@@ -56,8 +57,11 @@ def test_features_go_when_their_data_set_is_replaced(store: FeatureStore) -> Non
 def test_former_manifests(store: FeatureStore, location: str) -> None:
     for labels in ("ababab", "bbabab", "bbbbab"):
         store.datasets.add(shapes(labels=labels))
-    kept = shapes(labels="bbabab").manifest_digest
-    store.heads.save("h", {"deep": [{"inside": kept}]}, {})
+    former = shapes(labels="bbabab")
+    kept = former.manifest_digest
+    head_on(store, key_of(former.sample_digests), "h", former)
+    # Digests elsewhere in a document do not keep what they are of.
+    store.heads.save("i", {"note": shapes().manifest_digest}, {})
     (item,) = store.garbage()
     assert item.kind == "manifest"
     assert store.gc([item]) == item.bytes > 0
@@ -69,8 +73,8 @@ def test_what_was_interrupted(store: FeatureStore, location: str) -> None:
     files = open_files(location)
     group = filled(store)
     files.remove(f"{group.features.path}/zarr.json")
-    put(files, "heads/ridge-2/model.skops", b"123")
-    put(files, f"heads/ridge-3/model.keras.{'0' * 32}.partial", b"1")
+    put(files, "heads/ridge-2/model.0123456789ab.skops", b"123")
+    put(files, f"heads/ridge-3/model.0123456789ab.keras.{'0' * 32}.partial", b"1")
     assert named(store) == {
         str(group.key): "features",
         "heads/ridge-2": "head",

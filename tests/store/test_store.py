@@ -76,7 +76,7 @@ def test_the_features_folder_is_repaired_when_it_was_removed_whole(location: str
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     for create in (True, False):
-        with pytest.raises(StoreFormatError, match="is a file, expected a folder"):
+        with pytest.raises(StoreFormatError, match="is a file; expected a folder"):
             FeatureStore(tmp_path / "file", create=create)
 
 
