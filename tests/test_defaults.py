@@ -35,7 +35,7 @@ def options(command: str) -> dict[str, Any]:
 
 def test_python_pipelines_and_commands_have_the_same_defaults() -> None:
     extract = {"dtype": "auto", "batch_size": "auto", "replace": False}
-    extract |= {"views": 0, "augmentation": None, "budget": None}
+    extract |= {"budget": None}
     assert ExtractSpec().model_dump(exclude={"engine"}) == extract
     assert defaults(fs.extract).items() >= extract.items()
     set_ones = {name: value for name, value in extract.items() if value is not None}

@@ -50,8 +50,8 @@ def canonical(augmentation: Any) -> str:
 
     Examples
     --------
-    >>> json.loads(canonical("[RandomInvert]"))[0]["RandomInvert"]["factor"]
-    [0, 1.0]
+    >>> canonical("[{RandomFlip: {mode: vertical}}]")
+    '[{"RandomFlip": {"data_format": "channels_last", "mode": "vertical"}}]'
     """
     load_tensorflow()
     if isinstance(augmentation, str | os.PathLike):
@@ -61,9 +61,10 @@ def canonical(augmentation: Any) -> str:
     layers = [_layer(part) for part in augmentation]
     if not layers:
         raise InputError("the augmentation has no layers; give some, such as '[RandomFlip]'")
-    for layer in layers:
-        _check(layer)
-    return json.dumps([{type(layer).__name__: _settings(layer)} for layer in layers])
+    settings = [{type(layer).__name__: _settings(layer)} for layer in layers]
+    for part in settings:
+        _check(_layer(part))
+    return json.dumps(settings)
 
 
 def _read(text: str) -> Any:
@@ -95,9 +96,7 @@ def _layer(part: Any) -> Any:
     # Others might load code.
     random = [kind for kind in dir(keras.layers) if kind.startswith("Rand")]
     if name not in random:
-        raise InputError(
-            f"no random image layer of Keras is called {name!r}; {nearest(name, random)}"
-        )
+        raise InputError(f"{name!r} is no random image layer of Keras; {nearest(name, random)}")
     try:
         return getattr(keras.layers, name)(**{**(settings or {}), "dtype": "float32"})
     except Exception as error:  # Keras raises a dozen kinds
@@ -219,7 +218,7 @@ def with_views(samples: Samples, layers: str, views: int, name: str) -> Samples:
 
     listing, images, listed = samples.listing, len(samples.digests), len(samples.listing.rows)
     if VIEW_OF in listing.columns:
-        raise DatasetError(f"{name!r} is augmented; augment the plain data set again")
+        raise DatasetError(f"{name!r} is an augmented data set; augment the plain one")
     if VIEW in listing.columns:
         raise DatasetError(f"{name!r} has a column {VIEW!r}; rename it and scan again")
     train = np.flatnonzero(samples.splits == SPLITS.index("train"))

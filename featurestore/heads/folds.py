@@ -59,7 +59,8 @@ class CrossValidation(Settings):
         """Return the folds of one repetition; HeadError if there are too few rows or groups."""
         assert self.folds is not None
         dataset, numbers = rows.features.dataset, rows.numbers("train")
-        images, image_of = np.unique(dataset.image_rows[numbers], return_inverse=True)
+        image_of = dataset.image_rows[numbers]
+        images = numbers[image_of == numbers]
         groups = None if dataset.groups is None else dataset.groups[images]
         found = len(images) if groups is None else len(np.unique(groups))
         if found == len(images):
@@ -83,8 +84,8 @@ class CrossValidation(Settings):
             )
         # Views are fitted on with their images, and not measured on.
         return [
-            (np.flatnonzero(np.isin(image_of, train)), np.searchsorted(numbers, images[held_out]))
-            for train, held_out in folds
+            (np.flatnonzero(np.isin(image_of, images[train])), numbers.searchsorted(images[held]))
+            for train, held in folds
         ]
 
 

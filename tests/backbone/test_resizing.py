@@ -107,14 +107,6 @@ def test_layers_of_other_kinds_compute_by_themselves(options):
         np.testing.assert_array_equal(compiled_resize(layer)(image), by_keras(layer, image))
 
 
-def test_views_augment_the_pixels_of_the_layer():
-    image = noise(40, 90)
-    for view in Backbone.pixels(16, resize="crop").views(4, "[RandomFlip]"):
-        plain = by_keras(view.preprocessing.resizing(), image)
-        expected = view.preprocessing.augmenting()(plain)
-        np.testing.assert_array_equal(view.resize(image), expected)
-
-
 def test_many_threads_that_resize_many_sizes():
     layer = Preprocessing(input_size=24, interpolation="bicubic").resizing()
     images = [noise(height, width) for height, width in itertools.product(range(9, 15), repeat=2)]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 
@@ -102,7 +101,7 @@ def test_extract_computes_then_reuses(place: Place) -> None:
     shown = featurestore("extract", "photos", *EXTRACT, "--store", "new")
 
     assert set(first.json) == {
-        *("dataset", "rows", "features", "views", "quarantined", "freed", "left", "seconds"),
+        *("dataset", "rows", "features", "quarantined", "freed", "left", "seconds"),
         *("seconds_estimated", "budget"),
     }
     features = first.json["features"]["conv_b:avg"]
@@ -333,31 +332,38 @@ def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> N
     assert f"{head} is stale" in found.err
 
 
+def test_augment_records_a_data_set_with_views(place: Place) -> None:
+    Path("flips.yaml").write_text("- RandomFlip: {mode: horizontal}\n")
+    by = ["--views", "2", "--augmentation"]
+    first = featurestore("augment", "photos", *by, "flips.yaml")
+    summary = featurestore("augment", "photos", *by, "[RandomInvert]", "--name", "i", "--json").json
+    images = featurestore("scan", "photos", "--json").json
+    trained = images["splits"]["train"]
+    assert first.out.startswith(f"photos-x2: {36 + 2 * trained} samples (36 images and ")
+    assert (images["views"], summary["views"]) == (0, 2 * trained)
+    assert summary["splits"] == {**images["splits"], "train": 3 * trained}
+    again = featurestore("scan", "photos-x2", "--val", "0.5").error
+    assert "'photos-x2' is an augmented data set" in again
+    assert "scan 'photos', then run `featurestore augment photos --views 2 " in again
+    assert "augment the plain one" in featurestore("augment", "i", *by, "flips.yaml").error
+    assert "'a.yaml'" in featurestore("augment", "photos", *by, "a.yaml").error
+
+
 @pytest.mark.reliability
-def test_views_are_extracted_and_trained_on(place: Place) -> None:
-    Path("flips.yaml").write_text(
-        "- RandomFlip: {mode: horizontal}\n- RandomRotation: {factor: 0.1}\n"
-    )
-    views = ["--views", "2", "--augmentation", "flips.yaml"]
-
-    planned = featurestore("extract", "photos", *EXTRACT, *views, "--dry-run", "--json").json
-    report = featurestore("extract", "photos", *EXTRACT, *views, "--json").json
-    (listed,) = [row for row in featurestore("ls", "--json").json if row["view"] == 1]
-    table = featurestore("ls").out
-    train = ["train", "photos", "--model", "tiny", "--layer", "conv_b:avg", "--head", "knn"]
-    plain, augmented = (featurestore(*train, *more, "--json").json for more in ([], views[:2]))
-    command = featurestore("show", listed["key"], "--json").json["provenance"]["command"]
-
-    assert len(planned["views"]) == len(report["views"]) == 2
-    computed = report["views"][0]["conv_b:avg"]["rows_computed"]
-    assert computed == planned["views"][0]["conv_b:avg"]["rows_to_compute"] < 36
-    assert "2 by RandomFlip+RandomRotation" in table
-    assert plain["head"] != augmented["head"]
-    assert plain["metrics"]["val"]["rows"] == augmented["metrics"]["val"]["rows"]
-    again = featurestore(*shlex.split(command)[1:], "--json").json
-    assert again["views"][1]["conv_b:avg"]["rows_computed"] == 0
-    assert "views" in featurestore("heads").out
-    wrong = featurestore("extract", "photos", *EXTRACT, "--views", "2").error
-    assert wrong.startswith("views are made by an augmentation: give both")
-    wrong = featurestore("extract", "photos", *EXTRACT, "--views", "2", "--augmentation", "a.yaml")
-    assert wrong.error.startswith("cannot read the augmentation 'a.yaml'")
+def test_an_augmented_data_set_is_extracted_and_trained_on(place: Place) -> None:
+    augment = ["augment", "photos", "--augmentation", "[RandomInvert]", "--views"]
+    featurestore("extract", "photos", *EXTRACT)
+    featurestore(*augment, "2")
+    featurestore(*augment, "3")
+    counts = []
+    for name in ("photos-x2", "photos-x3"):
+        report = featurestore("extract", name, *EXTRACT, "--json").json
+        features = report["features"]["conv_b:avg"]
+        counts.append((report["rows"], features["rows_copied"], features["rows_computed"]))
+    (more, copied, computed), (most, again, rest) = counts
+    assert (copied, again) == (36, more)
+    assert (computed, rest) == (more - 36, most - more)
+    train = ["train", "photos-x3", "--model", "tiny", "--layer", "conv_b:avg", "--head", "knn"]
+    metrics = featurestore(*train, "--json").json["metrics"]
+    assert metrics["train"]["rows"] + metrics["val"]["rows"] == most
+    assert metrics["val"]["rows"] < 36

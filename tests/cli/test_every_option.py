@@ -35,7 +35,7 @@ COMMANDS = [
     "scan photos --name all --val 0.2 --test 0.2 --seed 1 --problems --json",
     "scan photos --name all --group-by folder --store store",
     "scan table.csv --image-column file --label-column kind --split-column part --root photos",
-    f"{EXTRACT} --views 1 --augmentation flips.yaml --dry-run --store store",
+    "augment photos --views 1 --augmentation flips.yaml --name flipped --store store --json",
     f"{EXTRACT} --name new --val 0.2 --test 0.2 --seed 1",
     f"{EXTRACT} --name new --group-by folder --dry-run --json",
     "ls --weights tiny.keras --input-size 16 --scaling none --resize stretch",
@@ -101,8 +101,6 @@ SLOW = [
 ]
 # Commands that others come before.
 SLOW_BEFORE = {
-    f"{TRAIN} knn --views 1 --augmentation flips.yaml": f"{EXTRACT} --views 1 --augmentation "
-    "flips.yaml",
     "promote --best -o new.keras": "tag logistic a",
 }
 BEFORE = {
@@ -166,7 +164,7 @@ PIPELINES: list[dict[str, Any]] = [
         "backbone": {"model": "tiny.keras", "precision": ["float32", "float16", "bfloat16"]},
         "extract": {"dtype": "auto", "batch_size": "auto", "engine": "auto", "replace": True},
     },
-    {"extract": {"views": 1, "augmentation": FLIPS}, "promote": {}},
+    {"data": {"path": "photos", "views": 1, "augmentation": FLIPS}, "promote": {}},
     {
         "layers": ["conv_a:avg", "conv_b:avg"],
         "heads": [
@@ -207,7 +205,6 @@ SWEEPS: list[dict[str, Any]] = [
     {"model": ["tiny"], "weights": "tiny.keras", "input_size": 16, "scaling": "none"},
     {"resize": "stretch", "interpolation": "bilinear", "precision": "float32"},
     {"layers": ["conv_a"], "folds": 3, "seeds": 2},
-    {"views": 1, "augmentation": FLIPS, "layers": ["conv_b:avg"]},
 ]
 
 
@@ -288,14 +285,8 @@ def test_pipelines(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("_all")
-@pytest.mark.parametrize(
-    "changes",
-    [pytest.param(each, marks=RELIABILITY if "views" in each else ()) for each in SWEEPS],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", SWEEPS, ids=str)
 def test_sweeps(changes: dict[str, Any]) -> None:
-    if "views" in changes:
-        run(*shlex.split(f"{EXTRACT} --views 1 --augmentation flips.yaml"))
     run_sweep(changes)
 
 

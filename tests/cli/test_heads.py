@@ -129,7 +129,6 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
                 "name": "knn",
             },
             **{"params": {}, "seed": 0, "prefix": "p", "stale": None, "val_accuracy": 0.5},
-            "views": 0,
             **{
                 "best_params": {},
                 "folds": None,

@@ -1,161 +1,226 @@
-"""Augmented data sets: random views of the training images as further samples."""
+"""Augmented data sets: views of the training images are samples that can be computed alone."""
 
 from __future__ import annotations
 
-import json
+import pickle
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
-from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.dataset.augmentation import canonical
-from featurestore.errors import DatasetError, InputError
-from featurestore.extraction import extract
-from featurestore.heads import fit_head
+from featurestore.dataset.augmentation import canonical, compiled
+from featurestore.errors import DatasetError, InputError, SourceChangedError
 from featurestore.store import FeatureStore
-from tests.toys import featurestore, take_photos
+from tests.dataset.conftest import example, folder, put, table
 
-FLIP = [{"RandomFlip": {"mode": "horizontal"}}, {"RandomRotation": {"factor": 0.1}}]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return Dataset.open(take_photos(tmp_path_factory.mktemp("views") / "photos"), val=0.3, test=0.2)
-
-
-@pytest.fixture(scope="module")
-def augmented(plain: Dataset) -> Dataset:
-    return plain.augmented(FLIP, views=3)
-
-
-def views_by_image(data: Dataset) -> dict[int, list[int]]:
-    views: dict[int, list[int]] = {}
-    for row, image in enumerate(data.image_rows.tolist()):
-        if row != image:
-            views.setdefault(image, []).append(row)
-    return views
+FLIP = {"RandomFlip": {"mode": "horizontal"}}
+TWO = [FLIP, {"RandomRotation": {"factor": 0.1}}]
+IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+#: Settings of random layers that need some.
+NEEDED: dict[str, Any] = {
+    "RandomPosterization": {"factor": [2, 6]},
+    "RandomColorJitter": {"brightness_factor": 0.3},
+    "RandomTranslation": {"height_factor": 0.2, "width_factor": 0.2},
+    "RandomZoom": {"height_factor": 0.2},
+    **{f"Random{name}": {} for name in ("Erasing", "Flip", "GaussianBlur", "Grayscale")},
+    **{f"Random{name}": {} for name in ("ElasticTransform", "Invert", "Perspective")},
+    "RandAugment": {},
+}
+#: RandomCrop changes the size; Keras cannot build RandomShear from its own configuration.
+LAYERS = {name for name in dir(keras.layers) if name.startswith("Rand")}
+LAYERS -= {"RandomCrop", "RandomShear"}
 
 
-def test_only_training_images_have_views_with_their_label_split_and_group(
-    plain: Dataset, augmented: Dataset
-) -> None:
-    train = len(plain.rows("train"))
-    assert augmented.name == f"{plain.name}-x3"
-    assert len(augmented) == len(plain) + 3 * train
-    assert augmented.summary()["views"] == 3 * train
-    for split in ("val", "test"):
-        assert len(augmented.rows(split)) == len(plain.rows(split))
-    views = views_by_image(augmented)
-    assert len(views) == train
-    for image, rows in views.items():
-        assert len(rows) == 3
-        for row in rows:
-            assert augmented.labels[row] == augmented.labels[image]
-            assert augmented.splits[row] == "train"
-            assert augmented.groups[row] == augmented.groups[image]
+def images(count: int = 12, **options: Any) -> Dataset:
+    X = np.random.default_rng(1).integers(0, 256, (count, 9, 8, 3), dtype=np.uint8)
+    return Dataset.from_arrays(X, ["a", "b"] * (count // 2), name="pets", val=0.3, **options)
 
 
-def test_a_view_is_the_same_beside_any_number_of_others_and_differs_from_its_image(
-    plain: Dataset, augmented: Dataset
-) -> None:
-    resize = Backbone.pixels(8).resize
-    fewer = plain.augmented(FLIP, views=1)
-    first = {
-        fewer.samples.digest(row): row for rows in views_by_image(fewer).values() for row in rows
-    }
-    shared = [row for row in range(len(augmented)) if augmented.samples.digest(row) in first]
-    assert len(shared) == len(first)
-    for row in shared[:5]:
-        view = augmented.image(row, resize)
-        assert view.dtype == np.uint8
-        assert np.array_equal(view, fewer.image(first[augmented.samples.digest(row)], resize))
-    images = [
-        [augmented.image(row, resize) for row in (image, *rows)]
-        for image, rows in list(views_by_image(augmented).items())[:5]
+def test_views_are_samples_of_the_training_images(tmp_path: Path) -> None:
+    pets = example(tmp_path)
+    more = pets.augmented(FLIP, views=3)
+    trained = pets.rows("train", labelled=False)
+    assert (more.name, len(more)) == ("pets-x3", len(pets) + 3 * len(trained))
+    assert set(pets.sample_digests) < set(more.sample_digests)
+    of = more.image_rows
+    for column in ("labels", "splits", "groups", "paths"):
+        values = np.asarray(getattr(more, column))
+        assert (values == values[of]).all()
+    views = np.setdiff1d(np.arange(len(more)), more.rows(labelled=False, views=False))
+    assert set(more.splits[views]) == {"train"}
+    plain = [pets.sample_digests.index(more.sample_digests[row]) for row in of]
+    assert np.array_equal(pets.splits[plain], more.splits)
+    # The images stay in the order in which they were listed, before their views.
+    frame = more.to_frame()
+    assert frame["sample"].tolist()[: len(pets.given)] == pets.to_frame()["sample"].tolist()
+    assert sorted(frame["view"].dropna()) == sorted([1, 2, 3] * len(trained))
+    assert more.summary()["views"] == len(views)
+
+
+def test_without_a_group_the_image_is_the_group() -> None:
+    plain = images()
+    assert plain.groups is None
+    more = plain.augmented(FLIP, views=1)
+    assert more.groups is not None
+    digests = np.array(more.sample_digests)
+    assert np.array_equal(more.groups, digests[more.image_rows])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_manifest_keeps_views(tmp_path: Path, grouped: bool) -> None:
+    options: dict[str, Any] = {"ids": [*range(12)]}
+    options |= {"groups": ["x", None, "y"] * 4} if grouped else {}
+    for plain in (example(tmp_path), images(**options)):
+        more = plain.augmented(TWO, views=2)
+        again = Dataset.from_parquet(more.to_parquet())
+        assert again.manifest_digest == more.manifest_digest
+        assert again.options == more.options
+        assert again.to_frame().equals(more.to_frame())
+        assert np.array_equal(again.image_rows, more.image_rows)
+    store = FeatureStore(tmp_path / "store", create=True)
+    pets = example(tmp_path / "again").augmented(TWO, views=2)
+    store.datasets.add(pets)
+    loaded = store.datasets.load("pets-x2")
+    row = int(np.flatnonzero(loaded.image_rows != np.arange(len(loaded)))[0])
+    assert np.array_equal(loaded.image(row), pets.image(row))
+    assert np.array_equal(pickle.loads(pickle.dumps(loaded)).image(row), pets.image(row))
+
+
+def test_a_view_is_the_same_beside_any_others_in_any_thread() -> None:
+    plain = images()
+    few, many = plain.augmented(TWO, views=2), plain.augmented(TWO, views=4)
+    rows = np.flatnonzero(np.isin(many.sample_digests, few.sample_digests))
+    assert len(rows) == len(few)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(many.image, reversed(rows.tolist())))[::-1]
+    pixels = [few.image(row) for row in range(len(few))]
+    assert all(map(np.array_equal, found, pixels))
+    assert len({image.tobytes() for image in pixels}) > len(plain) * 2
+    # The resize of a backbone comes first.
+    view = int(np.flatnonzero(few.image_rows != np.arange(len(few)))[0])
+    assert few.image(view, lambda image: image[:4, :4]).shape == (4, 4, 3)
+    assert few.read(view) == few.read(int(few.image_rows[view]))
+
+
+@pytest.mark.reliability
+def test_views_are_the_same_in_another_process() -> None:
+    script = (
+        "import numpy, random; random.seed(2); from featurestore.dataset.augmentation import *;"
+        "x = numpy.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype='uint8');"
+        "v = compiled(canonical('[RandAugment, RandomErasing]'), (20, 30));"
+        "print([int(v(x, f'blake2b:{n:064x}').sum()) for n in (1 << 200, 7 << 200)])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    view = compiled(canonical("[RandAugment, RandomErasing]"), (20, 30))
+    sums = [int(view(IMAGE, f"blake2b:{number:064x}").sum()) for number in (1 << 200, 7 << 200)]
+    assert sums[0] != sums[1]
+    assert ran.stdout == f"{sums}\n", ran.stderr
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("name", sorted(LAYERS))
+def test_every_random_layer_repeats_its_views(name: str) -> None:
+    settings = NEEDED.get(name, {"factor": 0.2})
+    layers = canonical([{name: settings}])
+    digests = [f"blake2b:{number << 200:064x}" for number in range(1, 30)]
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    first = compiled(layers, (32, 32))
+    made = [first(noise, digest) for digest in digests]
+    compiled.cache_clear()
+    again = compiled(layers, (32, 32))
+    assert all(map(np.array_equal, made, (again(noise, digest) for digest in digests)))
+    assert len({view.tobytes() for view in made}) > 1
+
+
+def test_the_same_augmentation_in_many_forms(tmp_path: Path) -> None:
+    (tmp_path / "flip.yaml").write_text("- RandomFlip: {mode: horizontal}\n")
+    (tmp_path / "flip.json").write_text('[{"RandomFlip": {"mode": "horizontal"}}]')
+    layer = keras.layers.RandomFlip("horizontal", seed=4, name="mine")
+    before = np.asarray(layer.generator.state.value)
+    forms = [
+        [FLIP],
+        FLIP,
+        layer,
+        keras.Sequential([keras.Input((8, 8, 3)), layer]),
+        "[{RandomFlip: {mode: horizontal}}]",
+        tmp_path / "flip.yaml",
+        str(tmp_path / "flip.json"),
+        canonical([layer]),
     ]
-    assert any(not np.array_equal(image, view) for image, *views in images for view in views)
+    assert len({canonical(form) for form in forms}) == 1
+    assert np.array_equal(before, np.asarray(layer.generator.state.value))
+    plain = images()
+    digests = {plain.augmented(form, views=1).digest for form in (*forms, "[RandomFlip]")}
+    assert len(digests) == 2
 
 
-def test_features_of_the_images_are_copied_and_heads_measured_without_views(
-    plain: Dataset, augmented: Dataset, tmp_path: Path
-) -> None:
-    store, pixels = FeatureStore(tmp_path / "store", create=True), Backbone.pixels(8)
-    extract(plain, pixels, "pixels", store)
-    found = extract(augmented, pixels, "pixels", store)
-    report = found.reports["pixels"]
-    assert (report.rows_copied, report.rows_computed) == (len(plain), len(augmented) - len(plain))
-    more = extract(plain.augmented(FLIP, views=4), pixels, "pixels", store).reports["pixels"]
-    assert more.rows_copied == len(augmented)
-
-    again = store.datasets.load(augmented.name)
-    assert (again.digest, again.manifest_digest) == (augmented.digest, augmented.manifest_digest)
-    assert np.array_equal(again.image(0, pixels.resize), augmented.image(0, pixels.resize))
-    head = fit_head(found["pixels"], "logistic")
-    assert head.estimator[0].n_samples_seen_[()] == len(augmented.rows("train"))
-    assert head.metrics["val"]["rows"] == len(plain.rows("val"))
+class Mine(keras.layers.Layer):
+    """A layer of the user's."""
 
 
 @pytest.mark.parametrize(
-    ("augmentation", "message"),
+    ("given", "message"),
     [
-        ([], "has no layers"),
-        ("[RandomFlop]", r"called 'RandomFlop'; did you mean 'RandomFlip'"),
-        ([{"Rescaling": {"scale": 2}}], "no random image layer of Keras"),
-        (
-            [{"RandomCrop": {"height": 4, "width": 4}}],
-            "makes 4×4 pixels of 32×32; expected the same",
-        ),
-        ([{"RandomBrightness": {"factor": 0.1, "value_range": (0, 1)}}], "set value_range"),
-        ([{"RandomRotation": {"factor": 0.0}}], "has no effect"),
-        ([{"RandomRotation": {"faktor": 0.1}}], "missing 1 required"),
-        ("no.yaml", "cannot read the augmentation"),
-        (3, "an augmentation layer is 3"),
+        ([], "no layers"),
+        (3, r"is 3 \(int\); expected a Keras layer"),
+        ("[RandomFlop]", "'RandomFlop' is no random image layer of Keras; did you mean"),
+        ("nowhere.yaml", "cannot read the augmentation 'nowhere.yaml'"),
+        ("[{RandomFlip: {mode: up}}]", "'RandomFlip' has no effect"),
+        ("[{RandomRotation: {factors: 1}}]", "'RandomRotation': .*factor"),
+        ("[{RandomRotation: {factor: 0}}]", "'RandomRotation' has no effect"),
+        ("[{RandomShear: {x_factor: 0.3}}]", "'RandomShear': .*factor"),
+        ("[{Rescaling: {scale: 0.5}}]", "'Rescaling' is no random image layer"),
+        ("[{TFSMLayer: {filepath: model}}]", "'TFSMLayer' is no random image layer"),
+        ([keras.layers.Lambda(lambda x: x)], "plain values|not a random image layer"),
+        ([Mine()], r"\.Mine; expected a Keras layer"),
+        ("[[RandomFlip]]", r"is \['RandomFlip'\] \(list\); expected a Keras layer"),
+        ([FLIP, {"RandomCrop": {"height": 4, "width": 6}}], "makes 4×6 pixels of 32×32"),
+        ("[{RandomBrightness: {factor: 0.2, value_range: [0, 1]}}]", "set value_range"),
     ],
 )
-def test_layers_that_make_no_views_are_refused(augmentation: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        canonical(augmentation)
+def test_what_is_no_augmentation(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        canonical(given)
+    assert "\n" not in str(caught.value)
 
 
-def test_layers_are_given_in_any_form(tmp_path: Path) -> None:
-    import keras
-
-    (tmp_path / "flips.yaml").write_text("- RandomFlip: {mode: horizontal}\n")
-    layer = keras.layers.RandomFlip("horizontal", seed=3)
-    forms = [layer, [layer], keras.Sequential([layer]), tmp_path / "flips.yaml"]
-    forms += ["[{RandomFlip: {mode: horizontal}}]", {"RandomFlip": {"mode": "horizontal"}}]
-    assert len({canonical(form) for form in forms}) == 1
-    assert "seed" not in canonical(layer)
-
-
-def test_what_cannot_be_augmented_is_refused(augmented: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="is augmented; augment the plain data set again"):
-        augmented.augmented(FLIP, views=1)
-    X = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
-    tests = Dataset.from_arrays(X, list("abab"), name="tests", splits=["test"] * 4)
+def test_what_cannot_be_augmented(tmp_path: Path) -> None:
+    plain = images()
+    for views in (0, -1, "2"):
+        with pytest.raises(InputError, match="expected a number of views"):
+            plain.augmented(FLIP, views=views)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError, match="the name of 'pets'"):
+        plain.augmented(FLIP, views=1, name="pets")
+    with pytest.raises(DatasetError, match="augment the plain one"):
+        plain.augmented(FLIP, views=1).augmented(FLIP, views=1)
     with pytest.raises(DatasetError, match="no training samples"):
-        tests.augmented(FLIP, views=1)
-    with pytest.raises(InputError, match="views is 0 "):
-        tests.augmented(FLIP, views=0)
+        images(splits=["val"] * 12).augmented(FLIP, views=1)
+    rows = [{"path": str(put(tmp_path / f"{n}.png", n)), "view": "left"} for n in range(3)]
+    with pytest.raises(DatasetError, match="has a column 'view'"):
+        Dataset.open(table(tmp_path / "t.csv", rows), val=0).augmented(FLIP, views=1)
 
 
-def test_the_command_line_augments_extracts_and_trains(tmp_path: Path) -> None:
-    take_photos(tmp_path / "photos")
-    store = ["--store", str(tmp_path / "store")]
-    assert featurestore("scan", tmp_path / "photos", "--val", "0.3", *store).status == 0
-    words = ["--augmentation", json.dumps(FLIP), "--views", "2", *store]
-    done = featurestore("augment", "photos", *words)
-    assert done.status == 0, done.err
-    assert "photos-x2: " in done.out
-    assert "views" in done.out
-    pixels = ["--model", "pixels", "--input-size", "8", "--layer", "pixels"]
-    assert featurestore("extract", "photos-x2", *pixels, *store).status == 0
-    trained = featurestore("train", "photos-x2", "--head", "logistic", *store)
-    assert trained.status == 0, trained.err
-    wrong = featurestore(
-        "augment", "photos", "--augmentation", "[RandomFlop]", "--views", "2", *store
-    )
-    assert (wrong.status, wrong.err.count("\n")) == (1, 1)
+def test_an_augmented_data_set_is_augmented_again_not_scanned(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store", create=True)
+    pets = Dataset.open(folder(tmp_path / "pets", cat=3, dog=3), val=0)
+    more = pets.augmented(FLIP, views=2, name="mine")
+    for data in (pets, more):
+        store.datasets.add(data)
+    for options in ({"val": 0.5}, {"rescan": True}):
+        with pytest.raises(DatasetError, match="scan 'pets', then run `featurestore augment pets"):
+            store.datasets.open("mine", **options)  # type: ignore[arg-type]
+    assert str(more.scan_command).endswith("--name mine")
+    put(tmp_path / "pets" / "cat" / "0.png", 77)
+    row = more.paths.index(str(tmp_path / "pets" / "cat" / "0.png"))
+    with pytest.raises(SourceChangedError, match="run `featurestore scan pets`, then"):
+        more.image(row)
+    shutil.rmtree(tmp_path / "pets")
+    with pytest.raises(DatasetError, match="run `featurestore scan pets`, then"):
+        more.image(row)

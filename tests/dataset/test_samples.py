@@ -37,17 +37,6 @@ def test_numbers_without_a_value_are_no_regression() -> None:
     assert said.of_rows(np.array([1, 2])).task == "regression"
 
 
-def test_rows_are_cut_as_if_only_these_had_been_listed(tmp_path: Path) -> None:
-    pets = example(tmp_path)
-    rows = pets.rows("train", labelled=False)
-    part = pets.training()
-    frame = pets.to_frame()
-    wanted = frame[frame["row"].isin(rows)].drop(columns="row").reset_index(drop=True)
-    assert part.to_frame().drop(columns="row").equals(wanted)
-    assert part.paths == [pets.paths[row] for row in rows]
-    assert [part.read(row) for row in range(len(part))] == [pets.read(row) for row in rows]
-
-
 def test_moved_samples_have_other_paths(tmp_path: Path) -> None:
     pets = example(tmp_path)
     elsewhere = [f"/elsewhere/{row}.png" for row in range(len(pets))]

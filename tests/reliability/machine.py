@@ -446,7 +446,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def is_former(self, key: FeatureKey, keys: list[FeatureKey], dataset: Dataset) -> bool:
         """Whether no data set has the samples of an array, and one of the same rows has them."""
-        used = {d for each in self.current.values() for d in (each.digest, each.train_digest)}
+        used = {each.digest for each in self.current.values()}
         return (
             key not in keys
             and key.dataset_digest not in used
@@ -617,7 +617,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         used = [*self.current.values(), *(each.dataset for each in self.heads.values())]
         digests = {each.manifest_digest for each in used}
-        samples = {d for each in used for d in (each.digest, each.train_digest)}
+        samples = {each.digest for each in used}
         keys = [key for key in self.groups if key.dataset_digest not in samples]
         states = [each for each in self.states.values() if each.manifest_digest not in digests]
         items = self.store.garbage()
