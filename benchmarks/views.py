@@ -94,19 +94,18 @@ def main() -> None:
         for seed in range(asked.seeds):
             data = make(seed, each)
             with tempfile.TemporaryDirectory() as folder:
-                options = {"views": max(VIEWS), "augmentation": augmentation}
-                extraction = fs.extract(data, backbone, layer, Path(folder, "store"), **options)
-                whole = extraction[layer]
-                added = np.cumsum([0.0, *(view.seconds for view in extraction.views)])
+                store, plain, added = Path(folder, "store"), data, 0.0
                 for views in VIEWS:
-                    features = fs.Features(
-                        whole.group, whole.dataset, whole.store, whole.views[:views]
-                    )
+                    if views:
+                        data = plain.augmented(augmentation, views=views)
+                    extraction = fs.extract(data, backbone, layer, store)
+                    features = extraction[layer]
+                    added += extraction.seconds if views else 0.0  # Earlier views are copied.
                     started = time.perf_counter()
                     heads = [fs.fit_head(features, *head) for head in HEADS]
                     seconds = (time.perf_counter() - started) / len(heads)
                     accuracy = fs.best(heads).metrics["test"]["accuracy"]
-                    found[views].append((accuracy, added[views], seconds))
+                    found[views].append((accuracy, added, seconds))
         for views, values in found.items():
             accuracy, extracted, seconds = np.array(values).T
             gains = accuracy - np.array(found[0])[:, 0]

@@ -41,7 +41,7 @@ EVENTS: list[tuple[Any, str]] = [
     (RowsComputed(32, 1000), ""),
     (BatchHalved(64, 32), "extract: out of memory with 64 images in a batch; going on with 32\n"),
     (
-        Float32Chosen("a", "an activation of 1e6", 2),
+        Float32Chosen("a", "an activation of 1e6"),
         "extract: a is stored as float32: it gave an activation of 1e6\n",
     ),
     (ExtractionFinished(1000, 4.0), "extract: 1,000 images in 4.0 s, 250 img/s\n"),
