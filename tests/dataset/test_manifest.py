@@ -54,14 +54,14 @@ def test_plain_pandas_reads_manifests(tmp_path: Path) -> None:
 
 def test_manifests_of_other_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pets = example(tmp_path)
-    monkeypatch.setattr(manifest, "FORMAT", 4)
+    monkeypatch.setattr(manifest, "FORMAT", 5)
     newer = pets.to_parquet()
-    monkeypatch.setattr(manifest, "FORMAT", 2)
+    monkeypatch.setattr(manifest, "FORMAT", 3)
     older = pets.to_parquet()
     monkeypatch.undo()
-    with pytest.raises(StoreFormatError, match=r"has format 4, .* reads up to 3; run `git pull"):
+    with pytest.raises(StoreFormatError, match=r"has format 5, .* reads up to 4; run `git pull"):
         Dataset.from_parquet(newer)
-    with pytest.raises(StoreFormatError, match=r"format 2, expected 3.*; scan the data set again"):
+    with pytest.raises(StoreFormatError, match=r"format 3, expected 4.*; scan the data set again"):
         Dataset.from_parquet(older)
 
 
