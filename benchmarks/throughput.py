@@ -12,7 +12,6 @@ start-up, which is listed by itself. Networks whose weights `data/` does not hav
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import tempfile

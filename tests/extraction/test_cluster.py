@@ -31,10 +31,9 @@ from featurestore.extraction import (
     Float32Chosen,
     RowsComputed,
     WaitingForOthers,
-    batches,
     cluster,
     extract,
-    worker,
+    sharing,
 )
 from featurestore.extraction.stored_type import Float16Error
 from featurestore.heads import fit_heads
