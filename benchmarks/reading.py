@@ -124,19 +124,19 @@ def ways(features: fs.Features) -> dict[str, tuple[str, Callable[[], Any]]]:
     return found | {
         CONVERTED: (CONVERTED, bound(features, "float32")),
         "`arrays()`": (CONVERTED, lambda: features.arrays()),
-        "`tf_dataset(batch_size=32)`": (
+        "`py_dataset(batch_size=32)`": (
             CONVERTED,
-            lambda: count(features.tf_dataset(batch_size=32)),
+            lambda: count(features.py_dataset(batch_size=32)),
         ),
         "the same, shuffled": (
             CONVERTED,
-            lambda: count(features.tf_dataset(batch_size=32, shuffle=True)),
+            lambda: count(features.py_dataset(batch_size=32, shuffle=True)),
         ),
     }
 
 
 def count(batches: Any) -> int:
-    return sum(1 for _ in batches)
+    return sum(len(batches[index][0]) for index in range(len(batches)))
 
 
 def len_of(chunk: np.ndarray) -> np.ndarray:

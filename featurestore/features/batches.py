@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -83,7 +82,7 @@ class Batches:
 
 
 class Epoch:
-    """One pass over some rows, by windows or by batches.
+    """One pass over some rows, batch by batch.
 
     Parameters
     ----------
@@ -113,15 +112,6 @@ class Epoch:
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process reads its own windows; a lock cannot be pickled.
         return Epoch, (self._batches, self._number)
-
-    def windows(self, dtype: Any = None) -> Iterator[tuple[np.ndarray, ...]]:
-        """Yield all rows in the order of the epoch, a window at a time, as `batch` returns them.
-
-        ``dtype`` is of the features, by default that of the batches.
-        """
-        for number in range(len(self._bounds) - 1):
-            positions = self.order[self._bounds[number] : self._bounds[number + 1]]
-            yield self._with_targets(self._read(positions, dtype), positions)
 
     def batch(self, index: int) -> tuple[np.ndarray, ...]:
         """Return one batch; safe to call from several threads.
@@ -154,11 +144,10 @@ class Epoch:
                 self._kept[number] = self._read(positions)
             return self._kept[number]
 
-    def _read(self, positions: np.ndarray, dtype: Any = None) -> np.ndarray:
+    def _read(self, positions: np.ndarray) -> np.ndarray:
         if self._batches.memory is not None:
             return self._batches.memory[positions]
-        rows = self._batches.rows[positions]
-        return self._batches.source.read(rows, dtype or self._batches.dtype)
+        return self._batches.source.read(self._batches.rows[positions], self._batches.dtype)
 
     def _with_targets(self, x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
         targets = self._batches.targets

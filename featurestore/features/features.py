@@ -1,32 +1,34 @@
-"""`Features`: the rows of one layer with their labels and splits."""
+"""`Features`: one feature array joined with its data set."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from featurestore.errors import InputError
+from featurestore.dataset.labels import Labels
+from featurestore.errors import DamagedError, InputError, StoreError, nearest
 from featurestore.features.batches import Batches
-from featurestore.features.joined import Joined, Order
 from featurestore.quiet import load_tensorflow
-from featurestore.store import FeatureStore, StoreLike
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
 from featurestore.table import Grid, show_html
 
 if TYPE_CHECKING:
     import dask.array
     import keras
     import pandas
-    import tensorflow as tf
     import xarray
 
     from featurestore.backbone import LayerRef
     from featurestore.dataset import Dataset
 
+Order = Literal["content", "given"]
 
-class Features(Joined):
-    """One feature array joined with its data set, and what reads it.
+
+class Features:
+    """One feature array joined with its data set: row i of both is the same sample.
 
     ``len`` and `shape` count every row; `rows` says which are read by default. Labels and splits
     are those of the data set: any one of the same samples.
@@ -45,6 +47,23 @@ class Features(Joined):
     --------
     >>> X, y = features.arrays("train")  # doctest: +SKIP
     """
+
+    def __init__(
+        self,
+        group: FeatureGroup,
+        dataset: Dataset,
+        store: FeatureStore,
+    ) -> None:
+        if group.key.dataset_digest != dataset.digest:
+            raise StoreError(
+                f"{group.key} belongs to the samples {group.key.dataset_digest}, data set "
+                f"{dataset.name!r} has {dataset.digest}",
+                remedy="run `featurestore extract` on it",
+            )
+        self.group = group
+        self.dataset = dataset
+        self.store = store
+        self.blocks: tuple[int, ...] | None = None
 
     @classmethod
     def open(
@@ -76,7 +95,7 @@ class Features(Joined):
         Raises
         ------
         NotFoundError
-            If there are none, or several: the message says what is stored, or what selects each.
+            If none or several are stored; the message lists them, or what selects each.
 
         Examples
         --------
@@ -104,10 +123,13 @@ class Features(Joined):
         missing = set(self.group.missing())
         if not missing and self.blocks is None:
             return self
-        found = Features(self.group, self.dataset, self.store)
+        partial = Features(self.group, self.dataset, self.store)
         if missing:
-            found.blocks = tuple(each for each in range(self.group.blocks) if each not in missing)
-        return found
+            partial.blocks = tuple(sorted(set(range(self.group.blocks)) - missing))
+        return partial
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     def __repr__(self) -> str:
         what = f"{str(self.key)!r}, {self.dataset.name!r}, {self.dtype} {self.shape}"
@@ -119,6 +141,134 @@ class Features(Joined):
         facts = {"rows": len(self), **counts, "classes": len(self.classes) or None, "state": state}
         return show_html(repr(self), Grid([facts], list(facts)))
 
+    @property
+    def key(self) -> FeatureKey:
+        """Identity of the feature array."""
+        return self.group.key
+
+    @property
+    def ref(self) -> str:
+        """Text of the layer ref."""
+        return self.key.ref
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the features, (row, …)."""
+        if self.blocks is None:
+            return self.group.shape
+        return len(self.rows(labelled=False)), *self.group.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The stored type."""
+        return self.group.dtype
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """Class names, sorted; empty unless the labels are classes."""
+        return self.dataset.classes
+
+    @property
+    def task(self) -> str | None:
+        """``"classification"``, ``"regression"``, or None for an unlabelled data set."""
+        return self.dataset.task
+
+    @property
+    def complete(self) -> bool:
+        """Whether these are all rows, and every block was extracted."""
+        return self.blocks is None and not self.group.missing()
+
+    def rows(
+        self,
+        split: str | None = None,
+        *,
+        labelled: bool | None = None,
+        order: Order = "content",
+    ) -> np.ndarray:
+        """Row numbers of a split, int64 (row,), ascending or in the order of your table.
+
+        The other methods take the same parameters and return the same rows.
+
+        Parameters
+        ----------
+        split, labelled
+            As in `Dataset.rows`.
+        order : {"content", "given"}
+            ``"given"``: as in `Dataset.given`, the rows of identical images repeated. Without
+            a split and ``labelled``, one for each image that you gave, labelled or not: -1 for one
+            that could not be read, or that these features do not have.
+
+        Raises
+        ------
+        DamagedError
+            If the stored row ids are not those of the data set, or one of both is damaged.
+        """
+        self._check_row_ids()
+        if order not in get_args(Order):
+            raise InputError(f"no order {order!r}: {nearest(order, get_args(Order))}")
+        every = order == "given" and split is None and labelled is None
+        rows = self.dataset.rows(split, labelled=False if every else labelled)
+        if self.blocks is not None:
+            rows = rows[np.isin(rows // self.group.block_rows, self.blocks)]
+        if order == "content":
+            return rows
+        given = self.dataset.given
+        have = np.isin(given, rows)
+        return np.where(have, given, -1) if every else given[have]
+
+    def read(self, rows: np.ndarray, dtype: Any) -> np.ndarray:
+        """Read rows by number, as `FeatureGroup.read`; raises as `rows` does."""
+        self._check_row_ids()
+        return self.group.read(rows, dtype)
+
+    def _check_row_ids(self) -> None:
+        if not self._has_rows_of_dataset:
+            raise DamagedError(
+                f"{self.key}: the stored row ids are not those of data set {self.dataset.name!r}",
+                remedy=f"run `{self.group.repair_command}`",
+            )
+
+    @cached_property
+    def _has_rows_of_dataset(self) -> bool:
+        return np.array_equal(self.group.samples, self.dataset.sample_ids)
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """Labels of all rows, in content order: (row,), or None for an unlabelled data set.
+
+        Classes as they were given (str or int64), float64 for regression. Rows without a label
+        have None among classes (dtype object), NaN among numbers. Those of a split are
+        ``labels[rows(split)]``, also of `completed` features; `arrays` returns them too.
+        """
+        return self.labels_of(np.arange(self.group.shape[0]))
+
+    def labels_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Labels of rows, (row,), as in `labels`; row -1 has none."""
+        targets = self.dataset.targets[rows]
+        targets[rows < 0] = np.nan if self.task == "regression" else -1
+        labels = Labels(self.classes, targets)
+        if self.task == "classification" and labels.known.all():
+            return np.asarray(self.classes)[targets]
+        return labels.array()
+
+    def groups(
+        self,
+        split: str | None = None,
+        *,
+        labelled: bool | None = None,
+        order: Order = "content",
+    ) -> np.ndarray | None:
+        """Return the group of each row of `arrays`, (row,), as ``GroupKFold`` takes them.
+
+        None for a data set without groups.
+        """
+        if self.dataset.groups is None:
+            return None
+        rows = self.rows(split, labelled=labelled, order=order)
+        groups = self.dataset.groups[rows]
+        groups[rows < 0] = None
+        return groups
+
     def arrays(
         self,
         split: str | None = None,
@@ -129,13 +279,8 @@ class Features(Joined):
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read features and labels into memory, aligned.
 
-        Parameters
-        ----------
-        split, labelled, order
-            As in `rows`. With ``order="given"`` and nothing else, row i is the i-th row of your
-            table or of the ``X`` that you gave; an image that could not be read has NaN.
-        dtype : numpy.dtype
-            Of the features.
+        With ``order="given"`` and nothing else, row i is the i-th row of your table or of the ``X``
+        that you gave; an image that could not be read has NaN.
 
         Returns
         -------
@@ -156,28 +301,17 @@ class Features(Joined):
         """
         if np.dtype(dtype).kind != "f":
             raise InputError(
-                f"dtype is {np.dtype(dtype)}, which would cut off decimals; expected float16, "
-                "float32 or float64"
+                f"dtype is {np.dtype(dtype)}, which would cut off decimals",
+                "float16, float32 or float64",
             )
         rows = self.rows(split, labelled=labelled, order=order)
         have = rows >= 0
         self.group.require(rows[have])
         X = self.read(rows[have], dtype)
         if not have.all():
-            every = np.full((len(rows), *X.shape[1:]), np.nan, X.dtype)
-            every[have] = X
-            X = every
+            stored, X = X, np.full((len(rows), *X.shape[1:]), np.nan, X.dtype)
+            X[have] = stored
         return X, self.labels_of(rows)
-
-    def dask(self, split: str | None = None, *, labelled: bool | None = None) -> dask.array.Array:
-        """Return the features as a lazy dask array (row, …) of the stored type.
-
-        Each block is a chunk; those that are missing or damaged raise when computed. Rows and
-        labels are as in `rows`: ``labels[rows(split)]``.
-        """
-        from featurestore.features.lazy import as_dask
-
-        return as_dask(self.group, self.rows(split, labelled=labelled))
 
     def to_frame(
         self,
@@ -186,10 +320,7 @@ class Features(Joined):
         labelled: bool | None = None,
         order: Order = "content",
     ) -> pandas.DataFrame:
-        """Return pooled features as a pandas DataFrame, with what is known of each sample.
-
-        Rows are as in `arrays`; with ``order="given"`` and nothing else, a line for each of your
-        rows.
+        """Return pooled features as a pandas DataFrame, with the columns of your table.
 
         Returns
         -------
@@ -203,51 +334,33 @@ class Features(Joined):
         InputError
             If a row is not one vector, or the rows are too many for memory.
         """
-        from featurestore.features.frame import as_frame
+        from featurestore.features.forms import as_frame
 
         return as_frame(self, split, labelled, order)
 
-    def xarray(self, *, order: Order = "content") -> xarray.Dataset:
-        """Return ``features`` (row, …), lazy, with the coordinates of every row, labelled or not.
+    def dask(self, split: str | None = None, *, labelled: bool | None = None) -> dask.array.Array:
+        """Return the features as a lazy dask array (row, …) of the stored type.
 
-        In the order ``"given"``, an image that could not be read has NaN.
+        Each block is a chunk; those that are missing or damaged raise when computed.
+        """
+        from featurestore.features.forms import as_dask
+
+        return as_dask(self.group, self.rows(split, labelled=labelled))
+
+    def xarray(self) -> xarray.Dataset:
+        """Return ``features`` (row, …), lazy, with the coordinates of every row, labelled or not.
 
         Returns
         -------
         xarray.Dataset
             Coordinates along ``row``: ``sample`` (whole digest), ``split``, ``label`` and
-            ``group`` if the data set has them, and the other columns of your table (or ``id``).
-            In content order, a row has the values of the first of identical images. A column of
-            yours called ``features``, or as a dimension, has ``_given`` after its name.
+            ``group`` if the data set has them, and the other columns of your table (or ``id``),
+            of the first of identical images. A column of yours called ``features``, or as a
+            dimension, has ``_given`` after its name.
         """
-        from featurestore.features.lazy import as_xarray
+        from featurestore.features.forms import as_xarray
 
-        return as_xarray(self, order)
-
-    def tf_dataset(
-        self,
-        split: str | None = None,
-        *,
-        batch_size: int = 256,
-        shuffle: bool = False,
-        seed: int = 0,
-    ) -> tf.data.Dataset:
-        """Stream batches block by block as a `tf.data.Dataset`.
-
-        Rows are as `rows` gives them. ``shuffle`` shuffles blocks, and rows within a window of
-        them, differently in each epoch but the same for the same seed; see `Batches`.
-
-        Returns
-        -------
-        tf.data.Dataset
-            Of (x, y): x float32 (batch, …); y int32 codes into `classes` or float32. Of x alone for
-            an unlabelled data set.
-        """
-        load_tensorflow()
-        from featurestore.features.streams import as_tf_dataset
-
-        batches = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        return as_tf_dataset(batches, self.dtype.newbyteorder("="))
+        return as_xarray(self)
 
     def py_dataset(
         self,
@@ -258,9 +371,17 @@ class Features(Joined):
         seed: int = 0,
         **options: Any,
     ) -> keras.utils.PyDataset:
-        """Return the batches of `tf_dataset` as a `keras.utils.PyDataset`, for every Keras backend.
+        """Stream batches block by block, for ``model.fit`` and ``model.predict``.
 
-        ``options`` are those of `keras.utils.PyDataset`, such as ``workers``.
+        ``shuffle`` shuffles blocks, and rows within a window of them, differently in each epoch but
+        the same for the same seed; see `Batches`. ``options`` are those of
+        `keras.utils.PyDataset`, such as ``workers``.
+
+        Returns
+        -------
+        keras.utils.PyDataset
+            Of (x, y): x float32 (batch, …); y int32 codes into `classes` or float32. Of x alone for
+            an unlabelled data set.
         """
         load_tensorflow()
         from featurestore.features.streams import BatchDataset
@@ -277,7 +398,7 @@ class Features(Joined):
         seed: int = 0,
         memory: np.ndarray | None = None,
     ) -> Batches:
-        """Return the batches of a split as numpy arrays; `tf_dataset` and `py_dataset` wrap them.
+        """Return the batches of `py_dataset` as numpy arrays.
 
         ``memory`` holds the features of these rows, (row, …), if they were read before.
 
@@ -289,7 +410,7 @@ class Features(Joined):
             If the batch size is less than 1.
         """
         if batch_size < 1:
-            raise InputError(f"batch size is {batch_size!r}; expected 1 or more, such as 256")
+            raise InputError(f"batch size is {batch_size!r}", "1 or more, such as 256")
         rows = self.rows(split)
         self.group.require(rows)
         targets = None

@@ -1,18 +1,14 @@
-"""Batches as datasets of Keras and TensorFlow, which this module imports."""
+"""Batches as a dataset of Keras, which this module imports."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 
 from featurestore.features.batches import Batches
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 class BatchDataset(keras.utils.PyDataset):
@@ -48,31 +44,3 @@ class BatchDataset(keras.utils.PyDataset):
         """Take the order of the next epoch."""
         self._number += 1
         self._epoch = self._batches.epoch(self._number)
-
-
-def as_tf_dataset(source: Batches, stored: np.dtype) -> tf.data.Dataset:
-    """Return batches as a `tf.data.Dataset`: see `Features.tf_dataset`.
-
-    ``stored`` is the type of the rows as stored.
-    """
-    import tensorflow as tf
-
-    numbers = itertools.count()
-
-    def windows() -> Iterator[Any]:
-        for x, *targets in source.epoch(next(numbers)).windows(stored):
-            yield (x, *targets) if targets else x
-
-    def as_float32(x: tf.Tensor, *targets: tf.Tensor) -> Any:
-        x = tf.cast(x, tf.float32)
-        return (x, *targets) if targets else x
-
-    signature: Any = tf.TensorSpec((None, *source.source.shape[1:]), tf.as_dtype(stored))
-    if source.targets is not None:
-        signature = (signature, tf.TensorSpec((None,), tf.as_dtype(source.targets.dtype)))
-    # Whole windows cross from Python to TensorFlow, which cuts and converts them. Batches
-    # one at a time, or converted by numpy, take longer. The next window is read meanwhile.
-    stream = tf.data.Dataset.from_generator(windows, output_signature=signature).prefetch(1)
-    batches = stream.rebatch(source.batch_size).map(as_float32)
-    counted = batches.apply(tf.data.experimental.assert_cardinality(len(source)))
-    return counted.prefetch(tf.data.AUTOTUNE)

@@ -96,11 +96,11 @@ def rank(
     if not isinstance(dataset, Dataset):
         text_of(dataset)  # before the store is opened: the two may be in the wrong order
     asked = without_boundaries(stored(FeatureStore.of(store), dataset, model=model, **variant))
-    found = [each for each, state in asked.items() if not state.missing]
+    found = [each for each in asked if each.complete]
     if not found:
-        next(iter(asked)).group.require()
+        asked[0].group.require()
     if len(found) < len(asked):
-        left_out = ", ".join(sorted({each.ref for each, state in asked.items() if state.missing}))
+        left_out = ", ".join(sorted({each.ref for each in asked if each not in found}))
         warnings.warn(
             f"{len(asked) - len(found)} of {len(asked)} layers are not ranked because they are "
             f"incomplete: {left_out}; `featurestore extract` completes them",

@@ -119,7 +119,7 @@ def _features(file: SpecFile[SweepSpec], store: FeatureStore) -> list[Features]:
                 where = [name]
                 asked[name] = values
                 found = stored(store, dataset, **asked)
-        picked = list(without_boundaries(found)) if spec.layers is None else []
+        picked = without_boundaries(found) if spec.layers is None else []
         for number, layer in enumerate(spec.layers or []):
             where = ["layers", number]
             at_layer = {each.key for each in stored(store, dataset, layer=layer)}
