@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def explained(
-    decided: ExtractionPlan, backbone: Backbone, dataset: Dataset, store: FeatureStore
+    plan: ExtractionPlan, backbone: Backbone, dataset: Dataset, store: FeatureStore
 ) -> ExtractionPlan:
     """Say of the layers of which nothing is stored how the nearest stored features differ."""
 
     def is_new(layer: LayerPlan) -> bool:
         return not (layer.state or layer.derived or (layer.copies and layer.copies.groups))
 
-    names = {(layer.key.model, layer.key.ref) for layer in decided.layers if is_new(layer)}
+    names = {(layer.key.model, layer.key.ref) for layer in plan.layers if is_new(layer)}
     if not names:
-        return decided
+        return plan
     stored, _ = store.features.some(lambda key: (key.model, key.ref) in names)
 
     def explain(layer: LayerPlan) -> LayerPlan:
@@ -34,7 +34,7 @@ def explained(
         nearest = _why(layer.key, backbone.prefix_fields(layer.ref.layer), dataset, stored)
         return replace(layer, why="; ".join(filter(None, [nearest, layer.why])) or None)
 
-    return replace(decided, layers=tuple(map(explain, decided.layers)))
+    return replace(plan, layers=tuple(map(explain, plan.layers)))
 
 
 def _why(
@@ -42,7 +42,7 @@ def _why(
 ) -> str | None:
     """Say what differs from the nearest stored features of the same model and layer ref.
 
-    For example ``"preprocessing.resize: stored stretch, asked crop"``; None if none are stored.
+    For example ``"preprocessing.resize: stored stretch, requested crop"``; None if none are stored.
     """
     near = []
     for group in stored:
@@ -50,18 +50,18 @@ def _why(
         if (other.model, other.ref) == (key.model, key.ref):
             differences = _differences(part_of(group.provenance, "prefix"), fields)
             if other.dataset_digest != dataset.digest:
-                differences.append(f"samples: stored others, asked those of {dataset.name}")
+                differences.append(f"samples: stored others, requested those of {dataset.name}")
             near.append(differences)
     near.sort(key=len)
     return "; ".join(near[0]) if near else None
 
 
-def _differences(stored: Mapping[str, Any], asked: dict[str, Any], under: str = "") -> list[str]:
-    found = []
-    for name in sorted(stored.keys() | asked.keys()):
-        old, new = stored.get(name), asked.get(name)
+def _differences(stored: Mapping[str, Any], requested: dict[str, Any], under: str = "") -> list[str]:
+    differences = []
+    for name in sorted(stored.keys() | requested.keys()):
+        old, new = stored.get(name), requested.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{under}{name}.")
+            differences += _differences(old, new, f"{under}{name}.")
         elif old != new:
-            found.append(f"{under}{name}: stored {old}, asked {new}")
-    return found
+            differences.append(f"{under}{name}: stored {old}, requested {new}")
+    return differences

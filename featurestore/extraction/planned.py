@@ -223,8 +223,8 @@ class ExtractionPlan:
         blocks = sum(3 * layer.block_rows * layer.row_bytes for layer in todo)
         copied = [group for layer in todo if layer.copies for group in layer.copies.groups]
         derived = [layer.derived.copies.groups[0] for layer in todo if layer.derived]
-        sources = sum(each.block_rows * each.features.row_bytes for each in (*copied, *derived))
-        sources += sum(4 * self.batch_size * prod(each.shape[1:]) for each in derived)
+        sources = sum(group.block_rows * group.features.row_bytes for group in (*copied, *derived))
+        sources += sum(4 * self.batch_size * prod(group.shape[1:]) for group in derived)
         return images + outputs + blocks + sources
 
     @property

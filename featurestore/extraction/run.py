@@ -271,12 +271,12 @@ def _open(
         return layer.state.group
     with suppress(NotFoundError):
         return store.features.get(layer.key, layer.dtype)
-    reason = {"unfit": layer.float32_reason} if layer.float32_reason else {}
+    reason = {"float32_reason": layer.float32_reason} if layer.float32_reason else {}
     provenance: dict[str, Any] = {
         "command": extract_command(dataset, backbone, str(layer.ref)),
         "batch_size": batch_size,
         "engine": engine,
-        "dtype": {"asked": request.dtype, **reason},
+        "dtype": {"requested": request.dtype, **reason},
         "boundary": layer.ref not in request.refs,
         "backbone": backbone.spec,
         "prefix": backbone.prefix_fields(layer.ref.layer),

@@ -73,7 +73,7 @@ def cast(activations: np.ndarray, dtype: str) -> np.ndarray:
 
 def recorded_reason(group: FeatureGroup) -> str | None:
     """Return what float16 could not hold when features were extracted as float32, if anything."""
-    reason = part_of(group.provenance, "dtype").get("unfit")
+    reason = part_of(group.provenance, "dtype").get("float32_reason")
     return reason if isinstance(reason, str) else None
 
 

@@ -160,8 +160,8 @@ def test_a_layer_that_float16_cannot_hold_is_float32_and_one_line_says_so(place:
     assert done.json["features"]["large"]["rows_computed"] == 36
     assert done.err.count("large is stored as float32: it gave an activation of ") == 1
     described = featurestore("show", "large/large", "--json").json
-    assert described["provenance"]["dtype"]["asked"] == "auto"
-    assert "65504" in described["provenance"]["dtype"]["unfit"]
+    assert described["provenance"]["dtype"]["requested"] == "auto"
+    assert "65504" in described["provenance"]["dtype"]["float32_reason"]
 
 
 def test_the_batch_size_is_auto_or_a_number(place: Place) -> None:
@@ -181,7 +181,7 @@ def test_a_dry_run_explains_a_miss(place: Place) -> None:
     crop = featurestore("extract", "photos", *EXTRACT, "--resize", "crop", "--dry-run", "--json")
 
     why = crop.json["features"]["conv_b:avg"]["why"]
-    assert "resize: stored stretch, asked crop" in why
+    assert "resize: stored stretch, requested crop" in why
 
 
 def test_what_is_derived_says_from_what(place: Place) -> None:

@@ -87,8 +87,8 @@ def test_a_miss_is_explained_by_the_field_that_differs(dataset, store):
 
     assert why(8, "stretch") is None
     extract(dataset, Backbone.pixels(8), ["pixels"], store)
-    assert why(8, "crop") == "preprocessing.resize: stored stretch, asked crop"
-    assert "input_size: stored [8, 8], asked [12, 12]" in why(12, "stretch")
+    assert why(8, "crop") == "preprocessing.resize: stored stretch, requested crop"
+    assert "input_size: stored [8, 8], requested [12, 12]" in why(12, "stretch")
 
 
 def test_a_miss_beside_what_another_version_recorded(dataset, store):
@@ -97,7 +97,7 @@ def test_a_miss_beside_what_another_version_recorded(dataset, store):
         found = read_json(store._files, document)
         found["attributes"]["provenance"]["prefix"] = ["a", "list"]
         write_json(store._files, document, found)
-    assert "asked" in plan(dataset, Backbone.pixels(9), ["pixels"], store).layers[0].why
+    assert "requested" in plan(dataset, Backbone.pixels(9), ["pixels"], store).layers[0].why
 
 
 def test_features_of_another_model_with_the_same_prefix_are_copied(dataset, store):

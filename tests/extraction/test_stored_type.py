@@ -84,8 +84,8 @@ def test_the_first_batch_decides_for_each_layer(arrays, backbone, store):
         found["large"].group.read(), values(arrays, backbone, "large"), rtol=1e-6
     )
     recorded = {layer: found[layer].group.provenance["dtype"] for layer in found}
-    assert recorded["large"] == {"asked": "auto", "unfit": FOUND}
-    assert recorded["plain"] == {"asked": "auto"}
+    assert recorded["large"] == {"requested": "auto", "float32_reason": FOUND}
+    assert recorded["plain"] == {"requested": "auto"}
 
     events.clear()
     for dtype in ("auto", "float16", "float32"):
