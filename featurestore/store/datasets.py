@@ -52,7 +52,8 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """Path of a manifest in the store."""
         return f"{self.path(name)}/{short(manifest_digest)}{SUFFIX}"
 
-    def _not_found(self, name: str) -> NotFoundError:
+    def not_found(self, name: str) -> NotFoundError:
+        """Return the error for a data set that is not stored, by its name."""
         name = name.partition("/")[2]
         return self._unknown(name, "DATA", "--name", name)
 

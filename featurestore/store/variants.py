@@ -156,10 +156,8 @@ def _is_side(value: Any) -> bool:
 
 
 def _is(value: Any, wanted: Any) -> bool:
-    """Whether a recorded value is the wanted one, or a path that ends with it."""
-    same_end = isinstance(value, str) and value.endswith(f"/{wanted}")
-    return (
-        value == wanted
-        or same_end
-        or (isinstance(wanted, str) and value == os.path.abspath(wanted))
-    )
+    """Whether a recorded value is the wanted one; a path also if it ends with the wanted one."""
+    if isinstance(value, str) and isinstance(wanted, str | os.PathLike):
+        path = os.path.normpath(wanted)
+        return value in (wanted, os.path.abspath(path)) or value.endswith(os.sep + path)
+    return bool(value == wanted)
