@@ -53,16 +53,14 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
 
 @command("show")
 @click.argument("name")
-@variant_options
 @store_option
 @json_option
-def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) -> None:
+def show_command(name: str, store: str, as_json: bool) -> None:
     """Show everything about one head, data set or feature array.
 
     NAME is the id or name of a head that `featurestore heads` lists: shows its settings, its
     metrics, and which classes it confuses. Or NAME is a key that `featurestore ls` lists, or any
-    unique part of one: shows its size, digests and provenance. Backbone options such as
-    --input-size select one of several variants.
+    unique part of one: shows its size, digests and provenance.
 
     \b
     Example:
@@ -70,7 +68,7 @@ def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) 
       featurestore show vgg16/block5_pool:avg
     """
     opened = FeatureStore(store)
-    found = find(opened, name, **variant)
+    found = find(opened, name)
     described: dict[str, Any]
     if found.kind == "head":
         from featurestore.heads.describe import describe_head, head_layout
@@ -98,10 +96,9 @@ def show_command(name: str, variant: dict[str, Any], store: str, as_json: bool) 
 
 @command("verify")
 @click.argument("key", required=False)
-@variant_options
 @store_option
 @json_option
-def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
+def verify_command(key: str | None, store: str, as_json: bool) -> None:
     """Verify the checksums of everything stored, or of the features KEY; exit 1 on damage.
 
     This reads every byte of blocks, metadata, manifests and heads. Blocks that were never extracted
@@ -112,7 +109,7 @@ def verify_command(key: str | None, variant: dict[str, Any], store: str, as_json
       featurestore verify
     """
     opened = FeatureStore(store)
-    items = opened.items(key, **variant)
+    items = opened.items(key)
     damaged = []
     with Progress() as progress:
         for done, item in enumerate(items, 1):
@@ -146,10 +143,9 @@ def _counted(items: list[Item]) -> str:
 
 @command("repair")
 @click.argument("key", required=False)
-@variant_options
 @store_option
 @json_option
-def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json: bool) -> None:
+def repair_command(key: str | None, store: str, as_json: bool) -> None:
     """Repair everything that is damaged, or the features KEY.
 
     Damaged blocks are computed again from their images, metadata are restored from the rest of the
@@ -164,7 +160,7 @@ def repair_command(key: str | None, variant: dict[str, Any], store: str, as_json
 
     opened = FeatureStore(store)
     with Progress() as progress:
-        found = repair(opened, key, on_event=progress, **variant)
+        found = repair(opened, key, on_event=progress)
     rows = [{**asdict(each.damage), "needs": each.needs} for each in found]
     left = [row for row in rows if row["needs"]]
     if as_json:
@@ -223,14 +219,12 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--keep-heads", is_flag=True, help="Keep the heads on features that are removed.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")
-@variant_options
 @store_option
 @json_option
 def rm_command(
     names: tuple[str, ...],
     keep_heads: bool,
     yes: bool,
-    variant: dict[str, Any],
     store: str,
     as_json: bool,
 ) -> None:
@@ -249,7 +243,7 @@ def rm_command(
       featurestore rm photos
     """
     opened = FeatureStore(store)
-    removal = opened.removal(*names, keep_heads=keep_heads, **variant)
+    removal = opened.removal(*names, keep_heads=keep_heads)
     _remove(removal.items, lambda: opened.remove(removal), yes=yes, as_json=as_json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import DatasetError, ExtractionError, FeatureStoreError
@@ -43,7 +43,6 @@ def repair(
     *,
     backbone: Backbone | None = None,
     on_event: OnEvent | None = None,
-    **variant: Any,
 ) -> list[Repair]:
     """Repair damaged files in place.
 
@@ -61,9 +60,6 @@ def repair(
         By default rebuilt as it was for the extraction.
     on_event : callable, optional
         Receives the events of the extractions.
-    **variant
-        ``input_size``, ``resize``, ``weights``, …: the variant of ``key``, as in
-        `FeatureShelf.match`.
 
     Returns
     -------
@@ -71,7 +67,7 @@ def repair(
         One for each damage that was found.
     """
     store, on_event, repairs = FeatureStore.of(store), receiver(on_event), []
-    for item in store.items(key, **variant):
+    for item in store.items(key):
         damages = {damage.path: damage for damage in store.check(item)}
         if not damages:
             continue

@@ -156,7 +156,7 @@ class _Query:
                 remedy=f"run `{self._command()}`; {nearest(str(self.layer), refs)}",
             )
         groups = self._of_files(groups)
-        for field, values in self.variant.asked().items():
+        for field, values in self.variant.wanted().items():
             groups = self._of_variant(groups, [Variant(**{field: value}) for value in values])
         return groups
 
@@ -189,7 +189,7 @@ class _Query:
         stored = [Variant.of(group.provenance) for group in groups]
         for variant in wanted:
             if not any(group.fits(variant) for group in stored):
-                (field,) = variant.asked()
+                (field,) = variant.wanted()
                 values = ", ".join(sorted({group.options([field]) for group in stored} - {""}))
                 layer = f" at layer {self.layer!r}" if self.layer else ""
                 raise NotFoundError(

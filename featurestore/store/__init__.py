@@ -4,13 +4,14 @@
 module    contents
 ========= ==========================================================================
 store     `FeatureStore`: opening, and what concerns all shelves
-shelf     what the shelves have in common: keys, locks, checks, removal
+root      the metadata that make a folder a store
+shelf     what the shelves have in common: entries, reading, locks, removal
 items     what listings give: items, damage, garbage
-removal   what depends on a thing, and goes with it
+removal   what goes with a named thing (`rm`), and what nothing needs (`gc`)
 former    arrays that a newer one supersedes
 elsewhere rows of the same samples in another array
 features  the shelf of feature groups
-matching  which stored features a text or a variant means
+matching  which stored things a name, a part of a key or a variant means
 datasets  the shelf of data sets
 heads     the shelf of heads
 group     `FeatureGroup`: the rows of one layer over one data set
@@ -18,9 +19,9 @@ blocks    a Zarr array in whole chunks: encoding, checksums, metadata
 key       `FeatureKey`, and names as path segments
 state     `GroupState`: what is stored of a group at one moment
 snapshot  what one plan reads of the features, once
-variants  how variants of a layer differ, and which are asked for
+variants  how variants of a layer differ
 documents JSON documents with a checksum
-locks     locks between processes
+locks     locks between processes, and the four kinds of names that are locked
 files     whole files: in a local folder (local) or an object store (remote)
 ========= ==========================================================================
 

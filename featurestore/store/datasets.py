@@ -52,23 +52,25 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """Path of a manifest in the store."""
         return f"{self.path(name)}/{short(manifest_digest)}{SUFFIX}"
 
-    def _not_found(self, name: str) -> NotFoundError:
+    def not_found(self, name: str) -> NotFoundError:
+        """Return the error for a data set that is not stored, by its name."""
         name = name.partition("/")[2]
-        command = f"`featurestore scan DATA --name {shlex.quote(name)}`"
-        return self._unknown(name, command)
+        return self._unknown(name, "DATA", "--name", name)
 
-    def _unknown(self, text: str, command: str) -> NotFoundError:
+    def _unknown(self, text: str, *data: str) -> NotFoundError:
         return NotFoundError(
             f"no data set {text!r} in {self.location}, {nearest(text, self.keys())}",
-            remedy=f"add it with {command}",
+            remedy=f"add it with `{shlex.join(['featurestore', 'scan', *data])}`",
         )
 
     def read_entry(self, path: str) -> DatasetEntry:
         """Read which manifest is current; FileNotFoundError if there is no data set at a path."""
         name, where = self.key(path), f"{self.location}/{path}/{CURRENT}"
-        remedy = f"run `featurestore scan` on {name!r} again"
+        remedy = f"run `{shlex.join(['featurestore', 'scan', 'DATA', '--name', name])}`"
         try:
             entry = DatasetEntry.model_validate(read_json(self._files, f"{path}/{CURRENT}"))
+        except DamagedError as error:
+            raise DamagedError(error.found, remedy=remedy) from error
         except ValidationError as error:
             raise DamagedError(f"{where}: {first_mistake(error)}", remedy=remedy) from error
         if entry.name != name:
@@ -282,7 +284,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """Find a data set by its name, or else by the path that was scanned."""
         found = self._entry(text) or self.find(text)
         if found is None:
-            raise self._unknown(text, f"`{shlex.join(['featurestore', 'scan', text])}`")
+            raise self._unknown(text, text)
         return found
 
     def _entry(self, name: str) -> DatasetEntry | None:

@@ -230,14 +230,11 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         """Return the states of all features of a prefix digest and reduction, as a `Snapshot`."""
         return Snapshot(self).of_prefix(prefix_digest, ref)
 
-    def _not_found(self, name: str) -> NotFoundError:
-        return self.not_found(name, self.paths())
-
-    def not_found(self, name: str, paths: Collection[str], variant: str = "") -> NotFoundError:
-        """Return the error for features that are not stored, which offers the nearest of some."""
+    def not_found(self, name: str) -> NotFoundError:
+        """Return the error for features that are not stored, by their key or a part of one."""
         return NotFoundError(
-            f"no features {name!r}{variant} in {self.location}, "
-            f"{nearest(name, map(self.name, paths))}",
+            f"no features {name!r} in {self.location}, "
+            f"{nearest(name, map(self.name, self.paths()))}",
             remedy="list them with `featurestore ls`",
         )
 

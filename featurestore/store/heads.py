@@ -78,7 +78,8 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
     marker = DOCUMENT
     own_files = re.compile(rf"({re.escape(DOCUMENT)}|{_FILE}){PARTIAL_SUFFIX}?")
 
-    def _not_found(self, name: str) -> NotFoundError:
+    def not_found(self, name: str) -> NotFoundError:
+        """Return the error for a head that is not stored, by its name."""
         head_id = name.partition("/")[2]
         return NotFoundError(
             f"no head {head_id!r} in {self.location}, {nearest(head_id, self.keys())}",

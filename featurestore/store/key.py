@@ -13,8 +13,6 @@ from featurestore.errors import InputError
 LONGEST_NAME = 255
 LONGEST_SEGMENT = 200
 
-# Windows gives these names to devices, whatever the extension.
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")
 _LAYER = re.compile(rf"(.+)-([0-9a-f]{{{SHORT}}})", re.DOTALL)
 _DATASET = re.compile(rf"[0-9a-f]{{{SHORT}}}")
 
@@ -22,9 +20,9 @@ _DATASET = re.compile(rf"[0-9a-f]{{{SHORT}}}")
 def encode_segment(text: str) -> str:
     """Encode any name as one path segment that every file system and object store accepts.
 
-    Characters outside ``[A-Za-z0-9._-]`` are percent-encoded as UTF-8; so are a dot at the end
-    (and thereby ``.`` and ``..``) and the first letter of the names that Windows reserves.
-    `name_of` gives the name back. InputError for a name that is empty or too long for a file.
+    Characters outside ``[A-Za-z0-9._-]`` are percent-encoded as UTF-8, and so is a dot at the end
+    (and thereby ``.`` and ``..``). `name_of` gives the name back. InputError for a name that is
+    empty or too long for a file.
 
     Examples
     --------
@@ -33,16 +31,15 @@ def encode_segment(text: str) -> str:
     >>> encode_segment("..")
     '.%2E'
     """
-    # quote() leaves "~" alone; Windows gives it a meaning in short names.
+    # quote() leaves "~" alone.
     segment = quote(text, safe="", errors="surrogatepass").replace("~", "%7E")
     if segment.endswith("."):
         segment = segment[:-1] + "%2E"
-    if _RESERVED.match(segment):
-        segment = f"%{ord(segment[0]):02X}{segment[1:]}"
     if not 0 < len(segment) <= LONGEST_SEGMENT:
         raise InputError(
-            f"{text[:40]!r} cannot name a model, layer, data set or head: expected 1 to "
-            f"{LONGEST_SEGMENT} characters once encoded, found {len(segment)}"
+            f"{text[:40]!r} cannot name a model, layer, data set or head: it has {len(segment)} "
+            "characters once encoded",
+            f"1 to {LONGEST_SEGMENT} characters",
         )
     return segment
 
@@ -104,8 +101,9 @@ class KeyPath:
         segment = "@".join(map(encode_segment, parts))
         if len(segment) > LONGEST_NAME:
             raise InputError(
-                f"the names of model {self.model!r} and layer {self.ref!r} are too long: expected "
-                f"at most {LONGEST_NAME} characters once encoded, found {len(segment)}"
+                f"the names of model {self.model!r} and layer {self.ref!r} have {len(segment)} "
+                "characters once encoded",
+                f"at most {LONGEST_NAME} characters",
             )
         return segment
 

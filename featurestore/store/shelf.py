@@ -114,7 +114,7 @@ class Shelf(ABC, Generic[K, V]):
         """Read the entry at a path; FileNotFoundError if there is none, DamagedError."""
 
     @abstractmethod
-    def _not_found(self, name: str) -> NotFoundError:
+    def not_found(self, name: str) -> NotFoundError:
         """Return the error for an entry that is not stored, by its name."""
 
     def get(self, key: K) -> V:
@@ -130,7 +130,7 @@ class Shelf(ABC, Generic[K, V]):
         try:
             return self.read_entry(path)
         except FileNotFoundError as error:
-            raise self._not_found(self.name(path)) from error
+            raise self.not_found(self.name(path)) from error
 
     def values(self) -> list[V]:
         """Read everything that can be read, sorted by path."""

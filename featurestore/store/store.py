@@ -16,7 +16,7 @@ from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.items import Damage, Garbage, Item
 from featurestore.store.key import FeatureKey
-from featurestore.store.matching import find, match, of_variant
+from featurestore.store.matching import find, match
 from featurestore.store.removal import Removal, plan, unneeded
 from featurestore.store.root import ROOT, ROOT_ITEM, check_root, create_root, write_root
 from featurestore.store.shelf import Shelf, entry_of
@@ -122,15 +122,10 @@ class FeatureStore:
     def __repr__(self) -> str:
         return f"FeatureStore({self.location!r})"
 
-    def items(self, key: str | FeatureKey | None = None, **variant: Any) -> list[Item]:
-        """List all that is stored, readable or not; or the item that `match` finds.
-
-        Without a key, a variant stands for all features of it.
-        """
+    def items(self, key: str | FeatureKey | None = None) -> list[Item]:
+        """List all that is stored, readable or not; or the features that `match` finds."""
         if key is not None:
-            return [match(self.features, key, **variant)]
-        if variant:
-            return of_variant(self.features, variant)
+            return [match(self.features, key)]
         # The root first: nothing can be repaired in a store that has lost it.
         return [ROOT_ITEM, *(item for shelf in self.shelves for item in shelf.items())]
 
@@ -207,7 +202,7 @@ class FeatureStore:
     def _discard(self, items: Sequence[Garbage]) -> int:
         return sum(self.shelf_of(item.path).discard(item.path) for item in items)
 
-    def removal(self, *names: str, keep_heads: bool = False, **variant: Any) -> Removal:
+    def removal(self, *names: str, keep_heads: bool = False) -> Removal:
         """Say what goes if data sets, heads or features are removed; nothing is removed.
 
         Heads go with the data set or features that they were fitted on, and features with the
@@ -220,8 +215,6 @@ class FeatureStore:
         keep_heads : bool
             Keep the heads on features that are removed. They predict as before, and can be
             promoted while another array has rows of their samples, or once one is extracted.
-        **variant
-            As in `FeatureShelf.match`: the names are those of features of this variant.
 
         Raises
         ------
@@ -240,7 +233,7 @@ class FeatureStore:
         >>> store.remove(removal)  # doctest: +SKIP
         1834022
         """
-        return plan(self, [find(self, name, **variant) for name in names], keep_heads)
+        return plan(self, [find(self, name) for name in names], keep_heads)
 
     def remove(self, removal: Removal) -> int:
         """Remove what `removal` listed, all of it or nothing, and return the bytes freed.

@@ -103,12 +103,6 @@ def test_verify_finds_damage_and_repair_undoes_it(place: Place) -> None:
     assert featurestore("repair").out == "0 files repaired, 0 left\n"
 
 
-def test_verify_takes_all_features_of_a_variant(place: Place) -> None:
-    size = featurestore("ls", "--json").json[0]["input_size"]
-    assert featurestore("verify", "--input-size", str(size), "--json").json["checked"] == 2
-    assert featurestore("verify", "--input-size", str(size + 1), "--json").json["checked"] == 0
-
-
 @pytest.fixture
 def littered(place: Place) -> Place:
     """A store with a manifest that was replaced and that no head was fitted on."""

@@ -97,6 +97,15 @@ def test_a_damaged_manifest_is_scanned_again(store):
     assert path.read_bytes() == good
 
 
+def test_a_damaged_pointer_to_a_manifest_needs_a_scan_with_its_name(store, kept):
+    (path,) = Path(store.location, "datasets").rglob("current.json")
+    path.write_bytes(b"")
+    (left,) = repair(store)
+    assert "featurestore scan" in left.needs
+    store.datasets.add(store.datasets.open(kept / "photos", name="photos"))
+    assert verify(store) == []
+
+
 def test_a_missing_image_leaves_blocks_until_it_is_back(photos, tmp_path, monkeypatch):
     in_small_blocks(monkeypatch, 32)
     store = FeatureStore(tmp_path / "store", create=True)

@@ -29,8 +29,8 @@ OTHERS = {"dark": (40, 40, 40), "light": (200, 200, 200)}
 FLIPS = 100
 SOAK_FLIPS = 2500
 # What `repair` restores; for the rest it says what to run.
-REPAIRED = ("block", "row ids", "metadata", "root", "current.json", "manifest")
-NEEDING = ("former manifest", "head")
+REPAIRED = ("block", "row ids", "metadata", "root", "manifest")
+NEEDING = ("current.json", "former manifest", "head")
 
 
 class Kept:
@@ -207,11 +207,12 @@ class Kept:
         return [each for found in (*done, rest) for each in found]
 
     def do_what_is_needed(self, name: str) -> None:
-        """Do what the repair of a head, or of a former manifest, says."""
+        """Do what the repair of a head, or of a data set, says."""
         if self.kind(name) == "head":
             self.fits[self.head_id(name)]()
             return
-        for each in (self.state(name), self.state_now(name)):
+        is_pointer = self.kind(name) == "current.json"
+        for each in (*(() if is_pointer else (self.state(name),)), self.state_now(name)):
             assert each.source is not None
             self.store.datasets.add(Dataset.open(each.source, **each.options))
 

@@ -191,7 +191,7 @@ def test_match_finds_the_one_that_is_meant(store: FeatureStore) -> None:
         assert store.items(text)[0].name == str(pooled)
     for text in ("block5_pool", "vgg16/block5_pool", plain.prefix_digest[8:16]):
         assert store.items(text)[0].name == str(plain)
-    with pytest.raises(NotFoundError, match=r"'vgg16' matches 2 keys: .*give more"):
+    with pytest.raises(NotFoundError, match=r"'vgg16' matches 2 keys: .*give one of these"):
         store.items("vgg16")
     with pytest.raises(NotFoundError, match=r"no features 'blok5_pool'.*featurestore ls"):
         store.items("blok5_pool")

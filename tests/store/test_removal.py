@@ -160,6 +160,11 @@ def test_what_another_process_uses_is_not_removed(folder_store: FeatureStore) ->
     head_on(store, key, "knn-1", dataset)
     with pytest.raises(StoreError, match="heads/knn-1 was stored in the meantime, fitted on data"):
         store.remove(removal)
+    with (
+        store.heads.lock(["knn-1"], shared=True),  # As while it is fitted.
+        pytest.raises(StoreError, match="uses heads/knn-1"),
+    ):
+        store.remove(store.removal("knn-1"))
     store.remove(store.removal("shapes"))
     assert [item.kind for item in store.items()] == ["store"]
 

@@ -5,7 +5,7 @@ import pytest
 from featurestore.errors import DamagedError
 from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
-from tests.store.conftest import filled, ids_of, key_of, put
+from tests.store.conftest import filled, ids_of, key_of, put, rows_of
 from tests.store.test_datasets import shapes
 from tests.store.test_former import head_on
 
@@ -131,3 +131,31 @@ def test_damage_stops_gc(store: FeatureStore, location: str) -> None:
     put(open_files(location), "datasets/shapes/current.json", b"{")
     with pytest.raises(DamagedError, match=r"datasets/shapes/current.json.*unknown what is in use"):
         store.gc([item])
+
+
+def test_a_dropped_replacement_is_unused(store: FeatureStore) -> None:
+    dataset = shapes()
+    store.datasets.add(dataset)
+    group = features_of(store, dataset)
+    group.write_block(0, rows_of(dataset.sample_digests, (4,)))
+    head_on(store, group.key, "h", dataset)
+    ids = ids_of(dataset.sample_digests)
+    precise = store.features.create(group.key, shape=(6, 4), dtype="float32", sample_ids=ids)
+    precise.write_block(0, rows_of(dataset.sample_digests, (4,), "float32"))
+    assert store.garbage() == []
+    dropped = store.garbage(unused=True)
+    assert {item.path for item in dropped} == {precise.replacement, precise.features.file(0)}
+    assert store.gc(dropped) == sum(item.bytes for item in dropped) > 0
+    assert store.garbage(unused=True) == []
+    assert (group.read() == rows_of(dataset.sample_digests, (4,))).all()
+
+
+def test_a_manifest_stays_while_heads_are_fitted_on_its_data_set(
+    folder_store: FeatureStore,
+) -> None:
+    store, former = folder_store, shapes(labels="bbabab")
+    store.datasets.add(former)
+    store.datasets.add(shapes())
+    with store.datasets.keep(former):
+        assert store.gc(store.garbage()) == 0
+    assert store.gc(store.garbage()) > 0
