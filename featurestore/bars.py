@@ -75,6 +75,8 @@ class Progress:
         name = type(event).__name__
         if name == "HeadReused":
             self._reused += 1
+        elif name == "StageSkipped":
+            self._reused = 0  # The line of the stage says it.
         elif name == "HeadWarned":
             # A rare class is the same problem for every head of a sweep.
             self._warned[event.text] += 1

@@ -101,7 +101,7 @@ def digest_array(array: np.ndarray) -> str:
 
 
 def insert_checksum(data: bytes) -> bytes:
-    """Write the digest of a file into the file itself, so that any changed bit can be found.
+    """Write the digest of a file into the file itself, to detect any changed bit.
 
     It takes the place of the zeros of `EMPTY_CHECKSUM`, in ``"check": "blake2b:000…"``.
 
@@ -179,7 +179,7 @@ def sortable(digests: np.ndarray) -> np.ndarray:
 def digest_set(digests: np.ndarray) -> str:
     """Digest of a set of packed digests, which must be ascending and distinct.
 
-    It is over their texts, a line for each.
+    It is the digest of their texts, one a line.
     """
     return digest_bytes("".join(f"{digest}\n" for digest in unpacked(digests)).encode("ascii"))
 
@@ -202,7 +202,7 @@ def row_id(digest: str) -> bytes:
 def unit_interval(digest: str, seed: int) -> float:
     """Map a digest and a seed to a number in [0, 1), uniform over digests.
 
-    Splits are drawn from it, so that a sample keeps its split whatever else is added.
+    It decides the split of a sample, which stays when other samples are added.
     """
     state = hashlib.blake2b(f"{seed}:{digest}".encode(), digest_size=8)
     return int.from_bytes(state.digest(), "big") / 2.0**64

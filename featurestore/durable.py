@@ -14,7 +14,7 @@ _NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS)
 def commit(partial: str | Path, final: str | Path) -> None:
     """Flush a finished file and rename it, replacing the file of that name if there is one.
 
-    After a power cut, the name has the whole file or the former one.
+    After a power cut, the name has the new file or the previous one, whole.
     """
     descriptor = os.open(partial, os.O_RDWR)
     try:

@@ -280,7 +280,7 @@ def _orientation(image: Image.Image) -> Any:
         if len(image.info.get("exif") or b"") > MOST_EXIF:  # None for a HEIC without EXIF
             return 1
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises any type; viewers show such a file upright
+    except Exception:  # Pillow raises any type; viewers show such a file as it is
         return 1
 
 

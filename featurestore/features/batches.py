@@ -1,4 +1,4 @@
-"""Rows in batches: in which order, and read so that an epoch reads each block once."""
+"""Batches of rows, in an order in which an epoch reads each block once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WINDOWS_KEPT = 3
 
 
 class Rows(Protocol):
-    """What batches are made of: a `FeatureGroup`, or images."""
+    """The source of batches: a `FeatureGroup`, or images."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -27,7 +27,7 @@ class Rows(Protocol):
         """Rows that are read together."""
 
     def read(self, rows: np.ndarray, dtype: Any) -> np.ndarray:
-        """Return these rows, (row, …), in the order given."""
+        """Return these rows, (row, …), in this order."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Batches:
         Targets of these rows; None for batches of features alone.
     batch_size : int
     shuffle : bool
-        Give each epoch an order of its own.
+        Shuffle the rows, differently in each epoch.
     seed : int
         Seed of these orders.
     memory : numpy.ndarray of shape (row, …), optional
@@ -72,7 +72,7 @@ class Batches:
 
     @property
     def window(self) -> int:
-        """Blocks whose rows are mixed."""
+        """The number of blocks whose rows are shuffled together."""
         values = self.source.block_rows * prod(self.source.shape[1:])
         return max(FEWEST_BLOCKS, WINDOW_BYTES // max(1, values * np.dtype(self.dtype).itemsize))
 

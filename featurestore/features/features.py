@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from featurestore.backbone import LayerRef
     from featurestore.dataset import Dataset
 
-Order = Literal["content", "given"]
+Order = Literal["content", "input"]
 
 
 class Features:
@@ -48,12 +48,7 @@ class Features:
     >>> X, y = features.arrays("train")  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        group: FeatureGroup,
-        dataset: Dataset,
-        store: FeatureStore,
-    ) -> None:
+    def __init__(self, group: FeatureGroup, dataset: Dataset, store: FeatureStore) -> None:
         if group.key.dataset_digest != dataset.digest:
             raise StoreError(
                 f"{group.key} belongs to the samples {group.key.dataset_digest}, data set "
@@ -95,7 +90,7 @@ class Features:
         Raises
         ------
         NotFoundError
-            If none or several are stored; the message lists them, or what selects each.
+            If none or several are stored; the message says how to extract or select one.
 
         Examples
         --------
@@ -175,7 +170,7 @@ class Features:
 
     @property
     def complete(self) -> bool:
-        """Whether these are all rows, and every block was extracted."""
+        """True if these are all rows, and every block was extracted."""
         return self.blocks is None and not self.group.missing()
 
     def rows(
@@ -193,9 +188,9 @@ class Features:
         ----------
         split, labelled
             As in `Dataset.rows`.
-        order : {"content", "given"}
-            ``"given"``: as in `Dataset.given`, the rows of identical images repeated. Without
-            a split and ``labelled``, one for each image that you gave, labelled or not: -1 for one
+        order : {"content", "input"}
+            ``"input"``: as in `Dataset.given`, the rows of identical images repeated. Without a
+            split and ``labelled``, one row for each image of the input, labelled or not: -1 for one
             that could not be read, or that these features do not have.
 
         Raises
@@ -206,15 +201,15 @@ class Features:
         self._check_row_ids()
         if order not in get_args(Order):
             raise InputError(f"no order {order!r}: {nearest(order, get_args(Order))}")
-        every = order == "given" and split is None and labelled is None
+        every = order == "input" and split is None and labelled is None
         rows = self.dataset.rows(split, labelled=False if every else labelled)
         if self.blocks is not None:
             rows = rows[np.isin(rows // self.group.block_rows, self.blocks)]
         if order == "content":
             return rows
-        given = self.dataset.given
-        have = np.isin(given, rows)
-        return np.where(have, given, -1) if every else given[have]
+        input_order = self.dataset.given
+        stored = np.isin(input_order, rows)
+        return np.where(stored, input_order, -1) if every else input_order[stored]
 
     def read(self, rows: np.ndarray, dtype: Any) -> np.ndarray:
         """Read rows by number, as `FeatureGroup.read`; raises as `rows` does."""
@@ -236,9 +231,9 @@ class Features:
     def labels(self) -> np.ndarray | None:
         """Labels of all rows, in content order: (row,), or None for an unlabelled data set.
 
-        Classes as they were given (str or int64), float64 for regression. Rows without a label
+        Classes as in the data set (str or int64), float64 for regression. Rows without a label
         have None among classes (dtype object), NaN among numbers. Those of a split are
-        ``labels[rows(split)]``, also of `completed` features; `arrays` returns them too.
+        ``labels[rows(split)]``, also of `completed` features.
         """
         return self.labels_of(np.arange(self.group.shape[0]))
 
@@ -251,23 +246,13 @@ class Features:
             return np.asarray(self.classes)[targets]
         return labels.array()
 
-    def groups(
-        self,
-        split: str | None = None,
-        *,
-        labelled: bool | None = None,
-        order: Order = "content",
-    ) -> np.ndarray | None:
-        """Return the group of each row of `arrays`, (row,), as ``GroupKFold`` takes them.
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Groups of all rows, in content order: (row,), or None for a data set without groups.
 
-        None for a data set without groups.
+        Those of a split, as ``GroupKFold`` takes them, are ``groups[rows(split)]``.
         """
-        if self.dataset.groups is None:
-            return None
-        rows = self.rows(split, labelled=labelled, order=order)
-        groups = self.dataset.groups[rows]
-        groups[rows < 0] = None
-        return groups
+        return self.dataset.groups
 
     def arrays(
         self,
@@ -279,8 +264,8 @@ class Features:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read features and labels into memory, aligned.
 
-        With ``order="given"`` and nothing else, row i is the i-th row of your table or of the ``X``
-        that you gave; an image that could not be read has NaN.
+        With ``order="input"`` and nothing else, row i is the i-th row of your table or of your
+        ``X``; an image that could not be read has NaN.
 
         Returns
         -------
@@ -297,7 +282,7 @@ class Features:
 
         Examples
         --------
-        >>> X, y = features.arrays(order="given")  # doctest: +SKIP
+        >>> X, y = features.arrays(order="input")  # doctest: +SKIP
         """
         if np.dtype(dtype).kind != "f":
             raise InputError(
@@ -305,13 +290,14 @@ class Features:
                 "float16, float32 or float64",
             )
         rows = self.rows(split, labelled=labelled, order=order)
-        have = rows >= 0
-        self.group.require(rows[have])
-        X = self.read(rows[have], dtype)
-        if not have.all():
-            stored, X = X, np.full((len(rows), *X.shape[1:]), np.nan, X.dtype)
-            X[have] = stored
-        return X, self.labels_of(rows)
+        stored = rows >= 0
+        self.group.require(rows[stored])
+        values = self.read(rows[stored], dtype)
+        if not stored.all():
+            X = np.full((len(rows), *values.shape[1:]), np.nan, values.dtype)
+            X[stored] = values
+            values = X
+        return values, self.labels_of(rows)
 
     def to_frame(
         self,

@@ -1,4 +1,4 @@
-"""What the commands ``ls`` and ``show`` report of stored features."""
+"""Stored features as the commands ``ls`` and ``show`` list them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEPT = ("key", "model", "layer", "datasets", "shape", "dtype", "bytes")
 
 
 def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
-    """List the stored features, a row for each array that holds any, as JSON values.
+    """List the stored feature arrays that have at least one block.
 
     Parameters
     ----------
@@ -27,8 +27,8 @@ def ls(store: StoreLike = None, **variant: Any) -> Table[dict[str, Any]]:
     -------
     Table of dict
         ``key``, ``model``, ``layer``, ``datasets`` (names), ``shape``, ``dtype``, ``bytes`` (on
-        disk), ``state``, ``boundary`` (whether only fine-tuning asked for it), ``prefix`` and the
-        fields of `Variant`.
+        disk), ``state``, ``boundary`` (true if only fine-tuning uses it), ``prefix`` and the fields
+        of `Variant`, as JSON values.
     """
     return listing(FeatureStore.of(store), **variant)[0]
 
@@ -37,8 +37,8 @@ def listing(
     store: FeatureStore, **variant: Any
 ) -> tuple[Table[dict[str, Any]], list[DatasetEntry], list[Damage]]:
     """Return the rows of `ls`, the data sets without features, and what cannot be read."""
-    asked, rows = Variant.asking(variant), []
-    states, damaged = store.features.states(lambda group: Variant.of(group.provenance).fits(asked))
+    wanted, rows = Variant.asking(variant), []
+    states, damaged = store.features.states(lambda group: Variant.of(group.provenance).fits(wanted))
     entries, broken = store.datasets.survey()
     names = _names(entries)
     for state in states:
@@ -59,7 +59,7 @@ def listing(
     used = {name for row in rows for name in row["datasets"]}
     return (
         Table(rows, _layout),
-        [each for each in entries if each.name not in used],
+        [entry for entry in entries if entry.name not in used],
         damaged + broken,
     )
 

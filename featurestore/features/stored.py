@@ -43,7 +43,7 @@ def stored(
     Returns
     -------
     list of Features
-        At least one of each model and each value of a field of the variant.
+        At least one for each model and for each value of a field of the variant.
 
     Raises
     ------
@@ -76,9 +76,9 @@ def without_boundaries(features: Sequence[Features]) -> list[Features]:
     NotFoundError
         If nothing is left.
     """
-    plain = [layer for layer in features if not layer.group.is_boundary]
+    plain = [array for array in features if not array.group.is_boundary]
     if not plain:
-        dataset, refs = features[0].dataset, ", ".join(sorted({layer.ref for layer in features}))
+        dataset, refs = features[0].dataset, ", ".join(sorted({array.ref for array in features}))
         raise NotFoundError(
             f"of {dataset.name!r} only boundary arrays of fine-tuning are stored: {refs}",
             remedy=f"name one as the layer, or run `{_command(dataset, 'M', None)}`",
@@ -100,21 +100,21 @@ def one_stored(
     if len(features) == 1:
         return features[0]
     name = features[0].dataset.name
-    models = sorted({each.key.model for each in features})
+    models = sorted({array.key.model for array in features})
     if len(models) > 1:
         at = "" if layer is None else f" at layer {layer!r}"
         raise NotFoundError(
             f"{len(models)} models have features of {name!r}{at}: {', '.join(models)}",
             remedy="give one with --model",
         )
-    refs = list(dict.fromkeys(each.ref for each in features))
+    refs = list(dict.fromkeys(array.ref for array in features))
     if len(refs) > 1:
         raise NotFoundError(
             f"{len(refs)} layers by {models[0]} are stored for {name!r}",
             remedy=f"give one: --layer {' or --layer '.join(refs)}",
         )
-    what, options = choices([Variant.of(each.group.provenance) for each in features])
-    layers = [f"--layer {each.ref}-{each.key.short.prefix}" for each in features]
+    what, options = choices([Variant.of(array.group.provenance) for array in features])
+    layers = [f"--layer {array.ref}-{array.key.short.prefix}" for array in features]
     raise NotFoundError(
         f"{len(features)} variants of {refs[0]} by {models[0]} are stored for {name!r}, which "
         f"differ in {what or 'weights or graph'}: {options or ' or '.join(layers)}"
@@ -185,7 +185,7 @@ class _Query:
         ]
 
     def _of_variant(self, groups: list[FeatureGroup], wanted: list[Variant]) -> list[FeatureGroup]:
-        """Leave out what has none of the wanted values of one field; each must be stored."""
+        """Keep the groups that have one of these values of a field; each value must be stored."""
         stored = [Variant.of(group.provenance) for group in groups]
         for variant in wanted:
             if not any(group.fits(variant) for group in stored):
@@ -205,7 +205,7 @@ class _Query:
 
 
 def _is_model(key: KeyPath, models: list[str]) -> bool:
-    """Whether a backbone's name is that of a model name or model file; without any, always."""
+    """Return True if a key is of one of the models, names or files; without any, always."""
     return not models or any(
         key.model.casefold() in (model.casefold(), Path(model).stem.casefold()) for model in models
     )

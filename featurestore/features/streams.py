@@ -12,7 +12,7 @@ from featurestore.features.batches import Batches
 
 
 class BatchDataset(keras.utils.PyDataset):
-    """Batches by index, in an order that changes with each epoch if they are shuffled.
+    """Batches by index; if they are shuffled, each epoch has another order.
 
     ``encode`` turns targets into what the loss takes; ``options`` are those of
     `keras.utils.PyDataset`: ``workers``, ``use_multiprocessing``, ``max_queue_size``.

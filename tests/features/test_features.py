@@ -344,8 +344,8 @@ def given_twice(tmp_path: Path, kind: str = "int", **options: Any) -> tuple[np.n
 def test_arrays_in_the_order_given(tmp_path: Path, kind: str) -> None:
     order, features = given_twice(tmp_path, kind)
     digests = dict(zip(order, features.dataset.to_frame()["sample"], strict=True))
-    X, y = features.arrays(order="given")
-    assert features.rows(order="given").tolist() == features.dataset.given.tolist()
+    X, y = features.arrays(order="input")
+    assert features.rows(order="input").tolist() == features.dataset.given.tolist()
     expected = [list(bytes.fromhex(digests[number].partition(":")[2])[:4]) for number in order]
     assert ids_in(X).tolist() == expected
     labels = labels_of(images(40)[order], kind)
@@ -353,7 +353,7 @@ def test_arrays_in_the_order_given(tmp_path: Path, kind: str) -> None:
         assert y is None
     else:
         assert [None if each != each else each for each in y.tolist()] == labels
-    split, targets = features.arrays("val", order="given", labelled=True)
+    split, targets = features.arrays("val", order="input", labelled=True)
     if kind != "none":
         assert None not in targets.tolist()
         assert sorted(map(tuple, ids_in(split))) == sorted(
@@ -363,7 +363,7 @@ def test_arrays_in_the_order_given(tmp_path: Path, kind: str) -> None:
 
 def test_xarray_has_the_columns_that_were_given(tmp_path: Path) -> None:
     order, features = given_twice(tmp_path)
-    X, _ = features.arrays(order="given")
+    X, _ = features.arrays(order="input")
     joined = features.xarray()
     rows = zip(joined["id"].values, ids_in(joined["features"]), strict=True)
     by_id = {int(number): ids for number, ids in rows}
@@ -374,14 +374,14 @@ def test_frames_have_the_columns_that_were_given(tmp_path: Path) -> None:
     X = images(40)
     dataset = Dataset.from_arrays(X, labels_of(X, "int"), name="ramp", ids=range(40), val=0.3)
     features = stored(tmp_path / "s", dataset, (48,))
-    given, content = features.to_frame(order="given"), features.to_frame(labelled=False)
+    given, content = features.to_frame(order="input"), features.to_frame(labelled=False)
     assert given["id"].tolist() == list(range(40))
     assert given["sample"].tolist() == [dataset.sample_digests[row] for row in dataset.given]
     assert content["sample"].tolist() == dataset.sample_digests
     columns = [f"feature_{number}" for number in range(4)]
     by_id = content.set_index("id").loc[range(40)]
     assert np.array_equal(by_id[columns], given[columns])
-    val = features.to_frame("val", order="given")
+    val = features.to_frame("val", order="input")
     assert val["id"].is_monotonic_increasing
     assert set(val["split"]) == {"val"}
     assert len(val) == len(features.rows("val"))
@@ -393,7 +393,7 @@ def test_integers_with_gaps_keep_their_digits(tmp_path: Path) -> None:
     coordinate = stored(tmp_path / "whole", dataset).xarray()["id"].values.tolist()
     assert set(coordinate) == set(ids)
     pooled = stored(tmp_path / "pooled", dataset, (48,))
-    assert pooled.to_frame(order="given")["id"].tolist()[0] == 2**60 + 1
+    assert pooled.to_frame(order="input")["id"].tolist()[0] == 2**60 + 1
 
 
 def test_columns_named_like_features_get_another_name(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_columns_named_like_features_get_another_name(tmp_path: Path) -> None:
     table = pd.DataFrame({"path": [f"{number}.png" for number in range(3)]})
     table[own] = [[f"{name} {number}" for name in own] for number in range(3)]
     dataset = Dataset.open(table, name="t", root=tmp_path)
-    frame = stored(tmp_path / "pooled", dataset, (48,)).to_frame(order="given")
+    frame = stored(tmp_path / "pooled", dataset, (48,)).to_frame(order="input")
     assert frame.columns.is_unique
     assert frame["feature_0_given"].tolist() == table["feature_0"].tolist()
     assert frame["feature_0"].dtype == np.float32
@@ -417,17 +417,17 @@ def test_columns_named_like_features_get_another_name(tmp_path: Path) -> None:
 def test_what_was_never_read_or_stored_is_nan_in_the_order_given(tmp_path: Path) -> None:
     order, features = given_twice(tmp_path, skip=(1,))
     with pytest.raises(IncompleteFeaturesError):
-        features.arrays(order="given")
+        features.arrays(order="input")
     taken = features.completed()
-    absent = taken.rows(order="given") < 0
+    absent = taken.rows(order="input") < 0
     assert 0 < absent.sum() < len(order)
-    X, _ = taken.arrays(order="given")
+    X, _ = taken.arrays(order="input")
     assert np.array_equal(np.isnan(X).all(axis=(1, 2, 3)), absent)
-    assert not np.isnan(taken.arrays("train", order="given")[0]).any()
+    assert not np.isnan(taken.arrays("train", order="input")[0]).any()
     with pytest.raises(InputError, match="int32, which would cut off decimals; expected float16"):
         taken.arrays(dtype="int32")
-    with pytest.raises(InputError, match="no order 'givn': did you mean 'given'"):
-        taken.rows(order="givn")
+    with pytest.raises(InputError, match="no order 'inptu': did you mean 'input'"):
+        taken.rows(order="inptu")
 
 
 # dask and xarray
@@ -615,14 +615,11 @@ def test_what_failed_before_its_first_block_is_not_found_beside_what_is_stored(t
     assert Features.open("ramp", "pool", features.store).key == features.key
 
 
-@pytest.mark.parametrize("order", ["content", "given"])
-def test_groups_are_those_of_the_rows(tmp_path: Path, order: Any) -> None:
+def test_groups_are_those_of_the_rows(tmp_path: Path) -> None:
     dataset = made(40, val=0.3, groups=[f"g{index // 5}" for index in range(40)])
     features = stored(tmp_path / "store", dataset)
-    for options in ({"split": "train"}, {"split": "val", "labelled": False}, {}):
-        found = features.groups(order=order, **options)
-        assert found is not None
-        rows = features.rows(order=order, **options)
-        assert found.tolist() == [dataset.groups[row] for row in rows]
-        assert len(found) == len(features.arrays(order=order, **options)[0])
-    assert stored(tmp_path / "other", made(10)).groups("train") is None
+    groups = features.groups
+    assert groups is not None
+    assert groups.tolist() == dataset.groups.tolist()
+    assert len(groups[features.rows("train")]) == len(features.arrays("train")[0])
+    assert stored(tmp_path / "other", made(10)).groups is None
