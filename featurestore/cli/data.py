@@ -180,13 +180,13 @@ class BatchSizeType(click.ParamType):
 @click.option(
     "--max-bytes",
     metavar="SIZE",
-    help="Compute nothing if the features take more, before compression, such as 20GB.",
+    help="Stop before the first image if more is to be written, before compression: 20GB.",
 )
 @cluster_options
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Show what would be done, with times estimated from one batch; write nothing.",
+    help="Show what would be done; estimate seconds and bytes from one batch; write nothing.",
 )
 @scan_options
 @store_option

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.backbone.engines import PRECISIONS, has_gpu, slower
+from featurestore.backbone.engines import PRECISIONS, Computing, has_gpu, slower
 from featurestore.dataset import Dataset
 from featurestore.dataset.folder import list_files
 from featurestore.dataset.source import read, readers, text_of
@@ -380,9 +380,11 @@ def _others(
 ) -> Iterator[Speed]:
     """Measure the other engine, and the precisions that are not slower here than float32."""
     for precision in PRECISIONS:
-        for engine in ("openvino", "tensorflow"):
-            slow = precision != used.precision and slower(precision)
-            if slow or (engine, precision) == (used.engine, used.precision):
+        engines = ["openvino", "tensorflow"]
+        if precision != used.precision:
+            engines = [] if slower(precision) else Computing(precision=precision).engines()[:1]
+        for engine in engines:
+            if (engine, precision) == (used.engine, used.precision):
                 continue
             try:
                 compiled = backbone.forward_with(engine, refs, precision)

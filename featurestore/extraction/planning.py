@@ -191,8 +191,9 @@ class Request:
         batch_size = batch_size if isinstance(batch_size, int) else BATCH_SIZE
         plan = ExtractionPlan(deriving.plan(layers), rows, batch_size, self.backbone.input_size)
         if self.max_bytes is not None and plan.bytes_to_write > self.max_bytes:
-            sizes = [(layer.rows_missing * layer.row_bytes, layer.ref) for layer in plan.missing]
-            listed = ", ".join(f"{ref} {size(count)}" for count, ref in sorted(sizes, reverse=True))
+            sizes = {str(layer.ref): layer.rows_missing * layer.row_bytes for layer in plan.missing}
+            largest = sorted(sizes, key=lambda ref: -sizes[ref])
+            listed = ", ".join(f"{ref} {size(sizes[ref])}" for ref in largest)
             raise InputError(
                 f"up to {size(plan.bytes_to_write)} to write, before compression: {listed}",
                 f"at most {size(self.max_bytes)}",

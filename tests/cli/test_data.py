@@ -203,7 +203,7 @@ def test_a_dry_run_estimates_seconds_and_bytes(place: Place) -> None:
     assert result.json["seconds_estimated"] > 0
     assert result.json["features"]["conv_b:avg"]["bytes_estimated"] > 36 * 16
     assert shown.out.splitlines()[0].split() == [
-        *("layer", "reused", "copied", "computed", "time", "to", "write")
+        *("layer", "reused", "copied", "computed", "to", "write")
     ]
     assert "images through the backbone, about " in shown.out.splitlines()[-1]
 
@@ -213,10 +213,12 @@ def test_a_cap_on_bytes_names_the_bytes_of_each_layer(place: Place) -> None:
 
     stopped = featurestore("extract", "photos", *layers, "--max-bytes", "8kB")
     wrong = featurestore("extract", "photos", *layers, "--max-bytes", "lots")
+    planned = featurestore("extract", "photos", *layers, "--max-bytes", "8kB", "--dry-run")
 
     assert (stopped.status, stopped.err.count("\n")) == (1, 1)
-    assert "conv_b:avg 864 B, conv_a " in stopped.err
+    assert "before compression: conv_a 147.5 kB, conv_b:avg 864 B; " in stopped.err
     assert "raise --max-bytes" in stopped.err
+    assert planned.error == stopped.error
     assert (wrong.status, wrong.err.count("\n")) == (1, 1)
     assert "expected a size such as 20GB" in wrong.err
     assert featurestore("extract", "photos", *layers, "--max-bytes", "1MB").status == 0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from featurestore.extraction import stages
+from featurestore.extraction import measure
 from tests.cli.conftest import Place
 from tests.toys import featurestore, tree
 
@@ -11,7 +11,7 @@ DOCTOR = ["doctor", "photos", "--model", "tiny.keras", "--layer", "conv_b:avg"]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "SECONDS", 0.02)
+    monkeypatch.setattr(measure, "SECONDS", 0.02)
 
 
 def test_a_table_says_what_the_machine_can_do(place: Place) -> None:
@@ -21,11 +21,10 @@ def test_a_table_says_what_the_machine_can_do(place: Place) -> None:
 
     assert result.status == 0, result.err
     lines = result.out.splitlines()
-    for begin in ("processor", "memory", "engine openvino", "engine tensorflow", "float32",
-                  "bfloat16", "float16", "decode, resize", "forward, tensorflow float32",
-                  "compress", "write", "An extraction reaches about"):  # fmt: skip
-        assert any(line.startswith(begin) for line in lines), (begin, result.out)
-    assert "images of photos, 24×20" in result.out
+    starts = ("read", "decode", "forward, openvino float32", "forward, tensorflow float32", "write")
+    for start in (*starts, "An extraction reaches about"):
+        assert any(line.startswith(start) for line in lines), (start, result.out)
+    assert "36 images of photos" in result.out
     assert "tiny at 16×16 to conv_b:avg" in result.out
     assert tree(place.folder) == before
 
@@ -34,14 +33,14 @@ def test_json_holds_the_same(place: Place) -> None:
     report = featurestore(*DOCTOR, "--engine", "tensorflow", "--store", "new", "--json").json
 
     assert set(report) == {
-        "devices", "engines", "precisions", "model", "input_size", "layers", "images", "decode",
-        "forward", "disk", "bytes", "stages", "cores_given", "bottleneck",
-        "images_per_second", "advice", "seconds",
-    }  # fmt: skip
+        *("model", "input_size", "layers", "source", "images", "stages", "forward", "bytes"),
+        *("place", "processors", "free_memory", "gpus", "unused_gpus", "bottleneck"),
+        *("images_per_second", "advice"),
+    }
     assert (report["model"], report["layers"]) == ("tiny", ["conv_b:avg"])
     assert report["forward"][0]["engine"] == "tensorflow"
-    assert report["disk"]["place"] == str(place.folder)
-    assert set(report["stages"]) == {"decode", "forward", "compress", "write"}
+    assert report["place"] == str(place.folder)
+    assert set(report["stages"]) == {"read", "decode", "forward", "write"}
     assert not (place.folder / "new").exists()
 
 

@@ -89,7 +89,7 @@ SLOW = [
     "run pipeline.yaml --json",
     "doctor photos --model tiny.keras --layer conv_a --weights tiny.keras --input-size 16 "
     "--scaling none --resize crop --interpolation bicubic --precision float32 --engine tensorflow",
-    "doctor table.csv --model tiny.keras --image-column file --root photos --store store --json",
+    "doctor --store store --json",
     f"{EXTRACT} --scaling unit --workers 2",
     f"{TRAIN} SVC --workers 2",
     "sweep sweep.yaml --workers 2",

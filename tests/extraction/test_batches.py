@@ -1,6 +1,4 @@
-"""The batch size: chosen, recorded, and halved when memory runs out."""
-
-from pathlib import Path
+"""Batches are halved when memory runs out."""
 
 import keras
 import numpy as np
@@ -8,110 +6,9 @@ import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import InputError, OutOfMemoryError
-from featurestore.extraction import BatchHalved, RowsComputed, extract, plan
-from featurestore.extraction.batches import InParts, fastest
-from featurestore.store import blocks
-from tests.extraction.conftest import stop_after
-
-GB = 2**20  # in kB, as /proc/meminfo counts
-
-
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A file in the place of /proc/meminfo; no container."""
-    file = tmp_path / "meminfo"
-    monkeypatch.setattr("featurestore.extraction.memory._MACHINE", file)
-    monkeypatch.setattr("featurestore.extraction.memory._MINE", tmp_path / "nowhere")
-    return file
-
-
-def recorded(extraction):
-    return {each.group.provenance["batch_size"] for each in extraction.values()}
-
-
-@pytest.mark.parametrize(("kilobytes", "size"), [(32 * GB, 32), (4000, 16), (100, 1)])
-def test_few_images_go_in_batches_of_32_or_fewer_if_memory_is_short(
-    dataset, backbone, store, memory, kilobytes, size
-):
-    memory.write_text(f"MemAvailable: {kilobytes} kB\n")
-    assert recorded(extract(dataset, backbone, ["relu_a", "gap"], store)) == {size}
-
-
-def test_an_interrupted_extraction_keeps_its_batch_size(dataset, backbone, store, monkeypatch):
-    monkeypatch.setattr(blocks, "MOST_ROWS", 8)
-    with pytest.raises(KeyboardInterrupt):
-        extract(dataset, backbone, "gap", store, batch_size=5, on_event=stop_after(20))
-    events = []
-    found = extract(dataset, backbone, "gap", store, on_event=events.append)
-    assert recorded(found) == {5}
-    done = [each.done for each in events if isinstance(each, RowsComputed)]
-    assert done == [5, 10, 15, 20, 25, 29]  # the two blocks of eight rows that were full stay
-
-
-@pytest.mark.parametrize("size", [0, -1, 1.5, "8", None])
-def test_a_batch_size_that_is_none(dataset, backbone, store, size):
-    with pytest.raises(InputError, match="expected auto, or 1 or more, such as 32"):
-        extract(dataset, backbone, "gap", store, batch_size=size)
-
-
-@pytest.fixture
-def pace(monkeypatch):
-    """Make passes that take some time by the clock, and the sizes of their calls."""
-    now = [0.0]
-    monkeypatch.setattr("featurestore.extraction.batches._clock", lambda: now[0])
-
-    def make(seconds_a_call, seconds_an_image):
-        calls = []
-
-        def compute(batch):
-            calls.append(len(batch))
-            now[0] += seconds_a_call + seconds_an_image * len(batch)
-            return [batch]
-
-        return compute, calls
-
-    return make
-
-
-def test_larger_batches_are_taken_while_they_are_faster(dataset, backbone, store, pace):
-    decided = plan(dataset, backbone, "gap", store)
-    compute, calls = pace(0.02, 0.0)
-    assert fastest(compute, decided, dataset, backbone, 128) == 128
-    assert calls == [32, 32, 64, 64, 128, 128]
-    compute, calls = pace(0.0, 0.001)
-    assert fastest(compute, decided, dataset, backbone, 1024) == 32
-    assert calls == [32, 32, 64, 64]
-    # A slow network is not measured further.
-    compute, calls = pace(0.3, 0.0)
-    assert fastest(compute, decided, dataset, backbone, 1024) == 32
-    assert calls == [32, 32]
-    assert fastest(pace(0.0, 0.0)[0], decided, dataset, backbone, 8) == 8
-
-    def small(batch):
-        if len(batch) > 64:
-            raise OutOfMemoryError("no more")
-        return pace(0.02, 0.0)[0](batch)
-
-    assert fastest(small, decided, dataset, backbone, 1024) == 64
-
-
-def test_a_long_extraction_measures_once(dataset, backbone, store, monkeypatch):
-    monkeypatch.setattr("featurestore.extraction.batches.MEASURED_FROM", 40)
-    passes = []
-    forward = type(backbone).forward
-
-    def counted(self, refs):
-        passes.append(forward(self, refs))
-        return passes[-1]
-
-    monkeypatch.setattr(type(backbone), "forward", counted)
-    found = extract(dataset, backbone, ["gap", "pool_a"], store)
-    (size,) = recorded(found)
-    assert size in {32, 64, 128, 256, 512, 1024}
-    assert len(passes) == 1  # What was measured computes the features.
-    extract(dataset, backbone, ["gap", "pool_a"], store)
-    assert len(passes) == 1
+from featurestore.errors import OutOfMemoryError
+from featurestore.extraction import BatchHalved, extract
+from featurestore.extraction.batches import Halving
 
 
 @keras.saving.register_keras_serializable("batches")
@@ -161,7 +58,7 @@ def test_one_image_that_needs_too_much_memory_is_one_line(dataset, store):
     assert "\n" not in str(caught.value)
 
 
-def test_parts_are_filled_up_and_joined():
+def test_batches_are_padded_and_joined():
     calls, halved = [], []
 
     def compute(batch):
@@ -171,13 +68,13 @@ def test_parts_are_filled_up_and_joined():
         return [batch + 1, batch.sum(axis=1)]
 
     batch = np.arange(90).reshape(45, 2)
-    parts = InParts(compute, 64, lambda *sizes: halved.append(sizes))
-    plus, sums = parts(batch)
+    halving = Halving(compute, 64, lambda *sizes: halved.append(sizes))
+    plus, sums = halving(batch)
     np.testing.assert_array_equal(plus, batch + 1)
     np.testing.assert_array_equal(sums, batch.sum(axis=1))
     assert halved == [(64, 32), (32, 16)]
     assert calls == [64, 32, 16, 16, 16]
-    parts(batch[:3])
+    halving(batch[:3])
     assert calls[5:] == [16]
 
 

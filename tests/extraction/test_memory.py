@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.extraction.devices import find_devices
 from featurestore.extraction.memory import free_memory
 
 GB = 2**30
@@ -50,7 +49,6 @@ def test_of_the_limit_of_a_container_what_is_used_is_not_free_but_cached_files_a
     assert free_memory() == 6 * GB
     limit(place / "groups", 8 * GB, used=9 * GB)
     assert free_memory() == 0
-    assert find_devices().memory == 8 * GB
 
 
 def test_the_tightest_limit_on_the_way_up_counts(place: Path) -> None:
@@ -63,16 +61,3 @@ def test_the_tightest_limit_on_the_way_up_counts(place: Path) -> None:
     (place / "mine").write_text("0::/not/mounted\n")
     limit(place / "groups", 2 * GB, used=0)
     assert free_memory() == 2 * GB
-
-
-def test_groups_of_version_1(place: Path) -> None:
-    (place / "mine").write_text("5:devices:/\n4:memory:/docker/f03c\n0::/\n")
-    folder = place / "groups/memory"
-    folder.mkdir(parents=True)
-    (folder / "memory.limit_in_bytes").write_text(f"{6 * GB}\n")
-    (folder / "memory.usage_in_bytes").write_text(f"{5 * GB}\n")
-    stat = f"inactive_file 1\ntotal_inactive_file {GB}\ntotal_active_file {2 * GB}\n"
-    (folder / "memory.stat").write_text(stat)
-    assert free_memory() == 4 * GB
-    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert free_memory() == 32 * GB
