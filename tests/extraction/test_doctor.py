@@ -9,15 +9,15 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from featurestore.extraction.devices import Devices, EngineFound
+from featurestore.extraction.rates import Stage
+from featurestore.extraction.stages import Disk, Images, Speed, measure_disk
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, InputError, UnknownLayerError
 from featurestore.extraction import devices, stages
-from featurestore.extraction.devices import Devices, EngineFound
 from featurestore.extraction.doctor import Diagnosis, diagnose
-from featurestore.extraction.rates import Stage
-from featurestore.extraction.stages import Disk, Images, Speed, measure_disk
 from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
 from featurestore.table import Grid
