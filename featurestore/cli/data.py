@@ -100,7 +100,7 @@ def augment_command(
     \b
     Example:
       featurestore augment photos --augmentation flips.yaml --views 8
-      featurestore extract photos-x8 --model vgg16 --layer block5_pool:avg
+      featurestore augment photos --augmentation '[RandomFlip]' --views 1 --name flipped
     """
     opened = FeatureStore.for_data(data, store)
     with Progress() as progress, progress.busy("check the augmentation"):

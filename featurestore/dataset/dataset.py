@@ -281,7 +281,7 @@ class Dataset:
         >>> X = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
         >>> pets = Dataset.from_arrays(X, ["a", "b", "a", "b"], name="pets", val=0)
         >>> pets.augmented("[RandomFlip]", views=2)
-        Dataset(name='pets-x2', rows=12, task='classification', classes=2, problems=1)
+        Dataset(name='pets-x2', rows=12, task='classification', classes=2, problems=0)
         """
         if not isinstance(views, int) or views < 1:
             raise InputError(f"views is {received(views)}", "a number of views, such as 8")

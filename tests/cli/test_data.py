@@ -332,9 +332,9 @@ def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> N
 def test_augment_records_a_data_set_with_views(place: Place) -> None:
     Path("flips.yaml").write_text("- RandomFlip: {mode: horizontal}\n")
     by = ["--views", "2", "--augmentation"]
+    images = featurestore("scan", "photos", "--json").json
     first = featurestore("augment", "photos", *by, "flips.yaml")
     summary = featurestore("augment", "photos", *by, "[RandomInvert]", "--name", "i", "--json").json
-    images = featurestore("scan", "photos", "--json").json
     trained = images["splits"]["train"]
     assert first.out.startswith(f"photos-x2: {36 + 2 * trained} samples (36 images and ")
     assert (images["views"], summary["views"]) == (0, 2 * trained)

@@ -35,6 +35,7 @@ COMMANDS = [
     "scan photos --name all --val 0.2 --test 0.2 --seed 1 --problems --json",
     "scan photos --name all --group-by folder --store store",
     "scan table.csv --image-column file --label-column kind --split-column part --root photos",
+    f"{EXTRACT} --dry-run --store store",
     "augment photos --views 1 --augmentation flips.yaml --name flipped --store store --json",
     f"{EXTRACT} --name new --val 0.2 --test 0.2 --seed 1",
     f"{EXTRACT} --name new --group-by folder --dry-run --json",

@@ -36,8 +36,8 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, *args: str) -
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert " ".join(COMMANDS) == (
-        "layers scan extract ls show verify repair rm gc rank train sweep heads tag promote "
-        "evaluate predict run doctor"
+        "layers scan augment extract ls show verify repair rm gc rank train sweep heads tag "
+        "promote evaluate predict run doctor"
     )
 
 
@@ -167,11 +167,11 @@ def test_what_starts_over_is_not_said_to_resume(
 def test_the_help_shows_shared_options_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     text = featurestore("train", "--help").out
     own, _, variant = text.partition("\nVariant (only features with these values):\n")
-    variant, _, rest = variant.partition("\nViews:\n")
+    variant, _, rest = variant.partition("\nProcesses:\n")
     assert "--head H" in own
     assert "--resize" in variant
     assert "--resize" not in own
-    assert "\nProcesses:\n" in rest
+    assert "--workers" in rest
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,19 @@ def data(**more: Any) -> dict[str, Any]:
 def test_a_pipeline_fits_on_views_and_is_proven_on_images(pipeline: Pipeline) -> None:
     asked = data(views=2, augmentation=AUGMENTATION)
     manifest = pipeline.run(**LITTLE, data=asked)
-    assert manifest["inputs"]["dataset"]["name"].endswith("-x2")
+    name = manifest["inputs"]["dataset"]["name"]
+    assert name == "photos-x2"
     assert manifest["promotion"]["parity"]["agreement"] == 1
     (head,) = manifest["heads"]
     model = fs.Head.load(head["head"], pipeline.store)
     assert model.metrics["train"]["rows"] == model.estimator[0].n_samples_seen_[()]
+    # A model is evaluated on images, and has seen images.
+    measured = fs.evaluate(
+        pipeline.folder / manifest["folder"] / "model.keras", name, pipeline.store
+    )
+    images = fs.Dataset.open(pipeline.folder / "photos", val=0.25, test=0.2)
+    rows = {split: len(images.rows(split)) for split in ("train", "val", "test")}
+    assert {split: metrics["rows"] for split, metrics in measured.items()} == rows
 
     again = pipeline.run(**LITTLE, data=asked)
     assert again["folder"] == manifest["folder"]
