@@ -36,8 +36,8 @@ def test_a_clone_of_an_adapted_normalization_normalizes(batch, tmp_path):
     for each in (copy, keras.models.load_model(tmp_path / "copy.keras")):
         np.testing.assert_array_equal(each(images), model(images))
         assert abs(float(np.mean(each(images)))) < 1e-4
-    given = Backbone.from_model(model, name="given", scaling="none")
-    saved = Backbone.from_file(tmp_path / "copy.keras", scaling="none")
+    given = Backbone.open(model, name="given", scaling="none")
+    saved = Backbone.open(tmp_path / "copy.keras", scaling="none")
     assert given.prefix_digest("normalization") == saved.prefix_digest("normalization")
 
 
@@ -49,7 +49,7 @@ def test_a_quantized_model_computes_what_it_computes(mode, batch):
     x = layers.Dense(12, activation="relu")(layers.Rescaling(1 / 255)(image))
     model = keras.Model(image, layers.Dense(4, name="end")(layers.Flatten()(x)))
     model.quantize(mode)
-    backbone = Backbone.from_model(model, name="quantized")
+    backbone = Backbone.open(model, name="quantized")
     want = model.predict(batch, verbose=0)
     np.testing.assert_array_equal(backbone.reference(["end"])(batch)[0], want)
     np.testing.assert_array_equal(backbone.cut("end").predict(batch, verbose=0), want)

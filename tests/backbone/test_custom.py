@@ -58,7 +58,7 @@ SCRIPT = """
 from featurestore.backbone import Backbone
 image = keras.Input((4, 4, 3))
 model = keras.Model(image, Mine(name="mine")(keras.layers.Rescaling(1.0, name="plain")(image)))
-backbone = Backbone.from_model(model, name="m", scaling="none")
+backbone = Backbone.open(model, name="m", scaling="none")
 print(backbone.prefix_digest("plain"), backbone.prefix_digest("mine"))
 """
 
@@ -222,7 +222,7 @@ def test_code_that_keras_does_not_find_by_name_is_refused(layer, message):
     image = keras.Input((16, 16, 3))
     model = keras.Model(image, layer()(image))
     with pytest.raises(BackboneError, match=message) as caught:
-        Backbone.from_model(model, name="m", scaling="none")
+        Backbone.open(model, name="m", scaling="none")
     assert "'odd'" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -231,7 +231,7 @@ def test_code_of_a_script_is_refused_too(monkeypatch):
     monkeypatch.setattr(Nested, "__module__", "__main__")
     image = keras.Input((16, 16, 3))
     with pytest.raises(BackboneError, match="register_keras_serializable"):
-        Backbone.from_model(keras.Model(image, Nested()(image)), name="m", scaling="none")
+        Backbone.open(keras.Model(image, Nested()(image)), name="m", scaling="none")
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -256,7 +256,7 @@ def test_a_registered_class_that_changes_is_another_wherever_it_stands(nested, m
         image = keras.Input((16, 16, 3))
         layer = layers.TimeDistributed(Changing()) if nested else Changing()
         end = layers.Dense(2, activation=changing, name="end", kernel_initializer="ones")
-        return Backbone.from_model(keras.Model(image, end(layer(image))), name="m", scaling="none")
+        return Backbone.open(keras.Model(image, end(layer(image))), name="m", scaling="none")
 
     before, again = made(), made()
     monkeypatch.setattr(Changing, "factor", 3.0)
@@ -313,9 +313,9 @@ def test_a_layer_that_its_configuration_does_not_describe_is_refused(wrap, from_
         odd.name = "odd"
         model = keras.Model(image, odd(layers.Rescaling(1 / 255)(image)))
         if not from_a_file:
-            return Backbone.from_model(model, name="m")
+            return Backbone.open(model, name="m")
         model.save(tmp_path / "m.keras")
-        return Backbone.from_file(tmp_path / "m.keras")
+        return Backbone.open(tmp_path / "m.keras")
 
     assert made(1.0).layer_names == ["rescaling", "odd"]
     with pytest.raises(BackboneError, match=r"'odd' .* from get_config") as caught:

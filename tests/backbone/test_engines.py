@@ -96,7 +96,7 @@ def test_openvino_computes_in_lower_precision(backbone, batch, precision):
 @pytest.mark.reliability
 def test_a_spec_rebuilds_the_precision(tmp_path, tiny):
     tiny(size=16).save(tmp_path / "net.keras")
-    made = Backbone.from_file(
+    made = Backbone.open(
         tmp_path / "net.keras", scaling="none", precision="bfloat16", engine="tensorflow"
     )
     again = Backbone.from_spec(made.spec)
@@ -143,7 +143,7 @@ def test_a_network_that_openvino_cannot_compute(batch):
     image = keras.Input((16, 16, 3))
     x = layers.Resizing(8, 8, antialias=True, name="small")(image)
     model = keras.Model(image, layers.Conv2D(4, 3, name="end")(x))
-    made = Backbone.from_model(model, name="m", scaling="none")
+    made = Backbone.open(model, name="m", scaling="none")
     with pytest.warns(FeatureStoreWarning, match="OpenVINO cannot compute m: .*ScaleAndTranslate"):
         assert made.forward(["end"]).engine == "tensorflow"
     with pytest.raises(BackboneError, match="ScaleAndTranslate; compute with --engine tensorflow"):
@@ -178,7 +178,7 @@ def test_openvino_hides_no_nan(call, kind, batch):
     """Its ReLU of NaN is 0: an image of one colour would have features like any others."""
     image = keras.Input((16, 16, 3))
     x = layers.ReLU(name="end")(layers.Conv2D(4, 3)(call(image)))
-    made = Backbone.from_model(keras.Model(image, x), name="m", scaling="none")
+    made = Backbone.open(keras.Model(image, x), name="m", scaling="none")
     with pytest.warns(FeatureStoreWarning, match=f"it hides NaN, which {kind} may give here"):
         forward = made.forward(["end"])
     assert forward.engine == "tensorflow"
@@ -203,7 +203,7 @@ def test_openvino_hides_no_nan(call, kind, batch):
 def test_openvino_computes_what_is_never_nan(call, batch):
     image = keras.Input((16, 16, 3))
     x = layers.ReLU(name="end")(layers.Conv2D(4, 3)(call(image)))
-    made = Backbone.from_model(keras.Model(image, x), name="m", scaling="none")
+    made = Backbone.open(keras.Model(image, x), name="m", scaling="none")
     forward = made.using(engine="openvino").forward(["end"])
     (found,), (want,) = forward(batch), made.reference(["end"])(batch)
     assert numerics.distance(found, want) < 1e-4
@@ -243,7 +243,7 @@ def test_an_engine_that_fails_in_the_middle(tmp_path, monkeypatch):
     """What was committed stays, and the other engine computes the rest."""
     monkeypatch.setattr(blocks, "MOST_ROWS", 4)
     photos, ref, calls = take_photos(tmp_path / "photos", 4), "conv_a", []
-    backbone = Backbone.from_file(build_network(tmp_path / "net.keras", size=64, channels=128))
+    backbone = Backbone.open(build_network(tmp_path / "net.keras", size=64, channels=128))
     store = FeatureStore(tmp_path / "store", create=True)
 
     def fail(found):

@@ -22,7 +22,7 @@ layers = keras.layers
 
 
 def made_of(model=None, **options):
-    return Backbone.from_model(model or tiny_network(), name="tiny", **options)
+    return Backbone.open(model or tiny_network(), name="tiny", **options)
 
 
 def digests(model=None, **options):
@@ -137,9 +137,7 @@ def test_dropout_on_each_half_of_a_split_has_a_digest_of_its_own():
         layers.Dropout(0.5, name="first")(first),
         layers.Dropout(0.5, name="second")(second),
     ]
-    backbone = Backbone.from_model(
-        keras.Model(image, layers.Add()(ends)), name="halves", scaling="none"
-    )
+    backbone = Backbone.open(keras.Model(image, layers.Add()(ends)), name="halves", scaling="none")
     assert backbone.prefix_digest("first") != backbone.prefix_digest("second")
 
 
@@ -151,7 +149,7 @@ def test_a_layer_that_is_only_called_dropout_is_described():
 
     image = keras.Input((16, 16, 3))
     x = layers.Conv2D(4, 3, name="conv")(image)
-    backbone = Backbone.from_model(
+    backbone = Backbone.open(
         keras.Model(image, Dropout(name="triple")(x)), name="mine", scaling="none"
     )
     assert backbone.prefix_digest("triple") != backbone.prefix_digest("conv")

@@ -36,7 +36,7 @@ class Odd(layers.Layer):
 def odd(factor):
     image = keras.Input((16, 16, 3))
     x = layers.Rescaling(1 / 255, name="plain")(image)
-    return Backbone.from_model(keras.Model(image, Odd(factor, name="odd")(x)), name="odd")
+    return Backbone.open(keras.Model(image, Odd(factor, name="odd")(x)), name="odd")
 
 
 def rounded(array, bits):
@@ -94,7 +94,7 @@ def test_arithmetic_of_fewer_bits_is_found(mobilenet):
 @pytest.mark.parametrize("bits", [10, 7])
 @pytest.mark.parametrize("name", ["MobileNetV3Small", "VGG16"])
 def test_arithmetic_of_fewer_bits_is_found_in_other_networks(name, bits):
-    check_bits(Backbone.from_application(name, "random", 64), bits)
+    check_bits(Backbone.open(name, "random", 64), bits)
 
 
 PROGRAM = """
@@ -113,7 +113,7 @@ class Witness(keras.layers.Layer):
 
 image = keras.Input((16, 16, 3))
 model = keras.Model(image, Witness(name="end")(keras.layers.Rescaling(1 / 255)(image)))
-backbone = Backbone.from_model(model, name="witness")
+backbone = Backbone.open(model, name="witness")
 seen.clear()
 with tf.device("CPU:1"):
     assert (tf.zeros(1) + 1).device.endswith("CPU:1")
@@ -149,7 +149,7 @@ def test_a_value_that_is_not_finite_on_one_side_is_found(backbone, batch):
 
 def test_what_is_not_finite_on_both_sides_agrees(batch):
     # It is refused by its own reason, which says more.
-    backbone = Backbone.from_model(
+    backbone = Backbone.open(
         keras.Model(
             image := keras.Input((16, 16, 3)), layers.Rescaling(3e38, -3e38, name="huge")(image)
         ),
@@ -173,9 +173,11 @@ def test_the_first_and_the_last_row_are_among_those_compared(backbone, batch):
 
 def test_where_zero_is_expected_any_difference_is_too_large():
     images, black = np.zeros((4, 8, 8, 3), np.uint8), np.zeros((4, 8, 8, 3), np.float32)
-    numerics.check(Backbone.pixels(8), ["pixels"], images, [black])
+    numerics.check(Backbone.open("pixels", input_size=8), ["pixels"], images, [black])
     with pytest.raises(ActivationError, match="differs by inf"):
-        numerics.check(Backbone.pixels(8), ["pixels"], images, [black + np.float32(1e-6)])
+        numerics.check(
+            Backbone.open("pixels", input_size=8), ["pixels"], images, [black + np.float32(1e-6)]
+        )
 
 
 def test_the_message_gives_layer_difference_tolerance_and_the_way_out(backbone, batch):
@@ -194,7 +196,7 @@ def test_layers_of_low_precision_are_held_to_what_they_can_keep(batch):
     x = layers.Rescaling(1 / 255, name="exact")(image)
     x = layers.Conv2D(8, 3, dtype=policy, name="coarse")(x)
     model = keras.Model(image, layers.BatchNormalization(dtype=policy, name="norm")(x))
-    backbone = Backbone.from_model(model, name="mixed")
+    backbone = Backbone.open(model, name="mixed")
     refs = ["exact", "coarse", "norm", "norm:avg"]
     found = backbone.forward(refs)(batch)
     numerics.check(backbone, refs, batch, found)
@@ -209,7 +211,7 @@ def made_of(*calls):
     x = layers.Rescaling(1 / 255, name="plain")(image)
     for call in calls:
         x = call(x)
-    return Backbone.from_model(keras.Model(image, layers.Identity(name="end")(x)), name="m")
+    return Backbone.open(keras.Model(image, layers.Identity(name="end")(x)), name="m")
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_a_network_of_random_statistics_is_taken_with_a_warning():
             size = layer.gamma.shape
             low = [0.5, -0.5, -0.5, 0.5]
             layer.set_weights([generator.uniform(each, each + 1, size) for each in low])
-    backbone = Backbone.from_model(model, name="wild")
+    backbone = Backbone.open(model, name="wild")
     images = generator.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
     last = backbone.layer_names[-1:]
     with pytest.warns(FeatureStoreWarning, match="amplifies rounding"):
@@ -298,7 +300,7 @@ def test_a_network_of_random_statistics_is_taken_with_a_warning():
     ],
 )
 def test_trained_networks_agree(name, file, size, refs):
-    backbone = Backbone.from_application(name, DATA / name / f"{file}.weights.h5", size)
+    backbone = Backbone.open(name, DATA / name / f"{file}.weights.h5", size)
     noise = np.random.default_rng(1)
     coarse = [noise.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (1, 3, 9, size)]
     images = np.stack([backbone.resize(each) for each in coarse])

@@ -14,7 +14,7 @@ FIRST = "channels_first"
 def made_of(make):
     image = keras.Input((16, 16, 3))
     end = make(layers.Rescaling(1 / 255)(image))
-    return Backbone.from_model(keras.Model(image, end), name="m")
+    return Backbone.open(keras.Model(image, end), name="m")
 
 
 def check_against(made, ref, axes, images):
@@ -81,7 +81,7 @@ def test_a_reduction_keeps_nan(batch, refs):
     images[1, 2, 3, 0] = 255
     image = keras.Input((16, 16, 3))
     root = layers.Identity(name="root")(keras.ops.sqrt(254.0 - image))
-    made = Backbone.from_model(keras.Model(image, root), name="m", scaling="none")
+    made = Backbone.open(keras.Model(image, root), name="m", scaling="none")
     for compute in (made.forward(refs), made.reference(refs)):
         for found in compute(images):
             assert np.isnan(found).sum() == 1

@@ -13,7 +13,7 @@ layers = keras.layers
 def made_of(make, **options):
     image = keras.Input((16, 16, 3))
     end = make(layers.Rescaling(1 / 255, name="scaled")(image))
-    return Backbone.from_model(keras.Model(image, end), name="m", **options)
+    return Backbone.open(keras.Model(image, end), name="m", **options)
 
 
 def derived(backbone, source, refs, images, dtype="float16"):
@@ -32,7 +32,7 @@ def checked(backbone, source, refs, stored, images, dtype="float16"):
 
 def check_all(backbone, ref, images, dtype="float16", allowed=2.0**-11):
     """Derive a ref from every layer that it can be derived from, nearest first."""
-    sources = backbone.derivable_from(ref)
+    sources = backbone.cuts.derivable_from(ref)
     wanted, *stored = backbone.reference([ref, *sources])(images)
     for source, whole in zip(sources, stored, strict=True):
         tail = forward.plain(backbone.computation([ref], source=source))
@@ -48,14 +48,14 @@ def check_all(backbone, ref, images, dtype="float16", allowed=2.0**-11):
 def test_only_layers_that_every_path_leads_through(backbone, batch):
     """`conv2d` goes around `left` and its BatchNorm, to where they are added."""
     around = {"left", "batch_normalization"}
-    assert backbone.derivable_from("left") == ["conv2d", "rescaling"]
-    assert backbone.derivable_from("batch_normalization") == ["left", "conv2d", "rescaling"]
+    assert backbone.cuts.derivable_from("left") == ["conv2d", "rescaling"]
+    assert backbone.cuts.derivable_from("batch_normalization") == ["left", "conv2d", "rescaling"]
     whole = check_all(backbone, "logits", batch, "float32", 1e-6)
-    before = backbone.layers_before("logits")
+    before = backbone.cuts.before("logits")
     assert whole == [name for name in reversed(before) if name not in around]
     assert check_all(backbone, "pool:avg", batch) == ["pool", "add", "conv2d", "rescaling"]
-    assert backbone.derivable_from("rescaling") == []
-    assert backbone.derivable_from("rescaling:max") == ["rescaling"]
+    assert backbone.cuts.derivable_from("rescaling") == []
+    assert backbone.cuts.derivable_from("rescaling:max") == ["rescaling"]
 
 
 def test_several_refs_of_one_tail(backbone, batch):
@@ -80,18 +80,18 @@ def test_a_tail_from_elsewhere_is_refused(backbone):
     ):
         backbone.tail("left", ["pool:avg"])
     with pytest.raises(BackboneError, match="cannot be derived from 'pool'"):
-        backbone.flops(["left"], "pool")
+        backbone.cuts.flops(["left"], "pool")
     with pytest.raises(BackboneError, match=r"'rescaling' cannot be .*; it needs the image"):
         backbone.tail("pool", ["rescaling"])
 
 
 def test_flops_from_a_layer_and_from_the_image(backbone):
     info = {each.name: each for each in backbone.layers()}
-    assert backbone.flops(["logits"]) == info["logits"].flops
-    assert backbone.flops(["pool:avg"], "pool") == 0
+    assert backbone.cuts.flops(["logits"]) == info["logits"].flops
+    assert backbone.cuts.flops(["pool:avg"], "pool") == 0
     last = info["logits"].flops - info["pool"].flops
-    assert backbone.flops(["logits", "global_average_pooling2d"], "pool") == last > 0
-    assert backbone.flops(["left", "add"]) == info["add"].flops
+    assert backbone.cuts.flops(["logits", "global_average_pooling2d"], "pool") == last > 0
+    assert backbone.cuts.flops(["left", "add"]) == info["add"].flops
 
 
 def test_a_tail_inside_nested_models_and_of_layers_that_are_shared(batch):
@@ -225,4 +225,4 @@ def test_a_real_network(mobilenet):
     ],
 )
 def test_other_real_networks(name, ref, source, around):
-    check_real(Backbone.from_application(name, "random", 32), ref, source, around)
+    check_real(Backbone.open(name, "random", 32), ref, source, around)

@@ -80,7 +80,7 @@ def test_an_engine_that_cannot_compute_the_network_says_why(store):
     image = keras.Input((16, 16, 3))
     x = keras.layers.Resizing(8, 8, antialias=True)(image)
     network = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="gap")(x))
-    found = diagnose(Backbone.from_model(network, name="m", scaling="tf"), store=store)
+    found = diagnose(Backbone.open(network, name="m", scaling="tf"), store=store)
     first, *others = found.speeds
     assert first.engine == "tensorflow"
     assert found.extraction(first) == found.images_per_second > 0
