@@ -98,7 +98,7 @@ def verdict(
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", FeatureStoreWarning)
         try:
-            numerics.check(backbone, [layer], images, [found], engine)
+            numerics.check(backbone.computation([layer]), images, [found], engine)
         except FeatureStoreError as error:
             return f"{type(error).__name__}: {error}"
     return "; ".join(str(each.message) for each in seen)

@@ -1,10 +1,9 @@
 """Layers and functions that are not Keras' own: how to find them, and their identity.
 
 The identity is a digest of byte code, because that is what runs: the source file may have been
-edited since it was imported. It covers a class and the classes of the user that it inherits from:
-methods, class attributes and default arguments. Through a global name, code may use constants,
-Keras, TensorFlow, NumPy, the standard library, and other installed packages, which count by
-version. Any other global name is refused.
+edited since it was imported. It covers methods, class attributes, default arguments, and the
+user's classes and functions that code uses by name. Keras, TensorFlow, NumPy and the standard
+library count as fixed, other installed packages by version. Other modules and objects are refused.
 """
 
 from __future__ import annotations
@@ -123,20 +122,17 @@ def code_digest(code: type | FunctionType) -> str:
 
 
 class _Code:
-    """A class with the user's classes that it inherits from, or a function."""
+    """A class or function, with the user's classes and functions that it uses."""
 
     def __init__(self, code: type | FunctionType) -> None:
-        home = _package(code.__module__)
-        self.own: list[Any] = [code]
-        for base in code.__mro__[1:] if isinstance(code, type) else ():
-            if _package(base.__module__) == home or _origin(base.__module__) is None:
-                self.own.append(base)
+        self._home = _package(code.__module__)
+        self._own: list[Any] = [code]
 
     def parts(self) -> list[Any]:
-        """Return the canonical form of the code, in an order that no process decides."""
+        """Return the canonical form of each; the list grows while it is read."""
         return [
-            self._class(part) if isinstance(part, type) else self._function(part)
-            for part in self.own
+            self._class(code) if isinstance(code, type) else self._function(code)
+            for code in self._own
         ]
 
     def _class(self, kind: type) -> dict[str, Any]:
@@ -146,10 +142,9 @@ class _Code:
             inner = [getattr(member, part, None) for part in ("fget", "fset", "__func__")]
             # Names, lines and docs are not computed with.
             if not name.startswith(("__", "_abc_impl")) or callable(member) or any(inner):
-                members[name] = [type(member).__name__]
-                for part in filter(None, inner) if any(inner) else [member]:
-                    own = isinstance(part, FunctionType) and _package(part.__module__) not in _FIXED
-                    members[name].append(self._function(part) if own else self._value(part, name))
+                parts = filter(None, inner) if any(inner) else [member]
+                values = [self._value(part, name) for part in parts]
+                members[name] = [type(member).__name__, *values]
         return {"bases": self._value(kind.__bases__, "bases"), "members": members}
 
     def _function(self, function: FunctionType) -> dict[str, Any]:
@@ -203,20 +198,23 @@ class _Code:
             return {type(value).__name__: sorted(parts, key=str) if is_set else parts}
         if isinstance(value, np.generic | np.ndarray) or keras.ops.is_tensor(value):
             return {"array": digest_array(np.asarray(keras.ops.convert_to_numpy(value)))}
-        for place, code in enumerate(self.own):
-            if value is code:
-                return {"own": place}
         if isinstance(value, ModuleType):
             return _origin(value.__name__) or self._refuse(name)
-        if isinstance(value, type | FunctionType | BuiltinFunctionType):
-            origin = _origin(value.__module__ or "builtins") or self._refuse(name)
+        if not isinstance(value, type | FunctionType | BuiltinFunctionType):
+            return self._refuse(name)
+        module = value.__module__ or "builtins"
+        origin = _origin(module)
+        if origin is not None and _package(module) != self._home:
             return {"origin": origin, "name": value.__qualname__}
-        return self._refuse(name)
+        places = [place for place, code in enumerate(self._own) if code is value]
+        if not places:
+            self._own.append(value)
+        return {"own": places[0] if places else len(self._own) - 1}
 
     def _refuse(self, name: str) -> Any:
         raise BackboneError(
             f"reads {name!r}, whose changes would not be seen",
-            "constants, Keras, TensorFlow, NumPy and installed packages",
+            "constants, functions, classes, and modules of installed packages",
             "pass it in the layer's configuration, or move it into the class",
         )
 

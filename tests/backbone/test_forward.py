@@ -93,7 +93,7 @@ def test_tf32_is_off_in_our_passes_and_left_as_it_was(batch):
     try:
         for usual in (True, False):
             execution.enable_tensor_float_32_execution(usual)
-            run = forward.compiled(compute, (16, 16, 3))
+            run = forward.with_tensorflow(compute, (16, 16, 3))
             assert execution.tensor_float_32_execution_enabled() is usual
             with ThreadPoolExecutor(4) as pool:
                 for found in pool.map(run, [batch] * 8):
@@ -157,7 +157,7 @@ def test_dropout_inside_recurrent_layers_is_off(batch):
     model = keras.Model(image, end)
     backbone = Backbone.open(model, name="m")
     found = backbone.forward(["end"])(batch)
-    numerics.check(backbone, ["end"], batch, found)
+    numerics.check(backbone.computation(["end"]), batch, found)
     np.testing.assert_allclose(found[0], model.predict(batch, verbose=0), atol=1e-6)
 
 

@@ -25,7 +25,7 @@ def derived(backbone, source, refs, images, dtype="float16"):
 def checked(backbone, source, refs, stored, images, dtype="float16"):
     stored = stored.astype(dtype, copy=False)
     return [
-        numerics.check_derived(backbone, backbone.tail(source, [ref]), ref, stored, images, dtype)
+        backbone.check_tail(backbone.tail(source, [ref]), ref, stored, images, dtype)
         for ref in refs
     ]
 
@@ -81,7 +81,7 @@ def test_a_tail_from_elsewhere_is_refused(backbone):
         backbone.tail("left", ["pool:avg"])
     with pytest.raises(BackboneError, match="cannot be derived from 'pool'"):
         backbone.cuts.flops(["left"], "pool")
-    with pytest.raises(BackboneError, match=r"'rescaling' cannot be .*; it needs the image"):
+    with pytest.raises(BackboneError, match=r"'rescaling' cannot be .*; expected the image"):
         backbone.tail("pool", ["rescaling"])
 
 
@@ -114,24 +114,6 @@ def test_a_tail_inside_nested_models_and_of_layers_that_are_shared(batch):
     assert check_all(made, "drop", batch, "float32", 0.0) == ["in_b", "shared", "in_a", "scaled"]
 
 
-@pytest.mark.filterwarnings("ignore:.*it hides NaN, which Divide may give here")
-def test_stored_features_have_no_mask(batch):
-    """A layer before the mask makes it again; from a layer with a mask, nothing is derived."""
-
-    def make(x):
-        x = layers.Reshape((32, 24), name="steps")(keras.ops.round(x))
-        x = layers.Masking(name="masked")(x)
-        x = layers.Dense(4, name="dense")(x)
-        return layers.GlobalAveragePooling1D(name="end")(x)
-
-    made = made_of(make)
-    images = batch.copy()
-    images[:, :6] = 0
-    for ref in ("end", "dense:avg", "dense", "masked:avg"):
-        assert check_all(made, ref, images, "float32", 1e-6) == ["steps", "round", "scaled"]
-    assert made.derivable_from("steps:max") == ["steps", "round", "scaled"]
-
-
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16", "mixed_bfloat16"])
 def test_networks_of_half_precision_go_on_in_their_own_type(policy, batch):
     """Their activations are stored as they are, and what follows must not see float32."""
@@ -151,7 +133,7 @@ def test_networks_of_half_precision_go_on_in_their_own_type(policy, batch):
 def test_integers_are_no_source(batch):
     made = made_of(lambda x: keras.ops.cast(keras.ops.argmax(x, axis=-1, keepdims=True), "float32"))
     assert "int" in made._graph.nodes[-2].outputs[0].dtype
-    assert made.derivable_from(made.layer_names[-1]) == ["scaled"]
+    assert made.cuts.derivable_from(made.layer_names[-1]) == ["scaled"]
 
 
 def test_weights_that_are_nan_count_behind_the_source_only(batch):
@@ -202,11 +184,11 @@ def test_a_tail_that_amplifies_what_storing_rounds_does_not_hold(batch):
 def check_real(network, ref, source, around):
     height, width = network.input_size
     images = np.random.default_rng(5).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
-    sources, layer = network.derivable_from(ref), ref.partition(":")[0]
+    sources, layer = network.cuts.derivable_from(ref), ref.partition(":")[0]
     assert source in sources
     assert around not in sources
-    assert set(sources) <= {*network.layers_before(layer), layer}
-    assert 0 < network.flops([ref], source) < network.flops([ref])
+    assert set(sources) <= {*network.cuts.before(layer), layer}
+    assert 0 < network.cuts.flops([ref], source) < network.cuts.flops([ref])
     (stored,) = network.reference([source])(images)
     (found,) = checked(network, source, [ref], stored, images)
     assert found.holds
