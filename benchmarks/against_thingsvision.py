@@ -38,9 +38,7 @@ def ours(name: str, folder: str, precision: str) -> None:
     import featurestore as fs
 
     weights, layer, *_ = CASES[name]
-    backbone = fs.Backbone.from_application(
-        name, weights=weights, input_size=224, precision=precision
-    )
+    backbone = fs.Backbone.open(name, weights=weights, input_size=224, precision=precision)
     reached: list[float] = []
 
     def note(event: Any) -> None:

@@ -38,7 +38,7 @@ def child(folder: str, workers: int) -> None:
 
     started = time.perf_counter()
     data = fs.Dataset.open(folder)
-    backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=SIDE)
+    backbone = fs.Backbone.open("mobilenetv2", weights=MOBILENETV2, input_size=SIDE)
     with tempfile.TemporaryDirectory(dir=ROOT / "data") as place:
         options = {"cluster": workers or None, "batch_size": 32, "on_event": hear}
         fs.extract(data, backbone, LAYERS, f"{place}/store", **options)

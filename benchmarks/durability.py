@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_fashion(Path(folder), IMAGES)
         data = fs.Dataset.open(folder)
-        backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=96)
+        backbone = fs.Backbone.open("mobilenetv2", weights=MOBILENETV2, input_size=96)
         for layer in LAYERS:
             seconds: dict[bool, list[float]] = {True: [], False: []}
             written, count, taken = 0, 0, []

@@ -48,10 +48,12 @@ def measure(name: str) -> dict[str, Any]:
         if it passes), ``speeds`` (images/s of each turn) and ``thrift`` (images a second of the
         processor's time, which other work on the machine hardly moves).
     """
-    fs.Backbone.pixels(8, engine="tensorflow").forward(["pixels"])(np.zeros((1, 8, 8, 3), "uint8"))
-    backbone = fs.Backbone.from_application(name, "random")
+    fs.Backbone.open("pixels", input_size=8, engine="tensorflow").forward(["pixels"])(
+        np.zeros((1, 8, 8, 3), "uint8")
+    )
+    backbone = fs.Backbone.open(name, "random")
     layer = backbone.layer_names[-1]
-    operations = backbone.flops([layer])
+    operations = backbone.cuts.flops([layer])
     batch = int(min(16, max(2, 2 ** int(np.log2(BATCH_OPERATIONS / operations)))))
     data = fs.Dataset.open(STAMPS)
     images = np.stack([backbone.resize(data.image(row)) for row in range(batch)])
@@ -96,7 +98,7 @@ def verdict(
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", FeatureStoreWarning)
         try:
-            numerics.check(backbone, [layer], images, [found], engine)
+            numerics.check(backbone.computation([layer]), images, [found], engine)
         except FeatureStoreError as error:
             return f"{type(error).__name__}: {error}"
     return "; ".join(str(each.message) for each in seen)

@@ -89,7 +89,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for name, data in (("mobilenetv2", fashion()), ("mobilenetv2", stamps()), ("vgg16", stamps())):
         weights, size, layer, epochs = BACKBONES[name]
-        backbone = fs.Backbone.from_application(name, weights=weights, input_size=size)
+        backbone = fs.Backbone.open(name, weights=weights, input_size=size)
         layer = f"{layer}:avg"
         cached = from_cache(data, backbone, layer)
         frozen = on_frozen(data, backbone, layer, epochs)

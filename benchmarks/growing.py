@@ -52,7 +52,7 @@ def write_crops(folder: Path, first: int, last: int) -> None:
 def vgg16() -> Any:
     import featurestore as fs
 
-    return fs.Backbone.from_application("vgg16", weights=VGG16, input_size=SIDE)
+    return fs.Backbone.open("vgg16", weights=VGG16, input_size=SIDE)
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def extract(folder: str, store: str) -> None:
     if Path(folder).name == "grown":
         backbone, layers = vgg16(), [WHOLE]
     else:
-        backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=64)
+        backbone = fs.Backbone.open("mobilenetv2", weights=MOBILENETV2, input_size=64)
         layers = ["block_6_expand_relu", "out_relu:avg"]
     fs.extract(fs.Dataset.open(folder), backbone, layers, fs.FeatureStore(store, create=True))
 

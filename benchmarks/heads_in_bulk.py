@@ -41,13 +41,13 @@ PICKED = [2, 6, 10, 14, 18, 26, 34, 42, 46, 50]
 
 def fashion(folder: Path) -> fs.Features:
     """Extract pooled MobileNetV2 features of all of Fashion-MNIST; the test images validate."""
-    backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=96)
+    backbone = fs.Backbone.open("mobilenetv2", weights=MOBILENETV2, input_size=96)
     return extracted(folder, "fashion", slice(None), backbone, "out_relu:avg")
 
 
 def small(folder: Path) -> fs.Features:
     """Extract 512 features of the first 1,254 images, and of 1,000 that validate."""
-    backbone = fs.Backbone.from_application("mobilenet", weights=MOBILENET, input_size=96)
+    backbone = fs.Backbone.open("mobilenet", weights=MOBILENET, input_size=96)
     chosen = np.r_[:1254, 60000:61000]
     return extracted(folder, "fashion-1254", chosen, backbone, "conv_pw_11_relu:avg")
 

@@ -19,13 +19,13 @@ from benchmarks.measure import MOBILENETV2, STAMPS, machine
 
 def main() -> None:
     data = fs.Dataset.open(STAMPS)
-    trained = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=160)
-    random = fs.Backbone.from_application("mobilenetv2", weights="random", input_size=160)
+    trained = fs.Backbone.open("mobilenetv2", weights=MOBILENETV2, input_size=160)
+    random = fs.Backbone.open("mobilenetv2", weights="random", input_size=160)
     cases = [
         (trained, "block_13_expand_relu:avg"),
         (trained, "out_relu:avg"),
         (random, "out_relu:avg"),
-        (fs.Backbone.pixels(32), "pixels"),
+        (fs.Backbone.open("pixels", input_size=32), "pixels"),
     ]
     print(f"`python -m benchmarks.heads_on_stamps` — {machine()}\n")
     print("| features | accuracy, 5-fold | spread of the folds |")

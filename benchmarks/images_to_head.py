@@ -65,7 +65,7 @@ def ours(name: str, folder: str) -> None:
 
     weights, size, layer = BACKBONES[name]
     data = fs.Dataset.open(folder, val=0.2)
-    backbone = fs.Backbone.from_application(name, weights=weights, input_size=size)
+    backbone = fs.Backbone.open(name, weights=weights, input_size=size)
     with tempfile.TemporaryDirectory() as place:
         features = fs.extract(
             data, backbone, [layer], fs.FeatureStore(place + "/store", create=True)

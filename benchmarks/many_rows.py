@@ -96,7 +96,7 @@ class Bench:
         image = keras.Input((SIDE, SIDE, 3))
         x = keras.layers.Rescaling(1 / 255.0)(image)
         x = keras.layers.Conv2D(4, 3, strides=2, activation="relu", name="relu")(x)
-        return fs.Backbone.from_model(keras.Model(image, x), name="toy")
+        return fs.Backbone.open(keras.Model(image, x), name="toy")
 
 
 @step("make the data set, from arrays in memory, and its manifest")

@@ -20,7 +20,7 @@ def extract(folder: str) -> None:
     import featurestore as fs
 
     data = fs.Dataset.open(folder)
-    backbone = fs.Backbone.from_application("mobilenetv2", weights=MOBILENETV2, input_size=64)
+    backbone = fs.Backbone.open("mobilenetv2", weights=MOBILENETV2, input_size=64)
     with tempfile.TemporaryDirectory() as store:
         layers = ["block_6_expand_relu", "out_relu:avg"]
         created = fs.FeatureStore(store + "/store", create=True)

@@ -57,7 +57,7 @@ def main() -> None:
             if sys.argv[1:] and f"{name}-{images}" not in sys.argv[1:]:
                 continue
             data = opened[images]
-            backbone = fs.Backbone.from_application(name, weights=weights, input_size=side)
+            backbone = fs.Backbone.open(name, weights=weights, input_size=side)
             exact, y = features(data, backbone, layer, "float32")
             rounded, _ = features(data, backbone, layer, "bfloat16")
             plain, fewer = (cross_val_score(head, x, y, cv=folds) for x in (exact, rounded))

@@ -103,7 +103,7 @@ def measured(case: str, store: fs.FeatureStore) -> Iterator[Measured]:
     data = dataset(case)
     for name, layers in LAYERS.items():
         size = CASES[case][0][name]
-        backbone = fs.Backbone.from_application(name, WEIGHTS[name], size)
+        backbone = fs.Backbone.open(name, WEIGHTS[name], size)
         features = fs.extract(data, backbone, layers, store)
         for layer in layers:
             X = np.asarray(features[layer].group.read(np.arange(len(data)), np.float32))

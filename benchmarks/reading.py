@@ -42,7 +42,7 @@ def activations(place: Path, layers: list[str]) -> dict[str, np.ndarray]:
     every = fs.Dataset.open(STAMPS)
     images = [every.image(row) for row in range(IMAGES)]
     data = fs.Dataset.from_arrays(images, name="few", val=0.0)
-    backbone = fs.Backbone.from_application("vgg16", weights=VGG16, input_size=224)
+    backbone = fs.Backbone.open("vgg16", weights=VGG16, input_size=224)
     found = fs.extract(data, backbone, layers, fs.FeatureStore(place, create=True))
     return {layer: found[layer].arrays(dtype="float16")[0] for layer in layers}
 

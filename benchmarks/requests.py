@@ -54,7 +54,7 @@ def network() -> fs.Backbone:
     image = x = keras.Input((8, 8, 3))
     for number in range(ARRAYS + 1):
         x = keras.layers.Conv2D(4, 3, padding="same", name=f"conv_{number:02}")(x)
-    return fs.Backbone.from_model(keras.Model(image, x), name="deep", scaling="tf")
+    return fs.Backbone.open(keras.Model(image, x), name="deep", scaling="tf")
 
 
 def data(count: int) -> fs.Dataset:

@@ -46,7 +46,7 @@ def from_the_cache(data: fs.Dataset, folder: Path) -> dict[str, float]:
     ]
     file.write_text(yaml.safe_dump({"dataset": data.name, "heads": heads}))
     started = time.perf_counter()
-    backbone = fs.Backbone.from_application("vgg16", weights=VGG16, input_size=224)
+    backbone = fs.Backbone.open("vgg16", weights=VGG16, input_size=224)
     fs.extract(data, backbone, [f"{layer}:avg" for layer in LAYERS], store)
     extracted = time.perf_counter()
     fitted = fs.sweep(file, store)

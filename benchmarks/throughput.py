@@ -62,7 +62,7 @@ def child(name: str, folder: str) -> None:
 
     load_tensorflow()
     imported = time.perf_counter()
-    backbone = fs.Backbone.from_application(name, weights=case.weights, input_size=case.side)
+    backbone = fs.Backbone.open(name, weights=case.weights, input_size=case.side)
     built = time.perf_counter()
     noise = np.random.default_rng(0).integers(0, 256, (BATCH, case.side, case.side, 3), np.uint8)
     forward = backbone.forward([case.layer])

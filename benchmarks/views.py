@@ -83,7 +83,7 @@ def main() -> None:
     asked = parser.parse_args()
     make, augmentation = {"stamps": (stamps, PHOTOS), "fashion": (fashion, CLOTHES)}[asked.data]
     size, layer = asked.input_size, "block_13_expand_relu:avg"
-    backbone = fs.Backbone.from_application("mobilenetv2", MOBILENETV2, size)
+    backbone = fs.Backbone.open("mobilenetv2", MOBILENETV2, size)
     print(f"`python -m benchmarks.views {asked.data} --input-size {size}` — {machine()}\n")
     print(
         "| images of a class | views | test accuracy | spread | gain over 0 | views, s | fit, s |"

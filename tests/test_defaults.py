@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import featurestore as fs
+from featurestore.backbone import recipes
 from featurestore.cli import cli
 from featurestore.dataset import Splits
 from featurestore.heads import fit_heads, leaderboard
@@ -43,7 +44,7 @@ def test_python_pipelines_and_commands_have_the_same_defaults() -> None:
 
     seeds = (defaults(fs.fit_head), defaults(fit_heads), options("train"))
     assert [each["seed"] for each in seeds] == [HeadSpec(head="knn").seed] * 3 == [0] * 3
-    assert defaults(fs.Backbone.pixels)["input_size"] == BaselineSpec().input_size == 32
+    assert recipes.PIXELS == BaselineSpec().input_size == 32
     assert SelectSpec().split is None  # the validation split, or the folds
     assert defaults(fs.promote)["selected_on"] == ("val",)
     # The other options of promote and of data sets are these very objects.
@@ -69,8 +70,8 @@ def test_what_is_left_out_gives_what_the_default_gives(
 
     store = fs.FeatureStore(create=True)
     assert Path(store.location) == tmp_path / "store"
-    fs.extract(photos, fs.Backbone.pixels(), ["pixels"], store)
-    pixels = fs.Backbone.pixels(32, resize="stretch", interpolation="bilinear")
+    fs.extract(photos, fs.Backbone.open("pixels"), ["pixels"], store)
+    pixels = fs.Backbone.open("pixels", input_size=32, resize="stretch", interpolation="bilinear")
     extraction = fs.extract(given, pixels, ["pixels"], store, dtype="float16", batch_size=32)
     assert extraction.reports["pixels"].rows_computed == 0
 

@@ -189,7 +189,7 @@ def fill_store(place: Path) -> None:
     import featurestore as fs
 
     photos = fs.Dataset.open(place / "photos")
-    backbone = fs.Backbone.from_file(place / "my_model.keras")
+    backbone = fs.Backbone.open(place / "my_model.keras")
     fs.extract(photos, backbone, ["pool", "top:avg"], fs.FeatureStore(place / "store", create=True))
 
 

@@ -178,7 +178,7 @@ WRONG: dict[str, tuple[Callable[[fs.Features], Any], str]] = {
     "dataset": (lambda f: fs.Dataset.open(3), "3 (int)"),
     "dataset option": (lambda f: fs.Dataset.open("photos", valid=0.2), "'valid'"),
     "backbone": (lambda f: fs.Backbone.open(3), "3 (int)"),
-    "backbone model": (lambda f: fs.Backbone.from_model(3, name="x"), "3 (int)"),
+    "backbone model": (lambda f: fs.Backbone.open(3, name="x"), "3 (int)"),
     "backbone option": (lambda f: fs.Backbone.open("net.keras", inputsize=3), "'inputsize'"),
     "backbone size": (lambda f: fs.Backbone.open("pixels", input_size="x"), "'x'"),
 }

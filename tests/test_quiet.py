@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-LOAD = "import featurestore as fs; fs.Backbone.pixels(); import tensorflow as tf; tf.constant(1)"
+LOAD = (
+    "import featurestore as fs; fs.Backbone.open('pixels'); import tensorflow as tf; tf.constant(1)"
+)
 
 
 @pytest.mark.reliability

@@ -1,60 +1,65 @@
-"""The backbone, and how to make one."""
+"""The backbone: a frozen network behind its preprocessing."""
 
 from __future__ import annotations
 
 import copy
 import html
-import sys
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurestore.backbone import numerics, sources
-from featurestore.backbone.custom import is_custom
+from featurestore.backbone import cost, engines, identity, numerics, recipes, sources
+from featurestore.backbone.computing import Computation, compile_model
+from featurestore.backbone.copying import clone, inference_by_default, seeded
+from featurestore.backbone.cost import LayerInfo
+from featurestore.backbone.cuts import Cuts
 from featurestore.backbone.engines import Computing
-from featurestore.backbone.families import APPLICATIONS, application
-from featurestore.backbone.forward import Pass
-from featurestore.backbone.graph import Graph, flatten, is_automatic
-from featurestore.backbone.network import Network
+from featurestore.backbone.forward import CompiledModel, Forward, plain, require_tensorflow
 from featurestore.backbone.preprocessing import Preprocessing, Size
-from featurestore.backbone.recognition import find_preprocessing
+from featurestore.backbone.recipes import Recipe
 from featurestore.backbone.refs import LayerRef
-from featurestore.errors import BackboneError, nearest, one_line, path_text, received
-from featurestore.quiet import load_tensorflow
+from featurestore.backbone.resizing import compiled_resize
+from featurestore.digests import digest_fields
+from featurestore.errors import BackboneError, FeatureStoreWarning
+from featurestore.table import Table
 
 
-class Backbone(Network):
-    """A frozen Keras model with its own preprocessing. Make one with a ``from_…`` method.
+class Backbone:
+    """A frozen Keras model with its own preprocessing. Make one with :meth:`open`.
 
     Attributes
     ----------
     name : str
-        The name in feature keys: the application's or the file's.
+        The name in feature keys: the application's, the file's or the model's.
     spec : dict
         JSON values from which :meth:`from_spec` builds the same backbone.
     preprocessing : Preprocessing
         How a decoded image becomes the input of the first layer.
     computing : Computing
         Engine and precision.
+    cuts : Cuts
+        Where it can be cut.
     """
 
-    def __init__(
-        self,
-        name: str,
-        graph: Graph,
-        preprocessing: Preprocessing,
-        spec: dict[str, Any],
-        computing: Computing | None = None,
-    ) -> None:
-        if name == "pixels" and spec["source"] != "pixels":
+    def __init__(self, recipe: Recipe, computing: Computing) -> None:
+        require_tensorflow()
+        if recipe.name == "pixels" and recipe.source["source"] != "pixels":
             raise BackboneError(
-                "a model cannot be called 'pixels', which is the baseline without a network; rename"
-                " the file, or pass another name"
+                "a model cannot be called 'pixels', which is the baseline without a network",
+                remedy="rename the file, or pass another name",
             )
-        super().__init__(name, graph, preprocessing, computing)
-        self.spec = {**spec, **preprocessing.to_dict(), **self.computing.fields()}
+        self.name = recipe.name
+        self.preprocessing: Preprocessing = recipe.preprocessing
+        self.computing = computing
+        self.spec = {**recipe.source, **recipe.preprocessing.to_dict(), **computing.fields()}
+        self._graph = recipe.graph.sized(self.input_size)
+        self.cuts = Cuts(recipe.name, self._graph)
+        # The user's code may change later, which is refused then.
+        self._graph_digests = identity.graph_digests(self._graph)
 
     def __repr__(self) -> str:
         height, width = self.input_size
@@ -63,223 +68,57 @@ class Backbone(Network):
     def _repr_html_(self) -> str:
         return f"<p><code>{html.escape(repr(self))}</code></p>{self.layers()._repr_html_()}"
 
-    def amplification(self, refs: Sequence[LayerRef | str], images: np.ndarray) -> list[float]:
-        """Return how far rounding moves the activations at several refs.
-
-        Parameters
-        ----------
-        refs : sequence of LayerRef or str
-        images : numpy.ndarray of uint8, (row, height, width, channel=3)
-
-        Returns
-        -------
-        list of float
-            For each ref, the largest change when the last bit of each layer's result moves,
-            relative to the largest activation: about 1e-6 for most networks in float32.
-        """
-        return numerics.amplification(self, refs, images)
-
-    def forward(self, refs: Sequence[LayerRef | str]) -> Pass:
-        """Compile one pass, as :meth:`Network.forward`, that checks its first batch.
-
-        Errors of the first batch are those of :func:`numerics.check`.
-        """
-        return numerics.checked(self, refs)
-
-    def using(self, **options: Any) -> Backbone:
-        """Return this backbone with another engine or precision: options of :class:`Computing`.
-
-        Examples
-        --------
-        >>> fast = vgg16.using(precision="bfloat16")  # doctest: +SKIP
-        """
-        other = copy.copy(self)
-        other.computing = Computing.of({**self.computing.model_dump(), **options})
-        spec = {key: each for key, each in self.spec.items() if key not in Computing.model_fields}
-        other.spec = {**spec, **other.computing.fields()}
-        return other
-
-    def in_float32(self) -> Backbone:
-        """Return this backbone as a promoted model computes it: in float32, by any engine."""
-        if self.computing.precision == "float32":
-            return self
-        return self.using(precision="float32", engine="auto")
-
     @classmethod
     def of(cls, model: Any) -> Backbone:
         """Return a backbone unchanged, or make one from a name, a file or a model: :meth:`open`."""
         return model if isinstance(model, cls) else cls.open(model)
 
     @classmethod
-    def from_application(
+    def open(
         cls,
-        name: str,
-        weights: str | Path = "imagenet",
+        model: Any,
+        weights: str | Path | None = None,
         input_size: Size | None = None,
         *,
-        include_top: bool = False,
-        **options: Any,
-    ) -> Backbone:
-        """Build a network of ``keras.applications``.
-
-        Parameters
-        ----------
-        name : str
-            The constructor's name, in any case.
-        weights : str or path
-            ``imagenet`` (downloaded once by Keras), ``random`` (the same every time), or a
-            weights file.
-        input_size : int or (int, int), optional
-            Side, or height and width; by default what the network was trained on.
-        include_top : bool
-            Keep the ImageNet classifier; with ``imagenet`` weights it fixes the input size.
-        **options
-            ``resize`` and ``interpolation``, see :class:`Preprocessing`; ``precision`` and
-            ``engine``, see :class:`Computing`.
-
-        Raises
-        ------
-        BackboneError
-            No such network, no such weights, or weights of another network.
-        InputError
-            An option that is unknown or not one of the allowed values.
-        """
-        network = application(name)
-        if network is None:
-            known = [each.constructor for each in APPLICATIONS.values()]
-            raise BackboneError(
-                f"no keras.applications network is called {name!r}; {nearest(name, known)}"
-            )
-        computing, options = Computing.split(options)
-        preprocessing = Preprocessing.of(
-            {"input_size": input_size or network.size, "scaling": network.scaling, **options}
-        )
-        if preprocessing.scaling != network.scaling:
-            raise BackboneError(
-                f"{network.constructor} has scaling {network.scaling!r}; found scaling"
-                f" {preprocessing.scaling!r}, which is for model files"
-            )
-        chosen = str(weights)
-        if chosen not in ("imagenet", "random"):
-            chosen = str(Path(weights).absolute())
-        spec = {
-            "source": "application",
-            "name": network.name,
-            "weights": chosen,
-            "include_top": include_top,
-        }
-        model = sources.build_application(network, chosen, preprocessing.input_size, include_top)
-        return cls(network.name, flatten(model), preprocessing, spec, computing)
-
-    @classmethod
-    def from_file(
-        cls,
-        path: str | Path,
-        *,
-        weights: str | Path | None = None,
         name: str | None = None,
         **options: Any,
     ) -> Backbone:
-        """Load a functional ``.keras`` or ``.h5`` model, in safe mode.
-
-        Parameters
-        ----------
-        path : str or path
-            The model file.
-        weights : str or path, optional
-            A weights file to load over the model's own.
-        name : str, optional
-            By default the file's, without its ending.
-        **options
-            Of :class:`Preprocessing` and :class:`Computing`. ``input_size`` is required if the
-            model leaves it open, and must match otherwise. ``scaling`` is required unless the model
-            shows it, by scaling in its graph or by being a network of ``keras.applications``.
-        """
-        computing, options = Computing.split(options)
-        model = sources.model_from_file(path)
-        if weights is not None:
-            sources.load_weights(model, weights)
-        graph, found = flatten(model), Path(path)
-        preprocessing = find_preprocessing(graph, found.name, **options)
-        if any(is_custom(node.operation) for node in graph.nodes[1:]):
-            # A custom layer may load what is neither in its configuration nor among its weights.
-            graph = sources.copied(graph, preprocessing)
-        spec = {
-            "source": "file",
-            "path": str(found.absolute()),
-            "weights": None if weights is None else str(Path(weights).absolute()),
-            "name": name or found.stem,
-        }
-        return cls(name or found.stem, graph, preprocessing, spec, computing)
-
-    @classmethod
-    def from_model(cls, model: Any, *, name: str | None = None, **options: Any) -> Backbone:
-        """Copy a functional Keras model, as it is now.
-
-        The model is not changed, and training it later does not change the backbone. Its name is by
-        default the model's own, without the number that Keras gives it. Options are those of
-        :meth:`from_file`.
-        """
-        import keras
-
-        if not isinstance(model, keras.Model):
-            raise BackboneError(f"the model is {received(model)}; expected a keras.Model")
-        if name is None:
-            automatic = is_automatic(model.name, type(model).__name__)
-            name = automatic[1] if automatic else str(model.name)
-        computing, options = Computing.split(options)
-        graph = flatten(model)
-        preprocessing = find_preprocessing(graph, name, **options)
-        spec = {"source": "model", "name": name}
-        return cls(name, sources.copied(graph, preprocessing), preprocessing, spec, computing)
-
-    @classmethod
-    def pixels(cls, input_size: Size = 32, **options: Any) -> Backbone:
-        """Return a backbone without a network: its one layer ``pixels`` gives 0 to 1.
-
-        It is the baseline that other features have to beat. Options are those of
-        :meth:`from_application`.
-        """
-        load_tensorflow()
-        import keras
-
-        computing, options = Computing.split(options)
-        preprocessing = Preprocessing.of({"input_size": input_size, **options})
-        image = keras.Input((*preprocessing.input_size, 3), name="image")
-        layer = keras.layers.Rescaling(1 / 255.0, name="pixels", dtype="float32")
-        model = keras.Model(image, layer(image), name="pixels")
-        return cls("pixels", flatten(model), preprocessing, {"source": "pixels"}, computing)
-
-    @classmethod
-    def open(cls, model: Any, *, weights: str | Path | None = None, **options: Any) -> Backbone:
-        """Make a backbone from what the command line takes as MODEL, or from a Keras model.
+        """Make a backbone from a network of Keras, a model file or a model object.
 
         Parameters
         ----------
         model : str, path or keras.Model
-            A ``keras.applications`` name in any case, a ``.keras`` or ``.h5`` file, or ``pixels``;
-            or a model, as in :meth:`from_model`.
+            The name of a constructor of ``keras.applications`` in any case: it is built without its
+            classifier. Or a functional ``.keras`` or ``.h5`` file, loaded in safe mode. Or a
+            functional model, which is copied as it is now: training it later does not change the
+            backbone. Or ``pixels``: no network, one layer ``pixels`` of 0 to 1; the baseline that
+            other features have to beat.
         weights : str or path, optional
-            See :meth:`from_application` and :meth:`from_file`.
+            For an application ``imagenet`` (the default; downloaded once by Keras), ``random`` (the
+            same every time), or a weights file. For a model file, a weights file to load over the
+            model's own.
+        input_size : int or (int, int), optional
+            Side, or height and width; by default what the network was trained on. Required for a
+            model that leaves it open.
+        name : str, optional
+            For a file by default the file's without its ending; for a model object the model's
+            without the number that Keras gives it.
         **options
-            Of :class:`Preprocessing` and :class:`Computing`; None means the default.
+            Of :class:`Preprocessing` and :class:`Computing`; None means the default. ``scaling`` is
+            required for a model that does not show it, by scaling in its graph or by beginning
+            with a network of ``keras.applications``.
+
+        Raises
+        ------
+        BackboneError
+            No such network or file, no such weights, or weights of another network.
+        InputError
+            An option that is unknown or not one of the allowed values.
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
-        if keras is not None and isinstance(model, keras.Model):
-            if weights is not None:
-                raise BackboneError("a keras.Model has its weights: load them with load_weights")
-            return cls.from_model(model, **given)
-        what = "a Backbone, the name of a keras.applications network, a model file or a keras.Model"
-        text = path_text(model, "the backbone", what, BackboneError)
-        if text.casefold() == "pixels":
-            return cls.pixels(**given)
-        if application(text) is None:
-            if not Path(text).exists() and Path(text).suffix.lower() not in sources.KNOWN_ENDINGS:
-                sources.refuse_names_of_hubs(text)
-            if Path(text).exists() or Path(text).suffix:
-                return cls.from_file(text, weights=weights, **given)
-        return cls.from_application(text, weights or "imagenet", **given)
+        options = {**options, "input_size": input_size}
+        options = {name: value for name, value in options.items() if value is not None}
+        computing, options = Computing.split(options)
+        return cls(recipes.load(model, weights, name, options), computing)
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Backbone:
@@ -290,26 +129,10 @@ class Backbone(Network):
         BackboneError
             If it was made from a Keras model object, its file is gone, or ``spec`` is not valid.
         """
-        makers: dict[str, Callable[..., Backbone]] = {
-            "application": cls.from_application,
-            "file": cls.from_file,
-            "pixels": cls.pixels,
-        }
-        try:
-            options = {key: value for key, value in spec.items() if key != "source"}
-            if spec["source"] not in makers:
-                raise BackboneError(
-                    f"backbone {spec['name']!r} was made from a Keras model object, which only the"
-                    " caller has: pass Backbone.from_model(…), or save the model and use its file"
-                )
-            return makers[spec["source"]](**options)
-        except BackboneError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BackboneError(
-                f"the backbone is recorded in a form unknown to this version ({one_line(error)});"
-                " pass it in Python"
-            ) from error
+        fields = Computing.model_fields
+        rest = {name: value for name, value in spec.items() if name not in fields}
+        computing = Computing.of({name: spec[name] for name in spec if name in fields})
+        return cls(recipes.load_spec(rest), computing)
 
     def packed(self) -> dict[str, Any]:
         """Return values from which :meth:`unpacked` makes the same backbone in another process.
@@ -329,8 +152,225 @@ class Backbone(Network):
         """Make a backbone of what :meth:`packed` returned; raises as :meth:`from_spec`."""
         spec = dict(packed["spec"])
         if packed["model"] is None:
-            found = cls.from_spec(spec)
+            backbone = cls.from_spec(spec)
         else:
             del spec["source"]
-            found = cls.from_model(sources.from_bytes(packed["model"], spec["name"]), **spec)
-        return found.using(**packed["computing"])
+            backbone = cls.open(sources.from_bytes(packed["model"], spec["name"]), **spec)
+        return backbone.using(**packed["computing"])
+
+    def using(self, **options: Any) -> Backbone:
+        """Return this backbone with another engine or precision: options of :class:`Computing`.
+
+        Examples
+        --------
+        >>> fast = vgg16.using(precision="bfloat16")  # doctest: +SKIP
+        """
+        other = copy.copy(self)
+        other.computing = Computing.of({**self.computing.model_dump(), **options})
+        fields = Computing.model_fields
+        spec = {name: value for name, value in self.spec.items() if name not in fields}
+        other.spec = {**spec, **other.computing.fields()}
+        return other
+
+    def in_float32(self) -> Backbone:
+        """Return this backbone as a promoted model computes it: in float32, by any engine."""
+        if self.computing.precision == "float32":
+            return self
+        return self.using(precision="float32", engine="auto")
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width that the first layer sees."""
+        return self.preprocessing.input_size
+
+    @property
+    def operations(self) -> list[Any]:
+        """The layers and operations of the network, in order."""
+        return [node.operation for node in self._graph.nodes[1:]]
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers where you can cut, in order."""
+        return self.cuts.names
+
+    def layers(self) -> Table[LayerInfo]:
+        """Describe every layer where you can cut, in order."""
+        return cost.table(self._graph)
+
+    def shape(self, ref: LayerRef | str) -> tuple[int, ...]:
+        """Return the shape of one sample's activation at a ref, reduced if the ref says so."""
+        return self.cuts.shape(ref)
+
+    def prefix_digest(self, layer: str) -> str:
+        """Return the digest of everything that determines the activation of a layer."""
+        return digest_fields(self.prefix_fields(layer))
+
+    def prefix_fields(self, layer: str) -> dict[str, Any]:
+        """Return the fields behind a prefix digest, which explain a miss."""
+        identity.refuse_other_defaults()
+        number = self.cuts.number(layer)
+        return {
+            "graph": self._graph_digests[number],
+            "weights": self._weight_digests[number],
+            "preprocessing": self.preprocessing.fields(),
+            "input_size": list(self.input_size),
+            "precision": self.precision(layer),
+            **self.computing.fields(),
+        }
+
+    def precision(self, layer: str) -> str:
+        """Return the types that the network computes with up to a layer, joined by ``+``."""
+        if self.computing.precision != "float32":
+            return self.computing.precision
+        return self._precisions[self.cuts.number(layer)]
+
+    @cached_property
+    def resize(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Function that resizes one decoded image, to the same pixels as the layer in a cut model.
+
+        It takes and returns uint8 (height, width, channel=3); an image of the input size is
+        returned without a copy. Many threads may call it.
+        """
+        return compiled_resize(self.preprocessing.resizing())
+
+    def computation(self, refs: Sequence[LayerRef | str], source: str | None = None) -> Computation:
+        """Return the function from a uint8 tensor to the activations at several refs.
+
+        With ``source``, the function takes stored activations of that layer.
+
+        Raises
+        ------
+        BackboneError
+            If you cannot cut at a ref, or it needs more than ``source``.
+        """
+        parsed = [LayerRef.parse(ref) for ref in refs]
+        for ref in parsed:
+            self.shape(ref)
+        ends = tuple((self.cuts.number(ref.layer), ref) for ref in parsed)
+        start, precision = self.cuts.start(parsed, source), self.computing.precision
+        return Computation(self._graph, self.preprocessing, ends, start, precision)
+
+    def forward(self, refs: Sequence[LayerRef | str]) -> CompiledModel:
+        """Compile the network up to several refs.
+
+        Returns
+        -------
+        CompiledModel
+            From images, uint8 (batch, height, width, channel=3) of the input size, to a float32
+            array (batch, …) for each ref. Any batch size. Compile once, call often. Its first batch
+            is checked: errors are those of :func:`numerics.check`.
+
+        Raises
+        ------
+        BackboneError
+            If a weight on the way is NaN.
+        """
+        part = self.computation(refs)
+        identity.refuse_nan(part.nodes)
+        if reason := engines.slower(self.computing.precision):
+            warnings.warn(
+                f"{self.computing.precision} is slower than float32 here: {reason}",
+                FeatureStoreWarning,
+                stacklevel=2,
+            )
+        return numerics.check_first_batch(part, self._compiled(part))
+
+    def forward_with(
+        self, engine: str, refs: Sequence[LayerRef | str], precision: str | None = None
+    ) -> CompiledModel:
+        """Compile as :meth:`forward` with one engine, or in another precision too; unchecked."""
+        precision = precision or self.computing.precision
+        other = self.using(engine=engine, precision=precision)
+        return other._compiled(other.computation(refs))
+
+    def tail(self, source: str, refs: Sequence[LayerRef | str]) -> CompiledModel:
+        """Compile the network from the stored activation of a layer to several refs.
+
+        Parameters
+        ----------
+        source : str
+            One of :meth:`derivable_from` of each ref.
+        refs : sequence of LayerRef or str
+
+        Returns
+        -------
+        CompiledModel
+            From whole activations of ``source``, float16 or float32 (batch, …), to a float32 array
+            (batch, …) for each ref. Any batch size.
+
+        Raises
+        ------
+        BackboneError
+            If a ref needs more than ``source``, or a weight on the way is NaN.
+        """
+        part = self.computation(refs, source)
+        identity.refuse_nan(part.nodes)
+        return self._compiled(part)
+
+    def check_tail(
+        self,
+        tail: Forward,
+        ref: LayerRef | str,
+        stored: np.ndarray,
+        images: np.ndarray,
+        dtype: str,
+    ) -> numerics.Derived:
+        """Compare what :meth:`tail` gives for stored activations with the network on their images.
+
+        Parameters
+        ----------
+        tail : callable
+            From the layer that is stored to ``ref``.
+        ref : LayerRef or str
+        stored : numpy.ndarray
+            Whole activations of that layer as they are stored, (row, …), of a few rows.
+        images : numpy.ndarray of uint8, (row, height, width, channel=3)
+            The resized images of the same rows.
+        dtype : {"float16", "float32"}
+            The type that the derived features will have.
+        """
+        exactly = self.computing.precision == "float32"
+        (wanted,) = (self.reference if exactly else self.forward)([ref])(images)
+        part = self.computation([ref])
+        return numerics.check_derived(part, tail(stored)[0], wanted, images, dtype)
+
+    def reference(self, refs: Sequence[LayerRef | str]) -> Forward:
+        """Return the reference for :meth:`forward`: each layer by itself, on the CPU. Slow."""
+        return plain(self.computation(refs))
+
+    def cut(self, ref: LayerRef | str) -> Any:
+        """Build a new plain model from raw images to the activation at a ref.
+
+        Returns
+        -------
+        keras.Model
+            Flat: ``image``, uint8 (batch, height, width, channel=3) of any size, ``resizing``,
+            ``scaling``, copies of the layers under their canonical names, and ``reduction``
+            if the ref has one. Training it leaves the backbone as it is.
+        """
+        import keras
+
+        ref = LayerRef.parse(ref)
+        self.shape(ref)
+        with seeded():
+            image = keras.Input((None, None, 3), dtype="uint8", name="image")
+            resized = inference_by_default(self.preprocessing.resizing())(image)
+            scaled = self.preprocessing.scale(resized)
+            output = clone(self._graph, scaled, [self.cuts.number(ref.layer)])[0]
+            reducing = ref.reducing(len(output.shape))
+            if reducing is not None:
+                output = reducing(output)
+            name = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.name)
+            return keras.Model(image, output, name=name)
+
+    def _compiled(self, part: Computation) -> CompiledModel:
+        identity.refuse_changes(self._graph, self._graph_digests)
+        return compile_model(part, self.computing.engines(), self.name)
+
+    @cached_property
+    def _weight_digests(self) -> list[str]:
+        return identity.weight_digests(self._graph)
+
+    @cached_property
+    def _precisions(self) -> list[str]:
+        return identity.precisions(self._graph)

@@ -14,9 +14,6 @@ import numpy as np
 from featurestore.backbone.graph import Graph, Node, Tensor, dissolve
 from featurestore.errors import BackboneError, one_line
 
-# At most this many numbers of a Normalization go into its configuration.
-_FEW = 64
-
 
 @contextlib.contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
@@ -33,23 +30,19 @@ def seeded(seed: int = 0) -> Iterator[None]:
         random.setstate(state)
 
 
-def clone(
-    graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "", *, fixed: bool = False
-) -> list[Tensor]:
+def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "") -> list[Tensor]:
     """Copy nodes onto a symbolic tensor: new layers of the same configuration and weights.
 
     ``inputs`` takes the place of the graph's input; each wanted node has one output. The prefix is
-    put before every canonical name. ``fixed`` puts the learned mean and variance of a
-    ``Normalization`` into its configuration too, because Keras' ``set_weights`` does not update the
-    numbers that the layer computes with. This changes its digest.
+    put before every canonical name.
     """
     copies: dict[int, Any] = {}
 
     def copied(node: Node) -> Any:
         key = id(node.operation)
         if key not in copies:
-            copies[key] = _copy(node.operation, prefix + graph.layer_names[key], fixed)
-        return at_rest(copies[key])
+            copies[key] = _copy(node.operation, prefix + graph.layer_names[key])
+        return inference_by_default(copies[key])
 
     tensors = graph.run(inputs, wanted, copied)
     originals = {id(node.operation): node.operation for node in graph.nodes[1:]}
@@ -58,40 +51,38 @@ def clone(
     return [outputs[0] for outputs in tensors]
 
 
-def recast(graph: Graph, shape: Sequence[int | None], precision: str) -> Graph:
+def recast(graph: Graph, precision: str) -> Graph:
     """Copy a network so that its layers compute in another type; weights stay float32.
 
-    Parameters
-    ----------
-    graph : Graph
-    shape : sequence of int or None
-        (batch, height, width, channel=3) of what the network takes.
-    precision : {"bfloat16", "float16"}
-        As Keras computes under the policy ``mixed_bfloat16`` or ``mixed_float16``.
+    ``precision`` is ``bfloat16`` or ``float16``: as Keras computes under the policy
+    ``mixed_bfloat16`` or ``mixed_float16``. A graph keeps its copy.
     """
     import keras
 
+    if precision in graph.recasts:
+        return graph.recasts[precision]
     copies: dict[int, Any] = {}
 
     def copied(node: Node) -> Callable:
         operation, key = node.operation, id(node.operation)
-        if not isinstance(operation, keras.Layer) or operation.quantization_mode:
+        if not isinstance(operation, keras.Layer):
             return operation
         if key not in copies:
             dtype = {"dtype": f"mixed_{precision}"}
-            copies[key] = _copy(operation, graph.layer_names[key], False, dtype)
-        return at_rest(copies[key])
+            copies[key] = _copy(operation, graph.layer_names[key], dtype)
+        return inference_by_default(copies[key])
 
-    image = keras.KerasTensor(shape, dtype=graph.nodes[0].outputs[0].dtype)
-    tensors = graph.run(image, range(len(graph.nodes)), copied)
-    for node in graph.nodes[1:]:
-        if id(node.operation) in copies:
-            _copy_weights(node.operation, copies[id(node.operation)])
-    nodes = [
-        replace(node, operation=copies.get(id(node.operation), node.operation), outputs=tuple(each))
-        for node, each in zip(graph.nodes, tensors, strict=True)
-    ]
-    return Graph(nodes, graph.outputs, graph.own_names)
+    image = graph.nodes[0].outputs[0]
+    image = keras.KerasTensor(image.shape, dtype=image.dtype)
+    outputs = graph.run(image, range(len(graph.nodes)), copied)
+    nodes = []
+    for node, own in zip(graph.nodes, outputs, strict=True):
+        operation = copies.get(id(node.operation), node.operation)
+        if operation is not node.operation:
+            _copy_weights(node.operation, operation)
+        nodes.append(replace(node, operation=operation, outputs=tuple(own)))
+    graph.recasts[precision] = Graph(nodes, graph.outputs)
+    return graph.recasts[precision]
 
 
 def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
@@ -101,7 +92,7 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     """
     graph = dissolve(model)
     ends = [number for number, _ in graph.outputs]
-    return clone(graph, tensor, ends, prefix, fixed=True)[0]
+    return clone(graph, tensor, ends, prefix)[0]
 
 
 def set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:
@@ -111,12 +102,12 @@ def set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:
     not update.
     """
     layer.set_weights(weights)
-    for each in layer._flatten_layers():
-        if hasattr(each, "finalize_state"):
-            each.finalize_state()
+    for inner in layer._flatten_layers():
+        if hasattr(inner, "finalize_state"):
+            inner.finalize_state()
 
 
-def at_rest(layer: Any) -> Callable:
+def inference_by_default(layer: Any) -> Callable:
     """Return the call of a layer that is not in training mode unless the model is told to train.
 
     Preprocessing layers have ``training=True`` as their default. Keras hands the mode of one layer
@@ -129,13 +120,9 @@ def at_rest(layer: Any) -> Callable:
     return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": False})
 
 
-def _copy(operation: Any, name: str, fixed: bool, options: Mapping[str, Any] = {}) -> Any:
+def _copy(operation: Any, name: str, options: Mapping[str, Any] = {}) -> Any:
     try:
-        config = operation.get_config() | dict(options)
-        if fixed and _adapted(operation):
-            mean, variance, _ = operation.get_weights()
-            config |= {"mean": mean.tolist(), "variance": variance.tolist()}
-        copy = type(operation).from_config(config)
+        copy = type(operation).from_config(operation.get_config() | dict(options))
     except Exception as error:  # whatever a layer raises that cannot describe itself
         raise BackboneError(
             f"layer {name!r} ({type(operation).__name__}) cannot be built from its configuration:"
@@ -145,21 +132,6 @@ def _copy(operation: Any, name: str, fixed: bool, options: Mapping[str, Any] = {
     return copy
 
 
-def _adapted(operation: Any) -> bool:
-    """Whether a layer is a Normalization that learned a few numbers, such as a mean a channel."""
-    import keras
-
-    if not isinstance(operation, keras.layers.Normalization) or not operation.weights:
-        return False
-    return int(np.prod(operation.weights[0].shape)) <= _FEW
-
-
 def _copy_weights(source: Any, copy: Any) -> None:
-    if not getattr(copy, "weights", None):
-        return
-    # Quantized layers hold their weights in another order.
-    names = [weight.name for weight in source.weights]
-    arrays = dict(zip(names, source.get_weights(), strict=True))
-    wanted = [weight.name for weight in copy.weights]
-    same = len(arrays) == len(names) and set(arrays) == set(wanted)
-    set_weights(copy, [arrays[name] for name in wanted] if same else source.get_weights())
+    if getattr(copy, "weights", None):
+        set_weights(copy, source.get_weights())

@@ -17,7 +17,11 @@ import numpy as np
 from featurestore.backbone.graph import Graph, Node
 from featurestore.table import Grid, Table, size
 
-Shape = tuple
+# Layers whose kernels are applied once at each position of the output, or of the input.
+_KERNELS = {
+    *("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D"),
+    *("SeparableConv2D", "Conv1DTranspose", "Conv2DTranspose", "Dense"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,43 +51,25 @@ class LayerInfo:
     tail: bool
 
 
-def table(
-    graph: Graph, shapes: Sequence[Sequence[Shape]], numbers: Sequence[int]
-) -> Table[LayerInfo]:
-    """Describe nodes of a graph.
-
-    Parameters
-    ----------
-    graph : Graph
-        The backbone.
-    shapes : sequence of sequence of tuple
-        Shape of every output of every node, the batch axis first.
-    numbers : sequence of int
-        The nodes to describe; each has one output.
-    """
-    work = flops(graph, shapes)
-    parameters_to, flops_to = _totals(graph, _parameters(graph)), _totals(graph, work)
+def table(graph: Graph) -> Table[LayerInfo]:
+    """Describe the nodes of a graph where you can cut."""
+    parameters_to, flops_to = _totals(graph, _parameters(graph)), _totals(graph, flops(graph))
     through, last = graph.bottlenecks(), len(graph.nodes) - 1
-    infos = [
-        LayerInfo(
-            name=graph.nodes[number].name,
-            kind=graph.nodes[number].kind,
-            shape=shapes[number][0][1:],
-            parameters=parameters_to[number],
-            flops=flops_to[number],
-            bytes=2 * math.prod(shapes[number][0][1:]),
-            tail=through[number] and number != last,
-        )
-        for number in numbers
-    ]
+    infos = []
+    for number in graph.cuts:
+        node = graph.nodes[number]
+        shape = tuple(node.outputs[0].shape[1:])
+        tail = through[number] and number != last
+        work = parameters_to[number], flops_to[number]
+        infos.append(LayerInfo(node.name, node.kind, shape, *work, 2 * math.prod(shape), tail))
     return Table(infos, layers_layout)
 
 
-def flops(graph: Graph, shapes: Sequence[Sequence[Shape]]) -> list[int]:
+def flops(graph: Graph) -> list[int]:
     """Return the floating-point operations of each node by itself, for one image."""
     return [
-        _flops(node, [shapes[i][k] for i, k in node.inputs], shapes[number][0])
-        for number, node in enumerate(graph.nodes)
+        2 * _multiplications(node, [graph.nodes[i].outputs[k].shape[1:] for i, k in node.inputs])
+        for node in graph.nodes
     ]
 
 
@@ -97,19 +83,6 @@ def layers_layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
         ["name", "kind", "shape", "parameters", "operations", "size", "tail"],
         {"name": "layer", "kind": "class", "operations": "FLOPs", "size": "bytes/sample"},
     )
-
-
-def why_no_cut(shapes: Sequence[Shape]) -> str | None:
-    """Return why you cannot cut at a node with these outputs; None if you can."""
-    if len(shapes) != 1:
-        return f"has {len(shapes)} outputs, expected one"
-    shape = shapes[0]
-    if len(shape) not in (2, 3, 4) or shape[0] is not None or None in shape[1:]:
-        return (
-            f"gives {shape}, expected (None, height, width, channel), (None, token, channel)"
-            " or (None, channel)"
-        )
-    return None
 
 
 def _parameters(graph: Graph) -> list[int]:
@@ -134,55 +107,22 @@ def _totals(graph: Graph, per_node: Sequence[int]) -> list[int]:
     return [int(values[row].sum()) for row in needs]
 
 
-def _flops(node: Node, inputs: Sequence[Shape], output: Shape) -> int:
-    if not inputs or None in inputs[0][1:] or None in output[1:]:
+def _multiplications(node: Node, inputs: Sequence[Sequence[int]]) -> int:
+    layer, output = node.operation, node.outputs[0].shape[1:]
+    if None in output or any(None in shape for shape in inputs):
         return 0
-    count = _COUNTS.get(node.kind)
-    return 0 if count is None else 2 * count(node.operation, inputs, output)
-
-
-def _convolution(layer: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    # The kernel holds the channels of one group only, so its size is the work at one position.
-    return math.prod(layer.kernel.shape) * _positions(layer, output)
-
-
-def _separable(layer: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    kernels = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
-    return kernels * _positions(layer, output)
-
-
-def _transposed(layer: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    return math.prod(layer.kernel.shape) * _positions(layer, inputs[0])
-
-
-def _dense(layer: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    return math.prod(layer.kernel.shape) * math.prod(inputs[0][1:-1])
-
-
-def _attention(layer: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    query, value, key = (*inputs, inputs[-1])[:3]
-    steps, times = math.prod(query[1:-1]), math.prod(value[1:-1])
-    width = layer.num_heads * layer.key_dim
-    value_width = layer.num_heads * layer.value_dim
-    projections = steps * (query[-1] * width + value_width * output[-1])
-    projections += times * (key[-1] * width + value[-1] * value_width)
-    return projections + steps * times * (width + value_width)
-
-
-def _matmul(operation: Any, inputs: Sequence[Shape], output: Shape) -> int:
-    return math.prod(output[1:]) * (inputs[0][-1] or 0)
-
-
-def _positions(layer: Any, shape: Shape) -> int:
-    return math.prod(shape[2:] if layer.data_format == "channels_first" else shape[1:-1])
-
-
-_COUNTS = {
-    **{f"Conv{rank}D": _convolution for rank in (1, 2)},
-    **{f"Conv{rank}DTranspose": _transposed for rank in (1, 2)},
-    **{f"DepthwiseConv{rank}D": _convolution for rank in (1, 2)},
-    **{f"SeparableConv{rank}D": _separable for rank in (1, 2)},
-    "Dense": _dense,
-    "Matmul": _matmul,
-    "MultiHeadAttention": _attention,
-}
+    if node.kind == "Matmul":
+        return math.prod(output) * inputs[0][-1]
+    if node.kind == "MultiHeadAttention":
+        query, value, key = (*inputs, inputs[-1])[:3]
+        steps, times = math.prod(query[:-1]), math.prod(value[:-1])
+        width, value_width = layer.num_heads * layer.key_dim, layer.num_heads * layer.value_dim
+        projections = steps * (query[-1] * width + value_width * output[-1])
+        projections += times * (key[-1] * width + value[-1] * value_width)
+        return projections + steps * times * (width + value_width)
+    if node.kind not in _KERNELS:
+        return 0
+    kernels = [math.prod(weight.shape) for weight in layer.weights if "kernel" in weight.name]
+    positions = inputs[0] if node.kind.endswith("Transpose") else output
+    # A kernel has the channels of one group only, so its size is the work at one position.
+    return sum(kernels) * math.prod(positions[:-1])

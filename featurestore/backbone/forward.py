@@ -1,4 +1,4 @@
-"""Forward passes by TensorFlow: traced once and frozen, or layer by layer on the CPU.
+"""Compiled models of TensorFlow, traced once and frozen, and layer by layer on the CPU.
 
 Freezing makes constants of the weights, so that BatchNorm folds into convolutions and no variable
 is read again.
@@ -23,13 +23,13 @@ Compute = Callable[[Any], list[Any]]
 Forward = Callable[[np.ndarray], list[np.ndarray]]
 
 _exact_lock = threading.Lock()
-# Passes that compute now, and the setting before the first of them.
-_exact_passes, _usual = 0, True
+# How many models compute now, and the setting before the first of them.
+_exact_count, _usual = 0, True
 
 
 @dataclass(eq=False)
-class Pass:
-    """A compiled forward pass: from images, or stored activations, to a float32 array for each ref.
+class CompiledModel:
+    """A part of a network, compiled: from images or stored activations to an array for each ref.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Pass:
     run: Forward
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Compute a batch (batch, …) of any size."""
+        """Compute a batch (batch, …) of any size; the arrays are float32."""
         return self.run(images)
 
 
@@ -51,10 +51,7 @@ def require_tensorflow() -> None:
     import keras
 
     if keras.backend.backend() != "tensorflow":
-        raise BackboneError(
-            f"backbones compute with TensorFlow: found KERAS_BACKEND={keras.backend.backend()},"
-            " expected tensorflow"
-        )
+        raise BackboneError(f"KERAS_BACKEND={keras.backend.backend()}", "tensorflow")
 
 
 @contextlib.contextmanager
@@ -69,33 +66,36 @@ def exact() -> Iterator[None]:
         tensor_float_32_execution_enabled,
     )
 
-    global _exact_passes, _usual
+    global _exact_count, _usual
     with _exact_lock:
-        if not _exact_passes:
+        if not _exact_count:
             _usual = tensor_float_32_execution_enabled()
             enable_tensor_float_32_execution(False)
-        _exact_passes += 1
+        _exact_count += 1
     try:
         yield
     finally:
         with _exact_lock:
-            _exact_passes -= 1
-            if not _exact_passes:
+            _exact_count -= 1
+            if not _exact_count:
                 enable_tensor_float_32_execution(_usual)
 
 
-def compiled(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "uint8") -> Pass:
-    """Compile a pass with TensorFlow; parameters as in :func:`frozen`."""
-    function = frozen(compute, sample_shape, dtype)
+def with_tensorflow(
+    compute: Compute, input_shape: Sequence[int | None], dtype: str = "uint8"
+) -> CompiledModel:
+    """Compile with TensorFlow; parameters as in :func:`frozen`."""
+    function = frozen(compute, input_shape, dtype)
 
-    def forward(images: np.ndarray) -> list[np.ndarray]:
+    def run(images: np.ndarray) -> list[np.ndarray]:
         import tensorflow as tf
 
         with exact(), _one_line(f"the backbone does not compute a batch of {len(images)} images"):
-            taken = tf.constant(images.astype(dtype, copy=False))
-            return [each.numpy() for each in function(taken)]
+            return [
+                output.numpy() for output in function(tf.constant(images.astype(dtype, copy=False)))
+            ]
 
-    return Pass("tensorflow", forward)
+    return CompiledModel("tensorflow", run)
 
 
 def plain(compute: Compute) -> Forward:
@@ -108,13 +108,13 @@ def plain(compute: Compute) -> Forward:
     def reference(images: np.ndarray) -> list[np.ndarray]:
         with keras.device("cpu:0"), _one_line("the backbone's layers do not compute on the CPU"):
             activations = compute(keras.ops.convert_to_tensor(images))
-            return [keras.ops.convert_to_numpy(each) for each in activations]
+            return [keras.ops.convert_to_numpy(activation) for activation in activations]
 
     return reference
 
 
 def another_way(engine: str) -> str:
-    """Return how else to compute a pass whose results are wrong here."""
+    """Return how else to compute what an engine computes wrongly here."""
     import tensorflow as tf
 
     if engine != "tensorflow":
@@ -124,14 +124,14 @@ def another_way(engine: str) -> str:
     return "compute with TF_ENABLE_ONEDNN_OPTS=0, or with another release of TensorFlow"
 
 
-def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "uint8") -> Any:
-    """Trace a pass and make constants of its weights.
+def frozen(compute: Compute, input_shape: Sequence[int | None], dtype: str = "uint8") -> Any:
+    """Trace a computation and make constants of its weights.
 
     Parameters
     ----------
     compute : callable
         From a tensor of this type to a list of float32 tensors.
-    sample_shape : sequence of int
+    input_shape : sequence of int
         Of one image (height, width, channel) or stored activation; the batch may be of any size.
     dtype : str
         What ``compute`` takes.
@@ -154,20 +154,20 @@ def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "u
 
         def __init__(self) -> None:
             super().__init__()
-            self.made: dict[Any, Any] = {}
-            self.held = 0
+            self.constants: dict[Any, Any] = {}
+            self.nbytes = 0
 
         def get_current_value(self, variable: Any) -> Any:
-            found = super().get_current_value(variable)
-            if found is None and self.held < MOST_CONSTANT_BYTES:
+            value = super().get_current_value(variable)
+            if value is None and self.nbytes < MOST_CONSTANT_BYTES:
                 key = id(variable), tf.compat.v1.get_default_graph()
-                if key not in self.made:
+                if key not in self.constants:
                     with tf.init_scope():
                         array = variable._value.numpy()
-                    self.held += array.nbytes
-                    self.made[key] = tf.constant(array)
-                found = self.made[key]
-            return found
+                    self.nbytes += array.nbytes
+                    self.constants[key] = tf.constant(array)
+                value = self.constants[key]
+            return value
 
     def trace(scope: keras.StatelessScope) -> Any:
         def stateless(images: Any) -> list[Any]:
@@ -175,25 +175,26 @@ def frozen(compute: Compute, sample_shape: Sequence[int | None], dtype: str = "u
             with scope:
                 return compute(images)
 
-        specification = tf.TensorSpec((None, *sample_shape), dtype)
+        specification = tf.TensorSpec((None, *input_shape), dtype)
         return tf.function(stateless, autograph=False).get_concrete_function(specification)
 
     with exact(), _one_line("the backbone does not compile"):
         constants = Constants()
         traced = trace(constants)
-        if any(each.type.startswith("Assign") for each in traced.graph.get_operations()):
+        if any(step.type.startswith("Assign") for step in traced.graph.get_operations()):
             raise BackboneError(
                 "a layer changes its own weights while it computes, so that the features of an"
-                " image depend on the images before it; cut before that layer"
+                " image depend on the images before it",
+                remedy="cut before that layer",
             )
-        if constants.held >= MOST_CONSTANT_BYTES:
+        if constants.nbytes >= MOST_CONSTANT_BYTES:
             return trace(keras.StatelessScope())
         return convert_variables_to_constants_v2(traced) if has_variables(traced) else traced
 
 
 def has_variables(function: Any) -> bool:
     """Whether a traced function reads variables; ``variables`` names also those made constants."""
-    return any(each.dtype.name == "resource" for each in function.captured_inputs)
+    return any(value.dtype.name == "resource" for value in function.captured_inputs)
 
 
 @contextlib.contextmanager
@@ -204,15 +205,13 @@ def _one_line(what: str) -> Iterator[None]:
     except BackboneError:
         raise
     except Exception as error:
-        text, way = str(error), ""
         if "ResourceExhausted" in type(error).__name__:
             raise OutOfMemoryError(
-                f"{what}, because memory runs out: {one_line(error, 120)}; give fewer images, or a "
-                "smaller input size"
+                f"{what}, because memory runs out: {one_line(error, 120)}",
+                remedy="give fewer images, or a smaller input size",
             ) from error
-        if "NHWC" in text:
-            way = "; TensorFlow computes channels_first on this CPU with TF_ENABLE_ONEDNN_OPTS=1"
         # TensorFlow puts a stack trace before the reason.
+        text = str(error)
         reason = text.rpartition("\n\n")[2] if "Detected at node" in text else ""
-        found = one_line(Exception(reason) if reason.strip() else error)
-        raise BackboneError(f"{what}: {found}{way}") from error
+        shown = one_line(Exception(reason) if reason.strip() else error)
+        raise BackboneError(f"{what}: {shown}") from error

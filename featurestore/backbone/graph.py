@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -54,6 +54,18 @@ class Node:
         """Class of the layer or operation."""
         return "InputLayer" if self.operation is None else type(self.operation).__name__
 
+    def why_no_cut(self) -> str | None:
+        """Return why you cannot cut at this node; None if you can."""
+        if len(self.outputs) != 1:
+            return f"has {len(self.outputs)} outputs, expected one"
+        shape = tuple(self.outputs[0].shape)
+        if len(shape) not in (2, 3, 4) or shape[0] is not None or None in shape[1:]:
+            return (
+                f"gives {shape}, expected (None, height, width, channel), (None, token, channel)"
+                " or (None, channel)"
+            )
+        return None
+
 
 def at_inference(node: Node) -> Callable:
     """Return the call of a node's operation outside of training."""
@@ -72,21 +84,24 @@ class Graph:
         The input first; each after all that it takes.
     outputs : sequence of (int, int)
         The model's outputs.
-    own_names : mapping of str to str
-        Canonical name of each layer that the model itself calls differently, by that name.
     """
 
-    def __init__(
-        self, nodes: Sequence[Node], outputs: Sequence[Edge], own_names: Mapping[str, str]
-    ) -> None:
+    def __init__(self, nodes: Sequence[Node], outputs: Sequence[Edge]) -> None:
         self.nodes = tuple(nodes)
         self.outputs = tuple(outputs)
-        self.own_names = dict(own_names)
+        # Copies whose layers compute in another precision, once they are used.
+        self.recasts: dict[str, Graph] = {}
 
     @cached_property
     def by_name(self) -> dict[str, int]:
         """Node number of each canonical name, without the input's."""
         return {node.name: i for i, node in enumerate(self.nodes) if node.operation is not None}
+
+    @cached_property
+    def cuts(self) -> list[int]:
+        """Numbers of the nodes where you can cut."""
+        nodes = enumerate(self.nodes)
+        return [number for number, node in nodes if number and node.why_no_cut() is None]
 
     @cached_property
     def layer_names(self) -> dict[int, str]:
@@ -161,27 +176,27 @@ class Graph:
                     values.pop(parent, None)
         return [values[number] for number in wanted]
 
-    def shapes(self, input_size: tuple[int, int]) -> list[list[tuple]]:
-        """Return the shape of every output of every node, the batch axis first, as None."""
+    def sized(self, input_size: tuple[int, int]) -> Graph:
+        """Return this graph with the outputs that its nodes have for images of one size."""
         import keras
 
-        known = [[tuple(tensor.shape) for tensor in node.outputs] for node in self.nodes]
-        if known[0] == [(None, *input_size, 3)] and not any(
-            None in shape[1:] for shapes in known for shape in shapes
-        ):
-            return known
-        image = keras.KerasTensor((None, *input_size, 3), dtype=self.nodes[0].outputs[0].dtype)
+        image = self.nodes[0].outputs[0]
+        shapes = [output.shape for node in self.nodes for output in node.outputs]
+        if tuple(image.shape[1:3]) == input_size and not any(None in s[1:] for s in shapes):
+            return self
+        image = keras.KerasTensor((None, *input_size, 3), dtype=image.dtype)
         try:
-            tensors = self.run(
+            outputs = self.run(
                 image, range(len(self.nodes)), lambda node: node.operation.compute_output_spec
             )
         except Exception as error:  # whatever a layer raises on a size that it cannot take
             height, width = input_size
             raise BackboneError(
-                f"the network does not take images of {height}×{width}: {one_line(error)};"
-                " give another input size"
+                f"the network does not take images of {height}×{width}: {one_line(error)}",
+                remedy="give another input size",
             ) from error
-        return [[tuple(tensor.shape) for tensor in outputs] for outputs in tensors]
+        pairs = zip(self.nodes, outputs, strict=True)
+        return Graph([replace(node, outputs=tuple(own)) for node, own in pairs], self.outputs)
 
 
 def flatten(model: Any) -> Graph:
@@ -196,23 +211,35 @@ def flatten(model: Any) -> Graph:
     """
     graph = dissolve(model)
     for node in graph.nodes[1:]:
-        if any(getattr(layer, "stateful", False) for layer in layers_of(node.operation)):
-            raise BackboneError(
-                f"layer {node.name!r} ({node.kind}) is stateful: its result for an image depends on"
-                " the images before it; build it with stateful=False"
-            )
-        if not _GRAPH_NAME.fullmatch(node.operation.name):
-            raise BackboneError(
-                f"layer {node.operation.name!r} has a name that TensorFlow cannot compile; rename "
-                "it in Latin letters and digits, not beginning with an underscore: layer.name = …"
-            )
+        reason = _unsupported(node)
+        if reason is not None:
+            raise BackboneError(f"layer {node.name!r} ({node.kind}) {reason}")
     shape = tuple(graph.nodes[0].outputs[0].shape)
     if len(shape) != 4 or shape[3] != 3:
         raise BackboneError(
-            f"model {model.name!r} takes an input of shape {shape}; expected an RGB image:"
-            " (None, height, width, 3)"
+            f"model {model.name!r} takes an input of shape {shape}",
+            "an RGB image: (None, height, width, 3)",
         )
     return graph
+
+
+def _unsupported(node: Node) -> str | None:
+    """Return why a network with this node cannot be a backbone, or None."""
+    layers = layers_of(node.operation)
+    if any(getattr(layer, "stateful", False) for layer in layers):
+        return "is stateful: its result depends on the images before; build it with stateful=False"
+    if any(getattr(layer, "data_format", None) == "channels_first" for layer in layers):
+        return "computes channels_first; expected a network built with channels_last"
+    if any(getattr(layer, "quantization_mode", None) for layer in layers):
+        return "is quantized; expected the network before it was quantized"
+    if any(getattr(output, "_keras_mask", None) is not None for output in node.outputs):
+        return "gives a mask, which stored features do not have; expected a network without masks"
+    if not _GRAPH_NAME.fullmatch(node.operation.name):
+        return (
+            "has a name that TensorFlow cannot compile; rename it in Latin letters and digits, not"
+            " beginning with an underscore: layer.name = …"
+        )
+    return None
 
 
 def dissolve(model: Any) -> Graph:
@@ -220,13 +247,11 @@ def dissolve(model: Any) -> Graph:
     functional = as_functional(model)
     if functional is None:
         raise BackboneError(
-            f"model {model.name!r} is not functional: found {_why_not(model)}, expected a model"
-            " made of layers called on keras.Input"
+            f"model {model.name!r} is a {type(model).__name__} that is not functional",
+            "a model of layers called on keras.Input",
         )
     if len(functional.inputs) != 1:
-        raise BackboneError(
-            f"model {model.name!r} takes {len(functional.inputs)} inputs; expected one"
-        )
+        raise BackboneError(f"model {model.name!r} takes {len(functional.inputs)} inputs", "one")
     flattener = _Flattener(functional.inputs[0])
     outputs = flattener.dissolve(functional, [(0, 0)], ())
     return flattener.graph(outputs)
@@ -290,8 +315,7 @@ class _Flattener:
             name = name_of[key] if calls[key] == 1 else f"{name_of[key]}@{calls[key]}"
             inputs = tuple((place[parent], output) for parent, output in node.inputs)
             named.append(replace(node, name=name, inputs=inputs))
-        own = {node.operation.name: node.name for node in reversed(named[1:])}
-        return Graph(named, [(place[number], output) for number, output in outputs], own)
+        return Graph(named, [(place[number], output) for number, output in outputs])
 
 
 def _as_now(argument: Any) -> Any:
@@ -377,9 +401,3 @@ def _free_name(name: str, path: tuple[str, ...], taken: set[str]) -> str:
         count += 1
         free = f"{name}_{count}"
     return free
-
-
-def _why_not(model: Any) -> str:
-    if type(model).__name__ == "Sequential":
-        return "a Sequential that was never built on an input shape"
-    return f"a subclass of keras.Model ({type(model).__name__})"

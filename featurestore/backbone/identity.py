@@ -136,13 +136,14 @@ def has_nan(operation: Any) -> bool:
     return any("float" in array.dtype.name and np.isnan(array).any() for array in arrays)
 
 
-def refuse_nan(graph: Graph, numbers: Iterable[int]) -> None:
+def refuse_nan(nodes: Iterable[Node]) -> None:
     """Raise BackboneError if a weight of some nodes is NaN, which later layers may hide."""
-    for node in (graph.nodes[number] for number in numbers):
+    for node in nodes:
         if has_nan(node.operation):
             raise BackboneError(
-                f"layer {node.name!r} has weights that are NaN, expected numbers: use weights from "
-                "before the training diverged, or a sound file"
+                f"layer {node.name!r} has weights that are NaN",
+                "numbers",
+                "use weights from before the training diverged, or a sound file",
             )
 
 

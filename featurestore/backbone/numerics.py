@@ -1,4 +1,4 @@
-"""Whether a compiled pass computes what the plain layers do, one by one on the CPU.
+"""Whether a compiled model computes what the plain layers do, one by one on the CPU.
 
 A faulty device, driver or compiler gives numbers that look like any others: only a second
 computation of the same rows shows it. How far two correct computations may differ depends on the
@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from featurestore.backbone import forward
-from featurestore.backbone.network import Network
-from featurestore.backbone.refs import LayerRef
+from featurestore.backbone.computing import Computation
 from featurestore.errors import ActivationError, BackboneError, FeatureStoreWarning
 
 # Rows of a batch that the plain layers compute too.
 ROWS = 4
 
-# Of the layer's largest activation. In float32, TensorFlow's compiled pass keeps within 6e-5 on
+# Of the layer's largest activation. In float32, TensorFlow's compiled model keeps within 6e-5 on
 # trained networks, and rounding to float16, as features are stored, moves by 5e-4. Arithmetic of 10
 # bits (TF32) is off by 3.4e-4 and more, of 7 bits (bfloat16) by 2e-3 and more.
 TOLERANCE = 3e-4
@@ -31,13 +30,13 @@ TOLERANCE = 3e-4
 # only gross errors can be detected.
 LOW_PRECISION_TOLERANCE = 0.25
 
-# A correct pass may be this many times as far from the plain layers as they move when the last bit
+# A correct model may be this many times as far from the plain layers as they move when the last bit
 # of each layer's result does. Measured on 30 layers of 14 network families: at most twice.
 ROUNDINGS = 16.0
 DRAWS = 2
 
-# Features that are derived from stored ones, and stored, may be so many times as far from the plain
-# network as storing alone moves it. Rows that nobody looks at may be a little further.
+# Features that are derived from stored ones, and stored, may be this many times as far from the
+# plain network as storing alone moves it. Rows that are not checked may be a little further.
 DERIVED = 1.5
 
 # The distance from 1 to the next number of each type.
@@ -64,7 +63,7 @@ def sampled(rows: int) -> list[int]:
     >>> sampled(32), sampled(3)
     ([0, 10, 21, 31], [0, 1, 2])
     """
-    return sorted({round(each) for each in np.linspace(0, rows - 1, min(rows, ROWS)).tolist()})
+    return sorted({round(row) for row in np.linspace(0, rows - 1, min(rows, ROWS)).tolist()})
 
 
 def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = None) -> float:
@@ -92,19 +91,15 @@ def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = N
     return float(apart.max() / largest)
 
 
-def rounded(
-    backbone: Network, refs: Sequence[LayerRef | str], seed: int = 0, precision: str = "float32"
-) -> forward.Forward:
-    """Return :meth:`Network.reference` with the last bit of each layer's result moved up or down.
+def rounded(part: Computation, seed: int = 0, precision: str = "float32") -> forward.Forward:
+    """Return the plain layers with the last bit of each layer's result moved up or down.
 
     What this changes is what rounding may change: the same layers, computed in another order of
     sums, on another machine or in another batch, differ by about as much.
 
     Parameters
     ----------
-    backbone : Network
-    refs : sequence of LayerRef or str
-        Where to cut.
+    part : Computation
     seed : int
         From 0 on; each gives another movement. Equal values move alike, as they round alike, and
         a row moves alike whatever else is in its batch.
@@ -119,30 +114,22 @@ def rounded(
             return tensor
         unit = max(_UNITS[dtype], _UNITS[precision])
         factors = 1 + unit * _signs(keras.ops.convert_to_numpy(tensor), seed)
-        moved = keras.ops.multiply(tensor, keras.ops.convert_to_tensor(factors, dtype))
-        # A mask is an attribute of the tensor, and must go on with it.
-        moved._keras_mask = getattr(tensor, "_keras_mask", None)
-        return moved
+        return keras.ops.multiply(tensor, keras.ops.convert_to_tensor(factors, dtype))
 
-    return forward.plain(backbone.computation(refs, move))
+    return forward.plain(lambda images: part(images, move))
 
 
 def amplification(
-    backbone: Network,
-    refs: Sequence[LayerRef | str],
-    images: np.ndarray,
-    wanted: Sequence[np.ndarray] | None = None,
-    precision: str = "float32",
+    part: Computation, images: np.ndarray, wanted: Sequence[np.ndarray], precision: str = "float32"
 ) -> list[float]:
     """Return how far :func:`rounded` is from the plain layers, relative to the largest activation.
 
-    ``wanted`` is what the plain layers give, if it is known already.
+    ``wanted`` is what the plain layers give for the images.
     """
-    wanted = backbone.reference(refs)(images) if wanted is None else wanted
-    draws = [rounded(backbone, refs, seed, precision)(images) for seed in range(DRAWS)]
+    draws = [rounded(part, seed, precision)(images) for seed in range(DRAWS)]
     moved = [max(distance(draw[i], w) for draw in draws) for i, w in enumerate(wanted)]
     # A value that overflows only when its last bit moves explains nothing.
-    return [each if np.isfinite(each) else 0.0 for each in moved]
+    return [change if np.isfinite(change) else 0.0 for change in moved]
 
 
 @dataclass(frozen=True)
@@ -162,95 +149,59 @@ class Derived:
 
 
 def check_derived(
-    backbone: Network,
-    tail: forward.Forward,
-    ref: LayerRef | str,
-    stored: np.ndarray,
-    images: np.ndarray,
-    dtype: str,
+    part: Computation, derived: np.ndarray, wanted: np.ndarray, images: np.ndarray, dtype: str
 ) -> Derived:
-    """Compare what a tail gives for stored activations with the plain network on their images.
+    """Compare what a tail gives for stored activations with the network on their images.
 
     Storing as float16 moves a value by up to 2**-11 of it; derived and stored, it may move by
     `DERIVED` times as much, relative to the largest activation. Derived and stored as float32, it
-    may move as far as in a compiled pass. It may move further if the network amplifies rounding so
+    may move as far as in a compiled model. It may move further if the network amplifies rounding so
     much that a computed value could be as far away.
 
     Parameters
     ----------
-    tail : callable
-        :meth:`Network.tail` from the layer that is stored to ``ref``.
-    ref : LayerRef or str
-        What is derived.
-    stored : numpy.ndarray
-        Whole activations of that layer as they are stored, (row, …), of a few rows.
+    part : Computation
+        From the images to the ref that is derived.
+    derived, wanted : numpy.ndarray of float32, (row, …)
+        What the tail gives, and the network.
     images : numpy.ndarray of uint8, (row, height, width, channel=3)
-        The resized images of the same rows.
     dtype : {"float16", "float32"}
         The type that the derived features will have.
     """
-    exactly = backbone.computing.precision == "float32"
-    (wanted,) = (backbone.reference if exactly else backbone.forward)([ref])(images)
     with np.errstate(over="ignore"):
-        found = tail(stored)[0].astype(dtype)
-    apart = distance(found.astype("float32"), wanted)
+        stored = derived.astype(dtype).astype("float32")
+    apart = distance(stored, wanted)
     allowed = TOLERANCE if dtype == "float32" else DERIVED * _UNITS[dtype] / 2
     if apart > allowed:
-        (moved,) = amplification(backbone, [ref], images, [wanted])
+        (moved,) = amplification(part, images, [wanted])
         allowed = max(allowed, ROUNDINGS * moved)
     return Derived(apart, allowed)
 
 
-def checked(network: Network, refs: Sequence[LayerRef | str]) -> forward.Pass:
-    """Compile the forward pass of a network so that it checks its first batch: see :func:`check`.
-
-    If the fastest engine fails there, and none was asked for, the next one takes its place.
-
-    Warns
-    -----
-    FeatureStoreWarning
-        If it does.
-    """
-    compiled = Network.forward(network, refs)
-    unchecked = compiled.run
+def check_first_batch(part: Computation, model: forward.CompiledModel) -> forward.CompiledModel:
+    """Return a compiled model that checks what it gives for its first batch: see :func:`check`."""
+    unchecked = model.run
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        found = unchecked(images)
-        try:
-            check(network, refs, images, found, compiled.engine)
-        except ActivationError as error:
-            if network.computing.engine != "auto" or compiled.engine == "tensorflow":
-                raise
-            if network.weights_changed():
-                raise  # Another engine would compute with other weights than those of the key.
-            other = network.forward_with("tensorflow", refs)
-            found = other(images)
-            check(network, refs, images, found, other.engine)
-            warnings.warn(
-                f"TensorFlow computes {network.name} instead of {compiled.engine}: {error}",
-                FeatureStoreWarning,
-                stacklevel=2,
-            )
-            compiled.engine, compiled.run = other.engine, other.run
-        else:
-            compiled.run = unchecked
-        return found
+        activations = unchecked(images)
+        check(part, images, activations, model.engine)
+        model.run = unchecked
+        return activations
 
-    compiled.run = run
-    return compiled
+    model.run = run
+    return model
 
 
 def check(
-    backbone: Network,
-    refs: Sequence[LayerRef | str],
+    part: Computation,
     images: np.ndarray,
-    found: Sequence[np.ndarray],
+    activations: Sequence[np.ndarray],
     engine: str = "tensorflow",
 ) -> None:
-    """Check what a compiled pass gave for a batch, on a few rows, before it is stored.
+    """Check what a compiled model gave for a batch, on a few rows, before it is stored.
 
-    ``images`` are uint8 (batch, height, width, channel=3); ``found`` is float32 (batch, …) for each
-    ref, as ``engine`` computed it.
+    ``images`` are uint8 (batch, height, width, channel=3); ``activations`` are float32 (batch, …)
+    for each ref, as ``engine`` computed them.
 
     Raises
     ------
@@ -266,89 +217,49 @@ def check(
     FeatureStoreWarning
         If a larger difference is accepted because the network amplifies rounding.
     """
-    cuts = [LayerRef.parse(ref) for ref in refs]
-    rows, reference = sampled(len(images)), backbone.reference(refs)
-    few = images[rows]
-    if (few == few[:1]).all():  # whether rows are mixed shows only among different ones
-        few = np.concatenate([few, 255 - few[:1]])
-    wanted = reference(few)
-    apart = [distance(f[rows], w[: len(rows)]) for f, w in zip(found, wanted, strict=True)]
-    # The last row comes first, beside another one.
-    beside = reference(np.concatenate([few[-1:], 255 - few[:1]]))
+    rows, reference = sampled(len(images)), forward.plain(part)
+    # The last row stands beside different images here, and beside itself below.
+    few = np.concatenate([images[rows], 255 - images[:1]])
+    wanted, beside = reference(few), reference(few[[-1, -1]])
+    apart = [distance(a[rows], w[:-1]) for a, w in zip(activations, wanted, strict=True)]
     mixed = [distance(b[:1], w[-1:], w) for b, w in zip(beside, wanted, strict=True)]
-    usual = [tolerance(backbone.precision(ref.layer)) for ref in cuts]
+    usual = [tolerance(precision) for precision in part.precisions]
     if all(a <= u for a, u in zip(apart, usual, strict=True)) and max(mixed) <= TOLERANCE:
         return
     again = [distance(*pair) for pair in zip(reference(few), wanted, strict=True)]
-    moved = amplification(backbone, refs, few, wanted)
-    for i, ref in enumerate(cuts):
-        _require_own(ref, again[i], mixed[i], max(TOLERANCE, ROUNDINGS * moved[i]))
-    precision = backbone.computing.precision
-    if precision != "float32":
-        moved = amplification(backbone, refs, few, wanted, precision)
-    allowed = [max(u, ROUNDINGS * m) for u, m in zip(usual, moved, strict=True)]
-    _require(cuts, apart, allowed, engine)
-    if precision != "float32":
-        return  # which bits were lost on the way is the user's choice
-    for i, ref in enumerate(cuts):
-        if apart[i] > usual[i] or mixed[i] > TOLERANCE:
-            _accept(backbone, ref, few, moved[i], engine)
-
-
-def _require_own(ref: LayerRef, again: float, mixed: float, allowed: float) -> None:
-    """Raise BackboneError if the activations of an image depend on more than the image."""
-    if again > TOLERANCE:
-        raise BackboneError(
-            f"layer {str(ref)!r} is not deterministic: the same images differ by"
-            f" {again:.2g} of its largest activation; cut before the layer that draws random"
-            " numbers or keeps state"
-        )
-    if mixed > allowed:
-        raise BackboneError(
-            f"layer {str(ref)!r} mixes the images of a batch: the same image beside others differs"
-            f" by {mixed:.2g} of its largest activation; cut before the layer that mixes them"
-        )
-
-
-def _require(
-    refs: Sequence[LayerRef], apart: Sequence[float], allowed: Sequence[float], engine: str
-) -> None:
-    worst, number = max((a / b, i) for i, (a, b) in enumerate(zip(apart, allowed, strict=True)))
-    if worst > 1:
-        raise ActivationError(
-            f"layer {str(refs[number])!r} differs by {apart[number]:.2g} of its largest activation"
-            f" from what its plain layers give on the CPU, expected at most {allowed[number]:.2g}:"
-            f" this device or library computes wrong numbers; {forward.another_way(engine)}"
-        )
-
-
-def _accept(
-    backbone: Network, ref: LayerRef, images: np.ndarray, moved: float, engine: str
-) -> None:
-    """Warn of a layer that amplifies rounding, after a check of the last layer that does not."""
-    before = backbone.layers_before(ref.layer)
-    steady, unsteady = -1, len(before)
-    while unsteady - steady > 1:  # rounding grows with depth
-        middle = (steady + unsteady) // 2
-        (each,) = amplification(backbone, [before[middle]], images)
-        if ROUNDINGS * each <= TOLERANCE:
-            steady = middle
-        else:
-            unsteady = middle
-    way = "trained weights seldom do"
-    if steady >= 0:
-        last = [LayerRef(before[steady])]
-        found = backbone.forward_with(engine, last)(images)
-        wanted = backbone.reference(last)(images)
-        _require(last, [distance(found[0], wanted[0])], [TOLERANCE], engine)
-        way = f"{str(last[0])!r} does not"
-    warnings.warn(
-        f"layer {str(ref)!r} amplifies rounding: the last bit of each layer's result moves it by"
-        f" {moved:.2g} of its largest activation, so that its features differ as much with the"
-        f" batch size and the machine; {way}",
-        FeatureStoreWarning,
-        stacklevel=2,
-    )
+    moved = low = amplification(part, few, wanted)
+    if part.precision != "float32":
+        low = amplification(part, few, wanted, part.precision)
+    for i, (_, ref) in enumerate(part.ends):
+        layer, allowed = f"layer {str(ref)!r}", max(usual[i], ROUNDINGS * low[i])
+        if again[i] > TOLERANCE:
+            raise BackboneError(
+                f"{layer} is not deterministic: the same images differ by {again[i]:.2g} of its"
+                " largest activation",
+                remedy="cut before the layer that draws random numbers or keeps state",
+            )
+        if mixed[i] > max(TOLERANCE, ROUNDINGS * moved[i]):
+            raise BackboneError(
+                f"{layer} mixes the images of a batch: the same image beside others differs by"
+                f" {mixed[i]:.2g} of its largest activation",
+                remedy="cut before the layer that mixes them",
+            )
+        if apart[i] > allowed:
+            raise ActivationError(
+                f"{layer} differs by {apart[i]:.2g} of its largest activation from what its plain"
+                " layers give on the CPU: this device or library computes wrong numbers",
+                f"at most {allowed:.2g}",
+                forward.another_way(engine),
+            )
+        # Which bits are lost in low precision is the user's choice.
+        if part.precision == "float32" and max(apart[i] - usual[i], mixed[i] - TOLERANCE) > 0:
+            warnings.warn(
+                f"{layer} amplifies rounding: the last bit of each layer's result moves it by"
+                f" {moved[i]:.2g} of its largest activation, so that its features differ as much"
+                " with the batch size and the machine; trained weights seldom do",
+                FeatureStoreWarning,
+                stacklevel=2,
+            )
 
 
 def _signs(values: np.ndarray, seed: int) -> np.ndarray:

@@ -23,10 +23,8 @@ from featurestore.quiet import load_tensorflow
 from featurestore.scratch import scratch
 
 
-def build_application(
-    network: Application, weights: str, input_size: tuple[int, int], include_top: bool
-) -> Any:
-    """Build a network of ``keras.applications`` for one input size.
+def build_application(network: Application, weights: str, input_size: tuple[int, int]) -> Any:
+    """Build a network of ``keras.applications`` without its classifier, for one input size.
 
     Parameters
     ----------
@@ -37,7 +35,7 @@ def build_application(
     import keras
 
     constructor = getattr(keras.applications, network.constructor)
-    options = {"include_top": include_top, "input_shape": (*input_size, 3)}
+    options = {"include_top": False, "input_shape": (*input_size, 3)}
     source = "imagenet" if weights == "imagenet" else None
     try:
         # Keras draws its download bar on stdout, which is for the command's answer.
@@ -51,8 +49,8 @@ def build_application(
         ) from error
     except Exception as error:  # get_file raises a bare Exception if the download fails
         raise BackboneError(
-            f"cannot get the imagenet weights of {network.constructor}: {one_line(error)};"
-            " pass --weights FILE, or --weights random (in Python: weights=FILE or 'random')"
+            f"cannot get the imagenet weights of {network.constructor}: {one_line(error)}",
+            remedy="pass --weights FILE, or --weights random (in Python: weights=…)",
         ) from error
     if weights not in ("imagenet", "random"):
         load_weights(model, weights)
@@ -60,46 +58,17 @@ def build_application(
     return model
 
 
-# What else people have a network in, by the ending of its file.
-_OTHER_FORMATS = {
-    ".bin": "a file of PyTorch weights",
-    ".ckpt": "a checkpoint of TensorFlow or PyTorch",
-    ".onnx": "an ONNX model",
-    ".pb": "a TensorFlow graph",
-    ".pt": "a PyTorch file",
-    ".pth": "a PyTorch file",
-    ".safetensors": "a file of PyTorch weights",
-    ".tflite": "a LiteRT model",
-}
-KNOWN_ENDINGS = {".keras", ".h5", ".hdf5", *_OTHER_FORMATS}
-_BUILD = (
-    "build the network in Keras, copy the weights with set_weights, and save it as a .keras file"
-)
+ENDINGS = (".keras", ".h5", ".hdf5")
 
 
 def refuse_other_formats(path: Path) -> None:
-    """Raise BackboneError for a file or folder that holds a network, but not of Keras layers."""
-    what, how = _OTHER_FORMATS.get(path.suffix.lower()), _BUILD
-    if path.is_dir():
-        what = "a folder"
-        if (path / "saved_model.pb").is_file():
-            what = "a TensorFlow SavedModel, a graph without layers"
-            how = (
-                "if Keras 2 saved it, tf_keras.models.load_model(FOLDER).save('model.h5') makes one"
-            )
-    if what:
+    """Raise BackboneError for a folder, or a file that does not end as Keras' own do."""
+    if path.is_dir() or path.suffix.lower() not in ENDINGS:
         raise BackboneError(
-            f"{path.name!r} is {what}; expected a .keras or .h5 file of Keras layers: {how}"
-        )
-
-
-def refuse_names_of_hubs(name: str) -> None:
-    """Raise BackboneError for the name of a network of timm or Hugging Face."""
-    patches = r"(timm|hf_hub|hf):.*|.*patch\d+.*|(beit|clip|deit|dino|eva|swin|vit)\d*v?\d*_.*"
-    if re.fullmatch(rf"[\w-]+/[\w.-]+|[a-z]\w*\.\w+|{patches}", name):
-        raise BackboneError(
-            f"no file and no keras.applications network is called {name!r}; networks of timm and "
-            f"Hugging Face are PyTorch models, expected one of Keras: {_BUILD}"
+            f"{path.name!r} is not a file of Keras layers",
+            "a .keras or .h5 file",
+            "build a network of another library in Keras, copy its weights with set_weights, and"
+            " save it",
         )
 
 
@@ -114,10 +83,10 @@ def load_weights(model: Any, path: str | Path) -> None:
     file = Path(path)
     if not file.is_file():
         raise BackboneError(
-            f"no weights file {str(path)!r}: expected the path of a .weights.h5, .h5 or .keras"
-            " file, or imagenet or random for a keras.applications network"
+            f"no weights file {str(path)!r}",
+            "the path of a .weights.h5, .h5 or .keras file, or imagenet or random for a"
+            " keras.applications network",
         )
-    refuse_other_formats(file)
     # Keras leaves the weights that a file does not have as they are, with a warning at most.
     for weight in model.weights:
         if "float" in str(weight.dtype):
@@ -135,8 +104,8 @@ def load_weights(model: Any, path: str | Path) -> None:
         reason += " (Keras reads weights that it saved itself only from a name in .weights.h5)"
     if reason:
         raise BackboneError(
-            f"weights file {file.name!r} does not fit {model.name!r}: {reason}; expected weights "
-            "saved from this network (with its classifier if the model has one, else without)"
+            f"weights file {file.name!r} does not fit {model.name!r}: {reason}",
+            "weights saved from this network, with its classifier only if the model has one",
         )
 
 
@@ -173,34 +142,29 @@ def model_from_file(path: str | Path) -> Any:
     file = Path(path)
     refuse_other_formats(file)
     if not file.is_file():
-        raise BackboneError(f"no model file {str(path)!r}: expected a .keras or .h5 file")
+        raise BackboneError(f"no model file {str(path)!r}", "a .keras or .h5 file")
     try:
         return load_model(file)
     except InputError as error:
-        hint = (
-            "; pass a file of weights as --weights, with --model NAME (in Python:"
-            " Backbone.open(NAME, weights=FILE))"
-        )
         raise BackboneError(
-            f"{file.name!r} does not load as a Keras model: {error}"
-            + (hint if file.name.endswith("weights.h5") else "")
+            f"{file.name!r} does not load as a Keras model: {error}",
+            remedy="pass a file of weights as --weights, with --model NAME (in Python:"
+            " Backbone.open(NAME, weights=FILE))"
+            if file.name.endswith("weights.h5")
+            else "",
         ) from error
 
 
 def saved(graph: Graph, name: str) -> bytes:
     """Return the network of a backbone as a ``.keras`` file; BackboneError if it has none."""
-    import keras
-
-    ends = [graph.nodes[number].outputs[output] for number, output in graph.outputs]
     try:
         with scratch() as folder:
             file = folder / "model.keras"
-            keras.Model(graph.nodes[0].outputs[0], ends).save(file)
+            _copy(graph).save(file)
             return file.read_bytes()
     except Exception as error:  # whatever a layer raises that cannot describe itself
         raise BackboneError(
-            f"backbone {name!r} cannot be saved, so that another process could load it: "
-            f"{one_line(error)}"
+            f"backbone {name!r} cannot be saved for another process: {one_line(error)}"
         ) from error
 
 
@@ -213,8 +177,8 @@ def from_bytes(data: bytes, name: str) -> Any:
             return load_model(file)
         except InputError as error:
             raise BackboneError(
-                f"backbone {name!r} does not load in another process: {error}; use layers that "
-                "Keras has itself, or extract in the process that has the model"
+                f"backbone {name!r} does not load in another process: {error}",
+                remedy="use Keras' own layers, or extract in the process that has the model",
             ) from error
 
 
@@ -226,17 +190,20 @@ def copied(graph: Graph, preprocessing: Preprocessing) -> Graph:
     BackboneError
         If a layer cannot be described, or its copy computes something else.
     """
-    import keras
-
     graph_digests(graph)  # refuses by name what cannot be copied
-    given = graph.nodes[0].outputs[0]
-    with seeded():
-        image = keras.Input(batch_shape=(None, *given.shape[1:]), dtype=given.dtype, name="image")
-        ends = [number for number, _ in graph.outputs]
-        copy = flatten(keras.Model(image, clone(graph, image, ends)))
-    copy = Graph(copy.nodes, copy.outputs, graph.own_names)
+    copy = flatten(_copy(graph))
     _require_alike(graph, copy, preprocessing)
     return copy
+
+
+def _copy(graph: Graph) -> Any:
+    """Return a Keras model of new layers that computes what a graph does."""
+    import keras
+
+    own = graph.nodes[0].outputs[0]
+    with seeded():
+        image = keras.Input(batch_shape=(None, *own.shape[1:]), dtype=own.dtype, name="image")
+        return keras.Model(image, clone(graph, image, [number for number, _ in graph.outputs]))
 
 
 def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> None:
@@ -248,21 +215,22 @@ def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> N
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def computed(graph: Graph) -> list[np.ndarray]:
+        numbers = [graph.by_name[name] for name in custom]
+
         def compute(images: Any) -> list[Any]:
-            numbers = [graph.by_name[name] for name in custom]
-            return [each[0] for each in graph.run(preprocessing.scale(images), numbers)]
+            return [outputs[0] for outputs in graph.run(preprocessing.scale(images), numbers)]
 
         return forward.plain(compute)(noise)
 
     results = zip(custom, computed(copy), computed(graph), computed(graph), strict=True)
-    for name, found, wanted, again in results:
+    for name, by_copy, wanted, again in results:
         # A layer that differs each time is refused for that when it computes.
         steady = numerics.distance(again, wanted) <= numerics.TOLERANCE
-        if steady and numerics.distance(found, wanted) > numerics.TOLERANCE:
+        if steady and numerics.distance(by_copy, wanted) > numerics.TOLERANCE:
             raise BackboneError(
                 f"layer {name!r} ({graph.nodes[graph.by_name[name]].kind}) computes something else"
-                " when it is built from its configuration: return all that it computes with from"
-                " get_config"
+                " when it is built from its configuration",
+                remedy="return all that it computes with from get_config",
             )
 
 

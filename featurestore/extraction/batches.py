@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featurestore.backbone.engines import FEWEST_IN_BATCH
+from featurestore.backbone.openvino import FEWEST_IN_BATCH
 from featurestore.errors import OutOfMemoryError
 from featurestore.threads import map_ahead
 

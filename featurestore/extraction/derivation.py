@@ -115,7 +115,7 @@ class Deriving:
 
     def _leave_to_the_pass(self, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
         """Compute the rows that other layers need images for, if that is no more work."""
-        flops = self.backbone.flops
+        flops = self.backbone.cuts.flops
         passing = [layer for layer in layers if layer.is_computed.any()]
         if not passing:
             return tuple(layers)
@@ -139,7 +139,7 @@ class Deriving:
             # Its provenance names what its rows are derived from, and does not change.
             whole = whole & sources_of(layer.state.group)
         ways = []
-        for source in self.backbone.derivable_from(layer.ref) if whole else ():
+        for source in self.backbone.cuts.derivable_from(layer.ref) if whole else ():
             if short(self.backbone.prefix_digest(source)) in whole:
                 copies, few = self._find(layer, source)
                 rows = np.count_nonzero((copies.group_of >= 0) & layer.is_missing)
@@ -184,7 +184,7 @@ class Deriving:
         stored = np.concatenate(list(few.values()))
         images = images_of(self.dataset, self.backbone, list(few))
         tail = self.backbone.tail(source, [layer.ref])
-        check = numerics.check_derived(self.backbone, tail, layer.ref, stored, images, layer.dtype)
+        check = self.backbone.check_tail(tail, layer.ref, stored, images, layer.dtype)
         return tail, check
 
 

@@ -263,7 +263,7 @@ def diagnose(
         load_tensorflow()
         from featurestore.backbone import Backbone
 
-        backbone = Backbone.of(model or Backbone.from_application(DEFAULT_MODEL, "random"))
+        backbone = Backbone.of(model or Backbone.open(DEFAULT_MODEL, "random"))
         refs = [layers] if isinstance(layers, str) else list(layers) or [backbone.layer_names[-1]]
         batch_size = GPU_BATCH if has_gpu() else BATCH
         request = Request.of(backbone, refs, "float16", batch_size)

@@ -292,5 +292,5 @@ def _largest_activation(plan: ExtractionPlan, backbone: Backbone) -> int:
     """Bytes of the largest activation of an image on the way to the layers that are computed."""
     names: set[str] = set()
     for ref in plan.refs_computed:
-        names.update([ref.layer, *backbone.layers_before(ref.layer)])
+        names.update([ref.layer, *backbone.cuts.before(ref.layer)])
     return max((4 * prod(backbone.shape(LayerRef(name))) for name in names), default=0)

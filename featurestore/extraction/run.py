@@ -303,7 +303,7 @@ def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
     spec = backbone.spec
     height, width = backbone.input_size
     only_here = dataset.samples.path(0) is None or spec["source"] == "model"
-    if only_here or spec.get("include_top") or height != width:
+    if only_here or height != width:
         return f"featurestore.extract(dataset, backbone, [{ref!r}], store)"
     words = ["featurestore", "extract", dataset.name]
     words += ["--model", spec.get("path") or backbone.name, "--layer", ref]

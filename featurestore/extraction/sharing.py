@@ -44,7 +44,7 @@ from featurestore.versions import versions
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
-    from featurestore.backbone.forward import Pass
+    from featurestore.backbone.forward import CompiledModel
     from featurestore.dataset import Dataset
 
 # Libraries that a worker needs in the same version as the caller.
@@ -326,7 +326,7 @@ def _backbone(packed: bytes) -> Backbone:
 
 
 @lru_cache(maxsize=4)
-def _compiled(packed: bytes, refs: tuple[str, ...]) -> Pass:
+def _compiled(packed: bytes, refs: tuple[str, ...]) -> CompiledModel:
     from featurestore.backbone import LayerRef
 
     return _backbone(packed).forward(list(map(LayerRef.parse, refs)))

@@ -140,7 +140,7 @@ def check(file: File) -> list[Source]:
     found = [replace(source, name=name) for source, name in zip(found, _names(rows), strict=True)]
     if spec.baseline is not None:
         for resize in dict.fromkeys(source.spec["resize"] for source in found):
-            plain = Backbone.pixels(spec.baseline.input_size, resize=resize)
+            plain = Backbone.open("pixels", input_size=spec.baseline.input_size, resize=resize)
             found.append(Source.of(partial(_same, plain), ["pixels"], is_pixels=True))
     return found
 

@@ -96,7 +96,7 @@ def _exportable(graph: Graph, resizing: keras.layers.Resizing) -> Graph:
             return replace(node, operation=_scaler(layer))
         return node
 
-    return Graph([graph.nodes[0], *map(swapped, graph.nodes[1:])], graph.outputs, graph.own_names)
+    return Graph([graph.nodes[0], *map(swapped, graph.nodes[1:])], graph.outputs)
 
 
 def _scaler(layer: keras.layers.Normalization) -> keras.Layer:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.backbone.forward import compiled
+from featurestore.backbone.forward import with_tensorflow
 from featurestore.backbone.graph import Graph, dissolve
 from featurestore.backbone.resizing import compiled_resize
 from featurestore.dataset.source import UnreadableError, read
@@ -199,5 +199,5 @@ class Predictor:
 def forward_of(graph: Graph, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
     """Compile a model's first output for images of one size, uint8 (batch, *shape)."""
     ((end, output), *_) = graph.outputs
-    forward = compiled(lambda images: [graph.run(images, [end])[0][output]], shape)
+    forward = with_tensorflow(lambda images: [graph.run(images, [end])[0][output]], shape)
     return lambda images: forward(images)[0]

@@ -49,8 +49,7 @@ def load_backbone(
         raise PromotionError(f"{head.id} does not record its backbone; use promote() in Python")
     spec = dict(spec)
     if model is not None:
-        kept = {key: value for key, value in spec.items() if key != "include_top"}
-        spec = {**kept, "source": "file", "path": _absolute(model), "weights": None}
+        spec = {**spec, "source": "file", "path": _absolute(model), "weights": None}
         spec.setdefault("name", head.key.model)
     if weights is not None:
         spec["weights"] = _absolute(weights)

@@ -96,11 +96,11 @@ def prove(
         exactly = _computed(backbone, ref, data, rows)
         require_same_images(stored, exactly, lower)
         stored = exactly
-    passes = (backbone.reference([ref]), numerics.rounded(backbone, [ref]))
+    passes = (backbone.reference([ref]), numerics.rounded(backbone.computation([ref])))
     alone, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
     derived = _derived(backbone, ref, group, images[:ROUNDED_ROWS])
     precision = backbone.precision(ref.layer)
-    averaged = backbone.averaged(ref)
+    averaged = backbone.cuts.averaged(ref)
     terms: np.ndarray | float = 0.0
     if averaged is not None:
         (whole,) = backbone.reference([averaged])(images[:ROUNDED_ROWS])
@@ -171,7 +171,7 @@ def _derived(
 ) -> list[np.ndarray]:
     """Derive features of a few images from the layers that stored rows were derived from."""
     named, found = sources_of(group), []
-    for source in backbone.derivable_from(ref) if named else ():
+    for source in backbone.cuts.derivable_from(ref) if named else ():
         if short(backbone.prefix_digest(source)) in named:
             (whole,) = backbone.reference([source])(images)
             tail = plain(backbone.computation([ref], source=source))

@@ -47,13 +47,13 @@ def tiny() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
     """The tiny network as a backbone; tests that change it make their own."""
-    return Backbone.from_model(tiny_network(), name="tiny")
+    return Backbone.open(tiny_network(), name="tiny")
 
 
 @pytest.fixture(scope="session")
 def mobilenet() -> Backbone:
     """A real network; tests that change it make their own."""
-    return Backbone.from_application("mobilenetv2", "random", 64)
+    return Backbone.open("mobilenetv2", "random", 64)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def noise(size):
 
 def test_a_model_file_with_a_nested_backbone_needs_nothing_said():
     path = DATA / "mobilenetv2" / "mobilenetv2.h5"
-    backbone = Backbone.from_file(path)
+    backbone = Backbone.open(path)
     assert (backbone.input_size, backbone.preprocessing.scaling) == ((160, 160), "tf")
     assert {"Conv1", "block_6_expand_relu", "out_relu", "dense"} <= set(backbone.layer_names)
     model = keras.models.load_model(path, compile=False)
@@ -33,9 +33,9 @@ def test_a_model_file_with_a_nested_backbone_needs_nothing_said():
 
 def test_the_extracted_weights_share_every_prefix_with_the_model_file():
     """So whoever extracts with one finds what was extracted with the other."""
-    nested = Backbone.from_file(DATA / "mobilenetv2" / "mobilenetv2.h5")
+    nested = Backbone.open(DATA / "mobilenetv2" / "mobilenetv2.h5")
     weights = DATA / "mobilenetv2" / "mobilenetv2_notop.weights.h5"
-    plain = Backbone.from_application("mobilenetv2", weights, 160)
+    plain = Backbone.open("mobilenetv2", weights, 160)
     for name in plain.layer_names:
         assert plain.prefix_digest(name) == nested.prefix_digest(name), name
 
@@ -49,7 +49,7 @@ def test_the_extracted_weights_share_every_prefix_with_the_model_file():
     ],
 )
 def test_a_cut_of_real_weights_equals_the_cached_features(name, file, layer, tmp_path, photo):
-    backbone = Backbone.from_application(name, DATA / file, 96)
+    backbone = Backbone.open(name, DATA / file, 96)
     features = backbone.forward([layer])(backbone.resize(photo)[None])[0]
     backbone.cut(layer).save(tmp_path / "cut.keras")
     found = keras.models.load_model(tmp_path / "cut.keras").predict(photo[None], verbose=0)
@@ -58,9 +58,7 @@ def test_a_cut_of_real_weights_equals_the_cached_features(name, file, layer, tmp
 
 def test_weights_with_and_without_a_top_are_the_same_backbone():
     digests = {
-        Backbone.from_application("mobilenet", DATA / "mobilenet" / file, 96).prefix_digest(
-            "conv_pw_13_relu"
-        )
+        Backbone.open("mobilenet", DATA / "mobilenet" / file, 96).prefix_digest("conv_pw_13_relu")
         for file in ("mobilenet.weights.h5", "mobilenet_notop.weights.h5")
     }
     assert len(digests) == 1

@@ -4,7 +4,6 @@ import random
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from featurestore.backbone import Backbone
@@ -36,23 +35,9 @@ def test_a_clone_of_an_adapted_normalization_normalizes(batch, tmp_path):
     for each in (copy, keras.models.load_model(tmp_path / "copy.keras")):
         np.testing.assert_array_equal(each(images), model(images))
         assert abs(float(np.mean(each(images)))) < 1e-4
-    given = Backbone.from_model(model, name="given", scaling="none")
-    saved = Backbone.from_file(tmp_path / "copy.keras", scaling="none")
+    given = Backbone.open(model, name="given", scaling="none")
+    saved = Backbone.open(tmp_path / "copy.keras", scaling="none")
     assert given.prefix_digest("normalization") == saved.prefix_digest("normalization")
-
-
-@pytest.mark.reliability
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("mode", ["int8", pytest.param("float8", marks=pytest.mark.slow)])
-def test_a_quantized_model_computes_what_it_computes(mode, batch):
-    image = keras.Input((16, 16, 3))
-    x = layers.Dense(12, activation="relu")(layers.Rescaling(1 / 255)(image))
-    model = keras.Model(image, layers.Dense(4, name="end")(layers.Flatten()(x)))
-    model.quantize(mode)
-    backbone = Backbone.from_model(model, name="quantized")
-    want = model.predict(batch, verbose=0)
-    np.testing.assert_array_equal(backbone.reference(["end"])(batch)[0], want)
-    np.testing.assert_array_equal(backbone.cut("end").predict(batch, verbose=0), want)
 
 
 def test_a_shared_layer_stays_shared_in_a_clone():

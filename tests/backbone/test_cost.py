@@ -44,7 +44,7 @@ def test_operations_are_twice_the_multiplications(case):
     make, multiplications = COUNTED[case]
     image = keras.Input((12, 12, 3))
     model = keras.Model(image, layers.Identity(name="end")(make(layers.Rescaling(1 / 255)(image))))
-    end = Backbone.from_model(model, name="m").layers()[-1]
+    end = Backbone.open(model, name="m").layers()[-1]
     assert end.parameters == model.count_params()
     assert end.flops == 2 * multiplications
 
@@ -55,7 +55,7 @@ def test_work_up_to_a_layer_counts_each_branch_once_and_no_other():
     left = layers.Conv2D(4, 1, name="left")(stem)
     right = layers.Conv2D(4, 1, name="right")(stem)
     model = keras.Model(image, layers.Add(name="sum")([left, right]))
-    table = {info.name: info for info in Backbone.from_model(model, name="m").layers()}
+    table = {info.name: info for info in Backbone.open(model, name="m").layers()}
     assert table["left"].flops == table["right"].flops == 2 * 64 * (3 * 4 + 4 * 4)
     assert table["sum"].flops == 2 * 64 * (3 * 4 + 2 * 4 * 4)
     assert table["left"].parameters == 16 + 20
@@ -66,13 +66,13 @@ def test_a_shared_layer_has_its_parameters_once_and_its_work_twice():
     image = keras.Input((8, 8, 3))
     shared = layers.Conv2D(3, 1, name="shared")
     model = keras.Model(image, shared(shared(layers.Rescaling(1 / 255)(image))))
-    end = Backbone.from_model(model, name="m").layers()[-1]
+    end = Backbone.open(model, name="m").layers()[-1]
     assert (end.name, end.parameters, end.flops) == ("shared@2", 12, 2 * 2 * 64 * 9)
 
 
 @pytest.mark.slow
 def test_vgg16_has_its_published_numbers():
-    table = {info.name: info for info in Backbone.from_application("vgg16", "random").layers()}
+    table = {info.name: info for info in Backbone.open("vgg16", "random").layers()}
     last = table["block5_pool"]
     assert last.parameters == 14_714_688
     assert last.flops / 2 == pytest.approx(15.35e9, rel=0.001)
@@ -86,7 +86,7 @@ def test_vgg16_has_its_published_numbers():
     [("vgg16", 17, 18), ("resnet50", 37, 174), ("nasnetmobile", 3, 768)],
 )
 def test_a_tail_of_a_large_network(name, tails, layer_count):
-    table = Backbone.from_application(name, "random", 64).layers()
+    table = Backbone.open(name, "random", 64).layers()
     assert (sum(info.tail for info in table), len(table)) == (tails, layer_count)
 
 

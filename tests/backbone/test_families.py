@@ -48,7 +48,7 @@ def test_the_default_size_is_that_of_the_constructor(name):
 
 def check_network(name):
     network = APPLICATIONS[name]
-    backbone = Backbone.from_application(name, "random", 75)
+    backbone = Backbone.open(name, "random", 75)
     names = backbone.layer_names
     assert len(set(names)) == len(names) > 10
     first = backbone.layers()[0].kind
@@ -101,7 +101,7 @@ def test_scaling_and_network_together_equal_keras(mobilenet):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["EfficientNetB0", "VGG16", "ConvNeXtTiny", "DenseNet121"])
 def test_scaling_and_other_networks_together_equal_keras(name):
-    check_against_keras(Backbone.from_application(name, "random", 64), name)
+    check_against_keras(Backbone.open(name, "random", 64), name)
 
 
 @pytest.mark.parametrize("name", ["VGG16", "vgg16", "Vgg-16", "ResNet50V2", "resnet50_v2"])
@@ -111,7 +111,7 @@ def test_names_in_any_case(name):
 
 def test_an_unknown_name_offers_the_nearest():
     with pytest.raises(BackboneError, match="did you mean 'MobileNet"):
-        Backbone.from_application("mobilnet_v2")
+        Backbone.open("mobilnet_v2")
 
 
 def check_recognition(name):

@@ -46,7 +46,7 @@ def test_half_precision_comes_out_as_float32(batch):
     image = keras.Input((16, 16, 3))
     x = layers.Rescaling(1 / 255)(image)
     x = layers.Conv2D(4, 3, name="conv", dtype="mixed_float16")(x)
-    backbone = Backbone.from_model(keras.Model(image, x), name="m")
+    backbone = Backbone.open(keras.Model(image, x), name="m")
     assert [each.dtype for each in backbone.forward(["conv", "conv:avg"])(batch)] == [
         np.float32
     ] * 2
@@ -60,7 +60,7 @@ def test_weights_that_are_nan_are_refused_where_they_are_needed(batch):
     kernel = np.full(diverged.kernel.shape, 0.1)
     kernel[0, 0, 0, 0] = np.nan
     diverged.kernel.assign(kernel)
-    backbone = Backbone.from_model(keras.Model(image, x), name="m")
+    backbone = Backbone.open(keras.Model(image, x), name="m")
     assert np.isfinite(backbone.forward(["sound"])(batch)[0]).all()
     for ref in ("diverged", "pool", "pool:max"):
         with pytest.raises(BackboneError, match="'diverged' has weights that are NaN"):
@@ -73,7 +73,7 @@ def test_augmentation_and_dropout_are_off(batch):
     x = layers.Rescaling(1 / 255)(x)
     x = layers.Dropout(0.5)(x, training=True)
     model = keras.Model(image, layers.GaussianNoise(1.0, name="end")(x))
-    compute = Backbone.from_model(model, name="m").forward(["end"])
+    compute = Backbone.open(model, name="m").forward(["end"])
     np.testing.assert_allclose(compute(batch)[0], batch / 255, atol=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_tf32_is_off_in_our_passes_and_left_as_it_was(batch):
     try:
         for usual in (True, False):
             execution.enable_tensor_float_32_execution(usual)
-            run = forward.compiled(compute, (16, 16, 3))
+            run = forward.with_tensorflow(compute, (16, 16, 3))
             assert execution.tensor_float_32_execution_enabled() is usual
             with ThreadPoolExecutor(4) as pool:
                 for found in pool.map(run, [batch] * 8):
@@ -124,7 +124,7 @@ class Noisy(layers.Layer):
 @pytest.mark.parametrize("layer", [Counter, Noisy])
 def test_layers_that_change_while_they_compute_are_refused(layer, batch):
     image = keras.Input((16, 16, 3))
-    backbone = Backbone.from_model(
+    backbone = Backbone.open(
         keras.Model(image, layer(name="end")(image)), name="m", scaling="none", engine="tensorflow"
     )
     with pytest.raises(BackboneError, match="'end' is not deterministic") as caught:
@@ -144,7 +144,7 @@ class TensorFlowCounter(layers.Layer):
 def test_layers_that_change_variables_of_tensorflow_are_refused(batch):
     image = keras.Input((16, 16, 3))
     model = keras.Model(image, TensorFlowCounter(name="end")(image))
-    backbone = Backbone.from_model(model, name="m", scaling="none")
+    backbone = Backbone.open(model, name="m", scaling="none")
     with pytest.raises(BackboneError, match="depend on the images before it"):
         backbone.forward(["end"])
 
@@ -155,9 +155,9 @@ def test_dropout_inside_recurrent_layers_is_off(batch):
     steps = layers.Reshape((16, 48))(layers.Rescaling(1 / 255)(image))
     end = layers.SimpleRNN(4, dropout=0.3, recurrent_dropout=0.3, name="end")(steps, training=True)
     model = keras.Model(image, end)
-    backbone = Backbone.from_model(model, name="m")
+    backbone = Backbone.open(model, name="m")
     found = backbone.forward(["end"])(batch)
-    numerics.check(backbone, ["end"], batch, found)
+    numerics.check(backbone.computation(["end"]), batch, found)
     np.testing.assert_allclose(found[0], model.predict(batch, verbose=0), atol=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_dropout_inside_recurrent_layers_is_off(batch):
 @pytest.mark.filterwarnings("ignore:TensorFlow computes, because OpenVINO cannot")
 def test_what_tensorflow_raises_is_one_line(odd, message, batch):
     image = keras.Input((16, 16, 3))
-    backbone = Backbone.from_model(keras.Model(image, odd(image)), name="m", scaling="none")
+    backbone = Backbone.open(keras.Model(image, odd(image)), name="m", scaling="none")
     with pytest.raises(BackboneError, match=message) as caught:
         backbone.forward(backbone.layer_names[-1:])(batch)
     assert "\n" not in str(caught.value)
@@ -182,7 +182,7 @@ def test_a_constant_that_is_changed_later_changes_no_backbone(make, batch):
     factor = make(np.ones(3, "float32"))
     image = keras.Input((16, 16, 3))
     end = layers.Identity(name="end")(keras.ops.multiply(image, factor))
-    backbone = Backbone.from_model(keras.Model(image, end), name="m", scaling="none")
+    backbone = Backbone.open(keras.Model(image, end), name="m", scaling="none")
     digest = backbone.prefix_digest("end")
     if make is np.array:
         factor[:] = 2
@@ -226,7 +226,7 @@ def test_many_passes_leave_no_memory_behind(batch):
     image = keras.Input((16, 16, 3))
     x = layers.Flatten()(layers.Rescaling(1 / 255)(image))
     model = keras.Model(image, layers.Dense(2600, name="wide")(x))
-    backbone = Backbone.from_model(model, name="m")
+    backbone = Backbone.open(model, name="m")
 
     def build_and_drop() -> None:
         backbone.forward(["wide"])(batch)

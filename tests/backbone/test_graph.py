@@ -104,8 +104,8 @@ def test_with_two_outputs_a_bottleneck_leads_to_both():
 
 def test_shapes_of_an_open_input_size(tiny):
     graph = flatten(tiny(size=None))
-    shapes = graph.shapes((32, 24))
-    assert shapes[graph.by_name["pool"]] == [(None, 16, 12, 4)]
+    (output,) = graph.sized((32, 24)).nodes[graph.by_name["pool"]].outputs
+    assert output.shape == (None, 16, 12, 4)
     assert len(graph.nodes[1].operation._inbound_nodes) == 1, "asking must not extend the model"
 
 
@@ -113,7 +113,7 @@ def test_an_impossible_input_size_is_one_line():
     image = keras.Input((None, None, 3))
     model = keras.Model(image, layers.Conv2D(2, 9)(image))
     with pytest.raises(BackboneError, match="does not take images of 4×4") as caught:
-        flatten(model).shapes((4, 4))
+        flatten(model).sized((4, 4))
     assert "\n" not in str(caught.value)
 
 
@@ -130,9 +130,40 @@ def test_a_layer_that_remembers_is_refused(wrap):
     assert "\n" not in str(caught.value)
 
 
+def quantized():
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, layers.Dense(4, name="odd")(image))
+    model.quantize("int8")
+    return model
+
+
+def ending_with(layer):
+    image = keras.Input((8, 8, 3))
+    return keras.Model(image, layer(layers.Reshape((8, 24))(image)))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (quantized, "is quantized"),
+        (lambda: ending_with(layers.Masking(name="odd")), "gives a mask"),
+        (
+            lambda: ending_with(layers.MaxPooling1D(data_format="channels_first", name="odd")),
+            "computes channels_first",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_layers_that_are_refused(model, message):
+    with pytest.raises(BackboneError, match=rf"'odd' \(\w+\) {message}") as caught:
+        flatten(model())
+    assert "expected" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_name_that_tensorflow_refuses_is_refused_at_once():
     image = keras.Input((8, 8, 3))
-    with pytest.raises(BackboneError, match=r"'Faltung ä' has a name .* rename it"):
+    with pytest.raises(BackboneError, match=r"'Faltung ä' .* has a name .* rename it"):
         flatten(keras.Model(image, layers.Conv2D(2, 3, name="Faltung ä")(image)))
 
 
@@ -154,8 +185,11 @@ def on_input(*shape):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Subclassed, "subclass of keras.Model"),
-        (lambda: keras.Sequential([layers.Dense(2)]), "never built"),
+        (Subclassed, "a Subclassed that is not functional; expected a model of layers"),
+        (
+            lambda: keras.Sequential([layers.Dense(2)]),
+            "a Sequential that is not functional; expected .* keras.Input",
+        ),
         (two_inputs, "takes 2 inputs"),
         (lambda: on_input(8, 8, 1), "RGB image"),
         (lambda: on_input(20), "RGB image"),

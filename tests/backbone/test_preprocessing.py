@@ -25,7 +25,9 @@ RULES = [
 @pytest.mark.parametrize(("resize", "interpolation"), RULES)
 def test_a_resized_image_is_the_one_inside_a_cut(resize, interpolation, photo, tmp_path):
     """Bit for bit, and resizing what has the size already changes nothing."""
-    backbone = Backbone.pixels((24, 20), resize=resize, interpolation=interpolation)
+    backbone = Backbone.open(
+        "pixels", input_size=(24, 20), resize=resize, interpolation=interpolation
+    )
     cut = backbone.cut("pixels")
     cut.save(tmp_path / "cut.keras")
     loaded = keras.models.load_model(tmp_path / "cut.keras")
@@ -48,7 +50,8 @@ def test_the_rules_look_as_they_are_called():
     white = np.full((40, 80, 3), 255, np.uint8)
     white[:, 40:] = 200
     stretched, cropped, padded = (
-        Backbone.pixels((24, 20), resize=each).resize(white) for each in get_args(Resize)
+        Backbone.open("pixels", input_size=(24, 20), resize=each).resize(white)
+        for each in get_args(Resize)
     )
     assert (padded[0] == 0).all()
     assert (padded[-1] == 0).all()
@@ -62,20 +65,20 @@ def test_the_rules_look_as_they_are_called():
 def test_resizing_is_antialiased():
     stripes = np.zeros((96, 80, 3), np.uint8)
     stripes[:, ::2] = 255
-    resized = Backbone.pixels((24, 20)).resize(stripes)[:, 2:-2]
+    resized = Backbone.open("pixels", input_size=(24, 20)).resize(stripes)[:, 2:-2]
     assert np.abs(resized.astype(int) - 128).max() < 12
 
 
 def test_bicubic_overshoot_saturates():
     edge = np.zeros((8, 8, 3), np.uint8)
     edge[:, 4:] = 255
-    resized = Backbone.pixels(32, interpolation="bicubic").resize(edge)
+    resized = Backbone.open("pixels", input_size=32, interpolation="bicubic").resize(edge)
     assert resized.min() == 0
     assert resized.max() == 255
 
 
 def test_resizing_from_many_threads(photo):
-    backbone = Backbone.pixels(24)
+    backbone = Backbone.open("pixels", input_size=24)
     images = [photo[: 10 + i, : 12 + i] for i in range(32)]
     with ThreadPoolExecutor(16) as pool:
         resized = list(pool.map(backbone.resize, images))
@@ -110,7 +113,7 @@ def test_a_global_dtype_policy_leaves_scaling_in_float32(batch):
 
 @pytest.mark.reliability
 def test_a_saved_cut_needs_nothing_of_ours(photo, tmp_path, tiny):
-    backbone = Backbone.from_model(tiny(), name="tiny", resize="pad", interpolation="bicubic")
+    backbone = Backbone.open(tiny(), name="tiny", resize="pad", interpolation="bicubic")
     features = backbone.forward(["pool:avg"])(backbone.resize(photo)[None])[0]
     backbone.cut("pool:avg").save(tmp_path / "cut.keras")
     np.save(tmp_path / "photo.npy", photo)
@@ -136,4 +139,4 @@ assert not any(name.startswith("featurestore") for name in sys.modules)
 )
 def test_unknown_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        Backbone.pixels(**{"input_size": 8, **options})
+        Backbone.open("pixels", **{"input_size": 8, **options})

@@ -123,4 +123,4 @@ def test_many_threads_that_resize_many_sizes():
 )
 def test_what_is_no_image(image):
     with pytest.raises(BackboneError, match=r"expected uint8 \(height, width, 3\)"):
-        Backbone.pixels(8).resize(image)
+        Backbone.open("pixels", input_size=8).resize(image)

@@ -36,21 +36,21 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["two.weights.h5", "two.keras", "two.h5"])
 def test_a_weights_file_of_any_format_over_a_model_file(files, name):
-    backbone = Backbone.from_file(files / "one.keras", weights=files / name)
-    want = Backbone.from_model(tiny_network(operation=False, seed=2), name="x")
+    backbone = Backbone.open(files / "one.keras", weights=files / name)
+    want = Backbone.open(tiny_network(operation=False, seed=2), name="x")
     assert backbone.prefix_digest("logits") == want.prefix_digest("logits")
     assert backbone.spec["weights"] == str(files / name)
 
 
 @pytest.mark.reliability
 def test_weights_of_an_application(tmp_path):
-    """A file with a top also serves a network without one."""
+    """A file with a classifier also serves a network without one."""
     options = {"weights": None, "input_shape": (32, 32, 3)}
-    keras.applications.MobileNet(**options).save_weights(tmp_path / "top.weights.h5")
-    plain = Backbone.from_application("mobilenet", tmp_path / "top.weights.h5", 32)
+    whole = keras.applications.MobileNet(**options)
+    whole.save_weights(tmp_path / "top.weights.h5")
+    plain = Backbone.open("mobilenet", tmp_path / "top.weights.h5", 32)
     last = plain.layer_names[-1]
-    top = Backbone.from_application("mobilenet", tmp_path / "top.weights.h5", 32, include_top=True)
-    assert plain.prefix_digest(last) == top.prefix_digest(last)
+    assert plain.prefix_digest(last) == Backbone.open(whole, scaling="tf").prefix_digest(last)
 
 
 def test_weights_that_do_not_fit(files, tmp_path):
@@ -67,7 +67,7 @@ def test_weights_that_do_not_fit(files, tmp_path):
     for weights in (incomplete, tmp_path / "other.h5", tmp_path / "other.weights.h5"):
         refused(
             "does not fit",
-            lambda weights=weights: Backbone.from_file(files / "one.keras", weights=weights),
+            lambda weights=weights: Backbone.open(files / "one.keras", weights=weights),
         )
 
 
@@ -78,11 +78,11 @@ def test_files_without_weights(files, tmp_path):
         ("imagenet", "no weights file 'imagenet': expected the path"),
         (tmp_path, "no weights file"),
         (tmp_path / "text.h5", "does not fit"),
-        (tmp_path / "text.txt", "does not fit .*txt"),
+        (tmp_path / "text.txt", "'text.txt' is not a file of Keras layers"),
     ]:
         refused(
             message,
-            lambda weights=weights: Backbone.from_file(files / "one.keras", weights=weights),
+            lambda weights=weights: Backbone.open(files / "one.keras", weights=weights),
         )
 
 
@@ -95,10 +95,10 @@ def test_files_without_a_model(tmp_path, tiny):
         ("missing.keras", "no model file"),
         ("text.h5", "does not load as a Keras model"),
         ("text.keras", "does not load as a Keras model"),
-        ("model.pt", "'model.pt' is a PyTorch file"),
+        ("model.pt", "'model.pt' is not a file of Keras layers"),
         ("only.weights.h5", "No model config found.*; pass a file of weights as --weights"),
     ]:
-        refused(message, lambda name=name: Backbone.from_file(tmp_path / name))
+        refused(message, lambda name=name: Backbone.open(tmp_path / name))
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
@@ -106,7 +106,7 @@ def test_a_lambda_is_never_run(tmp_path, ending):
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, layers.Lambda(lambda x: x * 2)(image))
     model.save(tmp_path / f"model.{ending}")
-    refused("[Ll]ambda", lambda: Backbone.from_file(tmp_path / f"model.{ending}", scaling="none"))
+    refused("[Ll]ambda", lambda: Backbone.open(tmp_path / f"model.{ending}", scaling="none"))
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
@@ -114,9 +114,9 @@ def test_a_model_file_gives_the_backbone_of_its_model(tmp_path, ending, tiny):
     model = tiny(operation=ending == "keras")  # the old format cannot hold keras.ops
     model.compile("adam", "mse")
     model.save(tmp_path / f"my model.{ending}")
-    backbone = Backbone.from_file(tmp_path / f"my model.{ending}")
+    backbone = Backbone.open(tmp_path / f"my model.{ending}")
     assert backbone.name == "my model"
-    given = Backbone.from_model(model, name="x")
+    given = Backbone.open(model, name="x")
     for name in given.layer_names:
         assert backbone.prefix_digest(name) == given.prefix_digest(name)
 
@@ -124,8 +124,8 @@ def test_a_model_file_gives_the_backbone_of_its_model(tmp_path, ending, tiny):
 def test_a_packed_backbone_is_the_same_in_another_process(tmp_path, tiny):
     model = tiny()
     model.save(tmp_path / "tiny.keras")
-    given = Backbone.from_model(model, name="x", scaling="caffe", engine="tensorflow")
-    file = Backbone.from_file(tmp_path / "tiny.keras", precision="bfloat16", engine="tensorflow")
+    given = Backbone.open(model, name="x", scaling="caffe", engine="tensorflow")
+    file = Backbone.open(tmp_path / "tiny.keras", precision="bfloat16", engine="tensorflow")
     for each in (given, file):
         packed = pickle.loads(pickle.dumps(each.packed()))
         found = Backbone.unpacked(packed)
@@ -146,7 +146,7 @@ def test_a_published_efficientnet_file_means_what_imagenet_means(tmp_path):
     normalization = next(each for each in model.layers if "normalization" in each.name)
     normalization.set_weights([mean, deviation, np.array(0)])
     model.save_weights(tmp_path / "b0.weights.h5")
-    backbone = Backbone.from_application("efficientnetb0", tmp_path / "b0.weights.h5", 32)
+    backbone = Backbone.open("efficientnetb0", tmp_path / "b0.weights.h5", 32)
     images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     found = backbone.forward(["normalization"])(images)[0]
     np.testing.assert_allclose(found, (images / 255 - mean) / deviation, rtol=1e-5, atol=1e-5)
@@ -160,7 +160,7 @@ def test_no_network_says_what_to_pass(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
     refused(
         "cannot get the imagenet weights of MobileNet:.*--weights FILE, or --weights random",
-        lambda: Backbone.from_application("mobilenet"),
+        lambda: Backbone.open("mobilenet"),
     )
     assert capsys.readouterr().out == "", "stdout belongs to the command's answer"
 
@@ -168,5 +168,5 @@ def test_no_network_says_what_to_pass(monkeypatch, tmp_path, capsys):
 def test_input_sizes_that_a_network_does_not_take():
     refused(
         "cannot build InceptionV3 .* input size 64×64: .* at least 75x75",
-        lambda: Backbone.from_application("inceptionv3", "random", 64),
+        lambda: Backbone.open("inceptionv3", "random", 64),
     )

@@ -44,7 +44,7 @@ def backbone() -> Backbone:
     x = keras.layers.MaxPooling2D(name="pool_a")(x)
     x = keras.layers.Conv2D(12, 3, padding="same", activation="relu", name="conv_b")(x)
     x = keras.layers.GlobalAveragePooling2D(name="gap")(x)
-    return Backbone.from_model(keras.Model(image, x), name="tiny", scaling="tf")
+    return Backbone.open(keras.Model(image, x), name="tiny", scaling="tf")
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_another_split_copies_the_views_that_are_stored(
 @pytest.mark.reliability
 def test_repair_computes_views_again(photos: Path, store: FeatureStore) -> None:
     more = Dataset.open(photos).augmented(AUGMENTATION, views=2)
-    group = extract(more, Backbone.pixels(16), "pixels", store)["pixels"].group
+    group = extract(more, Backbone.open("pixels", input_size=16), "pixels", store)["pixels"].group
     before = group.read()
     place = Path(store.location, group.features.file(0))
     place.write_bytes(place.read_bytes()[:-9])

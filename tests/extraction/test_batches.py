@@ -39,7 +39,7 @@ def hungry(most: int) -> Backbone:
     image = keras.Input((8, 8, 3))
     x = Hungry(most, name="hungry")(image)
     model = keras.Model(image, keras.layers.Rescaling(2.0, name="end")(x))
-    return Backbone.from_model(model, name="hungry", scaling="none", engine="tensorflow")
+    return Backbone.open(model, name="hungry", scaling="none", engine="tensorflow")
 
 
 def test_batches_are_halved_when_memory_runs_out(dataset, store):

@@ -298,7 +298,7 @@ def test_what_float16_cannot_hold_is_stored_as_float32(
 ) -> None:
     image = keras.Input((16, 16, 3))
     loud = keras.Model(image, keras.layers.Rescaling(1000.0, name="loud")(image))
-    network = Backbone.from_model(loud, name="loud", scaling="none")
+    network = Backbone.open(loud, name="loud", scaling="none")
     heard = Listener()
     where = {"cluster": processes.having(2), "on_event": heard}
     found = extract(photos, network, "loud", tmp_path / "store", **where)

@@ -120,7 +120,7 @@ def test_rows_that_pass_anyway_are_computed_if_that_is_no_more_work(dataset, sto
     stored = keras.layers.Conv2D(4, 1, name="stored")(first)
     last = keras.layers.Conv2D(4, 1, name="last")(stored)
     end = keras.layers.Add(name="sum")([first, last])
-    network = Backbone.from_model(keras.Model(image, end), name="convolutions", scaling="unit")
+    network = Backbone.open(keras.Model(image, end), name="convolutions", scaling="unit")
     extract(dataset, network, ["stored"], store)
     for refs, rows_derived in ((["first", "last"], [0, 45]), (["last:max", "sum"], [0, 0])):
         whys = [str(each.why) for each in plan(dataset, network, refs, store).layers]
@@ -176,7 +176,7 @@ def raising_backbone() -> Backbone:
     image = keras.Input((8, 8, 3))
     x = keras.layers.Rescaling(1.0, 100.0, name="raised")(image)
     x = keras.layers.Rescaling(1.0, -100.0, name="lowered")(x)
-    return Backbone.from_model(keras.Model(image, x), name="raising", scaling="unit")
+    return Backbone.open(keras.Model(image, x), name="raising", scaling="unit")
 
 
 def test_what_rounding_would_change_is_computed(dataset, store):

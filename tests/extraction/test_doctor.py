@@ -71,7 +71,7 @@ def test_an_engine_that_cannot_compute_the_network_says_why(store):
     image = keras.Input((16, 16, 3))
     x = keras.layers.Resizing(8, 8, antialias=True)(image)
     network = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="gap")(x))
-    backbone = Backbone.from_model(network, name="m", scaling="tf")
+    backbone = Backbone.open(network, name="m", scaling="tf")
     with pytest.warns(FeatureStoreWarning, match="OpenVINO cannot compute m"):
         diagnosis = diagnose(backbone, store=store)
     first, *others = diagnosis.speeds

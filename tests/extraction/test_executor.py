@@ -57,7 +57,7 @@ def test_a_resumed_extraction_is_byte_for_byte_the_uninterrupted_one(
 
 
 def test_resume_computes_only_what_is_missing(dataset, store, small_blocks):
-    backbone = Backbone.pixels(8)
+    backbone = Backbone.open("pixels", input_size=8)
     drop_block(extract(dataset, backbone, ["pixels"], store)["pixels"].group, 3)
     layers = ["pixels", "pixels:avg"]
     extract(dataset, backbone, layers[1:], store)
@@ -69,7 +69,7 @@ def test_resume_computes_only_what_is_missing(dataset, store, small_blocks):
 def scaled_model(factor):
     image = keras.Input((8, 8, 3))
     x = keras.layers.Rescaling(factor, name="huge")(image)
-    return Backbone.from_model(keras.Model(image, x), name="scaled", scaling="none")
+    return Backbone.open(keras.Model(image, x), name="scaled", scaling="none")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_activations_that_the_type_cannot_hold_are_refused(dataset, store, facto
 
 
 def test_a_failed_write_surfaces_and_the_rest_is_kept(dataset, store, small_blocks, monkeypatch):
-    backbone, written = Backbone.pixels(8), Counter()
+    backbone, written = Backbone.open("pixels", input_size=8), Counter()
     write = FeatureGroup.write_block
 
     def failing(self, block, rows):
@@ -111,7 +111,7 @@ def test_a_backbone_that_mixes_the_images_of_a_batch_stores_nothing(store):
     image = keras.Input((8, 8, 3))
     mixed = image - keras.ops.mean(image, axis=0, keepdims=True)
     end = keras.layers.Identity(name="end")(mixed)
-    mixing = Backbone.from_model(keras.Model(image, end), name="mixing", scaling="unit")
+    mixing = Backbone.open(keras.Model(image, end), name="mixing", scaling="unit")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     data = Dataset.from_arrays(pixels, list("aba"), name="few")
     with pytest.raises(BackboneError, match="'end' mixes the images of a batch"):

@@ -38,7 +38,7 @@ def exact_backbone() -> Backbone:
     x = keras.layers.GlobalAveragePooling2D(name="gap")(x)
     model = keras.Model(image, x)
     model.set_weights([generator.integers(-1, 2, each.shape) / 16 for each in model.weights])
-    return Backbone.from_model(model, name="exact", scaling="none")
+    return Backbone.open(model, name="exact", scaling="none")
 
 
 @pytest.fixture(scope="session")

@@ -82,31 +82,36 @@ def test_bad_arguments(dataset, backbone, store, change, error, message):
 
 def test_a_miss_is_explained_by_the_field_that_differs(dataset, store):
     def why(size, resize):
-        backbone = Backbone.pixels(size, resize=resize)
+        backbone = Backbone.open("pixels", input_size=size, resize=resize)
         return plan(dataset, backbone, ["pixels"], store).layers[0].why
 
     assert why(8, "stretch") is None
-    extract(dataset, Backbone.pixels(8), ["pixels"], store)
+    extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], store)
     assert why(8, "crop") == "preprocessing.resize: stored stretch, requested crop"
     assert "input_size: stored [8, 8], requested [12, 12]" in why(12, "stretch")
 
 
 def test_a_miss_beside_what_another_version_recorded(dataset, store):
-    group = extract(dataset, Backbone.pixels(8), ["pixels"], store)["pixels"].group
+    group = extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], store)[
+        "pixels"
+    ].group
     for document in (f"{group.path}/zarr.json", f"{group.path}/features/zarr.json"):
         found = read_json(store._files, document)
         found["attributes"]["provenance"]["prefix"] = ["a", "list"]
         write_json(store._files, document, found)
-    assert "requested" in plan(dataset, Backbone.pixels(9), ["pixels"], store).layers[0].why
+    assert (
+        "requested"
+        in plan(dataset, Backbone.open("pixels", input_size=9), ["pixels"], store).layers[0].why
+    )
 
 
 def test_features_of_another_model_with_the_same_prefix_are_copied(dataset, store):
     image = keras.Input((16, 16, 3))
     shared = keras.layers.Rescaling(1 / 255, name="shared")
     x = shared(image)
-    first = Backbone.from_model(keras.Model(image, x), name="first", scaling="none")
+    first = Backbone.open(keras.Model(image, x), name="first", scaling="none")
     long = keras.Model(image, keras.layers.Rescaling(2.0, name="more")(x))
-    second = Backbone.from_model(long, name="second", scaling="none")
+    second = Backbone.open(long, name="second", scaling="none")
     stored = extract(dataset, first, ["shared:avg"], store)["shared:avg"]
     (layer,) = plan(dataset, second, ["shared:avg"], store).layers
     assert (layer.rows_copied, layer.copies.keys) == (45, [stored.key])

@@ -19,7 +19,12 @@ def kept(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(photos, folder / "photos")
     dataset = Dataset.open(folder / "photos")
-    extract(dataset, Backbone.pixels(8), ["pixels"], FeatureStore(folder / "store", create=True))
+    extract(
+        dataset,
+        Backbone.open("pixels", input_size=8),
+        ["pixels"],
+        FeatureStore(folder / "store", create=True),
+    )
     return folder
 
 
@@ -60,7 +65,9 @@ def test_a_damaged_block_is_found_and_repaired(store, group, damage):
 def test_rows_that_were_derived_are_derived_again(kept, store, group):
     """Those that the images give are near, and not the same: the source is rounded."""
     dataset = Dataset.open(kept / "photos")
-    derived = extract(dataset, Backbone.pixels(8), ["pixels:avg"], store)["pixels:avg"].group
+    derived = extract(dataset, Backbone.open("pixels", input_size=8), ["pixels:avg"], store)[
+        "pixels:avg"
+    ].group
     values, path = derived.read(), block_file(store, derived)
     good = path.read_bytes()
     path.write_bytes(b"")
@@ -110,7 +117,9 @@ def test_a_missing_image_leaves_blocks_until_it_is_back(photos, tmp_path, monkey
     in_small_blocks(monkeypatch, 32)
     store = FeatureStore(tmp_path / "store", create=True)
     dataset = Dataset.open(shutil.copytree(photos, tmp_path / "photos"))
-    group = extract(dataset, Backbone.pixels(8), ["pixels"], store)["pixels"].group
+    group = extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], store)[
+        "pixels"
+    ].group
     good = group.read()
     for block in range(group.blocks):
         Path(store.location, group.features.file(block)).write_bytes(b"")
@@ -118,7 +127,9 @@ def test_a_missing_image_leaves_blocks_until_it_is_back(photos, tmp_path, monkey
     away = image.rename(tmp_path / "away.png")
     assert all(image.name in each.needs for each in repair(store))
     away.rename(image)
-    again = extract(dataset, Backbone.pixels(8), ["pixels"], store)["pixels"].group
+    again = extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], store)[
+        "pixels"
+    ].group
     assert again.key == group.key
     assert (group.read() == good).all()
 
@@ -128,9 +139,9 @@ def test_a_model_from_memory_must_be_passed(dataset, backbone, tmp_path):
     path = block_file(store, extract(dataset, backbone, ["gap"], store)["gap"].group)
     path.write_bytes(b"")
     (left,) = repair(store)
-    assert "from_model" in left.needs
+    assert "Backbone.open(model" in left.needs
     assert path.read_bytes() == b""
-    (left,) = repair(store, backbone=Backbone.pixels(8))
+    (left,) = repair(store, backbone=Backbone.open("pixels", input_size=8))
     assert left.needs
     (done,) = repair(store, backbone=backbone)
     assert done.needs is None

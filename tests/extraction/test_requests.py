@@ -74,8 +74,8 @@ def test_a_plan_of_a_new_layer_reads_no_other_layer(bucket, dataset, backbone):
 
 
 def test_only_a_plan_that_is_shown_explains_a_miss(objects, dataset):
-    extract(dataset, Backbone.pixels(8), ["pixels"], objects)
-    other = Backbone.pixels(8, resize="crop")
+    extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], objects)
+    other = Backbone.open("pixels", input_size=8, resize="crop")
     with Requests(objects) as requests:
         assert "crop" in plan(dataset, other, ["pixels"], objects).layers[0].why
     assert [path for _, path in requests.made if "/features/pixels@" in path]
@@ -179,7 +179,7 @@ def test_a_server_that_goes_away_is_no_damage(objects):
 
 @pytest.mark.parametrize("what", ["/features/c.0", "/zarr.json", "/current.json", ".parquet"])
 def test_what_cannot_be_reached_is_not_checked_nor_repaired(objects, dataset, what):
-    extract(dataset, Backbone.pixels(8), ["pixels"], objects)
+    extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], objects)
 
     def refuse(method, path):
         if what in path and method == "get":

@@ -66,7 +66,7 @@ def test_the_batch_size_changes_no_value(extracted, dataset, backbone, store):
 
 def test_float32_serves_float16_and_replaces_it(photos, store, tmp_path):
     dataset = Dataset.open(shutil.copytree(photos, tmp_path / "copy"))
-    backbone = Backbone.pixels(8)
+    backbone = Backbone.open("pixels", input_size=8)
 
     def report(dtype):
         found = extract(dataset, backbone, ["pixels"], store, dtype=dtype).reports["pixels"]
@@ -113,7 +113,10 @@ def test_a_second_extraction_waits_for_the_first_and_reuses_its_rows(dataset, ba
 
 def test_what_another_process_removed_meanwhile_is_computed_again(dataset):
     """Where no lock keeps others out."""
-    store, backbone = FeatureStore("memory://removed/store", create=True), Backbone.pixels(8)
+    store, backbone = (
+        FeatureStore("memory://removed/store", create=True),
+        Backbone.open("pixels", input_size=8),
+    )
     ends = []
 
     def remove_once(event):
@@ -133,7 +136,7 @@ def test_a_changed_image_is_noticed_and_never_stored(tmp_path, photos, store):
     path = next(copy.rglob("*.png"))
     path.write_bytes(next(photos.rglob("1*.png")).read_bytes() + b"x")
     with pytest.raises(SourceChangedError, match="featurestore scan"):
-        extract(dataset, Backbone.pixels(8), ["pixels"], store)
+        extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], store)
     assert not [path for path in stored_bytes(store) if path.parent.name == "features"]
 
 

@@ -30,7 +30,7 @@ def backbone() -> Backbone:
     plain = keras.layers.Rescaling(0.5, name="plain")(image)
     large = keras.layers.Rescaling(800.0, name="large")(plain)
     end = keras.layers.Rescaling(1.0, name="end")(large)
-    return Backbone.from_model(keras.Model(image, end), name="scaling", scaling="none")
+    return Backbone.open(keras.Model(image, end), name="scaling", scaling="none")
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Features, Features]:
     plain = Dataset.open(take_photos(folder / "photos"), val=0.2)
     store = FeatureStore(folder / "store", create=True)
     pair = (plain, plain.augmented(FLIP, views=3))
-    one, other = (extract(data, Backbone.pixels(8), "pixels:avg", store) for data in pair)
+    one, other = (
+        extract(data, Backbone.open("pixels", input_size=8), "pixels:avg", store) for data in pair
+    )
     return one["pixels:avg"], other["pixels:avg"]
 
 
@@ -91,7 +93,12 @@ def test_a_class_of_one_image_is_single_whatever_its_views(tmp_path: Path) -> No
     X = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
     splits = ["train", "val"] * 5 + ["train"] * 2
     data = Dataset.from_arrays(X, ["a", "a", "b", "b"] * 2 + [*"aaac"], name="x", splits=splits)
-    features = extract(data.augmented(FLIP, views=2), Backbone.pixels(8), "pixels", tmp_path / "s")
+    features = extract(
+        data.augmented(FLIP, views=2),
+        Backbone.open("pixels", input_size=8),
+        "pixels",
+        tmp_path / "s",
+    )
     (problem,) = Rows(features["pixels"]).problems()
     assert problem.startswith("class c has a single sample")
 
@@ -101,7 +108,7 @@ def test_views_whose_image_is_not_stored_are_in_no_fold(
 ) -> None:
     in_small_blocks(monkeypatch)
     more = both[1].dataset
-    made = extract(more, Backbone.pixels(8), "pixels", tmp_path / "s")["pixels"]
+    made = extract(more, Backbone.open("pixels", input_size=8), "pixels", tmp_path / "s")["pixels"]
     for block in range(0, made.group.blocks, 3):
         drop_block(made.group, block)
     rows = Rows(made.completed())

@@ -171,7 +171,7 @@ import joblib, featurestore as fs, numpy as np, sys
 from tests.heads.own_estimators import Where
 images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3)).astype("uint8")
 data = fs.Dataset.from_arrays(images, ["a", "b"] * 20, name="toys")
-features = fs.extract(data, fs.Backbone.pixels(4), ["pixels"], "store")["pixels"]
+features = fs.extract(data, fs.Backbone.open("pixels", input_size=4), ["pixels"], "store")["pixels"]
 with joblib.parallel_config(n_jobs=2):
     fs.fit_heads(features, [Where(0.1 * each, seconds=60) for each in range(1, 5)])
 """

@@ -211,7 +211,7 @@ def test_a_head_is_fitted_again_on_the_same_samples_in_another_array(tmp_path: P
     images = generator.integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
     labels = ["ant", "bee", "cat"] * 16
     store = FeatureStore(tmp_path / "store", create=True)
-    pixels = Backbone.pixels(8)
+    pixels = Backbone.open("pixels", input_size=8)
     for count in (24, 48):
         data = Dataset.from_arrays(images[:count], labels[:count], name="toys", val=0.3)
         features = extract(data, pixels, ["pixels"], store, replace=True)["pixels"]

@@ -99,7 +99,7 @@ def test_the_layers_of_other_networks_exist() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+:avg)` \| `(\w+)` \|$", section("The recipes"), re.M)
     assert len(rows) == 5
     for model, pooled, middle in rows:
-        backbone = Backbone.from_application(model, "random")
+        backbone = Backbone.open(model, "random")
         assert len(backbone.shape(LayerRef.parse(pooled))) == 1
         assert backbone.shape(LayerRef.parse(middle))[:2] == (14, 14)
         if model == "resnet50":

@@ -148,7 +148,7 @@ def test_a_data_set_without_features(place: Path) -> None:
 def test_boundary_arrays_are_only_used_by_name(place: Path, network: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "store", tmp_path / "store")
     store = fs.FeatureStore(tmp_path / "store")
-    backbone = fs.Backbone.from_file(network)
+    backbone = fs.Backbone.open(network)
     fs.extract(store.datasets.load("photos"), backbone, [], store, boundaries=["pool_a"])
     file = tmp_path / "sweep.yaml"
     found = []

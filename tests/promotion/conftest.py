@@ -76,7 +76,7 @@ def network() -> keras.Model:
 
 @pytest.fixture(scope="session")
 def backbone(network: keras.Model) -> Backbone:
-    return Backbone.from_model(network, name="small")
+    return Backbone.open(network, name="small")
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def test_a_backbone_without_its_record_has_seen_unknown_images(
     trained: Path, flowers: Dataset, tmp_path: Path
 ) -> None:
     """The checkpoint of a promoted model as the backbone of another."""
-    backbone = Backbone.from_file(trained)
+    backbone = Backbone.open(trained)
     ref = next(each for each in backbone.layer_names if each.endswith("block3_relu"))
     others = Dataset.from_arrays(
         [flowers.image(row) for row in range(24)], flowers.labels[:24], name="x", val=0.3

@@ -79,7 +79,7 @@ def test_what_trained_the_backbone_is_not_new(
     model: Path, flowers: Dataset, store: FeatureStore, tmp_path: Path
 ) -> None:
     """A promoted model as the backbone of another, on other images."""
-    backbone = Backbone.from_file(model)
+    backbone = Backbone.open(model)
     others = labelled(["ant", "bee", "cat"] * 4, val=0.3)
     features = extract(others, backbone, ["block3_relu:avg"], store)["block3_relu:avg"]
     promotion = promote(fit_head(features, "logistic"), backbone, data=others)

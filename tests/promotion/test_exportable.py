@@ -54,7 +54,7 @@ def test_it_is_a_backbone(fixed: Path, model: Path, flowers: Dataset) -> None:
     image = flowers.image(0)
     found, expected = (
         each.forward(["block3_relu:avg"])(each.resize(image)[None])[0]
-        for each in (Backbone.from_file(fixed), Backbone.from_file(model))
+        for each in (Backbone.open(fixed), Backbone.open(model))
     )
     assert np.abs(found - expected).max() < 1e-5
 
@@ -62,7 +62,7 @@ def test_it_is_a_backbone(fixed: Path, model: Path, flowers: Dataset) -> None:
 @pytest.mark.reliability
 @pytest.mark.parametrize("resize", ["crop", "pad"])
 def test_the_rule_of_the_resize_is_carried(resize: Any, tmp_path: Path) -> None:
-    backbone = Backbone.from_model(small_network(), name="small", resize=resize)
+    backbone = Backbone.open(small_network(), name="small", resize=resize)
     model = backbone.cut("block3_relu:avg")
     model = keras.Model(model.inputs[0], keras.layers.Dense(1)(model.outputs[0]))
     once = fixed_images(model)
@@ -169,7 +169,7 @@ def scaled(make_features: MakeFeatures, tmp_path_factory: pytest.TempPathFactory
     """A file whose backbone and head each begin with a Normalization."""
     image = keras.Input((SIZE, SIZE, 3))
     x = layers.ReLU(name="top")(layers.Conv2D(6, 3, strides=2)(image))
-    backbone = Backbone.from_model(keras.Model(image, x), name="plain", scaling="torch")
+    backbone = Backbone.open(keras.Model(image, x), name="plain", scaling="torch")
     features: Features = make_features(["ant", "bee", "cat"] * 10, "top", model=backbone)
     normalization = layers.Normalization()
     normalization.adapt(features.arrays("train")[0].astype("float32"))

@@ -171,7 +171,7 @@ def clashing_backbone() -> Backbone:
     image = x = keras.Input((16, 16, 3))
     for name in ("head_flatten", "head_0_standardscaler", "head2_x", "classes", "probabilities"):
         x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name=name)(x)
-    return Backbone.from_model(keras.Model(image, x), name="clash", scaling="unit")
+    return Backbone.open(keras.Model(image, x), name="clash", scaling="unit")
 
 
 def test_names_that_the_backbone_has_already(make_features: MakeFeatures) -> None:
@@ -198,20 +198,20 @@ def test_the_backbone_must_be_the_one_of_the_features(
 ) -> None:
     head = fit_head(pooled, "logistic", save=False)
     others: list[Any] = [
-        Backbone.from_model(network, name="small", resize="crop"),
+        Backbone.open(network, name="small", resize="crop"),
     ]
     perturbed = keras.models.clone_model(network)
     perturbed.set_weights(network.get_weights())
     bias = perturbed.get_layer("block3_bn").moving_mean
     bias.assign(bias + 1e-6)
-    others.append(Backbone.from_model(perturbed, name="small"))
+    others.append(Backbone.open(perturbed, name="small"))
     for other in others:
         with pytest.raises(PromotionError, match="features of another model") as caught:
             fuse(head, other)
         assert "\n" not in str(caught.value)
     with pytest.raises(UnknownLayerError):
-        fuse(head, Backbone.pixels(16))
+        fuse(head, Backbone.open("pixels", input_size=16))
     # A name decides nothing, nor does what comes after the cut.
     x = keras.layers.Dense(2)(network.outputs[0])
-    longer = Backbone.from_model(keras.Model(network.inputs, x), name="renamed")
+    longer = Backbone.open(keras.Model(network.inputs, x), name="renamed")
     assert fuse(head, longer).model.output_shape == (None, 3)

@@ -120,7 +120,7 @@ def test_it_predicts_what_keras_predicts(fused_model: keras.Model, pooled: Featu
     [("stretch", "bilinear"), ("crop", "nearest"), ("pad", "lanczos3")],
 )
 def test_resizing_twice_is_resizing_once(resize: str, interpolation: str) -> None:
-    backbone = Backbone.pixels(9, resize=resize, interpolation=interpolation)
+    backbone = Backbone.open("pixels", input_size=9, resize=resize, interpolation=interpolation)
     cut = backbone.cut("pixels")
     image = np.random.default_rng(0).integers(0, 256, (14, 23, 3), dtype=np.uint8)
     promoted = Promoted("cut", cut, (), cut.get_layer("resizing"), None, {})

@@ -35,7 +35,7 @@ def head(made: Path, tmp_path: Path) -> Head:
     store = FeatureStore(tmp_path / "store", create=True)
     shutil.copy(made / "tiny.keras", tmp_path)
     photos = Dataset.open(take_photos(tmp_path / "photos", 8), val=0.25)
-    backbone = Backbone.from_file(tmp_path / "tiny.keras")
+    backbone = Backbone.open(tmp_path / "tiny.keras")
     return fit_head(extract(photos, backbone, [LAYER], store)[LAYER], "logistic")
 
 

@@ -202,7 +202,7 @@ def test_a_backbone_whose_weights_moved_under_it_stops(
     make_features: MakeFeatures, network: keras.Model
 ) -> None:
     """The digest was taken before; the proof does not rely on it."""
-    backbone = Backbone.from_model(network, name="moving")
+    backbone = Backbone.open(network, name="moving")
     features = make_features(CLASSES * 8, model=backbone)
     head = fit_head(features, "logistic")
     backbone.prefix_digest("block3_relu")
@@ -218,7 +218,7 @@ def test_a_network_of_half_precision(make_features: MakeFeatures) -> None:
     image = keras.Input((16, 16, 3))
     x = keras.layers.Conv2D(8, 3, strides=2, activation="relu", dtype="mixed_float16")(image)
     x = keras.layers.Conv2D(8, 3, activation="relu", dtype="mixed_float16", name="last")(x)
-    backbone = Backbone.from_model(keras.Model(image, x), name="half", scaling="unit")
+    backbone = Backbone.open(keras.Model(image, x), name="half", scaling="unit")
     features = make_features(CLASSES * 10, "last", model=backbone)
     head = fit_head(features, "logistic", save=False)
     fused = fuse(head, backbone)
@@ -255,7 +255,7 @@ def attention() -> keras.Model:
 
 @pytest.mark.reliability
 def test_a_network_that_amplifies_rounding(make_features: MakeFeatures) -> None:
-    backbone = Backbone.from_model(attention(), name="attention", scaling="tf")
+    backbone = Backbone.open(attention(), name="attention", scaling="tf")
     features = make_features(CLASSES * 16, "tokens", dtype="float32", model=backbone)
     assert proven(fit_head(features, "ridge", save=False), backbone, features)[0].holds
 
@@ -276,7 +276,7 @@ def activated(activation: str) -> keras.Model:
 @pytest.mark.parametrize("ref", ["both_signs:avg", "gap"])
 def test_the_mean_of_activations_of_both_signs(ref: str, tmp_path: Path) -> None:
     """What they cancel is large, and so is its rounding."""
-    backbone = Backbone.from_model(activated("gelu"), name="gelu")
+    backbone = Backbone.open(activated("gelu"), name="gelu")
     images = pictures(60, 3, [(64, 64)])
     data = Dataset.from_arrays(images, CLASSES * 20, name="toys", val=0.3)
     store = FeatureStore(tmp_path / "store", create=True)
@@ -304,7 +304,7 @@ def test_grey_photos_as_float16(tmp_path: Path) -> None:
     network = keras.Model(image, x)
     kernel, bias = network.layers[1].get_weights()
     network.layers[1].set_weights([np.repeat(kernel[:, :, :1], 3, axis=2), bias])
-    backbone = Backbone.from_model(network, name="grey", scaling="tf")
+    backbone = Backbone.open(network, name="grey", scaling="tf")
     grey = [np.repeat(each[..., :1], 3, axis=2) for each in pictures(60, 3)]
     data = Dataset.from_arrays(grey, CLASSES * 20, name="grey", val=0.3)
     features = extract(data, backbone, ["same"], FeatureStore(tmp_path / "store", create=True))[

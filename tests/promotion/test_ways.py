@@ -130,7 +130,7 @@ def small(family: str, reduction: str, dtype: str) -> tuple[Features, Backbone]:
     keras.utils.set_random_seed(0)
     image = keras.Input((18, 18, 3))
     model = keras.Model(image, layers.Activation("linear", name="top")(build(image)))
-    backbone = Backbone.from_model(model, name=family, scaling=scaling)
+    backbone = Backbone.open(model, name=family, scaling=scaling)
     images = pictures(36, 3)
     data = Dataset.from_arrays(images, ["ant", "bee", "cat"] * 12, name="toys", val=0.3)
     return extracted(data, backbone, f"top{reduction}", dtype), backbone
@@ -139,7 +139,7 @@ def small(family: str, reduction: str, dtype: str) -> tuple[Features, Backbone]:
 @cache
 def real(family: str, reduction: str, dtype: str) -> tuple[Features, Backbone]:
     file, layer = REAL[family]
-    backbone = Backbone.from_application(family, DATA / file, 96)
+    backbone = Backbone.open(family, DATA / file, 96)
     photos = folder()
     for kind in ("animals", "food", "plants"):
         (photos / kind).mkdir()

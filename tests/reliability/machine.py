@@ -78,9 +78,9 @@ class Sources:
         mixing.set_weights([kernel[None, None]])
         model.save(folder / "mixer.keras")
         backbones = {
-            "stretch": Backbone.pixels(SIDE),
-            "crop": Backbone.pixels(SIDE, resize="crop"),
-            "mixer": Backbone.from_file(folder / "mixer.keras"),
+            "stretch": Backbone.open("pixels", input_size=SIDE),
+            "crop": Backbone.open("pixels", input_size=SIDE, resize="crop"),
+            "mixer": Backbone.open(folder / "mixer.keras"),
         }
         return cls(folder, pixels, paths, backbones, kernel)
 

@@ -42,7 +42,10 @@ class Kept:
         take_photos(folder / "photos")
         take_photos(folder / "others", 8, OTHERS)
         self.network = build_network(folder / "net.keras")
-        self.backbones = {"net": Backbone.from_file(self.network), "pixels": Backbone.pixels(16)}
+        self.backbones = {
+            "net": Backbone.open(self.network),
+            "pixels": Backbone.open("pixels", input_size=16),
+        }
         unused, former, current = (Dataset.open(folder / "photos", seed=seed) for seed in range(3))
         others = Dataset.open(folder / "others")
         for dataset in (unused, former, current, others):
@@ -525,7 +528,7 @@ def test_without_the_model_all_else_is_repaired(kept: Kept, what: str) -> None:
 def test_damage_is_no_hindrance_to_a_model_that_would_share(kept: Kept, part: str) -> None:
     """Features of a model with the same layers would be copied; what is damaged is computed."""
     wrecked(kept, rf"pool_a-.*@{kept.photos[8:20]}/{part}")
-    twin = Backbone.from_file(kept.network, name="twin")
+    twin = Backbone.open(kept.network, name="twin")
     photos = kept.states["photos"][0]
     features = extract(photos, twin, ["pool_a"], kept.store, batch_size=8)["pool_a"]
     key = replace(features.key, model="net")

@@ -39,7 +39,7 @@ class Torn:
         self.folder = folder
         self.photos = Dataset.open(take_photos(folder / "photos"), name="photos")
         self.network = build_network(folder / "net.keras")
-        self.backbone = Backbone.from_file(self.network)
+        self.backbone = Backbone.open(self.network)
         self.store = FeatureStore(folder / "store", create=True)
         self.features = extract(self.photos, self.backbone, [LAYER], self.store)[LAYER]
         self.whole = self.features.group.read()
@@ -195,7 +195,10 @@ def test_arrays_are_completed_in_python(torn: Torn, tmp_path: Path) -> None:
 
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
     dataset = Dataset.from_arrays(pixels, ["a", "b"] * 10, name="arrays")
-    store, backbone = FeatureStore(tmp_path / "store", create=True), Backbone.pixels(8)
+    store, backbone = (
+        FeatureStore(tmp_path / "store", create=True),
+        Backbone.open("pixels", input_size=8),
+    )
     features = extract(dataset, backbone, ["pixels"], store)["pixels"]
     drop_block(features.group, 1)
     with pytest.raises(IncompleteFeaturesError) as caught:
@@ -217,7 +220,7 @@ def test_blocks_of_zeros_are_data(tmp_path: Path) -> None:
     dead = keras.layers.Conv2D(
         4, 3, activation="relu", bias_initializer=keras.initializers.Constant(-1e6), name="dead"
     )
-    backbone = Backbone.from_model(keras.Model(image, dead(image)), name="dead", scaling="none")
+    backbone = Backbone.open(keras.Model(image, dead(image)), name="dead", scaling="none")
     photos = Dataset.open(take_photos(tmp_path / "photos", 4))
     store = FeatureStore(tmp_path / "store", create=True)
     features = extract(photos, backbone, ["dead", "dead:max"], store)

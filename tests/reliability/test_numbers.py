@@ -59,7 +59,7 @@ def small_network() -> Backbone:
         if isinstance(layer, layers.BatchNormalization):
             layer.moving_mean.assign(np.linspace(-0.7, 0.7, 8))
             layer.moving_variance.assign(np.linspace(0.1, 3, 8))
-    return Backbone.from_model(model, name="small", scaling="tf")
+    return Backbone.open(model, name="small", scaling="tf")
 
 
 def take_photos(folder: Path, size: int) -> Path:
@@ -102,7 +102,7 @@ def small_world(folder: Path) -> tuple[Path, Backbone, list[str]]:
 
 def trained_world(folder: Path) -> tuple[Path, Backbone, list[str]]:
     weights = DATA / "mobilenetv2" / "mobilenetv2_notop.weights.h5"
-    backbone = Backbone.from_application("mobilenetv2", weights, 160)
+    backbone = Backbone.open("mobilenetv2", weights, 160)
     refs = ["block_3_expand_relu:avg", "block_13_expand_relu", "out_relu", "out_relu:avg"]
     return take_photos(folder / "photos", 160), backbone, refs
 
@@ -305,7 +305,7 @@ def of_image(compute: Callable[[Any], Any], name: str = "end") -> Backbone:
     """Make a backbone of operations on the pixels, 0 to 255."""
     image = keras.Input((4, 4, 3))
     end = layers.Identity(name=name)(compute(image))
-    return Backbone.from_model(keras.Model(image, end), name="operations", scaling="none")
+    return Backbone.open(keras.Model(image, end), name="operations", scaling="none")
 
 
 def stored_rows(store: FeatureStore) -> dict[int, np.ndarray]:

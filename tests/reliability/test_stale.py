@@ -125,7 +125,7 @@ class Case:
         pixels = {"input_size": 8, "scaling": "tf", **self.pixels}
         return Asked(
             Dataset.open(source, **self.scan),
-            Backbone.from_model(model, name="tiny", **pixels),
+            Backbone.open(model, name="tiny", **pixels),
             self.ref,
             self.how,
         )
@@ -731,7 +731,7 @@ def test_a_file_that_changes_is_never_stored_under_its_old_digest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     in_small_blocks(monkeypatch)
-    backbone = Backbone.pixels(8)
+    backbone = Backbone.open("pixels", input_size=8)
     store = FeatureStore(tmp_path / "store", create=True)
     dataset = Dataset.open(photos)
     right = dict(zip(dataset.sample_digests, pixels_of(dataset, backbone), strict=True))
@@ -777,6 +777,8 @@ def test_an_array_that_changes_is_noticed(tmp_path: Path) -> None:
     )
     X[2, 1, 1] ^= 1
     with pytest.raises(SourceChangedError, match="make the data set again"):
-        extract(dataset, Backbone.pixels(8), ["pixels"], store)
+        extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], store)
     again = Dataset.from_arrays(X, name="arrays")
-    assert extract(again, Backbone.pixels(8), ["pixels"], store)["pixels"].complete
+    assert extract(again, Backbone.open("pixels", input_size=8), ["pixels"], store)[
+        "pixels"
+    ].complete

@@ -1,0 +1,150 @@
+"""How backbones are loaded: the network, its preprocessing, and the JSON that loads both again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featurestore.backbone import sources
+from featurestore.backbone.custom import is_custom
+from featurestore.backbone.families import APPLICATIONS, Application, application
+from featurestore.backbone.graph import Graph, flatten, is_automatic
+from featurestore.backbone.preprocessing import Preprocessing
+from featurestore.backbone.recognition import find_preprocessing
+from featurestore.errors import BackboneError, nearest, one_line, path_text
+from featurestore.quiet import load_tensorflow
+
+PIXELS = 32  # side of the images of the baseline without a network
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A network, its preprocessing, and where it comes from.
+
+    Attributes
+    ----------
+    name : str
+        The application's, the file's or the model's.
+    graph : Graph
+    preprocessing : Preprocessing
+    source : dict
+        JSON values: ``source`` (application, file, model or pixels), and what names it.
+    """
+
+    name: str
+    graph: Graph
+    preprocessing: Preprocessing
+    source: dict[str, Any]
+
+
+def load(
+    model: Any, weights: str | Path | None, name: str | None, options: Mapping[str, Any]
+) -> Recipe:
+    """Load a Keras model object, a model file, a network of ``keras.applications``, or ``pixels``.
+
+    Parameters are those of ``Backbone.open``; the options, of :class:`Preprocessing`.
+    """
+    keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
+    if keras is not None and isinstance(model, keras.Model):
+        if weights is not None:
+            raise BackboneError(
+                "a keras.Model has its weights", remedy="load them with its load_weights"
+            )
+        return _of_model(model, name, options)
+    expected = "the name of a keras.applications network, a model file or a keras.Model"
+    text = path_text(model, "the backbone", expected, BackboneError)
+    network = application(text)
+    if (
+        network is None
+        and text.casefold() != "pixels"
+        and (Path(text).exists() or Path(text).suffix)
+    ):
+        return _of_file(Path(text), weights, name, options)
+    if name is not None:
+        raise BackboneError(f"{text!r} is a name itself", remedy=f"leave out name={name!r}")
+    if text.casefold() == "pixels":
+        return _of_pixels(options)
+    if network is None:
+        names = [network.constructor for network in APPLICATIONS.values()]
+        raise BackboneError(
+            f"no keras.applications network is called {text!r}; {nearest(text, names)}"
+        )
+    return _of_application(network, str(weights or "imagenet"), options)
+
+
+def load_spec(spec: Mapping[str, Any]) -> Recipe:
+    """Load what a ``Backbone.spec`` describes."""
+    try:
+        options = dict(spec)
+        source, name = options.pop("source"), options.pop("name", None)
+        weights, path = options.pop("weights", None), options.pop("path", None)
+        if source == "model":
+            raise BackboneError(
+                f"backbone {name!r} was made from a Keras model object, which only the caller has",
+                remedy="pass Backbone.open(model, …), or save the model and use its file",
+            )
+        model = {"application": name, "file": path, "pixels": "pixels"}[source]
+        return load(model, weights, name if source == "file" else None, options)
+    except BackboneError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackboneError(
+            f"the backbone is recorded in a form unknown to this version ({one_line(error)})",
+            remedy="pass it in Python",
+        ) from error
+
+
+def _of_application(network: Application, weights: str, options: Mapping[str, Any]) -> Recipe:
+    preprocessing = Preprocessing.of(
+        {"input_size": network.size, "scaling": network.scaling, **options}
+    )
+    if preprocessing.scaling != network.scaling:
+        raise BackboneError(
+            f"scaling {preprocessing.scaling!r}, which is for model files",
+            f"{network.scaling!r}, with which {network.constructor} was trained",
+        )
+    if weights not in ("imagenet", "random"):
+        weights = str(Path(weights).absolute())
+    model = sources.build_application(network, weights, preprocessing.input_size)
+    source = {"source": "application", "name": network.name, "weights": weights}
+    return Recipe(network.name, flatten(model), preprocessing, source)
+
+
+def _of_file(
+    file: Path, weights: str | Path | None, name: str | None, options: Mapping[str, Any]
+) -> Recipe:
+    model = sources.model_from_file(file)
+    if weights is not None:
+        sources.load_weights(model, weights)
+        weights = str(Path(weights).absolute())
+    graph, name = flatten(model), name or file.stem
+    preprocessing = find_preprocessing(graph, file.name, **options)
+    if any(is_custom(node.operation) for node in graph.nodes[1:]):
+        # A custom layer may load what is neither in its configuration nor among its weights.
+        graph = sources.copied(graph, preprocessing)
+    source = {"source": "file", "path": str(file.absolute()), "weights": weights, "name": name}
+    return Recipe(name, graph, preprocessing, source)
+
+
+def _of_model(model: Any, name: str | None, options: Mapping[str, Any]) -> Recipe:
+    if name is None:
+        automatic = is_automatic(model.name, type(model).__name__)
+        name = automatic[1] if automatic else str(model.name)
+    graph = flatten(model)
+    preprocessing = find_preprocessing(graph, name, **options)
+    source = {"source": "model", "name": name}
+    return Recipe(name, sources.copied(graph, preprocessing), preprocessing, source)
+
+
+def _of_pixels(options: Mapping[str, Any]) -> Recipe:
+    load_tensorflow()
+    import keras
+
+    preprocessing = Preprocessing.of({"input_size": PIXELS, **options})
+    image = keras.Input((*preprocessing.input_size, 3), name="image")
+    layer = keras.layers.Rescaling(1 / 255.0, name="pixels", dtype="float32")
+    graph = flatten(keras.Model(image, layer(image), name="pixels"))
+    return Recipe("pixels", graph, preprocessing, {"source": "pixels"})
