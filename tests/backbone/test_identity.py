@@ -350,7 +350,7 @@ def test_a_class_or_function_that_is_defined_again_is_not_taken_for_the_former()
     now = define(3.0)
     for layer in former:
         with pytest.raises(
-            BackboneError, match="not what Keras finds by this name.* build the model again"
+            BackboneError, match=r"not what Keras finds by this name.* build the model again"
         ):
             made_of(network_of(layer), scaling="none")
     for layer in now:
