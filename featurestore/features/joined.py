@@ -9,7 +9,7 @@ import numpy as np
 
 from featurestore.dataset.labels import Labels
 from featurestore.errors import DamagedError, InputError, StoreError, nearest
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoredRows
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
@@ -30,7 +30,7 @@ class Joined:
 
     def __init__(
         self,
-        group: FeatureGroup,
+        group: FeatureGroup | StoredRows,
         dataset: Dataset,
         store: FeatureStore,
     ) -> None:

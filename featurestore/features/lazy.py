@@ -9,16 +9,17 @@ import numpy as np
 import xarray
 
 from featurestore.features.frame import described
+from featurestore.store.blocks import dimension_names
 
 if TYPE_CHECKING:
     import pandas
 
     from featurestore.features.features import Features
     from featurestore.features.joined import Order
-    from featurestore.store import FeatureGroup
+    from featurestore.store import FeatureGroup, StoredRows
 
 
-def as_dask(group: FeatureGroup, rows: np.ndarray) -> dask.array.Array:
+def as_dask(group: FeatureGroup | StoredRows, rows: np.ndarray) -> dask.array.Array:
     """Return rows, ascending, as a dask array with a chunk for each block: `Features.dask`."""
     blocks, counts = np.unique(rows // group.block_rows, return_counts=True)
     tail = group.shape[1:]
@@ -37,20 +38,19 @@ def as_dask(group: FeatureGroup, rows: np.ndarray) -> dask.array.Array:
 
 
 def _read_chunk(
-    group: FeatureGroup, rows: list[np.ndarray] | None, block_id: tuple[int, ...]
+    group: FeatureGroup | StoredRows, rows: list[np.ndarray] | None, block_id: tuple[int, ...]
 ) -> np.ndarray:
     """Read one chunk of a dask array: the block of this number, or its chosen rows."""
-    if rows is None:
-        return group.read_block(block_id[0])
-    chosen = rows[block_id[0]]
-    block = int(chosen[0]) // group.block_rows
-    return group.read_block(block)[chosen - block * group.block_rows]
+    if rows is not None:
+        return group.read(rows[block_id[0]])
+    first = block_id[0] * group.block_rows
+    return group.read(np.arange(first, min(first + group.block_rows, group.shape[0])))
 
 
 def as_xarray(features: Features, order: Order) -> xarray.Dataset:
     """Return features with the coordinates of every row: `Features.xarray`."""
     labelled = None if order == "given" else False
-    names = features.group.features.dimension_names
+    names = dimension_names(len(features.group.shape))
     rows, frame = described(features, None, labelled, order, {"features", *names})
     values = features.dask(labelled=False)
     if order == "given":

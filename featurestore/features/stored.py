@@ -92,8 +92,8 @@ def without_boundaries(found: Sequence[Features]) -> dict[Features, GroupState]:
     NotFoundError
         If nothing is left.
     """
-    readers = found[0].group.features.files.readers
-    states = map_ahead(lambda each: GroupState.of(each.group), found, len(found), readers)
+    groups = [each.group for each in found if isinstance(each.group, FeatureGroup)]
+    states = map_ahead(GroupState.of, groups, len(groups), groups[0].features.files.readers)
     left = {
         each: state
         for each, state in zip(found, states, strict=True)
