@@ -159,12 +159,12 @@ def kept_for_heads(store: FeatureStore) -> list[tuple[FeatureGroup, FeatureGroup
     """Return the former arrays that only heads keep, each with the one that supersedes it."""
     in_use, of_heads = store.datasets.references(), store.heads.references()
     index = RowIndex(store.features)
-    kept = []
-    for state in index.load(index.paths):
-        if isinstance(state, GroupState) and state.group.key.dataset_digest in of_heads - in_use:
-            if newer := index.superseding(state.group, in_use):
-                kept.append((state.group, newer))
-    return kept
+    former = [
+        state.group
+        for state in index.load(index.paths)
+        if isinstance(state, GroupState) and state.group.key.dataset_digest in of_heads - in_use
+    ]
+    return [(group, newer) for group in former if (newer := index.superseding(group, in_use))]
 
 
 def needed_by_heads(store: FeatureStore, index: RowIndex, removed: Collection[str]) -> set[str]:
