@@ -13,8 +13,8 @@ from featurestore.cli.options import command, json_option, store_option, variant
 from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
-from featurestore.store.former import kept_for_heads
 from featurestore.store.matching import find
+from featurestore.store.superseded import kept_for_heads
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, plural, size
 

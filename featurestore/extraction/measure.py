@@ -216,8 +216,8 @@ def _layer_cost(layer: LayerPlan, values: np.ndarray | None, batch_size: int) ->
 
 
 def _read(source: Any, rows: range) -> tuple[np.ndarray, Stage]:
-    """Read rows of `Copies` or of a `Derivation`; return them, and the time of one."""
-    values, stage = timed(lambda: np.concatenate([part for _, part in source.read(rows)]))
+    """Read rows of `StoredRows` or of a `Derivation`; return them, and the time of one."""
+    values, stage = timed(lambda: np.concatenate([part for _, part in source.pieces(rows)]))
     return values, stage * (1 / len(values))
 
 

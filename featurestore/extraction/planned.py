@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurestore.extraction.copies import Copies
 from featurestore.extraction.derivation import Derivation
 from featurestore.extraction.measure import BatchCost
 from featurestore.extraction.report import features_grid
-from featurestore.store import FeatureKey, GroupState
+from featurestore.store import FeatureKey, GroupState, StoredRows
 from featurestore.table import Grid, duration, plural, show_html, size
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class LayerPlan:
     why : str or None
         Why rows are computed or derived. In what `plan` returns: also what differs from the nearest
         stored features, if all blocks are missing.
-    copies : Copies or None
+    copies : StoredRows or None
         Where other arrays have rows of the missing blocks; None if no block is missing.
     derived : Derivation or None
         How rows of the missing blocks are derived from another layer.
@@ -67,7 +66,7 @@ class LayerPlan:
     auto: bool = False
     float32_reason: str | None = None
     why: str | None = None
-    copies: Copies | None = field(default=None, compare=False, repr=False)
+    copies: StoredRows | None = field(default=None, compare=False, repr=False)
     derived: Derivation | None = field(default=None, compare=False, repr=False)
 
     def span(self, block: int) -> range:
@@ -90,12 +89,12 @@ class LayerPlan:
     @cached_property
     def is_copied(self) -> np.ndarray:
         """Whether a missing row is copied from another array, bool (row,)."""
-        return self.is_missing & (self.copies.group_of >= 0 if self.copies else False)
+        return self.is_missing & (self.copies.is_stored if self.copies else False)
 
     @cached_property
     def is_derived(self) -> np.ndarray:
         """Whether a missing row is derived from another layer, bool (row,)."""
-        derived = self.derived.copies.group_of >= 0 if self.derived else False
+        derived = self.derived.rows.is_stored if self.derived else False
         return self.is_missing & ~self.is_copied & derived
 
     @cached_property
@@ -222,7 +221,7 @@ class ExtractionPlan:
         outputs = sum(self.batch_size * prod(layer.shape[1:]) * 4 for layer in todo)
         blocks = sum(3 * layer.block_rows * layer.row_bytes for layer in todo)
         copied = [group for layer in todo if layer.copies for group in layer.copies.groups]
-        derived = [layer.derived.copies.groups[0] for layer in todo if layer.derived]
+        derived = [layer.derived.rows.groups[0] for layer in todo if layer.derived]
         sources = sum(group.block_rows * group.features.row_bytes for group in (*copied, *derived))
         sources += sum(4 * self.batch_size * prod(group.shape[1:]) for group in derived)
         return images + outputs + blocks + sources

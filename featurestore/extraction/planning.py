@@ -12,14 +12,13 @@ import numpy as np
 from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
 from featurestore.errors import InputError, received
-from featurestore.extraction.copies import NOTHING, Unreadable, find_copies
 from featurestore.extraction.derivation import Deriving
 from featurestore.extraction.explaining import explained
 from featurestore.extraction.measure import BATCH_SIZE, one_batch
 from featurestore.extraction.measure import batch_size as choose_batch_size
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.stored_type import recorded_reason
-from featurestore.store import FeatureKey, FeatureStore, GroupState, Snapshot, StoreLike, block_rows
+from featurestore.store import FeatureKey, FeatureStore, GroupState, RowIndex, StoreLike, block_rows
 from featurestore.table import size
 
 if TYPE_CHECKING:
@@ -170,23 +169,24 @@ class Request:
         }
 
     def plan(
-        self, dataset: Dataset, store: FeatureStore, unreadable: Unreadable = NOTHING
+        self,
+        dataset: Dataset,
+        store: FeatureStore,
+        unreadable: Mapping[str, set[int]] | None = None,
     ) -> ExtractionPlan:
         """Return what is missing in a store, and where its rows are.
 
-        ``unreadable`` are blocks of other arrays that cannot be copied, as in `find_copies`.
+        ``unreadable`` are blocks of other arrays that cannot be copied, as in `RowIndex`.
         InputError if more than ``max_bytes`` are to be written.
         """
-        stored, keys = Snapshot(store.features), self.keys(dataset)
-        stored.read(key.short for key in keys.values())
+        stored, keys = RowIndex(store.features, unreadable), self.keys(dataset)
+        stored.load(key.short for key in keys.values())
         incomplete = [
             key for key in keys.values() if (state := stored.get(key)) is None or state.missing
         ]
-        stored.read(other for key in incomplete for other in stored.alike(key.short))
-        layers = [
-            self._plan_layer(dataset, ref, key, stored, unreadable) for ref, key in keys.items()
-        ]
-        deriving = Deriving(self.backbone, dataset, stored, unreadable)
+        stored.load(other for key in incomplete for other in stored.alike(key.short))
+        layers = [self._plan_layer(dataset, ref, key, stored) for ref, key in keys.items()]
+        deriving = Deriving(self.backbone, dataset, stored)
         rows, batch_size = len(dataset), self.batch_size
         batch_size = batch_size if isinstance(batch_size, int) else BATCH_SIZE
         plan = ExtractionPlan(deriving.plan(layers), rows, batch_size, self.backbone.input_size)
@@ -203,12 +203,7 @@ class Request:
         return plan
 
     def _plan_layer(
-        self,
-        dataset: Dataset,
-        ref: LayerRef,
-        key: FeatureKey,
-        stored: Snapshot,
-        unreadable: Unreadable,
+        self, dataset: Dataset, ref: LayerRef, key: FeatureKey, stored: RowIndex
     ) -> LayerPlan:
         shape, state = (len(dataset), *self.backbone.shape(ref)), stored.get(key)
 
@@ -228,8 +223,10 @@ class Request:
         else:  # Float32 serves a request for float16.
             rows, missing, dtype = state.group.block_rows, state.missing, str(state.group.dtype)
         copies = None
-        if missing and (related := others()):
-            copies = find_copies(related, dtype, dataset, unreadable, stored.rows_of)
+        if missing:
+            copies = stored.find(
+                key, dataset.sample_ids, dtype=dtype, among=lambda group: group.key != key
+            )
         auto = self.dtype == AUTO and dtype == "float16" and len(missing) * rows >= shape[0]
         why = why if missing else None
         return LayerPlan(

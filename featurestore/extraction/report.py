@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import NotFoundError, nearest
 from featurestore.features import Features
-from featurestore.store import Former
+from featurestore.store import FormerArray
 from featurestore.table import Grid, duration, plural, show_html, size
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Extraction(dict[str, Features]):
         By layer ref.
     seconds : float
         Wall time of the call.
-    former : tuple of Former
+    former : tuple of FormerArray
         With ``replace``: the former arrays that were removed, and those that were left.
     """
 
@@ -76,7 +76,7 @@ class Extraction(dict[str, Features]):
         reports: dict[str, LayerReport],
         dataset: Dataset,
         seconds: float,
-        former: Sequence[Former] = (),
+        former: Sequence[FormerArray] = (),
     ) -> None:
         super().__init__(features)
         self.reports = reports

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from featurestore.backbone import Preprocessing
 from featurestore.errors import NotFoundError
 from featurestore.extraction.cluster import Cluster, ClusterLike
-from featurestore.extraction.copies import UnreadableRowsError, damaged_blocks
 from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
@@ -30,8 +29,15 @@ from featurestore.extraction.stored_type import Float16Error, take_over
 from featurestore.extraction.writer import RunStats
 from featurestore.features import Features
 from featurestore.listening import OnEvent, receiver
-from featurestore.store import FeatureGroup, FeatureStore, GroupState, StoreLike
-from featurestore.store.former import replace_former
+from featurestore.store import (
+    FeatureGroup,
+    FeatureStore,
+    GroupState,
+    StoreLike,
+    UnreadableRowsError,
+)
+from featurestore.store.rows import damaged_blocks
+from featurestore.store.superseded import remove_superseded
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -132,7 +138,7 @@ def extract(
         where.reach(on_event)
         store = FeatureStore.for_data(data, store)
         if replace:
-            store.datasets.references()  # Raises now what `replace_former` would raise at the end.
+            store.datasets.references()  # Raises now, not after the extraction.
         dataset = store.datasets.open(data, on_event=on_event)
         if where:
             require_files(dataset)
@@ -140,7 +146,7 @@ def extract(
         states = store_features(request, dataset, store, stats, where, on_event)
         # The locks are released: this extraction itself may have used the former arrays.
         keys = [state.group.key for state in states.values()]
-        former = replace_former(store, keys) if replace else []
+        former = remove_superseded(store, keys) if replace else []
     reports = {ref: LayerReport.of(state, stats) for ref, state in states.items()}
     features = {ref: Features(state.group, dataset, store) for ref, state in states.items()}
     return Extraction(features, reports, dataset, time.perf_counter() - started, former)

@@ -29,7 +29,6 @@ from featurestore.errors import (
     one_line,
 )
 from featurestore.extraction.cluster import Cluster
-from featurestore.extraction.copies import UnreadableRowsError
 from featurestore.extraction.events import WorkersPreparing
 from featurestore.extraction.executor import Executor, Progress
 from featurestore.extraction.measure import batch_size
@@ -38,7 +37,7 @@ from featurestore.extraction.planning import Request
 from featurestore.extraction.writer import RunStats
 from featurestore.listening import OnEvent, receiver
 from featurestore.quiet import load_tensorflow
-from featurestore.store import FeatureGroup, FeatureStore
+from featurestore.store import FeatureGroup, FeatureStore, UnreadableRowsError
 from featurestore.threads import processors
 from featurestore.versions import versions
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from featurestore.errors import ActivationError
-from featurestore.extraction.copies import damaged_blocks
 from featurestore.extraction.events import WaitingForOthers
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureGroup, FeatureStore
+from featurestore.store.rows import damaged_blocks
 from featurestore.store.variants import part_of
 
 _LARGEST = float(np.finfo("float16").max)

@@ -105,7 +105,7 @@ class BlockWriter:
         """Copy and derive the other rows of the open block, and write it."""
         number, layer = self._blocks[0], self._layer
         for source in (layer.copies, layer.derived):
-            for rows, values in source.read(layer.span(number)) if source else ():
+            for rows, values in source.pieces(layer.span(number)) if source else ():
                 self._fill(rows, values)
         assert self._block is not None
         peak = beyond_float16(self._peak) if layer.dtype == "float16" else None

@@ -12,7 +12,7 @@ from featurestore.dataset.labels import Labels
 from featurestore.errors import DamagedError, InputError, StoreError, nearest
 from featurestore.features.batches import Batches
 from featurestore.quiet import load_tensorflow
-from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoreLike
+from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoredRows, StoreLike
 from featurestore.table import Grid, show_html
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class Features:
     >>> X, y = features.arrays("train")  # doctest: +SKIP
     """
 
-    def __init__(self, group: FeatureGroup, dataset: Dataset, store: FeatureStore) -> None:
+    def __init__(
+        self, group: FeatureGroup | StoredRows, dataset: Dataset, store: FeatureStore
+    ) -> None:
         if group.key.dataset_digest != dataset.digest:
             raise StoreError(
                 f"{group.key} belongs to the samples {group.key.dataset_digest}, data set "

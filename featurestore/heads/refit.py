@@ -20,13 +20,12 @@ from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import measure
 from featurestore.heads.parallel import fit_estimators
 from featurestore.heads.rows import Rows
-from featurestore.store import FeatureKey
-from featurestore.store.elsewhere import borrow
+from featurestore.store import FeatureKey, RowIndex
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.heads.head import Head
-    from featurestore.store import FeatureGroup
+    from featurestore.store import FeatureGroup, StoredRows
 
 # Relative difference of a metric that rounding explains.
 TOLERANCE = 1e-6
@@ -116,15 +115,15 @@ def plain_params(head: Head) -> dict[str, Any]:
     }
 
 
-def _group(head: Head, key: FeatureKey, dataset: Dataset) -> FeatureGroup:
+def _group(head: Head, key: FeatureKey, dataset: Dataset) -> FeatureGroup | StoredRows:
     try:
         return head.store.features.get(key)
     except NotFoundError:
         dtype = head.lineage["features"]["dtype"]
-        borrowed = borrow(head.store, key, dataset.sample_ids, dtype)
-        if borrowed is None:
+        rows = RowIndex(head.store.features).find(key, dataset.sample_ids, dtype=dtype)
+        if not rows.all:
             raise
-        return borrowed
+        return rows
 
 
 def _plain(value: Any, name: str, head: Head) -> Any:

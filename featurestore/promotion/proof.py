@@ -28,14 +28,14 @@ from featurestore.promotion.parity import (
 )
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
-from featurestore.store.elsewhere import FEWEST_ROWS, enough, stored_rows
+from featurestore.store import RowIndex, StoredRows
+from featurestore.store.rows import FEWEST_ROWS
 from featurestore.table import plural
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
     from featurestore.heads import Head
-    from featurestore.store import FeatureGroup
 
 PROOF_ROWS = 128
 # The rows come from this many blocks: swapped blocks show, and little is read.
@@ -81,12 +81,12 @@ def prove(
         If the features were removed, or too few blocks of them exist, and no other array has enough
         of the rows.
     """
-    group, there = _stored(head, backbone, data)
-    rows = proof_rows(there, group.block_rows, 4 * int(np.prod(group.shape[1:])))
+    cached = _stored(head, backbone, data)
+    rows = proof_rows(cached.block_of, 4 * int(np.prod(cached.shape[1:])))
     on_event(PromotionStageStarted(f"prove on {plural(len(rows), 'image')}"))
     few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
     images = images_of(data, backbone, rows[few].tolist())
-    stored, dtype = group.read(there[rows], dtype="float32"), group.dtype
+    stored, dtype = cached.read(rows, dtype="float32"), cached.dtype
     ref = LayerRef.parse(head.key.ref)
     lower = backbone.computing.precision
     if lower != "float32":
@@ -98,7 +98,7 @@ def prove(
         stored = exactly
     passes = (backbone.reference([ref]), numerics.rounded(backbone.computation([ref])))
     alone, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
-    derived = _derived(backbone, ref, group, images[:ROUNDED_ROWS])
+    derived = _derived(backbone, ref, cached, images[:ROUNDED_ROWS])
     precision = backbone.precision(ref.layer)
     averaged = backbone.cuts.averaged(ref)
     terms: np.ndarray | float = 0.0
@@ -136,26 +136,29 @@ def prove(
     return parity
 
 
-def _stored(head: Head, backbone: Backbone, data: Dataset) -> tuple[FeatureGroup, np.ndarray]:
-    """Open an array with enough of a head's samples; return it, and the row of each or -1: (row,).
+def _stored(head: Head, backbone: Backbone, data: Dataset) -> StoredRows:
+    """Find enough of a head's samples, in any arrays, to prove a model on them.
 
     The features that the head was fitted on may have been removed, or be incomplete.
     """
-    group, there = stored_rows(head.store, head.key, data.sample_ids)
-    # A view is no image of its own, which a model could be called on.
-    there = np.where(data.image_rows == np.arange(len(data)), there, -1)
-    if group is not None and enough(there):
-        return group, there
+    # A view is not an image that a model could be called on.
+    is_view = data.image_rows != np.arange(len(data))
+    index = RowIndex(head.store.features)
+    rows = index.find(head.key, data.sample_ids).without(is_view)
+    needed = min(FEWEST_ROWS, int(np.count_nonzero(~is_view)))
+    if rows.count >= needed:
+        return rows
     try:
         own = head.store.features.get(head.key)
     except NotFoundError as error:
-        found, needed = np.count_nonzero(there >= 0), min(FEWEST_ROWS, len(data))
         raise NotFoundError(
             f"the features of {head.id} are no longer in {head.store.location}, and others there "
-            f"have {found:,} of its {len(data):,} samples, where the proof needs {needed}; extract "
-            f"them again with `{extract_command(data, backbone, head.key.ref)}`"
+            f"have {rows.count:,} of its {len(data):,} samples, where the proof needs {needed}",
+            remedy=f"extract them again with `{extract_command(data, backbone, head.key.ref)}`",
         ) from error
-    raise own.incomplete(own.missing())
+    index.row_ids(own)  # Raises if they are damaged.
+    own.require()
+    return _stored(head, backbone, data)  # Another process has just completed them.
 
 
 def _computed(backbone: Backbone, ref: LayerRef, data: Dataset, rows: np.ndarray) -> np.ndarray:
@@ -167,40 +170,38 @@ def _computed(backbone: Backbone, ref: LayerRef, data: Dataset, rows: np.ndarray
 
 
 def _derived(
-    backbone: Backbone, ref: LayerRef, group: FeatureGroup, images: np.ndarray
+    backbone: Backbone, ref: LayerRef, rows: StoredRows, images: np.ndarray
 ) -> list[np.ndarray]:
-    """Derive features of a few images from the layers that stored rows were derived from."""
-    named, found = sources_of(group), []
+    """Derive features of some images from the layers that stored rows were derived from."""
+    named, derived = set().union(*map(sources_of, rows.groups)), []
     for source in backbone.cuts.derivable_from(ref) if named else ():
         if short(backbone.prefix_digest(source)) in named:
             (whole,) = backbone.reference([source])(images)
             tail = plain(backbone.computation([ref], source=source))
-            found += tail(whole.astype(group.dtype))
-    return found
+            derived += tail(whole.astype(rows.dtype))
+    return derived
 
 
-def proof_rows(there: np.ndarray, block_rows: int, row_bytes: int) -> np.ndarray:
+def proof_rows(block_of: np.ndarray, row_bytes: int) -> np.ndarray:
     """Return some of the rows that are stored, from blocks spread over all.
 
     Content order is a fair shuffle, so that these are a random sample.
 
     Parameters
     ----------
-    there : numpy.ndarray of int64, (row,)
-        Where each row is stored, ascending; -1 for a row that is not.
-    block_rows : int
-        Rows of a block there.
+    block_of : numpy.ndarray of int64, (row,)
+        The block that has each row, as `StoredRows.block_of`; -1 for a row that is not stored.
     row_bytes : int
         Of a row as float32.
 
     Examples
     --------
-    >>> proof_rows(np.arange(250), 100, 32)[[0, 42, 43, -1]]
+    >>> proof_rows(np.arange(250) // 100, 32)[[0, 42, 43, -1]]
     array([  0,  42, 100, 242])
     """
-    stored = np.flatnonzero(there >= 0)
+    stored = np.argsort(block_of, kind="stable")[np.count_nonzero(block_of < 0) :]
     wanted = int(np.clip(PROOF_BYTES // row_bytes, PROOF_BLOCKS, PROOF_ROWS))
-    blocks, first = np.unique(there[stored] // block_rows, return_index=True)
+    blocks, first = np.unique(block_of[stored], return_index=True)
     chosen = np.unique(np.linspace(0, len(blocks) - 1, PROOF_BLOCKS).astype(int))
     each = -(-wanted // len(chosen))
     parts = np.split(stored, first[1:])

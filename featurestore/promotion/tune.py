@@ -23,8 +23,7 @@ from featurestore.promotion.events import TuningEpochEnded, TuningInterrupted, T
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import HEAD, block, boundary, freeze, rates, stored_refs
 from featurestore.promotion.fuse import Fused
-from featurestore.store import FeatureKey
-from featurestore.store.elsewhere import borrow
+from featurestore.store import FeatureKey, RowIndex
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -229,9 +228,10 @@ def _features(
     prefix = backbone.prefix_digest(LayerRef.parse(ref).layer)
     key = FeatureKey(backbone.name, ref, prefix, data.digest)
     # What was superseded is not stored a second time.
-    borrowed = None if head.store.features.has(key) else borrow(head.store, key, data.sample_ids)
-    if borrowed is not None:
-        return Features(borrowed, data, head.store)
+    if not head.store.features.has(key):
+        rows = RowIndex(head.store.features).find(key, data.sample_ids)
+        if rows.all:
+            return Features(rows, data, head.store)
     return extract(data, backbone, [], head.store, boundaries=[ref], on_event=on_event)[ref]
 
 

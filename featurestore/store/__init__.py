@@ -8,8 +8,8 @@ root      the metadata that make a folder a store
 shelf     what the shelves have in common: entries, reading, locks, removal
 items     what listings give: items, damage, garbage
 removal   what goes with a named thing (`rm`), and what nothing needs (`gc`)
-former    arrays that a newer one supersedes
-elsewhere rows of the same samples in another array
+rows      `RowIndex`: where the row of a sample is stored
+superseded  arrays that newer ones supersede, and those that heads still need
 features  the shelf of feature groups
 matching  which stored things a name, a part of a key or a variant means
 datasets  the shelf of data sets
@@ -18,7 +18,6 @@ group     `FeatureGroup`: the rows of one layer over one data set
 blocks    a Zarr array in whole chunks: encoding, checksums, metadata
 key       `FeatureKey`, and names as path segments
 state     `GroupState`: what is stored of a group at one moment
-snapshot  what one plan reads of the features, once
 variants  how variants of a layer differ
 documents JSON documents with a checksum
 locks     locks between processes, and the four kinds of names that are locked
@@ -30,14 +29,14 @@ docs/format.md specifies what is written.
 
 from featurestore.dataset.manifest import DatasetEntry
 from featurestore.store.blocks import block_rows
-from featurestore.store.former import Former
 from featurestore.store.group import FeatureGroup
 from featurestore.store.items import Damage, Garbage, Item
 from featurestore.store.key import FeatureKey
 from featurestore.store.removal import Removal
-from featurestore.store.snapshot import Snapshot
+from featurestore.store.rows import RowIndex, StoredRows, UnreadableRowsError
 from featurestore.store.state import GroupState
 from featurestore.store.store import FeatureStore, StoreLike
+from featurestore.store.superseded import FormerArray
 
 __all__ = [
     "Damage",
@@ -45,12 +44,14 @@ __all__ = [
     "FeatureGroup",
     "FeatureKey",
     "FeatureStore",
-    "Former",
+    "FormerArray",
     "Garbage",
     "GroupState",
     "Item",
     "Removal",
-    "Snapshot",
+    "RowIndex",
     "StoreLike",
+    "StoredRows",
+    "UnreadableRowsError",
     "block_rows",
 ]

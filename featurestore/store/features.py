@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,7 +25,6 @@ from featurestore.store.items import Damage, Item
 from featurestore.store.key import FeatureKey, KeyPath
 from featurestore.store.root import FOLDER, check_root
 from featurestore.store.shelf import PARTIAL_SUFFIX, Shelf
-from featurestore.store.snapshot import Snapshot
 from featurestore.store.state import GroupState
 from featurestore.threads import map_ahead
 
@@ -226,10 +225,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         paths = [path for path, key in self.paths().items() if wanted(key)]
         return self._survey(paths, self.read_entry)
 
-    def of_prefix(self, prefix_digest: str, ref: str) -> list[GroupState]:
-        """Return the states of all features of a prefix digest and reduction, as a `Snapshot`."""
-        return Snapshot(self).of_prefix(prefix_digest, ref)
-
     def not_found(self, name: str) -> NotFoundError:
         """Return the error for features that are not stored, by their key or a part of one."""
         return NotFoundError(
@@ -271,17 +266,6 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                 if document in wrong:
                     write_json(self._files, document, content)
         return group
-
-    def superseding(self, group: FeatureGroup, in_use: Collection[str]) -> FeatureGroup | None:
-        """Return features in use that supersede those of a group: with a data set digest in use."""
-        for state in self.of_prefix(group.key.prefix_digest, group.key.ref):
-            other = state.group
-            # One that is not in use may go too.
-            if other.key.dataset_digest in in_use:
-                with suppress(StoreError):  # Without row ids, nothing says whose rows these are.
-                    if other.supersedes(group):
-                        return other
-        return None
 
     # Reading
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from featurestore.digests import ROW_BYTES, sortable
+from featurestore.digests import ROW_BYTES
 from featurestore.errors import (
     DamagedError,
     IncompleteFeaturesError,
@@ -138,11 +138,6 @@ class FeatureGroup:
         )
 
     @property
-    def prefix(self) -> tuple[str, str]:
-        """Prefix digest and reduction: what decides the row of a sample."""
-        return self.key.prefix_digest, self.key.ref.partition(":")[2]
-
-    @property
     def path(self) -> str:
         """Path of the group in the store."""
         return self.features.path.rpartition("/")[0]
@@ -232,25 +227,6 @@ class FeatureGroup:
                 ) from error
         return found
 
-    def rows_of(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Return the row of each sample, int64 (sample,); -1 for one that is not among the rows.
-
-        ``sample_ids`` are the first bytes of digests, uint8 (sample, 16).
-        """
-        return find_rows(self.samples, sample_ids)
-
-    def supersedes(self, former: FeatureGroup) -> bool:
-        """Whether these features, of the same prefix and reduction, have all rows of others.
-
-        Every block exists, every sample of the others is a row, and float32 is not rounded.
-        """
-        return (
-            self.dtype.itemsize >= former.dtype.itemsize
-            and self.shape[0] >= former.shape[0]
-            and not self.missing()
-            and bool((self.rows_of(former.samples) >= 0).all())
-        )
-
     def write_samples(self, sample_ids: np.ndarray) -> None:
         """Write the row ids, uint8 (row, 16): at creation, and to repair them."""
         for block in range(self.sample.count):
@@ -331,10 +307,3 @@ class FeatureGroup:
             f"{self.key}: {which} never extracted, of {self.blocks} (the first is block "
             f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
         )
-
-
-def find_rows(samples: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
-    """Return the row of each sample, int64 (sample,), among ascending row ids; -1 without one."""
-    own, asked = sortable(samples), sortable(sample_ids)
-    rows = np.minimum(np.searchsorted(own, asked), len(own) - 1)
-    return np.where(own[rows] == asked, rows, -1)

@@ -25,6 +25,7 @@ from featurestore.store.datasets import SUFFIX
 from featurestore.store.heads import data_of, key_of
 from featurestore.store.items import Garbage, Item
 from featurestore.store.local import PARTIAL
+from featurestore.store.rows import RowIndex
 
 if TYPE_CHECKING:
     from featurestore.store.group import FeatureGroup
@@ -136,7 +137,7 @@ def unneeded(store: FeatureStore, *, boundaries: bool, unused: bool) -> list[Gar
     in_use = store.datasets.references().union(*map(store.heads.digests_in, documents))
     groups = {group.path: group for group in store.features.values()}
     fitted = {features_of(store, document) for document in heads.values()}
-    manifests = set(map(short, in_use))
+    manifests, index = set(map(short, in_use)), RowIndex(store.features)
     # An interrupted extraction copies or derives rows from these once it is resumed.
     sources = {
         key
@@ -151,7 +152,7 @@ def unneeded(store: FeatureStore, *, boundaries: bool, unused: bool) -> list[Gar
         if str(group.key) in sources:
             return None
         if group.key.dataset_digest not in in_use:
-            newer = store.features.superseding(group, in_use)
+            newer = index.superseding(group, in_use)
             return f"superseded by {newer.key}" if newer else "no data set has these samples"
         if group.path not in fitted and group.is_boundary and (boundaries or unused):
             return "a boundary array of fine-tuning"

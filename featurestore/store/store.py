@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from featurestore.errors import DamagedError, NotFoundError, StoreError, path_text
 from featurestore.store.datasets import DatasetShelf
 from featurestore.store.documents import read_json
-from featurestore.store.elsewhere import needed_by_heads
 from featurestore.store.features import FeatureShelf
 from featurestore.store.files import open_files
 from featurestore.store.group import check_format
@@ -19,7 +18,9 @@ from featurestore.store.key import FeatureKey
 from featurestore.store.matching import find, match
 from featurestore.store.removal import Removal, plan, unneeded
 from featurestore.store.root import ROOT, ROOT_ITEM, check_root, create_root, write_root
+from featurestore.store.rows import RowIndex
 from featurestore.store.shelf import Shelf, entry_of
+from featurestore.store.superseded import needed_by_heads
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -179,7 +180,7 @@ class FeatureStore:
     def _without_needed(self, garbage: Sequence[Garbage]) -> list[Garbage]:
         """Leave out features that a head needs whose own were removed."""
         paths = {item.path for item in garbage if item.kind == "features"}
-        needed = needed_by_heads(self, paths) if paths else set()
+        needed = needed_by_heads(self, RowIndex(self.features), paths) if paths else set()
         return [item for item in garbage if item.path not in needed]
 
     def gc(self, garbage: Sequence[Garbage]) -> int:

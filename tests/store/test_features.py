@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurestore.digests import digest_bytes
 from featurestore.errors import DamagedError, IncompleteFeaturesError, NotFoundError, StoreError
-from featurestore.store import FeatureKey, FeatureStore, GroupState
+from featurestore.store import FeatureStore, GroupState, RowIndex
 from featurestore.store.documents import read_json, write_json
 from featurestore.store.files import open_files
 from featurestore.store.local import PARTIAL
@@ -101,9 +100,10 @@ def test_the_whole_digests_are_compared(store: FeatureStore) -> None:
             store.features.get(other)
         with pytest.raises(StoreError, match="short digests are equal"):
             store.features.create(other, shape=(10, *TAIL), sample_ids=ids_of(digests_of(10)))
-    assert store.features.of_prefix(key.prefix_digest, key.ref)[0].group.key == key
+    index = RowIndex(store.features)
+    assert index.of_prefix(key.prefix_digest, key.ref)[0].group.key == key
     other = key.prefix_digest[:-1] + ("0" if key.prefix_digest[-1] != "0" else "1")
-    assert store.features.of_prefix(other, key.ref) == []
+    assert index.of_prefix(other, key.ref) == []
 
 
 def test_hostile_names_stay_inside(store: FeatureStore, location: str) -> None:
@@ -169,20 +169,6 @@ def test_foreign_files_are_no_groups(store: FeatureStore, location: str) -> None
         put(files, f"features/{name}", b"x")
     assert store.features.keys() == [key]
     assert damaged(store) == []
-
-
-def test_features_of_a_prefix_have_its_reduction(store: FeatureStore) -> None:
-    own, more = key_of(digests_of(3)), key_of(digests_of(5))
-    others = [replace(own, model="a_copy"), replace(own, model="z", ref="renamed:avg"), more]
-    for rows, key in [(3, own), (3, others[0]), (3, others[1]), (5, more)]:
-        store.features.create(key, shape=(rows, 4), sample_ids=ids_of(digests_of(rows)))
-
-    def found(prefix: str = own.prefix_digest, ref: str = own.ref) -> set[FeatureKey]:
-        return {each.group.key for each in store.features.of_prefix(prefix, ref)}
-
-    assert found() == found(ref="renamed:avg") == {own, *others}
-    assert found(ref="block5_pool") == found(ref="block5_pool:max") == set()
-    assert found(digest_bytes(b"else")) == set()
 
 
 def test_match_finds_the_one_that_is_meant(store: FeatureStore) -> None:

@@ -155,13 +155,6 @@ def test_blocks_that_an_interrupted_removal_left_are_not_taken_for_done(
     assert again.missing() == list(range(again.blocks))
 
 
-def test_rows_of_samples(store: FeatureStore) -> None:
-    digests = digests_of(40)
-    group = filled(store, 40)
-    asked = [digests[7], digests_of(1, "other")[0], digests[0], digests[39]]
-    assert group.rows_of(ids_of(asked)).tolist() == [7, -1, 0, 39]
-
-
 def test_the_keys_that_rows_came_from(store: FeatureStore) -> None:
     digests = digests_of(3)
     group = store.features.create(

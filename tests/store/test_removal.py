@@ -12,7 +12,7 @@ from featurestore.store.files import open_files
 from tests.reliability.faults import Killed, failing
 from tests.store.conftest import ids_of, key_of, put, rows_of
 from tests.store.test_datasets import IMAGES, shapes
-from tests.store.test_former import head_on
+from tests.store.test_superseded import head_on
 
 
 def features_of(store: FeatureStore, dataset: Dataset, ref: str = "pool"):

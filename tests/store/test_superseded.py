@@ -13,7 +13,7 @@ import pytest
 from featurestore.dataset import Dataset
 from featurestore.errors import DamagedError, IncompleteFeaturesError
 from featurestore.store import FeatureKey, FeatureStore
-from featurestore.store.former import replace_former
+from featurestore.store.superseded import remove_superseded
 from tests.reliability.faults import Killed, failing
 from tests.store.conftest import ids_of, key_of, put, rows_of
 from tests.store.test_datasets import IMAGES, shapes
@@ -122,7 +122,7 @@ def test_replacing_removes_what_is_superseded_heads_or_not(store: FeatureStore) 
     present = stored(store, shapes())
     assert reasons(store).keys() == {str(first)}
 
-    found = {each.key: each for each in replace_former(store, [present])}
+    found = {each.key: each for each in remove_superseded(store, [present])}
     assert {key: each.bytes for key, each in found.items()} == sizes
     assert found[str(first)].heads == ()
     assert found[str(second)].heads == (head,)
@@ -130,7 +130,7 @@ def test_replacing_removes_what_is_superseded_heads_or_not(store: FeatureStore) 
     assert [each.left for each in found.values()] == [None, None]
     assert store.features.keys() == [present]
     assert store.heads.keys() == [head]
-    assert replace_former(store, [present]) == []
+    assert remove_superseded(store, [present]) == []
 
 
 def test_what_a_data_set_has_now_stays(store: FeatureStore) -> None:
@@ -139,7 +139,7 @@ def test_what_a_data_set_has_now_stays(store: FeatureStore) -> None:
     former = stored(store, shapes(count=4), ref="early")
     present = stored(store, shapes())
     twin = stored(store, shapes(), model="a copy")
-    assert replace_former(store, [present]) == []
+    assert remove_superseded(store, [present]) == []
     assert set(store.features.keys()) == {other, former, present, twin}
 
 
@@ -153,7 +153,7 @@ def test_rows_that_the_new_array_does_not_have_are_kept_and_named(
         head_on(store, former, head)
     images = [*IMAGES[1:], IMAGES[0] + 100]
     present = stored(store, Dataset.from_arrays(np.stack(images), list("bababa"), name="shapes"))
-    (found,) = replace_former(store, [present])
+    (found,) = remove_superseded(store, [present])
     command = f"featurestore rm {former}" + (" --keep-heads" if heads else "")
     assert found.left == f"1 of its 4 rows are not in the new one; `{command}` removes it"
     assert str(found) == f"left {former}: {found.left}"
@@ -162,7 +162,7 @@ def test_rows_that_the_new_array_does_not_have_are_kept_and_named(
 
 def test_values_that_the_new_array_would_round_are_kept(store: FeatureStore) -> None:
     former, present = stored(store, shapes(count=4), dtype="float32"), stored(store, shapes())
-    (found,) = replace_former(store, [present])
+    (found,) = remove_superseded(store, [present])
     assert str(found.left).startswith(f"it is float32, and {present} is float16; `featurestore rm")
     assert store.features.has(former)
 
@@ -170,7 +170,7 @@ def test_values_that_the_new_array_would_round_are_kept(store: FeatureStore) -> 
 def test_arrays_of_other_samples_are_no_former_ones(store: FeatureStore) -> None:
     stored(store, Dataset.from_arrays(IMAGES[:3] + 100, list("aba"), name="shapes"))
     present = stored(store, shapes())
-    assert replace_former(store, [present]) == []
+    assert remove_superseded(store, [present]) == []
     assert len(store.features.keys()) == 2
 
 
@@ -178,17 +178,17 @@ def test_a_former_array_that_is_in_use_stays(folder_store: FeatureStore) -> None
     store = folder_store
     former, present = stored(store, shapes(count=4)), stored(store, shapes())
     with store.features.lock([former], shared=True):
-        (found,) = replace_former(store, [present])
+        (found,) = remove_superseded(store, [present])
     assert found.left == "another process uses it; run the command again when that is done"
     assert store.features.has(former)
-    assert [each.left for each in replace_former(store, [present])] == [None]
+    assert [each.left for each in remove_superseded(store, [present])] == [None]
 
 
 def test_an_incomplete_array_replaces_nothing(store: FeatureStore) -> None:
     former = stored(store, shapes(count=4))
     present = stored(store, shapes(), complete=False)
     with pytest.raises(IncompleteFeaturesError):
-        replace_former(store, [present])
+        remove_superseded(store, [present])
     assert store.features.has(former)
 
 
@@ -197,13 +197,13 @@ def test_damage_keeps_former_arrays(store: FeatureStore) -> None:
     ids = store.features.get(former).sample
     sound = ids.files.read(ids.file(0))
     put(ids.files, ids.file(0), b"damaged")
-    (found,) = replace_former(store, [present])
+    (found,) = remove_superseded(store, [present])
     assert "featurestore repair" in str(found.left)
     put(ids.files, ids.file(0), sound)
     store.datasets.add(shapes("other", count=2))
     put(ids.files, "datasets/other/current.json", b"{")
     with pytest.raises(DamagedError, match="until then it is unknown what is in use"):
-        replace_former(store, [present])
+        remove_superseded(store, [present])
     assert store.features.has(former)
 
 
@@ -212,15 +212,15 @@ def test_a_kill_leaves_a_former_array_whole_or_gone(store: FeatureStore, tmp_pat
     former, present = stored(store, shapes(count=4)), stored(store, shapes())
     shutil.copytree(store.location, tmp_path / "start")
     with failing() as disk:
-        replace_former(store, [present])
+        remove_superseded(store, [present])
     for number in range(1, len(disk.steps)):
         copy = FeatureStore(shutil.copytree(tmp_path / "start", tmp_path / f"store-{number}"))
         with failing(Killed, at=number), pytest.raises(Killed):
-            replace_former(copy, [present])
+            remove_superseded(copy, [present])
         copy = FeatureStore(copy.location)
         assert [damage for item in copy.items() for damage in copy.check(item)] == []
         whole = copy.features.has(former)
-        assert [each.key for each in replace_former(copy, [present])] == [str(former)] * whole
+        assert [each.key for each in remove_superseded(copy, [present])] == [str(former)] * whole
         copy.gc(copy.garbage())
         assert copy.features.keys() == [present]
         assert sorted(copy.items(), key=str) == sorted(store.items(), key=str)
@@ -230,7 +230,7 @@ def test_gc_keeps_the_rows_of_a_head_whose_own_features_were_freed(store: Featur
     former = stored(store, shapes(count=4))
     head = head_on(store, former, "knn-1", shapes(count=4))
     serving = stored(store, shapes())
-    replace_former(store, [serving])
+    remove_superseded(store, [serving])
     assert not store.features.has(former)
     others = np.stack([each + 100 for each in IMAGES])
     other = stored(store, Dataset.from_arrays(others, list("ababab"), name="shapes"))
@@ -245,7 +245,7 @@ def test_gc_keeps_no_rows_of_a_head_that_are_also_elsewhere(store: FeatureStore)
     former = stored(store, shapes(count=3))
     head_on(store, former, "knn-1", shapes(count=3))
     between = stored(store, shapes())
-    replace_former(store, [between])
+    remove_superseded(store, [between])
     present = stored(store, shapes(count=5))
     assert reasons(store) == {str(between): "no data set has these samples"}
     store.gc(store.garbage())
@@ -260,5 +260,5 @@ def test_a_damaged_array_replaces_nothing(store: FeatureStore) -> None:
     group = store.features.get(stored(store, shapes()))
     put(group.features.files, group.features.file(0), b"damaged")
     with pytest.raises(DamagedError, match=r"nothing was removed.*run `featurestore repair"):
-        replace_former(store, [group.key])
+        remove_superseded(store, [group.key])
     assert store.features.has(former)
