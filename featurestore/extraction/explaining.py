@@ -56,7 +56,9 @@ def _why(
     return "; ".join(near[0]) if near else None
 
 
-def _differences(stored: Mapping[str, Any], requested: dict[str, Any], under: str = "") -> list[str]:
+def _differences(
+    stored: Mapping[str, Any], requested: dict[str, Any], under: str = ""
+) -> list[str]:
     differences = []
     for name in sorted(stored.keys() | requested.keys()):
         old, new = stored.get(name), requested.get(name)
