@@ -207,7 +207,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             )
         if entry.source is None:
             raise DatasetError(
-                f"data set {entry.name!r} is from arrays or a DataFrame, which a store does not keep",
+                f"data set {entry.name!r} is from arrays or a DataFrame, which no store keeps",
                 remedy="create it again with Dataset.from_arrays or Dataset.open",
             )
         if gone := moved(entry.source, entry.name):
