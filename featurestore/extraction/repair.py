@@ -33,7 +33,7 @@ _REMEDIES = {
     "features": "run `featurestore extract` on the images",
     "dataset": "heads may have been fitted on this former state of the data set: scan that state; "
     "if none was, `featurestore gc` removes it",
-    "head": "fit it again with the `featurestore train`, `sweep` or `run` that made it",
+    "head": "fit it again with the `featurestore train`, `sweep` or `run` that fitted it",
 }
 
 
@@ -64,7 +64,7 @@ def repair(
     Returns
     -------
     list of Repair
-        One for each damage that was found.
+        One for each damage.
     """
     store, on_event, repairs = FeatureStore.of(store), receiver(on_event), []
     for item in store.items(key):

@@ -105,7 +105,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """Return the entry of a data set that is current as it is, and the last of its source."""
         with suppress(StoreError, FileNotFoundError, StopIteration):
             entries = self.values()
-            entry = next(each for each in entries if each.name == dataset.name)
+            entry = next(entry for entry in entries if entry.name == dataset.name)
             path = self.manifest_path(dataset.name, dataset.manifest_digest)
             if (
                 entry == dataset.entry(entry.added)
@@ -179,15 +179,15 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         if isinstance(data, Dataset):
             return data
         data = text_of(data)
-        given = {name: value for name, value in options.items() if value is not None}
+        options = {name: value for name, value in options.items() if value is not None}
         if not is_place(data) and (entry := self._entry(data)):
-            if rescan or given:
-                return self.scan_again(entry, on_event, **given)
+            if rescan or options:
+                return self.scan_again(entry, on_event, **options)
             return self._opened(entry)
-        before = self._scanned_before(data, given.get("name"))
-        if before is not None:
-            given = {"name": before.name, **before.options, **given}
-        return Dataset.open(data, on_event=on_event, **given)
+        last = self._last_scan(data, options.get("name"))
+        if last is not None:
+            options = {"name": last.name, **last.options, **options}
+        return Dataset.open(data, on_event=on_event, **options)
 
     def scan_again(
         self,
@@ -207,19 +207,18 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             )
         if entry.source is None:
             raise DatasetError(
-                f"data set {entry.name!r} was made in Python from arrays or a DataFrame, which a "
-                "store does not keep",
-                remedy="make it again with Dataset.from_arrays or Dataset.open",
+                f"data set {entry.name!r} is from arrays or a DataFrame, which no store keeps",
+                remedy="create it again with Dataset.from_arrays or Dataset.open",
             )
         if gone := moved(entry.source, entry.name):
             raise DatasetError(f"data set {entry.name!r}: {gone}")
-        given = {"name": entry.name, **entry.options, **options}
-        return Dataset.open(entry.source, on_event=on_event, **given)
+        options = {"name": entry.name, **entry.options, **options}
+        return Dataset.open(entry.source, on_event=on_event, **options)
 
-    def _scanned_before(self, data: str, name: str | None) -> DatasetEntry | None:
+    def _last_scan(self, data: str, name: str | None) -> DatasetEntry | None:
         """Return the last scan of a folder or table; or that of a name, if it had another place."""
-        if name is None and (found := self.find(data)):
-            return found
+        if name is None and (entry := self.find(data)):
+            return entry
         place = absolute(data)
         with suppress(StoreError):
             entry = self.get(name or default_name(place))
@@ -245,10 +244,13 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """
         if isinstance(data, Dataset):
             return data
-        name = text_of(data)
+        text = text_of(data)
         if manifest_digest is not None:
-            return self._load(name, manifest_digest)
-        return self._opened(self._resolve(name))
+            return self._load(text, manifest_digest)
+        entry = self._entry(text) or self.find(text)
+        if entry is None:
+            raise self._unknown(text, text)
+        return self._opened(entry)
 
     def _opened(self, entry: DatasetEntry) -> StoredDataset:
         path = self.manifest_path(entry.name, entry.manifest_digest)
@@ -280,13 +282,6 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             )
         return dataset
 
-    def _resolve(self, text: str) -> DatasetEntry:
-        """Find a data set by its name, or else by the path that was scanned."""
-        found = self._entry(text) or self.find(text)
-        if found is None:
-            raise self._unknown(text, text)
-        return found
-
     def _entry(self, name: str) -> DatasetEntry | None:
         """Return the entry of a name; None if there is none, as for one that is too long."""
         with suppress(FileNotFoundError, InputError):
@@ -298,20 +293,17 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         return _latest(self.values(), path)
 
     def load_samples(self, digest: str) -> Dataset | None:
-        """Load a data set by the digest of its samples.
-
-        A current one, else any that is stored.
-        """
-        for entry in self.values():
-            if digest == entry.digest:
-                with suppress(StoreError):
-                    return self.load(entry.name, entry.manifest_digest)
-        for item in self.items():
-            for path in self.manifests(item.path):
-                with suppress(StoreError, FileNotFoundError):
-                    dataset = self._load_file(path)
-                    if digest == dataset.digest:
-                        return dataset
+        """Load a data set by the digest of its samples: a current one, else any that is stored."""
+        current = [entry for entry in self.values() if entry.digest == digest]
+        paths = [self.manifest_path(entry.name, entry.manifest_digest) for entry in current]
+        for path in (
+            *paths,
+            *(path for item in self.items() for path in self.manifests(item.path)),
+        ):
+            with suppress(StoreError, FileNotFoundError):
+                dataset = self._load_file(path)
+                if dataset.digest == digest:
+                    return dataset
         return None
 
     def manifests(self, folder: str) -> list[str]:
@@ -355,9 +347,9 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 def _latest(entries: Sequence[DatasetEntry], path: str | Path) -> DatasetEntry | None:
     # A link that was itself scanned is another data set than the folder behind it.
     for source in (absolute(path), os.path.realpath(path)):
-        if found := [entry for entry in entries if entry.source == source]:
+        if scans := [entry for entry in entries if entry.source == source]:
             break
-    return max(found, key=lambda entry: entry.added, default=None)
+    return max(scans, key=lambda entry: entry.added, default=None)
 
 
 def _now() -> str:

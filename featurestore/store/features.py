@@ -78,7 +78,9 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                 attributes = read_json(self._files, group.replacement)["attributes"]
                 group = FeatureGroup.from_attributes(self._files, group.path, attributes)
             except (FileNotFoundError, DamagedError) as error:
-                raise NotFoundError(f"{key} is {group.dtype}, and no float32 is begun") from error
+                raise NotFoundError(
+                    f"{key} is {group.dtype}, and no float32 features replace it"
+                ) from error
         return self.require_key(group, key)
 
     def require_key(self, group: FeatureGroup, key: FeatureKey) -> FeatureGroup:
@@ -144,8 +146,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
                 self._make_folder(array.path)
             group = self._first_document(group, f"{path}/{METADATA}")
             _, *documents, last = group.documents().items()
-            for each, document in documents:
-                write_json(self._files, each, document)
+            for place, document in documents:
+                write_json(self._files, place, document)
             group.write_samples(sample_ids)
             write_json(self._files, *last)
             return self.get(key)
@@ -187,7 +189,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         return True
 
     def unmark(self, key: FeatureKey) -> None:
-        """Make a boundary array ordinary features, which a user asked for."""
+        """Make a boundary array ordinary features, which a user extracts."""
         group = self.get(key)
         if group.is_boundary:
             provenance = {**group.provenance, "boundary": False}
@@ -217,8 +219,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
             group = self.read_entry(path)
             return GroupState.of(group) if shown(group) else None
 
-        found, damaged = self._survey(self.paths(), read)
-        return found, [*check_root(self._files), *damaged]
+        states, damaged = self._survey(self.paths(), read)
+        return states, [*check_root(self._files), *damaged]
 
     def some(self, wanted: Callable[[KeyPath], bool]) -> tuple[list[FeatureGroup], list[Damage]]:
         """Return, as `survey`, the features whose short keys are wanted; only these are read."""

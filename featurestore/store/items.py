@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Item:
         Path in the store.
     """
 
-    kind: Literal["store", "features", "dataset", "head"]
+    kind: str
     name: str
     path: str
 
@@ -50,23 +49,18 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Garbage:
-    """Something that can be removed.
+class Garbage(Item):
+    """An item, or a file of one, that can be removed.
+
+    ``kind`` may also be ``"manifest"``, of a former state of a data set, or ``"leftover"``, of an
+    interrupted or superseded write; their name is the path.
 
     Parameters
     ----------
-    kind : {"features", "dataset", "manifest", "head", "leftover"}
-        ``"leftover"`` is the temporary file of an interrupted write.
-    name : str
-        Key of the features, name of the data set with its manifest, else the path.
-    path : str
-        Path in the store.
     bytes : int
+        On disk.
     reason : str
     """
 
-    kind: str
-    name: str
-    path: str
     bytes: int
     reason: str

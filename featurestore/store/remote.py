@@ -11,7 +11,7 @@ from featurestore import objects
 from featurestore.errors import StoreError, UnreachableError
 from featurestore.store.locks import Locks
 
-# How often an answer that was cut is asked for.
+# Requests for an answer, if it is cut.
 _ANSWERS = 4
 
 
@@ -81,11 +81,11 @@ class RemoteFiles:
         """
         try:
             with self._explained("read", path):
-                found = self._bucket.get(self._full(path))
+                stored = self._bucket.get(self._full(path))
                 version = {
-                    name: found.meta[name] for name in ("e_tag", "version") if found.meta[name]
+                    name: stored.meta[name] for name in ("e_tag", "version") if stored.meta[name]
                 }
-                same = bytes(found.bytes()) == before
+                same = bytes(stored.bytes()) == before
         except FileNotFoundError:
             return False
         return same and self._put(path, data, version)
@@ -121,9 +121,9 @@ class RemoteFiles:
         """Names in a folder, sorted; ``[]`` where there is none."""
         full = self._full(path)
         with self._explained("list", path):
-            found = _whole(lambda: self._bucket.list_with_delimiter(full or None))
-        paths = [*(each["path"] for each in found["objects"]), *found["common_prefixes"]]
-        names = {each.rstrip("/")[len(full) :].strip("/") for each in paths}
+            listing = _whole(lambda: self._bucket.list_with_delimiter(full or None))
+        paths = [*(meta["path"] for meta in listing["objects"]), *listing["common_prefixes"]]
+        names = {path.rstrip("/")[len(full) :].strip("/") for path in paths}
         return sorted(names - {""})
 
     def is_file(self, path: str) -> bool:
@@ -131,7 +131,7 @@ class RemoteFiles:
         return bool(self._full(path)) and self._head(path) is not None
 
     def _head(self, path: str) -> Any:
-        """Return what is known of a file; None if there is none."""
+        """Return the metadata of a file; None if it does not exist."""
         try:
             with self._explained("look at", path):
                 return self._bucket.head(self._full(path))
@@ -139,17 +139,17 @@ class RemoteFiles:
             return None
 
     def _below(self, path: str) -> list[Any]:
-        """Return what is known of every file below a path, or of the file itself."""
+        """Return the metadata of every file below a path, or of the file itself."""
         full = self._full(path)
         with self._explained("list", path):
-            found = _whole(lambda: [*self._bucket.list(full or None)])
-        own = None if found or not full else self._head(path)
-        return [each for some in found for each in some] if own is None else [own]
+            pages = _whole(lambda: [*self._bucket.list(full or None)])
+        own = None if pages or not full else self._head(path)
+        return [meta for page in pages for meta in page] if own is None else [own]
 
     def sizes(self, path: str) -> dict[str, int]:
         """Bytes of every file below a path (or of the file itself), by path."""
         start = len(self._root) + 1 if self._root else 0
-        return {each["path"][start:]: int(each["size"]) for each in self._below(path)}
+        return {meta["path"][start:]: int(meta["size"]) for meta in self._below(path)}
 
     def is_recent(self, path: str) -> bool:
         """Whether a file, or any below a folder, was written within `grace`.
@@ -157,7 +157,7 @@ class RemoteFiles:
         Without locks, this alone shows that another process may be using it.
         """
         since = datetime.now(UTC) - self.grace
-        return any(each["last_modified"] > since for each in self._below(path))
+        return any(meta["last_modified"] > since for meta in self._below(path))
 
     def remove(self, *paths: str) -> None:
         """Remove files, those that exist."""
@@ -169,9 +169,9 @@ class RemoteFiles:
                 if objects.is_no_bucket(error):
                     raise
                 # It ends the deletion of several.
-                for each in full if len(full) > 1 else ():
+                for name in full if len(full) > 1 else ():
                     with suppress(FileNotFoundError):
-                        self._bucket.delete(each)
+                        self._bucket.delete(name)
 
     def remove_folder(self, path: str) -> None:
         """Do nothing: an object store has no folders."""

@@ -54,7 +54,7 @@ def create_root(files: Files, folders: Sequence[str], *, create: bool) -> None:
     ------
     NotFoundError
         Unless ``create``.
-    StoreFormatError
+    StoreFormatError, nearest
         For a file, or a folder of other things.
     """
     _refuse_foreign(files, folders)

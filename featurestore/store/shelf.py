@@ -81,9 +81,8 @@ class Shelf(ABC, Generic[K, V]):
 
     def paths(self) -> dict[str, Any]:
         """Return the paths of entries, complete or not, sorted, with what `parse` returns."""
-        names = {
-            f"{self.folder}/{each}": self.parse(each) for each in self._files.names(self.folder)
-        }
+        segments = self._files.names(self.folder)
+        names = {f"{self.folder}/{segment}": self.parse(segment) for segment in segments}
         return {path: name for path, name in names.items() if name is not None}
 
     def has(self, key: K) -> bool:
@@ -150,7 +149,7 @@ class Shelf(ABC, Generic[K, V]):
             for path, error in results.items()
             if isinstance(error, StoreError)
         ]
-        return [each for each in results.values() if not isinstance(each, StoreError)], damaged
+        return [value for value in results.values() if not isinstance(value, StoreError)], damaged
 
     def read_each(
         self, paths: Sequence[str], read: Callable[[str], Result | None]

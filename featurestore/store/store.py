@@ -97,7 +97,7 @@ class FeatureStore:
     def for_data(cls, data: object, store: StoreLike = None, *, write: bool = True) -> FeatureStore:
         """Open the store for work on data; a new one is made only if there are such data.
 
-        Without ``write``, an empty store in memory stands for one that is not there.
+        Without ``write``, an empty store in memory stands for one that does not exist.
 
         Raises
         ------
@@ -107,12 +107,12 @@ class FeatureStore:
         from featurestore.dataset import Dataset
         from featurestore.dataset.source import is_place, text_of
 
-        there = isinstance(data, Dataset) or is_place(text_of(data))
+        exists = isinstance(data, Dataset) or is_place(text_of(data))
         try:
-            return cls.of(store, create=write and there)
+            return cls.of(store, create=write and exists)
         except NotFoundError:
-            if not there:
-                Dataset.open(text_of(data))  # says that there is no such place, and what is near
+            if not exists:
+                Dataset.open(text_of(data))  # It raises, and names what is near.
             return cls("memory://nothing-stored-yet", create=True)
 
     @property
@@ -224,7 +224,7 @@ class FeatureStore:
         DamagedError
             If a document cannot be read, so that what depends on the names is unknown.
         InputError
-            If ``keep_heads`` is asked for, and a data set is removed.
+            With ``keep_heads``, if a data set is removed.
 
         Examples
         --------
@@ -279,9 +279,9 @@ class FeatureStore:
         except StoreError as error:
             if not self._has_readable():
                 if not isinstance(error, DamagedError):
-                    raise  # Nothing is known of what is there.
+                    raise
                 raise DamagedError(
-                    f"{error.found}, and nothing else there can be read",
+                    f"{error.found}, and nothing else of it can be read",
                     remedy=f"restore a copy, or move {self.location} away, then run the command "
                     "again",
                 ) from error
