@@ -1,12 +1,15 @@
-"""Object stores behind URLs: opening them with obstore, and what their errors mean."""
+"""Object stores and web servers behind URLs: opened with obstore, and what their errors mean."""
 
 from __future__ import annotations
 
+import netrc
 import os
 import re
+from base64 import b64encode
 from datetime import timedelta
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from featurestore.errors import one_line
 
@@ -32,12 +35,15 @@ _CREDENTIALS = {
     "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or run `az login` and set "
     "AZURE_USE_AZURE_CLI=true",
+    "http": "put them into ~/.netrc, as `machine HOST login USER password PASSWORD`",
 }
 _USER = re.compile(r"(https?|s3a?|gs|az)://[^/?#]*@|[a-z0-9+.-]+://[^/?#]*:[^/?#]*@", re.IGNORECASE)
 
 # obstore raises FileNotFoundError for any 404, PermissionDeniedError for some requests that are
 # refused, and GenericError for all else: what is known beyond that is in the text.
-_STATUS = re.compile(r"status code: ([0-9]{3})")
+_STATUS = re.compile(r"status code: ([0-9]{3})([ A-Za-z]*)")
+# A URL path that obstore sends as it is, so that all images of a host share its connections.
+_PLAIN = re.compile(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>")
 # Where virtual machines of all three clouds get them is asked last; and what Azure needs first.
 _NO_CREDENTIALS = re.compile(r"//169\.254\.|//metadata\.google|Account must be specified")
@@ -46,6 +52,11 @@ _NO_CREDENTIALS = re.compile(r"//169\.254\.|//metadata\.google|Account must be s
 def is_url(location: str) -> bool:
     """Whether a URL is of an object store; ``memory://`` is one that ends with the process."""
     return location.partition("://")[0].lower() in SCHEMES and "://" in location
+
+
+def is_web(url: str) -> bool:
+    """Whether a URL is of a web server."""
+    return url.partition("://")[0].lower() in ("http", "https")
 
 
 def has_password(url: str) -> bool:
@@ -60,11 +71,16 @@ def has_password(url: str) -> bool:
 
 
 def locate(url: str) -> tuple[Any, str]:
-    """Return the bucket of a URL, opened, and the path of the URL in it.
+    """Return the bucket or web server of a URL, opened, and the path of the URL in it.
 
     Whatever obstore raises, `explain` explains.
     """
     check_process()
+    if is_web(url):
+        parts = urlsplit(url)
+        if _PLAIN.fullmatch(parts.path) and not parts.query and not parts.fragment:
+            return _bucket(f"{parts.scheme}://{parts.netloc}"), parts.path[1:]
+        return _bucket.__wrapped__(url), ""
     scheme, _, rest = url.partition("://")
     if scheme.lower() == "memory":
         return _bucket("memory://"), rest.strip("/")
@@ -95,16 +111,31 @@ def check_process() -> None:
 
 @cache
 def _bucket(url: str) -> Any:
-    from obstore.store import MemoryStore, from_url
+    from obstore.store import HTTPStore, MemoryStore, from_url
 
     _process.add(os.getpid())
 
     if url == "memory://":
         return MemoryStore()
+    if is_web(url):
+        client = {**_CLIENT, "default_headers": {"user-agent": "featurestore", **_login(url)}}
+        again = {**_RETRIES, "max_retries": 3}
+        return HTTPStore.from_url(url, client_options=client, retry_config=again)
     provider = {}
     if url.startswith("s3") and "AWS_ACCESS_KEY_ID" not in os.environ:
         provider = _aws_provider()
     return from_url(url, client_options=_CLIENT, retry_config=_RETRIES, **provider)
+
+
+def _login(url: str) -> dict[str, str]:
+    """Return the header with the user's login at a web server, from ~/.netrc."""
+    try:
+        login = netrc.netrc().authenticators(urlsplit(url).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        return {}
+    if login is None:
+        return {}
+    return {"authorization": "Basic " + b64encode(f"{login[0]}:{login[2]}".encode()).decode()}
 
 
 def _aws_provider() -> dict[str, Any]:
@@ -131,7 +162,22 @@ def is_unreachable(error: Exception) -> bool:
     status = _STATUS.search(str(error))
     if status is None:
         return "HTTP error" in str(error) or is_cut(error)
-    return status[1] == "429" or status[1].startswith("5")
+    return status[1] in ("408", "425", "429") or status[1].startswith("5")
+
+
+def refusal(error: Exception) -> str | None:
+    """Return why a web server refuses one file; None for an error that other files would have."""
+    text = str(error).partition("Debug source:")[0]
+    if "following redirect" in text:
+        return "its redirections do not end"
+    if "Content-Length" in text:
+        return "the server does not state its length (Content-Length)"
+    if "invalid utf-8" in text:  # obstore reads the text of an error, here a picture, for its own.
+        return "the server answers with an HTTP error"
+    status = _STATUS.search(text)
+    if status is None or is_unreachable(error) or status[1] in ("401", "407"):
+        return one_line(error) if isinstance(error, ValueError) else None
+    return f"HTTP {status[1]}{status[2]}"
 
 
 def is_no_bucket(error: Exception) -> bool:
@@ -151,7 +197,7 @@ def explain(error: Exception, url: str) -> str:
 
     # obstore appends its own debugging output.
     text, scheme = str(error).partition("Debug source:")[0], url.partition("://")[0].lower()
-    service = "s3" if scheme.startswith("s3") else "gs" if scheme == "gs" else "az"
+    service = next((name for name in ("s3", "gs", "http") if scheme.startswith(name)), "az")
     said, status = _said(text), _STATUS.search(text)
     if isinstance(error, ForkedError):
         return text
@@ -168,6 +214,8 @@ def explain(error: Exception, url: str) -> str:
     if status is None and is_unreachable(error):
         endpoint = " and AWS_ENDPOINT_URL" if service == "s3" else ""
         return f"the server cannot be reached ({_cause(str(error))}); check the network{endpoint}"
+    if status and is_unreachable(error):
+        return f"{said or f'HTTP {status[1]}{status[2]}'}; wait until the server is less busy"
     if "redirect" in text:
         return "the bucket is in another region; set AWS_REGION"
     return f"{said or one_line(Exception(text))}; check the URL and the settings of the bucket"
@@ -175,8 +223,8 @@ def explain(error: Exception, url: str) -> str:
 
 def _said(text: str) -> str:
     """Return the code and message that a server gave, in XML; empty if there are none."""
-    found = [re.search(rf"<{name}>([^<]*)</{name}>", text) for name in ("Code", "Message")]
-    return ": ".join(each[1].rstrip(". ") for each in found if each)
+    parts = [re.search(rf"<{name}>([^<]*)</{name}>", text) for name in ("Code", "Message")]
+    return ": ".join(part[1].rstrip(". ") for part in parts if part)
 
 
 def _cause(text: str) -> str:

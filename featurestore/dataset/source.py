@@ -7,10 +7,9 @@ import re
 import stat
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from featurestore.dataset.urls import RefusedError, fetch, is_web
-from featurestore.errors import DatasetError, one_line, path_text
+from featurestore import objects
+from featurestore.errors import DatasetError, UnreachableError, one_line, path_text
 from featurestore.images import MAX_PIXELS
-from featurestore.objects import has_password
 from featurestore.threads import processors
 
 # A file is held in memory while it is decoded; anything larger is a video or an archive.
@@ -72,11 +71,11 @@ def absolute(path: str | os.PathLike[str]) -> str:
     text = native(os.fsdecode(path))
     if not is_uri(text):
         return os.path.abspath(text)
-    if has_password(text):
+    if objects.has_password(text):
         host = text.rpartition("@")[2].partition("/")[0]
         raise DatasetError(
-            f"a URL of {host} holds a user or password, which the store would keep; leave it out, "
-            f"and put it into ~/.netrc: machine {host} login USER password PASSWORD"
+            f"a URL of {host} holds a user or password, which the store would keep",
+            remedy=f"put it into ~/.netrc: machine {host} login USER password PASSWORD",
         )
     return text
 
@@ -96,8 +95,8 @@ def below(root: str, path: str) -> str:
     if is_uri(root):
         if path.startswith("/"):
             return path
-        if is_web(root):
-            path = re.sub("[%?#]", lambda found: f"%{ord(found[0]):02X}", path)
+        if objects.is_web(root):
+            path = re.sub("[%?#]", lambda mark: f"%{ord(mark[0]):02X}", path)
         return f"{root.rstrip('/')}/{path}"
     joined = os.path.join(root, path)
     # normpath() would resolve ".." wrongly behind a symbolic link.
@@ -128,13 +127,6 @@ def native(path: str) -> str:
     return path
 
 
-def _why_none(source: str) -> str:
-    """Say why there may be no such file, if that can be seen."""
-    if is_web(source) and "#" in source:  # It ends what a server is asked for.
-        return "; write the # of a file name as %23"
-    return " (a broken link)" if os.path.islink(source) else ""
-
-
 def read(source: str, most: int | None = None) -> bytes:
     """Read a whole file. A path must be a regular file: a named pipe would block for ever.
 
@@ -154,18 +146,39 @@ def read(source: str, most: int | None = None) -> bytes:
     most = most or (MAX_REMOTE_BYTES if is_uri(source) else MAX_BYTES)
     try:
         if is_uri(source):
-            data = fetch(source, most)
+            data = _fetch(source, most)
         else:
             if not stat.S_ISREG(os.stat(source).st_mode):
                 raise UnreadableError("not a regular file")
             with open(source, "rb") as file:
                 data = file.read(most + 1)
     except FileNotFoundError as error:
-        raise UnreadableError(f"{NO_FILE}{_why_none(source)}") from error
+        raise UnreadableError(NO_FILE) from error
     except OSError as error:
         raise UnreadableError(error.strerror or one_line(error)) from error
-    except (RefusedError, ValueError) as error:  # ValueError: a null byte in a path
+    except ValueError as error:  # a null byte in a path
         raise UnreadableError(one_line(error)) from error
-    if len(data) > most:
+    if data is None or len(data) > most:
         raise UnreadableError(f"larger than {most:,} bytes")
     return data
+
+
+def _fetch(url: str, most: int) -> bytes | None:
+    """Read what is behind a URL; None if it has more than ``most`` bytes."""
+    if not objects.is_web(url) and not objects.is_url(url):
+        scheme = url.partition("://")[0]
+        raise UnreadableError(f"no way to open {scheme}://; expected https://…, {objects.EXPECTED}")
+    try:
+        bucket, path = objects.locate(url)
+        if not path and not objects.is_web(url):
+            raise FileNotFoundError(url)
+        answer = bucket.get(path)
+        return bytes(answer.bytes()) if answer.meta["size"] <= most else None
+    except Exception as error:  # obstore and the providers of credentials raise errors of their own
+        if isinstance(error, FileNotFoundError) and not objects.is_no_bucket(error):
+            raise
+        if objects.is_web(url) and (reason := objects.refusal(error)):
+            raise UnreadableError(reason) from error
+        raise UnreachableError(
+            f"cannot read {url}: {objects.explain(error, url)}, then run the command again"
+        ) from error

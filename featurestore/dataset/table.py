@@ -22,9 +22,9 @@ from featurestore.dataset.table_file import (
     read_table,
     separator_note,
 )
-from featurestore.dataset.urls import is_web
 from featurestore.errors import DatasetError, nearest
 from featurestore.listening import OnEvent
+from featurestore.objects import is_web
 
 # What a data set calls its own columns: another column of such a name gets a new one.
 _OWN = {"row", "sample", "digest", "path", "label", "split", "group"}
