@@ -80,7 +80,7 @@ def repair(
             if item.kind == "features" and left:
                 _repair_features(store, item, left, backbone, on_event)
             elif item.kind == "dataset":
-                _repair_dataset(store, item)
+                _repair_dataset(store, item, left)
             left = store.check(item)
         except FeatureStoreError as error:
             needs, left = str(error), store.check(item)
@@ -101,9 +101,12 @@ def _missing(store: FeatureStore, item: Item) -> list[int]:
         return []
 
 
-def _repair_dataset(store: FeatureStore, item: Item) -> None:
+def _repair_dataset(store: FeatureStore, item: Item, damages: Sequence[Damage]) -> None:
     """Write the current manifest of a data set again, if a new scan gives the same."""
     entry = store.datasets.get(item.name.partition("/")[2])
+    path = store.datasets.manifest_path(entry.name, entry.manifest_digest)
+    if not any(damage.path == path for damage in damages):
+        return
     dataset = store.datasets.scan_again(entry)
     if dataset.manifest_digest != entry.manifest_digest:
         raise DatasetError(f"{entry.source} has changed", remedy=f"run `{dataset.scan_command}`")
@@ -127,23 +130,25 @@ def _repair_features(
             remedy="run `featurestore scan` on the images",
         )
     blocks = [damage.block for damage in damages if damage.block is not None]
-    if blocks and backbone is None:
+    with features.lock([key], shared=True), features.lock_work([key]):
+        if len(blocks) < len(damages):
+            group.write_samples(dataset.sample_ids)
+    if not blocks:
+        return
+    if backbone is None:
         on_event(BackboneLoading(key.model))
         backbone = _backbone(group)
-    if blocks and backbone and backbone.prefix_digest(ref.layer) != key.prefix_digest:
+    if backbone.prefix_digest(ref.layer) != key.prefix_digest:
         raise ExtractionError(
             f"{backbone.name} is no longer the model of the extraction",
             remedy="restore its former weights",
         )
     with features.lock([key], shared=True), features.lock_work([key]):
-        if len(blocks) < len(damages):
-            group.write_samples(dataset.sample_ids)
         for block in blocks:
             group.features.remove(block)
-    if blocks and backbone:
-        # As a boundary: the state of the data set that is current stays so.
-        request = Request(backbone, (), str(group.dtype), "auto", (ref,))
-        store_features(request, dataset, store, RunStats(), Cluster.of(None), on_event)
+    # As a boundary: the state of the data set that is current stays so.
+    request = Request(backbone, (), str(group.dtype), "auto", (ref,))
+    store_features(request, dataset, store, RunStats(), Cluster.of(None), on_event)
 
 
 def _backbone(group: FeatureGroup) -> Backbone:
