@@ -181,15 +181,17 @@ def one_batch(
         halving = Halving(compiled, len(rows))
 
         def stored(batch: np.ndarray) -> list[np.ndarray]:
-            values = halving(batch)
-            for layer, each in zip(computed, values, strict=True):
-                reason = beyond_float16(float(np.abs(each).max())) if layer.auto else None
+            outputs = halving(batch)
+            for layer, values in zip(computed, outputs, strict=True):
+                reason = beyond_float16(float(np.abs(values).max())) if layer.auto else None
                 if reason:
                     too_wide[str(layer.ref)] = reason
-            return [cast(each, layer.dtype) for layer, each in zip(computed, values, strict=True)]
+            pairs = zip(computed, outputs, strict=True)
+            return [cast(values, layer.dtype) for layer, values in pairs]
 
-        values, setup, forward = forward_pass(stored, images)
-        activations = {str(layer.ref): rows for layer, rows in zip(computed, values, strict=True)}
+        outputs, setup, forward = forward_pass(stored, images)
+        refs = [str(layer.ref) for layer in computed]
+        activations = dict(zip(refs, outputs, strict=True))
     layers = {
         str(layer.ref): _layer_cost(layer, activations.get(str(layer.ref)), plan.batch_size)
         for layer in plan.layers
@@ -243,7 +245,8 @@ def batch_size(
     """Return the batch size for a plan: the requested number, or for "auto" what is fast here.
 
     That is 32, or fewer if memory is short. For many images, larger batches are measured on the
-    first images of the plan, for a few seconds.
+    first images of the plan, for a few seconds. A plan that resumes an extraction keeps its size,
+    so that it computes the same numbers.
 
     Parameters
     ----------
@@ -257,8 +260,11 @@ def batch_size(
     if isinstance(requested, int) or compiled is None:
         return requested if isinstance(requested, int) else BATCH_SIZE
     most = _fitting(plan, backbone)
-    size = min(BATCH_SIZE, most)
-    if plan.rows_to_compute < MEASURED_FROM:
+    states = [layer.state for layer in plan.layers if layer.missing and layer.state]
+    recorded = [state.group.provenance.get("batch_size") for state in states]
+    resumed = [size for size in recorded if isinstance(size, int) and size > 0]
+    size = min(resumed[0] if resumed else BATCH_SIZE, most)
+    if resumed or plan.rows_to_compute < MEASURED_FROM:
         return size
     images = images_of(dataset, backbone, np.flatnonzero(plan.is_computed)[:size].tolist())
 

@@ -9,9 +9,10 @@ import pytest
 
 from featurestore.dataset import Dataset
 from featurestore.errors import InputError, OutOfMemoryError
-from featurestore.extraction import extract, measure, plan
+from featurestore.extraction import RowsComputed, extract, measure, plan
 from featurestore.extraction.measure import BatchCost, LayerCost, Stage, batch_size
-from tests.extraction.conftest import LAYERS
+from featurestore.store import blocks
+from tests.extraction.conftest import LAYERS, stop_after
 
 GB = 2**20  # in kB, as /proc/meminfo counts
 
@@ -124,6 +125,16 @@ def test_few_images_go_in_batches_of_32_or_fewer_if_memory_is_short(
 ):
     memory.write_text(f"MemAvailable: {kilobytes} kB\n")
     assert recorded(extract(dataset, backbone, ["relu_a", "gap"], store)) == {size}
+
+
+def test_an_interrupted_extraction_keeps_its_batch_size(dataset, backbone, store, monkeypatch):
+    monkeypatch.setattr(blocks, "MOST_ROWS", 8)
+    with pytest.raises(KeyboardInterrupt):
+        extract(dataset, backbone, "gap", store, batch_size=5, on_event=stop_after(20))
+    events = []
+    extract(dataset, backbone, "gap", store, on_event=events.append)
+    done = [event.done for event in events if isinstance(event, RowsComputed)]
+    assert done == [5, 10, 15, 20, 25, 29]  # the two blocks of eight rows that were full stay
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "8", None])
