@@ -21,14 +21,8 @@ from featurestore.dataset.source import read, readers, text_of
 from featurestore.errors import BackboneError, InputError, NotFoundError, one_line
 from featurestore.extraction import measure
 from featurestore.extraction.batches import images_of
-from featurestore.extraction.measure import (
-    Stage,
-    forward_pass,
-    one_batch,
-    overlapped,
-    spread,
-    timed,
-)
+from featurestore.extraction.cost import Stage, overlapped
+from featurestore.extraction.measure import forward_pass, one_batch, spread, timed
 from featurestore.extraction.memory import free_memory
 from featurestore.extraction.planning import Request
 from featurestore.quiet import load_tensorflow

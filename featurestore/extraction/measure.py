@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,9 @@ from featurestore.backbone.refs import LayerRef
 from featurestore.digests import ROW_BYTES
 from featurestore.errors import OutOfMemoryError
 from featurestore.extraction.batches import Halving, images_of
+from featurestore.extraction.cost import BatchCost, LayerCost, Stage
 from featurestore.extraction.memory import free_memory
+from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.stored_type import beyond_float16, cast
 from featurestore.store.blocks import encode
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.backbone.forward import Forward
     from featurestore.dataset import Dataset
-    from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 
 Result = TypeVar("Result")
 
@@ -40,42 +41,6 @@ CALL_SECONDS, FASTER = 0.25, 1.1
 # Largest share of the free memory that a batch may take. While a layer computes, its input, its
 # output and about as much workspace exist.
 SHARE, BUFFERS = 0.25, 3
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Seconds that a stage takes while no other runs: on the clock, and of all processors."""
-
-    wall: float = 0.0
-    processor: float = 0.0
-
-    def __mul__(self, factor: float) -> Stage:
-        return Stage(self.wall * factor, self.processor * factor)
-
-    @classmethod
-    def sum(cls, stages: Iterable[Stage]) -> Stage:
-        """Return the time of stages that run one after the other."""
-        pairs = [(stage.wall, stage.processor) for stage in stages]
-        return cls(*map(sum, zip(*pairs, strict=True))) if pairs else cls()
-
-
-def overlapped(stages: Iterable[Stage]) -> float:
-    """Return the seconds of stages that run at the same time.
-
-    The slowest stage decides, unless all together need more of the processors than this process got
-    while it measured.
-
-    Examples
-    --------
-    >>> overlapped([Stage(1, 2), Stage(4, 8)])  # both use two processors
-    5.0
-    >>> overlapped([Stage(1, 2), Stage(4, 0)])  # the second runs on a GPU
-    4
-    """
-    stages = [stage for stage in stages if stage.wall > 0]
-    processors = max((stage.processor / stage.wall for stage in stages), default=0.0)
-    together = Stage.sum(stages).processor / processors if processors else 0.0
-    return max(together, *(stage.wall for stage in stages), 0)
 
 
 def timed(work: Callable[[], Result], seconds: float = 0.0) -> tuple[Result, Stage]:
@@ -103,63 +68,6 @@ def forward_pass(
     activations, first = timed(lambda: compiled(images))
     _, stage = timed(lambda: compiled(images), seconds)
     return activations, max(0.0, first.wall - stage.wall), stage * (1 / len(images))
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """What one row of a layer takes.
-
-    Attributes
-    ----------
-    bytes : float
-        On disk.
-    compress, copy, derive : Stage
-        To compress it; to read it from another array; to derive it from another layer.
-    """
-
-    bytes: float = 0.0
-    compress: Stage = Stage()
-    copy: Stage = Stage()
-    derive: Stage = Stage()
-
-
-@dataclass(frozen=True)
-class BatchCost:
-    """What one row of a plan takes, measured on one batch.
-
-    Attributes
-    ----------
-    setup : float
-        Seconds to prepare and check the compiled model, once.
-    decode, forward : Stage
-        To read, decode and resize an image; to compute its activations in their stored types.
-    layers : mapping of str to LayerCost
-        By layer ref.
-    too_wide : mapping of str to str
-        What float16 cannot hold, by the ref of a layer whose stored type is "auto".
-    """
-
-    setup: float
-    decode: Stage
-    forward: Stage
-    layers: Mapping[str, LayerCost]
-    too_wide: Mapping[str, str] = field(default_factory=dict)
-
-    def seconds(self, plan: ExtractionPlan) -> float:
-        """Estimate how long a plan takes. Layers are compressed in a thread each."""
-        rows, costs = (
-            plan.rows_to_compute,
-            [(layer, self.layers[str(layer.ref)]) for layer in plan.layers],
-        )
-        copied = [cost.copy * layer.rows_copied for layer, cost in costs]
-        derived = [cost.derive * layer.rows_derived for layer, cost in costs]
-        computed = Stage.sum([self.forward * rows, *copied, *derived])
-        compressed = [cost.compress * layer.rows_missing for layer, cost in costs]
-        return overlapped([self.decode * rows, computed, *compressed]) + self.setup
-
-    def bytes(self, layer: LayerPlan) -> int:
-        """Estimate the bytes on disk of the rows that a plan writes."""
-        return round(layer.rows_missing * self.layers[str(layer.ref)].bytes)
 
 
 def one_batch(

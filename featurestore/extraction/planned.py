@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.extraction.cost import BatchCost, Stage, overlapped
 from featurestore.extraction.derivation import Derivation
-from featurestore.extraction.measure import BatchCost
 from featurestore.extraction.report import features_grid
 from featurestore.store import FeatureKey, GroupState, StoredRows
 from featurestore.table import Grid, duration, plural, show_html, size
@@ -229,12 +229,25 @@ class ExtractionPlan:
     @property
     def seconds_estimated(self) -> float | None:
         """Seconds that the extraction takes, if a batch was measured."""
-        return None if self.measured is None else self.measured.seconds(self)
+        if self.measured is None:
+            return None
+        rows, cost = self.rows_to_compute, self.measured
+        costs = [(layer, cost.layers[str(layer.ref)]) for layer in self.layers]
+        copied = [layer_cost.copy * layer.rows_copied for layer, layer_cost in costs]
+        derived = [layer_cost.derive * layer.rows_derived for layer, layer_cost in costs]
+        computed = Stage.sum([cost.forward * rows, *copied, *derived])
+        # Layers are compressed in a thread layer_cost.
+        compressed = [layer_cost.compress * layer.rows_missing for layer, layer_cost in costs]
+        return overlapped([cost.decode * rows, computed, *compressed]) + cost.setup
 
     @property
     def bytes_estimated(self) -> int | None:
         """Bytes to write after compression, if a batch was measured."""
-        return None if self.measured is None else sum(map(self.measured.bytes, self.layers))
+        return None if self.measured is None else sum(map(self._bytes_estimated, self.layers))
+
+    def _bytes_estimated(self, layer: LayerPlan) -> int:
+        assert self.measured is not None
+        return round(layer.rows_missing * self.measured.layers[str(layer.ref)].bytes)
 
     @property
     def cost(self) -> str:
@@ -269,7 +282,7 @@ class ExtractionPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values, as ``extract --dry-run --json`` prints them."""
-        measured, seconds = self.measured, self.seconds_estimated
+        seconds = self.seconds_estimated
         return {
             "rows": self.rows,
             "rows_to_compute": self.rows_to_compute,
@@ -283,7 +296,7 @@ class ExtractionPlan:
                     "shape": list(layer.shape),
                     "dtype": layer.dtype,
                     "bytes": layer.rows_missing * layer.row_bytes,
-                    "bytes_estimated": measured and measured.bytes(layer),
+                    "bytes_estimated": self.measured and self._bytes_estimated(layer),
                     "rows_to_compute": layer.rows_to_compute,
                     "rows_copied": layer.rows_copied,
                     "rows_derived": layer.rows_derived,

@@ -15,8 +15,8 @@ from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, FeatureStoreWarning, InputError, UnknownLayerError
 from featurestore.extraction import doctor, measure
+from featurestore.extraction.cost import Stage
 from featurestore.extraction.doctor import Diagnosis, Speed, diagnose
-from featurestore.extraction.measure import Stage
 from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
 from featurestore.table import Grid

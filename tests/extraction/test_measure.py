@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from featurestore.dataset import Dataset
 from featurestore.errors import InputError, OutOfMemoryError
 from featurestore.extraction import RowsComputed, extract, measure, plan
-from featurestore.extraction.measure import BatchCost, LayerCost, Stage, batch_size
+from featurestore.extraction.cost import BatchCost, LayerCost, Stage
+from featurestore.extraction.measure import batch_size
 from featurestore.store import blocks
 from tests.extraction.conftest import LAYERS, stop_after
 
@@ -79,7 +81,7 @@ def test_stages_overlap(dataset, backbone, store, decode, forward, compress, row
     bare = plan(dataset, backbone, ["pool_a", "gap"], store)
     layers = {"pool_a": LayerCost(compress=compress), "gap": LayerCost()}
     cost = BatchCost(3.0, decode, forward, layers)
-    assert cost.seconds(bare) == pytest.approx(3 + row * bare.rows)
+    assert replace(bare, measured=cost).seconds_estimated == pytest.approx(3 + row * bare.rows)
 
 
 def test_a_plan_of_more_than_max_bytes_is_refused(dataset, backbone, store):
