@@ -7,7 +7,8 @@ store     `FeatureStore`: opening, and what concerns all shelves
 root      the metadata that make a folder a store
 shelf     what the shelves have in common: entries, reading, locks, removal
 items     what listings give: items, damage, garbage
-removal   what goes with a named thing (`rm`), and what nothing needs (`gc`)
+removal   what depends on a thing, and goes with it (`rm`)
+garbage   what nothing needs (`gc`)
 rows      `RowIndex`: where the row of a sample is stored
 superseded  arrays that newer ones supersede, and those that heads still need
 features  the shelf of feature groups

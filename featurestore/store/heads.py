@@ -6,17 +6,27 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from featurestore.digests import SHORT, Digest, digest_bytes, short
-from featurestore.errors import DamagedError, NotFoundError, StoreError, nearest, refuse_newer
+from featurestore.errors import (
+    DamagedError,
+    InputError,
+    NotFoundError,
+    StoreError,
+    nearest,
+    refuse_newer,
+)
 from featurestore.store.documents import read_json, update_json, write_json
 from featurestore.store.items import Damage
 from featurestore.store.key import FeatureKey
 from featurestore.store.local import PARTIAL
 from featurestore.store.shelf import PARTIAL_SUFFIX, DocumentShelf
+
+if TYPE_CHECKING:
+    from featurestore.store.features import FeatureShelf
 
 DOCUMENT = "head.json"
 FORMAT = 1
@@ -68,6 +78,14 @@ def key_of(document: Mapping[str, Any]) -> FeatureKey | None:
     """Return the key of the features that a head was fitted on, whether they are stored or not."""
     origin = (document.get("lineage") or {}).get("features")
     return origin and FeatureKey(*(origin[field] for field in _Features.model_fields))
+
+
+def features_of(features: FeatureShelf, document: Mapping[str, Any]) -> str | None:
+    """Return the path of the features that a head was fitted on, whether they are stored or not."""
+    with suppress(InputError):
+        if key := key_of(document):
+            return features.path(key)
+    return None
 
 
 class HeadShelf(DocumentShelf[dict[str, Any]]):

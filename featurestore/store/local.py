@@ -102,21 +102,12 @@ class LocalFiles:
         return self.write(path, data)
 
     def make_folder(self, path: str) -> None:
-        """Make a folder and its parents where they are missing; durable when this returns."""
+        """Create a folder and its parents where they are missing; durable when this returns."""
         with self._changing("make", path):
             self._check_inside(self._root / path)
-            self._make(self._root / path)
-
-    def _make(self, folder: Path) -> None:
-        exists = folder.is_dir()
-        if exists and folder != self._root and self._root not in folder.parents:
-            return
-        self._make(folder.parent)
-        if not exists:
-            with suppress(FileExistsError):
-                os.mkdir(folder)
-        # Flushed even if it exists: the process that made it may have been killed before.
-        durable.fsync_folder(folder.parent)
+            os.makedirs(self._root / path, exist_ok=True)
+        # Flushed even if it exists: the process that created it may have been killed before.
+        self.fsync(path)
 
     def fsync(self, path: str) -> None:
         """Flush the names in a folder and its parents, whoever wrote them."""

@@ -1,4 +1,4 @@
-"""What can be removed: by name, with what depends on it (`rm`); and what nothing needs (`gc`).
+"""What goes if features, data sets or heads are removed: they, and what depends on them.
 
 ========== ================================================
 removed    what depends on it
@@ -11,29 +11,20 @@ head       nothing
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError
-from featurestore.store.datasets import SUFFIX
-from featurestore.store.heads import data_of, key_of
+from featurestore.store.heads import data_of, features_of
 from featurestore.store.items import Garbage, Item
-from featurestore.store.local import PARTIAL
-from featurestore.store.rows import RowIndex
 
 if TYPE_CHECKING:
-    from featurestore.store.group import FeatureGroup
     from featurestore.store.store import FeatureStore
 
 # Heads before what they refer to; features last: without their data set, gc removes them too.
 _ORDER = {"head": 0, "dataset": 1, "features": 2}
-_INTERRUPTED = "writing it was interrupted"
 
 
 @dataclass(frozen=True)
@@ -57,17 +48,6 @@ class Removal:
     def bytes(self) -> int:
         """Bytes on disk of all items."""
         return sum(item.bytes for item in self.items)
-
-
-def features_of(store: FeatureStore, document: Mapping[str, Any]) -> str | None:
-    """Return the path of the features that a head was fitted on, whether they are stored or not."""
-    with suppress(InputError):
-        if key := key_of(document):
-            return store.features.path(key)
-    return None
-
-
-# By name
 
 
 def plan(store: FeatureStore, named: Iterable[Item], keep_heads: bool = False) -> Removal:
@@ -107,7 +87,7 @@ def _dependents(
     for entry in entries:
         (released if entry.name in data else needed).update(store.datasets.digests_in(entry))
     for document in documents:
-        origin, features = data_of(document), names.get(features_of(store, document) or "")
+        origin, features = data_of(document), names.get(features_of(store.features, document) or "")
         item, digests = store.heads.item(store.heads.path(document["id"])), needed
         if origin and origin[0] in data:
             digests = released
@@ -122,84 +102,3 @@ def _dependents(
         if key.dataset in gone and store.features.exists(path):
             reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
             yield store.features.item(path), reason
-
-
-# What nothing needs
-
-
-def unneeded(store: FeatureStore, *, boundaries: bool, unused: bool) -> list[Garbage]:
-    """List what `FeatureStore.garbage` does, with features that a head without its own needs.
-
-    Each shelf is listed once, and each document is read once.
-    """
-    documents = store.heads.read_all()
-    heads = {store.heads.path(document["id"]): document for document in documents}
-    in_use = store.datasets.references().union(*map(store.heads.digests_in, documents))
-    groups = {group.path: group for group in store.features.values()}
-    fitted = {features_of(store, document) for document in heads.values()}
-    manifests, index = set(map(short, in_use)), RowIndex(store.features)
-    # An interrupted extraction copies or derives rows from these once it is resumed.
-    sources = {
-        key
-        for group in groups.values()
-        if group.key.dataset_digest in in_use
-        and (keys := group.keys_read("copied_from", "derived_from"))
-        and group.missing()
-        for key in keys
-    }
-
-    def of_features(group: FeatureGroup) -> str | None:
-        if str(group.key) in sources:
-            return None
-        if group.key.dataset_digest not in in_use:
-            newer = index.superseding(group, in_use)
-            return f"superseded by {newer.key}" if newer else "no data set has these samples"
-        if group.path not in fitted and group.is_boundary and (boundaries or unused):
-            return "a boundary array of fine-tuning"
-        return "no head was fitted on it" if unused and group.path not in fitted else None
-
-    def of_file(path: str, files: Mapping[str, int], listed: Iterable[str]) -> str | None:
-        entry = path.rpartition("/")[0]
-        if path.endswith(PARTIAL):
-            return _INTERRUPTED
-        if path.endswith(SUFFIX) and path.rpartition("/")[2].removesuffix(SUFFIX) not in manifests:
-            current = f"{entry}/{store.datasets.marker}" in files
-            return (
-                f"{'replaced' if current else 'never made current'}, and no head was fitted on it"
-            )
-        if entry in heads and path not in listed:
-            return "its head does not list it"
-        group = groups.get(entry.rpartition("/")[0])
-        if group and entry == group.features.path:
-            return _of_other_type(group, path, files, unused)
-        return None
-
-    garbage = []
-    for shelf in store.shelves:
-        for entry, files in shelf.files().items():
-            reason = of_features(groups[entry]) if entry in groups else None
-            if shelf.kind != "dataset" and not {entry, f"{entry}/{shelf.marker}"} & files.keys():
-                reason = _INTERRUPTED
-            if reason:
-                size = sum(files.values())
-                garbage.append(Garbage(shelf.kind, shelf.name(entry), entry, size, reason))
-                continue
-            listed = {f"{entry}/{shelf.marker}"}
-            listed.update(store.heads.file_paths(heads[entry]) if entry in heads else ())
-            for path, size in files.items():
-                if reason := of_file(path, files, listed):
-                    kind = "manifest" if path.endswith(SUFFIX) else "leftover"
-                    garbage.append(Garbage(kind, path, path, size, reason))
-    return garbage
-
-
-def _of_other_type(
-    group: FeatureGroup, path: str, files: Mapping[str, int], unused: bool
-) -> str | None:
-    """Return why a block of another type than that of the features can be removed."""
-    name, is_float16 = path.rpartition("/")[2], group.dtype == np.float16
-    is_other = re.match(r"\d" if is_float16 else r"c\.\d", name) is not None
-    if group.replacement in files:  # Float32 features that replace these once they are complete.
-        dropped = unused and is_float16 and (is_other or path == group.replacement)
-        return "float32 features that are not complete" if dropped else None
-    return f"of another type than {group.dtype}" if is_other and path in files else None

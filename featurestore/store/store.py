@@ -11,12 +11,13 @@ from featurestore.store.datasets import DatasetShelf
 from featurestore.store.documents import read_json
 from featurestore.store.features import FeatureShelf
 from featurestore.store.files import open_files
+from featurestore.store.garbage import garbage_of
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.items import Damage, Garbage, Item
 from featurestore.store.key import FeatureKey
 from featurestore.store.matching import find, match
-from featurestore.store.removal import Removal, plan, unneeded
+from featurestore.store.removal import Removal, plan
 from featurestore.store.root import ROOT, ROOT_ITEM, check_root, create_root, write_root
 from featurestore.store.rows import RowIndex
 from featurestore.store.shelf import Shelf, entry_of
@@ -174,7 +175,7 @@ class FeatureStore:
         return self._without_needed(self._unneeded(boundaries, unused))
 
     def _unneeded(self, boundaries: bool, unused: bool) -> list[Garbage]:
-        garbage = unneeded(self, boundaries=boundaries, unused=unused)
+        garbage = garbage_of(self, boundaries=boundaries, unused=unused)
         return [item for item in garbage if not self._files.is_recent(item.path)]
 
     def _without_needed(self, garbage: Sequence[Garbage]) -> list[Garbage]:

@@ -12,9 +12,8 @@ import numpy as np
 
 from featurestore.errors import DamagedError, StoreError
 from featurestore.store.group import FeatureGroup
-from featurestore.store.heads import data_of, key_of
+from featurestore.store.heads import data_of, features_of, key_of
 from featurestore.store.key import FeatureKey
-from featurestore.store.removal import features_of
 from featurestore.store.rows import RowIndex
 from featurestore.store.state import GroupState
 from featurestore.table import size
@@ -125,7 +124,7 @@ def _heads_by_features(store: FeatureStore) -> dict[str, tuple[str, ...]]:
     """Return the ids of the heads that were fitted on features, by the path of these."""
     heads: dict[str, tuple[str, ...]] = {}
     for document in store.heads.values():
-        if path := features_of(store, document):
+        if path := features_of(store.features, document):
             heads[path] = (*heads.get(path, ()), document["id"])
     return heads
 

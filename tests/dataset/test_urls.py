@@ -83,7 +83,9 @@ def test_images_of_a_web_server(shop: str, tmp_path: Path) -> None:
     here = Dataset.open(pd.DataFrame({"path": [str(tmp_path / "0.png")]}), name="here")
     found = listed(f"{shop}/0?token=a%2Fb", f"{shop}/to-1")
     assert here.digest == listed(f"{shop}/0").digest
-    assert wrong(listed(f"{shop}/lists/named é 3.png", f"{shop}//lists/named%20%C3%A9%204.png")) == ()
+    assert (
+        wrong(listed(f"{shop}/lists/named é 3.png", f"{shop}//lists/named%20%C3%A9%204.png")) == ()
+    )
     assert (len(found), wrong(found)) == (2, ())
     assert found.image(0).shape == (3, 4, 3)
 

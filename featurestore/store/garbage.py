@@ -1,0 +1,154 @@
+"""What nothing needs: `gc` decides in one walk over the files of each shelf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurestore.digests import short
+from featurestore.store.datasets import CURRENT, SUFFIX
+from featurestore.store.heads import features_of
+from featurestore.store.items import Garbage
+from featurestore.store.local import PARTIAL
+from featurestore.store.rows import RowIndex
+
+if TYPE_CHECKING:
+    from featurestore.store.group import FeatureGroup
+    from featurestore.store.shelf import Shelf
+    from featurestore.store.store import FeatureStore
+
+_INTERRUPTED = "writing it was interrupted"
+
+
+@dataclass(frozen=True)
+class _InUse:
+    """What data sets, heads and interrupted extractions need; each document is read once.
+
+    Attributes
+    ----------
+    digests : set of str
+        Digests of data sets and manifests.
+    files : set of str
+        Paths of files that heads list.
+    groups : dict of str to FeatureGroup
+        Readable features, by path.
+    fitted : set of str
+        Paths of the features that heads were fitted on.
+    sources : set of str
+        Keys of features from which an interrupted extraction copies or derives rows.
+    index : RowIndex
+    """
+
+    digests: set[str]
+    files: set[str]
+    groups: Mapping[str, FeatureGroup]
+    fitted: set[str | None]
+    sources: set[str]
+    index: RowIndex
+
+    @classmethod
+    def of(cls, store: FeatureStore) -> _InUse:
+        heads, groups = store.heads.read_all(), store.features.values()
+        digests = store.datasets.references().union(*map(store.heads.digests_in, heads))
+        resumable = [
+            keys
+            for group in groups
+            if group.key.dataset_digest in digests
+            and (keys := group.keys_read("copied_from", "derived_from"))
+            and group.missing()
+        ]
+        return cls(
+            digests,
+            {path for head in heads for path in store.heads.file_paths(head)},
+            {group.path: group for group in groups},
+            {features_of(store.features, head) for head in heads},
+            set().union(*resumable),
+            RowIndex(store.features),
+        )
+
+    def why_features(self, group: FeatureGroup, boundaries: bool, unused: bool) -> str | None:
+        """Return why features can be removed; None if they cannot."""
+        if str(group.key) in self.sources:
+            return None
+        if group.key.dataset_digest not in self.digests:
+            newer = self.index.superseding(group, self.digests)
+            return f"superseded by {newer.key}" if newer else "no data set has these samples"
+        if group.path in self.fitted or not (unused or boundaries):
+            return None
+        if group.is_boundary:
+            return "a boundary array of fine-tuning"
+        return "no head was fitted on it" if unused else None
+
+    @cached_property
+    def _short_digests(self) -> set[str]:
+        return set(map(short, self.digests))
+
+    def why_manifest(self, path: str, files: Mapping[str, int]) -> str | None:
+        """Return why a manifest among the files of a data set can be removed."""
+        folder, _, name = path.rpartition("/")
+        if name == CURRENT or name.removesuffix(SUFFIX) in self._short_digests:
+            return None
+        why = "replaced" if f"{folder}/{CURRENT}" in files else "never made current"
+        return f"{why}, and no head was fitted on it"
+
+    def why_block(
+        self, group: FeatureGroup, path: str, files: Mapping[str, int], unused: bool
+    ) -> str | None:
+        """Return why a file of features can be removed: a block of another type than theirs."""
+        folder, _, name = path.rpartition("/")
+        is_float16 = group.dtype == np.float16
+        other = r"\d" if is_float16 else r"c\.\d"
+        is_other = folder == group.features.path and re.match(other, name) is not None
+        if group.replacement not in files:
+            return f"of another type than {group.dtype}" if is_other else None
+        # Float32 features that replace these once they are complete.
+        if unused and is_float16 and (is_other or path == group.replacement):
+            return "float32 features that are not complete"
+        return None
+
+
+def garbage_of(store: FeatureStore, *, boundaries: bool, unused: bool) -> list[Garbage]:
+    """List what `FeatureStore.garbage` does, with features that a head without its own needs."""
+    in_use = _InUse.of(store)
+    return [
+        garbage
+        for shelf in store.shelves
+        for entry, files in shelf.files().items()
+        for garbage in _of_entry(shelf, entry, files, in_use, boundaries, unused)
+    ]
+
+
+def _of_entry(
+    shelf: Shelf[Any, Any],
+    entry: str,
+    files: Mapping[str, int],
+    in_use: _InUse,
+    boundaries: bool,
+    unused: bool,
+) -> Iterator[Garbage]:
+    """Yield an entry, or else those of its files that can be removed."""
+    group, marker = in_use.groups.get(entry), f"{entry}/{shelf.marker}"
+    why = in_use.why_features(group, boundaries, unused) if group else None
+    # Manifests are kept for heads without their data set being current.
+    if shelf.kind != "dataset" and not {entry, marker} & files.keys():
+        why = _INTERRUPTED
+    if why:
+        yield Garbage(shelf.kind, shelf.name(entry), entry, sum(files.values()), why)
+        return
+    for path, size in files.items():
+        kind = "leftover"
+        if path.endswith(PARTIAL):
+            why = _INTERRUPTED
+        elif shelf.kind == "dataset":
+            kind, why = "manifest", in_use.why_manifest(path, files)
+        elif shelf.kind == "head":
+            why = None if path in {marker, *in_use.files} else "its head does not list it"
+        else:
+            why = in_use.why_block(group, path, files, unused) if group else None
+        if why:
+            yield Garbage(kind, path, path, size, why)
