@@ -146,26 +146,6 @@ class StoredRows:
         """Rows that are read together."""
         return self.groups[0].block_rows
 
-    @property
-    def blocks(self) -> int:
-        """Number of blocks of this size."""
-        return -(-len(self.samples) // self.block_rows)
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Provenance of the first group."""
-        return self.groups[0].provenance
-
-    @property
-    def extract_command(self) -> str:
-        """The command that computes the first group, as it was recorded."""
-        return self.groups[0].extract_command
-
-    @property
-    def repair_command(self) -> str:
-        """The command that replaces damaged blocks of the first group."""
-        return self.groups[0].repair_command
-
     def missing(self) -> list[int]:
         """Return no block: `Features` only takes rows that are all stored."""
         return []
