@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from featurestore.dataset.labels import Labels
-from featurestore.errors import DamagedError, InputError, StoreError, nearest
+from featurestore.errors import DamagedError, InputError, NotFoundError, StoreError, nearest
 from featurestore.features.batches import Batches
 from featurestore.quiet import load_tensorflow
 from featurestore.store import FeatureGroup, FeatureKey, FeatureStore, StoredRows, StoreLike
@@ -35,6 +35,8 @@ class Features:
 
     Attributes
     ----------
+    source : FeatureGroup or StoredRows
+        What is read: the stored array, or, if it was removed, other arrays that have its rows.
     blocks : tuple of int or None
         The blocks that `completed` features are limited to; None for all rows.
 
@@ -49,15 +51,15 @@ class Features:
     """
 
     def __init__(
-        self, group: FeatureGroup | StoredRows, dataset: Dataset, store: FeatureStore
+        self, source: FeatureGroup | StoredRows, dataset: Dataset, store: FeatureStore
     ) -> None:
-        if group.key.dataset_digest != dataset.digest:
+        if source.key.dataset_digest != dataset.digest:
             raise StoreError(
-                f"{group.key} belongs to the samples {group.key.dataset_digest}, data set "
+                f"{source.key} belongs to the samples {source.key.dataset_digest}, data set "
                 f"{dataset.name!r} has {dataset.digest}",
                 remedy="run `featurestore extract` on it",
             )
-        self.group = group
+        self.source = source
         self.dataset = dataset
         self.store = store
         self.blocks: tuple[int, ...] | None = None
@@ -117,13 +119,26 @@ class Features:
         Features
             Itself if every block exists.
         """
-        missing = set(self.group.missing())
+        missing = set(self.source.missing())
         if not missing and self.blocks is None:
             return self
-        partial = Features(self.group, self.dataset, self.store)
+        partial = Features(self.source, self.dataset, self.store)
         if missing:
             partial.blocks = tuple(sorted(set(range(self.group.blocks)) - missing))
         return partial
+
+    @property
+    def group(self) -> FeatureGroup:
+        """The stored array.
+
+        Raises
+        ------
+        NotFoundError
+            If the array was removed, and other arrays have its rows.
+        """
+        if isinstance(self.source, StoredRows):
+            raise NotFoundError(f"{self.key} was removed; other arrays have its rows")
+        return self.source
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -141,7 +156,7 @@ class Features:
     @property
     def key(self) -> FeatureKey:
         """Identity of the feature array."""
-        return self.group.key
+        return self.source.key
 
     @property
     def ref(self) -> str:
@@ -152,13 +167,13 @@ class Features:
     def shape(self) -> tuple[int, ...]:
         """Shape of the features, (row, …)."""
         if self.blocks is None:
-            return self.group.shape
-        return len(self.rows(labelled=False)), *self.group.shape[1:]
+            return self.source.shape
+        return len(self.rows(labelled=False)), *self.source.shape[1:]
 
     @property
     def dtype(self) -> np.dtype:
         """The stored type."""
-        return self.group.dtype
+        return self.source.dtype
 
     @property
     def classes(self) -> tuple[Any, ...]:
@@ -173,7 +188,7 @@ class Features:
     @property
     def complete(self) -> bool:
         """True if these are all rows, and every block was extracted."""
-        return self.blocks is None and not self.group.missing()
+        return self.blocks is None and not self.source.missing()
 
     def rows(
         self,
@@ -206,7 +221,7 @@ class Features:
         every = order == "input" and split is None and labelled is None
         rows = self.dataset.rows(split, labelled=False if every else labelled)
         if self.blocks is not None:
-            rows = rows[np.isin(rows // self.group.block_rows, self.blocks)]
+            rows = rows[np.isin(rows // self.source.block_rows, self.blocks)]
         if order == "content":
             return rows
         input_order = self.dataset.given
@@ -216,7 +231,7 @@ class Features:
     def read(self, rows: np.ndarray, dtype: Any) -> np.ndarray:
         """Read rows by number, as `FeatureGroup.read`; raises as `rows` does."""
         self._check_row_ids()
-        return self.group.read(rows, dtype)
+        return self.source.read(rows, dtype)
 
     def _check_row_ids(self) -> None:
         if not self._has_rows_of_dataset:
@@ -227,7 +242,7 @@ class Features:
 
     @cached_property
     def _has_rows_of_dataset(self) -> bool:
-        return np.array_equal(self.group.samples, self.dataset.sample_ids)
+        return np.array_equal(self.source.samples, self.dataset.sample_ids)
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -237,7 +252,7 @@ class Features:
         have None among classes (dtype object), NaN among numbers. Those of a split are
         ``labels[rows(split)]``, also of `completed` features.
         """
-        return self.labels_of(np.arange(self.group.shape[0]))
+        return self.labels_of(np.arange(self.source.shape[0]))
 
     def labels_of(self, rows: np.ndarray) -> np.ndarray | None:
         """Labels of rows, (row,), as in `labels`; row -1 has none."""
@@ -293,7 +308,7 @@ class Features:
             )
         rows = self.rows(split, labelled=labelled, order=order)
         stored = rows >= 0
-        self.group.require(rows[stored])
+        self.source.require(rows[stored])
         values = self.read(rows[stored], dtype)
         if not stored.all():
             X = np.full((len(rows), *values.shape[1:]), np.nan, values.dtype)
@@ -400,9 +415,9 @@ class Features:
         if batch_size < 1:
             raise InputError(f"batch size is {batch_size!r}", "1 or more, such as 256")
         rows = self.rows(split)
-        self.group.require(rows)
+        self.source.require(rows)
         targets = None
         if self.task is not None:
             kind = np.int32 if self.task == "classification" else np.float32
             targets = self.dataset.targets[rows].astype(kind)
-        return Batches(self.group, rows, targets, batch_size, shuffle, seed, memory)
+        return Batches(self.source, rows, targets, batch_size, shuffle, seed, memory)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import InputError
-from featurestore.store.blocks import dimension_names
 from featurestore.table import size
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import xarray
 
     from featurestore.features.features import Features
-    from featurestore.store import FeatureGroup, StoredRows
+    from featurestore.store import FeatureGroup
 
 # A frame of more values, 2 GB as float32, is refused.
 MOST_VALUES = 500_000_000
@@ -49,7 +48,7 @@ def as_frame(
     return pandas.concat([frame, values], axis=1)
 
 
-def as_dask(group: FeatureGroup | StoredRows, rows: np.ndarray) -> dask.array.Array:
+def as_dask(group: FeatureGroup, rows: np.ndarray) -> dask.array.Array:
     """Return rows, ascending, as a dask array with a chunk for each block: `Features.dask`."""
     import dask.array
 
@@ -73,7 +72,7 @@ def as_xarray(features: Features) -> xarray.Dataset:
     """Return features with the coordinates of every row: `Features.xarray`."""
     import xarray
 
-    names = dimension_names(len(features.group.shape))
+    names = features.group.features.dimension_names
     rows, frame = _described(features, None, False, "content", {"features", *names})
     coordinates = {name: ("row", _plain(frame[name])) for name in frame if name != "path"}
     labels = features.labels_of(rows)
@@ -106,13 +105,14 @@ def _described(
 
 
 def _read_chunk(
-    group: FeatureGroup | StoredRows, rows: list[np.ndarray] | None, block_id: tuple[int, ...]
+    group: FeatureGroup, rows: list[np.ndarray] | None, block_id: tuple[int, ...]
 ) -> np.ndarray:
     """Read one chunk of a dask array: the block of this number, or its chosen rows."""
-    if rows is not None:
-        return group.read(rows[block_id[0]])
-    first = block_id[0] * group.block_rows
-    return group.read(np.arange(first, min(first + group.block_rows, group.shape[0])))
+    if rows is None:
+        return group.read_block(block_id[0])
+    chosen = rows[block_id[0]]
+    block = int(chosen[0]) // group.block_rows
+    return group.read_block(block)[chosen - block * group.block_rows]
 
 
 def _plain(column: pandas.Series) -> np.ndarray:

@@ -76,7 +76,7 @@ def without_boundaries(features: Sequence[Features]) -> list[Features]:
     NotFoundError
         If nothing is left.
     """
-    plain = [array for array in features if not array.group.provenance.get("boundary")]
+    plain = [array for array in features if not array.group.is_boundary]
     if not plain:
         dataset, refs = features[0].dataset, ", ".join(sorted({array.ref for array in features}))
         raise NotFoundError(

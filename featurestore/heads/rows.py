@@ -105,7 +105,7 @@ class Rows:
 
     def fitted_batches(self, batch_size: int, seed: int) -> Batches:
         """Return shuffled batches of the training rows."""
-        numbers, group = self._numbers["train"], self.features.group
+        numbers, group = self._numbers["train"], self.features.source
         group.require(numbers)
         kind = np.int32 if self.task == "classification" else np.float32
         memory = self.values("train") if self.in_memory else None
@@ -117,7 +117,7 @@ class Rows:
         if self.in_memory or split in self._read:
             yield self.values(split)
             return
-        numbers, group = self._numbers[split], self.features.group
+        numbers, group = self._numbers[split], self.features.source
         group.require(numbers)
         batches = Batches(group, numbers, None, STREAMED_ROWS)
         epoch = batches.epoch(0)

@@ -10,7 +10,7 @@ items     what listings give: items, damage, garbage
 removal   what depends on a thing, and goes with it (`rm`)
 garbage   what nothing needs (`gc`)
 rows      `RowIndex`: where the row of a sample is stored
-superseded  arrays that newer ones supersede, and those that heads still need
+superseded former arrays that newer ones supersede, and those that heads still need
 features  the shelf of feature groups
 matching  which stored things a name, a part of a key or a variant means
 datasets  the shelf of data sets

@@ -13,7 +13,6 @@ from featurestore.digests import short, sortable
 from featurestore.errors import NotFoundError, StoreError
 from featurestore.store.group import FeatureGroup
 from featurestore.store.key import FeatureKey, KeyPath
-from featurestore.store.reading import as_type
 from featurestore.store.state import GroupState
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ FEWEST_ROWS = 16
 
 
 class UnreadableRowsError(StoreError):
-    """Stored rows turned out to be damaged or gone while they were read, to be stored again.
+    """Rows to copy or derive from are damaged or gone; they are computed instead.
 
-    ``group`` is where they are. They are computed instead.
+    ``group`` is the array that should have them.
     """
 
     def __init__(self, group: FeatureGroup, reason: str) -> None:
@@ -146,50 +145,38 @@ class StoredRows:
         """Rows that are read together."""
         return self.groups[0].block_rows
 
-    @property
-    def blocks(self) -> int:
-        """Number of blocks of this size."""
-        return -(-len(self.samples) // self.block_rows)
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Provenance of the first group."""
-        return self.groups[0].provenance
-
-    @property
-    def extract_command(self) -> str:
-        """The command that computes the first group, as it was recorded."""
-        return self.groups[0].extract_command
-
-    @property
-    def repair_command(self) -> str:
-        """The command that replaces damaged blocks of the first group."""
-        return self.groups[0].repair_command
-
     def missing(self) -> list[int]:
-        """Return no block: `Features` only takes rows that are all stored."""
+        """Return no block: `Features` are made of rows that are all stored."""
         return []
 
     def require(self, rows: np.ndarray | None = None) -> None:
-        """Do nothing: no rows are missing."""
+        """Raise NotFoundError unless these rows, or all, are stored."""
+        lost = ~self.is_stored if rows is None else ~self.is_stored[rows]
+        if lost.any():
+            raise NotFoundError(
+                f"{self.key} was removed, and other arrays lack {np.count_nonzero(lost):,} of its "
+                "rows",
+                remedy="run `featurestore extract` again",
+            )
 
     def read(self, rows: np.ndarray | None = None, dtype: Any = None) -> np.ndarray:
-        """Read stored rows in any order, (row, …), rounded to `dtype` and returned as ``dtype``.
+        """Read rows in any order, (row, …), rounded to `dtype` and returned as ``dtype``.
 
-        By default all rows, without another conversion. Raises as `FeatureGroup.read`.
+        By default all rows, without another conversion.
+
+        Raises
+        ------
+        NotFoundError
+            If one of the rows is not stored.
+        DamagedError
         """
         rows = np.arange(len(self.samples)) if rows is None else np.asarray(rows, dtype=np.int64)
-        numbers = np.unique(self.group_of[rows]).tolist()
-        values = np.empty((len(rows), *self.shape[1:]), self.dtype) if len(numbers) != 1 else None
-        for number in numbers:
+        self.require(rows)
+        values = np.empty((len(rows), *self.shape[1:]), dtype or self.dtype)
+        for number, group in enumerate(self.groups):
             chosen = self.group_of[rows] == number
-            part = self.groups[number].read(self.row_in[rows[chosen]], self.dtype)
-            if values is None:
-                values = part
-            else:
-                values[chosen] = part
-        assert values is not None
-        return as_type(values, np.dtype(dtype or self.dtype))
+            values[chosen] = group.read(self.row_in[rows[chosen]], self.dtype)
+        return values
 
 
 class RowIndex:
@@ -218,7 +205,7 @@ class RowIndex:
         self._unreadable = dict(unreadable or {})
         self.paths = {key: path for path, key in features.paths().items()}
         self._states: dict[str, GroupState | StoreError | None] = {}
-        self._samples: dict[str, np.ndarray] = {}
+        self._samples: dict[tuple[str, int], np.ndarray] = {}
 
     def load(self, keys: Iterable[KeyPath]) -> list[GroupState | StoreError]:
         """Return the states of those that are stored, or the error that reading them raised."""
@@ -320,10 +307,10 @@ class RowIndex:
 
     def row_ids(self, group: FeatureGroup) -> np.ndarray:
         """Return `FeatureGroup.samples`; arrays over one data set have the same, read once."""
-        digest = group.key.dataset_digest
-        if digest not in self._samples:
-            self._samples[digest] = group.samples
-        return self._samples[digest]
+        samples = group.key.dataset_digest, group.shape[0]
+        if samples not in self._samples:
+            self._samples[samples] = group.samples
+        return self._samples[samples]
 
     def leave_out(self, group: FeatureGroup) -> None:
         """Look for the blocks of a group that cannot be read: from now on they do not count."""

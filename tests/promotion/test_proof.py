@@ -402,6 +402,16 @@ def test_enough_of_the_samples_in_another_array(tmp_path: Path, backbone: Backbo
 
 
 @pytest.mark.reliability
+def test_samples_in_several_other_arrays(tmp_path: Path, backbone: Backbone) -> None:
+    store = FeatureStore(tmp_path / "store", create=True)
+    head, former = without_former(range(27), backbone, store)
+    lost = Dataset.from_arrays(pictures(60, 3, [(16, 16)])[:12], CLASSES * 4, name="lost")
+    extract(lost, backbone, [head.key.ref], store)
+    with pytest.warns(FeatureStoreWarning, match="stale"):
+        assert promote(head, backbone, data=former).parity.rows == 27
+
+
+@pytest.mark.reliability
 def test_too_few_of_the_samples_in_another_array(tmp_path: Path, backbone: Backbone) -> None:
     store = FeatureStore(tmp_path / "store", create=True)
     head, former = without_former(range(27), backbone, store)
@@ -419,3 +429,14 @@ def test_damage_in_the_other_array_is_found(tmp_path: Path, backbone: Backbone) 
     group.write_block(0, np.roll(group.read_block(0), 1, axis=0))
     with pytest.warns(FeatureStoreWarning), pytest.raises(ParityError):
         promote(head, backbone, data=former)
+
+
+@pytest.mark.reliability
+def test_a_head_on_views_is_proven_on_the_images(tmp_path: Path, backbone: Backbone) -> None:
+    """Views do not count among the rows that a proof needs."""
+    store = FeatureStore(tmp_path / "store", create=True)
+    images = Dataset.from_arrays(pictures(9, 3, [(16, 16)]), CLASSES * 3, name="nine", val=0.3)
+    data = images.augmented("[RandomFlip]", views=3)
+    assert len(data) > 16
+    head = fit_head(extract(data, backbone, ["block3_relu:avg"], store)["block3_relu:avg"], "ridge")
+    assert promote(head, backbone, data=data).parity.rows == 9

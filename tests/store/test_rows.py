@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featurestore.digests import digest_bytes
-from featurestore.errors import DamagedError
+from featurestore.errors import DamagedError, NotFoundError
 from featurestore.store import (
     FeatureGroup,
     FeatureKey,
@@ -54,7 +54,11 @@ def test_rows_come_from_all_arrays_that_have_some(store: FeatureStore) -> None:
     lost = list(range(BLOCK - 3, 2 * BLOCK - 3))
     assert np.flatnonzero(~rows.is_stored).tolist() == lost
     assert (rows.count, rows.all, rows.enough) == (30 - BLOCK, False, True)
-    assert len(np.unique(rows.block_of)) == 1 + group.blocks - 1
+    assert np.unique(rows.block_of).tolist() == [-1, *{*range(group.blocks)} - {1}]
+    assert np.array_equal(rows.read(np.array([0])), rows_of(SAMPLES[:1], group.shape[1:]))
+    for some in (None, np.array([0, lost[0]])):
+        with pytest.raises(NotFoundError, match="was removed, and other arrays lack"):
+            rows.read(some)
 
     digests = SAMPLES[BLOCK - 3 : 2 * BLOCK - 3]
     part = store.features.create(

@@ -54,7 +54,7 @@ def test_features_go_when_their_data_set_is_replaced(store: FeatureStore) -> Non
     assert named(store)[str(key)] == "features"
 
 
-def test_former_manifests(store: FeatureStore, location: str) -> None:
+def test_superseded_manifests(store: FeatureStore, location: str) -> None:
     for labels in ("ababab", "bbabab", "bbbbab"):
         store.datasets.add(shapes(labels=labels))
     former = shapes(labels="bbabab")

@@ -255,6 +255,18 @@ def test_gc_keeps_no_rows_of_a_head_that_are_also_elsewhere(store: FeatureStore)
     assert reasons(store, unused=True) == {}
 
 
+def test_gc_keeps_arrays_that_have_the_rows_of_a_head_together(store: FeatureStore) -> None:
+    former = stored(store, shapes(count=4))
+    head = head_on(store, former, "knn-1", shapes(count=4))
+    store.features.remove(former)
+    parts = [Dataset.from_arrays(IMAGES[at : at + 2], list("ab"), name="shapes") for at in (0, 2)]
+    halves = [stored(store, part) for part in parts]
+    stored(store, Dataset.from_arrays(IMAGES[:2] + 100, list("ab"), name="shapes"))
+    assert reasons(store) == {}
+    store.heads.remove(head)
+    assert reasons(store).keys() == set(map(str, halves))
+
+
 def test_a_damaged_array_replaces_nothing(store: FeatureStore) -> None:
     former = stored(store, shapes(count=4))
     group = store.features.get(stored(store, shapes()))
