@@ -136,7 +136,7 @@ class BatchCost:
     layers : mapping of str to LayerCost
         By layer ref.
     too_wide : mapping of str to str
-        What float16 cannot hold, by the ref of a layer whose stored type is "auto".
+        What float16 cannot hold, by the ref of a layer that the plan stores as float16.
     """
 
     setup: float
@@ -182,11 +182,12 @@ def one_batch(
 
         def stored(batch: np.ndarray) -> list[np.ndarray]:
             values = halving(batch)
-            for layer, each in zip(computed, values, strict=True):
-                reason = beyond_float16(float(np.abs(each).max())) if layer.auto else None
-                if reason:
+            pairs = list(zip(computed, values, strict=True))
+            for layer, array in pairs:
+                peak = float(np.abs(array).max()) if layer.dtype == "float16" else 0.0
+                if reason := beyond_float16(peak):
                     too_wide[str(layer.ref)] = reason
-            return [cast(each, layer.dtype) for layer, each in zip(computed, values, strict=True)]
+            return [cast(array, layer.dtype) for layer, array in pairs]
 
         values, setup, forward = forward_pass(stored, images)
         activations = {str(layer.ref): rows for layer, rows in zip(computed, values, strict=True)}

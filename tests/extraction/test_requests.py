@@ -13,7 +13,7 @@ from featurestore.features import Features
 from featurestore.features.listing import listing, ls
 from featurestore.heads import leaderboard, rank
 from featurestore.store import FeatureStore, blocks
-from featurestore.store.removal import find
+from featurestore.store.matching import find
 from tests.store.conftest import filled, put, reasons
 from tests.toys import Requests, drop_block
 
