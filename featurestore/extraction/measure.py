@@ -91,7 +91,8 @@ def one_batch(
         def stored(batch: np.ndarray) -> list[np.ndarray]:
             outputs = halving(batch)
             for layer, values in zip(computed, outputs, strict=True):
-                reason = beyond_float16(float(np.abs(values).max())) if layer.auto else None
+                peak = float(np.abs(values).max()) if layer.dtype == "float16" else 0.0
+                reason = beyond_float16(peak)
                 if reason:
                     too_wide[str(layer.ref)] = reason
             pairs = zip(computed, outputs, strict=True)

@@ -43,8 +43,6 @@ class LayerPlan:
         Numbers of the missing blocks, ascending.
     state : GroupState or None
         What is stored under the key, of this type; None if nothing is.
-    auto : bool
-        Whether ``dtype`` is float16 only because "auto" begins with it: no row is stored yet.
     float32_reason : str or None
         What float16 cannot hold, if "auto" is float32 for that reason.
     why : str or None
@@ -63,7 +61,6 @@ class LayerPlan:
     block_rows: int
     missing: tuple[int, ...]
     state: GroupState | None = field(default=None, compare=False, repr=False)
-    auto: bool = False
     float32_reason: str | None = None
     why: str | None = None
     copies: StoredRows | None = field(default=None, compare=False, repr=False)

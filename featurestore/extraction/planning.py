@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -81,7 +81,7 @@ def _measured(
     batch_size = choose_batch_size(planned, dataset, backbone, request.batch_size, compiled)
     planned = replace(planned, batch_size=batch_size)
     measured = one_batch(planned, dataset, backbone, compiled)
-    if measured.too_wide:  # The batch shows which layers are stored as float32.
+    if measured.too_wide and request.dtype == AUTO:  # It shows what is stored as float32.
         request = replace(request, float32={**request.float32, **measured.too_wide})
         return _measured(request.plan(dataset, store), request, dataset, store)
     return replace(planned, measured=measured)
@@ -119,9 +119,11 @@ class Request:
     boundaries : tuple of LayerRef
         Further refs, which only fine-tuning reads.
     float32 : mapping of str to str
-        What float16 cannot hold, by layer ref: "auto" is float32 there.
+        What float16 cannot hold, by layer ref: "auto" is float32 there. Learned from a batch.
     max_bytes : int or None
         A plan that writes more, before compression, is refused.
+    unreadable : mapping of str to set of int
+        Blocks of other arrays that cannot be copied, as in `RowIndex`. Learned while copying.
     """
 
     backbone: Backbone
@@ -131,6 +133,7 @@ class Request:
     boundaries: tuple[LayerRef, ...] = ()
     float32: Mapping[str, str] = field(default_factory=dict)
     max_bytes: int | None = None
+    unreadable: Mapping[str, set[int]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -168,25 +171,19 @@ class Request:
             for ref in (*self.refs, *self.boundaries)
         }
 
-    def plan(
-        self,
-        dataset: Dataset,
-        store: FeatureStore,
-        unreadable: Mapping[str, set[int]] | None = None,
-    ) -> ExtractionPlan:
+    def plan(self, dataset: Dataset, store: FeatureStore) -> ExtractionPlan:
         """Return what is missing in a store, and where its rows are.
 
-        ``unreadable`` are blocks of other arrays that cannot be copied, as in `RowIndex`.
         InputError if more than ``max_bytes`` are to be written.
         """
-        stored, keys = RowIndex(store.features, unreadable), self.keys(dataset)
-        stored.load(key.short for key in keys.values())
+        index, keys = RowIndex(store.features, self.unreadable), self.keys(dataset)
+        index.load(key.short for key in keys.values())
         incomplete = [
-            key for key in keys.values() if (state := stored.get(key)) is None or state.missing
+            key for key in keys.values() if (state := index.get(key)) is None or state.missing
         ]
-        stored.load(other for key in incomplete for other in stored.alike(key.short))
-        layers = [self._plan_layer(dataset, ref, key, stored) for ref, key in keys.items()]
-        deriving = Deriving(self.backbone, dataset, stored)
+        index.load(other for key in incomplete for other in index.alike(key.short))
+        layers = [self._plan_layer(dataset, ref, key, index) for ref, key in keys.items()]
+        deriving = Deriving(self.backbone, dataset, index)
         rows, batch_size = len(dataset), self.batch_size
         batch_size = batch_size if isinstance(batch_size, int) else BATCH_SIZE
         plan = ExtractionPlan(deriving.plan(layers), rows, batch_size, self.backbone.input_size)
@@ -203,51 +200,38 @@ class Request:
         return plan
 
     def _plan_layer(
-        self, dataset: Dataset, ref: LayerRef, key: FeatureKey, stored: RowIndex
+        self, dataset: Dataset, ref: LayerRef, key: FeatureKey, index: RowIndex
     ) -> LayerPlan:
-        shape, state = (len(dataset), *self.backbone.shape(ref)), stored.get(key)
-
-        def others() -> list[GroupState]:
-            same = stored.of_prefix(key.prefix_digest, key.ref)
-            return [other for other in same if other.group.key != key]
-
-        dtype, reason = self._dtype(str(ref), state, others, lambda: stored.replacement(key))
+        shape, state = (len(dataset), *self.backbone.shape(ref)), index.get(key)
+        dtype, reason = self._dtype(key, state, index)
         why = f"float32 because it gave {reason}" if reason else None
         if state is not None and state.group.dtype == "float16" and dtype == "float32":
             # Float32 features are written beside them, and then take over.
-            state = next(iter(stored.replacement(key)), None)
+            state = index.replacement(key)
             why = "; ".join(filter(None, ["stored as float16", why]))
         if state is None:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
             missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
         else:  # Float32 serves a request for float16.
             rows, missing, dtype = state.group.block_rows, state.missing, str(state.group.dtype)
-        copies = None
-        if missing:
-            copies = stored.find(
-                key, dataset.sample_ids, dtype=dtype, among=lambda group: group.key != key
-            )
-        auto = self.dtype == AUTO and dtype == "float16" and len(missing) * rows >= shape[0]
-        why = why if missing else None
-        return LayerPlan(
-            ref, key, shape, dtype, rows, missing, state, auto, reason, why, copies=copies
+        if not missing:
+            return LayerPlan(ref, key, shape, dtype, rows, (), state)
+        copies = index.find(
+            key, dataset.sample_ids, dtype=dtype, among=lambda group: group.key != key
         )
+        return LayerPlan(ref, key, shape, dtype, rows, missing, state, reason, why, copies)
 
     def _dtype(
-        self,
-        ref: str,
-        state: GroupState | None,
-        others: Callable[[], list[GroupState]],
-        replacement: Callable[[], list[GroupState]],
+        self, key: FeatureKey, state: GroupState | None, index: RowIndex
     ) -> tuple[str, str | None]:
         """Return the type to store, and why "auto" is float32: as for related features."""
         if self.dtype != AUTO:
             return self.dtype, None
-        reason, related = self.float32.get(ref), []
-        if reason is None and state is None:
-            related = others()
-        elif reason is None and state and state.missing and state.group.dtype == "float16":
-            related = replacement()
-        reasons = filter(None, [reason, *(recorded_reason(other.group) for other in related)])
-        reason = next(reasons, None)
+        related: list[GroupState | None] = []
+        if state is None:
+            related = [*index.of_prefix(key.prefix_digest, key.ref)]
+        elif state.missing and state.group.dtype == "float16":
+            related = [index.replacement(key)]
+        recorded = [recorded_reason(other.group) for other in related if other is not None]
+        reason = next(filter(None, [self.float32.get(key.ref), *recorded]), None)
         return ("float32" if reason else "float16"), reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING, Any
@@ -166,12 +166,11 @@ def store_features(
     made again only after something has been written, or was found to be different from the plan:
     a layer does not fit float16, or rows to copy are damaged.
     """
-    unreadable: dict[str, set[int]] = {}
     emit = receiver(on_event)
     while True:
         # Locked, so that gc does not remove what is complete before a manifest refers to it.
         with store.features.lock(request.keys(dataset).values(), shared=True):
-            plan = request.plan(dataset, store, unreadable)
+            plan = request.plan(dataset, store)
             states = [layer.state for layer in plan.layers if layer.state and not layer.missing]
             # Float32 features that are complete; the float16 ones are still those that are read.
             waiting = [state.group for state in states if state.is_replacement]
@@ -182,12 +181,10 @@ def store_features(
         with store.features.lock_work(keys, wait=False) as alone:
             if alone and plan.missing:
                 try:
-                    _write(
-                        *(plan, request, dataset, store, stats),
-                        *(cluster, unreadable, on_event),
-                    )
+                    _write(plan, request, dataset, store, stats, cluster, on_event)
                 except UnreadableRowsError as error:
-                    unreadable[error.group.path] = damaged_blocks(error.group)
+                    blocks = {error.group.path: damaged_blocks(error.group)}
+                    request = changed(request, unreadable={**request.unreadable, **blocks})
                 except Float16Error as error:
                     if request.dtype != "auto":
                         raise
@@ -198,7 +195,7 @@ def store_features(
                 for group in waiting:
                     take_over(group, store, on_event)
         if not alone:
-            emit(WaitingForOthers(tuple(str(layer.ref) for layer in plan.missing)))
+            emit(WaitingForOthers(tuple(key.ref for key in keys)))
             for key in keys:  # One at a time: nobody waits for a process that only waits.
                 with store.features.lock_work([key], shared=True):
                     pass
@@ -221,7 +218,6 @@ def _write(
     store: FeatureStore,
     stats: RunStats,
     cluster: Cluster,
-    unreadable: Mapping[str, set[int]],
     on_event: OnEvent | None,
 ) -> None:
     """Write the missing blocks of a plan, whose arrays no other process writes."""
@@ -233,7 +229,7 @@ def _write(
         _record(dataset, store, current=bool(request.refs))
         shared, compiled, engine, batch_size = None, None, None, plan.batch_size
         if cluster:
-            shared = SharedRun(cluster, request, dataset, store, unreadable, on_event)
+            shared = SharedRun(cluster, request, dataset, store, on_event)
             engine, batch_size = shared.choose()
         elif plan.rows_to_compute:
             compiled = backbone.forward(plan.refs_computed)

@@ -77,8 +77,6 @@ class Job:
         What `Backbone.packed` returns, pickled.
     request : Request
         Without its backbone.
-    unreadable : mapping of str to set of int
-        As in `Request.plan`.
     """
 
     token: str
@@ -87,7 +85,6 @@ class Job:
     dataset: tuple[str, str]
     backbone: bytes
     request: Request
-    unreadable: Mapping[str, set[int]]
 
 
 def require_files(dataset: Dataset) -> None:
@@ -110,7 +107,6 @@ class SharedRun:
     dataset : Dataset
         Recorded in the store.
     store : FeatureStore
-    unreadable : mapping of str to set of int
     on_event : callable, optional
 
     Raises
@@ -126,7 +122,6 @@ class SharedRun:
         request: Request,
         dataset: Dataset,
         store: FeatureStore,
-        unreadable: Mapping[str, set[int]],
         on_event: OnEvent | None,
     ) -> None:
         self._client, self._store, self._on_event = cluster.client(on_event), store, on_event
@@ -138,7 +133,6 @@ class SharedRun:
             (dataset.name, dataset.manifest_digest),
             pickle.dumps(request.backbone.packed()),
             replace(request, backbone=None),  # type: ignore[arg-type]
-            unreadable,
         )
 
     def choose(self) -> tuple[str | None, int]:
@@ -312,9 +306,7 @@ def _opened(job: bytes) -> _Opened:
     store = FeatureStore(opened.store)
     dataset, backbone = store.datasets.load(*opened.dataset), _backbone(opened.backbone)
     request = replace(opened.request, backbone=backbone)
-    return _Opened(
-        opened, store, dataset, backbone, request.plan(dataset, store, opened.unreadable)
-    )
+    return _Opened(opened, store, dataset, backbone, request.plan(dataset, store))
 
 
 @lru_cache(maxsize=2)

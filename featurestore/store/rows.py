@@ -224,11 +224,11 @@ class RowIndex:
             return state
         return None
 
-    def replacement(self, key: FeatureKey) -> list[GroupState]:
+    def replacement(self, key: FeatureKey) -> GroupState | None:
         """Return the state of the float32 features that are to replace float16 ones, if any."""
         with suppress(NotFoundError):
-            return [GroupState.of(self._features.get(key, "float32"))]
-        return []
+            return GroupState.of(self._features.get(key, "float32"))
+        return None
 
     def alike(self, key: KeyPath) -> list[KeyPath]:
         """Return the keys of the same prefix digest and reduction, to `load`."""
@@ -349,8 +349,6 @@ def find_rows(row_ids: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
 
 
 def damaged_blocks(group: FeatureGroup) -> set[int]:
-    """Return the numbers of the blocks of a group that cannot be read, by reading all of it."""
+    """Return the numbers of the blocks that cannot be read, missing ones included: reads all."""
     array = group.features
-    with suppress(StoreError):
-        return {block for block in array.existing() if not array.is_sound(block)}
-    return set()
+    return {block for block in range(array.count) if not array.is_sound(block)}

@@ -167,7 +167,7 @@ class Branch(layers.Layer):
 @pytest.mark.parametrize(
     ("call", "kind"),
     [
-        (without_contrast, "Sqrt"),
+        (without_contrast, "(Power|Sqrt)"),
         (Branch(), "If"),
         (lambda x: keras.ops.log(x - 1.0), "Log"),
         (lambda x: keras.ops.sqrt(x - 100.0), "(Power|Sqrt)"),
@@ -197,7 +197,7 @@ def test_openvino_hides_no_nan(call, kind, batch):
         layers.Activation("hard_swish"),
         layers.Normalization(mean=[1, 2, 3], variance=[4, 5, 6]),
         lambda x: x / 127.5 - keras.ops.square(x),
-        lambda x: layers.MultiHeadAttention(1, 2)(x, x, attention_axes=(1, 2)),
+        lambda x: layers.MultiHeadAttention(1, 2, attention_axes=(1, 2))(x, x),
     ],
 )
 def test_openvino_computes_what_is_never_nan(call, batch):

@@ -75,7 +75,7 @@ def test_files_without_weights(files, tmp_path):
     (tmp_path / "text.h5").write_text("hello")
     (tmp_path / "text.txt").write_text("hello")
     for weights, message in [
-        ("imagenet", "no weights file 'imagenet': expected the path"),
+        ("imagenet", "no weights file 'imagenet'; expected the path"),
         (tmp_path, "no weights file"),
         (tmp_path / "text.h5", "does not fit"),
         (tmp_path / "text.txt", "'text.txt' is not a file of Keras layers"),

@@ -20,7 +20,7 @@ def test_notes_do_not_make_another_head(three: Features) -> None:
     fit_head(three, "knn", name="not kept", save=False)
     assert Head.load(plain.id, three.store) == fit_head(three, "knn")
     assert Head.load(plain.id, three.store).name == "mine"
-    assert list(three.store.heads.check(three.store.heads.item(f"heads/{plain.id}"))) == []
+    assert list(three.store.heads.check(f"heads/{plain.id}")) == []
 
 
 def test_notes_are_changed_later(three: Features) -> None:
