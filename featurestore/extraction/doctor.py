@@ -279,7 +279,7 @@ def diagnose(
         input_size=backbone.input_size,
         layers=list(map(str, refs)),
         source=source,
-        images=len(dataset),
+        images=min(len(dataset), IMAGES),
         stages=stages,
         speeds=[used, *_others(backbone, refs, batch, used)],
         bytes=sum(layer_cost.bytes for layer_cost in cost.layers.values()),
