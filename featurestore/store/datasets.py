@@ -96,7 +96,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             return entry
         entry = dataset.entry(_now())
         # Locked until the manifest is current: gc removes one that is not.
-        with self.lock([dataset.name], shared=True):
+        with self.lock([entry.name], shared=True), self._lock_document(self.path(entry.name)):
             self._write_manifest(dataset, entry.added)
             self._write_current(entry)
         return entry
@@ -143,7 +143,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def restore(self, dataset: Dataset, entry: DatasetEntry) -> None:
         """Write the manifest of an entry again."""
-        with self.lock([entry.name], shared=True):
+        with self.lock([entry.name], shared=True), self._lock_document(self.path(entry.name)):
             self._write_manifest(dataset, entry.added)
 
     # Loading and scanning
