@@ -39,7 +39,7 @@ CASES: list[tuple[str, list[str], list[str]]] = [
     ("an unknown head", [*TRAIN, "logistc"], ["did you mean 'logistic'"]),
     ("an unknown parameter", [*TRAIN, "knn", "--param", "neighbors=3"], ["n_neighbors"]),
     ("an unknown key", ["show", "conv_z"], ["features 'conv_z'", "tiny/conv_a-"]),
-    ("a key that means two", ["show", "conv"], ["matches 2 keys", "give more of one"]),
+    ("a key that means two", ["show", "conv"], ["matches 2 keys", "give one of these"]),
     ("verify of an unknown key", ["verify", "nothing"], ["featurestore ls"]),
     ("repair of an unknown key", ["repair", "nothing"], ["featurestore ls"]),
     ("an unknown metric", ["heads", "--sort", "acuracy"], ["did you mean 'accuracy'"]),
