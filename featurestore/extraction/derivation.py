@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.extraction.planned import LayerPlan
 
+# Rows that are derived together: a row of an early layer takes megabytes.
+BATCH_ROWS = 32
+
 
 @dataclass(frozen=True, eq=False)
 class Derivation:
@@ -51,7 +54,7 @@ class Derivation:
         return self.rows.keys
 
     def pieces(self, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield those of some consecutive rows that are to be derived, in one batch.
+        """Yield those of some consecutive rows that are to be derived, a batch at a time.
 
         Yields
         ------
@@ -63,10 +66,11 @@ class Derivation:
         ------
         UnreadableRowsError
         """
-        pieces = list(self.rows.pieces(rows))
-        if pieces:
-            numbers, stored = zip(*pieces, strict=True)
-            yield np.concatenate(numbers), self.tail(np.concatenate(stored))[0]
+        for start in range(rows.start, rows.stop, BATCH_ROWS):
+            batch = range(start, min(start + BATCH_ROWS, rows.stop))
+            if pieces := list(self.rows.pieces(batch)):
+                numbers, stored = zip(*pieces, strict=True)
+                yield np.concatenate(numbers), self.tail(np.concatenate(stored))[0]
 
 
 @dataclass(frozen=True)
