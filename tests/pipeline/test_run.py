@@ -361,7 +361,7 @@ def test_one_pass_gives_the_features_and_what_fine_tuning_reads(
     new_pipeline: Callable[[], Pipeline], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featurestore.backbone import Backbone
-    from featurestore.backbone.forward import Pass
+    from featurestore.backbone.forward import CompiledModel
 
     counted: list[int] = []
     forward = Backbone.forward
@@ -373,7 +373,7 @@ def test_one_pass_gives_the_features_and_what_fine_tuning_reads(
             counted.append(len(images))
             return compute(images)
 
-        return Pass(compute.engine, count)
+        return CompiledModel(compute.engine, count)
 
     monkeypatch.setattr(Backbone, "forward", counting)
     pipeline = new_pipeline()
