@@ -135,7 +135,7 @@ class ExtractionPlan:
     input_size : tuple of int
         Input ``(height, width)`` of the backbone, in pixels.
     measured : BatchCost or None
-        What a row takes here, measured on one batch: the estimates are made of it.
+        What a row takes here, measured on one batch: the basis of the estimates.
     """
 
     layers: tuple[LayerPlan, ...]

@@ -129,11 +129,13 @@ class Extraction(dict[str, Features]):
                 if problem.kind == "quarantined"
             ],
             "freed": [
-                {"key": each.key, "bytes": each.bytes, "heads": list(each.heads)}
-                for each in self.former
-                if each.left is None
+                {"key": array.key, "bytes": array.bytes, "heads": list(array.heads)}
+                for array in self.former
+                if array.left is None
             ],
-            "left": [{"key": each.key, "reason": each.left} for each in self.former if each.left],
+            "left": [
+                {"key": array.key, "reason": array.left} for array in self.former if array.left
+            ],
             "seconds": round(self.seconds, 3),
         }
 
@@ -153,7 +155,7 @@ def features_grid(report: Mapping[str, Any], fields: list[str], size_is: str) ->
             if row["rows_derived"]:
                 row["rows_derived"] = f"{row['rows_derived']:,} from {row['derived_from']}"
     else:
-        fields = [each for each in fields if each != "rows_derived"]
+        fields = [name for name in fields if name != "rows_derived"]
     headings = {"rows_computed": "computed", "rows_to_compute": "computed"}
     headings |= {"rows_copied": "copied", "rows_derived": "derived", "rows_reused": "reused"}
     headings |= {"size": size_is}

@@ -105,9 +105,9 @@ def decode(
     if len(data) <= CHECKSUM_BYTES:
         raise ValueError(f"the file has {len(data)} bytes")
     packed, stored = np.frombuffer(data, np.uint8)[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    found = int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
-    if found != stored:
-        raise ValueError(f"checksum {found.hex()} found, {stored.hex()} expected")
+    checksum = int(google_crc32c.value(packed)).to_bytes(CHECKSUM_BYTES, "little")
+    if checksum != stored:
+        raise ValueError(f"its checksum is {checksum.hex()}, and {stored.hex()} is stored")
     frame = _address_frame(address)
     tail = packed[-len(frame) :].tobytes()
     if tail != frame:
@@ -206,7 +206,7 @@ class BlockArray:
             for name in names
             if name.startswith(self._prefix) and name.endswith(tail)
         )
-        numbers = (int(each) for each in middles if each.isascii() and each.isdigit())
+        numbers = (int(middle) for middle in middles if middle.isascii() and middle.isdigit())
         return {number for number in numbers if number < self.count}
 
     def write(self, block: int, rows: np.ndarray) -> None:

@@ -68,13 +68,14 @@ class _Attributes(BaseModel):
 
 def check_format(attributes: Mapping[str, Any], where: str) -> None:
     """Raise StoreFormatError unless this version of featurestore can read the format."""
-    found = attributes.get(FORMAT_ATTRIBUTE)
-    if not isinstance(found, int):
+    version = attributes.get(FORMAT_ATTRIBUTE)
+    if not isinstance(version, int):
         raise StoreFormatError(
             f"{where} is a Zarr group but not a feature store: it has no attribute "
-            f"`{FORMAT_ATTRIBUTE}`; give another folder"
+            f"`{FORMAT_ATTRIBUTE}`",
+            remedy="give another folder",
         )
-    refuse_newer(found, FORMAT, where)
+    refuse_newer(version, FORMAT, where)
 
 
 def group_document(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,12 +121,12 @@ class FeatureGroup:
             valid = _Attributes.model_validate(attributes)
         except ValidationError as error:
             raise DamagedError(
-                f"{where}: attribute {first_mistake(error)}; move the folder away and run "
-                "`featurestore extract`"
+                f"{where}: attribute {first_mistake(error)}",
+                remedy="move the folder away and run `featurestore extract`",
             ) from error
         key = FeatureKey(valid.model, valid.layer, valid.prefix_digest, valid.dataset_digest)
         if path.rpartition("/")[2] != key.path:
-            raise DamagedError(f"{where} holds {key}: the folder was moved; move it back")
+            raise DamagedError(f"{where} holds {key}: the folder was moved", remedy="move it back")
         layout = valid.features
         shape, dtype = tuple(layout.shape), np.dtype(layout.dtype).newbyteorder("<")
         names = dimension_names(len(shape))
@@ -205,7 +206,7 @@ class FeatureGroup:
         ``fields`` are of the provenance: ``copied_from``, ``derived_from``.
         """
         named = [self.provenance.get(field) for field in fields]
-        return [str(each) for keys in named if isinstance(keys, list) for each in keys]
+        return [str(key) for keys in named if isinstance(keys, list) for key in keys]
 
     @property
     def nbytes_stored(self) -> int:
@@ -215,17 +216,18 @@ class FeatureGroup:
     @property
     def samples(self) -> np.ndarray:
         """Row ids: uint8 (row, 16), the first bytes of each row's digest, ascending."""
-        found = np.empty((self.shape[0], ROW_BYTES), dtype=np.uint8)
+        row_ids = np.empty((self.shape[0], ROW_BYTES), dtype=np.uint8)
         for block in range(self.sample.count):
             span = self.sample.span(block)
             try:
-                found[span.start : span.stop] = self.sample.read(block)
+                row_ids[span.start : span.stop] = self.sample.read(block)
             except (FileNotFoundError, ValueError) as error:
                 raise DamagedError(
                     f"{self.key}: the row ids {span.start}–{span.stop - 1} (block {block} of "
-                    f"`sample`) cannot be read: {error}; run `{self.repair_command}`"
+                    f"`sample`) cannot be read: {error}",
+                    remedy=f"run `{self.repair_command}`",
                 ) from error
-        return found
+        return row_ids
 
     def write_samples(self, sample_ids: np.ndarray) -> None:
         """Write the row ids, uint8 (row, 16): at creation, and to repair them."""
@@ -261,8 +263,8 @@ class FeatureGroup:
         except ValueError as error:
             span = self.features.span(block)
             raise DamagedError(
-                f"{self.key}: block {block} (rows {span.start}–{span.stop - 1}) is damaged: "
-                f"{error}; run `{self.repair_command}`"
+                f"{self.key}: block {block} (rows {span.start}–{span.stop - 1}) is damaged: {error}",
+                remedy=f"run `{self.repair_command}`",
             ) from error
 
     def read(self, rows: np.ndarray | None = None, dtype: Any = None) -> np.ndarray:
@@ -305,5 +307,6 @@ class FeatureGroup:
         which = "1 block was" if len(blocks) == 1 else f"{len(blocks)} blocks were"
         return IncompleteFeaturesError(
             f"{self.key}: {which} never extracted, of {self.blocks} (the first is block "
-            f"{blocks[0]}, rows {span.start}–{span.stop - 1}); run `{self.extract_command}`"
+            f"{blocks[0]}, rows {span.start}–{span.stop - 1})",
+            remedy=f"run `{self.extract_command}`",
         )

@@ -217,7 +217,7 @@ def test_without_images_nothing_is_derived_unchecked(pooled, photos, backbone, t
 
 
 @pytest.mark.reliability
-def test_an_array_that_was_begun_from_images_goes_on_from_images(
+def test_an_incomplete_array_of_computed_rows_is_completed_from_images(
     pooled, dataset, backbone, tmp_path, small_blocks
 ):
     """Its provenance names no source, and a promotion must know how far its rows may be off."""

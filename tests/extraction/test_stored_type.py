@@ -172,8 +172,8 @@ def test_a_damaged_block_does_not_take_over(arrays, backbone, store):
         extract(
             arrays, backbone, "plain", store, dtype="float32", on_event=stop_after(8), batch_size=4
         )
-    (begun,) = Path(store.location).glob("features/*/features/0.0.0.0")
-    begun.write_bytes(begun.read_bytes()[:-1])
+    (block,) = Path(store.location).glob("features/*/features/0.0.0.0")
+    block.write_bytes(block.read_bytes()[:-1])
     found = extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
     assert in_one(found, "plain")[:1] == ("float32",)
     assert check_whole(store, values(arrays, backbone, "plain"))

@@ -10,8 +10,8 @@ from tests.store.test_datasets import shapes
 from tests.store.test_superseded import head_on
 
 
-def named(store: FeatureStore) -> dict[str, str]:
-    return {item.name: item.kind for item in store.garbage()}
+def named(store: FeatureStore, **options) -> dict[str, str]:
+    return {item.name: item.kind for item in store.garbage(**options)}
 
 
 def features_of(store: FeatureStore, dataset, ref: str = "pool"):
@@ -84,6 +84,21 @@ def test_what_was_interrupted(store: FeatureStore, location: str) -> None:
     assert freed > 4
     assert files.names("features") == ["zarr.json"]
     assert files.names("heads") == []
+
+
+def test_a_file_whose_writing_was_interrupted_goes_alone(store: FeatureStore, location: str) -> None:
+    store.datasets.add(shapes())
+    group = features_of(store, shapes())
+    group.write_block(0, rows_of(shapes().sample_digests, (4,)))
+    partial = f"{group.features.file(0)}.{'0' * 32}.partial"
+    put(open_files(location), partial, b"123")
+    (item,) = store.garbage()
+    assert (item.path, item.kind) == (partial, "leftover")
+    # With features that no head was fitted on, it goes as a part of them.
+    assert named(store, unused=True) == {str(group.key): "features"}
+    assert store.gc([item]) == 3
+    assert store.garbage() == []
+    assert group.missing() == []
 
 
 def test_foreign_files_are_never_touched(store: FeatureStore, location: str) -> None:
