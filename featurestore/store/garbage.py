@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from featurestore.store.store import FeatureStore
 
 _INTERRUPTED = "writing it was interrupted"
+# These are listed on request.
+BOUNDARY = "a boundary array of fine-tuning"
+NO_HEAD = "no head was fitted on it"
+INCOMPLETE = "float32 features that are not complete"
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ class _InUse:
         if group.path in self.fitted or not (unused or boundaries):
             return None
         if group.is_boundary:
-            return "a boundary array of fine-tuning"
-        return "no head was fitted on it" if unused else None
+            return BOUNDARY
+        return NO_HEAD if unused else None
 
     @cached_property
     def _short_digests(self) -> set[str]:
@@ -108,7 +112,7 @@ class _InUse:
             return f"of another type than {group.dtype}" if is_other else None
         # Float32 features that replace these once they are complete.
         if unused and is_float16 and (is_other or path == group.replacement):
-            return "float32 features that are not complete"
+            return INCOMPLETE
         return None
 
 

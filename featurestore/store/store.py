@@ -11,7 +11,7 @@ from featurestore.store.datasets import DatasetShelf
 from featurestore.store.documents import read_json
 from featurestore.store.features import FeatureShelf
 from featurestore.store.files import open_files
-from featurestore.store.garbage import garbage_of
+from featurestore.store.garbage import BOUNDARY, INCOMPLETE, NO_HEAD, garbage_of
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.items import Damage, Garbage, Item
@@ -199,7 +199,9 @@ class FeatureStore:
         with self._files.locks.acquire_free({entry_of(item.path) for item in garbage}) as held:
             # Listed again: under the locks no process can begin to use it. And for the same
             # reason: not because it is another kind of garbage now.
-            again = self._unneeded(boundaries=True, unused=True) if held else []
+            reasons = {item.reason for item in garbage}
+            unused = not reasons.isdisjoint({NO_HEAD, INCOMPLETE})
+            again = self._unneeded(BOUNDARY in reasons, unused) if held else []
             still = {(item.path, item.reason) for item in again}
             removed = [
                 item
