@@ -262,8 +262,9 @@ class FeatureGroup:
             raise self.incomplete([block]) from error
         except ValueError as error:
             span = self.features.span(block)
+            rows = f"rows {span.start}–{span.stop - 1}"
             raise DamagedError(
-                f"{self.key}: block {block} (rows {span.start}–{span.stop - 1}) is damaged: {error}",
+                f"{self.key}: block {block} ({rows}) is damaged: {error}",
                 remedy=f"run `{self.repair_command}`",
             ) from error
 

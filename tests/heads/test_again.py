@@ -1,4 +1,3 @@
-
 import pytest
 
 from featurestore.errors import FeatureStoreWarning

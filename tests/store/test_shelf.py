@@ -86,7 +86,9 @@ def test_what_was_interrupted(store: FeatureStore, location: str) -> None:
     assert files.names("heads") == []
 
 
-def test_a_file_whose_writing_was_interrupted_goes_alone(store: FeatureStore, location: str) -> None:
+def test_a_file_whose_writing_was_interrupted_goes_alone(
+    store: FeatureStore, location: str
+) -> None:
     store.datasets.add(shapes())
     group = features_of(store, shapes())
     group.write_block(0, rows_of(shapes().sample_digests, (4,)))
