@@ -117,10 +117,7 @@ class _InUse:
 
 
 def garbage_of(store: FeatureStore, *, boundaries: bool, unused: bool) -> list[Garbage]:
-    """List what `FeatureStore.garbage` does, with features that a head without its own needs.
-
-    Files inside of entries that can be removed are listed too.
-    """
+    """List what `FeatureStore.garbage` does, with features that a head without its own needs."""
     in_use = _InUse.of(store)
     return [
         garbage
@@ -138,7 +135,7 @@ def _of_entry(
     boundaries: bool,
     unused: bool,
 ) -> Iterator[Garbage]:
-    """Yield an entry if it can be removed, and those of its files that can."""
+    """Yield an entry, or else those of its files that can be removed."""
     group, marker = in_use.groups.get(entry), f"{entry}/{shelf.marker}"
     why = in_use.why_features(group, boundaries, unused) if group else None
     # Manifests are kept for heads without their data set being current.
@@ -146,6 +143,7 @@ def _of_entry(
         why = _INTERRUPTED
     if why:
         yield Garbage(shelf.kind, shelf.name(entry), entry, sum(files.values()), why)
+        return
     for path, size in files.items():
         kind = "leftover"
         if path.endswith(PARTIAL):

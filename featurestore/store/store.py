@@ -172,14 +172,7 @@ class FeatureStore:
         DamagedError
             A data set or a head cannot be read, so that what it refers to is unknown.
         """
-        garbage = self._without_needed(self._unneeded(boundaries, unused))
-        entries = {item.path for item in garbage}
-        # A file inside an entry that goes is not listed by itself.
-        return [
-            item
-            for item in garbage
-            if entry_of(item.path) == item.path or entry_of(item.path) not in entries
-        ]
+        return self._without_needed(self._unneeded(boundaries, unused))
 
     def _unneeded(self, boundaries: bool, unused: bool) -> list[Garbage]:
         garbage = garbage_of(self, boundaries=boundaries, unused=unused)

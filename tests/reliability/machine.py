@@ -247,20 +247,13 @@ class StoreMachine(RuleBasedStateMachine):
         return {int(each.name.removeprefix(begins).split(".")[0]) for each in whole}
 
     def is_blind(self, key: FeatureKey) -> bool:
-        """Whether metadata or row ids of a group are damaged, so that it cannot be used."""
-        place = f"features/{key.path}/"
-        return any(
-            name.startswith(place)
-            and not (name.startswith(f"{place}features/") and is_block(name.rpartition("/")[2]))
-            for name in self.flips
-        )
+        """Whether the metadata or row ids that readers of a group need are damaged."""
+        ids = f"features/{key.path}/sample/c"
+        return not self.is_listed(key) or any(name.startswith(ids) for name in self.flips)
 
     def is_listed(self, key: FeatureKey) -> bool:
-        """Whether no metadata of a group is damaged."""
-        folder = f"features/{key.path}/"
-        return not any(
-            name.startswith(folder) and name.endswith("/zarr.json") for name in self.flips
-        )
+        """Whether the metadata that readers of a group need are sound."""
+        return f"features/{key.path}/features/zarr.json" not in self.flips
 
     # Data sets.
 

@@ -89,7 +89,7 @@ class Trial:
         for path, digest in blocks(store).items():
             assert digest in (before.get(path), self._end.get(path)), (fault, failed)
         lasting = before.items() & self._end.items()
-        assert {path for path, _ in lasting} <= tree(store).keys(), (fault, failed)
+        assert {path for path, _ in lasting} <= content(store).keys(), (fault, failed)
         again = FeatureStore(store, create=True)
         self._act.do(self._made, again)
         # What the disk did not let it remove, gc finds.

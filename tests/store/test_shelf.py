@@ -176,15 +176,3 @@ def test_a_manifest_stays_while_heads_are_fitted_on_its_data_set(
     with store.datasets.keep(former):
         assert store.gc(store.garbage()) == 0
     assert store.gc(store.garbage()) > 0
-
-
-def test_leftovers_go_whatever_else_could(store: FeatureStore, location: str) -> None:
-    dataset, files = shapes(), open_files(location)
-    store.datasets.add(dataset)
-    group = features_of(store, dataset)
-    put(files, f"{group.features.path}/c.0.0.{'0' * 32}.partial", b"half")
-    (leftover,) = store.garbage()
-    assert (leftover.kind, leftover.bytes) == ("leftover", 4)
-    assert [item.kind for item in store.garbage(unused=True)] == ["features"]
-    assert store.gc([leftover]) == 4
-    assert store.features.keys() == [group.key]
