@@ -43,7 +43,15 @@ _FINITE = {
     *("ReverseSequence", "Roll", "Slice", "SpaceToDepth", "Split", "Squeeze", "StridedSlice"),
     *("Tile", "Transpose", "Unsqueeze", "VariadicSplit", "Parameter", "Result", "ShapeOf"),
     *("Equal", "Greater", "GreaterEqual", "IsFinite", "IsNaN", "Less", "LessEqual"),
-    *("LogicalAnd", "LogicalNot", "LogicalOr", "NotEqual", "ReduceLogicalAnd", "ReduceLogicalOr", "Select"),
+    *(
+        "LogicalAnd",
+        "LogicalNot",
+        "LogicalOr",
+        "NotEqual",
+        "ReduceLogicalAnd",
+        "ReduceLogicalOr",
+        "Select",
+    ),
 }
 
 
