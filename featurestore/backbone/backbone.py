@@ -24,7 +24,7 @@ from featurestore.backbone.recipes import Recipe
 from featurestore.backbone.refs import LayerRef
 from featurestore.backbone.resizing import compiled_resize
 from featurestore.digests import digest_fields
-from featurestore.errors import BackboneError, FeatureStoreWarning, received
+from featurestore.errors import BackboneError, FeatureStoreWarning
 from featurestore.table import Table
 
 
@@ -129,12 +129,7 @@ class Backbone:
         BackboneError
             If it was made from a Keras model object, its file is gone, or ``spec`` is not valid.
         """
-        if not isinstance(spec, dict):
-            raise BackboneError(f"the spec is {received(spec)}", "the `spec` of a backbone")
-        fields = Computing.model_fields
-        rest = {name: value for name, value in spec.items() if name not in fields}
-        computing = Computing.of({name: spec[name] for name in spec if name in fields})
-        return cls(recipes.load_spec(rest), computing)
+        return cls(*recipes.load_spec(spec))
 
     def packed(self) -> dict[str, Any]:
         """Return values from which :meth:`unpacked` makes the same backbone in another process.

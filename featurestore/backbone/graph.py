@@ -282,10 +282,10 @@ class _Flattener:
             taken = [edges[id(tensor)] for tensor in call.arguments.keras_tensors]
             inner = as_functional(call.operation)
             if inner is None:
-                given = self._append(call, taken, path)
+                outputs = self._append(call, taken, path)
             else:
-                given = self.dissolve(inner, taken, (*path, call.operation.name))
-            edges.update(zip(map(id, call.outputs), given, strict=True))
+                outputs = self.dissolve(inner, taken, (*path, call.operation.name))
+            edges.update(zip(map(id, call.outputs), outputs, strict=True))
         return [edges[id(tensor)] for tensor in model.outputs]
 
     def _append(self, call: Any, taken: list[Edge], path: tuple[str, ...]) -> list[Edge]:
@@ -305,7 +305,7 @@ class _Flattener:
         place = {old: new for new, old in enumerate(order)}
         nodes = [self.nodes[old] for old in order]
         operations = {id(node.operation): node.operation for node in nodes[1:]}
-        names = canonical_names([(each, self.paths[key]) for key, each in operations.items()])
+        names = canonical_names([(own, self.paths[key]) for key, own in operations.items()])
         name_of = dict(zip(operations, names, strict=True))
         calls: Counter[int] = Counter()
         named = nodes[:1]
@@ -394,7 +394,7 @@ def _free_name(name: str, path: tuple[str, ...], taken: set[str]) -> str:
     if name not in taken:
         return name
     # The automatic number of the nested model depends on what was built before.
-    plain = (re.sub(r"^(functional|sequential|model)(_\d+)?$", r"\1", each) for each in path)
+    plain = (re.sub(r"^(functional|sequential|model)(_\d+)?$", r"\1", model) for model in path)
     name = ".".join((*plain, name))
     free, count = name, 1
     while free in taken:

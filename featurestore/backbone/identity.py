@@ -99,9 +99,9 @@ def refuse_other_defaults() -> None:
         now = getattr(keras.config, name)()
         if now != usual:
             raise BackboneError(
-                f"keras.config.{name}() is {now!r}, which layers may compute with; expected Keras'"
-                f" default: keras.config.set_{name}({usual!r}), or correct it in"
-                " ~/.keras/keras.json"
+                f"keras.config.{name}() is {now!r}, which layers may compute with",
+                f"{usual!r}",
+                f"call keras.config.set_{name}({usual!r}), or correct ~/.keras/keras.json",
             )
 
 
@@ -111,8 +111,8 @@ def refuse_changes(graph: Graph, digests: list[str]) -> None:
     for node, before, now in zip(graph.nodes, digests, graph_digests(graph), strict=True):
         if before != now:
             raise BackboneError(
-                f"the code or settings of layer {node.name!r} were changed after the backbone was"
-                " made; make the backbone again"
+                f"the code or settings of layer {node.name!r} changed after the backbone was made",
+                remedy="make the backbone again",
             )
 
 
@@ -122,7 +122,7 @@ def precisions(graph: Graph) -> list[str]:
     for node in graph.nodes[1:]:
         # A custom layer may have made layers of other types under a global policy.
         own = {str(getattr(layer, "compute_dtype", None)) for layer in layers_of(node.operation)}
-        mine = frozenset(each for each in own if "float" in each)
+        mine = frozenset(dtype for dtype in own if "float" in dtype)
         up_to.append(mine.union(*(up_to[parent] for parent, _ in node.inputs)))
     return ["+".join(sorted(types)) or "float32" for types in up_to]
 
@@ -230,11 +230,11 @@ def canonical_config(value: Any, training: bool = False, *, foreign: bool = Fals
         return _serialized(value, training, foreign)
     if isinstance(value, Mapping):
         if foreign:  # The order and the types of the keys may matter.
-            return {"map": [[canonical(key), canonical(each)] for key, each in value.items()]}
+            return {"map": [[canonical(key), canonical(part)] for key, part in value.items()]}
         # Settings that are None by default are missing in older releases of Keras.
-        return {str(key): canonical(each) for key, each in value.items() if each is not None}
+        return {str(key): canonical(part) for key, part in value.items() if part is not None}
     if isinstance(value, (list, tuple)):
-        return [canonical(each) for each in value]
+        return [canonical(part) for part in value]
     if isinstance(value, keras.KerasTensor):
         return {"input": True}
     if isinstance(value, slice):
@@ -253,8 +253,8 @@ def _serialized(part: Mapping[str, Any], training: bool, foreign: bool) -> Any:
     if part["class_name"] == "DTypePolicy":
         return part["config"]["name"]
     about = {
-        key: canonical_config(each, training)
-        for key, each in part.items()
+        key: canonical_config(value, training)
+        for key, value in part.items()
         # ``name`` repeats that of the configuration; the build depends on the first images.
         if key not in ("build_config", "config", "name")
     }

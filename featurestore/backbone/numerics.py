@@ -66,7 +66,7 @@ def sampled(rows: int) -> list[int]:
     return sorted({round(row) for row in np.linspace(0, rows - 1, min(rows, ROWS)).tolist()})
 
 
-def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = None) -> float:
+def distance(values: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = None) -> float:
     """Return the largest difference, relative to the largest magnitude of what is wanted.
 
     ``among`` takes the place of ``wanted`` in the latter. 0 if they are equal (NaN equals NaN);
@@ -79,11 +79,11 @@ def distance(found: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = N
     >>> distance(np.float32([1, np.nan]), np.float32([1, 4]))
     inf
     """
-    unlike = (found != wanted) & ~(np.isnan(found) & np.isnan(wanted))
+    unlike = (values != wanted) & ~(np.isnan(values) & np.isnan(wanted))
     if not unlike.any():
         return 0.0
     # In float64, because the difference of two large float32 numbers may overflow.
-    apart = np.abs(found[unlike].astype("float64") - wanted[unlike].astype("float64"))
+    apart = np.abs(values[unlike].astype("float64") - wanted[unlike].astype("float64"))
     among = wanted if among is None else among
     largest = np.abs(among[np.isfinite(among)]).max(initial=0.0)
     if largest == 0 or not np.isfinite(apart).all():
@@ -219,17 +219,17 @@ def check(
     """
     rows, reference = sampled(len(images)), forward.plain(part)
     # The last row stands beside different images here, and beside itself below.
-    few = np.concatenate([images[rows], 255 - images[:1]])
-    wanted, beside = reference(few), reference(few[[-1, -1]])
+    checked = np.concatenate([images[rows], 255 - images[:1]])
+    wanted, beside = reference(checked), reference(checked[[-1, -1]])
     apart = [distance(a[rows], w[:-1]) for a, w in zip(activations, wanted, strict=True)]
     mixed = [distance(b[:1], w[-1:], w) for b, w in zip(beside, wanted, strict=True)]
     usual = [tolerance(precision) for precision in part.precisions]
     if all(a <= u for a, u in zip(apart, usual, strict=True)) and max(mixed) <= TOLERANCE:
         return
-    again = [distance(*pair) for pair in zip(reference(few), wanted, strict=True)]
-    moved = low = amplification(part, few, wanted)
+    again = [distance(*pair) for pair in zip(reference(checked), wanted, strict=True)]
+    moved = low = amplification(part, checked, wanted)
     if part.precision != "float32":
-        low = amplification(part, few, wanted, part.precision)
+        low = amplification(part, checked, wanted, part.precision)
     for i, (_, ref) in enumerate(part.ends):
         layer, allowed = f"layer {str(ref)!r}", max(usual[i], ROUNDINGS * low[i])
         if again[i] > TOLERANCE:

@@ -40,10 +40,18 @@ _FINITE = {
     *("Sigmoid", "SoftPlus", "SoftSign", "Softmax", "Swish", "Tanh"),
     *("CumSum", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
     *("Broadcast", "Concat", "Convert", "DepthToSpace", "Gather", "Pad", "Reshape"),
-    *("ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "StridedSlice", "Tile"),
-    *("Transpose", "Unsqueeze", "VariadicSplit", "Parameter", "Result", "ShapeOf"),
-    *("Equal", "Greater", "GreaterEqual", "IsNaN", "Less", "LessEqual", "LogicalAnd"),
-    *("LogicalNot", "LogicalOr", "NotEqual", "ReduceLogicalAnd", "ReduceLogicalOr", "Select"),
+    *("ReverseSequence", "Roll", "Slice", "SpaceToDepth", "Split", "Squeeze", "StridedSlice"),
+    *("Tile", "Transpose", "Unsqueeze", "VariadicSplit", "Parameter", "Result", "ShapeOf"),
+    *("Equal", "Greater", "GreaterEqual", "IsFinite", "IsNaN", "Less", "LessEqual"),
+    *(
+        "LogicalAnd",
+        "LogicalNot",
+        "LogicalOr",
+        "NotEqual",
+        "ReduceLogicalAnd",
+        "ReduceLogicalOr",
+        "Select",
+    ),
 }
 
 

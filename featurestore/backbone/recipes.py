@@ -10,6 +10,7 @@ from typing import Any
 
 from featurestore.backbone import sources
 from featurestore.backbone.custom import is_custom
+from featurestore.backbone.engines import Computing
 from featurestore.backbone.families import APPLICATIONS, Application, application
 from featurestore.backbone.graph import Graph, flatten, is_automatic
 from featurestore.backbone.preprocessing import Preprocessing
@@ -75,10 +76,10 @@ def load(
     return _of_application(network, str(weights or "imagenet"), options)
 
 
-def load_spec(spec: Mapping[str, Any]) -> Recipe:
+def load_spec(spec: Mapping[str, Any]) -> tuple[Recipe, Computing]:
     """Load what a ``Backbone.spec`` describes."""
     try:
-        options = dict(spec)
+        computing, options = Computing.split(spec)
         source, name = options.pop("source"), options.pop("name", None)
         weights, path = options.pop("weights", None), options.pop("path", None)
         if source == "model":
@@ -87,7 +88,7 @@ def load_spec(spec: Mapping[str, Any]) -> Recipe:
                 remedy="pass Backbone.open(model, …), or save the model and use its file",
             )
         model = {"application": name, "file": path, "pixels": "pixels"}[source]
-        return load(model, weights, name if source == "file" else None, options)
+        return load(model, weights, name if source == "file" else None, options), computing
     except BackboneError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:

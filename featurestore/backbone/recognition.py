@@ -86,14 +86,14 @@ def find_preprocessing(
     if input_size is None:
         own = (height, width) if height and width else None
         input_size = own or _usual_size(graph, networks, model_name)
-    found = Preprocessing.of({"input_size": input_size, "scaling": scaling, **options})
-    size = found.input_size
+    options = {"input_size": input_size, "scaling": scaling, **options}
+    preprocessing = Preprocessing.of(options)
+    size = preprocessing.input_size
     if height not in (None, size[0]) or width not in (None, size[1]):
         raise BackboneError(
-            f"model {model_name!r} takes images of {height}×{width}; found input size"
-            f" {size[0]}×{size[1]}"
+            f"model {model_name!r} takes images of {height}×{width}, not of {size[0]}×{size[1]}"
         )
-    return found
+    return preprocessing
 
 
 def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Application]]:
@@ -111,17 +111,18 @@ def shown_scaling(graph: Graph, model_name: str) -> tuple[Scaling, list[Applicat
     if scales:
         if all(_takes_bytes(node) for node in scales):
             return "none", []
-        found = f"its first layer {scales[0].name!r} scales, but not clearly from 0 to 255"
+        reason = f"its first layer {scales[0].name!r} scales, but not clearly from 0 to 255"
     else:
         networks = _recognise(first[0].name, graph.by_name) if len(first) == 1 else []
         # The Inceptions begin with an unnamed convolution of stride 2; an adapter in front of one
         # may get its name.
         if networks and (first[0].name != "conv2d" or first[0].operation.strides == (2, 2)):
             return networks[0].scaling, networks
-        found = "the graph does not scale them, and it is not a known keras.applications network"
+        reason = "the graph does not scale them, and it is not a known keras.applications network"
     raise BackboneError(
-        f"model {model_name!r} does not show which scaling of pixels it expects: {found}; pass"
-        " --scaling none|unit|tf|torch|caffe (in Python: Backbone.open(MODEL, scaling=…))"
+        f"model {model_name!r} does not show which scaling of pixels it expects: {reason}",
+        remedy="pass --scaling none|unit|tf|torch|caffe (in Python: Backbone.open(MODEL,"
+        " scaling=…))",
     )
 
 
@@ -149,8 +150,8 @@ def _recognise(first: str, layers: Iterable[str]) -> list[Application]:
         for module, (firsts, marks) in _MARKS.items()
         if first in firsts.split() and names.issuperset(marks.split())
     }
-    found = [each for each in APPLICATIONS.values() if each.module in modules]
-    return found if len({each.scaling for each in found}) == 1 else []
+    networks = [network for network in APPLICATIONS.values() if network.module in modules]
+    return networks if len({network.scaling for network in networks}) == 1 else []
 
 
 def _usual_size(graph: Graph, networks: list[Application], model_name: str) -> Size:
@@ -160,22 +161,22 @@ def _usual_size(graph: Graph, networks: list[Application], model_name: str) -> S
     sizes = {network.size for network in networks}
     if len(sizes) != 1:
         raise BackboneError(
-            f"model {model_name!r} takes images of any size: pass --input-size N (in Python:"
-            " Backbone.open(MODEL, input_size=N))"
+            f"model {model_name!r} takes images of any size",
+            remedy="pass --input-size N (in Python: Backbone.open(MODEL, input_size=N))",
         )
     return sizes.pop()
 
 
 def _first_steps(graph: Graph) -> list[Node]:
     """Return the first node on each path from the image that may change its range."""
-    pixels, found = {0}, []  # the nodes whose output has the range of the image
+    pixels, first = {0}, []  # the nodes whose output has the range of the image
     for number, node in enumerate(graph.nodes[1:], start=1):
         if any(parent in pixels for parent, _ in node.inputs):
             if node.kind in _KEEPS_RANGE:
                 pixels.add(number)
             else:
-                found.append(node)
-    return found
+                first.append(node)
+    return first
 
 
 def _takes_bytes(node: Node) -> bool:

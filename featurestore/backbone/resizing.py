@@ -50,7 +50,7 @@ def compiled_resize(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
     def resize(image: np.ndarray) -> np.ndarray:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != _CHANNELS:
             raise BackboneError(
-                f"an image is {image.dtype} {image.shape}; expected uint8 (height, width, 3)"
+                f"an image is {image.dtype} {image.shape}", "uint8 (height, width, 3)"
             )
         resized = _resized(layer, image) if same else None
         if resized is not None:
@@ -165,16 +165,16 @@ def _weights(before: int, after: int, interpolation: str, border: int, channels:
     combs[0, place, 0, place % period] = 1
     with tf.device("CPU:0"):
         resized = _traced_filter(interpolation)(tf.constant(combs), tf.constant(after))
-    found = resized.numpy()[0, :, 0]
-    row, comb = np.nonzero(found)
+    values = resized.numpy()[0, :, 0]
+    row, comb = np.nonzero(values)
     center = (row + 0.5) * before / after - 0.5
     source = comb + period * np.rint((center - comb) / period)
     inside = (border <= source) & (source < before - border)
-    weight = np.repeat(found[row, comb][inside], channels)
+    weight = np.repeat(values[row, comb][inside], channels)
     channel = np.arange(channels)
     index = [
-        (each[inside, None] * channels + channel).ravel().astype(np.int32)
-        for each in (row, source - border)
+        (side[inside, None] * channels + channel).ravel().astype(np.int32)
+        for side in (row, source - border)
     ]
     shape = (after * channels, (before - 2 * border) * channels)
     return sparse.csr_array((weight, tuple(index)), shape=shape)

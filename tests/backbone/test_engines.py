@@ -167,10 +167,10 @@ class Branch(layers.Layer):
 @pytest.mark.parametrize(
     ("call", "kind"),
     [
-        (without_contrast, "(Power|Sqrt)"),
+        (without_contrast, "Power|Sqrt"),
         (Branch(), "If"),
         (lambda x: keras.ops.log(x - 1.0), "Log"),
-        (lambda x: keras.ops.sqrt(x - 100.0), "(Power|Sqrt)"),
+        (lambda x: keras.ops.sqrt(x - 100.0), "Power|Sqrt"),
         (lambda x: keras.ops.rsqrt(x - 100.0), "Power"),
     ],
 )
@@ -179,12 +179,16 @@ def test_openvino_hides_no_nan(call, kind, batch):
     image = keras.Input((16, 16, 3))
     x = layers.ReLU(name="end")(layers.Conv2D(4, 3)(call(image)))
     made = Backbone.open(keras.Model(image, x), name="m", scaling="none")
-    with pytest.warns(FeatureStoreWarning, match=f"it hides NaN, which {kind} may give here"):
+    with pytest.warns(FeatureStoreWarning, match=f"it hides NaN, which ({kind}) may give here"):
         forward = made.forward(["end"])
     assert forward.engine == "tensorflow"
     forward(np.maximum(batch, 101))  # the first batch shows nothing
     (found,) = forward(np.zeros_like(batch))
     assert not np.isfinite(found).all()
+
+
+def attention(tokens):
+    return layers.MultiHeadAttention(1, 2)(tokens, tokens)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,7 @@ def test_openvino_hides_no_nan(call, kind, batch):
         layers.Activation("hard_swish"),
         layers.Normalization(mean=[1, 2, 3], variance=[4, 5, 6]),
         lambda x: x / 127.5 - keras.ops.square(x),
-        lambda x: layers.MultiHeadAttention(1, 2, attention_axes=(1, 2))(x, x),
+        lambda x: layers.Reshape((16, 16, 3))(attention(layers.Reshape((256, 3))(x))),
     ],
 )
 def test_openvino_computes_what_is_never_nan(call, batch):

@@ -74,7 +74,7 @@ def test_a_fixed_input_size_is_taken_and_must_match():
     graph = beginning_with()
     assert found(graph).input_size == (16, 16)
     assert found(graph, input_size=16).input_size == (16, 16)
-    with pytest.raises(BackboneError, match="takes images of 16×16; found input size 32×16"):
+    with pytest.raises(BackboneError, match="takes images of 16×16, not of 32×16"):
         found(graph, input_size=(32, 16))
 
 
