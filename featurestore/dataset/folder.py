@@ -39,7 +39,7 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
     """Scan a folder, see :meth:`Dataset.open`."""
     paths, problems = list_files(root)
     groups = _find_groups(root, paths, splits.group_by)
-    verdicts = scan(paths, on_event)
+    verdicts = scan(paths, root, on_event)
     others = [path for path in paths if _is_other(path, verdicts[path])]
     if len(others) < len(paths):
         problems += [Problem("ignored", path, str(verdicts[path].reason)) for path in others]

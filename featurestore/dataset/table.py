@@ -47,7 +47,7 @@ def scan_table(location: str, how: ScanOptions, on_event: OnEvent | None) -> Sam
     listed, columns, problems = list_table(table, how, how.root or folder, location, decimals)
     problems += separator_note(location, separator)
     hint = _root_hint(table, how, how.root or folder, "--root")
-    found = _scan(listed, on_event)
+    found = _scan(listed, location, on_event)
     return merge(listed, *found, how, location, problems, columns=columns, hint=hint)
 
 
@@ -71,13 +71,15 @@ def scan_frame(frame: Any, name: str, how: ScanOptions, on_event: OnEvent | None
     table = read_frame(frame, name)
     listed, columns, problems = list_table(table, how, root, name)
     hint = _root_hint(table, how, root, "root=")
-    found = _scan(listed, on_event)
+    found = _scan(listed, name, on_event)
     return merge(listed, *found, how, name, problems, columns=columns, hint=hint)
 
 
-def _scan(listed: Listed, on_event: OnEvent | None) -> tuple[np.ndarray, dict[int, str]]:
+def _scan(
+    listed: Listed, place: str, on_event: OnEvent | None
+) -> tuple[np.ndarray, dict[int, str]]:
     paths = listed.paths or ()
-    return judged(paths, scan(paths, on_event))
+    return judged(paths, scan(paths, place, on_event))
 
 
 def list_table(
