@@ -36,9 +36,7 @@ class Scanned:
     total: int
 
 
-def scan(
-    sources: Sequence[str], place: str, on_event: OnEvent | None = None
-) -> dict[str, Verdict]:
+def scan(sources: Sequence[str], place: str, on_event: OnEvent | None = None) -> dict[str, Verdict]:
     """Digest and check sources in threads; those that the last scan of ``place`` saw are not read.
 
     Sources are absolute paths and URIs; repeated ones are read once. ``place`` is the folder or

@@ -87,7 +87,9 @@ def _read(file: Path) -> dict[str, Verdict]:
 
 
 def _write(file: Path, verdicts: dict[str, Verdict]) -> None:
-    rows = [(path, one.digest, one.reason, one.stamp) for path, one in verdicts.items() if one.stamp]
+    rows = [
+        (path, one.digest, one.reason, one.stamp) for path, one in verdicts.items() if one.stamp
+    ]
     data = json.dumps([_reader(), rows]).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=file.parent)
