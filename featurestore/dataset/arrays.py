@@ -9,7 +9,6 @@ import numpy as np
 
 from featurestore.dataset.labels import uniform
 from featurestore.dataset.merge import merge
-from featurestore.dataset.review import merged_spellings
 from featurestore.dataset.samples import Listed, Samples
 from featurestore.dataset.splits import Splits
 from featurestore.digests import digest_array, packed
@@ -36,7 +35,7 @@ def list_arrays(
     images = _images(X)
     count = len(images)
     if not count:
-        raise DatasetError("X is empty, expected at least one image")
+        raise DatasetError("X is empty", "at least one image")
     labels = None if y is None else _flat(y, "y", count)
     listed = Listed.of(
         None,
@@ -47,9 +46,8 @@ def list_arrays(
         count,
     )
     columns = {} if ids is None else {"id": _ids(_flat(ids, "ids", count))}
-    noted = [*merged_spellings(labels or (), name)]
     digests = packed(map(digest_array, images))
-    return merge(listed, digests, {}, splits, name, noted, columns=columns), images
+    return merge(listed, digests, {}, splits, name, columns=columns), images
 
 
 def checked(dataset: Dataset, row: int) -> np.ndarray:
@@ -65,8 +63,8 @@ def checked(dataset: Dataset, row: int) -> np.ndarray:
     name, samples = dataset.name, dataset.samples
     if dataset.images_in_memory is None:
         raise DatasetError(
-            f"data set {name!r} was made from arrays, which a store does not keep: pass them "
-            f"again, Dataset.from_arrays(X, y, name={name!r})"
+            f"data set {name!r} was made from arrays, which a store does not keep",
+            remedy=f"pass them again, Dataset.from_arrays(X, y, name={name!r})",
         )
     image: np.ndarray = dataset.images_in_memory[samples.first[row]]
     if digest_array(image) != samples.digest(row):
@@ -84,19 +82,19 @@ def _ids(values: list[Any]) -> Any:
         return pa.chunked_array([pa.array(values, from_pandas=True)])
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise DatasetError(
-            f"ids: {one_line(error)}; expected all text or all integers of 64 "
-            "bits, such as [str(each) for each in ids]"
+            f"ids: {one_line(error)}", "all text or all integers of 64 bits", "ids=[*map(str, ids)]"
         ) from error
 
 
 def _images(X: Any) -> Sequence[np.ndarray] | np.ndarray:
     if isinstance(X, list | tuple):
-        return [_sample(np.asarray(each), f"X[{at}]") for at, each in enumerate(X)]
+        return [_sample(np.asarray(image), f"X[{at}]") for at, image in enumerate(X)]
     array = np.asarray(X)
     if array.ndim not in (3, 4):
         raise DatasetError(
-            f"X has the shape {array.shape}, expected (row, height, width) or (row, height, "
-            "width, channel): X.reshape(len(X), height, width)"
+            f"X has the shape {array.shape}",
+            "(row, height, width) or (row, height, width, channel)",
+            "X.reshape(len(X), height, width)",
         )
     if len(array):
         _sample(array[0], "X[0]")
@@ -108,12 +106,12 @@ def _sample(array: np.ndarray, where: str) -> np.ndarray:
         way = "X.astype('uint8'), if all values lie in 0..255"
         if array.dtype.kind == "f":
             way = "(X * 255).round().astype('uint8'), if values lie in 0..1"
-        raise DatasetError(f"{where} is {array.dtype}, expected uint8 with values 0..255: {way}")
+        raise DatasetError(f"{where} is {array.dtype}", "uint8 with values 0..255", way)
     image = array[:, :, np.newaxis] if array.ndim == 2 else array
     if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
         raise DatasetError(
-            f"{where} has the shape {array.shape}, expected (height, width), (height, width, 1) "
-            "or (height, width, 3): grey or RGB, channels last"
+            f"{where} has the shape {array.shape}",
+            "(height, width), (height, width, 1) or (height, width, 3): grey or RGB, channels last",
         )
     return image
 
@@ -125,16 +123,17 @@ def _flat(values: Any, what: str, rows: int) -> list[Any]:
         hasattr(values, "tolist") or isinstance(values, Iterable)
     ):
         raise DatasetError(
-            f"{what} is of type {type(values).__name__}, expected a sequence of {rows} values in "
-            "the order of X, such as a list or an array"
+            f"{what} is of type {type(values).__name__}",
+            f"a sequence of {rows} values in the order of X, such as a list or an array",
         )
     shape = getattr(values, "shape", None)
     if shape is not None and len(shape) != 1:
         raise DatasetError(
-            f"{what} has the shape {shape}, expected ({rows},): y.argmax(axis=1) for one-hot "
-            "labels, y.ravel() for a column"
+            f"{what} has the shape {shape}",
+            f"({rows},)",
+            "y.argmax(axis=1) for one-hot labels, y.ravel() for a column",
         )
-    found = values.tolist() if hasattr(values, "tolist") else list(values)
-    if len(found) != rows:
-        raise DatasetError(f"{what} has {len(found)} values, expected {rows}, one for each image")
-    return found
+    flat = values.tolist() if hasattr(values, "tolist") else list(values)
+    if len(flat) != rows:
+        raise DatasetError(f"{what} has {len(flat)} values", f"{rows}, one for each image")
+    return flat

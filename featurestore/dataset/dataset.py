@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     import pandas
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A table of samples, one row for each digest, in content order.
 
@@ -53,14 +51,17 @@ class Dataset:
         uint8, (height, width, channel=1 or 3) each, in your order; None if the samples are files.
     """
 
-    name: str
-    source: str | None
-    options: dict[str, Any]
-    samples: Samples
-    images_in_memory: Sequence[np.ndarray] | np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        self.samples.freeze()
+    def __init__(
+        self,
+        name: str,
+        source: str | None,
+        options: dict[str, Any],
+        samples: Samples,
+        images_in_memory: Sequence[np.ndarray] | np.ndarray | None = None,
+    ) -> None:
+        self.name, self.source, self.options, self.samples = name, source, options, samples
+        self.images_in_memory = images_in_memory
+        samples.freeze()
 
     @classmethod
     def open(
@@ -117,9 +118,15 @@ class Dataset:
         InputError
             If an option is unknown or out of range.
         """
-        asked = {"image_column": image_column, "label_column": label_column}
-        asked |= {"split_column": split_column, "root": None if root is None else absolute(root)}
-        how = ScanOptions.of({**splits, **asked})
+        how = ScanOptions.of(
+            {
+                **splits,
+                "image_column": image_column,
+                "label_column": label_column,
+                "split_column": split_column,
+                "root": None if root is None else absolute(root),
+            }
+        )
         name, source, samples = scan_source(data, name, how, on_event)
         return cls(name, source, how.model_dump(exclude_none=True), samples)
 
@@ -171,9 +178,9 @@ class Dataset:
         """
         name, how = checked_name(name), Splits.of(options)
         if how.group_by is not None:
-            raise DatasetError("group_by is for folders and tables; for arrays use groups")
-        samples, kept = in_memory.list_arrays(X, y, splits, groups, ids, how, name)
-        return cls(name, None, how.model_dump(exclude_none=True), samples, kept)
+            raise DatasetError("group_by is for folders and tables", remedy="use groups=")
+        samples, images = in_memory.list_arrays(X, y, splits, groups, ids, how, name)
+        return cls(name, None, how.model_dump(exclude_none=True), samples, images)
 
     @classmethod
     def from_parquet(cls, data: bytes) -> Dataset:
@@ -197,8 +204,8 @@ class Dataset:
     def entry(self, added: str = "") -> DatasetEntry:
         """Return what is known of the data set without its rows; `added` as in `to_parquet`."""
         same = DatasetEntry.model_fields.keys() - {"rows", "added"}
-        known = {field: getattr(self, field) for field in same}
-        return DatasetEntry(rows=len(self), added=added, **known)
+        fields = {field: getattr(self, field) for field in same}
+        return DatasetEntry(rows=len(self), added=added, **fields)
 
     @cached_property
     def sample_digests(self) -> list[str]:
@@ -437,7 +444,11 @@ class Dataset:
             ``targets``: for a regression, for each split its rows, minimum, mean and maximum;
             ``unlabelled``: rows without label; ``problem_counts`` by kind, and ``problems``.
         """
-        known: dict[str, Any] = {"dataset": self.name, "source": self.source}
-        known["digest"] = self.digest
-        known["views"] = len(self) - len(self.rows(labelled=False, views=False))
-        return {**known, "manifest_digest": self.manifest_digest, **summarize(self.samples)}
+        return {
+            "dataset": self.name,
+            "source": self.source,
+            "digest": self.digest,
+            "manifest_digest": self.manifest_digest,
+            "views": len(self) - len(self.rows(labelled=False, views=False)),
+            **summarize(self.samples),
+        }

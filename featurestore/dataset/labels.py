@@ -19,38 +19,36 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 _NUMBER = re.compile(
     r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity)", re.IGNORECASE
 )
-_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
 # "No label" in a column of numbers or of nothing else; among words, only blank cells are missing.
 _ABSENT = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 
 
-def parse(cells: Sequence[str], decimals: str = ".") -> list[Label]:
+def parse(cells: Sequence[str], where: str) -> list[Label]:
     """Give the cells of a CSV column one type: integers, else floats, else text.
 
-    Where the decimal point is a comma, a point is one too. Where it is ``.,``, it is a comma unless
-    each comma may group thousands.
+    Raises
+    ------
+    DatasetError
+        If all cells are numbers, but some have commas; ``where`` names the table.
 
     Examples
     --------
-    >>> parse(["007", "7", ""]), parse(["1.5", "2", "NaN"]), parse(["cat", "7"])
+    >>> parse(["007", "7", ""], "t"), parse(["1.5", "2", "NaN"], "t"), parse(["cat", "7"], "t")
     ([7, 7, None], [1.5, 2.0, None], ['cat', '7'])
-    >>> parse(["1,5", "2"], ","), parse(["1,5", "2"])
-    ([1.5, 2.0], ['1,5', '2'])
-    >>> parse(["0,125", "2"], ".,"), parse(["1,125", "2"], ".,")
-    ([0.125, 2.0], ['1,125', '2'])
     """
-    if decimals == ".,":
-        grouped = all(_THOUSANDS.fullmatch(each.strip()) for each in cells if "," in each)
-        decimals = "." if grouped else ","
-    stripped = [
-        None if each.strip().casefold() in _ABSENT else each.strip().replace(decimals, ".")
-        for each in cells
-    ]
-    present = [each for each in stripped if each is not None]
-    if all(_INTEGER.fullmatch(each) for each in present):
-        return [None if each is None else int(each) for each in stripped]
-    if all(_NUMBER.fullmatch(each) for each in present):
-        return [None if each is None else float(each) for each in stripped]
+    stripped = [None if cell.strip().casefold() in _ABSENT else cell.strip() for cell in cells]
+    present = [cell for cell in stripped if cell is not None]
+    if all(_INTEGER.fullmatch(cell) for cell in present):
+        return [None if cell is None else int(cell) for cell in stripped]
+    if all(_NUMBER.fullmatch(cell) for cell in present):
+        return [None if cell is None else float(cell) for cell in stripped]
+    if all(_NUMBER.fullmatch(cell.replace(",", ".")) for cell in present):
+        comma = next(cell for cell in present if "," in cell)
+        raise DatasetError(
+            f"{where}: label {comma!r} has a comma",
+            "numbers with decimal points, or text",
+            "read it with pandas.read_csv(…, decimal=',') and pass the DataFrame",
+        )
     return list(cells)
 
 
@@ -132,7 +130,7 @@ class Labels:
         """Take labels of one type, as `uniform` returns them."""
         found = {each for each in values if each is not None}
         if any(isinstance(each, float) for each in found):
-            return cls((), np.array(values, np.float64))  # NaN for None
+            return cls((), np.array(values, np.float64) + 0.0)  # NaN for None, 0.0 for -0.0
         classes: tuple[Any, ...] = tuple(sorted(found))  # type: ignore[type-var]
         codes: dict[Label, int] = {each: code for code, each in enumerate(classes)}
         codes[None] = -1

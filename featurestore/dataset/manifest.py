@@ -20,7 +20,6 @@ from featurestore.dataset.labels import Labels
 from featurestore.dataset.naming import checked_name
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Listing, Samples
-from featurestore.dataset.source import native
 from featurestore.dataset.splits import SPLITS
 from featurestore.digests import (
     DIGEST_BYTES,
@@ -94,7 +93,7 @@ def write(samples: Samples, entry: DatasetEntry) -> bytes:
     fields = {
         "format": FORMAT,
         **entry.model_dump(),
-        "problems": [asdict(each) for each in samples.problems],
+        "problems": [asdict(problem) for problem in samples.problems],
         "check": EMPTY_CHECKSUM,
     }
     schema = _table(samples, slice(0, 1)).schema.with_metadata({_KEY: json.dumps(fields).encode()})
@@ -123,7 +122,7 @@ def _table(samples: Samples, part: slice) -> Any:
         if groups is None
         else pa.array(groups, pa.string(), mask=null),
     }
-    return pa.table(columns | {name: each[part] for name, each in listing.columns.items()})
+    return pa.table(columns | {name: column[part] for name, column in listing.columns.items()})
 
 
 def _type(labels: Labels) -> Any:
@@ -131,7 +130,7 @@ def _type(labels: Labels) -> Any:
 
     if labels.task == "regression":
         return pa.float64()
-    return pa.int64() if any(isinstance(each, int) for each in labels.classes) else pa.string()
+    return pa.int64() if any(isinstance(name, int) for name in labels.classes) else pa.string()
 
 
 def read(data: bytes) -> tuple[Samples, DatasetEntry]:
@@ -174,7 +173,7 @@ def _samples(file: Any, problems: list[Problem]) -> Samples:
     digests, first, row_of = distinct(digests)
     rows, first = np.full(file.metadata.num_rows, -1), places[first]
     rows[places] = row_of
-    table = file.read([each for each in file.schema_arrow.names if each != "digest"])
+    table = file.read([name for name in file.schema_arrow.names if name != "digest"])
     table.validate(full=True)
     paths, labels = table["path"], _read_labels(table["label"])
     splits, split_names = _encoded(table["split"])
@@ -189,9 +188,7 @@ def _samples(file: Any, problems: list[Problem]) -> Samples:
     if known not in (0, len(first)) or paths.take(places).null_count not in (0, len(places)):
         raise _damaged("its rows are not those of a data set")
     listed = None if paths.null_count == len(rows) else paths
-    if listed is not None:
-        _take_first(first, rows, again, listed)
-    of_split = np.array([SPLITS.index(each) for each in split_names], np.int8)
+    of_split = np.array([SPLITS.index(name) for name in split_names], np.int8)
     listing = Listing(
         rows,
         listed,
@@ -206,20 +203,6 @@ def _samples(file: Any, problems: list[Problem]) -> Samples:
         listing,
         problems,
     )
-
-
-def _take_first(first: np.ndarray, rows: np.ndarray, again: np.ndarray, paths: Any) -> None:
-    """Among identical images, let the one with the first path represent the row."""
-    least: dict[int, str] = {}
-    for at, path, other in zip(
-        again.tolist(),
-        map(native, paths.take(again).to_pylist()),
-        map(native, paths.take(first[rows[again]]).to_pylist()),
-        strict=True,
-    ):
-        row = int(rows[at])
-        if path < least.get(row, other):
-            least[row], first[row] = path, at
 
 
 def _read_digests(file: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,7 @@ def merge(
 ) -> Samples:
     """Merge listed samples into rows, one for each digest, and review them.
 
-    Of identical samples, the one of the first path is kept.
+    Of identical samples, the one that is listed first is kept.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def merge(
     DatasetError
         If none of the listed is a sample, or a group lies in several given splits.
     """
-    problems = [Problem("quarantined", listed.name(at), why) for at, why in unread.items()]
+    problems = [Problem("quarantined", listed.name(row), why) for row, why in unread.items()]
     read = np.ones(len(digests), bool)
     read[list(unread)] = False
     if not read.any():
@@ -73,11 +73,11 @@ def merge(
             f"{one.reason}{more}"
         )
     places = np.flatnonzero(read)
-    found, first, row_of = distinct(digests[places])
+    ordered, first, row_of = distinct(digests[places])
     rows = np.full(len(digests), -1)
     rows[places], first = row_of, places[first]
     samples = Samples(
-        found,
+        ordered,
         first,
         Labels(listed.labels.classes, listed.labels.targets[first]),
         listed.splits[first],
@@ -85,7 +85,7 @@ def merge(
         Listing(rows, None if listed.paths is None else as_column(listed.paths), columns or {}),
         problems,
     )
-    for row, same in _identical(rows, listed).items():
+    for row, same in _identical(rows).items():
         _merge_row(samples, row, same, listed, problems)
     samples = replace(
         samples,
@@ -95,49 +95,44 @@ def merge(
     ungrouped = _name_ungrouped(samples)
     samples = replace(samples, splits=_splits(samples, splits, from_train, where))
     # Samples that are listed twice have the same problems.
-    known = {*problems, *noted, *review(samples, ungrouped, splits, where)}
-    return replace(samples, problems=sorted(known))
+    problems += [*noted, *review(samples, ungrouped, splits, where)]
+    return replace(samples, problems=sorted({*problems}))
 
 
-def _identical(rows: np.ndarray, listed: Listed) -> dict[int, list[int]]:
-    """Return where identical samples are listed, by their row, in the order of their paths."""
-    found: dict[int, list[int]] = {}
+def _identical(rows: np.ndarray) -> dict[int, list[int]]:
+    """Return where identical samples are listed, by their row."""
+    places: dict[int, list[int]] = {}
     counts = np.bincount(rows[rows >= 0])
-    for at in np.flatnonzero((rows >= 0) & (counts[rows] > 1)).tolist():
-        found.setdefault(int(rows[at]), []).append(at)
-    if (paths := listed.paths) is not None:
-        for same in found.values():
-            # By label too: 0.0 and -0.0 agree, and have different digests.
-            same.sort(key=lambda at: (paths[at], str(listed.labels.label(at))))
-    return found
+    for place in np.flatnonzero((rows >= 0) & (counts[rows] > 1)).tolist():
+        places.setdefault(int(rows[place]), []).append(place)
+    return places
 
 
 def _merge_row(
     samples: Samples, row: int, same: list[int], listed: Listed, problems: list[Problem]
 ) -> None:
     """Merge identical samples, which are listed at these places, and report contradictions."""
-    names = [listed.name(at) for at in same]
+    names = [listed.name(place) for place in same]
     for name in names[1:]:
         twice = "listed again" if name == names[0] else f"the same bytes as {names[0]!r}"
         problems.append(Problem("duplicate", name, twice))
 
     def agreed(what: str, values: list[Any], otherwise: Any) -> Any:
         """Return the value that they agree on, or report that they differ."""
-        known: dict[Any, str] = {}
+        first: dict[Any, str] = {}
         for value, name in zip(values, names, strict=True):
             if value is not None:
-                known.setdefault(value, name)
-        if len(known) <= 1:
-            return next(iter(known), None)
-        found = ", ".join(sorted(f"{value!r} ({name!r})" for value, name in known.items()))
+                first.setdefault(value, name)
+        if len(first) <= 1:
+            return next(iter(first), None)
+        shown = ", ".join(sorted(f"{value!r} ({name!r})" for value, name in first.items()))
         taken = "none is used" if otherwise is None else f"{otherwise!r} is used"
         if what == "split":
             taken += ", so that held-out metrics are not measured on training images"
-        reason = f"identical samples have the {what}s {found}: {taken}"
+        reason = f"identical samples have the {what}s {shown}: {taken}"
         problems.append(Problem(f"{what}-conflict", names[0], reason))
         return otherwise
 
-    samples.first[row] = same[0]
     labels = [listed.labels.label(at) for at in same]
     label = agreed("label", labels, None)
     if label is None:
@@ -149,7 +144,7 @@ def _merge_row(
     samples.splits[row] = DRAWN if split is None else SPLITS.index(split)
     if samples.groups is not None and listed.groups is not None:
         groups = listed.groups[same].tolist()
-        least = min((each for each in groups if each is not None), default=None)
+        least = min((group for group in groups if group is not None), default=None)
         samples.groups[row] = agreed("group", groups, least)
 
 
@@ -157,7 +152,7 @@ def _name_ungrouped(samples: Samples) -> np.ndarray:
     """Make each sample without a group one of its own; return which these are, bool (row,)."""
     if samples.groups is None:
         return np.ones(len(samples.digests), bool)
-    alone = np.array([each is None for each in samples.groups], bool)
+    alone = np.array([group is None for group in samples.groups], bool)
     samples.groups[alone] = list(unpacked(samples.digests[alone]))
     return alone
 
@@ -193,6 +188,7 @@ def _crossing(samples: Samples, groups: np.ndarray, where: str) -> DatasetError:
     more = f" and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
     return DatasetError(
         f"{where!r}: {plural(len(groups), 'group')} in several of the given splits, such as "
-        f"{', '.join(shown)}{more}: give all images of a group the same split, or none of them "
-        "one, and it is drawn; without group_by (--group-by), the splits are used as they are"
+        f"{', '.join(shown)}{more}",
+        remedy="give all images of a group the same split, or none of them one, and it is drawn; "
+        "without group_by (--group-by), the splits are used as they are",
     )

@@ -27,13 +27,12 @@ class Problem:
     kind : str
         About one sample: ``quarantined`` (it does not decode and is left out), ``ignored`` (a
         file of a folder that is no image, such as notes), ``duplicate`` (the bytes of another),
-        ``link`` (to a folder that is listed already), ``label-conflict``, ``split-conflict`` and
-        ``group-conflict`` (identical samples, or samples of one group, contradict each other).
+        ``link`` (to a folder that is listed already or contains one that is),
+        ``label-conflict``, ``split-conflict`` and ``group-conflict`` (identical samples, or samples of one group, contradict each other).
         About the whole data set: ``unlabelled`` (samples without a label in a labelled data set),
         ``labels`` (suspicious classes, or no column of labels), ``groups`` (samples without a
         group, or groups with similar names), ``splits`` (the folder has splits of its own),
-        ``table`` (how it was read), ``few-rows`` (too few rows of a class in a split to measure
-        anything on).
+        ``few-rows`` (too few rows of a class in a split to measure anything on).
     path : str
         Path or URI; ``X[3]`` for arrays. For the whole data set, its source or name.
     reason : str
@@ -58,10 +57,10 @@ def problem_lines(problems: Sequence[Problem], name: str) -> list[str]:
         kinds.setdefault(problem.kind, []).append(problem)
     command = shlex.join(["featurestore", "scan", name, "--problems"])
     lines: list[str] = []
-    for kind, found in kinds.items():
-        if len(found) == 1 or kind not in OF_SAMPLES:
-            lines += map(str, found)
+    for kind, members in kinds.items():
+        if len(members) == 1 or kind not in OF_SAMPLES:
+            lines += map(str, members)
         else:
-            first = f"{found[0].path!r}: {found[0].reason}"
-            lines.append(f"{kind}: {len(found):,}, such as {first}; all: `{command}`")
+            first = f"{members[0].path!r}: {members[0].reason}"
+            lines.append(f"{kind}: {len(members):,}, such as {first}; all: `{command}`")
     return lines

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 
-from featurestore.dataset.labels import Labels, text
+from featurestore.dataset.labels import Labels
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Samples
 from featurestore.dataset.splits import SPLITS, Splits
@@ -37,19 +35,10 @@ def review(
     yield from _few_rows(samples, splits, where)
 
 
-def merged_spellings(labels: Iterable[Any], where: str) -> Iterator[Problem]:
-    """Yield the labels, as they were given, that are one class in several Unicode forms."""
-    forms = Counter(map(text, {each for each in labels if isinstance(each, str)}))
-    for name, count in sorted(forms.items()):
-        if count > 1:
-            reason = f"{name!r} is written in {count} Unicode forms, such as é and e + ´: one class"
-            yield Problem("labels", where, reason)
-
-
 def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
     if samples.labels.task is None:
         return
-    conflicts = {each.path for each in samples.problems if each.kind == "label-conflict"}
+    conflicts = {problem.path for problem in samples.problems if problem.kind == "label-conflict"}
     missing: dict[int, list[int]] = {}
     for row in np.flatnonzero(~samples.labels.known).tolist():
         if not conflicts or samples.name(row) not in conflicts:
@@ -71,34 +60,12 @@ def _labels(labels: Labels) -> Iterator[str]:
         if isinstance(name, str)
     }
     for names in _similar(counts):
-        found = " and ".join(f"{name!r} ({plural(counts[name], 'row')})" for name in names)
-        yield f"{found} differ only in case or spaces: they are separate classes"
+        shown = " and ".join(f"{name!r} ({plural(counts[name], 'row')})" for name in names)
+        yield f"{shown} differ only in case or spaces: they are separate classes"
     for name, count in counts.items():
         if name.casefold() in _LIKE_MISSING:
             shown = plural(count, "row")
             yield f"{name!r} is a class ({shown}): leave the cell empty if it means no label"
-    yield from _combined(list(counts))
-
-
-def _combined(names: list[str]) -> Iterator[str]:
-    """Say that classes look like several labels per image, such as ``red;blue`` and ``blue``.
-
-    Few parts make up all classes, in changing places. In names such as ``Paris, Texas`` and
-    ``Austin, Texas`` each part keeps its place.
-    """
-    for mark in ";|,":
-        places: dict[str, set[int]] = {}
-        for name in names:
-            for at, part in enumerate(name.split(mark)):
-                places.setdefault(part.strip(), set()).add(at)
-        if len(places) <= len(names) and any(len(each) > 1 for each in places.values()):
-            combined = next(name for name in names if mark in name)
-            yield (
-                f"{len(names):,} classes made of {plural(len(places), 'part')} with {mark!r}, such "
-                f"as {combined!r}, look like several labels per image: each combination and order "
-                "is a class. Only one label per image is supported; for several, train your own "
-                "estimator on the features (docs/heads.md, Several labels per image)"
-            )
 
 
 def _similar(names: Iterable[str]) -> list[list[str]]:
@@ -106,7 +73,7 @@ def _similar(names: Iterable[str]) -> list[list[str]]:
     similar: dict[str, list[str]] = {}
     for name in sorted(names):
         similar.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
-    return [each for each in similar.values() if len(each) > 1]
+    return [names for names in similar.values() if len(names) > 1]
 
 
 def _nested(samples: Samples, where: str) -> Iterator[Problem]:
@@ -134,24 +101,26 @@ def _groups(samples: Samples, ungrouped: np.ndarray) -> Iterator[str]:
     splits = dict(zip(samples.groups[known], samples.splits[known].tolist(), strict=True))
     for names in _similar(splits):
         if len({splits[name] for name in names}) > 1:
-            found = " and ".join(map(repr, names))
-            yield f"{found} differ only in case or spaces and lie in several splits"
+            shown = " and ".join(map(repr, names))
+            yield f"{shown} differ only in case or spaces and lie in several splits"
 
 
 def _few_rows(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
     classes, counts = samples.class_counts()
-    found = []
+    rough = []
     for split in ("val", "test"):
         rows = counts[:, SPLITS.index(split)]
         order = np.argsort(rows, kind="stable")
-        few = order[rows[order] < FEW_ROWS]
-        if rows.any() and len(few):
-            shown = ", ".join(f"{classes[each]!r} {rows[each]}" for each in few[:_SHOWN])
-            more = f" and {len(few) - _SHOWN:,} more classes" if len(few) > _SHOWN else ""
-            found.append(f"{split} ({shown}{more})")
-        elif len(few) and split == "val" and splits.val > 0:
-            found.append(f"{split} (none at all)")
-    if found:
-        few_in = " and ".join(found)
-        reason = f"fewer than {FEW_ROWS} rows of a class in {few_in}: metrics on them are rough"
+        small = order[rows[order] < FEW_ROWS]
+        if rows.any() and len(small):
+            shown = ", ".join(f"{classes[code]!r} {rows[code]}" for code in small[:_SHOWN])
+            more = f" and {len(small) - _SHOWN:,} more classes" if len(small) > _SHOWN else ""
+            rough.append(f"{split} ({shown}{more})")
+        elif len(small) and split == "val" and splits.val > 0:
+            rough.append(f"{split} (none at all)")
+    if rough:
+        where_rough = " and ".join(rough)
+        reason = (
+            f"fewer than {FEW_ROWS} rows of a class in {where_rough}: metrics on them are rough"
+        )
         yield Problem("few-rows", where, reason)

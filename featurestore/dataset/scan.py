@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from featurestore import images
-from featurestore.dataset.scan_cache import ScanCache, Verdict, stamp
+from featurestore.dataset import scan_cache
+from featurestore.dataset.scan_cache import Verdict, stamp
 from featurestore.dataset.source import UnreadableError, is_uri, read, readers
 from featurestore.digests import EMPTY_CHECKSUM, digest_bytes, packed
 from featurestore.errors import DatasetError, ImageError, SourceChangedError
@@ -23,6 +24,8 @@ from featurestore.threads import map_ahead
 _BATCH = 32
 # A file written within this time could change again without its time stamps changing.
 _RACY_NS = 2_000_000_000
+# A scan that is killed loses at most the work of this time.
+_SAVE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -33,29 +36,36 @@ class Scanned:
     total: int
 
 
-def scan(sources: Sequence[str], on_event: OnEvent | None = None) -> dict[str, Verdict]:
-    """Digest and check sources in threads; those in the scan cache are not read.
+def scan(sources: Sequence[str], place: str, on_event: OnEvent | None = None) -> dict[str, Verdict]:
+    """Digest and check sources in threads; those that the last scan of ``place`` saw are not read.
 
-    Sources are absolute paths and URIs; repeated ones are read once.
+    Sources are absolute paths and URIs; repeated ones are read once. ``place`` is the folder or
+    table that lists them.
     """
     unique = list(dict.fromkeys(sources))
     emit = receiver(on_event)
     emit(Scanned(0, len(unique)))
     workers = readers(next(filter(is_uri, unique), None))
+    before = scan_cache.load(place)
+    batches = (
+        [(source, before.get(source)) for source in unique[start : start + _BATCH]]
+        for start in range(0, len(unique), _BATCH)
+    )
     verdicts: dict[str, Verdict] = {}
-    with closing(ScanCache()) as cache:
-
-        def batches() -> Iterator[list[tuple[str, Verdict | None]]]:
-            for start in range(0, len(unique), _BATCH):
-                batch = unique[start : start + _BATCH]
-                known = cache.lookup(batch)
-                yield [(source, known.get(source)) for source in batch]
-
-        with closing(map_ahead(_scan_batch, batches(), 4 * workers, workers)) as scanned:
+    saved = time.monotonic()
+    try:
+        with closing(map_ahead(_scan_batch, batches, 4 * workers, workers)) as scanned:
             for batch in scanned:
                 verdicts.update(batch)
-                cache.record(batch)
                 emit(Scanned(len(verdicts), len(unique)))
+                if time.monotonic() > saved + _SAVE_SECONDS:
+                    scan_cache.save(place, before | verdicts)
+                    saved = time.monotonic()
+    except BaseException:
+        scan_cache.save(place, before | verdicts)
+        raise
+    if verdicts != before:
+        scan_cache.save(place, verdicts)
     return verdicts
 
 
@@ -63,24 +73,24 @@ def judged(
     paths: Sequence[str], verdicts: Mapping[str, Verdict]
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Return the digests of listed paths, packed, and why some are not samples, by their place."""
-    found = [verdicts[path] for path in paths]
+    ordered = [verdicts[path] for path in paths]
     unread = {
-        at: str(each.reason)
-        for at, each in enumerate(found)
-        if each.digest is None or each.reason is not None
+        position: str(verdict.reason)
+        for position, verdict in enumerate(ordered)
+        if verdict.digest is None or verdict.reason is not None
     }
-    return packed(each.digest or EMPTY_CHECKSUM for each in found), unread
+    return packed(verdict.digest or EMPTY_CHECKSUM for verdict in ordered), unread
 
 
 def _scan_batch(batch: list[tuple[str, Verdict | None]]) -> dict[str, Verdict]:
-    return {source: _scan_one(source, known) for source, known in batch}
+    return {source: _scan_one(source, cached) for source, cached in batch}
 
 
-def _scan_one(source: str, known: Verdict | None) -> Verdict:
+def _scan_one(source: str, cached: Verdict | None) -> Verdict:
     started = time.time_ns()
     before = _status(source)
-    if known is not None and before is not None and known.stamp == stamp(before):
-        return replace(known, stamp=None)  # it is recorded already
+    if cached is not None and before is not None and cached.stamp == stamp(before):
+        return cached
     try:
         data = read(source)
     except UnreadableError as error:
@@ -118,12 +128,11 @@ def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
     try:
         data = read(path)
     except UnreadableError as error:
-        raise DatasetError(f"{path!r}: {error}; {remedy()}") from error
-    found = digest_bytes(data)
-    if found != digest:
-        _forget(path)
+        raise DatasetError(f"{path!r}: {error}", remedy=remedy()) from error
+    if (now := digest_bytes(data)) != digest:
+        scan_cache.forget(path)
         raise SourceChangedError(
-            f"{path!r} has changed since it was scanned: {found}, expected {digest}; {remedy()}"
+            f"{path!r} has changed since it was scanned: {now}", digest, remedy()
         )
     return data
 
@@ -142,14 +151,8 @@ def decode_scanned(
     try:
         return images.decode(data, then)
     except ImageError as error:
-        _forget(path)
+        scan_cache.forget(path)
         raise ImageError(
             f"{path!r} does not decode here, although it did when it was scanned: {error}; "
             f"scanning again leaves it out: `{again}`"
         ) from error
-
-
-def _forget(path: str) -> None:
-    """Let the next scan read a file, whatever the cache says."""
-    with closing(ScanCache()) as cache:
-        cache.forget(path)

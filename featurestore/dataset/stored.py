@@ -1,10 +1,9 @@
-"""A data set of a store, which is not read before it is used."""
+"""A data set of a store, whose manifest is read when its samples are first asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from threading import Lock
 from typing import Any
 
 from featurestore.dataset.dataset import Dataset
@@ -13,7 +12,7 @@ from featurestore.dataset.samples import Samples
 
 
 class StoredDataset(Dataset):
-    """The data set of an entry, whose manifest is read when its samples are first asked for.
+    """The data set of an entry.
 
     Parameters
     ----------
@@ -24,22 +23,16 @@ class StoredDataset(Dataset):
         Reads the manifest.
     """
 
-    place: str
-    _rows: int
-    _read: Callable[[], Dataset]
-    _lock: Lock
-
     def __init__(self, entry: DatasetEntry, place: str, read: Callable[[], Dataset]) -> None:
-        known = entry.model_dump(exclude={"rows", "added"})
-        vars(self).update(known, place=place, _rows=entry.rows, _read=read, _lock=Lock())
+        self.name, self.source, self.options = entry.name, entry.source, entry.options
+        self.digest, self.manifest_digest = entry.digest, entry.manifest_digest
+        self.images_in_memory, self.place = None, place
+        self._rows, self._read = entry.rows, read
 
     @cached_property
     def samples(self) -> Samples:  # type: ignore[override]
         """The rows as columns."""
-        with self._lock:  # Threads that load images ask at the same time.
-            if "samples" not in vars(self):
-                vars(self)["samples"] = self._read().samples
-            return vars(self)["samples"]
+        return self._read().samples
 
     def __len__(self) -> int:
         return self._rows

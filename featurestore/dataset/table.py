@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
-
 from featurestore.dataset.labels import Label, is_missing, parse, uniform
 from featurestore.dataset.merge import merge
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.review import merged_spellings
 from featurestore.dataset.samples import Listed, Samples
 from featurestore.dataset.scan import judged, scan
 from featurestore.dataset.source import below, is_uri
-from featurestore.dataset.table_file import (
-    is_frame,
-    is_text,
-    read_frame,
-    read_table,
-    separator_note,
-)
+from featurestore.dataset.table_file import is_frame, is_text, read_frame, read_table
 from featurestore.errors import DatasetError, nearest
 from featurestore.listening import OnEvent
 from featurestore.objects import is_web
@@ -40,15 +31,10 @@ _OPTIONS = {
 def scan_table(location: str, how: ScanOptions, on_event: OnEvent | None) -> Samples:
     """Scan a table file, see :meth:`Dataset.open`."""
     names = [how.image_column or "path", how.label_column or "label", how.split_column or "split"]
-    table, separator = read_table(location, {*names, *filter(None, [how.group_by])})
-    folder = _folder(location)
-    # Where a comma does not separate columns, it may be the decimal point.
-    decimals = {";": ",", "\t": ".,"}.get(separator, ".") if is_text(location) else None
-    listed, columns, problems = list_table(table, how, how.root or folder, location, decimals)
-    problems += separator_note(location, separator)
-    hint = _root_hint(table, how, how.root or folder, "--root")
-    found = _scan(listed, on_event)
-    return merge(listed, *found, how, location, problems, columns=columns, hint=hint)
+    table = read_table(location, {*names, *filter(None, [how.group_by])})
+    return _scan(
+        table, how, how.root or _folder(location), location, "--root", on_event, is_text(location)
+    )
 
 
 def _folder(location: str) -> str:
@@ -57,36 +43,40 @@ def _folder(location: str) -> str:
     return location.rpartition("/")[0] if is_uri(location) else os.path.dirname(location)
 
 
-def _root_hint(table: Any, how: ScanOptions, root: str, option: str) -> str:
-    """Return what to do if none of the files exists; empty if every path is whole."""
-    paths = table[how.image_column or "path"].to_pylist()
-    if all(is_uri(path) or os.path.isabs(path) for path in paths):
-        return ""
-    return f"paths are relative to {root!r}; {option} names another folder"
-
-
 def scan_frame(frame: Any, name: str, how: ScanOptions, on_event: OnEvent | None) -> Samples:
     """Scan a DataFrame, see :meth:`Dataset.open`."""
-    root = how.root or os.getcwd()
-    table = read_frame(frame, name)
-    listed, columns, problems = list_table(table, how, root, name)
-    hint = _root_hint(table, how, root, "root=")
-    found = _scan(listed, on_event)
-    return merge(listed, *found, how, name, problems, columns=columns, hint=hint)
+    return _scan(read_frame(frame, name), how, how.root or os.getcwd(), name, "root=", on_event)
 
 
-def _scan(listed: Listed, on_event: OnEvent | None) -> tuple[np.ndarray, dict[int, str]]:
-    paths = listed.paths or ()
-    return judged(paths, scan(paths, on_event))
+def _scan(
+    table: Any,
+    how: ScanOptions,
+    root: str,
+    place: str,
+    option: str,
+    on_event: OnEvent | None,
+    cells: bool = False,
+) -> Samples:
+    """Scan what a table lists; ``option`` is what names another root."""
+    listed, columns, problems = list_table(table, how, root, place, cells)
+    paths, hint = listed.paths or (), ""
+    if not all(is_uri(path) or os.path.isabs(path) for path in table[_name(how)].to_pylist()):
+        hint = f"paths are relative to {root!r}; {option} names another folder"
+    scanned = judged(paths, scan(paths, place, on_event))
+    return merge(listed, *scanned, how, place, problems, columns=columns, hint=hint)
+
+
+def _name(how: ScanOptions) -> str:
+    return how.image_column or "path"
 
 
 def list_table(
-    table: Any, how: ScanOptions, root: str, place: str, decimals: str | None = None
+    table: Any, how: ScanOptions, root: str, place: str, cells: bool = False
 ) -> tuple[Listed, dict[str, Any], list[Problem]]:
     """List the samples of a pyarrow.Table.
 
     ``root`` is the folder or URI that paths are relative to, ``place`` the location of the table or
-    the name of the data set, ``decimals`` the decimal point as in `parse`, if cells are text.
+    the name of the data set, ``cells`` whether labels are the cells of a text file.
 
     Returns
     -------
@@ -95,7 +85,7 @@ def list_table(
         The other columns, in the order of the rows; none that holds lists, objects, bytes or
         intervals.
     problems : list of Problem
-        If the table has columns but none of labels; or labels in two spellings.
+        If the table has columns but none of labels.
 
     Raises
     ------
@@ -104,28 +94,27 @@ def list_table(
     """
     where = f"table {place!r}"
     named = {
-        "path": how.image_column or "path",
-        "label": _found(table, how.label_column, "label", where),
-        "split": _found(table, how.split_column, "split", where),
+        "path": _name(how),
+        "label": _present(table, how.label_column, "label", where),
+        "split": _present(table, how.split_column, "split", where),
         "group": how.group_by,
     }
-    cells = {
+    columns = {
         what: None if name is None else _column(table, name, where, what)
         for what, name in named.items()
     }
     paths = [
         below(root, _path(value, f"{where}, row {row}"))
-        for row, value in enumerate(cells["path"] or [], 1)
+        for row, value in enumerate(columns["path"] or [], 1)
     ]
     if not paths:
-        raise DatasetError(f"{where} has no rows, expected one for each image")
+        raise DatasetError(f"{where} has no rows", "one for each image")
     labels: list[Label] | None = None
     problems: list[Problem] = []
     others = set(table.column_names) - set(named.values())
-    if cells["label"] is not None:
-        found = parse(cells["label"], decimals) if decimals else cells["label"]
-        labels = uniform(found, where)
-        problems += merged_spellings(found, place)
+    if columns["label"] is not None:
+        values = columns["label"]
+        labels = uniform(parse(values, where) if cells else values, where)
     elif others:
         names = ", ".join(map(repr, sorted(others)))
         reason = (
@@ -133,7 +122,7 @@ def list_table(
             "--label-column names one (label_column in Python)"
         )
         problems.append(Problem("labels", place, reason))
-    listed = Listed.of(paths, labels, cells["split"], cells["group"], where, len(paths))
+    listed = Listed.of(paths, labels, columns["split"], columns["group"], where, len(paths))
     return listed, _others(table, named), problems
 
 
@@ -171,7 +160,7 @@ def list_rows(
     if is_frame(data):
         table, where, root = read_frame(data, "images"), "the DataFrame", root or os.getcwd()
     else:
-        table, _ = read_table(data, [name])
+        table = read_table(data, [name])
         where, root = f"table {data!r}", root or _folder(data)
     paths = _column(table, name, where, "path")
     return [
@@ -182,15 +171,13 @@ def list_rows(
 
 def _path(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
-        found = "no path" if is_missing(value) else f"path {value!r}"
-        raise DatasetError(f"{where}: {found}, expected the path or URI of an image")
+        shown = "no path" if is_missing(value) else f"path {value!r}"
+        raise DatasetError(f"{where}: {shown}", "the path or URI of an image")
     return value
 
 
 def _column(table: Any, name: str, where: str, what: str) -> list[Any]:
     names = table.column_names
-    if names.count(name) > 1:
-        raise DatasetError(f"{where} has several columns {name!r}, expected one")
     if name not in names:
         option = _OPTIONS[what]
         # Names that are near to a default one mean nothing.
@@ -203,7 +190,7 @@ def _column(table: Any, name: str, where: str, what: str) -> list[Any]:
     return values
 
 
-def _found(table: Any, name: str | None, default: str, where: str) -> str | None:
+def _present(table: Any, name: str | None, default: str, where: str) -> str | None:
     """Return the requested column, or the default one if it exists."""
     if name is not None or default in table.column_names:
         return name or default

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
-from featurestore.dataset.problems import Problem
 from featurestore.dataset.source import MAX_BYTES, UnreadableError, is_uri, read
 from featurestore.errors import DatasetError, nearest, one_line
 
@@ -15,7 +15,6 @@ SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 # The cell of a code, which as a number loses its zeros; or, as a float, its last digits.
 _CODE = r"^\s*[+-]?0[0-9]"
 _LONG_CODE = rf"{_CODE}|^\s*[+-]?[0-9]{{17,}}\s*$"
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def is_table(location: str) -> bool:
@@ -38,11 +37,12 @@ def _suffix(location: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
-    """Read a table file as a pyarrow.Table, and what separates the columns if it is a CSV file.
+def read_table(location: str, names: Collection[str]) -> Any:
+    """Read a table file as a pyarrow.Table.
 
-    The columns ``names`` are text in a CSV file, whatever their cells look like, and so are others
-    with a number that begins with 0, such as 007, or is an integer of more than 64 bits.
+    Commas, semicolons or tabs separate the columns of a CSV file: what its header line has most of.
+    The columns ``names`` are text, whatever their cells look like, and so are others with a number
+    that begins with 0, such as 007, or is an integer of more than 64 bits.
 
     Raises
     ------
@@ -60,80 +60,57 @@ def read_table(location: str, names: Collection[str]) -> tuple[Any, str]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    separator = ""
     try:
         data = read(location, MAX_BYTES)
-        if not is_text(location):
+        if is_text(location):
+            table = _read_csv(data, "\t,;" if _suffix(location) == ".tsv" else ",;\t", names)
+        else:
             table = parquet.read_table(pa.BufferReader(data))
             table.validate(full=True)
-        else:
-            separator = _separator(data, "\t" if _suffix(location) == ".tsv" else ",")
-            table = _read_csv(data, separator, names)
-            if numbers := _numbers(table):
-                # As numbers, codes lose their zeros.
-                table = _with_codes(table, _read_csv(data, separator, {*names, *numbers}))
-        _ = table.column_names  # pyarrow decodes them only now
+        columns = table.column_names  # pyarrow decodes them only now
     except (UnreadableError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(
-            f"table {location!r} cannot be read: {one_line(error)}; expected UTF-8 text with a "
-            "header line, or Parquet; what pandas can read, pass as a DataFrame"
+            f"table {location!r} cannot be read: {one_line(error)}",
+            "UTF-8 text with a header line, or Parquet",
+            "what pandas can read, pass as a DataFrame",
         ) from error
-    return table, separator
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise DatasetError(f"table {location!r} has several columns {twice!r}", "one")
+    return table
 
 
-def _read_csv(data: bytes, separator: str, texts: Collection[str]) -> Any:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    return csv.read_csv(
-        pa.BufferReader(data),
-        parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
-    )
-
-
-def _numbers(table: Any) -> list[str]:
-    import pyarrow.types as kinds
-
-    return [
-        each.name
-        for each in table.schema
-        if kinds.is_integer(each.type) or kinds.is_floating(each.type)
-    ]
-
-
-def _with_codes(table: Any, texts: Any) -> Any:
-    """Return a table with the text of the columns of numbers that are codes: 007."""
+def _read_csv(data: bytes, separators: str, names: Collection[str]) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.types as kinds
+    from pyarrow import csv
 
-    columns = []
-    for column, text in zip(table.columns, texts.columns, strict=True):
-        code = _LONG_CODE if kinds.is_floating(column.type) else _CODE
-        is_code = text.type != column.type and pc.any(pc.match_substring_regex(text, code)).as_py()
-        columns.append(text if is_code else column)
-    return pa.table(columns, names=table.column_names)
-
-
-def separator_note(location: str, separator: str) -> list[Problem]:
-    """Say what separates the columns of a file whose name promises something else."""
-    if separator in ("", "\t" if _suffix(location) == ".tsv" else ","):
-        return []
-    return [Problem("table", location, f"its columns are separated by {SEPARATORS[separator]}")]
-
-
-def _separator(data: bytes, usual: str) -> str:
-    """Return what separates the names in the header line: the usual character, or a commoner one.
-
-    Examples
-    --------
-    >>> _separator(b"path;label", ","), _separator(b'path,"a;b;c"', ","), _separator(b"path", ",")
-    (';', ',', ',')
-    """
     header = re.sub(rb'"[^"]*"', b"", re.split(rb"[\r\n]", data, maxsplit=1)[0])
-    # Of equal counts, max() takes the first.
-    return max([usual, *SEPARATORS], key=lambda each: header.count(each.encode()))
+    separator = max(separators, key=lambda mark: header.count(mark.encode()))
+
+    def parsed(texts: Collection[str]) -> Any:
+        return csv.read_csv(
+            pa.BufferReader(data),
+            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+        )
+
+    table = parsed(names)
+    numbers = {
+        field.name: kinds.is_floating(field.type)
+        for field in table.schema
+        if kinds.is_integer(field.type) or kinds.is_floating(field.type)
+    }
+    if not numbers or len({*table.column_names}) < len(table.column_names):
+        return table
+    texts = parsed({*names, *numbers})
+    codes = {
+        name
+        for name, floating in numbers.items()
+        if pc.any(pc.match_substring_regex(texts[name], _LONG_CODE if floating else _CODE)).as_py()
+    }
+    columns = [(texts if name in codes else table)[name] for name in table.column_names]
+    return pa.table(columns, names=table.column_names)
 
 
 def read_frame(frame: Any, name: str) -> Any:
@@ -156,10 +133,13 @@ def read_frame(frame: Any, name: str) -> Any:
             table = pa.table(frame)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DatasetError(
-            f"table {name!r}: {one_line(error)}; leave this column out: frame.drop(columns=…)"
+            f"table {name!r}: {one_line(error)}",
+            remedy="leave this column out: frame.drop(columns=…)",
         ) from error
-    names = ["index" if each == "__index_level_0__" else each for each in table.column_names]
-    return table.rename_columns(names)
+    columns = [name.replace("__index_level_0__", "index") for name in table.column_names]
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise DatasetError(f"table {name!r} has several columns {twice!r}", "one")
+    return table.rename_columns(columns)
 
 
 def _paths_as_text(frame: Any) -> Any:
@@ -168,7 +148,7 @@ def _paths_as_text(frame: Any) -> Any:
     for name in frame.columns:
         column = frame[name]
         if column.ndim == 1 and column.dtype == object:
-            is_path = [isinstance(each, os.PathLike) for each in column]
+            is_path = [isinstance(cell, os.PathLike) for cell in column]
             if any(is_path):
                 frame[name] = column.mask(is_path, column.astype(str))
     return frame
@@ -179,11 +159,11 @@ def _missing(path: str) -> DatasetError:
     parent, name = os.path.split(path.rstrip(os.sep))
     while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
         parent, name = os.path.split(parent)
-    try:
-        siblings = sorted(each for each in os.listdir(parent) if not each.startswith("."))
-    except OSError:
-        siblings = []
+    siblings: list[str] = []
+    with suppress(OSError):
+        siblings = sorted(other for other in os.listdir(parent) if not other.startswith("."))
     return DatasetError(
-        f"{path!r} does not exist, expected a folder or a table of images; in {parent!r}: "
-        f"{nearest(name, siblings)}"
+        f"{path!r} does not exist",
+        "a folder or a table of images",
+        f"in {parent!r}: {nearest(name, siblings)}",
     )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.backbone import Backbone, LayerRef
+from featurestore.dataset import Dataset
 from featurestore.errors import PromotionError, StoreError, UnknownLayerError
 from featurestore.heads import Head
 
 if TYPE_CHECKING:
-    from featurestore.dataset import Dataset
     from featurestore.store import FeatureStore
 
 
@@ -69,6 +68,7 @@ def load_data(store: FeatureStore, head: Head) -> Dataset:
     """
     recorded = head.lineage["dataset"]
     data = store.datasets.load(recorded["name"], recorded["manifest_digest"])
+    source, options = data.source, data.options
     places = dict(zip(data.sample_digests, data.paths, strict=True))
     entries = sorted(store.datasets.values(), key=lambda each: each.added)
     for entry in entries:
@@ -82,9 +82,9 @@ def load_data(store: FeatureStore, head: Head) -> Dataset:
             scanned = zip(now.sample_digests, now.paths, strict=True)
             places |= {digest: path for digest, path in scanned if digest in places and path}
             if entry.name == data.name:
-                data = replace(data, source=now.source, options=now.options)
+                source, options = now.source, now.options
     paths = [places[digest] for digest in data.sample_digests]
-    return replace(data, samples=data.samples.moved(paths))
+    return Dataset(data.name, source, options, data.samples.moved(paths))
 
 
 def _absolute(path: str | Path) -> str:

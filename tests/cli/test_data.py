@@ -293,7 +293,6 @@ def test_a_table_with_columns_of_other_names(place: Place) -> None:
 
     assert "no column 'path' (--image-column names another, image_column in Python); it " in without
     assert scanned.out.splitlines()[2].split() == ["blue", "9", "0", "3"]
-    assert "its columns are separated by semicolons" in scanned.err
     assert (extracted["dataset"], extracted["rows"]) == ("my visits", 36)
     assert extracted["features"]["conv_b:avg"]["rows_computed"] == 0
     assert fitted.status == 0

@@ -38,17 +38,17 @@ def test_the_same_bytes_in_another_shape_are_another_sample() -> None:
 @pytest.mark.parametrize(
     ("X", "y", "message"),
     [
-        (X4 / 255, None, "X[0] is float64, expected uint8 with values 0..255: (X * 255).round()"),
+        (X4 / 255, None, "X[0] is float64; expected uint8 with values 0..255; (X * 255).round()"),
         (
             X4.astype(int),
             None,
-            "X[0] is int64, expected uint8 with values 0..255: X.astype('uint8')",
+            "X[0] is int64; expected uint8 with values 0..255; X.astype('uint8')",
         ),
-        (X4.reshape(4, 4), None, "X has the shape (4, 4), expected (row, height, width)"),
+        (X4.reshape(4, 4), None, "X has the shape (4, 4); expected (row, height, width)"),
         (np.zeros((2, 3, 16, 16), np.uint8), None, "channels last"),
         (X4[:0], None, "X is empty"),
-        (X4, [1, 2, 3], "y has 3 values, expected 4"),
-        (X4, np.eye(4), "y has the shape (4, 4), expected (4,): y.argmax(axis=1)"),
+        (X4, [1, 2, 3], "y has 3 values; expected 4"),
+        (X4, np.eye(4), "y has the shape (4, 4); expected (4,); y.argmax(axis=1)"),
         (X4, ["a", 1, "b", 2], "labels of mixed types, int (2) and str ('b')"),
         (X4, [1.0, float("inf"), 2, 3], "label inf"),
         (X4, [1, 2**63, 2, 3], "expected text, an integer of 64 bits"),
@@ -64,7 +64,7 @@ def test_bad_arrays(X: Any, y: Any, message: str) -> None:
 def test_bad_splits_and_groups() -> None:
     with pytest.raises(DatasetError, match="splits, row 2: split 'later'"):
         Dataset.from_arrays(X4, name="x", splits=["train", "later", "val", None])
-    with pytest.raises(DatasetError, match="groups has 1 values, expected 4"):
+    with pytest.raises(DatasetError, match="groups has 1 values; expected 4"):
         Dataset.from_arrays(X4, name="x", groups=["a"])
     for what in ("y", "splits", "groups", "ids"):
         for values in ({"a", "b", "c", "d"}, dict.fromkeys("abcd"), "abcd", 5):
@@ -104,7 +104,7 @@ def test_the_order_in_which_arrays_were_given() -> None:
     other = Dataset.from_arrays(X4, name="x")
     assert other.manifest_digest == found.manifest_digest
     assert other.given.tolist() != found.given.tolist()
-    with pytest.raises(DatasetError, match="ids has 2 values, expected 5"):
+    with pytest.raises(DatasetError, match="ids has 2 values; expected 5"):
         Dataset.from_arrays(X, name="x", ids=["a", "b"])
     with pytest.raises(DatasetError, match="expected all text or all integers"):
         Dataset.from_arrays(X4, name="x", ids=["a", 1, "b", 2])

@@ -45,7 +45,7 @@ def test_neither_folder_nor_table(tmp_path: Path) -> None:
         ({"grup_by": "folder"}, "no option 'grup_by'; did you mean 'group_by'?"),
         ({"name": "a\nb"}, "data set name"),
         ({"group_by": "("}, "is not a regular expression"),
-        ({"group_by": "(a)(b)"}, "2 groups, expected at most one"),
+        ({"group_by": "(a)(b)"}, "2 groups; expected at most one"),
         ({"group_by": "nurse_([0-9]+)"}, "matches none of 2 paths"),
     ],
 )

@@ -25,7 +25,7 @@ def test_contradictions_are_reported(tmp_path: Path) -> None:
         {"path": "c.png", "label": "cat", "split": "train", "who": "p1"},
     ]
     found = Dataset.open(table(tmp_path / "t.csv", rows), group_by="who")
-    row = found.paths.index(str(tmp_path / "a.png"))
+    row = found.paths.index(str(tmp_path / "b.png"))
     assert len(found) == 2
     assert found.labels[row] is None
     assert found.splits[row] == "train"
@@ -136,7 +136,7 @@ def test_a_group_in_several_given_splits_is_refused(tmp_path: Path) -> None:
         Dataset.open(crossing, group_by="who")
     found = str(refused.value)
     shown = ", ".join(f"'p{number}' (train, test)" for number in range(3))
-    assert f"5 groups in several of the given splits, such as {shown} and 2 more: give " in found
+    assert f"5 groups in several of the given splits, such as {shown} and 2 more; give " in found
     assert "\n" not in found
     assert set(Dataset.open(crossing).splits) >= {"train", "test"}
     # What the message says to do: with none of its splits given, a group is drawn.
@@ -165,4 +165,4 @@ def test_equal_labels_of_identical_images_become_the_same_one(
     path = put(tmp_path / "0.png", 0)
     rows = pd.DataFrame({"path": [str(path)] * 2, "label": labels})
     found = Dataset.open(rows, name="zeros")
-    assert np.signbit(found.labels).tolist() == [True]
+    assert np.signbit(found.labels).tolist() == [False]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -81,27 +80,3 @@ def test_few_validation_rows_of_numbers_and_of_no_labels() -> None:
     assert Dataset.from_arrays(X, name="x").problems == []
     none = Dataset.from_arrays(X, np.arange(30) % 9, name="x", splits=["train"] * 30)
     assert "rows of a class in val (none at all): " in none.problems[0].reason
-
-
-@pytest.mark.parametrize(
-    ("labels", "combined"),
-    [
-        (["red;blue", "blue;red", "green", "red; green"], "'blue;red'"),
-        (["a", "b", "a|b"], "'a|b'"),
-        (["3,7", "7,9", "3, 9"], "'3, 9'"),
-        (["Paris, Texas", "Austin, Texas", "Paris, France"], None),
-        (
-            ["cat, small", "cat, large", "dog, small", "dog, large", "fox, small", "fox, large"],
-            None,
-        ),
-        (["tench, Tinca tinca", "goldfish, Carassius auratus", "crane"], None),
-        (["ant", "bee"], None),
-        ([1, 2], None),
-    ],
-)
-def test_classes_that_look_like_several_labels(labels: list[Any], combined: str | None) -> None:
-    found = Dataset.from_arrays(arrays(list(range(len(labels)))), labels, name="x", val=0)
-    said = [each.reason for each in of_kind(found, "labels")]
-    assert len(said) == (combined is not None)
-    if combined is not None:
-        assert f", such as {combined}, look like several labels per image: each" in said[0]

@@ -62,7 +62,7 @@ def test_columns(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
         (b"path,label\nimg/caf\xe9.png,a\n", "invalid UTF8 data; expected UTF-8 text"),
         (b"path,gr\xf6\xdfe\nimg/0.png,3\n", "can't decode byte 0xf6 in position 2"),
         (b"path,label\n,a\n", "row 1: no path"),
-        (b"path,path\na,b\n", "several columns 'path', expected one"),
+        (b"path,path\na,b\n", "several columns 'path'; expected one"),
         (b"path,label\nimg/0.png,9223372036854775808\n", "expected text, an integer of 64 bits"),
         (b"path,label\nnot.png,a\n", "no listed file is an image (1 tried)"),
     ],
@@ -80,7 +80,7 @@ def test_bad_parquet(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     with pytest.raises(DatasetError, match="not a parquet file"):
         Dataset.open(path)
     pd.DataFrame({"path": [1, 2]}).to_parquet(path)
-    with pytest.raises(DatasetError, match="row 1: path 1, expected"):
+    with pytest.raises(DatasetError, match="row 1: path 1; expected"):
         Dataset.open(path)
     pd.DataFrame({"path": ["img/0.png"], "label": [[1, 2]]}).to_parquet(path)
     with pytest.raises(DatasetError, match=r"label .* of type list, expected text"):
@@ -130,7 +130,6 @@ def test_the_order_of_a_tables_rows_does_not_matter(tmp_path: Path) -> None:
     table(path, rows[::-1])
     two = Dataset.open(path)
     assert len(one) == 6
-    assert one.paths == two.paths
     assert one.manifest_digest == two.manifest_digest
     assert one.given.tolist() == two.given.tolist()[::-1]
 

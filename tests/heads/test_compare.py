@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from featurestore.dataset import Dataset
 from featurestore.errors import FeatureStoreWarning, HeadError, NotFoundError
 from featurestore.features import Features
 from featurestore.heads import best, fit_head, fit_heads, leaderboard
@@ -45,7 +45,8 @@ def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> N
 
 def test_the_same_samples_under_two_names_have_the_same_heads(three: Features) -> None:
     head, store = fit_head(three, "ridge"), three.store
-    store.datasets.add(replace(three.dataset, name="again"))
+    data = three.dataset
+    store.datasets.add(Dataset("again", data.source, data.options, data.samples))
 
     found = [leaderboard(name, store) for name in (three.dataset.name, "again")]
     assert [[row["head"] for row in rows] for rows in found] == [[head.id]] * 2

@@ -291,8 +291,8 @@ def _table_target(folder: Path) -> Target:
         parquet = data[:4] == b"PAR1" or data[-4:] == b"PAR1"
         path = folder / ("table.parquet" if parquet else "table.csv")
         path.write_bytes(data)
-        table, _ = read_table(str(path), ["path", "label", "split"])
-        list_table(table, ScanOptions(), str(folder), str(path), None if parquet else ".")
+        table = read_table(str(path), ["path", "label", "split"])
+        list_table(table, ScanOptions(), str(folder), str(path), not parquet)
 
     return Target(read, [csv, buffer.getvalue()], words=words)
 
