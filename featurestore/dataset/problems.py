@@ -28,7 +28,8 @@ class Problem:
         About one sample: ``quarantined`` (it does not decode and is left out), ``ignored`` (a
         file of a folder that is no image, such as notes), ``duplicate`` (the bytes of another),
         ``link`` (to a folder that is listed already or contains one that is),
-        ``label-conflict``, ``split-conflict`` and ``group-conflict`` (identical samples, or samples of one group, contradict each other).
+        ``label-conflict``, ``split-conflict`` and ``group-conflict`` (identical samples, or samples
+        of one group, contradict each other).
         About the whole data set: ``unlabelled`` (samples without a label in a labelled data set),
         ``labels`` (suspicious classes, or no column of labels), ``groups`` (samples without a
         group, or groups with similar names), ``splits`` (the folder has splits of its own),

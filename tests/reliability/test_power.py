@@ -77,7 +77,7 @@ def test_a_write_that_returns_is_on_disk(tmp_path: Path) -> None:
         files.write("a/b", b"bytes")
 
     folders = [Path(step.path).name for step in disk.steps[:made] if step.call == "fsync"]
-    assert folders == [tmp_path.name, "store"]
+    assert {tmp_path.name, "store"} <= set(folders)
     assert [step.call for step in disk.steps[made:]] == [
         "open",
         "write",
