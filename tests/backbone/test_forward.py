@@ -150,6 +150,7 @@ def test_layers_that_change_variables_of_tensorflow_are_refused(batch):
 
 
 @pytest.mark.reliability
+@pytest.mark.filterwarnings("ignore:TensorFlow computes, because OpenVINO cannot")
 def test_dropout_inside_recurrent_layers_is_off(batch):
     image = keras.Input((16, 16, 3))
     steps = layers.Reshape((16, 48))(layers.Rescaling(1 / 255)(image))
