@@ -62,7 +62,7 @@ class Executor:
     def run(self, rows: range | None = None, stats: RunStats | None = None) -> None:
         """Write the missing blocks that begin in a range of rows, by default all.
 
-        Blocks that exist by now are left out: another worker may have written them, and died.
+        Blocks that are sound by now are left out: another worker may have written them, and died.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class Executor:
         """
         progress = Progress(self._plan, stats or RunStats(), self._emit)
         blocks = {
-            number: [block for block in blocks if not self._groups[number].features.exists(block)]
+            number: [block for block in blocks if not self._groups[number].features.is_sound(block)]
             for number, blocks in self._plan.blocks(rows or range(self._plan.rows)).items()
         }
         with ThreadPoolExecutor(processors(), "write") as pool:

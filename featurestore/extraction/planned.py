@@ -40,7 +40,7 @@ class LayerPlan:
     block_rows : int
         Rows of one block.
     missing : tuple of int
-        Numbers of the missing blocks, ascending.
+        Numbers of the missing blocks, ascending, and of damaged ones to write again.
     state : GroupState or None
         What is stored under the key, of this type; None if nothing is.
     float32_reason : str or None

@@ -123,7 +123,8 @@ class Request:
     max_bytes : int or None
         A plan that writes more, before compression, is refused.
     unreadable : mapping of str to set of int
-        Blocks of other arrays that cannot be copied, as in `RowIndex`. Learned while copying.
+        Damaged blocks by the path of their array: they are written again where they belong to
+        these layers, and not copied from, as in `RowIndex`. Learned from a check or while copying.
     """
 
     backbone: Backbone
@@ -203,17 +204,19 @@ class Request:
         self, dataset: Dataset, ref: LayerRef, key: FeatureKey, index: RowIndex
     ) -> LayerPlan:
         shape, state = (len(dataset), *self.backbone.shape(ref)), index.get(key)
+        damaged = self.unreadable.get(state.group.path, set()) if state else set()
         dtype, reason = self._dtype(key, state, index)
         why = f"float32 because it gave {reason}" if reason else None
         if state is not None and state.group.dtype == "float16" and dtype == "float32":
             # Float32 features are written beside them, and then take over.
-            state = index.replacement(key)
+            state, damaged = index.replacement(key), set()
             why = "; ".join(filter(None, ["stored as float16", why]))
         if state is None:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
             missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
         else:  # Float32 serves a request for float16.
-            rows, missing, dtype = state.group.block_rows, state.missing, str(state.group.dtype)
+            rows, dtype = state.group.block_rows, str(state.group.dtype)
+            missing = tuple(sorted(damaged.union(state.missing)))
         if not missing:
             return LayerPlan(ref, key, shape, dtype, rows, (), state)
         copies = index.find(

@@ -47,8 +47,8 @@ def repair(
     """Repair damaged files in place.
 
     Metadata are rewritten from their twins, row ids from the manifest, the current manifest from a
-    new scan. A damaged block is removed, and is then computed like any that is missing. Heads are
-    not repaired: the command that fitted one fits it again.
+    new scan. A damaged block is computed like any that is missing, and replaced in one write. Heads
+    are not repaired: the command that fitted one fits it again.
 
     Parameters
     ----------
@@ -84,21 +84,10 @@ def repair(
             left = store.check(item)
         except FeatureStoreError as error:
             needs, left = str(error), store.check(item)
-        incomplete = _missing(store, item)
+        remaining = {damage.path for damage in left}
         for path, damage in damages.items():
-            remains = damage.block in incomplete or any(path == other.path for other in left)
-            repairs.append(Repair(damage, needs if remains else None))
+            repairs.append(Repair(damage, needs if path in remaining else None))
     return repairs
-
-
-def _missing(store: FeatureStore, item: Item) -> list[int]:
-    """Return the blocks that do not exist: a damaged one that was not computed again is missing."""
-    if item.kind != "features":
-        return []
-    try:
-        return store.features.open(item).missing()
-    except FeatureStoreError:
-        return []
 
 
 def _repair_dataset(store: FeatureStore, item: Item, damages: Sequence[Damage]) -> None:
@@ -143,11 +132,9 @@ def _repair_features(
             f"{backbone.name} is no longer the model of the extraction",
             remedy="restore its former weights",
         )
-    with features.lock([key], shared=True), features.lock_work([key]):
-        for block in blocks:
-            group.features.remove(block)
     # As a boundary: the state of the data set that is current stays so.
-    request = Request(backbone, (), str(group.dtype), "auto", (ref,))
+    damaged = {group.path: set(blocks)}
+    request = Request(backbone, (), str(group.dtype), "auto", (ref,), unreadable=damaged)
     store_features(request, dataset, store, RunStats(), Cluster.of(None), on_event)
 
 

@@ -152,12 +152,6 @@ def repairing(made: Made, store: FeatureStore) -> None:
         raise StoreError(left[0])
 
 
-def repairing_to_the_end(made: Made, store: FeatureStore) -> None:
-    """A repair that is interrupted leaves a block missing, which an extraction computes."""
-    repairing(made, store)
-    extraction(made, store)
-
-
 def damage(made: Made, store: FeatureStore) -> None:
     """A block, the row ids, two documents and the manifest, a bit of each."""
     root = Path(store.location)
@@ -186,7 +180,7 @@ ACTS = {
     "scan": Act(another_scan, nothing),
     "removal": Act(removal, nothing),
     "gc": Act(collection, litter),
-    "repair": Act(repairing_to_the_end, damage, stops=False),
+    "repair": Act(repairing, damage, stops=False),
 }
 
 

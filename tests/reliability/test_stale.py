@@ -576,7 +576,7 @@ def test_another_decoder_rule_changes_the_key(
     assert found["key"][0] != usual[2].prefix_digest
     assert tuple(found["key"][1:]) == identity(usual[2])[1:]
     assert found["missing"] == 1
-    assert found["why"] == "preprocessing.decoder: stored pillow-rgb-1, asked pillow-rgb-2"
+    assert found["why"] == "preprocessing.decoder: stored pillow-rgb-1, requested pillow-rgb-2"
 
 
 def test_asking_for_more_precision_serves_nothing_of_less(
