@@ -353,7 +353,7 @@ class Backbone:
             image = keras.Input((None, None, 3), dtype="uint8", name="image")
             resized = inference_by_default(self.preprocessing.resizing())(image)
             scaled = self.preprocessing.scale(resized)
-            output = clone(self._graph, scaled, [self.cuts.number(ref.layer)])[0]
+            output = clone(self._graph, scaled, [self.cuts.number(ref.layer)], fixed=True)[0]
             reducing = ref.reducing(len(output.shape))
             if reducing is not None:
                 output = reducing(output)

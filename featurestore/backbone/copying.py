@@ -30,18 +30,22 @@ def seeded(seed: int = 0) -> Iterator[None]:
         random.setstate(state)
 
 
-def clone(graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "") -> list[Tensor]:
+def clone(
+    graph: Graph, inputs: Tensor, wanted: Sequence[int], prefix: str = "", *, fixed: bool = False
+) -> list[Tensor]:
     """Copy nodes onto a symbolic tensor: new layers of the same configuration and weights.
 
     ``inputs`` takes the place of the graph's input; each wanted node has one output. The prefix is
-    put before every canonical name.
+    put before every canonical name. ``fixed`` puts the learned mean and variance of a
+    ``Normalization`` into its configuration, because Keras' ``set_weights`` does not update the
+    numbers that the layer computes with. This changes its digest.
     """
     copies: dict[int, Any] = {}
 
     def copied(node: Node) -> Any:
         key = id(node.operation)
         if key not in copies:
-            copies[key] = _copy(node.operation, prefix + graph.layer_names[key])
+            copies[key] = _copy(node.operation, prefix + graph.layer_names[key], fixed=fixed)
         return inference_by_default(copies[key])
 
     tensors = graph.run(inputs, wanted, copied)
@@ -69,7 +73,7 @@ def recast(graph: Graph, precision: str) -> Graph:
             return operation
         if key not in copies:
             dtype = {"dtype": f"mixed_{precision}"}
-            copies[key] = _copy(operation, graph.layer_names[key], dtype)
+            copies[key] = _copy(operation, graph.layer_names[key], options=dtype)
         return inference_by_default(copies[key])
 
     image = graph.nodes[0].outputs[0]
@@ -92,7 +96,7 @@ def clone_onto(model: Any, tensor: Tensor, prefix: str = "") -> Tensor:
     """
     graph = dissolve(model)
     ends = [number for number, _ in graph.outputs]
-    return clone(graph, tensor, ends, prefix)[0]
+    return clone(graph, tensor, ends, prefix, fixed=True)[0]
 
 
 def set_weights(layer: Any, weights: Sequence[np.ndarray]) -> None:
@@ -120,9 +124,17 @@ def inference_by_default(layer: Any) -> Callable:
     return lambda *args, **kwargs: layer(*args, **{**kwargs, "training": False})
 
 
-def _copy(operation: Any, name: str, options: Mapping[str, Any] = {}) -> Any:
+def _copy(
+    operation: Any, name: str, *, fixed: bool = False, options: Mapping[str, Any] = {}
+) -> Any:
+    import keras
+
     try:
-        copy = type(operation).from_config(operation.get_config() | dict(options))
+        config = operation.get_config() | dict(options)
+        if fixed and isinstance(operation, keras.layers.Normalization) and operation.weights:
+            mean, variance, _ = operation.get_weights()
+            config |= {"mean": mean.tolist(), "variance": variance.tolist()}
+        copy = type(operation).from_config(config)
     except Exception as error:  # whatever a layer raises that cannot describe itself
         raise BackboneError(
             f"layer {name!r} ({type(operation).__name__}) cannot be built from its configuration:"

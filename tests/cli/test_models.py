@@ -320,7 +320,7 @@ def test_promote_finds_a_backbone_that_was_renamed(place: Place) -> None:
     (row,) = featurestore("predict", "fixed.keras", "photos/red/00.png", "--json").json
     assert row["label"] == "red"
     wrong = featurestore("promote", "logistic", "--model", "photos/red/00.png", "-o", "x.keras")
-    assert "does not load as a Keras model" in wrong.error
+    assert "is not a file of Keras layers" in wrong.error
 
 
 @pytest.mark.reliability

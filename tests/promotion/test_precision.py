@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featurestore.backbone import Backbone, engines
+from featurestore.backbone import Backbone, engines, openvino
 from featurestore.errors import ParityError, PromotionError
 from featurestore.extraction import extract
 from featurestore.features import Features
@@ -63,7 +63,7 @@ def test_the_engine_of_the_features_is_not_needed(
     make_features: MakeFeatures, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head on what OpenVINO computed is promoted on a machine with a GPU, too."""
-    monkeypatch.setattr(engines, "capabilities", lambda: ("FP32", "BF16"))
+    monkeypatch.setattr(openvino, "precisions", lambda: ("float32", "bfloat16"))
     low = backbone.using(precision="bfloat16", engine="openvino")
     features = make_features(["a", "b", "c"] * 15, model=low)
     head = fit_head(features, "logistic")
