@@ -123,8 +123,9 @@ class Request:
     max_bytes : int or None
         A plan that writes more, before compression, is refused.
     unreadable : mapping of str to set of int
-        Damaged blocks by the path of their array: they are written again where they belong to
-        these layers, and not copied from, as in `RowIndex`. Learned from a check or while copying.
+        Blocks of other arrays that cannot be copied, as in `RowIndex`. Learned while copying.
+    damaged : frozenset of int or None
+        Write only these blocks of the one layer again, instead of those that are missing.
     """
 
     backbone: Backbone
@@ -135,6 +136,7 @@ class Request:
     float32: Mapping[str, str] = field(default_factory=dict)
     max_bytes: int | None = None
     unreadable: Mapping[str, set[int]] = field(default_factory=dict)
+    damaged: frozenset[int] | None = None
 
     @classmethod
     def of(
@@ -180,7 +182,9 @@ class Request:
         index, keys = RowIndex(store.features, self.unreadable), self.keys(dataset)
         index.load(key.short for key in keys.values())
         incomplete = [
-            key for key in keys.values() if (state := index.get(key)) is None or state.missing
+            key
+            for key in keys.values()
+            if self.damaged or (state := index.get(key)) is None or state.missing
         ]
         index.load(other for key in incomplete for other in index.alike(key.short))
         layers = [self._plan_layer(dataset, ref, key, index) for ref, key in keys.items()]
@@ -204,19 +208,18 @@ class Request:
         self, dataset: Dataset, ref: LayerRef, key: FeatureKey, index: RowIndex
     ) -> LayerPlan:
         shape, state = (len(dataset), *self.backbone.shape(ref)), index.get(key)
-        damaged = self.unreadable.get(state.group.path, set()) if state else set()
         dtype, reason = self._dtype(key, state, index)
         why = f"float32 because it gave {reason}" if reason else None
         if state is not None and state.group.dtype == "float16" and dtype == "float32":
             # Float32 features are written beside them, and then take over.
-            state, damaged = index.replacement(key), set()
+            state = index.replacement(key)
             why = "; ".join(filter(None, ["stored as float16", why]))
         if state is None:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
             missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
         else:  # Float32 serves a request for float16.
             rows, dtype = state.group.block_rows, str(state.group.dtype)
-            missing = tuple(sorted(damaged.union(state.missing)))
+            missing = state.missing if self.damaged is None else tuple(sorted(self.damaged))
         if not missing:
             return LayerPlan(ref, key, shape, dtype, rows, (), state)
         copies = index.find(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from typing import TYPE_CHECKING
 
 from featurestore.backbone.refs import LayerRef
-from featurestore.errors import DatasetError, ExtractionError, FeatureStoreError
+from featurestore.errors import DatasetError, ExtractionError, FeatureStoreError, SourceChangedError
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.events import BackboneLoading
 from featurestore.extraction.planning import Request
@@ -133,9 +135,19 @@ def _repair_features(
             remedy="restore its former weights",
         )
     # As a boundary: the state of the data set that is current stays so.
-    damaged = {group.path: set(blocks)}
-    request = Request(backbone, (), str(group.dtype), "auto", (ref,), unreadable=damaged)
-    store_features(request, dataset, store, RunStats(), Cluster.of(None), on_event)
+    request = Request(backbone, (), str(group.dtype), "auto", (ref,))
+
+    def write(*blocks: int) -> None:
+        damaged = changed(request, damaged=frozenset(blocks))
+        store_features(damaged, dataset, store, RunStats(), Cluster.of(None), on_event)
+
+    try:
+        write(*blocks)
+    except SourceChangedError:
+        for block in blocks:  # An image that is gone or changed keeps only its own block damaged.
+            with suppress(SourceChangedError):
+                write(block)
+        raise
 
 
 def _backbone(group: FeatureGroup) -> Backbone:

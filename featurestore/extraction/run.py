@@ -182,7 +182,8 @@ def store_features(
             if alone and plan.missing:
                 try:
                     _write(plan, request, dataset, store, stats, cluster, on_event)
-                    request = changed(request, unreadable={})  # What was damaged is written.
+                    if request.damaged is not None:
+                        request = changed(request, damaged=frozenset())
                 except UnreadableRowsError as error:
                     blocks = {error.group.path: damaged_blocks(error.group)}
                     request = changed(request, unreadable={**request.unreadable, **blocks})

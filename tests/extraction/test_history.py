@@ -142,7 +142,10 @@ class History(RuleBasedStateMachine):
     @rule(data=st.data())
     def damage_and_repair(self, data: st.DataObject) -> None:
         groups = [self.store.features.get(key) for key in self.store.features.keys()]
-        group = data.draw(st.sampled_from([each for each in groups if each.features.existing()]))
+        groups = [group for group in groups if group.features.existing()]
+        if not groups:  # All were damaged while nothing had their images.
+            return
+        group = data.draw(st.sampled_from(groups))
         block = data.draw(st.sampled_from(sorted(group.features.existing())))
         path = Path(self.store.location, group.features.file(block))
         path.write_bytes(path.read_bytes()[:-3])

@@ -224,14 +224,6 @@ class Kept:
             assert each.source is not None
             self.store.datasets.add(Dataset.open(each.source, **each.options))
 
-    def extract_again(self, name: str) -> None:
-        """Extract the features that a block is of, with the batches that they had."""
-        key = self.key(name)
-        states = [state for states in self.states.values() for state in states]
-        dataset = next(state for state in states if state.digest == key.dataset_digest)
-        backbone, dtype = self.backbones[key.model], str(self.store.features.get(key).dtype)
-        extract(dataset, backbone, [key.ref], self.store, dtype=dtype, batch_size=8)
-
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
@@ -491,18 +483,18 @@ def test_without_the_images_all_else_is_repaired(kept: Kept) -> None:
     assert str(kept.folder / "photos") in str(needs[block])
     assert str(kept.folder / "photos") in str(needs[current])
     assert "`featurestore scan DATA --name others`" in str(needs[pointer])
-    assert (kept.now(block), kept.now(current), kept.now(pointer)) == (None, b"", b"")
+    assert kept.now(block) == kept.now(current) == kept.now(pointer) == b""
     for name in (ids, metadata, elsewhere):
         assert kept.now(name) == kept.files[name]
-    assert needs_after_repair(kept)[current] is None
+    needs = needs_after_repair(kept)
+    assert [name for name in needs if needs[name]] == [pointer]
     kept.do_what_is_needed(pointer)
-    kept.extract_again(block)
     assert kept.damages() == []
     same = [name for name in names if name != pointer]
     assert all(kept.now(name) == kept.files[name] for name in same)
 
 
-def test_an_image_that_is_gone_leaves_blocks_missing_until_it_is_back(kept: Kept) -> None:
+def test_one_image_that_is_gone_leaves_its_block_alone(kept: Kept) -> None:
     photos = kept.states["photos"][0]
     gone = photos.paths[9]
     assert gone is not None
@@ -514,10 +506,11 @@ def test_an_image_that_is_gone_leaves_blocks_missing_until_it_is_back(kept: Kept
     with away(Path(gone)):
         needs = needs_after_repair(kept)
     assert gone in str(needs[lost])
-    assert kept.now(lost) is None
-    assert needs_after_repair(kept) == {}
-    kept.extract_again(lost)
-    assert (kept.now(lost), kept.now(found)) == (kept.files[lost], kept.files[found])
+    assert needs[found] is None
+    assert kept.now(found) == kept.files[found]
+    assert kept.now(lost) == b""
+    assert needs_after_repair(kept) == {lost: None}
+    assert kept.now(lost) == kept.files[lost]
 
 
 @pytest.mark.parametrize("what", ["gone", "another"])
