@@ -239,8 +239,12 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     def fsync(self, key: FeatureKey) -> None:
         """Make features durable, even if another process wrote them and died before it did."""
+        self.flush(self.path(key))
+
+    def flush(self, path: str) -> None:
+        """Make the features at a path durable, as `fsync`."""
         for name in (FEATURES, SAMPLE):
-            self._files.fsync(f"{self.path(key)}/{name}")
+            self._files.fsync(f"{path}/{name}")
 
     def _check(self, path: str) -> Iterator[Damage]:
         if self.exists(path):

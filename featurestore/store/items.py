@@ -60,7 +60,10 @@ class Garbage(Item):
     bytes : int
         On disk.
     reason : str
+    superseded_by : str or None
+        Of a former array: the key of features of a current data set that have all of its rows.
     """
 
     bytes: int
     reason: str
+    superseded_by: str | None = None

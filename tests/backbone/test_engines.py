@@ -196,6 +196,8 @@ def attention(tokens):
     [
         layers.LayerNormalization(),
         layers.GroupNormalization(1),
+        layers.Conv2D(3, 3, padding="same", dilation_rate=2),
+        layers.DepthwiseConv2D(3, padding="same", dilation_rate=3),
         layers.Softmax(),
         layers.Activation("gelu"),
         layers.Activation("hard_swish"),

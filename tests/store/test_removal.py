@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
@@ -12,7 +13,7 @@ from featurestore.store.files import open_files
 from tests.reliability.faults import Killed, failing
 from tests.store.conftest import ids_of, key_of, put, rows_of
 from tests.store.test_datasets import IMAGES, shapes
-from tests.store.test_superseded import head_on
+from tests.store.test_garbage import head_on
 
 
 def features_of(store: FeatureStore, dataset: Dataset, ref: str = "pool"):
@@ -27,7 +28,9 @@ def features_of(store: FeatureStore, dataset: Dataset, ref: str = "pool"):
 @pytest.fixture
 def full(store: FeatureStore) -> FeatureStore:
     """A data set, a former state of it, and another data set; each with features and a head."""
-    former, current = shapes(count=4), shapes()
+    # One of its images is nowhere else: its features are not superseded.
+    images = np.concatenate([IMAGES[:3], IMAGES[:1] + 100])
+    former, current = Dataset.from_arrays(images, list("abab"), name="shapes"), shapes()
     for dataset in (former, current):
         store.datasets.add(dataset)
         head_on(store, features_of(store, dataset), f"knn-{len(dataset)}", dataset)
