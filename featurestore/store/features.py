@@ -88,9 +88,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         if group.key != key:
             raise StoreError(
                 f"{self._files.location}/{group.path} belongs to {group.key.prefix_digest} over "
-                f"{group.key.dataset_digest}, expected {key.prefix_digest} over "
-                f"{key.dataset_digest}: the short digests are equal and the whole ones are not; "
-                "use another store"
+                f"{group.key.dataset_digest}: the short digests are equal, and the whole ones are "
+                "not",
+                f"{key.prefix_digest} over {key.dataset_digest}",
+                "use another store",
             )
         return group
 

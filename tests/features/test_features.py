@@ -136,7 +136,7 @@ def test_rows_stay_with_their_labels(places, count, kind, split, labelled, order
     assert y_read.tolist() == [
         of_image[dataset.sample_digests[row]] for row in features.rows(split)
     ]
-    batches = features.batches(split, batch_size=7, shuffle=True, seed=seed)
+    batches = Batches.of(features, split, batch_size=7, shuffle=True, seed=seed)
     seen = list(epoch(batches, 0))
     assert sorted(row for x, _ in seen for row in ids_in(x).tolist()) == sorted(
         ids_in(X_read).tolist()
@@ -292,7 +292,7 @@ def test_completed_takes_the_rows_that_exist(places, kind, skip, split) -> None:
     lazy = taken.dask(split, labelled=labelled)
     assert lazy.shape == X.shape
     assert np.array_equal(ids_in(lazy.compute(scheduler="synchronous")), ids)
-    batches = taken.batches(split, batch_size=7, shuffle=False, seed=0)
+    batches = Batches.of(taken, split, batch_size=7, shuffle=False, seed=0)
     assert sorted(flat(epoch(batches, 0))) == sorted(map(tuple, ids.tolist()))
     everything = [row for row in range(40) if row // 8 not in skip]
     joined, whole = taken.xarray(), features.xarray().isel(row=everything)
@@ -472,11 +472,10 @@ def flat(batches) -> list[tuple]:
     return [tuple(row) for batch in batches for row in ids_in(batch[0]).tolist()]
 
 
-@pytest.mark.parametrize("way", ["batches", "py_dataset"])
-def test_a_batch_has_rows(tmp_path: Path, way: str) -> None:
+def test_a_batch_has_rows(tmp_path: Path) -> None:
     features = stored(tmp_path / "s", made())
     with pytest.raises(InputError, match="batch size is 0; expected 1 or more, such as 256"):
-        getattr(features, way)("train", batch_size=0)
+        features.py_dataset("train", batch_size=0)
 
 
 def all_of(batches: Any) -> list[tuple[np.ndarray, ...]]:
@@ -573,7 +572,7 @@ def test_batches_across_windows(
 ) -> None:
     monkeypatch.setattr(batching, "WINDOW_BYTES", 0)
     features = stored(tmp_path / "s", made(100))
-    source = features.batches("train", batch_size=batch_size, shuffle=True, seed=0)
+    source = Batches.of(features, "train", batch_size=batch_size, shuffle=True, seed=0)
     epoch = pickle.loads(pickle.dumps(source.epoch(5)))
     batches = [epoch.batch(index) for index in range(len(source))]
     assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(source) - 1)
