@@ -106,8 +106,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     ) -> FeatureGroup:
         """Create a feature group without blocks, or open the existing one, of this type or float32.
 
-        Where float16 features are stored, float32 ones are created beside them: for readers the
-        former stay what is stored, until `take_over`.
+        Where float16 features are stored, float32 ones are created beside them: readers still read
+        float16, until `take_over`.
 
         ``sample_ids`` are those of the data set, uint8 (row, 16). The provenance is recorded,
         shown, and not part of the identity; error messages offer its ``"command"``, and

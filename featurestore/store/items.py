@@ -52,7 +52,7 @@ class Damage:
 class Garbage(Item):
     """An item, or a file of one, that can be removed.
 
-    ``kind`` may also be ``"manifest"``, of a former state of a data set, or ``"leftover"``, of an
+    ``kind`` may also be ``"manifest"``, of an earlier state of a data set, or ``"leftover"``, of an
     interrupted or superseded write; their name is the path.
 
     Parameters

@@ -339,16 +339,19 @@ class RowIndex:
             newer = state.group
             if newer.key.dataset_digest not in current or newer.key == old.key:
                 continue
-
-            def has_all(newer: FeatureGroup = newer) -> bool:
-                among = {"dtype": old.dtype, "among": lambda group: group.path == newer.path}
-                return self.find(old.key, ids, **among).all
-
-            if has_all() and read and newer.path not in self._unreadable:
+            rows = self._rows_in(newer, old, ids)
+            if rows.all and read and newer.path not in self._unreadable:
                 self.leave_out(newer)
-            if has_all():
+                rows = self._rows_in(newer, old, ids)
+            if rows.all:
                 return newer
         return None
+
+    def _rows_in(self, newer: FeatureGroup, old: FeatureGroup, ids: np.ndarray) -> StoredRows:
+        """Find the rows of features in one other array, at least as precise."""
+        return self.find(
+            old.key, ids, dtype=old.dtype, among=lambda group: group.path == newer.path
+        )
 
 
 def find_rows(row_ids: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:

@@ -217,7 +217,7 @@ class Dense(Stub):
 
 
 def names_of(*operations, paths=None):
-    return canonical_names([(each, (paths or {}).get(each.name, ())) for each in operations])
+    return canonical_names([(layer, (paths or {}).get(layer.name, ())) for layer in operations])
 
 
 def test_automatic_names_are_ranked_within_their_class():

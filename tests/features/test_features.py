@@ -113,7 +113,7 @@ def test_rows_stay_with_their_labels(places, count, kind, split, labelled, order
     order.shuffle(shuffled := list(range(count)))
     X = X[shuffled]
     y = labels_of(X, kind)
-    if y is not None and all(each is None for each in y):
+    if y is not None and all(label is None for label in y):
         return
     dataset = Dataset.from_arrays(X, y, name="ramp", val=0.3, test=0.2, seed=seed)
     features = stored(next(places), dataset)
@@ -352,7 +352,7 @@ def test_arrays_in_the_order_given(tmp_path: Path, kind: str) -> None:
     if labels is None:
         assert y is None
     else:
-        assert [None if each != each else each for each in y.tolist()] == labels
+        assert [None if label != label else label for label in y.tolist()] == labels
     split, targets = features.arrays("val", order="input", labelled=True)
     if kind != "none":
         assert None not in targets.tolist()
@@ -456,7 +456,7 @@ def test_xarray_joins_the_coordinates(tmp_path: Path) -> None:
     joined = stored(tmp_path / "s", dataset).xarray()
     assert joined["features"].dims == ("row", "height", "width", "channel")
     assert joined["sample"].values.tolist() == dataset.sample_digests
-    told = [each if isinstance(each, str) else None for each in joined["label"].values]
+    told = [label if isinstance(label, str) else None for label in joined["label"].values]
     assert told == dataset.labels.tolist()
     assert joined["group"].values.tolist() == dataset.groups.tolist()
     train = joined.where(joined["split"] == "train", drop=True)
