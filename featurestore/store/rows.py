@@ -211,7 +211,7 @@ class RowIndex:
         """Return the states of those that are stored, or the error that reading them raised."""
         paths = [self.paths[key] for key in keys if key in self.paths]
         new = [path for path in dict.fromkeys(paths) if path not in self._states]
-        states = self._features.read_each(new, self._features.state)
+        states = self._features.read_paths(new, self._features.state)
         self._states |= {path: states.get(path) for path in new}
         return [state for path in paths if (state := self._states[path]) is not None]
 
