@@ -88,7 +88,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         if group.key != key:
             raise StoreError(
                 f"{self._files.location}/{group.path} belongs to {group.key.prefix_digest} over "
-                f"{group.key.dataset_digest}: the short digests are equal, and the whole ones are "
+                f"{group.key.dataset_digest}: the short digests are equal and the whole ones are "
                 "not",
                 f"{key.prefix_digest} over {key.dataset_digest}",
                 "use another store",
