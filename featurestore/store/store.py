@@ -213,8 +213,10 @@ class FeatureStore:
                 if entry_of(item.path) in held and (item.path, item.reason) in still
             ]
             removed = self._without_needed(removed)
-            for path in newer if removed else ():
-                self.features.flush(path)
+            names = {item.superseded_by for item in removed}
+            for path in newer:
+                if self.features.name(path) in names:
+                    self.features.flush(path)
             return self._discard(removed)
 
     def replace(self, keys: Iterable[FeatureKey]) -> list[Garbage]:
