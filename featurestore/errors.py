@@ -143,28 +143,28 @@ class ParityError(PromotionError):
     """The fused model disagrees with the head that was measured on the cache."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a phrase that offers the known names nearest to ``name``.
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a phrase that offers the names nearest to ``name``.
 
     Parameters
     ----------
     name : str
-        What was asked for.
-    known : iterable of str
-        What exists.
+        A name that does not exist.
+    names : iterable of str
+        Those that do.
 
     Returns
     -------
     str
-        ``"did you mean 'block4_pool'?"``, or the first names where none is near.
+        ``"did you mean 'block4_pool'?"``, or the first names if none is near.
     """
-    names = list(known)
+    names = list(names)
     # Keys and ids are long: a name may also be near to how one begins.
-    folded = {each[: len(name)].casefold(): each for each in reversed(names)}
-    folded |= {each.casefold(): each for each in reversed(names)}
+    folded = {candidate[: len(name)].casefold(): candidate for candidate in reversed(names)}
+    folded |= {candidate.casefold(): candidate for candidate in reversed(names)}
     close = difflib.get_close_matches(name.casefold(), folded, cutoff=0.5)
     if close:
-        offered = dict.fromkeys(repr(folded[each]) for each in close)
+        offered = dict.fromkeys(repr(folded[text]) for text in close)
         return "did you mean " + " or ".join(offered) + "?"
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     return f"known: {shown or 'none'}"
@@ -198,16 +198,17 @@ def path_text(
     featurestore.errors.InputError: the model file is 3 (int); expected the path of a .keras file
     """
     if not isinstance(value, str | os.PathLike):
-        raise error(f"{what} is {received(value)}; expected {expected}")
+        raise error(f"{what} is {received(value)}", expected)
     return os.fspath(value)
 
 
-def refuse_newer(found: int, known: int, where: str) -> None:
+def refuse_newer(version: int, newest: int, where: str) -> None:
     """Raise StoreFormatError for a format that only a later featurestore can read."""
-    if found > known:
+    if version > newest:
         raise StoreFormatError(
-            f"{where} has format {found}, this featurestore reads up to {known}; "
-            "run `git pull && pip install .` in its clone"
+            f"{where} has format {version}",
+            f"at most {newest}, which this featurestore reads",
+            "run `git pull && pip install .` in its clone",
         )
 
 

@@ -103,10 +103,7 @@ class NoCredentialsError(Exception):
 def check_process() -> None:
     """Raise ForkedError in a process in which obstore does not work."""
     if _process and _process != {os.getpid()}:
-        raise ForkedError(
-            "this process was forked after its parent had used the object store; start processes "
-            "by 'spawn', as in DataLoader(…, multiprocessing_context='spawn')"
-        )
+        raise ForkedError
 
 
 @cache
@@ -185,14 +182,14 @@ def is_no_bucket(error: Exception) -> bool:
     return _NO_BUCKET.search(str(error)) is not None
 
 
-def no_bucket(url: str) -> str:
-    """Return what to do about a bucket that does not exist, in one line."""
+def no_bucket(url: str) -> tuple[str, str]:
+    """Return the reason and the remedy of a bucket that does not exist."""
     name = url.partition("://")[2].partition("/")[0]
-    return f"there is no bucket {name!r}; create it, or correct the URL"
+    return f"there is no bucket {name!r}", "create it, or correct the URL"
 
 
-def explain(error: Exception, url: str) -> str:
-    """Return what went wrong with a request and what to do about it, in one line."""
+def explain(error: Exception, url: str) -> tuple[str, str]:
+    """Return why a request failed, and the remedy."""
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
     # obstore appends its own debugging output.
@@ -200,25 +197,29 @@ def explain(error: Exception, url: str) -> str:
     service = next((name for name in ("s3", "gs", "http") if scheme.startswith(name)), "az")
     said, status = _said(text), _STATUS.search(text)
     if isinstance(error, ForkedError):
-        return text
+        return (
+            "this process was forked after its parent had used the object store",
+            "start processes by 'spawn', as in DataLoader(…, multiprocessing_context='spawn')",
+        )
     if is_no_bucket(error):
         return no_bucket(url)
     if isinstance(error, NoCredentialsError) or _NO_CREDENTIALS.search(text):
-        return f"no credentials were found; {_CREDENTIALS[service]}"
+        return "no credentials were found", _CREDENTIALS[service]
     denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
     if denied or (status and status[1] in ("401", "403")):  # Listings raise GenericError.
         return (
-            f"access was denied{f' ({said})' if said else ''}; check the credentials and what they "
-            f"may do there: {_CREDENTIALS[service]}"
+            f"access was denied{f' ({said})' if said else ''}",
+            f"check the credentials and what they may do there: {_CREDENTIALS[service]}",
         )
     if status is None and is_unreachable(error):
         endpoint = " and AWS_ENDPOINT_URL" if service == "s3" else ""
-        return f"the server cannot be reached ({_cause(str(error))}); check the network{endpoint}"
+        reason = f"the server cannot be reached ({_cause(str(error))})"
+        return reason, f"check the network{endpoint}"
     if status and is_unreachable(error):
-        return f"{said or f'HTTP {status[1]}{status[2]}'}; wait until the server is less busy"
+        return said or f"HTTP {status[1]}{status[2]}", "wait until the server is less busy"
     if "redirect" in text:
-        return "the bucket is in another region; set AWS_REGION"
-    return f"{said or one_line(Exception(text))}; check the URL and the settings of the bucket"
+        return "the bucket is in another region", "set AWS_REGION"
+    return said or one_line(Exception(text)), "check the URL and the settings of the bucket"
 
 
 def _said(text: str) -> str:

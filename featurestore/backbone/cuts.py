@@ -45,9 +45,14 @@ class Cuts:
             raise UnknownLayerError(
                 f"no layer {layer!r} in {self._name}; {nearest(layer, self.names)}"
             )
-        reason = self._graph.nodes[number].why_no_cut()
-        if reason is not None:
-            raise BackboneError(f"cannot cut {self._name} at {layer!r}: it {reason}")
+        node = self._graph.nodes[number]
+        if not node.is_cut:
+            shapes = ", ".join(str(tuple(output.shape)) for output in node.outputs)
+            raise BackboneError(
+                f"cannot cut {self._name} at {layer!r}, which gives {shapes}",
+                "one output: (None, height, width, channel), (None, token, channel) or"
+                " (None, channel)",
+            )
         return number
 
     def shape(self, ref: LayerRef | str) -> tuple[int, ...]:

@@ -54,17 +54,12 @@ class Node:
         """Class of the layer or operation."""
         return "InputLayer" if self.operation is None else type(self.operation).__name__
 
-    def why_no_cut(self) -> str | None:
-        """Return why you cannot cut at this node; None if you can."""
-        if len(self.outputs) != 1:
-            return f"has {len(self.outputs)} outputs, expected one"
+    @property
+    def is_cut(self) -> bool:
+        """Whether you can cut here: at one output of two, three or four axes, of known sizes."""
         shape = tuple(self.outputs[0].shape)
-        if len(shape) not in (2, 3, 4) or shape[0] is not None or None in shape[1:]:
-            return (
-                f"gives {shape}, expected (None, height, width, channel), (None, token, channel)"
-                " or (None, channel)"
-            )
-        return None
+        one = len(self.outputs) == 1 and len(shape) in (2, 3, 4)
+        return one and shape[0] is None and None not in shape[1:]
 
 
 def at_inference(node: Node) -> Callable:
@@ -101,7 +96,7 @@ class Graph:
     def cuts(self) -> list[int]:
         """Numbers of the nodes where you can cut."""
         nodes = enumerate(self.nodes)
-        return [number for number, node in nodes if number and node.why_no_cut() is None]
+        return [number for number, node in nodes if number and node.is_cut]
 
     @cached_property
     def layer_names(self) -> dict[int, str]:
@@ -211,9 +206,7 @@ def flatten(model: Any) -> Graph:
     """
     graph = dissolve(model)
     for node in graph.nodes[1:]:
-        reason = _unsupported(node)
-        if reason is not None:
-            raise BackboneError(f"layer {node.name!r} ({node.kind}) {reason}")
+        _refuse_unsupported(node)
     shape = tuple(graph.nodes[0].outputs[0].shape)
     if len(shape) != 4 or shape[3] != 3:
         raise BackboneError(
@@ -223,23 +216,25 @@ def flatten(model: Any) -> Graph:
     return graph
 
 
-def _unsupported(node: Node) -> str | None:
-    """Return why a network with this node cannot be a backbone, or None."""
+def _refuse_unsupported(node: Node) -> None:
+    """Raise BackboneError for a node with which a network cannot be a backbone."""
     layers = layers_of(node.operation)
-    if any(getattr(layer, "stateful", False) for layer in layers):
-        return "is stateful: its result depends on the images before; build it with stateful=False"
-    if any(getattr(layer, "data_format", None) == "channels_first" for layer in layers):
-        return "computes channels_first; expected a network built with channels_last"
-    if any(getattr(layer, "quantization_mode", None) for layer in layers):
-        return "is quantized; expected the network before it was quantized"
-    if any(getattr(output, "_keras_mask", None) is not None for output in node.outputs):
-        return "gives a mask, which stored features do not have; expected a network without masks"
-    if not _GRAPH_NAME.fullmatch(node.operation.name):
-        return (
-            "has a name that TensorFlow cannot compile; rename it in Latin letters and digits, not"
-            " beginning with an underscore: layer.name = …"
-        )
-    return None
+
+    def settings(name: str) -> list[Any]:
+        return [getattr(layer, name, None) for layer in layers]
+
+    masked = any(getattr(output, "_keras_mask", None) is not None for output in node.outputs)
+    named = _GRAPH_NAME.fullmatch(node.operation.name)
+    name = "Latin letters and digits, not beginning with an underscore: layer.name = …"
+    for refused, reason, expected in (
+        (any(settings("stateful")), "is stateful: it depends on earlier images", "stateful=False"),
+        ("channels_first" in settings("data_format"), "computes channels_first", "channels_last"),
+        (any(settings("quantization_mode")), "is quantized", "one that is not yet quantized"),
+        (masked, "gives a mask, which stored features do not have", "a network without masks"),
+        (not named, "has a name that TensorFlow cannot compile", name),
+    ):
+        if refused:
+            raise BackboneError(f"layer {node.name!r} ({node.kind}) {reason}", expected)
 
 
 def dissolve(model: Any) -> Graph:

@@ -91,7 +91,7 @@ def distance(values: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = 
     return float(apart.max() / largest)
 
 
-def rounded(part: Computation, seed: int = 0, precision: str = "float32") -> forward.Forward:
+def rounded(part: Computation, seed: int = 0) -> forward.Forward:
     """Return the plain layers with the last bit of each layer's result moved up or down.
 
     What this changes is what rounding may change: the same layers, computed in another order of
@@ -101,10 +101,8 @@ def rounded(part: Computation, seed: int = 0, precision: str = "float32") -> for
     ----------
     part : Computation
     seed : int
-        From 0 on; each gives another movement. Equal values move alike, as they round alike, and
-        a row moves alike whatever else is in its batch.
-    precision : str
-        The last bit of this type moves, where the layer's own is longer.
+        From 0 on; every seed gives another movement. Equal values move alike, as they round alike,
+        and a row moves alike whatever else is in its batch.
     """
     import keras
 
@@ -112,21 +110,20 @@ def rounded(part: Computation, seed: int = 0, precision: str = "float32") -> for
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if dtype not in _UNITS:  # integers are exact
             return tensor
-        unit = max(_UNITS[dtype], _UNITS[precision])
-        factors = 1 + unit * _signs(keras.ops.convert_to_numpy(tensor), seed)
+        factors = 1 + _UNITS[dtype] * _signs(keras.ops.convert_to_numpy(tensor), seed)
         return keras.ops.multiply(tensor, keras.ops.convert_to_tensor(factors, dtype))
 
     return forward.plain(lambda images: part(images, move))
 
 
 def amplification(
-    part: Computation, images: np.ndarray, wanted: Sequence[np.ndarray], precision: str = "float32"
+    part: Computation, images: np.ndarray, wanted: Sequence[np.ndarray]
 ) -> list[float]:
     """Return how far :func:`rounded` is from the plain layers, relative to the largest activation.
 
     ``wanted`` is what the plain layers give for the images.
     """
-    draws = [rounded(part, seed, precision)(images) for seed in range(DRAWS)]
+    draws = [rounded(part, seed)(images) for seed in range(DRAWS)]
     moved = [max(distance(draw[i], w) for draw in draws) for i, w in enumerate(wanted)]
     # A value that overflows only when its last bit moves explains nothing.
     return [change if np.isfinite(change) else 0.0 for change in moved]
@@ -227,11 +224,9 @@ def check(
     if all(a <= u for a, u in zip(apart, usual, strict=True)) and max(mixed) <= TOLERANCE:
         return
     again = [distance(*pair) for pair in zip(reference(checked), wanted, strict=True)]
-    moved = low = amplification(part, checked, wanted)
-    if part.precision != "float32":
-        low = amplification(part, checked, wanted, part.precision)
+    moved = amplification(part, checked, wanted)
     for i, (_, ref) in enumerate(part.ends):
-        layer, allowed = f"layer {str(ref)!r}", max(usual[i], ROUNDINGS * low[i])
+        layer, allowed = f"layer {str(ref)!r}", max(usual[i], ROUNDINGS * moved[i])
         if again[i] > TOLERANCE:
             raise BackboneError(
                 f"{layer} is not deterministic: the same images differ by {again[i]:.2g} of its"

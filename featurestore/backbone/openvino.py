@@ -39,19 +39,12 @@ _FINITE = {
     *("Elu", "Gelu", "HSigmoid", "HSwish", "LogSoftmax", "Mish", "PRelu", "Relu", "Selu"),
     *("Sigmoid", "SoftPlus", "SoftSign", "Softmax", "Swish", "Tanh"),
     *("CumSum", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
-    *("Broadcast", "Concat", "Convert", "DepthToSpace", "Gather", "Pad", "Reshape"),
-    *("ReverseSequence", "Roll", "Slice", "SpaceToDepth", "Split", "Squeeze", "StridedSlice"),
-    *("Tile", "Transpose", "Unsqueeze", "VariadicSplit", "Parameter", "Result", "ShapeOf"),
-    *("Equal", "Greater", "GreaterEqual", "IsFinite", "IsNaN", "Less", "LessEqual"),
-    *(
-        "LogicalAnd",
-        "LogicalNot",
-        "LogicalOr",
-        "NotEqual",
-        "ReduceLogicalAnd",
-        "ReduceLogicalOr",
-        "Select",
-    ),
+    *("BatchToSpace", "Broadcast", "Concat", "Convert", "DepthToSpace", "Gather", "Pad"),
+    *("Reshape", "ReverseSequence", "Roll", "Slice", "SpaceToBatch", "SpaceToDepth", "Split"),
+    *("Squeeze", "StridedSlice", "Tile", "Transpose", "Unsqueeze", "VariadicSplit"),
+    *("Parameter", "Result", "ShapeOf"),
+    *("Equal", "Greater", "GreaterEqual", "IsFinite", "IsNaN", "Less", "LessEqual", "LogicalAnd"),
+    *("LogicalNot", "LogicalOr", "NotEqual", "ReduceLogicalAnd", "ReduceLogicalOr", "Select"),
 }
 
 

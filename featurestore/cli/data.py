@@ -257,6 +257,6 @@ def extract_command(
         return
     print_problems(dataset)
     print_table(extraction.grid())
-    for former in extraction.former:
-        say(str(former))
+    for line in extraction.freed_lines:
+        say(line)
     click.echo(f"{dataset.name}: {extraction.cost}")

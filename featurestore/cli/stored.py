@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,6 @@ from featurestore.cli.output import Progress, print_json, print_table, say
 from featurestore.errors import DamagedError, InputError
 from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.matching import find
-from featurestore.store.superseded import kept_for_heads
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, plural, size
 
@@ -191,8 +190,8 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
     Features of the current samples of a data set are kept, unless --boundaries or --unused is
     given. So is everything that another process is using; an object store has no locks, so there
     everything written within the last day is kept. With --json but without --yes, the document
-    lists what would be removed, and "removed" is false. Superseded features that are only kept for
-    heads are listed, with the command that frees them.
+    lists what would be removed, and "removed" is false. Heads stay when features of a current data
+    set have all rows of those that they were fitted on.
 
     \b
     Example:
@@ -202,15 +201,7 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
     items = opened.garbage(boundaries=boundaries, unused=unused)
     if not opened.features.locking:
         say("what was written within a day stays: it may be in use", err=True)
-    kept = kept_for_heads(opened)
-    more = {"kept": [{"key": str(old.key), "superseded_by": str(by.key)} for old, by in kept]}
-    freed = _remove(items, lambda: opened.gc(items), yes=yes, as_json=as_json, more=more)
-    for old, by in () if as_json else kept:
-        command = by.extract_command
-        call = command.endswith(")")
-        command = f"{command[:-1]}, replace=True)" if call else f"{command} --replace"
-        why = f"superseded by {by.key}; `{command}` frees it"
-        say(f"kept for heads on its samples: {old.key}, {why}")
+    freed = _remove(items, lambda: opened.gc(items), yes=yes, as_json=as_json)
     if freed is not None and freed < sum(item.bytes for item in items) and not as_json:
         say("the rest is in use now; run `featurestore gc` later", err=True)
 
@@ -253,7 +244,6 @@ def _remove(
     *,
     yes: bool,
     as_json: bool,
-    more: Mapping[str, Any] = {},
 ) -> int | None:
     """List items, ask, remove them, and report; return the bytes freed if consent was given.
 
@@ -278,7 +268,7 @@ def _remove(
     if as_json:
         removed = bool(items) and yes
         listed = [asdict(item) for item in items]
-        print_json({"items": listed, "removed": removed, "bytes_freed": freed, **more})
+        print_json({"items": listed, "removed": removed, "bytes_freed": freed})
         if items and not yes:
             say(f"nothing removed; --yes removes {plural(len(items), 'item')}", err=True)
     else:

@@ -179,6 +179,7 @@ def _fetch(url: str, most: int) -> bytes | None:
             raise
         if objects.is_web(url) and (reason := objects.refusal(error)):
             raise UnreadableError(reason) from error
+        why, remedy = objects.explain(error, url)
         raise UnreachableError(
-            f"cannot read {url}: {objects.explain(error, url)}, then run the command again"
+            f"cannot read {url}: {why}", remedy=f"{remedy}, then run the command again"
         ) from error

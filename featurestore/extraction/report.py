@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import NotFoundError, nearest
 from featurestore.features import Features
-from featurestore.store import FormerArray
+from featurestore.store import Garbage
 from featurestore.table import Grid, duration, plural, show_html, size
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class Extraction(dict[str, Features]):
         By layer ref.
     seconds : float
         Wall time of the call.
-    former : tuple of FormerArray
-        With ``replace``: the former arrays that were removed, and those that were left.
+    freed : tuple of Garbage
+        With ``replace``: the former arrays that were removed.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Extraction(dict[str, Features]):
         reports: dict[str, LayerReport],
         dataset: Dataset,
         seconds: float,
-        former: Sequence[FormerArray] = (),
+        freed: Sequence[Garbage] = (),
     ) -> None:
         super().__init__(features)
         self.reports = reports
         self.dataset = dataset
         self.seconds = seconds
-        self.former = tuple(former)
+        self.freed = tuple(freed)
 
     def __missing__(self, ref: Any) -> Features:
         text = str(ref)
@@ -102,7 +102,7 @@ class Extraction(dict[str, Features]):
         )
 
     def _repr_html_(self) -> str:
-        return show_html(repr(self), self.grid(), *map(str, self.former))
+        return show_html(repr(self), self.grid(), *self.freed_lines)
 
     def grid(self) -> Grid:
         """Show the result for each layer."""
@@ -129,15 +129,16 @@ class Extraction(dict[str, Features]):
                 if problem.kind == "quarantined"
             ],
             "freed": [
-                {"key": array.key, "bytes": array.bytes, "heads": list(array.heads)}
-                for array in self.former
-                if array.left is None
-            ],
-            "left": [
-                {"key": array.key, "reason": array.left} for array in self.former if array.left
+                {"key": item.name, "bytes": item.bytes, "reason": item.reason}
+                for item in self.freed
             ],
             "seconds": round(self.seconds, 3),
         }
+
+    @property
+    def freed_lines(self) -> list[str]:
+        """What was removed and why, a line for each array."""
+        return [f"freed {size(item.bytes)}: {item.name}, {item.reason}" for item in self.freed]
 
     @property
     def cost(self) -> str:

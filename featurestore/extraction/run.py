@@ -37,7 +37,6 @@ from featurestore.store import (
     UnreadableRowsError,
 )
 from featurestore.store.rows import damaged_blocks
-from featurestore.store.superseded import remove_superseded
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
@@ -123,7 +122,8 @@ def extract(
     ExtractionError
         If the scheduler of the cluster is lost, or its workers die again and again.
     DamagedError
-        With ``replace``, if a data set in the store cannot be read: what it needs is unknown.
+        With ``replace``, if a data set or a head in the store cannot be read: what it needs is
+        unknown.
 
     Examples
     --------
@@ -138,7 +138,8 @@ def extract(
         where.reach(on_event)
         store = FeatureStore.for_data(data, store)
         if replace:
-            store.datasets.references()  # Raises now, not after the extraction.
+            # They raise now, not after the extraction.
+            store.datasets.references(), store.heads.references()
         dataset = store.datasets.open(data, on_event=on_event)
         if where:
             require_files(dataset)
@@ -146,10 +147,10 @@ def extract(
         states = store_features(request, dataset, store, stats, where, on_event)
         # The locks are released: this extraction itself may have used the former arrays.
         keys = [state.group.key for state in states.values()]
-        former = remove_superseded(store, keys) if replace else []
+        freed = store.replace(keys) if replace else []
     reports = {ref: LayerReport.of(state, stats) for ref, state in states.items()}
     features = {ref: Features(state.group, dataset, store) for ref, state in states.items()}
-    return Extraction(features, reports, dataset, time.perf_counter() - started, former)
+    return Extraction(features, reports, dataset, time.perf_counter() - started, freed)
 
 
 def store_features(

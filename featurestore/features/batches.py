@@ -5,9 +5,14 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from featurestore.errors import InputError
+
+if TYPE_CHECKING:
+    from featurestore.features.features import Features
 
 WINDOW_BYTES = 64 * 2**20
 FEWEST_BLOCKS = 2
@@ -66,6 +71,31 @@ class Batches:
     seed: int = 0
     memory: np.ndarray | None = None
     dtype: Any = "float32"
+
+    @classmethod
+    def of(
+        cls,
+        features: Features,
+        split: str | None = None,
+        *,
+        batch_size: int = 256,
+        shuffle: bool = False,
+        seed: int = 0,
+        memory: np.ndarray | None = None,
+    ) -> Batches:
+        """Return the batches of features: see `Features.py_dataset`, which raises the same errors.
+
+        Targets are int32 codes of classes, or float32.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch size is {batch_size!r}", "1 or more, such as 256")
+        rows = features.rows(split)
+        features.source.require(rows)
+        targets = None
+        if features.task is not None:
+            kind = np.int32 if features.task == "classification" else np.float32
+            targets = features.dataset.targets[rows].astype(kind)
+        return cls(features.source, rows, targets, batch_size, shuffle, seed, memory)
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)

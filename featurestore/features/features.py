@@ -385,25 +385,6 @@ class Features:
         keras.utils.PyDataset
             Of (x, y): x float32 (batch, …); y int32 codes into `classes` or float32. Of x alone for
             an unlabelled data set.
-        """
-        load_tensorflow()
-        from featurestore.features.streams import BatchDataset
-
-        source = self.batches(split, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        return BatchDataset(source, **options)
-
-    def batches(
-        self,
-        split: str | None = None,
-        *,
-        batch_size: int = 256,
-        shuffle: bool = False,
-        seed: int = 0,
-        memory: np.ndarray | None = None,
-    ) -> Batches:
-        """Return the batches of `py_dataset` as numpy arrays.
-
-        ``memory`` holds the features of these rows, (row, …), if they were read before.
 
         Raises
         ------
@@ -412,12 +393,8 @@ class Features:
         InputError
             If the batch size is less than 1.
         """
-        if batch_size < 1:
-            raise InputError(f"batch size is {batch_size!r}", "1 or more, such as 256")
-        rows = self.rows(split)
-        self.source.require(rows)
-        targets = None
-        if self.task is not None:
-            kind = np.int32 if self.task == "classification" else np.float32
-            targets = self.dataset.targets[rows].astype(kind)
-        return Batches(self.source, rows, targets, batch_size, shuffle, seed, memory)
+        load_tensorflow()
+        from featurestore.features.streams import BatchDataset
+
+        batches = Batches.of(self, split, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        return BatchDataset(batches, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +56,10 @@ def stored(
         raise DamagedError(damaged[0].reason)
     # Without any, an error lists all features of the data set.
     groups = query.select(groups or store.features.some(query.is_of_dataset)[0])
-    # An array whose extraction failed before its first block does not compete with another variant.
-    count = Counter(group.key.ref for group in groups)
-    empty = {g.key for g in groups if count[g.key.ref] > 1 and len(g.missing()) == g.blocks}
-    started = {group.key.ref for group in groups if group.key not in empty}
-    return [
-        Features(group, query.dataset, store)
-        for group in groups
-        if group.key not in empty or group.key.ref not in started
-    ]
+    if len({group.key.ref for group in groups}) < len(groups):
+        # An array whose extraction failed before its first block competes with no other variant.
+        groups = [group for group in groups if len(group.missing()) < group.blocks] or groups
+    return [Features(group, query.dataset, store) for group in groups]
 
 
 def without_boundaries(features: Sequence[Features]) -> list[Features]:

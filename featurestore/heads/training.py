@@ -10,6 +10,7 @@ import numpy as np
 
 from featurestore.backbone.copying import seeded
 from featurestore.errors import HeadError
+from featurestore.features.batches import Batches
 from featurestore.features.streams import BatchDataset
 from featurestore.heads.events import EpochEnded
 from featurestore.heads.network import Network, gives_logits
@@ -138,5 +139,5 @@ def _encoder(network: Network, rows: Rows) -> Encode:
 def _validation(rows: Rows, encode: Encode) -> BatchDataset:
     """Return batches of the validation rows, from memory or from the store."""
     memory = rows.values("val") if rows.in_memory else None
-    batches = rows.features.batches("val", batch_size=EVALUATION_ROWS, memory=memory)
+    batches = Batches.of(rows.features, "val", batch_size=EVALUATION_ROWS, memory=memory)
     return BatchDataset(batches, encode)

@@ -12,7 +12,6 @@ from featurestore.heads.folds import FOLDS
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
-    from featurestore.extraction import Extraction
     from featurestore.heads import Head
     from featurestore.pipeline.check import Source
 
@@ -43,14 +42,6 @@ def promoted(folder: Path, digest: str | None = None) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return recorded if fits else None
-
-
-def former_fields(extracted: list[tuple[Source, Extraction]]) -> dict[str, list[Any]]:
-    """Return the former arrays that were freed and left, as `Extraction.to_dict` has them."""
-    reports = [extraction.to_dict() for _, extraction in extracted]
-    return {
-        name: [each for report in reports for each in report[name]] for name in ("freed", "left")
-    }
 
 
 def head_rows(fitted: Fitted, selection: dict[str, str], chosen: str) -> list[dict[str, Any]]:

@@ -24,7 +24,6 @@ from featurestore.pipeline.record import (
     SPEC,
     Fitted,
     dataset_fields,
-    former_fields,
     head_rows,
     make_folder,
     promoted,
@@ -134,7 +133,7 @@ class _Run:
                 for features in extraction.values()
                 if not source.is_pixels
             ],
-            **former_fields(extracted),
+            "freed": [row for _, done in extracted for row in done.to_dict()["freed"]],
             "heads": head_rows(fitted, selection, head.id),
             "failed": failed,
             "selection": selection,
@@ -232,8 +231,8 @@ class _Run:
                 extraction = extract(dataset, source.open(), *asked, **options)
             for ref in more:
                 extraction.pop(ref, None)  # Heads are not fitted on it.
-            for former in extraction.former:
-                self.on_event(StageNoted("extract", str(former)))
+            for line in extraction.freed_lines:
+                self.on_event(StageNoted("extract", line))
             found.append((source, extraction))
         reports = [report for _, extraction in found for report in extraction.reports.values()]
         fresh = any(report.rows_reused < report.shape[0] for report in reports)

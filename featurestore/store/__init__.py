@@ -8,9 +8,8 @@ root      the metadata that make a folder a store
 shelf     what the shelves have in common: entries, reading, locks, removal
 items     what listings give: items, damage, garbage
 removal   what depends on a thing, and goes with it (`rm`)
-garbage   what nothing needs (`gc`)
+garbage   what nothing needs (`gc`), and which arrays heads still need
 rows      `RowIndex`: where the row of a sample is stored
-superseded former arrays that newer ones supersede, and those that heads still need
 features  the shelf of feature groups
 matching  which stored things a name, a part of a key or a variant means
 datasets  the shelf of data sets
@@ -37,7 +36,6 @@ from featurestore.store.removal import Removal
 from featurestore.store.rows import RowIndex, StoredRows, UnreadableRowsError
 from featurestore.store.state import GroupState
 from featurestore.store.store import FeatureStore, StoreLike
-from featurestore.store.superseded import FormerArray
 
 __all__ = [
     "Damage",
@@ -45,7 +43,6 @@ __all__ = [
     "FeatureGroup",
     "FeatureKey",
     "FeatureStore",
-    "FormerArray",
     "Garbage",
     "GroupState",
     "Item",

@@ -233,7 +233,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
     ) -> Dataset:
         """Load a data set by its name, or by the folder or table that was scanned.
 
-        ``manifest_digest`` picks a former state, such as the one that a head was fitted on. A
+        ``manifest_digest`` picks an earlier state, such as the one that a head was fitted on. A
         `Dataset` is returned as it is. The manifest of the current state is read once its samples
         are asked for, so that opening takes no longer for more rows.
 
@@ -266,7 +266,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         )
 
     def _load(self, name: str, manifest_digest: str) -> Dataset:
-        """Read a manifest, current or former."""
+        """Read a manifest, current or not."""
         if not is_digest(manifest_digest):
             raise DamagedError(f"{manifest_digest!r} is not the digest of a manifest of {name!r}")
         path = self.manifest_path(name, manifest_digest)
@@ -307,7 +307,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         return None
 
     def manifests(self, folder: str) -> list[str]:
-        """Paths of the manifests in a data set's folder, current and former, sorted."""
+        """Paths of the manifests in a data set's folder, current or not, sorted."""
         names = self._files.names(folder)
         return [f"{folder}/{name}" for name in names if _MANIFEST.fullmatch(name)]
 

@@ -88,9 +88,10 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
         if group.key != key:
             raise StoreError(
                 f"{self._files.location}/{group.path} belongs to {group.key.prefix_digest} over "
-                f"{group.key.dataset_digest}, expected {key.prefix_digest} over "
-                f"{key.dataset_digest}: the short digests are equal and the whole ones are not; "
-                "use another store"
+                f"{group.key.dataset_digest}: the short digests are equal and the whole ones are "
+                "not",
+                f"{key.prefix_digest} over {key.dataset_digest}",
+                "use another store",
             )
         return group
 
@@ -105,8 +106,8 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     ) -> FeatureGroup:
         """Create a feature group without blocks, or open the existing one, of this type or float32.
 
-        Where float16 features are stored, float32 ones are created beside them: for readers the
-        former stay what is stored, until `take_over`.
+        Where float16 features are stored, float32 ones are created beside them: readers still read
+        float16, until `take_over`.
 
         ``sample_ids`` are those of the data set, uint8 (row, 16). The provenance is recorded,
         shown, and not part of the identity; error messages offer its ``"command"``, and
@@ -239,8 +240,12 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
 
     def fsync(self, key: FeatureKey) -> None:
         """Make features durable, even if another process wrote them and died before it did."""
+        self.flush(self.path(key))
+
+    def flush(self, path: str) -> None:
+        """Make the features at a path durable, as `fsync`."""
         for name in (FEATURES, SAMPLE):
-            self._files.fsync(f"{self.path(key)}/{name}")
+            self._files.fsync(f"{path}/{name}")
 
     def _check(self, path: str) -> Iterator[Damage]:
         if self.exists(path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.digests import short
+from featurestore.errors import InputError, StoreError
 from featurestore.store.datasets import CURRENT, SUFFIX
-from featurestore.store.heads import features_of
+from featurestore.store.heads import data_of, features_of, key_of
 from featurestore.store.items import Garbage
 from featurestore.store.local import PARTIAL
 from featurestore.store.rows import RowIndex
@@ -35,30 +38,40 @@ class _InUse:
 
     Attributes
     ----------
+    current : set of str
+        Digests that data sets refer to: of samples and of manifests.
     digests : set of str
-        Digests of data sets and manifests.
+        Those, and the ones that heads refer to.
     files : set of str
         Paths of files that heads list.
     groups : dict of str to FeatureGroup
         Readable features, by path.
-    fitted : set of str
-        Paths of the features that heads were fitted on.
+    fitted : dict of str to list of str
+        Ids of the heads that were fitted on features, by the path of these.
     sources : set of str
         Keys of features from which an interrupted extraction copies or derives rows.
     index : RowIndex
+    read : bool
+        Whether to read the blocks of what supersedes the features of a head.
     """
 
+    current: set[str]
     digests: set[str]
     files: set[str]
     groups: Mapping[str, FeatureGroup]
-    fitted: set[str | None]
+    fitted: Mapping[str | None, list[str]]
     sources: set[str]
     index: RowIndex
+    read: bool
 
     @classmethod
-    def of(cls, store: FeatureStore) -> _InUse:
+    def of(cls, store: FeatureStore, read: bool) -> _InUse:
+        current = store.datasets.references()
         heads, groups = store.heads.read_all(), store.features.values()
-        digests = store.datasets.references().union(*map(store.heads.digests_in, heads))
+        digests = current.union(*map(store.heads.digests_in, heads))
+        fitted: dict[str | None, list[str]] = defaultdict(list)
+        for head in heads:
+            fitted[features_of(store.features, head)].append(head["id"])
         resumable = [
             keys
             for group in groups
@@ -67,21 +80,31 @@ class _InUse:
             and group.missing()
         ]
         return cls(
+            current,
             digests,
             {path for head in heads for path in store.heads.file_paths(head)},
             {group.path: group for group in groups},
-            {features_of(store.features, head) for head in heads},
+            fitted,
             set().union(*resumable),
             RowIndex(store.features),
+            read,
+        )
+
+    def newer(self, group: FeatureGroup) -> FeatureGroup | None:
+        """Return the array of a current data set that supersedes a former array, if one does."""
+        digest = group.key.dataset_digest
+        if digest in self.current or str(group.key) in self.sources:
+            return None
+        return self.index.superseding(
+            group, self.current, read=self.read and digest in self.digests
         )
 
     def why_features(self, group: FeatureGroup, boundaries: bool, unused: bool) -> str | None:
-        """Return why features can be removed; None if they cannot."""
+        """Return why features that are not superseded can be removed; None if they cannot."""
         if str(group.key) in self.sources:
             return None
         if group.key.dataset_digest not in self.digests:
-            newer = self.index.superseding(group, self.digests)
-            return f"superseded by {newer.key}" if newer else "no data set has these samples"
+            return "no data set has these samples"
         if group.path in self.fitted or not (unused or boundaries):
             return None
         if group.is_boundary:
@@ -116,9 +139,14 @@ class _InUse:
         return None
 
 
-def garbage_of(store: FeatureStore, *, boundaries: bool, unused: bool) -> list[Garbage]:
-    """List what `FeatureStore.garbage` does, with features that a head without its own needs."""
-    in_use = _InUse.of(store)
+def garbage_of(
+    store: FeatureStore, *, boundaries: bool, unused: bool, read: bool = False
+) -> list[Garbage]:
+    """List what `FeatureStore.garbage` does, with features that a head without its own needs.
+
+    With ``read``, features of a head are superseded only by features whose blocks can be read.
+    """
+    in_use = _InUse.of(store, read)
     return [
         garbage
         for shelf in store.shelves
@@ -138,6 +166,14 @@ def _of_entry(
     """Yield an entry, or else those of its files that can be removed."""
     group, marker = in_use.groups.get(entry), f"{entry}/{shelf.marker}"
     why = in_use.why_features(group, boundaries, unused) if group else None
+    if group and (newer := in_use.newer(group)):
+        heads = in_use.fitted.get(entry)
+        why = f"superseded by {newer.key}"
+        why += f"; heads fitted on it stay: {', '.join(heads)}" if heads else ""
+        yield Garbage(
+            shelf.kind, shelf.name(entry), entry, sum(files.values()), why, str(newer.key)
+        )
+        return
     # Manifests are kept for heads without their data set being current.
     if shelf.kind != "dataset" and not {entry, marker} & files.keys():
         why = _INTERRUPTED
@@ -156,3 +192,27 @@ def _of_entry(
             why = in_use.why_block(group, path, files, unused) if group else None
         if why:
             yield Garbage(kind, path, path, size, why)
+
+
+def needed_by_heads(store: FeatureStore, removed: Collection[str]) -> set[str]:
+    """Return which arrays, of those to be removed, heads need whose own features are gone, or go.
+
+    Without these, no array would have enough rows of their samples to promote them. ``removed`` are
+    the paths of the arrays to be removed.
+    """
+    needed, index = set[str](), RowIndex(store.features)
+    heads = {key_of(document): data_of(document) for document in store.heads.values()}
+    for key, origin in heads.items():
+        if key is None or origin is None:
+            continue
+        with suppress(StoreError, InputError):  # Without its data set, a head is never promoted.
+            path = store.features.path(key)
+            if path not in removed and store.features.exists(path):
+                continue
+            data = store.datasets.load(*origin)
+            ids = data.sample_ids[np.unique(data.image_rows)]  # A proof takes images, not views.
+            staying = index.find(key, ids, among=lambda group: group.path not in removed)
+            rows = index.find(key, ids)
+            if rows.enough and not staying.enough:
+                needed.update(group.path for group in rows.groups)
+    return needed

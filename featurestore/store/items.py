@@ -52,7 +52,7 @@ class Damage:
 class Garbage(Item):
     """An item, or a file of one, that can be removed.
 
-    ``kind`` may also be ``"manifest"``, of a former state of a data set, or ``"leftover"``, of an
+    ``kind`` may also be ``"manifest"``, of an earlier state of a data set, or ``"leftover"``, of an
     interrupted or superseded write; their name is the path.
 
     Parameters
@@ -60,7 +60,10 @@ class Garbage(Item):
     bytes : int
         On disk.
     reason : str
+    superseded_by : str or None
+        Of a former array: the key of features of a current data set that have all of its rows.
     """
 
     bytes: int
     reason: str
+    superseded_by: str | None = None

@@ -101,10 +101,9 @@ class RemoteFiles:
                 return False
             except FileNotFoundError as error:
                 if mode in ("create", "overwrite") or objects.is_no_bucket(error):
+                    reason, remedy = objects.no_bucket(self.location)
                     where = f"{self.location}/{path}"
-                    raise StoreError(
-                        f"cannot write {where}: {objects.no_bucket(self.location)}"
-                    ) from error
+                    raise StoreError(f"cannot write {where}: {reason}", remedy=remedy) from error
                 return False
             except (NotImplementedError, exceptions.NotSupportedError):
                 # A server without conditions: the last writer wins.
@@ -196,9 +195,9 @@ class RemoteFiles:
                 raise FileNotFoundError(path) from error
             where = f"{self.location}/{path}".rstrip("/")
             kind = UnreachableError if objects.is_unreachable(error) else StoreError
+            reason, remedy = objects.explain(error, self.location)
             raise kind(
-                f"cannot {verb} {where}: {objects.explain(error, self.location)}, then run the "
-                "command again"
+                f"cannot {verb} {where}: {reason}", remedy=f"{remedy}, then run the command again"
             ) from error
 
 

@@ -211,7 +211,7 @@ class RowIndex:
         """Return the states of those that are stored, or the error that reading them raised."""
         paths = [self.paths[key] for key in keys if key in self.paths]
         new = [path for path in dict.fromkeys(paths) if path not in self._states]
-        states = self._features.read_each(new, self._features.state)
+        states = self._features.read_paths(new, self._features.state)
         self._states |= {path: states.get(path) for path in new}
         return [state for path in paths if (state := self._states[path]) is not None]
 
@@ -316,29 +316,42 @@ class RowIndex:
         """Look for the blocks of a group that cannot be read: from now on they do not count."""
         self._unreadable[group.path] = damaged_blocks(group)
 
-    def superseding(self, former: FeatureGroup, in_use: Collection[str]) -> FeatureGroup | None:
+    def superseding(
+        self, old: FeatureGroup, current: Collection[str], *, read: bool = False
+    ) -> FeatureGroup | None:
         """Return features that have all rows of others, at least as precisely; None if none do.
 
-        ``in_use`` are the data set digests whose features stay: others may be removed too. Features
-        with damaged row ids are not superseded, as nothing says whose rows they are.
+        Features with damaged row ids are not superseded: nothing says whose rows they are.
+
+        Parameters
+        ----------
+        old : FeatureGroup
+        current : collection of str
+            Digests of the data sets whose features stay: others may be removed too.
+        read : bool
+            Read the blocks that have the rows: damaged ones do not count.
         """
         try:
-            ids = self.row_ids(former)
+            ids = self.row_ids(old)
         except StoreError:
             return None
+        for state in self.of_prefix(old.key.prefix_digest, old.key.ref):
+            newer = state.group
+            if newer.key.dataset_digest not in current or newer.key == old.key:
+                continue
+            rows = self._rows_in(newer, old, ids)
+            if rows.all and read and newer.path not in self._unreadable:
+                self.leave_out(newer)
+                rows = self._rows_in(newer, old, ids)
+            if rows.all:
+                return newer
+        return None
 
-        def supersedes(newer: FeatureGroup) -> bool:
-            return self.find(
-                former.key, ids, dtype=former.dtype, among=lambda group: group.path == newer.path
-            ).all
-
-        states = self.of_prefix(former.key.prefix_digest, former.key.ref)
-        newer = [
-            state.group
-            for state in states
-            if state.group.key.dataset_digest in in_use and state.group.key != former.key
-        ]
-        return next(filter(supersedes, newer), None)
+    def _rows_in(self, newer: FeatureGroup, old: FeatureGroup, ids: np.ndarray) -> StoredRows:
+        """Find the rows of features in one other array, at least as precise."""
+        return self.find(
+            old.key, ids, dtype=old.dtype, among=lambda group: group.path == newer.path
+        )
 
 
 def find_rows(row_ids: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:

@@ -143,7 +143,7 @@ class Shelf(ABC, Generic[K, V]):
         self, paths: Iterable[str], read: Callable[[str], Result | None]
     ) -> tuple[list[Result], list[Damage]]:
         """Return what a function reads of entries, and what cannot be read."""
-        results = self.read_each([*paths], read)
+        results = self.read_paths([*paths], read)
         damaged = [
             Damage(self.name(path), path, str(error))
             for path, error in results.items()
@@ -151,7 +151,7 @@ class Shelf(ABC, Generic[K, V]):
         ]
         return [value for value in results.values() if not isinstance(value, StoreError)], damaged
 
-    def read_each(
+    def read_paths(
         self, paths: Sequence[str], read: Callable[[str], Result | None]
     ) -> dict[str, Result | StoreError]:
         """Return what a function reads of entries, or the error that it raises, by path.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from featurestore.errors import DamagedError, NotFoundError, StoreError, path_text
@@ -11,7 +11,13 @@ from featurestore.store.datasets import DatasetShelf
 from featurestore.store.documents import read_json
 from featurestore.store.features import FeatureShelf
 from featurestore.store.files import open_files
-from featurestore.store.garbage import BOUNDARY, INCOMPLETE, NO_HEAD, garbage_of
+from featurestore.store.garbage import (
+    BOUNDARY,
+    INCOMPLETE,
+    NO_HEAD,
+    garbage_of,
+    needed_by_heads,
+)
 from featurestore.store.group import check_format
 from featurestore.store.heads import HeadShelf
 from featurestore.store.items import Damage, Garbage, Item
@@ -19,9 +25,7 @@ from featurestore.store.key import FeatureKey
 from featurestore.store.matching import find, match
 from featurestore.store.removal import Removal, plan
 from featurestore.store.root import ROOT, ROOT_ITEM, check_root, create_root, write_root
-from featurestore.store.rows import RowIndex
 from featurestore.store.shelf import Shelf, entry_of
-from featurestore.store.superseded import needed_by_heads
 
 if TYPE_CHECKING:
     from featurestore.store.files import Files
@@ -156,8 +160,9 @@ class FeatureStore:
     def garbage(self, *, boundaries: bool = False, unused: bool = False) -> list[Garbage]:
         """List what no data set and no head needs; nothing is removed.
 
-        If the features of a head were removed, an array that has the rows to promote it is needed
-        as long as no other has them. In an object store, which has no locks, what was written
+        A head does not need its own features if those of a current data set have all of their rows.
+        If its own were removed, an array that has the rows to promote it is needed as long as no
+        other has them. In an object store, which has no locks, what was written
         within a day is not listed: another process may be using it.
 
         Parameters
@@ -174,14 +179,14 @@ class FeatureStore:
         """
         return self._without_needed(self._unneeded(boundaries, unused))
 
-    def _unneeded(self, boundaries: bool, unused: bool) -> list[Garbage]:
-        garbage = garbage_of(self, boundaries=boundaries, unused=unused)
+    def _unneeded(self, boundaries: bool, unused: bool, read: bool = False) -> list[Garbage]:
+        garbage = garbage_of(self, boundaries=boundaries, unused=unused, read=read)
         return [item for item in garbage if not self._files.is_recent(item.path)]
 
     def _without_needed(self, garbage: Sequence[Garbage]) -> list[Garbage]:
         """Leave out features that a head needs whose own were removed."""
         paths = {item.path for item in garbage if item.kind == "features"}
-        needed = needed_by_heads(self, RowIndex(self.features), paths) if paths else set()
+        needed = needed_by_heads(self, paths) if paths else set()
         return [item for item in garbage if item.path not in needed]
 
     def gc(self, garbage: Sequence[Garbage]) -> int:
@@ -189,19 +194,47 @@ class FeatureStore:
 
         Returns the bytes freed.
         """
-        with self._files.locks.acquire_free({entry_of(item.path) for item in garbage}) as held:
+        entries = {entry_of(item.path) for item in garbage}
+        names = {item.superseded_by for item in garbage}
+        newer = [path for path in self.features.paths() if self.features.name(path) in names]
+        with (
+            self._files.locks.acquire(set(newer) - entries, shared=True),
+            self._files.locks.acquire_free(entries) as held,
+        ):
             # Listed again: under the locks no process can begin to use it. And for the same
             # reason: not because it is another kind of garbage now.
             reasons = {item.reason for item in garbage}
             unused = not reasons.isdisjoint({NO_HEAD, INCOMPLETE})
-            again = self._unneeded(BOUNDARY in reasons, unused) if held else []
+            again = self._unneeded(BOUNDARY in reasons, unused, read=True) if held else []
             still = {(item.path, item.reason) for item in again}
             removed = [
                 item
                 for item in garbage
                 if entry_of(item.path) in held and (item.path, item.reason) in still
             ]
-            return self._discard(self._without_needed(removed))
+            removed = self._without_needed(removed)
+            names = {item.superseded_by for item in removed}
+            for path in newer:
+                if self.features.name(path) in names:
+                    self.features.flush(path)
+            return self._discard(removed)
+
+    def replace(self, keys: Iterable[FeatureKey]) -> list[Garbage]:
+        """Remove the former arrays of the same layers, as `gc`; return what was removed.
+
+        Of the same layer means of the same prefix digest and reduction. Heads that were fitted on
+        them stay.
+        """
+        layers = {(key.short.prefix, key.short.reduction) for key in keys}
+        superseded = [
+            item
+            for item in self.garbage()
+            if item.superseded_by
+            and (key := self.features.parse(item.path.partition("/")[2]))
+            and (key.prefix, key.reduction) in layers
+        ]
+        self.gc(superseded)
+        return [item for item in superseded if not self.features.exists(item.path)]
 
     def _discard(self, items: Sequence[Garbage]) -> int:
         return sum(self.shelf_of(item.path).discard(item.path) for item in items)

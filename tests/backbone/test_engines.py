@@ -18,7 +18,7 @@ from featurestore.store import FeatureStore, blocks
 from tests.toys import build_network, take_photos
 
 LOWER = ["bfloat16", "float16"]
-HAS = {each: engines.why_not_openvino(each) is None for each in engines.PRECISIONS}
+HAS = {name: engines.why_not_openvino(name) is None for name in engines.PRECISIONS}
 
 
 def lower(backbone: Backbone, precision: str, engine: str = "tensorflow") -> Backbone:
@@ -42,7 +42,7 @@ def test_engines_agree(backbone, batch):
             assert found.dtype == np.float32
             assert numerics.distance(found, want) < 1e-5
         # Batches of every size, of which none is remembered.
-        assert [len(each) for each in forward(batch[:1])] == [1, 1, 1]
+        assert [len(rows) for rows in forward(batch[:1])] == [1, 1, 1]
         np.testing.assert_allclose(forward(batch[1:])[0], plain[0][1:], atol=1e-5)
 
 
@@ -52,7 +52,7 @@ def test_auto_takes_the_fastest(backbone):
 
 
 def test_the_engine_is_no_part_of_the_key(backbone):
-    keys = {backbone.using(engine=each).prefix_digest("pool") for each in get_args(engines.Engine)}
+    keys = {backbone.using(engine=name).prefix_digest("pool") for name in get_args(engines.Engine)}
     assert keys == {backbone.prefix_digest("pool")}
     assert backbone.using(engine="openvino").spec == backbone.spec
 
@@ -86,7 +86,7 @@ def test_a_lower_precision_computes_in_it(backbone, batch, precision):
     assert unit / 100 < numerics.distance(found, want) < 8 * unit
 
 
-@pytest.mark.parametrize("precision", [each for each in LOWER if HAS[each]])
+@pytest.mark.parametrize("precision", [name for name in LOWER if HAS[name]])
 def test_openvino_computes_in_lower_precision(backbone, batch, precision):
     (want,) = backbone.reference(["pool"])(batch)
     (found,) = lower(backbone, precision, "openvino").forward(["pool"])(batch)
@@ -196,6 +196,8 @@ def attention(tokens):
     [
         layers.LayerNormalization(),
         layers.GroupNormalization(1),
+        layers.Conv2D(3, 3, padding="same", dilation_rate=2),
+        layers.DepthwiseConv2D(3, padding="same", dilation_rate=3),
         layers.Softmax(),
         layers.Activation("gelu"),
         layers.Activation("hard_swish"),
@@ -222,7 +224,7 @@ def wrong(monkeypatch, how):
     def compile_wrongly(*args):
         made = real(*args)
         right = made.run
-        made.run = lambda images: [how(each) for each in right(images)]
+        made.run = lambda images: [how(array) for array in right(images)]
         return made
 
     monkeypatch.setattr(computing, "with_openvino", compile_wrongly)

@@ -163,7 +163,7 @@ def test_layers_that_are_refused(model, message):
 
 def test_a_name_that_tensorflow_refuses_is_refused_at_once():
     image = keras.Input((8, 8, 3))
-    with pytest.raises(BackboneError, match=r"'Faltung ä' .* has a name .* rename it"):
+    with pytest.raises(BackboneError, match=r"'Faltung ä' .* has a name .*; expected Latin"):
         flatten(keras.Model(image, layers.Conv2D(2, 3, name="Faltung ä")(image)))
 
 
@@ -217,7 +217,7 @@ class Dense(Stub):
 
 
 def names_of(*operations, paths=None):
-    return canonical_names([(each, (paths or {}).get(each.name, ())) for each in operations])
+    return canonical_names([(layer, (paths or {}).get(layer.name, ())) for layer in operations])
 
 
 def test_automatic_names_are_ranked_within_their_class():

@@ -49,9 +49,9 @@ def rounded(array, bits):
 def test_a_sound_pass_is_accepted(backbone, batch):
     found, wanted = backbone.forward(REFS)(batch), backbone.reference(REFS)(batch)
     numerics.check(backbone.computation(REFS), batch, found)
-    for each, want in zip(found, wanted, strict=True):
+    for values, want in zip(found, wanted, strict=True):
         assert want.dtype == np.float32
-        assert numerics.distance(each, want) < 1e-5
+        assert numerics.distance(values, want) < 1e-5
     for size in (1, 5):
         images = np.resize(batch, (size, *batch.shape[1:]))
         numerics.check(backbone.computation(REFS), images, backbone.forward(REFS)(images))
@@ -65,7 +65,7 @@ def coarse(node, bits):
 
     def call(x):
         exact = operation.get_weights()
-        operation.set_weights([rounded(each, bits) for each in exact])
+        operation.set_weights([rounded(weight, bits) for weight in exact])
         try:
             return operation(rounded(x, bits))
         finally:
@@ -268,7 +268,7 @@ def test_a_network_that_amplifies_rounding_is_taken_with_a_warning(batch):
     assert numerics.distance(found[1], backbone.reference(["end"])(batch)[0]) > 0.1
     with pytest.warns(FeatureStoreWarning) as seen:
         numerics.check(backbone.computation(["plain", "end"]), batch, found)
-    (message,) = [str(each.message) for each in seen]
+    (message,) = [str(warning.message) for warning in seen]
     assert message.startswith("layer 'end' amplifies rounding: the last bit of each layer's result")
     assert re.search(r"moves it by [12]?(0?\.\d+)? of its largest activation", message)
     assert message.endswith("; trained weights seldom do")
@@ -285,7 +285,7 @@ def test_a_network_of_random_statistics_is_taken_with_a_warning():
         if isinstance(layer, layers.BatchNormalization):
             size = layer.gamma.shape
             low = [0.5, -0.5, -0.5, 0.5]
-            layer.set_weights([generator.uniform(each, each + 1, size) for each in low])
+            layer.set_weights([generator.uniform(least, least + 1, size) for least in low])
     backbone = Backbone.open(model, name="wild")
     images = generator.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
     last = backbone.layer_names[-1:]
@@ -306,5 +306,5 @@ def test_trained_networks_agree(name, file, size, refs):
     backbone = Backbone.open(name, DATA / name / f"{file}.weights.h5", size)
     noise = np.random.default_rng(1)
     coarse = [noise.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (1, 3, 9, size)]
-    images = np.stack([backbone.resize(each) for each in coarse])
+    images = np.stack([backbone.resize(image) for image in coarse])
     numerics.check(backbone.computation(refs), images, backbone.forward(refs)(images))

@@ -176,15 +176,16 @@ def test_a_grown_data_set_replaces_its_former_features(photos, backbone, store, 
         path.unlink()
     first = extract(folder, backbone, ["gap", "pool_a"], store)
     head = fit_head(first["gap"], "knn")
-    assert first.to_dict()["freed"] == first.to_dict()["left"] == []
+    assert first.to_dict()["freed"] == []
     for path, data in zip(later, kept, strict=True):
         path.write_bytes(data)
 
     grown = Dataset.open(folder, name="photos")
     again = extract(grown, backbone, "gap", store, replace=True)
     former = first.reports["gap"]
-    freed = {"key": former.key, "bytes": former.bytes, "heads": [head.id]}
-    assert again.to_dict()["freed"] == [freed]
+    (freed,) = again.to_dict()["freed"]
+    assert (freed["key"], freed["bytes"]) == (former.key, former.bytes)
+    assert freed["reason"].startswith(f"superseded by {again['gap'].key}")
     assert f"heads fitted on it stay: {head.id}" in again._repr_html_()
     assert set(store.features.keys()) == {again["gap"].key, first["pool_a"].key}
     fresh = extract(grown, backbone, "gap", tmp_path / "fresh")

@@ -113,7 +113,7 @@ def test_rows_stay_with_their_labels(places, count, kind, split, labelled, order
     order.shuffle(shuffled := list(range(count)))
     X = X[shuffled]
     y = labels_of(X, kind)
-    if y is not None and all(each is None for each in y):
+    if y is not None and all(label is None for label in y):
         return
     dataset = Dataset.from_arrays(X, y, name="ramp", val=0.3, test=0.2, seed=seed)
     features = stored(next(places), dataset)
@@ -136,7 +136,7 @@ def test_rows_stay_with_their_labels(places, count, kind, split, labelled, order
     assert y_read.tolist() == [
         of_image[dataset.sample_digests[row]] for row in features.rows(split)
     ]
-    batches = features.batches(split, batch_size=7, shuffle=True, seed=seed)
+    batches = Batches.of(features, split, batch_size=7, shuffle=True, seed=seed)
     seen = list(epoch(batches, 0))
     assert sorted(row for x, _ in seen for row in ids_in(x).tolist()) == sorted(
         ids_in(X_read).tolist()
@@ -292,7 +292,7 @@ def test_completed_takes_the_rows_that_exist(places, kind, skip, split) -> None:
     lazy = taken.dask(split, labelled=labelled)
     assert lazy.shape == X.shape
     assert np.array_equal(ids_in(lazy.compute(scheduler="synchronous")), ids)
-    batches = taken.batches(split, batch_size=7, shuffle=False, seed=0)
+    batches = Batches.of(taken, split, batch_size=7, shuffle=False, seed=0)
     assert sorted(flat(epoch(batches, 0))) == sorted(map(tuple, ids.tolist()))
     everything = [row for row in range(40) if row // 8 not in skip]
     joined, whole = taken.xarray(), features.xarray().isel(row=everything)
@@ -352,7 +352,7 @@ def test_arrays_in_the_order_given(tmp_path: Path, kind: str) -> None:
     if labels is None:
         assert y is None
     else:
-        assert [None if each != each else each for each in y.tolist()] == labels
+        assert [None if label != label else label for label in y.tolist()] == labels
     split, targets = features.arrays("val", order="input", labelled=True)
     if kind != "none":
         assert None not in targets.tolist()
@@ -456,7 +456,7 @@ def test_xarray_joins_the_coordinates(tmp_path: Path) -> None:
     joined = stored(tmp_path / "s", dataset).xarray()
     assert joined["features"].dims == ("row", "height", "width", "channel")
     assert joined["sample"].values.tolist() == dataset.sample_digests
-    told = [each if isinstance(each, str) else None for each in joined["label"].values]
+    told = [label if isinstance(label, str) else None for label in joined["label"].values]
     assert told == dataset.labels.tolist()
     assert joined["group"].values.tolist() == dataset.groups.tolist()
     train = joined.where(joined["split"] == "train", drop=True)
@@ -472,11 +472,10 @@ def flat(batches) -> list[tuple]:
     return [tuple(row) for batch in batches for row in ids_in(batch[0]).tolist()]
 
 
-@pytest.mark.parametrize("way", ["batches", "py_dataset"])
-def test_a_batch_has_rows(tmp_path: Path, way: str) -> None:
+def test_a_batch_has_rows(tmp_path: Path) -> None:
     features = stored(tmp_path / "s", made())
     with pytest.raises(InputError, match="batch size is 0; expected 1 or more, such as 256"):
-        getattr(features, way)("train", batch_size=0)
+        features.py_dataset("train", batch_size=0)
 
 
 def all_of(batches: Any) -> list[tuple[np.ndarray, ...]]:
@@ -573,7 +572,7 @@ def test_batches_across_windows(
 ) -> None:
     monkeypatch.setattr(batching, "WINDOW_BYTES", 0)
     features = stored(tmp_path / "s", made(100))
-    source = features.batches("train", batch_size=batch_size, shuffle=True, seed=0)
+    source = Batches.of(features, "train", batch_size=batch_size, shuffle=True, seed=0)
     epoch = pickle.loads(pickle.dumps(source.epoch(5)))
     batches = [epoch.batch(index) for index in range(len(source))]
     assert [len(x) for x, _ in batches[:-1]] == [batch_size] * (len(source) - 1)

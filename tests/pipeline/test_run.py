@@ -65,7 +65,7 @@ def test_the_manifest_lists_inputs_outputs_and_versions(
 
     assert set(manifest) == {
         *("folder", "pipeline", "began", "seconds", "stages", "inputs", "features"),
-        *("freed", "left", "heads", "failed", "selection", "selected", "promotion", "versions"),
+        *("freed", "heads", "failed", "selection", "selected", "promotion", "versions"),
     }
     dataset = manifest["inputs"]["dataset"]
     assert (dataset["name"], dataset["rows"], dataset["problems"]) == ("photos", 36, 1)

@@ -387,7 +387,8 @@ class StoreMachine(RuleBasedStateMachine):
         network = self.sources.backbones[backbone]
         keys = [self.sources.key(backbone, ref, dataset) for ref in layers]
         blind = any(self.is_blind(key) for key in keys)
-        blind |= replace and any(name.endswith("/current.json") for name in self.flips)
+        ends = ("/current.json", "/head.json")
+        blind |= replace and any(name.endswith(ends) for name in self.flips)
         options = {"dtype": dtype, "batch_size": batch_size, "replace": replace}
 
         def action() -> None:
@@ -417,35 +418,50 @@ class StoreMachine(RuleBasedStateMachine):
         if done:
             self.settle_state(dataset)
         if replace:
-            self.see_replaced(keys, dataset, done)
+            self.see_replaced(keys, done)
 
-    def see_replaced(self, keys: list[FeatureKey], dataset: Dataset, done: bool) -> None:
+    def see_replaced(self, keys: list[FeatureKey], done: bool) -> None:
         """See which former arrays went: all that are superseded, unless it was killed."""
-        superseded = {key for key in self.groups if self.is_former(key, keys, dataset)}
+        former = {key for key in self.groups if any(alike(key, new) for new in keys)}
         went = {key for key in self.groups if not self.store.features.has(key)}
         self.ran["replace a former array"] += len(went)
+        assert went <= {key for key in former if self.is_superseded(key, surely=False)}
         if done:
-            wider = {each: self.groups[each].dtype for each in keys}
-            assert went == {
-                key
-                for key in superseded
-                if not self.is_blind(key)
-                and self.groups[key].dtype
-                in ("float16", *(wider[each] for each in keys if alike(each, key)))
-            }
-        assert went <= superseded
+            read = self.read_by_begun({dataset.digest for dataset in self.used()})
+            superseded = {key for key in former if self.is_superseded(key)} - read
+            assert {key for key in superseded if not self.kept_by_damage(key)} <= went
         for key in went:
             self.gone(key, done)
 
-    def is_former(self, key: FeatureKey, keys: list[FeatureKey], dataset: Dataset) -> bool:
-        """Whether no data set has the samples of an array, and one of the same rows has them."""
-        used = {each.digest for each in self.current.values()}
+    def used(self) -> list[Dataset]:
+        """The states that are current, or that a head was fitted on."""
+        return [*self.current.values(), *(head.dataset for head in self.heads.values())]
+
+    def is_superseded(self, key: FeatureKey, surely: bool = True) -> bool:
+        """Whether no data set has the samples of an array now, and one has features of its rows.
+
+        Damaged row ids may be those of another array that has the same: then it is not sure.
+        """
+        current = {dataset.digest for dataset in self.current.values()}
+        group = self.groups[key]
+        blind = self.is_blind if surely else lambda key: not self.is_listed(key)
         return (
-            key not in keys
-            and key.dataset_digest not in used
-            and any(alike(key, each) for each in keys)
-            and set(self.groups[key].dataset.sample_digests) <= set(dataset.sample_digests)
+            key.dataset_digest not in current
+            and not blind(key)
+            and any(
+                alike(key, newer)
+                and newer.dataset_digest in current
+                and not blind(newer)
+                and (group.dtype == "float16" or self.groups[newer].dtype == "float32")
+                and set(group.dataset.sample_digests) <= self.stored_samples(newer)
+                for newer in self.groups
+            )
         )
+
+    def kept_by_damage(self, key: FeatureKey) -> bool:
+        """Whether a head has the samples of an array, and blocks may be damaged."""
+        of_head = any(head.dataset.digest == key.dataset_digest for head in self.heads.values())
+        return of_head and any(name.startswith("features/") for name in self.flips)
 
     def see(self, key: FeatureKey, group: Group, replaced: bool) -> None:
         """See what a killed extraction has left of a group; nothing that was committed may lack."""
@@ -596,13 +612,18 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(DamagedError, match="unknown what is in use"):
                 self.store.garbage()
             return
-        used = [*self.current.values(), *(each.dataset for each in self.heads.values())]
-        digests = {each.manifest_digest for each in used}
-        samples = {each.digest for each in used}
-        keys = [key for key in self.groups if key.dataset_digest not in samples]
-        states = [each for each in self.states.values() if each.manifest_digest not in digests]
+        digests = {dataset.manifest_digest for dataset in self.used()}
+        samples = {dataset.digest for dataset in self.used()}
+        states = [state for state in self.states.values() if state.manifest_digest not in digests]
         items = self.store.garbage()
-        listed = {each.path for each in items}
+        listed = {item.path for item in items}
+        keys = [
+            key
+            for key in self.groups
+            if key.dataset_digest not in samples
+            or self.is_superseded(key)
+            or (path_of(key) in listed and self.is_superseded(key, surely=False))
+        ]
         spared = {key for key in keys if self.is_listed(key) and path_of(key) not in listed}
         going = {key for key in keys if path_of(key) in listed}
         read = self.read_by_begun(samples)
@@ -619,7 +640,7 @@ class StoreMachine(RuleBasedStateMachine):
         done = self.attempt("collect garbage", death, lambda: self.store.gc(items))
         for key in keys:
             if self.store.features.has(key):
-                assert not done or not self.is_listed(key)
+                assert not done or not self.is_listed(key) or self.kept_by_damage(key)
             else:
                 self.gone(key, done)
         for state in states:
@@ -645,7 +666,8 @@ class StoreMachine(RuleBasedStateMachine):
         """See that heads without features keep the rows for their proof, and nothing else stays."""
         needed = set()
         for head in self.heads.values():
-            if self.store.features.has(head.key) or self.manifest(head.dataset) in self.flips:
+            stays = self.store.features.has(head.key) and head.key not in going
+            if stays or self.manifest(head.dataset) in self.flips:
                 continue
             wanted = set(head.dataset.sample_digests)
             serving = {

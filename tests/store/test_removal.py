@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
@@ -12,7 +13,7 @@ from featurestore.store.files import open_files
 from tests.reliability.faults import Killed, failing
 from tests.store.conftest import ids_of, key_of, put, rows_of
 from tests.store.test_datasets import IMAGES, shapes
-from tests.store.test_superseded import head_on
+from tests.store.test_garbage import head_on
 
 
 def features_of(store: FeatureStore, dataset: Dataset, ref: str = "pool"):
@@ -27,7 +28,9 @@ def features_of(store: FeatureStore, dataset: Dataset, ref: str = "pool"):
 @pytest.fixture
 def full(store: FeatureStore) -> FeatureStore:
     """A data set, a former state of it, and another data set; each with features and a head."""
-    former, current = shapes(count=4), shapes()
+    # One of its images is nowhere else: its features are not superseded.
+    images = np.concatenate([IMAGES[:3], IMAGES[:1] + 100])
+    former, current = Dataset.from_arrays(images, list("abab"), name="shapes"), shapes()
     for dataset in (former, current):
         store.datasets.add(dataset)
         head_on(store, features_of(store, dataset), f"knn-{len(dataset)}", dataset)
@@ -40,7 +43,7 @@ def full(store: FeatureStore) -> FeatureStore:
 
 def listed(removal: Removal) -> list[str]:
     """Names of what goes, those of features without their digests."""
-    names = [(each.kind, each.name) for each in removal.items]
+    names = [(item.kind, item.name) for item in removal.items]
     return [name.partition("-")[0] if kind == "features" else name for kind, name in names]
 
 
@@ -48,7 +51,7 @@ def test_a_head_goes_alone(full: FeatureStore) -> None:
     removal = full.removal("knn-6")
     assert listed(removal) == ["heads/knn-6"]
     assert full.remove(removal) == removal.bytes > 0
-    assert [each["id"] for each in full.heads.values()] == ["knn-4", "ridge-1"]
+    assert [document["id"] for document in full.heads.values()] == ["knn-4", "ridge-1"]
     assert len(full.features.keys()) == 4
     assert full.garbage() == []
 
@@ -59,7 +62,7 @@ def test_gc_frees_the_features_of_a_former_state_once_its_head_is_removed(
     assert full.garbage() == []
     full.remove(full.removal("knn-4"))
     freed = full.garbage()
-    assert [each.kind for each in freed] == ["manifest", "features"]
+    assert [item.kind for item in freed] == ["manifest", "features"]
     full.gc(freed)
     assert len(full.features.keys()) == 3
 
@@ -86,7 +89,7 @@ def test_a_data_set_goes_with_its_heads_and_features_and_nothing_of_another(
         "heads/knn-4", "heads/knn-6", "datasets/shapes",
         "vgg16/early", "vgg16/pool", "vgg16/pool",
     ]  # fmt: skip
-    assert {each.reason for each in removal.items if each.kind == "features"} == {
+    assert {item.reason for item in removal.items if item.kind == "features"} == {
         "of shapes; no other data set or head needs it"
     }
     full.remove(removal)
@@ -104,7 +107,7 @@ def test_features_that_another_data_set_or_head_needs_stay(full: FeatureStore) -
     full.datasets.add(twin)
     removal = full.removal("shapes")
     # Those of the former state go.
-    assert [each.kind for each in removal.items] == ["head", "head", "dataset", "features"]
+    assert [item.kind for item in removal.items] == ["head", "head", "dataset", "features"]
     full.remove(removal)
     assert full.datasets.load("twin").digest == twin.digest
     assert full.garbage() == []

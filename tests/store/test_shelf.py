@@ -7,7 +7,7 @@ from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
 from tests.store.conftest import filled, ids_of, key_of, put, rows_of
 from tests.store.test_datasets import shapes
-from tests.store.test_superseded import head_on
+from tests.store.test_garbage import head_on
 
 
 def named(store: FeatureStore, **options) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Former arrays: superseded by one that has all of their samples."""
+"""Former arrays, and what heads need of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
-from featurestore.errors import DamagedError, IncompleteFeaturesError
+from featurestore.errors import DamagedError
 from featurestore.store import FeatureKey, FeatureStore
-from featurestore.store.superseded import remove_superseded
 from tests.reliability.faults import Killed, failing
 from tests.store.conftest import ids_of, key_of, put, rows_of
 from tests.store.test_datasets import IMAGES, shapes
@@ -33,18 +32,18 @@ def stored(
     """Make a data set current and store features of it."""
     store.datasets.add(dataset)
     digests = dataset.sample_digests
-    found = replace(key_of(digests, ref), **key)
+    stored_key = replace(key_of(digests, ref), **key)
     group = store.features.create(
-        found, shape=(len(digests), *TAIL), dtype=dtype, sample_ids=ids_of(digests)
+        stored_key, shape=(len(digests), *TAIL), dtype=dtype, sample_ids=ids_of(digests)
     )
     if complete:
         group.write_block(0, rows_of(digests, TAIL, dtype))
-    return found
+    return stored_key
 
 
-def reasons(store: FeatureStore, **asked: bool) -> dict[str, str]:
-    """Why the feature arrays that are garbage are, by key."""
-    return {each.name: each.reason for each in store.garbage(**asked) if each.kind == "features"}
+def reasons(store: FeatureStore, **kinds: bool) -> dict[str, str]:
+    """Why feature arrays are garbage, by key."""
+    return {item.name: item.reason for item in store.garbage(**kinds) if item.kind == "features"}
 
 
 def test_gc_names_what_supersedes_a_former_array(store: FeatureStore) -> None:
@@ -115,95 +114,112 @@ def dataset_origin(dataset: Dataset) -> dict[str, str]:
     return {"name": dataset.name, "manifest_digest": dataset.manifest_digest}
 
 
-def test_replacing_removes_what_is_superseded_heads_or_not(store: FeatureStore) -> None:
-    first, second = stored(store, shapes(count=3)), stored(store, shapes(count=5))
-    head = head_on(store, second, "knn-1")
-    sizes = {str(key): store.features.get(key).nbytes_stored for key in (first, second)}
+def test_gc_removes_the_superseded_features_of_a_head_which_stays(store: FeatureStore) -> None:
+    former = stored(store, shapes(count=4))
+    head = head_on(store, former, "knn-1", shapes(count=4))
+    assert reasons(store) == {}
     present = stored(store, shapes())
-    assert reasons(store).keys() == {str(first)}
-
-    found = {each.key: each for each in remove_superseded(store, [present])}
-    assert {key: each.bytes for key, each in found.items()} == sizes
-    assert found[str(first)].heads == ()
-    assert found[str(second)].heads == (head,)
-    assert head in str(found[str(second)])
-    assert [each.left for each in found.values()] == [None, None]
+    expected = f"superseded by {present}; heads fitted on it stay: {head}"
+    assert reasons(store) == {str(former): expected}
+    store.gc(store.garbage())
     assert store.features.keys() == [present]
     assert store.heads.keys() == [head]
-    assert remove_superseded(store, [present]) == []
+    assert reasons(store) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [({}, {"complete": False}), ({"dtype": "float32"}, {})],
+    ids=["incomplete", "less precise"],
+)
+def test_features_of_a_head_that_are_not_superseded_stay(
+    store: FeatureStore, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    former = stored(store, shapes(count=4), **old)
+    head_on(store, former, "knn-1", shapes(count=4))
+    stored(store, shapes(), **new)
+    assert reasons(store) == {}
+
+
+def test_features_of_a_head_that_alone_have_a_row_stay(store: FeatureStore) -> None:
+    """Images were added and removed: the rows of the removed ones are nowhere else."""
+    head_on(store, stored(store, shapes(count=4)), "knn-1", shapes(count=4))
+    images = [*IMAGES[1:], IMAGES[0] + 100]
+    present = stored(store, Dataset.from_arrays(np.stack(images), list("bababa"), name="shapes"))
+    assert reasons(store) == {}
+    assert store.replace([present]) == []
+
+
+def test_gc_keeps_one_of_two_arrays_that_could_serve_a_head(store: FeatureStore) -> None:
+    """What supersedes the features of a head may be unused itself."""
+    former = stored(store, shapes(count=4))
+    head_on(store, former, "knn-1", shapes(count=4))
+    present = stored(store, shapes())
+    assert reasons(store, unused=True).keys() == {str(present)}
+
+
+def test_damage_keeps_the_features_of_a_head(store: FeatureStore) -> None:
+    former = stored(store, shapes(count=4))
+    head_on(store, former, "knn-1", shapes(count=4))
+    group = store.features.get(stored(store, shapes()))
+    sound = group.features.files.read(group.features.file(0))
+    put(group.features.files, group.features.file(0), b"damaged")
+    garbage = store.garbage()
+    assert [item.name for item in garbage] == [str(former)]
+    assert store.gc(garbage) == 0
+    assert store.replace([group.key]) == []
+    assert store.features.has(former)
+    put(group.features.files, group.features.file(0), sound)
+    assert [item.name for item in store.replace([group.key])] == [str(former)]
+
+
+def test_replacing_removes_what_is_superseded_of_the_same_layers(store: FeatureStore) -> None:
+    first, second = stored(store, shapes(count=3)), stored(store, shapes(count=5))
+    head = head_on(store, second, "knn-1", shapes(count=5))
+    early = stored(store, shapes(count=4), ref="early")
+    stored(store, shapes(), ref="early")
+    present = stored(store, shapes())
+    sizes = {str(key): store.features.get(key).nbytes_stored for key in (first, second)}
+
+    removed = store.replace([present])
+
+    assert {item.name: item.bytes for item in removed} == sizes
+    assert {item.superseded_by for item in removed} == {str(present)}
+    assert store.features.has(early)
+    assert not store.features.has(second)
+    assert store.heads.keys() == [head]
+    assert store.replace([present]) == []
 
 
 def test_what_a_data_set_has_now_stays(store: FeatureStore) -> None:
-    """Also features of the same samples by another model, and other layers."""
+    """Also features of the same samples by another model."""
     other = stored(store, shapes("other", count=3))
-    former = stored(store, shapes(count=4), ref="early")
     present = stored(store, shapes())
     twin = stored(store, shapes(), model="a copy")
-    assert remove_superseded(store, [present]) == []
-    assert set(store.features.keys()) == {other, former, present, twin}
-
-
-@pytest.mark.parametrize("heads", [[], ["knn-1"]])
-def test_rows_that_the_new_array_does_not_have_are_kept_and_named(
-    store: FeatureStore, heads: list[str]
-) -> None:
-    """Images were added and removed: the rows of the removed ones are nowhere else."""
-    former = stored(store, shapes(count=4))
-    for head in heads:
-        head_on(store, former, head)
-    images = [*IMAGES[1:], IMAGES[0] + 100]
-    present = stored(store, Dataset.from_arrays(np.stack(images), list("bababa"), name="shapes"))
-    (found,) = remove_superseded(store, [present])
-    command = f"featurestore rm {former}" + (" --keep-heads" if heads else "")
-    assert found.left == f"1 of its 4 rows are not in the new one; `{command}` removes it"
-    assert str(found) == f"left {former}: {found.left}"
-    assert store.features.has(former)
-
-
-def test_values_that_the_new_array_would_round_are_kept(store: FeatureStore) -> None:
-    former, present = stored(store, shapes(count=4), dtype="float32"), stored(store, shapes())
-    (found,) = remove_superseded(store, [present])
-    assert str(found.left).startswith(f"it is float32, and {present} is float16; `featurestore rm")
-    assert store.features.has(former)
-
-
-def test_arrays_of_other_samples_are_no_former_ones(store: FeatureStore) -> None:
-    stored(store, Dataset.from_arrays(IMAGES[:3] + 100, list("aba"), name="shapes"))
-    present = stored(store, shapes())
-    assert remove_superseded(store, [present]) == []
-    assert len(store.features.keys()) == 2
+    assert store.replace([present]) == []
+    assert set(store.features.keys()) == {other, present, twin}
 
 
 def test_a_former_array_that_is_in_use_stays(folder_store: FeatureStore) -> None:
     store = folder_store
     former, present = stored(store, shapes(count=4)), stored(store, shapes())
     with store.features.lock([former], shared=True):
-        (found,) = remove_superseded(store, [present])
-    assert found.left == "another process uses it; run the command again when that is done"
+        assert store.replace([present]) == []
     assert store.features.has(former)
-    assert [each.left for each in remove_superseded(store, [present])] == [None]
+    assert [item.name for item in store.replace([present])] == [str(former)]
 
 
-def test_an_incomplete_array_replaces_nothing(store: FeatureStore) -> None:
+@pytest.mark.parametrize("path", ["datasets/other/current.json", "heads/knn-1/head.json"])
+def test_nothing_is_replaced_while_it_is_unknown_what_is_in_use(
+    store: FeatureStore, path: str
+) -> None:
     former = stored(store, shapes(count=4))
-    present = stored(store, shapes(), complete=False)
-    with pytest.raises(IncompleteFeaturesError):
-        remove_superseded(store, [present])
-    assert store.features.has(former)
-
-
-def test_damage_keeps_former_arrays(store: FeatureStore) -> None:
-    former, present = stored(store, shapes(count=4)), stored(store, shapes())
-    ids = store.features.get(former).sample
-    sound = ids.files.read(ids.file(0))
-    put(ids.files, ids.file(0), b"damaged")
-    (found,) = remove_superseded(store, [present])
-    assert "featurestore repair" in str(found.left)
-    put(ids.files, ids.file(0), sound)
+    head_on(store, former, "knn-1", shapes(count=4))
     store.datasets.add(shapes("other", count=2))
-    put(ids.files, "datasets/other/current.json", b"{")
+    present = stored(store, shapes())
+    put(store.features.get(former).features.files, path, b"{")
     with pytest.raises(DamagedError, match="until then it is unknown what is in use"):
-        remove_superseded(store, [present])
+        store.replace([present])
     assert store.features.has(former)
 
 
@@ -212,15 +228,15 @@ def test_a_kill_leaves_a_former_array_whole_or_gone(store: FeatureStore, tmp_pat
     former, present = stored(store, shapes(count=4)), stored(store, shapes())
     shutil.copytree(store.location, tmp_path / "start")
     with failing() as disk:
-        remove_superseded(store, [present])
+        store.replace([present])
     for number in range(1, len(disk.steps)):
         copy = FeatureStore(shutil.copytree(tmp_path / "start", tmp_path / f"store-{number}"))
         with failing(Killed, at=number), pytest.raises(Killed):
-            remove_superseded(copy, [present])
+            copy.replace([present])
         copy = FeatureStore(copy.location)
         assert [damage for item in copy.items() for damage in copy.check(item)] == []
         whole = copy.features.has(former)
-        assert [each.key for each in remove_superseded(copy, [present])] == [str(former)] * whole
+        assert [item.name for item in copy.replace([present])] == [str(former)] * whole
         copy.gc(copy.garbage())
         assert copy.features.keys() == [present]
         assert sorted(copy.items(), key=str) == sorted(store.items(), key=str)
@@ -230,9 +246,9 @@ def test_gc_keeps_the_rows_of_a_head_whose_own_features_were_freed(store: Featur
     former = stored(store, shapes(count=4))
     head = head_on(store, former, "knn-1", shapes(count=4))
     serving = stored(store, shapes())
-    remove_superseded(store, [serving])
+    store.replace([serving])
     assert not store.features.has(former)
-    others = np.stack([each + 100 for each in IMAGES])
+    others = np.stack([image + 100 for image in IMAGES])
     other = stored(store, Dataset.from_arrays(others, list("ababab"), name="shapes"))
 
     assert reasons(store) == {}
@@ -245,7 +261,7 @@ def test_gc_keeps_no_rows_of_a_head_that_are_also_elsewhere(store: FeatureStore)
     former = stored(store, shapes(count=3))
     head_on(store, former, "knn-1", shapes(count=3))
     between = stored(store, shapes())
-    remove_superseded(store, [between])
+    store.replace([between])
     present = stored(store, shapes(count=5))
     assert reasons(store) == {str(between): "no data set has these samples"}
     store.gc(store.garbage())
@@ -265,12 +281,3 @@ def test_gc_keeps_arrays_that_have_the_rows_of_a_head_together(store: FeatureSto
     assert reasons(store) == {}
     store.heads.remove(head)
     assert reasons(store).keys() == set(map(str, halves))
-
-
-def test_a_damaged_array_replaces_nothing(store: FeatureStore) -> None:
-    former = stored(store, shapes(count=4))
-    group = store.features.get(stored(store, shapes()))
-    put(group.features.files, group.features.file(0), b"damaged")
-    with pytest.raises(DamagedError, match=r"nothing was removed.*run `featurestore repair"):
-        remove_superseded(store, [group.key])
-    assert store.features.has(former)
