@@ -232,8 +232,8 @@ class _Run:
                 extraction = extract(dataset, source.open(), *asked, **options)
             for ref in more:
                 extraction.pop(ref, None)  # Heads are not fitted on it.
-            for former in extraction.former:
-                self.on_event(StageNoted("extract", str(former)))
+            for array in extraction.former_arrays:
+                self.on_event(StageNoted("extract", str(array)))
             found.append((source, extraction))
         reports = [report for _, extraction in found for report in extraction.reports.values()]
         fresh = any(report.rows_reused < report.shape[0] for report in reports)
