@@ -44,7 +44,8 @@ class Dataset:
         Absolute path or URI of the folder or table; None for a DataFrame and for arrays.
     options : dict
         How it was scanned: ``open(source, name=name, **options)`` does it again. Of an augmented
-        data set: ``plain`` (name of the data set of its images), ``views`` and ``augmentation``.
+        data set: ``plain`` (name of the data set of its images), ``plain_manifest`` (its manifest
+        digest), ``views`` and ``augmentation``.
     samples : Samples
         The rows as columns.
     images_in_memory : sequence of numpy.ndarray, (given,), or None
@@ -218,7 +219,7 @@ class Dataset:
         return self.samples.paths()
 
     @property
-    def given(self) -> np.ndarray:
+    def input_order(self) -> np.ndarray:
         """The row of each image in the order that you gave them in, int64 (given,).
 
         Of arrays, in the order of ``X``; of a table, of its rows; of a folder, of the sorted paths.
@@ -296,7 +297,8 @@ class Dataset:
         if name == self.name:
             raise DatasetError(f"the augmented data set has the name of {name!r}; give another")
         layers = augmenting.canonical(augmentation)
-        options = {"plain": self.name, "views": views, "augmentation": layers}
+        options = {"plain": self.name, "plain_manifest": self.manifest_digest}
+        options |= {"views": views, "augmentation": layers}
         samples = augmenting.with_views(self.samples, layers, views, self.name)
         return Dataset(name, None, options, samples, self.images_in_memory)
 
@@ -337,9 +339,9 @@ class Dataset:
         -------
         pandas.DataFrame
             A line for each row of the table or of ``X``, or for each file of the folder, as in
-            `given`: ``row`` (-1 if it could not be read), ``sample`` (digest), ``path``,
+            `input_order`: ``row`` (-1 if it could not be read), ``sample`` (digest), ``path``,
             ``label``, ``split`` and ``group`` where the data set has them, then the other columns
-            of your table. A column of yours with one of these names has ``_given`` after it.
+            of your table. A column of yours with one of these names has ``_input`` after it.
             Integers with gaps are of the type ``Int64``, which keeps all their digits.
         """
         from featurestore.dataset.frame import as_frame
@@ -350,7 +352,7 @@ class Dataset:
     def scan_command(self) -> str | None:
         """The command that records it again; None for a DataFrame and for arrays."""
         if "augmentation" in self.options:
-            return augment_command(self.name, self.options)
+            return augment_command(self.name)
         if self.source is None:
             return None
         return command_line(self.source, self.name, self.options)

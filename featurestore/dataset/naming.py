@@ -49,7 +49,7 @@ def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
     """Return what to do about an image that is missing or has changed."""
     if "augmentation" in options:
         scan = shlex.join(["featurestore", "scan", options["plain"]])
-        return f"put it back, or run `{scan}`, then `{augment_command(name, options)}`"
+        return f"put it back, or run `{scan}`, then `{augment_command(name)}`"
     if source is None:
         return f"put it back, or open the DataFrame again with root=NEW, name={name!r}"
     if gone := moved(source, name):
@@ -81,17 +81,12 @@ def command_line(source: str, name: str, options: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def augment_command(name: str, options: dict[str, Any]) -> str:
-    """Return the command that makes an augmented data set again, after a scan of the plain one.
+def augment_command(name: str) -> str:
+    """Return the command that updates an augmented data set to the plain one.
 
     Examples
     --------
-    >>> augment_command("pets-x2", {"plain": "pets", "views": 2, "augmentation": "[RandomFlip]"})
-    "featurestore augment pets --views 2 --augmentation '[RandomFlip]'"
+    >>> augment_command("my pets-x2")
+    "featurestore augment 'my pets-x2'"
     """
-    plain, views = options["plain"], str(options["views"])
-    words = ["featurestore", "augment", plain, "--views", views]
-    words += ["--augmentation", options["augmentation"]]
-    if name != f"{plain}-x{views}":
-        words += ["--name", name]
-    return shlex.join(words)
+    return shlex.join(["featurestore", "augment", name])

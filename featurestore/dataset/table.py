@@ -139,7 +139,7 @@ def _others(table: Any, named: dict[str, str | None]) -> dict[str, Any]:
         if named.get(name) == name:
             continue  # the data set has it, under the same name
         while name in _OWN or name in columns:
-            name = f"{name}_given"
+            name = f"{name}_input"
         columns[name] = column
     return columns
 

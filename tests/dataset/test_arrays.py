@@ -96,14 +96,14 @@ def test_the_order_in_which_arrays_were_given() -> None:
     X = X4[[2, 0, 1, 0, 3]]
     found = Dataset.from_arrays(X, name="x", ids=["two", "zero", "one", "again", "three"])
     for each in (found, Dataset.from_parquet(found.to_parquet())):
-        assert each.given.dtype == np.int64
-        assert [found.image(row)[:, :, 0].tolist() for row in each.given] == X.tolist()
+        assert each.input_order.dtype == np.int64
+        assert [found.image(row)[:, :, 0].tolist() for row in each.input_order] == X.tolist()
         frame = each.to_frame()
         assert frame["id"].tolist() == ["two", "zero", "one", "again", "three"]
-        assert frame["row"].tolist() == each.given.tolist()
+        assert frame["row"].tolist() == each.input_order.tolist()
     other = Dataset.from_arrays(X4, name="x")
     assert other.manifest_digest == found.manifest_digest
-    assert other.given.tolist() != found.given.tolist()
+    assert other.input_order.tolist() != found.input_order.tolist()
     with pytest.raises(DatasetError, match="ids has 2 values; expected 5"):
         Dataset.from_arrays(X, name="x", ids=["a", "b"])
     with pytest.raises(DatasetError, match="expected all text or all integers"):

@@ -158,5 +158,5 @@ def test_columns_of_missing_values(tmp_path: Path) -> None:
             assert same(found, again)
             assert again.manifest_digest == manifest.digest(again.samples)
             np.testing.assert_array_equal(again.targets, found.targets)
-            assert again.given.tolist() == found.given.tolist()
+            assert again.input_order.tolist() == found.input_order.tolist()
             assert again.to_frame()["id"].tolist() == list(range(9))

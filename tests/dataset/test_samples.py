@@ -52,6 +52,6 @@ def test_moved_samples_have_other_paths(tmp_path: Path) -> None:
 def test_columns_are_read_only() -> None:
     arrays = np.arange(48, dtype=np.uint8).reshape(4, 3, 4)
     data = Dataset.from_arrays(arrays, [0.5, 1.5, 2.5, 3.5], name="x", groups=list("aabb"))
-    for column in (data.labels, data.targets, data.groups, data.sample_ids, data.given):
+    for column in (data.labels, data.targets, data.groups, data.sample_ids, data.input_order):
         with pytest.raises(ValueError, match="read-only"):
             column[:1] = column[1:2]

@@ -30,7 +30,7 @@ def test_broken_files_are_quarantined_and_the_scan_goes_on(tmp_path: Path) -> No
     (ignored,) = of_kind(cats, "ignored")
     assert Path(ignored.path).name == "notes.txt"
     assert {each.kind for each in wrong(cats)} == {"quarantined", "ignored"}
-    assert len(cats.given) == 2 + 6
+    assert len(cats.input_order) == 2 + 6
     reasons = {Path(each.path).name: each.reason for each in wrong(cats)}
     assert reasons.pop("half.png")
     assert "symbolic links" in reasons.pop("round.png")

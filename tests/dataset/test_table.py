@@ -131,7 +131,7 @@ def test_the_order_of_a_tables_rows_does_not_matter(tmp_path: Path) -> None:
     two = Dataset.open(path)
     assert len(one) == 6
     assert one.manifest_digest == two.manifest_digest
-    assert one.given.tolist() == two.given.tolist()[::-1]
+    assert one.input_order.tolist() == two.input_order.tolist()[::-1]
 
 
 def test_the_paths_of_a_table_may_have_another_root(
@@ -159,12 +159,12 @@ def test_other_columns_are_kept_in_the_order_of_the_table(
     rows = [{**row, **more} for row, more in zip(rows, extra, strict=True)]
     found = Dataset.open(table(tmp_path / "t.csv", rows), val=0.5)
     assert found.digest == Dataset.open(tmp_path / "img", name="x").digest
-    given = [Path(str(found.paths[row])).stem if row >= 0 else None for row in found.given]
+    given = [Path(str(found.paths[row])).stem if row >= 0 else None for row in found.input_order]
     assert given == ["2", "0", None, "1", "3", "0"]
     for each in (found, Dataset.from_parquet(found.to_parquet())):
         shown = each.to_frame()
-        assert each.given.tolist() == shown["row"].tolist() == found.given.tolist()
-        assert shown["row_given"].tolist() == list(range(6))
+        assert each.input_order.tolist() == shown["row"].tolist() == found.input_order.tolist()
+        assert shown["row_input"].tolist() == list(range(6))
         assert shown["day"].astype(str).tolist() == [row["day"] for row in rows]
         assert shown["label"].fillna("").tolist() == ["a", "a", "", "b", "b", "a"]
         assert shown["path"].tolist() == [str(tmp_path / row["path"]) for row in rows]
