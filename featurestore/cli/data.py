@@ -155,13 +155,28 @@ def print_dataset(dataset: Dataset) -> None:
     from featurestore.dataset.summary import summary_grid
 
     summary = dataset.summary()
-    samples, views = plural(len(dataset), "sample"), summary["views"]
-    if views:
-        samples += f" ({plural(len(dataset) - views, 'image')} and {plural(views, 'view')})"
-    click.echo(f"{dataset.name}: {samples}, {dataset.digest[:20]}")
+    click.echo(f"{dataset.name}: {_samples(dataset)}, {dataset.digest[:20]}")
     print_table(summary_grid(summary))
     if summary["task"] and summary["unlabelled"]:
         click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
+
+
+def _samples(dataset: Dataset) -> str:
+    text, views = plural(len(dataset), "sample"), counted_views(dataset)
+    return f"{text} ({views})" if views else text
+
+
+def counted_views(dataset: Dataset, split: str | None = None) -> str:
+    """Return the number of images and of views, such as ``"3 images and 24 views"``.
+
+    They are those of the data set, or the labelled ones of a split; empty without an augmentation.
+    """
+    if "augmentation" not in dataset.options:
+        return ""
+    labelled = False if split is None else None
+    images = len(dataset.rows(split, labelled, views=False))
+    views = len(dataset.rows(split, labelled)) - images
+    return f"{plural(images, 'image')} and {plural(views, 'view')}"
 
 
 def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = False) -> None:

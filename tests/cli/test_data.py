@@ -403,6 +403,7 @@ def test_an_augmented_data_set_is_extracted_and_trained_on(place: Place) -> None
     assert (copied, again) == (36, more)
     assert (computed, rest) == (more - 36, most - more)
     train = ["train", "photos-x3", "--model", "tiny", "--layer", "conv_b:avg", "--head", "knn"]
+    assert "rows of train: 29 images and 87 views" in featurestore(*train).out
     metrics = featurestore(*train, "--json").json["metrics"]
     assert metrics["train"]["rows"] + metrics["val"]["rows"] == most
     assert metrics["val"]["rows"] < 36

@@ -123,7 +123,8 @@ def test_a_path_means_the_set_that_was_added_last(store: FeatureStore, location:
 
 def test_an_unknown_data_set(store: FeatureStore) -> None:
     store.datasets.add(shapes())
-    with pytest.raises(NotFoundError, match=r"did you mean 'shapes'\?.*`featurestore scan DATA --name shaeps`"):
+    advice = r"did you mean 'shapes'\?.*`featurestore scan DATA --name shaeps`"
+    with pytest.raises(NotFoundError, match=advice):
         store.datasets.load("shaeps")
     with pytest.raises(NotFoundError, match="a manifest of 'shapes', does not exist"):
         store.datasets.load("shapes", "blake2b:" + "0" * 64)
