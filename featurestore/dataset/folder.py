@@ -16,6 +16,7 @@ from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Listed, Samples
 from featurestore.dataset.scan import judged, scan
 from featurestore.dataset.scan_cache import Verdict
+from featurestore.dataset.source import is_utf8
 from featurestore.dataset.splits import Split, Splits, meaning
 from featurestore.errors import DatasetError
 from featurestore.listening import OnEvent
@@ -69,11 +70,17 @@ def list_files(root: str) -> tuple[list[str], list[Problem]]:
     def unreadable(error: OSError) -> None:
         problems.append(Problem("quarantined", str(error.filename), f"folder: {error.strerror}"))
 
+    def listable(folder: str, names: list[str]) -> list[str]:
+        names = [name for name in names if not _is_skipped(name)]
+        for path in (os.path.join(folder, name) for name in names if not is_utf8(name)):
+            problems.append(Problem("quarantined", text(path), "its name is not valid UTF-8"))
+        return sorted(filter(is_utf8, names))
+
     tops, listed = [root], [os.path.realpath(root)]
     for top in tops:
         for folder, folders, files in os.walk(top, onerror=unreadable):
-            folders[:] = sorted(filter(_is_listed, folders))
-            paths += [os.path.join(folder, name) for name in filter(_is_listed, files)]
+            folders[:] = listable(folder, folders)
+            paths += [os.path.join(folder, name) for name in listable(folder, files)]
             for path in (os.path.join(folder, name) for name in folders):
                 if not os.path.islink(path):
                     continue
@@ -94,8 +101,8 @@ def list_files(root: str) -> tuple[list[str], list[Problem]]:
     return sorted(paths), problems
 
 
-def _is_listed(name: str) -> bool:
-    return not name.startswith(".") and name.casefold() not in _LITTER
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _LITTER
 
 
 def _contains(folder: str, path: str) -> bool:

@@ -10,7 +10,6 @@ import numpy as np
 
 from featurestore.dataset.labels import Label, Labels, is_missing, text
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.source import native, portable
 from featurestore.dataset.splits import SPLITS, meaning
 from featurestore.digests import digest_text
 from featurestore.errors import DatasetError
@@ -98,7 +97,7 @@ class Listing:
     rows : numpy.ndarray of int64, (given,)
         The row of each in the data set; -1 if it could not be read.
     paths : pyarrow.ChunkedArray of text, (given,), or None
-        Path or URI, as `portable` writes it; None for arrays.
+        Path or URI; None for arrays.
     columns : dict of str to pyarrow.ChunkedArray, (given,)
         The other columns of the list, by name.
     """
@@ -152,7 +151,8 @@ class Samples:
         """Path or URI of the first of identical files; None for arrays."""
         if self.listing.paths is None:
             return None
-        return native(self.listing.paths[int(self.first[row])].as_py())
+        path: str = self.listing.paths[int(self.first[row])].as_py()
+        return path
 
     def name(self, row: int) -> str:
         """Return the name of a sample in problems."""
@@ -162,7 +162,8 @@ class Samples:
         """Those of all rows, (row,)."""
         if self.listing.paths is None:
             return [None] * len(self.digests)
-        return [*map(native, self.listing.paths.take(self.first).to_pylist())]
+        paths: list[str | None] = self.listing.paths.take(self.first).to_pylist()
+        return paths
 
     def class_counts(self) -> tuple[tuple[Any, ...], np.ndarray]:
         """Return the classes, and the labelled rows of each and each split: int (class, split=3).
@@ -188,4 +189,4 @@ def as_column(paths: Iterable[str | None]) -> Any:
     """Return paths as a column of a `Listing`."""
     import pyarrow as pa
 
-    return pa.chunked_array([pa.array(map(portable, paths), pa.string())])
+    return pa.chunked_array([pa.array(paths, pa.string())])

@@ -26,7 +26,7 @@ class Listed:
     columns : dict
         The cells of its row, if a table listed it.
     problem : str or None
-        Why a folder cannot be listed; `path` is that folder.
+        Why a file or folder cannot be read; known from listing the folder that holds it.
     """
 
     path: str
@@ -68,7 +68,7 @@ def _images_of(place: str, image_column: str | None, root: str | None) -> Iterat
         for problem in problems:
             if problem.kind == "quarantined":
                 path = os.path.join(place, os.path.relpath(problem.path, top))
-                yield Listed(path, problem=f"cannot list {path!r}: {problem.reason}")
+                yield Listed(path, problem=f"cannot read {path!r}: {problem.reason}")
     elif is_table(place):
         for path, row in list_rows(absolute(place), image_column, root):
             yield Listed(path, row)

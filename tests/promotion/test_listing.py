@@ -20,4 +20,4 @@ def test_a_folder_that_cannot_be_listed_is_named() -> None:
         locked.chmod(0o755)
     assert [image.path for image in listed] == [str(photos / "cat" / "0.png"), str(locked)]
     assert listed[0].problem is None
-    assert listed[1].problem == f"cannot list {str(locked)!r}: folder: Permission denied"
+    assert listed[1].problem == f"cannot read {str(locked)!r}: folder: Permission denied"
