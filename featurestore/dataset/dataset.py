@@ -193,7 +193,9 @@ class Dataset:
             If the bytes are damaged, or of a newer format.
         """
         samples, entry = manifest.read(data)
-        return cls(entry.name, entry.source, dict(entry.options), samples)
+        dataset = cls(entry.name, entry.source, dict(entry.options), samples)
+        dataset.digest, dataset.manifest_digest = entry.digest, entry.manifest_digest
+        return dataset
 
     def to_parquet(self, added: str = "") -> bytes:
         """Write the data set as a manifest: a Parquet table with a row for each listed image.
