@@ -14,7 +14,7 @@ from featurestore.dataset import augmentation as augmenting
 from featurestore.dataset import manifest
 from featurestore.dataset.labels import Task
 from featurestore.dataset.manifest import DatasetEntry
-from featurestore.dataset.naming import augment_command, checked_name, command_line, remedy
+from featurestore.dataset.naming import augment_command, checked_name, remedy, scan_command
 from featurestore.dataset.opening import scan_source
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem, problem_lines
@@ -357,7 +357,7 @@ class Dataset:
             return augment_command(self.name)
         if self.source is None:
             return None
-        return command_line(self.source, self.name, self.options)
+        return scan_command(self.source, self.name)
 
     def __len__(self) -> int:
         return len(self.samples.digests)

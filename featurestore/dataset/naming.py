@@ -7,7 +7,6 @@ import shlex
 from typing import Any
 from unicodedata import normalize
 
-from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.source import is_uri
 from featurestore.errors import DatasetError
 
@@ -21,7 +20,7 @@ def checked_name(name: Any) -> str:
         If it is not printable text.
     """
     if not (isinstance(name, str) and name.strip() and name.isprintable()):
-        raise DatasetError(f"data set name {name!r}, expected printable text: give a name (--name)")
+        raise DatasetError(f"data set name {name!r}", "printable text", "give a name (--name)")
     return normalize("NFC", name)
 
 
@@ -38,7 +37,7 @@ def default_name(source: str) -> str:
 
 
 def moved(source: str, name: str) -> str | None:
-    """If a folder or table is gone, return how to record its new place; otherwise None."""
+    """Return how to record the new place of a folder or table that is gone; None if it exists."""
     if is_uri(source) or os.path.exists(source):
         return None
     command = shlex.join(["featurestore", "scan", "NEW", "--name", name])
@@ -54,31 +53,25 @@ def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
         return f"put it back, or open the DataFrame again with root=NEW, name={name!r}"
     if gone := moved(source, name):
         return gone
-    command = command_line(source, name, options)
+    command = scan_command(source, name)
     if os.path.isdir(source):
         return (
             f"put it back, or scan again: `{command}` (moved images are found; without the image, "
             "fit heads again too)"
         )
-    # The options of the last scan are remembered.
-    command = command_line(source, name, {})
     return f"put it back, or if the images were moved: `{command} --root NEW`"
 
 
-def command_line(source: str, name: str, options: dict[str, Any]) -> str:
-    """Return the command that scans a folder or table as it was scanned before.
+def scan_command(source: str, name: str) -> str:
+    """Return the command that scans a folder or table again, with the options of its last scan.
 
     Examples
     --------
-    >>> command_line("/data/my photos", "my photos", {"val": 0.1, "seed": 0, "group_by": "folder"})
-    "featurestore scan '/data/my photos' --val 0.1 --group-by folder"
+    >>> scan_command("/data/my photos", "my photos"), scan_command("/data/photos", "mine")
+    ("featurestore scan '/data/my photos'", 'featurestore scan /data/photos --name mine')
     """
-    words = ["featurestore", "scan", source]
-    if name != default_name(source):
-        words += ["--name", name]
-    for key, value in ScanOptions.of(options).model_dump(exclude_defaults=True).items():
-        words += [f"--{key.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    named = [] if name == default_name(source) else ["--name", name]
+    return shlex.join(["featurestore", "scan", source, *named])
 
 
 def augment_command(name: str) -> str:

@@ -24,8 +24,6 @@ from featurestore.threads import map_ahead
 _BATCH = 32
 # A file written within this time could change again without its time stamps changing.
 _RACY_NS = 2_000_000_000
-# A scan that is killed loses at most the work of this time.
-_SAVE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,11 @@ def scan(sources: Sequence[str], place: str, on_event: OnEvent | None = None) ->
         for start in range(0, len(unique), _BATCH)
     )
     verdicts: dict[str, Verdict] = {}
-    saved = time.monotonic()
     try:
         with closing(map_ahead(_scan_batch, batches, 4 * workers, workers)) as scanned:
             for batch in scanned:
                 verdicts.update(batch)
                 emit(Scanned(len(verdicts), len(unique)))
-                if time.monotonic() > saved + _SAVE_SECONDS:
-                    scan_cache.save(place, before | verdicts)
-                    saved = time.monotonic()
     except BaseException:
         scan_cache.save(place, before | verdicts)
         raise
@@ -153,6 +147,6 @@ def decode_scanned(
     except ImageError as error:
         scan_cache.forget(path)
         raise ImageError(
-            f"{path!r} does not decode here, although it did when it was scanned: {error}; "
-            f"scanning again leaves it out: `{again}`"
+            f"{path!r} does not decode here, although it did when it was scanned: {error}",
+            remedy=f"scanning again leaves it out: `{again}`",
         ) from error

@@ -181,10 +181,11 @@ def _column(table: Any, name: str, where: str, what: str) -> list[Any]:
     if name not in names:
         option = _OPTIONS[what]
         # Names that are near to a default one mean nothing.
-        known = f"it has {', '.join(map(repr, names))}" if name == what else nearest(name, names)
+        columns = f"it has {', '.join(map(repr, names))}" if name == what else nearest(name, names)
         raise DatasetError(
             f"{where} has no column {name!r} (--{option.replace('_', '-')} names another, {option} "
-            f"in Python); {known}"
+            "in Python)",
+            remedy=columns,
         )
     values: list[Any] = table[name].to_pylist()
     return values
@@ -197,7 +198,8 @@ def _present(table: Any, name: str | None, default: str, where: str) -> str | No
     for other in table.column_names:
         if other.strip().casefold() == default:
             raise DatasetError(
-                f"{where} has no column {default!r}, but {other!r}: rename it, or use "
-                f"--{default}-column {other!r} ({default}_column in Python)"
+                f"{where} has no column {default!r}, but {other!r}",
+                remedy=f"rename it, or use --{default}-column {other!r} ({default}_column in "
+                "Python)",
             )
     return None

@@ -156,7 +156,7 @@ def test_a_file_that_changed_or_is_gone(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png", 1)
     found = Dataset.open(tmp_path, name="my cats", val=0.5)
     os.rename(tmp_path / "cat" / "a.png", tmp_path / "cat" / "b.png")
-    command = f"featurestore scan {tmp_path} --name 'my cats' --val 0.5"
+    command = f"featurestore scan {tmp_path} --name 'my cats'"
     with pytest.raises(DatasetError, match="no such file; put it back, or scan again: ") as caught:
         found.read(0)
     assert f"scan again: `{command}` (moved images are found" in one_line(caught.value)
