@@ -52,8 +52,8 @@ def _origin(data: Dataset | DatasetEntry) -> str:
     """Return what a data set was recorded from."""
     if "augmentation" not in data.options:
         return data.source or "made in Python"
-    layers = [name for layer in json.loads(data.options["augmentation"]) for name in layer]
-    views = plural(data.options["views"], "view")
+    layers = [name for layer in json.loads(str(data.options["augmentation"])) for name in layer]
+    views = plural(int(data.options["views"]), "view")
     return f"{views} of {data.options['plain']!r} by {', '.join(layers)}"
 
 
@@ -132,7 +132,9 @@ def augment_command(
       featurestore augment photos-x8
     """
     opened = FeatureStore.for_data(data, store)
-    recorded = opened.datasets.get(data).options if data in opened.datasets.keys() else {}
+    recorded: dict[str, Any] = {}
+    if data in opened.datasets.keys():
+        recorded |= opened.datasets.get(data).options
     if "augmentation" in recorded and augmentation is None and views is None and name is None:
         data, name = recorded["plain"], data
         augmentation, views = recorded["augmentation"], recorded["views"]

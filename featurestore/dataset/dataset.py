@@ -14,12 +14,12 @@ from featurestore.dataset import augmentation as augmenting
 from featurestore.dataset import manifest
 from featurestore.dataset.labels import Task
 from featurestore.dataset.manifest import DatasetEntry
-from featurestore.dataset.naming import augment_command, checked_name, remedy, scan_command
+from featurestore.dataset.naming import checked_name, remedy, scan_again
 from featurestore.dataset.opening import scan_source
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem, problem_lines
 from featurestore.dataset.samples import Samples
-from featurestore.dataset.scan import decode_scanned, read_scanned
+from featurestore.dataset.scan import decode_scanned
 from featurestore.dataset.source import absolute
 from featurestore.dataset.splits import SPLITS, Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
@@ -299,8 +299,8 @@ class Dataset:
         if name == self.name:
             raise DatasetError(f"the augmented data set has the name of {name!r}; give another")
         layers = augmenting.canonical(augmentation)
-        options = {"plain": self.name, "plain_manifest": self.manifest_digest}
-        options |= {"views": views, "augmentation": layers}
+        plain = {"plain": self.name, "plain_manifest": self.manifest_digest}
+        options = {**plain, "views": views, "augmentation": layers}
         samples = augmenting.with_views(self.samples, layers, views, self.name)
         return Dataset(name, None, options, samples, self.images_in_memory)
 
@@ -350,15 +350,6 @@ class Dataset:
 
         return as_frame(self.samples)
 
-    @property
-    def scan_command(self) -> str | None:
-        """The command that records it again; None for a DataFrame and for arrays."""
-        if "augmentation" in self.options:
-            return augment_command(self.name)
-        if self.source is None:
-            return None
-        return scan_command(self.source, self.name)
-
     def __len__(self) -> int:
         return len(self.samples.digests)
 
@@ -396,10 +387,11 @@ class Dataset:
             kept &= self.image_rows == np.arange(len(self))
         return np.flatnonzero(kept)
 
-    def read(self, row: int) -> bytes:
-        """Return the bytes of a sample, or of the image of a view, checked against its digest.
+    def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
+        """Return a decoded sample, uint8 (height, width, channel=3), checked against its digest.
 
-        These are the bytes of the file; for arrays, the values in C order.
+        ``then`` is applied to the image, such as a resize, and its result is returned instead: see
+        :func:`featurestore.images.decode`. The layers of a view are applied after ``then``.
 
         Raises
         ------
@@ -407,26 +399,15 @@ class Dataset:
             If the file cannot be read, or the data set was made from arrays and read from a store.
         SourceChangedError
             If the bytes are not those that were scanned.
-        """
-        row = int(self.image_rows[row])
-        path = self.samples.path(row)
-        if path is None:
-            return in_memory.checked(self, row).tobytes()
-        what_to_do = partial(remedy, self.source, self.name, self.options)
-        return read_scanned(path, self.samples.digest(row), what_to_do)
-
-    def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
-        """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
-
-        ``then`` is applied to the image, such as a resize, and its result is returned instead: see
-        :func:`featurestore.images.decode`. ImageError, with its path, if it no longer decodes. The
-        layers of a view are applied after ``then``.
+        ImageError
+            If the file does not decode on this machine.
         """
         if (image := int(self.image_rows[row])) != row:
             return self.image(image, partial(self._view, row, then))
         if (path := self.samples.path(row)) is not None:
-            again = self.scan_command or "open the DataFrame again"
-            return decode_scanned(path, self.read(row), again, then)
+            scanned = self.source, self.name, self.options
+            advice = partial(remedy, *scanned), partial(scan_again, *scanned)
+            return decode_scanned(path, self.samples.digest(row), *advice, then)
         array = in_memory.checked(self, row)
         pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
         return pixels if then is None else then(pixels)

@@ -46,32 +46,30 @@ def moved(source: str, name: str) -> str | None:
 
 def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
     """Return what to do about an image that is missing or has changed."""
-    if "augmentation" in options:
-        scan = shlex.join(["featurestore", "scan", options["plain"]])
-        return f"put it back, or run `{scan}`, then `{augment_command(name)}`"
-    if source is None:
-        return f"put it back, or open the DataFrame again with root=NEW, name={name!r}"
-    if gone := moved(source, name):
+    if source is not None and (gone := moved(source, name)):
         return gone
-    command = scan_command(source, name)
-    if os.path.isdir(source):
-        return (
-            f"put it back, or scan again: `{command}` (moved images are found; without the image, "
-            "fit heads again too)"
-        )
-    return f"put it back, or if the images were moved: `{command} --root NEW`"
+    if source is not None and not os.path.isdir(source):
+        command = shlex.join(["featurestore", "scan", source, "--root", "NEW"])
+        return f"put it back, or if the images were moved: `{command}`"
+    note = " (moved images are found; without the image, fit heads again too)" if source else ""
+    return f"put it back, or {scan_again(source, name, options)}{note}"
 
 
-def scan_command(source: str, name: str) -> str:
-    """Return the command that scans a folder or table again, with the options of its last scan.
+def scan_again(source: str | None, name: str, options: dict[str, Any]) -> str:
+    """Return how to scan a data set again, with the options of its last scan.
 
     Examples
     --------
-    >>> scan_command("/data/my photos", "my photos"), scan_command("/data/photos", "mine")
-    ("featurestore scan '/data/my photos'", 'featurestore scan /data/photos --name mine')
+    >>> scan_again("/data/my photos", "mine", {})
+    "run `featurestore scan '/data/my photos' --name mine`"
     """
+    if "augmentation" in options:
+        scan = shlex.join(["featurestore", "scan", options["plain"]])
+        return f"run `{scan}`, then `{augment_command(name)}`"
+    if source is None:
+        return f"open the DataFrame again with root=NEW, name={name!r}"
     named = [] if name == default_name(source) else ["--name", name]
-    return shlex.join(["featurestore", "scan", source, *named])
+    return f"run `{shlex.join(['featurestore', 'scan', source, *named])}`"
 
 
 def augment_command(name: str) -> str:

@@ -107,17 +107,27 @@ def _status(source: str) -> os.stat_result | None:
         return None
 
 
-def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
-    """Read a file again, and check that it has the bytes that were scanned.
+def decode_scanned(
+    path: str,
+    digest: str,
+    remedy: Callable[[], str],
+    again: Callable[[], str],
+    then: Callable[[np.ndarray], Any] | None,
+) -> Any:
+    """Read and decode a file again, and check that it has the bytes that were scanned.
 
-    ``remedy`` returns what to do about a missing or changed file, for the error.
+    ``then`` is applied to the image, see :func:`featurestore.images.decode`; ``remedy`` returns
+    what to do about a missing or changed file, and ``again`` how to scan it again, for the error.
 
     Raises
     ------
     DatasetError
         If the file cannot be read.
     SourceChangedError
-        If the bytes are others. The next scan then reads the file, whatever the cache says.
+        If the bytes are others. The next scan then reads the file, whatever the cache holds.
+    ImageError
+        If it does not decode here, for example without a plugin. The next scan then decodes it,
+        whatever the cache holds.
     """
     try:
         data = read(path)
@@ -128,25 +138,11 @@ def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
         raise SourceChangedError(
             f"{path!r} has changed since it was scanned: {now}", digest, remedy()
         )
-    return data
-
-
-def decode_scanned(
-    path: str, data: bytes, again: str, then: Callable[[np.ndarray], Any] | None
-) -> Any:
-    """Decode a file that decoded when it was scanned; ``again`` is how to scan it again.
-
-    Raises
-    ------
-    ImageError
-        If it does not decode here, for example without a plugin. The next scan then decodes it,
-        whatever the cache says.
-    """
     try:
         return images.decode(data, then)
     except ImageError as error:
         scan_cache.forget(path)
         raise ImageError(
             f"{path!r} does not decode here, although it did when it was scanned: {error}",
-            remedy=f"scanning again leaves it out: `{again}`",
+            remedy=f"to leave it out, {again()}",
         ) from error

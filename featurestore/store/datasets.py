@@ -286,7 +286,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         """
         if plain := self._newer_plain(dataset.options):
             for row in removed_images(dataset.samples, self._opened(plain).samples).tolist():
-                dataset.read(row)
+                dataset.image(row)
 
     def _gone(self, name: str, path: str) -> NotFoundError:
         return NotFoundError(

@@ -106,7 +106,6 @@ def test_a_view_is_the_same_beside_any_others_in_any_thread() -> None:
     # The resize of a backbone comes first.
     view = int(np.flatnonzero(few.image_rows != np.arange(len(few)))[0])
     assert few.image(view, lambda image: image[:4, :4]).shape == (4, 4, 3)
-    assert few.read(view) == few.read(int(few.image_rows[view]))
 
 
 @pytest.mark.reliability
@@ -224,7 +223,6 @@ def test_an_augmented_data_set_is_augmented_again_not_scanned(tmp_path: Path) ->
     for options in ({"val": 0.5}, {"rescan": True}):
         with pytest.raises(DatasetError, match="scan 'pets', then run `featurestore augment mine`"):
             store.datasets.open("mine", **options)  # type: ignore[arg-type]
-    assert str(more.scan_command).endswith("augment mine")
     put(tmp_path / "pets" / "cat" / "0.png", 77)
     row = more.paths.index(str(tmp_path / "pets" / "cat" / "0.png"))
     with pytest.raises(SourceChangedError, match="run `featurestore scan pets`, then"):

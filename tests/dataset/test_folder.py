@@ -30,7 +30,6 @@ def test_class_folders(tmp_path: Path) -> None:
         assert pets.classes[pets.targets[row]] == pets.labels[row]
         assert digest_bytes(Path(path).read_bytes()) == pets.sample_digests[row]
         assert bytes(pets.sample_ids[row]).hex() == pets.sample_digests[row][8:40]
-        assert pets.read(row) == Path(path).read_bytes()
         assert np.array_equal(pets.image(row), np.asarray(Image.open(path)))
     assert pets.sample_ids.shape == (6, 16)
     assert pets.targets.dtype == np.int32
@@ -83,7 +82,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     again = Dataset.from_parquet(hostile.to_parquet())
     assert again.paths == hostile.paths
     for row in range(6):
-        assert again.read(row) == hostile.read(row)
+        assert np.array_equal(again.image(row), hostile.image(row))
     # the cache has them, too
     assert Dataset.open(tmp_path, name="hostile").paths == hostile.paths
 

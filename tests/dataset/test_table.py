@@ -143,10 +143,9 @@ def test_the_paths_of_a_table_may_have_another_root(
     with pytest.raises(DatasetError, match=r"no such file; paths are relative to .*; --root names"):
         Dataset.open(path)
     found = Dataset.open(path, root=tmp_path)
-    assert found.scan_command == f"featurestore scan {path}"
     (tmp_path / "img").rename(tmp_path / "elsewhere")
     with pytest.raises(DatasetError, match=rf"moved: `featurestore scan {path} --root NEW`$"):
-        found.read(0)
+        found.image(0)
 
 
 def test_other_columns_are_kept_in_the_order_of_the_table(

@@ -745,7 +745,7 @@ def test_a_file_that_changes_is_never_stored_under_its_old_digest(
     if moment is None:
         waiting.pop()()
     with pytest.raises(
-        FILES[change], match=r"scan again: `featurestore scan .*fit heads again"
+        FILES[change], match=r"or run `featurestore scan .*fit heads again"
     ) as caught:
         extract(dataset, backbone, ["pixels"], store, batch_size=1, on_event=on_event)
     assert not waiting
