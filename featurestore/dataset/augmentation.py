@@ -28,14 +28,14 @@ from featurestore.quiet import load_tensorflow
 VIEW_OF, VIEW = "view_of", "view"
 # Side of the noise that layers are tried on.
 _SIDE = 32
-# Number of results that must not all be equal.
+# Number of views on noise that must not all be equal.
 _TRIES = 100
 # Settings that do not change a view: the layers compute in float32, from seeds of the view's own.
 _IGNORED = ("name", "trainable", "dtype", "seed")
 
 
 def canonical(augmentation: Any) -> str:
-    """Return augmentation layers with all their settings as a JSON list, which is checked.
+    """Check augmentation layers, and return them with all their settings as a JSON list.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _layer(part: Any) -> Any:
 
 def _settings(layer: Any) -> dict[str, Any]:
     """Return the settings of a layer as JSON values."""
-    config = {name: x for name, x in layer.get_config().items() if name not in _IGNORED}
+    config = {name: value for name, value in layer.get_config().items() if name not in _IGNORED}
     try:
         text = json.dumps(config, sort_keys=True)
     except (TypeError, ValueError):
@@ -140,7 +140,7 @@ def _settings(layer: Any) -> dict[str, Any]:
 
 
 def _check(layer: Any) -> None:
-    """Raise InputError if a layer, tried on noise, does not make views."""
+    """Try a layer on noise; raise InputError if it fails, or gives no views of the same kind."""
     import keras
 
     name = f"augmentation layer {type(layer).__name__!r}"
@@ -181,9 +181,9 @@ def compiled(layers: str, size: tuple[int, int]) -> Callable[[np.ndarray, str], 
     built, shape = [_layer(part) for part in json.loads(layers)], (1, *size, 3)
 
     def compute(image: Any, seeds: Any) -> Any:
-        values, left = tf.cast(image, tf.float32), list(tf.unstack(seeds))
+        values, unused = tf.cast(image, tf.float32), list(tf.unstack(seeds))
         for layer in built:
-            values = _call(layer, values, [left.pop() for _ in _states(layer)])
+            values = _call(layer, values, [unused.pop() for _ in _states(layer)])
         return tf.cast(tf.clip_by_value(tf.round(tf.cast(values, tf.float32)), 0, 255), tf.uint8)
 
     with tf.device("CPU:0"):
@@ -288,6 +288,6 @@ def image_rows(samples: Samples) -> np.ndarray:
     if (column := samples.listing.columns.get(VIEW_OF)) is not None:
         of = column.take(samples.first)
         views = np.flatnonzero(of.is_valid())
-        wanted = sortable(packed(of.drop_null().to_pylist()))
-        rows[views] = np.searchsorted(sortable(samples.digests), wanted)
+        images = sortable(packed(of.drop_null().to_pylist()))
+        rows[views] = np.searchsorted(sortable(samples.digests), images)
     return rows

@@ -1,4 +1,4 @@
-"""Folders of images: which files there are, and what their paths say about them."""
+"""Folders of images: the files, and their classes, splits and groups, read from the paths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featurestore.dataset.splits import Split, Splits, meaning
 from featurestore.errors import DatasetError
 from featurestore.listening import OnEvent
 
-# What operating systems leave in folders, in lower case.
+# Files and folders that operating systems leave behind, in lower case.
 _LITTER = {
     "thumbs.db",
     "ehthumbs.db",
@@ -53,16 +53,16 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
 
 
 def _is_other(path: str, verdict: Verdict) -> bool:
-    """Whether neither the name nor the bytes of a file say that it is an image: notes, a table."""
+    """Whether a file is not an image, by its name and by its bytes: notes, a table."""
     named = os.path.splitext(path)[1].lower() in images.SUFFIXES
     return not named and verdict.reason in (images.UNKNOWN, images.EMPTY)
 
 
 def list_files(root: str) -> tuple[list[str], list[Problem]]:
-    """List the files below a folder, sorted, and its sub-folders that are left out.
+    """List the files below a folder, sorted, and the problems of those that are left out.
 
-    Links to folders outside are followed, each folder once. Names that begin with a dot and what
-    operating systems leave behind are skipped.
+    Links to folders outside are followed, once for a folder. Names that begin with a dot, and files
+    that operating systems leave behind, are skipped.
     """
     paths: list[str] = []
     problems: list[Problem] = []

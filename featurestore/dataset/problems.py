@@ -1,4 +1,4 @@
-"""Problems: what users should know about a data set."""
+"""Problems of a data set and of its samples, for its user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OF_SAMPLES = {
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Something about a data set that its user should know.
+    """Something noteworthy about a data set or one of its samples.
 
     Attributes
     ----------

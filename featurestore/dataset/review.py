@@ -40,7 +40,7 @@ def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
         return
     conflicts = {problem.path for problem in samples.problems if problem.kind == "label-conflict"}
     missing: dict[int, list[int]] = {}
-    for row in np.flatnonzero(~samples.labels.known).tolist():
+    for row in np.flatnonzero(~samples.labels.labelled).tolist():
         if not conflicts or samples.name(row) not in conflicts:
             missing.setdefault(int(samples.splits[row]), []).append(row)
     for split, rows in missing.items():
@@ -53,7 +53,7 @@ def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
 
 
 def _labels(labels: Labels) -> Iterator[str]:
-    rows = np.bincount(labels.targets[labels.known]) if labels.classes else ()
+    rows = np.bincount(labels.targets[labels.labelled]) if labels.classes else ()
     counts = {
         name: int(count)
         for name, count in zip(labels.classes, rows, strict=True)
@@ -74,7 +74,7 @@ def _labels(labels: Labels) -> Iterator[str]:
 
 def _nested(samples: Samples, where: str) -> Iterator[Problem]:
     """Report a single class that holds only folders, as in many unpacked archives."""
-    if len(samples.labels.classes) != 1 or not samples.labels.known.all():
+    if len(samples.labels.classes) != 1 or not samples.labels.labelled.all():
         return
     inner = os.path.join(where, str(samples.labels.classes[0]))
     if os.path.isdir(inner) and all(

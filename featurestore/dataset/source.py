@@ -18,8 +18,6 @@ MAX_BYTES = 2**30
 # are read at a time, and a broken server may send without end.
 MAX_REMOTE_BYTES = 4 * MAX_PIXELS
 _REMOTE_READERS = 16
-# How the reason begins if there is no such file.
-NO_FILE = "no such file"
 
 
 class UnreadableError(Exception):
@@ -149,7 +147,7 @@ def read(source: str, most: int | None = None) -> bytes:
             with open(source, "rb") as file:
                 data = file.read(most + 1)
     except FileNotFoundError as error:
-        raise UnreadableError(NO_FILE) from error
+        raise UnreadableError("no such file") from error
     except OSError as error:
         raise UnreadableError(error.strerror or one_line(error)) from error
     except ValueError as error:  # a null byte in a path

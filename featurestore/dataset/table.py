@@ -17,7 +17,7 @@ from featurestore.errors import DatasetError, nearest
 from featurestore.listening import OnEvent
 from featurestore.objects import is_web
 
-# What a data set calls its own columns: another column of such a name gets a new one.
+# Names of a data set's own columns: other columns with such a name are renamed.
 _OWN = {"row", "sample", "digest", "path", "label", "split", "group"}
 # The option that names each column.
 _OPTIONS = {
@@ -57,7 +57,7 @@ def _scan(
     on_event: OnEvent | None,
     cells: bool = False,
 ) -> Samples:
-    """Scan what a table lists; ``option`` is what names another root."""
+    """Scan the images of a table; ``option`` is the option that sets another root."""
     listed, columns, problems = list_table(table, how, root, place, cells)
     paths, hint = listed.paths or (), ""
     if not all(is_uri(path) or os.path.isabs(path) for path in table[_name(how)].to_pylist()):
@@ -180,7 +180,7 @@ def _column(table: Any, name: str, where: str, what: str) -> list[Any]:
     names = table.column_names
     if name not in names:
         option = _OPTIONS[what]
-        # Names that are near to a default one mean nothing.
+        # A name similar to a default one is no hint: list all columns.
         columns = f"it has {', '.join(map(repr, names))}" if name == what else nearest(name, names)
         raise DatasetError(
             f"{where} has no column {name!r} (--{option.replace('_', '-')} names another, {option} "

@@ -40,7 +40,8 @@ def _suffix(location: str) -> str:
 def read_table(location: str, names: Collection[str]) -> Any:
     """Read a table file as a pyarrow.Table.
 
-    Commas, semicolons or tabs separate the columns of a CSV file: what its header line has most of.
+    Commas, semicolons or tabs separate the columns of a CSV file: the most frequent of them in its
+    header line.
     The columns ``names`` are text, whatever their cells look like, and so are others with a number
     that begins with 0, such as 007, or is an integer of more than 64 bits.
 
@@ -72,7 +73,7 @@ def read_table(location: str, names: Collection[str]) -> Any:
         raise DatasetError(
             f"table {location!r} cannot be read: {one_line(error)}",
             "UTF-8 text with a header line, or Parquet",
-            "what pandas can read, pass as a DataFrame",
+            "read it with pandas and pass the DataFrame",
         ) from error
     if twice := next((name for name in columns if columns.count(name) > 1), None):
         raise DatasetError(f"table {location!r} has several columns {twice!r}", "one")

@@ -259,7 +259,7 @@ class Features:
         targets = self.dataset.targets[rows]
         targets[rows < 0] = np.nan if self.task == "regression" else -1
         labels = Labels(self.classes, targets)
-        if self.task == "classification" and labels.known.all():
+        if self.task == "classification" and labels.labelled.all():
             return np.asarray(self.classes)[targets]
         return labels.array()
 

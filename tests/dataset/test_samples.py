@@ -27,7 +27,7 @@ def test_labels_of_some_rows_are_those_of_the_rows_alone(
     assert found.targets.tolist() == alone.targets.tolist()
     assert found.task == alone.task
     assert whole.values().tolist() == said == [whole.label(row) for row in range(len(said))]
-    assert whole.known.tolist() == [each is not None for each in said]
+    assert whole.labelled.tolist() == [label is not None for label in said]
 
 
 def test_numbers_without_a_value_are_no_regression() -> None:

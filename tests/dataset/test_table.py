@@ -83,7 +83,7 @@ def test_bad_parquet(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     with pytest.raises(DatasetError, match="row 1: path 1; expected"):
         Dataset.open(path)
     pd.DataFrame({"path": ["img/0.png"], "label": [[1, 2]]}).to_parquet(path)
-    with pytest.raises(DatasetError, match=r"label .* of type list, expected text"):
+    with pytest.raises(DatasetError, match=r"label .* of type list; expected text"):
         Dataset.open(path)
 
 
@@ -102,7 +102,7 @@ def test_given_splits(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     by_number = {Path(str(p)).stem: s for p, s in zip(found.paths, found.splits, strict=True)}
     assert by_number == {"0": "train", "1": "val", "2": "test", "3": "train"}
     rows[3]["part"] = "later"
-    with pytest.raises(DatasetError, match="row 4: split 'later', expected 'train', 'val'"):
+    with pytest.raises(DatasetError, match="row 4: split 'later'; expected 'train', 'val'"):
         Dataset.open(table(tmp_path / "t.csv", rows), split_column="part")
 
 
