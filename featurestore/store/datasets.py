@@ -274,7 +274,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         plain = None
         with suppress(StoreError):
             plain = self._entry(options["plain"]) if "plain" in options else None
-        return plain if plain and plain.manifest_digest != options["plain_manifest"] else None
+        return plain if plain and plain.manifest_digest != options.get("plain_manifest") else None
 
     def require_images(self, dataset: Dataset) -> None:
         """Read the images of an augmented data set that its plain one no longer has.
