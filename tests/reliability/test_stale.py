@@ -776,7 +776,7 @@ def test_an_array_that_changes_is_noticed(tmp_path: Path) -> None:
         FeatureStore(tmp_path / "store", create=True),
     )
     X[2, 1, 1] ^= 1
-    with pytest.raises(SourceChangedError, match="make the data set again"):
+    with pytest.raises(SourceChangedError, match="create the data set again"):
         extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], store)
     again = Dataset.from_arrays(X, name="arrays")
     assert extract(again, Backbone.open("pixels", input_size=8), ["pixels"], store)[
