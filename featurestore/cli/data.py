@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,19 +22,40 @@ from featurestore.table import plural
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
+    from featurestore.dataset.manifest import DatasetEntry
 
 
 def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
     """Open DATA for recording, with a note if another data set is replaced."""
     dataset = store.datasets.open(data, on_event=progress, **options)
-    for entry in store.datasets.values():
-        same = entry.source == dataset.source or entry.digest == dataset.digest
-        if entry.name == dataset.name and not same and options["name"] is None:
-            progress.say(
-                f"note: {entry.name!r} was {entry.source or 'created in Python'} so far and is "
-                f"{dataset.source} now; use --name to keep both"
-            )
+    if options["name"] is None:
+        _note_replaced(dataset, store, progress)
     return dataset
+
+
+def _note_replaced(dataset: Dataset, store: FeatureStore, progress: Progress) -> None:
+    """Say so if recording a data set replaces another one of its name."""
+    by = ("plain", "views", "augmentation")
+    for entry in store.datasets.values():
+        same = entry.source == dataset.source and all(
+            entry.options.get(option) == dataset.options.get(option) for option in by
+        )
+        if entry.name == dataset.name and not same and entry.digest != dataset.digest:
+            before, after = _origin(entry), _origin(dataset)
+            other = "with other settings " if before == after else ""
+            progress.say(
+                f"note: {entry.name!r} was {before} so far and is {after} {other}now; use another "
+                "--name to keep both"
+            )
+
+
+def _origin(data: Dataset | DatasetEntry) -> str:
+    """Return what a data set was recorded from."""
+    if "augmentation" not in data.options:
+        return data.source or "made in Python"
+    layers = [name for layer in json.loads(str(data.options["augmentation"])) for name in layer]
+    views = plural(int(data.options["views"]), "view")
+    return f"{views} of {data.options['plain']!r} by {', '.join(layers)}"
 
 
 @command("scan")
@@ -73,14 +95,12 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
 @click.argument("data")
 @click.option(
     "--augmentation",
-    required=True,
     metavar="FILE|LIST",
     help="Random image layers of Keras: a YAML or JSON file, or a list such as "
     "'[{RandomFlip: {mode: horizontal}}]'.",
 )
 @click.option(
     "--views",
-    required=True,
     type=click.IntRange(1),
     metavar="N",
     help="Augmented views of each training image.",
@@ -89,23 +109,43 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
 @store_option
 @json_option
 def augment_command(
-    data: str, augmentation: str, views: int, name: str | None, store: str, as_json: bool
+    data: str,
+    augmentation: str | None,
+    views: int | None,
+    name: str | None,
+    store: str,
+    as_json: bool,
 ) -> None:
     """Record a data set of all samples of DATA and random views of its training images.
 
     DATA is the name of a data set in the store, or the folder or table that was scanned. A view is
     a sample of its own, with the label, split and group of its image: extract, train and promote
     take the new data set as any other. No features are computed; those of the plain images are
-    reused. After DATA has changed, run this again: features of earlier views are reused too.
+    reused.
+
+    After DATA has changed, give the name of the augmented data set, without options: it gets the
+    views of the present training images. Features of earlier views are reused too.
 
     \b
     Example:
       featurestore augment photos --augmentation flips.yaml --views 8
       featurestore augment photos --augmentation '[RandomFlip]' --views 1 --name flipped
+      featurestore augment photos-x8
     """
     opened = FeatureStore.for_data(data, store)
+    recorded: dict[str, Any] = {}
+    if data in opened.datasets.keys():
+        recorded |= opened.datasets.get(data).options
+    if "augmentation" in recorded and augmentation is None and views is None and name is None:
+        data, name = recorded["plain"], data
+        augmentation, views = recorded["augmentation"], recorded["views"]
+    if augmentation is None or views is None:
+        raise click.UsageError(
+            "give --augmentation and --views, or the name of an augmented data set to update it"
+        )
     with Progress() as progress, progress.busy("check the augmentation"):
         dataset = opened.datasets.load(data).augmented(augmentation, views=views, name=name)
+        _note_replaced(dataset, opened, progress)
     opened.datasets.add(dataset)
     if as_json:
         print_json(dataset.summary())
@@ -118,13 +158,28 @@ def print_dataset(dataset: Dataset) -> None:
     from featurestore.dataset.summary import summary_grid
 
     summary = dataset.summary()
-    samples, views = plural(len(dataset), "sample"), summary["views"]
-    if views:
-        samples += f" ({plural(len(dataset) - views, 'image')} and {plural(views, 'view')})"
-    click.echo(f"{dataset.name}: {samples}, {dataset.digest[:20]}")
+    click.echo(f"{dataset.name}: {_samples(dataset)}, {dataset.digest[:20]}")
     print_table(summary_grid(summary))
     if summary["task"] and summary["unlabelled"]:
         click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
+
+
+def _samples(dataset: Dataset) -> str:
+    text, views = plural(len(dataset), "sample"), counted_views(dataset)
+    return f"{text} ({views})" if views else text
+
+
+def counted_views(dataset: Dataset, split: str | None = None) -> str:
+    """Return the number of images and of views, such as ``"3 images and 24 views"``.
+
+    They are those of the data set, or the labelled ones of a split; empty without an augmentation.
+    """
+    if "augmentation" not in dataset.options:
+        return ""
+    labelled = False if split is None else None
+    images = len(dataset.rows(split, labelled, views=False))
+    views = len(dataset.rows(split, labelled)) - images
+    return f"{plural(images, 'image')} and {plural(views, 'view')}"
 
 
 def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = False) -> None:

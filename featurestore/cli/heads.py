@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from featurestore.cli.data import print_problems
+from featurestore.cli.data import counted_views, print_problems
 from featurestore.cli.options import (
     cluster_options,
     command,
@@ -192,6 +192,8 @@ def train_command(
         print_json({"head": fitted.id, "metrics": fitted.metrics, **validated})
         return
     print_table(metrics_grid(fitted.metrics))
+    if views := counted_views(features.dataset, "train"):
+        click.echo(f"rows of train: {views}")
     if fitted.folds:
         click.echo(folds_line(fitted.folds))
     print_problems(features.dataset, "few-rows")

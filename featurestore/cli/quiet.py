@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, redirect_stdout
 from functools import partial
 from typing import Any
 
+from featurestore.cli.output import with_store
 from featurestore.errors import FeatureStoreWarning
 from featurestore.quiet import LEVEL
 from featurestore.table import printable
@@ -41,7 +42,7 @@ def _show(
     line: str | None = None,
 ) -> None:
     where = "" if issubclass(category, FeatureStoreWarning) else f" ({filename}:{lineno})"
-    text = f"warning: {printable(' '.join(str(message).split()))}{where}"
+    text = f"warning: {printable(with_store(' '.join(str(message).split())))}{where}"
     if text not in shown:  # The same is found when the work is planned and when it is done.
         print(text, file=file or sys.stderr)
     shown.add(text)

@@ -6,12 +6,13 @@
     options     how a folder or table is scanned     table       samples listed in a table
     samples     listed samples, rows as columns      table_file  CSV, Parquet, DataFrames as tables
     merge       one row per digest, in order         arrays      samples in memory
-    splits      train, val, test: given or drawn     scan        digests and verdicts, in threads
-    labels      one type for all labels              scan_cache  what earlier scans found
-    problems    what users should know               source      bytes of a path or URI
-    review      problems of the whole data set       naming      names, and the scan command
-    manifest    the Parquet form                     summary     what a scan reports
-    stored      a data set of a store
+    splits      train, val, test: listed or drawn    scan        digests and verdicts, in threads
+    labels      one type for all labels              scan_cache  verdicts of earlier scans
+    problems    problems and their lines             source      bytes of a path or URI
+    review      problems of the whole data set       naming      names, and commands that scan again
+    manifest    the Parquet form                     summary     counts of a scan's report
+    stored      a data set of a store                opening     which scan a source needs
+    augmentation    views of training images         frame       the listed images as pandas
 """
 
 from featurestore.dataset.dataset import Dataset

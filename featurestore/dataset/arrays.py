@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def list_arrays(
     X: Any,
     y: Any,
-    given: Sequence[str | None] | None,
+    split_names: Sequence[str | None] | None,
     groups: Iterable[Any] | None,
     ids: Iterable[Any] | None,
     splits: Splits,
     name: str,
 ) -> tuple[Samples, Sequence[np.ndarray] | np.ndarray]:
-    """Make rows of arrays, see :meth:`Dataset.from_arrays`, without paths.
+    """Return arrays as samples, without paths, see :meth:`Dataset.from_arrays`.
 
     Problems name the arrays ``X[0]``, ``X[1]``, …. The images are uint8 (height, width, channel=1
     or 3), as X or views of it.
@@ -40,7 +40,7 @@ def list_arrays(
     listed = Listed.of(
         None,
         None if labels is None else uniform(labels, "y"),
-        None if given is None else _flat(given, "splits", count),
+        None if split_names is None else _flat(split_names, "splits", count),
         None if groups is None else _flat(groups, "groups", count),
         "splits",
         count,
@@ -69,7 +69,8 @@ def checked(dataset: Dataset, row: int) -> np.ndarray:
     image: np.ndarray = dataset.images_in_memory[samples.first[row]]
     if digest_array(image) != samples.digest(row):
         raise SourceChangedError(
-            f"the array behind row {row} of data set {name!r} has changed: make the data set again"
+            f"the array behind row {row} of data set {name!r} has changed",
+            remedy="create the data set again",
         )
     return image
 
@@ -78,7 +79,7 @@ def _ids(values: list[Any]) -> Any:
     import pyarrow as pa
 
     try:
-        # "From pandas": pandas.NA and NaN are gaps.
+        # from_pandas=True makes pandas.NA and NaN gaps.
         return pa.chunked_array([pa.array(values, from_pandas=True)])
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise DatasetError(
@@ -88,7 +89,7 @@ def _ids(values: list[Any]) -> Any:
 
 def _images(X: Any) -> Sequence[np.ndarray] | np.ndarray:
     if isinstance(X, list | tuple):
-        return [_sample(np.asarray(image), f"X[{at}]") for at, image in enumerate(X)]
+        return [_sample(np.asarray(image), f"X[{number}]") for number, image in enumerate(X)]
     array = np.asarray(X)
     if array.ndim not in (3, 4):
         raise DatasetError(
@@ -103,10 +104,10 @@ def _images(X: Any) -> Sequence[np.ndarray] | np.ndarray:
 
 def _sample(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype != np.uint8:
-        way = "X.astype('uint8'), if all values lie in 0..255"
+        remedy = "X.astype('uint8'), if all values lie in 0..255"
         if array.dtype.kind == "f":
-            way = "(X * 255).round().astype('uint8'), if values lie in 0..1"
-        raise DatasetError(f"{where} is {array.dtype}", "uint8 with values 0..255", way)
+            remedy = "(X * 255).round().astype('uint8'), if values lie in 0..1"
+        raise DatasetError(f"{where} is {array.dtype}", "uint8 with values 0..255", remedy)
     image = array[:, :, np.newaxis] if array.ndim == 2 else array
     if image.ndim != 3 or image.shape[2] not in (1, 3) or 0 in image.shape:
         raise DatasetError(

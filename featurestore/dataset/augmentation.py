@@ -6,6 +6,7 @@ digest alone. So a view is the same in every process and beside any number of ot
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -27,14 +28,14 @@ from featurestore.quiet import load_tensorflow
 VIEW_OF, VIEW = "view_of", "view"
 # Side of the noise that layers are tried on.
 _SIDE = 32
-# Number of results that must not all be equal.
+# Number of views on noise that must not all be equal.
 _TRIES = 100
 # Settings that do not change a view: the layers compute in float32, from seeds of the view's own.
 _IGNORED = ("name", "trainable", "dtype", "seed")
 
 
 def canonical(augmentation: Any) -> str:
-    """Return augmentation layers with all their settings as a JSON list, which is checked.
+    """Check augmentation layers, and return them with all their settings as a JSON list.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def canonical(augmentation: Any) -> str:
         augmentation = getattr(augmentation, "layers", [augmentation])
     layers = [_layer(part) for part in augmentation]
     if not layers:
-        raise InputError("the augmentation has no layers; give some, such as '[RandomFlip]'")
+        raise InputError("the augmentation has no layers", "at least one, such as '[RandomFlip]'")
     settings = [{type(layer).__name__: _settings(layer)} for layer in layers]
     for part in settings:
         _check(_layer(part))
@@ -84,42 +85,62 @@ def _layer(part: Any) -> Any:
 
     if isinstance(part, keras.layers.Layer) and type(part).__module__.startswith("keras."):
         part = {type(part).__name__: _settings(part)}
-    pair = {part: None} if isinstance(part, str) else part
-    one = isinstance(pair, Mapping) and len(pair) == 1
-    ((name, settings),) = pair.items() if one else ((None, None),)
+    layer = {part: None} if isinstance(part, str) else part
+    is_pair = isinstance(layer, Mapping) and len(layer) == 1
+    ((name, settings),) = layer.items() if is_pair else ((None, None),)
     if not isinstance(name, str) or not isinstance(settings, Mapping | None):
         raise InputError(
             f"an augmentation layer is {received(part)}",
             "a Keras layer, the name of one, or {NAME: SETTINGS}, such as "
             "{RandomRotation: {factor: 0.05}}",
         )
-    # Others might load code.
-    random = [kind for kind in dir(keras.layers) if kind.startswith("Rand")]
-    if name not in random:
-        raise InputError(f"{name!r} is no random image layer of Keras; {nearest(name, random)}")
+    # Other layers might load code; a crop changes the size of the image.
+    allowed = {kind for kind in dir(keras.layers) if kind.startswith("Rand")} - {"RandomCrop"}
+    if name not in allowed:
+        crop = "to crop, use RandomZoom or RandomTranslation" if name == "RandomCrop" else ""
+        raise InputError(
+            f"{name!r} is not an augmentation layer",
+            "a random image layer of Keras that keeps the size of the image",
+            crop or nearest(name, sorted(allowed)),
+        )
+    kind, settings = getattr(keras.layers, name), dict(settings or {})
+    missing = [
+        setting
+        for setting, parameter in inspect.signature(kind).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and setting not in settings
+    ]
+    if missing:
+        example = ", ".join(f"{setting}: 0.2" for setting in missing)
+        raise InputError(
+            f"augmentation layer {name!r} needs {' and '.join(missing)}",
+            remedy=f"give its settings, such as {{{name}: {{{example}}}}}",
+        )
     try:
-        return getattr(keras.layers, name)(**{**(settings or {}), "dtype": "float32"})
+        return kind(**{**settings, "dtype": "float32"})
     except Exception as error:  # Keras raises a dozen kinds
         raise InputError(f"augmentation layer {name!r}: {one_line(error)}") from error
 
 
 def _settings(layer: Any) -> dict[str, Any]:
     """Return the settings of a layer as JSON values."""
-    config = {name: x for name, x in layer.get_config().items() if name not in _IGNORED}
+    config = {name: value for name, value in layer.get_config().items() if name not in _IGNORED}
     try:
         text = json.dumps(config, sort_keys=True)
     except (TypeError, ValueError):
         text = "{"
     if "{" in text[1:]:  # another layer or object
         raise InputError(
-            f"augmentation layer {type(layer).__name__!r} has settings that are no plain values; "
-            "list the layers one after the other"
+            f"augmentation layer {type(layer).__name__!r} contains another layer or object",
+            "settings that are numbers, text or lists",
+            "list the layers one after the other",
         )
     return json.loads(text)
 
 
 def _check(layer: Any) -> None:
-    """Raise InputError if a layer, tried on noise, does not make views."""
+    """Try a layer on noise; raise InputError if it fails, or gives no views of the same kind."""
     import keras
 
     name = f"augmentation layer {type(layer).__name__!r}"
@@ -133,13 +154,6 @@ def _check(layer: Any) -> None:
         first = call()
     except Exception as error:  # Keras and TensorFlow raise dozens
         raise InputError(f"{name} does not take an image: {one_line(error)}") from error
-    if first.shape != noise.shape:
-        found = "×".join(map(str, first.shape[1:3]))
-        raise InputError(
-            f"{name} makes {found} pixels of {_SIDE}×{_SIDE}",
-            "the same size",
-            "crop by RandomZoom or RandomTranslation",
-        )
     if not np.isfinite(first).all() or np.abs(first).max() <= 1:
         raise InputError(
             f"{name} gives values of {np.nanmin(first):.3g} to {np.nanmax(first):.3g}",
@@ -167,9 +181,9 @@ def compiled(layers: str, size: tuple[int, int]) -> Callable[[np.ndarray, str], 
     built, shape = [_layer(part) for part in json.loads(layers)], (1, *size, 3)
 
     def compute(image: Any, seeds: Any) -> Any:
-        values, left = tf.cast(image, tf.float32), list(tf.unstack(seeds))
+        values, unused = tf.cast(image, tf.float32), list(tf.unstack(seeds))
         for layer in built:
-            values = _call(layer, values, [left.pop() for _ in _states(layer)])
+            values = _call(layer, values, [unused.pop() for _ in _states(layer)])
         return tf.cast(tf.clip_by_value(tf.round(tf.cast(values, tf.float32)), 0, 255), tf.uint8)
 
     with tf.device("CPU:0"):
@@ -218,23 +232,26 @@ def with_views(samples: Samples, layers: str, views: int, name: str) -> Samples:
 
     listing, images, listed = samples.listing, len(samples.digests), len(samples.listing.rows)
     if VIEW_OF in listing.columns:
-        raise DatasetError(f"{name!r} is an augmented data set; augment the plain one")
+        raise DatasetError(f"{name!r} is an augmented data set", remedy="augment the plain one")
     if VIEW in listing.columns:
-        raise DatasetError(f"{name!r} has a column {VIEW!r}; rename it and scan again")
+        raise DatasetError(
+            f"{name!r} has a column {VIEW!r}, which holds the number of a view",
+            remedy="rename it and scan again",
+        )
     train = np.flatnonzero(samples.splits == SPLITS.index("train"))
     if not len(train):
         raise DatasetError(
-            f"data set {name!r} has no training samples, which views are made of; split it again "
-            "with `featurestore scan --val F --test F`"
+            f"data set {name!r} has no training samples, which views are made of",
+            remedy="split it again with `featurestore scan --val F --test F`",
         )
     of, number = np.repeat(train, views), np.tile(np.arange(1, views + 1), len(train))
     digests = [*unpacked(samples.digests)]
     augmentation = digest_fields({"layers": json.loads(layers)})
-    made = packed(
+    view_digests = packed(
         digest_fields({"image": digests[row], "augmentation": augmentation, "view": view})
         for row, view in zip(of.tolist(), number.tolist(), strict=True)
     )
-    ordered, first, row_of = distinct(np.concatenate([samples.digests, made]))
+    ordered, first, row_of = distinct(np.concatenate([samples.digests, view_digests]))
     image = np.concatenate([np.arange(images), of])[first]
     places = np.concatenate([np.arange(listed), samples.first[of]])
     columns = {name: column.take(places) for name, column in listing.columns.items()}
@@ -258,12 +275,19 @@ def with_views(samples: Samples, layers: str, views: int, name: str) -> Samples:
     )
 
 
+def removed_images(augmented: Samples, plain: Samples) -> np.ndarray:
+    """Return the rows of images that the plain data set no longer has, int64 (image,)."""
+    images = np.flatnonzero(image_rows(augmented) == np.arange(len(augmented.digests)))
+    present = np.isin(sortable(augmented.digests[images]), sortable(plain.digests))
+    return images[~present]
+
+
 def image_rows(samples: Samples) -> np.ndarray:
     """Return the row of the image that each sample is a view of, its own for an image: (row,)."""
     rows = np.arange(len(samples.digests))
     if (column := samples.listing.columns.get(VIEW_OF)) is not None:
         of = column.take(samples.first)
         views = np.flatnonzero(of.is_valid())
-        wanted = sortable(packed(of.drop_null().to_pylist()))
-        rows[views] = np.searchsorted(sortable(samples.digests), wanted)
+        images = sortable(packed(of.drop_null().to_pylist()))
+        rows[views] = np.searchsorted(sortable(samples.digests), images)
     return rows

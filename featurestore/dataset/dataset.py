@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,12 @@ from featurestore.dataset import augmentation as augmenting
 from featurestore.dataset import manifest
 from featurestore.dataset.labels import Task
 from featurestore.dataset.manifest import DatasetEntry
-from featurestore.dataset.naming import augment_command, checked_name, command_line, remedy
+from featurestore.dataset.naming import checked_name, remedy, scan_again
 from featurestore.dataset.opening import scan_source
 from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.problems import Problem, problem_lines
 from featurestore.dataset.samples import Samples
-from featurestore.dataset.scan import decode_scanned, read_scanned
+from featurestore.dataset.scan import decode_scanned
 from featurestore.dataset.source import absolute
 from featurestore.dataset.splits import SPLITS, Splits, named
 from featurestore.dataset.summary import summarize, summary_grid
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 class Dataset:
     """A table of samples, one row for each digest, in content order.
 
-    Made by :meth:`open` or :meth:`from_arrays`.
+    Create one with :meth:`open` or :meth:`from_arrays`.
 
     Attributes
     ----------
@@ -44,10 +43,11 @@ class Dataset:
         Absolute path or URI of the folder or table; None for a DataFrame and for arrays.
     options : dict
         How it was scanned: ``open(source, name=name, **options)`` does it again. Of an augmented
-        data set: ``plain`` (name of the data set of its images), ``views`` and ``augmentation``.
+        data set: ``plain`` (name of the data set of its images), ``plain_manifest`` (its manifest
+        digest), ``views`` and ``augmentation``.
     samples : Samples
         The rows as columns.
-    images_in_memory : sequence of numpy.ndarray, (given,), or None
+    images_in_memory : sequence of numpy.ndarray, (listed,), or None
         uint8, (height, width, channel=1 or 3) each, in your order; None if the samples are files.
     """
 
@@ -69,12 +69,8 @@ class Dataset:
         data: Any,
         *,
         name: str | None = None,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        split_column: str | None = None,
-        root: str | os.PathLike[str] | None = None,
         on_event: OnEvent | None = None,
-        **splits: Any,
+        **options: Any,
     ) -> Dataset:
         """Scan a folder of images, or the images that a table lists.
 
@@ -86,47 +82,30 @@ class Dataset:
         Parameters
         ----------
         data : path, URI or DataFrame
-            A folder: nested folders belong to the class above them; names that begin with a dot
+            A folder: deeper folders belong to the class above them; names that begin with a dot
             are skipped. Or a table with a row for each image: a CSV, TSV or Parquet file, or a
             DataFrame of pandas, polars or Arrow.
         name : str, optional
             By default the folder's name, or the table's file name without its ending. A DataFrame
             needs one.
-        image_column : str, optional
-            Of a table, by default ``path``: paths or URIs.
-        label_column : str, optional
-            By default ``label`` if the table has it; otherwise the samples are unlabelled. In a
-            CSV, a column of integers makes integer classes, a column of other numbers a
-            regression, and everything else text. Other columns with a number such as ``007`` stay
-            text.
-        split_column : str, optional
-            By default ``split`` if the table has it. Empty cells are drawn.
-        root : path or URI, optional
-            What paths in a table are relative to: by default the table's folder, or the working
-            folder for a DataFrame.
         on_event : callable, optional
             Receives :class:`Scanned` events.
-        **splits
-            How samples are split: ``val``, ``test``, ``seed`` and ``group_by``, the fields of
-            :class:`Splits`.
+        **options
+            How samples are split: ``val``, ``test``, ``seed`` and ``group_by``; and of a table,
+            ``image_column``, ``label_column``, ``split_column`` and ``root``: see
+            :class:`ScanOptions`.
 
         Raises
         ------
         DatasetError
-            If it does not exist, holds no image, or is a table that cannot be read or misses a
-            column.
+            If the folder or table does not exist, holds no image, or cannot be read, or the table
+            does not have a column.
         InputError
             If an option is unknown or out of range.
         """
-        how = ScanOptions.of(
-            {
-                **splits,
-                "image_column": image_column,
-                "label_column": label_column,
-                "split_column": split_column,
-                "root": None if root is None else absolute(root),
-            }
-        )
+        if options.get("root") is not None:
+            options["root"] = absolute(options["root"])
+        how = ScanOptions.of(options)
         name, source, samples = scan_source(data, name, how, on_event)
         return cls(name, source, how.model_dump(exclude_none=True), samples)
 
@@ -192,7 +171,9 @@ class Dataset:
             If the bytes are damaged, or of a newer format.
         """
         samples, entry = manifest.read(data)
-        return cls(entry.name, entry.source, dict(entry.options), samples)
+        dataset = cls(entry.name, entry.source, dict(entry.options), samples)
+        dataset.digest, dataset.manifest_digest = entry.digest, entry.manifest_digest
+        return dataset
 
     def to_parquet(self, added: str = "") -> bytes:
         """Write the data set as a manifest: a Parquet table with a row for each listed image.
@@ -202,9 +183,9 @@ class Dataset:
         return manifest.write(self.samples, self.entry(added))
 
     def entry(self, added: str = "") -> DatasetEntry:
-        """Return what is known of the data set without its rows; `added` as in `to_parquet`."""
-        same = DatasetEntry.model_fields.keys() - {"rows", "added"}
-        fields = {field: getattr(self, field) for field in same}
+        """Return the description of the data set without its rows; `added` as in `to_parquet`."""
+        names = DatasetEntry.model_fields.keys() - {"rows", "added"}
+        fields = {name: getattr(self, name) for name in names}
         return DatasetEntry(rows=len(self), added=added, **fields)
 
     @cached_property
@@ -218,18 +199,18 @@ class Dataset:
         return self.samples.paths()
 
     @property
-    def given(self) -> np.ndarray:
-        """The row of each image in the order that you gave them in, int64 (given,).
+    def input_order(self) -> np.ndarray:
+        """The row of each listed image, in the order of the input, int64 (listed,).
 
-        Of arrays, in the order of ``X``; of a table, of its rows; of a folder, of the sorted paths.
-        Identical images have the same row; one that could not be read has -1. A store keeps the
-        order of the last scan, which is part of no digest.
+        This is the order of ``X``, of the rows of a table, or of the sorted paths of a folder.
+        Identical images have the same row; an image that could not be read has -1. A store keeps
+        the order of the last scan; no digest covers it.
         """
         return self.samples.listing.rows
 
     @property
     def problems(self) -> list[Problem]:
-        """What users should know about the data set, sorted."""
+        """Problems of single samples and of the whole data set, sorted."""
         return self.samples.problems
 
     @cached_property
@@ -249,7 +230,7 @@ class Dataset:
     def groups(self) -> np.ndarray | None:
         """Groups, objects of type str (row,); None if no sample has a group.
 
-        A sample without a group is one of its own, named by its digest.
+        A sample without a group is a group of its own, named by its digest.
         """
         return self.samples.groups
 
@@ -267,7 +248,7 @@ class Dataset:
 
         Parameters
         ----------
-        augmentation : list of keras.layers.Layer, or what stands for it
+        augmentation : list, keras.layers.Layer, str or path
             Random image layers of Keras that keep the size: layers, their names,
             ``{name: settings}``, a Sequential model of them, or a YAML or JSON file.
         views : int
@@ -278,7 +259,7 @@ class Dataset:
         Raises
         ------
         InputError
-            If a layer does not exist, changes the size, or changes nothing.
+            If a layer does not exist, changes the size, or has no effect.
         DatasetError
             If there are no training samples, or the data set is augmented already.
 
@@ -294,9 +275,12 @@ class Dataset:
             raise InputError(f"views is {received(views)}", "a number of views, such as 8")
         name = checked_name(f"{self.name}-x{views}" if name is None else name)
         if name == self.name:
-            raise DatasetError(f"the augmented data set has the name of {name!r}; give another")
+            raise DatasetError(
+                f"the augmented data set has the name of {name!r}", remedy="give another name"
+            )
         layers = augmenting.canonical(augmentation)
-        options = {"plain": self.name, "views": views, "augmentation": layers}
+        plain = {"plain": self.name, "plain_manifest": self.manifest_digest}
+        options = {**plain, "views": views, "augmentation": layers}
         samples = augmenting.with_views(self.samples, layers, views, self.name)
         return Dataset(name, None, options, samples, self.images_in_memory)
 
@@ -327,33 +311,24 @@ class Dataset:
 
     @property
     def targets(self) -> np.ndarray:
-        """What heads fit, (row,): int32 codes into the classes or float64; -1 or NaN if missing."""
+        """Targets of heads, (row,): int32 codes of classes or float64; -1 or NaN if missing."""
         return self.samples.labels.targets
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return your list, in your order, with the row, digest and split of each image.
+        """Return the listed images in the order of the input, with row, digest and split.
 
         Returns
         -------
         pandas.DataFrame
             A line for each row of the table or of ``X``, or for each file of the folder, as in
-            `given`: ``row`` (-1 if it could not be read), ``sample`` (digest), ``path``,
+            `input_order`: ``row`` (-1 if it could not be read), ``sample`` (digest), ``path``,
             ``label``, ``split`` and ``group`` where the data set has them, then the other columns
-            of your table. A column of yours with one of these names has ``_given`` after it.
+            of your table. A column of yours with one of these names has ``_input`` after it.
             Integers with gaps are of the type ``Int64``, which keeps all their digits.
         """
         from featurestore.dataset.frame import as_frame
 
         return as_frame(self.samples)
-
-    @property
-    def scan_command(self) -> str | None:
-        """The command that records it again; None for a DataFrame and for arrays."""
-        if "augmentation" in self.options:
-            return augment_command(self.name, self.options)
-        if self.source is None:
-            return None
-        return command_line(self.source, self.name, self.options)
 
     def __len__(self) -> int:
         return len(self.samples.digests)
@@ -387,15 +362,16 @@ class Dataset:
         if split is not None:
             kept = self.samples.splits == SPLITS.index(named(split))
         if labelled or (labelled is None and self.task is not None):
-            kept &= self.samples.labels.known
+            kept &= self.samples.labels.labelled
         if not views:
             kept &= self.image_rows == np.arange(len(self))
         return np.flatnonzero(kept)
 
-    def read(self, row: int) -> bytes:
-        """Return the bytes of a sample, or of the image of a view, checked against its digest.
+    def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
+        """Return a decoded sample, uint8 (height, width, channel=3), checked against its digest.
 
-        These are the bytes of the file; for arrays, the values in C order.
+        ``then`` is applied to the image, such as a resize, and its result is returned instead: see
+        :func:`featurestore.images.decode`. The layers of a view are applied after ``then``.
 
         Raises
         ------
@@ -403,26 +379,15 @@ class Dataset:
             If the file cannot be read, or the data set was made from arrays and read from a store.
         SourceChangedError
             If the bytes are not those that were scanned.
-        """
-        row = int(self.image_rows[row])
-        path = self.samples.path(row)
-        if path is None:
-            return in_memory.checked(self, row).tobytes()
-        what_to_do = partial(remedy, self.source, self.name, self.options)
-        return read_scanned(path, self.samples.digest(row), what_to_do)
-
-    def image(self, row: int, then: Callable[[np.ndarray], Any] | None = None) -> Any:
-        """Return a decoded sample, uint8 (height, width, channel=3), checked as by :meth:`read`.
-
-        ``then`` is applied to the image, such as a resize, and its result is returned instead: see
-        :func:`featurestore.images.decode`. ImageError, with its path, if it no longer decodes. The
-        layers of a view are applied after ``then``.
+        ImageError
+            If the file does not decode on this machine.
         """
         if (image := int(self.image_rows[row])) != row:
             return self.image(image, partial(self._view, row, then))
         if (path := self.samples.path(row)) is not None:
-            again = self.scan_command or "open the DataFrame again"
-            return decode_scanned(path, self.read(row), again, then)
+            scanned = self.source, self.name, self.options
+            advice = partial(remedy, *scanned), partial(scan_again, *scanned)
+            return decode_scanned(path, self.samples.digest(row), *advice, then)
         array = in_memory.checked(self, row)
         pixels = array if array.shape[2] == 3 else np.repeat(array, 3, axis=2)
         return pixels if then is None else then(pixels)
@@ -433,7 +398,7 @@ class Dataset:
         return view(image, self.samples.digest(row))
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``featurestore scan`` reports, as JSON values.
+        """Return the report of ``featurestore scan``, as JSON values.
 
         Returns
         -------

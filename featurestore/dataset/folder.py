@@ -1,4 +1,4 @@
-"""Folders of images: which files there are, and what their paths say about them."""
+"""Folders of images: the files, and their classes, splits and groups, read from the paths."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Listed, Samples
 from featurestore.dataset.scan import judged, scan
 from featurestore.dataset.scan_cache import Verdict
+from featurestore.dataset.source import is_utf8
 from featurestore.dataset.splits import Split, Splits, meaning
 from featurestore.errors import DatasetError
 from featurestore.listening import OnEvent
 
-# What operating systems leave in folders, in lower case.
+# Files and folders that operating systems leave behind, in lower case.
 _LITTER = {
     "thumbs.db",
     "ehthumbs.db",
@@ -52,16 +53,16 @@ def scan_folder(root: str, splits: Splits, on_event: OnEvent | None) -> Samples:
 
 
 def _is_other(path: str, verdict: Verdict) -> bool:
-    """Whether neither the name nor the bytes of a file say that it is an image: notes, a table."""
+    """Whether a file is not an image, by its name and by its bytes: notes, a table."""
     named = os.path.splitext(path)[1].lower() in images.SUFFIXES
     return not named and verdict.reason in (images.UNKNOWN, images.EMPTY)
 
 
 def list_files(root: str) -> tuple[list[str], list[Problem]]:
-    """List the files below a folder, sorted, and its sub-folders that are left out.
+    """List the files below a folder, sorted, and the problems of those that are left out.
 
-    Links to folders outside are followed, each folder once. Names that begin with a dot and what
-    operating systems leave behind are skipped.
+    Links to folders outside are followed, once for a folder. Names that begin with a dot, and files
+    that operating systems leave behind, are skipped.
     """
     paths: list[str] = []
     problems: list[Problem] = []
@@ -69,11 +70,17 @@ def list_files(root: str) -> tuple[list[str], list[Problem]]:
     def unreadable(error: OSError) -> None:
         problems.append(Problem("quarantined", str(error.filename), f"folder: {error.strerror}"))
 
+    def listable(folder: str, names: list[str]) -> list[str]:
+        names = [name for name in names if not _is_skipped(name)]
+        for path in (os.path.join(folder, name) for name in names if not is_utf8(name)):
+            problems.append(Problem("quarantined", text(path), "its name is not valid UTF-8"))
+        return sorted(filter(is_utf8, names))
+
     tops, listed = [root], [os.path.realpath(root)]
     for top in tops:
         for folder, folders, files in os.walk(top, onerror=unreadable):
-            folders[:] = sorted(filter(_is_listed, folders))
-            paths += [os.path.join(folder, name) for name in filter(_is_listed, files)]
+            folders[:] = listable(folder, folders)
+            paths += [os.path.join(folder, name) for name in listable(folder, files)]
             for path in (os.path.join(folder, name) for name in folders):
                 if not os.path.islink(path):
                     continue
@@ -94,8 +101,8 @@ def list_files(root: str) -> tuple[list[str], list[Problem]]:
     return sorted(paths), problems
 
 
-def _is_listed(name: str) -> bool:
-    return not name.startswith(".") and name.casefold() not in _LITTER
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _LITTER
 
 
 def _contains(folder: str, path: str) -> bool:

@@ -9,7 +9,6 @@ import pandas
 import pyarrow.types as kinds
 
 from featurestore.dataset.samples import Samples
-from featurestore.dataset.source import native
 from featurestore.dataset.splits import SPLITS
 from featurestore.digests import unpacked
 
@@ -30,7 +29,7 @@ def as_frame(samples: Samples) -> pandas.DataFrame:
             frame[name] = np.array([*values, None], object)[listing.rows]
     frame = frame.infer_objects()
     if listing.paths is not None:
-        frame.insert(2, "path", [each and native(each) for each in listing.paths.to_pylist()])
+        frame.insert(2, "path", listing.paths.to_pandas())
     others = {name: _series(column) for name, column in listing.columns.items()}
     return pandas.concat([frame, pandas.DataFrame(others, index=frame.index)], axis=1)
 

@@ -19,7 +19,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 _NUMBER = re.compile(
     r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity)", re.IGNORECASE
 )
-# "No label" in a column of numbers or of nothing else; among words, only blank cells are missing.
+# Missing labels in a column of numbers, or of nothing else; beside words, only blank cells are.
 _ABSENT = {"", "nan", "na", "n/a", "<na>", "null", "none"}
 
 
@@ -87,10 +87,10 @@ def uniform(values: Iterable[Any], where: str) -> list[Label]:
     if set(kinds) == {int, float}:
         return [None if label is None else float(label) for label in labels]
     if len(kinds) > 1:
-        found = " and ".join(sorted(f"{kind.__name__} ({one!r})" for kind, one in kinds.items()))
+        shown = sorted(f"{kind.__name__} ({label!r})" for kind, label in kinds.items())
         raise DatasetError(
-            f"{where}: labels of mixed types, {found}; expected all text, all integers or all "
-            "floats"
+            f"{where}: labels of mixed types, {' and '.join(shown)}",
+            "all text, all integers or all floats",
         )
     return [str(label) if isinstance(label, bool) else label for label in labels]
 
@@ -105,8 +105,8 @@ def _label(value: Any, where: str) -> str | int | float:
     if isinstance(value, float | np.floating) and np.isfinite(value):
         return float(value)
     raise DatasetError(
-        f"{where}: label {str(value)[:60]} of type {type(value).__name__}, expected text, an "
-        "integer of 64 bits or a finite float for each sample"
+        f"{where}: label {str(value)[:60]} of type {type(value).__name__}",
+        "text, an integer of 64 bits or a finite float for each sample",
     )
 
 
@@ -128,13 +128,13 @@ class Labels:
     @classmethod
     def of(cls, values: Sequence[Label]) -> Labels:
         """Take labels of one type, as `uniform` returns them."""
-        found = {each for each in values if each is not None}
-        if any(isinstance(each, float) for each in found):
+        distinct = {label for label in values if label is not None}
+        if any(isinstance(label, float) for label in distinct):
             return cls((), np.array(values, np.float64) + 0.0)  # NaN for None, 0.0 for -0.0
-        classes: tuple[Any, ...] = tuple(sorted(found))  # type: ignore[type-var]
-        codes: dict[Label, int] = {each: code for code, each in enumerate(classes)}
+        classes: tuple[Any, ...] = tuple(sorted(distinct))  # type: ignore[type-var]
+        codes: dict[Label, int] = {name: code for code, name in enumerate(classes)}
         codes[None] = -1
-        return cls(classes, np.fromiter((codes[each] for each in values), np.int32, len(values)))
+        return cls(classes, np.fromiter((codes[label] for label in values), np.int32, len(values)))
 
     @classmethod
     def none(cls, rows: int) -> Labels:
@@ -149,8 +149,8 @@ class Labels:
         return "classification" if self.classes else None
 
     @property
-    def known(self) -> np.ndarray:
-        """Whether a row has a label, bool (row,)."""
+    def labelled(self) -> np.ndarray:
+        """Whether each row has a label, bool (row,)."""
         return self.targets >= 0 if self.task != "regression" else ~np.isnan(self.targets)
 
     def array(self) -> np.ndarray | None:

@@ -9,7 +9,6 @@ in the file's metadata, under the key ``featurestore``.
 from __future__ import annotations
 
 import json
-from binascii import unhexlify
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -22,13 +21,14 @@ from featurestore.dataset.problems import Problem
 from featurestore.dataset.samples import Listing, Samples
 from featurestore.dataset.splits import SPLITS
 from featurestore.digests import (
-    DIGEST_BYTES,
     EMPTY_CHECKSUM,
     Digest,
     checksum_matches,
     digest_fields,
+    digest_set,
     distinct,
     insert_checksum,
+    packed,
     unpacked,
 )
 from featurestore.errors import DamagedError, StoreFormatError, one_line, refuse_newer
@@ -42,7 +42,7 @@ _PROBLEMS = TypeAdapter(list[Problem])
 
 
 class DatasetEntry(BaseModel):
-    """One state of a data set, known without its rows.
+    """One state of a data set, without its rows.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def digest(samples: Samples) -> str:
 
 
 def write(samples: Samples, entry: DatasetEntry) -> bytes:
-    """Write what was listed, and what is known beside it, as a manifest."""
+    """Write the listed images, and the entry, as a manifest."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -149,96 +149,50 @@ def read(data: bytes) -> tuple[Samples, DatasetEntry]:
     if not checksum_matches(data):
         raise _damaged("its bytes do not have the digest written in them")
     try:
-        file = parquet.ParquetFile(pa.BufferReader(data))
-        fields = json.loads((file.schema_arrow.metadata or {})[_KEY])
+        table = parquet.read_table(pa.BufferReader(data))
+        fields = json.loads((table.schema.metadata or {})[_KEY])
         _check_format(fields.pop("format"))
         problems = _PROBLEMS.validate_python(fields.pop("problems"))
         del fields["check"]
         entry = DatasetEntry.model_validate(fields)
-        types = {str(file.schema_arrow.field(name).type) for name in _COLUMNS if name != "label"}
-        label = str(file.schema_arrow.field("label").type)
-        if types != {"string"} or label not in ("string", "int64", "double"):
-            raise _damaged("its columns are of other types")
-        samples = _samples(file, problems)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        table.validate(full=True)
+        samples = _samples(table, problems)
+        actual = len(samples.digests), digest_set(samples.digests), digest(samples)
+    except (pa.ArrowException, LookupError, OSError, TypeError, ValueError) as error:
         raise _damaged(one_line(error)) from error
-    if len(samples.digests) != entry.rows:
-        raise _damaged(f"it has {len(samples.digests)} samples, expected {entry.rows}")
+    if actual != (entry.rows, entry.digest, entry.manifest_digest):
+        raise _damaged("its rows are not those that it was written with")
     return samples, entry
 
 
-def _samples(file: Any, problems: list[Problem]) -> Samples:
+def _samples(table: Any, problems: list[Problem]) -> Samples:
     """Return the samples that the rows of a manifest list."""
-    places, digests = _read_digests(file)
-    digests, first, row_of = distinct(digests)
-    rows, first = np.full(file.metadata.num_rows, -1), places[first]
+    listed = table["digest"]
+    # Chunk by chunk: the text of a digest takes several times the memory of its bytes.
+    digests = [packed(chunk.drop_null().to_pylist()) for chunk in listed.chunks]
+    places = np.flatnonzero(listed.is_valid())
+    ordered, first, row_of = distinct(np.concatenate(digests))
+    rows, first = np.full(len(table), -1), places[first]
     rows[places] = row_of
-    table = file.read([name for name in file.schema_arrow.names if name != "digest"])
-    table.validate(full=True)
     paths, labels = table["path"], _read_labels(table["label"])
+    if str(paths.type) != "string" or paths.take(places).null_count not in (0, len(places)):
+        raise ValueError("its paths are not those of a data set")
     splits, split_names = _encoded(table["split"])
     groups, group_names = _encoded(table["group"])
-    if not set(split_names) <= set(SPLITS) or (splits[first] < 0).any():
-        raise _damaged("its rows are not those of a data set")
-    again = places[first[row_of] != places]
-    for column in (labels.targets, splits, groups):
-        if not np.array_equal(column[again], column[first[rows[again]]], equal_nan=True):
-            raise _damaged("its rows contradict each other")
-    known = (groups[first] >= 0).sum()
-    if known not in (0, len(first)) or paths.take(places).null_count not in (0, len(places)):
-        raise _damaged("its rows are not those of a data set")
-    listed = None if paths.null_count == len(rows) else paths
-    of_split = np.array([SPLITS.index(name) for name in split_names], np.int8)
-    listing = Listing(
-        rows,
-        listed,
-        {name: table[name] for name in table.column_names if name not in _COLUMNS},
-    )
+    others = {name: table[name] for name in table.column_names if name not in _COLUMNS}
     return Samples(
-        digests,
+        ordered,
         first,
         labels.of_rows(first),
-        of_split[splits[first]],
-        np.array(group_names, object)[groups[first]] if known else None,
-        listing,
+        np.array([SPLITS.index(name) for name in split_names], np.int8)[splits[first]],
+        np.array(group_names, object)[groups[first]] if group_names else None,
+        Listing(rows, None if paths.null_count == len(rows) else paths, others),
         problems,
     )
 
 
-def _read_digests(file: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return which listed images have a digest, int64 (n,), and these, uint8 (n, byte).
-
-    A part at a time: the text of a digest takes more than twice the memory of its bytes.
-    """
-    digests = np.empty((file.metadata.num_rows, DIGEST_BYTES), np.uint8)
-    places, start, count = [], 0, 0
-    for batch in file.iter_batches(columns=["digest"]):
-        texts = batch.column(0)
-        texts.validate(full=True)
-        places.append(start + np.flatnonzero(texts.is_valid()))
-        part = _packed(texts.drop_null())
-        digests[count : count + len(part)] = part
-        start, count = start + len(texts), count + len(part)
-    return np.concatenate(places), digests[:count]
-
-
-def _packed(texts: Any) -> np.ndarray:
-    """Return the bytes of a column of digests, uint8 (digest, byte)."""
-    import pyarrow as pa
-
-    width = len(EMPTY_CHECKSUM)
-    fixed = texts.cast(pa.binary()).cast(pa.binary(width))  # An error for another length.
-    chars = np.frombuffer(fixed.buffers()[1], np.uint8)[width * fixed.offset :]
-    chars = chars[: width * len(fixed)].reshape(-1, width)
-    digits = chars[:, EMPTY_CHECKSUM.index(":") + 1 :].tobytes()
-    digests = np.frombuffer(unhexlify(digits), np.uint8).reshape(-1, DIGEST_BYTES)
-    if "".join(unpacked(digests)).encode("ascii") != chars.tobytes():
-        raise _damaged("its rows are not those of a data set")
-    return digests
-
-
 def _encoded(column: Any) -> tuple[np.ndarray, list[Any]]:
-    """Return which of its distinct values each value of a column is, -1 for null, and these."""
+    """Return the codes of the values of a column, -1 for null, and the values that they number."""
     encoded = column.combine_chunks().dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return codes, encoded.dictionary.to_pylist()
@@ -253,13 +207,15 @@ def _read_labels(column: Any) -> Labels:
     return Labels(classes, np.array([*map(place.get, names), -1], np.int32)[codes])
 
 
-def _check_format(found: int) -> None:
-    refuse_newer(found, FORMAT, "a data set manifest")
-    if found < FORMAT:
+def _check_format(version: int) -> None:
+    refuse_newer(version, FORMAT, "a data set manifest")
+    if version < FORMAT:
         raise StoreFormatError(
-            f"a data set manifest has format {found}, expected {FORMAT}; scan the data set again"
+            f"a data set manifest has format {version}", str(FORMAT), "scan the data set again"
         )
 
 
 def _damaged(reason: str) -> DamagedError:
-    return DamagedError(f"the data set manifest is damaged: {reason}; scan the data set again")
+    return DamagedError(
+        f"the data set manifest is damaged: {reason}", remedy="scan the data set again"
+    )

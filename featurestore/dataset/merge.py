@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,6 @@ from featurestore.dataset.labels import Labels
 from featurestore.dataset.problems import Problem
 from featurestore.dataset.review import review
 from featurestore.dataset.samples import DRAWN, Listed, Listing, Samples, as_column
-from featurestore.dataset.source import NO_FILE
 from featurestore.dataset.splits import SPLITS, Splits
 from featurestore.digests import distinct, unpacked
 from featurestore.errors import DatasetError
@@ -28,7 +28,7 @@ def merge(
     unread: Mapping[int, str],
     splits: Splits,
     where: str,
-    noted: Sequence[Problem] = (),
+    problems: Sequence[Problem] = (),
     *,
     columns: dict[str, Any] | None = None,
     from_train: bool = False,
@@ -41,36 +41,36 @@ def merge(
     Parameters
     ----------
     listed : Listed
-    digests : numpy.ndarray of uint8, (given, byte=32)
+    digests : numpy.ndarray of uint8, (listed, byte=32)
         Packed.
     unread : mapping of int to str
-        Why some of the listed are not samples.
+        The listed samples that cannot be used, by their place, and the reasons.
     splits : Splits
     where : str
-        What problems call the data set.
-    noted : sequence of Problem
-        Found while the samples were listed.
+        Name of the data set in problems.
+    problems : sequence of Problem
+        Problems that the listing has.
     columns : dict of str to pyarrow.ChunkedArray, optional
         Other columns of the list.
     from_train : bool
-        Splits of samples that are given to ``train`` are drawn too.
+        Also draw the splits of samples that the list puts into ``train``.
     hint : str
-        What to do if none of the files exists.
+        Remedy if the first file does not exist.
 
     Raises
     ------
     DatasetError
-        If none of the listed is a sample, or a group lies in several given splits.
+        If none of the listed is a sample, or a group lies in several splits of the list.
     """
-    problems = [Problem("quarantined", listed.name(row), why) for row, why in unread.items()]
+    quarantined = [Problem("quarantined", listed.name(row), why) for row, why in unread.items()]
     read = np.ones(len(digests), bool)
     read[list(unread)] = False
     if not read.any():
-        one = min(problems)
-        more = f"; {hint}" if hint and one.reason.startswith(NO_FILE) else ""
+        first_problem = min(quarantined)
+        path, reason = first_problem.path, first_problem.reason
         raise DatasetError(
-            f"no listed file is an image ({len(digests)} tried); the first, {one.path!r}: "
-            f"{one.reason}{more}"
+            f"no listed file is an image ({len(digests)} tried); the first, {path!r}: {reason}",
+            remedy="" if os.path.exists(path) else hint,
         )
     places = np.flatnonzero(read)
     ordered, first, row_of = distinct(digests[places])
@@ -83,10 +83,10 @@ def merge(
         listed.splits[first],
         None if listed.groups is None else listed.groups[first],
         Listing(rows, None if listed.paths is None else as_column(listed.paths), columns or {}),
-        problems,
+        quarantined,
     )
     for row, same in _identical(rows).items():
-        _merge_row(samples, row, same, listed, problems)
+        _merge_row(samples, row, same, listed)
     samples = replace(
         samples,
         labels=samples.labels.of_rows(slice(None)),
@@ -94,13 +94,13 @@ def merge(
     )
     ungrouped = _name_ungrouped(samples)
     samples = replace(samples, splits=_splits(samples, splits, from_train, where))
+    reviewed = review(samples, ungrouped, splits, where)
     # Samples that are listed twice have the same problems.
-    problems += [*noted, *review(samples, ungrouped, splits, where)]
-    return replace(samples, problems=sorted({*problems}))
+    return replace(samples, problems=sorted({*samples.problems, *problems, *reviewed}))
 
 
 def _identical(rows: np.ndarray) -> dict[int, list[int]]:
-    """Return where identical samples are listed, by their row."""
+    """Return the places at which identical samples are listed, by their row."""
     places: dict[int, list[int]] = {}
     counts = np.bincount(rows[rows >= 0])
     for place in np.flatnonzero((rows >= 0) & (counts[rows] > 1)).tolist():
@@ -108,11 +108,9 @@ def _identical(rows: np.ndarray) -> dict[int, list[int]]:
     return places
 
 
-def _merge_row(
-    samples: Samples, row: int, same: list[int], listed: Listed, problems: list[Problem]
-) -> None:
-    """Merge identical samples, which are listed at these places, and report contradictions."""
-    names = [listed.name(place) for place in same]
+def _merge_row(samples: Samples, row: int, same: list[int], listed: Listed) -> None:
+    """Merge identical samples, which are listed at the places ``same``; report contradictions."""
+    names, problems = [listed.name(place) for place in same], samples.problems
     for name in names[1:]:
         twice = "listed again" if name == names[0] else f"the same bytes as {names[0]!r}"
         problems.append(Problem("duplicate", name, twice))
@@ -133,14 +131,14 @@ def _merge_row(
         problems.append(Problem(f"{what}-conflict", names[0], reason))
         return otherwise
 
-    labels = [listed.labels.label(at) for at in same]
+    labels = [listed.labels.label(place) for place in same]
     label = agreed("label", labels, None)
     if label is None:
         samples.labels.targets[row] = np.nan if samples.labels.task == "regression" else -1
     else:
         samples.labels.targets[row] = listed.labels.targets[same[labels.index(label)]]
-    given = [SPLITS[code] if code != DRAWN else None for code in listed.splits[same].tolist()]
-    split = agreed("split", given, "train")
+    splits = [SPLITS[code] if code != DRAWN else None for code in listed.splits[same].tolist()]
+    split = agreed("split", splits, "train")
     samples.splits[row] = DRAWN if split is None else SPLITS.index(split)
     if samples.groups is not None and listed.groups is not None:
         groups = listed.groups[same].tolist()
@@ -158,32 +156,31 @@ def _name_ungrouped(samples: Samples) -> np.ndarray:
 
 
 def _splits(samples: Samples, how: Splits, from_train: bool, where: str) -> np.ndarray:
-    """Return the split of each row: the given one, that of its group, or a drawn one."""
-    given = samples.splits
+    """Return the split of each row: the listed one, that of its group, or a drawn one."""
+    listed = samples.splits
     # A unit, which never straddles two splits, is a group or a sample.
-    unit = np.arange(len(given))
+    unit = np.arange(len(listed))
     if samples.groups is not None:
         names, unit = np.unique(samples.groups, return_inverse=True)
     splits = np.full(unit.max() + 1, DRAWN, np.int8)
-    np.maximum.at(splits, unit, given)
-    crossing = (given != DRAWN) & (given != splits[unit])
+    np.maximum.at(splits, unit, listed)
+    crossing = (listed != DRAWN) & (listed != splits[unit])
     if crossing.any():
         raise _crossing(samples, names[np.unique(unit[crossing])], where)
     if from_train:
         splits[splits == TRAIN] = DRAWN
-    left = np.flatnonzero(splits == DRAWN)
-    splits[left] = how.draw(
-        unpacked(samples.digests[left]) if samples.groups is None else names[left]
-    )
+    drawn = np.flatnonzero(splits == DRAWN)
+    keys = unpacked(samples.digests[drawn]) if samples.groups is None else names[drawn]
+    splits[drawn] = how.draw(keys)
     return splits[unit]
 
 
 def _crossing(samples: Samples, groups: np.ndarray, where: str) -> DatasetError:
-    """Return the error for groups that lie in several of the given splits."""
-    given = samples.splits != DRAWN
+    """Return the error for groups that lie in several splits of the list."""
+    listed = samples.splits != DRAWN
     shown = []
     for group in groups[:_SHOWN]:
-        codes = np.unique(samples.splits[given & (samples.groups == group)])
+        codes = np.unique(samples.splits[listed & (samples.groups == group)])
         shown.append(f"{group!r} ({', '.join(SPLITS[code] for code in codes)})")
     more = f" and {len(groups) - _SHOWN:,} more" if len(groups) > _SHOWN else ""
     return DatasetError(

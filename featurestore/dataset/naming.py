@@ -7,7 +7,6 @@ import shlex
 from typing import Any
 from unicodedata import normalize
 
-from featurestore.dataset.options import ScanOptions
 from featurestore.dataset.source import is_uri
 from featurestore.errors import DatasetError
 
@@ -21,7 +20,7 @@ def checked_name(name: Any) -> str:
         If it is not printable text.
     """
     if not (isinstance(name, str) and name.strip() and name.isprintable()):
-        raise DatasetError(f"data set name {name!r}, expected printable text: give a name (--name)")
+        raise DatasetError(f"data set name {name!r}", "printable text", "give a name (--name)")
     return normalize("NFC", name)
 
 
@@ -38,7 +37,7 @@ def default_name(source: str) -> str:
 
 
 def moved(source: str, name: str) -> str | None:
-    """If a folder or table is gone, return how to record its new place; otherwise None."""
+    """Return how to record the new place of a folder or table that is gone; None if it exists."""
     if is_uri(source) or os.path.exists(source):
         return None
     command = shlex.join(["featurestore", "scan", "NEW", "--name", name])
@@ -47,51 +46,38 @@ def moved(source: str, name: str) -> str | None:
 
 def remedy(source: str | None, name: str, options: dict[str, Any]) -> str:
     """Return what to do about an image that is missing or has changed."""
+    if source is not None and (gone := moved(source, name)):
+        return gone
+    if source is not None and not os.path.isdir(source):
+        command = shlex.join(["featurestore", "scan", source, "--root", "NEW"])
+        return f"put it back, or if the images were moved: `{command}`"
+    note = " (moved images are found; without the image, fit heads again too)" if source else ""
+    return f"put it back, or {scan_again(source, name, options)}{note}"
+
+
+def scan_again(source: str | None, name: str, options: dict[str, Any]) -> str:
+    """Return how to scan a data set again, with the options of its last scan.
+
+    Examples
+    --------
+    >>> scan_again("/data/my photos", "mine", {})
+    "run `featurestore scan '/data/my photos' --name mine`"
+    """
     if "augmentation" in options:
         scan = shlex.join(["featurestore", "scan", options["plain"]])
-        return f"put it back, or run `{scan}`, then `{augment_command(name, options)}`"
+        return f"run `{scan}`, then `{augment_command(name)}`"
     if source is None:
-        return f"put it back, or open the DataFrame again with root=NEW, name={name!r}"
-    if gone := moved(source, name):
-        return gone
-    command = command_line(source, name, options)
-    if os.path.isdir(source):
-        return (
-            f"put it back, or scan again: `{command}` (moved images are found; without the image, "
-            "fit heads again too)"
-        )
-    # The options of the last scan are remembered.
-    command = command_line(source, name, {})
-    return f"put it back, or if the images were moved: `{command} --root NEW`"
+        return f"open the DataFrame again with root=NEW, name={name!r}"
+    named = [] if name == default_name(source) else ["--name", name]
+    return f"run `{shlex.join(['featurestore', 'scan', source, *named])}`"
 
 
-def command_line(source: str, name: str, options: dict[str, Any]) -> str:
-    """Return the command that scans a folder or table as it was scanned before.
+def augment_command(name: str) -> str:
+    """Return the command that updates an augmented data set to the plain one.
 
     Examples
     --------
-    >>> command_line("/data/my photos", "my photos", {"val": 0.1, "seed": 0, "group_by": "folder"})
-    "featurestore scan '/data/my photos' --val 0.1 --group-by folder"
+    >>> augment_command("my pets-x2")
+    "featurestore augment 'my pets-x2'"
     """
-    words = ["featurestore", "scan", source]
-    if name != default_name(source):
-        words += ["--name", name]
-    for key, value in ScanOptions.of(options).model_dump(exclude_defaults=True).items():
-        words += [f"--{key.replace('_', '-')}", str(value)]
-    return shlex.join(words)
-
-
-def augment_command(name: str, options: dict[str, Any]) -> str:
-    """Return the command that makes an augmented data set again, after a scan of the plain one.
-
-    Examples
-    --------
-    >>> augment_command("pets-x2", {"plain": "pets", "views": 2, "augmentation": "[RandomFlip]"})
-    "featurestore augment pets --views 2 --augmentation '[RandomFlip]'"
-    """
-    plain, views = options["plain"], str(options["views"])
-    words = ["featurestore", "augment", plain, "--views", views]
-    words += ["--augmentation", options["augmentation"]]
-    if name != f"{plain}-x{views}":
-        words += ["--name", name]
-    return shlex.join(words)
+    return shlex.join(["featurestore", "augment", name])

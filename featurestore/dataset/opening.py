@@ -25,14 +25,16 @@ def scan_source(
     Returns
     -------
     name : str
-        By default made of the source.
+        By default derived from the source.
     source : str or None
         Absolute path or URI; None for a DataFrame.
     samples : Samples
     """
     source = None if is_frame(data) else absolute(text_of(data))
     if source is None and name is None:
-        raise DatasetError("a DataFrame has no name: Dataset.open(frame, name='photos')")
+        raise DatasetError(
+            "a DataFrame has no name", remedy="give one: Dataset.open(frame, name='photos')"
+        )
     name = checked_name(default_name(str(source)) if name is None else name)
     if source is None:
         return name, None, scan_frame(data, name, how, on_event)

@@ -1,4 +1,4 @@
-"""Problems: what users should know about a data set."""
+"""Problems of a data set and of its samples, for its user."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ OF_SAMPLES = {
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Something about a data set that its user should know.
+    """Something noteworthy about a data set or one of its samples.
 
     Attributes
     ----------
     kind : str
-        About one sample: ``quarantined`` (it does not decode and is left out), ``ignored`` (a
-        file of a folder that is no image, such as notes), ``duplicate`` (the bytes of another),
+        About one sample: ``quarantined`` (it cannot be read and is left out), ``ignored`` (a
+        file in a folder that is not an image, such as notes), ``duplicate`` (the bytes of another),
         ``link`` (to a folder that is listed already or contains one that is),
         ``label-conflict``, ``split-conflict`` and ``group-conflict`` (identical samples, or samples
         of one group, contradict each other).
         About the whole data set: ``unlabelled`` (samples without a label in a labelled data set),
         ``labels`` (suspicious classes, or no column of labels), ``groups`` (samples without a
-        group, or groups with similar names), ``splits`` (the folder has splits of its own),
+        group), ``splits`` (the folder has splits of its own),
         ``few-rows`` (too few rows of a class in a split to measure anything on).
     path : str
         Path or URI; ``X[3]`` for arrays. For the whole data set, its source or name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from unicodedata import normalize
 
 import numpy as np
@@ -25,13 +25,13 @@ def review(
 ) -> Iterator[Problem]:
     """Yield the problems of a data set as a whole.
 
-    The samples have the problems that are known already; ``ungrouped`` are those without a group,
-    bool (row,); ``where`` is the source or name.
+    ``samples.problems`` are those of single samples; ``ungrouped`` is True for a sample without a
+    group, bool (row,); ``where`` is the source or name.
     """
     yield from _unlabelled(samples, where)
     yield from (Problem("labels", where, reason) for reason in _labels(samples.labels))
     yield from _nested(samples, where)
-    yield from (Problem("groups", where, reason) for reason in _groups(samples, ungrouped))
+    yield from _ungrouped(samples, ungrouped, where)
     yield from _few_rows(samples, splits, where)
 
 
@@ -40,7 +40,7 @@ def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
         return
     conflicts = {problem.path for problem in samples.problems if problem.kind == "label-conflict"}
     missing: dict[int, list[int]] = {}
-    for row in np.flatnonzero(~samples.labels.known).tolist():
+    for row in np.flatnonzero(~samples.labels.labelled).tolist():
         if not conflicts or samples.name(row) not in conflicts:
             missing.setdefault(int(samples.splits[row]), []).append(row)
     for split, rows in missing.items():
@@ -53,32 +53,28 @@ def _unlabelled(samples: Samples, where: str) -> Iterator[Problem]:
 
 
 def _labels(labels: Labels) -> Iterator[str]:
-    rows = np.bincount(labels.targets[labels.known]) if labels.classes else ()
+    rows = np.bincount(labels.targets[labels.labelled]) if labels.classes else ()
     counts = {
         name: int(count)
         for name, count in zip(labels.classes, rows, strict=True)
         if isinstance(name, str)
     }
-    for names in _similar(counts):
-        shown = " and ".join(f"{name!r} ({plural(counts[name], 'row')})" for name in names)
-        yield f"{shown} differ only in case or spaces: they are separate classes"
+    similar: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        similar.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
+    for names in similar.values():
+        if len(names) > 1:
+            shown = " and ".join(f"{name!r} ({plural(counts[name], 'row')})" for name in names)
+            yield f"{shown} differ only in case or spaces: they are separate classes"
     for name, count in counts.items():
         if name.casefold() in _LIKE_MISSING:
             shown = plural(count, "row")
             yield f"{name!r} is a class ({shown}): leave the cell empty if it means no label"
 
 
-def _similar(names: Iterable[str]) -> list[list[str]]:
-    """Return the sets of names that differ only in case, spaces or compatible characters."""
-    similar: dict[str, list[str]] = {}
-    for name in sorted(names):
-        similar.setdefault(" ".join(normalize("NFKC", name).casefold().split()), []).append(name)
-    return [names for names in similar.values() if len(names) > 1]
-
-
 def _nested(samples: Samples, where: str) -> Iterator[Problem]:
-    """Find a folder whose only class has no images of its own, as an unpacked archive often has."""
-    if len(samples.labels.classes) != 1 or not samples.labels.known.all():
+    """Report a single class that holds only folders, as in many unpacked archives."""
+    if len(samples.labels.classes) != 1 or not samples.labels.labelled.all():
         return
     inner = os.path.join(where, str(samples.labels.classes[0]))
     if os.path.isdir(inner) and all(
@@ -88,21 +84,14 @@ def _nested(samples: Samples, where: str) -> Iterator[Problem]:
         yield Problem("labels", inner, reason)
 
 
-def _groups(samples: Samples, ungrouped: np.ndarray) -> Iterator[str]:
-    if samples.groups is None:
-        return
-    if ungrouped.any():
-        alone = np.flatnonzero(ungrouped)
-        yield (
-            f"no group for {len(alone):,} of {plural(len(ungrouped), 'row')}, such as "
-            f"{samples.name(alone[0])!r}: each is drawn independently"
+def _ungrouped(samples: Samples, ungrouped: np.ndarray, where: str) -> Iterator[Problem]:
+    if samples.groups is not None and ungrouped.any():
+        rows = np.flatnonzero(ungrouped)
+        reason = (
+            f"no group for {len(rows):,} of {plural(len(ungrouped), 'row')}, such as "
+            f"{samples.name(rows[0])!r}: each is drawn independently"
         )
-    known = ~ungrouped
-    splits = dict(zip(samples.groups[known], samples.splits[known].tolist(), strict=True))
-    for names in _similar(splits):
-        if len({splits[name] for name in names}) > 1:
-            shown = " and ".join(map(repr, names))
-            yield f"{shown} differ only in case or spaces and lie in several splits"
+        yield Problem("groups", where, reason)
 
 
 def _few_rows(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]:
@@ -119,8 +108,6 @@ def _few_rows(samples: Samples, splits: Splits, where: str) -> Iterator[Problem]
         elif len(small) and split == "val" and splits.val > 0:
             rough.append(f"{split} (none at all)")
     if rough:
-        where_rough = " and ".join(rough)
-        reason = (
-            f"fewer than {FEW_ROWS} rows of a class in {where_rough}: metrics on them are rough"
-        )
+        shown = " and ".join(rough)
+        reason = f"fewer than {FEW_ROWS} rows of a class in {shown}: metrics on them are rough"
         yield Problem("few-rows", where, reason)

@@ -10,27 +10,26 @@ import numpy as np
 
 from featurestore.dataset.labels import Label, Labels, is_missing, text
 from featurestore.dataset.problems import Problem
-from featurestore.dataset.source import native, portable
 from featurestore.dataset.splits import SPLITS, meaning
 from featurestore.digests import digest_text
 from featurestore.errors import DatasetError
 
-# In a column of splits, what is to be drawn.
+# In a column of splits: no split is listed, so one is drawn.
 DRAWN = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Listed:
-    """What a list says about its samples, in its order.
+    """A table, folder or array as it lists its samples, in its order.
 
     Attributes
     ----------
     paths : sequence of str, or None
-        Absolute paths and URIs, (given,); None for arrays.
-    labels : Labels, (given,)
-    splits : numpy.ndarray of int8, (given,)
+        Absolute paths and URIs, (listed,); None for arrays.
+    labels : Labels, (listed,)
+    splits : numpy.ndarray of int8, (listed,)
         Positions in ``SPLITS``, or `DRAWN`.
-    groups : numpy.ndarray of objects, (given,), or None
+    groups : numpy.ndarray of objects, (listed,), or None
         Text, or None.
     """
 
@@ -59,22 +58,18 @@ class Listed:
         DatasetError
             If a value does not name a split; ``where`` names the list in the message.
         """
-        given = np.full(rows, DRAWN, np.int8)
-        for at, value in enumerate(splits or ()):
-            given[at] = _split(value, at + 1, where)
-        named = None
+        codes = np.full(rows, DRAWN, np.int8)
+        for place, split in enumerate(splits or ()):
+            codes[place] = _split(split, place + 1, where)
+        names = None
         if groups is not None:
-            named = np.array([None if is_missing(each) else text(each) for each in groups], object)
-        return cls(
-            paths,
-            Labels.none(rows) if labels is None else Labels.of(labels),
-            given,
-            named,
-        )
+            texts = [None if is_missing(group) else text(group) for group in groups]
+            names = np.array(texts, object)
+        return cls(paths, Labels.none(rows) if labels is None else Labels.of(labels), codes, names)
 
-    def name(self, at: int) -> str:
+    def name(self, place: int) -> str:
         """Return the name of a listed sample in problems."""
-        return f"X[{at}]" if self.paths is None else self.paths[at]
+        return f"X[{place}]" if self.paths is None else self.paths[place]
 
 
 def _split(value: Any, row: int, where: str) -> int:
@@ -83,23 +78,24 @@ def _split(value: Any, row: int, where: str) -> int:
     split = meaning(str(value))
     if split is None:
         raise DatasetError(
-            f"{where}, row {row}: split {value!r}, expected 'train', 'val' or 'test', or another "
-            "name for one, such as 'validation'; a column of something else needs another name"
+            f"{where}, row {row}: split {value!r}",
+            "'train', 'val' or 'test', or another name for one, such as 'validation'",
+            "rename the column if it does not hold splits",
         )
     return SPLITS.index(split)
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """What was listed, in the order of the list: rows of a table or of arrays, files of a folder.
+    """The list behind a data set, in its order: rows of a table or of arrays, files of a folder.
 
     Attributes
     ----------
-    rows : numpy.ndarray of int64, (given,)
-        The row of each in the data set; -1 if it could not be read.
-    paths : pyarrow.ChunkedArray of text, (given,), or None
-        Path or URI, as `portable` writes it; None for arrays.
-    columns : dict of str to pyarrow.ChunkedArray, (given,)
+    rows : numpy.ndarray of int64, (listed,)
+        The row of each image in the data set; -1 if it could not be read.
+    paths : pyarrow.ChunkedArray of text, (listed,), or None
+        Path or URI; None for arrays.
+    columns : dict of str to pyarrow.ChunkedArray, (listed,)
         The other columns of the list, by name.
     """
 
@@ -117,14 +113,14 @@ class Samples:
     digests : numpy.ndarray of uint8, (row, byte=32)
         Packed, ascending.
     first : numpy.ndarray of int64, (row,)
-        Which listed image stands for each: of identical ones, that of the first path.
+        Place in the list of the image that is read for each row: the first of identical ones.
     labels : Labels, (row,)
     splits : numpy.ndarray of int8, (row,)
         Positions in ``SPLITS``.
     groups : numpy.ndarray of str objects, (row,), or None
         A sample without a group has its own digest here; None if no sample has a group.
     listing : Listing
-        What was listed, in the caller's order.
+        The list, in the caller's order.
     problems : list of Problem
         Sorted.
     """
@@ -140,9 +136,9 @@ class Samples:
     def freeze(self) -> None:
         """Make the columns read-only: properties of a data set return them."""
         columns = (self.digests, self.first, self.labels.targets, self.splits, self.listing.rows)
-        for each in (*columns, self.groups):
-            if each is not None:
-                each.setflags(write=False)
+        for column in (*columns, self.groups):
+            if column is not None:
+                column.setflags(write=False)
 
     def digest(self, row: int) -> str:
         """Digest of a sample."""
@@ -152,27 +148,29 @@ class Samples:
         """Path or URI of the first of identical files; None for arrays."""
         if self.listing.paths is None:
             return None
-        return native(self.listing.paths[int(self.first[row])].as_py())
+        path: str = self.listing.paths[int(self.first[row])].as_py()
+        return path
 
     def name(self, row: int) -> str:
         """Return the name of a sample in problems."""
         return self.path(row) or f"X[{self.first[row]}]"
 
     def paths(self) -> list[str | None]:
-        """Those of all rows, (row,)."""
+        """Return the paths or URIs of all rows, (row,)."""
         if self.listing.paths is None:
             return [None] * len(self.digests)
-        return [*map(native, self.listing.paths.take(self.first).to_pylist())]
+        paths: list[str | None] = self.listing.paths.take(self.first).to_pylist()
+        return paths
 
     def class_counts(self) -> tuple[tuple[Any, ...], np.ndarray]:
         """Return the classes, and the labelled rows of each and each split: int (class, split=3).
 
         The labelled rows of a regression are one class; without labels there is none.
         """
-        labels, known = self.labels, self.labels.known
+        labels, labelled = self.labels, self.labels.labelled
         classes = ("labelled",) if labels.task == "regression" else labels.classes
-        codes = labels.targets[known] if labels.classes else 0
-        cells = np.bincount(codes * 3 + self.splits[known], minlength=3 * len(classes))
+        codes = labels.targets[labelled] if labels.classes else 0
+        cells = np.bincount(codes * 3 + self.splits[labelled], minlength=3 * len(classes))
         return classes, cells.reshape(len(classes), 3)
 
     def moved(self, paths: Sequence[str | None]) -> Samples:
@@ -188,4 +186,4 @@ def as_column(paths: Iterable[str | None]) -> Any:
     """Return paths as a column of a `Listing`."""
     import pyarrow as pa
 
-    return pa.chunked_array([pa.array(map(portable, paths), pa.string())])
+    return pa.chunked_array([pa.array(paths, pa.string())])

@@ -24,8 +24,6 @@ from featurestore.threads import map_ahead
 _BATCH = 32
 # A file written within this time could change again without its time stamps changing.
 _RACY_NS = 2_000_000_000
-# A scan that is killed loses at most the work of this time.
-_SAVE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,11 @@ def scan(sources: Sequence[str], place: str, on_event: OnEvent | None = None) ->
         for start in range(0, len(unique), _BATCH)
     )
     verdicts: dict[str, Verdict] = {}
-    saved = time.monotonic()
     try:
         with closing(map_ahead(_scan_batch, batches, 4 * workers, workers)) as scanned:
             for batch in scanned:
                 verdicts.update(batch)
                 emit(Scanned(len(verdicts), len(unique)))
-                if time.monotonic() > saved + _SAVE_SECONDS:
-                    scan_cache.save(place, before | verdicts)
-                    saved = time.monotonic()
     except BaseException:
         scan_cache.save(place, before | verdicts)
         raise
@@ -113,17 +107,27 @@ def _status(source: str) -> os.stat_result | None:
         return None
 
 
-def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
-    """Read a file again, and check that it has the bytes that were scanned.
+def decode_scanned(
+    path: str,
+    digest: str,
+    remedy: Callable[[], str],
+    again: Callable[[], str],
+    then: Callable[[np.ndarray], Any] | None,
+) -> Any:
+    """Read and decode a file again, and check that it has the bytes that were scanned.
 
-    ``remedy`` returns what to do about a missing or changed file, for the error.
+    ``then`` is applied to the image, see :func:`featurestore.images.decode`; ``remedy`` returns
+    what to do about a missing or changed file, and ``again`` how to scan it again, for the error.
 
     Raises
     ------
     DatasetError
         If the file cannot be read.
     SourceChangedError
-        If the bytes are others. The next scan then reads the file, whatever the cache says.
+        If the bytes are others. The next scan then reads the file, whatever the cache holds.
+    ImageError
+        If it does not decode here, for example without a plugin. The next scan then decodes it,
+        whatever the cache holds.
     """
     try:
         data = read(path)
@@ -134,25 +138,11 @@ def read_scanned(path: str, digest: str, remedy: Callable[[], str]) -> bytes:
         raise SourceChangedError(
             f"{path!r} has changed since it was scanned: {now}", digest, remedy()
         )
-    return data
-
-
-def decode_scanned(
-    path: str, data: bytes, again: str, then: Callable[[np.ndarray], Any] | None
-) -> Any:
-    """Decode a file that decoded when it was scanned; ``again`` is how to scan it again.
-
-    Raises
-    ------
-    ImageError
-        If it does not decode here, for example without a plugin. The next scan then decodes it,
-        whatever the cache says.
-    """
     try:
         return images.decode(data, then)
     except ImageError as error:
         scan_cache.forget(path)
         raise ImageError(
-            f"{path!r} does not decode here, although it did when it was scanned: {error}; "
-            f"scanning again leaves it out: `{again}`"
+            f"{path!r} does not decode here, although it did when it was scanned: {error}",
+            remedy=f"to leave it out, {again()}",
         ) from error

@@ -1,4 +1,4 @@
-"""What a scan found in its files, so that the next scan reads only files that changed.
+"""The results of a scan by file, so that the next scan reads only files that changed.
 
 One JSON file for each folder or table that was scanned, written whole. A cache and never an
 identity: bytes are checked against their digest whenever a sample is read, and a wrong entry is
@@ -20,7 +20,7 @@ from featurestore.digests import digest_bytes, short
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found in a file.
+    """The result of scanning a file.
 
     Attributes
     ----------
@@ -88,7 +88,9 @@ def _read(file: Path) -> dict[str, Verdict]:
 
 def _write(file: Path, verdicts: dict[str, Verdict]) -> None:
     rows = [
-        (path, one.digest, one.reason, one.stamp) for path, one in verdicts.items() if one.stamp
+        (path, verdict.digest, verdict.reason, verdict.stamp)
+        for path, verdict in verdicts.items()
+        if verdict.stamp
     ]
     data = json.dumps([_reader(), rows]).encode()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import unquote
 
 from featurestore import objects
 from featurestore.errors import DatasetError, UnreachableError, one_line, path_text
@@ -18,8 +18,6 @@ MAX_BYTES = 2**30
 # are read at a time, and a broken server may send without end.
 MAX_REMOTE_BYTES = 4 * MAX_PIXELS
 _REMOTE_READERS = 16
-# How the reason begins if there is no such file.
-NO_FILE = "no such file"
 
 
 class UnreadableError(Exception):
@@ -66,9 +64,14 @@ def absolute(path: str | os.PathLike[str]) -> str:
     Raises
     ------
     DatasetError
-        For a URL with a password: a store would keep it, and every message would show it.
+        For a path that is not valid UTF-8; and for a URL with a password, which a store would keep
+        and every message would show.
     """
-    text = native(os.fsdecode(path))
+    text = os.fsdecode(path)
+    if text.startswith("file://"):
+        text = unquote(text.removeprefix("file://"))
+    if not is_utf8(text):
+        raise DatasetError(f"the path {text!r} is not valid UTF-8", remedy="rename it")
     if not is_uri(text):
         return os.path.abspath(text)
     if objects.has_password(text):
@@ -103,28 +106,19 @@ def below(root: str, path: str) -> str:
     return joined if ".." in path.split("/") else os.path.normpath(joined)
 
 
-def portable(path: str | None) -> str | None:
-    r"""Return a path as valid Unicode: other file names become percent-encoded ``file://`` URIs.
+def is_utf8(name: str) -> bool:
+    r"""Whether the name of a file can be encoded as UTF-8, as a manifest holds it.
 
     Examples
     --------
-    >>> portable("/photos/a.png"), portable("/photos/caf\udce9.png")
-    ('/photos/a.png', 'file:///photos/caf%E9.png')
+    >>> is_utf8("café.png"), is_utf8("caf\udce9.png")
+    (True, False)
     """
-    if path is None:
-        return None
     try:
-        path.encode()
+        name.encode()
     except UnicodeEncodeError:
-        return "file://" + quote_from_bytes(os.fsencode(path))
-    return path
-
-
-def native(path: str) -> str:
-    """Undo :func:`portable`: a ``file://`` URI becomes a path, all else stays as it is."""
-    if path.startswith("file://"):
-        return os.fsdecode(unquote_to_bytes(path.removeprefix("file://")))
-    return path
+        return False
+    return True
 
 
 def read(source: str, most: int | None = None) -> bytes:
@@ -134,14 +128,14 @@ def read(source: str, most: int | None = None) -> bytes:
     ----------
     source : str
     most : int, optional
-        The most bytes that it may have; by default `MAX_BYTES`, or `MAX_REMOTE_BYTES` of a URL.
+        Its largest size in bytes; by default `MAX_BYTES`, or `MAX_REMOTE_BYTES` for a URL.
 
     Raises
     ------
     UnreadableError
         If it cannot be read or is larger.
     UnreachableError
-        If the server of a URL cannot be reached, so that nothing is known of the file.
+        If the server of a URL cannot be reached: the file may exist.
     """
     most = most or (MAX_REMOTE_BYTES if is_uri(source) else MAX_BYTES)
     try:
@@ -153,7 +147,7 @@ def read(source: str, most: int | None = None) -> bytes:
             with open(source, "rb") as file:
                 data = file.read(most + 1)
     except FileNotFoundError as error:
-        raise UnreadableError(NO_FILE) from error
+        raise UnreadableError("no such file") from error
     except OSError as error:
         raise UnreadableError(error.strerror or one_line(error)) from error
     except ValueError as error:  # a null byte in a path
@@ -167,13 +161,13 @@ def _fetch(url: str, most: int) -> bytes | None:
     """Read what is behind a URL; None if it has more than ``most`` bytes."""
     if not objects.is_web(url) and not objects.is_url(url):
         scheme = url.partition("://")[0]
-        raise UnreadableError(f"no way to open {scheme}://; expected https://…, {objects.EXPECTED}")
+        raise UnreadableError(f"cannot open {scheme}://; expected https://…, {objects.EXPECTED}")
     try:
         bucket, path = objects.locate(url)
         if not path and not objects.is_web(url):
             raise FileNotFoundError(url)
-        answer = bucket.get(path)
-        return bytes(answer.bytes()) if answer.meta["size"] <= most else None
+        response = bucket.get(path)
+        return bytes(response.bytes()) if response.meta["size"] <= most else None
     except Exception as error:  # obstore and the providers of credentials raise errors of their own
         if isinstance(error, FileNotFoundError) and not objects.is_no_bucket(error):
             raise

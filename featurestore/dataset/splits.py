@@ -38,7 +38,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Splits(Settings):
-    """How samples are split where no split is given.
+    """How samples are split that have no split yet.
 
     A digest (or the name of a group) and the seed make a number in [0, 1). Validation takes the
     numbers below `val`, and test those from ``1 - test`` on. So no sample ever moves because of
@@ -50,9 +50,9 @@ class Splits(Settings):
         Fractions, which a drawn split has approximately; their sum must be below 1.
     seed : int
     group_by : str, optional
-        What never straddles two splits. In a table, a column: rows with equal values are one
-        group. In a folder, ``"folder"`` (the images of one sub-folder) or a regular expression on
-        the path relative to the folder, whose match (or whose group) names the group:
+        Groups, which never straddle two splits. In a table, a column: rows with equal values are
+        one group. In a folder, ``"folder"`` (the images of one sub-folder) or a regular expression
+        on the path relative to the folder, whose match (or whose group) names the group:
         ``"patient_([0-9]+)"``.
     """
 
@@ -101,11 +101,11 @@ def named(text: Any) -> Split:
     >>> named("validation")
     'val'
     """
-    found = meaning(text) if isinstance(text, str) else None
-    if found is None:
+    split = meaning(text) if isinstance(text, str) else None
+    if split is None:
         shown = repr(text) if isinstance(text, str) else received(text)
-        raise InputError(f"no split {shown}; {nearest(str(text), SPLITS)}")
-    return found
+        raise InputError(f"no split {shown}", remedy=nearest(str(text), SPLITS))
+    return split
 
 
 def meaning(name: str) -> Split | None:

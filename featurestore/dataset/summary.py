@@ -31,7 +31,7 @@ def summarize(samples: Samples) -> dict[str, Any]:
     classes, counts = samples.class_counts()
     if labels.task == "regression":
         for code, split in enumerate(SPLITS):
-            values = labels.targets[labels.known & (samples.splits == code)]
+            values = labels.targets[labels.labelled & (samples.splits == code)]
             if len(values):
                 targets[split] = {
                     "rows": len(values),
@@ -45,12 +45,14 @@ def summarize(samples: Samples) -> dict[str, Any]:
         "task": labels.task,
         "splits": dict(zip(SPLITS, rows, strict=True)),
         "classes": {
-            str(name): dict(zip(SPLITS, each, strict=True))
-            for name, each in zip(classes, counts.tolist(), strict=True)
+            str(name): dict(zip(SPLITS, rows_of_class, strict=True))
+            for name, rows_of_class in zip(classes, counts.tolist(), strict=True)
             if labels.classes
         },
         "targets": targets,
         "unlabelled": len(samples.digests) - int(counts.sum()),
-        "problem_counts": dict(sorted(Counter(each.kind for each in samples.problems).items())),
-        "problems": [asdict(each) for each in samples.problems],
+        "problem_counts": dict(
+            sorted(Counter(problem.kind for problem in samples.problems).items())
+        ),
+        "problems": [asdict(problem) for problem in samples.problems],
     }

@@ -17,7 +17,7 @@ from featurestore.errors import DatasetError, nearest
 from featurestore.listening import OnEvent
 from featurestore.objects import is_web
 
-# What a data set calls its own columns: another column of such a name gets a new one.
+# Names of a data set's own columns: other columns with such a name are renamed.
 _OWN = {"row", "sample", "digest", "path", "label", "split", "group"}
 # The option that names each column.
 _OPTIONS = {
@@ -57,7 +57,7 @@ def _scan(
     on_event: OnEvent | None,
     cells: bool = False,
 ) -> Samples:
-    """Scan what a table lists; ``option`` is what names another root."""
+    """Scan the images of a table; ``option`` is the option that sets another root."""
     listed, columns, problems = list_table(table, how, root, place, cells)
     paths, hint = listed.paths or (), ""
     if not all(is_uri(path) or os.path.isabs(path) for path in table[_name(how)].to_pylist()):
@@ -139,7 +139,7 @@ def _others(table: Any, named: dict[str, str | None]) -> dict[str, Any]:
         if named.get(name) == name:
             continue  # the data set has it, under the same name
         while name in _OWN or name in columns:
-            name = f"{name}_given"
+            name = f"{name}_input"
         columns[name] = column
     return columns
 
@@ -180,11 +180,12 @@ def _column(table: Any, name: str, where: str, what: str) -> list[Any]:
     names = table.column_names
     if name not in names:
         option = _OPTIONS[what]
-        # Names that are near to a default one mean nothing.
-        known = f"it has {', '.join(map(repr, names))}" if name == what else nearest(name, names)
+        # A name similar to a default one is no hint: list all columns.
+        columns = f"it has {', '.join(map(repr, names))}" if name == what else nearest(name, names)
         raise DatasetError(
             f"{where} has no column {name!r} (--{option.replace('_', '-')} names another, {option} "
-            f"in Python); {known}"
+            "in Python)",
+            remedy=columns,
         )
     values: list[Any] = table[name].to_pylist()
     return values
@@ -197,7 +198,8 @@ def _present(table: Any, name: str | None, default: str, where: str) -> str | No
     for other in table.column_names:
         if other.strip().casefold() == default:
             raise DatasetError(
-                f"{where} has no column {default!r}, but {other!r}: rename it, or use "
-                f"--{default}-column {other!r} ({default}_column in Python)"
+                f"{where} has no column {default!r}, but {other!r}",
+                remedy=f"rename it, or use --{default}-column {other!r} ({default}_column in "
+                "Python)",
             )
     return None

@@ -12,7 +12,7 @@ from featurestore.dataset.source import MAX_BYTES, UnreadableError, is_uri, read
 from featurestore.errors import DatasetError, nearest, one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
-# The cell of a code, which as a number loses its zeros; or, as a float, its last digits.
+# The cell of a code, which as an integer loses its leading zeros; or, as a float, its last digits.
 _CODE = r"^\s*[+-]?0[0-9]"
 _LONG_CODE = rf"{_CODE}|^\s*[+-]?[0-9]{{17,}}\s*$"
 
@@ -40,7 +40,8 @@ def _suffix(location: str) -> str:
 def read_table(location: str, names: Collection[str]) -> Any:
     """Read a table file as a pyarrow.Table.
 
-    Commas, semicolons or tabs separate the columns of a CSV file: what its header line has most of.
+    Commas, semicolons or tabs separate the columns of a CSV file: the most frequent of them in its
+    header line.
     The columns ``names`` are text, whatever their cells look like, and so are others with a number
     that begins with 0, such as 007, or is an integer of more than 64 bits.
 
@@ -53,9 +54,9 @@ def read_table(location: str, names: Collection[str]) -> Any:
         raise _missing(location)
     if not is_table(location):
         raise DatasetError(
-            f"{location!r} is neither a folder nor a table ({', '.join(SUFFIXES)}); for a single "
-            "image, give the folder that holds it; for images behind URLs, a table that lists "
-            "them; for other tables, a DataFrame in Python"
+            f"{location!r} is neither a folder nor a table ({', '.join(SUFFIXES)})",
+            remedy="for a single image, give the folder that holds it; for images behind URLs, a "
+            "table that lists them; for other tables, a DataFrame in Python",
         )
     import pyarrow as pa
     from pyarrow import parquet
@@ -72,7 +73,7 @@ def read_table(location: str, names: Collection[str]) -> Any:
         raise DatasetError(
             f"table {location!r} cannot be read: {one_line(error)}",
             "UTF-8 text with a header line, or Parquet",
-            "what pandas can read, pass as a DataFrame",
+            "read it with pandas and pass the DataFrame",
         ) from error
     if twice := next((name for name in columns if columns.count(name) > 1), None):
         raise DatasetError(f"table {location!r} has several columns {twice!r}", "one")
@@ -96,21 +97,20 @@ def _read_csv(data: bytes, separators: str, names: Collection[str]) -> Any:
         )
 
     table = parsed(names)
+    if len({*table.column_names}) < len(table.column_names):
+        return table  # It is refused.
     numbers = {
-        field.name: kinds.is_floating(field.type)
+        field.name: _LONG_CODE if kinds.is_floating(field.type) else _CODE
         for field in table.schema
         if kinds.is_integer(field.type) or kinds.is_floating(field.type)
     }
-    if not numbers or len({*table.column_names}) < len(table.column_names):
-        return table
     texts = parsed({*names, *numbers})
     codes = {
         name
-        for name, floating in numbers.items()
-        if pc.any(pc.match_substring_regex(texts[name], _LONG_CODE if floating else _CODE)).as_py()
+        for name, code in numbers.items()
+        if pc.any(pc.match_substring_regex(texts[name], code)).as_py()
     }
-    columns = [(texts if name in codes else table)[name] for name in table.column_names]
-    return pa.table(columns, names=table.column_names)
+    return parsed({*names, *codes}) if codes else table
 
 
 def read_frame(frame: Any, name: str) -> Any:
@@ -162,8 +162,5 @@ def _missing(path: str) -> DatasetError:
     siblings: list[str] = []
     with suppress(OSError):
         siblings = sorted(other for other in os.listdir(parent) if not other.startswith("."))
-    return DatasetError(
-        f"{path!r} does not exist",
-        "a folder or a table of images",
-        f"in {parent!r}: {nearest(name, siblings)}",
-    )
+    remedy = nearest(name, siblings) if siblings else ""
+    return DatasetError(f"{path!r} does not exist", "a folder or a table of images", remedy)

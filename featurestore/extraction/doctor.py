@@ -156,7 +156,9 @@ def _images(
     else:
         dataset = FeatureStore.for_data(data, store, write=False).datasets.open(data)
         rows = spread(range(len(dataset)), IMAGES)
-        yield dataset.name, dataset, _reading(dataset.read, rows, dataset.samples.path(0))
+        paths = [dataset.paths[row] for row in rows]
+        stage = _reading(read, paths, paths[0]) if paths[0] else _reading(dataset.image, rows, None)
+        yield dataset.name, dataset, stage
 
 
 def _listed(folder: str) -> tuple[Dataset, Stage]:
@@ -168,7 +170,7 @@ def _listed(folder: str) -> tuple[Dataset, Stage]:
     return Dataset.open(pyarrow.table({"path": paths}), name="doctor"), stage
 
 
-def _reading(load: Callable[[Any], bytes], items: Sequence[Any], path: str | None) -> Stage:
+def _reading(load: Callable[[Any], Any], items: Sequence[Any], path: str | None) -> Stage:
     """Return the time to read an image for the first time: later, it is in the page cache."""
     loaded = map_ahead(load, items, len(items), readers(path))
     _, stage = timed(lambda: deque(loaded, maxlen=0))

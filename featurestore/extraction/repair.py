@@ -9,6 +9,7 @@ from dataclasses import replace as changed
 from typing import TYPE_CHECKING
 
 from featurestore.backbone.refs import LayerRef
+from featurestore.dataset.naming import scan_again
 from featurestore.errors import DatasetError, ExtractionError, FeatureStoreError, SourceChangedError
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.events import BackboneLoading
@@ -99,7 +100,8 @@ def _repair_dataset(store: FeatureStore, item: Item, damages: Sequence[Damage]) 
         return
     dataset = store.datasets.scan_again(entry)
     if dataset.manifest_digest != entry.manifest_digest:
-        raise DatasetError(f"{entry.source} has changed", remedy=f"run `{dataset.scan_command}`")
+        again = scan_again(entry.source, entry.name, entry.options)
+        raise DatasetError(f"{entry.source} has changed", remedy=again)
     store.datasets.restore(dataset, entry)
 
 

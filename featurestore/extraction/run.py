@@ -231,6 +231,8 @@ def _write(
 ) -> None:
     """Write the missing blocks of a plan. No other process writes its arrays now."""
     emit, backbone = receiver(on_event), request.backbone
+    if plan.rows_to_compute:
+        store.datasets.require_images(dataset)
     sources = [source for layer in plan.layers for source in (layer.copies, layer.derived)]
     in_use = {key for source in sources if source for key in source.keys}
     with store.features.lock({*in_use, *(layer.key for layer in plan.layers)}, shared=True):

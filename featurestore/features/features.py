@@ -206,9 +206,9 @@ class Features:
         split, labelled
             As in `Dataset.rows`.
         order : {"content", "input"}
-            ``"input"``: as in `Dataset.given`, the rows of identical images repeated. Without a
-            split and ``labelled``, one row for each image of the input, labelled or not: -1 for one
-            that could not be read, or that these features do not have.
+            ``"input"``: as in `Dataset.input_order`, the rows of identical images repeated.
+            Without a split and ``labelled``, one row for each image of the input, labelled or not:
+            -1 for one that could not be read, or that these features do not have.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class Features:
             rows = rows[np.isin(rows // self.source.block_rows, self.blocks)]
         if order == "content":
             return rows
-        input_order = self.dataset.given
+        input_order = self.dataset.input_order
         stored = np.isin(input_order, rows)
         return np.where(stored, input_order, -1) if every else input_order[stored]
 
@@ -259,7 +259,7 @@ class Features:
         targets = self.dataset.targets[rows]
         targets[rows < 0] = np.nan if self.task == "regression" else -1
         labels = Labels(self.classes, targets)
-        if self.task == "classification" and labels.known.all():
+        if self.task == "classification" and labels.labelled.all():
             return np.asarray(self.classes)[targets]
         return labels.array()
 
@@ -330,7 +330,7 @@ class Features:
         pandas.DataFrame
             ``sample`` (digest), ``path``, ``label``, ``split`` and ``group`` where the data set
             has them, the other columns of your table, and ``feature_0``, ``feature_1``, … as
-            float32. A column of yours with one of these names has ``_given`` after it.
+            float32. A column of yours with one of these names has ``_input`` after it.
 
         Raises
         ------
@@ -359,7 +359,7 @@ class Features:
             Coordinates along ``row``: ``sample`` (whole digest), ``split``, ``label`` and
             ``group`` if the data set has them, and the other columns of your table (or ``id``),
             of the first of identical images. A column of yours called ``features``, or as a
-            dimension, has ``_given`` after its name.
+            dimension, has ``_input`` after its name.
         """
         from featurestore.features.forms import as_xarray
 

@@ -101,7 +101,7 @@ def _described(
     elif len(rows) < len(frame):
         frame = frame[frame["row"].isin(rows)]
     frame = frame.reset_index(drop=True).drop(columns="row")
-    return rows, frame.rename(columns=lambda name: f"{name}_given" if name in own else name)
+    return rows, frame.rename(columns=lambda name: f"{name}_input" if name in own else name)
 
 
 def _read_chunk(

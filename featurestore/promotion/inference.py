@@ -108,7 +108,7 @@ def predict_listed(
     def read(number: int, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         image = listed[number]
         try:
-            return _read(image.path, then)
+            return _read(image, then)
         except InputError as error:
             problems[number] = str(error)
             return then(np.zeros((1, 1, 3), np.uint8))
@@ -139,7 +139,7 @@ def _as_row(prediction: Prediction) -> dict[str, Any]:
         new["problem"] = prediction.problem
     columns = {"path": prediction.path, **prediction.columns}
     return {
-        **{f"{name}_given" if name in new else name: cells for name, cells in columns.items()},
+        **{f"{name}_input" if name in new else name: cells for name, cells in columns.items()},
         **new,
     }
 
@@ -155,13 +155,15 @@ def _unusable(image: Listed, problem: str) -> Prediction:
     return Prediction(image.path, None, {}, image.columns, problem)
 
 
-def _read(path: str, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _read(image: Listed, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    if image.problem:
+        raise InputError(image.problem)
     try:
-        return decode(read(path), then)
+        return decode(read(image.path), then)
     except UnreadableError as error:
-        raise InputError(f"cannot read {path!r}: {error}") from None
+        raise InputError(f"cannot read {image.path!r}: {error}") from None
     except ImageError as error:
-        raise ImageError(f"cannot decode {path!r}: {error}") from None
+        raise ImageError(f"cannot decode {image.path!r}: {error}") from None
 
 
 class Predictor:

@@ -25,10 +25,13 @@ class Listed:
         As it was given; of a folder's files, the folder as it was given and the path in it.
     columns : dict
         The cells of its row, if a table listed it.
+    problem : str or None
+        Why a file or folder cannot be read; known from listing the folder that holds it.
     """
 
     path: str
     columns: dict[str, Any] = field(default_factory=dict)
+    problem: str | None = None
 
 
 def list_images(
@@ -48,18 +51,24 @@ def list_images(
     if is_frame(images):
         rows = list_rows(images, image_column, above)
         return [Listed(path, row) for path, row in rows]
-    given = [images] if isinstance(images, str | os.PathLike) else images
+    places = [images] if isinstance(images, str | os.PathLike) else images
     what, expected = "the images", "image files, folders or tables, or one DataFrame"
-    if not isinstance(given, Iterable):
-        raise InputError(f"{what} are {received(images)}; expected {expected}")
-    places = [path_text(each, "one of " + what, expected) for each in given]
-    return [each for place in places for each in _images_of(place, image_column, above)]
+    if not isinstance(places, Iterable):
+        raise InputError(f"{what} are {received(images)}", expected)
+    texts = [path_text(place, f"one of {what}", expected) for place in places]
+    return [image for place in texts for image in _images_of(place, image_column, above)]
 
 
 def _images_of(place: str, image_column: str | None, root: str | None) -> Iterator[Listed]:
     if os.path.isdir(place):
-        for path in list_files(absolute(place))[0]:
-            yield Listed(os.path.join(place, os.path.relpath(path, absolute(place))))
+        top = absolute(place)
+        paths, problems = list_files(top)
+        for path in paths:
+            yield Listed(os.path.join(place, os.path.relpath(path, top)))
+        for problem in problems:
+            if problem.kind == "quarantined":
+                path = os.path.join(place, os.path.relpath(problem.path, top))
+                yield Listed(path, problem=f"cannot read {path!r}: {problem.reason}")
     elif is_table(place):
         for path, row in list_rows(absolute(place), image_column, root):
             yield Listed(path, row)
@@ -67,5 +76,5 @@ def _images_of(place: str, image_column: str | None, root: str | None) -> Iterat
         yield Listed(place)
     else:
         parent = Path(place).parent
-        known = sorted(str(each) for each in parent.iterdir()) if parent.is_dir() else []
-        raise InputError(f"no image {place!r}; {nearest(place, known)}")
+        siblings = sorted(map(str, parent.iterdir())) if parent.is_dir() else []
+        raise InputError(f"no image {place!r}", remedy=nearest(place, siblings))

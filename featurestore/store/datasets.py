@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from featurestore.dataset.augmentation import removed_images
 from featurestore.dataset.dataset import Dataset
 from featurestore.dataset.manifest import DatasetEntry
 from featurestore.dataset.naming import augment_command, default_name, moved
@@ -24,6 +26,7 @@ from featurestore.digests import SHORT, is_digest, short
 from featurestore.errors import (
     DamagedError,
     DatasetError,
+    FeatureStoreWarning,
     InputError,
     NotFoundError,
     StoreError,
@@ -200,7 +203,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
         DatasetError if the folder or table is gone, the samples were arrays, or it is augmented.
         """
         if "augmentation" in entry.options:
-            again = augment_command(entry.name, entry.options)
+            again = augment_command(entry.name)
             raise DatasetError(
                 f"{entry.name!r} is an augmented data set, which is not scanned",
                 remedy=f"scan {entry.options['plain']!r}, then run `{again}`",
@@ -249,15 +252,41 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
             return self._load(text, manifest_digest)
         entry = self._entry(text) or self.find(text)
         if entry is None:
-            raise self._unknown(text, text)
+            raise self._unknown(text, *([text] if is_place(text) else ["DATA", "--name", text]))
         return self._opened(entry)
 
     def _opened(self, entry: DatasetEntry) -> StoredDataset:
         path = self.manifest_path(entry.name, entry.manifest_digest)
         if not self._files.is_file(path):
             raise self._gone(entry.name, path)
+        if plain := self._newer_plain(entry.options):
+            warnings.warn(
+                f"{entry.name!r} was made from an earlier state of {plain.name!r}; to update it, "
+                f"run `{augment_command(entry.name)}`",
+                FeatureStoreWarning,
+                stacklevel=3,
+            )
         read = partial(self._load, entry.name, entry.manifest_digest)
         return StoredDataset(entry, f"{self.location}/{path}", read)
+
+    def _newer_plain(self, options: Mapping[str, Any]) -> DatasetEntry | None:
+        """Return the plain data set of an augmented one if it has changed since."""
+        plain = None
+        with suppress(StoreError):
+            plain = self._entry(options["plain"]) if "plain" in options else None
+        return plain if plain and plain.manifest_digest != options.get("plain_manifest") else None
+
+    def require_images(self, dataset: Dataset) -> None:
+        """Read the images of an augmented data set that its plain one no longer has.
+
+        Raises
+        ------
+        DatasetError, SourceChangedError
+            If one of them is gone or has changed.
+        """
+        if plain := self._newer_plain(dataset.options):
+            for row in removed_images(dataset.samples, self._opened(plain).samples).tolist():
+                dataset.image(row)
 
     def _gone(self, name: str, path: str) -> NotFoundError:
         return NotFoundError(

@@ -91,7 +91,7 @@ def test_a_name_that_gets_other_samples_is_noted(place: Place) -> None:
 
     assert result.out.startswith("mine: 90 samples")
     assert result.err.startswith("note: 'mine' was ")
-    assert "use --name to keep both" in result.err
+    assert "use another --name to keep both" in result.err
     assert featurestore("scan", "mine").err == ""
 
 
@@ -346,9 +346,52 @@ def test_augment_records_a_data_set_with_views(place: Place) -> None:
     assert summary["splits"] == {**images["splits"], "train": 3 * trained}
     again = featurestore("scan", "photos-x2", "--val", "0.5").error
     assert "'photos-x2' is an augmented data set" in again
-    assert "scan 'photos', then run `featurestore augment photos --views 2 " in again
+    assert "scan 'photos', then run `featurestore augment photos-x2`" in again
     assert "augment the plain one" in featurestore("augment", "i", *by, "flips.yaml").error
     assert "'a.yaml'" in featurestore("augment", "photos", *by, "a.yaml").error
+
+
+def test_augment_notes_which_data_set_it_replaces(place: Place) -> None:
+    by = ["--views", "1", "--augmentation"]
+    featurestore("scan", "photos")
+    assert featurestore("augment", "photos", *by, "[RandomInvert]").err == ""
+    assert featurestore("augment", "photos", *by, "[RandomInvert]").err == ""
+    other = featurestore("augment", "photos", *by, "[RandomFlip]").err
+    assert "was 1 view of 'photos' by RandomInvert so far and is 1 view of 'photos' by Ran" in other
+    again = featurestore("augment", "photos", *by, "[{RandomFlip: {mode: vertical}}]").err
+    assert "by RandomFlip with other settings now; use another --name to keep both" in again
+    featurestore("scan", "photos", "--name", "mine")
+    replaced = featurestore("augment", "photos", *by, "[RandomFlip]", "--name", "mine").err
+    assert replaced.startswith("note: 'mine' was ")
+    assert "photos so far and is 1 view" in replaced
+
+
+def test_augment_of_an_unknown_data_set_says_how_to_add_it(place: Place) -> None:
+    by = ["--views", "1", "--augmentation", "[RandomFlip]"]
+    error = featurestore("augment", "nix", *by).error
+    assert error.endswith("add it with `featurestore scan DATA --name nix`")
+    take_photos(Path("others"), 2)
+    assert featurestore("augment", "others", *by).error.endswith("`featurestore scan others`")
+    assert "--augmentation and --views, or the name" in featurestore("augment", "nix").err
+
+
+def test_an_augmented_data_set_of_an_earlier_state_is_noted_and_updated(place: Place) -> None:
+    named = ("--store", "mine", "--json")
+    augment = ["augment", "photos", "--views", "1", "--augmentation", "[RandomInvert]"]
+    featurestore("scan", "photos", *named)
+    first = featurestore(*augment, *named)
+    assert featurestore("show", "photos-x1", *named).err == ""
+    Path("photos/red/00.png").unlink()
+    rows = featurestore("scan", "photos", *named).json["rows"]
+    shown = featurestore("extract", "photos-x1", *EXTRACT, *named)
+    note = "was made from an earlier state of 'photos'; to update it, run `featurestore augment"
+    assert f"warning: 'photos-x1' {note} photos-x1 --store mine`" in shown.err
+    assert "00.png': no such file; put it back, or run `featurestore scan photos" in shown.error
+    again = featurestore("augment", "photos-x1", *named)
+    assert again.err == ""
+    assert again.json["rows"] - again.json["views"] == rows
+    assert again.json["dataset"] == first.json["dataset"]
+    assert featurestore("show", "photos-x1", *named).err == ""
 
 
 @pytest.mark.reliability
@@ -366,6 +409,7 @@ def test_an_augmented_data_set_is_extracted_and_trained_on(place: Place) -> None
     assert (copied, again) == (36, more)
     assert (computed, rest) == (more - 36, most - more)
     train = ["train", "photos-x3", "--model", "tiny", "--layer", "conv_b:avg", "--head", "knn"]
+    assert "rows of train: 29 images and 87 views" in featurestore(*train).out
     metrics = featurestore(*train, "--json").json["metrics"]
     assert metrics["train"]["rows"] + metrics["val"]["rows"] == most
     assert metrics["val"]["rows"] < 36

@@ -229,7 +229,7 @@ def test_predict_writes_a_table_with_the_columns_of_the_given_one(model: str, na
     read = pd.read_csv if name.endswith("csv") else pd.read_parquet
     table = read(name)
     classes = [f"probability_{each}" for each in ("blue", "green", "red")]
-    own = ["path", "file", "label_given", "id"]
+    own = ["path", "file", "label_input", "id"]
     assert list(table) == [*own, "label", "probability", *classes]
     assert list(map(int, table["id"])) == [7, 8]
     assert table["file"].tolist() == ["red/01.png", "blue/01.png"]

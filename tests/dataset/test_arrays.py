@@ -17,11 +17,9 @@ def test_arrays() -> None:
     X = np.random.default_rng(0).integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)
     found = Dataset.from_arrays(X, [f"c{n % 3}" for n in range(10)], name="toy", test=0.3)
     assert (found.source, found.paths, found.classes) == (None, [None] * 10, ("c0", "c1", "c2"))
-    assert found.scan_command is None
     order = [next(n for n in range(10) if np.array_equal(X[n], found.image(r))) for r in range(10)]
     assert sorted(order) == list(range(10))
     assert [found.labels[row] for row in range(10)] == [f"c{n % 3}" for n in order]
-    assert found.read(0) == X[order[0]].tobytes()
     grey = Dataset.from_arrays(X[..., 0], name="grey")
     assert grey.image(0).shape == (6, 5, 3)
     assert grey.digest == Dataset.from_arrays(X[..., :1], name="grey").digest
@@ -87,23 +85,22 @@ def test_arrays_written_to_after_the_scan() -> None:
 
 def test_arrays_from_a_store_must_be_passed_again() -> None:
     again = Dataset.from_parquet(Dataset.from_arrays(X4, name="x").to_parquet())
-    for act in (again.read, again.image):
-        with pytest.raises(DatasetError, match=r"Dataset\.from_arrays\(X, y, name='x'\)"):
-            act(0)
+    with pytest.raises(DatasetError, match=r"Dataset\.from_arrays\(X, y, name='x'\)"):
+        again.image(0)
 
 
 def test_the_order_in_which_arrays_were_given() -> None:
     X = X4[[2, 0, 1, 0, 3]]
     found = Dataset.from_arrays(X, name="x", ids=["two", "zero", "one", "again", "three"])
     for each in (found, Dataset.from_parquet(found.to_parquet())):
-        assert each.given.dtype == np.int64
-        assert [found.image(row)[:, :, 0].tolist() for row in each.given] == X.tolist()
+        assert each.input_order.dtype == np.int64
+        assert [found.image(row)[:, :, 0].tolist() for row in each.input_order] == X.tolist()
         frame = each.to_frame()
         assert frame["id"].tolist() == ["two", "zero", "one", "again", "three"]
-        assert frame["row"].tolist() == each.given.tolist()
+        assert frame["row"].tolist() == each.input_order.tolist()
     other = Dataset.from_arrays(X4, name="x")
     assert other.manifest_digest == found.manifest_digest
-    assert other.given.tolist() != found.given.tolist()
+    assert other.input_order.tolist() != found.input_order.tolist()
     with pytest.raises(DatasetError, match="ids has 2 values; expected 5"):
         Dataset.from_arrays(X, name="x", ids=["a", "b"])
     with pytest.raises(DatasetError, match="expected all text or all integers"):

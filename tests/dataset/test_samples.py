@@ -27,7 +27,7 @@ def test_labels_of_some_rows_are_those_of_the_rows_alone(
     assert found.targets.tolist() == alone.targets.tolist()
     assert found.task == alone.task
     assert whole.values().tolist() == said == [whole.label(row) for row in range(len(said))]
-    assert whole.known.tolist() == [each is not None for each in said]
+    assert whole.labelled.tolist() == [label is not None for label in said]
 
 
 def test_numbers_without_a_value_are_no_regression() -> None:
@@ -52,6 +52,6 @@ def test_moved_samples_have_other_paths(tmp_path: Path) -> None:
 def test_columns_are_read_only() -> None:
     arrays = np.arange(48, dtype=np.uint8).reshape(4, 3, 4)
     data = Dataset.from_arrays(arrays, [0.5, 1.5, 2.5, 3.5], name="x", groups=list("aabb"))
-    for column in (data.labels, data.targets, data.groups, data.sample_ids, data.given):
+    for column in (data.labels, data.targets, data.groups, data.sample_ids, data.input_order):
         with pytest.raises(ValueError, match="read-only"):
             column[:1] = column[1:2]

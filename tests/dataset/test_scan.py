@@ -30,7 +30,7 @@ def test_broken_files_are_quarantined_and_the_scan_goes_on(tmp_path: Path) -> No
     (ignored,) = of_kind(cats, "ignored")
     assert Path(ignored.path).name == "notes.txt"
     assert {each.kind for each in wrong(cats)} == {"quarantined", "ignored"}
-    assert len(cats.given) == 2 + 6
+    assert len(cats.input_order) == 2 + 6
     reasons = {Path(each.path).name: each.reason for each in wrong(cats)}
     assert reasons.pop("half.png")
     assert "symbolic links" in reasons.pop("round.png")
@@ -156,10 +156,10 @@ def test_a_file_that_changed_or_is_gone(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png", 1)
     found = Dataset.open(tmp_path, name="my cats", val=0.5)
     os.rename(tmp_path / "cat" / "a.png", tmp_path / "cat" / "b.png")
-    command = f"featurestore scan {tmp_path} --name 'my cats' --val 0.5"
-    with pytest.raises(DatasetError, match="no such file; put it back, or scan again: ") as caught:
-        found.read(0)
-    assert f"scan again: `{command}` (moved images are found" in one_line(caught.value)
+    command = f"featurestore scan {tmp_path} --name 'my cats'"
+    with pytest.raises(DatasetError, match="no such file; put it back, or run ") as caught:
+        found.image(0)
+    assert f"or run `{command}` (moved images are found" in one_line(caught.value)
     put(tmp_path / "cat" / "a.png", 2)
     with pytest.raises(SourceChangedError, match="has changed since it was scanned") as changed:
         found.image(0)
@@ -181,7 +181,7 @@ def test_an_image_that_no_longer_decodes_is_named_and_left_out_by_the_next_scan(
         found.image(1)
     assert str(caught.value) == (
         f"{found.paths[1]!r} does not decode here, although it did when it was scanned: not enough "
-        f"memory to decode it; scanning again leaves it out: `featurestore scan {root}`"
+        f"memory to decode it; to leave it out, run `featurestore scan {root}`"
     )
     (left_out,) = of_kind(Dataset.open(root), "quarantined")
     assert (left_out.path, left_out.reason) == (found.paths[1], "not enough memory to decode it")

@@ -21,7 +21,7 @@ def test_the_cache_is_not_an_identity(tmp_path: Path) -> None:
     scan_cache.save(str(tmp_path), {**cached, path: wrong})
     found = Dataset.open(tmp_path)
     with pytest.raises(SourceChangedError, match="featurestore scan"):
-        found.read(found.paths.index(path))
+        found.image(found.paths.index(path))
     # What the message says helps: the wrong entry is gone, and only that.
     assert set(scan_cache.load(str(tmp_path))) == {other}
     assert digest_bytes(png(0)) in Dataset.open(tmp_path).sample_digests

@@ -54,8 +54,8 @@ def test_tables_and_images_behind_uris(tmp_path: Path) -> None:
     memory.put("shop/img/0.png", png(99))
     row = shop.paths.index("memory://shop/img/0.png")
     with pytest.raises(SourceChangedError, match="has changed since it was scanned"):
-        shop.read(row)
-    assert len(Dataset.from_parquet(shop.to_parquet()).read((row + 1) % 3)) > 0
+        shop.image(row)
+    assert len(Dataset.from_parquet(shop.to_parquet()).image((row + 1) % 3)) > 0
     with pytest.raises(DatasetError, match="nosuch"):
         Dataset.open("nosuch://shop/list.csv")
     memory.put("shop/list.csv", b"path\nnosuch://x/a.png\n")

@@ -62,7 +62,7 @@ def test_no_image_ever_moves_whatever_is_added_removed_or_relabelled(
             val=0.3,
             test=0.3,
         )
-        for image, split in zip(state, data.splits[data.given].tolist(), strict=True):
+        for image, split in zip(state, data.splits[data.input_order].tolist(), strict=True):
             assert known.setdefault(image, split) == split
 
 

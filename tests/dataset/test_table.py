@@ -83,7 +83,7 @@ def test_bad_parquet(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     with pytest.raises(DatasetError, match="row 1: path 1; expected"):
         Dataset.open(path)
     pd.DataFrame({"path": ["img/0.png"], "label": [[1, 2]]}).to_parquet(path)
-    with pytest.raises(DatasetError, match=r"label .* of type list, expected text"):
+    with pytest.raises(DatasetError, match=r"label .* of type list; expected text"):
         Dataset.open(path)
 
 
@@ -102,7 +102,7 @@ def test_given_splits(tmp_path: Path, listed: list[dict[str, Any]]) -> None:
     by_number = {Path(str(p)).stem: s for p, s in zip(found.paths, found.splits, strict=True)}
     assert by_number == {"0": "train", "1": "val", "2": "test", "3": "train"}
     rows[3]["part"] = "later"
-    with pytest.raises(DatasetError, match="row 4: split 'later', expected 'train', 'val'"):
+    with pytest.raises(DatasetError, match="row 4: split 'later'; expected 'train', 'val'"):
         Dataset.open(table(tmp_path / "t.csv", rows), split_column="part")
 
 
@@ -131,7 +131,7 @@ def test_the_order_of_a_tables_rows_does_not_matter(tmp_path: Path) -> None:
     two = Dataset.open(path)
     assert len(one) == 6
     assert one.manifest_digest == two.manifest_digest
-    assert one.given.tolist() == two.given.tolist()[::-1]
+    assert one.input_order.tolist() == two.input_order.tolist()[::-1]
 
 
 def test_the_paths_of_a_table_may_have_another_root(
@@ -143,10 +143,9 @@ def test_the_paths_of_a_table_may_have_another_root(
     with pytest.raises(DatasetError, match=r"no such file; paths are relative to .*; --root names"):
         Dataset.open(path)
     found = Dataset.open(path, root=tmp_path)
-    assert found.scan_command == f"featurestore scan {path} --root {tmp_path}"
     (tmp_path / "img").rename(tmp_path / "elsewhere")
     with pytest.raises(DatasetError, match=rf"moved: `featurestore scan {path} --root NEW`$"):
-        found.read(0)
+        found.image(0)
 
 
 def test_other_columns_are_kept_in_the_order_of_the_table(
@@ -159,12 +158,12 @@ def test_other_columns_are_kept_in_the_order_of_the_table(
     rows = [{**row, **more} for row, more in zip(rows, extra, strict=True)]
     found = Dataset.open(table(tmp_path / "t.csv", rows), val=0.5)
     assert found.digest == Dataset.open(tmp_path / "img", name="x").digest
-    given = [Path(str(found.paths[row])).stem if row >= 0 else None for row in found.given]
+    given = [Path(str(found.paths[row])).stem if row >= 0 else None for row in found.input_order]
     assert given == ["2", "0", None, "1", "3", "0"]
     for each in (found, Dataset.from_parquet(found.to_parquet())):
         shown = each.to_frame()
-        assert each.given.tolist() == shown["row"].tolist() == found.given.tolist()
-        assert shown["row_given"].tolist() == list(range(6))
+        assert each.input_order.tolist() == shown["row"].tolist() == found.input_order.tolist()
+        assert shown["row_input"].tolist() == list(range(6))
         assert shown["day"].astype(str).tolist() == [row["day"] for row in rows]
         assert shown["label"].fillna("").tolist() == ["a", "a", "", "b", "b", "a"]
         assert shown["path"].tolist() == [str(tmp_path / row["path"]) for row in rows]

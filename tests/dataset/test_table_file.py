@@ -92,7 +92,7 @@ def test_a_data_frame_beside_the_working_folder(
     table = frame(listed)
     table["photo"] = [Path(each) for each in table["photo"]]
     found = Dataset.open(table[1:], name="mine", **COLUMNS)
-    assert found.paths[found.given[0]] == os.path.join(os.getcwd(), "img", "1.png")
+    assert found.paths[found.input_order[0]] == os.path.join(os.getcwd(), "img", "1.png")
     # Rows that were left out show in the index.
     assert found.to_frame()["index"].tolist() == [1, 2, 3]
 

@@ -159,7 +159,7 @@ def test_relative_paths_of_a_table_on_a_web_server_are_file_names(shop: str) -> 
     """`#` and `?` end neither of them, and `%` begins no code."""
     found = Dataset.open(f"{shop}/lists/names.csv?key=a/b")
     assert (len(found), wrong(found)) == (3, ())
-    assert found.paths[found.given[0]] == f"{shop}/lists/named %231.png"
+    assert found.paths[found.input_order[0]] == f"{shop}/lists/named %231.png"
 
 
 def test_a_web_server_that_cannot_be_reached_stops_the_scan() -> None:

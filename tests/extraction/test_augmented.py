@@ -10,7 +10,9 @@ from PIL import Image
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
+from featurestore.errors import DatasetError, FeatureStoreWarning
 from featurestore.extraction import extract, plan
+from featurestore.extraction.events import ExtractionStarted
 from featurestore.extraction.repair import repair
 from featurestore.store import FeatureStore
 from tests.toys import take_photos
@@ -68,6 +70,38 @@ def test_another_split_copies_the_views_that_are_stored(
     report = extract(second, backbone, [REF], store).reports[REF]
     assert report.rows_copied == len({*first.sample_digests} & {*second.sample_digests})
     assert report.rows_copied + report.rows_computed == len(second)
+
+
+def test_a_removed_image_is_refused_before_the_pass(
+    tmp_path: Path, backbone: Backbone, store: FeatureStore
+) -> None:
+    photos = take_photos(tmp_path / "photos", 6)
+    plain = Dataset.open(photos)
+    more = plain.augmented(AUGMENTATION, views=1)
+    for data in (plain, more):
+        store.datasets.add(data)
+    Path(str(plain.paths[3])).unlink()
+    store.datasets.add(Dataset.open(photos))
+    events: list[object] = []
+    with (
+        pytest.warns(FeatureStoreWarning, match="from an earlier state of 'photos'"),
+        pytest.raises(DatasetError, match="no such file; put it back, or run `featurestore scan "),
+    ):
+        extract(more.name, backbone, [REF], store, on_event=events.append)
+    assert not any(isinstance(event, ExtractionStarted) for event in events)
+
+
+def test_an_earlier_state_is_extracted_while_its_images_exist(
+    tmp_path: Path, backbone: Backbone, store: FeatureStore
+) -> None:
+    photos = take_photos(tmp_path / "photos", 6)
+    plain = Dataset.open(photos)
+    more = plain.augmented(AUGMENTATION, views=1)
+    for data in (plain, more, Dataset.open(photos, val=0.5)):
+        store.datasets.add(data)
+    with pytest.warns(FeatureStoreWarning, match="run `featurestore augment photos-x1`"):
+        done = extract("photos-x1", backbone, [REF], store)
+    assert done.dataset.manifest_digest == more.manifest_digest
 
 
 @pytest.mark.reliability

@@ -345,7 +345,7 @@ def test_arrays_in_the_order_given(tmp_path: Path, kind: str) -> None:
     order, features = given_twice(tmp_path, kind)
     digests = dict(zip(order, features.dataset.to_frame()["sample"], strict=True))
     X, y = features.arrays(order="input")
-    assert features.rows(order="input").tolist() == features.dataset.given.tolist()
+    assert features.rows(order="input").tolist() == features.dataset.input_order.tolist()
     expected = [list(bytes.fromhex(digests[number].partition(":")[2])[:4]) for number in order]
     assert ids_in(X).tolist() == expected
     labels = labels_of(images(40)[order], kind)
@@ -357,7 +357,7 @@ def test_arrays_in_the_order_given(tmp_path: Path, kind: str) -> None:
     if kind != "none":
         assert None not in targets.tolist()
         assert sorted(map(tuple, ids_in(split))) == sorted(
-            map(tuple, ids_in(X)[np.isin(features.dataset.given, features.rows("val"))])
+            map(tuple, ids_in(X)[np.isin(features.dataset.input_order, features.rows("val"))])
         )
 
 
@@ -376,7 +376,7 @@ def test_frames_have_the_columns_that_were_given(tmp_path: Path) -> None:
     features = stored(tmp_path / "s", dataset, (48,))
     given, content = features.to_frame(order="input"), features.to_frame(labelled=False)
     assert given["id"].tolist() == list(range(40))
-    assert given["sample"].tolist() == [dataset.sample_digests[row] for row in dataset.given]
+    assert given["sample"].tolist() == [dataset.sample_digests[row] for row in dataset.input_order]
     assert content["sample"].tolist() == dataset.sample_digests
     columns = [f"feature_{number}" for number in range(4)]
     by_id = content.set_index("id").loc[range(40)]
@@ -405,11 +405,11 @@ def test_columns_named_like_features_get_another_name(tmp_path: Path) -> None:
     dataset = Dataset.open(table, name="t", root=tmp_path)
     frame = stored(tmp_path / "pooled", dataset, (48,)).to_frame(order="input")
     assert frame.columns.is_unique
-    assert frame["feature_0_given"].tolist() == table["feature_0"].tolist()
+    assert frame["feature_0_input"].tolist() == table["feature_0"].tolist()
     assert frame["feature_0"].dtype == np.float32
     joined = stored(tmp_path / "whole", dataset).xarray()
     for name in own:
-        coordinate = joined[name if name == "feature_0" else f"{name}_given"]
+        coordinate = joined[name if name == "feature_0" else f"{name}_input"]
         assert sorted(coordinate.values.tolist()) == table[name].tolist()
     assert joined["features"].shape == (3, *TAIL)
 

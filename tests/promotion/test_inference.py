@@ -20,7 +20,13 @@ from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import load_model, predict
 from featurestore.promotion.fuse import fuse
-from featurestore.promotion.inference import BATCH, BATCHES_AHEAD, Predictor, _prediction
+from featurestore.promotion.inference import (
+    BATCH,
+    BATCHES_AHEAD,
+    Predictor,
+    _prediction,
+    predict_listed,
+)
 from featurestore.promotion.listing import Listed
 from featurestore.promotion.saved import Promoted
 from tests.promotion.conftest import pictures
@@ -51,6 +57,13 @@ def test_predict_images_of_any_size_and_mode(model: Path, tmp_path: Path) -> Non
         found[0].probabilities, abs=1e-6
     )
     assert predict(model, []) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_not_predicted(values_model: Path) -> None:
+    listed = Listed("photos/locked", problem="cannot list 'photos/locked': folder: denied")
+    (prediction,) = predict_listed(values_model, [listed])
+    assert (prediction.path, prediction.label) == (listed.path, None)
+    assert prediction.problem == listed.problem
 
 
 def test_predict_values(values_model: Path, tmp_path: Path) -> None:

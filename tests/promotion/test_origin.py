@@ -58,7 +58,7 @@ def test_images_that_were_relabelled_by_moving_are_found_after_a_scan(
     relabel(photos)
     fitted_on = load_data(store, head)
     moved = next(row for row, path in enumerate(fitted_on.paths) if not Path(str(path)).exists())
-    with pytest.raises(DatasetError, match=r"no such file; put it back, or scan again: `feature"):
+    with pytest.raises(DatasetError, match=r"no such file; put it back, or run `feature"):
         fitted_on.image(moved)
     store.datasets.add(Dataset.open(photos, val=0.25))
     found = load_data(store, head)

@@ -745,7 +745,7 @@ def test_a_file_that_changes_is_never_stored_under_its_old_digest(
     if moment is None:
         waiting.pop()()
     with pytest.raises(
-        FILES[change], match=r"scan again: `featurestore scan .*fit heads again"
+        FILES[change], match=r"or run `featurestore scan .*fit heads again"
     ) as caught:
         extract(dataset, backbone, ["pixels"], store, batch_size=1, on_event=on_event)
     assert not waiting
@@ -776,7 +776,7 @@ def test_an_array_that_changes_is_noticed(tmp_path: Path) -> None:
         FeatureStore(tmp_path / "store", create=True),
     )
     X[2, 1, 1] ^= 1
-    with pytest.raises(SourceChangedError, match="make the data set again"):
+    with pytest.raises(SourceChangedError, match="create the data set again"):
         extract(dataset, Backbone.open("pixels", input_size=8), ["pixels"], store)
     again = Dataset.from_arrays(X, name="arrays")
     assert extract(again, Backbone.open("pixels", input_size=8), ["pixels"], store)[

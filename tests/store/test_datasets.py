@@ -123,7 +123,8 @@ def test_a_path_means_the_set_that_was_added_last(store: FeatureStore, location:
 
 def test_an_unknown_data_set(store: FeatureStore) -> None:
     store.datasets.add(shapes())
-    with pytest.raises(NotFoundError, match=r"did you mean 'shapes'\?.*`featurestore scan shaeps`"):
+    advice = r"did you mean 'shapes'\?.*`featurestore scan DATA --name shaeps`"
+    with pytest.raises(NotFoundError, match=advice):
         store.datasets.load("shaeps")
     with pytest.raises(NotFoundError, match="a manifest of 'shapes', does not exist"):
         store.datasets.load("shapes", "blake2b:" + "0" * 64)
@@ -323,5 +324,5 @@ def test_the_order_of_the_last_scan_is_the_one_that_is_kept(store: FeatureStore)
     for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]):
         given = Dataset.from_arrays(IMAGES[order], name="shapes")
         entry = store.datasets.add(given)
-        assert store.datasets.load("shapes").given.tolist() == given.given.tolist()
+        assert store.datasets.load("shapes").input_order.tolist() == given.input_order.tolist()
     assert [each.manifest_digest for each in store.datasets.values()] == [entry.manifest_digest]
