@@ -160,6 +160,13 @@ _DRAWINGS: dict[str, Callable[[Any], list[str | Count]]] = {
     "Float32Chosen": lambda event: [
         f"extract: {event.layer} is stored as float32: it gave {event.reason}"
     ],
+    "Float16Replaced": lambda event: [
+        f"extract: {event.layer}: float32 replaced the stored float16; heads fitted on float16 "
+        "stay under their ids, and `featurestore train` fits new ones"
+    ],
+    "Float32Reused": lambda event: [
+        f"extract: {event.layer}: float16 was requested, and the stored float32 is reused"
+    ],
     "FoldFitted": lambda event: [
         Count(f"cross-validate {plural(event.heads, 'head')}", event.done, event.total, "fold")
     ],

@@ -16,7 +16,9 @@ from featurestore.extraction import (
     ExtractionEvent,
     ExtractionFinished,
     ExtractionStarted,
+    Float16Replaced,
     Float32Chosen,
+    Float32Reused,
     RowsComputed,
 )
 from featurestore.heads import EpochEnded, HeadEvent, HeadFitted, HeadReused, HeadWarned
@@ -48,6 +50,15 @@ EVENTS: list[tuple[Any, str]] = [
     (
         Float32Chosen("a", "an activation of 1e6"),
         "extract: a is stored as float32: it gave an activation of 1e6\n",
+    ),
+    (
+        Float16Replaced("a"),
+        "extract: a: float32 replaced the stored float16; heads fitted on float16 stay under "
+        "their ids, and `featurestore train` fits new ones\n",
+    ),
+    (
+        Float32Reused("a"),
+        "extract: a: float16 was requested, and the stored float32 is reused\n",
     ),
     (ExtractionFinished(1000, 4.0), "extract: 1,000 images in 4.0 s, 250 img/s\n"),
     (

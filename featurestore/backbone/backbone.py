@@ -286,7 +286,7 @@ class Backbone:
         Parameters
         ----------
         source : str
-            One of :meth:`derivable_from` of each ref.
+            One of :meth:`Cuts.derivable_from` of every ref.
         refs : sequence of LayerRef or str
 
         Returns

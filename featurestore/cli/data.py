@@ -15,6 +15,7 @@ from featurestore.cli.options import (
     store_option,
 )
 from featurestore.cli.output import Progress, print_json, print_table, say
+from featurestore.errors import InputError
 from featurestore.store import FeatureStore
 from featurestore.table import plural
 
@@ -29,7 +30,7 @@ def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any
         same = entry.source == dataset.source or entry.digest == dataset.digest
         if entry.name == dataset.name and not same and options["name"] is None:
             progress.say(
-                f"note: {entry.name!r} was {entry.source or 'made in Python'} so far and is "
+                f"note: {entry.name!r} was {entry.source or 'created in Python'} so far and is "
                 f"{dataset.source} now; use --name to keep both"
             )
     return dataset
@@ -130,8 +131,8 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
     """Print on stderr the problems of a data set: every one, or a line for each kind."""
     from featurestore.dataset import problem_lines
 
-    found = [each for each in dataset.problems if kind in (None, each.kind)]
-    for line in map(str, found) if every else problem_lines(found, dataset.name):
+    problems = [problem for problem in dataset.problems if kind in (None, problem.kind)]
+    for line in map(str, problems) if every else problem_lines(problems, dataset.name):
         say(line, err=True)
 
 
@@ -143,6 +144,21 @@ class BatchSizeType(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
         """Return a number, or ``auto``."""
         return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+
+
+class SizeType(click.ParamType):
+    """A number of bytes, such as ``20GB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the bytes."""
+        from featurestore.extraction.planning import bytes_of
+
+        try:
+            return bytes_of(value)
+        except InputError as error:
+            self.fail(f"{value!r}; expected {error.expected}", param, ctx)
 
 
 @command("extract")
@@ -175,10 +191,11 @@ class BatchSizeType(click.ParamType):
     help="Images in a forward batch; auto: as a short measurement and the free memory suggest.",
 )
 @click.option(
-    "--replace", is_flag=True, help="Then remove former features that the new ones contain."
+    "--replace", is_flag=True, help="Then remove former arrays whose rows the new arrays have."
 )
 @click.option(
     "--max-bytes",
+    type=SizeType(),
     metavar="SIZE",
     help="Stop before the first image if more is to be written, before compression: 20GB.",
 )
@@ -198,21 +215,21 @@ def extract_command(
     dtype: str,
     batch_size: int | str,
     replace: bool,
-    max_bytes: str | None,
+    max_bytes: int | None,
     cluster: int | str | None,
     dry_run: bool,
     store: str,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compute the features of DATA at the given layers, in one pass; reuse what is stored.
+    """Compute the features of DATA at one or more layers, in one pass; reuse stored ones.
 
     DATA is a folder, a table or a name, as for `featurestore scan`.
 
-    With --replace, former features of the same layers are removed if the new ones contain all of
-    their rows and no data set needs them. Heads fitted on them are kept and can be promoted.
+    With --replace, former arrays of the same layers are removed if the new arrays have all of their
+    rows and no data set needs them. Heads fitted on them are kept and can be promoted.
 
-    With --workers or --scheduler, other processes compute and write the features; each needs the
+    With --workers or --scheduler, other processes compute and write the features. They need the
     images, the model file and the store at the same paths or URLs.
 
     \b
@@ -230,26 +247,26 @@ def extract_command(
             from featurestore.extraction.cluster import Cluster
 
             backbone = Backbone.open(model, **options)
-            # Mistakes before a long scan.
+            # Names mistakes before a long scan.
             for layer in layers:
                 backbone.shape(LayerRef.parse(layer))
         settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
         settings["max_bytes"] = max_bytes
-        with Cluster.of(None if dry_run else cluster) as where:
-            where.reach(progress)
+        with Cluster.of(None if dry_run else cluster) as workers:
+            workers.reach(progress)
             dataset = open_data(data, opened, progress, **scanning)
             if dry_run:
                 with progress.busy("measure a batch"):
-                    decided = plan(dataset, backbone, layers, opened, measure=True, **settings)
+                    dry = plan(dataset, backbone, layers, opened, measure=True, **settings)
             else:
-                settings |= {"replace": replace, "cluster": where, "on_event": progress}
+                settings |= {"replace": replace, "cluster": workers, "on_event": progress}
                 extraction = extract(dataset, backbone, layers, opened, **settings)
     if dry_run:
         if as_json:
-            print_json(decided.to_dict())
+            print_json(dry.to_dict())
         else:
-            print_table(decided.grid())
-            click.echo(decided.cost)
+            print_table(dry.grid())
+            click.echo(dry.cost)
         return
     report = extraction.to_dict()
     if as_json:

@@ -163,8 +163,8 @@ _COMPUTING: dict[str, dict[str, Any]] = {
     },
 }
 _DEFAULTS = {
-    name: each.default
-    for name, each in (Preprocessing.model_fields | Computing.model_fields).items()
+    name: field.default
+    for name, field in (Preprocessing.model_fields | Computing.model_fields).items()
     if name in ("resize", "interpolation", "precision", "engine")
 }
 
@@ -190,17 +190,17 @@ untrained_backbone_options = _backbone_options("random")
 
 
 def variant_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a backbone, as what picks one of several stored variants of a layer.
+    """Add the options of a backbone, which select one of several stored variants of a layer.
 
-    The command receives those that were given as ``variant``.
+    The command receives the values as ``variant``.
     """
     fields = {**_BACKBONE, "precision": _COMPUTING["precision"]}
     names = [name.replace("-", "_") for name in fields]
 
     @functools.wraps(command)
     def call(**options: Any) -> Any:
-        given = {name: options.pop(name) for name in names}
-        variant = {name: value for name, value in given.items() if value is not None}
+        values = {name: options.pop(name) for name in names}
+        variant = {name: value for name, value in values.items() if value is not None}
         return command(variant=variant, **options)
 
     option = shared("Variant (only features with these values)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 
 from featurestore.cli.options import command, json_option, store_option, variant_options
 from featurestore.cli.output import Progress, print_json, print_table, say
-from featurestore.errors import DamagedError, InputError
+from featurestore.errors import DamagedError, InputError, StoreError
 from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.matching import find
 from featurestore.store.variants import Variant
@@ -46,8 +47,8 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
         for entry in unused:
             samples = plural(entry.rows, "sample")
             click.echo(f"data set {entry.name}: {samples}, no features yet")
-    for each in damaged:
-        say(f"damaged: {each.path}: {each.reason}", err=True)
+    for damage in damaged:
+        say(f"damaged: {damage.path}: {damage.reason}", err=True)
 
 
 @command("show")
@@ -67,22 +68,22 @@ def show_command(name: str, store: str, as_json: bool) -> None:
       featurestore show vgg16/block5_pool:avg
     """
     opened = FeatureStore(store)
-    found = find(opened, name)
+    item = find(opened, name)
     described: dict[str, Any]
-    if found.kind == "head":
+    if item.kind == "head":
         from featurestore.heads.describe import describe_head, head_layout
 
-        described = describe_head(found.name.partition("/")[2], opened)
+        described = describe_head(item.name.partition("/")[2], opened)
         if not as_json:
             for part in head_layout(described):
                 print_table(part) if isinstance(part, Grid) else say(part)
             return
-    elif found.kind == "dataset":
-        described = opened.datasets.load(found.name.partition("/")[2]).summary()
+    elif item.kind == "dataset":
+        described = opened.datasets.load(item.name.partition("/")[2]).summary()
     else:
         from featurestore.features.listing import describe_features
 
-        described = describe_features(opened, found)
+        described = describe_features(opened, item)
     if as_json:
         print_json(described)
         return
@@ -100,8 +101,8 @@ def show_command(name: str, store: str, as_json: bool) -> None:
 def verify_command(key: str | None, store: str, as_json: bool) -> None:
     """Verify the checksums of everything stored, or of the features KEY; exit 1 on damage.
 
-    This reads every byte of blocks, metadata, manifests and heads. Blocks that were never extracted
-    do not count as damage; `featurestore ls` shows them.
+    This reads every byte of blocks, metadata, manifests and heads. A missing block is not damage: a
+    line names the command that computes it.
 
     \b
     Example:
@@ -114,24 +115,43 @@ def verify_command(key: str | None, store: str, as_json: bool) -> None:
         for done, item in enumerate(items, 1):
             damaged += [asdict(damage) for damage in opened.check(item)]
             progress.count("verify", done, len(items), "item")
+    incomplete = _incomplete(opened, items)
     if as_json:
-        print_json({"checked": len(items), "damaged": damaged})
+        print_json({"checked": len(items), "damaged": damaged, "incomplete": incomplete})
     else:
         if damaged:
-            print_table(Grid([_shown(each) for each in damaged], _DAMAGE))
+            print_table(Grid([_shown(row) for row in damaged], ["key", "block", "rows", "reason"]))
+        _print_incomplete(incomplete)
         click.echo(f"{_counted(items)} checked")
     if damaged:
         raise DamagedError(
-            f"{plural(len(damaged), 'file')} damaged; `featurestore repair` restores what it can"
+            f"{plural(len(damaged), 'file')} damaged",
+            remedy="`featurestore repair` restores what it can",
         )
-
-
-_DAMAGE = ["key", "block", "rows", "reason"]
 
 
 def _shown(damage: dict[str, Any]) -> dict[str, Any]:
     rows = damage["rows"]
     return {**damage, "rows": "{}–{}".format(*rows) if rows else None}
+
+
+def _incomplete(store: FeatureStore, items: list[Item]) -> list[dict[str, Any]]:
+    """Return the feature arrays with missing blocks, as JSON values."""
+    rows = []
+    for item in items:
+        # Damaged metadata are reported; another process may have removed the array.
+        with suppress(StoreError, FileNotFoundError):
+            if item.kind == "features" and (state := store.features.state(item.path)).missing:
+                group = state.group
+                missing = {"blocks_missing": len(state.missing), "blocks": group.blocks}
+                rows.append({"key": item.name, **missing, "command": group.extract_command})
+    return rows
+
+
+def _print_incomplete(incomplete: list[dict[str, Any]]) -> None:
+    for row in incomplete:
+        missing = f"{row['blocks_missing']:,} of {plural(row['blocks'], 'block')} missing"
+        say(f"{row['key']}: {missing}; `{row['command']}` computes what is missing")
 
 
 def _counted(items: list[Item]) -> str:
@@ -148,8 +168,8 @@ def repair_command(key: str | None, store: str, as_json: bool) -> None:
     """Repair everything that is damaged, or the features KEY.
 
     Damaged blocks are computed again from their images, metadata are restored from the rest of the
-    store, and manifests from a new scan. If something cannot be repaired, it is listed with what is
-    missing, and the exit status is 1.
+    store, and manifests from a new scan. For what cannot be repaired, a line says what it needs,
+    and the exit status is 1. Missing blocks are not computed: a line names the command that does.
 
     \b
     Example:
@@ -159,18 +179,20 @@ def repair_command(key: str | None, store: str, as_json: bool) -> None:
 
     opened = FeatureStore(store)
     with Progress() as progress:
-        found = repair(opened, key, on_event=progress)
-    rows = [{**asdict(each.damage), "needs": each.needs} for each in found]
+        repairs = repair(opened, key, on_event=progress)
+    rows = [{**asdict(result.damage), "needs": result.needs} for result in repairs]
     left = [row for row in rows if row["needs"]]
     if as_json:
         print_json(rows)
     else:
         if rows:
             shown = [
-                {**_shown(row), "state": f"left: {row['needs']}" if row["needs"] else "repaired"}
-                for row in rows
+                {**_shown(row), "state": "damaged" if row["needs"] else "repaired"} for row in rows
             ]
-            print_table(Grid(shown, [*_DAMAGE, "state"], {"reason": "was", "state": "now"}))
+            print_table(Grid(shown, ["key", "block", "rows", "state"], {"state": "now"}))
+        for name, needs in dict.fromkeys((row["key"], row["needs"]) for row in left):
+            say(f"{name}: {needs}")
+        _print_incomplete(_incomplete(opened, opened.items(key)))
         click.echo(f"{plural(len(rows) - len(left), 'file')} repaired, {len(left)} left")
     if left:
         raise DamagedError(f"{plural(len(left), 'file')} cannot be repaired: {left[0]['needs']}")

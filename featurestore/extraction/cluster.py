@@ -17,52 +17,52 @@ from featurestore.threads import processors
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
-#: What takes a cluster: a number of processes on this machine, the address of a Dask scheduler, a
+#: A value for `cluster=`: a number of processes on this machine, the address of a Dask scheduler, a
 #: `distributed.Client`, the cluster object of a Dask library, or None for this process alone.
 ClusterLike: TypeAlias = Any
 
-# A scheduler that has not answered by then is unreachable.
+# A scheduler that does not answer in this time is unreachable.
 CONNECT_SECONDS = 5.0
-# How long heads wait for the first worker of a cluster.
+# How long the fitting of heads waits for the first worker.
 WORKER_SECONDS = 60.0
 
 
 class Cluster:
-    """The workers of a Dask cluster, or none: false where this process computes alone.
+    """The workers of a Dask cluster; without any, false: this process computes alone.
 
-    The connection is made when it is first needed, and closed on leaving the outermost ``with``.
-    A client or cluster object that the caller made stays open.
+    It connects when that is first needed, and disconnects at the end of the outermost ``with``. A
+    client or cluster object of the caller stays open.
     """
 
-    def __init__(self, where: Any) -> None:
-        self._where = where
+    def __init__(self, target: Any) -> None:
+        self._target = target
         self._client: Client | None = None
         self._open = ExitStack()
         self._depth = 0
 
     @classmethod
-    def of(cls, where: ClusterLike) -> Cluster:
-        """Return a cluster as it is, or one that stands for a number, an address or a client.
+    def of(cls, target: ClusterLike) -> Cluster:
+        """Return the cluster for a number of processes, an address, a client, or a cluster.
 
         Raises
         ------
         InputError
             For anything else.
         """
-        if isinstance(where, cls):
-            return where
-        number = isinstance(where, int) and not isinstance(where, bool) and where > 0
-        address = isinstance(where, str) and ":" in where
-        if not (where is None or number or address or hasattr(where, "scheduler_info")):
+        if isinstance(target, cls):
+            return target
+        number = isinstance(target, int) and not isinstance(target, bool) and target > 0
+        address = isinstance(target, str) and ":" in target
+        if not (target is None or number or address or hasattr(target, "scheduler_info")):
             raise InputError(
-                f"the cluster is {received(where)}",
+                f"the cluster is {received(target)}",
                 "a number of processes from 1 on, the address of a Dask scheduler such as "
                 "'tcp://10.0.0.1:8786', or a distributed.Client",
             )
-        return cls(where)
+        return cls(target)
 
     def __bool__(self) -> bool:
-        return self._where is not None
+        return self._target is not None
 
     def __enter__(self) -> Cluster:
         self._depth += 1
@@ -75,8 +75,8 @@ class Cluster:
             self._open.close()
 
     def reach(self, on_event: OnEvent | None = None) -> None:
-        """Connect to a scheduler given by address, so that long work does not start without one."""
-        if isinstance(self._where, str):
+        """Connect if the cluster is an address, so that a wrong one shows before long work."""
+        if isinstance(self._target, str):
             self.client(on_event)
 
     def client(self, on_event: OnEvent | None = None) -> Client:
@@ -94,14 +94,14 @@ class Cluster:
         return self._client
 
     def heads(self, on_event: OnEvent | None = None) -> AbstractContextManager[Any]:
-        """Return a context in which joblib fits estimators on these processes or workers."""
+        """Return a context in which joblib fits estimators on the processes or workers."""
         if not self:
             return nullcontext()
         import joblib
 
-        if isinstance(self._where, int):
+        if isinstance(self._target, int):
             # joblib's own processes read the features from one file in memory.
-            return joblib.parallel_config(n_jobs=self._where)
+            return joblib.parallel_config(n_jobs=self._target)
         client = self.client(on_event)
         return joblib.parallel_config(
             backend="dask", client=client, wait_for_workers_timeout=WORKER_SECONDS
@@ -111,36 +111,36 @@ class Cluster:
         from distributed import Client
         from distributed.utils import silence_logging_cmgr
 
-        where = self._where
-        if isinstance(where, Client):
-            if where.asynchronous:
+        target = self._target
+        if isinstance(target, Client):
+            if target.asynchronous:
                 raise InputError(
-                    "the client is asynchronous", remedy="make one with asynchronous=False"
+                    "the client is asynchronous", remedy="create it with asynchronous=False"
                 )
-            return where
+            return target
         # A lost connection becomes one line, an ExtractionError.
         self._open.enter_context(silence_logging_cmgr(logging.CRITICAL))
-        if isinstance(where, int):
-            emit(ClusterStarting(where))
-            where = self._open.enter_context(_local_cluster(where))
+        if isinstance(target, int):
+            emit(ClusterStarting(target))
+            target = self._open.enter_context(_local_cluster(target))
         try:
-            client = self._open.enter_context(_connected(where))
+            client = self._open.enter_context(_connected(target))
         except (OSError, ValueError) as error:
             self._open.close()
             raise InputError(
-                f"no Dask scheduler at {where}: {one_line(error)}",
+                f"no Dask scheduler at {target}: {one_line(error)}",
                 remedy="start one with `dask scheduler`, or compute on this machine with "
                 "--workers N",
             ) from error
-        if isinstance(self._where, int):
+        if isinstance(self._target, int):
             client.run(_ignore_interrupts)
         return client
 
 
-def _connected(where: Any) -> Client:
+def _connected(target: Any) -> Client:
     """Connect to a scheduler; OSError or ValueError if none answers.
 
-    Another kind of server, such as the dashboard, would keep the client waiting for ever.
+    With another kind of server, such as the dashboard, the client itself would wait for ever.
     """
     from distributed import Client
 
@@ -148,7 +148,7 @@ def _connected(where: Any) -> Client:
 
     def connect() -> None:
         try:
-            client.set_result(Client(where, timeout=CONNECT_SECONDS, set_as_default=False))
+            client.set_result(Client(target, timeout=CONNECT_SECONDS, set_as_default=False))
         except BaseException as error:
             client.set_exception(error)
 
@@ -156,7 +156,7 @@ def _connected(where: Any) -> Client:
     try:
         return client.result(4 * CONNECT_SECONDS)
     except TimeoutError as error:
-        raise OSError("what answers there is no scheduler") from error
+        raise OSError("the server at this address is not a scheduler") from error
 
 
 def _local_cluster(processes: int) -> LocalCluster:
@@ -169,12 +169,12 @@ def _local_cluster(processes: int) -> LocalCluster:
         return LocalCluster(
             n_workers=processes,
             threads_per_worker=max(1, processors() // processes),
-            memory_limit=0,  # A worker that Dask pauses would wait for ever.
+            memory_limit=0,  # Dask would pause a worker for ever.
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
         )
 
 
 def _ignore_interrupts() -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that asked for them."""
+    """Ignore Ctrl-C, which a terminal sends to all processes: the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What the stages of an extraction take, alone and together."""
+"""The time of the stages of an extraction, alone and together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Stage:
-    """Seconds that a stage takes while no other runs: on the clock, and of all processors."""
+    """Seconds of a stage that runs alone: on the clock, and summed over all processors."""
 
     wall: float = 0.0
     processor: float = 0.0
@@ -26,8 +26,8 @@ class Stage:
 def overlapped(stages: Iterable[Stage]) -> float:
     """Return the seconds of stages that run at the same time.
 
-    The slowest stage decides, unless all together need more of the processors than this process got
-    while it measured.
+    They take as long as the slowest one, unless all together need more processor time than this
+    process was given while it measured.
 
     Examples
     --------
@@ -44,14 +44,14 @@ def overlapped(stages: Iterable[Stage]) -> float:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one row of a layer takes.
+    """The cost of one row of a layer.
 
     Attributes
     ----------
     bytes : float
         On disk.
     compress, copy, derive : Stage
-        To compress it; to read it from another array; to derive it from another layer.
+        Time to compress it, to read it from another array, to derive it from another layer.
     """
 
     bytes: float = 0.0
@@ -62,18 +62,18 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class BatchCost:
-    """What one row of a plan takes, measured on one batch.
+    """The cost of one row of a plan, measured on one batch.
 
     Attributes
     ----------
     setup : float
-        Seconds to prepare and check the compiled model, once.
+        Seconds to prepare and check the compiled model.
     decode, forward : Stage
-        To read, decode and resize an image; to compute its activations in their stored types.
+        Time to read, decode and resize an image, and to compute its activations in stored types.
     layers : mapping of str to LayerCost
         By layer ref.
     too_wide : mapping of str to str
-        What float16 cannot hold, by the ref of a layer whose stored type is "auto".
+        What float16 cannot hold, by layer ref.
     """
 
     setup: float

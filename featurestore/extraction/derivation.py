@@ -1,7 +1,7 @@
 """Derive rows from a stored shallower layer through the rest of the network, without the images.
 
-Stored activations are rounded. So the plan derives some rows, and compares them with what the
-plain network gives for their images. If rounding does not explain the difference, all rows are
+Stored activations are rounded. So the plan derives some rows and compares them with the plain
+network's results for their images. If rounding does not explain the difference, all rows are
 computed from the images.
 """
 
@@ -39,7 +39,7 @@ class Derivation:
     source : str
         The layer that is stored whole.
     rows : StoredRows
-        Where it is stored, for the rows to derive.
+        Its stored rows, for those to derive.
     tail : callable
         From its stored activations (batch, …) to those of the layer ref.
     """
@@ -54,7 +54,7 @@ class Derivation:
         return self.rows.keys
 
     def pieces(self, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield those of some consecutive rows that are to be derived, a batch at a time.
+        """Derive those of some consecutive rows that have a source, a batch at a time.
 
         Yields
         ------
@@ -90,13 +90,13 @@ class Deriving:
     index: RowIndex
 
     def plan(self, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
-        """Return the same plans, with rows that are derived instead of computed."""
+        """Return the plans, with rows that are derived instead of computed."""
         whole = {key.prefix for key in self.index.paths if not key.reduction}
         derived = [self._derived(layer, whole) if layer.missing else layer for layer in layers]
         return self._leave_to_the_pass(derived)
 
     def _leave_to_the_pass(self, layers: Sequence[LayerPlan]) -> tuple[LayerPlan, ...]:
-        """Compute the rows that other layers need images for, if that is no more work."""
+        """Compute rows of images that the pass reads anyway, if deriving them is no less work."""
         flops = self.backbone.cuts.flops
         passing = [layer for layer in layers if layer.is_computed.any()]
         if not passing:
@@ -110,9 +110,9 @@ class Deriving:
                 more = flops([*refs, layer.ref]) - flops(refs)
                 if layer.ref in refs or more <= flops([layer.ref], source):
                     refs.append(layer.ref)
-                    left = layer.derived.rows.without(rows)
-                    if left.count:
-                        layer = replace(layer, derived=replace(layer.derived, rows=left))
+                    remaining = layer.derived.rows.without(rows)
+                    if remaining.count:
+                        layer = replace(layer, derived=replace(layer.derived, rows=remaining))
                     else:
                         why = f"not derived from {source}: the pass reaches it"
                         layer = replace(layer, derived=None, why=why)
@@ -120,15 +120,15 @@ class Deriving:
         return tuple(plans)
 
     def _derived(self, layer: LayerPlan, whole: set[str]) -> LayerPlan:
-        """Derive a layer from the stored layer that has the most rows: of several, the nearest."""
+        """Derive a layer from the stored layer with the most rows; among equals, the nearest."""
         if layer.state is not None:
-            # Its provenance names what its rows are derived from, and does not change.
+            # Its provenance, which does not change, names the sources of its rows.
             whole = whole & sources_of(layer.state.group)
         sources = []
         for source in self.backbone.cuts.derivable_from(layer.ref) if whole else ():
             if short(self.backbone.prefix_digest(source)) in whole:
                 rows, sample = self._find(layer, source)
-                # A check of this many rows computes as many.
+                # The check computes ROWS rows: with no more than these, nothing is saved.
                 if rows.count > numerics.ROWS:
                     sources.append((source, rows, sample))
         sources.sort(key=lambda candidate: -candidate[1].count)

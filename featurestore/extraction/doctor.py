@@ -1,4 +1,4 @@
-"""Measure the stages of an extraction on this machine, name the slowest, and say what helps."""
+"""Measure the stages of an extraction on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,8 @@ from featurestore.dataset.source import read, readers, text_of
 from featurestore.errors import BackboneError, InputError, NotFoundError, one_line
 from featurestore.extraction import measure
 from featurestore.extraction.batches import images_of
-from featurestore.extraction.cost import Stage, overlapped
+from featurestore.extraction.cost import Stage
+from featurestore.extraction.diagnosis import Diagnosis, Speed
 from featurestore.extraction.measure import forward_pass, one_batch, spread, timed
 from featurestore.extraction.memory import free_memory
 from featurestore.extraction.planning import Request
@@ -31,7 +31,6 @@ from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.files import Files, open_files
 from featurestore.store.local import PARTIAL, LocalFiles
 from featurestore.store.store import location_text
-from featurestore.table import Grid, plural, show_html, size
 from featurestore.threads import map_ahead, processors
 
 if TYPE_CHECKING:
@@ -41,182 +40,11 @@ if TYPE_CHECKING:
     from featurestore.backbone.forward import Forward
 
 DEFAULT_MODEL = "mobilenetv2"
-# Images that are read from the disk, and those of a batch: a GPU needs more to show its speed.
+# Images that are read from the disk, and images of a batch: a GPU needs more to show its speed.
 IMAGES, BATCH, GPU_BATCH = 128, 32, 64
-# Ignore another engine or precision that is faster by less than this.
-WORTH = 1.15
-# The file whose writing is timed, and which is removed again.
+# The file whose writing is timed. It is removed again.
 BLOCK = f"doctor-{uuid.uuid4().hex}{PARTIAL}"
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
-_NAMES = {
-    "read": "reading the images",
-    "decode": "decoding and resizing the images",
-    "forward": "the forward pass",
-    "write": "compressing and writing the features",
-}
-
-
-@dataclass(frozen=True)
-class Speed:
-    """The forward pass by one engine in one precision: the time of one image, or why not."""
-
-    engine: str
-    precision: str
-    stage: Stage | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """The result of :func:`diagnose`.
-
-    Attributes
-    ----------
-    model : str
-    input_size : (int, int)
-        Height and width.
-    layers : list of str
-    source : str
-        Of the images: a folder, or the name of a data set.
-    images : int
-        Number of images that were measured.
-    stages : dict of str to Stage
-        Of one image, each stage alone: ``read``, ``decode``, ``forward`` and ``write``.
-    speeds : list of Speed
-        The first is that of an extraction, and in ``stages``.
-    bytes : float
-        Of an image's features on disk.
-    place : str
-        The folder or URL where blocks were written.
-    processors : int
-        Those that this process may use.
-    free_memory : int or None
-        Bytes.
-    gpus, unused_gpus : list of str
-        Those that TensorFlow uses; if it uses none, those of NVIDIA that are there.
-    """
-
-    model: str
-    input_size: tuple[int, int]
-    layers: list[str]
-    source: str
-    images: int
-    stages: dict[str, Stage]
-    speeds: list[Speed]
-    bytes: float
-    place: str
-    processors: int
-    free_memory: int | None
-    gpus: list[str]
-    unused_gpus: list[str]
-
-    def images_per_second(self, speed: Speed | None = None) -> float:
-        """Return the images/s of an extraction, with another forward pass if one is given."""
-        stage = (speed or self.speeds[0]).stage or Stage()
-        return 1 / overlapped({**self.stages, "forward": stage}.values())
-
-    @property
-    def bottleneck(self) -> str:
-        """The stage that takes most: ``read``, ``decode``, ``forward`` or ``write``."""
-        stages = self.stages
-        slowest = max(stages, key=lambda name: stages[name].wall)
-        if stages[slowest].wall < overlapped(stages.values()):  # They share the processors.
-            return max(stages, key=lambda name: stages[name].processor)
-        # Threads that decode, and use half a processor together, wait for a server.
-        waiting = stages["decode"].processor < stages["decode"].wall / 2
-        return "read" if slowest == "decode" and waiting else slowest
-
-    @property
-    def advice(self) -> list[str]:
-        """The bottleneck, and what helps: a sentence each."""
-        whole = [ref for ref in self.layers if ":" not in ref]
-        pooled = f", or a pooled layer such as {whole[0]}:avg" if whole else ""
-        remedy = {
-            "read": ["Copy the images to a faster disk."],
-            "decode": [
-                f"Store the images in a size nearer to {_by(self.input_size)}, or use more cores; "
-                "arrays in memory need no decoding (Dataset.from_arrays)."
-            ],
-            "forward": self._about_forward(),
-            "write": [f"An image has {size(self.bytes)} of features: use another disk{pooled}."],
-        }
-        return [
-            f"An extraction reaches about {_rate(self.images_per_second())} images/s. The "
-            f"bottleneck is {_NAMES[self.bottleneck]}.",
-            *remedy[self.bottleneck],
-        ]
-
-    def _about_forward(self) -> list[str]:
-        used, advice = self.speeds[0], []
-        measured = [speed for speed in self.speeds if speed.stage]
-        best = max(measured, key=self.images_per_second)
-        if self.images_per_second(best) > WORTH * self.images_per_second():
-            options = f"--engine {best.engine} --precision {best.precision}"
-            rate = _rate(self.images_per_second(best))
-            advice.append(f"With `{options}`, expect {rate} images/s.")
-        if self.unused_gpus:
-            advice.append(
-                f"TensorFlow does not use the {self.unused_gpus[0]}: install the extra `gpu` "
-                '(pip install -e ".[gpu]"), and do not hide it with CUDA_VISIBLE_DEVICES.'
-            )
-        if not self.gpus and used.engine == "tensorflow":
-            advice += [f"{speed.reason}." for speed in self.speeds if speed.reason]
-        return advice or [
-            f"Use a smaller --input-size than {max(self.input_size)}, an earlier --layer, a "
-            f"smaller network or {'a faster' if self.gpus else 'a'} GPU."
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the diagnosis as JSON values, as ``featurestore doctor --json`` prints it.
-
-        ``stages`` and ``forward`` are images/s of each stage, and of each engine and precision.
-        """
-        fields = {**vars(self), "input_size": list(self.input_size)}
-        fields["stages"] = {name: 1 / stage.wall for name, stage in self.stages.items()}
-        fields["forward"] = [
-            {
-                **{"engine": speed.engine, "precision": speed.precision, "reason": speed.reason},
-                "images_per_second": speed.stage and 1 / speed.stage.wall,
-            }
-            for speed in fields.pop("speeds")
-        ]
-        fields |= {"bottleneck": self.bottleneck, "images_per_second": self.images_per_second()}
-        return {**fields, "advice": self.advice}
-
-    def __repr__(self) -> str:
-        rate = _rate(self.images_per_second())
-        return f"Diagnosis({self.model!r}: {rate} images/s, bottleneck {self.bottleneck})"
-
-    def _repr_html_(self) -> str:
-        return show_html(repr(self), *self.parts())
-
-    def parts(self) -> Iterator[Grid | str]:
-        """Yield what is shown: lines of text, and a table between them."""
-        memory = f", {size(self.free_memory)} of memory free" if self.free_memory else ""
-        unused = [f"{gpu}, which TensorFlow does not use" for gpu in self.unused_gpus]
-        gpus = ", ".join(self.gpus or unused) or "none"
-        yield f"{plural(self.processors, 'core')}{memory}, GPU: {gpus}"
-        yield ""
-        yield Grid([*self._rows()], ["stage", "rate", "how"], {"rate": "images/s"})
-        yield ""
-        yield from self.advice
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        how = {
-            "read": f"{plural(self.images, 'image')} of {self.source}",
-            "forward": f"{self.model} at {_by(self.input_size)} to {', '.join(self.layers)}",
-            "write": f"{size(self.bytes)} an image, to {self.place}",
-        }
-        for name, stage in self.stages.items():
-            if name != "forward":
-                yield {"stage": name, "rate": _rate(1 / stage.wall), "how": how.get(name)}
-                continue
-            for number, speed in enumerate(self.speeds):
-                yield {
-                    "stage": f"forward, {speed.engine} {speed.precision}",
-                    "rate": speed.stage and _rate(1 / speed.stage.wall),
-                    "how": speed.reason or (None if number else how[name]),
-                }
 
 
 def diagnose(
@@ -232,8 +60,8 @@ def diagnose(
     model : Backbone, str, path or keras.Model, optional
         As in :meth:`Backbone.of`; by default a MobileNetV2 with random weights.
     data : Dataset, str or path, optional
-        As in :func:`extract`: some of its images are read. A folder is listed, not scanned: it may
-        be huge. By default, photographs are generated.
+        As in :func:`extract`: some of its images are read. A folder is listed, not scanned. By
+        default, photographs are generated.
     layers : str or sequence of str
         Layer refs; by default the last layer.
     store : FeatureStore, path or URL, optional
@@ -243,11 +71,11 @@ def diagnose(
     Raises
     ------
     BackboneError, UnknownLayerError
-        If there is no such model or layer, or no engine computes it.
+        If the model or layer does not exist, or no engine computes it.
     DatasetError
-        If there is no such folder or data set, or none of its images decodes.
+        If the folder or data set does not exist, or none of its images decodes.
     InputError
-        If nothing can be written at the store's place.
+        If the store's folder or bucket cannot be written to.
     """
     location = store.location if isinstance(store, FeatureStore) else location_text(store)
     opened = None
@@ -292,7 +120,7 @@ def diagnose(
 
 @contextmanager
 def _place(location: str) -> Iterator[tuple[Files, str]]:
-    """Yield where files of a store can be written, which are then removed, and its name."""
+    """Yield files to write blocks to, removed at the end, and the folder or URL they are in."""
     files = open_files(location)
     if not isinstance(files, LocalFiles):
         try:
@@ -318,7 +146,7 @@ def _place(location: str) -> Iterator[tuple[Files, str]]:
 def _images(
     data: Dataset | str | os.PathLike[str] | None, store: FeatureStore | None
 ) -> Iterator[tuple[str, Dataset, Stage]]:
-    """Yield the name of a source, its images or some of them, and the time to read one."""
+    """Yield the name of the source, a data set of its images, and the time to read one."""
     if data is None:
         with scratch() as folder:
             _generate(folder)
@@ -332,7 +160,7 @@ def _images(
 
 
 def _listed(folder: str) -> tuple[Dataset, Stage]:
-    """Return some images of a folder, which may be huge: it is not scanned."""
+    """Return IMAGES of a folder, which may be huge and is not scanned, and the time to read one."""
     import pyarrow
 
     paths = spread(list_files(os.path.abspath(folder))[0], IMAGES)
@@ -341,7 +169,7 @@ def _listed(folder: str) -> tuple[Dataset, Stage]:
 
 
 def _reading(load: Callable[[Any], bytes], items: Sequence[Any], path: str | None) -> Stage:
-    """Return the time to read one image. It is their first time: later, they are in memory."""
+    """Return the time to read an image for the first time: later, it is in the page cache."""
     loaded = map_ahead(load, items, len(items), readers(path))
     _, stage = timed(lambda: deque(loaded, maxlen=0))
     return stage * (1 / len(items))
@@ -372,7 +200,7 @@ def _scaled(compiled: Forward) -> Forward:
 def _others(
     backbone: Backbone, refs: Sequence[str], batch: np.ndarray, used: Speed
 ) -> Iterator[Speed]:
-    """Measure the other engine, and the precisions that are not slower here than float32."""
+    """Measure the other engine, and the precisions that are not slower than float32 here."""
     for precision in PRECISIONS:
         engines = ["openvino", "tensorflow"]
         if precision != used.precision:
@@ -388,7 +216,7 @@ def _others(
 
 
 def _gpus() -> dict[str, list[str]]:
-    """Return the names of the GPUs that TensorFlow uses, or else of those that are there."""
+    """Return the names of the GPUs that TensorFlow uses; if it uses none, of those it could use."""
     import tensorflow as tf
 
     details = tf.config.experimental.get_device_details
@@ -399,13 +227,3 @@ def _gpus() -> dict[str, list[str]]:
         fields = dict(line.partition(":")[::2] for line in file.read_text().splitlines())
         unused.append(fields.get("Model", "GPU").strip())
     return {"gpus": gpus, "unused_gpus": unused}
-
-
-def _rate(images: float) -> str:
-    """Format images a second."""
-    return f"{images:,.0f}" if images >= 100 else f"{images:.1f}"
-
-
-def _by(sides: tuple[int, int]) -> str:
-    height, width = sides
-    return f"{width}×{height}"

@@ -14,14 +14,14 @@ class BackboneLoading:
 
 @dataclass(frozen=True)
 class ClusterStarting:
-    """A cluster of this many processes is starting on this machine."""
+    """A cluster of processes is starting on this machine."""
 
     processes: int
 
 
 @dataclass(frozen=True)
 class ClusterJoined:
-    """The extraction runs on a Dask cluster with this many workers and threads now."""
+    """The extraction runs on a Dask cluster, which has these workers and threads now."""
 
     workers: int
     threads: int
@@ -29,7 +29,7 @@ class ClusterJoined:
 
 @dataclass(frozen=True)
 class WorkersPreparing:
-    """Workers are building a backbone; if ``workers`` is 0, the first to join will build it."""
+    """Workers are building a backbone; if ``workers`` is 0, the first that joins builds it."""
 
     model: str
     workers: int
@@ -101,6 +101,23 @@ class Float32Chosen:
 
 
 @dataclass(frozen=True)
+class Float16Replaced:
+    """Float32 features that were requested took the place of the stored float16 ones of a layer.
+
+    Heads fitted on the float16 features stay.
+    """
+
+    layer: str
+
+
+@dataclass(frozen=True)
+class Float32Reused:
+    """Float16 was requested of a layer, and its stored float32 features are reused."""
+
+    layer: str
+
+
+@dataclass(frozen=True)
 class BatchHalved:
     """Memory ran out: batches of ``before`` images are computed as several of ``after``."""
 
@@ -110,7 +127,7 @@ class BatchHalved:
 
 @dataclass(frozen=True)
 class WaitingForOthers:
-    """Another process writes, or uses, features of these layer refs that are to be written."""
+    """Another process writes or uses the features of these layer refs, which this one waits for."""
 
     layers: tuple[str, ...]
 
@@ -133,6 +150,8 @@ ExtractionEvent = (
     | RowsCopied
     | RowsDerived
     | Float32Chosen
+    | Float16Replaced
+    | Float32Reused
     | BatchHalved
     | WaitingForOthers
     | ExtractionFinished

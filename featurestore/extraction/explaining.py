@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def explained(
     plan: ExtractionPlan, backbone: Backbone, dataset: Dataset, store: FeatureStore
 ) -> ExtractionPlan:
-    """Say of the layers of which nothing is stored how the nearest stored features differ."""
+    """Explain, for layers of which nothing is stored, how the nearest stored features differ."""
 
     def is_new(layer: LayerPlan) -> bool:
         return not (layer.state or layer.derived or (layer.copies and layer.copies.groups))
@@ -40,20 +40,20 @@ def explained(
 def _why(
     key: FeatureKey, fields: dict[str, Any], dataset: Dataset, stored: Sequence[FeatureGroup]
 ) -> str | None:
-    """Say what differs from the nearest stored features of the same model and layer ref.
+    """Return what differs from the nearest stored features of the same model and layer ref.
 
     For example ``"preprocessing.resize: stored stretch, requested crop"``; None if none are stored.
     """
-    near = []
+    candidates: list[list[str]] = []
     for group in stored:
         other = group.key
         if (other.model, other.ref) == (key.model, key.ref):
             differences = _differences(part_of(group.provenance, "prefix"), fields)
             if other.dataset_digest != dataset.digest:
                 differences.append(f"samples: stored others, requested those of {dataset.name}")
-            near.append(differences)
-    near.sort(key=len)
-    return "; ".join(near[0]) if near else None
+            candidates.append(differences)
+    candidates.sort(key=len)
+    return "; ".join(candidates[0]) if candidates else None
 
 
 def _differences(

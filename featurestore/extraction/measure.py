@@ -34,22 +34,22 @@ SECONDS, MOST_CALLS = 0.5, 16
 
 # On CPUs the speed hardly depends on the size from 16 to 64.
 BATCH_SIZE, LARGEST_BATCH = 32, 1024
-# With fewer images than this, even one batch of a slow network is no small part of the work.
+# For fewer images, measuring batch sizes would take a noticeable part of the whole run.
 MEASURED_FROM = 4096
-# A larger batch is tried if one call takes less than this, and used if it is faster by this factor.
+# Try a larger batch if a call takes less than this, and use it if it is faster by this factor.
 CALL_SECONDS, FASTER = 0.25, 1.1
-# Largest share of the free memory that a batch may take. While a layer computes, its input, its
-# output and about as much workspace exist.
+# Largest share of the free memory that a batch may take. A layer needs buffers for its input, its
+# output, and a workspace of about their size.
 SHARE, BUFFERS = 0.25, 3
 
 
 def timed(work: Callable[[], Result], seconds: float = 0.0) -> tuple[Result, Stage]:
-    """Return the result of some work, and the mean time of a call, repeated for some seconds."""
-    wall, processor, calls, taken = time.perf_counter(), time.process_time(), 0, 0.0
-    while not calls or (calls < MOST_CALLS and taken < seconds):
+    """Call a function repeatedly; return its result and the mean time of a call."""
+    wall, processor, calls, elapsed = time.perf_counter(), time.process_time(), 0, 0.0
+    while not calls or (calls < MOST_CALLS and elapsed < seconds):
         result = work()
-        calls, taken = calls + 1, time.perf_counter() - wall
-    return result, Stage(taken, time.process_time() - processor) * (1 / calls)
+        calls, elapsed = calls + 1, time.perf_counter() - wall
+    return result, Stage(elapsed, time.process_time() - processor) * (1 / calls)
 
 
 def forward_pass(
@@ -61,9 +61,9 @@ def forward_pass(
     -------
     activations : list of numpy.ndarray, (row, …)
     setup : float
-        Seconds that the first call takes longer, because it prepares and checks the model.
+        Additional seconds of the first call, which prepares and checks the model.
     stage : Stage
-        Of one image in later calls.
+        Time of one image in later calls.
     """
     activations, first = timed(lambda: compiled(images))
     _, stage = timed(lambda: compiled(images), seconds)
@@ -133,7 +133,7 @@ def _read(source: Any, rows: range) -> tuple[np.ndarray, Stage]:
 
 
 def spread(rows: Sequence[Result], count: int) -> list[Result]:
-    """Return at most ``count`` of the rows, spread evenly over all of them.
+    """Return at most ``count`` of the rows, spread evenly.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What an extraction does: layers, batches, and what they cost."""
+"""The plan of an extraction: its layers and batches, and what they cost."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from featurestore.table import Grid, duration, plural, show_html, size
 if TYPE_CHECKING:
     from featurestore.backbone import LayerRef
 
-# Batches of decoded images that may wait for the forward pass, the one it works on included.
+# Decoded batches held at a time: the one in the forward pass, and those that wait for it.
 BATCHES_AHEAD = 3
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One feature array: where it goes, which of its blocks are missing, where their rows are.
+    """One feature array: where it is stored, its missing blocks, and where their rows come from.
 
     Attributes
     ----------
@@ -40,14 +40,14 @@ class LayerPlan:
     block_rows : int
         Rows of one block.
     missing : tuple of int
-        Numbers of the missing blocks, ascending, and of damaged ones to write again.
+        Numbers of the blocks to write, ascending: missing ones, and damaged ones.
     state : GroupState or None
         What is stored under the key, of this type; None if nothing is.
     float32_reason : str or None
-        What float16 cannot hold, if "auto" is float32 for that reason.
+        What float16 cannot hold, if "auto" is float32 because of it.
     why : str or None
-        Why rows are computed or derived. In what `plan` returns: also what differs from the nearest
-        stored features, if all blocks are missing.
+        Why rows are computed or derived. `plan` adds what differs from the nearest stored features
+        if all blocks are missing.
     copies : StoredRows or None
         Where other arrays have rows of the missing blocks; None if no block is missing.
     derived : Derivation or None
@@ -131,7 +131,7 @@ class ExtractionPlan:
     rows : int
         Samples in the data set.
     batch_size : int
-        Samples in a batch: consecutive ones of those that go through the backbone.
+        Samples in a batch.
     input_size : tuple of int
         Input ``(height, width)`` of the backbone, in pixels.
     measured : BatchCost or None
@@ -151,7 +151,7 @@ class ExtractionPlan:
 
     @property
     def refs_computed(self) -> list[LayerRef]:
-        """Where the pass leads: the layers of which rows go through the backbone."""
+        """Layers of which some rows go through the backbone."""
         return [layer.ref for layer in self.layers if layer.is_computed.any()]
 
     @property
@@ -207,10 +207,10 @@ class ExtractionPlan:
     def peak_bytes(self) -> int:
         """Estimated peak memory of the data in flight; it does not grow with the data set.
 
-        Decoded batches, one batch of float32 outputs, and for each layer the block being filled,
-        the one being written, and its compressed bytes; a block of each array that is copied from;
-        where it is derived, a block and a batch of its source. The network's weights and workspace
-        come on top.
+        That is: decoded batches and one batch of float32 outputs; for a layer, the block being
+        filled, the one being written, and its compressed bytes; a block of each array that is
+        copied from; a block and a batch of each source that is derived from. The network's weights
+        and workspace come on top.
         """
         height, width = self.input_size
         images = BATCHES_AHEAD * self.batch_size * height * width * 3
@@ -233,7 +233,7 @@ class ExtractionPlan:
         copied = [layer_cost.copy * layer.rows_copied for layer, layer_cost in costs]
         derived = [layer_cost.derive * layer.rows_derived for layer, layer_cost in costs]
         computed = Stage.sum([cost.forward * rows, *copied, *derived])
-        # Layers are compressed in a thread layer_cost.
+        # Every layer is compressed in a thread of its own.
         compressed = [layer_cost.compress * layer.rows_missing for layer, layer_cost in costs]
         return overlapped([cost.decode * rows, computed, *compressed]) + cost.setup
 

@@ -1,4 +1,4 @@
-"""Decide what to compute, before anything is written."""
+"""Plan an extraction: what to compute, before anything is written."""
 
 from __future__ import annotations
 
@@ -87,15 +87,22 @@ def _measured(
     return replace(planned, measured=measured)
 
 
-def _bytes_of(value: Any) -> int:
+def bytes_of(value: Any) -> int:
+    """Return the bytes of a size.
+
+    Examples
+    --------
+    >>> bytes_of("20GB"), bytes_of(512)
+    (20000000000, 512)
+    """
     try:
         return int(TypeAdapter(ByteSize).validate_python(value))
     except ValidationError as error:
-        raise InputError(f"max bytes is {value!r}", "a size such as 20GB") from error
+        raise InputError(f"max_bytes is {value!r}", "a size such as 20GB") from error
 
 
 def _refs_of(layers: Any) -> tuple[LayerRef, ...]:
-    """Return one or several layer refs, each once."""
+    """Return one or several layer refs as a tuple, without duplicates."""
     from featurestore.backbone import LayerRef
 
     names = [layers] if isinstance(layers, str | LayerRef) else layers
@@ -119,13 +126,14 @@ class Request:
     boundaries : tuple of LayerRef
         Further refs, which only fine-tuning reads.
     float32 : mapping of str to str
-        What float16 cannot hold, by layer ref: "auto" is float32 there. Learned from a batch.
+        What float16 cannot hold, by the ref of a layer for which "auto" is float32. Learned from a
+        batch.
     max_bytes : int or None
         A plan that writes more, before compression, is refused.
     unreadable : mapping of str to set of int
         Blocks of other arrays that cannot be copied, as in `RowIndex`. Learned while copying.
     damaged : frozenset of int or None
-        Write only these blocks of the one layer again, instead of those that are missing.
+        Write these blocks of the one layer again, instead of the missing ones.
     """
 
     backbone: Backbone
@@ -148,21 +156,21 @@ class Request:
         boundaries: Any = (),
         max_bytes: Any = None,
     ) -> Request:
-        """Check what :func:`plan` takes; raises as it does."""
+        """Validate the arguments of :func:`plan`; raises as it does."""
         from featurestore.backbone import Backbone
 
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}", f"one of {', '.join(DTYPES)}")
         if batch_size != AUTO and (not isinstance(batch_size, int) or batch_size < 1):
             raise InputError(f"batch size is {batch_size!r}", "auto, or 1 or more, such as 32")
-        most = None if max_bytes is None else _bytes_of(max_bytes)
+        cap = None if max_bytes is None else bytes_of(max_bytes)
         refs, others = _refs_of(layers), _refs_of(boundaries)
         if not refs and not others:
             raise InputError("no layers given", remedy="name one, see `featurestore layers`")
         network = Backbone.of(backbone)
         for ref in (*refs, *others):
             network.shape(ref)
-        return cls(network, refs, dtype, batch_size, others, max_bytes=most)
+        return cls(network, refs, dtype, batch_size, others, max_bytes=cap)
 
     def keys(self, dataset: Dataset) -> dict[LayerRef, FeatureKey]:
         """Return the keys of the features of a data set, by layer ref."""
@@ -211,13 +219,13 @@ class Request:
         dtype, reason = self._dtype(key, state, index)
         why = f"float32 because it gave {reason}" if reason else None
         if state is not None and state.group.dtype == "float16" and dtype == "float32":
-            # Float32 features are written beside them, and then take over.
+            # Float32 features are written beside them, and replace them once complete.
             state = index.replacement(key)
             why = "; ".join(filter(None, ["stored as float16", why]))
         if state is None:
             rows = block_rows(prod(shape[1:]) * np.dtype(dtype).itemsize)
             missing: tuple[int, ...] = tuple(range(-(-len(dataset) // rows)))
-        else:  # Float32 serves a request for float16.
+        else:  # Stored float32 features are reused for float16 requests.
             rows, dtype = state.group.block_rows, str(state.group.dtype)
             missing = state.missing if self.damaged is None else tuple(sorted(self.damaged))
         if not missing:
@@ -230,7 +238,7 @@ class Request:
     def _dtype(
         self, key: FeatureKey, state: GroupState | None, index: RowIndex
     ) -> tuple[str, str | None]:
-        """Return the type to store, and why "auto" is float32: as for related features."""
+        """Return the type to store, and why "auto" is float32: known from related features."""
         if self.dtype != AUTO:
             return self.dtype, None
         related: list[GroupState | None] = []

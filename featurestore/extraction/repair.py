@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Repair:
-    """The result for one damaged file; ``needs`` says what is missing to repair it, or is None."""
+    """The result for one damaged file; ``needs`` is what its repair still needs, or None."""
 
     damage: Damage
     needs: str | None = None
@@ -33,8 +33,8 @@ class Repair:
 _REMEDIES = {
     "store": "move the file away and run `featurestore repair` again",
     "features": "run `featurestore extract` on the images",
-    "dataset": "heads may have been fitted on this former state of the data set: scan that state; "
-    "if none was, `featurestore gc` removes it",
+    "dataset": "scan this former state of the data set again, if heads were fitted on it; "
+    "otherwise `featurestore gc` removes it",
     "head": "fit it again with the `featurestore train`, `sweep` or `run` that fitted it",
 }
 
@@ -48,9 +48,9 @@ def repair(
 ) -> list[Repair]:
     """Repair damaged files in place.
 
-    Metadata are rewritten from their twins, row ids from the manifest, the current manifest from a
-    new scan. A damaged block is computed like any that is missing, and replaced in one write. Heads
-    are not repaired: the command that fitted one fits it again.
+    Metadata are rewritten from their copies, row ids from the manifest, the current manifest from a
+    new scan. A damaged block is computed again, and replaced in one write; missing blocks are not
+    computed. Heads are not repaired: the command that fitted a head fits it again.
 
     Parameters
     ----------
@@ -76,19 +76,18 @@ def repair(
         needs = _REMEDIES[item.kind]
         try:
             store.repair(item)
-            left = store.check(item)
-            # Once the metadata are repaired, more damage may show.
-            damages |= {damage.path: damage for damage in left}
-            if item.kind == "features" and left:
-                _repair_features(store, item, left, backbone, on_event)
+            remaining = store.check(item)
+            # Repaired metadata may show more damage.
+            damages |= {damage.path: damage for damage in remaining}
+            if item.kind == "features" and remaining:
+                _repair_features(store, item, remaining, backbone, on_event)
             elif item.kind == "dataset":
-                _repair_dataset(store, item, left)
-            left = store.check(item)
+                _repair_dataset(store, item, remaining)
         except FeatureStoreError as error:
-            needs, left = str(error), store.check(item)
-        remaining = {damage.path for damage in left}
+            needs = str(error)
+        unrepaired = {damage.path for damage in store.check(item)}
         for path, damage in damages.items():
-            repairs.append(Repair(damage, needs if path in remaining else None))
+            repairs.append(Repair(damage, needs if path in unrepaired else None))
     return repairs
 
 
@@ -111,7 +110,7 @@ def _repair_features(
     backbone: Backbone | None,
     on_event: OnEvent,
 ) -> None:
-    """Repair row ids and blocks of features with sound metadata."""
+    """Repair row ids and blocks of features whose metadata are sound."""
     group, features = store.features.open(item), store.features
     key, ref = group.key, LayerRef.parse(group.key.ref)
     dataset = store.datasets.load_samples(key.dataset_digest)
@@ -132,10 +131,10 @@ def _repair_features(
     if backbone.prefix_digest(ref.layer) != key.prefix_digest:
         raise ExtractionError(
             f"{backbone.name} is no longer the model of the extraction",
-            remedy="restore its former weights",
+            remedy="restore the weights of the extraction",
         )
-    # As a boundary: the state of the data set that is current stays so.
-    request = Request(backbone, (), str(group.dtype), "auto", (ref,))
+    # As a boundary, so that the current state of the data set stays current.
+    request = Request(backbone, (), str(group.dtype), "auto", boundaries=(ref,))
 
     def write(*blocks: int) -> None:
         damaged = changed(request, damaged=frozenset(blocks))
@@ -144,7 +143,7 @@ def _repair_features(
     try:
         write(*blocks)
     except SourceChangedError:
-        for block in blocks:  # An image that is gone or changed keeps only its own block damaged.
+        for block in blocks:  # Only the block of a missing or changed image stays damaged.
             with suppress(SourceChangedError):
                 write(block)
         raise

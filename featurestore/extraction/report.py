@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class LayerReport:
     """The result for one layer ref: the fields of ``featurestore extract --json``.
 
-    ``bytes`` are those on disk, compressed. Rows were computed by this call, copied from other
-    arrays of the same prefix digest and reduction, derived from the stored layer ``derived_from``,
-    or stored before.
+    ``bytes`` are on disk, compressed. This call computed rows, copied them from other arrays of the
+    same prefix digest and reduction, or derived them from the stored layer ``derived_from``; the
+    reused rows were in this array before.
     """
 
     key: str
@@ -38,7 +38,7 @@ class LayerReport:
 
     @classmethod
     def of(cls, state: GroupState, stats: RunStats) -> LayerReport:
-        """Return the report of a layer, complete now, of which a call may have written rows."""
+        """Return the report of a layer that is complete now."""
         group, ref = state.group, state.group.key.ref
         computed, copied, derived = stats.computed[ref], stats.copied[ref], stats.derived[ref]
         return cls(
@@ -47,7 +47,7 @@ class LayerReport:
             dtype=str(group.dtype),
             bytes=state.bytes,
             rows_computed=computed,
-            # Rows that another process removed were computed twice.
+            # Not negative: rows that another process removed were computed twice.
             rows_reused=max(0, group.shape[0] - computed - copied - derived),
             rows_copied=copied,
             rows_derived=derived,
@@ -88,7 +88,7 @@ class Extraction(dict[str, Features]):
         text = str(ref)
         if text != ref and text in self:  # a LayerRef
             return self[text]
-        raise NotFoundError(f"layer {text!r} was not extracted; {nearest(text, self)}")
+        raise NotFoundError(f"layer {text!r} was not extracted", remedy=nearest(text, self))
 
     def __repr__(self) -> str:
         reports = self.reports.values()

@@ -16,7 +16,9 @@ from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.extraction.events import (
     ExtractionFinished,
     ExtractionStarted,
+    Float16Replaced,
     Float32Chosen,
+    Float32Reused,
     WaitingForOthers,
 )
 from featurestore.extraction.executor import Executor
@@ -60,7 +62,7 @@ def extract(
     cluster: ClusterLike = None,
     on_event: OnEvent | None = None,
 ) -> Extraction:
-    """Compute the features of every sample at every given layer in one pass; reuse stored ones.
+    """Compute the features of every sample at several layers in one pass; reuse stored ones.
 
     Each block is committed once it is full, so that an interrupted extraction resumes at the block,
     and memory does not grow with the data set.
@@ -75,32 +77,31 @@ def extract(
     layers : str or LayerRef, or several
         Layer refs such as ``"block4_pool"`` or ``"block5_pool:avg"``.
     store : FeatureStore, path or URL, optional
-        Where the features are stored; made if there is none at that place. By default
-        FEATURESTORE_STORE, else ``./store``.
+        Where the features are stored; created if it does not exist. By default FEATURESTORE_STORE,
+        else ``./store``.
     boundaries : sequence of str
-        Layer refs that only fine-tuning reads: these boundary arrays are marked, so that ``rank``
-        and ``sweep`` leave them out, and ``gc --boundaries`` removes them. Arrays that
-        are stored as ordinary features stay unmarked.
+        Layer refs that only fine-tuning reads. Their arrays are marked as boundary arrays, which
+        ``rank`` and ``sweep`` leave out and ``gc --boundaries`` removes. Arrays that are stored as
+        ordinary features stay unmarked.
     dtype : {"auto", "float16", "float32"}
         Stored type. By default float16, and float32 for a layer whose activations float16 cannot
-        hold: if that shows late, the layer is computed again. Features of either type that are
-        stored are taken as they are. Stored float32 features are reused for float16 requests;
-        for a float32 request, stored float16 features are computed again and replaced once the new
-        ones are complete.
+        hold: if that shows late, the layer is computed again. Stored features of either type are
+        reused for "auto", and stored float32 features for "float16". For "float32", stored float16
+        features are computed again, and replaced once the new ones are complete.
     batch_size : int or "auto"
         Samples in a forward batch; not part of the key. By default 32, fewer if memory is short,
         and more for a large data set if a short measurement shows that it is faster. If memory runs
         out, batches are halved.
     replace : bool
-        After the extraction, remove former arrays of these layers: those whose samples no data set
-        has now, and whose rows are all in the new arrays. Heads that were fitted on them stay.
+        After the extraction, remove the former arrays of these layers: those whose rows the new
+        arrays have, and whose samples no data set has now. Heads that were fitted on them stay.
     max_bytes : int or str, optional
         A cap such as ``"20GB"``: if more is to be written, before compression, nothing is computed,
-        and the error has the bytes of each layer.
+        and the error lists the bytes by layer.
     cluster : int, str or distributed.Client, optional
-        Number of processes on this machine that share the work, or a Dask cluster whose workers
-        do: the address of its scheduler, a client, or a cluster object. They write to the store
-        themselves. Processes import the main module again, so a script needs
+        Who shares the work: a number of processes on this machine, or the workers of a Dask
+        cluster, as the address of its scheduler, a client, or a cluster object. They write to the
+        store themselves. Processes import the main module again, so a script needs
         ``if __name__ == "__main__":`` around the call.
     on_event : callable, optional
         Receives an :data:`ExtractionEvent` at the start, after each batch, and at the end.
@@ -134,17 +135,17 @@ def extract(
     """
     started = time.perf_counter()
     request = Request.of(backbone, layers, dtype, batch_size, boundaries, max_bytes)
-    with Cluster.of(cluster) as where:
-        where.reach(on_event)
+    with Cluster.of(cluster) as workers:
+        workers.reach(on_event)
         store = FeatureStore.for_data(data, store)
         if replace:
-            # They raise now, not after the extraction.
+            # Damage raises before the extraction, not after it.
             store.datasets.references(), store.heads.references()
         dataset = store.datasets.open(data, on_event=on_event)
-        if where:
+        if workers:
             require_files(dataset)
         stats = RunStats()
-        states = store_features(request, dataset, store, stats, where, on_event)
+        states = store_features(request, dataset, store, stats, workers, on_event)
         # The locks are released: this extraction itself may have used the former arrays.
         keys = [state.group.key for state in states.values()]
         freed = store.replace(keys) if replace else []
@@ -163,9 +164,9 @@ def store_features(
 ) -> dict[str, GroupState]:
     """Plan, and write what is missing, until nothing is; return what is stored by layer ref.
 
-    One process at a time writes an array; the others wait for it, and reuse its rows. A plan is
-    made again only after something has been written, or was found to be different from the plan:
-    a layer does not fit float16, or rows to copy are damaged.
+    One process at a time writes an array; the others wait for it, and reuse its rows. Planning is
+    repeated only after something was written, or if the plan cannot be carried out: a layer does
+    not fit float16, or rows to copy are damaged.
     """
     emit = receiver(on_event)
     while True:
@@ -173,10 +174,13 @@ def store_features(
         with store.features.lock(request.keys(dataset).values(), shared=True):
             plan = request.plan(dataset, store)
             states = [layer.state for layer in plan.layers if layer.state and not layer.missing]
-            # Float32 features that are complete; the float16 ones are still those that are read.
+            # Complete float32 features that have not replaced the float16 ones yet.
             waiting = [state.group for state in states if state.is_replacement]
             if not plan.missing and not waiting:
                 _record(dataset, store, current=bool(request.refs))
+                for layer in plan.layers:
+                    if request.dtype == "float16" and layer.dtype == "float32":
+                        emit(Float32Reused(str(layer.ref)))
                 return _complete(plan, request, store)
         keys = [layer.key for layer in plan.missing] or [group.key for group in waiting]
         with store.features.lock_work(keys, wait=False) as alone:
@@ -196,16 +200,18 @@ def store_features(
                     emit(Float32Chosen(error.ref, error.reason))
             elif alone:
                 for group in waiting:
-                    take_over(group, store, on_event)
+                    replaced = take_over(group, store, on_event)
+                    if replaced and request.dtype == "float32":  # "auto" has given its reason.
+                        emit(Float16Replaced(group.key.ref))
         if not alone:
             emit(WaitingForOthers(tuple(key.ref for key in keys)))
-            for key in keys:  # One at a time: nobody waits for a process that only waits.
+            for key in keys:  # One at a time: no process waits for one that only waits.
                 with store.features.lock_work([key], shared=True):
                     pass
 
 
 def _complete(plan: ExtractionPlan, request: Request, store: FeatureStore) -> dict[str, GroupState]:
-    """Return what is stored of a plan that has nothing to do, by layer ref."""
+    """Return the states of a plan's layers, which are complete, by layer ref."""
     states = {str(layer.ref): layer.state for layer in plan.layers if layer.state is not None}
     for layer in plan.layers:
         if layer.ref in request.refs and states[str(layer.ref)].group.is_boundary:
@@ -223,7 +229,7 @@ def _write(
     cluster: Cluster,
     on_event: OnEvent | None,
 ) -> None:
-    """Write the missing blocks of a plan, whose arrays no other process writes."""
+    """Write the missing blocks of a plan. No other process writes its arrays now."""
     emit, backbone = receiver(on_event), request.backbone
     sources = [source for layer in plan.layers for source in (layer.copies, layer.derived)]
     in_use = {key for source in sources if source for key in source.keys}
@@ -255,7 +261,7 @@ def _write(
 
 
 def _record(dataset: Dataset, store: FeatureStore, *, current: bool) -> None:
-    """Store a manifest; fine-tuning may read a former state, which then stays a former one."""
+    """Store a manifest; one that is not current stays so: fine-tuning may read a former state."""
     if current:
         store.datasets.add(dataset)
     else:
@@ -304,11 +310,11 @@ def _open(
 
 
 def extract_command(dataset: Dataset, backbone: Backbone, ref: str) -> str:
-    """Return the command that extracts these features, or the Python call if none does."""
+    """Return the command that extracts features, or the Python call if no command does."""
     spec = backbone.spec
     height, width = backbone.input_size
-    only_here = dataset.samples.path(0) is None or spec["source"] == "model"
-    if only_here or height != width:
+    in_memory = dataset.samples.path(0) is None or spec["source"] == "model"
+    if in_memory or height != width:
         return f"featurestore.extract(dataset, backbone, [{ref!r}], store)"
     words = ["featurestore", "extract", dataset.name]
     words += ["--model", spec.get("path") or backbone.name, "--layer", ref]

@@ -1,8 +1,7 @@
 """Share an extraction among the workers of a Dask cluster: a task is a range of rows.
 
 A worker opens the store and the images itself, plans as the caller did, and writes the blocks of
-its rows. A block that exists is done, so that the store shows what is left, whatever happens to a
-worker: Dask gives the rows of one that died to another.
+its rows. If it dies, Dask gives its rows to another worker, which skips the blocks that exist.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import (
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from featurestore.backbone.forward import CompiledModel
     from featurestore.dataset import Dataset
 
-# Libraries that a worker needs in the same version as the caller.
-ALIKE = ("featurestore", "keras", "tensorflow")
+# Libraries of which a worker needs the same version as the caller.
+SAME_VERSION = ("featurestore", "keras", "tensorflow")
 _SAME_PLACES = "a worker needs the images, the model file and the store at the same paths or URLs"
 _RESUME = "run the same command again: it resumes"
-# How long a network file system may take to show a new file.
-SEEN_SECONDS = 60.0
-# A thread waits so many seconds for its turn; then Dask may give its task to another worker.
+# Time in which a network file system shows a new file.
+VISIBLE_SECONDS = 60.0
+# A thread waits this long for its turn; then Dask may give its task to another worker.
 TURN_SECONDS = 1.0
 
 # One task computes at a time in a process, on all of its cores.
@@ -66,7 +66,7 @@ class Job:
     Attributes
     ----------
     token : str
-        New each time that a job is sent: what is stored changes in between.
+        New each time that a job is sent: the arrays are created in between.
     versions : dict of str to str
         Those of the caller.
     store : str
@@ -88,12 +88,12 @@ class Job:
 
 
 def require_files(dataset: Dataset) -> None:
-    """Raise DatasetError for images that only this process has."""
+    """Raise DatasetError for images in the memory of this process."""
     if dataset.images_in_memory is not None:
         raise DatasetError(
-            f"data set {dataset.name!r} is of arrays in memory, which the workers of a cluster "
-            "cannot read",
-            remedy="save the images as files, or extract in this process",
+            f"the images of data set {dataset.name!r} are arrays in memory",
+            "files, which the workers of a cluster can read",
+            "save the images as files, or extract in this process",
         )
 
 
@@ -112,8 +112,8 @@ class SharedRun:
     Raises
     ------
     ExtractionError
-        In each method: if the scheduler is lost, workers die again and again, or they write to
-        another place. Also the errors of `Executor`.
+        In each method: if the scheduler is lost or cannot load featurestore, workers die again and
+        again, or they write to another place. Also the errors of `Executor`.
     """
 
     def __init__(
@@ -128,21 +128,23 @@ class SharedRun:
         self._name = request.backbone.name
         self._job = Job(
             "",
-            {name: versions().get(name, "none") for name in ALIKE},
+            {name: versions().get(name, "none") for name in SAME_VERSION},
             store.location,
             (dataset.name, dataset.manifest_digest),
             pickle.dumps(request.backbone.packed()),
             replace(request, backbone=None),  # type: ignore[arg-type]
         )
+        with _explained():
+            if self._client.run_on_scheduler(find_spec, "featurestore") is None:
+                raise ModuleNotFoundError("No module named 'featurestore'")
 
     def choose(self) -> tuple[str | None, int]:
         """Let a worker choose engine and batch size; waits for a worker."""
         workers = len(self._client.nthreads())
         receiver(self._on_event)(WorkersPreparing(self._name, workers))
         with _explained():
-            chosen: tuple[str | None, int] = self._client.submit(
-                choose, job=self._sent(self._job), pure=False
-            ).result()
+            task = self._client.submit(choose, job=self._sent(self._job), pure=False)
+            chosen: tuple[str | None, int] = task.result()
         return chosen
 
     def write(
@@ -154,15 +156,13 @@ class SharedRun:
         progress = Progress(plan, stats, receiver(self._on_event))
         request = replace(self._job.request, batch_size=plan.batch_size)
         job, ranges = self._sent(replace(self._job, request=request)), plan.ranges()
-        futures = self._client.map(
-            write_rows, [(rows.start, rows.stop) for rows in ranges], job=job, pure=False
-        )
-        rows_of = dict(zip(futures, ranges, strict=True))
+        tasks = self._client.map(write_rows, ranges, job=job, pure=False)
+        rows_of = dict(zip(tasks, ranges, strict=True))
         try:
             with _explained():
-                for future in as_completed(futures, loop=self._client.loop):
-                    future.result()
-                    rows = rows_of.pop(future)
+                for task in as_completed(tasks, loop=self._client.loop):
+                    task.result()
+                    rows = rows_of.pop(task)
                     progress.computed(plan.is_computed[rows.start : rows.stop].sum().item())
                     for number, blocks in plan.blocks(rows).items():
                         for block in blocks:
@@ -174,7 +174,7 @@ class SharedRun:
         self._require_blocks(plan, groups)
 
     def _sent(self, job: Job) -> Any:
-        """Send a job once; if the worker that has it dies, it is sent again."""
+        """Send a job once, as a task: if the worker that has it dies, it is sent again."""
         job = replace(job, token=uuid.uuid4().hex)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph")
@@ -182,12 +182,12 @@ class SharedRun:
 
     def _require_blocks(self, plan: ExtractionPlan, groups: Mapping[str, FeatureGroup]) -> None:
         """Raise ExtractionError if blocks that workers wrote are not in this store."""
-        until = time.monotonic() + SEEN_SECONDS
+        until = time.monotonic() + VISIBLE_SECONDS
         while any(groups[str(layer.ref)].missing() for layer in plan.layers):
             if time.monotonic() > until:
                 raise ExtractionError(
-                    f"blocks that workers wrote are not in {self._store.location}: another folder "
-                    "has this path there",
+                    f"workers wrote blocks that are not in {self._store.location}: on their "
+                    "machine, this path is another folder",
                     remedy=_SAME_PLACES,
                 )
             time.sleep(1.0)
@@ -206,7 +206,7 @@ def _explained() -> Iterator[None]:
         raise
     except CancelledError as error:
         raise ExtractionError(
-            "the connection to the Dask scheduler was lost, and what is stored is kept",
+            "the connection to the Dask scheduler was lost; what is stored is kept",
             remedy=f"start the scheduler again, and {_RESUME}",
         ) from error
     except KilledWorker as error:
@@ -214,13 +214,11 @@ def _explained() -> Iterator[None]:
             "several workers died at the same images, perhaps for lack of memory",
             remedy=f"give a smaller --batch-size or fewer workers on a machine, and {_RESUME}",
         ) from error
-    except Exception as error:
-        if isinstance(error, ImportError) or "deserializ" in str(error):
-            raise ExtractionError(
-                f"a worker or the scheduler cannot load featurestore: {one_line(error)}",
-                remedy=f"install the same there, and {_RESUME}",
-            ) from error
-        raise
+    except ImportError as error:
+        raise ExtractionError(
+            f"a worker or the scheduler cannot load featurestore: {one_line(error)}",
+            remedy=f"install the same version there, and {_RESUME}",
+        ) from error
 
 
 # On a worker
@@ -230,32 +228,26 @@ def choose(job: bytes) -> tuple[str | None, int]:
     """Choose engine and batch size for a job, on a worker."""
     with _in_turn():
         opened = _opened(job)
-        refs = opened.plan.refs_computed
-        compiled = _compiled(opened.job.backbone, tuple(map(str, refs))) if refs else None
+        compiled = opened.compiled()
         size = batch_size(
             opened.plan, opened.dataset, opened.backbone, opened.job.request.batch_size, compiled
         )
         return compiled.engine if compiled else None, size
 
 
-def write_rows(rows: tuple[int, int], job: bytes) -> None:
+def write_rows(rows: range, job: bytes) -> None:
     """Write the blocks of a job that begin in a range of rows, on a worker."""
     with _in_turn():
         opened = _opened(job)
-        layers = opened.plan.layers
-        groups = {
-            str(layer.ref): opened.store.features.get(layer.key, layer.dtype) for layer in layers
-        }
-        refs = opened.plan.refs_computed
-        compiled = _compiled(opened.job.backbone, tuple(map(str, refs))) if refs else None
-        work = opened.plan, opened.dataset, opened.backbone, groups, compiled
-        with opened.store.features.lock([layer.key for layer in layers], shared=True):
-            Executor(*work).run(range(*rows))
+        plan, shelf = opened.plan, opened.store.features
+        groups = {str(layer.ref): shelf.get(layer.key, layer.dtype) for layer in plan.layers}
+        with shelf.lock([layer.key for layer in plan.layers], shared=True):
+            Executor(plan, opened.dataset, opened.backbone, groups, opened.compiled()).run(rows)
 
 
 @contextmanager
 def _in_turn() -> Iterator[None]:
-    """Wait for the turn of this task; name this worker in errors, send warnings to the caller."""
+    """Wait for the turn of this task; name the worker in errors, send warnings to the caller."""
     from distributed import Reschedule, get_worker, warn
 
     if not _turn.acquire(timeout=TURN_SECONDS):
@@ -286,8 +278,13 @@ class _Opened:
     backbone: Backbone
     plan: ExtractionPlan
 
+    def compiled(self) -> CompiledModel | None:
+        """Return the model up to the layers that are computed; None if no row is computed."""
+        refs = tuple(map(str, self.plan.refs_computed))
+        return _compiled(self.job.backbone, refs) if refs else None
 
-# Two, because two commands may use a cluster at the same time.
+
+# Two, because two commands can use a cluster at the same time.
 @lru_cache(maxsize=2)
 def _opened(job: bytes) -> _Opened:
     """Open the store and the data set of a job, build its backbone, and plan."""
@@ -299,8 +296,8 @@ def _opened(job: bytes) -> _Opened:
         if here.get(name, "none") != version:
             raise ExtractionError(
                 f"it has {name} {here.get(name, 'none')}",
-                f"{name} {version} as the caller",
-                "install the same there",
+                f"{name} {version}, which the caller has",
+                "install the same version there",
             )
     _use_cores(get_worker().state.nthreads)
     store = FeatureStore(opened.store)
@@ -324,7 +321,7 @@ def _compiled(packed: bytes, refs: tuple[str, ...]) -> CompiledModel:
 
 
 def _use_cores(threads: int) -> None:
-    """Use as many cores as a worker has threads, and only the first GPU, as dask-cuda expects."""
+    """Use as many cores as the worker has threads, and only its first GPU, as dask-cuda expects."""
     load_tensorflow()
     import tensorflow as tf
 

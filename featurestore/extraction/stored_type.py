@@ -1,4 +1,4 @@
-"""The stored type: rounding to float16, and what it cannot hold, so that "auto" is float32."""
+"""The stored type: rounding to float16, what it cannot hold, and its replacement by float32."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from featurestore.store.variants import part_of
 _LARGEST = float(np.finfo("float16").max)
 # Below it, float16 has fewer than 11 bits of precision.
 _TINY = float(np.finfo("float16").tiny)
-# How often to look whether other processes are done with features that are replaced.
+# Interval of checks whether another process still uses the float16 features.
 _POLL_SECONDS = 0.2
 
 
 class Float16Error(ActivationError):
-    """Activations of a layer that float16 cannot hold, though float32 can.
+    """Activations of a layer that float32 can hold, and float16 cannot.
 
     Parameters
     ----------
     ref : str
         The layer ref.
     reason : str
-        What float16 cannot hold, as `beyond_float16` says.
+        The text of `beyond_float16`.
     """
 
     def __init__(self, ref: str, reason: str) -> None:
@@ -41,7 +41,7 @@ class Float16Error(ActivationError):
 
 
 def beyond_float16(peak: float) -> str | None:
-    """Say what float16 cannot hold of values whose largest magnitude is given; None if it can.
+    """Return what float16 cannot hold of values with this largest magnitude; None if it can.
 
     Examples
     --------
@@ -72,21 +72,21 @@ def cast(activations: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def recorded_reason(group: FeatureGroup) -> str | None:
-    """Return what float16 could not hold when features were extracted as float32, if anything."""
+    """Return why "auto" extracted features as float32; None if it did not."""
     reason = part_of(group.provenance, "dtype").get("float32_reason")
     return reason if isinstance(reason, str) else None
 
 
-def take_over(group: FeatureGroup, store: FeatureStore, on_event: OnEvent | None) -> None:
-    """Let float32 features take over, once they are whole and no process uses the float16 ones.
+def take_over(group: FeatureGroup, store: FeatureStore, on_event: OnEvent | None) -> bool:
+    """Let complete float32 features replace float16 ones, once no process uses these.
 
-    Damaged blocks are removed first: if there are any, nothing takes over.
+    Damaged blocks are removed first: if there are any, nothing is replaced. Returns whether it was.
     """
     damaged = damaged_blocks(group)
     for block in damaged:
         group.features.remove(block)
     if damaged:
-        return
+        return False
     store.features.fsync(group.key)
     waiting = False
     while not store.features.take_over(group.key):
@@ -94,3 +94,4 @@ def take_over(group: FeatureGroup, store: FeatureStore, on_event: OnEvent | None
             waiting = True
             receiver(on_event)(WaitingForOthers((group.key.ref,)))
         time.sleep(_POLL_SECONDS)
+    return True

@@ -17,12 +17,13 @@ from featurestore.store import FeatureGroup
 
 @dataclass
 class RunStats:
-    """Rows that a call wrote, by layer ref, and how it got them."""
+    """Numbers of rows that a call computed, copied and derived, by layer ref."""
 
     computed: Counter[str] = field(default_factory=Counter)
     copied: Counter[str] = field(default_factory=Counter)
     derived: Counter[str] = field(default_factory=Counter)
-    sources: dict[str, str] = field(default_factory=dict)  # what rows were derived from
+    # The layers that rows were derived from.
+    sources: dict[str, str] = field(default_factory=dict)
 
     def count(self, layer: LayerPlan, block: int) -> None:
         """Add the rows of a block."""
@@ -53,7 +54,7 @@ class BlockWriter:
     blocks : iterable of int
         Numbers of the blocks to write, ascending.
     pool : ThreadPoolExecutor
-        Where blocks are compressed and written.
+        Compresses and writes blocks.
     on_block : callable
         Receives the layer and the number of each block that is full.
     """
@@ -73,22 +74,22 @@ class BlockWriter:
         self._writing: Future[None] | None = None
 
     def add(self, rows: np.ndarray, activations: np.ndarray) -> None:
-        """Take activations (row, …) float32 of rows, ascending and above those before."""
+        """Add activations of rows, float32 (row, …); row numbers ascend, from call to call too."""
         while self._blocks:
             span = self._layer.span(self._blocks[0])
             if span.start > rows[-1]:
                 return
             first, last = np.searchsorted(rows, (span.start, span.stop))
             places = rows[first:last]
-            mine = self._layer.is_computed[places]
-            if mine.any():
-                self._fill(places[mine], activations[first:last][mine])
+            computed = self._layer.is_computed[places]
+            if computed.any():
+                self._fill(places[computed], activations[first:last][computed])
             if span.stop > rows[-1] + 1:
                 return
             self._commit()
 
     def finish(self) -> None:
-        """Write the blocks that are left, which need no further activations."""
+        """Write the remaining blocks, which need no further activations."""
         while self._blocks:
             self._commit()
         if self._writing is not None:
@@ -124,7 +125,7 @@ class BlockWriter:
             # Copied: they were checked when they were first stored.
             self._peak = max(self._peak, float(np.finfo(np.float16).tiny))
             return values
-        # One pass decides for nearly all batches: NaN and infinity make the extremes not finite.
+        # NaN and infinity show in the extremes, so that most batches are read once.
         low, high = float(values.min()), float(values.max())
         largest = max(-low, high)
         self._peak = max(self._peak, largest)
@@ -133,8 +134,8 @@ class BlockWriter:
             broken = int(np.count_nonzero(~np.isfinite(values)))
             if broken:
                 raise ActivationError(
-                    f"layer {self._ref!r} gave {broken} activations that are NaN or infinite; the "
-                    "backbone's weights or its scaling are wrong, see `featurestore layers`"
+                    f"layer {self._ref!r} gave {broken} activations that are NaN or infinite",
+                    remedy="check the backbone's weights and scaling, see `featurestore layers`",
                 )
             raise Float16Error(self._ref, str(beyond_float16(float(np.abs(values).max()))))
         return cast(values, self._layer.dtype)

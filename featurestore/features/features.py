@@ -217,7 +217,7 @@ class Features:
         """
         self._check_row_ids()
         if order not in get_args(Order):
-            raise InputError(f"no order {order!r}: {nearest(order, get_args(Order))}")
+            raise InputError(f"no order {order!r}; {nearest(order, get_args(Order))}")
         every = order == "input" and split is None and labelled is None
         rows = self.dataset.rows(split, labelled=False if every else labelled)
         if self.blocks is not None:

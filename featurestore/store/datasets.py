@@ -59,7 +59,7 @@ class DatasetShelf(DocumentShelf[DatasetEntry]):
 
     def _unknown(self, text: str, *data: str) -> NotFoundError:
         return NotFoundError(
-            f"no data set {text!r} in {self.location}, {nearest(text, self.keys())}",
+            f"no data set {text!r} in {self.location}; {nearest(text, self.keys())}",
             remedy=f"add it with `{shlex.join(['featurestore', 'scan', *data])}`",
         )
 

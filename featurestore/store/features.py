@@ -231,7 +231,7 @@ class FeatureShelf(Shelf[FeatureKey, FeatureGroup]):
     def not_found(self, name: str) -> NotFoundError:
         """Return the error for features that are not stored, by their key or a part of one."""
         return NotFoundError(
-            f"no features {name!r} in {self.location}, "
+            f"no features {name!r} in {self.location}; "
             f"{nearest(name, map(self.name, self.paths()))}",
             remedy="list them with `featurestore ls`",
         )

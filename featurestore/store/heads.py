@@ -100,7 +100,7 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         """Return the error for a head that is not stored, by its name."""
         head_id = name.partition("/")[2]
         return NotFoundError(
-            f"no head {head_id!r} in {self.location}, {nearest(head_id, self.keys())}",
+            f"no head {head_id!r} in {self.location}; {nearest(head_id, self.keys())}",
             remedy="list them with `featurestore heads`",
         )
 
@@ -145,7 +145,7 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         """
         listing = self.get(key)["files"]
         if name not in listing:
-            raise NotFoundError(f"head {key!r} has no file {name!r}, {nearest(name, listing)}")
+            raise NotFoundError(f"head {key!r} has no file {name!r}; {nearest(name, listing)}")
         file = listing[name]
         path = self.file_path(key, name, file["digest"])
         try:

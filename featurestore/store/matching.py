@@ -37,7 +37,7 @@ def find(store: FeatureStore, text: str) -> Item:
             f"{text!r} matches {len(hits)} things: {shown}", remedy="give one of these"
         )
     raise NotFoundError(
-        f"no data set, head or features {text!r} in {store.location}, "
+        f"no data set, head or features {text!r} in {store.location}; "
         f"{nearest(text, [_names(item)[-1] for item in items])}",
         remedy="list them with `featurestore ls` and `featurestore heads`",
     )

@@ -73,7 +73,7 @@ def _near(location: str) -> str:
     if "://" in folder or not os.path.isdir(folder):
         return ""
     stores = [entry for entry in os.listdir(folder) if os.path.isfile(f"{folder}/{entry}/{ROOT}")]
-    return f", {nearest(name, sorted(stores))}" if stores else ""
+    return f"; {nearest(name, sorted(stores))}" if stores else ""
 
 
 def _refuse_foreign(files: Files, folders: Sequence[str]) -> None:

@@ -55,13 +55,13 @@ def test_many_problems_of_a_kind_are_one_line_until_all_are_asked_for(place: Pla
     for number in range(15):
         (place.photos / "red" / f"{number}.txt").write_text("no image")
 
-    few, ignored = featurestore("scan", "photos", "--name", "my photos").err.splitlines()
+    few_rows, ignored = featurestore("scan", "photos", "--name", "my photos").err.splitlines()
     every = featurestore("scan", "my photos", "--problems").err.splitlines()
     report = featurestore("scan", "my photos", "--json").json
 
     elsewhere = featurestore("scan", "photos", "--store", "my store").err.splitlines()[-1]
     assert elsewhere.endswith("; all: `featurestore scan photos --problems --store 'my store'`")
-    assert few.startswith("few-rows: ")
+    assert few_rows.startswith("few-rows: ")
     assert ignored.startswith("ignored: 15, such as '")
     assert ignored.endswith("; all: `featurestore scan 'my photos' --problems`")
     assert len(every) == 16
@@ -219,9 +219,24 @@ def test_a_cap_on_bytes_names_the_bytes_of_each_layer(place: Place) -> None:
     assert "before compression: conv_a 147.5 kB, conv_b:avg 864 B; " in stopped.err
     assert "raise --max-bytes" in stopped.err
     assert planned.error == stopped.error
-    assert (wrong.status, wrong.err.count("\n")) == (1, 1)
-    assert "expected a size such as 20GB" in wrong.err
+    assert wrong.status == 2
+    assert "'--max-bytes': 'lots'; expected a size such as 20GB" in wrong.err
     assert featurestore("extract", "photos", *layers, "--max-bytes", "1MB").status == 0
+
+
+def test_a_line_says_what_becomes_of_stored_types(place: Place) -> None:
+    replaced = featurestore("extract", "photos", *EXTRACT, "--dtype", "float32")
+    reused = featurestore("extract", "photos", *EXTRACT, "--dtype", "float16")
+    heads = featurestore("heads", "--json").json
+
+    (line,) = [line for line in replaced.err.splitlines() if "float16" in line]
+    assert line == (
+        "extract: conv_b:avg: float32 replaced the stored float16; heads fitted on float16 stay "
+        "under their ids, and `featurestore train` fits new ones"
+    )
+    (line,) = [line for line in reused.err.splitlines() if "float16" in line]
+    assert line == "extract: conv_b:avg: float16 was requested, and the stored float32 is reused"
+    assert len(heads) == 2
 
 
 @pytest.mark.reliability
@@ -261,7 +276,7 @@ def test_unknown_names_are_found_before_the_scan(place: Place) -> None:
 
 
 def test_the_stored_types_are_those_of_the_library() -> None:
-    (choice,) = [each.type for each in extract_command.params if each.name == "dtype"]
+    (choice,) = [param.type for param in extract_command.params if param.name == "dtype"]
 
     assert isinstance(choice, click.Choice)
     assert tuple(choice.choices) == DTYPES
@@ -296,9 +311,9 @@ def test_a_table_may_lie_elsewhere_than_its_images(place: Place) -> None:
     Path("lists/some.csv").write_text("path\nred/00.png\nblue/00.png\n")
 
     assert "--root names another folder" in featurestore("scan", "lists/some.csv").error
-    found = featurestore("scan", "lists/some.csv", "--root", "photos", "--json").json
+    scanned = featurestore("scan", "lists/some.csv", "--root", "photos", "--json").json
 
-    assert found["rows"] == 2
+    assert scanned["rows"] == 2
 
 
 @pytest.mark.reliability
@@ -312,11 +327,11 @@ def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> N
 
     lost = featurestore("promote", head, "-o", "m.keras", *new).error
     featurestore("scan", "elsewhere", "--name", "mine", *new)
-    found = featurestore("promote", head, "-o", "m.keras", *new)
+    promoted = featurestore("promote", head, "-o", "m.keras", *new)
 
     assert lost.endswith("if it was moved: `featurestore scan NEW --name mine --store new`")
-    assert found.status == 0, found.err
-    assert f"{head} is stale" in found.err
+    assert promoted.status == 0, promoted.err
+    assert f"{head} is stale" in promoted.err
 
 
 def test_augment_records_a_data_set_with_views(place: Place) -> None:

@@ -86,21 +86,55 @@ def test_verify_finds_damage_and_repair_undoes_it(place: Place) -> None:
     assert "1 file damaged; `featurestore repair`" in shown.error
     assert report.status == 1
     assert report.json["checked"] == 1
-    (found,) = report.json["damaged"]
-    assert found["key"].startswith("tiny/conv_a-")
-    assert found["block"] == 0
-    assert "checksum" in found["reason"]
+    (damaged,) = report.json["damaged"]
+    assert damaged["key"].startswith("tiny/conv_a-")
+    assert damaged["block"] == 0
+    assert "checksum" in damaged["reason"]
 
-    assert found["rows"] == [0, 35]
-    assert found["path"].endswith("/features/c.0.0.0.0")
+    assert damaged["rows"] == [0, 35]
+    assert damaged["path"].endswith("/features/c.0.0.0.0")
 
     assert featurestore("repair", "conv_b", "--json").json == []
     (repaired,) = featurestore("repair", "--json").json
-    assert repaired == {**found, "needs": None}
+    assert repaired == {**damaged, "needs": None}
     assert featurestore("verify").out.startswith("2 feature arrays, 1 data set, ")
     features = {path: digest for path, digest in sound.items() if path.startswith("features/")}
     assert features.items() <= tree(place.store).items()
     assert featurestore("repair").out == "0 files repaired, 0 left\n"
+
+
+def test_a_table_of_repairs_has_no_advice_and_fits_a_terminal(place: Place) -> None:
+    damage(place)
+    next(place.store.glob("datasets/*/*.parquet")).write_bytes(b"")
+    next(place.store.glob("heads/knn-*/head.json")).write_text("{")
+
+    repaired = featurestore("repair")
+
+    assert repaired.status == 1
+    table = repaired.out.splitlines()[:4]
+    assert table[0].split() == ["key", "block", "rows", "now"]
+    assert sorted(line.split()[-1] for line in table[1:]) == ["damaged", "repaired", "repaired"]
+    assert max(map(len, table)) <= 100
+    (advice,) = [line for line in repaired.out.splitlines() if "fit it again" in line]
+    assert advice.startswith("heads/knn-")
+    assert repaired.out.endswith("2 files repaired, 1 left\n")
+
+
+def test_missing_blocks_are_named_with_their_command(place: Place) -> None:
+    next(place.store.glob("features/tiny@conv_b*/features/c.0*")).unlink()
+
+    verified = featurestore("verify")
+    report = featurestore("verify", "--json").json
+    repaired = featurestore("repair")
+
+    assert (verified.status, repaired.status) == (0, 0)
+    (row,) = report["incomplete"]
+    assert (row["blocks_missing"], row["blocks"]) == (1, 1)
+    line = f"{row['key']}: 1 of 1 block missing; `{row['command']}` computes what is missing"
+    assert row["command"].startswith("featurestore extract photos --model ")
+    assert verified.out.splitlines() == [line, "2 feature arrays, 1 data set, 2 heads checked"]
+    assert repaired.out.splitlines() == [line, "0 files repaired, 0 left"]
+    assert featurestore("verify", "conv_a", "--json").json["incomplete"] == []
 
 
 @pytest.fixture
@@ -174,8 +208,8 @@ def test_rm_lists_what_goes_and_removes_with_consent(place: Place) -> None:
 
 @pytest.mark.reliability
 def test_rm_of_features_keeps_heads_if_asked(place: Place) -> None:
-    asked = ["rm", "tiny/conv_b:avg", "--json"]
-    with_heads, alone = (featurestore(*asked, *more).json for more in ([], ["--keep-heads"]))
+    words = ["rm", "tiny/conv_b:avg", "--json"]
+    with_heads, alone = (featurestore(*words, *more).json for more in ([], ["--keep-heads"]))
     assert [item["kind"] for item in with_heads["items"]] == ["head", "head", "features"]
     assert [item["kind"] for item in alone["items"]] == ["features"]
 

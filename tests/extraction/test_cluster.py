@@ -57,7 +57,7 @@ def test_what_is_no_cluster_is_named(where: Any, dataset: Dataset, backbone: Bac
 
 def test_arrays_do_not_travel(backbone: Backbone) -> None:
     arrays = Dataset.from_arrays(np.zeros((2, 8, 8), np.uint8), name="arrays")
-    with pytest.raises(DatasetError, match=r"of arrays in memory.*save the images as files"):
+    with pytest.raises(DatasetError, match=r"are arrays in memory.*save the images as files"):
         extract(arrays, backbone, "gap", "memory://arrays", cluster=2)
 
 
@@ -79,10 +79,13 @@ def test_a_server_of_another_kind_is_no_scheduler(monkeypatch: pytest.MonkeyPatc
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with (
-            pytest.raises(InputError, match=r"no Dask scheduler at tcp.* what answers there is no"),
-            cluster.Cluster.of(f"tcp://127.0.0.1:{server.server_port}") as found,
+            pytest.raises(
+                InputError,
+                match=r"no Dask scheduler at tcp.* the server at this address is not a scheduler",
+            ),
+            cluster.Cluster.of(f"tcp://127.0.0.1:{server.server_port}") as server_of_another_kind,
         ):
-            found.reach()
+            server_of_another_kind.reach()
         server.shutdown()
 
 
@@ -114,9 +117,9 @@ class Processes:
                 *("--idle-timeout", "300s"),  # If the tests are killed, it ends, and its workers.
             )
             self.address = self._said(self.scheduler, "Scheduler at:")
-        self.workers = [each for each in self.workers if each.poll() is None]
-        for each in self.workers[workers:]:
-            self._kill(each)
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        for worker in self.workers[workers:]:
+            self._kill(worker)
         del self.workers[workers:]
         while len(self.workers) < workers:
             self.worker()
@@ -133,7 +136,7 @@ class Processes:
         with self.client() as client:
             until = time.monotonic() + STARTS_WITHIN
             while len(client.scheduler_info(n_workers=-1)["workers"]) != workers:
-                assert time.monotonic() < until, [each.poll() for each in self.workers]
+                assert time.monotonic() < until, [worker.poll() for worker in self.workers]
                 time.sleep(0.1)
 
     def client(self) -> Any:
@@ -142,8 +145,8 @@ class Processes:
         return Client(self.address, timeout=STARTS_WITHIN, set_as_default=False)
 
     def end(self) -> None:
-        for each in (*self.workers, *filter(None, [self.scheduler])):
-            self._kill(each)
+        for process in (*self.workers, *filter(None, [self.scheduler])):
+            self._kill(process)
         self.workers = []
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
@@ -181,14 +184,14 @@ def _path(*folders: Path) -> str:
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """One cluster; a test that runs alone, or in another order, starts what it needs."""
-    found = Processes(tmp_path_factory.mktemp("dask"))
-    yield found
-    found.end()
+    started = Processes(tmp_path_factory.mktemp("dask"))
+    yield started
+    started.end()
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that takes tens of milliseconds an image, and has few rows in a block."""
+    """A network that takes tens of milliseconds an image, and has 64 rows in a block."""
     keras.utils.set_random_seed(0)
     image = keras.Input((64, 64, 3))
     x = keras.layers.Rescaling(1 / 255.0)(image)
@@ -223,7 +226,7 @@ class Listener:
         self.events.append(event)
 
     def of(self, kind: type) -> list[Any]:
-        return [each for each in self.events if isinstance(each, kind)]
+        return [event for event in self.events if isinstance(event, kind)]
 
 
 def jobs() -> int:
@@ -244,21 +247,21 @@ def test_workers_that_join_late_give_the_features_of_one_process(
     address = processes.having(0)
     heard = Listener(lambda: [processes.worker(), processes.worker()], at=ClusterJoined)
     photos = Dataset.open(many)
-    found = extract(
+    extraction = extract(
         *(photos, slow, ["conv_2"], tmp_path / "store"),
         batch_size=4,
         cluster=address,
         on_event=heard,
     )
     alone = extract(photos, slow, ["conv_2"], tmp_path / "alone", batch_size=4)
-    for ref, features in found.items():
+    for ref, features in extraction.items():
         np.testing.assert_array_equal(features.group.read(), alone[ref].group.read())
-        assert found.reports[ref].rows_computed == len(photos)
+        assert extraction.reports[ref].rows_computed == len(photos)
         engine = features.group.provenance["engine"]
         assert engine == alone[ref].group.provenance["engine"] is not None
-    assert [each.workers for each in heard.events[:2]] == [0, 0]
+    assert [event.workers for event in heard.events[:2]] == [0, 0]
     assert heard.of(RowsComputed)[-1] == RowsComputed(len(photos), len(photos))
-    done = [each.done for each in heard.of(RowsComputed)]
+    done = [event.done for event in heard.of(RowsComputed)]
     assert done == sorted(done)
     assert len(heard.of(ExtractionFinished)) == 1
     worked = on_workers(processes, jobs)
@@ -273,20 +276,20 @@ def test_rows_are_copied_and_derived_there(
 ) -> None:
     """The backbone is a Python object, and each training image has a view."""
     store, where = tmp_path / "store", {"cluster": processes.having(2), "batch_size": 8}
-    few = Dataset.open(photos, name="few")
-    extract(few, backbone, ["pool_a"], store, batch_size=8)
+    first = Dataset.open(photos, name="few")
+    extract(first, backbone, ["pool_a"], store, batch_size=8)
     (tmp_path / "more").mkdir()
     for place in (photos / "a", many / "red"):
         (tmp_path / "more" / place.name).symlink_to(place)
     more = Dataset.open(tmp_path / "more", val=0.3)
     more = more.augmented([keras.layers.RandomFlip("horizontal")], views=1)
-    found = extract(more, backbone, ["pool_a"], store, **where)
-    report = found.reports["pool_a"]
+    extraction = extract(more, backbone, ["pool_a"], store, **where)
+    report = extraction.reports["pool_a"]
     assert (report.rows_copied, report.rows_computed) == (15, len(more) - 15)
     derived = extract(more, backbone, ["pool_a:avg"], store, **where)
     assert derived.reports["pool_a:avg"].rows_derived == len(more)
     alone = extract(more, backbone, ["pool_a", "pool_a:avg"], tmp_path / "alone", batch_size=8)
-    np.testing.assert_array_equal(found["pool_a"].group.read(), alone["pool_a"].group.read())
+    np.testing.assert_array_equal(extraction["pool_a"].group.read(), alone["pool_a"].group.read())
     np.testing.assert_allclose(
         derived["pool_a:avg"].group.read(), alone["pool_a:avg"].group.read(), rtol=2e-3
     )
@@ -301,9 +304,9 @@ def test_what_float16_cannot_hold_is_stored_as_float32(
     network = Backbone.open(loud, name="loud", scaling="none")
     heard = Listener()
     where = {"cluster": processes.having(2), "on_event": heard}
-    found = extract(photos, network, "loud", tmp_path / "store", **where)
-    assert found["loud"].group.dtype == np.float32
-    assert [each.layer for each in heard.of(Float32Chosen)] == ["loud"]
+    extraction = extract(photos, network, "loud", tmp_path / "store", **where)
+    assert extraction["loud"].group.dtype == np.float32
+    assert [event.layer for event in heard.of(Float32Chosen)] == ["loud"]
     with pytest.raises(Float16Error, match="--dtype float32"):
         extract(photos, network, "loud", tmp_path / "other", dtype="float16", **where)
 
@@ -328,7 +331,9 @@ def test_heads_are_fitted_there(
         heads = fit_heads(features, [Where(0.5), Where(1.0), Where(1.5)], save=False)
     theirs = {head.estimator.process_ for head in heads}
     assert theirs <= set(on_workers(processes, os.getpid).values())
-    assert [head.problems for head in heads] == [(f"shrunk to {each}",) for each in (0.5, 1.0, 1.5)]
+    assert [head.problems for head in heads] == [
+        (f"shrunk to {factor}",) for factor in (0.5, 1.0, 1.5)
+    ]
 
 
 @pytest.mark.reliability
@@ -336,15 +341,17 @@ def test_two_commands_use_one_cluster_at_the_same_time(
     processes: Processes, many: Path, backbone: Backbone, slow: Path, tmp_path: Path
 ) -> None:
     photos, address = Dataset.open(many), processes.having(2)
-    asked = [(slow, "conv_2"), (backbone, "pool_a")]
+    requests = [(slow, "conv_2"), (backbone, "pool_a")]
     with ThreadPoolExecutor() as pool:
         together = [
-            pool.submit(extract, photos, *each, tmp_path / "store", batch_size=8, cluster=address)
-            for each in asked
+            pool.submit(
+                extract, photos, *request, tmp_path / "store", batch_size=8, cluster=address
+            )
+            for request in requests
         ]
-    for each, (_, ref) in zip(together, asked, strict=True):
-        assert each.result().reports[ref].rows_computed == len(photos)
-        assert not each.result()[ref].group.missing()
+    for task, (_, ref) in zip(together, requests, strict=True):
+        assert task.result().reports[ref].rows_computed == len(photos)
+        assert not task.result()[ref].group.missing()
 
 
 @pytest.mark.reliability
@@ -377,15 +384,15 @@ def test_a_worker_that_is_killed_loses_nothing(
     photos, address = Dataset.open(many), processes.having(2)
     other = processes.workers[1]
     heard = Listener(other.kill)
-    found = extract(
+    extraction = extract(
         *(photos, slow, ["conv_2"], tmp_path / "store"),
         batch_size=4,
         cluster=address,
         on_event=heard,
     )
     assert other.wait() == -signal.SIGKILL
-    assert not found["conv_2"].group.missing()
-    assert found.reports["conv_2"].rows_computed == len(photos)
+    assert not extraction["conv_2"].group.missing()
+    assert extraction.reports["conv_2"].rows_computed == len(photos)
     assert heard.of(RowsComputed)[-1].done == len(photos)
 
 
@@ -408,12 +415,14 @@ def test_a_worker_that_outlives_its_client_damages_nothing(
         client.kill()
     heard = Listener(lambda: processes.workers[0].send_signal(signal.SIGCONT), WaitingForOthers)
     photos = Dataset.open(many)
-    found = extract(photos, slow, "conv_2", place, dtype="float32", on_event=heard)["conv_2"]
+    extraction = extract(photos, slow, "conv_2", place, dtype="float32", on_event=heard)["conv_2"]
     processes.workers[0].send_signal(signal.SIGCONT)
     while works(processes):
         time.sleep(0.1)
-    assert found.dtype == "float32"
-    assert not [each for item in found.store.items() for each in found.store.check(item)]
+    assert extraction.dtype == "float32"
+    assert not [
+        damage for item in extraction.store.items() for damage in extraction.store.check(item)
+    ]
 
 
 def works(processes: Processes) -> bool:
@@ -466,6 +475,31 @@ def test_a_worker_of_another_version_is_named(
                 )
     finally:
         processes.having(0)
+
+
+@pytest.mark.reliability
+def test_a_scheduler_without_featurestore_is_named(
+    processes: Processes, photos: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    address = processes.having(0)
+    with processes.client() as client:
+        client.run_on_scheduler(hide)
+        try:
+            with pytest.raises(
+                ExtractionError, match=r"cannot load featurestore.*install the same"
+            ):
+                extract(photos, backbone, "gap", tmp_path / "store", cluster=address)
+        finally:
+            client.run_on_scheduler(hide, False)
+
+
+def hide(hidden: bool = True) -> None:
+    """Let a process import featurestore no longer, or again."""
+    if hidden:
+        sys.modules["hidden"] = sys.modules["featurestore"]
+        sys.modules["featurestore"] = None  # type: ignore[assignment]
+    else:
+        sys.modules["featurestore"] = sys.modules.pop("hidden")
 
 
 @pytest.mark.reliability
@@ -522,7 +556,7 @@ def test_ctrl_c_ends_the_processes_of_this_machine(many: Path, slow: Path, tmp_p
     assert "cluster: waiting for 1 worker to build slow\n" in err
     assert last.startswith("interrupted; what is stored is kept, and this resumes: featurestore")
     assert "Traceback" not in err
-    mine = [each for each in psutil.process_iter() if runs_in(process.pid, each)]
+    mine = [other for other in psutil.process_iter() if runs_in(process.pid, other)]
     assert not psutil.wait_procs(mine, timeout=STARTS_WITHIN)[1]
 
 

@@ -16,7 +16,8 @@ from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, FeatureStoreWarning, InputError, UnknownLayerError
 from featurestore.extraction import doctor, measure
 from featurestore.extraction.cost import Stage
-from featurestore.extraction.doctor import Diagnosis, Speed, diagnose
+from featurestore.extraction.diagnosis import Diagnosis, Speed
+from featurestore.extraction.doctor import diagnose
 from featurestore.store import FeatureStore
 from featurestore.store.files import open_files
 from featurestore.table import Grid
@@ -233,9 +234,13 @@ def test_a_faster_precision_and_engine_are_named():
     )
 
 
-def test_what_is_not_installed_is_named():
+def test_why_an_engine_was_not_measured_is_in_the_table():
     speeds = [Speed("tensorflow", "float32", of_two(9)), Speed("openvino", "float32", reason="No")]
-    assert example(forward=9.0, speeds=speeds).advice[1] == "No."
+    grid = next(part for part in example(speeds=speeds).parts() if isinstance(part, Grid))
+    assert [row["how"] for row in grid.rows if "openvino" in row["stage"]] == ["No"]
+
+
+def test_a_gpu_that_tensorflow_does_not_use_is_named_first():
     unused = example(forward=9.0, unused_gpus=["NVIDIA L4"])
     assert "does not use the NVIDIA L4" in unused.advice[1]
 

@@ -113,7 +113,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A file in the place of /proc/meminfo; no container."""
     file = tmp_path / "meminfo"
     monkeypatch.setattr("featurestore.extraction.memory._MACHINE", file)
-    monkeypatch.setattr("featurestore.extraction.memory._MINE", tmp_path / "nowhere")
+    monkeypatch.setattr("featurestore.extraction.memory._OWN_GROUP", tmp_path / "nowhere")
     return file
 
 

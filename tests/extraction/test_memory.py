@@ -15,7 +15,7 @@ GB = 2**30
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with 64 GB, of which 32 are free, and no control group."""
     (tmp_path / "meminfo").write_text(f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**20} kB\n")
-    for name, file in {"_MACHINE": "meminfo", "_MINE": "mine", "_GROUPS": "groups"}.items():
+    for name, file in {"_MACHINE": "meminfo", "_OWN_GROUP": "mine", "_GROUPS": "groups"}.items():
         monkeypatch.setattr(f"featurestore.extraction.memory.{name}", tmp_path / file)
     return tmp_path
 

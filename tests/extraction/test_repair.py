@@ -48,17 +48,17 @@ def block_file(store, group):
     return Path(store.location, group.features.file(0))
 
 
-@pytest.mark.parametrize("damage", ["flipped", "empty"])
-def test_a_damaged_block_is_found_and_repaired(store, group, damage):
+@pytest.mark.parametrize("how", ["flipped", "empty"])
+def test_a_damaged_block_is_found_and_repaired(store, group, how):
     path = block_file(store, group)
     good = path.read_bytes()
-    path.write_bytes(bytes([good[0] ^ 1]) + good[1:] if damage == "flipped" else b"")
-    (found,) = verify(store)
-    assert (found.key, found.block) == (str(group.key), 0)
+    path.write_bytes(bytes([good[0] ^ 1]) + good[1:] if how == "flipped" else b"")
+    (damage,) = verify(store)
+    assert (damage.key, damage.block) == (str(group.key), 0)
     with pytest.raises(DamagedError, match="featurestore repair"):
         group.read()
     (done,) = repair(store, str(group.key))
-    assert (done.damage, done.needs) == (found, None)
+    assert (done.damage, done.needs) == (damage, None)
     assert path.read_bytes() == good
     assert verify(store) == repair(store) == []
 
@@ -72,12 +72,12 @@ def test_rows_that_were_derived_are_derived_again(kept, store, group):
     values, path = derived.read(), block_file(store, derived)
     good = path.read_bytes()
     path.write_bytes(b"")
-    assert [each.needs for each in repair(store)] == [None]
+    assert [result.needs for result in repair(store)] == [None]
     assert path.read_bytes() == good
 
     store.features.remove(group.key)
     path.write_bytes(b"")
-    assert [each.needs for each in repair(store)] == [None]
+    assert [result.needs for result in repair(store)] == [None]
     assert path.read_bytes() != good
     np.testing.assert_allclose(derived.read(), values, atol=1e-3)
 
@@ -87,13 +87,29 @@ def test_a_block_that_was_never_extracted_is_no_damage(store, group):
     assert verify(store) == repair(store, str(group.key)) == []
 
 
+def test_a_repair_computes_no_missing_block(dataset, tmp_path, monkeypatch):
+    in_small_blocks(monkeypatch, 8)
+    store, pixels = FeatureStore(tmp_path / "store", create=True), Backbone.open("pixels", 8)
+    group = extract(dataset, pixels, ["pixels"], store)["pixels"].group
+    good = group.read_block(1)
+    for block in (0, 3):
+        drop_block(group, block)
+    Path(store.location, group.features.file(1)).write_bytes(b"")
+    events = []
+    (done,) = repair(store, on_event=events.append)
+    assert (done.damage.block, done.needs) == (1, None)
+    assert (group.read_block(1) == good).all()
+    assert group.missing() == [0, 3]
+    assert events[-1].rows == 8
+
+
 def test_damaged_row_ids_are_restored(store, group):
     path = Path(store.location, group.sample.file(0))
     good = path.read_bytes()
     path.write_bytes(good[:-1])
-    (found,) = verify(store)
-    assert found.block is None
-    assert [each.needs for each in repair(store)] == [None]
+    (damage,) = verify(store)
+    assert damage.block is None
+    assert [result.needs for result in repair(store)] == [None]
     assert path.read_bytes() == good
 
 
@@ -101,7 +117,7 @@ def test_a_damaged_manifest_is_scanned_again(store):
     path = next(Path(store.location, "datasets").rglob("*.parquet"))
     good = path.read_bytes()
     path.write_bytes(b"")
-    assert [each.needs for each in repair(store)] == [None]
+    assert [result.needs for result in repair(store)] == [None]
     assert path.read_bytes() == good
 
 
@@ -121,7 +137,7 @@ def test_an_interrupted_repair_leaves_the_damage_for_the_next(store, group):
     with pytest.raises(KeyboardInterrupt):
         repair(store, on_event=stop_after(1))
     assert path.read_bytes() == b""
-    assert [each.needs for each in repair(store)] == [None]
+    assert [result.needs for result in repair(store)] == [None]
     assert path.read_bytes() == good
 
 
@@ -137,9 +153,9 @@ def test_a_missing_image_leaves_blocks_until_it_is_back(photos, tmp_path, monkey
         Path(store.location, group.features.file(block)).write_bytes(b"")
     image = Path(dataset.paths[0])
     away = image.rename(tmp_path / "away.png")
-    assert all(image.name in each.needs for each in repair(store))
+    assert all(image.name in result.needs for result in repair(store))
     away.rename(image)
-    assert not any(each.needs for each in repair(store))
+    assert not any(result.needs for result in repair(store))
     assert (group.read() == good).all()
 
 
@@ -169,9 +185,9 @@ def test_a_model_from_memory_must_be_passed(dataset, backbone, tmp_path):
 )
 def test_what_another_version_recorded(store, group, recorded, needs):
     for document in (f"{group.path}/zarr.json", f"{group.path}/features/zarr.json"):
-        found = read_json(store._files, document)
-        found["attributes"]["provenance"].update(recorded)
-        write_json(store._files, document, found)
+        content = read_json(store._files, document)
+        content["attributes"]["provenance"].update(recorded)
+        write_json(store._files, document, content)
     block_file(store, group).write_bytes(b"")
     (left,) = repair(store)
     assert left.needs is None if needs is None else needs in left.needs

@@ -10,7 +10,15 @@ import pytest
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import ActivationError, DatasetError
-from featurestore.extraction import ExtractionStarted, Float32Chosen, RowsComputed, extract, plan
+from featurestore.extraction import (
+    ExtractionStarted,
+    Float16Replaced,
+    Float32Chosen,
+    Float32Reused,
+    RowsComputed,
+    extract,
+    plan,
+)
 from featurestore.extraction.stored_type import cast
 from featurestore.features import Features
 from featurestore.store import FeatureStore
@@ -56,9 +64,9 @@ def images(count: int, white: bool = True) -> Dataset:
     return Dataset.from_arrays(X, name="arrays")
 
 
-def in_one(found, layer):
+def in_one(extraction, layer):
     """What is stored of a layer, its type, and how its rows came there."""
-    report = found.reports[layer]
+    report = extraction.reports[layer]
     rows = report.rows_computed, report.rows_copied, report.rows_reused
     return report.dtype, rows
 
@@ -70,20 +78,20 @@ def values(dataset, backbone, layer):
 
 def test_the_first_batch_decides_for_each_layer(arrays, backbone, store):
     events, layers = [], ["plain", "large", "end", "plain:avg"]
-    found = extract(arrays, backbone, layers, store, on_event=events.append)
-    assert in_one(found, "plain") == ("float16", (12, 0, 0))
-    assert in_one(found, "large") == ("float32", (12, 0, 0))
-    assert in_one(found, "plain:avg") == ("float16", (12, 0, 0))
-    assert [each for each in events if isinstance(each, Float32Chosen)] == [
+    extraction = extract(arrays, backbone, layers, store, on_event=events.append)
+    assert in_one(extraction, "plain") == ("float16", (12, 0, 0))
+    assert in_one(extraction, "large") == ("float32", (12, 0, 0))
+    assert in_one(extraction, "plain:avg") == ("float16", (12, 0, 0))
+    assert [event for event in events if isinstance(event, Float32Chosen)] == [
         Float32Chosen("large", FOUND),
         Float32Chosen("end", FOUND),
     ]
-    # One batch is computed again for each of the two layers.
-    assert [each.rows for each in events if isinstance(each, ExtractionStarted)] == [12, 12, 12]
+    # One batch is computed again for every one of the two layers.
+    assert [event.rows for event in events if isinstance(event, ExtractionStarted)] == [12, 12, 12]
     np.testing.assert_allclose(
-        found["large"].group.read(), values(arrays, backbone, "large"), rtol=1e-6
+        extraction["large"].group.read(), values(arrays, backbone, "large"), rtol=1e-6
     )
-    recorded = {layer: found[layer].group.provenance["dtype"] for layer in found}
+    recorded = {layer: extraction[layer].group.provenance["dtype"] for layer in extraction}
     assert recorded["large"] == {"requested": "auto", "float32_reason": FOUND}
     assert recorded["plain"] == {"requested": "auto"}
 
@@ -91,7 +99,7 @@ def test_the_first_batch_decides_for_each_layer(arrays, backbone, store):
     for dtype in ("auto", "float16", "float32"):
         again = extract(arrays, backbone, "large", store, dtype=dtype, on_event=events.append)
         assert in_one(again, "large") == ("float32", (0, 0, 12))
-    assert events == []
+    assert events == [Float32Reused("large")]  # Float16 was requested; the others are as stored.
     with pytest.raises(ActivationError, match=r"102000.*--dtype float32"):
         extract(arrays, backbone, "large:max", store, dtype="float16")
 
@@ -99,15 +107,15 @@ def test_the_first_batch_decides_for_each_layer(arrays, backbone, store):
 def test_a_late_block_computes_its_layer_again_and_no_other(arrays, backbone, store):
     events = []
     options = {"batch_size": 2, "on_event": events.append}
-    found = extract(arrays, backbone, ["large", "plain"], store, **options)
-    at = [type(each).__name__ for each in events].index("Float32Chosen")
+    extraction = extract(arrays, backbone, ["large", "plain"], store, **options)
+    at = [type(event).__name__ for event in events].index("Float32Chosen")
     assert events[at] == Float32Chosen("large", FOUND)
     assert RowsComputed(8, 12) in events[:at]  # two blocks were stored as float16
-    assert in_one(found, "large") == ("float32", (12, 0, 0))
+    assert in_one(extraction, "large") == ("float32", (12, 0, 0))
     # The layer before it kept what it had: none of its rows is computed or stored twice.
-    assert in_one(found, "plain") == ("float16", (12, 0, 0))
+    assert in_one(extraction, "plain") == ("float16", (12, 0, 0))
     np.testing.assert_allclose(
-        found["large"].group.read(), values(arrays, backbone, "large"), rtol=1e-6
+        extraction["large"].group.read(), values(arrays, backbone, "large"), rtol=1e-6
     )
     assert [damage for item in store.items() for damage in store.check(item)] == []
     assert store.garbage() == []
@@ -118,10 +126,10 @@ def test_a_late_block_computes_its_layer_again_and_no_other(arrays, backbone, st
 )
 def test_values_that_fade_need_float32_and_zeros_do_not(arrays, store, factor, dtype):
     backbone, events = scaled_model(factor), []
-    found = extract(arrays, backbone, "huge", store, batch_size=2, on_event=events.append)
-    assert in_one(found, "huge") == (dtype, (12, 0, 0))
+    extraction = extract(arrays, backbone, "huge", store, batch_size=2, on_event=events.append)
+    assert in_one(extraction, "huge") == (dtype, (12, 0, 0))
     expected = values(arrays, backbone, "huge")
-    np.testing.assert_allclose(found["huge"].group.read(), expected, rtol=1e-3)
+    np.testing.assert_allclose(extraction["huge"].group.read(), expected, rtol=1e-3)
 
 
 def test_what_stopped_as_float16_goes_on_as_auto(arrays, backbone, store):
@@ -140,19 +148,32 @@ def test_what_is_stored_decides(backbone, store):
         place = FeatureStore(f"{store.location}-{dtype}", create=True)
         with pytest.raises(KeyboardInterrupt):
             extract(dark, backbone, "large", place, dtype=dtype, **options)
-        found = extract(dark, backbone, "large", place, batch_size=4)
-        assert in_one(found, "large") == (dtype, (8, 0, 4))
+        extraction = extract(dark, backbone, "large", place, batch_size=4)
+        assert in_one(extraction, "large") == (dtype, (8, 0, 4))
 
 
 def check_whole(store, expected):
     """What is stored is read as before, or as float32; return whether it is float32."""
     features = Features.open("arrays", "plain", store)
-    found = features.group.read()
-    assert found.dtype == features.group.dtype
-    np.testing.assert_array_equal(found, expected.astype(found.dtype))
+    rows = features.group.read()
+    assert rows.dtype == features.group.dtype
+    np.testing.assert_array_equal(rows, expected.astype(rows.dtype))
     assert [damage for item in store.items() for damage in store.check(item)] == []
-    assert [each for each in store.garbage() if each.kind != "leftover"] == []
-    return found.dtype == np.float32
+    assert [item for item in store.garbage() if item.kind != "leftover"] == []
+    return rows.dtype == np.float32
+
+
+def test_a_replacement_is_an_event_once_it_is_complete(arrays, backbone, store):
+    extract(arrays, backbone, ["plain", "plain:avg"], store)
+    events = []
+    options = {"dtype": "float32", "on_event": events.append}
+    extract(arrays, backbone, ["plain", "plain:max"], store, **options)
+    assert [event for event in events if isinstance(event, Float16Replaced)] == [
+        Float16Replaced("plain")
+    ]
+    assert events[-1] == Float16Replaced("plain")
+    extract(arrays, backbone, ["plain", "plain:max"], store, **options)
+    assert events[-1] == Float16Replaced("plain")
 
 
 def test_features_that_cannot_be_replaced_stay(backbone, store, tmp_path):
@@ -174,8 +195,8 @@ def test_a_damaged_block_does_not_take_over(arrays, backbone, store):
         )
     (block,) = Path(store.location).glob("features/*/features/0.0.0.0")
     block.write_bytes(block.read_bytes()[:-1])
-    found = extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
-    assert in_one(found, "plain")[:1] == ("float32",)
+    extraction = extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
+    assert in_one(extraction, "plain")[:1] == ("float32",)
     assert check_whole(store, values(arrays, backbone, "plain"))
 
 
@@ -185,9 +206,9 @@ def test_a_takeover_that_was_interrupted_ends_with_the_next_extraction(arrays, b
         extract(arrays, backbone, "plain", store, dtype="float32")
     left = [*Path(store.location).glob("features/*/features/c.*")]
     assert len(left) == 3
-    found = extract(arrays, backbone, "plain", store)
-    assert in_one(found, "plain") == ("float32", (0, 0, 12))
-    assert not any(each.exists() for each in left)
+    extraction = extract(arrays, backbone, "plain", store)
+    assert in_one(extraction, "plain") == ("float32", (0, 0, 12))
+    assert not any(path.exists() for path in left)
     assert store.garbage() == []
     assert check_whole(store, values(arrays, backbone, "plain"))
 
@@ -210,9 +231,9 @@ def test_a_replacement_that_is_killed_leaves_either_whole_and_resumes(arrays, ba
         store, _ = replace(number)
         taken.append(check_whole(store, expected))
         done.append(len(list(Path(store.location).glob("features/*/features/[0-9].0.0.0"))))
-        found = extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
+        extraction = extract(arrays, backbone, "plain", store, dtype="float32", batch_size=4)
         # Its complete blocks are kept.
-        assert in_one(found, "plain")[1] == (12 - 4 * done[-1], 0, 4 * done[-1]), step
+        assert in_one(extraction, "plain")[1] == (12 - 4 * done[-1], 0, 4 * done[-1]), step
         assert check_whole(store, expected)
         store.gc(store.garbage())
         assert content(Path(store.location)) == content(Path(whole.location))
@@ -232,10 +253,10 @@ def test_growth_takes_rows_of_either_type(arrays, backbone, store, tmp_path):
     fewer = Dataset.from_arrays(whole[2:], name="fewer")
     (layer,) = plan(fewer, backbone, "large", store).layers
     assert (layer.dtype, layer.why) == ("float32", f"float32 because it gave {FOUND}")
-    found = extract(fewer, backbone, "large", store, on_event=events.append)
-    assert in_one(found, "large") == ("float32", (0, 10, 0))
-    assert not any(isinstance(each, Float32Chosen) for each in events)
-    # Float32 that was asked for says nothing about the range: its rows are copied as float16.
+    extraction = extract(fewer, backbone, "large", store, on_event=events.append)
+    assert in_one(extraction, "large") == ("float32", (0, 10, 0))
+    assert not any(isinstance(event, Float32Chosen) for event in events)
+    # Float32 that was requested says nothing about the range: its rows are copied as float16.
     exact = FeatureStore(tmp_path / "exact", create=True)
     extract(dark, backbone, "plain", exact, dtype="float32")
     assert in_one(extract(arrays, backbone, "plain", exact), "plain") == ("float16", (4, 8, 0))
@@ -244,17 +265,17 @@ def test_growth_takes_rows_of_either_type(arrays, backbone, store, tmp_path):
 def test_copies_that_do_not_fit_float16(arrays, backbone, store):
     extract(arrays, backbone, "large", store, dtype="float32")
     more = np.stack([arrays.image(row) for row in range(12)] + [np.full((4, 4, 3), 7, np.uint8)])
-    found = extract(Dataset.from_arrays(more, name="more"), backbone, "large", store)
-    assert in_one(found, "large") == ("float32", (1, 12, 0))
+    extraction = extract(Dataset.from_arrays(more, name="more"), backbone, "large", store)
+    assert in_one(extraction, "large") == ("float32", (1, 12, 0))
 
 
 def test_a_derived_layer_that_does_not_fit(backbone, store):
     more = images(40)
     extract(more, backbone, "plain", store)
-    found = extract(more, backbone, "large", store)
-    assert in_one(found, "large")[0] == "float32"
+    extraction = extract(more, backbone, "large", store)
+    assert in_one(extraction, "large")[0] == "float32"
     np.testing.assert_allclose(
-        found["large"].group.read(), values(more, backbone, "large"), rtol=1e-6
+        extraction["large"].group.read(), values(more, backbone, "large"), rtol=1e-6
     )
 
 
@@ -272,5 +293,5 @@ def test_activations_are_rounded_as_numpy_rounds_them():
     middle = ((exact[:-1].astype(np.float64) + exact[1:]) / 2).astype(np.float32)
     beside = [np.nextafter(middle, np.float32(end)) for end in (-np.inf, np.inf)]
     values = np.concatenate([exact, middle, *beside])
-    found = cast(values, "float16").view(np.uint16)
-    np.testing.assert_array_equal(found, values.astype(np.float16).view(np.uint16))
+    rounded = cast(values, "float16").view(np.uint16)
+    np.testing.assert_array_equal(rounded, values.astype(np.float16).view(np.uint16))

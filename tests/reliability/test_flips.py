@@ -566,7 +566,7 @@ def test_a_former_state_is_scanned_again_or_goes(kept: Kept) -> None:
     examine(kept, {unused: b""}, fit=True)
     wrecked(kept, used, unused)
     needs = needs_after_repair(kept)
-    assert "scan that state" in str(needs[used])
+    assert "scan this former state" in str(needs[used])
     assert "`featurestore gc` removes it" in str(needs[unused])
     assert featurestore("gc", "--yes", "--store", kept.store.location).status == 0
     assert [damage.path for damage in kept.damages()] == [used]
