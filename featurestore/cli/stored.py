@@ -139,7 +139,8 @@ def _incomplete(store: FeatureStore, items: list[Item]) -> list[dict[str, Any]]:
     """Return the feature arrays with missing blocks, as JSON values."""
     rows = []
     for item in items:
-        with suppress(StoreError):  # Its metadata are damaged, which is reported.
+        # Damaged metadata are reported; another process may have removed the array.
+        with suppress(StoreError, FileNotFoundError):
             if item.kind == "features" and (state := store.features.state(item.path)).missing:
                 group = state.group
                 missing = {"blocks_missing": len(state.missing), "blocks": group.blocks}

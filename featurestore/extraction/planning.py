@@ -133,7 +133,7 @@ class Request:
     unreadable : mapping of str to set of int
         Blocks of other arrays that cannot be copied, as in `RowIndex`. Learned while copying.
     damaged : frozenset of int or None
-        Write only these blocks of the one layer again, instead of those that are missing.
+        Write these blocks of the one layer again, instead of the missing ones.
     """
 
     backbone: Backbone
@@ -219,7 +219,7 @@ class Request:
         dtype, reason = self._dtype(key, state, index)
         why = f"float32 because it gave {reason}" if reason else None
         if state is not None and state.group.dtype == "float16" and dtype == "float32":
-            # Float32 features are written beside them, and then take over.
+            # Float32 features are written beside them, and replace them once complete.
             state = index.replacement(key)
             why = "; ".join(filter(None, ["stored as float16", why]))
         if state is None:

@@ -135,8 +135,8 @@ def _repair_features(
             f"{backbone.name} is no longer the model of the extraction",
             remedy="restore the weights of the extraction",
         )
-    # As a boundary: the state of the data set that is current stays so.
-    request = Request(backbone, (), str(group.dtype), "auto", (ref,))
+    # As a boundary, so that the current state of the data set stays current.
+    request = Request(backbone, (), str(group.dtype), "auto", boundaries=(ref,))
 
     def write(*blocks: int) -> None:
         damaged = changed(request, damaged=frozenset(blocks))
@@ -145,7 +145,7 @@ def _repair_features(
     try:
         write(*blocks)
     except SourceChangedError:
-        for block in blocks:  # An image that is gone or changed keeps only its own block damaged.
+        for block in blocks:  # Only the block of a missing or changed image stays damaged.
             with suppress(SourceChangedError):
                 write(block)
         raise

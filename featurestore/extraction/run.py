@@ -139,7 +139,7 @@ def extract(
         workers.reach(on_event)
         store = FeatureStore.for_data(data, store)
         if replace:
-            # They raise now, not after the extraction.
+            # Damage raises before the extraction, not after it.
             store.datasets.references(), store.heads.references()
         dataset = store.datasets.open(data, on_event=on_event)
         if workers:

@@ -192,13 +192,3 @@ def test_what_another_version_recorded(store, group, recorded, needs):
     (left,) = repair(store)
     assert left.needs is None if needs is None else needs in left.needs
     assert "\n" not in str(left.needs)
-
-
-def test_an_incomplete_array_stays_incomplete(store, group):
-    drop_block(group.features, 1)
-    path = block_file(store, group)
-    good = path.read_bytes()
-    path.write_bytes(b"")
-    assert [repaired.needs for repaired in repair(store)] == [None]
-    assert path.read_bytes() == good
-    assert group.missing() == [1]
