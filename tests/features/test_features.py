@@ -426,7 +426,7 @@ def test_what_was_never_read_or_stored_is_nan_in_the_order_given(tmp_path: Path)
     assert not np.isnan(taken.arrays("train", order="input")[0]).any()
     with pytest.raises(InputError, match="int32, which would cut off decimals; expected float16"):
         taken.arrays(dtype="int32")
-    with pytest.raises(InputError, match="no order 'inptu': did you mean 'input'"):
+    with pytest.raises(InputError, match="no order 'inptu'; did you mean 'input'"):
         taken.rows(order="inptu")
 
 

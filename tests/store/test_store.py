@@ -130,7 +130,7 @@ def test_importing_and_listing_load_nothing_heavy(tmp_path: Path) -> None:
 
 def test_a_mistyped_place_names_the_store_beside_it(tmp_path: Path) -> None:
     FeatureStore(tmp_path / "store", create=True)
-    with pytest.raises(NotFoundError, match=r"no store at .*stoer, did you mean 'store'\?"):
+    with pytest.raises(NotFoundError, match=r"no store at .*stoer; did you mean 'store'\?"):
         FeatureStore(tmp_path / "stoer")
     assert not (tmp_path / "stoer").exists()
 
