@@ -1,4 +1,4 @@
-"""``scan`` and ``extract``: from images to stored features."""
+"""``scan``, ``augment`` and ``extract``: from images to stored features."""
 
 from __future__ import annotations
 

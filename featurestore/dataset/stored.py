@@ -1,4 +1,4 @@
-"""A data set of a store, whose manifest is read when its samples are first asked for."""
+"""A data set of a store, whose manifest is read when its samples are first used."""
 
 from __future__ import annotations
 
