@@ -24,6 +24,8 @@ from featurestore.threads import map_ahead
 _BATCH = 32
 # A file written within this time could change again without its time stamps changing.
 _RACY_NS = 2_000_000_000
+# A scan that is killed loses at most the work of this time.
+_SAVE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,15 @@ def scan(sources: Sequence[str], place: str, on_event: OnEvent | None = None) ->
         for start in range(0, len(unique), _BATCH)
     )
     verdicts: dict[str, Verdict] = {}
+    saved = time.monotonic()
     try:
         with closing(map_ahead(_scan_batch, batches, 4 * workers, workers)) as scanned:
             for batch in scanned:
                 verdicts.update(batch)
                 emit(Scanned(len(verdicts), len(unique)))
+                if time.monotonic() > saved + _SAVE_SECONDS:
+                    scan_cache.save(place, before | verdicts)
+                    saved = time.monotonic()
     except BaseException:
         scan_cache.save(place, before | verdicts)
         raise
