@@ -144,9 +144,9 @@ def _repair_features(
 
     try:
         write(*blocks)
-    except SourceChangedError:
+    except (DatasetError, SourceChangedError):
         for block in blocks:  # Only the block of a missing or changed image stays damaged.
-            with suppress(SourceChangedError):
+            with suppress(DatasetError, SourceChangedError):
                 write(block)
         raise
 
