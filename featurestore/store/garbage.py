@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,7 +166,9 @@ def _of_entry(
     """Yield an entry, or else those of its files that can be removed."""
     group, marker = in_use.groups.get(entry), f"{entry}/{shelf.marker}"
     why = in_use.why_features(group, boundaries, unused) if group else None
-    if group and (newer := in_use.newer(group)):
+    newer = in_use.newer(group) if group else None
+    # What goes itself supersedes nothing.
+    if newer and not in_use.why_features(newer, boundaries, unused):
         heads = in_use.fitted.get(entry)
         why = f"superseded by {newer.key}"
         why += f"; heads fitted on it stay: {', '.join(heads)}" if heads else ""
@@ -194,15 +196,16 @@ def _of_entry(
             yield Garbage(kind, path, path, size, why)
 
 
-def needed_by_heads(store: FeatureStore, removed: Collection[str]) -> set[str]:
+def needed_by_heads(
+    store: FeatureStore, heads: Iterable[Mapping[str, Any]], removed: Collection[str]
+) -> set[str]:
     """Return which arrays, of those to be removed, heads need whose own features are gone, or go.
 
-    Without these, no array would have enough rows of their samples to promote them. ``removed`` are
-    the paths of the arrays to be removed.
+    Without these, no array would have enough rows of their samples to promote them. ``heads`` are
+    the documents of those that stay, ``removed`` the paths of the arrays to be removed.
     """
     needed, index = set[str](), RowIndex(store.features)
-    heads = {key_of(document): data_of(document) for document in store.heads.values()}
-    for key, origin in heads.items():
+    for key, origin in {key_of(head): data_of(head) for head in heads}.items():
         if key is None or origin is None:
             continue
         with suppress(StoreError, InputError):  # Without its data set, a head is never promoted.

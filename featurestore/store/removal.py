@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from featurestore.digests import short
 from featurestore.errors import DamagedError, InputError
+from featurestore.store.garbage import needed_by_heads
 from featurestore.store.heads import data_of, features_of
 from featurestore.store.items import Garbage, Item
 
@@ -83,7 +84,7 @@ def _dependents(
                 f"{damage.reason}; until then it is unknown what depends on {shown}",
                 remedy=f"or run `featurestore rm {damage.key}`",
             )
-    released, needed = set[str](), set[str]()
+    released, needed, staying = set[str](), set[str](), []
     for entry in entries:
         (released if entry.name in data else needed).update(store.datasets.digests_in(entry))
     for document in documents:
@@ -95,10 +96,17 @@ def _dependents(
         elif features and not keep_heads:
             yield item, f"fitted on {features}"
             continue
+        elif item.path not in names:
+            staying.append(document)
         if digests is released or item.path not in names:
             digests.update(store.heads.digests_in(document))
     gone = set(map(short, released)) - set(map(short, needed))
-    for path, key in store.features.paths().items():  # By their names: damaged features go too.
-        if key.dataset in gone and store.features.exists(path):
-            reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
-            yield store.features.item(path), reason
+    # By their names: damaged features go too.
+    paths = [
+        path
+        for path, key in store.features.paths().items()
+        if key.dataset in gone and store.features.exists(path)
+    ]
+    for path in set(paths) - needed_by_heads(store, staying, paths):
+        reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
+        yield store.features.item(path), reason

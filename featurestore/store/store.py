@@ -186,7 +186,7 @@ class FeatureStore:
     def _without_needed(self, garbage: Sequence[Garbage]) -> list[Garbage]:
         """Leave out features that a head needs whose own were removed."""
         paths = {item.path for item in garbage if item.kind == "features"}
-        needed = needed_by_heads(self, paths) if paths else set()
+        needed = needed_by_heads(self, self.heads.values(), paths) if paths else set()
         return [item for item in garbage if item.path not in needed]
 
     def gc(self, garbage: Sequence[Garbage]) -> int:

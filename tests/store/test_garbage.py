@@ -158,6 +158,18 @@ def test_gc_keeps_one_of_two_arrays_that_could_serve_a_head(store: FeatureStore)
     assert reasons(store, unused=True).keys() == {str(present)}
 
 
+def test_what_is_unused_itself_supersedes_nothing(store: FeatureStore) -> None:
+    """Even if a third array would have enough rows of the head's for a proof."""
+    former = stored(store, shapes(count=4))
+    head_on(store, former, "knn-1", shapes(count=4))
+    third = stored(store, shapes(count=3, name="third"))
+    head_on(store, third, "knn-2", shapes(count=3, name="third"))
+    present = stored(store, shapes())
+    store.gc(store.garbage(unused=True))
+    assert set(store.features.keys()) == {former, third}
+    assert present not in store.features.keys()
+
+
 def test_damage_keeps_the_features_of_a_head(store: FeatureStore) -> None:
     former = stored(store, shapes(count=4))
     head_on(store, former, "knn-1", shapes(count=4))

@@ -13,7 +13,7 @@ from featurestore.store.files import open_files
 from tests.reliability.faults import Killed, failing
 from tests.store.conftest import ids_of, key_of, put, rows_of
 from tests.store.test_datasets import IMAGES, shapes
-from tests.store.test_garbage import head_on
+from tests.store.test_garbage import head_on, stored
 
 
 def features_of(store: FeatureStore, dataset: Dataset, ref: str = "pool"):
@@ -193,3 +193,21 @@ def test_a_kill_leaves_each_thing_whole_or_gone(full: FeatureStore, tmp_path: Pa
             store.remove(store.removal("shapes"))
         store.gc(store.garbage())
         assert sorted(store.items(), key=str) == sorted(whole.items(), key=str)
+
+
+def test_a_data_set_leaves_the_features_that_serve_the_head_of_another(store: FeatureStore) -> None:
+    former = stored(store, shapes(count=4))
+    head = head_on(store, former, "knn-1", shapes(count=4))
+    serving = stored(store, shapes(name="others"))
+    moved = np.stack([image + 100 for image in IMAGES])
+    stored(store, Dataset.from_arrays(moved, list("ababab"), name="shapes"))
+    store.gc(store.garbage())
+    assert not store.features.has(former)
+    removal = store.removal("others")
+    assert {item.kind for item in removal.items} == {"dataset"}
+    store.remove(removal)
+    assert store.features.has(serving)
+    assert store.heads.keys() == [head]
+    assert [item.kind for item in store.garbage()] == []
+    store.heads.remove(head)
+    assert {item.name for item in store.garbage()} >= {str(serving)}
