@@ -107,6 +107,9 @@ def _dependents(
         for path, key in store.features.paths().items()
         if key.dataset in gone and store.features.exists(path)
     ]
-    for path in set(paths) - needed_by_heads(store, staying, paths):
+    kept = needed_by_heads(store, staying, paths) if paths else ()
+    for path in paths:
+        if path in kept:
+            continue
         reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
         yield store.features.item(path), reason
