@@ -108,8 +108,7 @@ def _dependents(
         if key.dataset in gone and store.features.exists(path)
     ]
     kept = needed_by_heads(store, staying, paths) if paths else ()
+    reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
     for path in paths:
-        if path in kept:
-            continue
-        reason = f"of {', '.join(sorted(data))}; no other data set or head needs it"
-        yield store.features.item(path), reason
+        if path not in kept:
+            yield store.features.item(path), reason

@@ -72,16 +72,22 @@ def test_another_split_copies_the_views_that_are_stored(
     assert report.rows_copied + report.rows_computed == len(second)
 
 
-def test_a_removed_image_is_refused_before_the_pass(
-    tmp_path: Path, backbone: Backbone, store: FeatureStore
-) -> None:
-    photos = take_photos(tmp_path / "photos", 6)
-    plain = Dataset.open(photos)
+@pytest.fixture
+def recorded(tmp_path: Path, store: FeatureStore) -> tuple[Dataset, Dataset]:
+    """Return a plain data set and the one augmented from it, both in the store."""
+    plain = Dataset.open(take_photos(tmp_path / "photos", 6))
     more = plain.augmented(AUGMENTATION, views=1)
     for data in (plain, more):
         store.datasets.add(data)
+    return plain, more
+
+
+def test_a_removed_image_is_refused_before_the_pass(
+    recorded: tuple[Dataset, Dataset], backbone: Backbone, store: FeatureStore
+) -> None:
+    plain, more = recorded
     Path(str(plain.paths[3])).unlink()
-    store.datasets.add(Dataset.open(photos))
+    store.datasets.add(Dataset.open(str(plain.source)))
     events: list[object] = []
     with (
         pytest.warns(FeatureStoreWarning, match="from an earlier state of 'photos'"),
@@ -92,13 +98,10 @@ def test_a_removed_image_is_refused_before_the_pass(
 
 
 def test_an_earlier_state_is_extracted_while_its_images_exist(
-    tmp_path: Path, backbone: Backbone, store: FeatureStore
+    recorded: tuple[Dataset, Dataset], backbone: Backbone, store: FeatureStore
 ) -> None:
-    photos = take_photos(tmp_path / "photos", 6)
-    plain = Dataset.open(photos)
-    more = plain.augmented(AUGMENTATION, views=1)
-    for data in (plain, more, Dataset.open(photos, val=0.5)):
-        store.datasets.add(data)
+    plain, more = recorded
+    store.datasets.add(Dataset.open(str(plain.source), val=0.5))
     with pytest.warns(FeatureStoreWarning, match="run `featurestore augment photos-x1`"):
         done = extract("photos-x1", backbone, [REF], store)
     assert done.dataset.manifest_digest == more.manifest_digest
