@@ -36,7 +36,7 @@ WITH_EXAMPLES = [file for file in MODULES if ">>>" in file.read_text(encoding="u
 RUN_COMMANDS = ("quickstart.md", "extraction.md", "growing.md")
 # Pages that make their own photos, or look at a store that is there already.
 OWN_PHOTOS = ("datasets.md",)
-READY_STORE = ("format.md",)
+READY_STORE = ("format.md", "stores.md")
 # Pages that take seconds.
 LONG = ("extraction.md", "growing.md", "heads.md", "pipelines.md", "promotion.md", "quickstart.md")
 
