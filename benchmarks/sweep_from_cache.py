@@ -38,19 +38,19 @@ HEADS: list[Any] = [
 def from_the_cache(data: fs.Dataset, folder: Path) -> dict[str, float]:
     """Extract three layers in one pass, and fit 30 heads on each; seconds of both."""
     store = fs.FeatureStore(folder / "store", create=True)
-    file = folder / "sweep.yaml"
+    file = folder / "heads.yaml"
     heads = [
         {"head": "logistic", "grid": {"C": CS}},
         {"head": "ridge", "grid": {"alpha": ALPHAS}},
         {"head": "knn", "grid": {"n_neighbors": list(NEIGHBOURS)}},
     ]
-    file.write_text(yaml.safe_dump({"dataset": data.name, "heads": heads}))
+    file.write_text(yaml.safe_dump({"name": "heads", "data": data.name, "heads": heads}))
     started = time.perf_counter()
     backbone = fs.Backbone.open("vgg16", weights=VGG16, input_size=224)
     fs.extract(data, backbone, [f"{layer}:avg" for layer in LAYERS], store)
     extracted = time.perf_counter()
-    fitted = fs.sweep(file, store)
-    assert len(fitted) == len(LAYERS) * len(HEADS)
+    record = fs.run(file, store, runs=folder / "runs")
+    assert len(record["heads"]) == len(LAYERS) * len(HEADS)
     return {"extract": extracted - started, "heads": time.perf_counter() - extracted}
 
 

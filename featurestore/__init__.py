@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from featurestore.heads import leaderboard as leaderboard
     from featurestore.heads import rank as rank
     from featurestore.pipeline.run import run as run
-    from featurestore.pipeline.sweep import sweep as sweep
     from featurestore.promotion import Promotion as Promotion
     from featurestore.promotion import evaluate as evaluate
     from featurestore.promotion import fixed_images as fixed_images
@@ -53,7 +52,6 @@ _NAMES = {
     "features.listing": "ls",
     "heads": "Head annotate best fit_head fit_heads leaderboard rank",
     "pipeline.run": "run",
-    "pipeline.sweep": "sweep",
     "promotion": "Promotion evaluate fixed_images predict promote",
     "promotion.evaluation": "mistakes",
     "store": "FeatureKey FeatureStore",

@@ -78,7 +78,7 @@ class Progress:
         elif name == "StageSkipped":
             self._reused = 0  # The line of the stage says it.
         elif name == "HeadWarned":
-            # A rare class is the same problem for every head of a sweep.
+            # A rare class is the same problem for every head of a run.
             self._warned[event.text] += 1
             if self._warned[event.text] > 1:
                 return

@@ -10,7 +10,7 @@
     │   │   ├── UnknownLayerError      no such layer in the backbone
     │   │   └── OutOfMemoryError       a batch that needs more memory than the device has
     │   ├── HeadError                  an unknown head or parameter, or labels it cannot learn from
-    │   └── SpecError                  a pipeline or sweep file with a mistake in it
+    │   └── SpecError                  a pipeline file with a mistake in it
     ├── StoreError                     the store does not have what is needed
     │   ├── StoreFormatError           not a store, or one of a newer format
     │   ├── NotFoundError (LookupError)    no such features, data set or head
@@ -93,7 +93,7 @@ class HeadError(InputError):
 
 
 class SpecError(InputError):
-    """A pipeline or sweep file with a mistake in it."""
+    """A pipeline file with a mistake in it."""
 
 
 class StoreError(FeatureStoreError):

@@ -17,9 +17,14 @@ def first_mistake(error: ValidationError) -> str:
 
 
 class Settings(BaseModel):
-    """Base of the frozen option objects. Unknown options are errors."""
+    """Base of the frozen option objects. Unknown options are errors.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    The string below a field says what it is; the command line shows it as help.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:

@@ -172,7 +172,6 @@ WRONG: dict[str, tuple[Callable[[fs.Features], Any], str]] = {
     "predict file": (lambda f: fs.predict("net.keras", "photos"), "expected a promoted model"),
     "run": (lambda f: fs.run(3), "3 (int)"),
     "run file": (lambda f: fs.run("none.yaml"), "none.yaml"),
-    "sweep": (lambda f: fs.sweep({"dataset": "photos"}), "expected"),
     "repair key": (lambda f: fs.repair(key="nothing"), "no features 'nothing'"),
     "repair type": (lambda f: fs.repair(key=3), "3 (int)"),
     "dataset": (lambda f: fs.Dataset.open(3), "3 (int)"),

@@ -30,13 +30,12 @@ _COMMANDS = {
     "gc": ("stored", "Remove everything that no data set or head refers to."),
     "rank": ("heads", "Rank the stored layers, before any head is trained."),
     "train": ("heads", "Train one head on stored features."),
-    "sweep": ("heads", "Train the heads listed in a file."),
     "heads": ("heads", "List the trained heads, best first."),
     "tag": ("heads", "Name or tag a head, or write a note on it."),
     "promote": ("models", "Fuse a head and its backbone into one Keras model."),
     "evaluate": ("models", "Evaluate a promoted model on labelled images."),
     "predict": ("models", "Predict images with a promoted model."),
-    "run": ("run", "Run a pipeline file, from images to a promoted model."),
+    "run": ("run", "Run a pipeline file: many heads, from images to a promoted model."),
     "doctor": ("doctor", "Measure this machine, and find the bottleneck of an extraction."),
 }
 

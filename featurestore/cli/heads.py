@@ -1,4 +1,4 @@
-"""``rank``, ``train``, ``sweep`` and ``heads``: all work on stored features."""
+"""``rank``, ``train``, ``heads`` and ``tag``: all work on stored features."""
 
 from __future__ import annotations
 
@@ -251,45 +251,6 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
             raise click.BadParameter(f"{pair!r} is not k=v", param_hint="--param")
         found[name] = parse_value(value)
     return found
-
-
-@command("sweep")
-@click.argument("file", metavar="SWEEP.yaml")
-@fold_options
-@cluster_options
-@store_option
-@json_option
-def sweep_command(
-    file: str,
-    folds: int | None,
-    seeds: int | None,
-    cluster: int | str | None,
-    store: str,
-    as_json: bool,
-) -> None:
-    """Train every head that SWEEP.yaml lists on the stored features it names.
-
-    \b
-    The file:
-      dataset: photos
-      model: vgg16
-      layers: [block4_pool:avg, block5_pool:avg]
-      heads:
-        - knn
-        - head: logistic
-          grid: {C: [0.01, 0.1, 1]}
-
-    \b
-    Example:
-      featurestore sweep sweep.yaml --folds 5 --seeds 3
-    """
-    from featurestore.pipeline.sweep import fit_sweep
-
-    opened = FeatureStore(store)
-    options: dict[str, Any] = {"folds": folds, "seeds": seeds, "cluster": cluster}
-    with Progress() as progress, prints_on_stderr():
-        found, failed = fit_sweep(file, opened, **options, on_event=progress)
-    _print_fitted(found, failed, opened, as_json)
 
 
 @command("heads")

@@ -15,7 +15,7 @@ from featurestore.table import printable
 
 _AT_ONCE = 3
 # Commands that go on from what they stored; all others start over.
-_RESUMED = {"extract", "run", "sweep", "repair"}
+_RESUMED = {"extract", "run", "repair"}
 
 
 class Interrupts:

@@ -36,7 +36,7 @@ _REMEDIES = {
     "features": "run `featurestore extract` on the images",
     "dataset": "scan this former state of the data set again, if heads were fitted on it; "
     "otherwise `featurestore gc` removes it",
-    "head": "fit it again with the `featurestore train`, `sweep` or `run` that fitted it",
+    "head": "fit it again with the `featurestore train` or `run` that fitted it",
 }
 
 

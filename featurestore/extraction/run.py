@@ -81,7 +81,7 @@ def extract(
         else ``./store``.
     boundaries : sequence of str
         Layer refs that only fine-tuning reads. Their arrays are marked as boundary arrays, which
-        ``rank`` and ``sweep`` leave out and ``gc --boundaries`` removes. Arrays that are stored as
+        ``rank`` and ``run`` leave out and ``gc --boundaries`` removes. Arrays that are stored as
         ordinary features stay unmarked.
     dtype : {"auto", "float16", "float32"}
         Stored type. By default float16, and float32 for a layer whose activations float16 cannot

@@ -1,10 +1,10 @@
-"""Pipelines and sweeps: YAML files of what to do, and the code that runs them.
+"""Pipelines: YAML files of what to do, and the code that runs them.
 
-`featurestore.run` and `featurestore.sweep` are in the modules of the same names.
+`featurestore.run` is in the module of the same name.
 """
 
 from featurestore.pipeline.events import PipelineEvent, StageNoted, StageSkipped, StageStarted
-from featurestore.pipeline.spec import PipelineSpec, SweepSpec
+from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile, parse_value, read_spec
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "StageNoted",
     "StageSkipped",
     "StageStarted",
-    "SweepSpec",
     "parse_value",
     "read_spec",
 ]

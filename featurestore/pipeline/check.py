@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurestore.errors import BackboneError, FeatureStoreError, HeadError, InputError
+from featurestore.errors import (
+    BackboneError,
+    FeatureStoreError,
+    HeadError,
+    InputError,
+    NotFoundError,
+)
+from featurestore.extraction.cluster import Cluster, ClusterLike
+from featurestore.features import Features, stored, without_boundaries
+from featurestore.heads import check_named
 from featurestore.heads.folds import FOLDS
+from featurestore.heads.registry import Task
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import SpecFile
-from featurestore.pipeline.sweep import check_heads, check_layers
+from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant, tell_apart
 
 if TYPE_CHECKING:
@@ -98,13 +108,13 @@ _RELATIVE = "paths are relative to the folder of the pipeline file"
 
 
 def check(file: File) -> list[Source]:
-    """Check everything that does not depend on the data set.
+    """Check everything that depends neither on the data set nor on the store.
 
     Returns
     -------
     list of Source
         The backbones, of which one at a time is open, then the pixels of the baseline, once for
-        each way of resizing.
+        each way of resizing. Empty if heads are fitted on stored features.
 
     Raises
     ------
@@ -112,37 +122,41 @@ def check(file: File) -> list[Source]:
         For the first mistake, with its line: a path, model, weights file, layer, head or
         parameter that does not exist.
     """
+    spec = file.spec
+    check_heads(file)
+    if spec.backbone is None:
+        return []
     from sklearn.model_selection import ParameterGrid
 
     from featurestore.backbone import Backbone
 
-    spec = file.spec
-    check_heads(file)
     check_layers(
-        file, [layer for each in spec.backbone for layer in each.layers or spec.layers or []]
+        file,
+        [layer for backbone in spec.backbone for layer in backbone.layers or spec.layers or []],
     )
     augmentation_of(file)
     data = file.resolve(spec.data.path)
     if "://" not in spec.data.path and not data.exists():
         raise file.mistake(["data", "path"], f"nothing at {str(data)!r}; {_RELATIVE}")
-    grids = [
-        (number, {**options, "engine": spec.extract.engine})
-        for number, part in enumerate(spec.backbone)
-        for options in ParameterGrid(part.model_dump(exclude={"layers"}, exclude_none=True))
+    combinations = [
+        (number, {**values, "engine": spec.extract.engine})
+        for number, backbone in enumerate(spec.backbone)
+        for values in ParameterGrid(backbone.model_dump(exclude={"layers"}, exclude_none=True))
     ]
-    opener = _Opener([_with_files(file, *each) for each in grids])
-    found, rows = [], []
-    for place, (number, _) in enumerate(grids):
+    opener = _Opener([_with_files(file, number, values) for number, values in combinations])
+    sources, variants = [], []
+    for place, (number, _) in enumerate(combinations):
         source = _source(file, number, partial(opener, place))
-        _check_unfreeze(file, source, several=len(grids) > 1)
-        found.append(source)
-        rows.append(_variant(source))
-    found = [replace(source, name=name) for source, name in zip(found, _names(rows), strict=True)]
+        _check_unfreeze(file, source, several=len(combinations) > 1)
+        sources.append(source)
+        variants.append(_variant(source))
+    names = _names(variants)
+    sources = [replace(source, name=name) for source, name in zip(sources, names, strict=True)]
     if spec.baseline is not None:
-        for resize in dict.fromkeys(source.spec["resize"] for source in found):
+        for resize in dict.fromkeys(source.spec["resize"] for source in sources):
             plain = Backbone.open("pixels", input_size=spec.baseline.input_size, resize=resize)
-            found.append(Source.of(partial(_same, plain), ["pixels"], is_pixels=True))
-    return found
+            sources.append(Source.of(partial(_same, plain), ["pixels"], is_pixels=True))
+    return sources
 
 
 def _same(backbone: Backbone) -> Backbone:
@@ -162,19 +176,19 @@ def check_data(file: File, dataset: Dataset) -> dict[str, str]:
     """
     from featurestore.heads import check_labels, metrics
 
-    asked, metric = file.spec.select.split, file.spec.select.metric
-    split: str = asked or (FOLDS if file.spec.folds else "val")
+    split: str = file.spec.select.split or (FOLDS if file.spec.folds else "val")
+    metric = file.spec.select.metric
     try:
         check_labels(dataset)
     except HeadError as error:
         raise file.mistake(["data", "path"], str(error)) from error
     regression = dataset.task == "regression"
-    known = metrics.REGRESSION if regression else metrics.CLASSIFICATION
-    if metric is not None and metric not in known:
+    metric_names = metrics.REGRESSION if regression else metrics.CLASSIFICATION
+    if metric is not None and metric not in metric_names:
         raise file.mistake(
             ["select", "metric"],
             f"found {metric!r}, and the labels are {'numbers' if regression else 'classes'}; "
-            f"expected one of {', '.join(known)}",
+            f"expected one of {', '.join(metric_names)}",
         )
     if split == FOLDS and file.spec.folds is None:
         raise file.mistake(
@@ -204,6 +218,7 @@ def _source(file: File, number: int, open: Callable[[], Backbone]) -> Source:
     """Open one backbone of an entry, and check its layers."""
     from featurestore.backbone import LayerRef
 
+    assert file.spec.backbone is not None
     where: list[str | int] = ["backbone", number]
     own = file.spec.backbone[number].layers
     layers = own or file.spec.layers or []
@@ -218,10 +233,10 @@ def _source(file: File, number: int, open: Callable[[], Backbone]) -> Source:
 
 
 def _existing(file: File, where: list[str | int], path: str) -> str:
-    found = file.resolve(path)
-    if not os.path.isfile(found):
-        raise file.mistake(where, f"no file {str(found)!r}; {_RELATIVE}")
-    return str(found)
+    resolved = file.resolve(path)
+    if not os.path.isfile(resolved):
+        raise file.mistake(where, f"no file {str(resolved)!r}; {_RELATIVE}")
+    return str(resolved)
 
 
 def _variant(source: Source) -> dict[str, Any]:
@@ -235,11 +250,11 @@ def _variant(source: Source) -> dict[str, Any]:
 def _names(rows: list[dict[str, Any]]) -> list[str]:
     """Return what backbones are called in messages: their names, and in what they differ."""
     rows, columns = tell_apart(rows)
-    words = [[f"{columns[name]} {cell}" for name in columns if (cell := row[name])] for row in rows]
-    return [
-        f"{row['model']} ({', '.join(said)})" if said else row["model"]
-        for row, said in zip(rows, words, strict=True)
-    ]
+    names = []
+    for row in rows:
+        differences = [f"{columns[name]} {row[name]}" for name in columns if row[name]]
+        names.append(f"{row['model']} ({', '.join(differences)})" if differences else row["model"])
+    return names
 
 
 def augmentation_of(file: File) -> str | None:
@@ -268,3 +283,76 @@ def _check_unfreeze(file: File, source: Source, *, several: bool) -> None:
     except FeatureStoreError as error:
         which = f"of {source.name}: " if several else ""
         raise file.mistake(["promote", "unfreeze"], f"{which}{error}") from error
+
+
+def check_heads(file: File, task: Task | None = None) -> None:
+    """Raise SpecError for a head or parameter that does not exist or does not fit the task."""
+    for number, head in enumerate(file.spec.heads):
+        for params in head.combinations():
+            try:
+                check_named(head.head, params, task)
+            except HeadError as error:
+                raise file.mistake(["heads", number], str(error)) from None
+
+
+def check_layers(file: File, layers: Sequence[str]) -> None:
+    """Raise SpecError if a head names another layer than these."""
+    for number, head in enumerate(file.spec.heads):
+        for place, layer in enumerate(head.layers or []):
+            if layer not in layers:
+                raise file.mistake(
+                    ["heads", number, "layers", place],
+                    f"found {layer!r}; expected one of the layers {', '.join(layers)}",
+                )
+
+
+def stored_features(file: File, store: FeatureStore) -> list[Features]:
+    """Return the stored features that a file without a backbone selects.
+
+    Raises
+    ------
+    SpecError
+        If there is no such data set, no such features, or an option for scanning images.
+    """
+    spec = file.spec
+    for name in spec.data.model_fields_set - {"path"}:
+        raise file.mistake(
+            ["data", name], "the data set is stored already; leave this out, or add a `backbone`"
+        )
+    name, place = spec.data.path, file.resolve(spec.data.path)
+    data = str(place) if not store.datasets.has(name) and place.exists() else name
+    where: list[str | int] = ["data"]
+    try:
+        features = stored(store, data)
+        selection: dict[str, Any] = {}
+        # One field after the other, so that a mistake has its line.
+        for field, values in spec.features.model_dump(exclude_none=True).items():
+            where = ["features", field]
+            selection[field] = values
+            features = stored(store, data, **selection)
+        if spec.layers is None:
+            features = without_boundaries(features)
+        else:
+            selected = features
+            features = []
+            for number, layer in enumerate(spec.layers):
+                where = ["layers", number]
+                keys = {array.key for array in stored(store, data, layer=layer)}
+                at_layer = [array for array in selected if array.key in keys]
+                if not at_layer:
+                    raise NotFoundError(f"no features at layer {layer!r} match `features`")
+                features += at_layer
+    except (InputError, NotFoundError) as error:
+        raise file.mistake(where, str(error)) from error
+    check_layers(file, list(dict.fromkeys(array.ref for array in features)))
+    return features
+
+
+def cluster_of(file: File, cluster: ClusterLike) -> Cluster:
+    """Return the cluster that a call names, or else the file; SpecError for a wrong address."""
+    if cluster is not None:
+        return Cluster.of(cluster)
+    try:
+        return Cluster.of(file.spec.cluster)
+    except InputError as error:
+        raise file.mistake(["scheduler"], str(error)) from error

@@ -1,4 +1,4 @@
-"""What a run of a pipeline leaves in its folder."""
+"""The record of a run: what it leaves in its folder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from featurestore.heads.folds import FOLDS
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
+    from featurestore.features import Features
     from featurestore.heads import Head
     from featurestore.pipeline.check import Source
 
-#: Heads, each with the source of its features.
-Fitted: TypeAlias = "list[tuple[Head, Source]]"
+#: Features and heads with the source of the features; None if they were stored before.
+Arrays: TypeAlias = "list[tuple[Features, Source | None]]"
+Fitted: TypeAlias = "list[tuple[Head, Source | None]]"
 
-SPEC, MANIFEST, MODEL = "spec.yaml", "manifest.json", "model.keras"
+SPEC, RECORD, MODEL = "spec.yaml", "record.json", "model.keras"
+
+
+def is_pixels(source: Source | None) -> bool:
+    """Whether features are the raw pixels of the baseline."""
+    return source is not None and source.is_pixels
 
 
 def make_folder(folder: Path) -> Path:
@@ -27,8 +34,8 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot make the folder {str(folder)!r} for the results: {error.strerror}; name "
-            "another with --runs"
+            f"cannot make the folder {str(folder)!r} for the results: {error.strerror}",
+            remedy="name another with --runs",
         ) from None
     return folder
 
@@ -36,7 +43,7 @@ def make_folder(folder: Path) -> Path:
 def promoted(folder: Path, digest: str | None = None) -> dict[str, Any] | None:
     """Return what an earlier run recorded of this promotion, or any, if its model is intact."""
     try:
-        recorded = json.loads((folder / MANIFEST).read_bytes())["promotion"]
+        recorded = json.loads((folder / RECORD).read_bytes())["promotion"]
         model = digest_bytes((folder / MODEL).read_bytes())
         fits = digest in (None, recorded["digest"]) and recorded["model_digest"] == model
     except (OSError, ValueError, KeyError, TypeError):
@@ -45,13 +52,13 @@ def promoted(folder: Path, digest: str | None = None) -> dict[str, Any] | None:
 
 
 def head_rows(fitted: Fitted, selection: dict[str, str], chosen: str) -> list[dict[str, Any]]:
-    """Return a row for each head, as the manifest has them; ``chosen`` is the id of the best."""
+    """Return a row for each head, as the record has them; ``chosen`` is the id of the best."""
     from featurestore.heads.compare import head_row, mark_tied
 
     split, metric = selection["split"], selection["metric"]
     rows = {}
     for head, source in fitted:
-        on = "pixels" if source.is_pixels else "features"
+        on = "pixels" if is_pixels(source) else "features"
         row = head_row(head.document(), split, metric)
         rows[head.id] = {"on": on, **row, "seconds": head.lineage["seconds"]}
     if split == FOLDS:
@@ -60,7 +67,7 @@ def head_rows(fitted: Fitted, selection: dict[str, str], chosen: str) -> list[di
 
 
 def dataset_fields(dataset: Dataset) -> dict[str, Any]:
-    """Return what the manifest says of the data set."""
+    """Return what the record says of the data set."""
     return {
         "name": dataset.name,
         "source": dataset.source,

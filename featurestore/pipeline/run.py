@@ -13,24 +13,32 @@ from featurestore import durable
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
 from featurestore.errors import ActivationError, DatasetError, HeadError
 from featurestore.extraction.cluster import ClusterLike
-from featurestore.heads.calls import Failed
+from featurestore.heads.calls import Call, Failed, add, fit_calls
 from featurestore.heads.folds import FOLDS, common
 from featurestore.listening import receiver
-from featurestore.pipeline.check import Source, augmentation_of, check, check_data
+from featurestore.pipeline.check import (
+    Source,
+    augmentation_of,
+    check,
+    check_data,
+    cluster_of,
+    stored_features,
+)
 from featurestore.pipeline.events import StageNoted, StageSkipped, StageStarted
 from featurestore.pipeline.record import (
-    MANIFEST,
     MODEL,
+    RECORD,
     SPEC,
+    Arrays,
     Fitted,
     dataset_fields,
     head_rows,
+    is_pixels,
     make_folder,
     promoted,
 )
 from featurestore.pipeline.spec import PipelineSpec
-from featurestore.pipeline.spec_file import SpecFile, read_spec
-from featurestore.pipeline.sweep import cluster_of, fit_all
+from featurestore.pipeline.spec_file import read_spec
 from featurestore.scratch import written
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.versions import versions
@@ -38,6 +46,7 @@ from featurestore.versions import versions
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.extraction import Extraction
+    from featurestore.features import Features
     from featurestore.heads import Head
 
 
@@ -51,6 +60,8 @@ def run(
 ) -> dict[str, Any]:
     """Run a pipeline file: data, extract, heads, promote. Stages that are up to date are skipped.
 
+    Without a ``backbone``, heads are fitted on stored features, and nothing else is done.
+
     Parameters
     ----------
     path : path-like
@@ -60,7 +71,7 @@ def run(
         place. By default FEATURESTORE_STORE, else ``./store``.
     runs : path-like
         Folder of the runs. Each has ``NAME/ID/`` with the spec as run (``spec.yaml``), a
-        manifest of inputs, outputs, versions and metrics (``manifest.json``), and the promoted
+        record of inputs, outputs, versions and metrics (``record.json``), and the promoted
         model (``model.keras``). The ID is a digest of the spec and its inputs, so that the same
         run has the same folder.
     cluster : int, str or distributed.Client, optional
@@ -72,7 +83,7 @@ def run(
     Returns
     -------
     dict
-        The manifest, as JSON values, and ``folder``. Heads that cannot be fitted are in ``failed``,
+        The record, as JSON values, and ``folder``. Heads that cannot be fitted are in ``failed``,
         and a FeatureStoreWarning says so; the others go on.
 
     Raises
@@ -94,11 +105,11 @@ class _Run:
     def __init__(
         self, path: str | Path, store: StoreLike, runs: Path, cluster: Any, on_event: Any
     ) -> None:
-        self.file: SpecFile[PipelineSpec] = read_spec(path, PipelineSpec)
+        self.file = read_spec(path, PipelineSpec)
         self.spec = self.file.spec
         self.cluster = cluster_of(self.file, cluster)
-        # A file with a mistake must not make a store.
-        self.store = FeatureStore.of(store, create=True)
+        # A file with a mistake must not make a store, nor may one that only reads features.
+        self.store = FeatureStore.of(store, create=self.spec.backbone is not None)
         self.runs, self.on_event = runs, on_event
         self.stages: dict[str, dict[str, Any]] = {}
 
@@ -107,18 +118,33 @@ class _Run:
         clock = time.perf_counter()
         sources = check(self.file)
         backbones = [source for source in sources if not source.is_pixels]
+        if not sources:
+            stored = stored_features(self.file, self.store)
+            dataset = stored[0].dataset
+            prefixes = [str(features.key) for features in stored]
         make_folder(self.runs)
-        dataset = self._data()
+        if sources:
+            dataset = self._data()
+            prefixes = [digest for source in backbones for digest in source.digests]
         selection = check_data(self.file, dataset)
-        folder = self._folder(dataset, backbones)
+        folder = self._folder(dataset, prefixes)
         with written(folder / SPEC) as part:
             part.write_text(self.file.text, "utf-8", newline="")
-        extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
+        freed: list[Any] = []
+        arrays: Arrays
+        if sources:
+            extracted = self._extract(dataset, sources, self._boundaries(backbones, folder))
+            arrays = [
+                (features, source) for source, done in extracted for features in done.values()
+            ]
+            freed = [row for _, done in extracted for row in done.to_dict()["freed"]]
+        else:
+            arrays = [(features, None) for features in stored]
         with self.cluster.heads(self.on_event):
-            fitted, failed = self._heads(extracted, selection)
+            fitted, failed = self._heads(arrays, selection)
         head, source = self._choose(fitted, selection)
         promotion = self._promote(head, source, dataset, folder, selection["split"])
-        manifest = {
+        record = {
             "pipeline": self.spec.name,
             "began": began,
             "seconds": round(time.perf_counter() - clock, 3),
@@ -127,13 +153,8 @@ class _Run:
                 "dataset": dataset_fields(dataset),
                 "backbones": [source.spec for source in backbones],
             },
-            "features": [
-                str(features.key)
-                for source, extraction in extracted
-                for features in extraction.values()
-                if not source.is_pixels
-            ],
-            "freed": [row for _, done in extracted for row in done.to_dict()["freed"]],
+            "features": [str(features.key) for features, source in arrays if not is_pixels(source)],
+            "freed": freed,
             "heads": head_rows(fitted, selection, head.id),
             "failed": failed,
             "selection": selection,
@@ -141,8 +162,8 @@ class _Run:
             "promotion": promotion,
             "versions": versions(),
         }
-        text = json_text(manifest)
-        with written(folder / MANIFEST) as part:
+        text = json_text(record)
+        with written(folder / RECORD) as part:
             part.write_text(f"{text}\n", "utf-8", "backslashreplace")
         return {"folder": str(folder), **json.loads(text)}
 
@@ -170,7 +191,7 @@ class _Run:
             dataset = Dataset.open(location, on_event=self.on_event, **options)
         except DatasetError as error:
             raise self.file.mistake(["data"], str(error)) from error
-        known = [entry.manifest_digest for entry in self.store.datasets.values()]
+        recorded = [entry.manifest_digest for entry in self.store.datasets.values()]
         self.store.datasets.add(dataset)
         layers, views = augmentation_of(self.file), self.spec.data.views
         if layers is not None and views is not None:
@@ -179,7 +200,7 @@ class _Run:
             except DatasetError as error:
                 raise self.file.mistake(["data", "views"], str(error)) from error
             self.store.datasets.add(dataset)
-        fresh = dataset.manifest_digest not in known
+        fresh = dataset.manifest_digest not in recorded
         self._end("data", started, fresh=fresh, result=f"{len(dataset):,} samples")
         for line in problem_lines(dataset.problems, dataset.name):
             self.on_event(StageNoted("data", line))
@@ -192,8 +213,8 @@ class _Run:
         or layers that are fine-tuned from different places, the best head decides. Fine-tuning
         computes in float32, which takes a pass of its own if the heads' features do not.
         """
-        asked, source = self.spec.promote, backbones[0]
-        if asked is None or not asked.passes or len(backbones) > 1 or promoted(folder):
+        tuning, source = self.spec.promote, backbones[0]
+        if tuning is None or not tuning.passes or len(backbones) > 1 or promoted(folder):
             return []
         backbone = source.open()
         if backbone.computing.precision != "float32":
@@ -201,9 +222,9 @@ class _Run:
         from featurestore.promotion import boundary_ref
 
         refs = {
-            boundary_ref(backbone, layer, asked) if source.reaches(layer, asked) else layer
+            boundary_ref(backbone, layer, tuning) if source.reaches(layer, tuning) else layer
             for layer in source.layers
-            if any(head.takes(layer) for head in self.spec.heads)
+            if any(head.is_for(layer) for head in self.spec.heads)
         }
         return [ref for ref in refs if ref and ref not in source.layers] if len(refs) == 1 else []
 
@@ -215,92 +236,101 @@ class _Run:
         started = time.perf_counter()
         options = self.spec.extract.model_dump(exclude={"engine"})
         options |= {"cluster": self.cluster, "on_event": self.on_event}
-        found = []
+        extracted = []
         for source in sources:
             more = [] if source.is_pixels else boundaries
             what = f"features of {dataset.name} by {source.name}"
             what += "".join(f"; {ref} too, for fine-tuning" for ref in more)
             self.on_event(StageStarted("extract", what))
-            asked = source.layers, self.store
+            request = source.layers, self.store
             try:
-                extraction = extract(dataset, source.open(), *asked, boundaries=more, **options)
+                extraction = extract(dataset, source.open(), *request, boundaries=more, **options)
             except ActivationError:
                 if not more:
                     raise
                 # Fine-tuning stores its own layer as float32.
-                extraction = extract(dataset, source.open(), *asked, **options)
+                extraction = extract(dataset, source.open(), *request, **options)
             for ref in more:
                 extraction.pop(ref, None)  # Heads are not fitted on it.
             for line in extraction.freed_lines:
                 self.on_event(StageNoted("extract", line))
-            found.append((source, extraction))
-        reports = [report for _, extraction in found for report in extraction.reports.values()]
+            extracted.append((source, extraction))
+        reports = [report for _, extraction in extracted for report in extraction.reports.values()]
         fresh = any(report.rows_reused < report.shape[0] for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
-        return found
+        return extracted
 
-    def _heads(
-        self, extracted: list[tuple[Source, Extraction]], selection: dict[str, str]
-    ) -> tuple[Fitted, list[Failed]]:
+    def _heads(self, arrays: Arrays, selection: dict[str, str]) -> tuple[Fitted, list[Failed]]:
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads.values()}
         self.on_event(StageStarted("heads", "the best by {split} {metric}".format(**selection)))
-        everywhere = [head.model_copy(update={"layers": None}) for head in self.spec.heads]
-        found: dict[str, tuple[Head, Source]] = {}
+        fitted: dict[str, tuple[Head, Source | None]] = {}
         failed: list[Failed] = []
-        for source, extraction in extracted:
-            heads = everywhere if source.is_pixels else self.spec.heads
-            for features in extraction.values():
-                if any(head.takes(features.ref) for head in heads):
-                    self.on_event(StageStarted("heads", f"on {features.ref} by {source.name}"))
-                fitted, errors = fit_all(features, heads, self.spec, self.on_event)
-                found |= {head.id: (head, source) for head in fitted}
-                failed += errors
-        if all(source.is_pixels for _, source in found.values()):
+        for features, source in arrays:
+            calls = self._calls(features, source)
+            if not calls:
+                continue
+            by = features.key.short.model if source is None else source.name
+            self.on_event(StageStarted("heads", f"on {features.ref} by {by}"))
+            heads, errors = fit_calls(calls, self.on_event)
+            fitted |= {head.id: (head, source) for head in heads}
+            failed += errors
+        if all(is_pixels(source) for _, source in fitted.values()):
             raise HeadError(failed[0]["error"])
         result = "all others are stored" if failed else "all are stored"
-        self._end("heads", started, fresh=not before.issuperset(found), result=result)
+        self._end("heads", started, fresh=not before.issuperset(fitted), result=result)
         # Stored heads may have more seeds than the file asks for; only equal folds compare.
-        shared = common([head.folds for head, _ in found.values()])
+        shared = common([head.folds for head, _ in fitted.values()])
         if shared is None:
-            return list(found.values()), failed
+            return list(fitted.values()), failed
         return [
             (replace(head, folds=folds), source)
-            for (head, source), folds in zip(found.values(), shared, strict=True)
+            for (head, source), folds in zip(fitted.values(), shared, strict=True)
         ], failed
 
-    def _choose(self, fitted: Fitted, selection: dict[str, str]) -> tuple[Head, Source]:
+    def _calls(self, features: Features, source: Source | None) -> list[Call]:
+        """Return the heads to fit on an array; on pixels, those of all layers."""
+        calls: list[Call] = []
+        for head in self.spec.heads:
+            if is_pixels(source) or head.is_for(features.ref):
+                options = head.model_dump(include={"seed", "name", "tags", "note"})
+                options |= {"folds": self.spec.folds, "seeds": self.spec.seeds}
+                wanted = [(head.head, params) for params in head.combinations()]
+                add(calls, features, options, wanted)
+        return calls
+
+    def _choose(self, fitted: Fitted, selection: dict[str, str]) -> tuple[Head, Source | None]:
         """Return the best head on features; for a promotion, the best that can be promoted."""
         from featurestore.heads import best
 
-        can = {head.id: (head, source) for head, source in fitted if not source.is_pixels}
+        candidates = {head.id: (head, source) for head, source in fitted if not is_pixels(source)}
         if self.spec.promote is not None:
             from featurestore.promotion import promotable
 
-            can = {name: each for name, each in can.items() if promotable(each[0])}
-        if not can:
+            candidates = {id: pair for id, pair in candidates.items() if promotable(pair[0])}
+        if not candidates:
             raise self.file.mistake(
                 ["promote"],
                 "none of the heads can be promoted; add one that can, such as logistic, ridge or "
                 "dense, or leave out `promote`",
             )
         metric = "{split}.{metric}".format(**selection)
-        return can[best([head for head, _ in can.values()], metric).id]
+        return candidates[best([head for head, _ in candidates.values()], metric).id]
 
     def _promote(
-        self, head: Head, source: Source, dataset: Dataset, folder: Path, chosen_by: str
+        self, head: Head, source: Source | None, dataset: Dataset, folder: Path, chosen_by: str
     ) -> dict[str, Any] | None:
-        asked = self.spec.promote
-        if asked is None:
+        tuning = self.spec.promote
+        if tuning is None or source is None:
             return None
         started = time.perf_counter()
-        options = {**asked.model_dump(), "epochs": asked.passes}
+        options = {**tuning.model_dump(), "epochs": tuning.passes}
         what = f"{head.id} on {head.key.ref} by {source.name}"
-        if asked.unfreeze is not None and not source.reaches(head.key.ref, asked):
+        if tuning.unfreeze is not None and not source.reaches(head.key.ref, tuning):
             options["unfreeze"] = None
-            what += f" ({asked.unfreeze} comes after it: nothing to unfreeze)"
+            what += f" ({tuning.unfreeze} comes after it: nothing to unfreeze)"
         self.on_event(StageStarted("promote", what))
-        digest = digest_fields({"head": head.id, **asked.model_dump()})
+        digest = digest_fields({"head": head.id, **tuning.model_dump()})
         done = promoted(folder, digest)
         if done is not None:
             self._end("promote", started, fresh=False, result=str(folder / MODEL))
@@ -321,9 +351,9 @@ class _Run:
             **promotion.report,
         }
 
-    def _folder(self, dataset: Dataset, sources: list[Source]) -> Path:
+    def _folder(self, dataset: Dataset, prefixes: list[str]) -> Path:
         identity = {
-            # The digests stand for what is found at the paths.
+            # The digests stand for the files at the paths.
             "spec": self.spec.model_dump(
                 mode="json",
                 exclude={
@@ -336,10 +366,10 @@ class _Run:
                 },
             ),
             "dataset": dataset.manifest_digest,
-            "prefixes": [digest for source in sources for digest in source.digests],
+            "prefixes": prefixes,
         }
         name = Path(self.spec.name, short(digest_fields(identity)))
         folder = make_folder(self.runs / name)
-        for each in (folder, *folder.parents[:3]):
-            durable.fsync_folder(each)
+        for path in (folder, *folder.parents[:3]):
+            durable.fsync_folder(path)
         return folder

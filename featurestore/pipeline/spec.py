@@ -1,4 +1,4 @@
-"""The fields of pipeline and sweep files."""
+"""The fields of pipeline files."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from featurestore.settings import Settings
 Count = Annotated[int, Field(gt=0)]
 
 
-def _given(value: Any) -> Any:
+def _not_empty(value: Any) -> Any:
     if value is None:
         raise ValueError("is empty; give its fields, or {} for the defaults, or leave it out")
     return value
 
 
 class DataSpec(ScanOptions):
-    """Where the samples are, how they are scanned, and how the training images are augmented.
-
-    ``views`` is the number of views of each training image, and ``augmentation`` the Keras layers
-    that make them, or their file: see `Dataset.augmented`.
-    """
+    """Where the samples are, how they are scanned, and how the training images are augmented."""
 
     path: str
+    """Folder or table. Without a backbone: the data set, by its name or path."""
     name: str | None = None
+    """Name of the data set; by default the folder's or file's."""
     views: Count | None = None
+    """Augmented views of each training image."""
     augmentation: Annotated[Any, Field(validate_default=True)] = None
+    """The Keras layers that augment, or their file: see `Dataset.augmented`."""
 
     @field_validator("augmentation")
     @classmethod
@@ -64,56 +64,85 @@ Several = Annotated[list[T], BeforeValidator(_several), Field(min_length=1)]
 Layers = Annotated[list[str], Field(min_length=1)]
 
 
-class VariantSpec(Settings):
-    """Models and preprocessing: a pipeline builds them, a sweep picks stored features."""
+class FeaturesSpec(Settings):
+    """Which stored features of the data set heads are fitted on; by default all."""
 
     model: Several[str] | None = None
+    """Name of the backbone."""
     weights: Several[str] | None = None
+    """``imagenet``, ``random``, or a weights file."""
     input_size: Several[Count] | None = None
+    """Side of the square that images are resized to, in pixels."""
     scaling: Several[Scaling] | None = None
+    """Pixel scaling."""
     resize: Several[Resize] | None = None
+    """How images that are not square become square."""
     interpolation: Several[Interpolation] | None = None
+    """Filter of the resize."""
+    precision: Several[Precision] | None = None
+    """Number type of the forward pass."""
 
 
-class BackboneSpec(VariantSpec):
+class BackboneSpec(FeaturesSpec):
     """Frozen models and their layers: one model for each combination of the values."""
 
     model: Several[str]
+    """A keras.applications network, or a model file."""
     layers: Layers | None = None
-    precision: Several[Precision] | None = None
+    """Layers of this backbone; by default those of the pipeline."""
 
 
 class ExtractSpec(Settings):
     """How features are computed and stored."""
 
     dtype: Dtype = "auto"
+    """Stored type; auto: float16, and float32 for layers that float16 cannot hold."""
     batch_size: BatchSize = "auto"
+    """Images in a forward batch; auto: as a short measurement and the free memory suggest."""
     engine: Engine = "auto"
+    """Library that computes the forward pass; auto: the fastest that is correct."""
     replace: bool = False
+    """Then remove earlier arrays whose rows the new arrays have."""
     max_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
+    """Stop before the first image if more is to be written, before compression: 20GB."""
 
 
 class BaselineSpec(Settings):
-    """The same heads on raw pixels, as a baseline; ``input_size`` is the side of the square."""
+    """The same heads on raw pixels, as a baseline."""
 
     input_size: Count = 32
+    """Side of the square that images are resized to, in pixels."""
 
 
 class HeadSpec(Settings):
-    """One head, or a grid of them: ``grid`` holds a list of values for each parameter."""
+    """One head, or a grid of them."""
 
     head: str
+    """Name such as ``logistic``, or an import path."""
     params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of every head of this entry."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    """Values of each parameter; a head for each combination."""
     layers: Layers | None = None
+    """Layers to fit on; by default all."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of everything random in the head."""
     name: Line | None = None
+    """A name of your own."""
     tags: Tags = Field(default=[])
+    """Tags to write on the heads."""
     note: str | None = None
+    """A note to write on the heads."""
 
-    def takes(self, layer: str) -> bool:
+    def is_for(self, layer: str) -> bool:
         """Whether the head is fitted on a layer."""
         return self.layers is None or layer in self.layers
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Return the parameters of each head of this entry."""
+        from sklearn.model_selection import ParameterGrid
+
+        return [{**self.params, **values} for values in ParameterGrid(self.grid)]
 
 
 def _head(value: Any) -> Any:
@@ -128,14 +157,12 @@ def _split(value: Any) -> Any:
 
 
 class SelectSpec(Settings):
-    """How the best head is chosen; by default by accuracy (or R²).
-
-    ``split`` is by default ``folds``, the mean over the folds, if the heads are cross-validated,
-    and else the validation split.
-    """
+    """How the best head is chosen."""
 
     metric: Metric | None = None
+    """By default accuracy, or R² in regression."""
     split: Annotated[Split | Literal["folds"] | None, BeforeValidator(_split)] = None
+    """By default ``folds`` (the mean over the folds) with cross-validation, else ``val``."""
 
 
 def _folder_name(name: str) -> str:
@@ -147,15 +174,65 @@ def _folder_name(name: str) -> str:
     return name
 
 
-class ClusterSpec(Settings):
-    """Where the work is done: processes of this machine, or of a Dask cluster."""
+def _data(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
 
+
+class PipelineSpec(CrossValidation):
+    """A pipeline: data, backbone or stored features, heads, selection and promotion."""
+
+    name: Annotated[str, AfterValidator(_folder_name)]
+    """Folder of its runs."""
+    data: Annotated[DataSpec, BeforeValidator(_data)]
+    """The images. Without a backbone: the name of a data set in the store."""
+    backbone: Several[BackboneSpec] | None = None
+    """The frozen models; without any, heads are fitted on stored features."""
+    features: FeaturesSpec = FeaturesSpec()
+    """Which stored features, without a backbone."""
+    layers: Annotated[Layers | None, Field(validate_default=True)] = None
+    """Layers to extract, or stored layers; of these by default all."""
+    extract: ExtractSpec = ExtractSpec()
+    """How features are computed and stored."""
+    baseline: Annotated[BaselineSpec | None, BeforeValidator(_not_empty)] = None
+    """The same heads on raw pixels."""
+    heads: Heads
+    """The heads to fit."""
+    select: SelectSpec = SelectSpec()
+    """How the best head is chosen."""
+    promote: Annotated[FineTuning | None, BeforeValidator(_not_empty)] = None
+    """Promote the best head, and fine-tune it."""
     workers: Count | None = None
+    """Share the work among this number of processes on this machine."""
     scheduler: str | None = None
+    """Share it among the workers of a Dask cluster, such as tcp://10.0.0.1:8786."""
+
+    @field_validator("layers")
+    @classmethod
+    def _for_each_backbone(cls, layers: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        own = [backbone.layers is not None for backbone in info.data.get("backbone") or []]
+        if layers is None and not all(own):
+            raise ValueError("is missing")
+        if layers is not None and own and all(own):
+            raise ValueError("is not used: every backbone has its own layers")
+        return layers
+
+    @field_validator("features")
+    @classmethod
+    def _without_backbone(cls, features: FeaturesSpec, info: ValidationInfo) -> FeaturesSpec:
+        if info.data.get("backbone") is not None:
+            raise ValueError("selects stored features, and `backbone` computes them; give one")
+        return features
+
+    @field_validator("extract", "baseline", "promote")
+    @classmethod
+    def _with_backbone(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.data.get("backbone", ()) is None:
+            raise ValueError("needs a `backbone`; without one, heads are fitted on stored features")
+        return value
 
     @field_validator("scheduler")
     @classmethod
-    def _alone(cls, scheduler: str | None, info: ValidationInfo) -> str | None:
+    def _without_workers(cls, scheduler: str | None, info: ValidationInfo) -> str | None:
         if scheduler is not None and info.data.get("workers") is not None:
             raise ValueError(
                 "is for a Dask cluster, and `workers` for this machine; give one of them"
@@ -166,36 +243,3 @@ class ClusterSpec(Settings):
     def cluster(self) -> int | str | None:
         """What `extract` takes as ``cluster``."""
         return self.workers or self.scheduler
-
-
-class PipelineSpec(CrossValidation, ClusterSpec):
-    """A pipeline: data, backbone, layers, heads, selection and promotion."""
-
-    name: Annotated[str, AfterValidator(_folder_name)]
-    data: DataSpec
-    backbone: Several[BackboneSpec]
-    layers: Annotated[Layers | None, Field(validate_default=True)] = None
-    extract: ExtractSpec = ExtractSpec()
-    baseline: Annotated[BaselineSpec | None, BeforeValidator(_given)] = None
-    heads: Heads
-    select: SelectSpec = SelectSpec()
-    promote: Annotated[FineTuning | None, BeforeValidator(_given)] = None
-
-    @field_validator("layers")
-    @classmethod
-    def _for_each_backbone(cls, layers: list[str] | None, info: ValidationInfo) -> list[str] | None:
-        own = [each.layers is not None for each in info.data.get("backbone", [])]
-        if layers is None and not all(own):
-            raise ValueError("is missing")
-        if layers is not None and own and all(own):
-            raise ValueError("is not used: every backbone has its own layers")
-        return layers
-
-
-class SweepSpec(VariantSpec, CrossValidation, ClusterSpec):
-    """A sweep: many heads on features that are stored already."""
-
-    dataset: str
-    precision: Several[str] | None = None
-    layers: Layers | None = None
-    heads: Heads

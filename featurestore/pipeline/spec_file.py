@@ -1,4 +1,4 @@
-"""Read a pipeline or sweep file. Every mistake is reported with its line."""
+"""Read a pipeline file. Every mistake is reported with its line."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SpecFile(Generic[AnySpec]):
     ----------
     path : Path
         The YAML file.
-    spec : PipelineSpec or SweepSpec
+    spec : Settings
         Its content.
     text : str
         The text of the file.
@@ -90,18 +90,7 @@ class SpecFile(Generic[AnySpec]):
 
 
 def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
-    """Read a YAML file into a spec.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    kind : type
-        :class:`PipelineSpec` or :class:`SweepSpec`.
-
-    Returns
-    -------
-    SpecFile
+    """Read a YAML file into a spec of a kind, such as :class:`PipelineSpec`.
 
     Raises
     ------
@@ -115,19 +104,19 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
         root: Any = loader.get_single_node()
         value = loader.construct_document(root) if root else None
     except FileNotFoundError:
-        known = [str(each) for each in path.parent.glob("*.y*ml")]
-        raise SpecError(f"no file {str(path)!r}; {nearest(str(path), known)}") from None
+        files = [str(file) for file in path.parent.glob("*.y*ml")]
+        raise SpecError(f"no file {str(path)!r}", remedy=nearest(str(path), files)) from None
     except UnicodeDecodeError:
-        raise SpecError(f"{path} is not UTF-8 text; expected a pipeline file") from None
+        raise SpecError(f"{path} is not UTF-8 text", "a pipeline file") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
+        content = "nothing" if value is None else f"a {type(value).__name__}"
         fields = ", ".join(kind.model_fields)
-        found = "nothing" if value is None else f"a {type(value).__name__}"
-        raise SpecError(f"{path}:1: found {found}, expected a mapping with the fields {fields}")
+        raise SpecError(f"{path}:1: found {content}", f"a mapping with the fields {fields}")
     try:
         return SpecFile(path, kind.model_validate(value), text, root)
     except ValidationError as error:
@@ -137,12 +126,12 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
 def _mistakes(
     path: Path, root: yaml.Node, kind: type[Settings], error: ValidationError
 ) -> SpecError:
-    found: dict[tuple[int, str], str] = {}
-    for each in error.errors(include_url=False):
-        line, field = _locate(root, each["loc"])
+    lines: dict[tuple[int, str], str] = {}
+    for mistake in error.errors(include_url=False):
+        line, field = _locate(root, mistake["loc"])
         # The first branch of a union speaks for all.
-        found.setdefault((line, field), f"{path}:{line}: {field}: {_message(kind, each)}")
-    return SpecError("\n".join(found[at] for at in sorted(found)))
+        lines.setdefault((line, field), f"{path}:{line}: {field}: {_message(kind, mistake)}")
+    return SpecError("\n".join(lines[place] for place in sorted(lines)))
 
 
 def _message(kind: type[Settings], error: Any) -> str:
@@ -157,10 +146,10 @@ def _message(kind: type[Settings], error: Any) -> str:
     if error["type"] in ("model_type", "dict_type"):
         fields = ", ".join(_fields(kind, error["loc"]))
         message = f"expected a mapping with the fields {fields}" if fields else "expected a mapping"
-    found = repr(error["input"])
-    if len(found) > _LONGEST_VALUE:
-        found = f"{found[:_LONGEST_VALUE]}…"
-    return f"found {found}; {message[0].lower()}{message[1:]}"
+    value = repr(error["input"])
+    if len(value) > _LONGEST_VALUE:
+        value = f"{value[:_LONGEST_VALUE]}…"
+    return f"found {value}; {message[0].lower()}{message[1:]}"
 
 
 def _fields(kind: type[Settings], where: Sequence[Any]) -> list[str]:
@@ -177,8 +166,8 @@ def part_of(annotation: Any) -> type[BaseModel] | None:
     """Return the model of a field that holds one or several; None if it holds plain values."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (part_of(inner) for inner in getattr(annotation, "__args__", ()))
-    return next((part for part in found if part is not None), None)
+    parts = (part_of(inner) for inner in getattr(annotation, "__args__", ()))
+    return next((part for part in parts if part is not None), None)
 
 
 def _locate(root: yaml.Node, where: Sequence[str | int]) -> tuple[int, str]:

@@ -59,7 +59,7 @@ CASES: list[tuple[str, list[str], list[str]]] = [
     ("extracting into such a folder", [*EXTRACT, "gap", "--store", "junk"], ["not a store"]),
     ("a store of a newer format", ["ls", "--store", "newer"], ["format 99", "pip install"]),
     ("one that cannot be parsed", ["ls", "--store", "torn"], ["cannot be parsed"]),
-    ("a sweep with a mistake", ["sweep", "sweep.yaml"], ["sweep.yaml:2: models: unknown field"]),
+    ("a file without backbone", ["run", "many.yaml"], ["many.yaml:3: models: unknown field"]),
     ("no pipeline file", ["run", "nothing.yaml"], ["no file 'nothing.yaml'"]),
 ]  # fmt: skip
 
@@ -83,7 +83,7 @@ def bad(made: Path, promoted: Path, tmp_path_factory: pytest.TempPathFactory) ->
     write_json(open_files(str(folder / "newer")), "features/zarr.json", newer)
     (folder / "torn" / "features").mkdir(parents=True)
     (folder / "torn" / "features" / "zarr.json").write_text("{")
-    (folder / "sweep.yaml").write_text("dataset: photos\nmodels: tiny\nheads: [knn]\n")
+    (folder / "many.yaml").write_text("name: x\ndata: photos\nmodels: tiny\nheads: [knn]\n")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Every option of every command, and every field of a pipeline and a sweep, is run once.
+"""Every option of every command, and every field of a pipeline, is run once.
 
 An option, a field or an allowed value without a case fails the tests at the end. Cases that compile
 networks or start processes run with the mark ``reliability``.
@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from featurestore.cli import cli
-from featurestore.pipeline import PipelineSpec, SweepSpec
+from featurestore.pipeline import PipelineSpec
 from featurestore.pipeline.spec_file import part_of
 from featurestore.settings import Settings
 from tests.cli.conftest import Place
@@ -61,8 +61,7 @@ COMMANDS = [
     "--tag a --tag b --note text --store store --json",
     "heads photos --sort folds.macro_f1 --weights tiny.keras --input-size 16 --scaling none",
     "heads --resize stretch --interpolation bilinear --precision float32 --store store --json",
-    "sweep sweep.yaml --folds 3 --seeds 2 --store store",
-    "sweep sweep.yaml --json",
+    "run stored.yaml --json",
     "tag logistic a b --name mine --note text --store store --json",
     "evaluate flowers.keras photos --classes blue,green,red --mistakes -o wrong.csv",
     "evaluate flowers.keras table.csv --image-column file --label-column kind --root photos "
@@ -90,11 +89,9 @@ SLOW = [
     "doctor --store store --json",
     f"{EXTRACT} --scaling unit --workers 2",
     f"{TRAIN} SVC --workers 2",
-    "sweep sweep.yaml --workers 2",
     "run pipeline.yaml --workers 2",
     f"{EXTRACT} --scaling tf --scheduler {{scheduler}}",
     f"{TRAIN} SVC --param C=2 --scheduler {{scheduler}}",
-    "sweep sweep.yaml --scheduler {scheduler}",
     "run pipeline.yaml --scheduler {scheduler}",
 ]
 # Commands that others come before.
@@ -198,10 +195,11 @@ PIPELINES: list[dict[str, Any]] = [
 # As options of the command.
 IN_PROCESSES: list[dict[str, Any]] = [{"workers": 2}, {"scheduler": "{scheduler}"}]
 
-SWEEP: dict[str, Any] = {"dataset": "photos", "heads": ["knn", "ridge"]}
-SWEEPS: list[dict[str, Any]] = [
-    {"model": ["tiny"], "weights": "tiny.keras", "input_size": 16, "scaling": "none"},
-    {"resize": "stretch", "interpolation": "bilinear", "precision": "float32"},
+STORED: dict[str, Any] = {"name": "many", "data": "photos", "heads": ["knn", "ridge"]}
+ON_STORED: list[dict[str, Any]] = [
+    {"features": {"model": ["tiny"], "weights": "tiny.keras", "input_size": 16}},
+    {"features": {"scaling": "none", "resize": "stretch", "interpolation": "bilinear"}},
+    {"features": {"precision": "float32"}},
     {"layers": ["conv_a"], "folds": 3, "seeds": 2},
 ]
 
@@ -210,7 +208,7 @@ SWEEPS: list[dict[str, Any]] = [
 def _all(place: Place, promoted: Path) -> None:
     """All files that the cases name, in the folder of the test."""
     shutil.copy(promoted, "flowers.keras")
-    for name, value in (("pipeline", PIPELINE), ("sweep", SWEEP), ("flips", FLIPS)):
+    for name, value in (("pipeline", PIPELINE), ("stored", STORED), ("flips", FLIPS)):
         Path(f"{name}.yaml").write_text(yaml.safe_dump(value))
     files = sorted(path.relative_to("photos") for path in Path("photos").rglob("*.png"))
     with open("table.csv", "w") as table, open("numbers.csv", "w") as numbers:
@@ -245,9 +243,9 @@ def run_pipeline(changes: dict[str, Any]) -> None:
     assert out.splitlines()[-1].startswith("results: runs/flowers/")
 
 
-def run_sweep(changes: dict[str, Any]) -> None:
-    Path("sweep.yaml").write_text(yaml.safe_dump({**SWEEP, **changes}))
-    assert "head" in run("sweep", "sweep.yaml")
+def run_on_stored(changes: dict[str, Any]) -> None:
+    Path("stored.yaml").write_text(yaml.safe_dump({**STORED, **changes}))
+    assert "head" in run("run", "stored.yaml")
 
 
 @pytest.mark.usefixtures("_all")
@@ -283,9 +281,9 @@ def test_pipelines(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("_all")
-@pytest.mark.parametrize("changes", SWEEPS, ids=str)
-def test_sweeps(changes: dict[str, Any]) -> None:
-    run_sweep(changes)
+@pytest.mark.parametrize("changes", ON_STORED, ids=str)
+def test_pipelines_on_stored_features(changes: dict[str, Any]) -> None:
+    run_on_stored(changes)
 
 
 @RELIABILITY
@@ -297,7 +295,7 @@ def test_files_that_start_processes(
     if "scheduler" in changes:
         changes = {"scheduler": request.getfixturevalue("scheduler")}
     run_pipeline(changes)
-    run_sweep(changes)
+    run_on_stored(changes)
 
 
 def words() -> dict[str, set[str]]:
@@ -375,20 +373,13 @@ def literals(annotation: Any) -> list[Any]:
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "base", "cases"),
-    [(PipelineSpec, PIPELINE, PIPELINES), (SweepSpec, SWEEP, SWEEPS)],
-)
-def test_every_field_and_its_values_have_a_case(
-    kind: type[Settings], base: dict[str, Any], cases: list[dict[str, Any]]
-) -> None:
-    specs = [kind.model_validate({**base, **case}) for case in (*cases, *IN_PROCESSES)]
-    used = [pair for spec in specs for pair in given(spec)]
+def test_every_field_and_its_values_have_a_case() -> None:
+    cases = [{**PIPELINE, **case} for case in (*PIPELINES, *IN_PROCESSES)]
+    cases += [{**STORED, **case} for case in ON_STORED]
+    used = [pair for case in cases for pair in given(PipelineSpec.model_validate(case))]
     used += [(field, None) for field, _ in used]
-    # Of the heads, a sweep has the same fields as a pipeline; what is stored has one variant.
+    # What is stored has one variant.
     wanted = [
-        (field, value)
-        for field, value in known(kind)
-        if kind is PipelineSpec or not (field.startswith("heads.") or value)
+        pair for pair in known(PipelineSpec) if not (pair[0].startswith("features.") and pair[1])
     ]
     assert not [pair for pair in wanted if pair not in used]

@@ -177,8 +177,9 @@ def test_rank_gives_a_row_for_each_layer(place: Place) -> None:
     )
 
 
-SWEEP = """
-dataset: photos
+MANY = """
+name: many
+data: photos
 layers: ["conv_b:avg"]
 heads:
   - knn
@@ -187,17 +188,19 @@ heads:
 """
 
 
-def test_sweep_lists_its_heads_best_first(place: Place) -> None:
-    Path("sweep.yaml").write_text(SWEEP)
+def test_a_file_without_backbone_fits_heads_on_stored_features(place: Place) -> None:
+    Path("many.yaml").write_text(MANY)
 
-    rows = featurestore("sweep", "sweep.yaml", "--json")
-    again = featurestore("sweep", "sweep.yaml")
+    record = featurestore("run", "many.yaml", "--json")
+    again = featurestore("run", "many.yaml")
 
-    assert [row["name"] for row in rows.json].count("logistic") == 2
-    assert len(rows.json) == 3
-    assert "taken from the store" in rows.err
-    assert again.out.splitlines()[-1] == "3 heads"
-    assert again.err == "fit: 3 heads taken from the store\n"
+    assert [row["name"] for row in record.json["heads"]].count("logistic") == 2
+    assert len(record.json["heads"]) == 3
+    assert "taken from the store" in record.err
+    table = again.out.splitlines()
+    assert table[1].startswith("*")
+    assert table[-1].startswith("results: runs/many/")
+    assert "[heads] up to date: all are stored\n" in again.err
 
 
 def test_a_head_is_named_tagged_and_shown(place: Place) -> None:
@@ -311,9 +314,9 @@ def test_train_again_fits_what_is_stale(place: Place) -> None:
 )
 def test_common_names_of_heads_are_suggested(place: Place, asked: str, meant: str) -> None:
     assert f"did you mean '{meant}'?" in featurestore(*TRAIN, asked).error
-    Path("sweep.yaml").write_text(SWEEP.replace("- knn", f"- {asked}"))
-    error = featurestore("sweep", "sweep.yaml").error
-    assert error.startswith("sweep.yaml:5: heads.0")
+    Path("many.yaml").write_text(MANY.replace("- knn", f"- {asked}"))
+    error = featurestore("run", "many.yaml").error
+    assert error.startswith("many.yaml:6: heads.0")
     assert f"did you mean '{meant}'?" in error
 
 

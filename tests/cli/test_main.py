@@ -36,7 +36,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, *args: str) -
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert " ".join(COMMANDS) == (
-        "layers scan augment extract ls show verify repair rm gc rank train sweep heads tag "
+        "layers scan augment extract ls show verify repair rm gc rank train heads tag "
         "promote evaluate predict run doctor"
     )
 
@@ -118,7 +118,7 @@ def test_no_command_shows_the_help() -> None:
         ["extract", "photos", "--model", "m", "--layer", "l", "--batch-size", "0"],
         ["scan", "photos", "--val", "1.5"],
         ["run", "pipeline.yaml", "--workers", "0"],
-        ["sweep", "sweep.yaml", "--workers", "2", "--scheduler", "tcp://10.0.0.1:8786"],
+        ["run", "many.yaml", "--workers", "2", "--scheduler", "tcp://10.0.0.1:8786"],
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_is_expected(arguments: list[str]) -> None:

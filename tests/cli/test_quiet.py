@@ -44,7 +44,7 @@ def test_python_options_show_all_warnings() -> None:
 
 
 TRAIN = "train photos --model tiny --layer conv_b:avg --head"
-SWEEP = "dataset: photos\nheads: [knn, {head}]\n"
+STORED = "name: many\ndata: photos\nheads: [knn, {head}]\n"
 RUN = """name: x
 data: {path: photos}
 backbone: {model: tiny.keras}
@@ -58,8 +58,8 @@ heads: [knn]
     [
         (f"{TRAIN} logistic", False),
         (f"{TRAIN} dense", True),
-        ("sweep logistic.yaml", False),
-        ("sweep dense.yaml", True),
+        ("run logistic.yaml", False),
+        ("run dense.yaml", True),
         ("run run.yaml", True),
         ("repair", False),
     ],
@@ -69,7 +69,7 @@ def test_commands_load_tensorflow_before_they_need_it(
 ) -> None:
     """They load it without its notes; scikit-learn heads and a sound store do not need it."""
     for head in ("logistic", "dense"):
-        (place.folder / f"{head}.yaml").write_text(SWEEP.format(head=head))
+        (place.folder / f"{head}.yaml").write_text(STORED.format(head=head))
     (place.folder / "run.yaml").write_text(RUN)
 
     def load() -> None:

@@ -48,7 +48,7 @@ def test_run_prints_heads_promotion_and_where_the_results_are(pipeline: Path) ->
 
     assert second.json["folder"] == lines[5].split()[1]
     assert {each["status"] for each in second.json["stages"].values()} == {"up to date"}
-    recorded = json.loads((Path(second.json["folder"]) / "manifest.json").read_text())
+    recorded = json.loads((Path(second.json["folder"]) / "record.json").read_text())
     assert {"folder": second.json["folder"], **recorded} == second.json
     assert "fit: " not in second.err
 

@@ -1,4 +1,4 @@
-"""Several backbones and input sizes in one pipeline or sweep."""
+"""Several backbones and input sizes in one pipeline."""
 
 from __future__ import annotations
 
@@ -132,37 +132,41 @@ def test_mistakes_name_the_backbone(
 
 
 @pytest.mark.reliability
-def test_a_sweep_takes_several_models_and_variants(
+def test_stored_features_of_several_models_and_variants(
     several: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(several.folder)
     several.run(**{**SEVERAL, "promote": None, "baseline": None})
 
-    def sweep(**changes: Any) -> list[tuple[str, int, str]]:
-        spec = {"dataset": "photos", **changes, "heads": ["knn"]}
-        Path("sweep.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-        fitted = {head.id for head in fs.sweep("sweep.yaml", several.store)}
+    def fitted_on(layers: list[str] | None = None, **features: Any) -> list[tuple[str, int, str]]:
+        spec = {"name": "many", "data": "photos", "features": features, "heads": ["knn"]}
+        spec |= {} if layers is None else {"layers": layers}
+        Path("many.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+        fitted = {row["head"] for row in fs.run("many.yaml", several.store)["heads"]}
         rows = [row for row in leaderboard(store=several.store) if row["head"] in fitted]
         return sorted((row["model"], row["input_size"], row["layer"]) for row in rows)
 
-    assert len(sweep()) == 4
-    assert sweep(model=["open", "tiny"], input_size=[8, 16]) == [
+    assert len(fitted_on()) == 4
+    assert fitted_on(model=["open", "tiny"], input_size=[8, 16]) == [
         ("open", 8, "conv_b:avg"),
         ("tiny", 16, "conv_a:avg"),
         ("tiny", 16, "gap"),
     ]
-    assert sweep(input_size=12) == [("open", 12, "conv_b:avg")]
-    assert sweep(model=["open", "tiny"], layers=["gap", "conv_b:avg"], input_size=[12, 16]) == [
+    assert fitted_on(input_size=12) == [("open", 12, "conv_b:avg")]
+    assert fitted_on(model=["open", "tiny"], layers=["gap", "conv_b:avg"], input_size=[12, 16]) == [
         ("open", 12, "conv_b:avg"),
         ("tiny", 16, "gap"),
     ]
-    with pytest.raises(SpecError, match=r":2: input_size: no features .* with --input-size 99; "):
-        sweep(input_size=[8, 99])
-    with pytest.raises(SpecError, match=r":3: model: no features of 'photos' by model 'tony'; "):
-        sweep(input_size=8, model=["open", "tony"])
-    with pytest.raises(SpecError, match=r":4: layers.0: no features at layer 'gap' match"):
-        sweep(input_size=8, layers=["gap"])
-    shown = featurestore("sweep", "sweep.yaml").error
-    assert shown.startswith("sweep.yaml:4: layers.0: ")
-    sweep(model="open")
-    assert "input size" in featurestore("sweep", "sweep.yaml").out.splitlines()[0]
+    with pytest.raises(
+        SpecError, match=r":4: features.input_size: no features .* with --input-size 99; "
+    ):
+        fitted_on(input_size=[8, 99])
+    with pytest.raises(
+        SpecError, match=r":5: features.model: no features of 'photos' by model 'tony'; "
+    ):
+        fitted_on(input_size=8, model=["open", "tony"])
+    with pytest.raises(SpecError, match=r":7: layers.0: no features at layer 'gap' match"):
+        fitted_on(input_size=8, layers=["gap"])
+    assert featurestore("run", "many.yaml").error.startswith("many.yaml:7: layers.0: ")
+    fitted_on(model="open")
+    assert "input size" in featurestore("run", "many.yaml").out.splitlines()[0]

@@ -63,7 +63,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any]
     words = ["--store", str(folder / "store"), "--runs", str(folder / "runs")]
     result = CliRunner().invoke(cli, ["run", str(FOLDER / "quickstart.yaml"), *words])
     assert result.exit_code == 0, result.output
-    (file,) = folder.glob("runs/quickstart/*/manifest.json")
+    (file,) = folder.glob("runs/quickstart/*/record.json")
     assert (file.parent / "model.keras").is_file()
     return json.loads(file.read_text(encoding="utf-8")), result.stdout.splitlines()
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic.fields import FieldInfo
 
-from featurestore.pipeline import PipelineSpec, SweepSpec
+from featurestore.pipeline import PipelineSpec
 from featurestore.pipeline.spec import HeadSpec
 from featurestore.pipeline.spec_file import part_of
 from featurestore.settings import Settings
@@ -54,11 +54,6 @@ def test_every_field_of_a_pipeline_is_listed_with_its_default() -> None:
     assert table(section("Its fields")) == fields(PipelineSpec)
 
 
-def test_every_field_of_a_sweep_is_listed() -> None:
-    expected = {name: value for name, value in fields(SweepSpec).items() if "[]" not in name}
-    assert table(section("Sweeps")) == expected
-
-
 def test_allowed_values_are_listed() -> None:
     for name, field in fields_of(PipelineSpec).items():
         allowed = [each for each in literals(field.annotation) if isinstance(each, str)]
@@ -83,12 +78,12 @@ def literals(annotation: Any) -> list[Any]:
     return [each for arg in inner for each in literals(arg)] if inner else [annotation]
 
 
-def test_the_examples_are_pipelines_and_the_sweep_a_sweep() -> None:
-    pipeline, several, sweep = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S)
+def test_the_examples_are_pipelines() -> None:
+    pipeline, several, stored = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S)
 
     assert PipelineSpec.model_validate(yaml.safe_load(pipeline)).name == "animals"
-    assert len(PipelineSpec.model_validate(yaml.safe_load(several)).backbone) == 2
-    assert SweepSpec.model_validate(yaml.safe_load(sweep)).dataset == "photos"
+    assert len(PipelineSpec.model_validate(yaml.safe_load(several)).backbone or []) == 2
+    assert PipelineSpec.model_validate(yaml.safe_load(stored)).data.path == "photos"
 
 
 @pytest.mark.slow

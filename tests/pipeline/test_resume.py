@@ -69,7 +69,7 @@ def test_a_killed_pipeline_goes_on(
     assert last.status == 0
     assert last.err.count("fit: logistic-") == 1
     assert f"fit: {fitted}" not in last.err
-    stages = json.loads((folder / "manifest.json").read_bytes())["stages"]
+    stages = json.loads((folder / "record.json").read_bytes())["stages"]
     assert {name: each["status"] for name, each in stages.items()} == {
         "data": "up to date",
         "extract": "up to date",

@@ -46,8 +46,8 @@ def test_a_first_run(ran: tuple[Pipeline, dict[str, Any]]) -> None:
 
     assert status(manifest) == dict.fromkeys(STAGES, "done")
     assert folder.parent == pipeline.runs / "flowers"
-    assert {each.name for each in folder.iterdir()} == {"manifest.json", "model.keras", "spec.yaml"}
-    recorded = json.loads((folder / "manifest.json").read_bytes())
+    assert {each.name for each in folder.iterdir()} == {"record.json", "model.keras", "spec.yaml"}
+    recorded = json.loads((folder / "record.json").read_bytes())
     assert {"folder": str(folder), **recorded} == manifest
     heads = [event for event in pipeline.told("StageStarted") if event.stage == "heads"]
     assert [event.what for event in heads] == [
@@ -189,7 +189,7 @@ def test_without_a_sound_manifest_nothing_counts_as_promoted(
 ) -> None:
     (tmp_path / "model.keras").write_bytes(b"a model")
     if text is not None:
-        (tmp_path / "manifest.json").write_text(text)
+        (tmp_path / "record.json").write_text(text)
 
     assert promoted(tmp_path, "blake2b:1") is None
 
@@ -444,7 +444,7 @@ def test_a_head_that_fails_is_recorded_and_the_others_go_on(
     failed = manifest["failed"][0]
     assert failed.items() >= {"name": "knn", "params": {"n_neighbors": 500}, "seed": 4}.items()
     assert "n_neighbors = 500" in failed["error"]
-    recorded = json.loads((Path(manifest["folder"]) / "manifest.json").read_text())
+    recorded = json.loads((Path(manifest["folder"]) / "record.json").read_text())
     assert recorded["failed"] == manifest["failed"]
 
 

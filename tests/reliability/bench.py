@@ -20,9 +20,9 @@ EXTRACT = (
     *("--layer", "conv_a", "--layer", "pool_a"),
 )
 TRAIN = ("train", "photos", "--model", "tiny", "--layer", "pool_a", "--head", "logistic")
-SWEEP = {
-    "dataset": "photos",
-    "model": "tiny",
+MANY = {
+    "name": "many",
+    "data": "photos",
     "layers": ["pool_a"],
     "heads": [
         "knn",
@@ -53,7 +53,7 @@ VERBS = {
     "extract one layer": Verb("fresh", EXTRACT[:-2]),
     "replace": Verb("extracted", (*EXTRACT, "--dtype", "float32")),
     "train": Verb("extracted", TRAIN),
-    "sweep": Verb("extracted", ("sweep", "sweep.yaml")),
+    "run on stored features": Verb("extracted", ("run", "many.yaml")),
     "promote": Verb(
         "promoted",
         ("promote", "logistic", "--unfreeze", "conv_a", "--epochs", "1", "-o", "model.keras"),
@@ -113,7 +113,7 @@ class Bench:
     def _fresh(self) -> None:
         take_photos(self.place / "photos", self._each)
         build_network(self.place / "tiny.keras", **self._network)
-        (self.place / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+        (self.place / "many.yaml").write_text(yaml.safe_dump(MANY))
         (self.place / "pipeline.yaml").write_text(yaml.safe_dump(PIPELINE))
         (self.place / "tmp").mkdir()
 

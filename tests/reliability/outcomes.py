@@ -38,7 +38,7 @@ def outcome(place: Path) -> dict[str, Any]:
         **{str(each.relative_to(place)): model(each) for each in models(place)},
         **{
             str(each.relative_to(place)): _timeless(json.loads(each.read_bytes()))
-            for each in place.glob("runs/*/*/manifest.json")
+            for each in place.glob("runs/*/*/record.json")
         },
     }
 

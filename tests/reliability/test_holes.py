@@ -82,10 +82,13 @@ def fit_streamed(torn: Torn) -> None:
         fit_head(torn.features, "dense", {"epochs": 1})
 
 
-def sweep(torn: Torn) -> None:
-    file = torn.folder / "sweep.yaml"
-    file.write_text(f"dataset: photos\nmodel: net\nlayers: ['{LAYER}']\nheads: [ridge, knn]\n")
-    fs.sweep(file, torn.store)
+def run_file(torn: Torn) -> None:
+    file = torn.folder / "many.yaml"
+    file.write_text(
+        f"name: many\ndata: photos\nfeatures: {{model: net}}\nlayers: ['{LAYER}']\n"
+        "heads: [ridge, knn]\n"
+    )
+    fs.run(file, torn.store, runs=torn.folder / "runs")
 
 
 READERS: dict[str, Callable[[Torn], object]] = {
@@ -101,7 +104,7 @@ READERS: dict[str, Callable[[Torn], object]] = {
     "fit_head, streamed": fit_streamed,
     "fit_heads": lambda torn: fit_heads(torn.features, [("ridge", {}), ("logistic", {})]),
     "rank": lambda torn: rank("photos", torn.store),
-    "sweep": sweep,
+    "run": run_file,
 }
 
 
@@ -116,13 +119,13 @@ def test_a_block_that_does_not_exist_is_never_read(torn: Torn, reader: str) -> N
     assert np.array_equal(torn.features.group.read(), torn.whole)
 
 
-@pytest.mark.parametrize("command", few(["train", "sweep", "rank"], "train"))
+@pytest.mark.parametrize("command", few(["train", "run", "rank"], "train"))
 def test_commands_tell_how_to_complete(torn: Torn, command: str) -> None:
-    file = torn.folder / "sweep.yaml"
-    file.write_text("dataset: photos\nheads: [ridge]\n")
+    file = torn.folder / "many.yaml"
+    file.write_text("name: many\ndata: photos\nheads: [ridge]\n")
     words = {
         "train": ["photos", "--model", "net", "--layer", LAYER, "--head", "ridge"],
-        "sweep": [str(file)],
+        "run": [str(file), "--runs", str(torn.folder / "runs")],
         "rank": ["photos"],
     }
     told = featurestore(command, *words[command]).error

@@ -43,7 +43,7 @@ def check(
     last = result.err.splitlines()[-1]
     said = SAYS.fullmatch(last)
     assert said, last
-    assert ("resumes" in said[1]) == (command[0] in ("extract", "run", "sweep", "repair"))
+    assert ("resumes" in said[1]) == (command[0] in ("extract", "run", "repair"))
     assert said[2] == shlex.join(["featurestore", *command])
     assert set(leftovers(bench.place)) <= set(of_others)
     return said[2]
@@ -54,7 +54,7 @@ def check(
     [
         ("scan", "Scanned", 2, signal.SIGINT),
         ("extract", "RowsComputed", 2, signal.SIGTERM),
-        ("sweep", "EpochEnded", 2, signal.SIGINT),
+        ("run on stored features", "EpochEnded", 2, signal.SIGINT),
         ("promote", "TuningEpochEnded", 1, signal.SIGTERM),
         ("run", "StageStarted", 3, signal.SIGTERM),
     ],

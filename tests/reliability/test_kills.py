@@ -21,7 +21,7 @@ from tests.reliability.processes import Commands, Strike
 # How often each verb is killed in the long test.
 AT_RANDOM = {
     **{"extract": 60, "replace": 25, "repair": 25, "run": 25, "promote": 20},
-    **{"sweep": 20, "train": 10, "scan": 10, "gc": 15},
+    **{"run on stored features": 20, "train": 10, "scan": 10, "gc": 15},
 }
 
 

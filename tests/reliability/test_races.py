@@ -30,9 +30,10 @@ from tests.toys import Result, build_network, drop_block, featurestore, take_pho
 ROWS = 60
 # Rows of a block: 4 at conv_a, so 15 blocks, 16 at pool_a, and all at the pooled layer.
 LAYERS = WHOLE, HALVED, POOLED = ["conv_a", "pool_a", "conv_b:avg"]
-SWEEP = {
-    "dataset": "photos",
-    "model": "tiny",
+MANY = {
+    "name": "many",
+    "data": "photos",
+    "features": {"model": "tiny"},
     "layers": [POOLED],
     "heads": ["knn", "ridge", {"head": "logistic", "grid": {"C": [0.01, 0.1, 1]}}],
 }
@@ -50,7 +51,7 @@ class Arena:
         shutil.copytree(folder / "photos" / "red", folder / "others" / "red")
         take_photos(folder / "others", 8, {"grey": (120, 120, 120)})
         build_network(folder / "tiny.keras", size=64, channels=128)
-        (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+        (folder / "many.yaml").write_text(yaml.safe_dump(MANY))
         # Starts lie apart by up to so many seconds, at random.
         self.apart, self.chance = 0.0, random.Random(0)
         self.started = self._count = 0
@@ -283,12 +284,12 @@ def replace_and_train(arena: Arena, extracted: Path, gcs: int) -> None:
         store,
         ("scan", "photos", "--val", "0.2"),
         (*TRAIN, "logistic", "--json"),
-        ("sweep", "sweep.yaml", "--json"),
+        ("run", "many.yaml", "--json"),
         ("scan", "photos", "--val", "0.5"),
         gcs=gcs,
     )
     assert results[1].json["head"].startswith("logistic-")
-    assert len(results[2].json) == HEADS
+    assert len(results[2].json["heads"]) == HEADS
     opened = FeatureStore(store, create=True)
     for head in opened.heads.values():
         # Each head's own state of the data set is kept for it.
@@ -331,9 +332,9 @@ def test_two_repairs_at_once(arena: Arena, extracted: Path) -> None:
 # ---------------------------------------------------------------- heads and models
 
 
-def sweeps(arena: Arena, extracted: Path, count: int) -> None:
+def runs_of_many_heads(arena: Arena, extracted: Path, count: int) -> None:
     store = arena.new_store(like=extracted)
-    results = all_well([arena.start(store, "sweep", "sweep.yaml") for _ in range(count)])
+    results = all_well([arena.start(store, "run", "many.yaml") for _ in range(count)])
     taken = [re.search(r"fit: (\d+) heads? taken", result.err) for result in results]
     assert sum(int(each.group(1)) for each in taken if each) == (count - 1) * HEADS
     assert len(FeatureStore(store, create=True).heads.values()) == HEADS
@@ -342,8 +343,8 @@ def sweeps(arena: Arena, extracted: Path, count: int) -> None:
     shutil.rmtree(store)
 
 
-def test_a_sweep_that_several_run_fits_each_head_once(arena: Arena, extracted: Path) -> None:
-    sweeps(arena, extracted, 3)
+def test_a_file_that_several_run_fits_each_head_once(arena: Arena, extracted: Path) -> None:
+    runs_of_many_heads(arena, extracted, 3)
 
 
 def promotions(arena: Arena, extracted: Path, count: int) -> None:
@@ -471,7 +472,7 @@ def test_many_races(arena: Arena, extracted: Path) -> None:
         revive(arena, extracted, gcs=chance.randrange(3, 9))
         replace_and_train(arena, extracted, gcs=chance.randrange(3, 9))
         repairs(arena, extracted, chance, count=chance.randrange(1, 4), gcs=chance.randrange(6))
-        sweeps(arena, extracted, chance.randrange(2, 5))
+        runs_of_many_heads(arena, extracted, chance.randrange(2, 5))
         replace_type(
             arena, extracted, chance.sample([extraction(WHOLE), (*TRAIN, "knn"), ("verify",)], 2)
         )
