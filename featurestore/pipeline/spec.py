@@ -185,7 +185,7 @@ class PipelineSpec(CrossValidation):
     """Folder of its runs."""
     data: Annotated[DataSpec, BeforeValidator(_data)]
     """The images. Without a backbone: the name of a data set in the store."""
-    backbone: Several[BackboneSpec] | None = None
+    backbone: Annotated[Several[BackboneSpec] | None, BeforeValidator(_not_empty)] = None
     """The frozen models; without any, heads are fitted on stored features."""
     features: FeaturesSpec = FeaturesSpec()
     """Which stored features, without a backbone."""
