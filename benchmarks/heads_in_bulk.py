@@ -155,7 +155,7 @@ def compare(features: fs.Features, cs: np.ndarray, picked: np.ndarray, kept: Pat
     fitted = one_by_one(picked, features, kept)
     after, (whole, found) = bank(cs, features), together(cs, features)
     heads = {float(c): head for c, head in zip(cs, found, strict=True)}
-    apart = [objective(heads[each["c"]].estimator, x, y) / each["objective"] - 1 for each in fitted]
+    apart = [objective(heads[each["c"]].fitted, x, y) / each["objective"] - 1 for each in fitted]
     best = max(head.metrics["val"]["accuracy"] for head in heads.values())
     theirs = max(each["accuracy"] for each in fitted)
     print("| | heads | seconds | processor s | ratio | of processor s | best val accuracy |")

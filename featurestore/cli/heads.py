@@ -74,7 +74,7 @@ def rank_command(
 
 _note_option = shared("Notes")
 note_options = together(
-    _note_option("--name", metavar="N", help="A name of your own, instead of the estimator's."),
+    _note_option("--label", metavar="L", help="A name of your own, to find the head again."),
     _note_option("--tag", "tags", multiple=True, metavar="T", help="A tag; may be repeated."),
     _note_option("--note", metavar="TEXT", help="A note, which `featurestore show` prints."),
 )
@@ -158,10 +158,9 @@ def train_command(
 ) -> None:
     """Train one head on the stored features of DATASET, and evaluate it on every split.
 
-    If a layer is stored several times, backbone options such as --input-size select one. --name,
+    If a layer is stored several times, backbone options such as --input-size select one. --label,
     --tag and --note do not affect the head's id; `featurestore tag` changes them later. With
-    --folds, the head is cross-validated, and also
-    fitted on the whole train split as usual.
+    --folds, the head is cross-validated, and also fitted on the whole train split as usual.
 
     With --again, heads that were fitted before DATASET grew, or got other labels or splits, are
     fitted on its present state. Extract the features of the new samples first.
@@ -230,7 +229,7 @@ def _print_fitted(
     from featurestore.heads.listing import heads_layout
 
     ids = {head.id for head in heads}
-    datasets = {head.lineage["dataset"]["name"] for head in heads}
+    datasets = {head.provenance["dataset"]["name"] for head in heads}
     listed = [row for name in datasets for row in leaderboard(name, store, heads=ids)]
     rows = Table(listed, heads_layout)
     if as_json:
@@ -306,18 +305,18 @@ def heads_command(
 @click.argument("head")
 @click.argument("tags", metavar="[TAG]...", nargs=-1)
 @click.option("--remove", multiple=True, metavar="T", help="Remove this tag; may be repeated.")
-@click.option("--name", metavar="N", help="A name of your own.")
+@click.option("--label", metavar="L", help="A name of your own.")
 @click.option("--note", metavar="TEXT", help='A new note; "" removes it.')
 @store_option
 @json_option
 def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:
-    """Tag HEAD, name it, or write a note on it; its id does not change.
+    """Tag HEAD, label it, or write a note on it; its id does not change.
 
-    HEAD is an id that `featurestore heads` lists, the beginning of one, or a name.
+    HEAD is an id that `featurestore heads` lists, the beginning of one, or a label.
 
     \b
     Example:
-      featurestore tag logistic-3fa9 paper figure-2 --name final --note "C by the val split"
+      featurestore tag logistic-3fa9 paper figure-2 --label final --note "C by the val split"
     """
     from featurestore.heads import annotate
 
@@ -326,4 +325,4 @@ def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:
         print_json(written)
     else:
         shown = {**written, "tags": ", ".join(written["tags"]), "id": written["head"]}
-        print_table(Grid([shown], ["name", "tags", "note", "id"]))
+        print_table(Grid([shown], ["label", "tags", "note", "id"]))

@@ -99,12 +99,12 @@ def refuse_failed(failed: Sequence[Mapping[str, Any]], as_json: bool) -> None:
             if row["params"] != head["params"]:
                 row["params"] = "several"
         click.echo()
-        fields = ["heads", "name", "params", "layer", "error"]
+        fields = ["heads", "estimator", "params", "layer", "error"]
         print_table(Grid(list(reasons.values()), fields, _FAILED, cut="params"))
     raise HeadError(f"{plural(len(failed), 'head')} could not be fitted")
 
 
-_FAILED = {"heads": "failed", "name": "head", "params": "parameters", "error": "why"}
+_FAILED = {"heads": "failed", "estimator": "head", "params": "parameters", "error": "why"}
 
 
 def print_table(table: Grid | Table[Any]) -> None:

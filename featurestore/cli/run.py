@@ -76,9 +76,9 @@ def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
     more = len(rows) - most
     rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows[:most]])
     several = [name for name in ("seed", "model") if len({row[name] for row in rows}) > 1]
-    headings = {"chosen": "", "name": "head", "params": "parameters", "head": "id"}
+    headings = {"chosen": "", "estimator": "head", "params": "parameters", "head": "id"}
     headings |= {"pixels": f"{held_out} on pixels"}
-    fields = ["chosen", "name", "params", *several, *variants, "layer"]
+    fields = ["chosen", "estimator", "params", *several, *variants, "layer"]
     fields += [*dict.fromkeys((column, reported)), *(["pixels"] if pixels else [])]
     fields += ["seconds", "head"]
     print_table(Grid(with_found_params(rows), fields, headings, cut="params"))
@@ -115,9 +115,7 @@ def _notes(
 
 
 def _asked(row: dict[str, Any]) -> tuple[str, str, int, str]:
-    # The beginning of the id, since a head may have a name of its own.
-    estimator = row["head"].rpartition("-")[0]
-    return estimator, str(row["params"]), row["seed"], row["resize"]
+    return row["estimator"], str(row["params"]), row["seed"], row["resize"]
 
 
 def _value(row: dict[str, Any] | None, split: str, metric: str) -> float | None:

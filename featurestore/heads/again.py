@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import HeadError, NotFoundError, StoreError
+from featurestore.features import Features
 from featurestore.heads.calls import Call, Failed, add, failure, fit_calls
 from featurestore.heads.candidate import candidate
 from featurestore.heads.compare import leaderboard
 from featurestore.heads.head import Head
-from featurestore.heads.notes import annotate
-from featurestore.heads.refit import features_of, plain_params
 from featurestore.listening import OnEvent
-from featurestore.store import FeatureStore, StoreLike
+from featurestore.store import FeatureStore, RowIndex, StoreLike
 
 if TYPE_CHECKING:
     import os
 
     from featurestore.dataset import Dataset
-    from featurestore.features import Features
 
 
 def fit_stale(
@@ -32,7 +32,7 @@ def fit_stale(
     """Fit each stale head of a data set on its present state, with the head's own settings.
 
     These are the layer, parameters, seed, folds, tags and note. The stale heads stay in the
-    store; a name that a user gave moves to the new head.
+    store; a label moves to the new head.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def fit_stale(
     -------
     heads : list of Head
     failed : list of dict
-        Of those that cannot be fitted: ``name``, ``params``, ``seed``, ``model``, ``layer``,
+        Of those that cannot be fitted: ``estimator``, ``params``, ``seed``, ``model``, ``layer``,
         ``error``. The present samples may have no features, or the estimator may be one that a
         store does not keep, such as a Keras model.
     """
@@ -54,55 +54,82 @@ def fit_stale(
     present = opened.datasets.load(dataset) if stale else None
     calls: list[Call] = []
     failed = []
-    named: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    labelled: defaultdict[str, list[str]] = defaultdict(list)
     for row in stale:
         assert present is not None
         try:
             head = Head.load(row["head"], opened)
             features = _features(head, present)
-            name, pair = _by_name(head, features)
+            pair = _by_name(head, features)
         except (HeadError, StoreError) as error:
             failed.append(failure(row, error))
             continue
         folds = head.folds or {"folds": None, "seeds": 1}
         options = {"seed": head.seed, "folds": folds["folds"], "seeds": folds["seeds"]}
-        options |= {"tags": list(head.tags), "note": head.note or None}
-        options["name"] = None if head.name == name else head.name
-        if head.name != name:
-            named[head.name].append((head.id, name))
+        options |= {"label": head.label, "tags": list(head.tags), "note": head.note or None}
+        if head.label:
+            labelled[head.label].append(head.id)
         add(calls, features, options, [pair])
     heads, unfit = fit_calls(calls, on_event, strict=False)
     for head in heads:
-        for former, estimator in named.pop(head.name, ()):
-            annotate(former, opened, name=estimator)
+        for stale_id in labelled.pop(head.label or "", ()):
+            opened.heads.update(stale_id, lambda document: {"label": None})
     # Heads on several former states may be the same on the present one.
     return list({head.id: head for head in heads}.values()), failed + unfit
 
 
 def _features(head: Head, dataset: Dataset) -> Features:
+    """Return the features of a head's layer, of a state of its data set."""
+    key = replace(head.key, dataset_digest=dataset.digest)
     try:
-        return features_of(head, dataset)
+        return Features(head.store.features.get(key), dataset, head.store)
     except NotFoundError:
-        layer = f"{head.key.ref!r} by {head.key.model}"
-        try:
-            command = head.store.features.get(head.key).extract_command
-        except NotFoundError:
-            command = (
-                f"featurestore extract {shlex.quote(dataset.name)} --model M --layer {head.key.ref}"
-            )
-        raise NotFoundError(
-            f"layer {layer} has no features of all present samples; run `{command}`"
-        ) from None
-
-
-def _by_name(head: Head, features: Features) -> tuple[str, tuple[str, dict[str, Any]]]:
-    """Return the name of a head's estimator, and the estimator with its parameters."""
-    name = head.id.rpartition("-")[0]
+        dtype = head.provenance["features"]["dtype"]
+        rows = RowIndex(head.store.features).find(key, dataset.sample_ids, dtype=dtype)
+        if rows.all:
+            return Features(rows, dataset, head.store)
     try:
-        pair = name, plain_params(head)
-        found = candidate(*pair, features, head.seed)
+        command = head.store.features.get(head.key).extract_command
+    except NotFoundError:
+        command = (
+            f"featurestore extract {shlex.quote(dataset.name)} --model M --layer {head.key.ref}"
+        )
+    raise NotFoundError(
+        f"layer {head.key.ref!r} by {head.key.model} has no features of all present samples",
+        remedy=f"run `{command}`",
+    )
+
+
+def _by_name(head: Head, features: Features) -> tuple[str, dict[str, Any]]:
+    """Return the name of a head's estimator, and its parameters."""
+    try:
+        pair = head.estimator, _plain_params(head)
+        again = candidate(*pair, features, head.seed)
     except HeadError:
-        found = None
-    if found is None or found.fields != head.lineage["estimator"]:
+        again = None
+    if again is None or again.fields != head.provenance["estimator"]:
         raise HeadError("its estimator is not one that has a name; fit it again in Python")
-    return found.name, pair
+    return pair
+
+
+def _plain_params(head: Head) -> dict[str, Any]:
+    """Return the recorded parameters of a head; HeadError if one is more than data."""
+    return {
+        name: _plain(value)
+        for name, value in head.params.items()
+        # A cache in a folder that a store names may hold pickles.
+        if name.rpartition("__")[2] != "memory"
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return a recorded parameter, if it is nothing but data."""
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"float"}:
+        return float(value["float"])
+    if value.keys() == {"dict"}:
+        return {_plain(key): _plain(item) for key, item in value["dict"]}
+    raise HeadError("a parameter is an object, which a store does not keep")

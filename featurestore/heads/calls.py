@@ -16,7 +16,7 @@ from featurestore.listening import OnEvent
 if TYPE_CHECKING:
     from featurestore.store import FeatureKey
 
-#: What a record says of a head that cannot be fitted: name, params, seed, model, layer, error.
+#: What a record says of a head that cannot be fitted: estimator, params, seed, model, layer, error.
 Failed: TypeAlias = dict[str, Any]
 
 
@@ -65,7 +65,7 @@ def fit_calls(
             if isinstance(head, Head):
                 heads.append(head)
                 continue
-            about = {"name": options["name"] or name, "params": params, "seed": options["seed"]}
+            about = {"estimator": name, "params": params, "seed": options["seed"]}
             failed.append(failure({**about, "model": key.model, "layer": key.ref}, head))
             text = f"on {key.ref}: {head}; the other heads go on"
             warnings.warn(text, FeatureStoreWarning, stacklevel=2)
@@ -74,7 +74,7 @@ def fit_calls(
 
 def failure(about: Mapping[str, Any], error: Exception) -> Failed:
     """Return the record of a head that cannot be fitted, from what else is known of it."""
-    fields = ("name", "params", "seed", "model", "layer")
+    fields = ("estimator", "params", "seed", "model", "layer")
     return {**{field: about[field] for field in fields}, "error": str(error)}
 
 

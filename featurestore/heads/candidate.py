@@ -15,7 +15,6 @@ from featurestore.digests import digest_fields, short
 from featurestore.errors import HeadError, received
 from featurestore.heads import adopted, network, registry
 from featurestore.heads.identity import canonical, estimator_fields, import_path
-from featurestore.heads.persist import is_portable
 
 if TYPE_CHECKING:
     from featurestore.features import Features
@@ -34,8 +33,6 @@ class Candidate:
         The user's parameters, as JSON values.
     fields : dict
         The identity of the estimator and its parameters, as JSON values.
-    portable : bool
-        Whether the fitted estimator can be stored so that loading it runs no foreign code.
     nameless : str or None
         Why the estimator has no identity, so that its head cannot be saved.
     """
@@ -47,7 +44,6 @@ class Candidate:
     params: dict[str, Any]
     fields: dict[str, Any]
     seed: int
-    portable: bool = True
     nameless: str | None = None
 
 
@@ -87,9 +83,8 @@ def candidate(
         name, params = _name_of(template), {**_changed(template), **params}
         registry.check_task(template, name, task)
         registry.with_params(template, params, name, seed)
-    portable, nameless = True, None
+    nameless = None
     if kind == "sklearn":
-        portable = is_portable(template)
         try:
             fields = estimator_fields(template)
         except HeadError as error:
@@ -110,7 +105,6 @@ def candidate(
         params={param: shown(value, param) for param, value in params.items()},
         fields=fields,
         seed=seed,
-        portable=portable,
         nameless=nameless,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from featurestore.heads import metrics
 from featurestore.heads.folds import FOLDS, common, mean_and_spread, p_value
 from featurestore.heads.head import Head
 from featurestore.heads.listing import heads_layout
-from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale, state
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import Variant
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # A head with a larger p-value is not significantly different from the best.
 SIGNIFICANCE = 0.05
-_SHOWN = ("name", "tags", "note", "kind", "portable", "params", "best_params")
+_SHOWN = ("estimator", "label", "tags", "note", "kind", "params", "best_params", "seed")
 
 
 def parse_metric(text: str | None, task: str, usual: str = "val") -> tuple[str, str]:
@@ -67,34 +67,32 @@ def order_key(value: float | None, metric: str, created: str, head: str) -> tupl
     return *sort_key(value, metric), created, head
 
 
-def ordered(
-    documents: Sequence[Mapping[str, Any]], sort: str | None = None
-) -> tuple[list[dict[str, Any]], str, str]:
+def ordered(heads: Sequence[Head], sort: str | None = None) -> tuple[list[Head], str, str]:
     """Return heads on one state of a data set, best first, and the split and metric they are by.
 
     If all were cross-validated in the same way, the heads have the folds that they share, and these
     decide if ``sort`` names no split; else the validation split.
     """
-    shared = common([head["folds"] for head in documents])
-    split, metric = parse_metric(sort, documents[0]["task"], FOLDS if shared else "val")
-    folds = shared or [head["folds"] for head in documents]
-    heads = [{**head, "folds": own} for head, own in zip(documents, folds, strict=True)]
+    shared = common([head.folds for head in heads])
+    split, metric = parse_metric(sort, heads[0].task, FOLDS if shared else "val")
+    if shared:
+        heads = [head.changed(folds=own) for head, own in zip(heads, shared, strict=True)]
 
-    def key(head: dict[str, Any]) -> tuple[Any, ...]:
-        value = value_of(head["metrics"], head["folds"], split, metric)
-        return order_key(value, metric, head["lineage"]["created"], head["id"])
+    def key(head: Head) -> tuple[Any, ...]:
+        value = value_of(head.metrics, head.folds, split, metric)
+        return order_key(value, metric, head.provenance["created"], head.id)
 
     return sorted(heads, key=key), split, metric
 
 
 def value_of(
-    measured: Mapping[str, Any], folds: Mapping[str, Any] | None, split: str, metric: str
-) -> float | None:
+    by_split: Mapping[str, Any], folds: Mapping[str, Any] | None, split: str, metric: str
+) -> Any:
     """Return a metric of a head on a split, or its mean over the folds; None if it is unknown."""
     if split != FOLDS:
-        return measured.get(split, {}).get(metric)
-    found = mean_and_spread(folds or {}, metric)
-    return found and found[0]
+        return by_split.get(split, {}).get(metric)
+    mean = mean_and_spread(folds or {}, metric)
+    return mean and mean[0]
 
 
 def best(heads: Sequence[Head], metric: str | None = None) -> Head:
@@ -123,7 +121,7 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
                 f"one of the heads is {received(head)}; expected what fit_head or Head.load "
                 "returns: Head.load(row['head'], store) for a row of the leaderboard"
             )
-    datasets = {state(head.lineage): head.lineage["dataset"]["name"] for head in heads}
+    datasets = {state(head.provenance): head.provenance["dataset"]["name"] for head in heads}
     if len(datasets) > 1:
         names = sorted({repr(name) for name in datasets.values()})
         raise HeadError(
@@ -132,11 +130,9 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
             "metrics cannot be compared; choose among those of one (`featurestore heads` marks "
             "the stale ones)"
         )
-    fields = ("id", "task", "metrics", "folds", "lineage")
-    documents = [{name: getattr(head, name) for name in fields} for head in heads]
-    (first, *_), split, name = ordered(documents, metric)
-    if value_of(first["metrics"], first["folds"], split, name) is None:
-        dataset = heads[0].lineage["dataset"]["name"]
+    (first, *_), split, name = ordered(heads, metric)
+    if value_of(first.metrics, first.folds, split, name) is None:
+        dataset = heads[0].provenance["dataset"]["name"]
         if split == FOLDS:
             raise HeadError(
                 f"no head on data set {dataset!r} has {name!r} over folds to select by; fit the "
@@ -147,7 +143,7 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
             f"give the data set such rows with `featurestore scan --{split} F`, or choose by "
             "another metric"
         )
-    return next(head for head in heads if head.id == first["id"])
+    return next(head for head in heads if head.id == first.id)
 
 
 def leaderboard(
@@ -186,7 +182,7 @@ def leaderboard(
     Table of dict
         ``head`` (id), ``dataset``, ``manifest`` (digest of the state that it was fitted on),
         ``stale`` (None, or how the present state differs: ``"labels (5), splits (12)"``),
-        ``model``, ``layer``, ``name``, ``tags``, ``note``, ``kind``, ``portable``, ``params``,
+        ``model``, ``layer``, ``estimator``, ``label``, ``tags``, ``note``, ``kind``, ``params``,
         ``best_params`` (of a search), ``seed``, ``val_accuracy`` and ``test_accuracy`` (or
         ``val_r2`` and ``test_r2``; None without such rows), the metric that they are sorted by,
         ``metrics`` by split, ``folds`` (see `Head.folds`; None without), ``tied`` (if they are
@@ -195,14 +191,14 @@ def leaderboard(
         None), ``prefix`` (first digits of the prefix digest), the fields of `Variant`
         (``input_size``, ``resize``, ``weights``, …) and ``created``.
     """
-    asked = Variant.asking(variant)
+    fields = Variant.asking(variant)
     store = FeatureStore.of(store)
-    documents = _valid(store)
+    stored = _stored(store)
     wanted = {tags} if isinstance(tags, str) else set(tags)
-    known = {tag for each in documents for tag in each["tags"]}
+    known = {tag for head in stored for tag in head.tags}
     for tag in wanted - known:
         raise HeadError(f"no head in {store.location} has the tag {tag!r}; {nearest(tag, known)}")
-    names = {each["lineage"]["dataset"]["name"] for each in documents}
+    names = {head.provenance["dataset"]["name"] for head in stored}
     name = dataset
     if dataset is not None and not (isinstance(dataset, str) and dataset in names):
         name = store.datasets.load(dataset).name
@@ -210,39 +206,36 @@ def leaderboard(
         parse_metric(sort, "")
     if isinstance(name, str) and store.datasets.has(name):
         state_now = store.datasets.get(name).manifest_digest
-        documents = [_under(name, state_now, each) for each in documents]
-    documents = [
-        each
-        for each in documents
-        if name in (None, each["lineage"]["dataset"]["name"])
-        and wanted.issubset(each["tags"])
-        and (heads is None or each["id"] in heads)
-        and Variant.of(each["lineage"]).fits(asked)
+        stored = [_under(name, state_now, head) for head in stored]
+    stored = [
+        head
+        for head in stored
+        if name in (None, head.provenance["dataset"]["name"])
+        and wanted.issubset(head.tags)
+        and (heads is None or head.id in heads)
+        and Variant.of(head.provenance).fits(fields)
     ]
-    former = stale(store, documents)
+    by_dataset: dict[str, list[tuple[Head, str | None]]] = defaultdict(list)
+    for head, differs in zip(stored, stale(store, stored), strict=True):
+        by_dataset[head.provenance["dataset"]["name"]].append((head, differs))
     rows = []
-    for each in sorted({each["lineage"]["dataset"]["name"] for each in documents}):
-        mine = [
-            (document, differs)
-            for document, differs in zip(documents, former, strict=True)
-            if document["lineage"]["dataset"]["name"] == each
-        ]
-        mine.sort(key=lambda pair: (pair[0]["lineage"]["created"], pair[0]["id"]))
-        rows += _best_first([document for document, differs in mine if not differs], sort)
-        for document, differs in reversed(mine):
+    for _, pairs in sorted(by_dataset.items()):
+        pairs.sort(key=lambda pair: (pair[0].provenance["created"], pair[0].id))
+        rows += _best_first([head for head, differs in pairs if not differs], sort)
+        for head, differs in reversed(pairs):
             if differs:
-                row = head_row(document, *parse_metric(sort, document["task"]))
+                row = head_row(head, *parse_metric(sort, head.task))
                 rows.append({**row, "stale": differs})
     return Table(rows, partial(heads_layout, sort=sort))
 
 
-def _best_first(documents: Sequence[dict[str, Any]], sort: str | None) -> list[dict[str, Any]]:
+def _best_first(heads: Sequence[Head], sort: str | None) -> list[dict[str, Any]]:
     """Return the rows of heads on one state of a data set, best first."""
-    if not documents:
+    if not heads:
         return []
-    heads, split, metric = ordered(documents, sort)
-    rows = [{**head_row(each, split, metric), "stale": None} for each in heads]
-    if split == FOLDS and common([each["folds"] for each in heads]):
+    heads, split, metric = ordered(heads, sort)
+    rows = [{**head_row(head, split, metric), "stale": None} for head in heads]
+    if split == FOLDS and common([head.folds for head in heads]):
         mark_tied(rows, rows[0], metric)
     return rows
 
@@ -254,45 +247,47 @@ def mark_tied(rows: Iterable[dict[str, Any]], best: Mapping[str, Any], metric: s
             row["tied"] = p_value(row["folds"], best["folds"], metric) > SIGNIFICANCE
 
 
-def _under(name: str, manifest_digest: str, document: dict[str, Any]) -> dict[str, Any]:
+def _under(name: str, manifest_digest: str, head: Head) -> Head:
     """Return a head on this state under the name of a data set: two may have the same samples."""
-    origin = document["lineage"]["dataset"]
+    origin = head.provenance["dataset"]
     if origin["manifest_digest"] != manifest_digest:
-        return document
-    return {**document, "lineage": {**document["lineage"], "dataset": {**origin, "name": name}}}
+        return head
+    return head.changed(provenance={**head.provenance, "dataset": {**origin, "name": name}})
 
 
-def _valid(store: FeatureStore) -> list[dict[str, Any]]:
-    """Return the documents of the heads; damaged ones are left out, with a warning."""
+def _stored(store: FeatureStore) -> list[Head]:
+    """Return the heads of a store without estimators; warn of damaged ones, which are left out."""
     documents, damaged = store.heads.survey()
-    found, reasons = [], [damage.reason for damage in damaged]
+    heads, reasons = [], [damage.reason for damage in damaged]
     for document in documents:
         try:
-            found.append(validate(document))
+            heads.append(Head.of_document(document, store))
         except DamagedError as error:
             reasons.append(str(error))
     for reason in reasons:
         warnings.warn(f"left out of the list: {reason}", FeatureStoreWarning, stacklevel=3)
-    return found
+    return heads
 
 
-def head_row(document: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
+def head_row(head: Head, split: str, metric: str) -> dict[str, Any]:
     """Return what a table shows of a head: the columns of `leaderboard`, but ``stale``."""
-    usual = metrics.primary(document["task"])
-    measured, folds, origin = document["metrics"], document["folds"], document["lineage"]
+    usual = metrics.primary(head.task)
+    origin, document = head.provenance, head.document()
     # First what they are sorted by.
-    columns = dict.fromkeys([(split, metric), *((each, usual) for each in (FOLDS, "val", "test"))])
+    columns = dict.fromkeys([(split, metric), *((part, usual) for part in (FOLDS, "val", "test"))])
     return {
-        "head": document["id"],
+        "head": head.id,
         "dataset": origin["dataset"]["name"],
         "manifest": origin["dataset"]["manifest_digest"],
         "model": origin["features"]["model"],
         "layer": origin["features"]["ref"],
-        **{field: document[field] for field in _SHOWN},
-        "seed": document["seed"],
-        **{f"{part}_{each}": value_of(measured, folds, part, each) for part, each in columns},
-        "metrics": measured,
-        "folds": folds,
+        **{name: document[name] for name in _SHOWN},
+        **{
+            f"{part}_{name}": value_of(head.metrics, head.folds, part, name)
+            for part, name in columns
+        },
+        "metrics": document["metrics"],
+        "folds": head.folds,
         "tied": None,
         "prefix": short(origin["features"]["prefix_digest"]),
         **Variant.of(origin).to_dict(),

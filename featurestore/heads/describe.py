@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from featurestore.errors import DamagedError
-from featurestore.heads.head import CONFUSION_FILE, find
+from featurestore.heads.head import CONFUSION_FILE, Head, find
 from featurestore.heads.listing import folds_line, metrics_grid
 from featurestore.heads.metrics import by_class
-from featurestore.heads.schema import validate
 from featurestore.heads.stale import stale
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import FIELDS, Variant
@@ -18,7 +17,6 @@ from featurestore.table import Grid, cell, plural
 
 # Of more classes, the worst are listed, without a confusion matrix.
 MOST_CLASSES = 12
-_FIRST = ("id", "name", "tags", "note", "kind", "task", "portable", "params", "best_params", "seed")
 
 
 def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
@@ -27,7 +25,7 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
     Parameters
     ----------
     head : str
-        Its id, the beginning of it, or its name.
+        Its id, the beginning of it, or its label.
 
     Returns
     -------
@@ -38,30 +36,31 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
     """
     opened = FeatureStore.of(store)
     key = find(opened, head)
-    document = validate(opened.heads.get(key))
-    (differs,) = stale(opened, [document])
-    described = {name: document[name] for name in _FIRST}
-    described |= {"stale": differs, "metrics": document["metrics"]}
-    if document["task"] == "classification":
+    document = opened.heads.get(key)
+    stored = Head.of_document(document, opened)
+    (differs,) = stale(opened, [stored])
+    described: dict[str, Any] = {"stale": differs}
+    if stored.task == "classification":
         try:
             confusion = json.loads(opened.heads.read(key, CONFUSION_FILE))
-            described["by_class"] = {split: by_class(each) for split, each in confusion.items()}
+            described["by_class"] = {split: by_class(own) for split, own in confusion.items()}
             described["confusion"] = confusion
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedError(
                 f"{CONFUSION_FILE} of head {key!r} is not a confusion matrix for each split; fit "
                 "the head again with `featurestore train`"
             ) from error
-    return described | {name: value for name, value in document.items() if name not in described}
+    return {**stored.document(), **described, "files": document["files"]}
 
 
 def head_layout(described: Mapping[str, Any]) -> Iterator[Grid | str]:
     """Show what `describe_head` returns: settings, metrics by split, and what is confused."""
-    origin, features = described["lineage"], described["lineage"]["features"]
+    origin, features = described["provenance"], described["provenance"]["features"]
     variant = Variant.of(origin).to_dict()
     facts = {
         "head": described["id"],
-        "name": described["name"],
+        "estimator": described["estimator"],
+        "label": described["label"],
         "tags": ", ".join(described["tags"]),
         "note": described["note"],
         "parameters": cell({**described["params"], **described["best_params"]}),
@@ -86,7 +85,7 @@ def head_layout(described: Mapping[str, Any]) -> Iterator[Grid | str]:
         yield ""
         yield from _by_class(split, by_split[split], described["confusion"][split]["matrix"])
     yield ""
-    yield f"`featurestore show {described['id']} --json` prints all, with the lineage"
+    yield f"`featurestore show {described['id']} --json` prints all, with the provenance"
 
 
 def _by_class(split: str, rows: list[dict[str, Any]], matrix: list[list[int]]) -> Iterator[Any]:

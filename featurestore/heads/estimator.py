@@ -13,6 +13,7 @@ import numpy as np
 
 from featurestore.errors import HeadError, one_line
 from featurestore.heads.candidate import Candidate
+from featurestore.heads.identity import foreign
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str)
         try:
             estimator = _fitted(candidate.template, X, y)
         except (TypeError, ValueError):
-            if candidate.portable or task == "regression":
+            if task == "regression" or not any(foreign(candidate.fields)):
                 raise
             labels, numbers = np.unique(y, return_inverse=True)
             estimator = _fitted(candidate.template, X, numbers)

@@ -15,6 +15,7 @@ from featurestore.heads.fitting import Fitting
 from featurestore.heads.folds import CrossValidation
 from featurestore.heads.head import Head
 from featurestore.heads.notes import Notes
+from featurestore.heads.persist import dump_sklearn
 from featurestore.heads.rows import Rows, check_labels
 from featurestore.listening import OnEvent, receiver
 
@@ -27,7 +28,7 @@ def fit_head(
     seed: int = 0,
     save: bool = True,
     callbacks: Sequence[Any] = (),
-    name: str | None = None,
+    label: str | None = None,
     tags: Sequence[str] = (),
     note: str | None = None,
     folds: int | None = None,
@@ -59,13 +60,12 @@ def fit_head(
         For everything random: each ``random_state`` that is None, initial weights, dropout, order
         of rows.
     save : bool
-        Whether to save the head in the features' store. Of an estimator that cannot be loaded
-        without running foreign code (XGBoost, a class of yours) everything but the estimator is
-        saved: see `Head.portable`.
+        Whether to save the head in the features' store. To load an estimator of another library
+        or of your own again, name what you trust: see `Head.load`.
     callbacks : sequence of keras.callbacks.Callback
         For a Keras head. What they do cannot be compared, so that a head that is trained with some
         gets an id of its own, and is never taken from the store for another call.
-    name, tags, note : str, sequence of str, str, optional
+    label, tags, note : str, sequence of str, str, optional
         To find the head again. They do not decide its id: `annotate` changes them later, and a
         head that is taken from the store gets them too.
     folds : int, optional
@@ -97,7 +97,7 @@ def fit_head(
     0.93
     """
     options: dict[str, Any] = {"seed": seed, "save": save, "callbacks": callbacks}
-    options |= {"name": name, "tags": tags, "note": note, "folds": folds, "seeds": seeds}
+    options |= {"label": label, "tags": tags, "note": note, "folds": folds, "seeds": seeds}
     return fit_heads(features, [(estimator, params)], on_event=on_event, **options)[0]
 
 
@@ -108,7 +108,7 @@ def fit_heads(
     seed: int = 0,
     save: bool = True,
     callbacks: Sequence[Any] = (),
-    name: str | None = None,
+    label: str | None = None,
     tags: Sequence[str] = (),
     note: str | None = None,
     folds: int | None = None,
@@ -126,7 +126,7 @@ def fit_heads(
         Of a labelled data set.
     wanted : iterable of estimators, or of (estimator, params)
         As `fit_head` takes them. All are checked before the first is fitted.
-    seed, save, callbacks, name, tags, note, folds, seeds, on_event
+    seed, save, callbacks, label, tags, note, folds, seeds, on_event
         As in `fit_head`.
 
     Returns
@@ -140,7 +140,7 @@ def fit_heads(
         Of the first head that cannot be fitted, once all others are.
     """
     options: dict[str, Any] = {"seed": seed, "save": save, "callbacks": callbacks}
-    options |= {"name": name, "tags": tags, "note": note, "folds": folds, "seeds": seeds}
+    options |= {"label": label, "tags": tags, "note": note, "folds": folds, "seeds": seeds}
     heads = []
     for head in try_heads(features, wanted, strict=True, on_event=on_event, **options):
         if isinstance(head, HeadError):
@@ -157,7 +157,7 @@ def try_heads(
     seed: int = 0,
     save: bool = True,
     callbacks: Sequence[Any] = (),
-    name: str | None = None,
+    label: str | None = None,
     tags: Sequence[str] = (),
     note: str | None = None,
     folds: int | None = None,
@@ -188,6 +188,8 @@ def try_heads(
             ]
             if save and (reason := seeded[0].nameless):
                 raise HeadError(f"head {seeded[0].name!r}: {reason}; or fit it with save=False")
+            if save and seeded[0].kind == "sklearn":
+                dump_sklearn(seeded[0].template, seeded[0].name)  # It can be stored.
             repeated.append(seeded)
         except HeadError as error:
             if strict:
@@ -200,7 +202,7 @@ def try_heads(
         validation.split(rows, seed + more)
         for more in range(validation.seeds if validation.folds else 0)
     ]
-    notes = Notes.parse(name, tags, note)
+    notes = Notes.parse(label, tags, note)
     fitting = Fitting(rows, validation, parts, by_id, save, callbacks, notes, receiver(on_event))
     heads: dict[str, Head | HeadError] = {}
     dataset, store = features.dataset, features.store

@@ -24,9 +24,7 @@ from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import Predict, measure
 from featurestore.heads.notes import Notes
 from featurestore.heads.parallel import fit_estimators
-from featurestore.heads.refit import fitted_again
 from featurestore.heads.rows import HELD_OUT, Rows
-from featurestore.heads.schema import validate
 from featurestore.listening import OnEvent
 from featurestore.quiet import load_tensorflow
 from featurestore.versions import versions
@@ -56,26 +54,25 @@ class Fitting:
         store = self.rows.features.store
         known = {each.id: head for each in bank.members if (head := self._stored(each))}
         missing = [each for each in bank.members if each.id not in known]
-        fitted: dict[str, Head | HeadError] = {}
+        fitted: dict[str, Head | HeadError] = {**known}
         for key, new in self._fit(replace(bank, members=missing), self.rows):
             fitted[key] = new
             if isinstance(new, HeadError):
                 continue
             if self.save:
-                new.save(store)
+                try:
+                    new.save(store)
+                except HeadError as error:
+                    fitted[key] = error
+                    continue
             for text in new.problems:
                 self.on_event(HeadWarned(key, text))
-            layer, seconds = new.lineage["features"]["ref"], new.lineage["seconds"]
+            layer, seconds = new.provenance["features"]["ref"], new.provenance["seconds"]
             self.on_event(HeadFitted(key, new.metrics, seconds, layer, new.params))
         for key in known:
             if self.save:
                 store.heads.fsync(key)
             self.on_event(HeadReused(key))
-        given = {each.id: each for each in bank.members}
-        fitted |= {
-            key: head if head.portable else fitted_again(head, given[key], self.rows)
-            for key, head in known.items()
-        }
         return self._validated(bank, fitted)
 
     def _validated(
@@ -95,7 +92,7 @@ class Fitting:
             if isinstance(folds, HeadError):
                 heads[key] = folds
             elif isinstance(head, Head):
-                heads[key] = replace(head, folds=folds)
+                heads[key] = head.changed(folds=folds)
                 if self.save:
                     store.heads.update(key, partial(_with_folds, folds))
         return heads
@@ -106,13 +103,15 @@ class Fitting:
         if not store.heads.has(each.id):
             return None
         try:
-            head = Head.load(each.id, store)
+            # Whoever gives an estimator runs the code of its package.
+            packages = {path.partition(".")[0] for path in foreign(each.fields)}
+            head = Head.load(each.id, store, trusted=packages)
         except DamagedError:
             return None  # It is fitted again.
         changes = self.notes.changes(head.document())
         if self.save and changes:
-            store.heads.update(head.id, lambda now: self.notes.changes(validate(now)))
-        return replace(head, **{**changes, "tags": tuple(changes.get("tags", head.tags))})
+            store.heads.update(head.id, lambda now: self.notes.changes(now))
+        return head.changed(**{**changes, "tags": tuple(changes.get("tags", head.tags))})
 
     def folds(self, bank: Bank) -> dict[str, dict[str, Any] | HeadError]:
         """Return the recorded folds of a bank's heads, by id; the error of one that failed."""
@@ -206,7 +205,7 @@ class Fitting:
                 yield part[0].id, error
                 continue
             for head, metrics in zip(part, measured, strict=True):
-                yield head.id, replace(head, metrics=metrics)
+                yield head.id, head.changed(metrics=metrics)
 
     def _trained(self, each: Candidate, rows: Rows) -> Fitted:
         load_tensorflow()
@@ -230,11 +229,13 @@ class Fitting:
 
     def _head(self, each: Candidate, fitted: Fitted) -> Head:
         features = self.rows.features
-        return Head(
+        return Head.of_fit(
+            fitted.estimator,
+            features.store,
             id=each.id,
-            name=self.notes.name or each.name,
+            estimator=each.name,
+            label=self.notes.label,
             kind=each.kind,
-            _fit=lambda: fitted.estimator,
             task=self.rows.task,
             classes=fitted.classes,
             shape=features.shape[1:],
@@ -243,13 +244,11 @@ class Fitting:
             metrics={},
             history=fitted.history,
             problems=(*self.rows.problems(), *fitted.problems),
-            lineage={**_lineage(features, each), "seconds": round(fitted.seconds, 3)},
-            portable=each.portable,
+            provenance={**_provenance(features, each), "seconds": round(fitted.seconds, 3)},
             best_params=_best_params(fitted.estimator),
             folds=None,
             tags=tuple(self.notes.tags),
             note=self.notes.note or "",
-            store=features.store,
         )
 
 
@@ -271,7 +270,7 @@ def _best_params(estimator: Any) -> dict[str, Any]:
     return {name: shown(value, name) for name, value in found.items()}
 
 
-def _lineage(features: Features, each: Candidate) -> dict[str, Any]:
+def _provenance(features: Features, each: Candidate) -> dict[str, Any]:
     """Return the origin of a head as JSON values."""
     key, dataset, provenance = features.key, features.dataset, features.group.provenance
     partial = {} if features.blocks is None else {"rows": len(features)}

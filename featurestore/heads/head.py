@@ -1,51 +1,103 @@
-"""A fitted head: predictions, metrics, origin, saving and loading."""
+"""A fitted head: its document, predictions, saving and loading."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+)
 
 from featurestore.digests import finite_json
 from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line, received
 from featurestore.heads import persist
 from featurestore.heads.decision import decision
+from featurestore.heads.identity import foreign
 from featurestore.heads.listing import metrics_grid
 from featurestore.heads.metrics import without_confusion
-from featurestore.heads.schema import FIELDS, validate
+from featurestore.settings import first_mistake
 from featurestore.store import FeatureKey, FeatureStore, StoreLike
 from featurestore.table import cell, show_html
 
 CONFUSION_FILE = "confusion.json"
 # Bytes of features that go through a Keras head at once.
 FORWARD_BYTES = 64 * 2**20
-_TUPLES = ("classes", "shape", "problems", "tags")
-# What the document says of the estimator.
-_FITTED = ("kind", "task", "classes", "shape")
 
 
-@dataclass(frozen=True, repr=False)
-class Head:
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Dataset(_Part):
+    name: str
+    manifest_digest: str
+
+
+class _Features(_Part):
+    model: str
+    ref: str
+    prefix_digest: str
+    dataset_digest: str
+
+
+class _Provenance(_Part):
+    dataset: _Dataset
+    features: _Features
+    estimator: dict[str, Any]
+    backbone: dict[str, Any] | None = None
+    created: str
+    seconds: float
+
+
+class _Folds(_Part):
+    folds: int
+    seeds: int
+    rows: float
+    metrics: dict[str, list[float | None]]
+
+
+def _checked(model: type[_Part]) -> Any:
+    """Return an annotation of a mapping that has at least the fields of a model."""
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        model.model_validate(value)
+        return value
+
+    return Annotated[dict[str, Any], AfterValidator(check)]
+
+
+class Head(BaseModel):
     """An estimator or Keras model fitted on one layer's features.
+
+    Its fields are the document that the store keeps of it, ``head.json``.
 
     Attributes
     ----------
     id : str
-        ``<name>-<12 hex digits>``. The digits are a digest of everything that decides the head:
-        estimator, parameters, seed, features, and the data set with its labels and splits.
-    name : str
-        As the user named it; else the ready-made name, or the class names of the estimator.
+        ``<estimator>-<12 hex digits>``. The digits are a digest of everything that decides the
+        head: estimator, parameters, seed, features, and the data set with its labels and splits.
+    estimator : str
+        The ready-made name, or the class names of the estimator, joined by ``+``.
+    label : str or None
+        A name that the user gave it.
     kind : {"sklearn", "keras"}
         Which interface the estimator has.
     task : {"classification", "regression"}
     classes : tuple
-        The class of each column of `scores` and `predict_proba`; ``()`` for regression. A
-        scikit-learn head has the classes of its training rows, a Keras head those of the data set.
+        The class of each column of `decision_function` and `predict_proba`; ``()`` for regression.
+        A scikit-learn head has the classes of its training rows, a Keras head those of the data
+        set.
     shape : tuple of int
         Shape of one row of features, such as ``(14, 14, 512)``.
     params : dict
@@ -57,12 +109,9 @@ class Head:
         Loss and metrics of each epoch of a Keras head.
     problems : tuple of str
         Warnings of the estimator; missing rows or classes.
-    lineage : dict
+    provenance : dict
         ``features`` (key and full digests), ``dataset``, ``backbone`` (its spec), ``prefix``,
         ``estimator`` (the fields of its identity), ``versions``, ``created``, ``seconds``.
-    portable : bool
-        Whether a store can keep the estimator. Of one that is not portable, such as XGBoost's, a
-        store keeps everything else, and the estimator is fitted again where it is needed.
     best_params : dict
         ``best_params_`` of a search.
     folds : dict or None
@@ -70,57 +119,95 @@ class Head:
         and ``metrics``, a list for each, with a value for each fold of each seed.
     tags : tuple of str
     note : str
-        Of the user; like the name, they can be changed later and do not decide the id.
-    store : FeatureStore
-        The store of its features, and of the head itself if it was saved.
+        Of the user. Label, tags and note can be changed later and do not decide the id.
     """
 
+    model_config = ConfigDict(strict=True, frozen=True)
+
     id: str
-    name: str
+    estimator: str
+    label: str | None = None
     kind: Literal["sklearn", "keras"]
-    _fit: Callable[[], Any] = field(repr=False, compare=False)
     task: Literal["classification", "regression"]
-    classes: tuple[Any, ...]
-    shape: tuple[int, ...]
+    classes: Annotated[tuple[str | int | bool, ...], Field(strict=False)]
+    shape: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
     params: dict[str, Any]
     seed: int
-    metrics: dict[str, dict[str, Any]] = field(repr=False)
-    history: dict[str, list[float]] = field(repr=False)
-    problems: tuple[str, ...]
-    lineage: dict[str, Any] = field(repr=False)
-    portable: bool
-    best_params: dict[str, Any] = field(repr=False)
-    folds: dict[str, Any] | None = field(repr=False)
-    tags: tuple[str, ...]
-    note: str = field(repr=False)
-    store: FeatureStore = field(repr=False, compare=False)
+    metrics: dict[str, dict[str, float | dict[str, Any] | None]]
+    history: dict[str, list[float | None]]
+    problems: Annotated[tuple[str, ...], Field(strict=False)]
+    provenance: _checked(_Provenance)  # type: ignore[valid-type]
+    best_params: dict[str, Any] = {}
+    folds: _checked(_Folds) | None = None  # type: ignore[valid-type]
+    tags: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    note: str = ""
+
+    _store: FeatureStore = PrivateAttr()
+    _fitted: Callable[[], Any] = PrivateAttr()
+
+    @classmethod
+    def of_document(cls, document: Mapping[str, Any], store: FeatureStore) -> Self:
+        """Return a stored head without its estimator; DamagedError if its document is not valid."""
+        try:
+            head = cls.model_validate(document)
+        except ValidationError as error:
+            raise DamagedError(
+                f"the document of head {document['id']!r} is not valid: {first_mistake(error)}",
+                remedy="fit the head again with `featurestore train`",
+            ) from None
+        head._store = store
+        return head
+
+    @classmethod
+    def of_fit(cls, fitted: Any, store: FeatureStore, **fields: Any) -> Self:
+        """Return the head of a fitted estimator or keras.Model."""
+        head = cls(**fields)
+        head._store, head._fitted = store, lambda: fitted
+        return head
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Head) and self.document() == other.document()
 
     def __repr__(self) -> str:
-        origin = self.lineage["features"]
-        where = f"{origin['ref']} of {origin['model']} on {self.lineage['dataset']['name']}"
-        name = "r2" if self.task == "regression" else "accuracy"
-        found = [f"{split} {name} {cell(each.get(name))}" for split, each in self.metrics.items()]
-        return f"Head({', '.join([repr(self.id), where, *found])})"
+        origin = self.provenance["features"]
+        where = f"{origin['ref']} of {origin['model']} on {self.provenance['dataset']['name']}"
+        metric = "r2" if self.task == "regression" else "accuracy"
+        values = [
+            f"{split} {metric} {cell(metrics.get(metric))}"
+            for split, metrics in self.metrics.items()
+        ]
+        return f"Head({', '.join([repr(self.id), where, *values])})"
 
     def _repr_html_(self) -> str:
         params = f"parameters: {cell(self.params)}" if self.params else ""
         return show_html(repr(self), params, metrics_grid(self.metrics), *self.problems)
 
-    @cached_property
-    def estimator(self) -> Any:
+    @property
+    def store(self) -> FeatureStore:
+        """The store of its features, and of the head itself if it was saved."""
+        return self._store
+
+    @property
+    def fitted(self) -> Any:
         """The fitted scikit-learn estimator or keras.Model.
 
         Raises
         ------
         HeadError
-            If the head is not portable and was loaded without its estimator.
+            If the stored estimator has types of other libraries that the user did not trust: see
+            `load`.
         """
-        return self._fit()
+        return self._fitted()
+
+    @property
+    def foreign(self) -> list[str]:
+        """Import paths of what is not scikit-learn's in an estimator; empty for a Keras head."""
+        return list(foreign(self.provenance["estimator"])) if self.kind == "sklearn" else []
 
     @property
     def key(self) -> FeatureKey:
         """Key of the features that the head was fitted on."""
-        origin = self.lineage["features"]
+        origin = self.provenance["features"]
         return FeatureKey(
             origin["model"], origin["ref"], origin["prefix_digest"], origin["dataset_digest"]
         )
@@ -144,10 +231,10 @@ class Head:
             If X has another shape than the features that the head was fitted on.
         """
         if self.task == "regression":
-            return self.scores(X)[:, 0]
+            return self.decision_function(X)[:, 0]
         if self.kind == "keras":
             return np.asarray(self.classes)[self._probabilities(X).argmax(axis=1)]
-        return self._named(np.asarray(self.estimator.predict(self._rows(X))))
+        return self._named(np.asarray(self.fitted.predict(self._rows(X))))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray | None:
         """Predict the probability of each class.
@@ -161,11 +248,11 @@ class Head:
             return None
         if self.kind == "keras":
             return self._probabilities(X)
-        if not hasattr(self.estimator, "predict_proba"):
+        if not hasattr(self.fitted, "predict_proba"):
             return None
-        return np.asarray(self.estimator.predict_proba(self._rows(X)), np.float64)
+        return np.asarray(self.fitted.predict_proba(self._rows(X)), np.float64)
 
-    def scores(self, X: np.ndarray) -> np.ndarray:
+    def decision_function(self, X: np.ndarray) -> np.ndarray:
         """Return the values that predictions are made from.
 
         Returns
@@ -181,29 +268,42 @@ class Head:
         if self.kind == "keras":
             return self._forward(self._logits_model, rows)
         if self.task == "regression":
-            return np.asarray(self.estimator.predict(rows), np.float64).reshape(len(rows), -1)
-        scores = np.asarray(decision(self.estimator, rows), np.float64)
+            return np.asarray(self.fitted.predict(rows), np.float64).reshape(len(rows), -1)
+        scores = np.asarray(decision(self.fitted, rows), np.float64)
         if scores.ndim == 1:
             scores = np.stack([np.zeros_like(scores), scores], axis=1)
         return scores
 
     def document(self) -> dict[str, Any]:
         """Return what ``head.json`` holds, without confusion matrices, as JSON values."""
-        document = {name: getattr(self, name) for name in FIELDS}
         history = finite_json(self.history)  # A loss may be infinite.
         metrics = without_confusion(self.metrics)
-        return {**document, "id": self.id, "metrics": metrics, "history": history}
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        fields = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+        return {**fields, "metrics": metrics, "history": history}
+
+    def changed(self, **fields: Any) -> Self:
+        """Return the head with other values of some fields."""
+        return self.model_copy(update=fields)
 
     def save(self, store: FeatureStore) -> None:
-        """Save the head in a store; of one that is not portable, all but its estimator."""
-        files = {}
+        """Save the head in a store.
+
+        Raises
+        ------
+        HeadError
+            If the estimator cannot be stored without pickle.
+        """
         if self.kind == "keras":
-            files[persist.KERAS_FILE] = persist.dump_keras(self.estimator)
-        elif self.portable:
-            files[persist.SKLEARN_FILE] = persist.dump_sklearn(self.estimator, self.name)
+            files = {persist.KERAS_FILE: persist.dump_keras(self.fitted)}
+        else:
+            files = {persist.SKLEARN_FILE: persist.dump_sklearn(self.fitted, self.estimator)}
         if self.task == "classification":
             # In a file of its own, because it may be large.
-            confusion = {split: each["confusion"] for split, each in self.metrics.items()}
+            confusion = {split: metrics["confusion"] for split, metrics in self.metrics.items()}
             files[CONFUSION_FILE] = json.dumps(confusion, separators=(",", ":")).encode()
         store.heads.save(self.id, self.document(), files)
 
@@ -213,71 +313,88 @@ class Head:
         return head if isinstance(head, Head) else cls.load(head, store)
 
     @classmethod
-    def load(cls, head: str, store: StoreLike = None, estimator: Any = None) -> Head:
+    def load(cls, head: str, store: StoreLike = None, *, trusted: Collection[str] = ()) -> Head:
         """Load a head. It predicts exactly as the saved one.
 
         Parameters
         ----------
         head : str
-            Its id, a unique beginning of it, or its name.
+            Its id, a unique beginning of it, or its label.
         store : FeatureStore, path or URL, optional
             By default FEATURESTORE_STORE, else ``./store``.
-        estimator : str, class or estimator, optional
-            For a head that is not portable: what it was fitted as, since nothing that a store names
-            is imported. A class or import path gets the recorded parameters. It is fitted again
-            on the stored features when it is first needed, and a warning says so if its metrics
-            are not those that are recorded.
+        trusted : collection of str
+            For an estimator of another library, or of your own: the types that its file may hold,
+            such as ``"xgboost.sklearn.XGBClassifier"``, or packages, such as ``"xgboost"``. To load
+            them runs their code, so that nothing that only the store names is trusted.
 
         Raises
         ------
         NotFoundError
             If no id begins with it, or several do; the message offers the nearest.
-        HeadError
-            If ``estimator`` is not what the head was fitted as.
         DamagedError
             If a file is missing or changed, or has content that must not be loaded.
         """
         if not isinstance(head, str):
             raise HeadError(
-                f"the head is {received(head)}; expected a Head, or the id of one, such as "
-                "'logistic-3fa9' (`featurestore heads` lists them)"
+                f"the head is {received(head)}",
+                "a Head, or the id of one, such as 'logistic-3fa9'",
+                "list them with `featurestore heads`",
             )
         store = FeatureStore.of(store)
         head_id = find(store, head)
-        document = validate(store.heads.get(head_id))
-        read = partial(store.heads.read, head_id)
-        fields = {name: document[name] for name in FIELDS}
-        fields |= {name: tuple(document[name]) for name in _TUPLES}
-        wrong = None
+        loaded = cls.of_document(store.heads.get(head_id), store)
+        read, wrong = partial(store.heads.read, head_id), None
         try:
-            if fields["task"] == "classification":
+            if loaded.task == "classification":
                 for split, confusion in json.loads(read(CONFUSION_FILE)).items():
-                    fields["metrics"][split]["confusion"] = confusion
-            if fields["portable"]:
-                if fields["kind"] == "keras":
-                    fitted = persist.load_keras(read(persist.KERAS_FILE), head_id)
-                else:
-                    fitted = persist.load_sklearn(read(persist.SKLEARN_FILE), head_id)
-                wrong = _misfit(fitted, **{name: fields[name] for name in _FITTED})
+                    loaded.metrics[split]["confusion"] = dict(confusion)
+            if loaded.kind == "keras":
+                fitted = persist.load_keras(read(persist.KERAS_FILE), head_id)
+            else:
+                fitted = persist.load_sklearn(read(persist.SKLEARN_FILE), head_id, trusted)
+            loaded._fitted = lambda: fitted
+            wrong = loaded._misfit(fitted)
+        except HeadError as error:
+            if loaded.foreign:
+                loaded._fitted = partial(_raise, error)
+                return loaded
+            wrong = str(error)
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             wrong = f"{type(error).__name__}: {one_line(error)}"
         if wrong:
             raise DamagedError(
-                f"the files of head {head_id!r} do not fit its document: {wrong}; fit the head "
-                "again with `featurestore train`"
+                f"the files of head {head_id!r} do not fit its document: {wrong}",
+                remedy="fit the head again with `featurestore train`",
             )
-        loaded = cls(id=head_id, _fit=lambda: fitted, store=store, **fields)
-        if loaded.portable:
-            return loaded
-        from featurestore.heads.refit import missing_estimator, refit
+        return loaded
 
-        if estimator is not None:
-            return refit(loaded, estimator)
-        return replace(loaded, _fit=partial(missing_estimator, loaded))
+    def _misfit(self, fitted: Any) -> str | None:
+        """Return how a fitted estimator contradicts the document; None if it fits."""
+        if (self.task == "regression") == bool(self.classes):
+            return f"its task is {self.task}, with {len(self.classes)} classes"
+        if self.kind == "keras":
+            sizes = (*fitted.input_shape[1:], *fitted.output_shape)
+            expected = (*self.shape, None, len(self.classes) or 1)
+            fits = len(sizes) == len(expected) and sizes[-2:] == expected[-2:]
+            if fits and all(a in (None, b) for a, b in zip(sizes, expected, strict=True)):
+                return None
+            return f"its model maps {fitted.input_shape} to {fitted.output_shape}"
+        from sklearn.base import is_classifier, is_regressor
+
+        if not (is_regressor if self.task == "regression" else is_classifier)(fitted):
+            return f"its task is {self.task}, which {type(fitted).__name__} is not for"
+        # Classifiers of other libraries may have been fitted on class numbers.
+        known = list(range(len(self.classes))), list(self.classes)
+        if self.classes and list(fitted.classes_) not in known:
+            return "its estimator has other classes, or another order of them"
+        width = getattr(fitted, "n_features_in_", None)
+        if width not in (None, math.prod(self.shape)):
+            return f"its estimator takes {width} features, and its shape is {self.shape}"
+        return None
 
     def _named(self, predicted: np.ndarray) -> np.ndarray:
         """Return labels: an estimator may have been fitted on class numbers."""
-        if list(self.estimator.classes_) == list(self.classes):
+        if list(self.fitted.classes_) == list(self.classes):
             return predicted
         return np.asarray(self.classes)[predicted]
 
@@ -288,7 +405,7 @@ class Head:
         if X.ndim < 2 or X.shape[1:] not in (self.shape, (size,)):
             raise HeadError(
                 f"found features of shape {X.shape}; head {self.id!r} expects "
-                f"{('row', *self.shape)}, those of layer {self.lineage['features']['ref']!r}"
+                f"{('row', *self.shape)}, those of layer {self.provenance['features']['ref']!r}"
             )
         return X.reshape(len(X), *(self.shape if self.kind == "keras" else (size,)))
 
@@ -296,13 +413,13 @@ class Head:
     def _logits_model(self) -> Any:
         from featurestore.heads.network import logits_model
 
-        return self.estimator if self.task == "regression" else logits_model(self.estimator)
+        return self.fitted if self.task == "regression" else logits_model(self.fitted)
 
     def _probabilities(self, X: np.ndarray) -> np.ndarray:
         from featurestore.heads.network import gives_logits
 
-        output = self._forward(self.estimator, self._rows(X))
-        if not gives_logits(self.estimator):
+        output = self._forward(self.fitted, self._rows(X))
+        if not gives_logits(self.fitted):
             return output
         powers = np.exp(output - output.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
@@ -316,6 +433,10 @@ class Head:
         return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype("f8")
 
 
+def _raise(error: HeadError) -> NoReturn:
+    raise error
+
+
 def forward_parts(rows: np.ndarray) -> list[np.ndarray]:
     """Return features (row, …) in the parts that a Keras head takes at a time."""
     step = max(1, FORWARD_BYTES // (4 * int(np.prod(rows.shape[1:]))))
@@ -323,42 +444,19 @@ def forward_parts(rows: np.ndarray) -> list[np.ndarray]:
 
 
 def find(store: FeatureStore, text: str) -> str:
-    """Return the only id that begins with ``text``, or whose head has this name.
+    """Return the only id that begins with ``text``, or whose head has this label.
 
     NotFoundError offers the nearest.
     """
-    found = store.heads.matching(text)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        shown = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
-        raise NotFoundError(f"{text!r} matches {len(found)} heads: {shown}; give one of these")
-    offer = nearest(text, store.heads.keys())
+    ids = store.heads.matching(text)
+    if len(ids) == 1:
+        return ids[0]
+    if ids:
+        shown = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
+        raise NotFoundError(
+            f"{text!r} matches {len(ids)} heads: {shown}", remedy="give one of these"
+        )
     raise NotFoundError(
-        f"no head {text!r} in {store.location}; `featurestore heads` lists them; {offer}"
+        f"no head {text!r} in {store.location}; {nearest(text, store.heads.keys())}",
+        remedy="list them with `featurestore heads`",
     )
-
-
-def _misfit(
-    estimator: Any, kind: str, task: str, classes: tuple[Any, ...], shape: tuple[int, ...]
-) -> str | None:
-    """Return how an estimator contradicts the document of its head; None if it fits."""
-    if (task == "regression") == bool(classes):
-        return f"its task is {task}, with {len(classes)} classes"
-    if kind == "keras":
-        found = (*estimator.input_shape[1:], *estimator.output_shape)
-        sizes = (*shape, None, len(classes) or 1)
-        fits = len(found) == len(sizes) and found[-2:] == sizes[-2:]
-        if fits and all(have in (None, size) for have, size in zip(found, sizes, strict=True)):
-            return None
-        return f"its model maps {estimator.input_shape} to {estimator.output_shape}"
-    from sklearn.base import is_classifier, is_regressor
-
-    if not (is_regressor if task == "regression" else is_classifier)(estimator):
-        return f"its task is {task}, which {type(estimator).__name__} is not for"
-    if classes and list(estimator.classes_) != list(classes):
-        return "its estimator has other classes, or another order of them"
-    width = getattr(estimator, "n_features_in_", None)
-    if width not in (None, math.prod(shape)):
-        return f"its estimator takes {width} features, and its shape is {shape}"
-    return None

@@ -40,7 +40,8 @@ def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
                 yield TIED
             elif sort is None and _apart([row["folds"] for row in fresh]):
                 yield APART
-        yield plural(len(fresh), "head")
+        if fresh:
+            yield plural(len(fresh), "head")
         if former:
             count = f"{plural(len(former), 'stale head')}, on former samples, labels or splits"
             known = set(map(_settings, fresh))
@@ -52,8 +53,7 @@ def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
 
 def _settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what a head and the same one on another state of its data set have in common."""
-    kind = row["head"].rpartition("-")[0]
-    return kind, cell(row["params"]), row["seed"], row["layer"], row["prefix"]
+    return row["estimator"], cell(row["params"]), row["seed"], row["layer"], row["prefix"]
 
 
 def _apart(folds: Sequence[Mapping[str, Any] | None]) -> bool:
@@ -61,8 +61,8 @@ def _apart(folds: Sequence[Mapping[str, Any] | None]) -> bool:
 
 
 def _heads(rows: Rows, more: list[str]) -> Grid:
-    fixed = ("head", "dataset", "model", "layer", "name", "kind", "params", "metrics", "created")
-    notes = ("tags", "note", "portable", "best_params", "folds", "tied")
+    fixed = ("head", "dataset", "model", "layer", "kind", "params", "metrics", "created")
+    notes = ("estimator", "label", "tags", "note", "best_params", "folds", "tied")
     known = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
     # Without a test split or folds, their column is left out.
     measured = [
@@ -71,11 +71,11 @@ def _heads(rows: Rows, more: list[str]) -> Grid:
     rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows])
     several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
     several += ["model"]
-    tags = ["tags"] if any(row["tags"] for row in rows) else []
+    named = [name for name in ("label", "tags") if any(row[name] for row in rows)]
     return Grid(
         with_found_params([{**row, "tags": ", ".join(row["tags"])} for row in rows]),
-        ["name", *tags, "params", *several, *variants, "layer", *measured, *more, "head"],
-        {"name": "head", "params": "parameters", "stale": "differs in", "head": "id"},
+        ["estimator", *named, "params", *several, *variants, "layer", *measured, *more, "head"],
+        {"estimator": "head", "params": "parameters", "stale": "differs in", "head": "id"},
         cut="params",
     )
 

@@ -90,13 +90,13 @@ def _predict(
             predicted, probabilities = next(together) if together else _alone(head, features)
         except Exception as error:  # as when a row has no neighbour within the radius
             raise HeadError(
-                f"head {head.name!r}{_with(head)} cannot predict the {_rows_of(split)}: "
+                f"head {head.estimator!r}{_with(head)} cannot predict the {_rows_of(split)}: "
                 f"{one_line(error, 300)}"
             ) from error
         for numbers in (predicted, probabilities):
             if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
                 raise HeadError(
-                    f"head {head.name!r}{_with(head)} predicts NaN or infinity on the "
+                    f"head {head.estimator!r}{_with(head)} predicts NaN or infinity on the "
                     f"{_rows_of(split)}; change its parameters, or take another head"
                 )
         yield predicted, probabilities

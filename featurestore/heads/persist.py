@@ -1,8 +1,9 @@
-"""Estimators as files and back, without pickle: loading a file never runs code from it."""
+"""Estimators as files and back, without pickle: loading runs no code that nobody trusts."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from typing import Any
 
 from featurestore.errors import DamagedError, HeadError, InputError, one_line
@@ -28,56 +29,65 @@ TRUSTED = frozenset(
 
 
 def dump_sklearn(estimator: Any, name: str) -> bytes:
-    """Write a scikit-learn estimator, fitted or not, in the skops format.
+    """Write an estimator, fitted or not, in the skops format.
 
     Raises
     ------
     HeadError
-        If it holds a type that cannot be loaded without trusting foreign code.
+        If it holds something that skops cannot describe.
     """
     import skops.io
 
     try:
         data = skops.io.dumps(estimator)
         types = skops.io.get_untrusted_types(data=data)
+        if not all(map(_is_trusted, types)):
+            skops.io.loads(data, trusted=types)  # Not all that skops writes can be read again.
+        return data
     except Exception as error:  # an object that skops cannot describe may raise anything
         raise HeadError(
-            f"head {name!r} cannot be stored without pickle: {one_line(error)}; "
-            "use an estimator of scikit-learn's own, or a keras.Model"
+            f"head {name!r} cannot be stored without pickle: {one_line(error)}",
+            remedy="fit it with save=False, or use an estimator of scikit-learn or a keras.Model",
         ) from error
-    foreign = [each for each in types if not _is_trusted(each)]
-    if foreign:
-        raise HeadError(
-            f"head {name!r} holds {', '.join(foreign)}, which cannot be loaded without trusting "
-            "its code; use scikit-learn's own estimators and functions, or a keras.Model"
-        )
-    return data
 
 
-def is_portable(estimator: Any) -> bool:
-    """Whether an estimator can be stored so that loading it runs no foreign code."""
-    try:
-        dump_sklearn(estimator, "")
-    except HeadError:
-        return False
-    return True
+def load_sklearn(data: bytes, head_id: str, trusted: Collection[str] = ()) -> Any:
+    """Read an estimator that `dump_sklearn` wrote.
 
-
-def load_sklearn(data: bytes, head_id: str) -> Any:
-    """Read a scikit-learn estimator that `dump_sklearn` wrote.
+    Parameters
+    ----------
+    data : bytes
+    head_id : str
+    trusted : collection of str
+        Types that may be loaded beside scikit-learn's, or packages and modules of such types.
 
     Raises
     ------
+    HeadError
+        If it holds types that are not trusted.
     DamagedError
-        If the bytes are not a skops file, or hold types that are not trusted.
+        If the bytes are not a skops file.
     """
     import skops.io
 
     try:
         types = skops.io.get_untrusted_types(data=data)
-        return skops.io.loads(data, trusted=[each for each in types if _is_trusted(each)])
-    except Exception as error:  # a torn or foreign file can raise anything
+        foreign = [
+            name
+            for name in types
+            if not _is_trusted(name)
+            and not any(name == own or name.startswith(f"{own}.") for own in trusted)
+        ]
+        if not foreign:
+            return skops.io.loads(data, trusted=types)
+    except Exception as error:  # a torn file can raise anything
         raise _damaged(head_id, SKLEARN_FILE, one_line(error)) from error
+    packages = sorted({name.partition(".")[0] for name in foreign})
+    raise HeadError(
+        f"the estimator of head {head_id!r} has {', '.join(foreign)}, whose code runs when it is "
+        "loaded",
+        remedy=f"if you trust it: Head.load({head_id!r}, store, trusted={packages})",
+    )
 
 
 def _is_trusted(name: str) -> bool:
@@ -127,6 +137,7 @@ def load_keras(data: bytes, head_id: str) -> Any:
 
 def _damaged(head_id: str, file: str, reason: str) -> DamagedError:
     return DamagedError(
-        f"{file} of head {head_id!r} cannot be loaded: {reason}; "
-        "fit the head again with `featurestore train` (`featurestore heads` lists the others)"
+        f"{file} of head {head_id!r} cannot be loaded: {reason}",
+        remedy="fit the head again with `featurestore train` (`featurestore heads` lists the "
+        "others)",
     )

@@ -14,17 +14,18 @@ from featurestore.errors import FeatureStoreWarning, NotFoundError, StoreError
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
+    from featurestore.heads.head import Head
     from featurestore.store import FeatureStore
 
 
-def stale(store: FeatureStore, documents: Sequence[Mapping[str, Any]]) -> list[str | None]:
+def stale(store: FeatureStore, heads: Sequence[Head]) -> list[str | None]:
     """Return how the present state of its data set differs for each head; None if it does not.
 
     For example ``"labels (5), splits (12)"``, or ``"rows (32 of 64)"`` for a head fitted on part of
     the features. The present state is the one in the store; for a data set that is not in it, the
     state that the newest head was fitted on. Manifests are read only if digests differ.
     """
-    origins = [each["lineage"] for each in documents]
+    origins = [head.provenance for head in heads]
     entries, damaged = store.datasets.survey()
     for each in damaged:
         warnings.warn(each.reason, FeatureStoreWarning, stacklevel=3)

@@ -59,8 +59,8 @@ def head_rows(fitted: Fitted, selection: dict[str, str], chosen: str) -> list[di
     rows = {}
     for head, source in fitted:
         on = "pixels" if is_pixels(source) else "features"
-        row = head_row(head.document(), split, metric)
-        rows[head.id] = {"on": on, **row, "seconds": head.lineage["seconds"]}
+        row = head_row(head, split, metric)
+        rows[head.id] = {"on": on, **row, "seconds": head.provenance["seconds"]}
     if split == FOLDS:
         mark_tied(rows.values(), rows[chosen], metric)
     return list(rows.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -284,7 +283,7 @@ class _Run:
         if shared is None:
             return list(fitted.values()), failed
         return [
-            (replace(head, folds=folds), source)
+            (head.changed(folds=folds), source)
             for (head, source), folds in zip(fitted.values(), shared, strict=True)
         ], failed
 
@@ -293,7 +292,7 @@ class _Run:
         calls: list[Call] = []
         for head in self.spec.heads:
             if is_pixels(source) or head.is_for(features.ref):
-                options = head.model_dump(include={"seed", "name", "tags", "note"})
+                options = head.model_dump(include={"seed", "label", "tags", "note"})
                 options |= {"folds": self.spec.folds, "seeds": self.spec.seeds}
                 wanted = [(head.head, params) for params in head.combinations()]
                 add(calls, features, options, wanted)
@@ -360,7 +359,7 @@ class _Run:
                     "data": {"path", "root", "augmentation"},
                     "backbone": {"__all__": {"model", "weights"}},
                     "extract": {"replace"},
-                    "heads": {"__all__": {"name", "tags", "note"}},
+                    "heads": {"__all__": {"label", "tags", "note"}},
                     "workers": True,
                     "scheduler": True,
                 },

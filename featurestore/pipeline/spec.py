@@ -127,7 +127,7 @@ class HeadSpec(Settings):
     """Layers to fit on; by default all."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random in the head."""
-    name: Line | None = None
+    label: Line | None = None
     """A name of your own."""
     tags: Tags = Field(default=[])
     """Tags to write on the heads."""

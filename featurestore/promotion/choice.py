@@ -53,8 +53,8 @@ def best_promotable(store: FeatureStore, dataset: str | None = None) -> tuple[He
             "dense"
         )
     chosen = best(can)
-    (first, *_), split, metric = ordered([head.document() for head in can])
-    value = value_of(first["metrics"], first["folds"], split, metric)
+    (first, *_), split, metric = ordered(can)
+    value = value_of(first.metrics, first.folds, split, metric)
     others = f"; {len(heads) - len(can)} of {len(heads)} have no Keras form"
     return chosen, (
         f"{'the mean over the folds' if split == 'folds' else 'the val split'}, {metric} "

@@ -74,8 +74,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     PromotionError
         If the head has no Keras form, or the backbone is not the one of its features.
     """
-    if not head.portable:  # Known without fitting it again.
-        raise no_form(head.name)
+    if head.foreign:  # Known without loading it.
+        raise no_form(head.estimator)
     ref = LayerRef.parse(head.key.ref)
     if backbone.prefix_digest(ref.layer) != head.key.prefix_digest:
         raise PromotionError(
@@ -92,20 +92,20 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     )
     if head.kind == "sklearn":
         flat = x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
-        scores, output = as_layers(head.estimator, flat, prefix, softmax)
+        scores, output = as_layers(head.fitted, flat, prefix, softmax)
     elif head.classes:
-        scores = clone_onto(logits_model(head.estimator), x, prefix)
+        scores = clone_onto(logits_model(head.fitted), x, prefix)
         output = keras.layers.Softmax(name=softmax)(scores)
     else:
-        scores = output = clone_onto(head.estimator, x, prefix)
+        scores = output = clone_onto(head.fitted, x, prefix)
     if head.classes:
         output = classes_layer(head.classes, named)(output)
     model = keras.Model(base.inputs, output, name="promoted")
     fused = Fused(model, _maker(x), _maker(scores), names)
     if head.kind == "keras":
         return fused
-    threshold = Threshold.of(head.estimator)
-    return replace(fused, isotonic=is_isotonic(head.estimator), threshold=threshold)
+    threshold = Threshold.of(head.fitted)
+    return replace(fused, isotonic=is_isotonic(head.fitted), threshold=threshold)
 
 
 def _maker(tensor: Any) -> str:
@@ -123,10 +123,10 @@ def promotable(head: Head) -> bool:
     """Whether a head has a Keras form."""
     if head.kind == "keras":
         return True
-    if not head.portable:
+    if head.foreign:
         return False
     try:
-        check(head.estimator)
+        check(head.fitted)
     except PromotionError:
         return False
     return True

@@ -23,7 +23,7 @@ def load_origin(
     model: str | Path | None = None,
     weights: str | Path | None = None,
 ) -> tuple[Head, Backbone, Dataset]:
-    """Load a head, and the backbone and data set that its lineage records: what to promote.
+    """Load a head, and the backbone and data set that its provenance records: what to promote.
 
     ``model`` and ``weights`` are the files of the backbone, if they are not where they were.
 
@@ -43,7 +43,7 @@ def load_backbone(
     head: Head, model: str | Path | None = None, weights: str | Path | None = None
 ) -> Backbone:
     """Build the backbone that a head records, or the same one from other files."""
-    spec = head.lineage["backbone"]
+    spec = head.provenance["backbone"]
     if spec is None:
         raise PromotionError(f"{head.id} does not record its backbone; use promote() in Python")
     spec = dict(spec)
@@ -66,7 +66,7 @@ def load_data(store: FeatureStore, head: Head) -> Dataset:
     Labels and splits are those of then. An image that was moved since, to the folder of another
     class or with the whole data set, is found by its digest if it was scanned there.
     """
-    recorded = head.lineage["dataset"]
+    recorded = head.provenance["dataset"]
     data = store.datasets.load(recorded["name"], recorded["manifest_digest"])
     source, options = data.source, data.options
     places = dict(zip(data.sample_digests, data.paths, strict=True))
@@ -121,7 +121,7 @@ def _check_same(head: Head, backbone: Backbone, given: str) -> None:
         raise PromotionError(f"{given} is not the backbone of {head.id}: {error}") from None
     if backbone.prefix_digest(layer) == head.key.prefix_digest:
         return
-    recorded = head.lineage.get("prefix") or {}
+    recorded = head.provenance.get("prefix") or {}
     differ = [name for name, value in fields.items() if recorded.get(name) != value]
     raise PromotionError(
         f"{given} is not the backbone of {head.id}: up to {layer} it differs in "

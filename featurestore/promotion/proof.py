@@ -224,9 +224,9 @@ def _judge(
     """
     features, scores, output = outputs
     check.require(features, index, what)
-    expected = head.scores(features)
+    expected = head.decision_function(features)
     bound = row_tolerance if fused.isotonic else head_tolerance
-    arithmetic = np.broadcast_to(bound(head.scores, features), len(features))
+    arithmetic = np.broadcast_to(bound(head.decision_function, features), len(features))
     _require_equal(expected, scores, arithmetic, f"the head of {what}")
     # A threshold shifts the output, so that the head's probabilities are not in it.
     likely = None if fused.threshold else head.predict_proba(features)
@@ -236,7 +236,7 @@ def _judge(
         probability = f"the probability by {what}"
         allowed = 2 * arithmetic[clear] + 1e-6
         _require_equal(likely[clear], output[clear], allowed, probability)
-    measured = head.scores(check.stored[index])
+    measured = head.decision_function(check.stored[index])
     moved = np.abs(expected - measured).max(axis=1)
     tolerance = arithmetic + (moved if fused.isotonic else moved.max())
     parity = compare(measured, scores, tolerance)

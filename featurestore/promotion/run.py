@@ -61,7 +61,7 @@ class Promotion:
         A plain Keras model, from uint8 RGB images (batch, height, width, channel=3) to class
         probabilities (batch, class), or predicted values (batch, 1). Train, nest, export or save
         it like any other: its last layer, ``classes``, carries the class names. :meth:`save` also
-        writes the lineage.
+        writes the provenance.
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
@@ -75,7 +75,7 @@ class Promotion:
         accuracy before the first epoch), ``kept_epoch`` and ``verdict``, the outcome in one
         line. Empty if nothing was trained.
     metadata : dict
-        The lineage, which :meth:`save` writes beside the model. ``threshold`` has the ``class``
+        The provenance, which :meth:`save` writes beside the model. ``threshold`` has the ``class``
         that the head's threshold decides for, its ``value`` and what it is ``of``; else it is
         empty. The model's probabilities are shifted so that 0.5 stands for it.
     seen : Seen
@@ -191,7 +191,7 @@ def promote(
     -------
     Promotion
         ``model`` is a plain Keras model that carries its class names, ``save(path)`` writes it with
-        its lineage, ``report`` has the proof and the metrics.
+        its provenance, ``report`` has the proof and the metrics.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def _on_stored(head: Head, backbone: Backbone, before: dict[str, Any]) -> dict[s
 
 
 def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
-    origin = head.lineage["dataset"]
+    origin = head.provenance["dataset"]
     if data.manifest_digest != origin["manifest_digest"]:
         try:
             former = head.store.datasets.load(origin["name"], origin["manifest_digest"])
@@ -315,9 +315,9 @@ def _seen(
 
 
 def _warn_if_stale(head: Head) -> None:
-    (changed,) = stale(head.store, [{"lineage": head.lineage}])
+    (changed,) = stale(head.store, [head])
     if changed:
-        name = head.lineage["dataset"]["name"]
+        name = head.provenance["dataset"]["name"]
         warnings.warn(
             f"{head.id} is stale: it was fitted on another state of {name}: {changed}; "
             "`featurestore train` fits a head on the current one",
@@ -339,7 +339,7 @@ def _metadata(head: Head, fused: Fused, data: Dataset) -> dict[str, Any]:
         "task": head.task,
         "head": head.id,
         "features": str(head.key),
-        "backbone": head.lineage["backbone"],
+        "backbone": head.provenance["backbone"],
         "threshold": threshold,
         "dataset": {"name": data.name, "manifest": data.manifest_digest},
         "versions": versions(),

@@ -1,7 +1,7 @@
 """Promoted models as files: plain ``.keras`` archives with two more members.
 
 Keras ignores them, and leaves them out when it saves the model itself. ``featurestore.json`` holds
-the lineage, ``featurestore-samples.bin`` the digests of the samples that the model has seen. The
+the provenance, ``featurestore-samples.bin`` the digests of the samples that the model has seen. The
 class names are in the model; see :mod:`featurestore.promotion.carried`.
 """
 
@@ -48,7 +48,7 @@ class Promoted:
     seen : Seen or None
         The samples that it was trained and selected on; None if nothing says which.
     metadata : dict
-        The lineage; empty if Keras saved the file.
+        The provenance; empty if Keras saved the file.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Promoted:
 def save_model(
     model: keras.Model, path: str | Path, metadata: dict[str, Any], seen: Seen | None = None
 ) -> None:
-    """Write a model of stock Keras layers as one file, atomically, with its lineage.
+    """Write a model of stock Keras layers as one file, atomically, with its provenance.
 
     Raises
     ------
@@ -240,12 +240,12 @@ def _gives_probabilities(model: keras.Model) -> bool:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the lineage of a promoted model without loading Keras; ``{}`` if it records none.
+    """Read the provenance of a promoted model without loading Keras; ``{}`` if it records none.
 
     Raises
     ------
     InputError
-        If there is no such file, it is not a Keras model, or its lineage is damaged.
+        If there is no such file, it is not a Keras model, or its provenance is damaged.
     """
     path = Path(path)
     if not path.is_file():

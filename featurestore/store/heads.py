@@ -52,7 +52,7 @@ class _Features(BaseModel):
     dataset_digest: str
 
 
-class _Lineage(BaseModel):
+class _Provenance(BaseModel):
     dataset: _Dataset
     features: _Features
 
@@ -65,18 +65,18 @@ class _Document(BaseModel):
     format: int = FORMAT
     id: str
     files: dict[str, _File]
-    lineage: _Lineage | None = None
+    provenance: _Provenance | None = None
 
 
 def data_of(document: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return name and manifest digest of the data set that a head was fitted on."""
-    data = (document.get("lineage") or {}).get("dataset")
+    data = (document.get("provenance") or {}).get("dataset")
     return data and (data["name"], data["manifest_digest"])
 
 
 def key_of(document: Mapping[str, Any]) -> FeatureKey | None:
     """Return the key of the features that a head was fitted on, whether they are stored or not."""
-    origin = (document.get("lineage") or {}).get("features")
+    origin = (document.get("provenance") or {}).get("features")
     return origin and FeatureKey(*(origin[field] for field in _Features.model_fields))
 
 
@@ -200,16 +200,16 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
             return update_json(self._files, f"{path}/{DOCUMENT}", changes)
 
     def matching(self, text: str) -> list[str]:
-        """Return the ids that begin with a text, and of the heads that are named so.
+        """Return the ids that begin with a text, and of the heads with this label.
 
         A whole id is only itself.
         """
         if self.has(text):
             return [text]
         documents, damaged = self.survey()
-        names = {document["id"]: document.get("name") for document in documents}
-        names |= {self.key(damage.path): None for damage in damaged}
-        return sorted(key for key, name in names.items() if name == text or key.startswith(text))
+        labels = {document["id"]: document.get("label") for document in documents}
+        labels |= {self.key(damage.path): None for damage in damaged}
+        return sorted(key for key, label in labels.items() if label == text or key.startswith(text))
 
     def check_writable(self) -> None:
         """Raise StoreError if no head could be saved, before one is fitted."""

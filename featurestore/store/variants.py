@@ -54,7 +54,7 @@ class Variant:
 
     @classmethod
     def of(cls, origin: Mapping[str, Any]) -> Variant:
-        """Return the variant that the provenance of features, or the lineage of a head, records."""
+        """Return the variant that the provenance of features or of a head records."""
         backbone, prefix = part_of(origin, "backbone"), part_of(origin, "prefix")
         recorded = {
             **part_of(prefix, "preprocessing"),

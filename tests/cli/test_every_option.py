@@ -57,12 +57,12 @@ COMMANDS = [
     "rank photos --by separability",
     f"{TRAIN} ridge --param alpha=2 --seed 3 --folds 3 --seeds 2 --weights tiny.keras "
     "--input-size 16 --scaling none",
-    f"{TRAIN} ridge --resize stretch --interpolation bilinear --precision float32 --name mine "
+    f"{TRAIN} ridge --resize stretch --interpolation bilinear --precision float32 --label mine "
     "--tag a --tag b --note text --store store --json",
     "heads photos --sort folds.macro_f1 --weights tiny.keras --input-size 16 --scaling none",
     "heads --resize stretch --interpolation bilinear --precision float32 --store store --json",
     "run stored.yaml --json",
-    "tag logistic a b --name mine --note text --store store --json",
+    "tag logistic a b --label mine --note text --store store --json",
     "evaluate flowers.keras photos --classes blue,green,red --mistakes -o wrong.csv",
     "evaluate flowers.keras table.csv --image-column file --label-column kind --root photos "
     "--output wrong.csv --store store --json",
@@ -164,7 +164,7 @@ PIPELINES: list[dict[str, Any]] = [
         "layers": ["conv_a:avg", "conv_b:avg"],
         "heads": [
             {"head": "ridge", "params": {"solver": "lsqr"}, "grid": {"alpha": [1, 2]}, "seed": 2},
-            {"head": "knn", "layers": ["conv_a:avg"], "name": "k", "tags": ["a"], "note": "text"},
+            {"head": "knn", "layers": ["conv_a:avg"], "label": "k", "tags": ["a"], "note": "text"},
         ],
         "folds": 3,
         "seeds": 2,

@@ -77,7 +77,7 @@ def test_heads_are_listed_best_first(place: Place) -> None:
     by_loss = featurestore("heads", "--sort", "train.log_loss", "--json").json
     shown = featurestore("heads").out
 
-    assert {row["name"] for row in rows} == {"logistic", "knn"}
+    assert {row["estimator"] for row in rows} == {"logistic", "knn"}
     assert rows[0]["val_accuracy"] >= rows[1]["val_accuracy"]
     assert by_loss[0]["train_log_loss"] <= by_loss[1]["train_log_loss"]
     assert " ".join(shown.splitlines()[0].split()) == (
@@ -126,7 +126,7 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
                 "dataset": name,
                 "model": "tiny",
                 "layer": "l",
-                "name": "knn",
+                "estimator": "knn",
             },
             **{"params": {}, "seed": 0, "prefix": "p", "stale": None, "val_accuracy": 0.5},
             **{
@@ -135,7 +135,7 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
                 "tied": None,
                 "tags": [],
                 "note": "",
-                "portable": True,
+                "label": None,
             },
             **Variant().to_dict(),
         }
@@ -194,7 +194,7 @@ def test_a_file_without_backbone_fits_heads_on_stored_features(place: Place) -> 
     record = featurestore("run", "many.yaml", "--json")
     again = featurestore("run", "many.yaml")
 
-    assert [row["name"] for row in record.json["heads"]].count("logistic") == 2
+    assert [row["estimator"] for row in record.json["heads"]].count("logistic") == 2
     assert len(record.json["heads"]) == 3
     assert "taken from the store" in record.err
     table = again.out.splitlines()
@@ -204,21 +204,21 @@ def test_a_file_without_backbone_fits_heads_on_stored_features(place: Place) -> 
 
 
 def test_a_head_is_named_tagged_and_shown(place: Place) -> None:
-    note = ["--name", "my best", "--tag", "talk", "--note", "for Monday"]
+    note = ["--label", "my best", "--tag", "talk", "--note", "for Monday"]
     head = featurestore(*TRAIN, "logistic", "--param", "C=0.5", *note, "--json").json["head"]
 
     rows = featurestore("heads", "--tag", "talk", "--json").json
-    assert [(row["head"], row["name"], row["tags"]) for row in rows] == [
-        (head, "my best", ["talk"])
+    assert [(row["head"], row["estimator"], row["label"], row["tags"]) for row in rows] == [
+        (head, "logistic", "my best", ["talk"])
     ]
     shown = featurestore("heads").out.splitlines()
-    assert shown[0].split()[:3] == ["head", "tags", "parameters"]
-    assert any(line.startswith("my best") for line in shown)
+    assert shown[0].split()[:4] == ["head", "label", "tags", "parameters"]
+    assert any("my best" in line for line in shown)
 
     tagged = featurestore(
         "tag", "my best", "final", "--remove", "talk", "--note", "", "--json"
     ).json
-    assert tagged == {"head": head, "name": "my best", "tags": ["final"], "note": ""}
+    assert tagged == {"head": head, "label": "my best", "tags": ["final"], "note": ""}
     assert "final" in featurestore("tag", head[:12], "final").out
     assert "did you mean 'final'" in featurestore("heads", "--tag", "finall").error
 
@@ -273,7 +273,7 @@ def test_train_again_fits_what_is_stale(place: Place) -> None:
     own = "tests.heads.own_estimators.Nearest"
     for head in (["ridge", "--param", "alpha=2", "--folds", "2", "--tag", "a"], [own]):
         assert featurestore(*TRAIN, *head).status == 0
-    before = {row["name"]: row for row in featurestore("heads", "--json").json}
+    before = {row["estimator"]: row for row in featurestore("heads", "--json").json}
     assert featurestore("train", "photos", "--again").out == "no stale heads on photos\n"
     take_photos(place.photos, 14)
     extract = ["extract", "photos", "--model", "tiny.keras", "--layer", "conv_b:avg"]
@@ -290,13 +290,13 @@ def test_train_again_fits_what_is_stale(place: Place) -> None:
     assert again.error == "1 head could not be fitted"
     assert "its estimator is not one that has a name; fit it again in Python" in again.out
     rows = [row for row in featurestore("heads", "--json").json if row["stale"] is None]
-    assert {row["name"] for row in rows} == {"logistic", "knn", "ridge"}
+    assert {row["estimator"] for row in rows} == {"logistic", "knn", "ridge"}
     for row in rows:
-        former = before[row["name"]]
+        former = before[row["estimator"]]
         assert row["head"] != former["head"]
         for field in ("params", "seed", "tags", "layer"):
             assert row[field] == former[field]
-    (ridge,) = [row for row in rows if row["name"] == "ridge"]
+    (ridge,) = [row for row in rows if row["estimator"] == "ridge"]
     assert ridge["folds"]["folds"] == 2
 
     # What would change nothing is not advised.
@@ -322,7 +322,6 @@ def test_common_names_of_heads_are_suggested(place: Place, asked: str, meant: st
 
 def test_an_estimator_by_import_path(place: Place) -> None:
     head = featurestore(*TRAIN, "tests.heads.own_estimators.Nearest", "--json").json["head"]
-    assert featurestore("show", head, "--json").json["portable"] is False
     assert featurestore(*TRAIN, "tests.heads.own_estimators.Nearest").err.startswith("fit: 1 head")
     error = featurestore("promote", head, "-o", "x.keras").error
     assert error.startswith("Nearest has no Keras form and cannot be promoted")

@@ -46,7 +46,7 @@ def test_promote_fuses_and_proves(place: Place) -> None:
 
 def test_promote_takes_the_best_head_that_has_a_keras_form(place: Place) -> None:
     rows = featurestore("heads", "photos", "--json").json
-    best = next(row["head"] for row in rows if row["name"] == "logistic")
+    best = next(row["head"] for row in rows if row["estimator"] == "logistic")
 
     result = featurestore("promote", "--best", "-o", "out.keras", "--json")
     assert f"best: {best} on tiny conv_b:avg, by the val split, accuracy " in result.err
@@ -329,7 +329,7 @@ def test_a_threshold_is_told_where_the_log_loss_is_shown(place: Place) -> None:
     at = ["--model", "tiny.keras", "--layer", "conv_b:avg"]
     around = ["--param", "estimator=logistic", "--param", "threshold=0.2"]
     featurestore("extract", "two", *at)
-    named = ["--name", "careful"]
+    named = ["--label", "careful"]
     train = ["train", "two", *at, "--head", "FixedThresholdClassifier", *around, *named]
     assert featurestore(*train).status == 0
 

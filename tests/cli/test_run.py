@@ -71,7 +71,7 @@ def row(head: str, value: float | None, metric: str = "accuracy", **more: Any) -
     """A head as the manifest of a run has it."""
     return {
         **{"model": "m", "prefix": "0" * 12, **Variant().to_dict()},
-        **{"head": head, "on": "features", "name": "h", "layer": "l", "params": {}, "seed": 0},
+        **{"head": head, "on": "features", "estimator": "h", "layer": "l", "params": {}, "seed": 0},
         **{"best_params": {}, "folds": None, "tied": None},
         **{"seconds": 1.0, "created": "2026-01-01", "metrics": {"val": {metric: value}}, **more},
     }
@@ -104,8 +104,7 @@ def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = [
-        # Also if one has been named since.
-        row(f"h-{on}{seed}", value + seed / 100, on=on, seed=seed, name=f"{on[0]}{seed}")
+        row(f"h-{on}{seed}", value + seed / 100, on=on, seed=seed)
         for on, value in (("features", 0.9), ("pixels", 0.5))
         for seed in (3, 7)
     ]
@@ -116,8 +115,8 @@ def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
     head, *body = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert head == "head parameters seed layer val accuracy val on pixels seconds id"
     assert body == [
-        "* f7 - 7 l 0.970 0.570 1.000 h-features7",
-        "f3 - 3 l 0.930 0.530 1.000 h-features3",
+        "* h - 7 l 0.970 0.570 1.000 h-features7",
+        "h - 3 l 0.930 0.530 1.000 h-features3",
     ]
 
 

@@ -265,7 +265,7 @@ def test_rm_takes_the_name_of_a_head(place: Place) -> None:
     (item,) = featurestore("rm", "knn", "--json").json["items"]
     assert item["kind"] == "head"
     words = ["train", "photos", "--model", "tiny", "--layer", "conv_b:avg", "--head", "ridge"]
-    assert featurestore(*words, "--name", "the good one").status == 0
+    assert featurestore(*words, "--label", "the good one").status == 0
     (item,) = featurestore("rm", "the good one", "--json", "--yes").json["items"]
     assert item["name"].startswith("heads/ridge-")
     assert (

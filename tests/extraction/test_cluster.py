@@ -329,7 +329,7 @@ def test_heads_are_fitted_there(
     features = extract(Dataset.open(photos, val=0.3), backbone, "gap", tmp_path / "store")["gap"]
     with cluster.Cluster.of(processes.having(2)) as where, where.heads():
         heads = fit_heads(features, [Where(0.5), Where(1.0), Where(1.5)], save=False)
-    theirs = {head.estimator.process_ for head in heads}
+    theirs = {head.fitted.process_ for head in heads}
     assert theirs <= set(on_workers(processes, os.getpid).values())
     assert [head.problems for head in heads] == [
         (f"shrunk to {factor}",) for factor in (0.5, 1.0, 1.5)

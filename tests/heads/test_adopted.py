@@ -36,9 +36,9 @@ def test_an_unbuilt_model_takes_shape_and_seed(maps: Features) -> None:
     assert head.params == QUICK
     assert head.metrics["train"]["accuracy"] > 0.8
     X, _ = maps.arrays("val")
-    assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
+    assert np.allclose(softmax(head.decision_function(X)), head.predict_proba(X), atol=1e-6)
     again = Head.load(head.id, maps.store)
-    assert np.array_equal(again.scores(X), head.scores(X))
+    assert np.array_equal(again.decision_function(X), head.decision_function(X))
 
 
 @pytest.mark.reliability
@@ -61,9 +61,11 @@ def test_a_built_model_starts_from_its_weights(maps: Features) -> None:
     twin.set_weights(before)
     assert candidate(twin, {**QUICK, "epochs": 15}, maps, 0).id == head.id
     X, _ = maps.arrays("val")
-    assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
+    assert np.allclose(softmax(head.decision_function(X)), head.predict_proba(X), atol=1e-6)
     # Normalization computes with a copy of its weights, which must come back too.
-    assert np.array_equal(Head.load(head.id, maps.store).scores(X), head.scores(X))
+    assert np.array_equal(
+        Head.load(head.id, maps.store).decision_function(X), head.decision_function(X)
+    )
 
 
 @pytest.mark.reliability
@@ -73,10 +75,10 @@ def test_a_compiled_model_keeps_its_optimizer_and_loss(maps: Features) -> None:
     model.compile(keras.optimizers.SGD(0.05), loss)
     head = fit_head(maps, model, {"epochs": 10}, save=False)
     assert head.metrics["train"]["accuracy"] > 0.8
-    assert head.lineage["estimator"]["compiled"]["optimizer"]["class_name"] == "SGD"
+    assert head.provenance["estimator"]["compiled"]["optimizer"]["class_name"] == "SGD"
     X, _ = maps.arrays("val")
-    assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
-    assert not head.estimator.compiled
+    assert np.allclose(softmax(head.decision_function(X)), head.predict_proba(X), atol=1e-6)
+    assert not head.fitted.compiled
 
 
 def test_all_that_changes_training_is_in_the_id(maps: Features) -> None:

@@ -19,7 +19,7 @@ def test_a_head_that_cannot_be_fitted_again_stops_no_other(make_features, store)
     with pytest.warns(FeatureStoreWarning, match="the other heads go on"):
         heads, failed = fit_stale("toys", store)
 
-    assert [(each.name, each.params) for each in heads] == [("ridge", {})]
+    assert [(each.estimator, each.params) for each in heads] == [("ridge", {})]
     errors = {(each["layer"], *each["params"]): each["error"] for each in failed}
     assert "too few for 30 folds" in errors.pop(("pool:avg",))
     assert "never extracted" in errors.pop(("lost:avg", "alpha"))
@@ -27,8 +27,8 @@ def test_a_head_that_cannot_be_fitted_again_stops_no_other(make_features, store)
 
 
 def test_a_name_moves_to_the_head_that_is_fitted_again(make_features, store):
-    former = fit_head(make_features(LABELS, val=0.2), "ridge", name="winner")
+    former = fit_head(make_features(LABELS, val=0.2), "ridge", label="winner")
     make_features(LABELS, val=0.4)
     ((new,), failed) = fit_stale("toys", store)
-    assert (new.name, Head.load("winner", store).id, failed) == ("winner", new.id, [])
-    assert Head.load(former.id, store).name == "ridge"
+    assert (new.label, Head.load("winner", store).id, failed) == ("winner", new.id, [])
+    assert Head.load(former.id, store).label is None

@@ -38,7 +38,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Features, Features]:
 def test_a_head_is_fitted_on_views_and_measured_on_images(both: tuple[Features, Features]) -> None:
     plain, augmented = (fit_head(features, "logistic") for features in both)
     rows = len(both[0].rows("train"))
-    assert augmented.estimator[0].n_samples_seen_[()] == 4 * rows
+    assert augmented.fitted[0].n_samples_seen_[()] == 4 * rows
     assert augmented.metrics["train"]["rows"] == 4 * rows
     assert augmented.metrics["val"]["rows"] == plain.metrics["val"]["rows"]
     assert augmented.id != plain.id

@@ -63,13 +63,13 @@ def test_an_object_is_neither_fitted_nor_changed(three: Features) -> None:
 
 def test_pipelines_by_name_and_as_objects(three: Features) -> None:
     named = fit_head(three, "StandardScaler+PCA+logistic", {"C": 0.1, "pca__n_components": 4})
-    steps = [type(step).__name__ for _, step in named.estimator.steps]
+    steps = [type(step).__name__ for _, step in named.fitted.steps]
     assert steps == ["StandardScaler", "PCA", "StandardScaler", "LogisticRegression"]
-    assert named.estimator["logisticregression"].C == 0.1
-    assert named.estimator["pca"].n_components_ == 4
+    assert named.fitted["logisticregression"].C == 0.1
+    assert named.fitted["pca"].n_components_ == 4
     mine = make_pipeline(StandardScaler(), PCA(4), LogisticRegression(C=0.1))
     head = fit_head(three, mine)
-    assert head.name == "StandardScaler+PCA+LogisticRegression"
+    assert head.estimator == "StandardScaler+PCA+LogisticRegression"
     assert head.params == {"pca__n_components": 4, "logisticregression__C": 0.1}
     X, _ = three.arrays("test")
     assert np.array_equal(Head.load(head.id, three.store).predict(X), head.predict(X))

@@ -28,7 +28,7 @@ def test_heads_best_first(make_features: MakeFeatures, store: FeatureStore) -> N
     assert [row["layer"] for row in table[:2]] == ["good:avg"] * 2
     scores = [row["val_accuracy"] for row in table]
     assert scores == sorted(scores, reverse=True)
-    assert {"head", "dataset", "model", "layer", "name", "params", "created"} <= set(table[0])
+    assert {"head", "dataset", "model", "layer", "estimator", "params", "created"} <= set(table[0])
     assert {row["manifest"] for row in table} == {good.dataset.manifest_digest}
     assert {row["stale"] for row in table} == {None}
 

@@ -20,11 +20,11 @@ def test_everything_of_a_head(three: Features) -> None:
     found = describe_head("GridSearchCV", three.store)
     json.dumps(found, allow_nan=False)
     assert found["id"] == head.id
-    assert found["best_params"] == head.best_params == head.estimator.best_params_
+    assert found["best_params"] == head.best_params == head.fitted.best_params_
     assert found["note"] == "why"
     assert found["stale"] is None
     assert found["metrics"]["val"]["accuracy"] == head.metrics["val"]["accuracy"]
-    assert found["lineage"] == head.lineage
+    assert found["provenance"] == head.provenance
     rows = found["by_class"]["val"]
     assert [row["class"] for row in rows] == ["ant", "bee", "cat"]
     assert sum(row["rows"] for row in rows) == head.metrics["val"]["rows"]
@@ -49,8 +49,8 @@ def test_what_each_class_is_mistaken_for() -> None:
 def test_a_damaged_confusion_matrix(three: Features) -> None:
     head = fit_head(three, "knn")
     document = three.store.heads.get(head.id)
-    lineage = {**document, "id": "forged"}
-    three.store.heads.save("forged", lineage, {"confusion.json": b'{"val": 3}'})
+    provenance = {**document, "id": "forged"}
+    three.store.heads.save("forged", provenance, {"confusion.json": b'{"val": 3}'})
     with pytest.raises(DamagedError, match="not a confusion matrix"):
         describe_head("forged", three.store)
 

@@ -49,8 +49,8 @@ def test_a_solver_warns_of_its_own_head_alone(three: Features) -> None:
     )
 
 
-def test_lineage(three: Features) -> None:
-    origin = fit_head(three, "ridge").lineage
+def test_provenance(three: Features) -> None:
+    origin = fit_head(three, "ridge").provenance
     assert origin["features"]["prefix_digest"] == three.key.prefix_digest
     assert origin["features"]["key"] == str(three.key)
     assert origin["dataset"]["manifest_digest"] == three.dataset.manifest_digest
@@ -67,17 +67,17 @@ def test_a_head_records_how_long_its_fit_took(
     clock = itertools.count(0.0, 6.0)
     monkeypatch.setattr("featurestore.heads.banks.time.perf_counter", lambda: next(clock))
     heads = fit_heads(three, [("ridge", {"alpha": 1.0 + each}) for each in range(together)])
-    assert {head.lineage["seconds"] for head in heads} == {6.0 / together}
+    assert {head.provenance["seconds"] for head in heads} == {6.0 / together}
 
 
 def test_several_heads_in_order(three: Features) -> None:
     wanted = [("ridge", None), ("logistic", {"C": 0.1}), ("ridge", None)]
     found = fit_heads(three, wanted)
-    assert [head.name for head in found] == ["ridge", "logistic", "ridge"]
+    assert [head.estimator for head in found] == ["ridge", "logistic", "ridge"]
     assert found[0] is found[2]
     with pytest.raises(HeadError, match="unknown head"):
         fit_heads(three, [("forest", None), ("no-such", None)])
-    assert not any(meta["name"] == "forest" for meta in three.store.heads.values())
+    assert not any(meta["estimator"] == "forest" for meta in three.store.heads.values())
 
 
 def test_an_unsaved_head_leaves_no_trace(three: Features) -> None:

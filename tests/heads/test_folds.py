@@ -48,7 +48,7 @@ def test_the_head_is_that_without_folds(three: Features) -> None:
     plain = fit_head(three, "logistic", save=False)
     assert head.id == plain.id
     X, _ = three.arrays("test")
-    np.testing.assert_array_equal(head.scores(X), plain.scores(X))
+    np.testing.assert_array_equal(head.decision_function(X), plain.decision_function(X))
 
 
 def test_a_stored_head_is_not_fitted_again_for_its_folds(three: Features) -> None:

@@ -22,13 +22,13 @@ def test_two_classes_have_two_columns_of_scores(make_features: MakeFeatures) -> 
     two = make_features(["no", "yes"] * 20)
     X, _ = two.arrays()
     head = fit_head(two, "logistic")
-    scores, probabilities = head.scores(X), head.predict_proba(X)
+    scores, probabilities = head.decision_function(X), head.predict_proba(X)
     assert scores.shape == (40, 2)
     softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     assert np.allclose(softmax, probabilities, rtol=1e-4)  # computed as float32
     for name in ("ridge", "linear-svm", "knn"):
         head = fit_head(two, name)
-        decided = np.array(head.classes)[head.scores(X).argmax(axis=1)]
+        decided = np.array(head.classes)[head.decision_function(X).argmax(axis=1)]
         assert np.array_equal(decided, head.predict(X))
 
 
@@ -41,7 +41,7 @@ def test_scores_of_a_perceptron_are_its_logits(
     mlp = MLPClassifier((8, 5), activation=activation, max_iter=30)
     head = fit_head(features, make_pipeline(StandardScaler(), mlp), save=False)
     X, _ = features.arrays()
-    scores = head.scores(X)
+    scores = head.decision_function(X)
     softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     assert np.allclose(softmax, head.predict_proba(X), atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_spatial_features_are_flattened(make_features: MakeFeatures) -> None:
     head = fit_head(maps, "logistic")
     assert head.shape == (3, 3, 4)
     X, _ = maps.arrays("val")
-    assert np.array_equal(head.scores(X), head.scores(X.reshape(len(X), -1)))
+    assert np.array_equal(head.decision_function(X), head.decision_function(X.reshape(len(X), -1)))
     with pytest.raises(HeadError, match=r"\('row', 3, 3, 4\)"):
         head.predict(X[:, :2])
 

@@ -49,12 +49,12 @@ def test_a_ready_made_head(maps: Features) -> None:
     again = Head.load(head.id, maps.store)
     assert again == head
     assert np.array_equal(again.predict(X), head.predict(X))
-    assert np.array_equal(again.scores(X), head.scores(X))
-    assert np.allclose(softmax(head.scores(X)), head.predict_proba(X), atol=1e-6)
+    assert np.array_equal(again.decision_function(X), head.decision_function(X))
+    assert np.allclose(softmax(head.decision_function(X)), head.predict_proba(X), atol=1e-6)
     assert (head.predict(X) == y).mean() == head.metrics["val"]["accuracy"]
     flat = X.reshape(len(X), -1)
     assert np.array_equal(head.predict(flat), head.predict(X))
-    assert head.scores(X[:0]).shape == (0, 3)
+    assert head.decision_function(X[:0]).shape == (0, 3)
 
 
 def test_where_models_end() -> None:

@@ -11,30 +11,30 @@ from featurestore.heads import Head, annotate, fit_head, leaderboard
 
 def test_notes_do_not_make_another_head(three: Features) -> None:
     plain = fit_head(three, "knn")
-    noted = fit_head(three, "knn", name="mine", tags=["a", "b"], note="for the talk")
+    noted = fit_head(three, "knn", label="mine", tags=["a", "b"], note="for the talk")
     assert noted.id == plain.id
     stored = Head.load("mine", three.store)
-    assert (stored.id, stored.name, stored.tags) == (plain.id, "mine", ("a", "b"))
+    assert (stored.id, stored.label, stored.tags) == (plain.id, "mine", ("a", "b"))
     assert stored.note == noted.note == "for the talk"
     assert fit_head(three, "knn", tags="c").tags == ("a", "b", "c")
-    fit_head(three, "knn", name="not kept", save=False)
+    fit_head(three, "knn", label="not kept", save=False)
     assert Head.load(plain.id, three.store) == fit_head(three, "knn")
-    assert Head.load(plain.id, three.store).name == "mine"
+    assert Head.load(plain.id, three.store).label == "mine"
     assert list(three.store.heads.check(f"heads/{plain.id}")) == []
 
 
 def test_notes_are_changed_later(three: Features) -> None:
     head = fit_head(three, "knn", tags=["a", "b"], note="old")
     written = annotate(head.id[:6], three.store, tags=["c", "b"], remove=["a"], note="")
-    assert written == {"head": head.id, "name": "knn", "tags": ["b", "c"], "note": ""}
+    assert written == {"head": head.id, "label": None, "tags": ["b", "c"], "note": ""}
     assert Head.load(head.id, three.store).tags == ("b", "c")
     with pytest.raises(HeadError, match="has no tag 'bb'; did you mean 'b'"):
         annotate(head.id, three.store, remove=["bb"])
     for wrong in ("", "two\nlines"):
         with pytest.raises(HeadError, match="expected one line of text"):
-            annotate(head.id, three.store, name=wrong)
+            annotate(head.id, three.store, label=wrong)
     with pytest.raises(NotFoundError, match="featurestore heads"):
-        annotate("forest", three.store, name="x")
+        annotate("forest", three.store, label="x")
 
 
 def test_tags_filter_the_list(three: Features) -> None:
@@ -51,9 +51,9 @@ def test_tags_filter_the_list(three: Features) -> None:
         tagged("aa")
 
 
-def test_a_name_of_two_heads_is_ambiguous(three: Features) -> None:
-    fit_head(three, "knn", name="mine")
-    fit_head(three, "ridge", name="mine")
+def test_a_label_of_two_heads_is_ambiguous(three: Features) -> None:
+    fit_head(three, "knn", label="mine")
+    fit_head(three, "ridge", label="mine")
     with pytest.raises(NotFoundError, match=r"'mine' matches 2 heads: knn-.*, ridge-.*; give one"):
         Head.load("mine", three.store)
 

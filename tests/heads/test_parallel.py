@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 def processes(heads: list[Head]) -> list[bool]:
     """Return whether another process fitted each head."""
-    return [head.estimator.process_ != os.getpid() for head in heads]
+    return [head.fitted.process_ != os.getpid() for head in heads]
 
 
 def test_what_is_quick_stays_in_this_process(three: Features) -> None:
@@ -84,7 +84,7 @@ def test_what_is_slow_goes_to_other_processes(
     wanted = [Where(each, seconds=0.2) for each in (0.5, 1.0, 1.5, 2.0)]
     heads = fit_heads(three, wanted)
     assert processes(heads) == [False, True, True, True]
-    assert all(head.lineage["seconds"] >= 0.2 for head in heads)
+    assert all(head.provenance["seconds"] >= 0.2 for head in heads)
 
 
 @pytest.mark.reliability
@@ -108,7 +108,7 @@ def test_the_heads_are_those_fitted_one_by_one(
         assert (one.predict(X) == other.predict(X)).all()
         assert one.metrics["val"]["accuracy"] == other.metrics["val"]["accuracy"]
         assert one.folds == other.folds
-    assert together[0].estimator.mapped_  # No process has a copy of the features.
+    assert together[0].fitted.mapped_  # No process has a copy of the features.
     assert processes([together[0], together[4]]) == [True, True]
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_sent_is_fitted_here(three: Features) -> None:
     wanted = [Where(0.5), Where(1.0, held=Unsendable()), Where(1.5)]
     with joblib.parallel_config(n_jobs=2):
         heads = fit_heads(three, wanted, save=False)
-    assert heads[1].estimator.process_ == os.getpid()
+    assert heads[1].fitted.process_ == os.getpid()
     assert [head.metrics["val"]["rows"] for head in heads]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import keras
@@ -103,17 +104,19 @@ class Foreign(ClassifierMixin, BaseEstimator):
         return self
 
 
-def test_foreign_code_is_refused() -> None:
+def test_what_skops_cannot_write_is_refused() -> None:
+    estimator = make_pipeline(FunctionTransformer(kw_args={"lock": Lock()}), SVC())
+    with pytest.raises(HeadError, match=r"without pickle.*; fit it with save=False"):
+        dump_sklearn(estimator, "mine")
+
+
+def test_foreign_code_is_loaded_only_if_it_is_trusted() -> None:
     for estimator in (Foreign(), make_pipeline(FunctionTransformer(fitted), SVC())):
-        with pytest.raises(HeadError, match="code; use scikit-learn's own"):
-            dump_sklearn(estimator, "mine")
-
-
-def test_a_file_of_foreign_code_is_not_loaded(tmp_path: Path) -> None:
-    import skops.io
-
-    with pytest.raises(DamagedError, match=r"Foreign.*featurestore train"):
-        load_sklearn(skops.io.dumps(Foreign()), "head")
+        data = dump_sklearn(estimator, "mine")
+        for trusted in ((), ("test",), ("tests.heads.test_persist.Other",)):
+            with pytest.raises(HeadError, match=r"tests.*; if you trust it: .*trusted=\['tests'\]"):
+                load_sklearn(data, "head", trusted)
+        assert type(load_sklearn(data, "head", ["tests"])) is type(estimator)
 
 
 @pytest.mark.parametrize(

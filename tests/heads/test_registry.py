@@ -28,7 +28,7 @@ def test_ready_made_classifiers_learn_and_come_back_the_same(three: Features, na
     again = Head.load(head.id, three.store)
     assert again == head
     assert np.array_equal(again.predict(X), head.predict(X))
-    assert np.array_equal(again.scores(X), head.scores(X))
+    assert np.array_equal(again.decision_function(X), head.decision_function(X))
     assert (head.predict(X) == y).mean() == head.metrics["val"]["accuracy"]
     probabilities, before = again.predict_proba(X), head.predict_proba(X)
     assert (probabilities is None) == (name in ("ridge", "linear-svm"))
@@ -43,7 +43,7 @@ def test_ready_made_regressors(numbers: Features, name: str) -> None:
     assert (head.task, head.classes) == ("regression", ())
     assert set(head.metrics["val"]) == {"rows", "r2", "rmse"}
     X, y = numbers.arrays("val")
-    assert head.scores(X).shape == (len(y), 1)
+    assert head.decision_function(X).shape == (len(y), 1)
     assert np.array_equal(Head.load(head.id, numbers.store).predict(X), head.predict(X))
     assert head.predict_proba(X) is None
 
@@ -125,7 +125,7 @@ def test_what_is_around_another_takes_its_name(three: Features) -> None:
     params = {"estimator": "logistic", "estimator__logisticregression__C": 0.5, "cv": 3}
     for name in ("CalibratedClassifierCV", "StandardScaler+CalibratedClassifierCV"):
         head = fit_head(three, name, params)
-        last = head.estimator if "+" not in name else head.estimator[-1]
+        last = head.fitted if "+" not in name else head.fitted[-1]
         assert last.estimator.get_params()["logisticregression__C"] == 0.5
         assert head.params == params
     own = make_pipeline(StandardScaler(), LogisticRegression(C=0.5, max_iter=1000, random_state=0))

@@ -47,7 +47,7 @@ def test_a_former_manifest_that_is_gone(
 ) -> None:
     old = fit_head(make_features(["a", "b"] * 20, val=0.3), "ridge")
     make_features(["a", "b"] * 20, val=0.4)
-    path = store.datasets.manifest_path("toys", old.lineage["dataset"]["manifest_digest"])
+    path = store.datasets.manifest_path("toys", old.provenance["dataset"]["manifest_digest"])
     (tmp_path / "store" / path).write_bytes(b"torn")
     assert leaderboard(store=store)[0]["stale"] == "unknown (a manifest is damaged)"
     (tmp_path / "store" / path).unlink()

@@ -36,7 +36,7 @@ def test_a_keras_head_is_the_same_every_time(maps: Features) -> None:
     layers.Dense(3)(np.zeros((1, 2)))
     second = fit_head(maps, "dense", params, save=False)
     assert first.id == second.id
-    weights = (head.estimator.get_weights() for head in (first, second))
+    weights = (head.fitted.get_weights() for head in (first, second))
     assert all(map(np.array_equal, *weights))
     assert first.history == second.history
 
@@ -69,7 +69,7 @@ def test_regression(numbers: Features) -> None:
     X, _ = numbers.arrays("val")
     again = Head.load(head.id, numbers.store)
     assert np.array_equal(again.predict(X), head.predict(X))
-    assert head.scores(X).shape == (len(X), 1)
+    assert head.decision_function(X).shape == (len(X), 1)
 
 
 @pytest.mark.reliability
@@ -149,7 +149,7 @@ def test_callbacks_make_a_head_of_its_own(maps: Features) -> None:
     again, plain = (candidate("dense", head.params, maps, 0, each) for each in ([used], []))
     assert len({head.id, again.id, plain.id}) == 3
     loaded = Head.load(head.id, maps.store)
-    assert loaded.lineage["estimator"]["callbacks"] == ["tests.heads.test_training.Counted"]
+    assert loaded.provenance["estimator"]["callbacks"] == ["tests.heads.test_training.Counted"]
     with pytest.raises(HeadError, match="callbacks are for Keras heads"):
         fit_head(maps, "logistic", callbacks=[used])
 

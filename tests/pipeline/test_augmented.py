@@ -33,7 +33,7 @@ def test_a_pipeline_fits_on_views_and_is_proven_on_images(pipeline: Pipeline) ->
     assert manifest["promotion"]["parity"]["agreement"] == 1
     (head,) = manifest["heads"]
     model = fs.Head.load(head["head"], pipeline.store)
-    assert model.metrics["train"]["rows"] == model.estimator[0].n_samples_seen_[()]
+    assert model.metrics["train"]["rows"] == model.fitted[0].n_samples_seen_[()]
     # A model is evaluated on images, and has seen images.
     measured = fs.evaluate(
         pipeline.folder / manifest["folder"] / "model.keras", name, pipeline.store

@@ -88,7 +88,9 @@ def test_heads_are_fitted_on_each_layer_and_on_pixels(
 ) -> None:
     _, manifest = ran
 
-    assert [(row["on"], row["layer"], row["name"], row["params"]) for row in manifest["heads"]] == [
+    assert [
+        (row["on"], row["layer"], row["estimator"], row["params"]) for row in manifest["heads"]
+    ] == [
         (on, layer, name, params)
         for on, layer in (
             ("features", "conv_a:avg"),
@@ -103,7 +105,9 @@ def test_the_best_head_that_can_be_promoted_is_promoted(
     ran: tuple[Pipeline, dict[str, Any]],
 ) -> None:
     _, manifest = ran
-    can = [row for row in manifest["heads"] if row["on"] == "features" and row["name"] != "knn"]
+    can = [
+        row for row in manifest["heads"] if row["on"] == "features" and row["estimator"] != "knn"
+    ]
 
     best = max(can, key=lambda row: row["metrics"]["val"]["accuracy"])
     assert manifest["selection"] == {"split": "val", "metric": "accuracy"}
@@ -312,7 +316,7 @@ def test_heads_can_be_restricted_to_layers(again: tuple[Pipeline, dict[str, Any]
 
     manifest = pipeline.run(heads=["knn", ridge], promote=None)
 
-    assert [(row["name"], row["layer"], row["seed"]) for row in manifest["heads"]] == [
+    assert [(row["estimator"], row["layer"], row["seed"]) for row in manifest["heads"]] == [
         ("knn", "conv_a:avg", 0),
         ("knn", "conv_b:avg", 0),
         ("ridge", "conv_b:avg", 1),
@@ -438,11 +442,11 @@ def test_a_head_that_fails_is_recorded_and_the_others_go_on(
         manifest = pipeline.run(**SIMPLE, heads=[knn, "ridge"])
 
     on = ["conv_a:avg", "conv_b:avg"]
-    assert [row["layer"] for row in manifest["heads"] if row["name"] == "ridge"] == on
+    assert [row["layer"] for row in manifest["heads"] if row["estimator"] == "ridge"] == on
     assert [row["params"] for row in manifest["heads"]].count({"n_neighbors": 1}) == 2
     assert [row["layer"] for row in manifest["failed"]] == on
     failed = manifest["failed"][0]
-    assert failed.items() >= {"name": "knn", "params": {"n_neighbors": 500}, "seed": 4}.items()
+    assert failed.items() >= {"estimator": "knn", "params": {"n_neighbors": 500}, "seed": 4}.items()
     assert "n_neighbors = 500" in failed["error"]
     recorded = json.loads((Path(manifest["folder"]) / "record.json").read_text())
     assert recorded["failed"] == manifest["failed"]

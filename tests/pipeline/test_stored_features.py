@@ -42,7 +42,7 @@ def run(place: Path, **changes: Any) -> list[Head]:
 
 
 def settings(heads: list[Head]) -> list[tuple[str, str, dict[str, Any], int]]:
-    return [(head.key.ref, head.name, head.params, head.seed) for head in heads]
+    return [(head.key.ref, head.estimator, head.params, head.seed) for head in heads]
 
 
 def test_a_grid_stands_for_every_combination() -> None:
@@ -63,20 +63,20 @@ def test_heads_get_the_names_and_tags_of_the_file(place: Path) -> None:
     ridge = {
         "head": "ridge",
         "grid": {"alpha": [1, 2]},
-        "name": "mine",
+        "label": "mine",
         "tags": "talk",
         "note": "x",
     }
     layers = ["conv_a:avg"]
     heads = run(place, heads=[ridge, "knn"], layers=layers)
-    assert [(head.name, head.tags, head.note) for head in heads] == [
+    assert [(head.label, head.tags, head.note) for head in heads] == [
         ("mine", ("talk",), "x"),
         ("mine", ("talk",), "x"),
-        ("knn", (), ""),
+        (None, (), ""),
     ]
-    again = run(place, heads=[{**ridge, "name": "other"}], layers=layers)
+    again = run(place, heads=[{**ridge, "label": "other"}], layers=layers)
     assert [head.id for head in again] == [head.id for head in heads[:2]]
-    assert {head.name for head in again} == {"other"}
+    assert {head.label for head in again} == {"other"}
     with pytest.raises(SpecError, match=r"heads\.0\.name: expected one line of text"):
         run(place, heads=[{"head": "knn", "name": " "}])
 
@@ -133,7 +133,7 @@ def test_a_data_set_may_be_a_path_beside_the_file(
 
     heads = run(place, data="./others")
 
-    assert {head.lineage["dataset"]["name"] for head in heads} == {"others"}
+    assert {head.provenance["dataset"]["name"] for head in heads} == {"others"}
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_promote_a_head_with_a_tuned_threshold(
     )
     assert promotion.report["threshold"] == {
         "class": "yes",
-        "value": head.estimator.best_threshold_,
+        "value": head.fitted.best_threshold_,
         "of": "predict_proba",
     }
 

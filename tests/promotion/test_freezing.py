@@ -164,6 +164,6 @@ def test_scaling_and_selection_stay_fixed(pooled: Features, backbone: Backbone) 
     assert rates(fused, FineTuning(learning_rate=1e-3)) == {"head": 1e-2}
     images = np.zeros((4, 16, 16, 3), np.uint8)
     inside = with_internals(fused.model, replace(fused, scores="head_1_selectkbest"))(images)[1]
-    chosen = head.estimator[1].get_support()
+    chosen = head.fitted[1].get_support()
     # Zero inputs: the gradients of the weights of features that were not selected are zero.
     assert not np.asarray(inside)[:, ~chosen].any()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -58,13 +57,13 @@ def test_head_and_backbone_stay_as_they_are(
 ) -> None:
     head = dense_head
     X, _ = maps.arrays("val")
-    before, scores = weights(head.estimator), head.scores(X)
+    before, scores = weights(head.fitted), head.decision_function(X)
     digest, features = backbone.prefix_digest("block3_relu"), maps.group.read(np.arange(3))
     fused = fuse(head, backbone)
     for layer in fused.model.layers:
         layer.set_weights([array + 1 for array in layer.get_weights()])
-    assert same(weights(head.estimator), before)
-    assert np.array_equal(head.scores(X), scores)
+    assert same(weights(head.fitted), before)
+    assert np.array_equal(head.decision_function(X), scores)
     images = np.stack([backbone.resize(maps.dataset.image(row)) for row in range(3)])
     again = backbone.forward(["block3_relu"])(images)[0].astype("float16")
     assert np.array_equal(again, features)
@@ -138,13 +137,13 @@ def test_keras_heads_of_every_ending(
     model = build()
     model.build((None, 4, 4, 12))
     # What it has learned does not matter here.
-    head = replace(dense_head, _fit=lambda: model)
+    head = Head.of_fit(model, dense_head.store, **dict(dense_head))
     fused = fuse(head, backbone)
     rows = range(6)
     images = np.stack([backbone.resize(maps.dataset.image(row)) for row in rows])
     stored = maps.group.read(np.asarray(rows), np.float32)
     scores, likely = score(fused, images)
-    expected = head.scores(stored)
+    expected = head.decision_function(stored)
     centred = scores - scores.mean(1, keepdims=True)
     assert np.allclose(centred, expected - expected.mean(1, keepdims=True), atol=0.02)
     assert np.allclose(likely, head.predict_proba(stored), atol=0.01)

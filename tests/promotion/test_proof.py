@@ -60,7 +60,7 @@ def test_from_image_files_to_the_saved_file(maps: Features, backbone: Backbone) 
     assert parity.agreement == 1.0
     assert parity.ties < 5
     assert 0 < parity.max_abs_diff <= parity.tolerance
-    scores = head.scores(maps.group.read(np.arange(45), np.float32))
+    scores = head.decision_function(maps.group.read(np.arange(45), np.float32))
     assert parity.tolerance < np.ptp(scores, axis=0).max() / 50
     assert [each.what for each in told] == ["the fused model", "the saved file"]
     assert told[0].parity == parity
@@ -96,8 +96,9 @@ def test_a_keras_head_whose_softmax_is_nested(maps: Features, backbone: Backbone
     whole.build((None, 4, 4, 12))
     # Large weights: probabilities down to the smallest that float32 holds.
     whole.set_weights([40 * array for array in whole.get_weights()])
-    head = replace(fit_head(maps, "dense", {"epochs": 1}), _fit=lambda: whole)
-    assert head.scores(maps.group.read(np.arange(9), np.float32)).min() < -80
+    dense = fit_head(maps, "dense", {"epochs": 1})
+    head = Head.of_fit(whole, dense.store, **dict(dense))
+    assert head.decision_function(maps.group.read(np.arange(9), np.float32)).min() < -80
     assert proven(head, backbone, maps)[0].holds
 
 

@@ -205,7 +205,7 @@ def test_a_stale_head_says_so(make_features: MakeFeatures, backbone: Backbone) -
 
 def test_a_head_whose_data_set_is_gone(toys: Features, backbone: Backbone) -> None:
     head = fit_head(toys, "logistic", {"C": 2.0}, save=False)
-    head.lineage["dataset"]["manifest_digest"] = "blake2b:" + "0" * 64
+    head.provenance["dataset"]["manifest_digest"] = "blake2b:" + "0" * 64
     with pytest.raises(PromotionError, match="is: unknown, because the store no longer") as caught:
         promote(head, backbone, data=toys.dataset)
     assert "\n" not in str(caught.value)

@@ -536,7 +536,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.states[self.manifest(dataset)] = dataset
         if done:
             self.settled_states.add(self.manifest(dataset))
-            scores = fitted[0].scores(self.values(key, range(3)))
+            scores = fitted[0].decision_function(self.values(key, range(3)))
             known = self.heads.setdefault(
                 fitted[0].id, Fitted(dataset, key, scores, again, durable=True)
             )
@@ -544,7 +544,7 @@ class StoreMachine(RuleBasedStateMachine):
             known.durable = True
             return
         for head_id in {each["id"] for each in self.store.heads.values()} - self.heads.keys():
-            scores = Head.load(head_id, self.store).scores(self.values(key, range(3)))
+            scores = Head.load(head_id, self.store).decision_function(self.values(key, range(3)))
             self.heads[head_id] = Fitted(dataset, key, scores, again, durable=False)
 
     # Rot, repair, removal.
@@ -800,7 +800,9 @@ class StoreMachine(RuleBasedStateMachine):
                     Head.load(head_id, self.store)
             elif head.key in self.groups:
                 loaded = Head.load(head_id, self.store)
-                assert np.array_equal(loaded.scores(self.values(head.key, range(3))), head.scores)
+                assert np.array_equal(
+                    loaded.decision_function(self.values(head.key, range(3))), head.scores
+                )
         for name in [name for name in self.flips if not self.can_repair(name)]:
             # By hand, as from a copy.
             self.path(name).write_bytes(self.flips[name].sound)

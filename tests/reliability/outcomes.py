@@ -80,7 +80,7 @@ def heads(place: Path) -> dict[str, Any]:
     for meta in store.heads.values():
         head = Head.load(meta["id"], store)
         rows = store.features.get(head.key).read(np.arange(4), dtype="float32")
-        found[f"scores of {head.id}"] = head.scores(rows).tolist()
+        found[f"scores of {head.id}"] = head.decision_function(rows).tolist()
     return found
 
 

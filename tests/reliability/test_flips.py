@@ -83,7 +83,7 @@ class Kept:
 
     def _scores(self, head_id: str) -> np.ndarray:
         head = Head.load(head_id, self.store)
-        return head.scores(self.values[head.key][:5])
+        return head.decision_function(self.values[head.key][:5])
 
     def _files(self) -> dict[str, bytes]:
         paths = (each for each in sorted(self.path("").rglob("*")) if each.is_file())

@@ -246,7 +246,7 @@ def test_a_head_on_what_there_is_is_another_head(torn: Torn) -> None:
     part = torn.features.completed()
     assert len(part) == 28
     on_part = fit_head(part, "ridge")
-    assert on_part.lineage["features"]["rows"] == 28
+    assert on_part.provenance["features"]["rows"] == 28
     assert on_part.problems == ("fitted and measured on the 28 of 36 rows that existed",)
     assert sum(metrics["rows"] for metrics in on_part.metrics.values()) == 28
     assert fit_head(part, "ridge").id == on_part.id
@@ -255,7 +255,7 @@ def test_a_head_on_what_there_is_is_another_head(torn: Torn) -> None:
     torn.complete_again()
     whole = fit_head(torn.features, "ridge")
     assert len({whole.id, on_part.id, smaller.id}) == 3
-    assert "rows" not in whole.lineage["features"]
+    assert "rows" not in whole.provenance["features"]
     assert not whole.problems
     # The view is of what existed then, and its head is still found.
     assert fit_head(part, "ridge").id == on_part.id

@@ -567,7 +567,7 @@ HEADS: dict[str, Callable[[Any], Any]] = {
     "another's id": lambda it: it.update(id="../../outside"),
     "no estimator": lambda it: it.update(kind="pickle"),
     "metrics that are none": lambda it: it.update(metrics=[1]),
-    "a lineage of nothing": lambda it: it.update(lineage=None),
+    "a provenance of nothing": lambda it: it.update(provenance=None),
 }
 
 

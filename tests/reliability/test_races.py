@@ -293,7 +293,7 @@ def replace_and_train(arena: Arena, extracted: Path, gcs: int) -> None:
     opened = FeatureStore(store, create=True)
     for head in opened.heads.values():
         # Each head's own state of the data set is kept for it.
-        origin = head["lineage"]["dataset"]
+        origin = head["provenance"]["dataset"]
         opened.datasets.load(origin["name"], origin["manifest_digest"])
     assert blocks(store) == blocks(extracted)
     shutil.rmtree(store)
@@ -446,7 +446,7 @@ def test_the_state_that_a_head_was_fitted_on_is_kept_whoever_removes_it(
 
     head = fit_head(features, "knn")
 
-    kept = store.datasets.load("photos", head.lineage["dataset"]["manifest_digest"])
+    kept = store.datasets.load("photos", head.provenance["dataset"]["manifest_digest"])
     assert kept.splits.tolist() == features.dataset.splits.tolist()
     assert store.garbage() == []
 

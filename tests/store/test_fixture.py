@@ -60,7 +60,7 @@ def test_data_sets(old: FeatureStore) -> None:
 
 def test_heads(old: FeatureStore) -> None:
     (meta,) = old.heads.values()
-    assert meta["lineage"]["dataset"]["manifest_digest"] == data_set().manifest_digest
+    assert meta["provenance"]["dataset"]["manifest_digest"] == data_set().manifest_digest
     for name, told in meta["files"].items():
         assert len(old.heads.read(meta["id"], name)) == told["bytes"]
 

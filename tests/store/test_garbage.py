@@ -105,7 +105,9 @@ def test_damaged_row_ids_supersede_nothing(store: FeatureStore) -> None:
 def head_on(store: FeatureStore, key: FeatureKey, head: str, dataset: Dataset | None = None) -> str:
     fields = {"model": key.model, "ref": key.ref, "prefix_digest": key.prefix_digest}
     features = {**fields, "dataset_digest": key.dataset_digest}
-    document = {"lineage": {"features": features, "dataset": dataset_origin(dataset or shapes())}}
+    document = {
+        "provenance": {"features": features, "dataset": dataset_origin(dataset or shapes())}
+    }
     store.heads.save(head, document, {"model.skops": b"fitted"})
     return head
 

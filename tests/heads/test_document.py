@@ -6,8 +6,7 @@ import pytest
 
 from featurestore.errors import DamagedError, FeatureStoreWarning
 from featurestore.features import Features
-from featurestore.heads import fit_head, leaderboard
-from featurestore.heads.schema import validate
+from featurestore.heads import Head, fit_head, leaderboard
 from featurestore.store.heads import HeadShelf
 
 
@@ -15,8 +14,8 @@ from featurestore.store.heads import HeadShelf
     ("change", "says"),
     [
         ({"kind": "pickle"}, "'kind': Input should be 'sklearn' or 'keras'"),
-        ({"metrics": {"val": {"accuracy": "best"}}}, "'metrics.val.accuracy'"),
-        ({"lineage": None}, "'lineage'"),
+        ({"metrics": {"val": {"accuracy": "best"}}}, "'metrics.val.accuracy"),
+        ({"provenance": None}, "'provenance'"),
     ],
 )
 def test_an_invalid_document_is_damaged_and_left_out_of_listings(
@@ -24,9 +23,9 @@ def test_an_invalid_document_is_damaged_and_left_out_of_listings(
 ) -> None:
     head = fit_head(three, "ridge")
     document = three.store.heads.get(head.id)
-    validate(document)
+    Head.of_document(document, three.store)
     with pytest.raises(DamagedError, match=says):
-        validate({**document, **change})
+        Head.of_document({**document, **change}, three.store)
     monkeypatch.setattr(HeadShelf, "survey", lambda shelf: ([{**document, **change}], []))
     with pytest.warns(FeatureStoreWarning, match=rf"{head.id}.*not valid.*featurestore train"):
         assert leaderboard(store=three.store) == []
