@@ -32,7 +32,7 @@ def test_an_unbuilt_model_takes_shape_and_seed(maps: Features) -> None:
     assert fit_head(maps, mine(), QUICK, on_event=events.append).id == head.id
     assert events == [HeadReused(head.id)]
     assert candidate(mine(), {**QUICK, "epochs": 2}, maps, 0).id != head.id
-    assert head.name == "keras"
+    assert head.estimator == "keras"
     assert head.params == QUICK
     assert head.metrics["train"]["accuracy"] > 0.8
     X, _ = maps.arrays("val")
@@ -53,7 +53,7 @@ def test_a_built_model_starts_from_its_weights(maps: Features) -> None:
     model = mine()
     before = [array.copy() for array in model.get_weights()]
     head = fit_head(maps, model, {**QUICK, "epochs": 15})
-    assert head.name == "keras-mine"
+    assert head.estimator == "keras-mine"
     assert head.metrics["train"]["accuracy"] > 0.8
     assert all(map(np.array_equal, before, model.get_weights()))
     twin = mine()

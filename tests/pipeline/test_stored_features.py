@@ -77,8 +77,8 @@ def test_heads_get_the_names_and_tags_of_the_file(place: Path) -> None:
     again = run(place, heads=[{**ridge, "label": "other"}], layers=layers)
     assert [head.id for head in again] == [head.id for head in heads[:2]]
     assert {head.label for head in again} == {"other"}
-    with pytest.raises(SpecError, match=r"heads\.0\.name: expected one line of text"):
-        run(place, heads=[{"head": "knn", "name": " "}])
+    with pytest.raises(SpecError, match=r"heads\.0\.label: expected one line of text"):
+        run(place, heads=[{"head": "knn", "label": " "}])
 
 
 def test_what_needs_a_backbone_is_refused(place: Path) -> None:
