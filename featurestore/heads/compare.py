@@ -114,12 +114,15 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
         were fitted on different data, so that their metrics cannot be compared.
     """
     if not heads:
-        raise HeadError("there are no heads to select from; fit some with `featurestore train`")
+        raise HeadError(
+            "there are no heads to select from", remedy="fit some with `featurestore train`"
+        )
     for head in heads:
         if not isinstance(head, Head):
             raise HeadError(
-                f"one of the heads is {received(head)}; expected what fit_head or Head.load "
-                "returns: Head.load(row['head'], store) for a row of the leaderboard"
+                f"one of the heads is {received(head)}",
+                "what fit_head or Head.load returns",
+                "for a row of the leaderboard: Head.load(row['head'], store)",
             )
     datasets = {state(head.provenance): head.provenance["dataset"]["name"] for head in heads}
     if len(datasets) > 1:

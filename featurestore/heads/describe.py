@@ -80,7 +80,7 @@ def head_layout(described: Mapping[str, Any]) -> Iterator[Grid | str]:
     if described["folds"]:
         yield folds_line(described["folds"])
     by_split = described.get("by_class") or {}
-    split = next((each for each in ("test", "val", "train") if by_split.get(each)), None)
+    split = next((name for name in ("test", "val", "train") if by_split.get(name)), None)
     if split is not None:
         yield ""
         yield from _by_class(split, by_split[split], described["confusion"][split]["matrix"])

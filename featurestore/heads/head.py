@@ -404,8 +404,8 @@ class Head(BaseModel):
         size = int(np.prod(self.shape))
         if X.ndim < 2 or X.shape[1:] not in (self.shape, (size,)):
             raise HeadError(
-                f"found features of shape {X.shape}; head {self.id!r} expects "
-                f"{('row', *self.shape)}, those of layer {self.provenance['features']['ref']!r}"
+                f"features of shape {X.shape}",
+                f"{('row', *self.shape)}, those of layer {self.key.ref!r}, for head {self.id!r}",
             )
         return X.reshape(len(X), *(self.shape if self.kind == "keras" else (size,)))
 

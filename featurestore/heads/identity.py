@@ -69,8 +69,8 @@ def foreign(fields: Any) -> Iterator[str]:
                 yield str(value)
             yield from foreign(value)
     elif isinstance(fields, list):
-        for each in fields:
-            yield from foreign(each)
+        for item in fields:
+            yield from foreign(item)
 
 
 def _is_foreign(path: str) -> bool:
@@ -87,9 +87,9 @@ def _source(thing: Any) -> dict[str, Any]:
     Those of known packages are left out.
     """
     origins = thing.__mro__ if isinstance(thing, type) else [thing]
-    names = dict.fromkeys(getattr(each, "__module__", None) or "numpy" for each in origins)
-    found = [digest for name in names if _is_foreign(name) and (digest := _file_digest(name))]
-    return {"source": found} if found else {}
+    names = dict.fromkeys(getattr(origin, "__module__", None) or "numpy" for origin in origins)
+    digests = [digest for name in names if _is_foreign(name) and (digest := _file_digest(name))]
+    return {"source": digests} if digests else {}
 
 
 def _file_digest(name: str) -> str | None:
@@ -116,10 +116,10 @@ def canonical(value: Any, name: str) -> Any:
     if isinstance(value, float):
         return canonical_number(value)
     if isinstance(value, list | tuple):
-        return [canonical(each, name) for each in value]
+        return [canonical(item, name) for item in value]
     if isinstance(value, dict):
         # Pairs, because keys may be numbers, as in class_weight.
-        pairs = ([canonical(key, name), canonical(each, name)] for key, each in value.items())
+        pairs = ([canonical(key, name), canonical(item, name)] for key, item in value.items())
         return {"dict": sorted(pairs, key=lambda pair: json.dumps(pair, sort_keys=True))}
     if callable(value) and hasattr(value, "__name__"):
         path = import_path(value)

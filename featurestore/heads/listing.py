@@ -24,15 +24,15 @@ Rows = list[dict[str, Any]]
 def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
     """Show heads: a table for each data set, its stale heads in another.
 
-    ``sort`` is the metric that was asked for, if any.
+    ``sort`` is the metric that the user named, if any.
     """
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     for number, name in enumerate(names):
         if len(names) > 1:
             yield ("\n" if number else "") + printable(f"data set {name}")
-        mine = [row for row in rows if row["dataset"] == name]
-        fresh, former = (
-            [row for row in mine if bool(row["stale"]) == old] for old in (False, True)
+        fresh, stale = (
+            [row for row in rows if row["dataset"] == name and bool(row["stale"]) is is_stale]
+            for is_stale in (False, True)
         )
         if fresh:
             yield _heads(fresh, [])
@@ -42,13 +42,13 @@ def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
                 yield APART
         if fresh:
             yield plural(len(fresh), "head")
-        if former:
-            count = f"{plural(len(former), 'stale head')}, on former samples, labels or splits"
-            known = set(map(_settings, fresh))
+        if stale:
+            count = f"{plural(len(stale), 'stale head')}, on earlier samples, labels or splits"
+            fitted_again = set(map(_settings, fresh))
             again = printable(f"`featurestore train {shlex.quote(name)} --again`")
             advice = f"; {again} fits them on those of now"
-            yield f"\n{count}{'' if known.issuperset(map(_settings, former)) else advice}:"
-            yield _heads(former, ["stale"])
+            yield f"\n{count}{'' if fitted_again.issuperset(map(_settings, stale)) else advice}:"
+            yield _heads(stale, ["stale"])
 
 
 def _settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -63,10 +63,12 @@ def _apart(folds: Sequence[Mapping[str, Any] | None]) -> bool:
 def _heads(rows: Rows, more: list[str]) -> Grid:
     fixed = ("head", "dataset", "model", "layer", "kind", "params", "metrics", "created")
     notes = ("estimator", "label", "tags", "note", "best_params", "folds", "tied")
-    known = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
+    others = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
     # Without a test split or folds, their column is left out.
     measured = [
-        name for name in rows[0] if name not in known and any(row[name] is not None for row in rows)
+        name
+        for name in rows[0]
+        if name not in others and any(row[name] is not None for row in rows)
     ]
     rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows])
     several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
@@ -84,20 +86,20 @@ def over_folds(row: Mapping[str, Any]) -> dict[str, str]:
     """Return the metrics over folds as text, with their spread: ``0.903 ± 0.011 =``."""
     mark = "" if row["tied"] is None else " =" if row["tied"] else "  "
     figures = _figures(row["folds"] or {"metrics": {}})
-    known = {f"{FOLDS}_{metric}": figure for metric, figure in figures.items()}
-    return {name: known[name] + mark for name in row if name in known}
+    columns = {f"{FOLDS}_{metric}": figure for metric, figure in figures.items()}
+    return {name: columns[name] + mark for name in row if name in columns}
 
 
 def folds_line(folds: Mapping[str, Any]) -> str:
     """Say how a head did on its folds, in one line."""
     seeds = f", {plural(folds['seeds'], 'seed')}" if folds["seeds"] > 1 else ""
-    figures = [f"{name.replace('_', ' ')} {each}" for name, each in _figures(folds).items()]
+    figures = [f"{name.replace('_', ' ')} {figure}" for name, figure in _figures(folds).items()]
     return f"on {plural(folds['folds'], 'fold')} of the train split{seeds}: {', '.join(figures)}"
 
 
 def _figures(folds: Mapping[str, Any]) -> dict[str, str]:
-    found = {metric: mean_and_spread(folds, metric) for metric in folds["metrics"]}
-    return {metric: f"{each[0]:.3f} ± {each[1]:.3f}" for metric, each in found.items() if each}
+    known = {metric: mean_and_spread(folds, metric) for metric in folds["metrics"]}
+    return {metric: "{:.3f} ± {:.3f}".format(*pair) for metric, pair in known.items() if pair}
 
 
 def with_found_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -117,7 +119,7 @@ def _without(params: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def metrics_grid(metrics: Mapping[str, Mapping[str, Any]]) -> Grid:
     """Show metrics, a row for each split."""
-    rows = [{"split": split, **each} for split, each in metrics.items()]
+    rows = [{"split": split, **values} for split, values in metrics.items()]
     return Grid(rows, [name for name in (rows[0] if rows else {}) if name != "confusion"])
 
 

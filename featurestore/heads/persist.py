@@ -95,16 +95,16 @@ def _is_trusted(name: str) -> bool:
     module, _, attribute = name.rpartition(".")
     if not module.startswith("sklearn."):
         return name in TRUSTED
-    found = getattr(importlib.import_module(module), attribute, None)
-    if module.startswith("sklearn.metrics.") and found is not None:
+    part = getattr(importlib.import_module(module), attribute, None)
+    if module.startswith("sklearn.metrics.") and part is not None:
         # The metric by which a search or a threshold chose; it computes, and does nothing else.
         from sklearn import metrics
 
-        if attribute in metrics.__all__ and found is getattr(metrics, attribute):
+        if attribute in metrics.__all__ and part is getattr(metrics, attribute):
             return True
     # Defined there, not imported. Cython classes may give only the last part of the module's name.
-    home = getattr(found, "__module__", None) or ""
-    defined = isinstance(found, type) and home.rpartition(".")[2] == module.rpartition(".")[2]
+    home = getattr(part, "__module__", None) or ""
+    defined = isinstance(part, type) and home.rpartition(".")[2] == module.rpartition(".")[2]
     return defined or name in TRUSTED
 
 

@@ -87,9 +87,9 @@ def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) 
         return
     tasks: list[Task] = [task] if task else ["classification", "regression"]
     errors = []
-    for each in tasks:
+    for possible in tasks:
         try:
-            sklearn_head(name, params, each, seed=0)
+            sklearn_head(name, params, possible, seed=0)
             return
         except HeadError as error:
             errors.append(error)
@@ -144,14 +144,14 @@ def _steps(name: str, task: Task, params: Mapping[str, Any]) -> list[Any]:
         regressor = head.regressor if task == "regression" else None
         *others, last = _steps(regressor or head.classifier, task, {})
         return [*others, last.set_params(**head.params)]
-    found = _find_class(name)
-    required = [
-        each.name
-        for each in inspect.signature(found).parameters.values()
-        if each.name in params
-        and (each.default is each.empty or hasattr(params[each.name], "get_params"))
-    ]
-    return [found(**{each: params[each] for each in required})]
+    kind = _find_class(name)
+    required = {
+        param.name: params[param.name]
+        for param in inspect.signature(kind).parameters.values()
+        if param.name in params
+        and (param.default is param.empty or hasattr(params[param.name], "get_params"))
+    }
+    return [kind(**required)]
 
 
 def check_task(estimator: Any, name: str, task: Task) -> None:
@@ -173,27 +173,27 @@ def check_task(estimator: Any, name: str, task: Task) -> None:
             f"head {name!r} is neither a classifier nor a regressor; derive the class from "
             f"sklearn.base.{mixin} and sklearn.base.BaseEstimator, in this order"
         )
-    found = "classes" if classes else "numbers" if numbers else "no labels"
+    predicted = "classes" if classes else "numbers" if numbers else "no labels"
     expected = "numbers" if task == "regression" else "classes"
-    fits = [each for each, head in SKLEARN_HEADS.items() if task != "regression" or head.regressor]
+    fits = [own for own, head in SKLEARN_HEADS.items() if task != "regression" or head.regressor]
     raise HeadError(
-        f"head {name!r} predicts {found}, and the labels are {expected}; "
+        f"head {name!r} predicts {predicted}, and the labels are {expected}; "
         f"use another, such as {', '.join([*fits, *KERAS_HEADS])}"
     )
 
 
 def _find_class(name: str) -> type:
     """Return the class of an estimator: of scikit-learn by its name, of others by import path."""
-    known = _estimators()
+    estimators = _estimators()
     module, _, attribute = name.rpartition(".")
-    found = known.get(attribute)
-    if found is not None and f"{found.__module__}.".startswith(f"{module}." if module else ""):
-        return found
+    kind = estimators.get(attribute)
+    if kind is not None and f"{kind.__module__}.".startswith(f"{module}." if module else ""):
+        return kind
     if module and module.partition(".")[0] != "sklearn":
         return _imported(module, attribute)
-    asked = attribute if module else name
-    alias = ALIASES.get(re.sub(r"[-_ ]", "", asked.casefold()))
-    offer = nearest(asked, [*SKLEARN_HEADS, *KERAS_HEADS, *known])
+    last = attribute if module else name
+    alias = ALIASES.get(re.sub(r"[-_ ]", "", last.casefold()))
+    offer = nearest(last, [*SKLEARN_HEADS, *KERAS_HEADS, *estimators])
     raise HeadError(
         f"unknown head {name!r}; {f'did you mean {alias!r}?' if alias else offer} (or any "
         "estimator by import path, of scikit-learn also by class name; see docs/heads.md)"
@@ -204,7 +204,7 @@ def _imported(module: str, attribute: str) -> type:
     """Import a class that the user names. What is stored never names a class to import."""
     name = f"{module}.{attribute}"
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
+        kind = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
         raise HeadError(
             f"head {name!r} needs the module {error.name!r}, which is not installed: "
@@ -213,11 +213,11 @@ def _imported(module: str, attribute: str) -> type:
         ) from error
     except Exception as error:  # the module is not ours
         raise HeadError(f"head {name!r} cannot be imported: {one_line(error)}") from error
-    if isinstance(found, type) and hasattr(found, "fit") and hasattr(found, "get_params"):
-        return found
+    if isinstance(kind, type) and hasattr(kind, "fit") and hasattr(kind, "get_params"):
+        return kind
     raise HeadError(
-        f"found {'nothing' if found is None else repr(found)} at {name!r}; expected the class of "
-        "an estimator with the methods of scikit-learn's: fit, predict, get_params"
+        f"at {name!r} is {'nothing' if kind is None else repr(kind)}",
+        "the class of an estimator with the methods of scikit-learn's: fit, predict, get_params",
     )
 
 
@@ -234,16 +234,16 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int)
 
     A parameter that a pipeline does not have belongs to its last step.
     """
-    known = estimator.get_params(deep=True)
+    settable = estimator.get_params(deep=True)
     steps = getattr(estimator, "steps", None)
     prefix, last = (f"{steps[-1][0]}__", steps[-1][1]) if steps else ("", estimator)
     signature = inspect.signature(type(last)).parameters.values()
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in signature)  # LightGBM
+    takes_any = any(param.kind is param.VAR_KEYWORD for param in signature)  # LightGBM
     chosen = {}
     for param, value in params.items():
-        full = param if param in known else f"{prefix}{param}"
-        if full not in known and not takes_any:
-            own = [each.removeprefix(prefix) for each in known]
+        full = param if param in settable else f"{prefix}{param}"
+        if full not in settable and not takes_any:
+            own = [other.removeprefix(prefix) for other in settable]
             raise HeadError(f"head {name!r} has no parameter {param!r}; {nearest(param, own)}")
         chosen[full] = value
     estimator.set_params(**chosen)

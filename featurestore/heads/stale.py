@@ -27,25 +27,25 @@ def stale(store: FeatureStore, heads: Sequence[Head]) -> list[str | None]:
     """
     origins = [head.provenance for head in heads]
     entries, damaged = store.datasets.survey()
-    for each in damaged:
-        warnings.warn(each.reason, FeatureStoreWarning, stacklevel=3)
-    newest = sorted(origins, key=lambda each: each["created"])
+    for damage in damaged:
+        warnings.warn(damage.reason, FeatureStoreWarning, stacklevel=3)
+    newest = sorted(origins, key=lambda origin: origin["created"])
     present = {
-        **{each["dataset"]["name"]: each["dataset"]["manifest_digest"] for each in newest},
+        **{origin["dataset"]["name"]: origin["dataset"]["manifest_digest"] for origin in newest},
         **{entry.name: entry.manifest_digest for entry in entries},
     }
     differs = cache(partial(_differs, cache(store.datasets.load)))
-    found = []
+    verdicts = []
     for origin in origins:
         name, digest = origin["dataset"]["name"], origin["dataset"]["manifest_digest"]
         same = digest == present[name]
-        found.append(_partly(origin) if same else differs(name, digest, present[name]))
-    return found
+        verdicts.append(_partly(origin) if same else differs(name, digest, present[name]))
+    return verdicts
 
 
-def _differs(load: Callable[[str, str], Dataset], name: str, former: str, present: str) -> str:
+def _differs(load: Callable[[str, str], Dataset], name: str, earlier: str, present: str) -> str:
     try:
-        return differences(load(name, former), load(name, present))
+        return differences(load(name, earlier), load(name, present))
     except NotFoundError:
         return "unknown (its manifest is gone)"
     except StoreError:
@@ -62,7 +62,7 @@ def state(origin: Mapping[str, Any]) -> tuple[str, int | None]:
     return origin["dataset"]["manifest_digest"], origin["features"].get("rows")
 
 
-def differences(former: Dataset, present: Dataset) -> str:
+def differences(earlier: Dataset, present: Dataset) -> str:
     """Return in what two states of a data set differ, each with the number of samples.
 
     Examples
@@ -75,7 +75,7 @@ def differences(former: Dataset, present: Dataset) -> str:
     >>> differences(one, other)
     'samples (1 removed), labels (1)'
     """
-    was, now = (sortable(each.samples.digests) for each in (former, present))
+    was, now = (sortable(state.samples.digests) for state in (earlier, present))
     _, *rows = np.intersect1d(was, now, assume_unique=True, return_indices=True)
     both = len(rows[0])
     samples = [
@@ -83,18 +83,18 @@ def differences(former: Dataset, present: Dataset) -> str:
         for n, what in ((len(now) - both, "added"), (len(was) - both, "removed"))
         if n
     ]
-    found = [f"samples ({', '.join(samples)})"] if samples else []
-    columns = zip(*map(_columns, (former, present), rows), strict=True)
+    parts = [f"samples ({', '.join(samples)})"] if samples else []
+    columns = zip(*map(_columns, (earlier, present), rows), strict=True)
     for what, (then, today) in zip(("labels", "splits", "groups"), columns, strict=True):
         changed = int(np.count_nonzero(then != today))
-        found += [f"{what} ({changed:,})"] if changed else []
-    return ", ".join(found)
+        parts += [f"{what} ({changed:,})"] if changed else []
+    return ", ".join(parts)
 
 
 def _columns(dataset: Dataset, rows: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return labels, splits and groups of some rows."""
     samples = dataset.samples
     # 1 is a class and 1.0 a number, although they are equal.
-    labels = np.array([repr(each) for each in samples.labels.values()[rows]])
+    labels = np.array([repr(label) for label in samples.labels.values()[rows]])
     groups = np.full(len(rows), None) if samples.groups is None else samples.groups[rows]
     return labels, samples.splits[rows], groups

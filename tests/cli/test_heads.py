@@ -111,7 +111,7 @@ def test_stale_heads_stand_apart(place: Place) -> None:
     assert lines[2:5] == [
         "1 head",
         "",
-        "2 stale heads, on former samples, labels or splits; `featurestore train photos --again` "
+        "2 stale heads, on earlier samples, labels or splits; `featurestore train photos --again` "
         "fits them on those of now:",
     ]
     assert lines[5].endswith("val accuracy differs in id")
@@ -302,7 +302,7 @@ def test_train_again_fits_what_is_stale(place: Place) -> None:
     # What would change nothing is not advised.
     assert "--again" in featurestore("heads").out
     assert featurestore("rm", before["Nearest"]["head"], "--yes").status == 0
-    assert "3 stale heads, on former samples, labels or splits:" in featurestore("heads").out
+    assert "3 stale heads, on earlier samples, labels or splits:" in featurestore("heads").out
 
     refused = featurestore("train", "photos", "--again", "--head", "knn")
     assert refused.status == 2

@@ -72,7 +72,7 @@ def test_a_regressor_on_classes_is_refused(three: Features) -> None:
         ("sklearn.svm.SVCC", {}, "'SVC'"),
         ("sklearn.nothing.SVC", {}, "unknown head"),
         ("no_such_module.Head", {}, "needs the module 'no_such_module', which is not installed"),
-        ("tests.heads.own_estimators.Nothing", {}, "found nothing at"),
+        ("tests.heads.own_estimators.Nothing", {}, "is nothing; expected the class"),
         ("tests.heads.own_estimators.NotAnEstimator", {}, "expected the class of an estimator"),
         ("logistic", {"c": 1}, "did you mean 'C'"),
         ("forest", {"n_estimator": 1}, "did you mean 'n_estimators'"),
