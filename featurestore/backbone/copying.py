@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.backbone.custom import own_code
 from featurestore.backbone.graph import Graph, Node, Tensor, dissolve
 from featurestore.errors import BackboneError, one_line
 
@@ -134,13 +135,14 @@ def _copy(
         if fixed and isinstance(operation, keras.layers.Normalization) and operation.weights:
             mean, variance, _ = operation.get_weights()
             config |= {"mean": mean.tolist(), "variance": variance.tolist()}
-        copy = type(operation).from_config(config)
+        with keras.saving.CustomObjectScope({code.__name__: code for code in own_code(operation)}):
+            copy = type(operation).from_config(config)
     except Exception as error:  # whatever a layer raises that cannot describe itself
         raise BackboneError(
             f"layer {name!r} ({type(operation).__name__}) cannot be built from its configuration:"
             f" {one_line(error)}"
         ) from error
-    copy.name = name
+    copy.name = name.replace("/", ".")  # Keras loads no layer with a slash in its name.
     return copy
 
 

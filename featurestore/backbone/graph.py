@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from featurestore.backbone.custom import layers_of
+from featurestore.backbone.opening import block_class, opened
 from featurestore.errors import BackboneError, one_line
 
 Tensor = Any
@@ -269,6 +270,8 @@ class _Flattener:
     def __init__(self, image: Tensor) -> None:
         self.nodes = [Node("image", None, ((), {}), (), (image,))]
         self.paths: dict[int, tuple[str, ...]] = {}
+        # Names of blocks, which count from 1 within the layer that holds them.
+        self.blocks: dict[int, str] = {}
 
     def dissolve(self, model: Any, inputs: list[Edge], path: tuple[str, ...]) -> list[Edge]:
         """Append a model's nodes, given the edges of its inputs; return those of its outputs."""
@@ -276,10 +279,17 @@ class _Flattener:
         for call in _calls(model):
             taken = [edges[id(tensor)] for tensor in call.arguments.keras_tensors]
             inner = as_functional(call.operation)
-            if inner is None:
-                outputs = self._append(call, taken, path)
+            name = call.operation.name
+            if inner is not None:
+                outputs = self.dissolve(inner, taken, (*path, name))
+            elif (kind := block_class(call.operation)) and (inner := opened(call)):
+                blocks = [block for block in inner.operations if type(block) is kind]
+                width = max(2, len(str(len(blocks))))
+                for number, block in enumerate(blocks, start=1):
+                    self.blocks[id(block)] = f"block_{number:0{width}}"
+                outputs = self.dissolve(inner, taken, (*path, f"{name}/"))
             else:
-                outputs = self.dissolve(inner, taken, (*path, call.operation.name))
+                outputs = self._append(call, taken, path)
             edges.update(zip(map(id, call.outputs), outputs, strict=True))
         return [edges[id(tensor)] for tensor in model.outputs]
 
@@ -300,7 +310,9 @@ class _Flattener:
         place = {old: new for new, old in enumerate(order)}
         nodes = [self.nodes[old] for old in order]
         operations = {id(node.operation): node.operation for node in nodes[1:]}
-        names = canonical_names([(own, self.paths[key]) for key, own in operations.items()])
+        names = canonical_names(
+            [(own, self.paths[key]) for key, own in operations.items()], self.blocks
+        )
         name_of = dict(zip(operations, names, strict=True))
         calls: Counter[int] = Counter()
         named = nodes[:1]
@@ -349,7 +361,9 @@ def _keras_order(nodes: Sequence[Node], outputs: Sequence[Edge]) -> list[int]:
     return sorted(depth, key=lambda number: (-depth[number], number))
 
 
-def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[str]:
+def canonical_names(
+    operations: Sequence[tuple[Any, tuple[str, ...]]], blocks: Mapping[int, str] = {}
+) -> list[str]:
     """Name every layer and operation of a flat graph, whatever was built before in the process.
 
     Keras numbers layers without a name of their own (``conv2d_94``) through the whole process, so
@@ -358,21 +372,25 @@ def canonical_names(operations: Sequence[tuple[Any, tuple[str, ...]]]) -> list[s
 
     Operations come in order, each once, with the names of the models that it is nested in,
     outermost first. Names that the user chose stay; if two nested models use the same one, the
-    later layer gets the name of its model in front: ``classifier.dense_in``. A name that a cut
+    later layer gets the name of its model in front: ``classifier.dense_in``. Sub-layers of an
+    opened layer, whose name ends in a slash, always have it in front: ``encoder/block_07``, where
+    ``blocks`` gives the names of its blocks by ``id``. A name that a cut
     model uses itself (``resizing``) gets a number: ``resizing_2``. A colon, which separates the
     reduction in a layer ref, becomes an underscore.
     """
     ranked: dict[str, list[tuple[int, int]]] = defaultdict(list)
     names: list[str] = []
     for position, (operation, _) in enumerate(operations):
-        names.append(operation.name)
-        if automatic := is_automatic(operation.name, type(operation).__name__):
+        names.append(blocks.get(id(operation), operation.name))
+        automatic = is_automatic(names[-1], type(operation).__name__)
+        if automatic:
             ranked[automatic[1]].append((int(automatic[2] or 0), position))
     for stem, members in ranked.items():
         for rank, (_, position) in enumerate(sorted(members)):
             names[position] = f"{stem}_{rank}" if rank else stem
     taken = set(RESERVED)
     for position, (_, path) in enumerate(operations):
+        names[position] = "".join(part for part in path if part.endswith("/")) + names[position]
         names[position] = _free_name(names[position].replace(":", "_"), path, taken)
         taken.add(names[position])
     return names

@@ -10,21 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from featurestore.backbone.custom import (
-    code_digest,
-    is_foreign,
-    is_keras,
-    is_serialized,
-    layers_of,
-    refuse_hidden_code,
-    registered_digest,
-)
-from featurestore.backbone.graph import Graph, Node, is_automatic
+from featurestore.backbone.custom import is_custom, is_keras, is_serialized, layers_of
+from featurestore.backbone.graph import Graph, Node
+from featurestore.backbone.tracing import traced_digest
 from featurestore.digests import canonical_number, digest_array, digest_fields
 from featurestore.errors import BackboneError, one_line
 
-# Settings of stock layers that decide how weights start and are trained, but not what the layer
-# computes. A custom layer may compute with any of its settings.
+# Settings that decide how weights start and are trained, but not what a layer computes.
 _TRAINING = {"seed", "trainable"}
 _TRAINING_ENDINGS = ("initializer", "regularizer", "constraint")
 
@@ -58,7 +50,7 @@ def graph_digests(graph: Graph, *, training: bool = False) -> list[str]:
     Raises
     ------
     BackboneError
-        If a layer has no canonical description (Lambda, the user's unregistered code).
+        If a layer has no canonical description, such as a Lambda.
     """
     digests = [digest_fields({"class": "image"})]
     first_calls: dict[int, int] = {}
@@ -164,11 +156,18 @@ def _is_transparent(node: Node) -> bool:
 
 
 def _description(node: Node, training: bool) -> dict[str, Any]:
-    """Return a node's class, settings and constant arguments in canonical JSON form."""
+    """Return what a node computes in canonical JSON form: its settings, or what it traces to."""
+    import keras
+
     try:
-        own = not is_keras(type(node.operation))
-        arguments = canonical_config(node.arguments, training, foreign=own)
-        return {**layer_fields(node.operation, training), "arguments": arguments}
+        if isinstance(node.operation, keras.layers.Lambda):
+            raise BackboneError(
+                "is code that no file can hold: replace it by a stock layer, keras.ops or a class"
+            )
+        if is_custom(node.operation):
+            return {"trace": traced_digest(node)}
+        fields = layer_fields(node.operation, training)
+        return {**fields, "arguments": canonical_config(node.arguments, training)}
     except BackboneError as error:
         raise BackboneError(f"layer {node.name!r} ({node.kind}) {error}") from None
     except Exception as error:  # whatever get_config raises
@@ -178,35 +177,18 @@ def _description(node: Node, training: bool) -> dict[str, Any]:
 
 
 def layer_fields(operation: Any, training: bool = False) -> dict[str, Any]:
-    """Return a layer's class, settings and code in canonical JSON form.
-
-    Raises
-    ------
-    BackboneError
-        If it has none.
-    """
+    """Return the class and the settings of a layer of Keras in canonical JSON form."""
     import keras
 
-    if isinstance(operation, keras.layers.Lambda):
-        raise BackboneError(
-            "has code without a canonical form: replace it by a stock layer or by keras.ops"
-        )
-    refuse_hidden_code(operation)
     serial = keras.saving.serialize_keras_object(operation)
-    own = not is_keras(type(operation))
-    return {
-        "class": serial.get("registered_name") or serial["class_name"],
-        "config": _settings(serial, training, own),
-        "code": registered_digest(serial) if own else None,
-    }
+    return {"class": serial["class_name"], "config": _settings(serial["config"], training)}
 
 
-def canonical_config(value: Any, training: bool = False, *, foreign: bool = False) -> Any:
+def canonical_config(value: Any, training: bool = False) -> Any:
     """Return a serialized configuration, or the arguments of a call, in canonical JSON form.
 
     Symbolic tensors all count alike. ``training`` keeps what matters only to training:
-    initializers, regularizers, constraints, seeds. ``foreign`` keeps everything, for code that is
-    not Keras' own and may compute with it.
+    initializers, regularizers, constraints, seeds.
 
     Raises
     ------
@@ -217,20 +199,15 @@ def canonical_config(value: Any, training: bool = False, *, foreign: bool = Fals
     import numpy as np
 
     def canonical(part: Any) -> Any:
-        return canonical_config(part, training, foreign=foreign)
+        return canonical_config(part, training)
 
-    if isinstance(value, str) and foreign:
-        named = keras.saving.get_registered_object(value)
-        return value if named is None else {"named": value, "code": code_digest(named)}
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return canonical_number(value)
     if is_serialized(value):
-        return _serialized(value, training, foreign)
+        return _serialized(value, training)
     if isinstance(value, Mapping):
-        if foreign:  # The order and the types of the keys may matter.
-            return {"map": [[canonical(key), canonical(part)] for key, part in value.items()]}
         # Settings that are None by default are missing in older releases of Keras.
         return {str(key): canonical(part) for key, part in value.items() if part is not None}
     if isinstance(value, (list, tuple)):
@@ -248,7 +225,7 @@ def canonical_config(value: Any, training: bool = False, *, foreign: bool = Fals
     raise BackboneError(f"has a setting of type {type(value).__name__}: no canonical form")
 
 
-def _serialized(part: Mapping[str, Any], training: bool, foreign: bool) -> Any:
+def _serialized(part: Mapping[str, Any], training: bool) -> Any:
     """Return a serialized layer, function or other object in canonical JSON form."""
     if part["class_name"] == "DTypePolicy":
         return part["config"]["name"]
@@ -258,26 +235,17 @@ def _serialized(part: Mapping[str, Any], training: bool, foreign: bool) -> Any:
         # ``name`` repeats that of the configuration; the build depends on the first images.
         if key not in ("build_config", "config", "name")
     }
-    own = is_foreign(part)
-    config = _settings(part, training, foreign or own)
-    return {**about, "config": config, "code": registered_digest(part) if own else None}
+    return {**about, "config": _settings(part["config"], training)}
 
 
-def _settings(part: Mapping[str, Any], training: bool, foreign: bool) -> Any:
-    """Return the configuration of a serialized object: without what has no effect, if Keras' own.
-
-    Names that Keras gave never count: they depend on what was built before in the process.
-    """
-    config = part["config"]
+def _settings(config: Any, training: bool) -> Any:
+    """Return the settings of a layer or other object of Keras, without what has no effect."""
     if not isinstance(config, Mapping):
-        return canonical_config(config, training, foreign=foreign)
-
-    def counts(name: str, value: Any) -> bool:
-        if foreign:
-            return name != "name" or not is_automatic(value, part["class_name"])
-        if name == "name":
-            return False
-        return training or not (name in _TRAINING or name.endswith(_TRAINING_ENDINGS))
-
-    kept = {name: value for name, value in config.items() if counts(name, value)}
-    return canonical_config(kept, training, foreign=foreign)
+        return canonical_config(config, training)
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name != "name"
+        and (training or not (name in _TRAINING or name.endswith(_TRAINING_ENDINGS)))
+    }
+    return canonical_config(kept, training)

@@ -230,7 +230,7 @@ def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> N
             raise BackboneError(
                 f"layer {name!r} ({graph.nodes[graph.by_name[name]].kind}) computes something else"
                 " when it is built from its configuration",
-                remedy="return all that it computes with from get_config",
+                remedy="give functions names of their own, and return all settings from get_config",
             )
 
 

@@ -1,0 +1,101 @@
+"""Layers that hold a stack of blocks, such as the encoder of a vision transformer, opened.
+
+Such a layer is one node of the model's graph. Its own ``call`` on symbolic tensors gives the graph
+of its sub-layers, so that the network can be cut between its blocks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from featurestore.backbone.custom import is_keras
+
+# Batches on which an opened layer is compared: a layer that took the size of the batch for a
+# constant fails on one of them.
+BATCHES = (1, 2)
+
+
+def block_class(layer: Any) -> type | None:
+    """Return the class of the blocks that a layer holds a stack of; None if it holds none.
+
+    Blocks are two or more direct sub-layers of one class that is not Keras' own, each of which has
+    two or more sub-layers with weights: an attention and a perceptron.
+    """
+    import keras
+
+    if not isinstance(layer, keras.Layer) or is_keras(type(layer)):
+        return None
+    blocks = [part for part in _parts(layer) if not is_keras(type(part)) and _is_block(part)]
+    classes = Counter(map(type, blocks)).most_common(1)
+    return classes[0][0] if classes and classes[0][1] > 1 else None
+
+
+def opened(call: Any) -> Any | None:
+    """Return the function of sub-layers that a call of a layer computes; None if it stays closed.
+
+    Parameters
+    ----------
+    call : keras.src.ops.node.Node
+        A call of a layer that holds a stack of blocks.
+
+    Returns
+    -------
+    keras.Function or None
+        From the tensors that the call takes to its outputs, flattened. None if the layer does not
+        compute on symbolic tensors, or computes something else on them than on real ones.
+    """
+    import keras
+
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+        for tensor in call.arguments.keras_tensors
+    ]
+    try:
+        outputs = keras.tree.flatten(_called(call.operation.call, call, inputs))
+        function = keras.Function(inputs, outputs)
+        shapes = [[tuple(tensor.shape) for tensor in of.outputs] for of in (function, call)]
+        return function if shapes[0] == shapes[1] and _computes_alike(function, call) else None
+    except Exception:  # whatever a layer raises on tensors without values
+        return None
+
+
+def _parts(layer: Any) -> list[Any]:
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def _is_block(layer: Any) -> bool:
+    return sum(bool(part.weights) for part in _parts(layer)) > 1
+
+
+def _called(function: Any, call: Any, tensors: Any, **options: Any) -> Any:
+    """Call a function with the arguments of a recorded call, and other tensors in their places."""
+    import keras
+
+    left = iter(tensors)
+    args, kwargs = keras.tree.map_structure(
+        lambda leaf: next(left) if isinstance(leaf, keras.KerasTensor) else leaf,
+        (call.arguments.args, call.arguments.kwargs),
+    )
+    return function(*args, **{**kwargs, **options})
+
+
+def _computes_alike(function: Any, call: Any) -> bool:
+    """Whether an opened layer gives the same bits as the layer itself, in several batches."""
+    import keras
+
+    generator = np.random.default_rng(0)
+    for batch in BATCHES:
+        tensors = [
+            keras.ops.convert_to_tensor(
+                generator.normal(size=[size or batch for size in tensor.shape]), tensor.dtype
+            )
+            for tensor in call.arguments.keras_tensors
+        ]
+        closed = keras.tree.flatten(_called(call.operation, call, tensors))
+        for ours, own in zip(function(tensors), closed, strict=True):
+            if not np.array_equal(*map(keras.ops.convert_to_numpy, (ours, own)), equal_nan=True):
+                return False
+    return True
