@@ -56,8 +56,10 @@ class Backbone:
         self.preprocessing: Preprocessing = recipe.preprocessing
         self.computing = computing
         self.spec = {**recipe.source, **recipe.preprocessing.to_dict(), **computing.fields()}
+        if recipe.special_tokens is not None:
+            self.spec["special_tokens"] = recipe.special_tokens
         self._graph = recipe.graph.sized(self.input_size)
-        self.cuts = Cuts(recipe.name, self._graph)
+        self.cuts = Cuts(recipe.name, self._graph, recipe.special_tokens)
         # The user's code may change later, which is refused then.
         self._graph_digests = identity.graph_digests(self._graph)
 
@@ -89,7 +91,7 @@ class Backbone:
         ----------
         model : str, path or keras.Model
             The name of a constructor of ``keras.applications`` in any case: it is built without its
-            classifier. Or a functional ``.keras`` or ``.h5`` file, loaded in safe mode. Or a
+            classifier. Or ``hub:PRESET``, a preset of KerasHub by name or folder. Or a functional ``.keras`` or ``.h5`` file, loaded in safe mode. Or a
             functional model, which is copied as it is now: training it later does not change the
             backbone. Or ``pixels``: no network, one layer ``pixels`` of 0 to 1; the baseline that
             other features have to beat.
@@ -106,7 +108,9 @@ class Backbone:
         **options
             Of :class:`Preprocessing` and :class:`Computing`; None means the default. ``scaling`` is
             required for a model that does not show it, by scaling in its graph or by beginning
-            with a network of ``keras.applications``.
+            with a network of ``keras.applications``. ``special_tokens`` is the number of tokens at
+            the beginning of a sequence that are not patches, the class token first; networks of
+            KerasHub state it.
 
         Raises
         ------
@@ -205,7 +209,7 @@ class Backbone:
     def prefix_fields(self, layer: str) -> dict[str, Any]:
         """Return the fields behind a prefix digest, which explain a miss."""
         identity.refuse_other_defaults()
-        number = self.cuts.number(layer)
+        number, special = self.cuts.number(layer), self.cuts.special_tokens
         return {
             "graph": self._graph_digests[number],
             "weights": self._weight_digests[number],
@@ -213,6 +217,7 @@ class Backbone:
             "input_size": list(self.input_size),
             "precision": self.precision(layer),
             **self.computing.fields(),
+            **({} if special is None else {"special_tokens": special}),
         }
 
     def precision(self, layer: str) -> str:
@@ -245,7 +250,8 @@ class Backbone:
             self.shape(ref)
         ends = tuple((self.cuts.number(ref.layer), ref) for ref in parsed)
         start, precision = self.cuts.start(parsed, source), self.computing.precision
-        return Computation(self._graph, self.preprocessing, ends, start, precision)
+        special = self.cuts.special_tokens
+        return Computation(self._graph, self.preprocessing, ends, start, precision, special)
 
     def forward(self, refs: Sequence[LayerRef | str]) -> CompiledModel:
         """Compile the network up to several refs.
@@ -354,9 +360,8 @@ class Backbone:
             resized = inference_by_default(self.preprocessing.resizing())(image)
             scaled = self.preprocessing.scale(resized)
             output = clone(self._graph, scaled, [self.cuts.number(ref.layer)], fixed=True)[0]
-            reducing = ref.reducing(len(output.shape))
-            if reducing is not None:
-                output = reducing(output)
+            if ref.reduction is not None:
+                output = ref.reduce(keras.ops.cast(output, "float32"), self.cuts.special_tokens)
             name = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.name)
             return keras.Model(image, output, name=name)
 

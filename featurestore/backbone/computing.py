@@ -33,6 +33,8 @@ class Computation:
         The node whose activation is the input; 0 for the image.
     precision : {"float32", "bfloat16", "float16"}
         In which an engine computes it. Called directly, layers compute in their own.
+    special_tokens : int or None
+        As `LayerRef.reduce` takes it.
     """
 
     graph: Graph
@@ -40,6 +42,7 @@ class Computation:
     ends: tuple[tuple[int, LayerRef], ...]
     start: int = 0
     precision: str = "float32"
+    special_tokens: int | None = None
 
     @property
     def precisions(self) -> list[str]:
@@ -82,7 +85,10 @@ class Computation:
         else:
             outputs = self.graph.run(move(first), numbers, moved, self.start)
         refs = (ref for _, ref in self.ends)
-        return [_reduced(output[0], ref) for output, ref in zip(outputs, refs, strict=True)]
+        return [
+            _reduced(output[0], ref, self.special_tokens)
+            for output, ref in zip(outputs, refs, strict=True)
+        ]
 
     def _call(self, node: Node) -> Callable:
         """Return what to call for a node: not a resize that keeps the size, as promoted models do.
@@ -98,20 +104,18 @@ class Computation:
         return at_inference(node)
 
 
-def _reduced(activation: Any, ref: LayerRef) -> Any:
+def _reduced(activation: Any, ref: LayerRef, special_tokens: int | None) -> Any:
     """Cast an activation (batch, …) to float32 and reduce it; NaN stays NaN."""
     import keras
 
     activation = keras.ops.cast(activation, "float32")
-    layer = ref.reducing(len(activation.shape))
-    if layer is None:
-        return activation
-    if ref.reduction != "max":
-        return layer(activation)
+    reduced = ref.reduce(activation, special_tokens)
+    if ref.reduction not in ("max", "gem"):
+        return reduced
     # TensorFlow compiles max(sqrt(x)) to sqrt(max(x)), which hides NaN.
     axes = tuple(range(1, len(activation.shape) - 1))
     has_nan = keras.ops.any(keras.ops.isnan(activation), axis=axes)
-    return keras.ops.where(has_nan, float("nan"), layer(activation))
+    return keras.ops.where(has_nan, float("nan"), reduced)
 
 
 def compile_model(part: Computation, engines: Sequence[str], name: str) -> forward.CompiledModel:

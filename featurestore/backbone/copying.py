@@ -130,20 +130,48 @@ def _copy(
 ) -> Any:
     import keras
 
-    try:
-        config = operation.get_config() | dict(options)
-        if fixed and isinstance(operation, keras.layers.Normalization) and operation.weights:
-            mean, variance, _ = operation.get_weights()
-            config |= {"mean": mean.tolist(), "variance": variance.tolist()}
-        with keras.saving.CustomObjectScope({code.__name__: code for code in own_code(operation)}):
-            copy = type(operation).from_config(config)
-    except Exception as error:  # whatever a layer raises that cannot describe itself
-        raise BackboneError(
-            f"layer {name!r} ({type(operation).__name__}) cannot be built from its configuration:"
-            f" {one_line(error)}"
-        ) from error
+    def built(config: dict[str, Any]) -> Any:
+        return type(operation).from_config({**config, **options})
+
+    with keras.saving.CustomObjectScope({code.__name__: code for code in own_code(operation)}):
+        try:
+            config = operation.get_config()
+            if fixed and isinstance(operation, keras.layers.Normalization) and operation.weights:
+                mean, variance, _ = operation.get_weights()
+                config |= {"mean": mean.tolist(), "variance": variance.tolist()}
+            copy = built(config)
+        except Exception as error:  # whatever a layer raises that cannot describe itself
+            config = _constructor_arguments(operation)
+            try:
+                copy = built(config)
+            except Exception:
+                raise BackboneError(
+                    f"layer {name!r} ({type(operation).__name__}) cannot be built from its "
+                    f"configuration: {one_line(error)}"
+                ) from error
+            # Of the copy, Keras saves what it can be built from.
+            copy.get_config = lambda: {**config, "name": copy.name, "trainable": copy.trainable}
     copy.name = name.replace("/", ".")  # Keras loads no layer with a slash in its name.
     return copy
+
+
+def _constructor_arguments(operation: Any) -> dict[str, Any]:
+    """Return the arguments from which a layer was built, as far as they are known.
+
+    Some layers of KerasHub leave arguments out of their configuration, or put in what their
+    constructor does not take. Keras records arguments that are plain values.
+    """
+    recorded = getattr(operation._auto_config, "config", {})
+    try:
+        config = operation.get_config()
+    except Exception:  # such as an attribute that the layer does not have
+        config = {}
+    known = {
+        name
+        for kind in type(operation).__mro__[:-1]
+        for name in inspect.signature(kind.__init__).parameters
+    }
+    return {**recorded, **{name: value for name, value in config.items() if name in known}}
 
 
 def _copy_weights(source: Any, copy: Any) -> None:

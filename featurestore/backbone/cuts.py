@@ -20,10 +20,13 @@ class Cuts:
         The network's, for messages.
     graph : Graph
         Of the images' size.
+    special_tokens : int or None
+        Tokens at the beginning of a sequence that are not patches; None if unknown.
     """
 
-    def __init__(self, name: str, graph: Graph) -> None:
+    def __init__(self, name: str, graph: Graph, special_tokens: int | None = None) -> None:
         self._name, self._graph = name, graph
+        self.special_tokens = special_tokens
 
     @cached_property
     def names(self) -> list[str]:
@@ -58,7 +61,8 @@ class Cuts:
     def shape(self, ref: LayerRef | str) -> tuple[int, ...]:
         """Return the shape of one sample's activation at a ref, reduced if the ref says so."""
         ref = LayerRef.parse(ref)
-        return ref.shape(self._graph.nodes[self.number(ref.layer)].outputs[0].shape[1:])
+        whole = self._graph.nodes[self.number(ref.layer)].outputs[0].shape[1:]
+        return ref.shape(whole, self.special_tokens)
 
     def before(self, layer: str) -> list[str]:
         """Return the layers that a layer is computed from and where you can cut, in order."""

@@ -38,7 +38,7 @@ _FINITE = {
     *("GroupConvolutionBackpropData", "Interpolate", "MatMul", "MaxPool"),
     *("Elu", "Gelu", "HSigmoid", "HSwish", "LogSoftmax", "Mish", "PRelu", "Relu", "Selu"),
     *("Sigmoid", "SoftPlus", "SoftSign", "Softmax", "Swish", "Tanh"),
-    *("CumSum", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
+    *("CumSum", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"),
     *("BatchToSpace", "Broadcast", "Concat", "Convert", "DepthToSpace", "Gather", "Pad"),
     *("Reshape", "ReverseSequence", "Roll", "Slice", "SpaceToBatch", "SpaceToDepth", "Split"),
     *("Squeeze", "StridedSlice", "Tile", "Transpose", "Unsqueeze", "VariadicSplit"),

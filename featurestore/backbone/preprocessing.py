@@ -14,7 +14,18 @@ from featurestore.settings import Settings
 Size = int | tuple[int, int]  # side, or height and width
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"]
-Scaling = Literal["none", "unit", "tf", "torch", "caffe"]
+NamedScaling = Literal["none", "unit", "tf", "torch", "caffe"]
+Channels = tuple[float, float, float]
+
+
+class Affine(Settings):
+    """A scaling by numbers: ``pixel * scale + offset``, for all channels or for each."""
+
+    scale: float | Channels = 1.0
+    offset: float | Channels = 0.0
+
+
+Scaling = NamedScaling | Affine
 
 # The channel statistics of ImageNet that keras.applications.imagenet_utils uses, on 0 to 255.
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
@@ -37,9 +48,9 @@ class Preprocessing(Settings):
         Ignore the aspect ratio; crop the longer side evenly; or pad the shorter one with black.
     interpolation : {"bilinear", "bicubic", "lanczos3", "lanczos5", "nearest"}
         Always antialiased, except "nearest".
-    scaling : {"none", "unit", "tf", "torch", "caffe"}
+    scaling : {"none", "unit", "tf", "torch", "caffe"} or Affine
         0 to 255 as it is (the network scales inside); 0 to 1; -1 to 1; ImageNet mean and
-        deviation; BGR less ImageNet mean.
+        deviation; BGR less ImageNet mean. Or the numbers of a scaling.
     """
 
     input_size: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
@@ -60,7 +71,7 @@ class Preprocessing(Settings):
             "decoder": DECODER,
             "interpolation": self.interpolation,
             "resize": self.resize,
-            "scaling": self.scaling,
+            "scaling": self.model_dump(mode="json")["scaling"],
         }
 
     def resizing(self) -> Any:
@@ -102,6 +113,12 @@ class Preprocessing(Settings):
             layer = layers.Normalization(
                 mean=_TORCH_MEAN, variance=_TORCH_VARIANCE, name="scaling", dtype="float32"
             )
+        elif isinstance(self.scaling, Affine):
+            scale, offset = (
+                list(value) if isinstance(value, tuple) else value
+                for value in (self.scaling.scale, self.scaling.offset)
+            )
+            layer = layers.Rescaling(scale, offset, name="scaling", dtype="float32")
         else:
             # "none" is a layer too: it makes float32 of uint8, exactly.
             scale, offset = {

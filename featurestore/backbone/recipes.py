@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from featurestore.backbone import sources
+from featurestore.backbone import hub, sources
 from featurestore.backbone.custom import is_custom
 from featurestore.backbone.engines import Computing
 from featurestore.backbone.families import APPLICATIONS, Application, application
@@ -32,13 +32,16 @@ class Recipe:
     graph : Graph
     preprocessing : Preprocessing
     source : dict
-        JSON values: ``source`` (application, file, model or pixels), and what names it.
+        JSON values: ``source`` (application, file, hub, model or pixels), and what names it.
+    special_tokens : int or None
+        Tokens at the beginning of a sequence that are not patches; None if unknown.
     """
 
     name: str
     graph: Graph
     preprocessing: Preprocessing
     source: dict[str, Any]
+    special_tokens: int | None = None
 
 
 def load(
@@ -48,6 +51,15 @@ def load(
 
     Parameters are those of ``Backbone.open``; the options, of :class:`Preprocessing`.
     """
+    options = dict(options)
+    special = options.pop("special_tokens", None)
+    recipe = _load(model, weights, name, options)
+    return recipe if special is None else replace(recipe, special_tokens=special)
+
+
+def _load(
+    model: Any, weights: str | Path | None, name: str | None, options: dict[str, Any]
+) -> Recipe:
     keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
     if keras is not None and isinstance(model, keras.Model):
         if weights is not None:
@@ -55,8 +67,14 @@ def load(
                 "a keras.Model has its weights", remedy="load them with its load_weights"
             )
         return _of_model(model, name, options)
-    expected = "the name of a keras.applications network, a model file or a keras.Model"
+    expected = (
+        "the name of a keras.applications network, hub:PRESET, a model file or a keras.Model"
+    )
     text = path_text(model, "the backbone", expected, BackboneError)
+    if text.startswith(hub.PREFIX):
+        if weights is not None:
+            raise BackboneError("a preset has its weights", remedy="leave out weights")
+        return _of_preset(text.removeprefix(hub.PREFIX), name, options)
     network = application(text)
     if (
         network is None
@@ -87,8 +105,9 @@ def load_spec(spec: Mapping[str, Any]) -> tuple[Recipe, Computing]:
                 f"backbone {name!r} was made from a Keras model object, which only the caller has",
                 remedy="pass Backbone.open(model, …), or save the model and use its file",
             )
-        model = {"application": name, "file": path, "pixels": "pixels"}[source]
-        return load(model, weights, name if source == "file" else None, options), computing
+        model = {"application": name, "file": path, "hub": path, "pixels": "pixels"}[source]
+        name = name if source in ("file", "hub") else None
+        return load(model, weights, name, options), computing
     except BackboneError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -125,9 +144,17 @@ def _of_file(
     preprocessing = find_preprocessing(graph, file.name, **options)
     if any(is_custom(node.operation) for node in graph.nodes[1:]):
         # A custom layer may load what is neither in its configuration nor among its weights.
-        graph = sources.copied(graph, preprocessing)
+        graph = sources.copied(model, graph, preprocessing)
     source = {"source": "file", "path": str(file.absolute()), "weights": weights, "name": name}
     return Recipe(name, graph, preprocessing, source)
+
+
+def _of_preset(preset: str, name: str | None, options: dict[str, Any]) -> Recipe:
+    model, own = hub.load(preset, options.get("input_size"))
+    graph, name = flatten(model), name or Path(preset).name
+    preprocessing = find_preprocessing(graph, name, **{**own, **options})
+    source = {"source": "hub", "path": f"{hub.PREFIX}{preset}", "name": name}
+    return Recipe(name, graph, preprocessing, source, hub.special_tokens(model))
 
 
 def _of_model(model: Any, name: str | None, options: Mapping[str, Any]) -> Recipe:
@@ -137,7 +164,8 @@ def _of_model(model: Any, name: str | None, options: Mapping[str, Any]) -> Recip
     graph = flatten(model)
     preprocessing = find_preprocessing(graph, name, **options)
     source = {"source": "model", "name": name}
-    return Recipe(name, sources.copied(graph, preprocessing), preprocessing, source)
+    copy = sources.copied(model, graph, preprocessing)
+    return Recipe(name, copy, preprocessing, source, hub.special_tokens(model))
 
 
 def _of_pixels(options: Mapping[str, Any]) -> Recipe:

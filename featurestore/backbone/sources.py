@@ -6,6 +6,7 @@ import contextlib
 import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,15 @@ def from_bytes(data: bytes, name: str) -> Any:
             ) from error
 
 
-def copied(graph: Graph, preprocessing: Preprocessing) -> Graph:
-    """Return the same graph made of new layers, so that the caller cannot change its weights.
+def copied(model: Any, graph: Graph, preprocessing: Preprocessing) -> Graph:
+    """Return the graph of a model made of new layers, so that the caller cannot change its weights.
+
+    Parameters
+    ----------
+    model : keras.Model
+    graph : Graph
+        Its graph.
+    preprocessing : Preprocessing
 
     Raises
     ------
@@ -191,7 +199,20 @@ def copied(graph: Graph, preprocessing: Preprocessing) -> Graph:
         If a layer cannot be described, or its copy computes something else.
     """
     graph_digests(graph)  # refuses by name what cannot be copied
-    copy = flatten(_copy(graph))
+    if type(model).__module__.partition(".")[0] == "keras_hub":
+        # Not all of its layers describe themselves; its models do.
+        again = type(model).from_config(model.get_config())
+        again.set_weights(model.get_weights())
+        copy = flatten(again)
+        # They may put the model's name in front of those of their layers.
+        names = [node.name for node in graph.nodes]
+    else:
+        copy = flatten(_copy(graph))
+        # The names of layers of Keras have no slash.
+        with_slash = {node.name.replace("/", "."): node.name for node in graph.nodes}
+        names = [with_slash[node.name] for node in copy.nodes]
+    pairs = zip(copy.nodes, names, strict=True)
+    copy = Graph([replace(node, name=name) for node, name in pairs], copy.outputs)
     _require_alike(graph, copy, preprocessing)
     return copy
 

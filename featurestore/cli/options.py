@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from featurestore.backbone.engines import PRECISIONS, Computing, Engine
-from featurestore.backbone.preprocessing import Interpolation, Preprocessing, Resize, Scaling
+from featurestore.backbone.preprocessing import Interpolation, NamedScaling, Preprocessing, Resize
 from featurestore.cli.output import name_store
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -140,7 +140,7 @@ _BACKBONE: dict[str, dict[str, Any]] = {
         "help": "Side of the square that images are resized to, in pixels.",
     },
     "scaling": {
-        "type": click.Choice(get_args(Scaling)),
+        "type": click.Choice(get_args(NamedScaling)),
         "help": "Pixel scaling that a model file needs; applications have their own.",
     },
     "resize": {
