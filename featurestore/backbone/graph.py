@@ -250,7 +250,7 @@ def dissolve(model: Any) -> Graph:
         raise BackboneError(f"model {model.name!r} takes {len(functional.inputs)} inputs", "one")
     flattener = _Flattener(functional.inputs[0])
     outputs = flattener.dissolve(functional, [(0, 0)], ())
-    return flattener.graph(outputs)
+    return flattener.graph([flattener.single(edge) for edge in outputs])
 
 
 def as_functional(operation: Any) -> Any | None:
@@ -303,6 +303,20 @@ class _Flattener:
         self.nodes.append(Node("", call.operation, arguments, tuple(taken), tuple(call.outputs)))
         self.paths.setdefault(id(call.operation), path)
         return [(len(self.nodes) - 1, output) for output in range(len(call.outputs))]
+
+    def single(self, edge: Edge) -> Edge:
+        """Return an output of the model as the only output of a node, so that you can cut there."""
+        import keras
+
+        node = self.nodes[edge[0]]
+        if len(node.outputs) == 1:
+            return edge
+        tensor = node.outputs[edge[1]]
+        layer = keras.layers.Identity(name=f"output_{edge[1]}" if edge[1] else "output")
+        output = keras.KerasTensor(tensor.shape, tensor.dtype)
+        self.nodes.append(Node("", layer, ((tensor,), {}), (edge,), (output,)))
+        self.paths[id(layer)] = (f"{node.operation.name}/",)
+        return len(self.nodes) - 1, 0
 
     def graph(self, outputs: list[Edge]) -> Graph:
         """Order the nodes as Keras orders layers, drop those no output needs, and name them."""
