@@ -18,9 +18,9 @@ def layers_of(operation: Any) -> list[Any]:
 
 
 def own_code(operation: Any) -> list[Any]:
-    """Return the classes and functions of a layer, and of layers inside it, that Keras does not have.
+    """Return what a layer, and layers inside it, compute with that is not Keras' own.
 
-    Of functions, those that are attributes of a layer, such as its activation.
+    These are classes of layers, and functions that are attributes, such as an activation.
     """
     codes = []
     for layer in layers_of(operation):

@@ -396,8 +396,8 @@ def canonical_names(
     names: list[str] = []
     for position, (operation, _) in enumerate(operations):
         names.append(blocks.get(id(operation), operation.name))
-        automatic = is_automatic(names[-1], type(operation).__name__)
-        if automatic:
+        automatic = is_automatic(operation.name, type(operation).__name__)
+        if automatic and id(operation) not in blocks:
             ranked[automatic[1]].append((int(automatic[2] or 0), position))
     for stem, members in ranked.items():
         for rank, (_, position) in enumerate(sorted(members)):

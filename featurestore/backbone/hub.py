@@ -58,9 +58,13 @@ def load(preset: str, input_size: Any = None) -> tuple[Any, dict[str, Any]]:
         If KerasHub is not installed, there is no such preset, or it has no image network.
     """
     hub = _keras_hub()
-    known = sorted({name for kind in _backbones(hub) for name in kind.presets})
-    if "/" not in preset and preset not in known and not Path(preset).is_dir():
-        raise BackboneError(f"KerasHub has no preset {preset!r}; {nearest(preset, known)}")
+    if "://" not in preset and not Path(preset).is_dir():
+        known = _image_presets(hub)
+        if preset not in known:
+            raise BackboneError(
+                f"there is no folder {preset!r}, and no preset of an image network of KerasHub "
+                f"with this name; {nearest(preset, known)}"
+            )
     side = (input_size, input_size) if isinstance(input_size, int) else input_size
     sized = {} if side is None else {"image_shape": (*side, 3)}
     try:
@@ -92,9 +96,12 @@ def _keras_hub() -> Any:
     return keras_hub
 
 
-def _backbones(hub: Any) -> list[Any]:
-    classes = [getattr(hub.models, name) for name in dir(hub.models) if name.endswith("Backbone")]
-    return [kind for kind in classes if kind is not hub.models.Backbone]
+def _image_presets(hub: Any) -> list[str]:
+    """Return the names of presets of networks that take images: those with an image converter."""
+    kinds = [kind for kind in vars(hub.layers).values() if isinstance(kind, type)]
+    converters = [kind for kind in kinds if issubclass(kind, hub.layers.ImageConverter)]
+    networks = [converter.backbone_cls for converter in converters]
+    return sorted({preset for kind in networks if kind is not None for preset in kind.presets})
 
 
 def _preprocessing(hub: Any, preset: str) -> Mapping[str, Any]:
@@ -102,7 +109,7 @@ def _preprocessing(hub: Any, preset: str) -> Mapping[str, Any]:
     converters = hub.layers.ImageConverter
     try:
         converter = converters.from_preset(preset)
-    except ValueError:  # The preset has none.
+    except (FileNotFoundError, ValueError):  # The preset has none.
         return {}
     if type(converter)._call_python is not converters._call_python:
         raise BackboneError(

@@ -67,9 +67,7 @@ def _load(
                 "a keras.Model has its weights", remedy="load them with its load_weights"
             )
         return _of_model(model, name, options)
-    expected = (
-        "the name of a keras.applications network, hub:PRESET, a model file or a keras.Model"
-    )
+    expected = "the name of a keras.applications network, hub:PRESET, a model file or a keras.Model"
     text = path_text(model, "the backbone", expected, BackboneError)
     if text.startswith(hub.PREFIX):
         if weights is not None:

@@ -96,7 +96,11 @@ def _constant(value: Any) -> str:
 
 def _array_digest(value: Any) -> str:
     array = np.asarray(value)
-    return digest_bytes(repr(array.tolist()).encode()) if array.dtype.hasobject else digest_array(array)
+    return (
+        digest_bytes(repr(array.tolist()).encode())
+        if array.dtype.hasobject
+        else digest_array(array)
+    )
 
 
 def _fields(graph: Any, operation: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The prefix digest of layers; ``tests/reliability/test_stale.py`` has the keys of features."""
 
-import json
 import types
 import zlib
 
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 
 from featurestore.backbone import Backbone
 from featurestore.backbone.graph import flatten
-from featurestore.backbone.identity import canonical_config, graph_digests, layer_fields
-from featurestore.digests import digest_fields
+from featurestore.backbone.identity import graph_digests
 from featurestore.errors import BackboneError
 
 from .conftest import tiny_network
