@@ -361,7 +361,7 @@ class Backbone:
             scaled = self.preprocessing.scale(resized)
             output = clone(self._graph, scaled, [self.cuts.number(ref.layer)], fixed=True)[0]
             if ref.reduction is not None:
-                output = ref.reduce(keras.ops.cast(output, "float32"), self.cuts.special_tokens)
+                output = ref.reduce(output, self.cuts.special_tokens)
             name = "".join(c if c.isalnum() or c in "-_." else "_" for c in self.name)
             return keras.Model(image, output, name=name)
 

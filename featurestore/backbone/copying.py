@@ -169,7 +169,7 @@ def _constructor_arguments(operation: Any) -> dict[str, Any]:
     known = {
         name
         for kind in type(operation).__mro__[:-1]
-        for name in inspect.signature(kind.__init__).parameters
+        for name in inspect.signature(vars(kind).get("__init__", object)).parameters
     }
     return {**recorded, **{name: value for name, value in config.items() if name in known}}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +97,13 @@ def _keras_hub() -> Any:
 
 def _image_presets(hub: Any) -> list[str]:
     """Return the names of presets of networks that take images: those with an image converter."""
-    kinds = [kind for kind in vars(hub.layers).values() if isinstance(kind, type)]
+    kinds: list[Any] = [kind for kind in vars(hub.layers).values() if isinstance(kind, type)]
     converters = [kind for kind in kinds if issubclass(kind, hub.layers.ImageConverter)]
     networks = [converter.backbone_cls for converter in converters]
     return sorted({preset for kind in networks if kind is not None for preset in kind.presets})
 
 
-def _preprocessing(hub: Any, preset: str) -> Mapping[str, Any]:
+def _preprocessing(hub: Any, preset: str) -> dict[str, Any]:
     """Return the preprocessing of a preset's image converter."""
     converters = hub.layers.ImageConverter
     try:

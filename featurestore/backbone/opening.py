@@ -95,7 +95,8 @@ def _computes_alike(function: Any, call: Any) -> bool:
             for tensor in call.arguments.keras_tensors
         ]
         closed = keras.tree.flatten(_called(call.operation, call, tensors))
-        for ours, own in zip(function(tensors), closed, strict=True):
-            if not np.array_equal(*map(keras.ops.convert_to_numpy, (ours, own)), equal_nan=True):
-                return False
+        pairs = zip(function(tensors), closed, strict=True)
+        arrays = [map(keras.ops.convert_to_numpy, pair) for pair in pairs]
+        if not all(np.array_equal(ours, own, equal_nan=True) for ours, own in arrays):
+            return False
     return True

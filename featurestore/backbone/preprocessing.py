@@ -5,7 +5,8 @@ Both are stock Keras layers, so that a promoted model carries the same ones.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, PositiveInt
 
@@ -25,7 +26,13 @@ class Affine(Settings):
     offset: float | Channels = 0.0
 
 
-Scaling = NamedScaling | Affine
+def _scaling(value: Any) -> Any:
+    if isinstance(value, Mapping | Affine) or value in get_args(NamedScaling):
+        return value
+    raise ValueError(f"expected {', '.join(map(repr, get_args(NamedScaling)))}")
+
+
+Scaling = Annotated[NamedScaling | Affine, BeforeValidator(_scaling)]
 
 # The channel statistics of ImageNet that keras.applications.imagenet_utils uses, on 0 to 255.
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)

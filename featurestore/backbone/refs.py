@@ -115,7 +115,7 @@ class LayerRef:
             )
 
     def reduce(self, activation: Any, special: int | None) -> Any:
-        """Reduce a float32 tensor (batch, …), real or symbolic; ``special`` as in :meth:`shape`.
+        """Reduce a tensor (batch, …), real or symbolic, to float32; parameters as of :meth:`shape`.
 
         The last operation on a symbolic tensor is called ``reduction``.
         """
@@ -129,6 +129,7 @@ class LayerRef:
             pooling = getattr(layers, f"Global{kind}Pooling{len(axes)}D")
             options = {"dtype": "float32", "data_format": "channels_last"}
             return pooling(name="reduction", **options)(activation)
+        activation = ops.cast(activation, "float32")
         patches = activation[:, special:] if len(axes) == 1 and special else activation
         if self.reduction == "gem":
             powers = ops.power(ops.maximum(patches, GEM_LEAST), GEM_POWER)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import json
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from featurestore.digests import digest_array
-from featurestore.errors import BackboneError, HeadError
+from featurestore.errors import HeadError
 from featurestore.heads.network import Network, TrainingOptions, gives_logits
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def adopt(
 
 def _config(model: keras.Model) -> dict[str, Any]:
     """Return the configuration of a model, if all its parts are Keras' own."""
-    from featurestore.backbone.custom import is_keras, refuse_hidden_code
+    from featurestore.backbone.custom import is_keras, own_code
 
     kind = type(model)
     if not (is_keras(kind) and kind.__name__ in ("Sequential", "Functional")):
@@ -92,10 +92,8 @@ def _config(model: keras.Model) -> dict[str, Any]:
             f"a model of class {kind.__name__} cannot be a head: expected keras.Sequential or a "
             "functional keras.Model"
         )
-    try:
-        refuse_hidden_code(model)
-    except BackboneError as error:
-        raise HeadError(f"the model {error}") from None
+    for code in own_code(model):
+        _refuse(code.__name__)
     config = json.loads(model.to_json())["config"]
     _refuse_foreign(config)
     return config
@@ -116,10 +114,14 @@ def _refuse_foreign(config: Any) -> None:
     from featurestore.backbone.custom import foreign_names
 
     for name in foreign_names(config):
-        raise HeadError(
-            f"the model uses {name!r}, which is not part of Keras, so that it could not be "
-            "loaded without your code; use layers, functions, losses and metrics of Keras"
-        )
+        _refuse(name)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise HeadError(
+        f"the model uses {name!r}, which is not part of Keras, so that it could not be loaded "
+        "without your code; use layers, functions, losses and metrics of Keras"
+    )
 
 
 def _loss(model: keras.Model) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from featurestore.backbone import Backbone, Preprocessing
-from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
+from featurestore.backbone.preprocessing import Interpolation, Resize
 from featurestore.errors import InputError
 
 QUICK = {("stretch", "bilinear"), ("crop", "lanczos3"), ("pad", "nearest")}
@@ -103,7 +103,7 @@ def test_scaling_survives_saving(scaling, batch, tmp_path):
 def test_a_global_dtype_policy_leaves_scaling_in_float32(batch):
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        for scaling in get_args(Scaling):
+        for scaling in get_args(NamedScaling):
             assert (
                 Preprocessing(input_size=(16, 16), scaling=scaling).scale(batch).dtype == "float32"
             )
