@@ -11,12 +11,13 @@ from featurestore.cli.options import (
     backbone_options,
     cluster_options,
     command,
+    fields,
     json_option,
     scan_options,
     store_option,
 )
 from featurestore.cli.output import Progress, print_json, print_table, say
-from featurestore.errors import InputError
+from featurestore.pipeline.spec import ExtractSpec
 from featurestore.store import FeatureStore
 from featurestore.table import plural
 
@@ -191,31 +192,6 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
         say(line, err=True)
 
 
-class BatchSizeType(click.ParamType):
-    """``auto``, or 1 or more."""
-
-    name = "batch size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
-        """Return a number, or ``auto``."""
-        return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
-
-
-class SizeType(click.ParamType):
-    """A number of bytes, such as ``20GB``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """Return the bytes."""
-        from featurestore.extraction.planning import bytes_of
-
-        try:
-            return bytes_of(value)
-        except InputError as error:
-            self.fail(f"{value!r}; expected {error.expected}", param, ctx)
-
-
 @command("extract")
 @click.argument("data")
 @click.option(
@@ -230,30 +206,7 @@ class SizeType(click.ParamType):
     help="Layer; LAYER:avg and LAYER:max store its mean or maximum; repeatable.",
 )
 @backbone_options
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float16", "float32"]),
-    default="auto",
-    show_default=True,
-    help="Stored type; auto: float16, and float32 for layers that float16 cannot hold.",
-)
-@click.option(
-    "--batch-size",
-    type=BatchSizeType(),
-    default="auto",
-    show_default=True,
-    metavar="N",
-    help="Images in a forward batch; auto: as a short measurement and the free memory suggest.",
-)
-@click.option(
-    "--replace", is_flag=True, help="Then remove former arrays whose rows the new arrays have."
-)
-@click.option(
-    "--max-bytes",
-    type=SizeType(),
-    metavar="SIZE",
-    help="Stop before the first image if more is to be written, before compression: 20GB.",
-)
+@fields(ExtractSpec, "dtype", "batch_size", "replace", "max_bytes")
 @cluster_options
 @click.option(
     "--dry-run",
@@ -267,10 +220,6 @@ def extract_command(
     data: str,
     model: str,
     layers: tuple[str, ...],
-    dtype: str,
-    batch_size: int | str,
-    replace: bool,
-    max_bytes: int | None,
     cluster: int | str | None,
     dry_run: bool,
     store: str,
@@ -294,6 +243,8 @@ def extract_command(
     from featurestore.dataset import ScanOptions
 
     scanning = {name: options.pop(name) for name in ("name", *ScanOptions.model_fields)}
+    settings = {name: options.pop(name) for name in ("dtype", "batch_size", "max_bytes")}
+    replace = options.pop("replace")
     opened = FeatureStore.for_data(data, store, write=not dry_run)
     with Progress() as progress:
         with progress.busy(f"load {model}"):
@@ -305,8 +256,6 @@ def extract_command(
             # Names mistakes before a long scan.
             for layer in layers:
                 backbone.shape(LayerRef.parse(layer))
-        settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
-        settings["max_bytes"] = max_bytes
         with Cluster.of(None if dry_run else cluster) as workers:
             workers.reach(progress)
             dataset = open_data(data, opened, progress, **scanning)

@@ -12,6 +12,7 @@ from featurestore.cli.data import counted_views, print_problems
 from featurestore.cli.options import (
     cluster_options,
     command,
+    fields,
     json_option,
     shared,
     store_option,
@@ -20,6 +21,8 @@ from featurestore.cli.options import (
 )
 from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
 from featurestore.cli.quiet import prints_on_stderr
+from featurestore.heads.folds import CrossValidation
+from featurestore.pipeline.spec import HeadSpec
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, Table
@@ -80,22 +83,6 @@ note_options = together(
 )
 
 
-fold_options = together(
-    click.option(
-        "--folds",
-        type=click.IntRange(2),
-        metavar="N",
-        help="Cross-validate on N folds of the train split.",
-    ),
-    click.option(
-        "--seeds",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Repeat the folds with N seeds.",
-    ),
-)
-
-
 @command("train")
 @click.argument("dataset")
 @click.option(
@@ -127,15 +114,8 @@ fold_options = together(
     metavar="k=v",
     help="A parameter of the head; may be repeated.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Seed of everything random in the head.",
-)
-@fold_options
+@fields(HeadSpec, "seed")
+@fields(CrossValidation)
 @cluster_options
 @note_options
 @store_option
@@ -149,7 +129,7 @@ def train_command(
     params: tuple[str, ...],
     seed: int,
     folds: int | None,
-    seeds: int | None,
+    seeds: int,
     variant: dict[str, Any],
     cluster: int | str | None,
     store: str,
@@ -184,7 +164,7 @@ def train_command(
     opened = FeatureStore(store)
     features = Features.open(dataset, layer, opened, model=model, **variant)
     with Progress() as progress, prints_on_stderr(), where, where.heads(progress):
-        options: dict[str, Any] = {"seed": seed, "folds": folds, "seeds": seeds or 1, **notes}
+        options: dict[str, Any] = {"seed": seed, "folds": folds, "seeds": seeds, **notes}
         fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
     if as_json:
         validated = {"folds": fitted.folds} if fitted.folds else {}

@@ -12,11 +12,10 @@ import click
 
 from featurestore.cli.options import (
     Function,
+    columns_options,
     command,
-    image_column_option,
+    fields,
     json_option,
-    label_column_option,
-    root_option,
     store_option,
 )
 from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 # Mistakes that are printed; a file takes all.
 SHOWN = 20
-_DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items()}
 
 
 @command("promote")
@@ -44,62 +42,7 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     help="Instead of HEAD: the best of the heads of DATASET that can be promoted, by accuracy (or "
     "R²): over the folds if all of these have the same, else on the validation split.",
 )
-@click.option(
-    "--unfreeze",
-    metavar="L",
-    help="Train the backbone too, from the first layer whose name begins with L; or, if L is a "
-    "number, its last L layers.",
-)
-@click.option(
-    "--epochs",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Passes over the training images.  [default: 3 with --unfreeze, else 0]",
-)
-@click.option(
-    "--lr",
-    "learning_rate",
-    type=click.FloatRange(0, min_open=True),
-    default=_DEFAULT["learning_rate"],
-    show_default=True,
-    metavar="X",
-    help="Learning rate of the last block of the backbone; the head's is ten times that.",
-)
-@click.option(
-    "--lr-decay",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=_DEFAULT["lr_decay"],
-    show_default=True,
-    metavar="F",
-    help="Factor of the learning rate for each block before the last one, such as 0.7.",
-)
-@click.option(
-    "--patience",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Stop after N epochs without improvement.  [default: run all epochs]",
-)
-@click.option(
-    "--keep-tuned",
-    is_flag=True,
-    help="Write the fine-tuned model even if it is worse than before fine-tuning.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=_DEFAULT["batch_size"],
-    show_default=True,
-    metavar="N",
-    help="Images in a training batch.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=_DEFAULT["seed"],
-    show_default=True,
-    metavar="N",
-    help="Seed of the order of the training images, and of dropout.",
-)
+@fields(FineTuning)
 @click.option(
     "--model", metavar="FILE", help="The backbone's model file, if it was moved or renamed."
 )
@@ -203,9 +146,7 @@ def table_option(what: str) -> Callable[[Function], Function]:
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("data")
 @classes_option
-@image_column_option
-@label_column_option
-@root_option
+@columns_options("image_column", "label_column", "root")
 @click.option(
     "--mistakes",
     is_flag=True,
@@ -296,8 +237,7 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @classes_option
-@image_column_option
-@root_option
+@columns_options("image_column", "root")
 @table_option("the predictions, a column for each class,")
 @json_option
 def predict_command(

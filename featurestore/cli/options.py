@@ -1,17 +1,21 @@
-"""Options that several commands share."""
+"""Options of commands, made from the fields of the option objects and of pipeline files."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar, get_args
+from collections.abc import Callable, Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from click.core import ParameterSource
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from featurestore.backbone.engines import PRECISIONS, Computing, Engine
-from featurestore.backbone.preprocessing import Interpolation, Preprocessing, Resize, Scaling
+from featurestore.backbone.engines import Computing
+from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.cli.output import name_store
+from featurestore.dataset import ScanOptions
+from featurestore.pipeline.spec import DataSpec, ExtractSpec, FeaturesSpec, PipelineSpec
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -78,109 +82,111 @@ def together(*options: Callable[[Function], Function]) -> Callable[[Function], F
     return decorate
 
 
-_data_option = shared("Data set")
-image_column_option = _data_option(
-    "--image-column", metavar="COL", help="Column of paths or URIs in a table.  [default: path]"
-)
-label_column_option = _data_option(
-    "--label-column",
-    metavar="COL",
-    help="Column of labels in a table.  [default: label, if there is one]",
-)
-root_option = _data_option(
-    "--root",
-    metavar="DIR",
-    help="Folder that paths in a table are relative to.  [default: the table's folder]",
-)
+class _Value(click.ParamType):
+    """A value that pydantic checks."""
 
+    def __init__(self, name: str, kind: Any, config: Any) -> None:
+        self.name = name
+        self._adapter = TypeAdapter[Any](kind, config=config)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the value, or fail with the reason."""
+        try:
+            return self._adapter.validate_python(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if first["type"] == "value_error":
+                self.fail(first["msg"].removeprefix("Value error, "), param, ctx)
+            message = first["msg"]
+            self.fail(f"{value!r}: {message[0].lower()}{message[1:]}", param, ctx)
+
+
+def _one(annotation: Any) -> Any:
+    """Return the type of one value of a field: without None, and of a list its items."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+        return _one(kinds[0]) if len(kinds) == 1 else annotation
+    if origin is Annotated and get_origin(get_args(annotation)[0]) is list:
+        return _one(get_args(annotation)[0])
+    return _one(get_args(annotation)[0]) if origin is list else annotation
+
+
+def fields(
+    model: type[BaseModel],
+    *names: str,
+    section: str = "Options",
+    defaults: Mapping[str, str] | None = None,
+) -> Callable[[Function], Function]:
+    """Return a decorator that adds an option for each field of a model, or for those named.
+
+    Type, default and help are those of the field. With ``defaults``, an option that is left out is
+    None, and its help shows the text of that field there.
+    """
+    names = names or tuple(model.model_fields)
+    return together(*(_option(model, name, section, defaults) for name in names))
+
+
+def _option(
+    model: type[BaseModel], name: str, section: str, defaults: Mapping[str, str] | None
+) -> Callable[[Function], Function]:
+    field = model.model_fields[name]
+    options: dict[str, Any] = {"help": " ".join((field.description or "").split())}
+    if defaults is None:
+        options |= {"default": field.default, "show_default": field.default is not None}
+    else:
+        options["default"] = None
+        if name in defaults:
+            options["help"] += f"  [default: {defaults[name]}]"
+    kind = _one(field.annotation)
+    if kind is bool:
+        options |= {"is_flag": True, "show_default": False}
+    elif get_origin(kind) is Literal:
+        options["type"] = click.Choice(get_args(kind))
+    else:
+        if kind is field.annotation and field.metadata:
+            kind = Annotated[(kind, *field.metadata)]
+        metavar = "N" if _is_number(kind) else name.rpartition("_")[2].upper()
+        options |= {"type": _Value(name, kind, model.model_config), "metavar": metavar}
+    return shared(section)(f"--{name.replace('_', '-')}", **options)
+
+
+def _is_number(kind: Any) -> bool:
+    return kind in (int, float) or (get_origin(kind) is Annotated and _is_number(get_args(kind)[0]))
+
+
+_DATA = "Data set"
 scan_options = together(
-    _data_option(
-        "--name", metavar="N", help="Name of the data set; by default the folder's or file's."
+    fields(DataSpec, "name", section=_DATA),
+    fields(
+        ScanOptions,
+        section=_DATA,
+        defaults={
+            name: f"as scanned before, or {ScanOptions.model_fields[name].default:g}"
+            for name in ("val", "test", "seed")
+        },
     ),
-    _data_option(
-        "--val",
-        type=click.FloatRange(0, 1, max_open=True),
-        metavar="F",
-        help="Fraction for validation.  [default: as scanned before, or 0.2]",
-    ),
-    _data_option(
-        "--test",
-        type=click.FloatRange(0, 1, max_open=True),
-        metavar="F",
-        help="Fraction for the test split.  [default: as scanned before, or 0]",
-    ),
-    _data_option(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="Seed of the splits.  [default: as scanned before, or 0]",
-    ),
-    _data_option(
-        "--group-by",
-        metavar="COL",
-        help="Keep the images of a group in one split. For a table: the column of the groups. For "
-        "a folder: `folder` (each sub-folder is a group), or a regular expression whose match in "
-        "the path is the group.",
-    ),
-    image_column_option,
-    label_column_option,
-    _data_option(
-        "--split-column",
-        metavar="COL",
-        help="Column of splits in a table.  [default: split, if there is one]",
-    ),
-    root_option,
 )
 
-_BACKBONE: dict[str, dict[str, Any]] = {
-    "weights": {"metavar": "W", "help": "imagenet, random, or a weights file."},
-    "input-size": {
-        "type": click.IntRange(1),
-        "metavar": "N",
-        "help": "Side of the square that images are resized to, in pixels.",
-    },
-    "scaling": {
-        "type": click.Choice(get_args(Scaling)),
-        "help": "Pixel scaling that a model file needs; applications have their own.",
-    },
-    "resize": {
-        "type": click.Choice(get_args(Resize)),
-        "help": "How images that are not square become square.",
-    },
-    "interpolation": {
-        "type": click.Choice(get_args(Interpolation)),
-        "help": "Filter of the resize.",
-    },
-}
-_COMPUTING: dict[str, dict[str, Any]] = {
-    "precision": {
-        "type": click.Choice(PRECISIONS),
-        "help": "Number type of the forward pass; bfloat16 is faster on recent hardware.",
-    },
-    "engine": {
-        "type": click.Choice(get_args(Engine)),
-        "help": "Library that computes the forward pass; auto: the fastest that is correct.",
-    },
-}
-_DEFAULTS = {
-    name: field.default
-    for name, field in (Preprocessing.model_fields | Computing.model_fields).items()
-    if name in ("resize", "interpolation", "precision", "engine")
-}
+
+def columns_options(*names: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds options of a table of images."""
+    return fields(ScanOptions, *names, section=_DATA)
+
+
+_BACKBONE = [name for name in FeaturesSpec.model_fields if name != "model"]
 
 
 def _backbone_options(weights: str) -> Callable[[Function], Function]:
-    option = shared("Backbone")
+    defaults = {
+        name: field.default
+        for name, field in (Preprocessing.model_fields | Computing.model_fields).items()
+        if name in ("resize", "interpolation", "precision")
+    }
+    defaults["weights"] = f"{weights} for an application"
     return together(
-        *(
-            option(
-                f"--{name}",
-                **how,
-                default=_DEFAULTS.get(name),
-                show_default=f"{weights} for an application" if name == "weights" else True,
-            )
-            for name, how in (_BACKBONE | _COMPUTING).items()
-        )
+        fields(FeaturesSpec, *_BACKBONE, section="Backbone", defaults=defaults),
+        fields(ExtractSpec, "engine", section="Backbone"),
     )
 
 
@@ -194,17 +200,15 @@ def variant_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     The command receives the values as ``variant``.
     """
-    fields = {**_BACKBONE, "precision": _COMPUTING["precision"]}
-    names = [name.replace("-", "_") for name in fields]
 
     @functools.wraps(command)
     def call(**options: Any) -> Any:
-        values = {name: options.pop(name) for name in names}
+        values = {name: options.pop(name) for name in _BACKBONE}
         variant = {name: value for name, value in values.items() if value is not None}
         return command(variant=variant, **options)
 
-    option = shared("Variant (only features with these values)")
-    return together(*(option(f"--{name}", **how) for name, how in fields.items()))(call)
+    section = "Variant (only features with these values)"
+    return fields(FeaturesSpec, *_BACKBONE, section=section)(call)
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,17 +223,4 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
             )
         return command(cluster=scheduler if workers is None else workers, **options)
 
-    option = shared("Processes")
-    return together(
-        option(
-            "--workers",
-            type=click.IntRange(1),
-            metavar="N",
-            help="Share the work among N processes on this machine.",
-        ),
-        option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="Share it among the workers of a Dask cluster, such as tcp://10.0.0.1:8786.",
-        ),
-    )(call)
+    return fields(PipelineSpec, "workers", "scheduler", section="Processes")(call)

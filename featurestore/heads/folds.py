@@ -24,16 +24,14 @@ FOLDS = "folds"
 class CrossValidation(Settings):
     """How heads are cross-validated on the training rows.
 
-    Attributes
-    ----------
-    folds : int or None
-        Parts of the training rows, each of which is held out once. None: no cross-validation.
-    seeds : int
-        Repetitions, each with other folds and another seed of everything random in the heads.
+    Each fold is held out once. Each repetition has other folds, and another seed of everything
+    random in the heads.
     """
 
     folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validate on this number of folds of the train split."""
     seeds: Annotated[int, Field(ge=1)] = 1
+    """Repeat the folds with this number of seeds."""
 
     @field_validator("seeds")
     @classmethod

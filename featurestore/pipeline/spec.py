@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ByteSize,
     Field,
     ValidationInfo,
     field_validator,
@@ -18,7 +17,7 @@ from featurestore.backbone.engines import Engine, Precision
 from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
 from featurestore.dataset import ScanOptions, Split
 from featurestore.dataset.splits import meaning
-from featurestore.extraction.planning import BatchSize, Dtype
+from featurestore.extraction.planning import BatchSize, Dtype, bytes_of
 from featurestore.heads.folds import CrossValidation
 from featurestore.heads.metrics import Metric
 from featurestore.heads.notes import Line, Tags
@@ -70,17 +69,17 @@ class FeaturesSpec(Settings):
     model: Several[str] | None = None
     """Name of the backbone."""
     weights: Several[str] | None = None
-    """``imagenet``, ``random``, or a weights file."""
+    """imagenet, random, or a weights file."""
     input_size: Several[Count] | None = None
     """Side of the square that images are resized to, in pixels."""
     scaling: Several[Scaling] | None = None
-    """Pixel scaling."""
+    """Pixel scaling that a model file needs; applications have their own."""
     resize: Several[Resize] | None = None
     """How images that are not square become square."""
     interpolation: Several[Interpolation] | None = None
     """Filter of the resize."""
     precision: Several[Precision] | None = None
-    """Number type of the forward pass."""
+    """Number type of the forward pass; bfloat16 is faster on recent hardware."""
 
 
 class BackboneSpec(FeaturesSpec):
@@ -103,7 +102,7 @@ class ExtractSpec(Settings):
     """Library that computes the forward pass; auto: the fastest that is correct."""
     replace: bool = False
     """Then remove earlier arrays whose rows the new arrays have."""
-    max_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
+    max_bytes: Annotated[int, BeforeValidator(bytes_of), Field(gt=0)] | None = None
     """Stop before the first image if more is to be written, before compression: 20GB."""
 
 

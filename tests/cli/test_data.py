@@ -220,7 +220,7 @@ def test_a_cap_on_bytes_names_the_bytes_of_each_layer(place: Place) -> None:
     assert "raise --max-bytes" in stopped.err
     assert planned.error == stopped.error
     assert wrong.status == 2
-    assert "'--max-bytes': 'lots'; expected a size such as 20GB" in wrong.err
+    assert "'--max-bytes': max_bytes is 'lots'; expected a size such as 20GB" in wrong.err
     assert featurestore("extract", "photos", *layers, "--max-bytes", "1MB").status == 0
 
 

@@ -76,8 +76,8 @@ SLOW = [
     f"{EXTRACT} --scaling torch --interpolation lanczos5 --dtype float32 --batch-size 3 --replace",
     f"{EXTRACT} --scaling caffe --resize stretch --interpolation bilinear --dtype float16",
     f"{EXTRACT} --input-size 16 --max-bytes 1MB --dtype auto --precision float32 --engine openvino",
-    "promote logistic --unfreeze conv_b --epochs 1 --lr 1e-4 --lr-decay 0.5 --patience 1 "
-    "--keep-tuned --batch-size 8 --seed 1 -o new.keras --store store",
+    "promote logistic --unfreeze conv_b --epochs 1 --learning-rate 1e-4 --lr-decay 0.5 "
+    "--patience 1 --keep-tuned --batch-size 8 --seed 1 -o new.keras --store store",
     "promote --best photos --model tiny.keras --images fixed -o new.keras --json",
     "promote logistic --weights tiny.keras --images any --output new.keras",
     "extract table.csv --model tiny.keras --layer conv_a:max --image-column file "

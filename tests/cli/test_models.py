@@ -66,7 +66,7 @@ def test_promote_takes_the_best_head_that_has_a_keras_form(place: Place) -> None
 
 @pytest.mark.slow
 def test_promote_fine_tunes(place: Place) -> None:
-    fine = ["--unfreeze", "conv_b", "--epochs", "2", "--lr", "1e-4", "--batch-size", "8"]
+    fine = ["--unfreeze", "conv_b", "--epochs", "2", "--learning-rate", "1e-4", "--batch-size", "8"]
 
     result = featurestore("promote", "logistic", "-o", "out.keras", *fine)
 

@@ -165,8 +165,8 @@ def test_stored_features_of_several_models_and_variants(
         SpecError, match=r":5: features.model: no features of 'photos' by model 'tony'; "
     ):
         fitted_on(input_size=8, model=["open", "tony"])
-    with pytest.raises(SpecError, match=r":7: layers.0: no features at layer 'gap' match"):
+    with pytest.raises(SpecError, match=r":8: layers.0: no features at layer 'gap' match"):
         fitted_on(input_size=8, layers=["gap"])
-    assert featurestore("run", "many.yaml").error.startswith("many.yaml:7: layers.0: ")
+    assert featurestore("run", "many.yaml").error.startswith("many.yaml:8: layers.0: ")
     fitted_on(model="open")
     assert "input size" in featurestore("run", "many.yaml").out.splitlines()[0]
