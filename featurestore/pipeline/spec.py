@@ -103,7 +103,7 @@ class ExtractSpec(Settings):
     replace: bool = False
     """Then remove earlier arrays whose rows the new arrays have."""
     max_bytes: Annotated[int, BeforeValidator(bytes_of), Field(gt=0)] | None = None
-    """Stop before the first image if more is to be written, before compression: 20GB."""
+    """Stop before the first image if more is to be written, before compression, such as 20GB."""
 
 
 class BaselineSpec(Settings):
