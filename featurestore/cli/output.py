@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,31 +15,28 @@ from featurestore import bars
 from featurestore.errors import HeadError, InputError
 from featurestore.table import Grid, Table, plural, printable
 
-# The commands in a message that take --store.
-_COMMANDS = re.compile(r"(`featurestore (?!layers|predict|[^`]*--store|--help)[^`]+)`")
-# What the command was given as --store, if anything.
+# What this command has as --store on its command line, if anything.
 _store: list[str] = []
 
 
 def name_store(store: str | None) -> None:
-    """Set the ``--store`` that messages repeat in the commands they advise."""
+    """Set the ``--store`` that messages name beside the commands they advise."""
     _store[:] = [] if store is None else [store]
 
 
 def with_store(text: str) -> str:
-    """Add the ``--store`` of this command to the commands in a message.
+    """Say which ``--store`` commands in a message take, if this command has one.
 
     Examples
     --------
     >>> name_store("my store")
-    >>> with_store("damaged; run `featurestore repair`")
-    "damaged; run `featurestore repair --store 'my store'`"
+    >>> with_store("1 file damaged; run `featurestore repair`")
+    "1 file damaged; run `featurestore repair` (this store: --store 'my store')"
     >>> name_store(None)
     """
-    if not _store:
+    if not _store or "`featurestore " not in text:
         return text
-    given = shlex.quote(_store[0])
-    return _COMMANDS.sub(lambda found: f"{found[1]} --store {given}`", text)
+    return f"{text} (this store: --store {shlex.quote(_store[0])})"
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -49,7 +45,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 class Progress(bars.Progress):
-    """Draws events, and repeats ``--store`` in the commands that they name."""
+    """Draws events, and names the ``--store`` of commands that they advise."""
 
     def say(self, text: str) -> None:
         """Print a line, above the bars if there are any."""

@@ -60,7 +60,9 @@ def test_many_problems_of_a_kind_are_one_line_until_all_are_asked_for(place: Pla
     report = featurestore("scan", "my photos", "--json").json
 
     elsewhere = featurestore("scan", "photos", "--store", "my store").err.splitlines()[-1]
-    assert elsewhere.endswith("; all: `featurestore scan photos --problems --store 'my store'`")
+    assert elsewhere.endswith(
+        "; all: `featurestore scan photos --problems` (this store: --store 'my store')"
+    )
     assert few_rows.startswith("few-rows: ")
     assert ignored.startswith("ignored: 15, such as '")
     assert ignored.endswith("; all: `featurestore scan 'my photos' --problems`")
@@ -385,7 +387,7 @@ def test_an_augmented_data_set_of_an_earlier_state_is_noted_and_updated(place: P
     rows = featurestore("scan", "photos", *named).json["rows"]
     shown = featurestore("extract", "photos-x1", *EXTRACT, *named)
     note = "was made from an earlier state of 'photos'; to update it, run `featurestore augment"
-    assert f"warning: 'photos-x1' {note} photos-x1 --store mine`" in shown.err
+    assert f"warning: 'photos-x1' {note} photos-x1` (this store: --store mine)\n" in shown.err
     assert "00.png': no such file; put it back, or run `featurestore scan photos" in shown.error
     again = featurestore("augment", "photos-x1", *named)
     assert again.err == ""
