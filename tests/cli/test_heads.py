@@ -157,7 +157,7 @@ def test_no_heads_yet(place: Place) -> None:
 
     assert (
         featurestore("heads", "--store", "new").out
-        == "no heads yet; `featurestore train --store new` adds one\n"
+        == "no heads yet; `featurestore train` adds one (this store: --store new)\n"
     )
     assert featurestore("heads", "--store", "new", "--json").json == []
 
