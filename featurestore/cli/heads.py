@@ -223,13 +223,13 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
     """Read ``k=v`` pairs whose values are YAML: 0.1, true, [64, 32]."""
     from featurestore.pipeline import parse_value
 
-    found = {}
+    values = {}
     for pair in params:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise click.BadParameter(f"{pair!r} is not k=v", param_hint="--param")
-        found[name] = parse_value(value)
-    return found
+        values[name] = parse_value(value)
+    return values
 
 
 @command("heads")

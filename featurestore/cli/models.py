@@ -126,7 +126,7 @@ def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
 classes_option = click.option(
     "--classes",
     metavar="A,B,C",
-    callback=lambda context, option, text: text and [each.strip() for each in text.split(",")],
+    callback=lambda context, option, text: text and [name.strip() for name in text.split(",")],
     help="Names of the classes, in the order of the outputs, if the model does not contain them.",
 )
 
@@ -217,8 +217,8 @@ def _print_mistakes(wrong: list[dict[str, Any]], numbers: bool) -> None:
 
 def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     rows: dict[str, int] = {}
-    for each in metrics.values():
-        rows[each["images_were"]] = rows.get(each["images_were"], 0) + each["rows"]
+    for split in metrics.values():
+        rows[split["images_were"]] = rows.get(split["images_were"], 0) + split["rows"]
     if "unknown" in metrics:
         return (
             "this file does not record which images it has seen, as the one that `featurestore "
@@ -266,25 +266,27 @@ def predict_command(
     # Before TensorFlow is loaded, which takes seconds.
     read_metadata(model)
     read = sys.stdin.read().splitlines() if "-" in images else []
-    lines = [each for each in read if each.strip()]
-    given = [each for name in images for each in (lines if name == "-" else [name])]
-    listed = list_images(given, image_column, root)
+    lines = [line for line in read if line.strip()]
+    paths = [path for name in images for path in (lines if name == "-" else [name])]
+    listed = list_images(paths, image_column, root)
     with Progress() as progress, progress.busy(f"predict with {model}"):
         from featurestore.promotion.inference import predict_listed
 
         predictions = predict_listed(model, listed, classes)
-        for each in predictions:
-            if each.problem:
-                progress.say(f"not predicted: {each.problem}")
+        for prediction in predictions:
+            if prediction.problem:
+                progress.say(f"not predicted: {prediction.problem}")
     if output:
         write_table(predictions.rows(), output)
     if as_json:
-        print_json([_document(each) for each in predictions])
+        print_json([_document(prediction) for prediction in predictions])
     elif output:
         click.echo(f"{plural(len(predictions), 'row')} in {output}")
-    elif not all(each.problem for each in predictions):
+    elif not all(prediction.problem for prediction in predictions):
         print_table(predictions)
-    if problems := [each.problem for each in predictions if each.problem is not None]:
+    if problems := [
+        prediction.problem for prediction in predictions if prediction.problem is not None
+    ]:
         count = f"{len(problems):,} of {plural(len(predictions), 'image')}"
         raise ImageError(f"{count} not predicted; the first: {problems[0]}")
 

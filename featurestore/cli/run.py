@@ -39,36 +39,36 @@ def run_command(
     from featurestore.pipeline.run import run
 
     with Progress() as progress, prints_on_stderr():
-        manifest = run(pipeline, store, runs=runs, cluster=cluster, on_event=progress)
+        record = run(pipeline, store, runs=runs, cluster=cluster, on_event=progress)
     if as_json:
-        print_json(manifest)
+        print_json(record)
     else:
-        print_heads(manifest)
-        print_promotion(manifest)
-        click.echo(f"results: {manifest['folder']}  ({manifest['seconds']:.0f} s)")
-    refuse_failed(manifest["failed"], as_json)
+        print_heads(record)
+        print_promotion(record)
+        click.echo(f"results: {record['folder']}  ({record['seconds']:.0f} s)")
+    refuse_failed(record["failed"], as_json)
 
 
-def print_heads(manifest: dict[str, Any], most: int = 15) -> None:
+def print_heads(record: dict[str, Any], most: int = 15) -> None:
     """Print the heads of a run, best first, each with the same head on raw pixels."""
     from featurestore.heads.compare import order_key
     from featurestore.heads.folds import FOLDS
     from featurestore.heads.listing import TIED, over_folds, with_found_params
 
-    split, metric = manifest["selection"]["split"], manifest["selection"]["metric"]
+    split, metric = record["selection"]["split"], record["selection"]["metric"]
     held_out = next(
-        each for each in ("test", "val", "train") if each in manifest["heads"][0]["metrics"]
+        name for name in ("test", "val", "train") if name in record["heads"][0]["metrics"]
     )
-    pixels = {_asked(row): row for row in manifest["heads"] if row["on"] == "pixels"}
+    pixels = {_settings(row): row for row in record["heads"] if row["on"] == "pixels"}
     column, reported = f"{split}_{metric}", f"{held_out}_{metric}"
     rows = [
         {
             **row,
-            **{f"{each}_{metric}": _value(row, each, metric) for each in (split, held_out)},
-            "pixels": _value(pixels.get(_asked(row)), held_out, metric),
-            "chosen": "*" if row["head"] == manifest["selected"] else " ",
+            **{f"{name}_{metric}": _value(row, name, metric) for name in (split, held_out)},
+            "pixels": _value(pixels.get(_settings(row)), held_out, metric),
+            "chosen": "*" if row["head"] == record["selected"] else " ",
         }
-        for row in manifest["heads"]
+        for row in record["heads"]
         if row["on"] == "features"
     ]
     rows.sort(key=lambda row: order_key(row[column], metric, row["created"], row["head"]))
@@ -99,22 +99,22 @@ def _notes(
     chosen = next((row for row in rows if row["chosen"] == "*"), None)
     if chosen is None:
         return []
-    column, found = f"{split}_{metric}", []
+    column, notes = f"{split}_{metric}", []
     mine, top, name = sort_key(chosen[column], metric), rows[0], column.replace("_", " ")
     if sort_key(top[column], metric) < mine:
-        found.append(
+        notes.append(
             f"{top['head']} has a better {name}, {cell(top[column])}, but no Keras form to promote"
         )
     best_on_pixels = min(on_pixels, key=lambda value: sort_key(value, metric), default=None)
     if sort_key(best_on_pixels, metric) < mine:
-        found.append(
+        notes.append(
             f"a head on raw pixels has a better {name}, {cell(best_on_pixels)}: these features "
             "do not help here"
         )
-    return found
+    return notes
 
 
-def _asked(row: dict[str, Any]) -> tuple[str, str, int, str]:
+def _settings(row: dict[str, Any]) -> tuple[str, str, int, str]:
     return row["estimator"], str(row["params"]), row["seed"], row["resize"]
 
 
@@ -124,9 +124,9 @@ def _value(row: dict[str, Any] | None, split: str, metric: str) -> float | None:
     return None if row is None else value_of(row["metrics"], row["folds"], split, metric)
 
 
-def print_promotion(manifest: dict[str, Any]) -> None:
+def print_promotion(record: dict[str, Any]) -> None:
     """Print the result of promotion."""
-    promotion, metric = manifest["promotion"], manifest["selection"]["metric"]
+    promotion, metric = record["promotion"], record["selection"]["metric"]
     if promotion is None:
         return
     parity = promotion["parity"]
