@@ -230,7 +230,7 @@ def extract_command(
 
     DATA is a folder, a table or a name, as for `featurestore scan`.
 
-    With --replace, earlier arrays of the same layers are removed if the new arrays have all of their
+    With --replace, earlier arrays of the same layers are removed if the new arrays have all their
     rows and no data set needs them. Heads fitted on them are kept and can be promoted.
 
     With --workers or --scheduler, other processes compute and write the features. They need the

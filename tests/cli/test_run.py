@@ -68,7 +68,7 @@ def test_a_mistake_in_the_file_creates_no_store(pipeline: Path) -> None:
 
 
 def row(head: str, value: float | None, metric: str = "accuracy", **more: Any) -> dict[str, Any]:
-    """A head as the manifest of a run has it."""
+    """A head as the record of a run has it."""
     return {
         **{"model": "m", "prefix": "0" * 12, **Variant().to_dict()},
         **{"head": head, "on": "features", "estimator": "h", "layer": "l", "params": {}, "seed": 0},
