@@ -21,7 +21,7 @@ from featurestore.heads.events import FoldFitted, HeadFitted, HeadReused, HeadWa
 from featurestore.heads.folds import CrossValidation, Folds, gathered
 from featurestore.heads.head import Head
 from featurestore.heads.identity import foreign
-from featurestore.heads.metrics import Predict, measure
+from featurestore.heads.metrics import Predict, evaluate
 from featurestore.heads.notes import Notes
 from featurestore.heads.parallel import fit_estimators
 from featurestore.heads.rows import HELD_OUT, Rows
@@ -198,7 +198,7 @@ class Fitting:
         together = [heads] if predict is not None else [[head] for head in heads]
         for part in together:
             try:
-                measured = measure(part, rows, predict)
+                measured = evaluate(part, rows, predict)
             except HeadError as error:
                 if len(part) > 1:
                     raise
